@@ -1,0 +1,245 @@
+//! One error type for everything that can go wrong, cheap to clone because flights share results.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// Any error, as getters return it.
+pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, as a [`kind`](Error::kind) to match on and a text for people.
+///
+/// Clones share their text and source: every caller that waited for one load gets the same error.
+/// [`source`](StdError::source) leads to the getter's own error where it ran in this process.
+#[derive(Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    detail: Option<Arc<Detail>>,
+}
+
+struct Detail {
+    message: String,
+    source: Option<BoxError>,
+}
+
+/// The kinds of [`Error`]. More may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The getter, here or at the key's owner, says that there is no such key.
+    NotFound,
+    /// The getter, here or at the key's owner, returned an error.
+    Loader,
+    /// The getter panicked. The thread it ran on sees the panic; everybody else sees this.
+    LoaderPanicked,
+    /// The getter asked, on its own thread, for the key that it is loading.
+    RecursiveLoad,
+    /// The getter returned `Ok` without setting a value.
+    NothingSet,
+    /// The getter set a value twice.
+    SetTwice,
+    /// The destination refused the value: not UTF-8, not the expected message, not the expected JSON.
+    Sink,
+    /// The key is longer than the group's limit.
+    KeyTooLong,
+    /// The value is longer than the group's limit.
+    ValueTooLarge,
+    /// The caller's deadline passed.
+    DeadlineExceeded,
+    /// The caller's context was cancelled.
+    Cancelled,
+    /// Every loader thread is busy.
+    Overloaded,
+    /// The peer could not be reached, or what it answered was not an answer.
+    Peer,
+    /// The peer has no group of this name.
+    UnknownGroup,
+    /// A group of this name is registered already.
+    DuplicateGroup,
+    /// The group name is empty or too long.
+    InvalidName,
+    /// The capacity is not zero and yet too small for a single entry.
+    CapacityTooSmall,
+    /// An option is outside its range.
+    InvalidOption,
+    /// The base path does not begin and end with a slash.
+    InvalidBasePath,
+    /// A peer's URL does not parse.
+    InvalidPeer,
+    /// Two of the peers are the same.
+    DuplicatePeer,
+    /// A peer picker is registered already.
+    AlreadyRegistered,
+    /// An operating-system call failed: binding, listening, spawning a thread.
+    Io,
+}
+
+impl Error {
+    /// An error of the given kind, with a text that says what to do about it.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error {
+            kind,
+            detail: Some(Arc::new(Detail {
+                message: message.into(),
+                source: None,
+            })),
+        }
+    }
+
+    /// An error of the given kind, whose text is `message` followed by the cause's.
+    pub fn with_source(
+        kind: ErrorKind,
+        message: impl fmt::Display,
+        source: impl Into<BoxError>,
+    ) -> Self {
+        let source = source.into();
+        Error {
+            kind,
+            detail: Some(Arc::new(Detail {
+                message: format!("{message}: {source}"),
+                source: Some(source),
+            })),
+        }
+    }
+
+    /// What a getter returns for a key that does not exist.
+    ///
+    /// It reaches callers as [`ErrorKind::NotFound`], also callers in other processes; a peer
+    /// answers it with 404.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::NotFound, message)
+    }
+
+    /// The kind, for matching.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the key does not exist, as opposed to could not be loaded.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == ErrorKind::NotFound
+    }
+
+    /// A kind on its own, without allocating: its text is [`ErrorKind`]'s.
+    pub(crate) const fn bare(kind: ErrorKind) -> Self {
+        Error { kind, detail: None }
+    }
+
+    /// What a getter returned, as callers see it: an [`Error`] passes with its kind, anything else
+    /// becomes [`ErrorKind::Loader`] with the getter's error as its source.
+    pub(crate) fn from_getter(error: BoxError) -> Self {
+        match error.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(other) => Error {
+                kind: ErrorKind::Loader,
+                detail: Some(Arc::new(Detail {
+                    message: other.to_string(),
+                    source: Some(other),
+                })),
+            },
+        }
+    }
+}
+
+impl ErrorKind {
+    fn text(self) -> &'static str {
+        match self {
+            ErrorKind::NotFound => "no such key",
+            ErrorKind::Loader => "the getter failed",
+            ErrorKind::LoaderPanicked => "the getter panicked",
+            ErrorKind::RecursiveLoad => {
+                "the getter asked for the key it is loading; it would wait for itself"
+            }
+            ErrorKind::NothingSet => {
+                "the getter returned Ok without a value; call one of the sink's set methods, \
+                 or return Error::not_found"
+            }
+            ErrorKind::SetTwice => "the getter set a value twice; set it once",
+            ErrorKind::Sink => "the destination refused the value",
+            ErrorKind::KeyTooLong => "the key is longer than the group's max_key_size",
+            ErrorKind::ValueTooLarge => "the value is longer than the group's max_value_size",
+            ErrorKind::DeadlineExceeded => "the caller's deadline passed",
+            ErrorKind::Cancelled => "the caller's context was cancelled",
+            ErrorKind::Overloaded => {
+                "every loader thread is busy; raise max_loader_threads or shed load"
+            }
+            ErrorKind::Peer => "the peer did not answer",
+            ErrorKind::UnknownGroup => "the peer has no such group",
+            ErrorKind::DuplicateGroup => "a group of this name exists; use get_group",
+            ErrorKind::InvalidName => "a group's name is 1 to 256 bytes long",
+            ErrorKind::CapacityTooSmall => {
+                "the capacity holds no entry; use 0 to switch caching off"
+            }
+            ErrorKind::InvalidOption => "an option is out of range",
+            ErrorKind::InvalidBasePath => "a base path begins and ends with a slash",
+            ErrorKind::InvalidPeer => "a peer is a URL such as http://10.0.0.1:8080",
+            ErrorKind::DuplicatePeer => "a peer is listed twice",
+            ErrorKind::AlreadyRegistered => "a peer picker is registered already",
+            ErrorKind::Io => "an operating-system call failed",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.detail {
+            Some(detail) => f.write_str(&detail.message),
+            None => f.write_str(self.kind.text()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({:?})", self.kind, self.to_string())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        let source = self.detail.as_ref()?.source.as_deref()?;
+        Some(source)
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Error::bare(kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_getters_own_error_is_the_source() {
+        let io = std::io::Error::other("disk on fire");
+        let error = Error::from_getter(Box::new(io)).clone();
+        assert_eq!(error.kind(), ErrorKind::Loader);
+        assert_eq!(error.to_string(), "disk on fire");
+        let source = error.source().expect("a source");
+        assert!(source.downcast_ref::<std::io::Error>().is_some());
+    }
+
+    #[test]
+    fn a_typed_error_passes_through_a_getter() {
+        let error = Error::from_getter(Error::not_found("no colour mauve").into());
+        assert!(error.is_not_found());
+        assert_eq!(error.to_string(), "no colour mauve");
+    }
+
+    #[test]
+    fn an_error_is_two_words() {
+        assert!(size_of::<Error>() <= 2 * size_of::<usize>());
+    }
+}

@@ -1,0 +1,86 @@
+
+use std::borrow::Cow;
+use quick_protobuf::{MessageInfo, MessageRead, MessageWrite, BytesReader, Writer, WriterBackend, Result};
+use quick_protobuf::sizeofs::*;
+use super::*;
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct GetRequest<'a> {
+    pub group: Cow<'a, str>,
+    pub key: Cow<'a, str>,
+}
+
+impl<'a> MessageRead<'a> for GetRequest<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(18) => msg.key = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for GetRequest<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + 1 + sizeof_len((&self.group).len())
+        + 1 + sizeof_len((&self.key).len())
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
+        w.write_with_tag(18, |w| w.write_string(&**&self.key))?;
+        Ok(())
+    }
+}
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct GetResponse<'a> {
+    pub value: Option<Cow<'a, [u8]>>,
+    pub minute_qps: Option<f64>,
+    pub expire: Option<i64>,
+    pub ttl_nanos: Option<u64>,
+}
+
+impl<'a> MessageRead<'a> for GetResponse<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(10) => msg.value = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(17) => msg.minute_qps = Some(r.read_double(bytes)?),
+                Ok(24) => msg.expire = Some(r.read_int64(bytes)?),
+                Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for GetResponse<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + self.value.as_ref().map_or(0, |m| 1 + sizeof_len((m).len()))
+        + self.minute_qps.as_ref().map_or(0, |_| 1 + 8)
+        + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
+        + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        if let Some(ref s) = self.value { w.write_with_tag(10, |w| w.write_bytes(&**s))?; }
+        if let Some(ref s) = self.minute_qps { w.write_with_tag(17, |w| w.write_double(*s))?; }
+        if let Some(ref s) = self.expire { w.write_with_tag(24, |w| w.write_int64(*s))?; }
+        if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
+        Ok(())
+    }
+}
+

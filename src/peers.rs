@@ -1,0 +1,134 @@
+//! How a group finds and asks its peers: traits, and the answer for a process without any.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pb::GetRequest;
+use crate::sync::{Arc, RwLock};
+
+/// Finds the peer that owns a key.
+pub trait PeerPicker: Send + Sync {
+    /// The owner of `key`, or `None` if that is this process.
+    fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>>;
+
+    /// Whom to ask when `attempt` peers, the owner first, have failed for `key`; `None` to load
+    /// it here. Attempt 0 is [`pick_peer`](Self::pick_peer).
+    ///
+    /// By default there is nobody else to ask.
+    fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
+        if attempt == 0 {
+            self.pick_peer(key)
+        } else {
+            None
+        }
+    }
+}
+
+/// A peer that can be asked for a key.
+pub trait ProtoGetter: Send + Sync {
+    /// Asks the peer, which answers from its cache or its getter and never asks on.
+    ///
+    /// # Errors
+    ///
+    /// What the peer's getter said, by its kind ([`ErrorKind::NotFound`], [`ErrorKind::Loader`],
+    /// [`ErrorKind::LoaderPanicked`]…): that is an answer, and the caller gets it as it is.
+    /// [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no answer: the next
+    /// peer is asked, then the getter here. [`ErrorKind::DeadlineExceeded`] only where `ctx`'s own
+    /// deadline has passed; a time-out of the exchange is [`ErrorKind::Peer`].
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
+
+    /// Whether [`get`](Self::get) returns by `ctx`'s deadline whatever happens.
+    ///
+    /// If not (the default), calls with a deadline run on a loader thread, so that callers can
+    /// leave in time.
+    fn honors_deadline(&self) -> bool {
+        false
+    }
+}
+
+/// What a peer answered.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct PeerResponse {
+    /// The value.
+    pub value: ByteView,
+    /// How long it is good for, from now; `None`: until it is evicted.
+    pub ttl: Option<Duration>,
+    /// How often the key is asked for at its owner, per minute, if the owner says.
+    pub minute_qps: Option<f64>,
+}
+
+impl PeerResponse {
+    /// A value that does not expire.
+    pub fn new(value: impl Into<ByteView>) -> Self {
+        PeerResponse {
+            value: value.into(),
+            ..PeerResponse::default()
+        }
+    }
+
+    /// The same with a time to live.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+}
+
+/// The picker of a process without peers: every key is its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPeers;
+
+impl PeerPicker for NoPeers {
+    fn pick_peer(&self, _key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        None
+    }
+}
+
+/// Receives the list of peers whenever it changes.
+pub trait PeerSet: Send + Sync {
+    /// Replaces the peers by `urls`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidPeer`] or [`ErrorKind::DuplicatePeer`]; the peers stay as they were.
+    fn set_peers(&self, urls: &[String]) -> Result<()>;
+}
+
+type PickerOf = dyn Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync;
+
+/// Where a registry's peer picker is put, and where its groups look for it.
+#[derive(Clone, Default)]
+pub(crate) struct PickerSlot {
+    picker_of: Arc<RwLock<Option<Arc<PickerOf>>>>,
+}
+
+impl PickerSlot {
+    /// Puts the picker in, once.
+    pub(crate) fn register(&self, picker_of: Arc<PickerOf>) -> Result<()> {
+        let mut slot = self.picker_of.write();
+        if slot.is_some() {
+            return Err(Error::new(
+                ErrorKind::AlreadyRegistered,
+                "this registry has a peer picker; make a Registry of its own for another pool",
+            ));
+        }
+        *slot = Some(picker_of);
+        Ok(())
+    }
+
+    /// The picker for a group; `None` while none is registered.
+    pub(crate) fn picker(&self, group: &str) -> Option<Arc<dyn PeerPicker>> {
+        let picker_of = self.picker_of.read().clone()?;
+        Some(picker_of(group))
+    }
+}
+
+impl fmt::Debug for PickerSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PickerSlot").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,316 @@
+//! Destinations of values: what a getter fills, and what a caller gets its value in.
+
+use std::time::Duration;
+
+use crate::byteview::ByteView;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{ProtoDecode, ProtoMessage};
+
+/// Receives a value.
+///
+/// A getter gets one to fill; `Group::get_into` fills the caller's. Only
+/// [`set_bytes`](Self::set_bytes) must be written to make a destination of one's own.
+///
+/// A getter sets exactly one value; its sink answers a second with [`ErrorKind::SetTwice`].
+pub trait Sink {
+    /// Takes a copy of `value`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Sink`] if the destination cannot hold such a value;
+    /// [`ErrorKind::ValueTooLarge`] if it is over the group's limit.
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()>;
+
+    /// Takes a copy of `value`.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_bytes`](Self::set_bytes).
+    fn set_str(&mut self, value: &str) -> Result<()> {
+        self.set_bytes(value.as_bytes())
+    }
+
+    /// Takes the encoded `message`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Sink`] if the message cannot be encoded; else as
+    /// [`set_bytes`](Self::set_bytes).
+    fn set_proto(&mut self, message: &dyn ProtoMessage) -> Result<()> {
+        self.set_bytes(&encode(message)?)
+    }
+
+    /// Takes a view, sharing its bytes where the destination can hold a view.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_bytes`](Self::set_bytes).
+    fn set_view(&mut self, value: &ByteView) -> Result<()> {
+        self.set_bytes(value)
+    }
+
+    /// Says how long the value is good for, from now; a group's `time_to_live` can only shorten
+    /// it. Destinations of callers ignore it, getters may call it before or after setting.
+    fn expire_in(&mut self, ttl: Duration) {
+        let _ = ttl;
+    }
+}
+
+fn encode(message: &dyn ProtoMessage) -> Result<Vec<u8>> {
+    message
+        .encode()
+        .map_err(|e| Error::with_source(ErrorKind::Sink, "the message cannot be encoded", e))
+}
+
+impl<S: Sink + ?Sized> Sink for &mut S {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        (**self).set_bytes(value)
+    }
+
+    fn set_str(&mut self, value: &str) -> Result<()> {
+        (**self).set_str(value)
+    }
+
+    fn set_proto(&mut self, message: &dyn ProtoMessage) -> Result<()> {
+        (**self).set_proto(message)
+    }
+
+    fn set_view(&mut self, value: &ByteView) -> Result<()> {
+        (**self).set_view(value)
+    }
+
+    fn expire_in(&mut self, ttl: Duration) {
+        (**self).expire_in(ttl);
+    }
+}
+
+/// Replaces the vector's contents; its allocation is used again.
+impl Sink for Vec<u8> {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        self.clear();
+        self.extend_from_slice(value);
+        Ok(())
+    }
+}
+
+/// Replaces the text; refuses bytes that are not UTF-8.
+impl Sink for String {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        let text = std::str::from_utf8(value)
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not text", e))?;
+        self.set_str(text)
+    }
+
+    fn set_str(&mut self, value: &str) -> Result<()> {
+        self.clear();
+        self.push_str(value);
+        Ok(())
+    }
+}
+
+/// Becomes a view of the cached bytes themselves; [`set_view`](Sink::set_view) copies nothing.
+impl Sink for ByteView {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        *self = ByteView::from(value);
+        Ok(())
+    }
+
+    fn set_view(&mut self, value: &ByteView) -> Result<()> {
+        *self = value.clone();
+        Ok(())
+    }
+}
+
+macro_rules! sink_around {
+    ($(#[$doc:meta])* $name:ident($dest:ty)) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name<'a>(&'a mut $dest);
+
+        impl<'a> $name<'a> {
+            /// A sink that fills `dest`.
+            pub fn new(dest: &'a mut $dest) -> Self {
+                $name(dest)
+            }
+        }
+
+        impl Sink for $name<'_> {
+            fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+                self.0.set_bytes(value)
+            }
+
+            fn set_str(&mut self, value: &str) -> Result<()> {
+                self.0.set_str(value)
+            }
+
+            fn set_view(&mut self, value: &ByteView) -> Result<()> {
+                self.0.set_view(value)
+            }
+        }
+    };
+}
+
+sink_around!(
+    /// Fills a `String`; refuses values that are not UTF-8 with [`ErrorKind::Sink`].
+    StringSink(String)
+);
+
+sink_around!(
+    /// Fills a [`ByteView`] with the cached bytes themselves.
+    ByteViewSink(ByteView)
+);
+
+sink_around!(
+    /// Fills a `Vec<u8>` with a copy of the value, which the caller may change as it likes.
+    AllocatingByteSliceSink(Vec<u8>)
+);
+
+/// Copies as much of the value as fits into a slice, and shrinks the slice to what was copied.
+///
+/// ```
+/// use larder::{Sink, TruncatingByteSliceSink};
+///
+/// let mut buffer = [0_u8; 8];
+/// let mut slice = &mut buffer[..];
+/// TruncatingByteSliceSink::new(&mut slice).set_str("short")?;
+/// assert_eq!(slice, b"short");
+/// # Ok::<(), larder::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TruncatingByteSliceSink<'a, 'b>(&'a mut &'b mut [u8]);
+
+impl<'a, 'b> TruncatingByteSliceSink<'a, 'b> {
+    /// A sink that fills `dest` and shrinks it to fit.
+    pub fn new(dest: &'a mut &'b mut [u8]) -> Self {
+        TruncatingByteSliceSink(dest)
+    }
+}
+
+impl Sink for TruncatingByteSliceSink<'_, '_> {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        let n = value.len().min(self.0.len());
+        let whole = std::mem::take(self.0);
+        let (filled, _) = whole.split_at_mut(n);
+        filled.copy_from_slice(&value[..n]);
+        *self.0 = filled;
+        Ok(())
+    }
+}
+
+/// Decodes the value as a protobuf message; refuses one that does not decode with
+/// [`ErrorKind::Sink`], and leaves the destination as it was.
+#[derive(Debug)]
+pub struct ProtoSink<'a, M>(&'a mut M);
+
+impl<'a, M: ProtoDecode> ProtoSink<'a, M> {
+    /// A sink that decodes into `dest`.
+    pub fn new(dest: &'a mut M) -> Self {
+        ProtoSink(dest)
+    }
+}
+
+impl<M: ProtoDecode> Sink for ProtoSink<'_, M> {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        *self.0 = M::decode(value)
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not the message", e))?;
+        Ok(())
+    }
+}
+
+/// Decodes the value as a JSON document; refuses one that does not parse with
+/// [`ErrorKind::Sink`], and leaves the destination as it was.
+#[cfg(feature = "json")]
+#[derive(Debug)]
+pub struct JsonSink<'a, T>(&'a mut T);
+
+#[cfg(feature = "json")]
+impl<'a, T: serde::de::DeserializeOwned> JsonSink<'a, T> {
+    /// A sink that decodes into `dest`.
+    pub fn new(dest: &'a mut T) -> Self {
+        JsonSink(dest)
+    }
+}
+
+#[cfg(feature = "json")]
+impl<T: serde::de::DeserializeOwned> Sink for JsonSink<'_, T> {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        *self.0 = serde_json::from_slice(value)
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not the JSON", e))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setter_reaches_the_destination() {
+        let mut text = String::from("old");
+        StringSink::new(&mut text).set_bytes(b"new").unwrap();
+        assert_eq!(text, "new");
+
+        let mut bytes = vec![1, 2, 3, 4];
+        AllocatingByteSliceSink::new(&mut bytes)
+            .set_str("ab")
+            .unwrap();
+        assert_eq!(bytes, b"ab");
+
+        let mut view = ByteView::new();
+        let value = ByteView::from("shared");
+        ByteViewSink::new(&mut view).set_view(&value).unwrap();
+        assert_eq!(
+            view.as_ptr(),
+            value.as_ptr(),
+            "a view is shared, not copied"
+        );
+    }
+
+    #[test]
+    fn text_refuses_what_is_not_utf8_and_keeps_what_it_had() {
+        let mut text = String::from("old");
+        let error = text.set_bytes(&[0xff]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Sink);
+        assert_eq!(text, "old");
+    }
+
+    #[test]
+    fn truncating_sink_shrinks_to_a_shorter_value_and_cuts_a_longer_one() {
+        for (value, want) in [("ab", "ab"), ("abcd", "abcd"), ("abcdef", "abcd"), ("", "")] {
+            let mut buffer = [b'.'; 4];
+            let mut slice = &mut buffer[..];
+            TruncatingByteSliceSink::new(&mut slice)
+                .set_str(value)
+                .unwrap();
+            assert_eq!(slice, want.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_sink_of_ones_own_needs_only_set_bytes() {
+        struct Count(usize);
+        impl Sink for Count {
+            fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+                self.0 += value.len();
+                Ok(())
+            }
+        }
+        let mut count = Count(0);
+        let sink: &mut dyn Sink = &mut count;
+        sink.set_str("abc").unwrap();
+        sink.set_view(&ByteView::from("de")).unwrap();
+        sink.expire_in(Duration::from_secs(1));
+        assert_eq!(count.0, 5);
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn json_sink_decodes_or_refuses() {
+        let mut list: Vec<u32> = vec![9];
+        JsonSink::new(&mut list).set_str("[1,2]").unwrap();
+        assert_eq!(list, [1, 2]);
+        let error = JsonSink::new(&mut list).set_str("{}").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Sink);
+        assert_eq!(list, [1, 2]);
+    }
+}

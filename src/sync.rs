@@ -1,0 +1,89 @@
+//! The one place that imports locks, atomics and threads: std's, or loom's under `--cfg larder_loom`.
+//!
+//! The locks here do not poison. A value that user code could leave half-changed is never behind
+//! one of them: user code (getters, hooks, listeners) is always called with no lock held.
+
+// Reference counts are std's in both: no protocol of ours rests on them, and loom's `Arc` cannot
+// hold slices or trait objects.
+pub(crate) use std::sync::Arc;
+
+#[cfg(not(larder_loom))]
+pub(crate) use std::{sync::atomic, thread, thread_local};
+
+#[cfg(larder_loom)]
+pub(crate) use loom::{sync::atomic, thread, thread_local};
+
+#[cfg(not(larder_loom))]
+use std::sync as imp;
+
+#[cfg(larder_loom)]
+use loom::sync as imp;
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+/// A mutex that a panicking holder leaves usable.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(imp::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Mutex(imp::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader-writer lock that a panicking holder leaves usable.
+#[derive(Debug, Default)]
+pub(crate) struct RwLock<T>(imp::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        RwLock(imp::RwLock::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A condition variable for [`Mutex`].
+#[derive(Debug, Default)]
+pub(crate) struct Condvar(imp::Condvar);
+
+impl Condvar {
+    pub(crate) fn new() -> Self {
+        Condvar(imp::Condvar::new())
+    }
+
+    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits at most `timeout`; may wake early, so callers check their condition and their clock.
+    pub(crate) fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, T> {
+        match self.0.wait_timeout(guard, timeout) {
+            Ok((guard, _)) => guard,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
