@@ -7,9 +7,12 @@ mod byteview;
 pub mod clock;
 mod context;
 mod error;
+mod getter;
+mod group;
 mod message;
 pub mod pb;
 mod peers;
+mod registry;
 mod sink;
 mod stats;
 mod sync;
@@ -18,8 +21,11 @@ pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{Canceller, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
+pub use getter::{Getter, getter_fn};
+pub use group::Group;
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
+pub use registry::Registry;
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{
