@@ -5,6 +5,7 @@
 
 mod byteview;
 pub mod clock;
+pub mod consistent_hash;
 mod context;
 mod error;
 mod getter;
