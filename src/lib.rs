@@ -10,6 +10,7 @@ mod context;
 mod error;
 mod getter;
 mod group;
+pub mod lru;
 mod message;
 pub mod pb;
 mod peers;
