@@ -6,12 +6,14 @@
 mod builder;
 mod byteview;
 pub mod clock;
+pub mod consistent_hash;
 mod context;
 mod error;
 mod getter;
 mod group;
 mod load;
 mod loader_pool;
+pub mod lru;
 mod message;
 pub mod pb;
 mod peers;
