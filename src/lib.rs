@@ -7,6 +7,9 @@ mod byteview;
 pub mod clock;
 mod context;
 mod error;
+#[cfg(all(larder_fuzz, feature = "http"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod getter;
 mod group;
 mod message;
@@ -16,6 +19,8 @@ mod registry;
 mod sink;
 mod stats;
 mod sync;
+#[cfg(feature = "http")]
+mod wire;
 
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
