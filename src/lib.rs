@@ -9,6 +9,9 @@ pub mod clock;
 pub mod consistent_hash;
 mod context;
 mod error;
+#[cfg(all(larder_fuzz, feature = "http"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod getter;
 mod group;
 mod load;
@@ -25,6 +28,8 @@ mod sink;
 mod stats;
 mod store;
 mod sync;
+#[cfg(feature = "http")]
+mod wire;
 
 pub use builder::GroupBuilder;
 pub use byteview::{ByteView, Reader};
