@@ -9,6 +9,8 @@ mod context;
 mod error;
 mod getter;
 mod group;
+#[cfg(feature = "http")]
+pub mod http;
 mod message;
 pub mod pb;
 mod peers;
