@@ -5,12 +5,14 @@
 
 mod byteview;
 pub mod clock;
+pub mod consistent_hash;
 mod context;
 mod error;
 mod getter;
 mod group;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod lru;
 mod message;
 pub mod pb;
 mod peers;
