@@ -51,7 +51,9 @@ struct State {
 impl Addresses {
     /// The addresses of the peer at `url`. A name begins to be looked up; nothing waits for it.
     pub(crate) fn new(url: &PeerUrl) -> Self {
-        Self::with_look_up(url, |host, port| Ok((host, port).to_socket_addrs()?.collect()))
+        Self::with_look_up(url, |host, port| {
+            Ok((host, port).to_socket_addrs()?.collect())
+        })
     }
 
     fn with_look_up(
@@ -128,15 +130,12 @@ impl Name {
         }
         let mut running = Running {
             name: self.clone(),
-            found: Err(io::Error::other("no thread could be started for it")),
+            found: Err(io::Error::other("the look-up could not be run")),
         };
-        // If no thread can be had, the closure and `running` in it are dropped right here.
+        // If no thread can be had, the closure is dropped here, and `running` with it.
         let spawned = thread::Builder::new()
             .name("larder-lookup".into())
-            .spawn(move || {
-                running.found = Err(io::Error::other("the look-up panicked"));
-                running.found = (running.name.look_up)(&running.name.host, running.name.port);
-            });
+            .spawn(move || running.run());
         if let Err(error) = spawned {
             log::warn!("cannot look up {}: {error}", self.host);
         }
@@ -147,6 +146,12 @@ impl Name {
 struct Running {
     name: Arc<Name>,
     found: io::Result<Vec<SocketAddr>>,
+}
+
+impl Running {
+    fn run(&mut self) {
+        self.found = (self.name.look_up)(&self.name.host, self.name.port);
+    }
 }
 
 impl Drop for Running {
@@ -219,7 +224,9 @@ mod tests {
             Ok(vec![SocketAddr::from(([10, 0, 0, 1], port))])
         });
         std::thread::scope(|scope| {
-            let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| addresses.get(soon()))).collect();
+            let waiting: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| addresses.get(soon())))
+                .collect();
             // One message: a second look-up would wait for ever.
             release.send(()).unwrap();
             for waiter in waiting {
@@ -261,7 +268,7 @@ mod tests {
     fn a_look_up_that_panics_ends() {
         let addresses = Addresses::with_look_up(&named(), |_, _| panic!("on purpose"));
         let error = addresses.get(soon()).unwrap_err();
-        assert!(error.to_string().contains("panicked"), "{error}");
+        assert!(error.to_string().contains("could not be run"), "{error}");
     }
 
     #[test]

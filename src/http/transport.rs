@@ -39,11 +39,8 @@ pub trait Transport: Send + Sync {
     /// [`ErrorKind::Peer`] if the peer could not be reached or did not answer;
     /// [`ErrorKind::DeadlineExceeded`] if the deadline of `ctx` passed. An answer with any status
     /// is not an error.
-    fn round_trip(
-        &self,
-        ctx: &Context,
-        request: TransportRequest<'_>,
-    ) -> Result<TransportResponse>;
+    fn round_trip(&self, ctx: &Context, request: TransportRequest<'_>)
+    -> Result<TransportResponse>;
 }
 
 /// A request on its way to a peer.
@@ -130,11 +127,7 @@ impl TransportResponse {
 
     /// An answer whose body is read from `body`. With a `length`, a body that ends before or goes
     /// on after it is an error.
-    pub fn with_reader(
-        status: u16,
-        length: Option<u64>,
-        body: impl Read + Send + 'static,
-    ) -> Self {
+    pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
         TransportResponse {
             status,
             headers: HeaderMap::new(),

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use ureq::config::Config;
-use ureq::http::{self, Response, Uri};
+use ureq::http::{self, HeaderMap, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, AsSendBody, Body, Timeout};
@@ -156,8 +156,12 @@ impl Transport for UreqTransport {
 impl UreqTransport {
     fn respond(&self, response: Response<Body>) -> Result<TransportResponse> {
         let (head, body) = response.into_parts();
-        let length = body.content_length();
-        let chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
+        let chunked = head.version == Version::HTTP_11 && is_chunked(&head.headers);
+        let announced = head.headers.contains_key(http::header::CONTENT_LENGTH);
+        // ureq has no length for a body that is announced to be empty.
+        let length = body
+            .content_length()
+            .or((announced && !chunked).then_some(0));
         if head.status == 200 && length.is_none() && !chunked {
             // Such a body ends where the connection does: if the peer dies, what has arrived looks
             // whole.
@@ -213,6 +217,15 @@ fn too_late(exchange_timeout: Duration) -> io::Error {
         io::ErrorKind::TimedOut,
         format!("no whole answer within {exchange_timeout:?}"),
     )
+}
+
+fn is_chunked(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(http::header::TRANSFER_ENCODING);
+    values
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
 }
 
 fn config(limits: &TransportLimits, max_idle: usize) -> Config {
