@@ -85,7 +85,24 @@ fn a_new_connection_that_is_closed_is_not_tried_again() {
 }
 
 #[test]
-fn nothing_is_tried_again_after_a_byte_of_the_answer() {
+fn a_reset_is_tried_again_before_a_byte_of_the_answer_and_not_after() {
+    for (bytes, connections) in [(&b""[..], 2), (b"H", 1)] {
+        let server = RawServer::start(move |mut connection| {
+            connection.read_head();
+            connection.send(&ok(&body(b"#0f0")));
+            if connection.number == 0 {
+                connection.reset_after(bytes);
+            }
+        });
+        let pool = pool_of(&server.url);
+        get(&pool, "green").unwrap();
+        assert_eq!(get(&pool, "green").is_ok(), connections == 2);
+        assert_eq!(server.connections(), connections);
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_not_tried_again() {
     let server = RawServer::start(|mut connection| {
         connection.read_head();
         connection.send(&ok(&body(b"#0f0")));

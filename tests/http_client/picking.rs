@@ -30,6 +30,7 @@ impl Transport for Named {
 fn builder(self_url: &str) -> HttpPoolBuilder {
     HttpPool::builder(self_url)
         .registry(Registry::new())
+        .replicas(50)
         .transport(|url, _| Arc::new(Named(url.to_owned())))
 }
 

@@ -88,6 +88,14 @@ impl Connection {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
+    /// Waits for a request, and resets the connection instead of reading it, after `bytes`.
+    pub fn reset_after(self, bytes: &[u8]) {
+        let mut stream = self.stream.into_inner();
+        stream.peek(&mut [0]).expect("a request");
+        stream.write_all(bytes).expect("the client is there");
+        // Closing with something unread sends a reset.
+    }
+
     /// Waits until the client closes.
     pub fn wait_for_close(&mut self) {
         while self.read_head().is_some() {}

@@ -88,6 +88,24 @@ fn a_short_deadline_leaves_no_trace_on_the_connection() {
 }
 
 #[test]
+fn a_long_deadline_leaves_no_trace_on_the_connection() {
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+        connection.send(&ok(&body(b"quick")));
+        connection.wait_for_close();
+    });
+    let pool = pool_of(&server.url);
+    get(&pool, "k").unwrap();
+    let ctx = Context::background().with_timeout(Duration::from_millis(100));
+    let begun = Instant::now();
+    let error = ask(&pool, &ctx, "k").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    let took = begun.elapsed().as_millis();
+    assert!((100..700).contains(&took), "{took} ms");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
 fn a_context_that_has_ended_asks_nobody() {
     let server = silent();
     let pool = pool_of(&server.url);
