@@ -36,9 +36,28 @@ impl ByteView {
         ByteView { data, start, end }
     }
 
-    /// The allocation behind the view and the view's place in it.
-    pub(crate) fn parts(&self) -> (&Arc<[u8]>, usize, usize) {
-        (&self.data, self.start, self.end)
+    /// A copy of `value` that stands behind `key` in one allocation: the shape that the store
+    /// keeps entries in, so that it can keep this one as it is.
+    pub(crate) fn keyed(key: &str, value: &[u8]) -> Self {
+        let len = key.len() + value.len();
+        let mut data: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+        if let Some(bytes) = Arc::get_mut(&mut data) {
+            let (front, back) = bytes.split_at_mut(key.len());
+            front.copy_from_slice(key.as_bytes());
+            back.copy_from_slice(value);
+        }
+        ByteView::window(data, key.len(), len)
+    }
+
+    /// The allocation of [`keyed`](Self::keyed) for this key and value: the view's own if it has
+    /// that shape.
+    pub(crate) fn into_keyed(self, key: &str) -> Arc<[u8]> {
+        let fits = self.start == key.len() && self.end == self.data.len();
+        if fits && self.data.starts_with(key.as_bytes()) {
+            self.data
+        } else {
+            ByteView::keyed(key, &self).data
+        }
     }
 
     /// The number of bytes.
@@ -306,6 +325,16 @@ mod tests {
     #[should_panic(expected = "range 3..5 is outside a view of 4 bytes")]
     fn a_slice_outside_panics() {
         let _ = ByteView::from("abcdef").slice(1..5).slice(3..5);
+    }
+
+    #[test]
+    fn a_keyed_view_is_kept_as_it_is_and_another_is_copied() {
+        let view = ByteView::keyed("key", b"value");
+        assert_eq!(view, "value");
+        assert!(Arc::ptr_eq(&view.data, &view.clone().into_keyed("key")));
+        assert_eq!(&*view.clone().into_keyed("kez"), b"kezvalue");
+        assert_eq!(&*view.slice(..3).into_keyed("key"), b"keyval");
+        assert_eq!(&*ByteView::from("x").into_keyed(""), b"x");
     }
 
     #[test]

@@ -128,23 +128,41 @@ impl Error {
         Error { kind, detail: None }
     }
 
-    /// What a getter returned, as callers see it: an [`Error`] passes with its kind, anything else
-    /// becomes [`ErrorKind::Loader`] with the getter's error as its source.
+    /// What a getter returned, as callers see it: "not found" and what its own sink or its own
+    /// recursion refused pass with their kind; anything else becomes [`ErrorKind::Loader`] with the
+    /// getter's error as its source.
+    ///
+    /// An [`Error`] of another kind comes from a cache that the getter asked in turn. Passed as it
+    /// is, it would say that this group's peer, deadline or pool had failed.
     pub(crate) fn from_getter(error: BoxError) -> Self {
-        match error.downcast::<Error>() {
-            Ok(own) => *own,
-            Err(other) => Error {
-                kind: ErrorKind::Loader,
-                detail: Some(Arc::new(Detail {
-                    message: other.to_string(),
-                    source: Some(other),
-                })),
-            },
+        let other = match error.downcast::<Error>() {
+            Ok(own) if own.kind.is_getters_own() => return *own,
+            Ok(own) => own,
+            Err(other) => other,
+        };
+        Error {
+            kind: ErrorKind::Loader,
+            detail: Some(Arc::new(Detail {
+                message: other.to_string(),
+                source: Some(other),
+            })),
         }
     }
 }
 
 impl ErrorKind {
+    fn is_getters_own(self) -> bool {
+        matches!(
+            self,
+            ErrorKind::NotFound
+                | ErrorKind::Loader
+                | ErrorKind::RecursiveLoad
+                | ErrorKind::SetTwice
+                | ErrorKind::Sink
+                | ErrorKind::ValueTooLarge
+        )
+    }
+
     fn text(self) -> &'static str {
         match self {
             ErrorKind::NotFound => "no such key",
@@ -236,6 +254,14 @@ mod tests {
         let error = Error::from_getter(Error::not_found("no colour mauve").into());
         assert!(error.is_not_found());
         assert_eq!(error.to_string(), "no colour mauve");
+    }
+
+    #[test]
+    fn a_failure_of_a_cache_behind_the_getter_is_the_getters() {
+        let error = Error::from_getter(Error::bare(ErrorKind::Overloaded).into());
+        assert_eq!(error.kind(), ErrorKind::Loader);
+        let source = error.source().and_then(|s| s.downcast_ref::<Error>());
+        assert_eq!(source.map(Error::kind), Some(ErrorKind::Overloaded));
     }
 
     #[test]

@@ -48,3 +48,106 @@ where
 {
     f
 }
+
+/// The sink that a getter fills: it takes one value, and makes it an entry at once.
+pub(crate) struct LoadSink<'a> {
+    key: &'a str,
+    max_value_size: usize,
+    value: Option<ByteView>,
+    ttl: Option<Duration>,
+    /// The first refusal. Kept, because a getter may drop the error and return `Ok`.
+    refused: Option<Error>,
+}
+
+impl<'a> LoadSink<'a> {
+    pub(crate) fn new(key: &'a str, max_value_size: usize) -> Self {
+        LoadSink {
+            key,
+            max_value_size,
+            value: None,
+            ttl: None,
+            refused: None,
+        }
+    }
+
+    /// The value, in the store's shape, and how long it is good for.
+    pub(crate) fn finish(self) -> Result<(ByteView, Option<Duration>)> {
+        if let Some(error) = self.refused {
+            return Err(error);
+        }
+        let value = self.value.ok_or(ErrorKind::NothingSet)?;
+        Ok((value, self.ttl))
+    }
+
+    fn check(&mut self, len: usize) -> Result<()> {
+        let error: Error = if self.value.is_some() {
+            ErrorKind::SetTwice.into()
+        } else if len > self.max_value_size {
+            Error::new(
+                ErrorKind::ValueTooLarge,
+                format!(
+                    "the value has {len} bytes, over the group's max_value_size of {}",
+                    self.max_value_size
+                ),
+            )
+        } else {
+            return Ok(());
+        };
+        self.refused.get_or_insert_with(|| error.clone());
+        Err(error)
+    }
+}
+
+impl Sink for LoadSink<'_> {
+    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
+        self.check(value.len())?;
+        self.value = Some(ByteView::keyed(self.key, value));
+        Ok(())
+    }
+
+    /// Shares the view's bytes with whoever waits; the store copies them only if they do not stand
+    /// behind this very key already.
+    fn set_view(&mut self, value: &ByteView) -> Result<()> {
+        self.check(value.len())?;
+        self.value = Some(value.clone());
+        Ok(())
+    }
+
+    fn expire_in(&mut self, ttl: Duration) {
+        self.ttl = Some(ttl);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_getter_must_set_something() {
+        let error = LoadSink::new("key", 10).finish().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NothingSet);
+    }
+
+    #[test]
+    fn a_second_value_is_refused_even_if_the_getter_does_not_look() {
+        let mut sink = LoadSink::new("key", 10);
+        sink.set_str("one").unwrap();
+        assert_eq!(sink.set_str("two").unwrap_err().kind(), ErrorKind::SetTwice);
+        assert_eq!(sink.finish().unwrap_err().kind(), ErrorKind::SetTwice);
+    }
+
+    #[test]
+    fn a_value_over_the_limit_is_refused() {
+        let mut sink = LoadSink::new("key", 3);
+        assert_eq!(
+            sink.set_str("four").unwrap_err().kind(),
+            ErrorKind::ValueTooLarge
+        );
+        let mut sink = LoadSink::new("key", 3);
+        sink.set_str("thr").unwrap();
+        sink.expire_in(Duration::from_secs(1));
+        let (value, ttl) = sink.finish().unwrap();
+        assert_eq!(value, "thr");
+        assert_eq!(ttl, Some(Duration::from_secs(1)));
+    }
+}

@@ -1,60 +1,217 @@
-//! STUB: replaced soon. Signatures are final.
+//! A named cache that fills itself: what callers hold.
+
+use std::fmt;
+
+use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::getter::Getter;
-use crate::peers::PeerResponse;
-use crate::{ByteView, Sink};
-use std::sync::Arc;
+use crate::load::{Loaded, Loader, LoaderOptions};
+use crate::peers::{PeerResponse, PickerSlot};
+use crate::sink::Sink;
+use crate::stats::{CacheStats, CacheType, Stats};
+use crate::sync::Arc;
 
-/// A named cache.
+/// A named cache, shared with the processes that have a group of the same name.
+///
+/// A get is answered from this process's store; else by the peer that owns the key; else, if the
+/// key is this process's own or no peer answers, by the getter. Calls for one key at one time share
+/// one load. A value never changes once loaded; a group is for data that are the same wherever they
+/// are loaded.
+///
+/// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
+/// any time, also from getters, except that a getter that asks for the key it is loading (directly
+/// or through other getters) gets [`ErrorKind::RecursiveLoad`].
 #[derive(Clone)]
-pub struct Group(Arc<Stub>);
-struct Stub {
-    name: String,
-    clock: Clock,
-    getter: Box<dyn Getter>,
+pub struct Group {
+    loader: Arc<Loader>,
 }
 
 impl Group {
-    pub(crate) fn stub(name: &str, getter: impl Getter + 'static) -> Group {
-        Group(Arc::new(Stub {
-            name: name.into(),
-            clock: Clock::system(),
-            getter: Box::new(getter),
-        }))
+    pub(crate) fn new(options: LoaderOptions, peers: PickerSlot) -> Group {
+        Group {
+            loader: Arc::new(Loader::new(options, peers)),
+        }
     }
-    /// The name.
+
+    /// The name the group was made with.
     pub fn name(&self) -> &str {
-        &self.0.name
+        self.loader.name()
     }
-    /// The clock.
-    pub fn clock(&self) -> &Clock {
-        &self.0.clock
-    }
-    /// Gets.
+
+    /// The value of `key`.
+    ///
+    /// A cached value costs a look-up under a shared lock and copies no byte. Otherwise the load
+    /// runs on this thread, or on a peer while this thread waits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if the getter, here or at the owner, says so;
+    /// [`ErrorKind::Loader`] if it failed; see [`ErrorKind`] for the others.
+    ///
+    /// # Panics
+    ///
+    /// If the getter panics on this thread. Other callers of the key get
+    /// [`ErrorKind::LoaderPanicked`], and the next call loads again.
+    #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
-        self.serve_peer(&Context::background(), key)
-            .map(|r| r.value)
+        self.get_with(&Context::background(), key)
     }
-    /// Gets with a context.
+
+    /// The value of `key`, within the bounds of `ctx`.
+    ///
+    /// If `ctx` has a deadline or can be cancelled, the load runs on a thread of the group's loader
+    /// pool, so that this call returns on time whatever the getter does; the load goes on for
+    /// others and for the cache. `ctx` is also what the getter gets, if this call led to the load.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get); and [`ErrorKind::DeadlineExceeded`], [`ErrorKind::Cancelled`], or
+    /// [`ErrorKind::Overloaded`] if the loader pool has no thread left. A cached value is returned
+    /// even past the deadline.
+    ///
+    /// # Panics
+    ///
+    /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
+    #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
-        self.serve_peer(ctx, key).map(|r| r.value)
+        let loader = &self.loader;
+        let hash = loader.store().hash(key);
+        match loader.store().get(hash, key) {
+            Some(view) => Ok(view),
+            None => loader.load(ctx, hash, key).map(|loaded| loaded.view),
+        }
     }
-    /// Gets into a sink.
+
+    /// Puts the value of `key` into `dest`; golang's `Group.Get`.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_with`](Self::get_with); and [`ErrorKind::Sink`] if `dest` refuses the value.
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
     pub fn get_into(&self, ctx: &Context, key: &str, mut dest: impl Sink) -> Result<()> {
         dest.set_view(&self.get_with(ctx, key)?)
     }
-    /// Answers a peer: from the store or the getter, never by asking on.
+
+    /// The value of `key` for a peer: from the store or the getter, never from another peer.
+    ///
+    /// [`HttpPool`](crate::http::HttpPool) calls this for requests that come in; call it from a
+    /// transport of your own.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_with`](Self::get_with).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
     pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
-        let mut bytes = Vec::new();
-        self.0
-            .getter
-            .get(ctx, key, &mut bytes)
-            .map_err(|e| match e.downcast::<Error>() {
-                Ok(e) => *e,
-                Err(e) => Error::with_source(ErrorKind::Loader, "", e),
-            })?;
-        Ok(PeerResponse::new(bytes))
+        let loader = &self.loader;
+        loader.count_server_request();
+        let hash = loader.store().hash(key);
+        let loaded = match loader.store().get_hit(hash, key) {
+            Some(hit) => Loaded {
+                view: hit.view,
+                expires: hit.expires,
+            },
+            None => loader.load_for_peer(ctx, hash, key)?,
+        };
+        let now = || self.clock().now();
+        let response = PeerResponse::new(loaded.view);
+        Ok(match loaded.expires {
+            Some(at) => response.with_ttl(at.since(now())),
+            None => response,
+        })
     }
+
+    /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
+    /// the entry from eviction.
+    pub fn peek(&self, key: &str) -> Option<ByteView> {
+        let store = self.loader.store();
+        store.peek(store.hash(key), key).map(|hit| hit.view)
+    }
+
+    /// Whether a value of `key` is cached here. As [`peek`](Self::peek).
+    pub fn contains_key(&self, key: &str) -> bool {
+        self.peek(key).is_some()
+    }
+
+    /// Takes `key` out of this process's cache. Other processes keep theirs.
+    ///
+    /// Gets that begin after it returned do not see the value that was removed, and neither do
+    /// they wait for loads that began before; such a load's value reaches those who already wait
+    /// for it and is not cached.
+    pub fn invalidate(&self, key: &str) {
+        drop(self.remove(key));
+    }
+
+    /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
+    pub fn remove(&self, key: &str) -> Option<ByteView> {
+        self.loader.remove(key)
+    }
+
+    /// Takes everything out of this process's cache, key by key as
+    /// [`invalidate`](Self::invalidate) does, and gives the memory back.
+    pub fn clear(&self) {
+        self.loader.clear();
+    }
+
+    /// What the group has done so far.
+    pub fn stats(&self) -> Stats {
+        self.loader.stats()
+    }
+
+    /// What one share of the cache holds and has done.
+    pub fn cache_stats(&self, which: CacheType) -> CacheStats {
+        self.loader.store().stats(which)
+    }
+
+    /// The entries cached here, in both shares. Expired ones count until they are swept out.
+    pub fn entry_count(&self) -> u64 {
+        self.cache_stats(CacheType::Main).items + self.cache_stats(CacheType::Hot).items
+    }
+
+    /// The bytes charged for what is cached here, in both shares.
+    pub fn weighted_size(&self) -> u64 {
+        self.cache_stats(CacheType::Main).bytes + self.cache_stats(CacheType::Hot).bytes
+    }
+
+    /// The most bytes that the cache takes, in both shares together; 0 if caching is off.
+    pub fn max_capacity(&self) -> u64 {
+        self.loader.store().capacity()
+    }
+
+    /// The clock that expiry is measured by.
+    pub fn clock(&self) -> &Clock {
+        self.loader.store().clock()
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("name", &self.name())
+            .field("max_capacity", &self.max_capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The longest group name, in bytes.
+pub(crate) const MAX_NAME: usize = 256;
+
+/// Checks a group's name.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(Error::new(
+            ErrorKind::InvalidName,
+            format!(
+                "a group's name is 1 to {MAX_NAME} bytes long, this one is {}",
+                name.len()
+            ),
+        ));
+    }
+    Ok(())
 }

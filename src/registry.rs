@@ -1,47 +1,217 @@
-//! STUB: replaced soon. Signatures are final.
-use crate::error::Result;
+//! Named groups, the peer picker they share, and hooks.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::LazyLock;
+
+use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
 use crate::peers::{PeerPicker, PickerSlot};
 use crate::sync::{Arc, Mutex};
-use std::collections::HashMap;
-use std::sync::LazyLock;
 
-/// A set of named groups, with one peer picker.
+/// A set of groups with different names, which share one peer picker.
+///
+/// A process has one that is [global](Registry::global), which [`new_group`], [`get_group`] and
+/// [`HttpPool::new`](crate::http::HttpPool::new) use. Others can be made, to have several nodes in
+/// one process or none that is global.
+///
+/// Cloning is cheap, and clones are the same registry. All methods may be called from any thread
+/// at any time, also from hooks.
 #[derive(Clone, Default)]
 pub struct Registry {
-    groups: Arc<Mutex<HashMap<String, Group>>>,
-    slot: PickerSlot,
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    peers: PickerSlot,
+}
+
+#[derive(Default)]
+struct State {
+    groups: HashMap<String, Group>,
+    new_group_hook: Option<Arc<dyn Fn(&Group) + Send + Sync>>,
+    /// Taken out by the first group.
+    server_start: Option<Box<dyn FnOnce() + Send>>,
+    any_group_yet: bool,
 }
 
 impl Registry {
-    /// An empty one.
+    /// A registry with no groups, no peers and no hooks.
     pub fn new() -> Self {
-        Self::default()
+        Registry::default()
     }
-    /// The process's.
+
+    /// The process's registry.
     pub fn global() -> &'static Registry {
         static GLOBAL: LazyLock<Registry> = LazyLock::new(Registry::new);
         &GLOBAL
     }
-    /// Makes a group.
+
+    /// Makes a group with default options and the given capacity in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`GroupBuilder::build`](crate::GroupBuilder::build).
     pub fn new_group(
         &self,
         name: &str,
-        capacity: u64,
+        max_capacity: u64,
         getter: impl Getter + 'static,
     ) -> Result<Group> {
-        let _ = capacity;
-        let group = Group::stub(name, getter);
-        self.groups.lock().insert(name.into(), group.clone());
+        Group::builder(name)
+            .registry(self)
+            .max_capacity(max_capacity)
+            .build(getter)
+    }
+
+    /// The group of this name, if there is one.
+    pub fn get_group(&self, name: &str) -> Option<Group> {
+        self.inner.state.lock().groups.get(name).cloned()
+    }
+
+    /// All groups, in no order.
+    pub fn groups(&self) -> Vec<Group> {
+        self.inner.state.lock().groups.values().cloned().collect()
+    }
+
+    /// Takes a group out. It lives on for those who hold it; peers are told that there is no such
+    /// group, and the name is free again.
+    pub fn remove_group(&self, name: &str) -> Option<Group> {
+        self.inner.state.lock().groups.remove(name)
+    }
+
+    /// Sets the picker that all groups ask for the owner of a key.
+    ///
+    /// Groups use it from the next load on, also those made before. Without one, every key is this
+    /// process's own.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyRegistered`] if there is one.
+    pub fn register_peer_picker(&self, picker: Arc<dyn PeerPicker>) -> Result<()> {
+        self.inner.peers.register(Arc::new(move |_| picker.clone()))
+    }
+
+    /// Sets a function from a group's name to the picker that the group asks. It is called for
+    /// every load, so it should only look the picker up.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyRegistered`] if there is a picker.
+    pub fn register_per_group_peer_picker(
+        &self,
+        picker_of: impl Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.inner.peers.register(Arc::new(picker_of))
+    }
+
+    /// Sets a hook that sees every group made from now on, on the thread that makes it, before
+    /// `build` returns.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyRegistered`] if there is one.
+    pub fn register_new_group_hook(
+        &self,
+        hook: impl Fn(&Group) + Send + Sync + 'static,
+    ) -> Result<()> {
+        let mut state = self.inner.state.lock();
+        if state.new_group_hook.is_some() {
+            return Err(already("a new-group hook"));
+        }
+        state.new_group_hook = Some(Arc::new(hook));
+        Ok(())
+    }
+
+    /// Sets a function that runs once, when the first group is made: to start the server that
+    /// answers peers, for instance.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyRegistered`] if there is one, or if a group was made already: then it
+    /// would never run.
+    pub fn register_server_start(&self, start: impl FnOnce() + Send + 'static) -> Result<()> {
+        let mut state = self.inner.state.lock();
+        if state.server_start.is_some() {
+            return Err(already("a server-start function"));
+        }
+        if state.any_group_yet {
+            return Err(Error::new(
+                ErrorKind::AlreadyRegistered,
+                "a group was made already; register the server-start function before",
+            ));
+        }
+        state.server_start = Some(Box::new(start));
+        Ok(())
+    }
+
+    /// Registers the group that `make` makes, unless its name is taken.
+    pub(crate) fn register(
+        &self,
+        name: &str,
+        make: impl FnOnce(PickerSlot) -> Group,
+    ) -> Result<Group> {
+        let taken = || {
+            Error::new(
+                ErrorKind::DuplicateGroup,
+                format!("a group named {name:?} exists; use get_group, or another name"),
+            )
+        };
+        if self.get_group(name).is_some() {
+            return Err(taken());
+        }
+        let group = make(self.inner.peers.clone());
+        let (start, hook) = {
+            let mut state = self.inner.state.lock();
+            // Another thread may have registered the name since the look above.
+            if state.groups.contains_key(name) {
+                drop(state);
+                return Err(taken());
+            }
+            state.groups.insert(name.into(), group.clone());
+            state.any_group_yet = true;
+            (state.server_start.take(), state.new_group_hook.clone())
+        };
+        if let Some(start) = start {
+            start();
+        }
+        if let Some(hook) = hook {
+            hook(&group);
+        }
         Ok(group)
     }
-    /// Finds a group.
-    pub fn get_group(&self, name: &str) -> Option<Group> {
-        self.groups.lock().get(name).cloned()
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names: Vec<String> = self.groups().iter().map(|g| g.name().into()).collect();
+        names.sort();
+        f.debug_struct("Registry")
+            .field("groups", &names)
+            .finish_non_exhaustive()
     }
-    /// Registers the picker of all groups; Err(AlreadyRegistered) the second time.
-    pub fn register_peer_picker(&self, picker: Arc<dyn PeerPicker>) -> Result<()> {
-        self.slot.register(Arc::new(move |_| picker.clone()))
-    }
+}
+
+/// Makes a group in [`Registry::global`]; golang's `NewGroup`.
+///
+/// # Errors
+///
+/// As [`GroupBuilder::build`](crate::GroupBuilder::build).
+pub fn new_group(name: &str, max_capacity: u64, getter: impl Getter + 'static) -> Result<Group> {
+    Registry::global().new_group(name, max_capacity, getter)
+}
+
+/// The group of this name in [`Registry::global`]; golang's `GetGroup`.
+pub fn get_group(name: &str) -> Option<Group> {
+    Registry::global().get_group(name)
+}
+
+fn already(what: &str) -> Error {
+    Error::new(
+        ErrorKind::AlreadyRegistered,
+        format!("this registry has {what}; make a Registry of its own for another"),
+    )
 }

@@ -1,0 +1,61 @@
+//! Owners that the rings must give for ever: other programs, and older larders, agree on them.
+
+use super::{Map, Preset};
+
+/// Key, and the last number of its owner's address under golang, mailgun, v3 and larder. Larder's
+/// column was computed by a second implementation, in Python.
+const OWNERS: [(&str, [u8; 4]); 8] = [
+    ("foo", [1, 2, 1, 2]),
+    ("bar", [2, 2, 1, 2]),
+    ("", [1, 2, 1, 2]),
+    ("12345", [3, 3, 3, 3]),
+    ("user:42", [1, 1, 3, 2]),
+    ("Ben", [2, 3, 1, 2]),
+    ("key-0", [3, 2, 1, 3]),
+    ("a b/c,d", [1, 3, 3, 1]),
+];
+
+#[test]
+fn owners_are_those_that_other_processes_know() {
+    for (column, preset) in [
+        Preset::Golang,
+        Preset::Mailgun,
+        Preset::GroupcacheGo,
+        Preset::Larder,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut ring = Map::preset(preset);
+        ring.add((1..=3).map(|octet| format!("http://10.0.0.{octet}:8080")));
+        for (key, owners) in OWNERS {
+            let owner = format!("http://10.0.0.{}:8080", owners[column]);
+            assert_eq!(ring.get(key), Some(&*owner), "{preset:?} {key:?}");
+        }
+    }
+}
+
+#[test]
+fn v3_hashes_the_address_and_returns_the_node_as_it_was_added() {
+    let mut urls = Map::preset(Preset::GroupcacheGo);
+    urls.add(["http://10.0.0.1:8080", "https://10.0.0.2:8080/cache/"]);
+    let mut addresses = Map::preset(Preset::GroupcacheGo);
+    addresses.add(["10.0.0.1:8080", "10.0.0.2:8080"]);
+    for key in (0..500).map(|i| i.to_string()) {
+        let url = urls.get(&key).unwrap();
+        assert!(urls.nodes().iter().any(|node| node == url));
+        assert!(url.contains(addresses.get(&key).unwrap()));
+    }
+}
+
+#[test]
+fn a_32_bit_hash_of_ones_own_gives_golangs_ring() {
+    let mut own = Map::new(50, |bytes| super::hashes::crc32(bytes).into()).unwrap();
+    let mut preset = Map::preset(Preset::Golang);
+    for ring in [&mut own, &mut preset] {
+        ring.add(["http://a:1", "http://b:1", "http://c:1"]);
+    }
+    for key in (0..500).map(|i| i.to_string()) {
+        assert_eq!(own.get(&key), preset.get(&key));
+    }
+}

@@ -1,0 +1,276 @@
+//! The ring that says which node owns a key.
+//!
+//! Every node has a number of points on a ring of 2^64 hashes, and owns the keys whose hash lies
+//! between its points and the points before them (Karger and others, "Consistent hashing and
+//! random trees", 1997). A node that joins takes keys from all others, and none move between
+//! those; a node that leaves gives its keys to all others.
+//!
+//! ```
+//! use larder::consistent_hash::{Map, Preset};
+//!
+//! let mut ring = Map::preset(Preset::Golang);
+//! ring.add(["http://10.0.0.1:8080", "http://10.0.0.2:8080", "http://10.0.0.3:8080"]);
+//! assert_eq!(ring.get("foo"), Some("http://10.0.0.1:8080"));
+//!
+//! // Whom to ask when the owner is down: the node that would own the key without it.
+//! let next = ring.successors("foo").nth(1).map(str::to_owned);
+//! ring.remove("http://10.0.0.1:8080");
+//! assert_eq!(ring.get("foo"), next.as_deref());
+//! ```
+
+mod hashes;
+mod scheme;
+
+#[cfg(test)]
+mod balance;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::iter::FusedIterator;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::Arc;
+pub use scheme::Preset;
+use scheme::Scheme;
+
+/// A ring of nodes.
+///
+/// Look-ups take `&self`, so a finished ring can be shared by any number of threads. A look-up is
+/// one hash and one binary search; it allocates nothing.
+#[derive(Clone)]
+pub struct Map {
+    scheme: Scheme,
+    /// Points of one node.
+    replicas: usize,
+    /// In order of addition, each once.
+    nodes: Vec<String>,
+    /// All points, ascending. Where nodes share a point it is here once for each, the winner
+    /// first: a look-up finds the winner, and removing it uncovers the next.
+    hashes: Vec<u64>,
+    /// The place in `nodes` of each point's node. Apart from `hashes`, so that a search reads
+    /// nothing but hashes.
+    owners: Vec<u32>,
+}
+
+impl Map {
+    /// A ring with a hash of one's own, for points and keys, and `replicas` points a node.
+    ///
+    /// Points have the shape that they have in Go: the hash of the decimal number of the replica
+    /// followed by the node, `0node`, `1node` and so on. On equal points the node that was added
+    /// last wins. For a 32-bit hash of a Go program, widen its result: only the order counts.
+    ///
+    /// ```
+    /// use larder::consistent_hash::Map;
+    ///
+    /// // The points of the node "4" are 04, 14 and 24.
+    /// let number = |bytes: &[u8]| std::str::from_utf8(bytes).map_or(0, |s| s.parse().unwrap_or(0));
+    /// let mut ring = Map::new(3, number)?;
+    /// ring.add(["6", "4", "2"]);
+    /// assert_eq!(ring.get("11"), Some("2")); // 12 is the first point from 11 on
+    /// assert_eq!(ring.get("27"), Some("2")); // past 26 the ring begins again at 02
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] if `replicas` is not 1 to 65,536.
+    pub fn new(
+        replicas: usize,
+        hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static,
+    ) -> Result<Self> {
+        check_replicas(replicas)?;
+        Ok(Map::empty(Scheme::Custom(Arc::new(hash)), replicas))
+    }
+
+    /// A ring as other processes know it, with the preset's own number of replicas.
+    pub fn preset(preset: Preset) -> Self {
+        Map::empty(Scheme::Preset(preset), preset.replicas())
+    }
+
+    /// A preset with another number of replicas. All processes must use the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] if `replicas` is not 1 to 65,536.
+    pub fn with_replicas(preset: Preset, replicas: usize) -> Result<Self> {
+        check_replicas(replicas)?;
+        Ok(Map::empty(Scheme::Preset(preset), replicas))
+    }
+
+    /// Adds nodes. Adding many in one call is faster than one by one.
+    ///
+    /// A node that is there already counts as added last; that decides who owns a point which two
+    /// nodes share, except under [`Preset::Larder`], where the order never matters.
+    pub fn add<I>(&mut self, nodes: I)
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let mut fresh = Vec::<String>::new();
+        for node in nodes {
+            let node = node.as_ref();
+            fresh.retain(|other| other != node);
+            fresh.push(node.to_owned());
+        }
+        // The user's iterator and hash run before anything changes, should they panic.
+        let mut points = Vec::with_capacity(self.hashes.len() + fresh.len() * self.replicas);
+        for (place, node) in (0_u32..).zip(&fresh) {
+            self.scheme
+                .points(node, self.replicas, |hash| points.push((hash, place)));
+        }
+        for node in &fresh {
+            self.remove(node);
+        }
+        let first = self.nodes.len() as u32;
+        for (_, owner) in &mut points {
+            *owner += first;
+        }
+        self.nodes.append(&mut fresh);
+
+        points.extend(self.hashes.iter().copied().zip(self.owners.iter().copied()));
+        points.sort_unstable_by(|a, b| {
+            let by_hash = a.0.cmp(&b.0);
+            by_hash.then_with(|| self.scheme.precedence(&self.nodes, a.1, b.1))
+        });
+        (self.hashes, self.owners) = points.into_iter().unzip();
+    }
+
+    /// Removes a node; says whether it was there.
+    ///
+    /// The ring is then the one that would have been built without the node: points that it had
+    /// taken from other nodes are theirs again.
+    pub fn remove(&mut self, node: &str) -> bool {
+        let Some(gone) = self.nodes.iter().position(|other| other == node) else {
+            return false;
+        };
+        self.nodes.remove(gone);
+        let gone = gone as u32;
+        let mut kept = 0;
+        for at in 0..self.owners.len() {
+            let owner = self.owners[at];
+            if owner != gone {
+                self.hashes[kept] = self.hashes[at];
+                self.owners[kept] = owner - u32::from(owner > gone);
+                kept += 1;
+            }
+        }
+        self.hashes.truncate(kept);
+        self.owners.truncate(kept);
+        true
+    }
+
+    /// The node that owns `key`; `None` while there are no nodes.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let owner = *self.owners.get(self.first_point(key))?;
+        Some(&self.nodes[owner as usize])
+    }
+
+    /// All nodes, each once, in the order in which they would own `key` if those before them were
+    /// removed: the owner first.
+    ///
+    /// Allocates one byte a node.
+    pub fn successors(&self, key: &str) -> Successors<'_> {
+        Successors {
+            ring: self,
+            at: self.first_point(key),
+            seen: vec![false; self.nodes.len()],
+            left: self.nodes.len(),
+        }
+    }
+
+    /// Whether there are no nodes.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// The number of nodes.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The nodes as they were added, in order of addition.
+    pub fn nodes(&self) -> &[String] {
+        &self.nodes
+    }
+
+    fn empty(scheme: Scheme, replicas: usize) -> Self {
+        Map {
+            scheme,
+            replicas,
+            nodes: Vec::new(),
+            hashes: Vec::new(),
+            owners: Vec::new(),
+        }
+    }
+
+    /// The place of the first point at or after the key's hash, past the end of the ring the
+    /// first of all.
+    fn first_point(&self, key: &str) -> usize {
+        let hash = self.scheme.key(key);
+        let at = self.hashes.partition_point(|&point| point < hash);
+        if at == self.hashes.len() { 0 } else { at }
+    }
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map")
+            .field("hash", &self.scheme)
+            .field("replicas", &self.replicas)
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`Map::successors`] returns.
+#[derive(Clone, Debug)]
+pub struct Successors<'a> {
+    ring: &'a Map,
+    at: usize,
+    seen: Vec<bool>,
+    /// Nodes not seen yet. Each has a point, so walking on finds it.
+    left: usize,
+}
+
+impl<'a> Iterator for Successors<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        while self.left > 0 {
+            let owner = self.ring.owners[self.at] as usize;
+            self.at += 1;
+            if self.at == self.ring.owners.len() {
+                self.at = 0;
+            }
+            if !self.seen[owner] {
+                self.seen[owner] = true;
+                self.left -= 1;
+                return Some(&self.ring.nodes[owner]);
+            }
+        }
+        None
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Successors<'_> {}
+impl FusedIterator for Successors<'_> {}
+
+fn check_replicas(replicas: usize) -> Result<()> {
+    if (1..=MAX_REPLICAS).contains(&replicas) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidOption,
+        format!("a ring has 1 to {MAX_REPLICAS} replicas a node, not {replicas}"),
+    ))
+}
+
+/// 768 KiB a node: beyond it a number is a mistake.
+const MAX_REPLICAS: usize = 65_536;

@@ -1,0 +1,548 @@
+//! What a group does about a key that it has not cached: whom it asks, who waits, what is kept.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::byteview::ByteView;
+use crate::clock::Tick;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::{Getter, LoadSink};
+use crate::loader_pool::LoaderPool;
+use crate::pb::GetRequest;
+use crate::peers::{PeerPicker, PeerResponse, PickerSlot, ProtoGetter};
+use crate::recursion;
+use crate::singleflight::{self, Joined, Lead, Waited};
+use crate::stats::{CacheType, Stats};
+use crate::store::{Generation, Graveyard, Hash, NewEntry, RemovalCause, Store, StoreOptions};
+use crate::sync::Arc;
+
+/// Which copies of other processes' values are kept in the hot share.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum HotAdmission {
+    /// All of them; eviction sorts out which were worth it.
+    #[default]
+    Always,
+    /// None: every get of another's key goes to its owner.
+    Never,
+    /// Each with this probability, 0 to 1. golang/groupcache keeps one in ten.
+    Probability(f64),
+    /// Those that the function says, of key and value.
+    Custom(Arc<dyn Fn(&str, &ByteView) -> bool + Send + Sync>),
+}
+
+impl HotAdmission {
+    fn admits(&self, key: &str, value: &ByteView) -> bool {
+        match self {
+            HotAdmission::Always => true,
+            HotAdmission::Never => false,
+            HotAdmission::Probability(p) => crate::random::unit() < *p,
+            HotAdmission::Custom(admit) => admit(key, value),
+        }
+    }
+}
+
+impl std::fmt::Debug for HotAdmission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HotAdmission::Always => f.write_str("Always"),
+            HotAdmission::Never => f.write_str("Never"),
+            HotAdmission::Probability(p) => f.debug_tuple("Probability").field(p).finish(),
+            HotAdmission::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+/// Called for entries that leave the cache: key, value, and why.
+pub(crate) type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
+
+/// What a group is made of.
+pub(crate) struct LoaderOptions {
+    pub(crate) name: String,
+    pub(crate) getter: Box<dyn Getter>,
+    pub(crate) store: StoreOptions,
+    pub(crate) time_to_live: Option<Duration>,
+    pub(crate) hot_admission: HotAdmission,
+    pub(crate) max_key_size: usize,
+    pub(crate) max_value_size: usize,
+    pub(crate) max_loader_threads: usize,
+    pub(crate) eviction_listener: Option<Arc<EvictionListener>>,
+}
+
+/// A loaded value, and when it expires.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) view: ByteView,
+    pub(crate) expires: Option<Tick>,
+}
+
+type Flights = singleflight::Group<Result<Loaded>>;
+
+/// A group's store, its flights, and the policy between them.
+pub(crate) struct Loader {
+    name: String,
+    getter: Box<dyn Getter>,
+    store: Store,
+    /// Flights that ask a peer. Kept apart from those that run the getter: a request from a peer
+    /// joins only the latter, so a process never waits for one that waits for it.
+    peer_flights: Flights,
+    /// Flights that run the getter.
+    getter_flights: Flights,
+    peers: PickerSlot,
+    pool: LoaderPool,
+    time_to_live: Option<Duration>,
+    hot_admission: HotAdmission,
+    max_key_size: usize,
+    max_value_size: usize,
+    eviction_listener: Option<Arc<EvictionListener>>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    peer_loads: AtomicU64,
+    peer_errors: AtomicU64,
+    loads_deduped: AtomicU64,
+    local_loads: AtomicU64,
+    local_load_errs: AtomicU64,
+    server_requests: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// How long a process keeps the value of a key that it does not own but had to load: long enough
+/// that a dead owner's keys are not loaded again and again, short enough that the owner's word is
+/// soon heard again (the gutter of "Scaling Memcache at Facebook", NSDI '13, section 3.3).
+const BORROWED_TTL: Duration = Duration::from_secs(10);
+
+/// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
+const MAX_PEERS_ASKED: usize = 2;
+
+/// On which thread a flight's work runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RunOn {
+    /// The caller's: it can wait as long as it takes, or the work itself ends by its deadline.
+    Caller,
+    /// A loader thread, so that the caller can leave before the work is done.
+    LoaderPool,
+}
+
+impl RunOn {
+    fn for_getter(ctx: &Context) -> RunOn {
+        if ctx.can_end() {
+            RunOn::LoaderPool
+        } else {
+            RunOn::Caller
+        }
+    }
+}
+
+impl Loader {
+    pub(crate) fn new(options: LoaderOptions, peers: PickerSlot) -> Loader {
+        Loader {
+            pool: LoaderPool::new(&options.name, options.max_loader_threads),
+            name: options.name,
+            getter: options.getter,
+            store: Store::new(options.store),
+            peer_flights: Flights::new(),
+            getter_flights: Flights::new(),
+            peers,
+            time_to_live: options.time_to_live,
+            hot_admission: options.hot_admission,
+            max_key_size: options.max_key_size,
+            max_value_size: options.max_value_size,
+            eviction_listener: options.eviction_listener,
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[inline]
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Loads a key that was not found in the store: from its owner, or here.
+    #[cold]
+    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<Loaded> {
+        self.check_key(key)?;
+        let owner = self.peers.picker(&self.name).and_then(|picker| {
+            let peer = picker.pick_peer(key)?;
+            Some((picker, peer))
+        });
+        let Some((picker, owner)) = owner else {
+            return self.load_here(ctx, hash, key, Keep::Owned, RunOn::for_getter(ctx));
+        };
+        // A peer that ends its exchanges by the deadline can be asked from the caller's thread.
+        let run_on = if ctx.cancellable() || (ctx.can_end() && !owner.honors_deadline()) {
+            RunOn::LoaderPool
+        } else {
+            RunOn::Caller
+        };
+        self.fly(
+            Flight::Peer {
+                picker,
+                owner,
+                run_on,
+            },
+            ctx,
+            hash,
+            key,
+            run_on,
+        )
+    }
+
+    /// Loads a key for a peer: here, whoever owns it. A request makes one hop and no more, so two
+    /// processes whose rings disagree never wait for each other.
+    #[cold]
+    pub(crate) fn load_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+    ) -> Result<Loaded> {
+        self.check_key(key)?;
+        let picker = self.peers.picker(&self.name);
+        let keep = match picker.and_then(|picker| picker.pick_peer(key)) {
+            None => Keep::Owned,
+            Some(_) => Keep::Borrowed,
+        };
+        self.load_here(ctx, hash, key, keep, RunOn::for_getter(ctx))
+    }
+
+    /// Takes a key out of the store, and lets later gets wait for no load that began before.
+    pub(crate) fn remove(&self, key: &str) -> Option<ByteView> {
+        let hash = self.store.hash(key);
+        // First the store, which turns away what loads under way bring; then the flights, so that
+        // a get that begins after this function does not join one of those loads. The other way
+        // round, a load could begin between the two, be spared by `forget`, and have its value
+        // turned away for nothing.
+        let gone = self.store.remove(hash, key);
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
+        let value = gone.iter().next().map(|departed| departed.value());
+        self.bury(gone);
+        value
+    }
+
+    pub(crate) fn clear(&self) {
+        let gone = self.store.clear();
+        self.getter_flights.forget_all();
+        self.peer_flights.forget_all();
+        self.bury(gone);
+    }
+
+    pub(crate) fn count_server_request(&self) {
+        count(&self.counters.server_requests);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (gets, cache_hits) = self.store.lookups();
+        let mut stats = Stats::default();
+        stats.gets = gets;
+        stats.cache_hits = cache_hits;
+        stats.loads = gets.saturating_sub(cache_hits);
+        stats.peer_loads = read(&self.counters.peer_loads);
+        stats.peer_errors = read(&self.counters.peer_errors);
+        stats.loads_deduped = read(&self.counters.loads_deduped);
+        stats.local_loads = read(&self.counters.local_loads);
+        stats.local_load_errs = read(&self.counters.local_load_errs);
+        stats.server_requests = read(&self.counters.server_requests);
+        stats
+    }
+
+    fn check_key(&self, key: &str) -> Result<()> {
+        if key.len() <= self.max_key_size {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::KeyTooLong,
+            format!(
+                "the key has {} bytes, over the group's max_key_size of {}",
+                key.len(),
+                self.max_key_size
+            ),
+        ))
+    }
+
+    fn load_here(
+        self: &Arc<Self>,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        keep: Keep,
+        run_on: RunOn,
+    ) -> Result<Loaded> {
+        self.fly(Flight::Getter { keep }, ctx, hash, key, run_on)
+    }
+
+    /// Leads or joins a flight until there is a result or `ctx` ends.
+    fn fly(
+        self: &Arc<Self>,
+        flight: Flight,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        run_on: RunOn,
+    ) -> Result<Loaded> {
+        loop {
+            if let Some(ended) = ctx.err() {
+                return Err(ended);
+            }
+            let ticket = match flight.map(self).join(hash.get(), key) {
+                Joined::Follower(ticket) => ticket,
+                Joined::Leader(lead) => {
+                    let generation = match self.second_look(hash, key) {
+                        Ok(loaded) => {
+                            lead.finish(Ok(loaded.clone()));
+                            return Ok(loaded);
+                        }
+                        Err(generation) => generation,
+                    };
+                    count(&self.counters.loads_deduped);
+                    if run_on == RunOn::Caller {
+                        let _edge = recursion::wait_for(lead.id())?;
+                        match self.work(flight.clone(), lead, ctx, hash, key, generation) {
+                            Some(result) => return result,
+                            // The work stopped because this caller's time is up.
+                            None => continue,
+                        }
+                    }
+                    let ticket = lead.ticket();
+                    let (loader, flight) = (self.clone(), flight.clone());
+                    let (ctx, key) = (ctx.clone(), String::from(key));
+                    // If there is no thread, the lead is dropped with the closure: followers with
+                    // time, or with a thread of their own to spend, take over.
+                    self.pool.submit(move || {
+                        loader.work(flight, lead, &ctx, hash, &key, generation);
+                    })?;
+                    ticket
+                }
+            };
+            let _edge = recursion::wait_for(ticket.id())?;
+            match ticket.wait(ctx) {
+                Waited::Landed(result) => return result,
+                Waited::Left(ended) => return Err(ended),
+                // The leader ran out of time, or had no thread. Whoever comes first leads anew.
+                Waited::Abandoned => {}
+            }
+        }
+    }
+
+    /// Looks into the store once more, now as the leader of a flight. Without this look two loads
+    /// in a row are possible for one key:
+    ///
+    /// 1. A misses the store.
+    /// 2. B misses the store, leads a flight, and loads.
+    /// 3. B puts the value into the store.
+    /// 4. B's flight leaves the map.
+    /// 5. A asks for the flight, finds none, and leads another.
+    /// 6. A loads what has just been loaded.
+    fn second_look(&self, hash: Hash, key: &str) -> Result<Loaded, Generation> {
+        self.store.peek_or_generation(hash, key).map(|hit| Loaded {
+            view: hit.view,
+            expires: hit.expires,
+        })
+    }
+
+    /// Does a flight's work and lands it. `None` if the work stopped because `ctx` ended: then the
+    /// flight is abandoned rather than failed, for its waiters may have time left.
+    fn work(
+        self: &Arc<Self>,
+        flight: Flight,
+        lead: Lead<Result<Loaded>>,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        generation: Generation,
+    ) -> Option<Result<Loaded>> {
+        let _working = recursion::work_for(lead.id());
+        let result = match flight {
+            Flight::Getter { keep } => {
+                let run = || self.run_getter(ctx, key);
+                match catch_unwind(AssertUnwindSafe(run)) {
+                    Ok(result) => {
+                        let counters = &self.counters;
+                        count(match result {
+                            Ok(_) => &counters.local_loads,
+                            Err(_) => &counters.local_load_errs,
+                        });
+                        result.map(|(view, ttl)| self.keep(keep, hash, key, view, ttl, generation))
+                    }
+                    Err(panic) => {
+                        count(&self.counters.local_load_errs);
+                        lead.finish(Err(ErrorKind::LoaderPanicked.into()));
+                        resume_unwind(panic);
+                    }
+                }
+            }
+            Flight::Peer {
+                picker,
+                owner,
+                run_on,
+            } => {
+                match self.ask_peers(&*picker, owner, ctx, key) {
+                    Some(answer) => answer.map(|response| {
+                        let PeerResponse { value, ttl, .. } = response;
+                        self.keep(Keep::Hot, hash, key, value, ttl, generation)
+                    }),
+                    // On a loader thread already, the callers can leave this flight; the getter
+                    // needs no other thread.
+                    None => {
+                        let run_on = match run_on {
+                            RunOn::LoaderPool => RunOn::Caller,
+                            RunOn::Caller => RunOn::for_getter(ctx),
+                        };
+                        self.load_here(ctx, hash, key, Keep::Borrowed, run_on)
+                    }
+                }
+            }
+        };
+        if result.is_err() && ctx.err().is_some() {
+            return None;
+        }
+        lead.finish(result.clone());
+        Some(result)
+    }
+
+    fn run_getter(&self, ctx: &Context, key: &str) -> Result<(ByteView, Option<Duration>)> {
+        let mut sink = LoadSink::new(key, self.max_value_size);
+        self.getter
+            .get(ctx, key, &mut sink)
+            .map_err(Error::from_getter)?;
+        sink.finish()
+    }
+
+    /// Asks the owner, and if it does not answer, its successor. `None` if nobody answered.
+    fn ask_peers(
+        &self,
+        picker: &dyn PeerPicker,
+        owner: Arc<dyn ProtoGetter>,
+        ctx: &Context,
+        key: &str,
+    ) -> Option<Result<PeerResponse>> {
+        let request = GetRequest {
+            group: self.name.as_str().into(),
+            key: key.into(),
+        };
+        let mut next = Some(owner);
+        for attempt in 1..=MAX_PEERS_ASKED {
+            let answer = next?.get(ctx, &request);
+            let error = match answer {
+                Ok(response) => {
+                    count(&self.counters.peer_loads);
+                    return Some(Ok(response));
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::Peer => {
+                    count(&self.counters.peer_errors);
+                    log::debug!("group {}: {error}", self.name);
+                }
+                // The peer is well and does not know the group: it was not told of it yet, or the
+                // processes run different code. Its successor is no better placed than we are.
+                ErrorKind::UnknownGroup => {
+                    count(&self.counters.peer_errors);
+                    return None;
+                }
+                // The peer's getter has spoken.
+                _ => return Some(Err(error)),
+            }
+            if let Some(ended) = ctx.err() {
+                return Some(Err(ended));
+            }
+            next = picker.pick_replica(key, attempt);
+        }
+        None
+    }
+
+    /// Puts a loaded value into the share it belongs to.
+    fn keep(
+        &self,
+        keep: Keep,
+        hash: Hash,
+        key: &str,
+        view: ByteView,
+        ttl: Option<Duration>,
+        generation: Generation,
+    ) -> Loaded {
+        let ttl = shorter(ttl, self.time_to_live);
+        let (share, ttl) = match keep {
+            Keep::Owned => (CacheType::Main, ttl),
+            Keep::Hot => (CacheType::Hot, ttl),
+            Keep::Borrowed => (CacheType::Hot, shorter(ttl, Some(BORROWED_TTL))),
+        };
+        let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
+        let admitted = keep != Keep::Hot || self.hot_admission.admits(key, &view);
+        if admitted && ttl != Some(Duration::ZERO) && self.store.capacity() > 0 {
+            let new = NewEntry {
+                hash,
+                key,
+                data: view.clone().into_keyed(key),
+                share,
+                expires,
+            };
+            self.bury(self.store.insert(new, Some(generation)));
+        }
+        Loaded { view, expires }
+    }
+
+    /// Tells the listener what left the store, then drops it. No lock is held here.
+    fn bury(&self, gone: Graveyard) {
+        if let Some(listener) = &self.eviction_listener {
+            for departed in gone.iter() {
+                listener(departed.key(), departed.value(), departed.cause);
+            }
+        }
+    }
+}
+
+fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Where a loaded value belongs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// Ours: in the main share.
+    Owned,
+    /// A peer's, got from it: in the hot share, if it is admitted.
+    Hot,
+    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the hot
+    /// share, for [`BORROWED_TTL`] at most.
+    Borrowed,
+}
+
+/// The two kinds of flight.
+#[derive(Clone)]
+enum Flight {
+    Getter {
+        keep: Keep,
+    },
+    Peer {
+        picker: Arc<dyn PeerPicker>,
+        owner: Arc<dyn ProtoGetter>,
+        run_on: RunOn,
+    },
+}
+
+impl Flight {
+    fn map<'a>(&self, loader: &'a Loader) -> &'a Flights {
+        match self {
+            Flight::Getter { .. } => &loader.getter_flights,
+            Flight::Peer { .. } => &loader.peer_flights,
+        }
+    }
+}

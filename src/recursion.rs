@@ -1,0 +1,138 @@
+//! Finds loads that would wait for each other in a circle, before they do.
+//!
+//! A getter may ask a cache for other keys, whose getters ask for others in turn. If the chain
+//! comes back to a key whose load it is part of, every load in it would wait for the next one for
+//! ever, on one thread or across several. So every flight has an id, every thread knows the flights
+//! it is working for, and before a getter's nested request waits for a flight (or leads one), the
+//! chain of "works for, is waiting for" is walked from there; if it leads back to one of the
+//! thread's own flights, the request is refused.
+//!
+//! Requests that do not come from inside a getter pay one look at a thread-local.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::thread_local;
+
+/// Names a flight, in this process, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LoadId(u64);
+
+impl LoadId {
+    pub(crate) fn new() -> LoadId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        LoadId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+thread_local! {
+    /// The flights that this thread works for, outermost first.
+    static WORKING_FOR: RefCell<Vec<LoadId>> = RefCell::new(Vec::new());
+}
+
+/// For each flight whose work is waiting for another flight: which. A flight's work is on one
+/// thread, so there is one entry at most. A std lock, because nothing is waited for under it.
+static WAITING_FOR: LazyLock<Mutex<HashMap<LoadId, LoadId>>> = LazyLock::new(Mutex::default);
+
+/// Marks this thread as working for a flight until it is dropped.
+#[must_use]
+pub(crate) struct Working(());
+
+pub(crate) fn work_for(id: LoadId) -> Working {
+    WORKING_FOR.with(|stack| stack.borrow_mut().push(id));
+    Working(())
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        WORKING_FOR.with(|stack| stack.borrow_mut().pop());
+    }
+}
+
+/// Marks the innermost flight of this thread as waiting for another until it is dropped.
+#[must_use]
+pub(crate) struct Waiting(Option<LoadId>);
+
+/// Announces that what this thread works for now depends on `id`.
+///
+/// # Errors
+///
+/// [`ErrorKind::RecursiveLoad`] if `id`'s flight already depends on this thread's work.
+pub(crate) fn wait_for(id: LoadId) -> Result<Waiting> {
+    WORKING_FOR.with(|stack| {
+        let stack = stack.borrow();
+        let Some(&innermost) = stack.last() else {
+            return Ok(Waiting(None));
+        };
+        let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
+        // The lock is held from the walk to the new entry: of two threads that close a circle from
+        // two sides, the second one sees the entry of the first.
+        let mut next = Some(id);
+        while let Some(flight) = next {
+            if stack.contains(&flight) {
+                return Err(Error::from(ErrorKind::RecursiveLoad));
+            }
+            next = waiting_for.get(&flight).copied();
+        }
+        waiting_for.insert(innermost, id);
+        Ok(Waiting(Some(innermost)))
+    })
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(id) = self.0 {
+            let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting_for.remove(&id);
+        }
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+
+    fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
+        result.err().map(|e| e.kind())
+    }
+
+    #[test]
+    fn a_flight_does_not_wait_for_itself() {
+        let (a, b) = (LoadId::new(), LoadId::new());
+        let _outer = work_for(a);
+        let _edge = wait_for(b);
+        let _inner = work_for(b);
+        assert_eq!(kind(wait_for(a)), Some(ErrorKind::RecursiveLoad));
+        assert_eq!(kind(wait_for(b)), Some(ErrorKind::RecursiveLoad));
+    }
+
+    #[test]
+    fn a_circle_through_another_thread_is_found() {
+        let (a, b, c) = (LoadId::new(), LoadId::new(), LoadId::new());
+        let _a = work_for(a);
+        let _a_waits = wait_for(b).expect("b waits for nobody");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _b = work_for(b);
+                let b_waits = wait_for(c).expect("c waits for nobody");
+                let _c = work_for(c);
+                assert_eq!(kind(wait_for(a)), Some(ErrorKind::RecursiveLoad));
+                drop(b_waits);
+            });
+        });
+    }
+
+    #[test]
+    fn a_wait_that_is_over_is_forgotten() {
+        let (a, b) = (LoadId::new(), LoadId::new());
+        {
+            let _a = work_for(a);
+            drop(wait_for(b));
+        }
+        let _b = work_for(b);
+        assert!(wait_for(a).is_ok());
+    }
+}

@@ -1,0 +1,70 @@
+//! What an entry really costs: the allocator's rounding and the tables' share, not the payload alone.
+
+/// The strong and weak counts in front of an `Arc<[u8]>`'s bytes.
+const ARC_HEADER: usize = 2 * size_of::<usize>();
+
+/// An entry's place in the shard's tables: its slot (32 bytes on 64-bit machines), its index in
+/// the hash table (4 bytes and a control byte, at a load between 7/16 and 7/8), and its word in
+/// the ghost table.
+const TABLES: usize = size_of::<super::slab::Slot>() + 8 + 6;
+
+/// The bytes charged for an entry whose key and value are `len` bytes together.
+pub(crate) fn entry(len: usize) -> u64 {
+    (allocated(len.saturating_add(ARC_HEADER)) as u64).saturating_add(TABLES as u64)
+}
+
+/// The smallest capacity that holds an entry at all: that of an empty key and value.
+pub(crate) fn smallest_entry() -> u64 {
+    entry(0)
+}
+
+/// What malloc takes for `size` bytes.
+///
+/// These are glibc's rules (malloc/malloc.c, `request2size` and `sysmalloc_mmap`): a one-word
+/// header, rounding to two words, four words at least; from 128 KiB on, pages of its own. musl and
+/// jemalloc round by size classes that take no less than this for small sizes and differ by less
+/// than an eighth.
+fn allocated(size: usize) -> usize {
+    const WORD: usize = size_of::<usize>();
+    const MMAP_THRESHOLD: usize = 128 * 1024;
+    const PAGE: usize = 4096;
+    let (size, unit) = if size >= MMAP_THRESHOLD {
+        (size.saturating_add(2 * WORD), PAGE)
+    } else {
+        ((size + WORD).max(4 * WORD), 2 * WORD)
+    };
+    size.checked_next_multiple_of(unit).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn small_requests_are_rounded_as_glibc_does() {
+        // A request of n bytes takes a chunk of n + 8, rounded up to 16, at least 32.
+        for (request, chunk) in [
+            (0, 32),
+            (24, 32),
+            (25, 48),
+            (132, 144),
+            (136, 144),
+            (137, 160),
+        ] {
+            assert_eq!(allocated(request), chunk, "request of {request}");
+        }
+        assert_eq!(allocated(128 * 1024), 132 * 1024);
+    }
+
+    #[test]
+    fn a_charge_never_overflows() {
+        assert!(entry(usize::MAX) >= usize::MAX as u64);
+    }
+
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn a_slot_is_half_a_cache_line() {
+        assert_eq!(size_of::<super::super::slab::Slot>(), 32);
+    }
+}

@@ -1,0 +1,153 @@
+//! The memory of keys that left the small queue lately: fingerprints only, four bytes each.
+
+/// A direct-mapped table of (tag, time) pairs.
+///
+/// Time is counted in insertions. A key counts as remembered while fewer keys than the share holds
+/// entries were inserted after it, as in a FIFO ghost queue of that length (S3-FIFO, SOSP '23,
+/// section 4.1), without the queue. A tag of 16 bits, beside the bits that chose the place, lets a
+/// stranger's key pass as remembered once in 65,536 look-ups; such a key merely enters the main
+/// queue early.
+#[derive(Debug, Default)]
+pub(crate) struct Ghost {
+    /// Tag in the upper half, time in units of `1 << shift` in the lower. Its length is a power of
+    /// two, or zero before the first insertion.
+    cells: Vec<u32>,
+    shift: u32,
+    /// Insertions so far. Starts at one table's length, so that empty cells are long forgotten.
+    time: u32,
+}
+
+/// Times are kept in 16 bits; a table's length in these units takes at most 14 of them, so that
+/// a time wraps only after four tables' worth of insertions.
+const UNIT_BITS: u32 = 14;
+
+const SMALLEST: usize = 16;
+
+impl Ghost {
+    /// Remembers a key among about `resident` live entries.
+    pub(crate) fn insert(&mut self, hash: u32, resident: u32) {
+        self.fit(resident);
+        self.time = self.time.wrapping_add(1);
+        let cell = (hash & 0xffff_0000) | self.units(self.time);
+        let at = self.place(hash);
+        self.cells[at] = cell;
+    }
+
+    /// Whether the key was inserted less than `resident` insertions ago.
+    pub(crate) fn contains(&self, hash: u32, resident: u32) -> bool {
+        if self.cells.is_empty() {
+            return false;
+        }
+        let cell = self.cells[self.place(hash)];
+        let age = self.units(self.time).wrapping_sub(cell) & 0xffff;
+        cell & 0xffff_0000 == hash & 0xffff_0000
+            && u64::from(age) << self.shift < u64::from(resident)
+    }
+
+    fn place(&self, hash: u32) -> usize {
+        hash as usize & (self.cells.len() - 1)
+    }
+
+    fn units(&self, time: u32) -> u32 {
+        (time >> self.shift) & 0xffff
+    }
+
+    /// Makes the table at least as long as there are live entries.
+    ///
+    /// When it doubles, a cell's key may belong to either of two places, and the bit that tells is
+    /// lost; it is put into both. The stray half ages away.
+    fn fit(&mut self, resident: u32) {
+        let wanted = (resident as usize).max(SMALLEST).next_power_of_two();
+        if self.cells.is_empty() {
+            self.cells = vec![0; wanted];
+            self.shift = shift_of(wanted);
+            self.time = u32::try_from(wanted).unwrap_or(u32::MAX);
+        }
+        while self.cells.len() < wanted {
+            let shift = shift_of(self.cells.len() * 2);
+            if shift != self.shift {
+                let (time, old) = (self.time, self.shift);
+                for cell in &mut self.cells {
+                    *cell = (*cell & 0xffff_0000) | rescaled(*cell, time, old, shift);
+                }
+                self.shift = shift;
+            }
+            self.cells.extend_from_within(..);
+        }
+    }
+}
+
+/// A cell's time in the units of another shift: its age, and from that the time again.
+fn rescaled(cell: u32, time: u32, old: u32, new: u32) -> u32 {
+    let age = ((time >> old).wrapping_sub(cell) & 0xffff) << old;
+    (time.wrapping_sub(age) >> new) & 0xffff
+}
+
+fn shift_of(len: usize) -> u32 {
+    len.trailing_zeros().saturating_sub(UNIT_BITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SplitMix64's mixing steps.
+    fn hash(n: u32) -> u32 {
+        let z = (u64::from(n) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) as u32
+    }
+
+    #[test]
+    fn an_empty_ghost_remembers_nothing() {
+        let mut ghost = Ghost::default();
+        assert!(!ghost.contains(0, 10));
+        ghost.insert(hash(1), 10);
+        assert!(!(2..2000).any(|n| ghost.contains(hash(n), 10)));
+        assert!(!ghost.contains(0, 10), "an empty cell is no key");
+    }
+
+    #[test]
+    fn a_key_is_forgotten_after_as_many_insertions_as_entries() {
+        let mut ghost = Ghost::default();
+        ghost.insert(hash(0), 100);
+        let mut forgotten_at = None;
+        for n in 1..200 {
+            if !ghost.contains(hash(0), 100) {
+                forgotten_at.get_or_insert(n - 1);
+            }
+            if hash(n) & 127 != hash(0) & 127 {
+                ghost.insert(hash(n), 100);
+            }
+        }
+        let at = forgotten_at.expect("it is forgotten");
+        assert!((99..=103).contains(&at), "forgotten after {at}");
+    }
+
+    #[test]
+    fn growing_keeps_what_is_remembered() {
+        let mut ghost = Ghost::default();
+        let keys: Vec<u32> = (0..4).map(hash).collect();
+        for &key in &keys {
+            ghost.insert(key, 1000);
+        }
+        ghost.insert(hash(99), 300_000);
+        for &key in &keys {
+            assert!(ghost.contains(key, 300_000));
+        }
+    }
+
+    #[test]
+    fn most_of_a_full_window_is_remembered() {
+        let mut ghost = Ghost::default();
+        let resident = 1 << 16;
+        for n in 0..resident {
+            ghost.insert(hash(n), resident);
+        }
+        let remembered = (0..resident)
+            .filter(|&n| ghost.contains(hash(n), resident))
+            .count();
+        // A direct-mapped table that is exactly full loses some to collisions: 1/e at worst.
+        assert!(remembered > 40_000, "{remembered} of {resident}");
+    }
+}

@@ -1,0 +1,67 @@
+//! Entries on their way out: collected under a shard's lock, dropped and reported outside it.
+
+use crate::byteview::ByteView;
+use crate::sync::Arc;
+
+/// Why an entry left the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemovalCause {
+    /// Its time to live was over.
+    Expired,
+    /// It was removed, or the cache was cleared.
+    Explicit,
+    /// Another value of the same key took its place.
+    Replaced,
+    /// It was evicted to make room.
+    Size,
+}
+
+/// An entry that left its shard.
+#[derive(Debug)]
+pub(crate) struct Departed {
+    key_len: usize,
+    data: Arc<[u8]>,
+    pub(crate) cause: RemovalCause,
+}
+
+impl Departed {
+    pub(super) fn of((key_len, data): (usize, Arc<[u8]>), cause: RemovalCause) -> Departed {
+        Departed {
+            key_len,
+            data,
+            cause,
+        }
+    }
+
+    /// The key; it went in as a `&str`.
+    pub(crate) fn key(&self) -> &str {
+        std::str::from_utf8(&self.data[..self.key_len]).unwrap_or_default()
+    }
+
+    pub(crate) fn value(&self) -> ByteView {
+        ByteView::window(self.data.clone(), self.key_len, self.data.len())
+    }
+}
+
+/// The entries that one operation took out. Holds one without allocating, which is what most
+/// insertions evict.
+#[derive(Debug, Default)]
+pub(crate) struct Graveyard {
+    first: Option<Departed>,
+    rest: Vec<Departed>,
+}
+
+impl Graveyard {
+    pub(super) fn push(&mut self, departed: Departed) {
+        if self.first.is_none() {
+            self.first = Some(departed);
+        } else {
+            self.rest.push(departed);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Departed> {
+        self.first.iter().chain(&self.rest)
+    }
+}

@@ -1,0 +1,387 @@
+//! The sharded, byte-bounded, expiring store behind a group.
+//!
+//! ```text
+//!   mod.rs        which shard, which lock; the only file that locks
+//!   shard.rs      table + slots + queues of one shard
+//!   slab.rs       slots, and the lists through them
+//!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
+//!   budget.rs     bytes of all shards       charge.rs  what an entry costs
+//!   graveyard.rs  entries on their way out
+//! ```
+//!
+//! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
+//! runs under a lock; no value is dropped under one.
+
+mod budget;
+mod charge;
+mod ghost;
+mod graveyard;
+mod s3fifo;
+mod shard;
+mod slab;
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use foldhash::fast::RandomState;
+
+use crate::byteview::ByteView;
+use crate::clock::{Clock, Tick};
+use crate::stats::{CacheStats, CacheType};
+use crate::sync::{Arc, RwLock};
+use budget::{Budget, Targets};
+use shard::Shard;
+
+pub(crate) use charge::smallest_entry;
+pub(crate) use graveyard::Graveyard;
+pub use graveyard::RemovalCause;
+
+/// How the cache chooses what to evict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Eviction {
+    /// Size-aware S3-FIFO (Yang et al., SOSP '23). Better hit ratios than LRU on most workloads,
+    /// unharmed by scans, and a hit takes only a shared lock.
+    #[default]
+    S3Fifo,
+    /// Exact least-recently-used, as golang/groupcache. A hit takes the shard's lock alone.
+    Lru,
+}
+
+/// A key's hash, seeded per process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hash(u64);
+
+impl Hash {
+    /// The part that a slot keeps.
+    #[inline]
+    fn table(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The part kept, for the table, which takes the place from the low bits and the tag from the
+    /// high ones.
+    #[inline]
+    fn spread(self) -> u64 {
+        Hash::spread_of(self.table())
+    }
+
+    #[inline]
+    fn spread_of(table: u32) -> u64 {
+        u64::from(table) << 32 | u64::from(table)
+    }
+
+    /// The shard, from bits that the table does not use.
+    #[inline]
+    fn shard(self, shards: usize) -> usize {
+        self.0 as usize & (shards - 1)
+    }
+
+    fn stripe(self, stripes: usize) -> usize {
+        (self.0 >> 16) as usize % stripes
+    }
+
+    /// The hash as a number, for other maps of this process.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// What was removed so far: see [`Store::generation`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation {
+    stripe: u32,
+    clears: u32,
+}
+
+/// What a look-up found.
+#[derive(Clone, Debug)]
+pub(crate) struct Hit {
+    pub(crate) view: ByteView,
+    pub(crate) share: CacheType,
+    pub(crate) expires: Option<Tick>,
+}
+
+/// What is to be put in.
+pub(crate) struct NewEntry<'a> {
+    pub(crate) hash: Hash,
+    pub(crate) key: &'a str,
+    /// Key and value, side by side, as [`ByteView::keyed`] makes them.
+    pub(crate) data: Arc<[u8]>,
+    pub(crate) share: CacheType,
+    pub(crate) expires: Option<Tick>,
+}
+
+/// What a store is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreOptions {
+    /// In bytes; 0 keeps nothing.
+    pub(crate) capacity: u64,
+    pub(crate) eviction: Eviction,
+    /// The hot share's part of the capacity, 0 to 1.
+    pub(crate) hot_fraction: f64,
+    /// Rounded up to a power of two; `None` chooses.
+    pub(crate) shards: Option<usize>,
+    pub(crate) clock: Clock,
+}
+
+/// Entries of two shares under one budget, found by key.
+pub(crate) struct Store {
+    hasher: RandomState,
+    shards: Box<[Padded]>,
+    budget: Budget,
+    targets: Targets,
+    eviction: Eviction,
+    clock: Clock,
+    /// Where the search for a shard that is over its part goes on.
+    cursor: AtomicUsize,
+}
+
+/// A shard on cache lines of its own. Its counters stand beside its lock, whose line a look-up
+/// writes anyway, so counting costs no other line.
+#[repr(align(128))]
+struct Padded {
+    shard: RwLock<Shard>,
+    main_hits: AtomicU64,
+    hot_hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Store {
+    pub(crate) fn new(options: StoreOptions) -> Store {
+        let shards = options
+            .shards
+            .unwrap_or_else(|| default_shards(options.capacity))
+            .clamp(1, MAX_SHARDS)
+            .next_power_of_two();
+        let total = options.capacity / shards as u64;
+        Store {
+            hasher: RandomState::default(),
+            shards: (0..shards)
+                .map(|_| Padded {
+                    shard: RwLock::new(Shard::new(options.eviction)),
+                    main_hits: AtomicU64::new(0),
+                    hot_hits: AtomicU64::new(0),
+                    misses: AtomicU64::new(0),
+                })
+                .collect(),
+            budget: Budget::new(options.capacity),
+            targets: Targets {
+                total,
+                hot: (total as f64 * options.hot_fraction) as u64,
+            },
+            eviction: options.eviction,
+            clock: options.clock,
+            cursor: AtomicUsize::new(0),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn hash(&self, key: &str) -> Hash {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key.as_bytes());
+        Hash(hasher.finish())
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.budget.capacity()
+    }
+
+    /// The value of a key, counted as a look-up and a use.
+    #[inline]
+    pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
+        let padded = self.padded(hash);
+        let found = {
+            let shard = padded.shard.read();
+            shard.find(hash, key, &self.clock).map(|slot| {
+                slot.touch();
+                (slot.view(), slot.share())
+            })
+        };
+        let Some((view, share)) = found else {
+            padded.misses.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        self.count_hit(padded, hash, key, share);
+        Some(view)
+    }
+
+    /// The same with what a peer must know of the entry.
+    pub(crate) fn get_hit(&self, hash: Hash, key: &str) -> Option<Hit> {
+        let padded = self.padded(hash);
+        let found = {
+            let shard = padded.shard.read();
+            if let Some(slot) = shard.find(hash, key, &self.clock) {
+                slot.touch();
+            }
+            shard.find_hit(hash, key, &self.clock)
+        };
+        match &found {
+            Some(hit) => self.count_hit(padded, hash, key, hit.share),
+            None => {
+                padded.misses.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        found
+    }
+
+    #[inline]
+    fn count_hit(&self, padded: &Padded, hash: Hash, key: &str, share: CacheType) {
+        let hits = match share {
+            CacheType::Main => &padded.main_hits,
+            CacheType::Hot => &padded.hot_hits,
+        };
+        hits.fetch_add(1, Ordering::Relaxed);
+        if self.eviction == Eviction::Lru {
+            // The entry may have left between the two locks; then there is nothing to move.
+            padded.shard.write().promote(hash, key);
+        }
+    }
+
+    /// The entry of a key, counted as nothing.
+    pub(crate) fn peek(&self, hash: Hash, key: &str) -> Option<Hit> {
+        self.padded(hash)
+            .shard
+            .read()
+            .find_hit(hash, key, &self.clock)
+    }
+
+    /// The entry of a key, counted as nothing; or, if there is none, the generation that a load
+    /// beginning now must give to [`insert`](Self::insert).
+    ///
+    /// A removal counts the key's generation on under the shard's lock, and an insertion compares
+    /// it under that lock. So a value whose load began before a removal either goes in before it,
+    /// and is taken out by it, or is turned away after it.
+    pub(crate) fn peek_or_generation(&self, hash: Hash, key: &str) -> Result<Hit, Generation> {
+        let shard = self.padded(hash).shard.read();
+        shard
+            .find_hit(hash, key, &self.clock)
+            .ok_or_else(|| shard.generation(hash))
+    }
+
+    /// Puts an entry in, in place of an older one of its key, and evicts what must go.
+    ///
+    /// Nothing is put in if the key was removed since `loaded_at`, or if the policy declines. The
+    /// caller drops the graveyard, and tells the listener of it.
+    pub(crate) fn insert(&self, new: NewEntry<'_>, loaded_at: Option<Generation>) -> Graveyard {
+        let mut gone = Graveyard::default();
+        if self.budget.capacity() == 0 {
+            return gone;
+        }
+        let home = new.hash.shard(self.shards.len());
+        self.shards[home].shard.write().insert(
+            new,
+            loaded_at,
+            (&self.budget, self.targets),
+            &self.clock,
+            &mut gone,
+        );
+        if self.budget.is_over() {
+            self.evict_elsewhere(home, &mut gone);
+        }
+        gone
+    }
+
+    /// Evicts from other shards than `home`, whose own part is used up or not reached: first from
+    /// those over their part, then from any. A lone entry is left for last, since it may be one
+    /// that is larger than a shard's part and fits the store all the same.
+    fn evict_elsewhere(&self, home: usize, gone: &mut Graveyard) {
+        let count = self.shards.len();
+        let first = self.cursor.fetch_add(1, Ordering::Relaxed);
+        let others = (0..count)
+            .map(|n| (first + n) & (count - 1))
+            .filter(|&n| n != home);
+        let rounds = [(self.targets.total, 1), (0, 1), (0, 0)];
+        let visits = rounds
+            .into_iter()
+            .flat_map(|(bytes, entries)| others.clone().map(move |n| (n, bytes, entries)))
+            .chain([(home, 0, 0)]);
+        for (visited, bytes, entries) in visits {
+            let mut shard = self.shards[visited].shard.write();
+            while self.budget.is_over() && shard.bytes() > bytes && shard.len() > entries {
+                if !shard.evict_one(0, &self.budget, self.targets, gone) {
+                    break;
+                }
+            }
+            if !self.budget.is_over() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a key out. A load of it that is under way puts nothing in.
+    pub(crate) fn remove(&self, hash: Hash, key: &str) -> Graveyard {
+        let mut gone = Graveyard::default();
+        let mut shard = self.padded(hash).shard.write();
+        shard.remove(hash, key, &self.budget, &mut gone);
+        gone
+    }
+
+    /// Takes everything out, shard by shard. Loads under way put nothing in.
+    pub(crate) fn clear(&self) -> Graveyard {
+        let mut gone = Graveyard::default();
+        for padded in &self.shards {
+            padded.shard.write().clear(&self.budget, &mut gone);
+        }
+        gone
+    }
+
+    /// Look-ups and those that found something.
+    pub(crate) fn lookups(&self) -> (u64, u64) {
+        let sum = |counter: fn(&Padded) -> &AtomicU64| self.sum(counter);
+        let hits = sum(|p| &p.main_hits) + sum(|p| &p.hot_hits);
+        (hits + sum(|p| &p.misses), hits)
+    }
+
+    pub(crate) fn stats(&self, share: CacheType) -> CacheStats {
+        let mut stats = CacheStats::default();
+        for padded in &self.shards {
+            let (bytes, items, evictions) = padded.shard.read().usage(share);
+            stats.bytes += bytes;
+            stats.items += items;
+            stats.evictions += evictions;
+        }
+        let (main_hits, hot_hits) = (self.sum(|p| &p.main_hits), self.sum(|p| &p.hot_hits));
+        let misses = self.sum(|p| &p.misses);
+        (stats.gets, stats.hits) = match share {
+            CacheType::Main => (main_hits + hot_hits + misses, main_hits),
+            CacheType::Hot => (hot_hits + misses, hot_hits),
+        };
+        stats
+    }
+
+    fn sum(&self, counter: impl Fn(&Padded) -> &AtomicU64) -> u64 {
+        let values = self
+            .shards
+            .iter()
+            .map(|p| counter(p).load(Ordering::Relaxed));
+        values.fold(0, u64::wrapping_add)
+    }
+
+    #[inline]
+    fn padded(&self, hash: Hash) -> &Padded {
+        &self.shards[hash.shard(self.shards.len())]
+    }
+}
+
+const MAX_SHARDS: usize = 256;
+
+/// Smaller shards choose worse victims and split large values.
+const MIN_SHARD_BYTES: u64 = 1 << 20;
+
+/// Four shards a core, as long as each keeps a mebibyte.
+fn default_shards(capacity: u64) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = (4 * cores).next_power_of_two().min(64);
+    let room = usize::try_from(capacity / MIN_SHARD_BYTES)
+        .unwrap_or(usize::MAX)
+        .max(1);
+    // The largest power of two that fits.
+    wanted.min(1 << room.ilog2())
+}

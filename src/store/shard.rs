@@ -1,0 +1,389 @@
+//! One shard: a table, its slots, and the queues that choose victims. Single-threaded; the store
+//! locks around it.
+
+use hashbrown::HashTable;
+
+use super::budget::{Budget, Targets};
+use super::graveyard::{Departed, Graveyard};
+use super::slab::{Slab, Slot};
+use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, s3fifo};
+use crate::clock::{Clock, Tick};
+use crate::stats::CacheType;
+
+/// Generations are counted for groups of keys; a neighbour's removal costs a load its place in the
+/// cache, nothing more.
+const STRIPES: usize = 64;
+
+/// Slots looked at for expiry with each insertion: every slot is seen once in `slots / 8`
+/// insertions.
+const SWEEP_STEP: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    table: HashTable<u32>,
+    slab: Slab,
+    shares: Shares,
+    eviction: Eviction,
+    /// When the slot's entry expires. Empty until an entry that expires comes; then as long as the
+    /// slab.
+    expiries: Vec<Option<Tick>>,
+    sweep_at: usize,
+    /// Removals of keys, by stripe. A load notes its key's before it runs and compares when it
+    /// puts its value in; both under the shard's lock.
+    generations: Box<[u32; STRIPES]>,
+    clears: u32,
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    main: Share,
+    hot: Share,
+}
+
+impl Shares {
+    fn of(&self, share: CacheType) -> &Share {
+        match share {
+            CacheType::Main => &self.main,
+            CacheType::Hot => &self.hot,
+        }
+    }
+
+    fn of_mut(&mut self, share: CacheType) -> &mut Share {
+        match share {
+            CacheType::Main => &mut self.main,
+            CacheType::Hot => &mut self.hot,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    /// Under exact LRU only the main queue is used, in order of use.
+    queues: s3fifo::Queues,
+    evictions: u64,
+}
+
+impl Shard {
+    pub(super) fn new(eviction: Eviction) -> Shard {
+        Shard {
+            table: HashTable::new(),
+            slab: Slab::default(),
+            shares: Shares::default(),
+            eviction,
+            expiries: Vec::new(),
+            sweep_at: 0,
+            generations: Box::new([0; STRIPES]),
+            clears: 0,
+        }
+    }
+
+    /// The live entry of a key.
+    #[inline]
+    pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<&Slot> {
+        let slot = self.slab.get(self.index_of(hash, key)?);
+        // The clock is read only for entries that expire.
+        if slot.expires() && self.find_expiring(hash, key, clock).is_none() {
+            return None;
+        }
+        Some(slot)
+    }
+
+    /// The live entry of a key, with what a peer must know of it.
+    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Hit> {
+        let slot = self.find(hash, key, clock)?;
+        let expires = slot
+            .expires()
+            .then(|| self.find_expiring(hash, key, clock))
+            .flatten();
+        Some(Hit {
+            view: slot.view(),
+            share: slot.share(),
+            expires,
+        })
+    }
+
+    #[cold]
+    fn find_expiring(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Tick> {
+        let index = self.index_of(hash, key)?;
+        self.expiry(index).filter(|&at| clock.now() < at)
+    }
+
+    /// Moves a key's entry to the front, under exact LRU.
+    pub(super) fn promote(&mut self, hash: Hash, key: &str) {
+        if let Some(index) = self.index_of(hash, key) {
+            let share = self.shares.of_mut(self.slab.get(index).share());
+            self.slab.move_to_head(&mut share.queues.main, index);
+        }
+    }
+
+    pub(super) fn generation(&self, hash: Hash) -> Generation {
+        Generation {
+            stripe: self.generations[hash.stripe(STRIPES)],
+            clears: self.clears,
+        }
+    }
+
+    /// Puts an entry in and makes room for it, down to the shard's own part of the budget.
+    ///
+    /// False if it was not kept: its key was removed since `loaded_at`, or the policy declines.
+    pub(super) fn insert(
+        &mut self,
+        new: NewEntry<'_>,
+        loaded_at: Option<Generation>,
+        (budget, targets): (&Budget, Targets),
+        clock: &Clock,
+        gone: &mut Graveyard,
+    ) -> bool {
+        if loaded_at.is_some_and(|then| then != self.generation(new.hash)) {
+            return false;
+        }
+        self.sweep(budget, clock, gone);
+
+        // Replacing is taking out and putting in, which keeps every charge exact. The entry keeps
+        // its hits and its place among the entries that have proved themselves.
+        let mut earned = (false, 0);
+        if let Some(index) = self.index_of(new.hash, new.key) {
+            let slot = self.slab.get_mut(index);
+            earned = (slot.in_main_queue(), *slot.freq());
+            self.depart(index, RemovalCause::Replaced, budget, gone);
+        }
+
+        let weight = charge::entry(new.data.len());
+        if !self.admits(&new, weight, earned.0, budget, targets) {
+            return false;
+        }
+        let Ok(key_len) = u16::try_from(new.key.len()) else {
+            return false;
+        };
+        budget.take(weight);
+        while budget.is_over() && self.bytes() + weight > targets.total {
+            let hot = if new.share == CacheType::Hot {
+                weight
+            } else {
+                0
+            };
+            if !self.evict_one(hot, budget, targets, gone) {
+                break;
+            }
+        }
+        let slot = Slot::new(new.hash.table(), key_len, new.data, new.share);
+        let Some(index) = self.slab.insert(slot) else {
+            budget.release(weight);
+            return false;
+        };
+        self.set_expiry(index, new.expires);
+        self.enqueue(index, earned);
+        let slab = &self.slab;
+        self.table.insert_unique(new.hash.spread(), index, |&i| {
+            Hash::spread_of(slab.get(i).hash)
+        });
+        true
+    }
+
+    /// Whether the policy keeps an entry of this weight.
+    ///
+    /// Under S3-FIFO an entry larger than the small queue would push all newcomers out, so it is
+    /// kept only on its second request, or while there is room that nobody uses.
+    fn admits(
+        &mut self,
+        new: &NewEntry<'_>,
+        weight: u64,
+        proved: bool,
+        budget: &Budget,
+        targets: Targets,
+    ) -> bool {
+        if weight > budget.capacity() {
+            return false;
+        }
+        let small = s3fifo::small_part(targets.of(new.share));
+        if self.eviction == Eviction::Lru || weight <= small || proved || budget.has_room(weight) {
+            return true;
+        }
+        let queues = &mut self.shares.of_mut(new.share).queues;
+        let hash = new.hash.table();
+        let remembered = queues.remembers(hash);
+        if !remembered {
+            queues.remember(hash);
+        }
+        remembered
+    }
+
+    fn enqueue(&mut self, index: u32, (proved, hits): (bool, u8)) {
+        let slot = self.slab.get_mut(index);
+        *slot.freq() = hits;
+        let share = self.shares.of_mut(slot.share());
+        let to_main = proved || self.eviction == Eviction::Lru;
+        share.queues.push(&mut self.slab, index, to_main);
+    }
+
+    /// Evicts one entry: from the hot share if it is over its part (with `coming` more bytes in
+    /// it), else from the main one. False if there is nothing left.
+    pub(super) fn evict_one(
+        &mut self,
+        coming: u64,
+        budget: &Budget,
+        targets: Targets,
+        gone: &mut Graveyard,
+    ) -> bool {
+        let from_hot = self.shares.hot.queues.bytes() + coming > targets.hot;
+        let (first, second) = if from_hot {
+            (CacheType::Hot, CacheType::Main)
+        } else {
+            (CacheType::Main, CacheType::Hot)
+        };
+        self.evict_from(first, budget, targets, gone)
+            || self.evict_from(second, budget, targets, gone)
+    }
+
+    fn evict_from(
+        &mut self,
+        share: CacheType,
+        budget: &Budget,
+        targets: Targets,
+        gone: &mut Graveyard,
+    ) -> bool {
+        let (slab, eviction) = (&mut self.slab, self.eviction);
+        let owner = self.shares.of_mut(share);
+        let victim = match eviction {
+            Eviction::S3Fifo => {
+                let small = s3fifo::small_part(targets.of(share));
+                owner.queues.evict(slab, small)
+            }
+            Eviction::Lru => owner.queues.evict_oldest(slab),
+        };
+        let Some(index) = victim else {
+            return false;
+        };
+        owner.evictions += 1;
+        self.release(index, RemovalCause::Size, budget, gone);
+        true
+    }
+
+    /// Takes a key out and counts its generation on, so that a load under way cannot put an older
+    /// value in.
+    pub(super) fn remove(
+        &mut self,
+        hash: Hash,
+        key: &str,
+        budget: &Budget,
+        gone: &mut Graveyard,
+    ) -> bool {
+        let generation = &mut self.generations[hash.stripe(STRIPES)];
+        *generation = generation.wrapping_add(1);
+        match self.index_of(hash, key) {
+            Some(index) => {
+                self.depart(index, RemovalCause::Explicit, budget, gone);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes everything out, and lets no load under way put anything in.
+    pub(super) fn clear(&mut self, budget: &Budget, gone: &mut Graveyard) {
+        self.clears = self.clears.wrapping_add(1);
+        let slab = std::mem::take(&mut self.slab);
+        budget.release(self.bytes());
+        for slot in slab.into_live() {
+            gone.push(Departed::of(slot, RemovalCause::Explicit));
+        }
+        // The tables go too: an emptied cache gives its memory back.
+        self.table = HashTable::new();
+        self.expiries = Vec::new();
+        self.sweep_at = 0;
+        self.shares.main.queues = s3fifo::Queues::default();
+        self.shares.hot.queues = s3fifo::Queues::default();
+    }
+
+    /// Takes out what has expired among the next few slots.
+    fn sweep(&mut self, budget: &Budget, clock: &Clock, gone: &mut Graveyard) {
+        if self.expiries.is_empty() {
+            return;
+        }
+        let now = clock.now();
+        for _ in 0..SWEEP_STEP.min(self.expiries.len()) {
+            let at = self.sweep_at;
+            self.sweep_at = (at + 1) % self.expiries.len();
+            let index = at as u32;
+            if self.expiry(index).is_some_and(|end| end <= now) {
+                self.depart(index, RemovalCause::Expired, budget, gone);
+            }
+        }
+    }
+
+    /// The sum of all entries' charges, after checking that every entry can be found.
+    #[cfg(test)]
+    pub(super) fn audit(&self) -> u64 {
+        let mut sum = 0;
+        let mut live = 0;
+        for (index, slot) in self.slab.iter() {
+            let place = Hash::spread_of(slot.hash);
+            assert!(self.table.find(place, |&other| other == index).is_some());
+            sum += slot.weight();
+            live += 1;
+        }
+        assert_eq!(self.table.len(), live);
+        sum
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.shares.main.queues.bytes() + self.shares.hot.queues.bytes()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Bytes, entries and evictions of a share.
+    pub(super) fn usage(&self, share: CacheType) -> (u64, u64, u64) {
+        let share = self.shares.of(share);
+        (
+            share.queues.bytes(),
+            share.queues.len().into(),
+            share.evictions,
+        )
+    }
+
+    #[inline]
+    fn index_of(&self, hash: Hash, key: &str) -> Option<u32> {
+        let wanted = hash.table();
+        let found = self.table.find(hash.spread(), |&index| {
+            let slot = self.slab.get(index);
+            slot.hash == wanted && slot.key() == key.as_bytes()
+        });
+        found.copied()
+    }
+
+    fn expiry(&self, index: u32) -> Option<Tick> {
+        self.expiries.get(index as usize).copied().flatten()
+    }
+
+    fn set_expiry(&mut self, index: u32, expires: Option<Tick>) {
+        self.slab.get_mut(index).set_expires(expires.is_some());
+        if expires.is_some() || !self.expiries.is_empty() {
+            self.expiries.resize(self.slab.len(), None);
+            self.expiries[index as usize] = expires;
+        }
+    }
+
+    /// Takes an entry out of its queue, then out of everything else.
+    fn depart(&mut self, index: u32, cause: RemovalCause, budget: &Budget, gone: &mut Graveyard) {
+        let share = self.shares.of_mut(self.slab.get(index).share());
+        share.queues.unlink(&mut self.slab, index);
+        self.release(index, cause, budget, gone);
+    }
+
+    /// Takes an entry that is in no queue out of the table and the slab.
+    fn release(&mut self, index: u32, cause: RemovalCause, budget: &Budget, gone: &mut Graveyard) {
+        let slot = self.slab.get(index);
+        budget.release(slot.weight());
+        let place = Hash::spread_of(slot.hash);
+        if let Ok(entry) = self.table.find_entry(place, |&other| other == index) {
+            entry.remove();
+        }
+        self.set_expiry(index, None);
+        if let Some(slot) = self.slab.remove(index) {
+            gone.push(Departed::of(slot, cause));
+        }
+    }
+}

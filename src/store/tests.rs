@@ -1,0 +1,374 @@
+//! The store against a model, and the behaviours that its callers rest on.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
+    Store::new(StoreOptions {
+        capacity,
+        eviction,
+        hot_fraction: 0.125,
+        shards: Some(shards),
+        clock: clock.clone(),
+    })
+}
+
+fn put(
+    store: &Store,
+    key: &str,
+    value: &[u8],
+    share: CacheType,
+    ttl: Option<Duration>,
+) -> Graveyard {
+    let new = NewEntry {
+        hash: store.hash(key),
+        key,
+        data: ByteView::keyed(key, value).into_keyed(key),
+        share,
+        expires: ttl.map(|ttl| store.clock().now().after(ttl)),
+    };
+    store.insert(new, None)
+}
+
+fn get(store: &Store, key: &str) -> Option<ByteView> {
+    store.get(store.hash(key), key)
+}
+
+fn total_bytes(store: &Store) -> u64 {
+    store.stats(CacheType::Main).bytes + store.stats(CacheType::Hot).bytes
+}
+
+fn total_items(store: &Store) -> u64 {
+    store.stats(CacheType::Main).items + store.stats(CacheType::Hot).items
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put {
+        key: u8,
+        len: usize,
+        hot: bool,
+        ttl: Option<u8>,
+    },
+    Get(u8),
+    Remove(u8),
+    Advance(u8),
+    Clear,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let len = prop_oneof![4 => 0..200_usize, 1 => 200..5000_usize];
+    let op = prop_oneof![
+        8 => (any::<u8>(), len, any::<bool>(), proptest::option::weighted(0.3, 1..20_u8))
+            .prop_map(|(key, len, hot, ttl)| Op::Put { key, len, hot, ttl }),
+        8 => any::<u8>().prop_map(Op::Get),
+        2 => any::<u8>().prop_map(Op::Remove),
+        2 => (1..10_u8).prop_map(Op::Advance),
+        1 => Just(Op::Clear),
+    ];
+    proptest::collection::vec(op, 1..400)
+}
+
+fn eviction() -> impl Strategy<Value = Eviction> {
+    prop_oneof![Just(Eviction::S3Fifo), Just(Eviction::Lru)]
+}
+
+proptest! {
+    /// Whatever happens: no value but the newest and unexpired one is ever seen, the charge is the
+    /// sum of the entries' charges, and it stays within the capacity.
+    #[test]
+    fn holds_its_bounds_and_never_tells_an_old_value(
+        ops in ops(),
+        eviction in eviction(),
+        shards in prop_oneof![Just(1), Just(4)],
+        capacity in prop_oneof![Just(0_u64), Just(500), 2_000..30_000_u64],
+    ) {
+        let clock = Clock::manual();
+        let store = store(capacity, eviction, shards, &clock);
+        let mut model: HashMap<String, (Vec<u8>, Option<Tick>)> = HashMap::new();
+        for (step, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::Put { key, len, hot, ttl } => {
+                    let key = format!("k{key}");
+                    let value = vec![step as u8; len];
+                    let share = if hot { CacheType::Hot } else { CacheType::Main };
+                    let ttl = ttl.map(|s| Duration::from_secs(s.into()));
+                    put(&store, &key, &value, share, ttl);
+                    model.insert(key, (value, ttl.map(|ttl| clock.now().after(ttl))));
+                }
+                Op::Get(key) => {
+                    let key = format!("k{key}");
+                    if let Some(found) = get(&store, &key) {
+                        let (value, expires) = &model[&key];
+                        prop_assert_eq!(&found, value);
+                        prop_assert!(expires.is_none_or(|at| clock.now() < at), "expired");
+                    }
+                }
+                Op::Remove(key) => {
+                    let key = format!("k{key}");
+                    store.remove(store.hash(&key), &key);
+                    model.remove(&key);
+                    prop_assert!(get(&store, &key).is_none());
+                }
+                Op::Advance(seconds) => clock.advance(Duration::from_secs(seconds.into())),
+                Op::Clear => {
+                    store.clear();
+                    model.clear();
+                    prop_assert_eq!(total_items(&store), 0);
+                }
+            }
+            let charged: u64 = store.shards.iter().map(|p| p.shard.read().audit()).sum();
+            prop_assert_eq!(charged, total_bytes(&store));
+            prop_assert_eq!(charged, store.budget.used());
+            prop_assert!(charged <= capacity, "{} of {}", charged, capacity);
+        }
+    }
+}
+
+#[test]
+fn a_replaced_value_keeps_the_charge_exact() {
+    let store = store(1 << 20, Eviction::S3Fifo, 1, &Clock::manual());
+    for len in [100, 5000, 0, 100] {
+        put(&store, "key", &vec![7; len], CacheType::Main, None);
+        assert_eq!(total_bytes(&store), charge::entry(3 + len));
+        assert_eq!(total_items(&store), 1);
+        assert_eq!(get(&store, "key").expect("kept").len(), len);
+    }
+}
+
+#[test]
+fn a_value_larger_than_a_shard_is_kept_if_the_store_holds_it() {
+    let store = store(64_000, Eviction::S3Fifo, 4, &Clock::manual());
+    for n in 0..200 {
+        put(&store, &format!("k{n}"), &[0; 200], CacheType::Main, None);
+    }
+    let large = vec![1; 30_000];
+    put(&store, "large", &large, CacheType::Main, None);
+    assert!(
+        get(&store, "large").is_none(),
+        "once is not enough for the room of a hundred"
+    );
+    put(&store, "large", &large, CacheType::Main, None);
+    assert!(get(&store, "large").is_some());
+    assert!(total_bytes(&store) <= 64_000);
+    assert!(total_items(&store) > 50, "the rest shares what is left");
+}
+
+#[test]
+fn a_value_larger_than_the_store_is_not_kept_and_flushes_nothing() {
+    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+        let store = store(10_000, eviction, 1, &Clock::manual());
+        put(&store, "small", b"value", CacheType::Main, None);
+        put(&store, "large", &[0; 10_000], CacheType::Main, None);
+        assert!(get(&store, "large").is_none());
+        assert!(get(&store, "small").is_some());
+    }
+}
+
+#[test]
+fn the_hot_share_gives_way_first() {
+    let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
+    for n in 0..1000 {
+        put(&store, &format!("main{n}"), &[0; 50], CacheType::Main, None);
+        put(&store, &format!("hot{n}"), &[0; 50], CacheType::Hot, None);
+    }
+    let hot = store.stats(CacheType::Hot).bytes;
+    assert!((4_000..=5_000).contains(&hot), "hot holds {hot} of 40000");
+    assert!(store.stats(CacheType::Main).bytes > 34_000);
+}
+
+#[test]
+fn unused_room_of_one_share_serves_the_other() {
+    let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
+    for n in 0..1000 {
+        put(&store, &format!("hot{n}"), &[0; 50], CacheType::Hot, None);
+    }
+    assert!(store.stats(CacheType::Hot).bytes > 39_000);
+}
+
+#[test]
+fn an_entry_asked_for_again_outlives_a_scan() {
+    let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
+    put(&store, "wanted", b"value", CacheType::Main, None);
+    for n in 0..5000 {
+        assert!(get(&store, "wanted").is_some(), "gone after {n}");
+        put(&store, &format!("scan{n}"), &[0; 50], CacheType::Main, None);
+    }
+}
+
+#[test]
+fn lru_evicts_what_was_used_longest_ago() {
+    let room_for_three = 3 * charge::entry(3);
+    let store = store(room_for_three, Eviction::Lru, 1, &Clock::manual());
+    for key in ["a", "b", "c"] {
+        put(&store, key, b"xx", CacheType::Main, None);
+    }
+    get(&store, "a");
+    put(&store, "d", b"xx", CacheType::Main, None);
+    let kept = ["a", "b", "c", "d"].map(|key| get(&store, key).is_some());
+    assert_eq!(kept, [true, false, true, true]);
+    assert_eq!(store.stats(CacheType::Main).evictions, 1);
+}
+
+#[test]
+fn an_entry_expires_on_the_tick() {
+    let clock = Clock::manual();
+    let store = store(10_000, Eviction::S3Fifo, 1, &clock);
+    put(
+        &store,
+        "key",
+        b"value",
+        CacheType::Main,
+        Some(Duration::from_secs(5)),
+    );
+    clock.advance(Duration::from_nanos(4_999_999_999));
+    clock.shift_wall_clock(3_600_000_000_000);
+    assert!(get(&store, "key").is_some());
+    clock.advance(Duration::from_nanos(1));
+    assert!(get(&store, "key").is_none());
+}
+
+#[test]
+fn expired_entries_are_swept_out_by_later_insertions() {
+    let clock = Clock::manual();
+    let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
+    for n in 0..1000 {
+        put(
+            &store,
+            &format!("old{n}"),
+            &[0; 50],
+            CacheType::Main,
+            Some(Duration::from_secs(1)),
+        );
+    }
+    clock.advance(Duration::from_secs(2));
+    for n in 0..130 {
+        put(&store, &format!("new{n}"), &[0; 50], CacheType::Main, None);
+    }
+    assert_eq!(total_items(&store), 130);
+    assert_eq!(
+        store.stats(CacheType::Main).evictions,
+        0,
+        "expiry is no eviction"
+    );
+}
+
+#[test]
+fn a_load_that_began_before_a_removal_puts_nothing_in() {
+    let store = store(10_000, Eviction::S3Fifo, 1, &Clock::manual());
+    for remove in [
+        (|store, hash| drop(Store::remove(store, hash, "key"))) as fn(&Store, Hash),
+        |store, _| drop(store.clear()),
+    ] {
+        let hash = store.hash("key");
+        let generation = store
+            .peek_or_generation(hash, "key")
+            .expect_err("nothing there");
+        remove(&store, hash);
+        let late = |data| NewEntry {
+            hash,
+            key: "key",
+            data,
+            share: CacheType::Main,
+            expires: None,
+        };
+        store.insert(
+            late(ByteView::keyed("key", b"old").into_keyed("key")),
+            Some(generation),
+        );
+        assert!(store.peek(hash, "key").is_none());
+        let generation = store
+            .peek_or_generation(hash, "key")
+            .expect_err("still nothing");
+        store.insert(
+            late(ByteView::keyed("key", b"new").into_keyed("key")),
+            Some(generation),
+        );
+        assert_eq!(store.peek(hash, "key").expect("kept").view, "new");
+        store.clear();
+    }
+}
+
+#[test]
+fn the_graveyard_tells_what_left_and_why() {
+    let clock = Clock::manual();
+    let store = store(2_000, Eviction::S3Fifo, 1, &clock);
+    let tell = |gone: Graveyard| -> Vec<(String, ByteView, RemovalCause)> {
+        gone.iter()
+            .map(|d| (d.key().to_string(), d.value(), d.cause))
+            .collect()
+    };
+    put(&store, "a", b"1", CacheType::Main, None);
+    let replaced = tell(put(&store, "a", b"2", CacheType::Main, None));
+    assert_eq!(replaced, [("a".into(), "1".into(), RemovalCause::Replaced)]);
+    let removed = tell(store.remove(store.hash("a"), "a"));
+    assert_eq!(removed, [("a".into(), "2".into(), RemovalCause::Explicit)]);
+    put(
+        &store,
+        "b",
+        b"3",
+        CacheType::Main,
+        Some(Duration::from_secs(1)),
+    );
+    clock.advance(Duration::from_secs(1));
+    let swept = tell(put(&store, "c", b"4", CacheType::Main, None));
+    assert_eq!(swept, [("b".into(), "3".into(), RemovalCause::Expired)]);
+    let evicted: Vec<_> = (0..100)
+        .flat_map(|n| {
+            tell(put(
+                &store,
+                &format!("d{n}"),
+                &[0; 50],
+                CacheType::Main,
+                None,
+            ))
+        })
+        .collect();
+    assert!(!evicted.is_empty());
+    assert!(
+        evicted
+            .iter()
+            .all(|(_, _, cause)| *cause == RemovalCause::Size)
+    );
+}
+
+#[test]
+fn look_ups_are_counted_by_share() {
+    let store = store(10_000, Eviction::S3Fifo, 4, &Clock::manual());
+    put(&store, "mine", b"1", CacheType::Main, None);
+    put(&store, "theirs", b"2", CacheType::Hot, None);
+    for key in ["mine", "mine", "theirs", "nobody's"] {
+        get(&store, key);
+    }
+    let (main, hot) = (store.stats(CacheType::Main), store.stats(CacheType::Hot));
+    assert_eq!((main.gets, main.hits), (4, 2));
+    assert_eq!((hot.gets, hot.hits), (2, 1));
+    assert_eq!(store.lookups(), (4, 3));
+}
+
+#[test]
+fn many_threads_keep_the_books_straight() {
+    let store = store(100_000, Eviction::S3Fifo, 4, &Clock::manual());
+    std::thread::scope(|scope| {
+        for thread in 0..4_usize {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..5000_usize {
+                    let key = format!("k{}", (n * 7 + thread) % 900);
+                    match n % 5 {
+                        0 | 1 => drop(put(store, &key, &vec![0; n % 700], CacheType::Main, None)),
+                        2 => drop(store.remove(store.hash(&key), &key)),
+                        _ => drop(get(store, &key)),
+                    }
+                }
+            });
+        }
+    });
+    let charged: u64 = store.shards.iter().map(|p| p.shard.read().audit()).sum();
+    assert_eq!(charged, store.budget.used());
+    assert!(charged <= 100_000, "{charged}");
+}

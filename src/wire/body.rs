@@ -1,0 +1,409 @@
+//! The body of an answer: a `GetResponse`, written around the value and read without copying it.
+
+use std::borrow::Cow;
+use std::ops::Deref;
+
+use quick_protobuf::{BytesReader, MessageRead};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pb::GetResponse;
+
+/// The bytes of a `GetResponse` that come before those of its value; on the stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefix {
+    bytes: [u8; PREFIX_CAPACITY],
+    len: usize,
+}
+
+/// What a peer answered; the value lies in the body.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Decoded<'a> {
+    pub value: &'a [u8],
+    /// The value is good for so long from now on; preferred to `expire_unix_nanos`.
+    pub ttl_nanos: Option<u64>,
+    /// When the value expires by the peer's wall clock.
+    pub expire_unix_nanos: Option<i64>,
+    /// Finite and not negative.
+    pub minute_qps: Option<f64>,
+}
+
+/// The start of an answer with a value of `value_len` bytes: the value's bytes follow it and end
+/// the message, so a cached value is sent from where it lies.
+///
+/// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
+/// tell it from none.
+pub(crate) fn response_prefix(
+    value_len: usize,
+    ttl_nanos: Option<u64>,
+    expire_unix_nanos: Option<i64>,
+    minute_qps: Option<f64>,
+) -> Prefix {
+    let mut prefix = Prefix {
+        bytes: [0; PREFIX_CAPACITY],
+        len: 0,
+    };
+    if let Some(qps) = minute_qps {
+        prefix.push_tag(MINUTE_QPS);
+        prefix.push(&qps.to_le_bytes());
+    }
+    if let Some(expire) = expire_unix_nanos {
+        prefix.push_tag(EXPIRE);
+        // An int64 travels as its two's complement.
+        prefix.push_varint(expire as u64);
+    }
+    if let Some(ttl) = ttl_nanos {
+        prefix.push_tag(TTL_NANOS);
+        prefix.push_varint(ttl);
+    }
+    prefix.push_tag(VALUE);
+    prefix.push_varint(value_len as u64);
+    prefix
+}
+
+impl Prefix {
+    fn push_tag(&mut self, (number, wire_type): FieldType) {
+        self.push_varint(u64::from(number << 3 | u32::from(wire_type)));
+    }
+
+    fn push_varint(&mut self, mut rest: u64) {
+        while rest >= 0x80 {
+            self.push(&[rest as u8 | 0x80]);
+            rest >>= 7;
+        }
+        self.push(&[rest as u8]);
+    }
+
+    /// Never beyond the capacity, which is that of all the fields at their longest.
+    fn push(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
+    }
+}
+
+impl Deref for Prefix {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Reads the body of an answer with status 200.
+///
+/// A value that is absent is empty: proto2 lets an encoder leave out what is not set, and
+/// golang/groupcache's does so for a nil slice. An `expire` of 0 is none, as mailgun/groupcache
+/// means it; so is a `minute_qps` that is not a number of requests.
+///
+/// # Errors
+///
+/// [`ErrorKind::Peer`] unless the body is a sequence of whole fields, those of `GetResponse` with
+/// their types. Text is hardly ever that: a body that begins with `<`, `{` or `[` never is, since
+/// those are the tags of groups, which proto2 gave up. Behind a line feed, which is the tag of the
+/// value, a text could pass by chance, and a body cut between two fields always does: the caller
+/// has checked the content type and the length.
+pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
+    check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS])
+        .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
+    let message = GetResponse::from_reader(&mut BytesReader::from_bytes(body), body)
+        .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
+    Ok(Decoded {
+        value: match message.value {
+            Some(Cow::Borrowed(value)) => value,
+            // The generated reader only borrows, so this is the absent value.
+            Some(Cow::Owned(_)) | None => &[],
+        },
+        ttl_nanos: message.ttl_nanos,
+        expire_unix_nanos: message.expire.filter(|&at| at != 0),
+        minute_qps: message
+            .minute_qps
+            .filter(|qps| qps.is_finite() && *qps >= 0.0),
+    })
+}
+
+/// Checks what the generated readers do not, before they read.
+///
+/// They skip a known field of the wrong type as if it were unknown, cut numbers that are too
+/// large, and add lengths without a check, which overflows where `usize` has 32 bits. What passes
+/// here they read to the end, and in the same way.
+fn check_fields(mut rest: &[u8], known: &[FieldType]) -> Result<(), &'static str> {
+    while !rest.is_empty() {
+        let tag = take_varint(&mut rest)?;
+        let tag = u32::try_from(tag).map_err(|_| "a field number out of range")?;
+        let (number, wire_type) = (tag >> 3, (tag & 7) as u8);
+        if number == 0 {
+            return Err("a field number out of range");
+        }
+        if known.iter().any(|&(n, t)| n == number && t != wire_type) {
+            return Err("a field of the wrong type");
+        }
+        let len = match wire_type {
+            VARINT => {
+                take_varint(&mut rest)?;
+                0
+            }
+            I64 => 8,
+            LEN => take_varint(&mut rest)?,
+            I32 => 4,
+            _ => return Err("a field of no type"),
+        };
+        // The readers take lengths of 32 bits; protobuf's own limit is 2 GiB.
+        rest = u32::try_from(len)
+            .ok()
+            .and_then(|len| rest.get(usize::try_from(len).ok()?..))
+            .ok_or("a field longer than the body")?;
+    }
+    Ok(())
+}
+
+fn take_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
+    let mut value = 0;
+    for (i, &byte) in rest.iter().take(MAX_VARINT).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte < 0x80 {
+            // Nine bytes carry 63 bits; the tenth has room for one.
+            if i == MAX_VARINT - 1 && byte > 1 {
+                return Err("a number of more than 64 bits");
+            }
+            *rest = &rest[i + 1..];
+            return Ok(value);
+        }
+    }
+    Err("a number without an end")
+}
+
+/// A field's number and wire type.
+type FieldType = (u32, u8);
+
+const VARINT: u8 = 0;
+const I64: u8 = 1;
+const LEN: u8 = 2;
+const I32: u8 = 5;
+
+const VALUE: FieldType = (1, LEN);
+const MINUTE_QPS: FieldType = (2, I64);
+const EXPIRE: FieldType = (3, VARINT);
+/// larder's own.
+const TTL_NANOS: FieldType = (100, VARINT);
+
+const MAX_VARINT: usize = 10;
+
+/// Four tags, of which `TTL_NANOS` takes two bytes, a double and three numbers.
+const PREFIX_CAPACITY: usize = 5 + 8 + 3 * MAX_VARINT;
+
+const CORRUPT: &str = "the peer's answer is not a GetResponse";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::ProtoMessage;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    fn by_the_generated_reader(body: &[u8]) -> GetResponse<'_> {
+        GetResponse::from_reader(&mut BytesReader::from_bytes(body), body).expect("it decodes")
+    }
+
+    fn refused(body: &[u8]) -> String {
+        let error = decode_response(body).expect_err("it is refused");
+        assert_eq!(error.kind(), ErrorKind::Peer);
+        error.to_string()
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_proto_file() {
+        assert_eq!(*response_prefix(3, None, None, None), [0x0a, 3]);
+        assert_eq!(*response_prefix(0, None, None, None), [0x0a, 0]);
+        assert_eq!(*response_prefix(300, None, None, None), [0x0a, 0xac, 0x02]);
+        assert_eq!(
+            *response_prefix(1, Some(150), Some(-1), Some(1.0)),
+            [
+                &[0x11, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f][..],
+                &[
+                    0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01
+                ],
+                &[0xa0, 0x06, 0x96, 0x01],
+                &[0x0a, 1],
+            ]
+            .concat()
+        );
+    }
+
+    #[test]
+    fn the_longest_prefix_fits_exactly() {
+        let prefix = response_prefix(usize::MAX, Some(u64::MAX), Some(i64::MIN), Some(f64::MAX));
+        let shorter_lengths = 10 - usize::BITS.div_ceil(7) as usize;
+        assert_eq!(prefix.len() + shorter_lengths, PREFIX_CAPACITY);
+    }
+
+    #[test]
+    fn the_value_is_borrowed_and_absent_is_empty() {
+        let body = [&response_prefix(3, None, None, None)[..], b"red"].concat();
+        let value = decode_response(&body).expect("it decodes").value;
+        assert_eq!(value, b"red");
+        assert_eq!(value.as_ptr(), body[2..].as_ptr());
+
+        for body in [&[][..], &[0x0a, 0], &[0x18, 0]] {
+            let decoded = decode_response(body).expect("it decodes");
+            assert_eq!(decoded.value, b"");
+            assert_eq!(decoded.expire_unix_nanos, None, "0 is never");
+        }
+    }
+
+    #[test]
+    fn fields_of_other_versions_are_skipped() {
+        let unknown = [
+            &[0x20, 0x96, 0x01][..],
+            &[0x31, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[0xaa, 0x06, 2, b'h', b'i'],
+            &[0x3d, 1, 2, 3, 4],
+        ]
+        .concat();
+        let body = [&unknown[..], &[0x0a, 1, b'x'], &unknown].concat();
+        assert_eq!(decode_response(&body).expect("it decodes").value, b"x");
+    }
+
+    #[test]
+    fn a_rate_that_is_no_rate_is_left_out() {
+        for qps in [f64::NAN, f64::INFINITY, -1.0] {
+            let body = response_prefix(0, None, None, Some(qps));
+            assert_eq!(decode_response(&body).expect("it decodes").minute_qps, None);
+        }
+    }
+
+    #[test]
+    fn corrupt_bodies_are_refused() {
+        for (body, why) in [
+            (&[0x0a][..], "without an end"),
+            (&[0x0a, 0x80], "without an end"),
+            (&[0x0a, 2, b'x'], "longer than the body"),
+            (
+                &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f],
+                "longer than the body",
+            ),
+            // 2^32 + 1: the generated reader alone would take it for 1.
+            (
+                &[0x0a, 0x81, 0x80, 0x80, 0x80, 0x10, b'x'],
+                "longer than the body",
+            ),
+            (
+                &[
+                    0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+                ],
+                "longer than the body",
+            ),
+            (&[0x08, 1], "wrong type"),
+            (&[0x12, 1, b'x'], "wrong type"),
+            (&[0x1a, 1, b'x'], "wrong type"),
+            (&[0xa1, 0x06, 1, 2, 3, 4, 5, 6, 7, 8], "wrong type"),
+            (&[0x02, 1, b'x'], "field number"),
+            (&[0x8a, 0x80, 0x80, 0x80, 0x10, 1, b'x'], "field number"),
+            (&[0x13, 0x14], "wrong type"),
+            (&[0x23, 0x24], "no type"),
+            (&[0x26], "no type"),
+            (&[0x27], "no type"),
+            (&[0x11, 1, 2, 3, 4, 5, 6, 7], "longer than the body"),
+            (&[0x25, 1, 2, 3], "longer than the body"),
+            (
+                &[
+                    0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02,
+                ],
+                "64 bits",
+            ),
+            (
+                &[
+                    0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                ],
+                "without an end",
+            ),
+            (&[0x0a, 1, b'x', 0], "field number"),
+        ] {
+            let text = refused(body);
+            assert!(text.contains(why), "{body:x?}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_no_answer() {
+        for page in [
+            "<html><body>It works!</body></html>",
+            "<!DOCTYPE html>\n<title>Sign in</title>",
+            "\n<!DOCTYPE html>\n<html lang=\"en\">\n<head><title>Welcome to the network</title></head>",
+            "\r\n<html></html>",
+            "  <html></html>",
+            "\u{feff}<html></html>",
+            "{\"status\":\"ok\"}",
+            "[]",
+            "ok",
+            "OK\n",
+            "404 page not found\n",
+            "no such group: colors\n",
+        ] {
+            refused(page.as_bytes());
+        }
+    }
+
+    fn fields() -> impl Strategy<Value = (Option<u64>, Option<i64>, Option<f64>)> {
+        (
+            option::of(any::<u64>()),
+            option::of(any::<i64>().prop_filter("0 is none", |&at| at != 0)),
+            option::of(0.0..1e300),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn prefix_and_value_are_the_message(
+            (ttl, expire, qps) in fields(),
+            value in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let body = [&response_prefix(value.len(), ttl, expire, qps)[..], &value].concat();
+            let message = GetResponse {
+                value: Some(Cow::Borrowed(&value[..])),
+                minute_qps: qps,
+                expire,
+                ttl_nanos: ttl,
+            };
+            prop_assert_eq!(&by_the_generated_reader(&body), &message);
+            let decoded = Decoded {
+                value: &value,
+                ttl_nanos: ttl,
+                expire_unix_nanos: expire,
+                minute_qps: qps,
+            };
+            prop_assert_eq!(decode_response(&body).unwrap(), decoded);
+            let by_the_generated_writer = message.encode().unwrap();
+            prop_assert_eq!(decode_response(&by_the_generated_writer).unwrap(), decoded);
+        }
+
+        #[test]
+        fn a_body_cut_inside_a_field_is_refused(
+            (ttl, expire, qps) in fields(),
+            value in prop::collection::vec(any::<u8>(), 1..300),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let prefix = response_prefix(value.len(), ttl, expire, qps);
+            let body = [&prefix[..], &value].concat();
+            let tag = response_prefix(0, ttl, expire, qps).len() - 2;
+            let end = tag + 1 + cut.index(body.len() - tag - 1);
+            refused(&body[..end]);
+        }
+
+        #[test]
+        fn what_passes_is_what_the_generated_reader_reads(
+            body in prop::collection::vec(
+                prop_oneof![
+                    any::<u8>(),
+                    prop::sample::select(vec![0x0a, 0x11, 0x18, 0xa0, 0x06, 0x80, 1, 2, 8]),
+                ],
+                0..40,
+            ),
+        ) {
+            if let Ok(decoded) = decode_response(&body) {
+                let message = by_the_generated_reader(&body);
+                prop_assert_eq!(decoded.value, message.value.as_deref().unwrap_or_default());
+                prop_assert_eq!(decoded.ttl_nanos, message.ttl_nanos);
+            }
+        }
+    }
+}

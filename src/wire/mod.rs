@@ -1,0 +1,25 @@
+//! What peers say to each other, as pure functions over bytes: no sockets, no HTTP library.
+//!
+//! The server and the client stand on either side of each pair:
+//!
+//! | file | request | answer |
+//! |---|---|---|
+//! | `path` | [`key_path`] → [`parse_path`] | |
+//! | `timeout` | [`encode_timeout`] → [`parse_timeout`] | |
+//! | `body` | | [`response_prefix`] → [`decode_response`] |
+//! | `status` | | [`status_of`] → [`error_of`] |
+
+mod body;
+mod path;
+mod status;
+mod timeout;
+
+pub(crate) use body::{Decoded, Prefix, decode_response, response_prefix};
+pub(crate) use path::{
+    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path,
+};
+pub(crate) use status::{ERROR_HEADER, error_of, status_of};
+pub(crate) use timeout::{TIMEOUT_HEADER, encode_timeout, parse_timeout};
+
+/// The `Content-Type` of protobuf bodies.
+pub(crate) const CONTENT_TYPE: &str = "application/x-protobuf";

@@ -1,0 +1,247 @@
+//! How an error crosses from the owner of a key to its caller: a status, a header and a text.
+//!
+//! The header says exactly what the error was, the status says it roughly to everybody else, the
+//! body is the error's text. Answers without our header come from golang/groupcache, its
+//! descendants, or something in between that is no cache at all.
+
+use crate::error::{Error, ErrorKind};
+
+/// The header of an answer that is not 200: the kind of the error, in the words of [`status_of`].
+///
+/// Its presence, whatever it says, shows that the peer is alive and speaks this protocol.
+pub(crate) const ERROR_HEADER: &str = "larder-error";
+
+/// The HTTP status and the [`ERROR_HEADER`] of an answer that reports an error of `kind`.
+///
+/// Kinds that only a program can meet where it sets something up reach this function only if a
+/// getter returned one; they, and a getter's own [`ErrorKind::Peer`], are failures of the getter.
+pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
+    match kind {
+        ErrorKind::NotFound => (404, NOT_FOUND),
+        ErrorKind::UnknownGroup => (404, UNKNOWN_GROUP),
+        ErrorKind::LoaderPanicked => (503, PANICKED),
+        ErrorKind::RecursiveLoad => (503, RECURSIVE_LOAD),
+        ErrorKind::NothingSet => (503, NOTHING_SET),
+        ErrorKind::SetTwice => (503, SET_TWICE),
+        ErrorKind::Sink => (503, SINK),
+        // The key is part of the request's target, and 400 is for targets that do not parse.
+        ErrorKind::KeyTooLong => (414, KEY_TOO_LONG),
+        // Not 413, which blames the request: it is the getter that made the value.
+        ErrorKind::ValueTooLarge => (503, VALUE_TOO_LARGE),
+        ErrorKind::DeadlineExceeded => (504, DEADLINE),
+        ErrorKind::Cancelled => (503, CANCELLED),
+        ErrorKind::Overloaded => (503, OVERLOADED),
+        ErrorKind::Io => (503, IO),
+        ErrorKind::Loader
+        | ErrorKind::Peer
+        | ErrorKind::DuplicateGroup
+        | ErrorKind::InvalidName
+        | ErrorKind::CapacityTooSmall
+        | ErrorKind::InvalidOption
+        | ErrorKind::InvalidBasePath
+        | ErrorKind::InvalidPeer
+        | ErrorKind::DuplicatePeer
+        | ErrorKind::AlreadyRegistered => (503, LOADER),
+    }
+}
+
+/// The error that an answer other than 200 stands for: the inverse of [`status_of`].
+///
+/// What the owner's getter or its group said comes back with its kind and its text. The rest is
+/// no answer, and the caller's group turns to another peer or to its own getter:
+///
+/// - [`ErrorKind::Peer`] if the owner ran out of time, was cancelled, had no thread to spare or
+///   was refused one by its system. None of this says anything about the key. (The caller's own
+///   deadline is the caller's to check.)
+/// - [`ErrorKind::UnknownGroup`] if the owner has no such group. That is also what 404 without our
+///   header means: golang/groupcache and its descendants send it. Where they send it for a missing
+///   key as well, the caller's getter finds that out.
+/// - [`ErrorKind::Peer`] for every other answer without our header, and for a header of a later
+///   version that is not known here.
+pub(crate) fn error_of(status: u16, error_header: Option<&str>, text: &str) -> Error {
+    let kind = match error_header {
+        Some(code) => kind_at_caller(code),
+        None if status == 404 => ErrorKind::UnknownGroup,
+        None => ErrorKind::Peer,
+    };
+    if error_header.is_none() || kind == ErrorKind::Peer {
+        let message = match excerpt(text) {
+            empty if empty.is_empty() => format!("the peer answered {status}"),
+            excerpt => format!("the peer answered {status}: {excerpt}"),
+        };
+        return Error::new(kind, message);
+    }
+    if text.is_empty() {
+        return kind.into();
+    }
+    Error::new(kind, text)
+}
+
+fn kind_at_caller(code: &str) -> ErrorKind {
+    match code {
+        NOT_FOUND => ErrorKind::NotFound,
+        UNKNOWN_GROUP => ErrorKind::UnknownGroup,
+        LOADER => ErrorKind::Loader,
+        PANICKED => ErrorKind::LoaderPanicked,
+        RECURSIVE_LOAD => ErrorKind::RecursiveLoad,
+        NOTHING_SET => ErrorKind::NothingSet,
+        SET_TWICE => ErrorKind::SetTwice,
+        SINK => ErrorKind::Sink,
+        KEY_TOO_LONG => ErrorKind::KeyTooLong,
+        VALUE_TOO_LARGE => ErrorKind::ValueTooLarge,
+        // DEADLINE, CANCELLED, OVERLOADED, IO, and what later versions may send.
+        _ => ErrorKind::Peer,
+    }
+}
+
+/// The beginning of a text of unknown origin, fit for one line of a log.
+fn excerpt(text: &str) -> String {
+    let one_line = |c: char| if c.is_control() { ' ' } else { c };
+    text.trim()
+        .chars()
+        .take(EXCERPT_CHARS)
+        .map(one_line)
+        .collect()
+}
+
+const EXCERPT_CHARS: usize = 200;
+
+const NOT_FOUND: &str = "not-found";
+const UNKNOWN_GROUP: &str = "unknown-group";
+const LOADER: &str = "loader";
+const PANICKED: &str = "panicked";
+const RECURSIVE_LOAD: &str = "recursive-load";
+const NOTHING_SET: &str = "nothing-set";
+const SET_TWICE: &str = "set-twice";
+const SINK: &str = "sink";
+const KEY_TOO_LONG: &str = "key-too-long";
+const VALUE_TOO_LARGE: &str = "value-too-large";
+const DEADLINE: &str = "deadline";
+const CANCELLED: &str = "cancelled";
+const OVERLOADED: &str = "overloaded";
+const IO: &str = "io";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ErrorKind as K;
+    use proptest::prelude::*;
+
+    /// Kind at the owner, status, header, kind at the caller.
+    const CROSSINGS: [(K, u16, &str, K); 23] = [
+        (K::NotFound, 404, "not-found", K::NotFound),
+        (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
+        (K::Loader, 503, "loader", K::Loader),
+        (K::LoaderPanicked, 503, "panicked", K::LoaderPanicked),
+        (K::RecursiveLoad, 503, "recursive-load", K::RecursiveLoad),
+        (K::NothingSet, 503, "nothing-set", K::NothingSet),
+        (K::SetTwice, 503, "set-twice", K::SetTwice),
+        (K::Sink, 503, "sink", K::Sink),
+        (K::KeyTooLong, 414, "key-too-long", K::KeyTooLong),
+        (K::ValueTooLarge, 503, "value-too-large", K::ValueTooLarge),
+        (K::DeadlineExceeded, 504, "deadline", K::Peer),
+        (K::Cancelled, 503, "cancelled", K::Peer),
+        (K::Overloaded, 503, "overloaded", K::Peer),
+        (K::Io, 503, "io", K::Peer),
+        (K::Peer, 503, "loader", K::Loader),
+        (K::DuplicateGroup, 503, "loader", K::Loader),
+        (K::InvalidName, 503, "loader", K::Loader),
+        (K::CapacityTooSmall, 503, "loader", K::Loader),
+        (K::InvalidOption, 503, "loader", K::Loader),
+        (K::InvalidBasePath, 503, "loader", K::Loader),
+        (K::InvalidPeer, 503, "loader", K::Loader),
+        (K::DuplicatePeer, 503, "loader", K::Loader),
+        (K::AlreadyRegistered, 503, "loader", K::Loader),
+    ];
+
+    #[test]
+    fn every_kind_crosses_as_the_table_says() {
+        for (at_owner, status, header, at_caller) in CROSSINGS {
+            assert_eq!(status_of(at_owner), (status, header), "{at_owner:?}");
+            let error = error_of(status, Some(header), "no colour mauve");
+            assert_eq!(error.kind(), at_caller, "{at_owner:?}");
+            let want = match at_caller {
+                K::Peer => format!("the peer answered {status}: no colour mauve"),
+                _ => "no colour mauve".to_string(),
+            };
+            assert_eq!(error.to_string(), want, "{at_owner:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_has_every_kind_once() {
+        let kinds: std::collections::HashSet<_> = CROSSINGS.iter().map(|row| row.0).collect();
+        assert_eq!(kinds.len(), CROSSINGS.len());
+    }
+
+    #[test]
+    fn answers_without_our_header_are_no_answers() {
+        for (status, text, kind, want) in [
+            (
+                404,
+                "no such group: colors\n",
+                K::UnknownGroup,
+                "the peer answered 404: no such group: colors",
+            ),
+            (500, "boom\n", K::Peer, "the peer answered 500: boom"),
+            (503, "", K::Peer, "the peer answered 503"),
+            (302, "", K::Peer, "the peer answered 302"),
+            (
+                502,
+                "<html>\r\n<h1>Bad Gateway</h1>\x1b[2J",
+                K::Peer,
+                "the peer answered 502: <html>  <h1>Bad Gateway</h1> [2J",
+            ),
+        ] {
+            let error = error_of(status, None, text);
+            assert_eq!((error.kind(), error.to_string().as_str()), (kind, want));
+        }
+    }
+
+    #[test]
+    fn a_long_text_without_our_header_is_cut() {
+        let error = error_of(502, None, &"é".repeat(100_000));
+        assert_eq!(
+            error.to_string(),
+            format!("the peer answered 502: {}", "é".repeat(200))
+        );
+    }
+
+    #[test]
+    fn a_header_of_a_later_version_is_no_answer() {
+        for status in [404, 503, 599] {
+            let error = error_of(status, Some("made-of-cheese"), "mouldy");
+            assert_eq!(error.kind(), K::Peer);
+        }
+    }
+
+    #[test]
+    fn a_kind_without_a_text_has_its_own() {
+        let error = error_of(404, Some("not-found"), "");
+        assert_eq!(error.to_string(), K::NotFound.to_string());
+    }
+
+    proptest! {
+        #[test]
+        fn the_text_of_an_answer_comes_back_whole(
+            text in any::<String>().prop_filter("has its own test", |t| !t.is_empty()),
+            row in 0..10_usize,
+        ) {
+            let (kind, ..) = CROSSINGS[row];
+            let (status, header) = status_of(kind);
+            let error = error_of(status, Some(header), &text);
+            prop_assert_eq!(error.kind(), kind);
+            prop_assert_eq!(error.to_string(), text);
+        }
+
+        #[test]
+        fn any_answer_is_an_error(
+            status: u16,
+            header in any::<Option<String>>(),
+            text in any::<String>(),
+        ) {
+            let error = error_of(status, header.as_deref(), &text);
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+}

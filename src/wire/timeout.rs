@@ -1,0 +1,95 @@
+//! The caller's remaining time, as it travels in a header of the request.
+
+use std::time::Duration;
+
+/// The header that carries the caller's remaining time in decimal milliseconds.
+pub(crate) const TIMEOUT_HEADER: &str = "larder-timeout-ms";
+
+/// Writes `remaining` for [`TIMEOUT_HEADER`].
+///
+/// A part of a millisecond counts as a whole one: rounded down, the last of it would read as no
+/// time at all. Anything over [`MAX_TIMEOUT`] is sent as that.
+pub(crate) fn encode_timeout(remaining: Duration) -> String {
+    let capped = remaining.min(MAX_TIMEOUT);
+    capped.as_nanos().div_ceil(NANOS_PER_MILLI).to_string()
+}
+
+/// Reads a [`TIMEOUT_HEADER`]: 1 to 19 decimal digits and nothing else, no sign and no space.
+/// `None` if it is anything else. Zero is a time that has passed.
+///
+/// Anything over [`MAX_TIMEOUT`] reads as that, so a stranger cannot send a time that overflows
+/// where it is added to a clock.
+pub(crate) fn parse_timeout(header: &str) -> Option<Duration> {
+    if header.len() > MAX_DIGITS || !header.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    // Refuses the empty string; 19 digits fit.
+    let millis = header.parse().ok()?;
+    Some(Duration::from_millis(millis).min(MAX_TIMEOUT))
+}
+
+/// The longest time that is sent or taken: 24 hours.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+const MAX_DIGITS: usize = 19;
+const NANOS_PER_MILLI: u128 = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_part_of_a_millisecond_counts_as_one() {
+        for (nanos, want) in [
+            (0, "0"),
+            (1, "1"),
+            (999_999, "1"),
+            (1_000_000, "1"),
+            (1_000_001, "2"),
+            (250_000_000, "250"),
+        ] {
+            assert_eq!(encode_timeout(Duration::from_nanos(nanos)), want);
+        }
+    }
+
+    #[test]
+    fn a_time_over_a_day_is_a_day_on_both_sides() {
+        assert_eq!(encode_timeout(Duration::MAX), "86400000");
+        for header in ["86400000", "86400001", "9999999999999999999"] {
+            assert_eq!(parse_timeout(header), Some(MAX_TIMEOUT), "{header}");
+        }
+    }
+
+    #[test]
+    fn only_digits_are_a_timeout() {
+        assert_eq!(parse_timeout("0"), Some(Duration::ZERO));
+        assert_eq!(parse_timeout("007"), Some(Duration::from_millis(7)));
+        for header in [
+            "", "+5", "-5", " 5", "5 ", "5ms", "5.0", "0x5", "1_000", "٣", "5,5", "5\r\n",
+        ] {
+            assert_eq!(parse_timeout(header), None, "{header:?}");
+        }
+        assert_eq!(parse_timeout(&"1".repeat(20)), None);
+        assert_eq!(parse_timeout(&"0".repeat(1 << 20)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_owner_waits_as_long_as_the_caller_and_less_than_a_millisecond_more(
+            nanos in 0..=MAX_TIMEOUT.as_nanos() as u64,
+        ) {
+            let sent = Duration::from_nanos(nanos);
+            let read = parse_timeout(&encode_timeout(sent)).expect("it parses");
+            prop_assert!(read >= sent);
+            prop_assert!(read - sent < Duration::from_millis(1));
+        }
+
+        #[test]
+        fn any_header_parses_or_not_but_never_panics(header in any::<String>()) {
+            if let Some(read) = parse_timeout(&header) {
+                prop_assert!(read <= MAX_TIMEOUT);
+            }
+        }
+    }
+}
