@@ -4,7 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::consistent_hash::{Map, Preset};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::answer::{ContextHook, Endpoint};
+use crate::http::handler::Request;
 use crate::http::picker::{PeerSettings, Picker, TransportHook};
 use crate::http::pool::HttpPool;
 use crate::http::transport::Transport;
@@ -26,6 +29,7 @@ pub struct HttpPoolBuilder {
     replicas: Option<usize>,
     hash: Option<Arc<HashFn>>,
     transport: Option<Arc<TransportHook>>,
+    context: Option<Arc<ContextHook>>,
     registry: Option<Registry>,
     connect_timeout: Duration,
     exchange_timeout: Duration,
@@ -44,6 +48,7 @@ impl HttpPoolBuilder {
             replicas: None,
             hash: None,
             transport: None,
+            context: None,
             registry: None,
             connect_timeout: Duration::from_millis(250),
             exchange_timeout: Duration::from_secs(1),
@@ -92,10 +97,20 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// Makes the context in which a peer's request is answered, which the getter then gets; by
+    /// default [`Context::background`]. The time that the asking peer has left is added to it.
+    pub fn context(
+        mut self,
+        hook: impl Fn(&Request<'_>) -> Context + Send + Sync + 'static,
+    ) -> Self {
+        self.context = Some(Arc::new(hook));
+        self
+    }
+
     /// The registry whose groups ask these peers, and are asked by them;
     /// [`Registry::global`] by default.
-    pub fn registry(mut self, registry: Registry) -> Self {
-        self.registry = Some(registry);
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
         self
     }
 
@@ -115,9 +130,9 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// How many unused connections to one peer are kept for the next request; 64 by default. They
-    /// are closed when they have not been used for 15 s. Each holds 16 KiB, or 40 KiB once an
-    /// answer was over 8 KiB. 0 makes a new connection for each request.
+    /// How many unused connections to one peer are kept for the next request; 64 by default. Those
+    /// that have not been used for 15 s are closed when the next request comes. Each holds 16 KiB,
+    /// or 40 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self
@@ -155,7 +170,7 @@ impl HttpPoolBuilder {
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
-            base_path: self.base_path,
+            base_path: self.base_path.clone(),
             transport: self.transport,
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
@@ -164,7 +179,13 @@ impl HttpPoolBuilder {
         }));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
         registry.register_peer_picker(picker.clone())?;
-        Ok(HttpPool::from_parts(self.self_url, picker))
+        let endpoint = Endpoint {
+            registry,
+            base_path: self.base_path,
+            plus_is_space: self.preset == Preset::Golang,
+            context: self.context,
+        };
+        Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
     }
 
     fn empty_ring(&self) -> Result<Map> {

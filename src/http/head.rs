@@ -414,12 +414,27 @@ mod tests {
 
     #[test]
     fn other_versions_are_named_and_garbage_is_not() {
-        for version in ["HTTP/2.0", "HTTP/2", "HTTP/0.9", "HTTP/3.0", "HTTP/1.2", "HTTP/10.1"] {
+        for version in [
+            "HTTP/2.0",
+            "HTTP/2",
+            "HTTP/0.9",
+            "HTTP/3.0",
+            "HTTP/1.2",
+            "HTTP/10.1",
+        ] {
             let head = format!("GET / {version}\r\nHost: h\r\n\r\n");
             assert_eq!(status(&head), 505, "{version}");
         }
         assert_eq!(status("\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 505);
-        for version in ["", "HTTP/", "HTTP/x.y", "http/1.1", "HTTP/1.1 ", "HTTP /1.1", "FTP/1.1"] {
+        for version in [
+            "",
+            "HTTP/",
+            "HTTP/x.y",
+            "http/1.1",
+            "HTTP/1.1 ",
+            "HTTP /1.1",
+            "FTP/1.1",
+        ] {
             let head = format!("GET / {version}\r\nHost: h\r\n\r\n");
             assert_eq!(status(&head), 400, "{version}");
         }
@@ -517,9 +532,27 @@ mod tests {
     /// Bytes that look like a head, most of the time with something wrong in it.
     fn head_like() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop::sample::select(vec![
-            "GET ", "/k", " HTTP/1.1", " HTTP/2.0", "\r\n", "\r\n", "\n", "\r", " ", "\t", ":",
-            "Host: h\r\n", "Content-Length: 5\r\n", "Content-Length: 5x\r\n", "A: b\r\n", "\0",
-            "Transfer-Encoding: chunked\r\n", "GET / HTTP/1.1\r\nHost: h\r\n", "\u{e9}", "?", "*",
+            "GET ",
+            "/k",
+            " HTTP/1.1",
+            " HTTP/2.0",
+            "\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            "\t",
+            ":",
+            "Host: h\r\n",
+            "Content-Length: 5\r\n",
+            "Content-Length: 5x\r\n",
+            "A: b\r\n",
+            "\0",
+            "Transfer-Encoding: chunked\r\n",
+            "GET / HTTP/1.1\r\nHost: h\r\n",
+            "\u{e9}",
+            "?",
+            "*",
         ]);
         let words = prop::collection::vec(piece, 0..12).prop_map(|words| words.concat().into());
         prop_oneof![words, prop::collection::vec(any::<u8>(), 0..64)]

@@ -1,10 +1,13 @@
 //! `HttpPool`: the peers of this process, and its own place among them.
 
 use std::fmt;
+use std::net::ToSocketAddrs;
 
 use crate::error::Result;
+use crate::http::answer::Endpoint;
 use crate::http::builder::HttpPoolBuilder;
 use crate::http::picker::Picker;
+use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
 use crate::sync::Arc;
 
@@ -12,6 +15,23 @@ use crate::sync::Arc;
 ///
 /// A pool picks the peer that owns a key. Peers are set as a list of URLs, which every process of
 /// the cluster must spell in the same way: the ring hashes the text as it is.
+///
+/// The other way round, peers reach this process where [`serve`](Self::serve) listens.
+///
+/// ```no_run
+/// use larder::http::HttpPool;
+///
+/// let pool = HttpPool::new("http://10.0.0.1:8080")?;
+/// pool.set(["http://10.0.0.1:8080", "http://10.0.0.2:8080", "http://10.0.0.3:8080"])?;
+/// let colors = larder::new_group(
+///     "colors",
+///     64 << 20,
+///     larder::getter_fn(|_ctx, name, dest| Ok(dest.set_str(&format!("the color {name}"))?)),
+/// )?;
+/// let server = pool.serve("0.0.0.0:8080")?;
+/// println!("{:?}", colors.get("red")?);
+/// # Ok::<(), larder::Error>(())
+/// ```
 ///
 /// Clones are the same pool. Any thread may use it and set its peers at any time.
 #[derive(Clone)]
@@ -22,6 +42,8 @@ pub struct HttpPool {
 struct Shared {
     self_url: String,
     picker: Arc<Picker>,
+    /// What peers are answered from. Its registry holds `picker`, which holds nothing of this.
+    endpoint: Endpoint,
 }
 
 impl HttpPool {
@@ -44,9 +66,13 @@ impl HttpPool {
         HttpPoolBuilder::new(self_url)
     }
 
-    pub(crate) fn from_parts(self_url: String, picker: Arc<Picker>) -> Self {
+    pub(crate) fn from_parts(self_url: String, picker: Arc<Picker>, endpoint: Endpoint) -> Self {
         HttpPool {
-            shared: Arc::new(Shared { self_url, picker }),
+            shared: Arc::new(Shared {
+                self_url,
+                picker,
+                endpoint,
+            }),
         }
     }
 
@@ -75,6 +101,26 @@ impl HttpPool {
         I::Item: AsRef<str>,
     {
         self.shared.picker.set(peers)
+    }
+
+    /// Listens on `addr` and answers peers there, with the default limits of [`ServerBuilder`].
+    /// Port 0 lets the system choose one: see [`Server::local_addr`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerBuilder::bind`].
+    pub fn serve(&self, addr: impl ToSocketAddrs) -> Result<Server> {
+        self.server().bind(addr)
+    }
+
+    /// A server that answers peers, with limits to set, and pages of the program's own beside them.
+    pub fn server(&self) -> ServerBuilder {
+        ServerBuilder::new(Some(self.shared.endpoint.clone()))
+    }
+
+    /// Whether the path of `url`, with or without a query, is a peer's: below the base path.
+    pub fn matches(&self, url: &str) -> bool {
+        self.shared.endpoint.owns(url)
     }
 
     /// The URL of this process, as it was given.

@@ -249,8 +249,7 @@ impl Server {
         let cut = self.connections.wait_until_none(deadline);
         if cut > 0 {
             self.connections.cut();
-            self.connections
-                .wait_until_none(Instant::now() + AFTER_CUT);
+            self.connections.wait_until_none(Instant::now() + AFTER_CUT);
         }
         self.connections.reap();
         self.connections.set_stopped();

@@ -8,7 +8,7 @@ use ureq::config::Config;
 use ureq::http::{self, HeaderMap, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
-use ureq::{Agent, AsSendBody, Body, Timeout};
+use ureq::{Agent, AsSendBody, Body};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -101,24 +101,47 @@ impl UreqTransport {
         agent.run(sent)
     }
 
+    fn respond(&self, response: Response<Body>) -> Result<TransportResponse> {
+        let (head, body) = response.into_parts();
+        let chunked = head.version == Version::HTTP_11 && is_chunked(&head.headers);
+        let announced = head.headers.contains_key(http::header::CONTENT_LENGTH);
+        // ureq has no length for a body that is announced to be empty.
+        let length = body
+            .content_length()
+            .or((announced && !chunked).then_some(0));
+        if head.status == 200 && length.is_none() && !chunked {
+            // Such a body ends where the connection does: if the peer dies, what has arrived looks
+            // whole.
+            return Err(self.refuse("the answer says neither its length nor that it is chunked"));
+        }
+        let reader = BodyReader {
+            // One more than is allowed: `limit(n)` refuses a body of exactly n bytes.
+            reader: body
+                .into_with_config()
+                .limit(self.limits.max_body.saturating_add(1))
+                .reader(),
+            exchange_timeout: self.limits.exchange_timeout,
+        };
+        Ok(
+            TransportResponse::with_reader(head.status.as_u16(), length, reader)
+                .with_headers(head.headers),
+        )
+    }
+
+    fn refuse(&self, why: &str) -> Error {
+        Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
+    }
+
     fn explain(&self, ctx: &Context, error: ureq::Error) -> Error {
         let url = &self.url;
         if let Some(ended) = ctx.err() {
             return Error::new(ended.kind(), format!("{ended}, while peer {url} was asked"));
         }
         let error = match error {
-            ureq::Error::Timeout(Timeout::Connect) => io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("not connected within {:?}", self.limits.connect_timeout),
-            ),
-            ureq::Error::Timeout(_) => self.too_late(),
+            ureq::Error::Timeout(_) => too_late(self.limits.exchange_timeout),
             other => other.into_io(),
         };
         Error::with_source(ErrorKind::Peer, format_args!("peer {url}"), error)
-    }
-
-    fn too_late(&self) -> io::Error {
-        too_late(self.limits.exchange_timeout)
     }
 }
 
@@ -150,39 +173,6 @@ impl Transport for UreqTransport {
         }
         let response = result.map_err(|error| self.explain(ctx, error))?;
         self.respond(response)
-    }
-}
-
-impl UreqTransport {
-    fn respond(&self, response: Response<Body>) -> Result<TransportResponse> {
-        let (head, body) = response.into_parts();
-        let chunked = head.version == Version::HTTP_11 && is_chunked(&head.headers);
-        let announced = head.headers.contains_key(http::header::CONTENT_LENGTH);
-        // ureq has no length for a body that is announced to be empty.
-        let length = body
-            .content_length()
-            .or((announced && !chunked).then_some(0));
-        if head.status == 200 && length.is_none() && !chunked {
-            // Such a body ends where the connection does: if the peer dies, what has arrived looks
-            // whole.
-            return Err(self.refuse("the answer says neither its length nor that it is chunked"));
-        }
-        let reader = BodyReader {
-            // One more than is allowed: `limit(n)` refuses a body of exactly n bytes.
-            reader: body
-                .into_with_config()
-                .limit(self.limits.max_body.saturating_add(1))
-                .reader(),
-            exchange_timeout: self.limits.exchange_timeout,
-        };
-        Ok(
-            TransportResponse::with_reader(head.status.as_u16(), length, reader)
-                .with_headers(head.headers),
-        )
-    }
-
-    fn refuse(&self, why: &str) -> Error {
-        Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
     }
 }
 

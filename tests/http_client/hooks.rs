@@ -83,7 +83,7 @@ fn the_hook_is_called_once_for_each_new_peer() {
     let calls = Arc::new(AtomicUsize::new(0));
     let (urls, count) = (seen.clone(), calls.clone());
     let pool = HttpPool::builder("http://a")
-        .registry(Registry::new())
+        .registry(&Registry::new())
         .transport(move |url, default| {
             urls.lock().unwrap().push(url.to_owned());
             count.fetch_add(1, Ordering::SeqCst);

@@ -2,6 +2,7 @@
 #![cfg(feature = "http")]
 
 mod answers;
+mod cluster;
 mod connections;
 mod hooks;
 mod picking;
@@ -20,7 +21,7 @@ fn pool_of(url: &str) -> HttpPool {
 }
 
 fn pool_with(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
-    let builder = HttpPool::builder("http://127.0.0.1:1").registry(Registry::new());
+    let builder = HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
     let pool = options(builder).build().expect("a pool");
     pool.set([url]).expect("a peer");
     pool

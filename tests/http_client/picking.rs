@@ -29,7 +29,7 @@ impl Transport for Named {
 
 fn builder(self_url: &str) -> HttpPoolBuilder {
     HttpPool::builder(self_url)
-        .registry(Registry::new())
+        .registry(&Registry::new())
         .replicas(50)
         .transport(|url, _| Arc::new(Named(url.to_owned())))
 }
@@ -145,7 +145,7 @@ fn a_list_that_is_wrong_changes_nothing() {
 #[test]
 fn options_out_of_range_are_refused_and_register_nothing() {
     let registry = Registry::new();
-    let builder = || HttpPool::builder(NODES[0]).registry(registry.clone());
+    let builder = || HttpPool::builder(NODES[0]).registry(&registry);
     for (builder, kind) in [
         (builder().base_path("cache"), ErrorKind::InvalidBasePath),
         (builder().replicas(0), ErrorKind::InvalidOption),
@@ -163,7 +163,7 @@ fn options_out_of_range_are_refused_and_register_nothing() {
         ),
         (builder().max_value_size(0), ErrorKind::InvalidOption),
         (
-            HttpPool::builder("10.0.0.1").registry(registry.clone()),
+            HttpPool::builder("10.0.0.1").registry(&registry),
             ErrorKind::InvalidPeer,
         ),
     ] {
