@@ -32,24 +32,13 @@ impl TcpConnector {
         }
     }
 
-    /// Dials the addresses in turn. Each gets an even share of the time that is left, so that one
-    /// that swallows packets does not use up the time of the next.
     fn dial(&self, deadline: Instant) -> io::Result<TcpStream> {
         let addresses = self.addresses.get(deadline)?;
-        let mut last = io::Error::from(io::ErrorKind::TimedOut);
-        for (at, address) in addresses.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let others = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
-            match dial_one(*address, (left / others).max(MIN_TIMEOUT)) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
-            }
+        let dialled = first_of(&addresses, deadline, dial_one);
+        if dialled.is_err() {
+            self.addresses.refresh();
         }
-        self.addresses.refresh();
-        Err(last)
+        dialled
     }
 }
 
@@ -82,6 +71,28 @@ impl Connector for TcpConnector {
             write_timeout: SocketTimeout::default(),
         }))
     }
+}
+
+/// Dials the addresses in turn. Each gets an even share of the time that is left, so that one that
+/// swallows packets does not use up the time of the next.
+fn first_of<T>(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    dial: impl Fn(SocketAddr, Duration) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for (at, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let others = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
+        match dial(*address, (left / others).max(MIN_TIMEOUT)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+        }
+    }
+    Err(last)
 }
 
 fn dial_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
@@ -323,3 +334,85 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// A bound that keeps sums of times in range. Exchanges have far shorter ones.
 const LONGEST: Duration = Duration::from_secs(86_400);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::Mutex;
+
+    fn addresses(count: u16) -> Vec<SocketAddr> {
+        (1..=count)
+            .map(|port| SocketAddr::from(([10, 0, 0, 1], port)))
+            .collect()
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let deadline = Instant::now() + Duration::from_millis(90);
+        let connected = first_of(&addresses(3), deadline, |address, timeout| {
+            if address.port() < 3 {
+                std::thread::sleep(timeout);
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Ok(address)
+        });
+        assert_eq!(connected.unwrap().port(), 3);
+    }
+
+    #[test]
+    fn the_time_is_shared_by_the_addresses_that_are_left() {
+        let deadline = Instant::now() + Duration::from_secs(12);
+        let shares = Mutex::new(Vec::new());
+        let error = first_of(&addresses(3), deadline, |_, timeout| {
+            shares.lock().push(timeout.as_secs_f64().round());
+            Err::<(), _>(io::ErrorKind::ConnectionRefused.into())
+        })
+        .unwrap_err();
+        assert_eq!(*shares.lock(), [4.0, 6.0, 12.0]);
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().starts_with("10.0.0.1:3: "), "{error}");
+    }
+
+    #[test]
+    fn exchanges_of_one_length_set_the_sockets_timeout_once() {
+        let mut timeout = SocketTimeout::default();
+        let mut set = Vec::new();
+        let mut prepare = |millis| {
+            let deadline = Instant::now() + Duration::from_millis(millis);
+            timeout.prepare(deadline, |timeout| {
+                set.push(timeout);
+                Ok(())
+            })
+        };
+        for _ in 0..100 {
+            prepare(10_000).unwrap();
+        }
+        prepare(9_900).unwrap();
+        prepare(15_000).unwrap();
+        prepare(1_000).unwrap();
+        prepare(10_000).unwrap();
+        assert_eq!(
+            prepare(0).unwrap_err().kind(),
+            io::ErrorKind::TimedOut,
+            "the deadline has passed"
+        );
+        let seconds: Vec<_> = set.iter().map(|t| t.as_secs_f64().round()).collect();
+        assert_eq!(seconds, [10.0, 1.0, 10.0]);
+    }
+
+    #[test]
+    fn a_timeout_that_could_not_be_set_is_not_remembered() {
+        let mut timeout = SocketTimeout::default();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let refused = || io::Error::other("no");
+        assert!(timeout.prepare(deadline, |_| Err(refused())).is_err());
+        let mut again = false;
+        timeout
+            .prepare(deadline, |_| {
+                again = true;
+                Ok(())
+            })
+            .unwrap();
+        assert!(again);
+    }
+}
