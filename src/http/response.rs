@@ -186,12 +186,7 @@ impl Framing {
 }
 
 /// Appends the head of a 200 with `len` bytes of `content_type`.
-pub(crate) fn push_ok_head(
-    out: &mut Vec<u8>,
-    content_type: &str,
-    len: usize,
-    framing: Framing,
-) {
+pub(crate) fn push_ok_head(out: &mut Vec<u8>, content_type: &str, len: usize, framing: Framing) {
     push_status(out, 200);
     push_field(out, "Content-Type", content_type);
     push_length(out, len);
@@ -354,8 +349,19 @@ mod tests {
                 .expect_err(value);
             assert_eq!(error.kind(), ErrorKind::InvalidOption);
         }
-        for name in ["", "a b", "a:", "a\r\nb", "é", "Content-Length", "CONNECTION"] {
-            assert!(Response::text(200, "").with_header(name, "1").is_err(), "{name}");
+        for name in [
+            "",
+            "a b",
+            "a:",
+            "a\r\nb",
+            "é",
+            "Content-Length",
+            "CONNECTION",
+        ] {
+            assert!(
+                Response::text(200, "").with_header(name, "1").is_err(),
+                "{name}"
+            );
         }
         let text = sent(&Response::new(200, "text/html\r\nX: y", ""), OPEN);
         assert!(text.contains("Content-Type: application/octet-stream\r\n"));

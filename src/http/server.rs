@@ -249,8 +249,7 @@ impl Server {
         let cut = self.connections.wait_until_none(deadline);
         if cut > 0 {
             self.connections.cut();
-            self.connections
-                .wait_until_none(Instant::now() + AFTER_CUT);
+            self.connections.wait_until_none(Instant::now() + AFTER_CUT);
         }
         self.connections.reap();
         self.connections.set_stopped();
@@ -266,6 +265,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // After a shutdown, whatever it left behind was waited for once already.
+        if self.listening.lock().is_none() {
+            return;
+        }
         if let Err(error) = self.shutdown(DROP_TIMEOUT) {
             log::warn!("{error}");
         }
