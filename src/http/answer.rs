@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::handler::Request;
-use super::head::Reject;
+use super::head::{Reject, split_target};
 use super::response::{Framing, Response, push_ok_head};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -37,9 +37,9 @@ pub(crate) enum Answer {
 }
 
 impl Endpoint {
-    /// Whether `path`, with or without a query, is below the base path.
-    pub(crate) fn owns(&self, path: &str) -> bool {
-        path.starts_with(&self.base_path)
+    /// Whether a request with this target, as it was sent, is for the groups.
+    pub(crate) fn owns(&self, target: &str) -> bool {
+        split_target("GET", target).is_ok_and(|(path, _)| path.starts_with(&self.base_path))
     }
 
     /// Answers `request`; `None` if its path is not below the base path.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::answer::{Answer, Endpoint};
 use super::connections::{Connections, Link};
 use super::handler::{Handler, Request};
-use super::head::{self, Reject};
+use super::head::{self, BODY_TOO_LARGE};
 use super::input::{End, Input};
 use super::limits::Limits;
 use super::listener::tune_accepted;
@@ -132,8 +132,3 @@ impl Service {
 }
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-const BODY_TOO_LARGE: Reject = Reject {
-    status: 413,
-    reason: "the body of the request is too large",
-};

@@ -188,8 +188,17 @@ pub(crate) const TOO_MANY_FIELDS: Reject = Reject {
     reason: "more than 64 header fields",
 };
 
+/// What a body over the server's limit is answered with.
+pub(crate) const BODY_TOO_LARGE: Reject = Reject {
+    status: 413,
+    reason: "the body of the request is too large",
+};
+
 /// Takes path and query out of a request's target (RFC 9112, section 3.2).
-fn split_target<'t>(method: &str, target: &'t str) -> Result<(&'t str, Option<&'t str>), Reject> {
+pub(super) fn split_target<'t>(
+    method: &str,
+    target: &'t str,
+) -> Result<(&'t str, Option<&'t str>), Reject> {
     if target == "*" && method == "OPTIONS" {
         return Ok((target, None));
     }
@@ -229,15 +238,15 @@ fn parse_length(value: &[u8]) -> Result<u64, Reject> {
     }
 }
 
-/// Whether the request line ends in the name of an HTTP version, which then is not 1.0 or 1.1.
+/// Whether the request line is one but for the HTTP version, which is not 1.0 or 1.1.
 fn names_other_version(head: &[u8]) -> bool {
-    let line = head
-        .split(|&byte| byte == b'\r')
-        .map(|line| line.strip_prefix(b"\n").unwrap_or(line))
-        .find(|line| !line.is_empty());
-    let version = line.and_then(|line| line.rsplit(|&byte| byte == b' ').next());
-    let digits = version.and_then(|version| version.strip_prefix(b"HTTP/"));
-    digits.is_some_and(|digits| {
+    let mut lines = head.split(|&byte| byte == b'\r' || byte == b'\n');
+    let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
+    let mut words = line.split(|&byte| byte == b' ');
+    let (Some(version), None) = (words.nth(2), words.next()) else {
+        return false;
+    };
+    version.strip_prefix(b"HTTP/").is_some_and(|digits| {
         digits.first().is_some_and(u8::is_ascii_digit)
             && digits.iter().all(|b| b.is_ascii_digit() || *b == b'.')
     })
@@ -253,7 +262,8 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
 }
 
-fn is_control(byte: u8) -> bool {
+/// What is in no head, but for the line ends between its lines.
+pub(super) fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 

@@ -69,3 +69,38 @@ fn write_all(
 
 /// Holds the head of every answer to a peer.
 const HEAD_SIZE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_write_that_was_cut_short_goes_on_where_it_stopped() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = listener.local_addr().expect("addr");
+        let mut reader = TcpStream::connect(addr).expect("connect");
+        let (stream, _) = listener.accept().expect("accept");
+        // The kernel takes what fits its buffers, waits this long, and reports a part.
+        let short = Duration::from_millis(50);
+        stream.set_write_timeout(Some(short)).expect("time-out");
+        let value: Vec<u8> = (0..16 << 20).map(|n: u32| (n % 251) as u8).collect();
+        let received = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                std::thread::sleep(4 * short);
+                let mut received = Vec::new();
+                reader.read_to_end(&mut received).map(|_| received)
+            });
+            let timeout = Duration::from_secs(20);
+            let mut output = Output::new(&stream, timeout);
+            output.head.extend_from_slice(b"head");
+            output.send(&value).expect("sent");
+            assert_eq!(stream.write_timeout().expect("time-out"), Some(timeout));
+            assert!(output.head.is_empty());
+            stream.shutdown(std::net::Shutdown::Write).expect("the end");
+            reading.join().expect("no panic").expect("all of it")
+        });
+        assert!(received[..4] == *b"head" && received[4..] == value);
+    }
+}

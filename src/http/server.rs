@@ -265,6 +265,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // After a shutdown, whatever it left behind was waited for once already.
+        if self.listening.lock().is_none() {
+            return;
+        }
         if let Err(error) = self.shutdown(DROP_TIMEOUT) {
             log::warn!("{error}");
         }
