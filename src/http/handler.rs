@@ -10,9 +10,20 @@ use super::response::Response;
 
 /// Answers the requests that are not for the cache: the program's own pages.
 ///
-/// Implemented for closures `Fn(&Request) -> Response`. Many threads call it at the same time, one
-/// for each connection that has a request under way. A handler that panics is answered for with
-/// status 500, and the connection goes on.
+/// Many threads call it at the same time, one for each connection that has a request under way. A
+/// handler that panics is answered for with status 500, and the connection goes on.
+///
+/// Implemented for closures and functions:
+///
+/// ```
+/// use larder::http::{Handler, Request, Response};
+///
+/// let pages = |request: &Request| match (request.method(), request.path()) {
+///     ("GET", "/hello") => Response::text(200, "hello\n"),
+///     _ => Response::text(404, "no such page\n"),
+/// };
+/// # let _: &dyn Handler = &pages;
+/// ```
 pub trait Handler: Send + Sync {
     /// Answers `request`.
     ///

@@ -16,6 +16,7 @@
 //! | holds so many connections that `accept` fails once for want of a descriptor | the listener is closed and never opened again |
 //! | sends half a head, or reads no answer | a thread is held without a time limit; threads, heads and requests sent ahead have no bound |
 //! | sends two lengths, or a signed one | the first is taken, or none: behind a proxy that reads it the other way, one request becomes two |
+//! | connects with TLS, where the program enabled it | tiny_http's TLS is rustls 0.20, which a client can send into an endless loop (RUSTSEC-2024-0336) and which it cannot be made to ask for a client's certificate |
 //!
 //! Answers in two small writes on a socket without TCP_NODELAY, which cost 40 ms each on a
 //! connection that is kept, are the one fault that this module does away with: an answer is one
