@@ -19,9 +19,14 @@ mod resolve;
 mod response;
 mod server;
 mod tcp;
+#[cfg(feature = "tiny_http")]
+pub mod tiny;
 mod transport;
 mod ureq_transport;
 mod url;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
 
 pub use builder::HttpPoolBuilder;
 pub use handler::{Handler, Request};

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::ToSocketAddrs;
 
 use crate::error::Result;
+#[cfg(feature = "tiny_http")]
+use crate::error::{Error, ErrorKind};
 use crate::http::answer::Endpoint;
 use crate::http::builder::HttpPoolBuilder;
 use crate::http::picker::Picker;
@@ -116,6 +118,22 @@ impl HttpPool {
     /// A server that answers peers, with limits to set, and pages of the program's own beside them.
     pub fn server(&self) -> ServerBuilder {
         ServerBuilder::new(Some(self.shared.endpoint.clone()))
+    }
+
+    /// Answers a peer's request that a tiny_http server received. For programs that run one; it
+    /// has faults that [`serve`](Self::serve) has not, see [`tiny`](crate::http::tiny).
+    ///
+    /// Blocks until the answer is written, and runs the getter meanwhile where it must: have
+    /// several threads receive requests. A request outside the base path gets 404: ask
+    /// [`matches`](Self::matches) first. A client that has gone is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the answer could not be written.
+    #[cfg(feature = "tiny_http")]
+    pub fn handle(&self, request: tiny_http::Request) -> Result<()> {
+        crate::http::tiny::handle(&self.shared.endpoint, request)
+            .map_err(|error| Error::with_source(ErrorKind::Io, "cannot answer a peer", error))
     }
 
     /// Whether the path of `url`, with or without a query, is a peer's: below the base path.

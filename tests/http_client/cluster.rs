@@ -181,3 +181,30 @@ fn what_lies_below_the_base_path_is_the_pools() {
     assert!(!pool.matches("/_groupcache/colors/red"));
     assert!(!pool.matches("/cache"));
 }
+
+#[cfg(feature = "tiny_http")]
+#[test]
+fn a_tiny_http_server_can_host_the_pool() {
+    let host = larder::http::tiny::bind("127.0.0.1:0").unwrap();
+    let port = host.server_addr().to_ip().unwrap().port();
+    let owner = Node::start(|builder| builder);
+    let asking = Node::start(|builder| builder);
+    let url = format!("http://127.0.0.1:{port}");
+    asking.pool.set([&url]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for request in host.incoming_requests() {
+                assert!(owner.pool.matches(request.url()));
+                owner.pool.handle(request).unwrap();
+            }
+        });
+        for n in 0..5 {
+            let key = format!("key {n}");
+            let value = asking.group.get(&key).unwrap();
+            assert_eq!(value, format!("{key} {} none", owner.pool.self_url()));
+        }
+        assert!(asking.group.get("missing").unwrap_err().is_not_found());
+        host.unblock();
+    });
+    assert_eq!((owner.loads(), asking.loads()), (6, 0));
+}
