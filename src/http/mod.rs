@@ -19,6 +19,10 @@ mod resolve;
 mod response;
 mod server;
 mod tcp;
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+#[cfg(feature = "tiny_http")]
+pub mod tiny;
 mod transport;
 mod ureq_transport;
 mod url;

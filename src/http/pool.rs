@@ -123,6 +123,35 @@ impl HttpPool {
         self.shared.endpoint.owns(url)
     }
 
+    /// Answers a peer's request that came to a tiny_http server of the program's own.
+    ///
+    /// The program asks [`matches`](Self::matches) of the request's URL first; what does not match
+    /// gets 404 here. Read what [`tiny`](crate::http::tiny) says of tiny_http before strangers can
+    /// reach it.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = larder::http::HttpPool::new("http://10.0.0.1:8080")?;
+    /// let server = larder::http::tiny::bind("0.0.0.0:8080")?;
+    /// for request in server.incoming_requests() {
+    ///     if pool.matches(request.url()) {
+    ///         pool.handle(request)?;
+    ///     } else {
+    ///         request.respond(tiny_http::Response::from_string("hello"))?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the answer cannot be written, unless it is because the client is gone.
+    #[cfg(feature = "tiny_http")]
+    pub fn handle(&self, request: tiny_http::Request) -> std::io::Result<()> {
+        crate::http::tiny::handle(&self.shared.endpoint, request)
+    }
+
     /// The URL of this process, as it was given.
     pub fn self_url(&self) -> &str {
         &self.shared.self_url
