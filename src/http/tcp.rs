@@ -95,8 +95,15 @@ fn first_of<T>(
     Err(last)
 }
 
+/// A peer of this machine that is down can be "reached" by a connection to itself: the kernel gives
+/// the connection a port of its own, sooner or later the very port that is dialled, and the two
+/// ends meet (RFC 9293, section 3.5, simultaneous open). Kept, it would take the port from the peer
+/// that starts again.
 fn dial_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
+    if stream.local_addr()? == address {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, MET_ITSELF));
+    }
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -335,6 +342,8 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 /// A bound that keeps sums of times in range. Exchanges have far shorter ones.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
+const MET_ITSELF: &str = "refused: nobody listens, and the connection met itself";
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
@@ -348,7 +357,7 @@ mod tests {
 
     #[test]
     fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-        let deadline = Instant::now() + Duration::from_millis(90);
+        let deadline = Instant::now() + Duration::from_millis(900);
         let connected = first_of(&addresses(3), deadline, |address, timeout| {
             if address.port() < 3 {
                 std::thread::sleep(timeout);
@@ -398,6 +407,24 @@ mod tests {
         );
         let seconds: Vec<_> = set.iter().map(|t| t.as_secs_f64().round()).collect();
         assert_eq!(seconds, [10.0, 1.0, 10.0]);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_connection_to_itself_is_refused() {
+        // Linux gives even ports to connections first. Without a listener every dial is refused,
+        // until the port of the connection is the one it dials.
+        let listener = (40_000..60_000)
+            .step_by(2)
+            .find_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok())
+            .expect("a free port");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let met = (0..400_000).any(|_| match dial_one(address, Duration::from_secs(1)) {
+            Ok(_) => panic!("nobody listens"),
+            Err(error) => error.to_string() == MET_ITSELF,
+        });
+        assert!(met);
     }
 
     #[test]
