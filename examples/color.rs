@@ -23,7 +23,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::thread;
 
 use larder::http::{HttpPool, Request, Response};
-use larder::{ErrorKind, Group};
+use larder::{BoxError, ErrorKind, Group};
 use lexopt::prelude::*;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -97,7 +97,7 @@ fn serve_with_tiny_http(
     let work = || {
         while let Ok(request) = server.recv() {
             let sent = if pool.matches(request.url()) {
-                pool.handle(request)
+                pool.handle(request).map_err(BoxError::from)
             } else {
                 let url = request.url();
                 let (path, query) = match url.split_once('?') {
@@ -105,7 +105,8 @@ fn serve_with_tiny_http(
                     None => (url, None),
                 };
                 let (status, text) = answer(colors, request.method().as_str(), path, query);
-                request.respond(tiny_http::Response::from_string(text).with_status_code(status))
+                let response = tiny_http::Response::from_string(text).with_status_code(status);
+                request.respond(response).map_err(BoxError::from)
             };
             if let Err(error) = sent {
                 eprintln!("an answer was not sent: {error}");

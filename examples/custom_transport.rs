@@ -65,7 +65,7 @@ impl Node {
     ) -> Result<Self, larder::Error> {
         let registry = Registry::new();
         let pool = HttpPool::builder(url)
-            .registry(registry.clone())
+            .registry(&registry)
             .transport(move |_peer, inner| Arc::new(WithRequestId { name, inner }))
             .context(move |request| context_of(name, request))
             .build()?;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -67,7 +67,7 @@ impl Fleet {
         let reader = thread::spawn(move || listen(node, output, &report_to));
         self.nodes[node] = Some(Process {
             child,
-            input: Some(input),
+            input,
             reader: Some(reader),
         });
         Ok(())
@@ -75,12 +75,9 @@ impl Fleet {
 
     /// Says something to a node. One that is gone does not hear it; its `Gone` event tells.
     pub fn tell(&mut self, node: usize, message: &ToNode) {
-        let input = self.nodes[node]
-            .as_mut()
-            .and_then(|process| process.input.as_mut());
-        if let Some(input) = input {
+        if let Some(process) = &mut self.nodes[node] {
             // Fails only if the node is gone.
-            let _ = input.write_all(format!("{message}\n").as_bytes());
+            let _ = process.input.write_all(format!("{message}\n").as_bytes());
         }
     }
 
@@ -93,17 +90,14 @@ impl Fleet {
     /// The next event before `deadline`; `None` if there is none.
     pub fn next_event(&self, deadline: Instant) -> Option<(usize, Event)> {
         let left = deadline.saturating_duration_since(Instant::now());
-        match self.events.recv_timeout(left) {
-            Ok(event) => Some(event),
-            // This has a sender itself, so the channel stays connected.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        // Not disconnected, since this has a sender itself: an error is the time being over.
+        self.events.recv_timeout(left).ok()
     }
 }
 
 struct Process {
     child: Child,
-    input: Option<ChildStdin>,
+    input: ChildStdin,
     reader: Option<JoinHandle<()>>,
 }
 

@@ -6,9 +6,10 @@
 //!
 //! Starts three processes on free ports of the loopback address. In each, threads get files of a
 //! directory (by default this crate's sources) through a group, popular ones much more often than
-//! others, and compare every byte with the file. Half way one process is killed (SIGKILL), and at
-//! three quarters it is started again on its port. Prints a table once a second and a summary at
-//! the end. The exit status is 1 if a byte differed or a caller saw an error.
+//! others, and compare every byte with the file as it was at the start. Half way one process is
+//! killed (SIGKILL), and at three quarters it is started again on its port. Prints a table once a
+//! second and a summary at the end. The exit status is 1 if a byte differed or a caller saw an
+//! error.
 //!
 //! A process's cache holds half of the files by default: too few for everything that its callers
 //! want, enough for its own third.

@@ -98,6 +98,7 @@ pub fn run(options: &Options) -> Result<(), BoxError> {
             ))?;
         }
     }
+    table.finish();
     watch.stop_all()?;
 
     let summary = Summary {
@@ -115,7 +116,7 @@ pub fn run(options: &Options) -> Result<(), BoxError> {
         ready_after,
     };
     table.note(&summary.to_string())?;
-    for complaint in &watch.complaints {
+    for complaint in watch.complaints.iter().take(MAX_SHOWN) {
         table.note(complaint)?;
     }
     summary.verdict()
@@ -360,6 +361,9 @@ const VICTIM: usize = 1;
 
 /// Room for a few small files, in bytes.
 const MIN_CACHE: u64 = 16 << 10;
+
+/// So many errors are shown with their texts.
+const MAX_SHOWN: usize = 10;
 
 /// How long a node may take for anything it is asked to do.
 const PATIENCE: Duration = Duration::from_secs(10);

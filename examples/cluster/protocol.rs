@@ -26,8 +26,8 @@ pub enum FromNode {
     /// The port that peers reach.
     Listening(u16),
     Ready,
-    /// A file was read from the disk. Said before the bytes are used, so that no read goes
-    /// uncounted when the node is killed.
+    /// A file is read from the disk. Said before it is read, so that no read goes uncounted when
+    /// the node is killed.
     Loaded(String),
     /// A caller saw an error.
     Failed(String),

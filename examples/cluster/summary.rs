@@ -99,22 +99,28 @@ impl fmt::Display for Summary {
         let known = counts.main_hits + counts.hot_hits + counts.peer_loads + counts.local_loads;
         writeln!(
             f,
-            "answered  main {:.2} %, hot {:.2} %, peer {:.2} %, disk {:.4} %, shared {:.4} % (waited \
-             for another's load)",
+            "answered  main {:.2} %, hot {:.2} %, peer {:.2} %, disk {:.2} %, shared {:.2} %",
             percent(counts.main_hits),
             percent(counts.hot_hits),
             percent(counts.peer_loads),
             percent(counts.local_loads),
             percent(counts.gets.saturating_sub(known)),
         )?;
+        writeln!(
+            f,
+            "          (shared: waited for a load that another caller had begun)"
+        )?;
         self.write_disk(f)?;
         let (victim, kill_at, back_at) = (self.victim, self.kill_at, self.back_at);
+        writeln!(
+            f,
+            "node {victim}    killed at {kill_at} s, started again at {back_at} s, ready {} ms later",
+            self.ready_after.as_millis(),
+        )?;
         write!(
             f,
-            "node {victim}    killed at {kill_at} s, started again at {back_at} s, ready {} ms later; \
-             meanwhile {} exchanges with it failed",
-            self.ready_after.as_millis(),
-            grouped(counts.peer_errors),
+            "          {} exchanges between nodes failed",
+            grouped(counts.peer_errors)
         )
     }
 }
@@ -128,16 +134,16 @@ impl Summary {
         let distinct = disk.by_file.len();
         writeln!(
             f,
-            "disk      {} reads of {distinct} of {files} files: {:.2} a file, at most {} ({most_name})",
+            "disk      {} reads of {distinct} of {files} files: {:.2} a file",
             grouped(disk.total()),
             disk.total() as f64 / distinct.max(1) as f64,
-            grouped(most),
         )?;
         writeln!(
             f,
             "          {before} before the kill, {down} while node {} was down, {after} after",
             self.victim,
-        )
+        )?;
+        writeln!(f, "          most often {most_name}: {}", grouped(most))
     }
 }
 

@@ -106,6 +106,11 @@ impl Table {
         self.out.flush()
     }
 
+    /// Lets the table stand as it is; what follows comes below it.
+    pub fn finish(&mut self) {
+        self.drawn.clear();
+    }
+
     /// What takes the table away from the terminal, if there is one: to its first line, and
     /// nothing below.
     fn erase(&self) -> String {
@@ -127,7 +132,7 @@ fn line(second: u64, node: usize, row: &Row) -> String {
     let rates = row.rates.as_ref();
     let show = |f: &dyn Fn(&Rates) -> String| rates.map_or("-".to_owned(), f);
     format!(
-        "{time:>6} {node:>5}  {state:<5} {:>9} {:>8} {:>8} {:>8} {:>6} {:>7} {:>7} {:>7}",
+        "{time:>5} {node:>4}  {state:<4} {:>9} {:>7} {:>7} {:>7} {:>6} {:>6} {:>6} {:>6}",
         show(&|r| grouped(r.gets as u64)),
         show(&|r| percent(r.main)),
         show(&|r| percent(r.hot)),
@@ -166,7 +171,7 @@ pub fn short(time: Duration) -> String {
 }
 
 const HEADER: &str =
-    "  time  node  state    gets/s     main      hot  peers/s   disk  errors     p50     p99";
+    " time node  state   gets/s    main     hot peers/s   disk errors    p50    p99";
 
 const LEGEND: &str = "
 gets/s   gets of the node's own callers and of other nodes
