@@ -11,8 +11,8 @@
 //! second and a summary at the end. The exit status is 1 if a byte differed or a caller saw an
 //! error.
 //!
-//! A process's cache holds half of the files by default: too few for everything that its callers
-//! want, enough for its own third.
+//! A process's cache has room for two thirds of the files by default: too little for all that its
+//! callers want, enough for its own third and half of that of a process that is gone.
 
 mod corpus;
 mod driver;
@@ -101,7 +101,7 @@ usage: cluster [--dir DIR] [--seconds 10] [--threads 2] [--cache KIB]
   --dir      the directory whose files are served
   --seconds  how long the callers read, at least 4
   --threads  callers in each of the three processes
-  --cache    the cache of each process; by default half of the files";
+  --cache    the cache of each process; by default two thirds of the files";
 
 /// The kill, the time without the node, and the time after need a second each.
 const MIN_SECONDS: u64 = 4;
