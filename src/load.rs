@@ -30,8 +30,11 @@ pub enum HotAdmission {
     /// Each with this probability, 0 to 1. golang/groupcache keeps one in ten.
     Probability(f64),
     /// Those that the function says, of key and value.
-    Custom(Arc<dyn Fn(&str, &ByteView) -> bool + Send + Sync>),
+    Custom(Arc<AdmissionFn>),
 }
+
+/// Says of a key and its value whether to keep a copy.
+pub type AdmissionFn = dyn Fn(&str, &ByteView) -> bool + Send + Sync;
 
 impl HotAdmission {
     fn admits(&self, key: &str, value: &ByteView) -> bool {
@@ -171,14 +174,16 @@ impl Loader {
 
     /// Loads a key that was not found in the store: from its owner, or here.
     #[cold]
-    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<Loaded> {
+    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<ByteView> {
         self.check_key(key)?;
         let owner = self.peers.picker(&self.name).and_then(|picker| {
             let peer = picker.pick_peer(key)?;
             Some((picker, peer))
         });
         let Some((picker, owner)) = owner else {
-            return self.load_here(ctx, hash, key, Keep::Owned, RunOn::for_getter(ctx));
+            let run_on = RunOn::for_getter(ctx);
+            let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
+            return Ok(loaded.view);
         };
         // A peer that ends its exchanges by the deadline can be asked from the caller's thread.
         let run_on = if ctx.cancellable() || (ctx.can_end() && !owner.honors_deadline()) {
@@ -186,17 +191,13 @@ impl Loader {
         } else {
             RunOn::Caller
         };
-        self.fly(
-            Flight::Peer {
-                picker,
-                owner,
-                run_on,
-            },
-            ctx,
-            hash,
-            key,
+        let flight = Flight::Peer {
+            picker,
+            owner,
             run_on,
-        )
+        };
+        let loaded = self.fly(flight, ctx, hash, key, run_on)?;
+        Ok(loaded.view)
     }
 
     /// Loads a key for a peer: here, whoever owns it. A request makes one hop and no more, so two
@@ -246,17 +247,17 @@ impl Loader {
     pub(crate) fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (gets, cache_hits) = self.store.lookups();
-        let mut stats = Stats::default();
-        stats.gets = gets;
-        stats.cache_hits = cache_hits;
-        stats.loads = gets.saturating_sub(cache_hits);
-        stats.peer_loads = read(&self.counters.peer_loads);
-        stats.peer_errors = read(&self.counters.peer_errors);
-        stats.loads_deduped = read(&self.counters.loads_deduped);
-        stats.local_loads = read(&self.counters.local_loads);
-        stats.local_load_errs = read(&self.counters.local_load_errs);
-        stats.server_requests = read(&self.counters.server_requests);
-        stats
+        Stats {
+            gets,
+            cache_hits,
+            peer_loads: read(&self.counters.peer_loads),
+            peer_errors: read(&self.counters.peer_errors),
+            loads: gets.saturating_sub(cache_hits),
+            loads_deduped: read(&self.counters.loads_deduped),
+            local_loads: read(&self.counters.local_loads),
+            local_load_errs: read(&self.counters.local_load_errs),
+            server_requests: read(&self.counters.server_requests),
+        }
     }
 
     fn check_key(&self, key: &str) -> Result<()> {
