@@ -58,7 +58,7 @@
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | what went wrong, to match on and to read |
-//! | `http` | `HttpPool`: the ring, the client and the server; transports, handlers, `tiny_http` |
+//! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |
 //! | [`consistent_hash`], [`lru`], [`singleflight`] | the parts, useful by themselves; they know nothing of groups |
@@ -68,9 +68,9 @@
 //!
 //! | feature | default | brings | dependencies |
 //! |---|---|---|---|
-//! | `http` | yes | module `http`: `HttpPool`, its server and its client | ureq, httparse |
-//! | `tiny_http` | yes | `HttpPool::handle`: the peer path in a tiny_http server of the program's own | tiny_http |
-//! | `json` | no | `JsonSink`: values as JSON documents of serde types | serde, serde_json |
+//! | `http` | yes | module [`http`]: [`HttpPool`](http::HttpPool), its server and its client | ureq, httparse |
+//! | `tiny_http` | yes | [`HttpPool::handle`](http::HttpPool::handle): the peer path in a tiny_http server of the program's own | tiny_http |
+//! | `json` | no | [`JsonSink`]: values as JSON documents of serde types | serde, serde_json |
 //!
 //! # From Go
 //!
@@ -80,16 +80,16 @@
 //! | `Group.Get(ctx, key, dest)` | [`Group::get_into`]; short forms [`Group::get`], [`Group::get_with`] |
 //! | `Getter`, `GetterFunc` | [`Getter`], which closures implement; [`getter_fn`] infers their types |
 //! | `Sink`: `SetString`, `SetBytes`, `SetProto`, `view` | [`Sink`]: [`set_str`](Sink::set_str), [`set_bytes`](Sink::set_bytes), [`set_proto`](Sink::set_proto), [`set_view`](Sink::set_view), [`expire_in`](Sink::expire_in) |
-//! | `StringSink`, `ByteViewSink`, `ProtoSink`, `AllocatingByteSliceSink`, `TruncatingByteSliceSink` | [`StringSink`], [`ByteViewSink`], [`ProtoSink`], [`AllocatingByteSliceSink`], [`TruncatingByteSliceSink`]; or plain `&mut String`, `&mut Vec<u8>`, `&mut ByteView`; `JsonSink` with feature `json` |
+//! | `StringSink`, `ByteViewSink`, `ProtoSink`, `AllocatingByteSliceSink`, `TruncatingByteSliceSink` | [`StringSink`], [`ByteViewSink`], [`ProtoSink`], [`AllocatingByteSliceSink`], [`TruncatingByteSliceSink`]; or plain `&mut String`, `&mut Vec<u8>`, `&mut ByteView`; [`JsonSink`] |
 //! | `ByteView`: `Len`, `ByteSlice`, `String`, `At`, `Slice`, `SliceFrom`, `Copy`, `Equal`, `Reader`, `WriteTo` | [`ByteView`]: [`len`](ByteView::len), `to_vec` and [`as_bytes`](ByteView::as_bytes), [`to_str`](ByteView::to_str), [`at`](ByteView::at), [`slice`](ByteView::slice), [`slice_from`](ByteView::slice_from), [`copy_to`](ByteView::copy_to), `==`, [`reader`](ByteView::reader), [`write_to`](ByteView::write_to) |
 //! | `consistenthash.Map`: `New(replicas, fn)`, `Add`, `Get`, `IsEmpty` | [`consistent_hash::Map`], with `remove` and `successors`; [`Preset::Golang`](consistent_hash::Preset::Golang) is the ring of Go's `HTTPPool` |
 //! | `lru.Cache`: `New(maxEntries)`, `Add`, `Get`, `Remove`, `RemoveOldest`, `Len`, `Clear`, `OnEvicted` | [`lru::Cache`], with [`with_on_evicted`](lru::Cache::with_on_evicted) |
 //! | `singleflight.Group.Do` | [`singleflight::Group::do_once`] |
 //! | `PeerPicker.PickPeer`, `ProtoGetter.Get`, `NoPeers` | [`PeerPicker::pick_peer`], [`ProtoGetter::get`], [`NoPeers`] |
 //! | `RegisterPeerPicker`, `RegisterPerGroupPeerPicker`, `RegisterNewGroupHook`, `RegisterServerStart` | methods of [`Registry`]: [`register_peer_picker`](Registry::register_peer_picker), [`register_per_group_peer_picker`](Registry::register_per_group_peer_picker), [`register_new_group_hook`](Registry::register_new_group_hook), [`register_server_start`](Registry::register_server_start) |
-//! | `NewHTTPPool(self)`, `Set(peers…)` | `HttpPool::new(self_url)`, `HttpPool::set(peers)` |
-//! | `NewHTTPPoolOpts(self, {BasePath, Replicas, HashFn})`, `Transport`, `Context` | `HttpPool::builder(self_url)` and its `base_path`, `replicas`, `hash_fn`, `transport`, `context` |
-//! | `HTTPPool.ServeHTTP` | `HttpPool::serve(addr)`, `HttpPool::server()` with options, `HttpPool::handle(tiny_http::Request)` |
+//! | `NewHTTPPool(self)`, `Set(peers…)` | [`HttpPool::new`](http::HttpPool::new), [`HttpPool::set`](http::HttpPool::set) |
+//! | `NewHTTPPoolOpts(self, {BasePath, Replicas, HashFn})`, `Transport`, `Context` | [`HttpPool::builder`](http::HttpPool::builder): `base_path`, `replicas`, `hash_fn`, `transport`, `context` |
+//! | `HTTPPool.ServeHTTP` | [`HttpPool::serve`](http::HttpPool::serve), [`HttpPool::server`](http::HttpPool::server) with limits and the program's own pages; [`HttpPool::handle`](http::HttpPool::handle) in a tiny_http server |
 //! | `GetRequest`, `GetResponse` | [`pb::GetRequest`], [`pb::GetResponse`] |
 //! | `Stats`, `CacheStats(which)`, `CacheType`, `AtomicInt` | [`Group::stats`] and [`Stats`], [`Group::cache_stats`] and [`CacheStats`], [`CacheType`], [`AtomicInt`] |
 //! | `context.Context` | [`Context`] |
