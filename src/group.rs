@@ -55,7 +55,12 @@ impl Group {
     /// [`ErrorKind::LoaderPanicked`], and the next call loads again.
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
-        self.get_with(&Context::background(), key)
+        let store = self.loader.store();
+        let hash = store.hash(key);
+        match store.get(hash, key) {
+            Some(view) => Ok(view),
+            None => self.loader.load(&Context::background(), hash, key),
+        }
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -75,11 +80,11 @@ impl Group {
     /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
     #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
-        let loader = &self.loader;
-        let hash = loader.store().hash(key);
-        match loader.store().get(hash, key) {
+        let store = self.loader.store();
+        let hash = store.hash(key);
+        match store.get(hash, key) {
             Some(view) => Ok(view),
-            None => loader.load(ctx, hash, key).map(|loaded| loaded.view),
+            None => self.loader.load(ctx, hash, key),
         }
     }
 

@@ -14,6 +14,8 @@ mod error;
 pub mod fuzzing;
 mod getter;
 mod group;
+#[cfg(feature = "http")]
+pub mod http;
 mod load;
 mod loader_pool;
 pub mod lru;

@@ -182,14 +182,16 @@ impl Loader {
 
     /// Loads a key that was not found in the store: from its owner, or here.
     #[cold]
-    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<Loaded> {
+    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<ByteView> {
         self.check_key(key)?;
         let owner = self.peers.picker(&self.name).and_then(|picker| {
             let peer = picker.pick_peer(key)?;
             Some((picker, peer))
         });
         let Some((picker, owner)) = owner else {
-            return self.load_here(ctx, hash, key, Keep::Owned, RunOn::for_getter(ctx));
+            let run_on = RunOn::for_getter(ctx);
+            let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
+            return Ok(loaded.view);
         };
         // A peer that ends its exchanges by the deadline can be asked from the caller's thread.
         let run_on = if ctx.cancellable() || (ctx.can_end() && !owner.honors_deadline()) {
@@ -197,17 +199,13 @@ impl Loader {
         } else {
             RunOn::Caller
         };
-        self.fly(
-            Flight::Peer {
-                picker,
-                owner,
-                run_on,
-            },
-            ctx,
-            hash,
-            key,
+        let flight = Flight::Peer {
+            picker,
+            owner,
             run_on,
-        )
+        };
+        let loaded = self.fly(flight, ctx, hash, key, run_on)?;
+        Ok(loaded.view)
     }
 
     /// Loads a key for a peer: here, whoever owns it. A request makes one hop and no more, so two

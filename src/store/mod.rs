@@ -6,7 +6,7 @@
 //!   slab.rs       slots, and the lists through them
 //!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
 //!   budget.rs     bytes of all shards       charge.rs  what an entry costs
-//!   graveyard.rs  entries on their way out
+//!   graveyard.rs  entries on their way out  counters.rs  what look-ups found
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
@@ -14,6 +14,7 @@
 
 mod budget;
 mod charge;
+mod counters;
 mod ghost;
 mod graveyard;
 mod s3fifo;
@@ -23,7 +24,7 @@ mod slab;
 mod tests;
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
 
@@ -32,6 +33,7 @@ use crate::clock::{Clock, Tick};
 use crate::stats::{CacheStats, CacheType};
 use crate::sync::{Arc, RwLock};
 use budget::{Budget, Targets};
+use counters::Counters;
 use shard::Shard;
 
 pub(crate) use charge::smallest_entry;
@@ -135,19 +137,14 @@ pub(crate) struct Store {
     targets: Targets,
     eviction: Eviction,
     clock: Clock,
+    counters: Counters,
     /// Where the search for a shard that is over its part goes on.
     cursor: AtomicUsize,
 }
 
-/// A shard on cache lines of its own. Its counters stand beside its lock, whose line a look-up
-/// writes anyway, so counting costs no other line.
+/// A shard on cache lines of its own: threads at different shards write to different lines.
 #[repr(align(128))]
-struct Padded {
-    shard: RwLock<Shard>,
-    main_hits: AtomicU64,
-    hot_hits: AtomicU64,
-    misses: AtomicU64,
-}
+struct Padded(RwLock<Shard>);
 
 impl Store {
     pub(crate) fn new(options: StoreOptions) -> Store {
@@ -160,12 +157,7 @@ impl Store {
         Store {
             hasher: RandomState::default(),
             shards: (0..shards)
-                .map(|_| Padded {
-                    shard: RwLock::new(Shard::new(options.eviction)),
-                    main_hits: AtomicU64::new(0),
-                    hot_hits: AtomicU64::new(0),
-                    misses: AtomicU64::new(0),
-                })
+                .map(|_| Padded(RwLock::new(Shard::new(options.eviction))))
                 .collect(),
             budget: Budget::new(options.capacity),
             targets: Targets {
@@ -174,6 +166,7 @@ impl Store {
             },
             eviction: options.eviction,
             clock: options.clock,
+            counters: Counters::new(),
             cursor: AtomicUsize::new(0),
         }
     }
@@ -196,60 +189,47 @@ impl Store {
     /// The value of a key, counted as a look-up and a use.
     #[inline]
     pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
-        let padded = self.padded(hash);
-        let found = {
-            let shard = padded.shard.read();
-            shard.find(hash, key, &self.clock).map(|slot| {
-                slot.touch();
-                (slot.view(), slot.share())
-            })
-        };
-        let Some((view, share)) = found else {
-            padded.misses.fetch_add(1, Ordering::Relaxed);
+        let shard = self.shard(hash).read();
+        let Some(slot) = shard.find(hash, key, &self.clock) else {
+            self.counters.count_miss();
             return None;
         };
-        self.count_hit(padded, hash, key, share);
+        slot.touch();
+        self.counters.count_hit(slot.share());
+        let view = slot.view();
+        drop(shard);
+        self.used(hash, key);
         Some(view)
     }
 
     /// The same with what a peer must know of the entry.
     pub(crate) fn get_hit(&self, hash: Hash, key: &str) -> Option<Hit> {
-        let padded = self.padded(hash);
-        let found = {
-            let shard = padded.shard.read();
-            if let Some(slot) = shard.find(hash, key, &self.clock) {
-                slot.touch();
-            }
-            shard.find_hit(hash, key, &self.clock)
+        let shard = self.shard(hash).read();
+        let Some(hit) = shard.find_hit(hash, key, &self.clock) else {
+            self.counters.count_miss();
+            return None;
         };
-        match &found {
-            Some(hit) => self.count_hit(padded, hash, key, hit.share),
-            None => {
-                padded.misses.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(slot) = shard.find(hash, key, &self.clock) {
+            slot.touch();
         }
-        found
+        self.counters.count_hit(hit.share);
+        drop(shard);
+        self.used(hash, key);
+        Some(hit)
     }
 
+    /// Notes the use of an entry where that takes the shard's lock alone. The entry may have left
+    /// between the two locks; then there is nothing to note.
     #[inline]
-    fn count_hit(&self, padded: &Padded, hash: Hash, key: &str, share: CacheType) {
-        let hits = match share {
-            CacheType::Main => &padded.main_hits,
-            CacheType::Hot => &padded.hot_hits,
-        };
-        hits.fetch_add(1, Ordering::Relaxed);
+    fn used(&self, hash: Hash, key: &str) {
         if self.eviction == Eviction::Lru {
-            // The entry may have left between the two locks; then there is nothing to move.
-            padded.shard.write().promote(hash, key);
+            self.shard(hash).write().promote(hash, key);
         }
     }
 
     /// The entry of a key, counted as nothing.
     pub(crate) fn peek(&self, hash: Hash, key: &str) -> Option<Hit> {
-        self.padded(hash)
-            .shard
-            .read()
-            .find_hit(hash, key, &self.clock)
+        self.shard(hash).read().find_hit(hash, key, &self.clock)
     }
 
     /// The entry of a key, counted as nothing; or, if there is none, the generation that a load
@@ -259,7 +239,7 @@ impl Store {
     /// it under that lock. So a value whose load began before a removal either goes in before it,
     /// and is taken out by it, or is turned away after it.
     pub(crate) fn peek_or_generation(&self, hash: Hash, key: &str) -> Result<Hit, Generation> {
-        let shard = self.padded(hash).shard.read();
+        let shard = self.shard(hash).read();
         shard
             .find_hit(hash, key, &self.clock)
             .ok_or_else(|| shard.generation(hash))
@@ -275,7 +255,7 @@ impl Store {
             return gone;
         }
         let home = new.hash.shard(self.shards.len());
-        self.shards[home].shard.write().insert(
+        self.shards[home].0.write().insert(
             new,
             loaded_at,
             (&self.budget, self.targets),
@@ -303,7 +283,7 @@ impl Store {
             .flat_map(|(bytes, entries)| others.clone().map(move |n| (n, bytes, entries)))
             .chain([(home, 0, 0)]);
         for (visited, bytes, entries) in visits {
-            let mut shard = self.shards[visited].shard.write();
+            let mut shard = self.shards[visited].0.write();
             while self.budget.is_over() && shard.bytes() > bytes && shard.len() > entries {
                 if !shard.evict_one(0, &self.budget, self.targets, gone) {
                     break;
@@ -319,7 +299,7 @@ impl Store {
     /// it that is under way puts nothing in.
     pub(crate) fn remove(&self, hash: Hash, key: &str) -> Graveyard {
         let mut gone = Graveyard::default();
-        let mut shard = self.padded(hash).shard.write();
+        let mut shard = self.shard(hash).write();
         shard.remove(hash, key, &self.budget, &self.clock, &mut gone);
         gone
     }
@@ -327,47 +307,39 @@ impl Store {
     /// Takes everything out, shard by shard. Loads under way put nothing in.
     pub(crate) fn clear(&self) -> Graveyard {
         let mut gone = Graveyard::default();
-        for padded in &self.shards {
-            padded.shard.write().clear(&self.budget, &mut gone);
+        for shard in &self.shards {
+            shard.0.write().clear(&self.budget, &mut gone);
         }
         gone
     }
 
     /// Look-ups and those that found something.
     pub(crate) fn lookups(&self) -> (u64, u64) {
-        let sum = |counter: fn(&Padded) -> &AtomicU64| self.sum(counter);
-        let hits = sum(|p| &p.main_hits) + sum(|p| &p.hot_hits);
-        (hits + sum(|p| &p.misses), hits)
+        let counts = self.counters.read();
+        let hits = counts.main_hits + counts.hot_hits;
+        (hits + counts.misses, hits)
     }
 
     pub(crate) fn stats(&self, share: CacheType) -> CacheStats {
         let mut stats = CacheStats::default();
-        for padded in &self.shards {
-            let (bytes, items, evictions) = padded.shard.read().usage(share);
+        for shard in &self.shards {
+            let (bytes, items, evictions) = shard.0.read().usage(share);
             stats.bytes += bytes;
             stats.items += items;
             stats.evictions += evictions;
         }
-        let (main_hits, hot_hits) = (self.sum(|p| &p.main_hits), self.sum(|p| &p.hot_hits));
-        let misses = self.sum(|p| &p.misses);
+        let counts = self.counters.read();
+        let main_misses = counts.hot_hits + counts.misses;
         (stats.gets, stats.hits) = match share {
-            CacheType::Main => (main_hits + hot_hits + misses, main_hits),
-            CacheType::Hot => (hot_hits + misses, hot_hits),
+            CacheType::Main => (counts.main_hits + main_misses, counts.main_hits),
+            CacheType::Hot => (main_misses, counts.hot_hits),
         };
         stats
     }
 
-    fn sum(&self, counter: impl Fn(&Padded) -> &AtomicU64) -> u64 {
-        let values = self
-            .shards
-            .iter()
-            .map(|p| counter(p).load(Ordering::Relaxed));
-        values.fold(0, u64::wrapping_add)
-    }
-
     #[inline]
-    fn padded(&self, hash: Hash) -> &Padded {
-        &self.shards[hash.shard(self.shards.len())]
+    fn shard(&self, hash: Hash) -> &RwLock<Shard> {
+        &self.shards[hash.shard(self.shards.len())].0
     }
 }
 

@@ -356,7 +356,7 @@ impl Shard {
         let wanted = hash.table();
         let found = self.table.find(hash.spread(), |&index| {
             let slot = self.slab.get(index);
-            slot.hash == wanted && slot.key() == key.as_bytes()
+            slot.hash == wanted && slot.has_key(key.as_bytes())
         });
         found.copied()
     }

@@ -53,8 +53,13 @@ impl Slot {
     }
 
     #[inline]
-    pub(crate) fn key(&self) -> &[u8] {
-        &self.data()[..usize::from(self.key_len)]
+    pub(crate) fn has_key(&self, key: &[u8]) -> bool {
+        usize::from(self.key_len) == key.len()
+            && self
+                .data
+                .as_deref()
+                .and_then(|data| data.get(..key.len()))
+                .is_some_and(|own| same_bytes(own, key))
     }
 
     /// The value, sharing the entry's allocation. Empty for a free slot.
@@ -127,6 +132,16 @@ impl Slot {
         let data = self.data.take()?;
         Some((usize::from(self.key_len), data))
     }
+}
+
+/// Whether two slices of one length are equal, word by word in place: for keys of a few words, a
+/// call to memcmp costs more than the comparison.
+#[inline]
+fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+    let word = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_ne_bytes);
+    let (a_words, b_words) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rests_match = a_words.remainder().iter().eq(b_words.remainder());
+    rests_match && a_words.zip(b_words).all(|(a, b)| word(a) == word(b))
 }
 
 /// A queue through the slots: the newest at the head, the victim at the tail.

@@ -121,7 +121,7 @@ proptest! {
                     prop_assert_eq!(total_items(&store), 0);
                 }
             }
-            let charged: u64 = store.shards.iter().map(|p| p.shard.read().audit()).sum();
+            let charged: u64 = store.shards.iter().map(|shard| shard.0.read().audit()).sum();
             prop_assert_eq!(charged, total_bytes(&store));
             prop_assert_eq!(charged, store.budget.used());
             prop_assert!(charged <= capacity, "{} of {}", charged, capacity);
@@ -368,7 +368,11 @@ fn many_threads_keep_the_books_straight() {
             });
         }
     });
-    let charged: u64 = store.shards.iter().map(|p| p.shard.read().audit()).sum();
+    let charged: u64 = store
+        .shards
+        .iter()
+        .map(|shard| shard.0.read().audit())
+        .sum();
     assert_eq!(charged, store.budget.used());
     assert!(charged <= 100_000, "{charged}");
 }

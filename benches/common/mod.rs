@@ -1,0 +1,223 @@
+//! What all benchmarks share: rounds, medians, the table, and the JSON file.
+
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+/// One figure of one implementation in one case, as measured in each round.
+pub struct Row {
+    pub case: String,
+    pub implementation: &'static str,
+    pub metric: &'static str,
+    pub unit: &'static str,
+    pub runs: Vec<f64>,
+}
+
+impl Row {
+    pub fn median(&self) -> f64 {
+        let mut runs = self.runs.clone();
+        runs.sort_by(f64::total_cmp);
+        match runs.len() {
+            0 => f64::NAN,
+            n if n % 2 == 1 => runs[n / 2],
+            n => f64::midpoint(runs[n / 2 - 1], runs[n / 2]),
+        }
+    }
+
+    pub fn min(&self) -> f64 {
+        self.runs.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    pub fn max(&self) -> f64 {
+        self.runs.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
+}
+
+/// The figures of one benchmark.
+pub struct Report {
+    name: &'static str,
+    rows: Vec<Row>,
+}
+
+impl Report {
+    pub fn new(name: &'static str) -> Self {
+        Report {
+            name,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds one round's figure to its row.
+    pub fn add(
+        &mut self,
+        case: &str,
+        implementation: &'static str,
+        metric: &'static str,
+        unit: &'static str,
+        value: f64,
+    ) {
+        let same = |row: &&mut Row| {
+            row.case == case && row.implementation == implementation && row.metric == metric
+        };
+        match self.rows.iter_mut().find(same) {
+            Some(row) => row.runs.push(value),
+            None => self.rows.push(Row {
+                case: case.into(),
+                implementation,
+                metric,
+                unit,
+                runs: vec![value],
+            }),
+        }
+    }
+
+    pub fn find(&self, case: &str, implementation: &str, metric: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| {
+            row.case == case && row.implementation == implementation && row.metric == metric
+        })
+    }
+
+    /// Prints one table a metric: a line a case, a column an implementation, medians; and writes
+    /// the JSON file.
+    pub fn finish(&self) {
+        let mut metrics: Vec<(&str, &str)> = Vec::new();
+        for row in &self.rows {
+            if !metrics.contains(&(row.metric, row.unit)) {
+                metrics.push((row.metric, row.unit));
+            }
+        }
+        for (metric, unit) in metrics {
+            self.print(metric, unit);
+        }
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench");
+        let file = directory.join(format!("{}.json", self.name));
+        fs::create_dir_all(&directory).expect("target/larder-bench can be made");
+        fs::write(&file, self.json()).expect("the JSON file can be written");
+        println!("\nwritten: target/larder-bench/{}.json", self.name);
+    }
+
+    fn print(&self, metric: &str, unit: &str) {
+        let rows = || self.rows.iter().filter(|row| row.metric == metric);
+        let (mut cases, mut columns) = (Vec::new(), Vec::new());
+        for row in rows() {
+            if !cases.contains(&&*row.case) {
+                cases.push(&*row.case);
+            }
+            if !columns.contains(&row.implementation) {
+                columns.push(row.implementation);
+            }
+        }
+        println!("\n{}: {metric} [{unit}], medians (min to max)", self.name);
+        let width = cases
+            .iter()
+            .map(|case| case.len())
+            .max()
+            .unwrap_or(0)
+            .max(12);
+        print!("{:width$}", "");
+        for column in &columns {
+            print!("  {column:>24}");
+        }
+        println!();
+        for case in cases {
+            print!("{case:width$}");
+            for column in &columns {
+                let cell = self.find(case, column, metric).map_or("-".into(), |row| {
+                    format!("{:.2} ({:.2} to {:.2})", row.median(), row.min(), row.max())
+                });
+                print!("  {cell:>24}");
+            }
+            println!();
+        }
+    }
+
+    fn json(&self) -> String {
+        let mut out = String::from("[\n");
+        for (n, row) in self.rows.iter().enumerate() {
+            let comma = if n + 1 < self.rows.len() { "," } else { "" };
+            writeln!(
+                out,
+                "  {{\"case\": \"{}\", \"impl\": \"{}\", \"metric\": \"{}\", \"unit\": \"{}\", \
+                 \"median\": {}, \"min\": {}, \"max\": {}, \"runs\": {}}}{comma}",
+                row.case,
+                row.implementation,
+                row.metric,
+                row.unit,
+                row.median(),
+                row.min(),
+                row.max(),
+                row.runs.len()
+            )
+            .expect("writing to a string");
+        }
+        out.push_str("]\n");
+        out
+    }
+}
+
+/// A reproducible source of numbers (SplitMix64).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.unit() * n as f64) as usize
+    }
+}
+
+/// Draws ranks 0..n with probability proportional to 1 / (rank + 1)^s, by a table of sums.
+pub struct Zipf(Vec<f64>);
+
+impl Zipf {
+    pub fn new(n: usize, s: f64) -> Self {
+        let mut sum = 0.0;
+        let sums = (1..=n).map(|rank| {
+            sum += (rank as f64).powf(-s);
+            sum
+        });
+        Zipf(sums.collect())
+    }
+
+    pub fn draw(&self, rng: &mut Rng) -> usize {
+        let total = self.0.last().copied().unwrap_or(0.0);
+        let at = rng.unit() * total;
+        self.0
+            .partition_point(|&sum| sum < at)
+            .min(self.0.len() - 1)
+    }
+}
+
+/// A permutation of 0..n, so that popular ranks do not lie side by side in memory.
+pub fn shuffled(n: usize, rng: &mut Rng) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    for i in (1..n).rev() {
+        order.swap(i, rng.below(i + 1));
+    }
+    order
+}
+
+/// Whether a flag such as `--quick` was given. Cargo passes `--bench`, which is ignored.
+pub fn flag(name: &str) -> bool {
+    std::env::args().any(|arg| arg == name)
+}
+
+/// Rounds to run: `LARDER_ROUNDS`, else 5.
+pub fn rounds() -> usize {
+    std::env::var("LARDER_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(5)
+}

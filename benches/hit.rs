@@ -1,0 +1,207 @@
+//! A get of a key that is cached: all threads together, beside other caches.
+//!
+//! 100,000 keys of 16 bytes, values of 100 bytes, all present, nothing evicted. `larder` is the
+//! public `Group::get`, statistics included.
+
+mod common;
+
+use std::hint::black_box;
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::Instant;
+
+use common::{Report, Rng, Zipf, rounds, shuffled};
+use larder::{ByteView, Context, Group, Registry, Sink};
+
+const KEYS: usize = 100_000;
+const VALUE: usize = 100;
+const CAPACITY: u64 = 256 << 20;
+/// Gets of one thread in one round.
+const GETS: usize = 1_000_000;
+
+trait Cache: Sync {
+    /// The length of the value. By `&String`, because mini-moka cannot look up a `&str`.
+    fn get(&self, key: &String) -> usize;
+}
+
+impl Cache for Group {
+    fn get(&self, key: &String) -> usize {
+        Group::get(self, key).map_or(0, |view| view.len())
+    }
+}
+
+type Shared = Arc<[u8]>;
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl quick_cache::Weighter<Box<str>, Shared> for ByBytes {
+    fn weight(&self, key: &Box<str>, value: &Shared) -> u64 {
+        (key.len() + value.len()) as u64
+    }
+}
+
+type QuickCache = quick_cache::sync::Cache<Box<str>, Shared, ByBytes>;
+
+impl Cache for QuickCache {
+    fn get(&self, key: &String) -> usize {
+        QuickCache::get(self, &**key).map_or(0, |value| value.len())
+    }
+}
+
+impl Cache for moka::sync::Cache<Box<str>, Shared> {
+    fn get(&self, key: &String) -> usize {
+        moka::sync::Cache::get(self, &**key).map_or(0, |value| value.len())
+    }
+}
+
+impl Cache for mini_moka::sync::Cache<String, Shared> {
+    fn get(&self, key: &String) -> usize {
+        mini_moka::sync::Cache::get(self, key).map_or(0, |value| value.len())
+    }
+}
+
+impl Cache for Mutex<lru::LruCache<Box<str>, Shared>> {
+    fn get(&self, key: &String) -> usize {
+        let value = self.lock().unwrap().get(&**key).cloned();
+        value.map_or(0, |value| value.len())
+    }
+}
+
+/// One way to get a value out of a group other than `Group::get`.
+struct Into<'a>(&'a Group, fn(&Group, &str) -> usize);
+
+impl Cache for Into<'_> {
+    fn get(&self, key: &String) -> usize {
+        (self.1)(self.0, key)
+    }
+}
+
+fn main() {
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("key-{n:012}")).collect();
+    let value = [7_u8; VALUE];
+
+    let group = Group::builder("hit")
+        .registry(&Registry::new())
+        .max_capacity(CAPACITY)
+        .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
+        .expect("the options are right");
+    let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
+    let moka = moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .weigher(|key: &Box<str>, value: &Shared| (key.len() + value.len()) as u32)
+        .build();
+    let mini = mini_moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .weigher(|key: &String, value: &Shared| (key.len() + value.len()) as u32)
+        .build();
+    let lru = Mutex::new(lru::LruCache::unbounded());
+    for key in &keys {
+        let owned = || Box::<str>::from(key.as_str());
+        group.get(key).expect("the getter answers");
+        quick.insert(owned(), Shared::from(&value[..]));
+        moka.insert(owned(), Shared::from(&value[..]));
+        mini.insert(key.clone(), Shared::from(&value[..]));
+        lru.lock().unwrap().put(owned(), Shared::from(&value[..]));
+    }
+    moka.run_pending_tasks();
+
+    let into_view = Into(&group, |group, key| {
+        let mut view = ByteView::new();
+        group
+            .get_into(&Context::background(), key, &mut view)
+            .map_or(0, |()| view.len())
+    });
+    let into_vec = Into(&group, |group, key| {
+        let mut bytes = Vec::new();
+        group
+            .get_into(&Context::background(), key, &mut bytes)
+            .map_or(0, |()| bytes.len())
+    });
+    let caches: [(&'static str, &dyn Cache); 7] = [
+        ("larder", &group),
+        ("quick_cache", &quick),
+        ("moka", &moka),
+        ("mini-moka", &mini),
+        ("lru+Mutex", &lru),
+        ("larder get_into view", &into_view),
+        ("larder get_into Vec", &into_vec),
+    ];
+
+    let mut rng = Rng(42);
+    let order = shuffled(KEYS, &mut rng);
+    let zipf = Zipf::new(KEYS, 0.99);
+    let mut report = Report::new("hit");
+    for round in 0..rounds() {
+        for (distribution, skewed) in [("zipf", true), ("uniform", false)] {
+            for threads in [1, 2, 8] {
+                let draws = draws(threads, skewed.then_some(&zipf), &order, round as u64);
+                let case = format!("{distribution}-{threads}");
+                for (name, cache) in caches {
+                    let seconds = run(cache, &keys, &draws);
+                    let gets = (threads * (GETS / threads)) as f64;
+                    report.add(&case, name, "mops", "million gets/s", gets / seconds / 1e6);
+                }
+            }
+        }
+        for threads in [8] {
+            // Half of all gets go to one key.
+            let mut draws = draws(threads, None, &order, 1000 + round as u64);
+            for draw in draws
+                .iter_mut()
+                .flat_map(|thread| thread.iter_mut().step_by(2))
+            {
+                *draw = 0;
+            }
+            for (name, cache) in &caches[..5] {
+                let seconds = run(*cache, &keys, &draws);
+                let gets = (threads * (GETS / threads)) as f64;
+                report.add(
+                    "one-hot-key-8",
+                    name,
+                    "mops",
+                    "million gets/s",
+                    gets / seconds / 1e6,
+                );
+            }
+        }
+    }
+    report.finish();
+}
+
+fn draws(threads: usize, zipf: Option<&Zipf>, order: &[u32], seed: u64) -> Vec<Vec<u32>> {
+    (0..threads)
+        .map(|thread| {
+            let mut rng = Rng(seed * 64 + thread as u64);
+            (0..GETS / threads)
+                .map(|_| match zipf {
+                    Some(zipf) => order[zipf.draw(&mut rng)],
+                    None => order[rng.below(KEYS)],
+                })
+                .collect()
+        })
+        .collect()
+}
+
+/// The seconds that all threads need for their gets.
+fn run(cache: &dyn Cache, keys: &[String], draws: &[Vec<u32>]) -> f64 {
+    let start = Barrier::new(draws.len() + 1);
+    let end = Barrier::new(draws.len() + 1);
+    std::thread::scope(|scope| {
+        for draws in draws {
+            let (start, end) = (&start, &end);
+            scope.spawn(move || {
+                start.wait();
+                let mut bytes = 0;
+                for &draw in draws {
+                    bytes += cache.get(&keys[draw as usize]);
+                }
+                assert_eq!(black_box(bytes), draws.len() * VALUE, "a key was missing");
+                end.wait();
+            });
+        }
+        start.wait();
+        let began = Instant::now();
+        end.wait();
+        began.elapsed().as_secs_f64()
+    })
+}

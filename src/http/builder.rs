@@ -1,0 +1,218 @@
+//! The options of an `HttpPool`.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::consistent_hash::{Map, Preset};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::answer::{ContextHook, Endpoint};
+use crate::http::handler::Request;
+use crate::http::picker::{PeerSettings, Picker, TransportHook};
+use crate::http::pool::HttpPool;
+use crate::http::transport::Transport;
+use crate::http::url::PeerUrl;
+use crate::registry::Registry;
+use crate::sync::Arc;
+use crate::wire;
+
+/// Builds an [`HttpPool`]; see [`HttpPool::builder`].
+///
+/// The options that say where keys lie and how they travel ([`preset`](Self::preset),
+/// [`replicas`](Self::replicas), [`hash_fn`](Self::hash_fn), [`base_path`](Self::base_path)) must be
+/// the same in all processes of a cluster.
+#[must_use]
+pub struct HttpPoolBuilder {
+    self_url: String,
+    base_path: String,
+    preset: Preset,
+    replicas: Option<usize>,
+    hash: Option<Arc<HashFn>>,
+    transport: Option<Arc<TransportHook>>,
+    context: Option<Arc<ContextHook>>,
+    registry: Option<Registry>,
+    connect_timeout: Duration,
+    exchange_timeout: Duration,
+    max_idle_per_peer: usize,
+    max_value_size: usize,
+}
+
+type HashFn = dyn Fn(&[u8]) -> u64 + Send + Sync;
+
+impl HttpPoolBuilder {
+    pub(crate) fn new(self_url: &str) -> Self {
+        HttpPoolBuilder {
+            self_url: self_url.to_owned(),
+            base_path: wire::DEFAULT_BASE_PATH.to_owned(),
+            preset: Preset::default(),
+            replicas: None,
+            hash: None,
+            transport: None,
+            context: None,
+            registry: None,
+            connect_timeout: Duration::from_millis(250),
+            exchange_timeout: Duration::from_secs(1),
+            max_idle_per_peer: 64,
+            max_value_size: 16 << 20,
+        }
+    }
+
+    /// Where in a peer's URLs the cache begins; `/_groupcache/` by default, as in Go.
+    pub fn base_path(mut self, base_path: &str) -> Self {
+        self.base_path = base_path.to_owned();
+        self
+    }
+
+    /// How keys are laid out among the peers; [`Preset::Larder`] by default. For a cluster shared
+    /// with Go programs take theirs.
+    ///
+    /// Under [`Preset::Golang`], a raw `+` in the path of a request is read as a space, because
+    /// golang/groupcache sends one for it.
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = preset;
+        self
+    }
+
+    /// The points of a peer on the ring, 1 to 65,536; by default those of the
+    /// [preset](Preset::replicas), or 50 with a [`hash_fn`](Self::hash_fn), as in Go.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = Some(replicas);
+        self
+    }
+
+    /// Hashes points and keys in place of the preset's hash; see [`Map::new`].
+    pub fn hash_fn(mut self, hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
+        self.hash = Some(Arc::new(hash));
+        self
+    }
+
+    /// Wraps or replaces how requests travel: `hook` gets the URL of a peer, as it was set, and the
+    /// default transport, and returns the one to use. It is called once for each peer that is new
+    /// in the list, on the thread that calls [`HttpPool::set`].
+    pub fn transport(
+        mut self,
+        hook: impl Fn(&str, Arc<dyn Transport>) -> Arc<dyn Transport> + Send + Sync + 'static,
+    ) -> Self {
+        self.transport = Some(Arc::new(hook));
+        self
+    }
+
+    /// Makes the context in which a peer's request is answered, which the getter then gets; by
+    /// default [`Context::background`]. The time that the asking peer has left is added to it.
+    pub fn context(
+        mut self,
+        hook: impl Fn(&Request<'_>) -> Context + Send + Sync + 'static,
+    ) -> Self {
+        self.context = Some(Arc::new(hook));
+        self
+    }
+
+    /// The registry whose groups ask these peers, and are asked by them;
+    /// [`Registry::global`] by default.
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// How long connecting to a peer may take, over all its addresses together; 250 ms by default.
+    /// It counts towards the [`exchange_timeout`](Self::exchange_timeout).
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long one exchange with a peer may take, from connecting to the last byte of the answer;
+    /// 1 s by default. A caller whose own deadline is earlier leaves then.
+    ///
+    /// The peer's getter runs within this time: make it longer for slow ones.
+    pub fn exchange_timeout(mut self, timeout: Duration) -> Self {
+        self.exchange_timeout = timeout;
+        self
+    }
+
+    /// How many unused connections to one peer are kept for the next request; 64 by default. Those
+    /// that have not been used for 15 s are closed when the next request comes. Each holds 16 KiB,
+    /// or 40 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
+    pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
+        self.max_idle_per_peer = connections;
+        self
+    }
+
+    /// The longest value that is taken from a peer, in bytes; 16 MiB by default. A longer one is
+    /// an error of the peer, found out at the latest 64 KiB after this many bytes.
+    pub fn max_value_size(mut self, bytes: usize) -> Self {
+        self.max_value_size = bytes;
+        self
+    }
+
+    /// Makes the pool, without peers, and registers it as the peer picker of its registry.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
+    /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
+    /// `max_value_size`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
+    /// has a peer picker. Nothing is registered then.
+    pub fn build(self) -> Result<HttpPool> {
+        let own = PeerUrl::parse(&self.self_url)?;
+        wire::check_base_path(&self.base_path)?;
+        for (name, timeout) in [
+            ("connect_timeout", self.connect_timeout),
+            ("exchange_timeout", self.exchange_timeout),
+        ] {
+            if timeout.is_zero() || timeout > MAX_TIMEOUT {
+                return Err(refuse(format!("{name} is {timeout:?}: 0 < {name} <= 1 h")));
+            }
+        }
+        if self.max_value_size == 0 {
+            return Err(refuse("max_value_size is 0: no value would fit".into()));
+        }
+        let picker = Arc::new(Picker::new(PeerSettings {
+            own_place: own.place(),
+            empty_ring: self.empty_ring()?,
+            base_path: self.base_path.clone(),
+            transport: self.transport,
+            connect_timeout: self.connect_timeout,
+            exchange_timeout: self.exchange_timeout,
+            max_idle_per_peer: self.max_idle_per_peer,
+            max_value_size: self.max_value_size,
+        }));
+        let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
+        registry.register_peer_picker(picker.clone())?;
+        let endpoint = Endpoint {
+            registry,
+            base_path: self.base_path,
+            plus_is_space: self.preset == Preset::Golang,
+            context: self.context,
+        };
+        Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
+    }
+
+    fn empty_ring(&self) -> Result<Map> {
+        match (&self.hash, self.replicas) {
+            (Some(hash), replicas) => {
+                let hash = hash.clone();
+                let replicas = replicas.unwrap_or(Preset::Golang.replicas());
+                Map::new(replicas, move |bytes| hash(bytes))
+            }
+            (None, Some(replicas)) => Map::with_replicas(self.preset, replicas),
+            (None, None) => Ok(Map::preset(self.preset)),
+        }
+    }
+}
+
+impl fmt::Debug for HttpPoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpPoolBuilder")
+            .field("self_url", &self.self_url)
+            .field("base_path", &self.base_path)
+            .field("preset", &self.preset)
+            .finish_non_exhaustive()
+    }
+}
+
+fn refuse(message: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, message)
+}
+
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);

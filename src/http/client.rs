@@ -1,0 +1,239 @@
+//! A peer that is asked over HTTP: the request, and what is made of each possible answer.
+
+use std::fmt;
+use std::io::Read;
+use std::time::Duration;
+
+use crate::byteview::ByteView;
+use crate::clock::Clock;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::url::PeerUrl;
+use crate::pb::GetRequest;
+use crate::peers::{PeerResponse, ProtoGetter};
+use crate::sync::Arc;
+use crate::wire;
+
+/// One peer.
+///
+/// What goes wrong between here and there is [`ErrorKind::Peer`] and names the peer; what the
+/// peer's getter said passes as it is. Only the former says anything about the peer's health.
+pub(crate) struct HttpPeer {
+    url: Arc<PeerUrl>,
+    transport: Arc<dyn Transport>,
+    /// The path of the peer's URL and the base path: what comes before the group.
+    base: String,
+    exchange_timeout: Duration,
+    max_value_size: usize,
+    /// Read for answers that say when they expire, not how long they are good for.
+    clock: Clock,
+}
+
+impl HttpPeer {
+    pub(crate) fn new(
+        url: Arc<PeerUrl>,
+        transport: Arc<dyn Transport>,
+        base_path: &str,
+        exchange_timeout: Duration,
+        max_value_size: usize,
+        clock: Clock,
+    ) -> Self {
+        HttpPeer {
+            base: format!("{}{base_path}", url.prefix()),
+            url,
+            transport,
+            exchange_timeout,
+            max_value_size,
+            clock,
+        }
+    }
+
+    /// One request and its whole answer.
+    fn exchange(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        let common = self.exchange_timeout;
+        let timeout = ctx.remaining().map_or(common, |left| left.min(common));
+        let path = wire::key_path(&self.base, &request.group, &request.key);
+        let mut sent = TransportRequest::new("GET", path);
+        sent.set_header(wire::TIMEOUT_HEADER, &wire::encode_timeout(timeout))?;
+        let response = self.transport.round_trip(ctx, sent)?;
+        if response.status() == 200 {
+            self.accept(ctx, response)
+        } else {
+            Err(self.explain(response))
+        }
+    }
+
+    /// The value of an answer with status 200, if it is one.
+    fn accept(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
+        let found = response.header("content-type").unwrap_or_default();
+        if !is_protobuf(found) {
+            let found: String = found.chars().take(80).collect();
+            return Err(self.failure(format_args!(
+                "it answered with {found:?}, not with {}: is a peer behind this URL?",
+                wire::CONTENT_TYPE
+            )));
+        }
+        let length = response.length();
+        let body = read_body(response.into_body(), length, max_body(self.max_value_size))
+            .map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))?;
+        let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
+        if decoded.value.len() > self.max_value_size {
+            return Err(self.failure(TOO_LONG));
+        }
+        let value = match &body {
+            // Sharing the body keeps all of it in memory for as long as the value.
+            Bytes::Shared(shared) if body.len() - decoded.value.len() <= MAX_WASTE => {
+                window_of(shared, decoded.value)
+            }
+            _ => ByteView::from(decoded.value),
+        };
+        Ok(PeerResponse {
+            value,
+            ttl: self.ttl(&decoded),
+            minute_qps: decoded.minute_qps,
+        })
+    }
+
+    /// How long the value is good for. A time that has passed is no time at all: the caller gets
+    /// the value, and it is not kept.
+    fn ttl(&self, decoded: &wire::Decoded<'_>) -> Option<Duration> {
+        if let Some(nanos) = decoded.ttl_nanos {
+            return Some(Duration::from_nanos(nanos));
+        }
+        let left = decoded
+            .expire_unix_nanos?
+            .saturating_sub(self.clock.unix_nanos());
+        Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
+    }
+
+    /// The error that an answer with another status stands for.
+    fn explain(&self, response: TransportResponse) -> Error {
+        let status = response.status();
+        let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
+        let mut text = Vec::new();
+        // What was read is used, also if reading ends in an error: the status is known.
+        let _ = response
+            .into_body()
+            .take(MAX_ERROR_TEXT)
+            .read_to_end(&mut text);
+        let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
+        match error.kind() {
+            kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {
+                Error::new(kind, format!("peer {}: {error}", self.url))
+            }
+            _ => error,
+        }
+    }
+
+    fn failure(&self, why: impl fmt::Display) -> Error {
+        Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
+    }
+}
+
+impl ProtoGetter for HttpPeer {
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        self.exchange(ctx, request)
+    }
+
+    fn honors_deadline(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for HttpPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HttpPeer").field(&self.url).finish()
+    }
+}
+
+/// The longest body for values of at most `max_value_size` bytes.
+pub(crate) fn max_body(max_value_size: usize) -> u64 {
+    (max_value_size as u64).saturating_add(MAX_FIELDS)
+}
+
+/// A body, in the allocation that it arrived in.
+enum Bytes {
+    Shared(Arc<[u8]>),
+    Grown(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Shared(bytes) => bytes,
+            Bytes::Grown(bytes) => bytes,
+        }
+    }
+}
+
+/// Reads a body to its end, which also gives its connection back.
+///
+/// A short body of known length is read right into the allocation that the value will live in.
+/// Other bodies grow as they arrive: a peer cannot make us allocate by announcing.
+fn read_body(mut body: impl Read, length: Option<u64>, max: u64) -> Result<Bytes, String> {
+    if length.is_some_and(|length| length > max) {
+        return Err(TOO_LONG.into());
+    }
+    let failed = |error: std::io::Error| format!("the answer broke off: {error}");
+    let read = match length.and_then(|length| usize::try_from(length).ok()) {
+        Some(length) if length <= MAX_TRUSTED => {
+            let mut shared: Arc<[u8]> = (0..length).map(|_| 0).collect();
+            // Nobody else has it yet.
+            let room = Arc::get_mut(&mut shared).ok_or("the body is shared")?;
+            body.read_exact(room).map_err(failed)?;
+            Bytes::Shared(shared)
+        }
+        _ => {
+            let mut grown = Vec::new();
+            let allowed = length.unwrap_or(max);
+            body.by_ref()
+                .take(allowed)
+                .read_to_end(&mut grown)
+                .map_err(failed)?;
+            if length.is_some_and(|length| grown.len() as u64 != length) {
+                return Err("the answer is shorter than it announced".into());
+            }
+            Bytes::Grown(grown)
+        }
+    };
+    match body.read(&mut [0]).map_err(failed)? {
+        0 => Ok(read),
+        _ => Err(TOO_LONG.into()),
+    }
+}
+
+fn window_of(shared: &Arc<[u8]>, value: &[u8]) -> ByteView {
+    if value.is_empty() {
+        // It may lie anywhere.
+        return ByteView::new();
+    }
+    let start = value.as_ptr().addr() - shared.as_ptr().addr();
+    ByteView::window(shared.clone(), start, start + value.len())
+}
+
+/// golang/groupcache sends exactly this type; parameters behind it change nothing.
+fn is_protobuf(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case(wire::CONTENT_TYPE)
+}
+
+/// What the body may have on top of the value: fields of ours take 50 bytes, later versions may
+/// add some.
+const MAX_FIELDS: u64 = 1024;
+
+/// The longest body that is given its memory before it arrives.
+const MAX_TRUSTED: usize = 256 * 1024;
+
+/// The most bytes around a value that are kept with it to spare a copy.
+const MAX_WASTE: usize = 64;
+
+/// The most that is read of the text of an error.
+const MAX_ERROR_TEXT: u64 = 64 * 1024;
+
+const TOO_LONG: &str = "the answer is longer than max_value_size allows";

@@ -1,0 +1,119 @@
+//! What a request is to the program, and the trait by which the program answers its own.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use httparse::Header;
+
+use super::head::Head;
+use super::response::Response;
+
+/// Answers the requests that are not for the cache: the program's own pages.
+///
+/// Many threads call it at the same time, one for each connection that has a request under way. A
+/// handler that panics is answered for with status 500, and the connection goes on.
+///
+/// Implemented for closures and functions:
+///
+/// ```
+/// use larder::http::{Handler, Request, Response};
+///
+/// let pages = |request: &Request| match (request.method(), request.path()) {
+///     ("GET", "/hello") => Response::text(200, "hello\n"),
+///     _ => Response::text(404, "no such page\n"),
+/// };
+/// # let _: &dyn Handler = &pages;
+/// ```
+pub trait Handler: Send + Sync {
+    /// Answers `request`.
+    ///
+    /// A `HEAD` request comes here as such; the body of its answer is counted and not sent.
+    fn handle(&self, request: &Request<'_>) -> Response;
+}
+
+impl<F> Handler for F
+where
+    F: Fn(&Request<'_>) -> Response + Send + Sync,
+{
+    fn handle(&self, request: &Request<'_>) -> Response {
+        self(request)
+    }
+}
+
+/// A request, complete with its body; it borrows from the connection's buffers.
+#[derive(Clone, Copy)]
+pub struct Request<'r> {
+    method: &'r str,
+    path: &'r str,
+    query: Option<&'r str>,
+    fields: &'r [Header<'r>],
+    body: &'r [u8],
+    peer_addr: Option<SocketAddr>,
+}
+
+impl<'r> Request<'r> {
+    pub(crate) fn new(head: &Head<'r>, body: &'r [u8], peer_addr: Option<SocketAddr>) -> Self {
+        Request {
+            method: head.method,
+            path: head.path,
+            query: head.query,
+            fields: head.fields,
+            body,
+            peer_addr,
+        }
+    }
+
+    /// The method as it was sent, such as `GET`. Methods are case-sensitive.
+    pub fn method(&self) -> &'r str {
+        self.method
+    }
+
+    /// The path as it was sent, escapes and all, without the query. Begins with a slash, except
+    /// that of `OPTIONS *`.
+    ///
+    /// Nothing in it is resolved: `..` and `//` are what the client sent.
+    pub fn path(&self) -> &'r str {
+        self.path
+    }
+
+    /// What follows the first `?`, as it was sent; `None` without one.
+    pub fn query(&self) -> Option<&'r str> {
+        self.query
+    }
+
+    /// The value of the first header of this name, in any case; `None` if there is none or its
+    /// value is not UTF-8.
+    pub fn header(&self, name: &str) -> Option<&'r str> {
+        self.headers()
+            .find(|(other, _)| other.eq_ignore_ascii_case(name))
+            .and_then(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
+    /// All headers, names and values, in the order and the case they were sent in.
+    pub fn headers(&self) -> impl Iterator<Item = (&'r str, &'r [u8])> {
+        self.fields.iter().map(|field| (field.name, field.value))
+    }
+
+    /// The body; empty if there is none.
+    pub fn body(&self) -> &'r [u8] {
+        self.body
+    }
+
+    /// The other end of the connection: the client, or the last proxy before this process. `None`
+    /// if it is not known.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.peer_addr
+    }
+}
+
+/// Method, path and size; headers and bodies can hold secrets.
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("body_len", &self.body.len())
+            .field("peer_addr", &self.peer_addr)
+            .finish_non_exhaustive()
+    }
+}

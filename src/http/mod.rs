@@ -1,0 +1,36 @@
+//! Peers over HTTP: the pool, its server and its client.
+
+mod accept;
+mod answer;
+mod buffers;
+mod builder;
+mod client;
+mod connection;
+mod connections;
+mod handler;
+mod head;
+mod input;
+mod limits;
+mod listener;
+mod output;
+mod picker;
+mod pool;
+mod resolve;
+mod response;
+mod server;
+mod tcp;
+#[cfg(feature = "tiny_http")]
+pub mod tiny;
+mod transport;
+mod ureq_transport;
+mod url;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
+pub use builder::HttpPoolBuilder;
+pub use handler::{Handler, Request};
+pub use pool::HttpPool;
+pub use response::{Body, Response};
+pub use server::{Server, ServerBuilder};
+pub use transport::{Transport, TransportRequest, TransportResponse};

@@ -1,0 +1,418 @@
+//! One TCP connection to a peer, and how it is made: two system calls a request, and a deadline
+//! that holds for all of them together.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use ureq::Timeout;
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+
+use crate::http::buffers::ConnectionBuffers;
+use crate::http::resolve::Addresses;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Makes connections to one peer.
+#[derive(Clone, Debug)]
+pub(crate) struct TcpConnector {
+    addresses: Arc<Addresses>,
+    generation: Generation,
+    /// The most bytes of one answer, head and all, that are read.
+    max_answer: u64,
+}
+
+impl TcpConnector {
+    pub(crate) fn new(addresses: Addresses, generation: Generation, max_answer: u64) -> Self {
+        TcpConnector {
+            addresses: Arc::new(addresses),
+            generation,
+            max_answer,
+        }
+    }
+
+    fn dial(&self, deadline: Instant) -> io::Result<TcpStream> {
+        let addresses = self.addresses.get(deadline)?;
+        let dialled = first_of(&addresses, deadline, dial_one);
+        if dialled.is_err() {
+            self.addresses.refresh();
+        }
+        dialled
+    }
+}
+
+impl Connector for TcpConnector {
+    type Out = TcpTransport;
+
+    /// `details` has no addresses: see `NoResolver`.
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _chained: Option<()>,
+    ) -> Result<Option<TcpTransport>, ureq::Error> {
+        // Read first: if the others are found stale while this one is made, it is not one of them,
+        // but is dropped with them, which costs less than the opposite mistake.
+        let born = self.generation.now();
+        let stream = self
+            .dial(deadline_after(details.timeout))
+            .map_err(ureq::Error::Io)?;
+        Ok(Some(TcpTransport {
+            stream,
+            buffers: ConnectionBuffers::new(),
+            generation: self.generation.clone(),
+            born,
+            max_answer: self.max_answer,
+            requests: 0,
+            sending: false,
+            answered: 0,
+            broken: false,
+            read_timeout: SocketTimeout::default(),
+            write_timeout: SocketTimeout::default(),
+        }))
+    }
+}
+
+/// Dials the addresses in turn. Each gets an even share of the time that is left, so that one that
+/// swallows packets does not use up the time of the next.
+fn first_of<T>(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    dial: impl Fn(SocketAddr, Duration) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for (at, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let others = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
+        match dial(*address, (left / others).max(MIN_TIMEOUT)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+        }
+    }
+    Err(last)
+}
+
+fn dial_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// One connection, used for one exchange after the other.
+pub(crate) struct TcpTransport {
+    stream: TcpStream,
+    buffers: ConnectionBuffers,
+    generation: Generation,
+    /// The generation it was made in.
+    born: u64,
+    max_answer: u64,
+    /// Requests begun on this connection.
+    requests: u64,
+    /// Whether the last thing done was to write. A write after a read begins a request.
+    sending: bool,
+    /// Bytes read of the present answer.
+    answered: u64,
+    /// Whether reading or writing failed, or the peer closed its side.
+    broken: bool,
+    read_timeout: SocketTimeout,
+    write_timeout: SocketTimeout,
+}
+
+impl TcpTransport {
+    /// The connection failed. [`Stale`] marks the failures that a second attempt can mend: the
+    /// connection had been idle, and the peer closed it before it answered.
+    fn fail(&mut self, error: io::Error, reason: Timeout) -> ureq::Error {
+        self.broken = true;
+        let closed = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+        );
+        if closed && self.requests > 1 && self.answered == 0 {
+            return ureq::Error::Other(Box::new(Stale(error)));
+        }
+        timeout_or_io(error, reason)
+    }
+
+    fn write(&mut self, amount: usize, deadline: Instant) -> io::Result<()> {
+        let mut rest = &self.buffers.output()[..amount];
+        while !rest.is_empty() {
+            let set = |timeout| self.stream.set_write_timeout(Some(timeout));
+            self.write_timeout.prepare(deadline, set)?;
+            match (&self.stream).write(rest) {
+                Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Ok(n) => rest = &rest[n..],
+                Err(error) if is_early(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, deadline: Instant) -> io::Result<usize> {
+        let allowed = usize::try_from(self.max_answer - self.answered).unwrap_or(usize::MAX);
+        if allowed == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the answer is too long",
+            ));
+        }
+        let buffer = self.buffers.input_append_buf();
+        if buffer.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a line of the answer is too long",
+            ));
+        }
+        let room = buffer.len().min(allowed);
+        let buffer = &mut buffer[..room];
+        loop {
+            let set = |timeout| self.stream.set_read_timeout(Some(timeout));
+            self.read_timeout.prepare(deadline, set)?;
+            match (&self.stream).read(buffer) {
+                Err(error) if is_early(&error) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Transport for TcpTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        if !self.sending {
+            self.sending = true;
+            self.requests += 1;
+            self.answered = 0;
+        }
+        self.write(amount, deadline_after(timeout))
+            .map_err(|error| self.fail(error, timeout.reason))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.sending = false;
+        match self.read(deadline_after(timeout)) {
+            Ok(0) if self.answered == 0 => {
+                let closed = io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the connection was closed without an answer",
+                );
+                Err(self.fail(closed, timeout.reason))
+            }
+            Ok(0) => {
+                self.broken = true;
+                Ok(false)
+            }
+            Ok(n) => {
+                self.answered += n as u64;
+                self.buffers.input_appended(n);
+                Ok(true)
+            }
+            Err(error) => Err(self.fail(error, timeout.reason)),
+        }
+    }
+
+    /// Makes no system call. A connection that the peer closed while it was idle is found out by
+    /// using it ([`Stale`]); one whose last answer was not read to its end never gets here, because
+    /// ureq drops it, and one that got more than its answer is dropped for its full buffer.
+    fn is_open(&mut self) -> bool {
+        !self.broken && self.born == self.generation.now()
+    }
+}
+
+impl fmt::Debug for TcpTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpTransport")
+            .field("stream", &self.stream)
+            .field("requests", &self.requests)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ties the idle connections to a peer together: when one is found stale, because the peer was
+/// restarted, so are probably all of them, and none is tried again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Generation(Arc<AtomicU64>);
+
+impl Generation {
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connections made up to now, when they come back or are asked for.
+    pub(crate) fn end(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The peer closed an idle connection before it answered the request that came next on it. It may
+/// be asked again on a new one.
+#[derive(Debug)]
+pub(crate) struct Stale(io::Error);
+
+impl Stale {
+    pub(crate) fn is(error: &ureq::Error) -> bool {
+        matches!(error, ureq::Error::Other(inner) if inner.is::<Stale>())
+    }
+}
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an idle connection was closed: {}", self.0)
+    }
+}
+
+impl std::error::Error for Stale {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// A time-out of the socket, as it is set there.
+#[derive(Default)]
+struct SocketTimeout(Option<Duration>);
+
+impl SocketTimeout {
+    /// Sees to it that a system call made now ends at `deadline`, give or take a sixteenth of the
+    /// time left. Exchanges begin with the same time left, so the setting of the first serves all
+    /// that follow and costs them no system call. A setting that is too short is kept down to the
+    /// half: the caller waits a second time.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` if the deadline has passed.
+    fn prepare(
+        &mut self,
+        deadline: Instant,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let fits = |set: Duration| set <= left + left / 16 && set >= left / 2;
+        if self.0.is_some_and(fits) {
+            return Ok(());
+        }
+        let timeout = left.max(MIN_TIMEOUT);
+        set(timeout)?;
+        self.0 = Some(timeout);
+        Ok(())
+    }
+}
+
+/// Whether a system call ended before it did anything: interrupted by a signal, or by the socket's
+/// own time-out, which can be shorter than the time left.
+fn is_early(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+fn deadline_after(timeout: NextTimeout) -> Instant {
+    Instant::now() + (*timeout.after).min(LONGEST)
+}
+
+fn timeout_or_io(error: io::Error, reason: Timeout) -> ureq::Error {
+    if error.kind() == io::ErrorKind::TimedOut {
+        ureq::Error::Timeout(reason)
+    } else {
+        ureq::Error::Io(error)
+    }
+}
+
+/// The finest time-out worth asking the kernel for; Linux rounds up to its tick, 1 to 10 ms.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// A bound that keeps sums of times in range. Exchanges have far shorter ones.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::Mutex;
+
+    fn addresses(count: u16) -> Vec<SocketAddr> {
+        (1..=count)
+            .map(|port| SocketAddr::from(([10, 0, 0, 1], port)))
+            .collect()
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let deadline = Instant::now() + Duration::from_millis(90);
+        let connected = first_of(&addresses(3), deadline, |address, timeout| {
+            if address.port() < 3 {
+                std::thread::sleep(timeout);
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Ok(address)
+        });
+        assert_eq!(connected.unwrap().port(), 3);
+    }
+
+    #[test]
+    fn the_time_is_shared_by_the_addresses_that_are_left() {
+        let deadline = Instant::now() + Duration::from_secs(12);
+        let shares = Mutex::new(Vec::new());
+        let error = first_of(&addresses(3), deadline, |_, timeout| {
+            shares.lock().push(timeout.as_secs_f64().round());
+            Err::<(), _>(io::ErrorKind::ConnectionRefused.into())
+        })
+        .unwrap_err();
+        assert_eq!(*shares.lock(), [4.0, 6.0, 12.0]);
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().starts_with("10.0.0.1:3: "), "{error}");
+    }
+
+    #[test]
+    fn exchanges_of_one_length_set_the_sockets_timeout_once() {
+        let mut timeout = SocketTimeout::default();
+        let mut set = Vec::new();
+        let mut prepare = |millis| {
+            let deadline = Instant::now() + Duration::from_millis(millis);
+            timeout.prepare(deadline, |timeout| {
+                set.push(timeout);
+                Ok(())
+            })
+        };
+        for _ in 0..100 {
+            prepare(10_000).unwrap();
+        }
+        prepare(9_900).unwrap();
+        prepare(15_000).unwrap();
+        prepare(1_000).unwrap();
+        prepare(10_000).unwrap();
+        assert_eq!(
+            prepare(0).unwrap_err().kind(),
+            io::ErrorKind::TimedOut,
+            "the deadline has passed"
+        );
+        let seconds: Vec<_> = set.iter().map(|t| t.as_secs_f64().round()).collect();
+        assert_eq!(seconds, [10.0, 1.0, 10.0]);
+    }
+
+    #[test]
+    fn a_timeout_that_could_not_be_set_is_not_remembered() {
+        let mut timeout = SocketTimeout::default();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let refused = || io::Error::other("no");
+        assert!(timeout.prepare(deadline, |_| Err(refused())).is_err());
+        let mut again = false;
+        timeout
+            .prepare(deadline, |_| {
+                again = true;
+                Ok(())
+            })
+            .unwrap();
+        assert!(again);
+    }
+}

@@ -1,0 +1,245 @@
+//! What a hostile or a slow client gets, and what it costs.
+
+use std::time::{Duration, Instant};
+
+use super::support::{Client, ask, eventually, get, serve};
+use crate::byteview::ByteView;
+use crate::http::{Request, Response};
+
+const SHORT: Duration = Duration::from_millis(150);
+
+/// Loads of time for a deadline of [`SHORT`] on a busy machine, and far from any default.
+const SOON: Duration = Duration::from_secs(4);
+
+#[test]
+fn half_a_head_is_refused_at_the_deadline_however_it_drips() {
+    let server = serve(|server| server.head_timeout(SHORT));
+    let started = Instant::now();
+    let mut still = Client::sending(server.local_addr(), "GET / HTTP/1.1\r\nHost: h\r\n");
+    let mut dripping = Client::connect(server.local_addr());
+    for byte in b"GET /a-path-that-is-never-whole".iter().cycle() {
+        // Each byte comes well within the time limit, and all of them do not.
+        std::thread::sleep(SHORT / 10);
+        if started.elapsed() > 2 * SHORT || dripping.try_send(&[*byte]).is_err() {
+            break;
+        }
+    }
+    for client in [&mut still, &mut dripping] {
+        assert_eq!(client.reply().status, 408);
+        assert!(client.is_closed());
+    }
+    assert!(started.elapsed() >= SHORT, "not before the deadline");
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+#[test]
+fn half_a_body_is_refused_at_the_deadline() {
+    let server = serve(|server| server.body_timeout(SHORT));
+    let head = get("k").replace("Host: h", "Host: h\r\nContent-Length: 4000");
+    let started = Instant::now();
+    let mut client = Client::sending(server.local_addr(), head + "half");
+    assert_eq!(client.reply().status, 408);
+    assert!(client.is_closed());
+    assert!(started.elapsed() >= SHORT && started.elapsed() < SOON);
+}
+
+#[test]
+fn a_connection_that_asks_nothing_is_closed_without_an_answer() {
+    let server = serve(|server| server.head_timeout(SHORT));
+    let started = Instant::now();
+    assert!(Client::connect(server.local_addr()).is_closed());
+    assert!(started.elapsed() >= SHORT && started.elapsed() < SOON);
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_a_head_in_pieces_does_not_change_when() {
+    let server = serve(|server| {
+        server
+            .idle_timeout(2 * SHORT)
+            .head_timeout(Duration::from_secs(9))
+    });
+    let mut client = Client::connect(server.local_addr());
+    let request = get("k");
+    let (first, second) = request.split_at(20);
+    client.send(first);
+    std::thread::sleep(SHORT / 5);
+    client.send(second);
+    assert_eq!(client.reply().value(), "k");
+    let started = Instant::now();
+    assert!(client.is_closed());
+    assert!(started.elapsed() >= SHORT && started.elapsed() < SOON);
+}
+
+#[test]
+fn connections_over_the_limit_are_refused_until_one_ends() {
+    let server = serve(|server| server.max_connections(2));
+    let addr = server.local_addr();
+    let mut first = Client::sending(addr, get("a"));
+    let mut second = Client::sending(addr, get("b"));
+    assert_eq!((first.reply().value(), second.reply().value()), ("a", "b"));
+    for _ in 0..50 {
+        let mut third = Client::sending(addr, get("c"));
+        assert_eq!(third.reply().status, 503);
+        assert!(third.is_closed());
+    }
+    assert_eq!(server.connections(), 2);
+    drop(first);
+    eventually(|| ask(addr, get("c")).status == 200);
+    second.send(get("d"));
+    assert_eq!(second.reply().value(), "d");
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_is_a_refusal() {
+    // More address space than there is: what the system does when threads run out.
+    let server = serve(|server| server.stack_size(1 << 46));
+    for _ in 0..20 {
+        assert_eq!(ask(server.local_addr(), get("k")).status, 503);
+    }
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn heads_over_the_limit_are_refused_and_not_kept() {
+    let server = serve(|server| server);
+    let addr = server.local_addr();
+    let long_key = "k".repeat(9 << 10);
+    let mut client = Client::sending(addr, get(&long_key));
+    assert_eq!(client.reply().status, 431);
+    assert!(client.is_closed());
+    let fields = "A: b\r\n".repeat(65);
+    let head = get("k").replace("Host: h", &format!("{fields}Host: h"));
+    assert_eq!(ask(addr, head).status, 431);
+
+    // A field that does not end: the server stops to listen long before it was sent.
+    let mut client = Client::sending(addr, "GET / HTTP/1.1\r\nHost: h\r\nA: ");
+    let megabyte = vec![b'a'; 1 << 20];
+    let sent = (0..100).take_while(|_| client.try_send(&megabyte).is_ok());
+    assert!(sent.count() < 100);
+
+    let fits = "k".repeat(8 << 10);
+    let fits = &fits[..fits.len() - get("").len()];
+    assert_eq!(get(fits).len(), 8 << 10);
+    // Over the group's limit for keys, or found: the head was read.
+    assert_ne!(ask(addr, get(fits)).status, 431);
+}
+
+#[test]
+fn lengths_are_checked_before_anything_is_read_or_taken() {
+    let server = serve(|server| server.max_body_size(100));
+    let addr = server.local_addr();
+    for (length, status) in [
+        ("101", 413),
+        ("4294967296", 413),
+        ("1099511627775", 413),
+        ("35184372088832", 400),
+        ("200000000000000", 400),
+        ("18446744073709551615", 400),
+        ("18446744073709551616", 400),
+    ] {
+        let lines = format!("Host: h\r\nExpect: 100-continue\r\nContent-Length: {length}");
+        let mut client = Client::sending(addr, get("k").replace("Host: h", &lines));
+        assert_eq!(client.reply().status, status, "{length}");
+        assert!(client.is_closed(), "{length}");
+    }
+}
+
+#[test]
+fn a_refused_request_gets_one_answer_and_the_connection_ends() {
+    let server = serve(|server| server);
+    for smuggled in [
+        "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\nHost: h\n\n",
+        "GET / HTTP/2.0\r\nHost: h\r\n\r\n",
+        "\0",
+    ] {
+        let mut client = Client::sending(server.local_addr(), smuggled.to_owned() + &get("k"));
+        assert!(client.reply().status >= 400, "{smuggled:?}");
+        assert!(client.is_closed(), "{smuggled:?}");
+    }
+}
+
+#[test]
+fn a_client_that_sends_ahead_without_end_takes_no_more_memory() {
+    let server = serve(|server| server);
+    let mut sender = Client::connect(server.local_addr());
+    let mut receiver = sender.stream().try_clone().expect("a second handle");
+    let one = get("k");
+    let answer_len = ask(server.local_addr(), &one).body.len();
+    let receiving = std::thread::spawn(move || {
+        use std::io::Read;
+        let mut total = 0;
+        let mut buf = [0; 1 << 16];
+        loop {
+            match receiver.read(&mut buf).expect("answers") {
+                0 => return total,
+                n => total += n,
+            }
+        }
+    });
+    const ROUNDS: usize = 40;
+    const PIPELINED: usize = 500;
+    let batch = one.repeat(PIPELINED);
+    for _ in 0..ROUNDS {
+        sender.send(&batch);
+    }
+    sender.end();
+    let received = receiving.join().expect("no panic");
+    assert_eq!(
+        received % (ROUNDS * PIPELINED),
+        0,
+        "every answer, and whole"
+    );
+    assert!(received / (ROUNDS * PIPELINED) > answer_len);
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_given_up() {
+    let server = serve(|server| server.write_timeout(SHORT));
+    let mut client = Client::connect(server.local_addr());
+    let batch = get("k").repeat(500);
+    // Until the buffers of both sides are full and the server waits to write; then it closes.
+    while client.try_send(batch.as_bytes()).is_ok() {}
+    eventually(|| server.connections() == 0);
+}
+
+#[test]
+fn a_large_answer_is_whole_for_a_slow_reader_and_not_for_one_too_slow() {
+    let value: ByteView = (0..8 << 20)
+        .map(|n: u32| (n % 251) as u8)
+        .collect::<Vec<u8>>()
+        .into();
+    let large = |timeout| {
+        let value = value.clone();
+        serve(|server| {
+            server
+                .write_timeout(timeout)
+                .fallback(move |_: &Request| Response::new(200, "x/y", value.clone()))
+        })
+    };
+    let request = "GET /large HTTP/1.1\r\nHost: h\r\n\r\n";
+
+    let server = large(Duration::from_secs(30));
+    let mut client = Client::sending(server.local_addr(), request);
+    let mut received = client.reply_head();
+    assert_eq!(received.header("Content-Length"), Some("8388608"));
+    let mut chunk = vec![0; 256 << 10];
+    while received.body.len() < value.len() {
+        std::thread::sleep(Duration::from_millis(1));
+        let n = client.read(&mut chunk).expect("more");
+        assert_ne!(n, 0, "cut short");
+        received.body.extend_from_slice(&chunk[..n]);
+    }
+    assert!(value == received.body);
+
+    let server = large(SHORT);
+    let mut client = Client::sending(server.local_addr(), request);
+    assert_eq!(client.reply_head().status, 200);
+    eventually(|| server.connections() == 0);
+    let mut rest = Vec::new();
+    while let Ok(n @ 1..) = client.read(&mut chunk) {
+        rest.extend_from_slice(&chunk[..n]);
+    }
+    assert!(rest.len() < value.len(), "it was cut off");
+}

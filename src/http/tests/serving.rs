@@ -1,0 +1,141 @@
+//! What honest clients and the program's own handler get.
+
+use super::support::{Client, ask, get, serve};
+use crate::http::server::ServerBuilder;
+use crate::http::{Request, Response};
+
+/// Answers with what it was asked.
+fn mirror(request: &Request<'_>) -> Response {
+    if request.path() == "/panic" {
+        panic!("a handler that panics");
+    }
+    let text = format!(
+        "{} {} {:?} {:?} {}",
+        request.method(),
+        request.path(),
+        request.query(),
+        request.header("X-ASKED"),
+        String::from_utf8_lossy(request.body()),
+    );
+    Response::text(200, text)
+        .with_header("X-Answered", "yes")
+        .expect("a good header")
+}
+
+#[test]
+fn the_fallback_gets_what_lies_outside_the_base_path() {
+    let server = serve(|server| server.fallback(mirror));
+    let mut client = Client::connect(server.local_addr());
+    client.send(
+        "POST /a%20b?c=%2F HTTP/1.1\r\nHost: h\r\nx-asked: why\r\nContent-Length: 4\r\n\r\nbody",
+    );
+    let reply = client.reply();
+    assert_eq!(
+        reply.text(),
+        "POST /a%20b Some(\"c=%2F\") Some(\"why\") body"
+    );
+    assert_eq!(reply.header("X-Answered"), Some("yes"));
+    client.send(get("red"));
+    assert_eq!(client.reply().value(), "red");
+    client.send("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.reply().text(), "OPTIONS * None None ");
+}
+
+#[test]
+fn a_server_may_have_no_groups_at_all() {
+    let server = ServerBuilder::new(None)
+        .fallback(mirror)
+        .bind("127.0.0.1:0")
+        .expect("a server");
+    let reply = ask(server.local_addr(), get("k"));
+    assert_eq!(reply.text(), "GET /_groupcache/echo/k None None ");
+}
+
+#[test]
+fn head_is_answered_without_the_body() {
+    let server = serve(|server| server.fallback(mirror));
+    let mut client = Client::sending(server.local_addr(), "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n");
+    let reply = client.reply_head();
+    let length = "HEAD / None None ".len().to_string();
+    assert_eq!(reply.header("Content-Length"), Some(&*length));
+    client.send(get("k"));
+    assert_eq!(client.reply().value(), "k");
+}
+
+#[test]
+fn a_handlers_panic_is_500_and_the_connection_goes_on() {
+    let server = serve(|server| server.fallback(mirror));
+    let mut client = Client::sending(
+        server.local_addr(),
+        "GET /panic HTTP/1.1\r\nHost: h\r\n\r\n",
+    );
+    assert_eq!(client.reply().status, 500);
+    client.send(get("k"));
+    assert_eq!(client.reply().value(), "k");
+}
+
+#[test]
+fn a_client_that_waits_to_send_its_body_is_told_to() {
+    let server = serve(|server| server.fallback(mirror));
+    let mut client = Client::sending(
+        server.local_addr(),
+        "PUT / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
+    );
+    assert_eq!(client.reply_head().status, 100);
+    client.send("abc");
+    assert_eq!(client.reply().text(), "PUT / None None abc");
+    // One that did not wait is not told.
+    client.send("PUT / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nd");
+    assert_eq!(client.reply().text(), "PUT / None None d");
+}
+
+#[test]
+fn requests_and_bodies_may_be_cut_anywhere() {
+    let server = serve(|server| server.fallback(mirror));
+    let body = "x".repeat(3000);
+    let put = format!("PUT /p HTTP/1.1\r\nHost: h\r\nContent-Length: 3000\r\n\r\n{body}");
+    let stream = format!("{}{put}\r\n{}{put}", get("a"), get(&"long".repeat(500)));
+    for size in [1, 7, 100, 1024, 1500, stream.len()] {
+        let mut client = Client::connect(server.local_addr());
+        let mut sending = Client::connect(server.local_addr());
+        std::mem::swap(&mut client, &mut sending);
+        for piece in stream.as_bytes().chunks(size) {
+            client.send(piece);
+        }
+        assert_eq!(client.reply().value(), "a");
+        let mirrored = format!("PUT /p None None {body}");
+        assert_eq!(client.reply().text(), mirrored);
+        assert_ne!(client.reply().status, 431);
+        assert_eq!(client.reply().text(), mirrored);
+    }
+}
+
+#[test]
+fn two_hundred_clients_of_this_machine_are_served_at_once() {
+    let server = serve(|server| server);
+    let addr = server.local_addr();
+    let mut clients: Vec<_> = (0..200).map(|_| Client::connect(addr)).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(get(&n.to_string()));
+    }
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().value(), n.to_string());
+    }
+}
+
+#[test]
+fn limits_out_of_range_are_refused() {
+    use std::time::Duration;
+    let refused = |set_up: fn(ServerBuilder) -> ServerBuilder| {
+        let error = set_up(ServerBuilder::new(None))
+            .bind("127.0.0.1:0")
+            .expect_err("refused");
+        assert_eq!(error.kind(), crate::ErrorKind::InvalidOption);
+    };
+    refused(|server| server.max_connections(0));
+    refused(|server| server.max_connections_per_addr(0));
+    refused(|server| server.max_head_size(1023));
+    refused(|server| server.stack_size(65_535));
+    refused(|server| server.idle_timeout(Duration::ZERO));
+    refused(|server| server.write_timeout(Duration::MAX));
+}

@@ -1,0 +1,220 @@
+//! The hook for wrapping or replacing how requests travel to a peer.
+
+use std::fmt;
+use std::io::Read;
+
+use ureq::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
+///
+/// The builder's `transport` option gets the default transport of each peer and returns the one to
+/// use: the same, one that wraps it (to trace, to sign, to count), or another.
+///
+/// Many threads call it at once.
+///
+/// ```
+/// use larder::http::{Transport, TransportRequest, TransportResponse};
+/// use larder::{Context, Result};
+/// use std::sync::Arc;
+///
+/// struct WithToken(Arc<dyn Transport>);
+///
+/// impl Transport for WithToken {
+///     fn round_trip(&self, ctx: &Context, mut request: TransportRequest<'_>) -> Result<TransportResponse> {
+///         request.set_header("x-token", "sesame")?;
+///         self.0.round_trip(ctx, request)
+///     }
+/// }
+/// ```
+pub trait Transport: Send + Sync {
+    /// Sends `request` and returns the head of the answer; its body is read afterwards.
+    ///
+    /// Both must end by the deadline of `ctx`: callers rely on it to leave in time.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Peer`] if the peer could not be reached or did not answer;
+    /// [`ErrorKind::DeadlineExceeded`] if the deadline of `ctx` passed. An answer with any status
+    /// is not an error.
+    fn round_trip(&self, ctx: &Context, request: TransportRequest<'_>)
+    -> Result<TransportResponse>;
+}
+
+/// A request on its way to a peer.
+pub struct TransportRequest<'a> {
+    method: &'static str,
+    path: String,
+    headers: HeaderMap,
+    body: &'a [u8],
+}
+
+impl<'a> TransportRequest<'a> {
+    pub(crate) fn new(method: &'static str, path: String) -> Self {
+        TransportRequest {
+            method,
+            path,
+            headers: HeaderMap::with_capacity(4),
+            body: &[],
+        }
+    }
+
+    /// The method, in upper case.
+    pub fn method(&self) -> &'static str {
+        self.method
+    }
+
+    /// The path as it is sent: with the path of the peer's URL and the base path, and escaped.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The body; empty for a GET.
+    pub fn body(&self) -> &'a [u8] {
+        self.body
+    }
+
+    /// The first header of this name, in any case, if its value is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Sets a header, in place of those of the same name. The transport itself adds `Host` and
+    /// `Content-Length`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
+    pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
+        let (name, value) = parse_header(name, value)?;
+        self.headers.insert(name, value);
+        Ok(())
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+}
+
+impl fmt::Debug for TransportRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the values of headers: they may be secrets.
+        f.debug_struct("TransportRequest")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("body", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A peer's answer: its head, and a reader of its body.
+pub struct TransportResponse {
+    status: u16,
+    headers: HeaderMap,
+    length: Option<u64>,
+    body: Box<dyn Read + Send>,
+}
+
+impl TransportResponse {
+    /// An answer with a body of known length. For transports of one's own, and tests.
+    pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        let body = body.into();
+        let length = body.len() as u64;
+        TransportResponse::with_reader(status, Some(length), std::io::Cursor::new(body))
+    }
+
+    /// An answer whose body is read from `body`. With a `length`, a body that ends before or goes
+    /// on after it is an error.
+    pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
+        TransportResponse {
+            status,
+            headers: HeaderMap::new(),
+            length,
+            body: Box::new(body),
+        }
+    }
+
+    pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    /// The status code.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The first header of this name, in any case, if its value is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Sets a header, in place of those of the same name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
+    pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
+        let (name, value) = parse_header(name, value)?;
+        self.headers.insert(name, value);
+        Ok(())
+    }
+
+    /// The length of the body in bytes, if it is known before the body is read.
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// The body, to be read to its end: only then is the connection used again.
+    pub fn into_body(self) -> Box<dyn Read + Send> {
+        self.body
+    }
+}
+
+impl fmt::Debug for TransportResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransportResponse")
+            .field("status", &self.status)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
+    let refuse = |what: &str| {
+        Error::new(
+            ErrorKind::InvalidOption,
+            format!("{what} of the header {name:?} cannot be sent over HTTP"),
+        )
+    };
+    Ok((
+        name.parse().map_err(|_| refuse("the name"))?,
+        value.parse().map_err(|_| refuse("the value"))?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_found_in_any_case_and_set_once() {
+        let mut request = TransportRequest::new("GET", "/x".into());
+        request.set_header("X-Token", "one").unwrap();
+        request.set_header("x-token", "two").unwrap();
+        assert_eq!(request.header("X-TOKEN"), Some("two"));
+        assert_eq!(request.headers().len(), 1);
+    }
+
+    #[test]
+    fn a_header_cannot_smuggle_a_line() {
+        let mut request = TransportRequest::new("GET", "/x".into());
+        for (name, value) in [("x", "a\r\nb: c"), ("x\r\n", "a"), ("", "a"), ("x y", "a")] {
+            let error = request.set_header(name, value).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        }
+        assert!(request.headers().is_empty());
+    }
+}

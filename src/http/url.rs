@@ -1,0 +1,261 @@
+//! The URL of a peer: what a user may write, and what is dialled.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use ureq::http::uri::{Authority, PathAndQuery, Scheme};
+use ureq::http::{self, Uri};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A peer's base URL: `http://host:port`, and a path where a proxy mounts the peer below one.
+///
+/// Two spellings can mean one peer (`http://A/` and `http://a:80`). [`spelling`](Self::spelling)
+/// is what the user wrote and what the ring hashes, because other processes, some of them in Go,
+/// hash that very text; [`place`](Self::place) is the same for all spellings.
+#[derive(Clone)]
+pub(crate) struct PeerUrl {
+    spelling: String,
+    authority: Authority,
+    host: Host,
+    port: u16,
+    /// The path without the slash at its end; empty for a peer at the root.
+    prefix: String,
+}
+
+/// Where the name in a URL leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// An address, which needs no resolving.
+    Ip(IpAddr),
+    /// A name, in lower case.
+    Name(String),
+}
+
+impl PeerUrl {
+    /// Parses what the user wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidPeer`], naming the text and what is wrong with it.
+    pub(crate) fn parse(spelling: &str) -> Result<Self> {
+        Self::parse_parts(spelling).map_err(|why| {
+            Error::new(
+                ErrorKind::InvalidPeer,
+                format!(
+                    "{spelling:?} is not the URL of a peer: {why}; write http://host:port, \
+                     such as http://10.0.0.1:8080"
+                ),
+            )
+        })
+    }
+
+    fn parse_parts(spelling: &str) -> Result<Self, String> {
+        // `Uri` drops a fragment without a word.
+        if spelling.contains('#') {
+            return Err("it has a fragment (#)".into());
+        }
+        let uri: Uri = spelling
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| error.to_string())?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => return Err("TLS is not built in, use http".into()),
+            Some(other) => return Err(format!("its scheme is {other}, not http")),
+            None => return Err("it does not begin with http://".into()),
+        }
+        let authority = uri.authority().ok_or("it has no host")?.clone();
+        if authority.as_str().contains('@') {
+            return Err("it has a user name (@), which no peer asks for".into());
+        }
+        if uri.query().is_some() {
+            return Err("it has a query (?)".into());
+        }
+        let host = parse_host(authority.host())?;
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => DEFAULT_PORT,
+            Some(rest) => parse_port(rest.strip_prefix(':').unwrap_or(rest))?,
+            None => return Err("its host and port cannot be told apart".into()),
+        };
+        Ok(PeerUrl {
+            spelling: spelling.to_owned(),
+            host,
+            port,
+            prefix: uri.path().trim_end_matches('/').to_owned(),
+            authority,
+        })
+    }
+
+    /// What the user wrote.
+    pub(crate) fn spelling(&self) -> &str {
+        &self.spelling
+    }
+
+    /// The same text for every way to write this peer's URL.
+    pub(crate) fn place(&self) -> String {
+        let PeerUrl { port, prefix, .. } = self;
+        match &self.host {
+            Host::Ip(ip) => format!("{}{prefix}", SocketAddr::new(*ip, *port)),
+            Host::Name(name) => format!("{name}:{port}{prefix}"),
+        }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The port; 80 where the URL has none.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The path before the base path: empty, or `/` and more, with no slash at its end.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The URL of `path` at this peer. `path` is the whole path of the request, prefix and all.
+    ///
+    /// # Errors
+    ///
+    /// If `path` is not the path of a URL, or is longer than 65,534 bytes.
+    pub(crate) fn with_path(&self, path: &str) -> Result<Uri, http::Error> {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(PathAndQuery::try_from(path)?);
+        Ok(Uri::from_parts(parts)?)
+    }
+}
+
+impl fmt::Display for PeerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.spelling)
+    }
+}
+
+impl fmt::Debug for PeerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PeerUrl").field(&self.spelling).finish()
+    }
+}
+
+fn parse_host(host: &str) -> Result<Host, String> {
+    if let Some(inner) = host.strip_prefix('[') {
+        let inner = inner.strip_suffix(']').unwrap_or(inner);
+        let ip: Ipv6Addr = inner
+            .parse()
+            .map_err(|_| format!("{inner:?} is not an IPv6 address"))?;
+        return Ok(Host::Ip(ip.into()));
+    }
+    if let Ok(ip) = host.parse() {
+        return Ok(Host::Ip(ip));
+    }
+    let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    if host.is_empty() || host.len() > MAX_HOST_NAME || !host.bytes().all(fits) {
+        return Err(format!("{host:?} is not a host name"));
+    }
+    Ok(Host::Name(host.to_ascii_lowercase()))
+}
+
+fn parse_port(digits: &str) -> Result<u16, String> {
+    let port = digits
+        .bytes()
+        .all(|c| c.is_ascii_digit())
+        .then(|| digits.parse().ok())
+        .flatten()
+        .filter(|port| *port != 0);
+    port.ok_or_else(|| format!("{digits:?} is not a port (1 to 65535)"))
+}
+
+/// The port of http, by RFC 9110, section 4.2.1.
+const DEFAULT_PORT: u16 = 80;
+
+/// The longest name that the domain name system can hold, by RFC 1035, section 2.3.4.
+const MAX_HOST_NAME: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_ports_and_prefixes_are_told_apart() {
+        for (text, host, port, prefix) in [
+            ("http://10.0.0.1:8080", "10.0.0.1", 8080, ""),
+            ("http://10.0.0.1", "10.0.0.1", 80, ""),
+            ("http://[::1]:8080/", "::1", 8080, ""),
+            ("http://[2001:DB8::1]", "2001:db8::1", 80, ""),
+            ("http://Cache-1.example:99", "cache-1.example", 99, ""),
+            ("HTTP://a_b.svc:1/x/y/", "a_b.svc", 1, "/x/y"),
+        ] {
+            let url = PeerUrl::parse(text).unwrap();
+            let found = match url.host() {
+                Host::Ip(ip) => ip.to_string(),
+                Host::Name(name) => name.clone(),
+            };
+            assert_eq!(
+                (found.as_str(), url.port(), url.prefix()),
+                (host, port, prefix)
+            );
+            assert_eq!(url.spelling(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_peers_url_is_refused_with_the_reason() {
+        for (text, why) in [
+            ("", "empty"),
+            ("10.0.0.1:8080", "http://"),
+            ("/_groupcache/", "http://"),
+            ("https://a", "TLS is not built in"),
+            ("ftp://a", "scheme is ftp"),
+            ("http://", ""),
+            ("http://:80", "not a host name"),
+            ("http://a:0", "not a port"),
+            ("http://a:", "not a port"),
+            ("http://a:65536", "not a port"),
+            ("http://a:+80", "not a port"),
+            ("http://user:pass@a", "user name"),
+            ("http://a?x=1", "query"),
+            ("http://a/#top", "fragment"),
+            ("http://a b", ""),
+            ("http://a%20b", ""),
+            ("http://a~b", "not a host name"),
+            ("http://\u{e9}", ""),
+            ("http://[::1", ""),
+            ("http://[zz]:80", "not an IPv6 address"),
+            ("http://::1:80", ""),
+            ("http://a,http://b", ""),
+            ("http://a\r\nhost: b", ""),
+        ] {
+            let error = PeerUrl::parse(text).expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::InvalidPeer, "{text}");
+            let message = error.to_string();
+            assert!(message.contains(why), "{text}: {message}");
+            assert!(message.contains("http://10.0.0.1:8080"), "{text}");
+        }
+    }
+
+    #[test]
+    fn all_spellings_of_a_peer_mean_one_place() {
+        for (one, other, same) in [
+            ("http://a:80", "http://A/", true),
+            ("http://[0:0::1]:8080", "http://[::1]:8080/", true),
+            ("http://a/x", "http://a/x/", true),
+            ("http://a/x", "http://a/X", false),
+            ("http://a:81", "http://a", false),
+        ] {
+            let place = |text| PeerUrl::parse(text).unwrap().place();
+            assert_eq!(place(one) == place(other), same, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_joined_as_it_is() {
+        let url = PeerUrl::parse("http://a:81/x/").unwrap();
+        let uri = url.with_path("/x/_groupcache/g/a%2Fb%20c").unwrap();
+        assert_eq!(uri.to_string(), "http://a:81/x/_groupcache/g/a%2Fb%20c");
+        assert!(url.with_path("/with a space").is_err());
+        assert!(url.with_path(&"/a".repeat(40_000)).is_err());
+    }
+}

@@ -1,0 +1,269 @@
+//! What is made of each answer that a peer can give.
+
+use larder::ErrorKind;
+
+use crate::raw_server::{RawServer, body, failure, ok};
+use crate::{get, peer_error, pool_of, pool_with};
+
+const PROTOBUF: &str = "Content-Type: application/x-protobuf\r\n";
+
+#[test]
+fn values_of_all_sizes_arrive() {
+    for size in [0, 1, 100, 8000, 8192, 70_000, 262_144, 300_000, 3 << 20] {
+        let value: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+        let server = RawServer::answering(ok(&body(&value)));
+        let pool = pool_of(&server.url);
+        for _ in 0..2 {
+            assert!(get(&pool, "k").unwrap().value == value, "{size}");
+        }
+        assert_eq!(server.connections(), 1, "{size}");
+    }
+}
+
+#[test]
+fn a_chunked_answer_is_an_answer() {
+    let value = vec![b'x'; 100_000];
+    let mut answer =
+        format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for chunk in body(&value).chunks(4096) {
+        answer.extend(format!("{:x}\r\n", chunk.len()).as_bytes());
+        answer.extend(chunk);
+        answer.extend(b"\r\n");
+    }
+    answer.extend(b"0\r\n\r\n");
+    let server = RawServer::answering(answer);
+    let pool = pool_of(&server.url);
+    for _ in 0..2 {
+        assert_eq!(get(&pool, "k").unwrap().value, value);
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn an_empty_body_is_an_empty_value() {
+    let server = RawServer::answering(ok(b""));
+    let pool = pool_of(&server.url);
+    for _ in 0..2 {
+        assert!(get(&pool, "k").unwrap().value.is_empty());
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn what_is_no_answer_is_the_peers_error() {
+    let html = "<!DOCTYPE html><html><title>Sign in</title></html>";
+    let chunked = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
+    let whole = body(b"#f00");
+    let with_type = |content_type: &str| {
+        let length = whole.len();
+        let head = format!("HTTP/1.1 200 OK\r\n{content_type}Content-Length: {length}\r\n\r\n");
+        [head.as_bytes(), &whole].concat()
+    };
+    let truncated = ok(&[b'x'; 1000])[..200].to_vec();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("corrupt protobuf", ok(b"\x0a\xff")),
+        ("corrupt in the middle", ok(b"\x0a\x01x\x0a\x05y")),
+        ("truncated body", truncated),
+        ("page with 200", ok(html.as_bytes())),
+        ("page with its type", {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 50\r\n\r\n";
+            [head, html].concat().into_bytes()
+        }),
+        (
+            "another type",
+            with_type("Content-Type: application/json\r\n"),
+        ),
+        (
+            "a longer type",
+            with_type("Content-Type: application/x-protobuf2\r\n"),
+        ),
+        ("no type", with_type("")),
+        (
+            "chunked garbage",
+            [chunked.as_bytes(), b"zz\r\nhello\r\n"].concat(),
+        ),
+        (
+            "a chunk cut off",
+            [chunked.as_bytes(), b"10\r\n\x0a\x01x"].concat(),
+        ),
+        (
+            "chunks without an end",
+            [chunked.as_bytes(), b"3\r\n\x0a\x01x\r\n"].concat(),
+        ),
+        ("no length", {
+            let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}\r\n");
+            [head.as_bytes(), &whole].concat()
+        }),
+        ("no length, of old", {
+            let head = format!("HTTP/1.0 200 OK\r\n{PROTOBUF}\r\n");
+            [head.as_bytes(), &whole].concat()
+        }),
+        (
+            "two lengths",
+            with_type(&format!("{PROTOBUF}Content-Length: 5\r\n")),
+        ),
+        ("a length with a sign", {
+            let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Content-Length: +6\r\n\r\n");
+            [head.as_bytes(), &whole].concat()
+        }),
+        (
+            "a redirect",
+            failure("302 Found", "Location: http://127.0.0.1:1/\r\n", ""),
+        ),
+        (
+            "a redirect to itself",
+            failure("301 Moved", "Location: /\r\n", "over there"),
+        ),
+        (
+            "a redirect without end",
+            b"HTTP/1.1 302 Found\r\nLocation: /\r\n".to_vec(),
+        ),
+        (
+            "a server's failure",
+            failure("500 Internal Server Error", "", html),
+        ),
+        ("a gateway's failure", failure("502 Bad Gateway", "", "")),
+        ("no content", b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
+        (
+            "another protocol",
+            b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec(),
+        ),
+        ("status 0", b"HTTP/1.1 000 Nothing\r\n\r\n".to_vec()),
+        ("not HTTP", b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
+        ("half a head", b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()),
+        ("a huge head", {
+            let line = format!("x: {}\r\n", "y".repeat(1000));
+            [b"HTTP/1.1 200 OK\r\n", line.repeat(100).as_bytes()].concat()
+        }),
+        (
+            "a huge line",
+            [b"HTTP/1.1 200 ", &[b'y'; 100_000][..]].concat(),
+        ),
+        ("a trailer without end", {
+            let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
+            answer.extend(&[b'y'; 100_000]);
+            answer
+        }),
+    ];
+    for (name, answer) in cases {
+        let server = RawServer::start(move |mut connection| {
+            connection.read_head();
+            connection.send(&answer);
+        });
+        let text = peer_error(&pool_of(&server.url), "k");
+        println!("{name}: {text}");
+        assert_eq!(server.connections(), 1, "{name}");
+    }
+}
+
+#[test]
+fn a_value_of_the_greatest_size_is_taken_and_no_greater_one() {
+    for (size, taken) in [(50_000, true), (50_001, false), (51_100, false)] {
+        let chunk = body(&vec![b'x'; size]);
+        let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
+        let chunked = [
+            head.as_bytes(),
+            format!("{:x}\r\n", chunk.len()).as_bytes(),
+            &chunk,
+            b"\r\n0\r\n\r\n",
+        ]
+        .concat();
+        for answer in [ok(&chunk), chunked] {
+            let server = RawServer::answering(answer);
+            let pool = pool_with(&server.url, |builder| builder.max_value_size(50_000));
+            if taken {
+                assert_eq!(get(&pool, "k").unwrap().value.len(), size);
+            } else {
+                let text = peer_error(&pool, "k");
+                assert!(text.contains("max_value_size"), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_endless_answer_is_left_off() {
+    for (chunk, why) in [
+        // Counted as they come over the wire, six to a byte of the body.
+        ("1\r\nx\r\n".repeat(10_000), "the answer is too long"),
+        (format!("ffff\r\n{:65535}\r\n", ""), "max_value_size"),
+    ] {
+        let server = RawServer::start(move |mut connection| {
+            connection.read_head();
+            let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
+            connection.send(head.as_bytes());
+            // Ends when the client closes.
+            while connection.send(chunk.as_bytes()) {}
+        });
+        let pool = pool_with(&server.url, |builder| {
+            let builder = builder.max_value_size(1 << 20);
+            builder.exchange_timeout(std::time::Duration::from_secs(10))
+        });
+        let text = peer_error(&pool, "k");
+        assert!(text.contains(why), "{text}");
+    }
+}
+
+#[test]
+fn what_the_owner_says_comes_through() {
+    let cases = [
+        (
+            "404 Not Found",
+            "larder-error: not-found\r\n",
+            "no color mauve",
+            ErrorKind::NotFound,
+        ),
+        (
+            "503 Service Unavailable",
+            "larder-error: loader\r\n",
+            "disk on fire",
+            ErrorKind::Loader,
+        ),
+        (
+            "503 Service Unavailable",
+            "Larder-Error: panicked\r\n",
+            "the getter panicked",
+            ErrorKind::LoaderPanicked,
+        ),
+    ];
+    for (status, header, text, kind) in cases {
+        let server = RawServer::answering(failure(status, header, text));
+        let error = get(&pool_of(&server.url), "mauve").unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (kind, text));
+    }
+}
+
+#[test]
+fn a_404_without_our_header_is_an_unknown_group() {
+    let unknown = "larder-error: unknown-group\r\n";
+    for header in ["", unknown] {
+        let server = RawServer::answering(failure("404 Not Found", header, "no such group: c\n"));
+        let error = get(&pool_of(&server.url), "mauve").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownGroup);
+        let text = error.to_string();
+        assert!(
+            text.contains(&server.url) && text.contains("no such group: c"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_peer_that_ran_out_of_time_says_nothing_of_the_key() {
+    let server = RawServer::answering(failure(
+        "504 Gateway Timeout",
+        "larder-error: deadline\r\n",
+        "the caller's deadline passed",
+    ));
+    peer_error(&pool_of(&server.url), "k");
+}
+
+#[test]
+fn a_key_too_long_for_a_url_is_not_sent() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_of(&server.url);
+    let text = peer_error(&pool, &"k".repeat(100_000));
+    assert!(text.contains("too long"), "{text}");
+    assert_eq!(server.connections(), 0);
+    get(&pool, &"k".repeat(8000)).unwrap();
+}

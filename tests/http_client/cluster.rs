@@ -1,0 +1,210 @@
+//! Whole nodes, in one process: pools, servers and groups.
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use larder::http::{HttpPool, HttpPoolBuilder, Server};
+use larder::{BoxError, Context, Error, ErrorKind, Group, Registry, Sink};
+
+struct Node {
+    pool: HttpPool,
+    group: Group,
+    server: Option<Server>,
+    /// The keys that its getter was asked for.
+    loads: Arc<Mutex<Vec<String>>>,
+}
+
+struct TraceId(String);
+
+impl Node {
+    fn start(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let registry = Registry::new();
+        let builder = HttpPool::builder(&url).registry(&registry);
+        let pool = options(builder.replicas(50)).build().unwrap();
+        let loads = Arc::new(Mutex::new(Vec::new()));
+        let loaded = loads.clone();
+        let getter = move |ctx: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+            loaded.lock().unwrap().push(key.to_owned());
+            if key.starts_with("missing") {
+                return Err(Error::not_found(format!("no color {key}")).into());
+            }
+            if key.starts_with("broken") {
+                return Err("disk on fire".into());
+            }
+            let trace = ctx.value::<TraceId>().map_or("none", |id| &id.0);
+            Ok(dest.set_str(&format!("{key} {url} {trace}"))?)
+        };
+        let group = registry.new_group("colors", 1 << 20, getter).unwrap();
+        let server = pool.server().serve_listener(listener).unwrap();
+        Node {
+            pool,
+            group,
+            server: Some(server),
+            loads,
+        }
+    }
+
+    fn loads(&self) -> usize {
+        self.loads.lock().unwrap().len()
+    }
+}
+
+fn cluster(size: usize) -> Vec<Node> {
+    let nodes: Vec<_> = (0..size).map(|_| Node::start(|builder| builder)).collect();
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    for node in &nodes {
+        node.pool.set(&urls).unwrap();
+    }
+    nodes
+}
+
+fn total_loads(nodes: &[Node]) -> usize {
+    nodes.iter().map(Node::loads).sum()
+}
+
+#[test]
+fn a_key_is_loaded_once_and_by_its_owner() {
+    let nodes = cluster(3);
+    for n in 0..30 {
+        let key = format!("a/b {n}+é");
+        let owner = nodes[0].pool.owner(&key).unwrap();
+        for node in &nodes {
+            let value = node.group.get(&key).unwrap();
+            assert_eq!(value, format!("{key} {owner} none"));
+        }
+    }
+    assert_eq!(total_loads(&nodes), 30);
+    assert!(nodes.iter().all(|node| node.loads() > 0));
+}
+
+#[test]
+fn what_the_owners_getter_says_is_what_the_caller_gets() {
+    let nodes = cluster(2);
+    for n in 0..10 {
+        let mauve = nodes[0].group.get(&format!("missing-{n}")).unwrap_err();
+        assert!(mauve.is_not_found());
+        assert_eq!(mauve.to_string(), format!("no color missing-{n}"));
+        let broken = nodes[0].group.get(&format!("broken-{n}")).unwrap_err();
+        assert_eq!(broken.kind(), ErrorKind::Loader);
+        assert_eq!(broken.to_string(), "disk on fire");
+    }
+    assert_eq!(total_loads(&nodes), 20, "each once in the cluster");
+    assert!(nodes[1].loads() > 0);
+}
+
+#[test]
+fn a_dead_owner_costs_no_caller_its_value() {
+    let mut nodes = cluster(3);
+    let dead = nodes.remove(2);
+    drop(dead.server);
+    for n in 0..30 {
+        let key = format!("key-{n}");
+        for node in &nodes {
+            assert!(node.group.get(&key).unwrap().starts_with(key.as_bytes()));
+        }
+    }
+    assert!(nodes[0].group.stats().peer_errors > 0);
+}
+
+#[test]
+fn a_group_that_the_peer_lacks_is_loaded_here() {
+    let nodes = cluster(2);
+    let lone = nodes[0].pool.clone();
+    let registry = Registry::new();
+    let pool = HttpPool::builder("http://127.0.0.1:1")
+        .registry(&registry)
+        .build()
+        .unwrap();
+    pool.set([lone.self_url()]).unwrap();
+    let group = registry
+        .new_group(
+            "shapes",
+            0,
+            |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?),
+        )
+        .unwrap();
+    assert_eq!(group.get("square").unwrap(), "square");
+    assert_eq!(total_loads(&nodes), 0);
+}
+
+#[test]
+fn nodes_that_take_each_other_for_the_owner_load_and_end() {
+    let nodes = [Node::start(|b| b), Node::start(|b| b)];
+    nodes[0].pool.set([nodes[1].pool.self_url()]).unwrap();
+    nodes[1].pool.set([nodes[0].pool.self_url()]).unwrap();
+    for node in &nodes {
+        let ctx = Context::background().with_timeout(Duration::from_secs(5));
+        let value = node.group.get_with(&ctx, "red").unwrap();
+        assert!(value.starts_with(b"red"));
+    }
+    assert!(total_loads(&nodes) <= 2);
+}
+
+#[test]
+fn the_context_hook_sees_the_request_and_reaches_the_getter() {
+    let owner = Node::start(|builder| {
+        builder.context(|request| {
+            let id = request.header("x-trace").unwrap_or("absent").to_owned();
+            Context::background().with_value(TraceId(id))
+        })
+    });
+    let asking = Node::start(|builder| builder.transport(|_, default| Arc::new(Traced(default))));
+    asking.pool.set([owner.pool.self_url()]).unwrap();
+    let value = asking.group.get("red").unwrap();
+    assert_eq!(value, format!("red {} 42", owner.pool.self_url()));
+}
+
+struct Traced(Arc<dyn larder::http::Transport>);
+
+impl larder::http::Transport for Traced {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        mut request: larder::http::TransportRequest<'_>,
+    ) -> larder::Result<larder::http::TransportResponse> {
+        request.set_header("x-trace", "42")?;
+        self.0.round_trip(ctx, request)
+    }
+}
+
+#[test]
+fn what_lies_below_the_base_path_is_the_pools() {
+    let pool = HttpPool::builder("http://a")
+        .registry(&Registry::new())
+        .base_path("/cache/")
+        .build()
+        .unwrap();
+    assert!(pool.matches("/cache/colors/red"));
+    assert!(!pool.matches("/_groupcache/colors/red"));
+    assert!(!pool.matches("/cache"));
+}
+
+#[cfg(feature = "tiny_http")]
+#[test]
+fn a_tiny_http_server_can_host_the_pool() {
+    let host = larder::http::tiny::bind("127.0.0.1:0").unwrap();
+    let port = host.server_addr().to_ip().unwrap().port();
+    let owner = Node::start(|builder| builder);
+    let asking = Node::start(|builder| builder);
+    let url = format!("http://127.0.0.1:{port}");
+    asking.pool.set([&url]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for request in host.incoming_requests() {
+                assert!(owner.pool.matches(request.url()));
+                owner.pool.handle(request).unwrap();
+            }
+        });
+        for n in 0..5 {
+            let key = format!("key {n}");
+            let value = asking.group.get(&key).unwrap();
+            assert_eq!(value, format!("{key} {} none", owner.pool.self_url()));
+        }
+        assert!(asking.group.get("missing").unwrap_err().is_not_found());
+        host.unblock();
+    });
+    assert_eq!((owner.loads(), asking.loads()), (6, 0));
+}

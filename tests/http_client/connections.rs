@@ -1,0 +1,270 @@
+//! Which connection a request travels on, and what is done when it turns out to be closed.
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use crate::raw_server::{RawServer, body, failure, ok};
+use crate::{get, peer_error, pool_of, pool_with};
+
+#[test]
+fn requests_ride_one_connection() {
+    let server = RawServer::answering(ok(&body(b"#f00")));
+    let pool = pool_of(&server.url);
+    for _ in 0..3 {
+        assert_eq!(get(&pool, "red").unwrap().value, "#f00");
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn an_error_leaves_the_connection_usable() {
+    let text = "no such color\n".repeat(100);
+    let headers = "larder-error: not-found\r\n";
+    let server = RawServer::answering(failure("404 Not Found", headers, &text));
+    let pool = pool_of(&server.url);
+    for _ in 0..3 {
+        assert!(get(&pool, "mauve").unwrap_err().is_not_found());
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_request_is_as_short_as_it_can_be() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_of(&format!("{}/proxy/", server.url));
+    get(&pool, "a b/c+d").unwrap();
+    let head = server.heads().remove(0);
+    let (line, headers) = head.split_once("\r\n").unwrap();
+    assert_eq!(line, "GET /proxy/_groupcache/colors/a%20b%2Fc%2Bd HTTP/1.1");
+    let mut names: Vec<_> = headers
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name.to_ascii_lowercase())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["host", "larder-timeout-ms"]);
+}
+
+#[test]
+fn a_connection_closed_while_idle_is_replaced() {
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+        connection.send(&ok(&body(b"#0f0")));
+    });
+    let pool = pool_of(&server.url);
+    for _ in 0..5 {
+        assert_eq!(get(&pool, "green").unwrap().value, "#0f0");
+    }
+    assert_eq!(server.heads().len(), 5, "each was answered once");
+}
+
+#[test]
+fn the_second_attempt_is_the_last() {
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+        if connection.number == 0 {
+            connection.send(&ok(&body(b"#0f0")));
+        }
+    });
+    let pool = pool_of(&server.url);
+    get(&pool, "green").unwrap();
+    let text = peer_error(&pool, "green");
+    assert!(text.contains("closed without an answer"), "{text}");
+    assert_eq!(server.connections(), 2);
+}
+
+#[test]
+fn a_new_connection_that_is_closed_is_not_tried_again() {
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+    });
+    peer_error(&pool_of(&server.url), "green");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_reset_is_tried_again_before_a_byte_of_the_answer_and_not_after() {
+    for (bytes, connections) in [(&b""[..], 2), (b"H", 1)] {
+        let server = RawServer::start(move |mut connection| {
+            connection.read_head();
+            connection.send(&ok(&body(b"#0f0")));
+            if connection.number == 0 {
+                connection.reset_after(bytes);
+            }
+        });
+        let pool = pool_of(&server.url);
+        get(&pool, "green").unwrap();
+        assert_eq!(get(&pool, "green").is_ok(), connections == 2);
+        assert_eq!(server.connections(), connections);
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_not_tried_again() {
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+        connection.send(&ok(&body(b"#0f0")));
+        connection.read_head();
+        connection.send(b"H");
+    });
+    let pool = pool_of(&server.url);
+    get(&pool, "green").unwrap();
+    peer_error(&pool, "green");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn after_one_stale_connection_the_other_idle_ones_are_not_tried() {
+    // Four connections at once, all closed after their first answer: the peer was restarted.
+    let together = std::sync::Arc::new(Barrier::new(4));
+    let server = RawServer::start(move |mut connection| {
+        connection.read_head();
+        if connection.number < 4 {
+            together.wait();
+            connection.send(&ok(&body(b"old")));
+            return;
+        }
+        connection.send(&ok(&body(b"new")));
+        while connection.read_head().is_some() {
+            connection.send(&ok(&body(b"new")));
+        }
+    });
+    let pool = pool_of(&server.url);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(get(&pool, "k").unwrap().value, "old"));
+        }
+    });
+    for _ in 0..6 {
+        assert_eq!(get(&pool, "k").unwrap().value, "new");
+    }
+    // One for the second attempt, one for all that follow.
+    assert_eq!(server.connections(), 6);
+}
+
+#[test]
+fn an_answer_that_was_not_read_to_its_end_costs_its_connection() {
+    let huge = "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\
+                Content-Length: 10000000000\r\n\r\n";
+    let server = RawServer::answering([huge.as_bytes(), &[0; 100]].concat());
+    let pool = pool_of(&server.url);
+    let text = peer_error(&pool, "a");
+    assert!(text.contains("max_value_size"), "{text}");
+    peer_error(&pool, "b");
+    assert_eq!(server.connections(), 2);
+}
+
+#[test]
+fn bytes_behind_an_answer_never_become_the_next_one() {
+    let server = RawServer::start(|mut connection| {
+        while let Some(head) = connection.read_head() {
+            let value = if head.contains("/a ") { b"A" } else { b"B" };
+            connection.send(&[ok(&body(value)), ok(&body(b"forged"))].concat());
+        }
+    });
+    let pool = pool_of(&server.url);
+    assert_eq!(get(&pool, "a").unwrap().value, "A");
+    assert_eq!(get(&pool, "b").unwrap().value, "B");
+}
+
+#[test]
+fn threads_get_their_own_answers_and_few_connections() {
+    let server = RawServer::start(|mut connection| {
+        while let Some(head) = connection.read_head() {
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let key = path.rsplit('/').next().unwrap_or_default().to_owned();
+            connection.send(&ok(&body(key.as_bytes())));
+        }
+    });
+    let pool = pool_of(&server.url);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let pool = &pool;
+            scope.spawn(move || {
+                for n in 0..50 {
+                    let key = format!("key-{thread}-{n}");
+                    assert_eq!(get(pool, &key).unwrap().value, key);
+                }
+            });
+        }
+    });
+    assert!(server.connections() <= 8, "{}", server.connections());
+}
+
+#[test]
+fn no_idle_connections_means_a_new_one_each() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_with(&server.url, |builder| builder.max_idle_per_peer(0));
+    for _ in 0..3 {
+        get(&pool, "k").unwrap();
+    }
+    assert_eq!(server.connections(), 3);
+}
+
+#[test]
+fn a_peer_that_is_not_there_is_an_error_soon() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let begun = Instant::now();
+    let text = peer_error(&pool_of(&format!("http://{address}")), "k");
+    assert!(text.contains("refused"), "{text}");
+    assert!(begun.elapsed() < Duration::from_millis(900));
+}
+
+#[test]
+fn a_host_name_is_found() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let port = server.url.rsplit(':').next().unwrap();
+    // Where ::1 comes first, it refuses, and 127.0.0.1 is tried.
+    let pool = pool_with(&format!("http://localhost:{port}"), |builder| {
+        builder
+            .connect_timeout(Duration::from_secs(5))
+            .exchange_timeout(Duration::from_secs(10))
+    });
+    assert_eq!(get(&pool, "k").unwrap().value, "x");
+    assert!(server.heads()[0].contains(&format!("host: localhost:{port}")));
+}
+
+#[test]
+fn a_name_that_is_not_found_is_an_error_of_that_peer_alone() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_of(&server.url);
+    pool.set(["http://nobody.invalid:1", &server.url]).unwrap();
+    let key_of = |url: &str| {
+        (0..)
+            .map(|n| format!("key-{n}"))
+            .find(|key| pool.owner(key).as_deref() == Some(url))
+            .unwrap()
+    };
+    assert_eq!(get(&pool, &key_of(&server.url)).unwrap().value, "x");
+    let begun = Instant::now();
+    let text = peer_error(&pool, &key_of("http://nobody.invalid:1"));
+    assert!(text.contains("nobody.invalid"), "{text}");
+    assert!(begun.elapsed() < Duration::from_millis(900));
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_ignored() {
+    if std::env::var_os("http_proxy").is_some() {
+        // This is the child.
+        return requests_ride_one_connection();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "connections::the_proxy_of_the_environment_is_ignored",
+        ])
+        .envs(["http_proxy", "HTTP_PROXY", "ALL_PROXY"].map(|name| (name, "http://127.0.0.1:1")))
+        .env_remove("no_proxy")
+        .env_remove("NO_PROXY")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "{told}"
+    );
+}

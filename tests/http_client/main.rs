@@ -1,0 +1,52 @@
+//! The client against servers that misbehave, over real sockets.
+#![cfg(feature = "http")]
+
+mod answers;
+mod cluster;
+mod connections;
+mod hooks;
+mod picking;
+mod raw_server;
+mod time;
+
+use std::borrow::Cow;
+
+use larder::http::{HttpPool, HttpPoolBuilder};
+use larder::pb::GetRequest;
+use larder::{Context, ErrorKind, PeerPicker, PeerResponse, Registry, Result};
+
+/// A pool that knows one peer and owns nothing, so that every key is asked for at that peer.
+fn pool_of(url: &str) -> HttpPool {
+    pool_with(url, |builder| builder)
+}
+
+fn pool_with(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
+    let builder = HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
+    let pool = options(builder).build().expect("a pool");
+    pool.set([url]).expect("a peer");
+    pool
+}
+
+fn ask(pool: &HttpPool, ctx: &Context, key: &str) -> Result<PeerResponse> {
+    let peer = pool.pick_peer(key).expect("the key is the peer's");
+    peer.get(
+        ctx,
+        &GetRequest {
+            group: Cow::Borrowed("colors"),
+            key: Cow::Borrowed(key),
+        },
+    )
+}
+
+fn get(pool: &HttpPool, key: &str) -> Result<PeerResponse> {
+    ask(pool, &Context::background(), key)
+}
+
+/// The text of the error, which must be the peer's and name it.
+fn peer_error(pool: &HttpPool, key: &str) -> String {
+    let error = get(pool, key).expect_err(key);
+    assert_eq!(error.kind(), ErrorKind::Peer, "{error}");
+    let url = &pool.peers()[0];
+    assert!(error.to_string().contains(url.as_str()), "{error}");
+    error.to_string()
+}

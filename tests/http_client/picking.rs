@@ -1,0 +1,249 @@
+//! Who is asked for a key, and what changes when the list of peers does.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use larder::consistent_hash::Preset;
+use larder::http::{HttpPool, HttpPoolBuilder, Transport, TransportRequest, TransportResponse};
+use larder::{Context, Error, ErrorKind, PeerPicker, PeerSet, ProtoGetter, Registry, Result};
+
+use crate::raw_server::{RawServer, body, ok};
+use crate::{get, pool_of};
+
+const NODES: [&str; 3] = [
+    "http://10.0.0.1:8080",
+    "http://10.0.0.2:8080",
+    "http://10.0.0.3:8080",
+];
+
+/// A transport that answers with its peer's URL, in an error.
+struct Named(String);
+
+impl Transport for Named {
+    fn round_trip(&self, _: &Context, _: TransportRequest<'_>) -> Result<TransportResponse> {
+        Err(Error::new(ErrorKind::Peer, self.0.as_str()))
+    }
+}
+
+fn builder(self_url: &str) -> HttpPoolBuilder {
+    HttpPool::builder(self_url)
+        .registry(&Registry::new())
+        .replicas(50)
+        .transport(|url, _| Arc::new(Named(url.to_owned())))
+}
+
+fn url_of(peer: Option<Arc<dyn ProtoGetter>>) -> Option<String> {
+    let request = larder::pb::GetRequest {
+        group: "g".into(),
+        key: "k".into(),
+    };
+    let answer = peer?.get(&Context::background(), &request);
+    Some(answer.expect_err("named").to_string())
+}
+
+#[test]
+fn owners_are_those_of_the_go_clusters() {
+    let keys = [
+        "foo", "bar", "", "12345", "user:42", "Ben", "key-0", "a b/c,d",
+    ];
+    for (preset, owners) in [
+        (Preset::Golang, [1, 2, 1, 3, 1, 2, 3, 1]),
+        (Preset::Mailgun, [2, 2, 2, 3, 1, 3, 2, 3]),
+        (Preset::GroupcacheGo, [1, 1, 1, 3, 3, 1, 1, 3]),
+    ] {
+        let pool = builder(NODES[0]).preset(preset).build().unwrap();
+        pool.set(NODES).unwrap();
+        for (key, owner) in keys.iter().zip(owners) {
+            let owner = NODES[owner - 1];
+            assert_eq!(pool.owner(key).as_deref(), Some(owner), "{preset:?} {key}");
+            let asked = url_of(pool.pick_peer(key));
+            let expected = (owner != NODES[0]).then_some(owner);
+            assert_eq!(asked.as_deref(), expected, "{preset:?} {key}");
+        }
+    }
+}
+
+#[test]
+fn the_second_peer_is_the_next_owner_and_there_is_no_third() {
+    let pool = builder(NODES[0]).build().unwrap();
+    let (mut own, mut alone, mut both) = (0, 0, 0);
+    for n in 0..300 {
+        let key = format!("key-{n}");
+        pool.set(NODES).unwrap();
+        let owner = pool.owner(&key).unwrap();
+        let asked: Vec<_> = (0..4)
+            .map(|attempt| url_of(pool.pick_replica(&key, attempt)))
+            .collect();
+        pool.set(NODES.iter().filter(|url| **url != owner)).unwrap();
+        let next = pool.owner(&key).unwrap();
+        let expected = if owner == NODES[0] {
+            own += 1;
+            [None, None]
+        } else if next == NODES[0] {
+            alone += 1;
+            [Some(owner), None]
+        } else {
+            both += 1;
+            [Some(owner), Some(next)]
+        };
+        assert_eq!(asked[..2], expected, "{key}");
+        assert_eq!(asked[2..], [None, None], "{key}");
+    }
+    assert!(own > 0 && alone > 0 && both > 0);
+}
+
+#[test]
+fn without_peers_every_key_is_own() {
+    let pool = builder(NODES[0]).build().unwrap();
+    assert!(pool.pick_peer("k").is_none());
+    assert!(pool.pick_replica("k", 1).is_none());
+    assert_eq!(pool.owner("k"), None);
+    pool.set([NODES[1]]).unwrap();
+    assert!(pool.pick_peer("k").is_some());
+    pool.set::<[&str; 0]>([]).unwrap();
+    assert!(pool.pick_peer("k").is_none());
+}
+
+#[test]
+fn this_process_knows_itself_however_it_is_spelled() {
+    for (own, listed) in [
+        ("http://10.0.0.1:8080/", "http://10.0.0.1:8080"),
+        ("http://cache-1", "http://Cache-1:80/"),
+        ("http://[::1]:8080", "http://[0:0:0::1]:8080/"),
+    ] {
+        let pool = builder(own).build().unwrap();
+        pool.set([listed]).unwrap();
+        assert!(pool.pick_peer("k").is_none(), "{own} {listed}");
+        assert_eq!(pool.owner("k").as_deref(), Some(listed));
+        assert_eq!(pool.self_url(), own);
+    }
+}
+
+#[test]
+fn a_list_that_is_wrong_changes_nothing() {
+    let pool = builder(NODES[0]).build().unwrap();
+    pool.set(NODES).unwrap();
+    for (list, kind, named) in [
+        (["http://a", "htp://b"], ErrorKind::InvalidPeer, "htp://b"),
+        (["http://a", "https://b"], ErrorKind::InvalidPeer, "TLS"),
+        (
+            ["http://a", "http://A:80/"],
+            ErrorKind::DuplicatePeer,
+            "http://A:80/",
+        ),
+    ] {
+        let peers: &dyn PeerSet = &pool;
+        let error = peers.set_peers(&list.map(str::to_owned)).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+        assert_eq!(pool.peers(), NODES);
+    }
+}
+
+#[test]
+fn options_out_of_range_are_refused_and_register_nothing() {
+    let registry = Registry::new();
+    let builder = || HttpPool::builder(NODES[0]).registry(&registry);
+    for (builder, kind) in [
+        (builder().base_path("cache"), ErrorKind::InvalidBasePath),
+        (builder().replicas(0), ErrorKind::InvalidOption),
+        (
+            builder().hash_fn(|_| 0).replicas(1 << 20),
+            ErrorKind::InvalidOption,
+        ),
+        (
+            builder().connect_timeout(Duration::ZERO),
+            ErrorKind::InvalidOption,
+        ),
+        (
+            builder().exchange_timeout(Duration::MAX),
+            ErrorKind::InvalidOption,
+        ),
+        (builder().max_value_size(0), ErrorKind::InvalidOption),
+        (
+            HttpPool::builder("10.0.0.1").registry(&registry),
+            ErrorKind::InvalidPeer,
+        ),
+    ] {
+        assert_eq!(builder.build().unwrap_err().kind(), kind);
+    }
+    builder().build().unwrap();
+    let error = builder().build().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyRegistered);
+}
+
+#[test]
+fn a_hash_of_ones_own_places_the_keys() {
+    // The points of a node are its number behind 0 and 1: 05 and 15, 08 and 18.
+    let hash = |bytes: &[u8]| {
+        let digits = bytes.iter().filter(|c| c.is_ascii_digit());
+        digits.fold(0, |n, c| n * 10 + u64::from(c - b'0'))
+    };
+    let pool = builder("http://a")
+        .hash_fn(hash)
+        .replicas(2)
+        .build()
+        .unwrap();
+    pool.set(["http://n5", "http://n8"]).unwrap();
+    for (key, owner) in [
+        ("3", "http://n5"),
+        ("6", "http://n8"),
+        ("16", "http://n8"),
+        ("19", "http://n5"),
+    ] {
+        assert_eq!(pool.owner(key).as_deref(), Some(owner), "{key}");
+    }
+}
+
+#[test]
+fn a_peer_that_stays_keeps_its_connections() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_of(&server.url);
+    get(&pool, "k").unwrap();
+    pool.set(["http://127.0.0.1:2", &server.url]).unwrap();
+    pool.set([&server.url]).unwrap();
+    get(&pool, "k").unwrap();
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_request_under_way_outlives_its_peer_in_the_list() {
+    let (asked, was_asked) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let (asked, released) = (Mutex::new(asked), Mutex::new(released));
+    let server = RawServer::start(move |mut connection| {
+        connection.read_head();
+        asked.lock().unwrap().send(()).unwrap();
+        released.lock().unwrap().recv().unwrap();
+        connection.send(&ok(&body(b"late")));
+        connection.wait_for_close();
+    });
+    let pool = pool_of(&server.url);
+    thread::scope(|scope| {
+        let request = scope.spawn(|| get(&pool, "k"));
+        was_asked.recv().unwrap();
+        pool.set::<[&str; 0]>([]).unwrap();
+        release.send(()).unwrap();
+        assert_eq!(request.join().unwrap().unwrap().value, "late");
+    });
+}
+
+#[test]
+fn of_many_lists_set_at_once_one_stands_as_a_whole() {
+    let pool = builder("http://self").build().unwrap();
+    let lists: Vec<Vec<String>> = (0..4)
+        .map(|list| (0..5).map(|n| format!("http://peer-{list}-{n}")).collect())
+        .collect();
+    thread::scope(|scope| {
+        for list in &lists {
+            let pool = &pool;
+            scope.spawn(move || (0..20).for_each(|_| pool.set(list).unwrap()));
+        }
+    });
+    let peers = pool.peers();
+    assert!(lists.contains(&peers), "{peers:?}");
+    let asked = url_of(pool.pick_peer("k")).unwrap();
+    assert_eq!(pool.owner("k"), Some(asked));
+}

@@ -1,0 +1,127 @@
+//! A server whose every byte is the test's.
+
+use std::borrow::Cow;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use larder::ProtoMessage;
+use larder::pb::GetResponse;
+
+pub struct RawServer {
+    pub url: String,
+    connections: Arc<AtomicUsize>,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+/// One accepted connection.
+pub struct Connection {
+    /// Counted from 0.
+    pub number: usize,
+    stream: BufReader<TcpStream>,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl RawServer {
+    /// Runs `script` for each connection, on a thread of its own; it is closed when that returns.
+    pub fn start(script: impl Fn(Connection) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let server = RawServer {
+            url: format!("http://{}", listener.local_addr().expect("an address")),
+            connections: Arc::default(),
+            heads: Arc::default(),
+        };
+        let (connections, heads) = (server.connections.clone(), server.heads.clone());
+        let script = Arc::new(script);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let connection = Connection {
+                    number: connections.fetch_add(1, Ordering::SeqCst),
+                    stream: BufReader::new(stream.expect("a connection")),
+                    heads: heads.clone(),
+                };
+                let script = script.clone();
+                thread::spawn(move || script(connection));
+            }
+        });
+        server
+    }
+
+    /// Sends `answer` to each request, and keeps connections open.
+    pub fn answering(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        RawServer::start(move |mut connection| {
+            while connection.read_head().is_some() {
+                connection.send(&answer);
+            }
+        })
+    }
+
+    /// The connections accepted so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// The heads of the requests so far.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().expect("no panic").clone()
+    }
+}
+
+impl Connection {
+    /// Waits for a request and returns its head; `None` if the client closed.
+    pub fn read_head(&mut self) -> Option<String> {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if self.stream.read_line(&mut head).ok()? == 0 {
+                return None;
+            }
+        }
+        self.heads.lock().expect("no panic").push(head.clone());
+        Some(head)
+    }
+
+    /// Sends bytes; says whether the client still takes them.
+    pub fn send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// Waits for a request, and resets the connection instead of reading it, after `bytes`.
+    pub fn reset_after(self, bytes: &[u8]) {
+        let mut stream = self.stream.into_inner();
+        stream.peek(&mut [0]).expect("a request");
+        stream.write_all(bytes).expect("the client is there");
+        // Closing with something unread sends a reset.
+    }
+
+    /// Waits until the client closes.
+    pub fn wait_for_close(&mut self) {
+        while self.read_head().is_some() {}
+    }
+}
+
+/// The protobuf body of an answer with this value.
+pub fn body(value: &[u8]) -> Vec<u8> {
+    let message = GetResponse {
+        value: Some(Cow::Borrowed(value)),
+        ..GetResponse::default()
+    };
+    message.encode().expect("it encodes")
+}
+
+/// A whole answer with status 200 around a body.
+pub fn ok(body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// A whole answer with another status. `headers` end with a line feed, or are empty.
+pub fn failure(status: &str, headers: &str, text: &str) -> Vec<u8> {
+    let length = text.len();
+    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n{text}").into_bytes()
+}

@@ -1,0 +1,185 @@
+//! Deadlines, and how long a value is good for.
+
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use larder::pb::GetResponse;
+use larder::{Context, ErrorKind, ProtoMessage};
+
+use crate::raw_server::{RawServer, body, ok};
+use crate::{ask, get, peer_error, pool_of, pool_with};
+
+/// Sends a byte every 10 ms, without an end in sight.
+fn drip(head_first: bool) -> RawServer {
+    RawServer::start(move |mut connection| {
+        connection.read_head();
+        let answer = ok(&vec![0; 100_000]);
+        let head = answer.len() - 100_000;
+        let at_once = if head_first { head } else { 0 };
+        connection.send(&answer[..at_once]);
+        for byte in &answer[at_once..] {
+            if !connection.send(&[*byte]) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    })
+}
+
+fn silent() -> RawServer {
+    RawServer::start(|mut connection| connection.wait_for_close())
+}
+
+#[test]
+fn bytes_that_drip_do_not_prolong_the_exchange() {
+    for head_first in [false, true] {
+        let server = drip(head_first);
+        let pool = pool_with(&server.url, |builder| {
+            builder.exchange_timeout(Duration::from_millis(200))
+        });
+        let begun = Instant::now();
+        let text = peer_error(&pool, "k");
+        assert!(text.contains("200ms"), "{text}");
+        let took = begun.elapsed().as_millis();
+        assert!((200..800).contains(&took), "{took} ms");
+    }
+}
+
+#[test]
+fn a_silent_peer_costs_the_exchange_timeout() {
+    let server = silent();
+    let pool = pool_with(&server.url, |builder| {
+        builder.exchange_timeout(Duration::from_millis(100))
+    });
+    let begun = Instant::now();
+    peer_error(&pool, "k");
+    let took = begun.elapsed().as_millis();
+    assert!((100..700).contains(&took), "{took} ms");
+}
+
+#[test]
+fn a_callers_earlier_deadline_is_its_own() {
+    for server in [silent(), drip(true)] {
+        let pool = pool_of(&server.url);
+        let ctx = Context::background().with_timeout(Duration::from_millis(100));
+        let begun = Instant::now();
+        let error = ask(&pool, &ctx, "k").unwrap_err();
+        let took = begun.elapsed().as_millis();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+        assert!((100..700).contains(&took), "{took} ms");
+    }
+}
+
+#[test]
+fn a_short_deadline_leaves_no_trace_on_the_connection() {
+    // The socket's own time-out is that of the first caller; the second has ten times as long.
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+        connection.send(&ok(&body(b"quick")));
+        connection.read_head();
+        thread::sleep(Duration::from_millis(400));
+        connection.send(&ok(&body(b"slow")));
+    });
+    let pool = pool_of(&server.url);
+    let ctx = Context::background().with_timeout(Duration::from_millis(100));
+    assert_eq!(ask(&pool, &ctx, "k").unwrap().value, "quick");
+    assert_eq!(get(&pool, "k").unwrap().value, "slow");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_long_deadline_leaves_no_trace_on_the_connection() {
+    let server = RawServer::start(|mut connection| {
+        connection.read_head();
+        connection.send(&ok(&body(b"quick")));
+        connection.wait_for_close();
+    });
+    let pool = pool_of(&server.url);
+    get(&pool, "k").unwrap();
+    let ctx = Context::background().with_timeout(Duration::from_millis(100));
+    let begun = Instant::now();
+    let error = ask(&pool, &ctx, "k").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    let took = begun.elapsed().as_millis();
+    assert!((100..700).contains(&took), "{took} ms");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_context_that_has_ended_asks_nobody() {
+    let server = silent();
+    let pool = pool_of(&server.url);
+    let (ctx, canceller) = Context::background().with_cancel();
+    canceller.cancel();
+    assert_eq!(
+        ask(&pool, &ctx, "k").unwrap_err().kind(),
+        ErrorKind::Cancelled
+    );
+    let ctx = Context::background().with_timeout(Duration::ZERO);
+    assert_eq!(
+        ask(&pool, &ctx, "k").unwrap_err().kind(),
+        ErrorKind::DeadlineExceeded
+    );
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn the_peer_is_told_how_long_its_caller_waits() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_of(&server.url);
+    get(&pool, "k").unwrap();
+    let ctx = Context::background().with_timeout(Duration::from_millis(300));
+    ask(&pool, &ctx, "k").unwrap();
+    let told: Vec<u64> = server
+        .heads()
+        .iter()
+        .filter_map(|head| {
+            head.split("larder-timeout-ms: ")
+                .nth(1)?
+                .lines()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    assert_eq!(told[0], 1000);
+    assert!((1..=300).contains(&told[1]), "{told:?}");
+}
+
+#[test]
+fn the_time_left_is_preferred_to_the_time_of_day() {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as i64;
+    let second = 1_000_000_000;
+    let cases = [
+        (None, None, None),
+        (
+            Some(now - 60 * second),
+            Some(5 * second as u64),
+            Some(5..=5),
+        ),
+        (Some(now + 60 * second), None, Some(50..=60)),
+        (Some(now - 60 * second), None, Some(0..=0)),
+        (None, Some(0), Some(0..=0)),
+        (Some(0), None, None),
+        (Some(i64::MIN), None, Some(0..=0)),
+    ];
+    for (expire, ttl_nanos, want) in cases {
+        let message = GetResponse {
+            value: Some(b"x"[..].into()),
+            expire,
+            ttl_nanos,
+            ..GetResponse::default()
+        };
+        let server = RawServer::answering(ok(&message.encode().unwrap()));
+        let answer = get(&pool_of(&server.url), "k").unwrap();
+        assert_eq!(answer.value, "x");
+        match (answer.ttl, want) {
+            (None, None) => {}
+            (Some(ttl), Some(range)) => assert!(range.contains(&ttl.as_secs()), "{ttl:?}"),
+            (found, want) => panic!("{found:?} instead of {want:?}"),
+        }
+    }
+}
