@@ -1,5 +1,8 @@
 //! What a group does about a key that it has not cached: whom it asks, who waits, what is kept.
 
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
