@@ -62,6 +62,26 @@ color_cluster() {
     for port in "${ports[@]}"; do expect 404 "$port" no-such-colour; done
 }
 
+# By the command that the README gives, shortened.
+example_cluster() {
+    local out port
+    out="$(show bash -c "$(grep -m1 '^cargo run .*cluster' README.md) -- --seconds 5" | tee /dev/stderr)"
+    says "$out" ': node 2 is killed '
+    says "$out" '^callers .* 0 errors$'
+    says "$out" '^values .* 0 values differ$'
+    while read -r port; do
+        is_closed "$port"
+    done < <(sed -n 's/^node [0-9]* listens on 127\.0\.0\.1://p' <<<"$out")
+}
+
+example_custom_transport() {
+    local out
+    out="$(run custom_transport)"
+    says "$out" '^b: getter .* loads "page-[0-9]*" for req-1$'
+    says "$out" '^node a: 2 gets, 2 loads from the peer, .* 0 own loads$'
+    says "$out" '^node b: .* 2 requests of the peer, 2 own loads$'
+}
+
 example_getter_file() {
     local out
     out="$(run getter_file)"
@@ -93,11 +113,7 @@ example_getter_redis() {
     says "$out" '^40000 gets by 4 threads .* 10 loads from Redis'
     says "$out" '^larder-example:none: NotFound: '
     says "$out" '^larder-example:list: Loader: '
-    port="$(sed -n 's|^started redis-server at redis://127\.0\.0\.1:||p' <<<"$out")"
-    if is_open "$port"; then
-        echo "the example left its redis-server running on port $port"
-        return 1
-    fi
+    is_closed "$(sed -n 's|^started redis-server at redis://127\.0\.0\.1:||p' <<<"$out")"
 }
 
 example_json_sink() {
@@ -197,6 +213,14 @@ wait_open() {
     echo "nobody listens on port $1 after $try tries"
     cat "$2"/log.*
     return 1
+}
+
+# Fails if a process was left behind that listens.
+is_closed() {
+    if is_open "$1"; then
+        echo "somebody still listens on port $1"
+        return 1
+    fi
 }
 
 is_open() {
