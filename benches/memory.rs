@@ -15,8 +15,10 @@ use larder::{Context, Group, Registry, Sink};
 
 const CAPACITY: u64 = 64 << 20;
 
-/// Name, and how long the value of the n-th key is.
-const CASES: [(&str, fn(u64) -> usize); 5] = [
+/// How long the value of the n-th key is.
+type Size = fn(u64) -> usize;
+
+const CASES: [(&str, Size); 5] = [
     ("10B", |_| 10),
     ("116B", |_| 100),
     ("1KiB", |_| 1024),
@@ -131,7 +133,7 @@ impl quick_cache::Weighter<String, Arc<[u8]>> for Payload {
     }
 }
 
-fn cache(implementation: &str, size: fn(u64) -> usize) -> Cache {
+fn cache(implementation: &str, size: Size) -> Cache {
     match implementation {
         "larder" => {
             let group = Group::builder("memory")
