@@ -20,6 +20,7 @@ const GETS: usize = 1_000_000;
 
 trait Cache: Sync {
     /// The length of the value. By `&String`, because mini-moka cannot look up a `&str`.
+    #[allow(clippy::ptr_arg, reason = "see above")]
     fn get(&self, key: &String) -> usize;
 }
 
@@ -88,11 +89,11 @@ fn main() {
     let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
     let moka = moka::sync::Cache::builder()
         .max_capacity(CAPACITY)
-        .weigher(|key: &Box<str>, value: &Shared| (key.len() + value.len()) as u32)
+        .weigher(weigh)
         .build();
     let mini = mini_moka::sync::Cache::builder()
         .max_capacity(CAPACITY)
-        .weigher(|key: &String, value: &Shared| (key.len() + value.len()) as u32)
+        .weigher(weigh)
         .build();
     let lru = Mutex::new(lru::LruCache::unbounded());
     for key in &keys {
@@ -166,6 +167,10 @@ fn main() {
         }
     }
     report.finish();
+}
+
+fn weigh<K: AsRef<str>>(key: &K, value: &Shared) -> u32 {
+    (key.as_ref().len() + value.len()) as u32
 }
 
 fn draws(threads: usize, zipf: Option<&Zipf>, order: &[u32], seed: u64) -> Vec<Vec<u32>> {

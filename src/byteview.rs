@@ -15,7 +15,7 @@ use crate::sync::Arc;
 /// threads, or sliced freely. It dereferences to `[u8]`.
 ///
 /// A view keeps its whole allocation alive (the value, and the key it was cached under), also
-/// after the cache has evicted it and stopped counting it. Keep a [`to_vec`](Self::to_vec) of a
+/// after the cache has evicted it and stopped counting it. Keep a [`to_vec`](slice::to_vec) of a
 /// small slice of a large value instead, if it is kept for long.
 #[derive(Clone)]
 pub struct ByteView {

@@ -42,7 +42,7 @@ pub use context::{Canceller, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use getter::{Getter, getter_fn};
 pub use group::Group;
-pub use load::HotAdmission;
+pub use load::{AdmissionFn, HotAdmission};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
 pub use registry::{Registry, get_group, new_group};

@@ -35,8 +35,11 @@ pub enum HotAdmission {
     /// Each with this probability, 0 to 1. golang/groupcache keeps one in ten.
     Probability(f64),
     /// Those that the function says, of key and value.
-    Custom(Arc<dyn Fn(&str, &ByteView) -> bool + Send + Sync>),
+    Custom(Arc<AdmissionFn>),
 }
+
+/// Says of a key and its value whether to keep a copy.
+pub type AdmissionFn = dyn Fn(&str, &ByteView) -> bool + Send + Sync;
 
 impl HotAdmission {
     fn admits(&self, key: &str, value: &ByteView) -> bool {
@@ -259,17 +262,17 @@ impl Loader {
     pub(crate) fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (gets, cache_hits) = self.store.lookups();
-        let mut stats = Stats::default();
-        stats.gets = gets;
-        stats.cache_hits = cache_hits;
-        stats.loads = gets.saturating_sub(cache_hits);
-        stats.peer_loads = read(&self.counters.peer_loads);
-        stats.peer_errors = read(&self.counters.peer_errors);
-        stats.loads_deduped = read(&self.counters.loads_deduped);
-        stats.local_loads = read(&self.counters.local_loads);
-        stats.local_load_errs = read(&self.counters.local_load_errs);
-        stats.server_requests = read(&self.counters.server_requests);
-        stats
+        Stats {
+            gets,
+            cache_hits,
+            peer_loads: read(&self.counters.peer_loads),
+            peer_errors: read(&self.counters.peer_errors),
+            loads: gets.saturating_sub(cache_hits),
+            loads_deduped: read(&self.counters.loads_deduped),
+            local_loads: read(&self.counters.local_loads),
+            local_load_errs: read(&self.counters.local_load_errs),
+            server_requests: read(&self.counters.server_requests),
+        }
     }
 
     fn check_key(&self, key: &str) -> Result<()> {

@@ -30,7 +30,7 @@ impl LoadId {
 
 thread_local! {
     /// The flights that this thread works for, outermost first.
-    static WORKING_FOR: RefCell<Vec<LoadId>> = RefCell::new(Vec::new());
+    static WORKING_FOR: RefCell<Vec<LoadId>> = const { RefCell::new(Vec::new()) };
 }
 
 /// For each flight whose work is waiting for another flight: which. A flight's work is on one

@@ -29,10 +29,12 @@ struct Inner {
     peers: PickerSlot,
 }
 
+type NewGroupHook = dyn Fn(&Group) + Send + Sync;
+
 #[derive(Default)]
 struct State {
     groups: HashMap<String, Group>,
-    new_group_hook: Option<Arc<dyn Fn(&Group) + Send + Sync>>,
+    new_group_hook: Option<Arc<NewGroupHook>>,
     /// Taken out by the first group.
     server_start: Option<Box<dyn FnOnce() + Send>>,
     any_group_yet: bool,

@@ -172,8 +172,10 @@ const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
 /// Flights under way, by key. A flight leaves its map before its result is told.
 struct Map<T> {
-    stripes: Box<[Mutex<HashTable<Arc<Flight<T>>>>]>,
+    stripes: Box<[Mutex<Stripe<T>>]>,
 }
+
+type Stripe<T> = HashTable<Arc<Flight<T>>>;
 
 impl<T> Map<T> {
     /// Takes this flight out of its map, if a `forget` has not done so already.
@@ -185,7 +187,7 @@ impl<T> Map<T> {
         }
     }
 
-    fn stripe(&self, hash: u64) -> &Mutex<HashTable<Arc<Flight<T>>>> {
+    fn stripe(&self, hash: u64) -> &Mutex<Stripe<T>> {
         &self.stripes[(hash >> 32) as usize % STRIPES]
     }
 }

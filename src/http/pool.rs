@@ -127,6 +127,21 @@ impl HttpPool {
     /// several threads receive requests. A request outside the base path gets 404: ask
     /// [`matches`](Self::matches) first. A client that has gone is no error.
     ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = larder::http::HttpPool::new("http://10.0.0.1:8080")?;
+    /// let server = larder::http::tiny::bind("0.0.0.0:8080")?;
+    /// for request in server.incoming_requests() {
+    ///     if pool.matches(request.url()) {
+    ///         pool.handle(request)?;
+    ///     } else {
+    ///         request.respond(tiny_http::Response::from_string("hello"))?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`] if the answer could not be written.

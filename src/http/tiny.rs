@@ -1,8 +1,11 @@
 //! The peer path inside a tiny_http server that the program runs already.
 //!
 //! Feature `tiny_http`, on by default. A program that has a [`tiny_http::Server`] of its own needs
-//! no second port: it asks `HttpPool::matches` of each request's URL, gives the pool what matches,
-//! and answers the rest itself. Several threads may receive from one server and do so.
+//! no second port: it asks [`HttpPool::matches`] of each request's URL, gives what matches to
+//! [`HttpPool::handle`], and answers the rest itself. Several threads may do so with one server.
+//!
+//! [`HttpPool::matches`]: super::HttpPool::matches
+//! [`HttpPool::handle`]: super::HttpPool::handle
 //!
 //! Do this on loopback or on a trusted network, and let [`Server`](super::Server) face all others.
 //! tiny_http 0.12.0, the newest, has faults that no caller of it can mend, because they lie before

@@ -15,9 +15,7 @@ mod status;
 mod timeout;
 
 pub(crate) use body::{Decoded, Prefix, decode_response, response_prefix};
-pub(crate) use path::{
-    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path,
-};
+pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, encode_timeout, parse_timeout};
 
