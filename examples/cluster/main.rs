@@ -11,8 +11,9 @@
 //! second and a summary at the end. The exit status is 1 if a byte differed or a caller saw an
 //! error.
 //!
-//! A process's cache has room for two thirds of the files by default: too little for all that its
-//! callers want, enough for its own third and half of that of a process that is gone.
+//! A process's cache has room for nearly all of the files by default: its own third, copies of the
+//! popular ones of others, and half of the third of a process that is gone. With less (`--cache`)
+//! more gets go to peers, and while a process is gone, to the files.
 
 mod corpus;
 mod driver;
@@ -101,7 +102,7 @@ usage: cluster [--dir DIR] [--seconds 10] [--threads 2] [--cache KIB]
   --dir      the directory whose files are served
   --seconds  how long the callers read, at least 4
   --threads  callers in each of the three processes
-  --cache    the cache of each process; by default two thirds of the files";
+  --cache    the cache of each process; by default as large as the files";
 
 /// The kill, the time without the node, and the time after need a second each.
 const MIN_SECONDS: u64 = 4;

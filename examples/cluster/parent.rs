@@ -17,7 +17,7 @@ pub struct Options {
     pub seconds: u64,
     /// Callers in each node.
     pub threads: usize,
-    /// The cache of each node in bytes; `None` for two thirds of the files.
+    /// The cache of each node in bytes; `None` for as many as the files have.
     pub cache: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ pub fn run(options: &Options) -> Result<(), BoxError> {
     }
     let cache = options
         .cache
-        .unwrap_or(corpus.total() * 2 / 3)
+        .unwrap_or(corpus.total())
         .max(MIN_CACHE);
     let mut table = Table::new();
     table.note(&format!(
