@@ -18,6 +18,8 @@ mod group;
 pub mod http;
 mod load;
 mod loader_pool;
+#[cfg(all(test, larder_loom))]
+mod loom_models;
 pub mod lru;
 mod message;
 pub mod pb;
