@@ -61,6 +61,10 @@ impl Graveyard {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Departed> {
         self.first.iter().chain(&self.rest)
     }
