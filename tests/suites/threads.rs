@@ -1,6 +1,9 @@
 //! On whose thread a load runs, and what happens where threads are short or on their way out.
 
-use larder::{Context, ErrorKind, PeerResponse};
+use std::cell::RefCell;
+use std::sync::mpsc::channel;
+
+use larder::{Context, ErrorKind, Group, PeerResponse};
 
 use crate::common::*;
 
@@ -105,5 +108,42 @@ fn what_a_peer_says_of_its_own_time_and_threads_is_no_answer() {
             .expect("a new group");
         assert_eq!(group.get("key").expect("loaded here"), "ECHO:key");
         assert_eq!(group.stats().peer_errors, 1);
+    }
+}
+
+thread_local! {
+    static AT_THE_END: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+/// Asks a group when its thread ends.
+struct Last(Group, std::sync::mpsc::Sender<bool>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        let value = self.0.get("at the end");
+        let _ = self
+            .1
+            .send(value.is_ok_and(|value| value == "ECHO:at the end"));
+    }
+}
+
+#[test]
+fn a_thread_that_is_on_its_way_out_can_still_load() {
+    for load_before in [true, false] {
+        for load_after in [true, false] {
+            let group = alone("last").max_capacity(0).build(echo().0).expect("new");
+            let (send, receive) = channel();
+            let thread = std::thread::spawn(move || {
+                if load_before {
+                    group.get("before").expect("a value");
+                }
+                AT_THE_END.set(Some(Last(group.clone(), send)));
+                if load_after {
+                    group.get("after").expect("a value");
+                }
+            });
+            thread.join().expect("no panic");
+            assert_eq!(receive.recv(), Ok(true));
+        }
     }
 }
