@@ -80,32 +80,41 @@ impl Shard {
     /// The live entry of a key.
     #[inline]
     pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<&Slot> {
-        let slot = self.slab.get(self.index_of(hash, key)?);
+        let index = self.index_of(hash, key)?;
+        let slot = self.slab.get(index);
         // The clock is read only for entries that expire.
-        if slot.expires() && self.find_expiring(hash, key, clock).is_none() {
+        if slot.expires() && self.has_expired(index, clock) {
             return None;
         }
         Some(slot)
     }
 
     /// The live entry of a key, with what a peer must know of it.
-    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Hit> {
-        let slot = self.find(hash, key, clock)?;
-        let expires = slot
-            .expires()
-            .then(|| self.find_expiring(hash, key, clock))
-            .flatten();
-        Some(Hit {
+    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(Hit, &Slot)> {
+        let index = self.index_of(hash, key)?;
+        let slot = self.slab.get(index);
+        if slot.expires() && self.has_expired(index, clock) {
+            return None;
+        }
+        let hit = Hit {
             view: slot.view(),
             share: slot.share(),
-            expires,
-        })
+            expires: self.expiry(index),
+        };
+        Some((hit, slot))
     }
 
-    #[cold]
-    fn find_expiring(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Tick> {
-        let index = self.index_of(hash, key)?;
-        self.expiry(index).filter(|&at| clock.now() < at)
+    fn has_expired(&self, index: u32, clock: &Clock) -> bool {
+        self.expiry(index).is_some_and(|end| end <= clock.now())
+    }
+
+    /// `cause`, unless the entry's time was over before.
+    fn cause(&self, index: u32, clock: &Clock, cause: RemovalCause) -> RemovalCause {
+        if self.has_expired(index, clock) {
+            RemovalCause::Expired
+        } else {
+            cause
+        }
     }
 
     /// Moves a key's entry to the front, under exact LRU.
@@ -145,7 +154,8 @@ impl Shard {
         if let Some(index) = self.index_of(new.hash, new.key) {
             let slot = self.slab.get_mut(index);
             earned = (slot.in_main_queue(), *slot.freq());
-            self.depart(index, RemovalCause::Replaced, budget, gone);
+            let cause = self.cause(index, clock, RemovalCause::Replaced);
+            self.depart(index, cause, budget, gone);
         }
 
         let weight = charge::entry(new.data.len());
@@ -273,12 +283,7 @@ impl Shard {
         *generation = generation.wrapping_add(1);
         match self.index_of(hash, key) {
             Some(index) => {
-                let expired = self.expiry(index).is_some_and(|end| end <= clock.now());
-                let cause = if expired {
-                    RemovalCause::Expired
-                } else {
-                    RemovalCause::Explicit
-                };
+                let cause = self.cause(index, clock, RemovalCause::Explicit);
                 self.depart(index, cause, budget, gone);
                 true
             }

@@ -1,6 +1,9 @@
 //! Eviction listeners: what they hold up, and what they are told.
 
-use larder::{Context, Eviction};
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+
+use larder::{Clock, Context, Eviction, RemovalCause};
 
 use crate::common::*;
 
@@ -95,4 +98,33 @@ fn a_panicking_listener_costs_the_other_callers_nothing() {
             Ok(value) => assert_eq!(value.expect("a value"), "c"),
         }
     }
+}
+
+#[test]
+fn an_expired_entry_leaves_as_expired_however_it_leaves() {
+    let clock = Clock::manual();
+    let (send, causes) = channel();
+    let send = Mutex::new(send);
+    let group = alone("causes")
+        .clock(clock.clone())
+        .shards(1)
+        .eviction_listener(move |_, _, cause| {
+            let sent = send.lock().expect("no panic").send(cause);
+            sent.expect("the test listens");
+        })
+        .time_to_live(seconds(1))
+        .build(echo().0)
+        .expect("a new group");
+    // So many that the sweep of one insertion does not come to the last of them.
+    for n in 0..20 {
+        group.get(&format!("key{n}")).expect("a value");
+    }
+    clock.advance(seconds(1));
+    group.get("key19").expect("a value");
+    let causes: Vec<RemovalCause> = causes.try_iter().collect();
+    assert!(!causes.is_empty());
+    assert!(
+        causes.iter().all(|&cause| cause == RemovalCause::Expired),
+        "{causes:?}"
+    );
 }
