@@ -191,6 +191,30 @@ fn unused_room_of_one_share_serves_the_other() {
 }
 
 #[test]
+fn large_values_get_their_share_from_many_small_ones_of_the_other() {
+    for share in [CacheType::Main, CacheType::Hot] {
+        let other = match share {
+            CacheType::Main => CacheType::Hot,
+            CacheType::Hot => CacheType::Main,
+        };
+        let store = store(100_000, Eviction::S3Fifo, 1, &Clock::manual());
+        for n in 0..1000 {
+            put(&store, &format!("small{n}"), &[0; 50], other, None);
+        }
+        // Larger than the small queue of their share, which holds nothing yet.
+        let large = match share {
+            CacheType::Main => vec![0; 25_000],
+            CacheType::Hot => vec![0; 5_000],
+        };
+        for key in ["a", "a", "b", "b"] {
+            put(&store, key, &large, share, None);
+        }
+        let kept = ["a", "b"].map(|key| get(&store, key).is_some());
+        assert_eq!(kept, [true, true], "{share:?}");
+    }
+}
+
+#[test]
 fn an_entry_asked_for_again_outlives_a_scan() {
     let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
     put(&store, "wanted", b"value", CacheType::Main, None);
