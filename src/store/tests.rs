@@ -361,6 +361,51 @@ fn the_graveyard_tells_what_left_and_why() {
 }
 
 #[test]
+fn tables_shrink_when_few_large_entries_take_the_place_of_many_small_ones() {
+    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+        let clock = Clock::manual();
+        let store = store(1 << 20, eviction, 1, &clock);
+        let ttl = |n: usize| (n % 3 == 0).then_some(Duration::from_secs(n as u64));
+        for n in 0..8000 {
+            put(&store, &format!("small{n}"), b"x", CacheType::Main, ttl(n));
+        }
+        let slots = || store.shards[0].0.read().slots();
+        let many = slots();
+        assert!(many > 5000, "{many} slots");
+        for n in 0..400 {
+            let share = [CacheType::Main, CacheType::Hot][n % 2];
+            put(
+                &store,
+                &format!("large{n}"),
+                &[n as u8; 10_000],
+                share,
+                ttl(n),
+            );
+        }
+        assert!(slots() < many / 8, "{} slots", slots());
+        let charged = store.shards[0].0.read().audit();
+        assert_eq!(charged, store.budget.used());
+        for n in 0..400 {
+            let hash = store.hash(&format!("large{n}"));
+            if let Some(hit) = store.peek(hash, &format!("large{n}")) {
+                assert_eq!(hit.view, vec![n as u8; 10_000]);
+                assert_eq!(hit.share, [CacheType::Main, CacheType::Hot][n % 2]);
+                assert_eq!(hit.expires, ttl(n).map(|ttl| clock.now().after(ttl)));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_longest_time_to_live_is_for_ever() {
+    let clock = Clock::manual();
+    let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
+    put(&store, "key", b"x", CacheType::Main, Some(Duration::MAX));
+    clock.advance(Duration::from_secs(1 << 33));
+    assert_eq!(get(&store, "key").expect("it lives"), "x");
+}
+
+#[test]
 fn look_ups_are_counted_by_share() {
     let store = store(10_000, Eviction::S3Fifo, 4, &Clock::manual());
     put(&store, "mine", b"1", CacheType::Main, None);
