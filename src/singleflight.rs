@@ -6,7 +6,6 @@ mod tests;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::OnceLock;
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -15,7 +14,7 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// Merges calls for the same key at the same time into one.
 ///
