@@ -529,7 +529,7 @@ impl Loader {
         let (share, ttl) = match keep {
             Keep::Owned => (CacheType::Main, ttl),
             Keep::Hot => (CacheType::Hot, ttl),
-            Keep::Borrowed => (CacheType::Hot, shorter(ttl, Some(BORROWED_TTL))),
+            Keep::Borrowed => (CacheType::Main, shorter(ttl, Some(BORROWED_TTL))),
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let mut gone = Graveyard::default();
@@ -584,8 +584,9 @@ enum Keep {
     Owned,
     /// A peer's, got from it: in the hot share, if it is admitted.
     Hot,
-    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the hot
-    /// share, for [`BORROWED_TTL`] at most.
+    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the main
+    /// share, for [`BORROWED_TTL`] at most. The hot share would be too small for all the keys of an
+    /// owner that is down, and they would be loaded over and over.
     Borrowed,
 }
 
