@@ -12,7 +12,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::{Getter, LoadSink};
-use crate::loader_pool::LoaderPool;
+use crate::loader_pool::{LoaderPool, Turn};
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, PickerSlot, ProtoGetter};
 use crate::recursion;
@@ -156,6 +156,15 @@ impl RunOn {
             RunOn::Caller
         }
     }
+
+    /// A peer that ends its exchanges by the deadline can be asked from the caller's thread.
+    fn for_peer(ctx: &Context, peer: &dyn ProtoGetter) -> RunOn {
+        if ctx.cancellable() || (ctx.can_end() && !peer.honors_deadline()) {
+            RunOn::LoaderPool
+        } else {
+            RunOn::Caller
+        }
+    }
 }
 
 impl Loader {
@@ -199,12 +208,7 @@ impl Loader {
             let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
             return Ok(loaded.view);
         };
-        // A peer that ends its exchanges by the deadline can be asked from the caller's thread.
-        let run_on = if ctx.cancellable() || (ctx.can_end() && !owner.honors_deadline()) {
-            RunOn::LoaderPool
-        } else {
-            RunOn::Caller
-        };
+        let run_on = RunOn::for_peer(ctx, &*owner);
         let flight = Flight::Peer {
             picker,
             owner,
@@ -332,7 +336,8 @@ impl Loader {
                     }
                     if run_on == RunOn::Caller {
                         let _edge = recursion::wait_for(lead.id())?;
-                        match self.work(flight.clone(), lead, ctx, hash, key, generation) {
+                        let landing = Landing { turn: None, lead };
+                        match self.work(flight.clone(), landing, ctx, hash, key, generation) {
                             Some(result) => return result,
                             // The work stopped because this caller's time is up.
                             None => continue,
@@ -343,14 +348,20 @@ impl Loader {
                     let (ctx, key) = (ctx.clone(), String::from(key));
                     // If there is no thread, the lead is dropped with the closure: followers with
                     // time, or with a thread of their own to spend, take over.
-                    self.pool.submit(move || {
-                        loader.work(flight, lead, &ctx, hash, &key, generation);
+                    self.pool.submit(move |turn| {
+                        let turn = Some(turn);
+                        let landing = Landing { turn, lead };
+                        loader.work(flight, landing, &ctx, hash, &key, generation);
                     })?;
                     ticket
                 }
             };
             let _edge = recursion::wait_for(ticket.id())?;
             match ticket.wait(ctx) {
+                // A caller with a deadline asked a peer in vain and then found no loader thread.
+                // This one needs none.
+                Waited::Landed(Err(error))
+                    if error.kind() == ErrorKind::Overloaded && !ctx.can_end() => {}
                 Waited::Landed(result) => return result,
                 Waited::Left(ended) => return Err(ended),
                 // The leader ran out of time, or had no thread. Whoever comes first leads anew.
@@ -380,13 +391,13 @@ impl Loader {
     fn work(
         self: &Arc<Self>,
         flight: Flight,
-        lead: Lead<Result<Loaded>>,
+        mut landing: Landing<'_>,
         ctx: &Context,
         hash: Hash,
         key: &str,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let _working = recursion::work_for(lead.id());
+        let working = recursion::work_for(landing.lead.id());
         let run = || match flight {
             Flight::Getter { keep, .. } => {
                 let (view, ttl) = self.run_getter(ctx, key)?;
@@ -396,7 +407,7 @@ impl Loader {
                 picker,
                 owner,
                 run_on,
-            } => match self.ask_peers(&*picker, owner, ctx, key) {
+            } => match self.ask_peers(&*picker, owner, run_on, ctx, key) {
                 Some(answer) => {
                     let PeerResponse { value, ttl, .. } = answer?;
                     Ok(self.keep(Keep::Hot, hash, key, value, ttl, generation))
@@ -412,23 +423,34 @@ impl Loader {
                         keep: Keep::Borrowed,
                         counted: true,
                     };
-                    self.fly(flight, ctx, hash, key, run_on)
+                    let loaded = self.fly(flight, ctx, hash, key, run_on)?;
+                    Ok((loaded, Graveyard::default()))
                 }
             },
         };
-        // Any code of the user's may panic here: getter, peer, picker, admission, listener. The
-        // waiters are told at once; an abandoned flight would have them try the same in turn.
-        let result = match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(result) => result,
+        // Any code of the user's may panic here: getter, peer, picker, admission. The waiters are
+        // told at once; an abandoned flight would have them try the same in turn.
+        let (result, gone) = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok((loaded, gone))) => (Ok(loaded), gone),
+            Ok(Err(error)) => (Err(error), Graveyard::default()),
             Err(panic) => {
-                lead.finish(Err(ErrorKind::LoaderPanicked.into()));
+                landing.finish(Err(ErrorKind::LoaderPanicked.into()));
                 resume_unwind(panic);
             }
         };
         if result.is_err() && ctx.err().is_some() {
             return None;
         }
-        lead.finish(result.clone());
+        // The listener comes after the landing: however long it takes, and if it panics, that is
+        // no matter of those who wait for the value. This thread is busy until it is through.
+        let turn = match self.eviction_listener {
+            Some(_) if !gone.is_empty() => landing.turn.take(),
+            _ => None,
+        };
+        landing.finish(result.clone());
+        drop(working);
+        self.bury(gone);
+        drop(turn);
         Some(result)
     }
 
@@ -448,6 +470,7 @@ impl Loader {
         &self,
         picker: &dyn PeerPicker,
         owner: Arc<dyn ProtoGetter>,
+        run_on: RunOn,
         ctx: &Context,
         key: &str,
     ) -> Option<Result<PeerResponse>> {
@@ -466,7 +489,7 @@ impl Loader {
                 Err(error) => error,
             };
             match error.kind() {
-                ErrorKind::Peer => {
+                kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
                     count(&self.counters.peer_errors);
                     log::debug!("group {}: {error}", self.name);
                 }
@@ -483,11 +506,16 @@ impl Loader {
                 return Some(Err(ended));
             }
             next = picker.pick_replica(key, attempt);
+            // One that could make the caller late is passed over: the owner was thought punctual,
+            // so this is the caller's thread.
+            if run_on == RunOn::Caller {
+                next = next.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
+            }
         }
         None
     }
 
-    /// Puts a loaded value into the share it belongs to.
+    /// Puts a loaded value into the share it belongs to. The caller buries what had to leave.
     fn keep(
         &self,
         keep: Keep,
@@ -496,7 +524,7 @@ impl Loader {
         view: ByteView,
         ttl: Option<Duration>,
         generation: Generation,
-    ) -> Loaded {
+    ) -> (Loaded, Graveyard) {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match keep {
             Keep::Owned => (CacheType::Main, ttl),
@@ -504,6 +532,7 @@ impl Loader {
             Keep::Borrowed => (CacheType::Main, shorter(ttl, Some(BORROWED_TTL))),
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
+        let mut gone = Graveyard::default();
         let admitted = keep != Keep::Hot || self.hot_admission.admits(key, &view);
         if admitted && ttl != Some(Duration::ZERO) && self.store.capacity() > 0 {
             let new = NewEntry {
@@ -513,9 +542,9 @@ impl Loader {
                 share,
                 expires,
             };
-            self.bury(self.store.insert(new, Some(generation)));
+            gone = self.store.insert(new, Some(generation));
         }
-        Loaded { view, expires }
+        (Loaded { view, expires }, gone)
     }
 
     /// Tells the listener what left the store, then drops it. No lock is held here.
@@ -526,6 +555,19 @@ impl Loader {
             }
         }
     }
+}
+
+/// Whether a peer's error says nothing of the key, only that the peer had no time or no means; as
+/// it would over HTTP, where such errors arrive as [`ErrorKind::Peer`].
+fn is_no_answer(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Peer
+            | ErrorKind::DeadlineExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::Overloaded
+            | ErrorKind::Io
+    )
 }
 
 fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
@@ -546,6 +588,20 @@ enum Keep {
     /// share, for [`BORROWED_TTL`] at most. The hot share would be too small for all the keys of an
     /// owner that is down, and they would be loaded over and over.
     Borrowed,
+}
+
+/// The duty to land a flight, and the loader thread that is busy with it.
+struct Landing<'a> {
+    /// Declared, and so dropped, before `lead`: see [`Turn`].
+    turn: Option<Turn<'a>>,
+    lead: Lead<Result<Loaded>>,
+}
+
+impl Landing<'_> {
+    fn finish(self, result: Result<Loaded>) {
+        drop(self.turn);
+        self.lead.finish(result);
+    }
 }
 
 /// The two kinds of flight.
