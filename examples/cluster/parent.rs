@@ -37,10 +37,7 @@ pub fn run(options: &Options) -> Result<(), BoxError> {
     if corpus.files.is_empty() {
         return Err(format!("there are no files in {}", options.dir.display()).into());
     }
-    let cache = options
-        .cache
-        .unwrap_or(corpus.total())
-        .max(MIN_CACHE);
+    let cache = options.cache.unwrap_or(corpus.total()).max(MIN_CACHE);
     let mut table = Table::new();
     table.note(&format!(
         "{} files, {}, below {}{}",
