@@ -1,7 +1,6 @@
 //! What a peer's request is answered: the part that every front (our server, tiny_http) shares.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use super::handler::Request;
 use super::head::{Reject, split_target};
@@ -86,17 +85,15 @@ impl Endpoint {
             None => Context::background(),
         };
         match request.header(wire::TIMEOUT_HEADER) {
-            None => Ok(base.with_timeout(UNTOLD_TIMEOUT)),
+            // Golang's clients do not tell. The load then runs on this connection's thread, for as
+            // long as it takes.
+            None => Ok(base),
             Some(header) => wire::parse_timeout(header)
                 .map(|timeout| base.with_timeout(timeout))
                 .ok_or_else(|| Response::text(400, "the time-out is not a number")),
         }
     }
 }
-
-/// The time of a caller that does not tell it, as golang's: enough for any getter that ends, and an
-/// end for the connection's thread if it does not.
-const UNTOLD_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Answer {
     /// Appends head and prefix to `out`, and returns what has to be sent after them.
