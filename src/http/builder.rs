@@ -33,6 +33,7 @@ pub struct HttpPoolBuilder {
     registry: Option<Registry>,
     connect_timeout: Duration,
     exchange_timeout: Duration,
+    max_connections_per_peer: usize,
     max_idle_per_peer: usize,
     max_value_size: usize,
 }
@@ -52,7 +53,8 @@ impl HttpPoolBuilder {
             registry: None,
             connect_timeout: Duration::from_millis(250),
             exchange_timeout: Duration::from_secs(1),
-            max_idle_per_peer: 64,
+            max_connections_per_peer: 24,
+            max_idle_per_peer: 24,
             max_value_size: 16 << 20,
         }
     }
@@ -130,7 +132,19 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// How many unused connections to one peer are kept for the next request; 64 by default. Those
+    /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
+    ///
+    /// A request more waits for one, in its turn, until its own deadline or the
+    /// [`exchange_timeout`](Self::exchange_timeout), from which the wait is taken; then it is an
+    /// error of the peer. Keep it below what the peers' servers take from one address
+    /// ([`max_connections_per_addr`](crate::http::ServerBuilder::max_connections_per_addr), 32):
+    /// what they refuse is an error too, and at once.
+    pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
+        self.max_connections_per_peer = connections;
+        self
+    }
+
+    /// How many unused connections to one peer are kept for the next request; 24 by default. Those
     /// that have not been used for 15 s are closed when the next request comes. Each holds 16 KiB,
     /// or 40 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
@@ -151,7 +165,7 @@ impl HttpPoolBuilder {
     ///
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
-    /// `max_value_size`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
+    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
     /// has a peer picker. Nothing is registered then.
     pub fn build(self) -> Result<HttpPool> {
         let own = PeerUrl::parse(&self.self_url)?;
@@ -167,6 +181,11 @@ impl HttpPoolBuilder {
         if self.max_value_size == 0 {
             return Err(refuse("max_value_size is 0: no value would fit".into()));
         }
+        if self.max_connections_per_peer == 0 {
+            return Err(refuse(
+                "max_connections_per_peer is 0: no peer could be asked".into(),
+            ));
+        }
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
@@ -174,6 +193,7 @@ impl HttpPoolBuilder {
             transport: self.transport,
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
+            max_connections: self.max_connections_per_peer,
             max_idle_per_peer: self.max_idle_per_peer,
             max_value_size: self.max_value_size,
         }));

@@ -8,6 +8,7 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::permits::Permits;
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::url::PeerUrl;
 use crate::pb::GetRequest;
@@ -24,10 +25,19 @@ pub(crate) struct HttpPeer {
     transport: Arc<dyn Transport>,
     /// The path of the peer's URL and the base path: what comes before the group.
     base: String,
-    exchange_timeout: Duration,
-    max_value_size: usize,
+    /// One for each exchange under way: the peer's server refuses connections over its own limit.
+    permits: Permits,
+    limits: PeerLimits,
     /// Read for answers that say when they expire, not how long they are good for.
     clock: Clock,
+}
+
+/// The figures of a peer; see the setters of `HttpPoolBuilder`, which document each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerLimits {
+    pub(crate) exchange_timeout: Duration,
+    pub(crate) max_connections: usize,
+    pub(crate) max_value_size: usize,
 }
 
 impl HttpPeer {
@@ -35,16 +45,15 @@ impl HttpPeer {
         url: Arc<PeerUrl>,
         transport: Arc<dyn Transport>,
         base_path: &str,
-        exchange_timeout: Duration,
-        max_value_size: usize,
+        limits: PeerLimits,
         clock: Clock,
     ) -> Self {
         HttpPeer {
             base: format!("{}{base_path}", url.prefix()),
             url,
             transport,
-            exchange_timeout,
-            max_value_size,
+            permits: Permits::new(limits.max_connections),
+            limits,
             clock,
         }
     }
@@ -54,11 +63,18 @@ impl HttpPeer {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
-        let common = self.exchange_timeout;
-        let timeout = ctx.remaining().map_or(common, |left| left.min(common));
+        let common = self.limits.exchange_timeout;
+        let budget = ctx.remaining().map_or(common, |left| left.min(common));
+        // Held until the answer is read to its end, or its connection closed.
+        let (_permit, waited) = self.permits.acquire(budget).ok_or_else(|| {
+            let busy =
+                || self.failure("all connections to it were busy; see max_connections_per_peer");
+            ctx.err().unwrap_or_else(busy)
+        })?;
+        let budget = budget.saturating_sub(waited);
         let path = wire::key_path(&self.base, &request.group, &request.key);
-        let mut sent = TransportRequest::new("GET", path);
-        sent.set_header(wire::TIMEOUT_HEADER, &wire::encode_timeout(timeout))?;
+        let mut sent = TransportRequest::new("GET", path).within(budget);
+        sent.set_header(wire::TIMEOUT_HEADER, &wire::encode_timeout(budget))?;
         let response = self.transport.round_trip(ctx, sent)?;
         if response.status() == 200 {
             self.accept(ctx, response)
@@ -78,10 +94,14 @@ impl HttpPeer {
             )));
         }
         let length = response.length();
-        let body = read_body(response.into_body(), length, max_body(self.max_value_size))
-            .map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))?;
+        let body = read_body(
+            response.into_body(),
+            length,
+            max_body(self.limits.max_value_size),
+        )
+        .map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))?;
         let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
-        if decoded.value.len() > self.max_value_size {
+        if decoded.value.len() > self.limits.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
         let value = match &body {

@@ -13,6 +13,7 @@ mod input;
 mod limits;
 mod listener;
 mod output;
+mod permits;
 mod picker;
 mod pool;
 mod resolve;

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::clock::Clock;
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::{HttpPeer, max_body};
+use crate::http::client::{HttpPeer, PeerLimits, max_body};
 use crate::http::transport::Transport;
 use crate::http::ureq_transport::{TransportLimits, UreqTransport};
 use crate::http::url::PeerUrl;
@@ -32,6 +32,7 @@ pub(crate) struct PeerSettings {
     pub(crate) transport: Option<Arc<TransportHook>>,
     pub(crate) connect_timeout: std::time::Duration,
     pub(crate) exchange_timeout: std::time::Duration,
+    pub(crate) max_connections: usize,
     pub(crate) max_idle_per_peer: usize,
     pub(crate) max_value_size: usize,
 }
@@ -169,8 +170,11 @@ impl PeerSettings {
             url,
             transport,
             &self.base_path,
-            self.exchange_timeout,
-            self.max_value_size,
+            PeerLimits {
+                exchange_timeout: self.exchange_timeout,
+                max_connections: self.max_connections,
+                max_value_size: self.max_value_size,
+            },
             Clock::system(),
         )
     }

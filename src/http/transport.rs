@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::time::Duration;
 
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -49,6 +50,8 @@ pub struct TransportRequest<'a> {
     path: String,
     headers: HeaderMap,
     body: &'a [u8],
+    /// What the exchange may take, if that is less than the transport's own time-out.
+    budget: Option<Duration>,
 }
 
 impl<'a> TransportRequest<'a> {
@@ -58,7 +61,17 @@ impl<'a> TransportRequest<'a> {
             path,
             headers: HeaderMap::with_capacity(4),
             body: &[],
+            budget: None,
         }
+    }
+
+    pub(crate) fn within(mut self, budget: Duration) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    pub(crate) fn budget(&self) -> Option<Duration> {
+        self.budget
     }
 
     /// The method, in upper case.

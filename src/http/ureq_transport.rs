@@ -164,6 +164,7 @@ impl Transport for UreqTransport {
             return Err(self.refuse("the key is too long for the path of a URL"));
         }
         let common = self.limits.exchange_timeout;
+        let common = request.budget().map_or(common, |own| own.min(common));
         let budget = ctx.remaining().map_or(common, |left| left.min(common));
         let mut result = self.attempt(&self.agent, &request, budget);
         if request.method() == "GET" && result.as_ref().is_err_and(Stale::is) {
