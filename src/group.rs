@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::byteview::ByteView;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Loaded, Loader, LoaderOptions};
@@ -124,12 +124,17 @@ impl Group {
             },
             None => loader.load_for_peer(ctx, hash, key)?,
         };
-        let now = || self.clock().now();
-        let response = PeerResponse::new(loaded.view);
-        Ok(match loaded.expires {
-            Some(at) => response.with_ttl(at.since(now())),
-            None => response,
-        })
+        Ok(self.for_peer(loaded.view, loaded.expires))
+    }
+
+    /// The value of `key` for a peer, if it is cached here. Loads nothing, and counts as a request
+    /// and a look-up only if there is a value: else the peer will ask with
+    /// [`serve_peer`](Self::serve_peer).
+    pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
+        let store = self.loader.store();
+        let hit = store.get_present(store.hash(key), key)?;
+        self.loader.count_server_request();
+        Some(self.for_peer(hit.view, hit.expires))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
@@ -192,6 +197,14 @@ impl Group {
     /// The clock that expiry is measured by.
     pub fn clock(&self) -> &Clock {
         self.loader.store().clock()
+    }
+
+    fn for_peer(&self, view: ByteView, expires: Option<Tick>) -> PeerResponse {
+        let response = PeerResponse::new(view);
+        match expires {
+            Some(at) => response.with_ttl(at.since(self.clock().now())),
+            None => response,
+        }
     }
 }
 

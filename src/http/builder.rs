@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::answer::{ContextHook, Endpoint};
+use crate::http::answer::{ContextHook, Endpoint, SharedLimits};
 use crate::http::handler::Request;
 use crate::http::picker::{PeerSettings, Picker, TransportHook};
 use crate::http::pool::HttpPool;
@@ -36,6 +36,7 @@ pub struct HttpPoolBuilder {
     max_connections_per_peer: usize,
     max_idle_per_peer: usize,
     max_value_size: usize,
+    shared: SharedLimits,
 }
 
 type HashFn = dyn Fn(&[u8]) -> u64 + Send + Sync;
@@ -56,6 +57,10 @@ impl HttpPoolBuilder {
             max_connections_per_peer: 24,
             max_idle_per_peer: 24,
             max_value_size: 16 << 20,
+            shared: SharedLimits {
+                max_keys: 128,
+                max_bytes: 1 << 20,
+            },
         }
     }
 
@@ -159,6 +164,29 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// The most keys that one request asks a peer for; 128 by default.
+    ///
+    /// Threads that ask one peer at the same time ride together: while a request is under way, their
+    /// keys gather and go in the next, and so do those of one [`get_many`](crate::Group::get_many).
+    /// The peer answers such a request from its cache, at once; what it would have to load is then
+    /// asked for singly, so that a slow load never holds up the others. A peer that does not know
+    /// such requests (one of Go) is asked singly from then on. Where values are 16 KiB and longer
+    /// in the mean, threads do not wait for each other.
+    ///
+    /// 0 and 1 turn it off. It is also the most keys that peers get in one answer from here.
+    pub fn max_shared_keys(mut self, keys: usize) -> Self {
+        self.shared.max_keys = keys;
+        self
+    }
+
+    /// The most bytes of values in the answer to one request for several keys; 1 MiB by default,
+    /// both for what is asked here and for what peers get from here. Values that find no room are
+    /// asked for singly. The keys of a request have as much room, and 64 KiB at most.
+    pub fn max_shared_bytes(mut self, bytes: usize) -> Self {
+        self.shared.max_bytes = bytes;
+        self
+    }
+
     /// Makes the pool, without peers, and registers it as the peer picker of its registry.
     ///
     /// # Errors
@@ -196,6 +224,7 @@ impl HttpPoolBuilder {
             max_connections: self.max_connections_per_peer,
             max_idle_per_peer: self.max_idle_per_peer,
             max_value_size: self.max_value_size,
+            shared: self.shared,
         }));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
         registry.register_peer_picker(picker.clone())?;
@@ -204,6 +233,7 @@ impl HttpPoolBuilder {
             base_path: self.base_path,
             plus_is_space: self.preset == Preset::Golang,
             context: self.context,
+            shared: self.shared,
         };
         Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
     }

@@ -5,6 +5,7 @@ mod answer;
 mod buffers;
 mod builder;
 mod client;
+mod combiner;
 mod connection;
 mod connections;
 mod handler;
@@ -19,6 +20,7 @@ mod pool;
 mod resolve;
 mod response;
 mod server;
+mod shared;
 mod tcp;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;

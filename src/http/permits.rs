@@ -70,7 +70,7 @@ impl Permits {
             Some(waiter) => {
                 waiter.granted.store(true, Ordering::Relaxed);
                 drop(state);
-                waiter.changed.notify_all();
+                waiter.changed.notify_one();
             }
             None => state.free += 1,
         }

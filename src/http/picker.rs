@@ -6,6 +6,7 @@ use std::fmt;
 use crate::clock::Clock;
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::answer::SharedLimits;
 use crate::http::client::{HttpPeer, PeerLimits, max_body};
 use crate::http::transport::Transport;
 use crate::http::ureq_transport::{TransportLimits, UreqTransport};
@@ -35,6 +36,7 @@ pub(crate) struct PeerSettings {
     pub(crate) max_connections: usize,
     pub(crate) max_idle_per_peer: usize,
     pub(crate) max_value_size: usize,
+    pub(crate) shared: SharedLimits,
 }
 
 /// Wraps or replaces the default transport of the peer whose URL it gets.
@@ -160,7 +162,7 @@ impl PeerSettings {
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
             max_idle: self.max_idle_per_peer,
-            max_body: max_body(self.max_value_size),
+            max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
         };
         let mut transport: Arc<dyn Transport> = Arc::new(UreqTransport::new(url.clone(), limits));
         if let Some(hook) = &self.transport {
@@ -174,6 +176,7 @@ impl PeerSettings {
                 exchange_timeout: self.exchange_timeout,
                 max_connections: self.max_connections,
                 max_value_size: self.max_value_size,
+                shared: self.shared,
             },
             Clock::system(),
         )

@@ -146,11 +146,11 @@ impl UreqTransport {
 }
 
 impl Transport for UreqTransport {
-    /// A GET that fails because its connection had been closed while it was idle is tried once
+    /// A request that fails because its connection had been closed while it was idle is tried once
     /// more, on a new connection, within the same deadline. ureq itself never tries again.
     ///
     /// Only a connection that has carried an exchange before can be such a one, only before the
-    /// first byte of the answer, and only a GET is repeated: the peer may have acted on it.
+    /// first byte of the answer, and only requests that change nothing at the peer are repeated.
     fn round_trip(
         &self,
         ctx: &Context,
@@ -167,7 +167,7 @@ impl Transport for UreqTransport {
         let common = request.budget().map_or(common, |own| own.min(common));
         let budget = ctx.remaining().map_or(common, |left| left.min(common));
         let mut result = self.attempt(&self.agent, &request, budget);
-        if request.method() == "GET" && result.as_ref().is_err_and(Stale::is) {
+        if request.is_repeatable() && result.as_ref().is_err_and(Stale::is) {
             self.generation.end();
             let left = budget.saturating_sub(begun.elapsed());
             result = self.attempt(&self.fresh, &request, left);

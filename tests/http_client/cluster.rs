@@ -13,6 +13,8 @@ struct Node {
     server: Option<Server>,
     /// The keys that its getter was asked for.
     loads: Arc<Mutex<Vec<String>>>,
+    /// While a test holds it, its getter stays in keys that begin with `held`.
+    hold: Arc<Mutex<()>>,
 }
 
 struct TraceId(String);
@@ -26,6 +28,8 @@ impl Node {
         let pool = options(builder.replicas(50)).build().unwrap();
         let loads = Arc::new(Mutex::new(Vec::new()));
         let loaded = loads.clone();
+        let hold = Arc::<Mutex<()>>::default();
+        let held = hold.clone();
         let getter = move |ctx: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
             loaded.lock().unwrap().push(key.to_owned());
             if key.starts_with("missing") {
@@ -33,6 +37,9 @@ impl Node {
             }
             if key.starts_with("broken") {
                 return Err("disk on fire".into());
+            }
+            if key.starts_with("held") {
+                drop(held.lock().unwrap());
             }
             let trace = ctx.value::<TraceId>().map_or("none", |id| &id.0);
             Ok(dest.set_str(&format!("{key} {url} {trace}"))?)
@@ -44,6 +51,7 @@ impl Node {
             group,
             server: Some(server),
             loads,
+            hold,
         }
     }
 
@@ -93,6 +101,43 @@ fn what_the_owners_getter_says_is_what_the_caller_gets() {
     }
     assert_eq!(total_loads(&nodes), 20, "each once in the cluster");
     assert!(nodes[1].loads() > 0);
+}
+
+#[test]
+fn a_slow_load_holds_up_no_cached_key() {
+    let nodes = cluster(2);
+    let owned = |prefix: &str, n: usize| {
+        let mut keys = (0..).map(|n| format!("{prefix}-{n}"));
+        let of_other =
+            |key: &String| nodes[0].pool.owner(key).as_deref() != Some(nodes[0].pool.self_url());
+        keys.by_ref().filter(of_other).nth(n).unwrap()
+    };
+    let cached: Vec<_> = (0..200).map(|n| owned("key", n)).collect();
+    for key in &cached {
+        nodes[1].group.get(key).unwrap();
+    }
+    let slow = owned("held", 0);
+    let release = nodes[1].hold.lock().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| nodes[0].group.get(&slow));
+        while nodes[1].loads() < cached.len() + 1 {
+            std::thread::yield_now();
+        }
+        std::thread::scope(|scope| {
+            for part in cached.chunks(25) {
+                let asking = &nodes[0].group;
+                scope.spawn(move || {
+                    for key in part {
+                        assert!(asking.get(key).unwrap().starts_with(key.as_bytes()));
+                    }
+                });
+            }
+        });
+        assert!(!waiting.is_finished());
+        drop(release);
+        assert!(waiting.join().unwrap().is_ok());
+    });
+    assert_eq!(total_loads(&nodes), 201);
 }
 
 #[test]
