@@ -101,6 +101,36 @@ impl Group {
         dest.set_view(&self.get_with(ctx, key)?)
     }
 
+    /// The values of `keys`, in their order, each with its own result.
+    ///
+    /// Keys that are not cached here are sorted by their owners, and each owner is asked once for
+    /// all of its keys, the owners at the same time: the first on this thread, the others on loader
+    /// threads. An owner answers from its cache; what it lacks is asked for and loaded one by one
+    /// on this thread, as [`get_with`](Self::get_with) does, and so are keys of this process's own.
+    /// Under a context that can be cancelled every key is asked for by itself.
+    ///
+    /// Two calls for one key at once may both ask its owner.
+    ///
+    /// ```
+    /// use larder::{Context, Registry, getter_fn};
+    ///
+    /// let colors = Registry::new().new_group(
+    ///     "colors",
+    ///     1 << 20,
+    ///     getter_fn(|_ctx, name, dest| Ok(dest.set_str(&format!("the color {name}"))?)),
+    /// )?;
+    /// let both = colors.get_many(&Context::background(), &["red", "blue"]);
+    /// assert_eq!(both[1].as_ref().unwrap(), &"the color blue");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn get_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Vec<Result<ByteView>> {
+        self.loader.get_many(ctx, keys)
+    }
+
     /// The value of `key` for a peer: from the store or the getter, never from another peer.
     ///
     /// [`HttpPool`](crate::http::HttpPool) calls this for requests that come in; call it from a

@@ -1,5 +1,9 @@
 //! What a group does about a key that it has not cached: whom it asks, who waits, what is kept.
 
+mod many;
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +19,9 @@ use crate::peers::{PeerPicker, PeerResponse, PickerSlot, ProtoGetter};
 use crate::recursion;
 use crate::singleflight::{self, Joined, Lead, Waited};
 use crate::stats::{CacheType, Stats};
-use crate::store::{Generation, Graveyard, Hash, NewEntry, RemovalCause, Store, StoreOptions};
+use crate::store::{
+    Departed, Generation, Graveyard, Hash, NewEntry, RemovalCause, Store, StoreOptions,
+};
 use crate::sync::Arc;
 
 /// Which copies of other processes' values are kept in the hot share.
@@ -115,6 +121,15 @@ struct Counters {
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts when it is dropped, so that a panic is counted too.
+struct CountAtEnd<'a>(&'a AtomicU64);
+
+impl Drop for CountAtEnd<'_> {
+    fn drop(&mut self) {
+        count(self.0);
+    }
 }
 
 /// How long a process keeps the value of a key that it does not own but had to load: long enough
@@ -228,7 +243,8 @@ impl Loader {
         let gone = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
-        let value = gone.iter().next().map(|departed| departed.value());
+        let live = |departed: &&Departed| departed.cause == RemovalCause::Explicit;
+        let value = gone.iter().find(live).map(Departed::value);
         self.bury(gone);
         value
     }
@@ -282,7 +298,11 @@ impl Loader {
         keep: Keep,
         run_on: RunOn,
     ) -> Result<Loaded> {
-        self.fly(Flight::Getter { keep }, ctx, hash, key, run_on)
+        let flight = Flight::Getter {
+            keep,
+            counted: false,
+        };
+        self.fly(flight, ctx, hash, key, run_on)
     }
 
     /// Leads or joins a flight until there is a result or `ctx` ends.
@@ -308,7 +328,9 @@ impl Loader {
                         }
                         Err(generation) => generation,
                     };
-                    count(&self.counters.loads_deduped);
+                    if !flight.is_counted() {
+                        count(&self.counters.loads_deduped);
+                    }
                     if run_on == RunOn::Caller {
                         let _edge = recursion::wait_for(lead.id())?;
                         match self.work(flight.clone(), lead, ctx, hash, key, generation) {
@@ -366,45 +388,42 @@ impl Loader {
         generation: Generation,
     ) -> Option<Result<Loaded>> {
         let _working = recursion::work_for(lead.id());
-        let result = match flight {
-            Flight::Getter { keep } => {
-                let run = || self.run_getter(ctx, key);
-                match catch_unwind(AssertUnwindSafe(run)) {
-                    Ok(result) => {
-                        let counters = &self.counters;
-                        count(match result {
-                            Ok(_) => &counters.local_loads,
-                            Err(_) => &counters.local_load_errs,
-                        });
-                        result.map(|(view, ttl)| self.keep(keep, hash, key, view, ttl, generation))
-                    }
-                    Err(panic) => {
-                        count(&self.counters.local_load_errs);
-                        lead.finish(Err(ErrorKind::LoaderPanicked.into()));
-                        resume_unwind(panic);
-                    }
-                }
+        let run = || match flight {
+            Flight::Getter { keep, .. } => {
+                let (view, ttl) = self.run_getter(ctx, key)?;
+                Ok(self.keep(keep, hash, key, view, ttl, generation))
             }
             Flight::Peer {
                 picker,
                 owner,
                 run_on,
-            } => {
-                match self.ask_peers(&*picker, owner, ctx, key) {
-                    Some(answer) => answer.map(|response| {
-                        let PeerResponse { value, ttl, .. } = response;
-                        self.keep(Keep::Hot, hash, key, value, ttl, generation)
-                    }),
-                    // On a loader thread already, the callers can leave this flight; the getter
-                    // needs no other thread.
-                    None => {
-                        let run_on = match run_on {
-                            RunOn::LoaderPool => RunOn::Caller,
-                            RunOn::Caller => RunOn::for_getter(ctx),
-                        };
-                        self.load_here(ctx, hash, key, Keep::Borrowed, run_on)
-                    }
+            } => match self.ask_peers(&*picker, owner, ctx, key) {
+                Some(answer) => {
+                    let PeerResponse { value, ttl, .. } = answer?;
+                    Ok(self.keep(Keep::Hot, hash, key, value, ttl, generation))
                 }
+                // On a loader thread already, the callers can leave this flight; the getter
+                // needs no other thread.
+                None => {
+                    let run_on = match run_on {
+                        RunOn::LoaderPool => RunOn::Caller,
+                        RunOn::Caller => RunOn::for_getter(ctx),
+                    };
+                    let flight = Flight::Getter {
+                        keep: Keep::Borrowed,
+                        counted: true,
+                    };
+                    self.fly(flight, ctx, hash, key, run_on)
+                }
+            },
+        };
+        // Any code of the user's may panic here: getter, peer, picker, admission, listener. The
+        // waiters are told at once; an abandoned flight would have them try the same in turn.
+        let result = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(result) => result,
+            Err(panic) => {
+                lead.finish(Err(ErrorKind::LoaderPanicked.into()));
+                resume_unwind(panic);
             }
         };
         if result.is_err() && ctx.err().is_some() {
@@ -415,11 +434,14 @@ impl Loader {
     }
 
     fn run_getter(&self, ctx: &Context, key: &str) -> Result<(ByteView, Option<Duration>)> {
+        let mut outcome = CountAtEnd(&self.counters.local_load_errs);
         let mut sink = LoadSink::new(key, self.max_value_size);
         self.getter
             .get(ctx, key, &mut sink)
             .map_err(Error::from_getter)?;
-        sink.finish()
+        let loaded = sink.finish()?;
+        outcome.0 = &self.counters.local_loads;
+        Ok(loaded)
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if nobody answered.
@@ -480,7 +502,7 @@ impl Loader {
         let (share, ttl) = match keep {
             Keep::Owned => (CacheType::Main, ttl),
             Keep::Hot => (CacheType::Hot, ttl),
-            Keep::Borrowed => (CacheType::Hot, shorter(ttl, Some(BORROWED_TTL))),
+            Keep::Borrowed => (CacheType::Main, shorter(ttl, Some(BORROWED_TTL))),
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let admitted = keep != Keep::Hot || self.hot_admission.admits(key, &view);
@@ -521,8 +543,9 @@ enum Keep {
     Owned,
     /// A peer's, got from it: in the hot share, if it is admitted.
     Hot,
-    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the hot
-    /// share, for [`BORROWED_TTL`] at most.
+    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the main
+    /// share, for [`BORROWED_TTL`] at most. The hot share would be too small for all the keys of an
+    /// owner that is down, and they would be loaded over and over.
     Borrowed,
 }
 
@@ -531,6 +554,8 @@ enum Keep {
 enum Flight {
     Getter {
         keep: Keep,
+        /// Whether it carries on a load that is counted already, as a peer flight.
+        counted: bool,
     },
     Peer {
         picker: Arc<dyn PeerPicker>,
@@ -540,6 +565,10 @@ enum Flight {
 }
 
 impl Flight {
+    fn is_counted(&self) -> bool {
+        matches!(self, Flight::Getter { counted: true, .. })
+    }
+
     fn map<'a>(&self, loader: &'a Loader) -> &'a Flights {
         match self {
             Flight::Getter { .. } => &loader.getter_flights,

@@ -13,11 +13,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::sync::atomic::{AtomicU8, Ordering};
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// Brings together the threads that ask one peer.
 pub(crate) struct Combiner<T> {
@@ -75,7 +74,7 @@ pub(crate) enum Turn<'c, T> {
     /// Another thread has asked: its outcome, and the place of this thread's key in it. `None` if
     /// the leader gave up: ask singly.
     Told(Option<T>, usize),
-    /// The deadline has passed.
+    /// There was no time left.
     TooLate,
 }
 
@@ -93,8 +92,14 @@ impl<T: Clone> Combiner<T> {
         }
     }
 
-    /// Decides what the calling thread does about `key`, and waits if another thread asks for it.
-    pub(crate) fn join(&self, group: &str, key: &str, deadline: Instant) -> Turn<'_, T> {
+    /// Decides what the calling thread does about `key`, and waits if another thread asks for it,
+    /// for as long as `time_left` says when it is asked.
+    pub(crate) fn join(
+        &self,
+        group: &str,
+        key: &str,
+        mut time_left: impl FnMut() -> Duration,
+    ) -> Turn<'_, T> {
         let mut state = self.state.lock();
         if state.running == 0 && !state.alone {
             state.alone = true;
@@ -113,13 +118,14 @@ impl<T: Clone> Combiner<T> {
             return Turn::Singly;
         };
         loop {
+            let left = time_left();
             match batch.phase.load(Ordering::Relaxed) {
                 OVER => {
                     drop(state);
                     return Turn::Told(batch.outcome.get().cloned(), place);
                 }
                 // One whose time is up would lead an exchange that ends at once.
-                CALLED if Instant::now() < deadline => {
+                CALLED if !left.is_zero() => {
                     if let Some(begun) = state.take(&batch) {
                         batch.phase.store(LED, Ordering::Relaxed);
                         return Turn::Lead(Lead {
@@ -132,7 +138,6 @@ impl<T: Clone> Combiner<T> {
                 }
                 _ => {}
             }
-            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 state.leave(&batch);
                 return Turn::TooLate;

@@ -110,16 +110,16 @@ impl HttpPeer {
             return single(budget);
         }
         let begun = Instant::now();
-        let (outcome, place) = match self.sharing.combiner.join(group, key, begun + budget) {
+        let time_left = || budget.saturating_sub(begun.elapsed());
+        let (outcome, place) = match self.sharing.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
-            Turn::Singly => return single(budget.saturating_sub(begun.elapsed())),
+            Turn::Singly => return single(budget),
             Turn::TooLate => return Err(self.too_late(ctx)),
             Turn::Told(None, _) => (Err(Failure::AskSingly), 0),
             Turn::Told(Some(outcome), place) => (outcome, place),
             Turn::Lead(lead) => {
                 let keys: Vec<&str> = lead.keys().iter().map(|key| &**key).collect();
-                let left = budget.saturating_sub(begun.elapsed());
-                let outcome = self.ask_many(ctx, group, &keys, left).map(Arc::new);
+                let outcome = self.ask_many(ctx, group, &keys, time_left()).map(Arc::new);
                 let place = lead.place();
                 lead.finish(outcome.clone());
                 (outcome, place)
@@ -134,7 +134,7 @@ impl HttpPeer {
             Err(Failure::Said(error)) => return Err(error),
             Err(Failure::AskSingly) => {}
         }
-        let left = budget.saturating_sub(begun.elapsed());
+        let left = time_left();
         if left.is_zero() {
             return Err(self.too_late(ctx));
         }

@@ -37,8 +37,8 @@ use counters::Counters;
 use shard::Shard;
 
 pub(crate) use charge::smallest_entry;
-pub(crate) use graveyard::Graveyard;
 pub use graveyard::RemovalCause;
+pub(crate) use graveyard::{Departed, Graveyard};
 
 /// How the cache chooses what to evict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -301,11 +301,12 @@ impl Store {
         }
     }
 
-    /// Takes a key out. A load of it that is under way puts nothing in.
+    /// Takes a key out, for the cause [`RemovalCause::Explicit`] unless it had expired. A load of
+    /// it that is under way puts nothing in.
     pub(crate) fn remove(&self, hash: Hash, key: &str) -> Graveyard {
         let mut gone = Graveyard::default();
         let mut shard = self.shard(hash).write();
-        shard.remove(hash, key, &self.budget, &mut gone);
+        shard.remove(hash, key, &self.budget, &self.clock, &mut gone);
         gone
     }
 

@@ -266,13 +266,20 @@ impl Shard {
         hash: Hash,
         key: &str,
         budget: &Budget,
+        clock: &Clock,
         gone: &mut Graveyard,
     ) -> bool {
         let generation = &mut self.generations[hash.stripe(STRIPES)];
         *generation = generation.wrapping_add(1);
         match self.index_of(hash, key) {
             Some(index) => {
-                self.depart(index, RemovalCause::Explicit, budget, gone);
+                let expired = self.expiry(index).is_some_and(|end| end <= clock.now());
+                let cause = if expired {
+                    RemovalCause::Expired
+                } else {
+                    RemovalCause::Explicit
+                };
+                self.depart(index, cause, budget, gone);
                 true
             }
             None => false,
@@ -312,7 +319,7 @@ impl Shard {
     }
 
     /// The sum of all entries' charges, after checking that every entry can be found.
-    #[cfg(test)]
+    #[cfg(all(test, not(larder_loom)))]
     pub(super) fn audit(&self) -> u64 {
         let mut sum = 0;
         let mut live = 0;

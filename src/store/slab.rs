@@ -71,7 +71,7 @@ impl Slot {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn is_live(&self) -> bool {
         self.data.is_some()
     }
@@ -203,7 +203,7 @@ impl Slab {
         &mut self.slots[index as usize]
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
         (0..).zip(&self.slots).filter(|(_, slot)| slot.is_live())
     }

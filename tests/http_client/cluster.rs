@@ -1,10 +1,13 @@
 //! Whole nodes, in one process: pools, servers and groups.
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder::http::{HttpPool, HttpPoolBuilder, Server};
+use larder::http::{
+    HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
+};
 use larder::{BoxError, Context, Error, ErrorKind, Group, Registry, Sink};
 
 struct Node {
@@ -101,6 +104,48 @@ fn what_the_owners_getter_says_is_what_the_caller_gets() {
     }
     assert_eq!(total_loads(&nodes), 20, "each once in the cluster");
     assert!(nodes[1].loads() > 0);
+}
+
+#[test]
+fn many_keys_cost_one_exchange_an_owner() {
+    struct Counted(Arc<dyn Transport>, Arc<AtomicUsize>);
+    impl Transport for Counted {
+        fn round_trip(
+            &self,
+            ctx: &Context,
+            request: TransportRequest<'_>,
+        ) -> larder::Result<TransportResponse> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            self.0.round_trip(ctx, request)
+        }
+    }
+
+    let exchanges = Arc::new(AtomicUsize::new(0));
+    let count = |builder: HttpPoolBuilder| {
+        let exchanges = exchanges.clone();
+        builder.transport(move |_, inner| Arc::new(Counted(inner, exchanges.clone())))
+    };
+    let nodes = [
+        Node::start(count),
+        Node::start(|builder| builder),
+        Node::start(|builder| builder),
+    ];
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    for node in &nodes {
+        node.pool.set(&urls).unwrap();
+    }
+    let keys: Vec<_> = (0..100).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        nodes[1].group.get(key).unwrap();
+    }
+    let ctx = Context::background().with_timeout(Duration::from_secs(20));
+    let values = nodes[0].group.get_many(&ctx, &keys);
+    for (key, value) in keys.iter().zip(values) {
+        let owner = nodes[0].pool.owner(key).unwrap();
+        assert_eq!(value.unwrap(), format!("{key} {owner} none"));
+    }
+    assert_eq!(exchanges.load(Ordering::SeqCst), 2);
+    assert_eq!(total_loads(&nodes), 100);
 }
 
 #[test]

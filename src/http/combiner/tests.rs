@@ -7,8 +7,10 @@ use std::time::Duration;
 /// The keys that an exchange asked for; its own key at its place is what a thread wants to see.
 type Asked = Vec<String>;
 
-fn later() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+const LONG: Duration = Duration::from_secs(20);
+
+fn later() -> Duration {
+    LONG
 }
 
 fn ask(lead: Lead<'_, Asked>) -> (Asked, usize) {
@@ -21,7 +23,7 @@ fn ask(lead: Lead<'_, Asked>) -> (Asked, usize) {
 /// Joins as `key`, leads if it is to, and checks that the outcome is this key's. False if it found
 /// no room, or its leader gave up.
 fn ride(combiner: &Combiner<Asked>, key: &str) -> bool {
-    let (asked, place) = match combiner.join("group", key, later()) {
+    let (asked, place) = match combiner.join("group", key, later) {
         Turn::Lead(lead) => ask(lead),
         Turn::Told(Some(asked), place) => (asked, place),
         Turn::Alone(_) => return true,
@@ -39,10 +41,10 @@ fn is_idle(combiner: &Combiner<Asked>) -> bool {
 
 /// A combiner with all exchanges running, whose leads the caller ends.
 fn busy<'c>(combiner: &'c Combiner<Asked>) -> Vec<Lead<'c, Asked>> {
-    let Turn::Alone(alone) = combiner.join("group", "alone", later()) else {
+    let Turn::Alone(alone) = combiner.join("group", "alone", later) else {
         panic!("nobody else is there");
     };
-    let leads = (0..MAX_RUNNING).map(|_| match combiner.join("group", "lead", later()) {
+    let leads = (0..MAX_RUNNING).map(|_| match combiner.join("group", "lead", later) {
         Turn::Lead(lead) => lead,
         _ => panic!("an exchange is free"),
     });
@@ -56,6 +58,7 @@ mod threads {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Barrier;
+    use std::time::Instant;
 
     fn new() -> Combiner<Asked> {
         Combiner::new(100, 1000)
@@ -73,14 +76,14 @@ mod threads {
     fn one_thread_alone_asks_alone() {
         let combiner = new();
         for _ in 0..3 {
-            assert!(matches!(combiner.join("g", "k", later()), Turn::Alone(_)));
+            assert!(matches!(combiner.join("g", "k", later), Turn::Alone(_)));
         }
     }
 
     #[test]
     fn a_long_plain_request_keeps_nobody_waiting() {
         let combiner = new();
-        let slow = combiner.join("group", "slow", later());
+        let slow = combiner.join("group", "slow", later);
         assert!(matches!(slow, Turn::Alone(_)));
         for n in 0..10 {
             assert!(ride(&combiner, &n.to_string()));
@@ -98,7 +101,7 @@ mod threads {
                 .map(|n| {
                     let combiner = &combiner;
                     let key = format!("key-{n}");
-                    scope.spawn(move || match combiner.join("group", &key, later()) {
+                    scope.spawn(move || match combiner.join("group", &key, later) {
                         Turn::Lead(lead) => (ask(lead).0.len(), true),
                         Turn::Told(Some(asked), place) => {
                             assert_eq!(asked[place], key);
@@ -124,13 +127,13 @@ mod threads {
         thread::scope(|scope| {
             for group in ["a", "b"] {
                 let combiner = &combiner;
-                scope.spawn(move || match combiner.join(group, group, later()) {
+                scope.spawn(move || match combiner.join(group, group, later) {
                     Turn::Lead(lead) => assert_eq!(ask(lead).0, [group]),
                     _ => panic!("nobody else asks for this group"),
                 });
             }
             wait_for_keys(&combiner, 2);
-            assert!(matches!(combiner.join("c", "c", later()), Turn::Singly));
+            assert!(matches!(combiner.join("c", "c", later), Turn::Singly));
             drop(leads);
         });
         assert!(is_idle(&combiner));
@@ -151,7 +154,7 @@ mod threads {
                     state.gathering.iter().map(|g| g.keys.len()).collect()
                 };
                 assert_eq!(sizes, [2, 2]);
-                assert!(matches!(combiner.join("group", key, later()), Turn::Singly));
+                assert!(matches!(combiner.join("group", key, later), Turn::Singly));
                 drop(leads);
             });
             assert!(is_idle(&combiner));
@@ -159,7 +162,7 @@ mod threads {
         let combiner = Combiner::new(100, 4);
         let _leads = busy(&combiner);
         assert!(matches!(
-            combiner.join("group", "longer", later()),
+            combiner.join("group", "longer", later),
             Turn::Singly
         ));
     }
@@ -168,9 +171,10 @@ mod threads {
     fn who_leaves_takes_nobody_along() {
         let combiner = new();
         let leads = busy(&combiner);
-        let soon = Duration::from_millis(20);
+        let soon = Instant::now() + Duration::from_millis(20);
+        let time_left = || soon.saturating_duration_since(Instant::now());
         thread::scope(|scope| {
-            let leaving = scope.spawn(|| combiner.join("group", "a", Instant::now() + soon));
+            let leaving = scope.spawn(|| combiner.join("group", "a", time_left));
             wait_for_keys(&combiner, 1);
             let staying = scope.spawn(|| ride(&combiner, "b"));
             wait_for_keys(&combiner, 2);
@@ -185,8 +189,8 @@ mod threads {
     fn the_last_to_leave_takes_the_batch_along() {
         let combiner = new();
         let leads = busy(&combiner);
-        let soon = Instant::now() + Duration::from_millis(5);
-        assert!(matches!(combiner.join("group", "a", soon), Turn::TooLate));
+        let in_vain = combiner.join("group", "a", || Duration::ZERO);
+        assert!(matches!(in_vain, Turn::TooLate));
         assert!(combiner.state.lock().gathering.is_empty());
         drop(leads);
         assert!(is_idle(&combiner));
@@ -202,7 +206,7 @@ mod threads {
                     let combiner = &combiner;
                     scope.spawn(move || {
                         catch_unwind(AssertUnwindSafe(|| {
-                            match combiner.join("group", &n.to_string(), later()) {
+                            match combiner.join("group", &n.to_string(), later) {
                                 Turn::Lead(_lead) => panic!("in the transport"),
                                 Turn::Told(outcome, _) => assert!(outcome.is_none()),
                                 _ => panic!("there was room"),
@@ -232,7 +236,7 @@ mod threads {
             for (n, group) in ["a", "b"].into_iter().enumerate() {
                 let (combiner, both_lead) = (&combiner, &both_lead);
                 scope.spawn(move || {
-                    let Turn::Lead(lead) = combiner.join(group, "key", later()) else {
+                    let Turn::Lead(lead) = combiner.join(group, "key", later) else {
                         panic!("nobody else asks for this group");
                     };
                     // Neither ends before the other has begun.
@@ -252,15 +256,9 @@ mod model {
     use super::*;
     use loom::sync::Arc;
 
-    fn check(model: impl Fn() + Send + Sync + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(model);
-    }
-
     #[test]
     fn loom_every_rider_gets_its_own_outcome_and_nothing_is_left() {
-        check(|| {
+        loom::model(|| {
             let combiner = Arc::new(Combiner::new(100, 1000));
             let leads = busy(&combiner);
             let riders: Vec<_> = ["a", "b"]
@@ -280,7 +278,7 @@ mod model {
 
     #[test]
     fn loom_a_call_that_a_leaving_thread_swallowed_is_passed_on() {
-        check(|| {
+        loom::model(|| {
             let combiner = Arc::new(Combiner::new(100, 1000));
             let leads = busy(&combiner);
             let staying = {
@@ -289,9 +287,10 @@ mod model {
             };
             let leaving = {
                 let combiner = combiner.clone();
-                // Its time is up when it comes: it gathers and leaves, called or not.
-                let past = Instant::now();
-                thread::spawn(move || match combiner.join("group", "leaves", past) {
+                // Its time is up when it looks for the second time: it has waited and was woken.
+                let mut times = [LONG].into_iter();
+                let time_left = move || times.next().unwrap_or_default();
+                thread::spawn(move || match combiner.join("group", "leaves", time_left) {
                     Turn::Lead(lead) => drop(ask(lead)),
                     Turn::TooLate | Turn::Told(..) | Turn::Alone(_) | Turn::Singly => {}
                 })
@@ -305,14 +304,14 @@ mod model {
 
     #[test]
     fn loom_a_leader_that_gives_up_is_heard_by_its_rider() {
-        check(|| {
+        loom::model(|| {
             let combiner = Arc::new(Combiner::new(100, 1000));
             let leads = busy(&combiner);
             let riders: Vec<_> = ["a", "b"]
                 .into_iter()
                 .map(|key| {
                     let combiner = combiner.clone();
-                    thread::spawn(move || match combiner.join("group", key, later()) {
+                    thread::spawn(move || match combiner.join("group", key, later) {
                         Turn::Lead(lead) => drop(lead),
                         Turn::Told(outcome, _) => assert!(outcome.is_none()),
                         Turn::Alone(_) => {}
