@@ -14,10 +14,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use common::{Report, flag, rounds};
-use peers::{Load, Measured, Pair, Process};
+use peers::{Load, MANY_AT_ONCE, Measured, Pair, Process};
 
 /// Name, size of the values, keys, threads, per cent of slow keys.
-const CASES: [(&str, usize, usize, usize, usize); 9] = [
+const CASES: [(&str, usize, usize, usize, i32); 10] = [
     ("100B-1", 100, 1000, 1, 0),
     ("100B-8", 100, 1000, 8, 0),
     ("100B-32", 100, 1000, 32, 0),
@@ -28,6 +28,8 @@ const CASES: [(&str, usize, usize, usize, usize); 9] = [
     ("1MB-8", 1_000_000, 32, 8, 0),
     // The same keys as 100B-8, and one get in twenty is of a key that takes 50 ms to load.
     ("mixed-8", 100, 1000, 8, 5),
+    // 100 keys a call; a request is a key.
+    ("get_many-100", 100, 1000, 1, MANY_AT_ONCE),
 ];
 
 fn main() {
@@ -63,7 +65,11 @@ fn main() {
         for _ in 0..rounds() {
             for pair in &mut pairs {
                 // No key is slow at these two: they are caches and load nothing.
-                if slow_percent > 0 && matches!(pair.name, "raw" | "memcached") {
+                let skipped = match slow_percent {
+                    MANY_AT_ONCE => pair.name != "larder",
+                    _ => slow_percent > 0 && matches!(pair.name, "raw" | "memcached"),
+                };
+                if skipped {
                     continue;
                 }
                 let measured = pair.run(load);

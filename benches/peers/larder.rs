@@ -35,7 +35,17 @@ pub fn ask(address: &str) {
         .expect("a pool");
     pool.set([format!("http://{address}")]).expect("a peer");
     let group = group(&registry, |key| panic!("the peer did not answer for {key}"));
-    client(|| Box::new(|key| group.get(key).expect("a value").len()));
+    let get_many = |keys: &[String]| {
+        let values = group.get_many(&Context::background(), keys);
+        values
+            .into_iter()
+            .map(|value| value.expect("a value").len())
+            .sum()
+    };
+    client(
+        || Box::new(|key| group.get(key).expect("a value").len()),
+        Some(&get_many),
+    );
 }
 
 fn group(registry: &Registry, load: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Group {

@@ -5,7 +5,8 @@
 //!
 //! - a server prints the address it listens on, and ends when its input does;
 //! - a client prints `ready`, then answers each line `run SIZE KEYS THREADS MILLIS SLOW_PERCENT` by
-//!   `GETS SECONDS P50_US P99_US`, of the gets that were not slow.
+//!   `GETS SECONDS P50_US P99_US`, of the gets that were not slow; the percentage is -1 for calls
+//!   that get [`MANY`] keys each, which only larder's knows.
 //!
 //! Keys are `key-SIZE-N`, and `slow-SIZE-N`, which take 50 ms to load. The values lie at the server
 //! from their first get on; a client keeps none.
@@ -24,6 +25,9 @@ use crate::common::Rng;
 /// A peer as one thread of a client sees it: gets the key's value, and tells its length.
 pub type Get<'a> = Box<dyn FnMut(&str) -> usize + Send + 'a>;
 
+/// The same for many keys: the lengths of their values together.
+pub type GetMany<'a> = dyn Fn(&[String]) -> usize + Sync + 'a;
+
 /// What one run of a client measured.
 pub struct Measured {
     pub gets: f64,
@@ -41,8 +45,14 @@ pub struct Load {
     pub keys: usize,
     pub threads: usize,
     pub millis: u64,
-    pub slow_percent: usize,
+    /// Per cent of gets that are of slow keys; [`MANY_AT_ONCE`] for calls of many keys.
+    pub slow_percent: i32,
 }
+
+/// How many keys a call gets that gets many.
+pub const MANY: usize = 100;
+
+pub const MANY_AT_ONCE: i32 = -1;
 
 /// A server and a client of one implementation.
 pub struct Pair {
@@ -195,35 +205,40 @@ pub fn be(arguments: &[String]) {
         ["larder", "server"] => larder::serve(),
         ["larder", "client", address] => larder::ask(address),
         ["raw", "server"] => raw::serve(),
-        ["raw", "client", address] => client(|| raw::connect(address)),
-        ["memcached", "client", address] => client(|| memcached::connect(address)),
+        ["raw", "client", address] => client(|| raw::connect(address), None),
+        ["memcached", "client", address] => client(|| memcached::connect(address), None),
         _ => panic!("no such process: {words:?}"),
     }
 }
 
 /// A client's side of the protocol. `connect` is called once for each thread of a run.
-pub fn client<'a>(connect: impl Fn() -> Get<'a>) {
+pub fn client<'a>(connect: impl Fn() -> Get<'a>, get_many: Option<&GetMany<'_>>) {
     println!("ready");
     for line in std::io::stdin().lines() {
         let line = line.expect("text");
-        let numbers: Vec<usize> = line
+        let numbers: Vec<i64> = line
             .split(' ')
             .skip(1)
             .map(|number| number.parse().expect("a number"))
             .collect();
         let load = Load {
-            size: numbers[0],
-            keys: numbers[1],
-            threads: numbers[2],
+            size: numbers[0] as usize,
+            keys: numbers[1] as usize,
+            threads: numbers[2] as usize,
             millis: numbers[3] as u64,
-            slow_percent: numbers[4],
+            slow_percent: numbers[4] as i32,
         };
         let begun = Instant::now();
         let mut taken: Vec<u32> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..load.threads)
                 .map(|thread| {
                     let get = connect();
-                    scope.spawn(move || asking(get, load, thread))
+                    scope.spawn(move || match get_many {
+                        Some(get_many) if load.slow_percent == MANY_AT_ONCE => {
+                            asking_many(get_many, load)
+                        }
+                        _ => asking(get, load, thread),
+                    })
                 })
                 .collect();
             let joined = threads.into_iter().map(|thread| thread.join());
@@ -245,7 +260,7 @@ fn asking(mut get: Get<'_>, load: Load, thread: usize) -> Vec<u32> {
     let mut taken = Vec::with_capacity(1 << 16);
     let mut now = begun;
     while now - begun < length {
-        let slow = rng.below(100) < load.slow_percent;
+        let slow = (rng.below(100) as i32) < load.slow_percent;
         let key = if slow {
             format!("slow-{}-{}", load.size, rng.next())
         } else {
@@ -257,6 +272,25 @@ fn asking(mut get: Get<'_>, load: Load, thread: usize) -> Vec<u32> {
         assert_eq!(len, load.size, "{key}");
         if !slow {
             taken.push(u32::try_from((now - asked).as_nanos()).unwrap_or(u32::MAX));
+        }
+    }
+    taken
+}
+
+/// Gets many keys a call. The nanoseconds of each key: its part of the call's.
+fn asking_many(get_many: &GetMany<'_>, load: Load) -> Vec<u32> {
+    let keys: Vec<String> = (0..load.keys)
+        .map(|n| format!("key-{}-{n}", load.size))
+        .collect();
+    let begun = Instant::now();
+    let mut taken = Vec::with_capacity(1 << 16);
+    for some in keys.chunks_exact(MANY).cycle() {
+        let asked = Instant::now();
+        assert_eq!(get_many(some), MANY * load.size);
+        let each = asked.elapsed().as_nanos() as usize / MANY;
+        taken.extend([each as u32; MANY]);
+        if begun.elapsed() > Duration::from_millis(load.millis) {
+            break;
         }
     }
     taken
