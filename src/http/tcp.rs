@@ -60,6 +60,7 @@ impl Connector for TcpConnector {
         Ok(Some(TcpTransport {
             stream,
             buffers: ConnectionBuffers::new(),
+            held: Vec::with_capacity(HELD_SMALL),
             generation: self.generation.clone(),
             born,
             max_answer: self.max_answer,
@@ -113,6 +114,8 @@ fn dial_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
 pub(crate) struct TcpTransport {
     stream: TcpStream,
     buffers: ConnectionBuffers,
+    /// Written by ureq and not yet sent: head and body of a request go out together.
+    held: Vec<u8>,
     generation: Generation,
     /// The generation it was made in.
     born: u64,
@@ -148,8 +151,9 @@ impl TcpTransport {
         timeout_or_io(error, reason)
     }
 
-    fn write(&mut self, amount: usize, deadline: Instant) -> io::Result<()> {
-        let mut rest = &self.buffers.output()[..amount];
+    /// Sends what is held.
+    fn flush(&mut self, deadline: Instant) -> io::Result<()> {
+        let mut rest = &self.held[..];
         while !rest.is_empty() {
             let set = |timeout| self.stream.set_write_timeout(Some(timeout));
             self.write_timeout.prepare(deadline, set)?;
@@ -160,6 +164,8 @@ impl TcpTransport {
                 Err(error) => return Err(error),
             }
         }
+        self.held.clear();
+        self.held.shrink_to(HELD_SMALL);
         Ok(())
     }
 
@@ -202,13 +208,20 @@ impl Transport for TcpTransport {
             self.requests += 1;
             self.answered = 0;
         }
-        self.write(amount, deadline_after(timeout))
+        // ureq writes the head, then the body, and waits for the answer when there is no more.
+        self.held
+            .extend_from_slice(&self.buffers.output()[..amount]);
+        if self.held.len() < HELD_LARGE {
+            return Ok(());
+        }
+        self.flush(deadline_after(timeout))
             .map_err(|error| self.fail(error, timeout.reason))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.sending = false;
-        match self.read(deadline_after(timeout)) {
+        let deadline = deadline_after(timeout);
+        match self.flush(deadline).and_then(|()| self.read(deadline)) {
             Ok(0) if self.answered == 0 => {
                 let closed = io::Error::new(
                     io::ErrorKind::UnexpectedEof,
@@ -359,6 +372,12 @@ fn timeout_or_io(error: io::Error, reason: Timeout) -> ureq::Error {
         ureq::Error::Io(error)
     }
 }
+
+/// Holds most requests.
+const HELD_SMALL: usize = 512;
+
+/// What is sent without waiting for more.
+const HELD_LARGE: usize = 16 * 1024;
 
 /// How long a connection lies unused before it is looked at again. Long enough that few are, with
 /// 24 connections taken in turn; short beside the times after which anybody closes one.

@@ -152,11 +152,11 @@ impl UreqTransport {
 }
 
 impl Transport for UreqTransport {
-    /// A GET that fails because its connection had been closed while it was idle is tried once
+    /// A request that fails because its connection had been closed while it was idle is tried once
     /// more, on a new connection, within the same deadline. ureq itself never tries again.
     ///
     /// Only a connection that has carried an exchange before can be such a one, only before the
-    /// first byte of the answer, and only a GET is repeated: the peer may have acted on it.
+    /// first byte of the answer, and only requests that change nothing at the peer are repeated.
     fn round_trip(
         &self,
         ctx: &Context,
@@ -170,9 +170,10 @@ impl Transport for UreqTransport {
             return Err(self.refuse("the key is too long for the path of a URL"));
         }
         let common = self.limits.exchange_timeout;
+        let common = request.budget().map_or(common, |own| own.min(common));
         let budget = ctx.remaining().map_or(common, |left| left.min(common));
         let mut result = self.attempt(&self.agent, &request, budget);
-        if request.method() == "GET" && result.as_ref().is_err_and(Stale::is) {
+        if request.is_repeatable() && result.as_ref().is_err_and(Stale::is) {
             self.generation.end();
             let left = budget.saturating_sub(begun.elapsed());
             result = self.attempt(&self.fresh, &request, left);

@@ -3,7 +3,7 @@
 //! ```text
 //!   mod.rs        a group's parts; from its own callers and from peers
 //!   flight.rs     who leads, who waits, on which thread
-//!   ask.rs        the getter, or peers in turn
+//!   ask.rs        the getter, or peers in turn       many.rs       many keys at once
 //!   keep.rs       what is kept, and for how long     admission.rs  the hot share's part of that
 //!   counters.rs   what was done
 //! ```
@@ -13,6 +13,7 @@ mod ask;
 mod counters;
 mod flight;
 mod keep;
+mod many;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 

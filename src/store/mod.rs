@@ -204,11 +204,17 @@ impl Store {
 
     /// The same with what a peer must know of the entry.
     pub(crate) fn get_hit(&self, hash: Hash, key: &str) -> Option<Hit> {
-        let shard = self.shard(hash).read();
-        let Some((hit, slot)) = shard.find_hit(hash, key, &self.clock) else {
+        let hit = self.get_present(hash, key);
+        if hit.is_none() {
             self.counters.count_miss();
-            return None;
-        };
+        }
+        hit
+    }
+
+    /// The entry of a key, counted as a look-up and a use if there is one, and as nothing if not.
+    pub(crate) fn get_present(&self, hash: Hash, key: &str) -> Option<Hit> {
+        let shard = self.shard(hash).read();
+        let (hit, slot) = shard.find_hit(hash, key, &self.clock)?;
         slot.touch();
         self.counters.count_hit(hit.share);
         drop(shard);

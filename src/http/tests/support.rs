@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::{BoxError, Error};
-use crate::http::answer::Endpoint;
+use crate::http::answer::{Endpoint, SharedLimits};
 use crate::http::server::{Server, ServerBuilder};
 use crate::registry::Registry;
 use crate::sink::Sink;
@@ -23,6 +23,10 @@ pub fn endpoint() -> Endpoint {
         base_path: wire::DEFAULT_BASE_PATH.to_owned(),
         plus_is_space: false,
         context: None,
+        shared: SharedLimits {
+            max_keys: 8,
+            max_bytes: 4096,
+        },
     }
 }
 
