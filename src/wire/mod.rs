@@ -10,6 +10,8 @@
 //! | `status` | | [`status_of`] → [`error_of`] |
 
 mod body;
+#[cfg(all(test, not(larder_loom)))]
+mod differential;
 mod path;
 mod status;
 mod timeout;
