@@ -1,0 +1,56 @@
+//! Load in both directions at once.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::cluster::{Program, cluster, keys_owned_by};
+use crate::faults::assert_clean;
+
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn thirty_two_goroutines_and_thirty_two_threads_see_no_error() {
+    let seconds = std::env::var("LARDER_INTEROP_SECONDS");
+    let seconds: u64 = seconds.map_or(30, |text| text.parse().expect("seconds"));
+    under_load(&["--idle", "32"], Duration::from_secs(seconds));
+}
+
+/// With two idle connections to a peer, most requests of 32 goroutines make a new one and close it.
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn gos_default_transport_sees_no_error_either() {
+    under_load(&[], Duration::from_secs(3));
+}
+
+fn under_load(go_flags: &[&str], time: Duration) {
+    let starts = [(Program::Go, go_flags), (Program::Larder, &[])];
+    let nodes = starts.iter().chain(&starts);
+    let nodes = cluster(nodes.map(|(program, flags)| program.start(flags)));
+    let (gos, larders) = ([&nodes[0], &nodes[2]], [&nodes[1], &nodes[3]]);
+    let ours = keys_owned_by(gos[0], &larders, "ours-", 1000);
+    let theirs = keys_owned_by(gos[0], &gos, "theirs-", 1000);
+
+    thread::scope(|scope| {
+        let go = scope.spawn(|| gos[0].hammer(&ours, 32, time));
+        let larder = scope.spawn(|| larders[0].hammer(&theirs, 32, time));
+        for (name, load) in [("32 goroutines", go), ("32 threads", larder)] {
+            let report = load.join().expect("the load ends");
+            println!("{name} for {time:?}: {report}");
+            assert_clean(&report);
+        }
+    });
+    for node in [gos[0], larders[0]] {
+        // An error of a peer is nowhere to be seen but here: the getter makes up for it.
+        assert_eq!(node.stat("peer_errors"), 0, "{node:?}");
+    }
+    // Each key that a larder node owns was loaded once; Go's group keeps nothing.
+    for larder in larders {
+        assert!(
+            larder.loads().values().all(|&count| count == 1),
+            "{larder:?}"
+        );
+        assert!(
+            larder.loads().keys().all(|key| ours.contains(key)),
+            "{larder:?}"
+        );
+    }
+}
