@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use larder::consistent_hash::{Map, Preset};
 use serde_json::{Value, json};
 
 /// Which program a node is.
@@ -232,6 +233,17 @@ pub fn keys_owned_by(judge: &Node, owners: &[&Node], prefix: &str, count: usize)
         }
     }
     found
+}
+
+/// Keys that `owner` owns, and that `next` would own without it.
+pub fn keys_of_then(nodes: &[Node], owner: &Node, next: &Node, prefix: &str) -> Vec<String> {
+    let mut ring = Map::preset(Preset::Golang);
+    ring.add(nodes.iter().map(|node| &node.url));
+    let order = [owner, next].map(|node| node.url.as_str());
+    let keys = (0..1000).map(|i| format!("{prefix}{i}"));
+    keys.filter(|key| ring.successors(key).take(2).eq(order))
+        .take(20)
+        .collect()
 }
 
 /// The value that either program loads for a key.

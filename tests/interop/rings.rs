@@ -60,10 +60,10 @@ fn callers_of_one_key_at_both_nodes_share_its_load() {
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn a_caller_that_leaves_at_its_deadline_frees_the_go_node() {
     let (go, larder) = at_odds();
-    let deadline = Duration::from_millis(400);
+    let deadline = Duration::from_millis(800);
     for round in 0..3 {
         let begun = Instant::now();
-        let got = larder.get_within(format!("slow:900:{round}"), deadline);
+        let got = larder.get_within(format!("slow:1900:{round}"), deadline);
         assert_eq!(got.status, 504, "{}", got.text());
         assert!(got.took <= deadline * 11 / 10, "{:?}", got.took);
         go.wait_for("serving", 0);

@@ -47,6 +47,7 @@ func runNode(args []string) error {
 	delay := flags.Duration("delay", 0, "the time that a load takes")
 	bare := flags.Bool("bare", false, "serve peers without http.ServeMux before the pool")
 	idle := flags.Int("idle", 0, "idle connections to keep for each peer; Go's default is 2")
+	from := flags.String("from", "", "the address to ask peers from")
 	verbose := flags.Bool("verbose", false, "log each load")
 	flags.Parse(args)
 
@@ -74,9 +75,13 @@ func runNode(args []string) error {
 	if *verbose {
 		n.source.log = func(key string) { log.Printf("load %q", key) }
 	}
-	if *idle > 0 {
+	if *idle > 0 || *from != "" {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
 		transport.MaxIdleConnsPerHost = *idle
+		if *from != "" {
+			dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(*from)}}
+			transport.DialContext = dialer.DialContext
+		}
 		n.pool.Transport = func(context.Context) http.RoundTripper { return transport }
 	}
 	if *peers != "" {
