@@ -147,7 +147,9 @@ impl GroupBuilder {
     /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
     ///
     /// It runs on the thread that caused it, after the fact and with no lock held, so it may call
-    /// the group. A slow listener slows those threads; a panic in it reaches their callers.
+    /// the group. A slow listener slows that thread alone: callers that wait for a value loaded
+    /// there have it before. A panic goes on in the call that runs on that thread; a loader thread
+    /// survives it.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,

@@ -1,5 +1,8 @@
 //! What a group does about a key that it has not cached: whom it asks, who waits, what is kept.
 
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,13 +12,15 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::{Getter, LoadSink};
-use crate::loader_pool::LoaderPool;
+use crate::loader_pool::{LoaderPool, Turn};
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, PickerSlot, ProtoGetter};
 use crate::recursion;
 use crate::singleflight::{self, Joined, Lead, Waited};
 use crate::stats::{CacheType, Stats};
-use crate::store::{Generation, Graveyard, Hash, NewEntry, RemovalCause, Store, StoreOptions};
+use crate::store::{
+    Departed, Generation, Graveyard, Hash, NewEntry, RemovalCause, Store, StoreOptions,
+};
 use crate::sync::Arc;
 
 /// Which copies of other processes' values are kept in the hot share.
@@ -117,6 +122,15 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Counts when it is dropped, so that a panic is counted too.
+struct CountAtEnd<'a>(&'a AtomicU64);
+
+impl Drop for CountAtEnd<'_> {
+    fn drop(&mut self) {
+        count(self.0);
+    }
+}
+
 /// How long a process keeps the value of a key that it does not own but had to load: long enough
 /// that a dead owner's keys are not loaded again and again, short enough that the owner's word is
 /// soon heard again (the gutter of "Scaling Memcache at Facebook", NSDI '13, section 3.3).
@@ -137,6 +151,15 @@ enum RunOn {
 impl RunOn {
     fn for_getter(ctx: &Context) -> RunOn {
         if ctx.can_end() {
+            RunOn::LoaderPool
+        } else {
+            RunOn::Caller
+        }
+    }
+
+    /// A peer that ends its exchanges by the deadline can be asked from the caller's thread.
+    fn for_peer(ctx: &Context, peer: &dyn ProtoGetter) -> RunOn {
+        if ctx.cancellable() || (ctx.can_end() && !peer.honors_deadline()) {
             RunOn::LoaderPool
         } else {
             RunOn::Caller
@@ -185,12 +208,7 @@ impl Loader {
             let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
             return Ok(loaded.view);
         };
-        // A peer that ends its exchanges by the deadline can be asked from the caller's thread.
-        let run_on = if ctx.cancellable() || (ctx.can_end() && !owner.honors_deadline()) {
-            RunOn::LoaderPool
-        } else {
-            RunOn::Caller
-        };
+        let run_on = RunOn::for_peer(ctx, &*owner);
         let flight = Flight::Peer {
             picker,
             owner,
@@ -228,7 +246,8 @@ impl Loader {
         let gone = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
-        let value = gone.iter().next().map(|departed| departed.value());
+        let live = |departed: &&Departed| departed.cause == RemovalCause::Explicit;
+        let value = gone.iter().find(live).map(Departed::value);
         self.bury(gone);
         value
     }
@@ -282,7 +301,11 @@ impl Loader {
         keep: Keep,
         run_on: RunOn,
     ) -> Result<Loaded> {
-        self.fly(Flight::Getter { keep }, ctx, hash, key, run_on)
+        let flight = Flight::Getter {
+            keep,
+            counted: false,
+        };
+        self.fly(flight, ctx, hash, key, run_on)
     }
 
     /// Leads or joins a flight until there is a result or `ctx` ends.
@@ -308,10 +331,13 @@ impl Loader {
                         }
                         Err(generation) => generation,
                     };
-                    count(&self.counters.loads_deduped);
+                    if !flight.is_counted() {
+                        count(&self.counters.loads_deduped);
+                    }
                     if run_on == RunOn::Caller {
                         let _edge = recursion::wait_for(lead.id())?;
-                        match self.work(flight.clone(), lead, ctx, hash, key, generation) {
+                        let landing = Landing { turn: None, lead };
+                        match self.work(flight.clone(), landing, ctx, hash, key, generation) {
                             Some(result) => return result,
                             // The work stopped because this caller's time is up.
                             None => continue,
@@ -322,14 +348,20 @@ impl Loader {
                     let (ctx, key) = (ctx.clone(), String::from(key));
                     // If there is no thread, the lead is dropped with the closure: followers with
                     // time, or with a thread of their own to spend, take over.
-                    self.pool.submit(move || {
-                        loader.work(flight, lead, &ctx, hash, &key, generation);
+                    self.pool.submit(move |turn| {
+                        let turn = Some(turn);
+                        let landing = Landing { turn, lead };
+                        loader.work(flight, landing, &ctx, hash, &key, generation);
                     })?;
                     ticket
                 }
             };
             let _edge = recursion::wait_for(ticket.id())?;
             match ticket.wait(ctx) {
+                // A caller with a deadline asked a peer in vain and then found no loader thread.
+                // This one needs none.
+                Waited::Landed(Err(error))
+                    if error.kind() == ErrorKind::Overloaded && !ctx.can_end() => {}
                 Waited::Landed(result) => return result,
                 Waited::Left(ended) => return Err(ended),
                 // The leader ran out of time, or had no thread. Whoever comes first leads anew.
@@ -359,67 +391,78 @@ impl Loader {
     fn work(
         self: &Arc<Self>,
         flight: Flight,
-        lead: Lead<Result<Loaded>>,
+        mut landing: Landing<'_>,
         ctx: &Context,
         hash: Hash,
         key: &str,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let _working = recursion::work_for(lead.id());
-        let result = match flight {
-            Flight::Getter { keep } => {
-                let run = || self.run_getter(ctx, key);
-                match catch_unwind(AssertUnwindSafe(run)) {
-                    Ok(result) => {
-                        let counters = &self.counters;
-                        count(match result {
-                            Ok(_) => &counters.local_loads,
-                            Err(_) => &counters.local_load_errs,
-                        });
-                        result.map(|(view, ttl)| self.keep(keep, hash, key, view, ttl, generation))
-                    }
-                    Err(panic) => {
-                        count(&self.counters.local_load_errs);
-                        lead.finish(Err(ErrorKind::LoaderPanicked.into()));
-                        resume_unwind(panic);
-                    }
-                }
+        let working = recursion::work_for(landing.lead.id());
+        let run = || match flight {
+            Flight::Getter { keep, .. } => {
+                let (view, ttl) = self.run_getter(ctx, key)?;
+                Ok(self.keep(keep, hash, key, view, ttl, generation))
             }
             Flight::Peer {
                 picker,
                 owner,
                 run_on,
-            } => {
-                match self.ask_peers(&*picker, owner, ctx, key) {
-                    Some(answer) => answer.map(|response| {
-                        let PeerResponse { value, ttl, .. } = response;
-                        self.keep(Keep::Hot, hash, key, value, ttl, generation)
-                    }),
-                    // On a loader thread already, the callers can leave this flight; the getter
-                    // needs no other thread.
-                    None => {
-                        let run_on = match run_on {
-                            RunOn::LoaderPool => RunOn::Caller,
-                            RunOn::Caller => RunOn::for_getter(ctx),
-                        };
-                        self.load_here(ctx, hash, key, Keep::Borrowed, run_on)
-                    }
+            } => match self.ask_peers(&*picker, owner, run_on, ctx, key) {
+                Some(answer) => {
+                    let PeerResponse { value, ttl, .. } = answer?;
+                    Ok(self.keep(Keep::Hot, hash, key, value, ttl, generation))
                 }
+                // On a loader thread already, the callers can leave this flight; the getter
+                // needs no other thread.
+                None => {
+                    let run_on = match run_on {
+                        RunOn::LoaderPool => RunOn::Caller,
+                        RunOn::Caller => RunOn::for_getter(ctx),
+                    };
+                    let flight = Flight::Getter {
+                        keep: Keep::Borrowed,
+                        counted: true,
+                    };
+                    let loaded = self.fly(flight, ctx, hash, key, run_on)?;
+                    Ok((loaded, Graveyard::default()))
+                }
+            },
+        };
+        // Any code of the user's may panic here: getter, peer, picker, admission. The waiters are
+        // told at once; an abandoned flight would have them try the same in turn.
+        let (result, gone) = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok((loaded, gone))) => (Ok(loaded), gone),
+            Ok(Err(error)) => (Err(error), Graveyard::default()),
+            Err(panic) => {
+                landing.finish(Err(ErrorKind::LoaderPanicked.into()));
+                resume_unwind(panic);
             }
         };
         if result.is_err() && ctx.err().is_some() {
             return None;
         }
-        lead.finish(result.clone());
+        // The listener comes after the landing: however long it takes, and if it panics, that is
+        // no matter of those who wait for the value. This thread is busy until it is through.
+        let turn = match self.eviction_listener {
+            Some(_) if !gone.is_empty() => landing.turn.take(),
+            _ => None,
+        };
+        landing.finish(result.clone());
+        drop(working);
+        self.bury(gone);
+        drop(turn);
         Some(result)
     }
 
     fn run_getter(&self, ctx: &Context, key: &str) -> Result<(ByteView, Option<Duration>)> {
+        let mut outcome = CountAtEnd(&self.counters.local_load_errs);
         let mut sink = LoadSink::new(key, self.max_value_size);
         self.getter
             .get(ctx, key, &mut sink)
             .map_err(Error::from_getter)?;
-        sink.finish()
+        let loaded = sink.finish()?;
+        outcome.0 = &self.counters.local_loads;
+        Ok(loaded)
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if nobody answered.
@@ -427,6 +470,7 @@ impl Loader {
         &self,
         picker: &dyn PeerPicker,
         owner: Arc<dyn ProtoGetter>,
+        run_on: RunOn,
         ctx: &Context,
         key: &str,
     ) -> Option<Result<PeerResponse>> {
@@ -445,7 +489,7 @@ impl Loader {
                 Err(error) => error,
             };
             match error.kind() {
-                ErrorKind::Peer => {
+                kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
                     count(&self.counters.peer_errors);
                     log::debug!("group {}: {error}", self.name);
                 }
@@ -462,11 +506,16 @@ impl Loader {
                 return Some(Err(ended));
             }
             next = picker.pick_replica(key, attempt);
+            // One that could make the caller late is passed over: the owner was thought punctual,
+            // so this is the caller's thread.
+            if run_on == RunOn::Caller {
+                next = next.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
+            }
         }
         None
     }
 
-    /// Puts a loaded value into the share it belongs to.
+    /// Puts a loaded value into the share it belongs to. The caller buries what had to leave.
     fn keep(
         &self,
         keep: Keep,
@@ -475,14 +524,15 @@ impl Loader {
         view: ByteView,
         ttl: Option<Duration>,
         generation: Generation,
-    ) -> Loaded {
+    ) -> (Loaded, Graveyard) {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match keep {
             Keep::Owned => (CacheType::Main, ttl),
             Keep::Hot => (CacheType::Hot, ttl),
-            Keep::Borrowed => (CacheType::Hot, shorter(ttl, Some(BORROWED_TTL))),
+            Keep::Borrowed => (CacheType::Main, shorter(ttl, Some(BORROWED_TTL))),
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
+        let mut gone = Graveyard::default();
         let admitted = keep != Keep::Hot || self.hot_admission.admits(key, &view);
         if admitted && ttl != Some(Duration::ZERO) && self.store.capacity() > 0 {
             let new = NewEntry {
@@ -492,9 +542,9 @@ impl Loader {
                 share,
                 expires,
             };
-            self.bury(self.store.insert(new, Some(generation)));
+            gone = self.store.insert(new, Some(generation));
         }
-        Loaded { view, expires }
+        (Loaded { view, expires }, gone)
     }
 
     /// Tells the listener what left the store, then drops it. No lock is held here.
@@ -505,6 +555,19 @@ impl Loader {
             }
         }
     }
+}
+
+/// Whether a peer's error says nothing of the key, only that the peer had no time or no means; as
+/// it would over HTTP, where such errors arrive as [`ErrorKind::Peer`].
+fn is_no_answer(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Peer
+            | ErrorKind::DeadlineExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::Overloaded
+            | ErrorKind::Io
+    )
 }
 
 fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
@@ -521,9 +584,24 @@ enum Keep {
     Owned,
     /// A peer's, got from it: in the hot share, if it is admitted.
     Hot,
-    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the hot
-    /// share, for [`BORROWED_TTL`] at most.
+    /// A peer's, loaded here because the peer did not answer, or took us for the owner: in the main
+    /// share, for [`BORROWED_TTL`] at most. The hot share would be too small for all the keys of an
+    /// owner that is down, and they would be loaded over and over.
     Borrowed,
+}
+
+/// The duty to land a flight, and the loader thread that is busy with it.
+struct Landing<'a> {
+    /// Declared, and so dropped, before `lead`: see [`Turn`].
+    turn: Option<Turn<'a>>,
+    lead: Lead<Result<Loaded>>,
+}
+
+impl Landing<'_> {
+    fn finish(self, result: Result<Loaded>) {
+        drop(self.turn);
+        self.lead.finish(result);
+    }
 }
 
 /// The two kinds of flight.
@@ -531,6 +609,8 @@ enum Keep {
 enum Flight {
     Getter {
         keep: Keep,
+        /// Whether it carries on a load that is counted already, as a peer flight.
+        counted: bool,
     },
     Peer {
         picker: Arc<dyn PeerPicker>,
@@ -540,6 +620,10 @@ enum Flight {
 }
 
 impl Flight {
+    fn is_counted(&self) -> bool {
+        matches!(self, Flight::Getter { counted: true, .. })
+    }
+
     fn map<'a>(&self, loader: &'a Loader) -> &'a Flights {
         match self {
             Flight::Getter { .. } => &loader.getter_flights,

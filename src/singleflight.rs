@@ -1,9 +1,11 @@
 //! One call for many callers: whoever asks for a key first does the work, those who ask meanwhile
 //! wait for its result.
 
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::OnceLock;
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -12,7 +14,7 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// Merges calls for the same key at the same time into one.
 ///
@@ -101,6 +103,15 @@ impl<T> Group<T> {
             let forgotten = std::mem::take(&mut *stripe.lock());
             drop(forgotten);
         }
+    }
+
+    /// How many callers wait for the flight of `key`, for tests that must know.
+    #[cfg(all(test, not(larder_loom)))]
+    pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
+        let flights = self.map.stripe(hash).lock();
+        let flight = flights.find(hash, |flight| flight.is_for(hash, key));
+        // The map and the leader hold it too.
+        flight.map_or(0, |flight| Arc::strong_count(flight) - 2)
     }
 
     fn hash(&self, key: &str) -> u64 {

@@ -8,16 +8,26 @@
 pub(crate) use std::sync::Arc;
 
 #[cfg(not(larder_loom))]
-pub(crate) use std::{sync::atomic, thread, thread_local};
+pub(crate) use std::{sync::OnceLock, sync::atomic, thread, thread_local};
 
 #[cfg(larder_loom)]
-pub(crate) use loom::{sync::atomic, thread, thread_local};
+pub(crate) use loom::{sync::atomic, thread};
 
 #[cfg(not(larder_loom))]
 use std::sync as imp;
 
 #[cfg(larder_loom)]
 use loom::sync as imp;
+
+/// Loom's, which knows no `const` initializers.
+#[cfg(larder_loom)]
+macro_rules! loom_thread_local {
+    ($(#[$attr:meta])* static $name:ident: $type:ty = const $init:block;) => {
+        loom::thread_local! { $(#[$attr])* static $name: $type = $init; }
+    };
+}
+#[cfg(larder_loom)]
+pub(crate) use loom_thread_local as thread_local;
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -85,5 +95,34 @@ impl Condvar {
 
     pub(crate) fn notify_all(&self) {
         self.0.notify_all();
+    }
+}
+
+/// A value set once, in sight of loom: std's own would hide who sets and who looks first, and loom
+/// would not try both.
+#[cfg(larder_loom)]
+pub(crate) struct OnceLock<T> {
+    is_set: atomic::AtomicBool,
+    value: std::sync::OnceLock<T>,
+}
+
+#[cfg(larder_loom)]
+impl<T> OnceLock<T> {
+    pub(crate) fn new() -> Self {
+        OnceLock {
+            is_set: atomic::AtomicBool::new(false),
+            value: std::sync::OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn set(&self, value: T) -> Result<(), T> {
+        self.value.set(value)?;
+        self.is_set.store(true, atomic::Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        let is_set = self.is_set.load(atomic::Ordering::Acquire);
+        is_set.then(|| self.value.get()).flatten()
     }
 }

@@ -103,8 +103,14 @@ impl UreqTransport {
 
     fn respond(&self, response: Response<Body>) -> Result<TransportResponse> {
         let (head, body) = response.into_parts();
-        let chunked = head.version == Version::HTTP_11 && is_chunked(&head.headers);
         let announced = head.headers.contains_key(http::header::CONTENT_LENGTH);
+        let chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
+        if chunked && (announced || head.version != Version::HTTP_11 || !is_chunked(&head.headers))
+        {
+            // ureq takes one reading, and who comes between may take another: then the two do not
+            // agree on where the next answer begins (RFC 9112, section 6.3).
+            return Err(self.refuse("the answer's length can be read in two ways"));
+        }
         // ureq has no length for a body that is announced to be empty.
         let length = body
             .content_length()
@@ -209,13 +215,13 @@ fn too_late(exchange_timeout: Duration) -> io::Error {
     )
 }
 
+/// Whether the only transfer coding is `chunked`.
 fn is_chunked(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(http::header::TRANSFER_ENCODING);
-    values
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
+    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+    codings
+        .next()
+        .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 fn config(limits: &TransportLimits, max_idle: usize) -> Config {

@@ -37,8 +37,8 @@ use counters::Counters;
 use shard::Shard;
 
 pub(crate) use charge::smallest_entry;
-pub(crate) use graveyard::Graveyard;
 pub use graveyard::RemovalCause;
+pub(crate) use graveyard::{Departed, Graveyard};
 
 /// How the cache chooses what to evict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -205,13 +205,11 @@ impl Store {
     /// The same with what a peer must know of the entry.
     pub(crate) fn get_hit(&self, hash: Hash, key: &str) -> Option<Hit> {
         let shard = self.shard(hash).read();
-        let Some(hit) = shard.find_hit(hash, key, &self.clock) else {
+        let Some((hit, slot)) = shard.find_hit(hash, key, &self.clock) else {
             self.counters.count_miss();
             return None;
         };
-        if let Some(slot) = shard.find(hash, key, &self.clock) {
-            slot.touch();
-        }
+        slot.touch();
         self.counters.count_hit(hit.share);
         drop(shard);
         self.used(hash, key);
@@ -229,7 +227,8 @@ impl Store {
 
     /// The entry of a key, counted as nothing.
     pub(crate) fn peek(&self, hash: Hash, key: &str) -> Option<Hit> {
-        self.shard(hash).read().find_hit(hash, key, &self.clock)
+        let shard = self.shard(hash).read();
+        shard.find_hit(hash, key, &self.clock).map(|(hit, _)| hit)
     }
 
     /// The entry of a key, counted as nothing; or, if there is none, the generation that a load
@@ -242,6 +241,7 @@ impl Store {
         let shard = self.shard(hash).read();
         shard
             .find_hit(hash, key, &self.clock)
+            .map(|(hit, _)| hit)
             .ok_or_else(|| shard.generation(hash))
     }
 
@@ -254,6 +254,8 @@ impl Store {
         if self.budget.capacity() == 0 {
             return gone;
         }
+        // What is not put in is dropped here, not under the lock.
+        let _data = new.data.clone();
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
             new,
@@ -295,11 +297,12 @@ impl Store {
         }
     }
 
-    /// Takes a key out. A load of it that is under way puts nothing in.
+    /// Takes a key out, for the cause [`RemovalCause::Explicit`] unless it had expired. A load of
+    /// it that is under way puts nothing in.
     pub(crate) fn remove(&self, hash: Hash, key: &str) -> Graveyard {
         let mut gone = Graveyard::default();
         let mut shard = self.shard(hash).write();
-        shard.remove(hash, key, &self.budget, &mut gone);
+        shard.remove(hash, key, &self.budget, &self.clock, &mut gone);
         gone
     }
 

@@ -71,7 +71,7 @@ impl Slot {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn is_live(&self) -> bool {
         self.data.is_some()
     }
@@ -126,6 +126,19 @@ impl Slot {
 
     pub(crate) fn freq(&mut self) -> &mut u8 {
         self.freq.get_mut()
+    }
+
+    /// The same entry, for another place; leaves nothing in this one.
+    fn move_out(&mut self) -> Slot {
+        Slot {
+            data: self.data.take(),
+            prev: NIL,
+            next: NIL,
+            hash: self.hash,
+            key_len: self.key_len,
+            freq: AtomicU8::new(*self.freq()),
+            flags: self.flags,
+        }
     }
 
     fn take(&mut self) -> Option<(usize, Arc<[u8]>)> {
@@ -188,6 +201,13 @@ impl Default for Slab {
 }
 
 impl Slab {
+    pub(crate) fn with_capacity(slots: usize) -> Slab {
+        Slab {
+            slots: Vec::with_capacity(slots),
+            free: NIL,
+        }
+    }
+
     /// The number of slots, free ones included.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
@@ -203,7 +223,7 @@ impl Slab {
         &mut self.slots[index as usize]
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
         (0..).zip(&self.slots).filter(|(_, slot)| slot.is_live())
     }
@@ -221,6 +241,26 @@ impl Slab {
         let index = u32::try_from(self.slots.len()).ok().filter(|&i| i != NIL)?;
         self.slots.push(slot);
         Some(index)
+    }
+
+    /// Moves the members of a list into another slab, in their order, and tells of each where it
+    /// was and where it is. Their places here are not used again: this slab is given up.
+    pub(crate) fn move_list(
+        &mut self,
+        list: &mut List,
+        to: &mut Slab,
+        mut moved: impl FnMut(u32, u32, &Slot),
+    ) {
+        let mut there = List::default();
+        while let Some(old) = list.tail() {
+            self.unlink(list, old);
+            let Some(new) = to.insert(self.get_mut(old).move_out()) else {
+                break;
+            };
+            to.push_head(&mut there, new);
+            moved(old, new, to.get(new));
+        }
+        *list = there;
     }
 
     /// Frees a slot that is in no list, and hands out the key's length and the data.

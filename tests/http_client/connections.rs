@@ -140,8 +140,10 @@ fn after_one_stale_connection_the_other_idle_ones_are_not_tried() {
     for _ in 0..6 {
         assert_eq!(get(&pool, "k").unwrap().value, "new");
     }
-    // One for the second attempt, one for all that follow.
-    assert_eq!(server.connections(), 6);
+    // One for the second attempt, which there is none of if they lay for so long that they were
+    // found closed; one for all that follow.
+    let connections = server.connections();
+    assert!((5..=6).contains(&connections), "{connections}");
 }
 
 #[test]
@@ -167,6 +169,31 @@ fn bytes_behind_an_answer_never_become_the_next_one() {
     let pool = pool_of(&server.url);
     assert_eq!(get(&pool, "a").unwrap().value, "A");
     assert_eq!(get(&pool, "b").unwrap().value, "B");
+}
+
+#[test]
+fn bytes_that_come_while_a_connection_rests_answer_nothing() {
+    // What a proxy says before it closes, and the rest of an answer that was longer than it said.
+    let timeout = failure("408 Request Timeout", "Connection: close\r\n", "");
+    for surplus in [timeout, ok(&body(b"forged"))] {
+        let (sent, rested) = std::sync::mpsc::channel();
+        let server = RawServer::start(move |mut connection| {
+            connection.read_head();
+            connection.send(&ok(&body(b"A")));
+            if connection.number == 0 {
+                std::thread::sleep(Duration::from_millis(5));
+                connection.send(&surplus);
+                sent.send(()).unwrap();
+            }
+            connection.wait_for_close();
+        });
+        let pool = pool_of(&server.url);
+        assert_eq!(get(&pool, "a").unwrap().value, "A");
+        rested.recv().unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(get(&pool, "b").unwrap().value, "A");
+        assert_eq!(server.connections(), 2);
+    }
 }
 
 #[test]

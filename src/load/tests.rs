@@ -1,0 +1,296 @@
+//! Tests that must know who waits for a flight; the others are in `tests/suites/`.
+
+use super::*;
+
+use std::panic::catch_unwind;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Instant;
+
+use crate::clock::Clock;
+use crate::error::BoxError;
+use crate::sink::Sink;
+use crate::store::Eviction;
+use crate::sync::Mutex;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A loader whose getter waits until it is told how to end, once for each run.
+struct Held {
+    loader: Arc<Loader>,
+    runs: Arc<AtomicUsize>,
+    tell: Sender<End>,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Value,
+    NotFound,
+    Panic,
+}
+
+fn held(capacity: u64, peers: PickerSlot) -> Held {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (tell, told) = channel();
+    let (told, counted) = (Mutex::new(told), runs.clone());
+    let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let end = told.lock().recv_timeout(PATIENCE)?;
+        match end {
+            End::Value => Ok(dest.set_str(key)?),
+            End::NotFound => Err(Error::not_found("nowhere").into()),
+            End::Panic => resume_unwind(Box::new("in the getter")),
+        }
+    };
+    let options = LoaderOptions {
+        name: "test".into(),
+        getter: Box::new(getter),
+        store: StoreOptions {
+            capacity,
+            eviction: Eviction::S3Fifo,
+            hot_fraction: 0.125,
+            shards: Some(1),
+            clock: Clock::manual(),
+        },
+        time_to_live: None,
+        hot_admission: HotAdmission::Always,
+        max_key_size: 100,
+        max_value_size: 100,
+        max_loader_threads: 200,
+        eviction_listener: None,
+    };
+    Held {
+        loader: Arc::new(Loader::new(options, peers)),
+        runs,
+        tell,
+    }
+}
+
+/// A peer that owns every key and cannot be reached.
+fn dead_peer() -> PickerSlot {
+    struct Dead;
+    impl ProtoGetter for Dead {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+    }
+    impl PeerPicker for Dead {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(Arc::new(Dead))
+        }
+    }
+    let slot = PickerSlot::default();
+    slot.register(Arc::new(|_| Arc::new(Dead)))
+        .expect("the slot is empty");
+    slot
+}
+
+type Caller = thread::JoinHandle<thread::Result<Result<ByteView>>>;
+
+impl Held {
+    /// Callers that all wait for one flight of "key", the first of them leading it.
+    fn callers(&self, count: usize, ctx: &Context) -> Vec<Caller> {
+        let call = || {
+            let (loader, ctx) = (self.loader.clone(), ctx.clone());
+            thread::spawn(move || {
+                catch_unwind(AssertUnwindSafe(|| {
+                    loader.load(&ctx, loader.store.hash("key"), "key")
+                }))
+            })
+        };
+        let runs = self.runs.load(Ordering::SeqCst);
+        let mut callers = vec![call()];
+        // The leader works, and nobody takes its place.
+        while self.runs.load(Ordering::SeqCst) == runs {
+            thread::yield_now();
+        }
+        callers.extend((1..count).map(|_| call()));
+        // A leader on a loader thread has a caller who waits like the others.
+        let waiting = if ctx.can_end() { count } else { count - 1 };
+        while self.waiters() < waiting {
+            thread::yield_now();
+        }
+        callers
+    }
+
+    /// Those who wait for the flight that callers join: the one that asks peers, if there are any.
+    fn waiters(&self) -> usize {
+        let flights = match self.loader.peers.picker("test") {
+            Some(_) => &self.loader.peer_flights,
+            None => &self.loader.getter_flights,
+        };
+        flights.waiters(self.loader.store.hash("key").get(), "key")
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.load(Ordering::SeqCst)
+    }
+
+    fn end(&self, how: End) {
+        self.tell.send(how).expect("the getter listens");
+    }
+
+    /// Tells the waiting getter how to end, and whoever loads next that there is a value.
+    fn end_then_value(&self, how: End) {
+        self.end(how);
+        self.end(End::Value);
+    }
+}
+
+fn contexts() -> [Context; 2] {
+    let bounded = Context::background().with_timeout(PATIENCE);
+    [Context::background(), bounded]
+}
+
+#[test]
+fn a_hundred_callers_of_a_panicking_getter_all_learn_of_it_at_once() {
+    for peers in [PickerSlot::default, dead_peer] {
+        for ctx in contexts() {
+            // The best of ten: other tests want this machine too.
+            let rounds = (0..10).map(|_| a_panic_among_a_hundred_callers(peers(), &ctx));
+            let took = rounds.min().expect("ten rounds");
+            assert!(took <= Duration::from_millis(10), "{took:?}");
+        }
+    }
+}
+
+/// The time from the panic until the last of the callers is back.
+fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration {
+    let held = held(1 << 20, peers);
+    let callers = held.callers(100, ctx);
+    let told = Instant::now();
+    held.end_then_value(End::Panic);
+    let outcomes: Vec<_> = callers
+        .into_iter()
+        .map(|caller| caller.join().expect("it is caught"))
+        .collect();
+    let took = told.elapsed();
+    let (mut panics, mut errors) = (0, 0);
+    for outcome in outcomes {
+        match outcome {
+            Err(panic) => {
+                assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the getter"));
+                panics += 1;
+            }
+            Ok(result) => {
+                let error = result.expect_err("the getter panicked");
+                assert_eq!(error.kind(), ErrorKind::LoaderPanicked);
+                errors += 1;
+            }
+        }
+    }
+    // On a loader thread the panic is nobody's own.
+    let own = usize::from(!ctx.can_end());
+    assert_eq!((panics, errors), (own, 100 - own));
+    assert_eq!(held.runs(), 1);
+    let next = held.loader.load(ctx, held.loader.store.hash("key"), "key");
+    assert_eq!(next.expect("the next call loads"), "key");
+    assert_eq!(held.runs(), 2);
+    took
+}
+
+#[test]
+fn an_error_is_shared_and_not_kept() {
+    for peers in [PickerSlot::default, dead_peer] {
+        for ctx in contexts() {
+            let held = held(1 << 20, peers());
+            let callers = held.callers(20, &ctx);
+            held.end_then_value(End::NotFound);
+            for caller in callers {
+                let result = caller.join().expect("it is caught").expect("no panic");
+                let error = result.expect_err("nowhere");
+                assert_eq!(
+                    (error.is_not_found(), &*error.to_string()),
+                    (true, "nowhere")
+                );
+            }
+            assert_eq!(held.runs(), 1);
+            let next = held.loader.load(&ctx, held.loader.store.hash("key"), "key");
+            assert_eq!(next.expect("the next call loads"), "key");
+        }
+    }
+}
+
+#[test]
+fn without_a_cache_loads_are_shared_all_the_same() {
+    for ctx in contexts() {
+        let held = held(0, PickerSlot::default());
+        for round in 1..=2 {
+            let callers = held.callers(20, &ctx);
+            held.end(End::Value);
+            for caller in callers {
+                let result = caller.join().expect("it is caught").expect("no panic");
+                assert_eq!(result.expect("a value"), "key");
+            }
+            assert_eq!(held.runs(), round, "one load for all, and none is kept");
+        }
+    }
+}
+
+#[test]
+fn loads_that_could_not_be_merged_leave_one_entry_and_load_once() {
+    // Callers that missed the store together, and come to the flights one after the other: each
+    // finds in its second look what the one before it loaded.
+    let held = held(1 << 20, PickerSlot::default());
+    held.end_then_value(End::Value);
+    let hash = held.loader.store.hash("key");
+    let mut charged = None;
+    for _ in 0..10 {
+        let value = held.loader.load(&Context::background(), hash, "key");
+        assert_eq!(value.expect("a value"), "key");
+        let main = held.loader.store.stats(CacheType::Main);
+        assert_eq!(main.items, 1);
+        assert_eq!(main.bytes, *charged.get_or_insert(main.bytes));
+    }
+    assert_eq!(held.runs(), 1);
+    assert_eq!(held.loader.stats().loads_deduped, 1);
+}
+
+#[test]
+fn an_early_leader_costs_its_followers_one_load_more_at_most() {
+    let held = held(1 << 20, PickerSlot::default());
+    let short = Context::background().with_timeout(Duration::from_millis(20));
+    let hash = held.loader.store.hash("key");
+    let leader = held.callers(1, &short);
+    let followers: Vec<_> = (0..50)
+        .map(|n| {
+            let (loader, ctx) = (held.loader.clone(), contexts()[n % 2].clone());
+            thread::spawn(move || loader.load(&ctx, hash, "key"))
+        })
+        .collect();
+    for caller in leader {
+        let result = caller.join().expect("it is caught").expect("no panic");
+        let error = result.expect_err("its time is up");
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    }
+    while held.waiters() < 50 {
+        thread::yield_now();
+    }
+    // The getter fails, and its caller's time is up: nobody's fault who still waits.
+    held.end_then_value(End::NotFound);
+    for follower in followers {
+        let value = follower.join().expect("no panic");
+        assert_eq!(value.expect("a value"), "key");
+    }
+    assert_eq!(held.runs(), 2);
+}
+
+#[test]
+fn no_flight_is_left_behind() {
+    for peers in [PickerSlot::default, dead_peer] {
+        let held = held(1 << 20, peers());
+        for (how, ctx) in [
+            (End::Value, &contexts()[0]),
+            (End::Panic, &contexts()[1]),
+            (End::NotFound, &contexts()[1]),
+        ] {
+            held.loader.clear();
+            let callers = held.callers(5, ctx);
+            held.end(how);
+            callers.into_iter().for_each(|caller| drop(caller.join()));
+        }
+        assert_eq!(held.loader.getter_flights.in_flight(), 0);
+        assert_eq!(held.loader.peer_flights.in_flight(), 0);
+    }
+}

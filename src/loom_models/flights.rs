@@ -1,0 +1,169 @@
+//! Flights alone: who leads, who follows, and what they are told.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
+
+use loom::model;
+
+use super::Works;
+use crate::context::Context;
+use crate::error::ErrorKind;
+use crate::singleflight::{self, Joined, LeaderPanicked, Waited};
+use crate::sync::Arc;
+use crate::sync::atomic::AtomicUsize;
+use crate::sync::thread;
+
+type Flights = Arc<singleflight::Group<usize>>;
+
+fn flights() -> Flights {
+    Arc::new(singleflight::Group::new())
+}
+
+fn callers_share_or_take_turns(threads: usize) {
+    model(move || {
+        let (flights, works) = (flights(), Works::default());
+        let call = |flights: &Flights, works: &Works| {
+            let (flights, works) = (flights.clone(), works.clone());
+            move || flights.do_once("key", || works.work())
+        };
+        let others: Vec<_> = (1..threads)
+            .map(|_| thread::spawn(call(&flights, &works)))
+            .collect();
+        let mut numbers = vec![call(&flights, &works)()];
+        numbers.extend(others.into_iter().map(|other| other.join().unwrap()));
+        let numbers: Vec<usize> = numbers.into_iter().map(|n| n.expect("no panic")).collect();
+        // Every work had its caller, and no caller got what was never made.
+        for number in 0..works.done() {
+            assert!(numbers.contains(&number));
+        }
+        assert!(numbers.iter().all(|&number| number < works.done()));
+        assert_eq!(flights.in_flight(), 0);
+    });
+}
+
+#[test]
+fn two_callers_share_or_take_turns() {
+    callers_share_or_take_turns(2);
+}
+
+#[test]
+fn three_callers_share_or_take_turns() {
+    callers_share_or_take_turns(3);
+}
+
+#[test]
+fn a_panic_releases_those_who_wait() {
+    model(|| {
+        let flights = flights();
+        let followers: Vec<_> = (1..3)
+            .map(|n| {
+                let flights = flights.clone();
+                thread::spawn(move || flights.do_once("key", || n))
+            })
+            .collect();
+        let led = catch_unwind(AssertUnwindSafe(|| {
+            flights.do_once("key", || resume_unwind(Box::new("in the work")))
+        }));
+        if let Ok(shared) = led {
+            assert!(matches!(shared, Ok(1 | 2)), "it followed: {shared:?}");
+        }
+        for follower in followers {
+            let got = follower.join().unwrap();
+            assert!(matches!(got, Ok(1 | 2) | Err(LeaderPanicked)), "{got:?}");
+        }
+        assert_eq!(flights.do_once("key", || 3), Ok(3), "the key is usable");
+    });
+}
+
+/// Leads or follows until there is a value, as `Loader::fly` does.
+fn until_landed(flights: &Flights, value: usize) -> usize {
+    let mut abandoned = 0;
+    loop {
+        match flights.join(0, "key") {
+            Joined::Leader(lead) => {
+                lead.finish(value);
+                return value;
+            }
+            Joined::Follower(ticket) => match ticket.wait(&Context::background()) {
+                Waited::Landed(value) => return value,
+                // One flight is abandoned in these models; whoever is told so must not meet it
+                // again.
+                Waited::Abandoned => abandoned += 1,
+                Waited::Left(error) => panic!("nothing ends this context: {error}"),
+            },
+        }
+        assert!(abandoned <= 1, "the same flight was abandoned twice");
+    }
+}
+
+fn an_abandoned_flight_is_led_anew(followers: usize) {
+    model(move || {
+        let flights = flights();
+        let Joined::Leader(lead) = flights.join(0, "key") else {
+            panic!("nobody else is there yet");
+        };
+        let followers: Vec<_> = (1..=followers)
+            .map(|n| {
+                let flights = flights.clone();
+                thread::spawn(move || until_landed(&flights, n))
+            })
+            .collect();
+        drop(lead);
+        for follower in followers {
+            assert!(follower.join().unwrap() > 0);
+        }
+        assert_eq!(flights.in_flight(), 0);
+    });
+}
+
+#[test]
+fn an_abandoned_flight_is_led_anew_by_its_follower() {
+    an_abandoned_flight_is_led_anew(1);
+}
+
+#[test]
+fn an_abandoned_flight_is_led_anew_by_one_of_two() {
+    an_abandoned_flight_is_led_anew(2);
+}
+
+#[test]
+fn a_call_after_forget_sees_no_older_work() {
+    model(|| {
+        let (flights, source) = (flights(), Arc::new(AtomicUsize::new(0)));
+        let early: Vec<_> = (0..2)
+            .map(|_| {
+                let (flights, source) = (flights.clone(), source.clone());
+                thread::spawn(move || flights.do_once("key", || source.load(Ordering::SeqCst)))
+            })
+            .collect();
+        source.store(1, Ordering::SeqCst);
+        flights.forget("key");
+        let late = flights.do_once("key", || source.load(Ordering::SeqCst));
+        assert_eq!(late, Ok(1));
+        for early in early {
+            assert!(early.join().unwrap().is_ok());
+        }
+        assert_eq!(flights.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_cancellation_is_never_slept_through() {
+    model(|| {
+        let flights = flights();
+        let Joined::Leader(lead) = flights.join(0, "key") else {
+            panic!("nobody else is there yet");
+        };
+        let (ctx, canceller) = Context::background().with_cancel();
+        let ticket = lead.ticket();
+        let waiting = thread::spawn(move || ticket.wait(&ctx));
+        canceller.cancel();
+        // The leader lands only after the waiter has left.
+        let waited = waiting.join().unwrap();
+        let Waited::Left(error) = waited else {
+            panic!("{waited:?}");
+        };
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        lead.finish(1);
+    });
+}

@@ -1,0 +1,248 @@
+//! Whole groups: loads against removals, against each other, and against other nodes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+
+use loom::model;
+
+use super::Works;
+use crate::byteview::ByteView;
+use crate::clock::Clock;
+use crate::context::Context;
+use crate::error::{ErrorKind, Result};
+use crate::getter::{Getter, getter_fn};
+use crate::group::Group;
+use crate::load::{HotAdmission, LoaderOptions};
+use crate::pb::GetRequest;
+use crate::peers::{PeerPicker, PeerResponse, PickerSlot, ProtoGetter};
+use crate::store::{Eviction, StoreOptions};
+use crate::sync::Arc;
+use crate::sync::atomic::AtomicUsize;
+use crate::sync::thread;
+
+/// A small group in no registry.
+fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {
+    let options = LoaderOptions {
+        name: "model".into(),
+        getter: Box::new(getter),
+        store: StoreOptions {
+            capacity: 1 << 16,
+            eviction: Eviction::S3Fifo,
+            hot_fraction: 0.125,
+            shards: Some(1),
+            clock: Clock::manual(),
+        },
+        time_to_live: None,
+        hot_admission: HotAdmission::Always,
+        max_key_size: 100,
+        max_value_size: 100,
+        max_loader_threads: 1,
+        eviction_listener: None,
+    };
+    Group::new(options, peers)
+}
+
+#[test]
+fn a_panicking_getter_keeps_nobody_waiting() {
+    model(|| {
+        let works = Works::default();
+        let counted = works.clone();
+        let group = group(
+            PickerSlot::default(),
+            getter_fn(move |_, _, dest| match counted.work() {
+                0 => resume_unwind(Box::new("in the getter")),
+                _ => Ok(dest.set_str("value")?),
+            }),
+        );
+        let call = |group: Group| move || catch_unwind(AssertUnwindSafe(|| group.get("key")));
+        let other = thread::spawn(call(group.clone()));
+        let outcomes = [call(group.clone())(), other.join().unwrap()];
+        let panics = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        assert_eq!(panics, 1, "the getter panicked once, on one of the threads");
+        for result in outcomes.into_iter().flatten() {
+            match result {
+                Ok(value) => assert_eq!(value, "value"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::LoaderPanicked),
+            }
+        }
+        assert_eq!(group.get("key").expect("the key is usable"), "value");
+    });
+}
+
+/// Every key is another node's, which is asked on this thread.
+#[derive(Clone, Default)]
+struct Other(Arc<OnceLock<Group>>);
+
+impl ProtoGetter for Other {
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        let group = self.0.get().expect("the group is made");
+        group.serve_peer(ctx, &request.key)
+    }
+}
+
+impl PeerPicker for Other {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+#[test]
+fn nodes_whose_rings_disagree_never_wait_for_each_other() {
+    model(|| {
+        let others = [Other::default(), Other::default()];
+        let groups = others.clone().map(|other| {
+            let slot = PickerSlot::default();
+            slot.register(Arc::new(move |_| Arc::new(other.clone())))
+                .expect("the slot is empty");
+            group(slot, getter_fn(|_, _, dest| Ok(dest.set_str("value")?)))
+        });
+        let [a, b] = &groups;
+        let theirs = [b, a].map(Group::clone);
+        for (other, group) in others.iter().zip(theirs) {
+            other.0.set(group).expect("once");
+        }
+        let asking = {
+            let b = b.clone();
+            thread::spawn(move || b.get("key"))
+        };
+        assert_eq!(a.get("key").expect("a value"), "value");
+        assert_eq!(asking.join().unwrap().expect("a value"), "value");
+    });
+}
+
+/// Every key is this peer's, which answers with what the source says.
+#[derive(Clone)]
+struct Peer(Arc<AtomicUsize>);
+
+impl ProtoGetter for Peer {
+    fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+        Ok(PeerResponse::new(said(&self.0)))
+    }
+}
+
+impl PeerPicker for Peer {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+fn said(source: &AtomicUsize) -> ByteView {
+    source.load(Ordering::SeqCst).to_string().into()
+}
+
+/// A load against a removal: the source changes, the key is removed, and what is asked for then is
+/// what the source says now, for ever.
+fn removed_is_removed(
+    slot: fn(&Arc<AtomicUsize>) -> PickerSlot,
+    load: fn(&Group) -> Result<ByteView>,
+    remove: fn(&Group),
+) {
+    model(move || {
+        let source = Arc::new(AtomicUsize::new(0));
+        let theirs = source.clone();
+        let group = group(
+            slot(&source),
+            getter_fn(move |_, _, dest| Ok(dest.set_view(&said(&theirs))?)),
+        );
+        let loading = {
+            let group = group.clone();
+            thread::spawn(move || load(&group))
+        };
+        source.store(1, Ordering::SeqCst);
+        remove(&group);
+        assert_eq!(group.get("key").expect("a value"), "1");
+        let early = loading.join().unwrap().expect("a value");
+        assert!(early == "0" || early == "1");
+        assert_eq!(group.peek("key"), Some("1".into()), "not put back");
+    });
+}
+
+fn no_peers(_: &Arc<AtomicUsize>) -> PickerSlot {
+    PickerSlot::default()
+}
+
+fn a_peer(source: &Arc<AtomicUsize>) -> PickerSlot {
+    let (slot, peer) = (PickerSlot::default(), Arc::new(Peer(source.clone())));
+    slot.register(Arc::new(move |_| peer.clone()))
+        .expect("the slot is empty");
+    slot
+}
+
+fn get(group: &Group) -> Result<ByteView> {
+    group.get("key")
+}
+
+fn serve(group: &Group) -> Result<ByteView> {
+    let answer = group.serve_peer(&Context::background(), "key");
+    answer.map(|answer| answer.value)
+}
+
+#[test]
+fn a_load_never_outlives_a_removal() {
+    removed_is_removed(no_peers, get, |group| group.invalidate("key"));
+}
+
+#[test]
+fn a_load_never_outlives_a_clear() {
+    removed_is_removed(no_peers, get, Group::clear);
+}
+
+#[test]
+fn a_peers_answer_never_outlives_a_removal() {
+    removed_is_removed(a_peer, get, |group| group.invalidate("key"));
+}
+
+#[test]
+fn a_load_for_a_peer_never_outlives_a_removal() {
+    removed_is_removed(a_peer, serve, |group| group.invalidate("key"));
+}
+
+#[test]
+fn two_gets_of_a_cold_key_load_once() {
+    model(|| {
+        let works = Works::default();
+        let counted = works.clone();
+        let group = group(
+            PickerSlot::default(),
+            getter_fn(move |_, _, dest| Ok(dest.set_str(&counted.work().to_string())?)),
+        );
+        let other = {
+            let group = group.clone();
+            thread::spawn(move || group.get("key"))
+        };
+        assert_eq!(group.get("key").expect("a value"), "0");
+        assert_eq!(other.join().unwrap().expect("a value"), "0");
+        assert_eq!(
+            works.done(),
+            1,
+            "the second look finds what was just loaded"
+        );
+        assert_eq!(group.entry_count(), 1);
+    });
+}
+
+#[test]
+fn getters_that_ask_for_each_others_keys_end() {
+    model(|| {
+        let own: Arc<OnceLock<Group>> = Arc::default();
+        let itself = own.clone();
+        let group = group(
+            PickerSlot::default(),
+            getter_fn(move |_, key, dest| {
+                let group = itself.get().expect("the group is made");
+                dest.set_view(&group.get(if key == "a" { "b" } else { "a" })?)?;
+                Ok(())
+            }),
+        );
+        own.set(group.clone()).expect("once");
+        let other = {
+            let group = group.clone();
+            thread::spawn(move || group.get("a"))
+        };
+        for ended in [group.get("b"), other.join().unwrap()] {
+            let error = ended.expect_err("a circle has no value");
+            assert_eq!(error.kind(), ErrorKind::RecursiveLoad);
+        }
+    });
+}

@@ -1,0 +1,27 @@
+//! Models of the protocols between threads, run in every order by loom.
+//!
+//! `RUSTFLAGS="--cfg larder_loom" cargo test --release --lib --no-default-features loom`
+//!
+//! A deadlock, a lost wake-up or a broken assertion in any order fails the test. All orders take
+//! some 20 s; `LOOM_MAX_PREEMPTIONS=3` bounds the search and takes one.
+
+mod flights;
+mod groups;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::sync::Arc;
+
+/// How often work was done; each work returns its number.
+#[derive(Clone, Default)]
+struct Works(Arc<AtomicUsize>);
+
+impl Works {
+    fn work(&self) -> usize {
+        self.0.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn done(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
