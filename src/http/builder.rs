@@ -181,10 +181,11 @@ impl HttpPoolBuilder {
         if self.max_value_size == 0 {
             return Err(refuse("max_value_size is 0: no value would fit".into()));
         }
+        let shared_with_go = self.preset != Preset::Larder;
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
-            failover: self.failover.unwrap_or(self.preset == Preset::Larder),
+            failover: self.failover.unwrap_or(!shared_with_go),
             base_path: self.base_path.clone(),
             transport: self.transport,
             connect_timeout: self.connect_timeout,
@@ -200,7 +201,12 @@ impl HttpPoolBuilder {
             plus_is_space: self.preset == Preset::Golang,
             context: self.context,
         };
-        Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
+        Ok(HttpPool::from_parts(
+            self.self_url,
+            picker,
+            endpoint,
+            shared_with_go,
+        ))
     }
 
     fn empty_ring(&self) -> Result<Map> {

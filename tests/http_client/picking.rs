@@ -270,3 +270,18 @@ fn of_many_lists_set_at_once_one_stands_as_a_whole() {
     let asked = url_of(pool.pick_peer("k")).unwrap();
     assert_eq!(pool.owner("k"), Some(asked));
 }
+
+/// Go's client opens a connection for each request that it has under way.
+#[test]
+fn a_server_shared_with_go_takes_more_connections_from_an_address() {
+    for (preset, expected) in [
+        (Preset::Larder, "max_connections_per_addr: 32,"),
+        (Preset::Golang, "max_connections_per_addr: 128,"),
+        (Preset::Mailgun, "max_connections_per_addr: 128,"),
+        (Preset::GroupcacheGo, "max_connections_per_addr: 128,"),
+    ] {
+        let pool = builder(NODES[0]).preset(preset).build().unwrap();
+        let server = format!("{:?}", pool.server());
+        assert!(server.contains(expected), "{preset:?}: {server}");
+    }
+}

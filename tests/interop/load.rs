@@ -21,6 +21,27 @@ fn gos_default_transport_sees_no_error_either() {
     under_load(&[], Duration::from_secs(3));
 }
 
+/// The server limits the connections of one address, but not those from its own machine: the nodes
+/// need addresses of their own.
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn sixty_four_goroutines_of_another_machine_are_not_refused() {
+    let Ok(addresses) = std::env::var("LARDER_INTEROP_ADDRESSES") else {
+        println!("SKIPPED: there are no addresses; run.sh makes them, in a namespace of its own");
+        return;
+    };
+    let (listen, from) = addresses.split_once(' ').expect("two addresses");
+    let listen = format!("{listen}:0");
+    let larder = Program::Larder.start(&["--listen", &listen]);
+    let go = Program::Go.start(&["--listen", &listen, "--from", from]);
+    go.set_peers(&[&larder.url]);
+    let keys: Vec<String> = (0..1000).map(|i| format!("key-{i}")).collect();
+    let report = go.hammer(&keys, 64, Duration::from_secs(3));
+    println!("64 goroutines at another address for 3 s: {report}");
+    assert_clean(&report);
+    assert_eq!((go.stat("peer_errors"), go.stat("local_loads")), (0, 0));
+}
+
 fn under_load(go_flags: &[&str], time: Duration) {
     let starts = [(Program::Go, go_flags), (Program::Larder, &[])];
     let nodes = starts.iter().chain(&starts);

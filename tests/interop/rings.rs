@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Node, Program, request};
+use crate::cluster::{Node, Program, request, two_and_two};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
@@ -104,6 +104,34 @@ fn go_waits_for_a_larder_node_no_longer_than_the_context_hook_says() {
         got.took
     );
     larder.wait_for("loading", 0);
+}
+
+/// As in the middle of a roll-out.
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn a_node_that_go_does_not_know_yet_costs_its_keys_a_second_load_and_no_more() {
+    let nodes = two_and_two();
+    let known: Vec<&str> = nodes[..3].iter().map(|node| node.url.as_str()).collect();
+    for go in &nodes[..2] {
+        go.set_peers(&known);
+    }
+    let keys: Vec<String> = (0..500).map(|i| format!("key-{i}")).collect();
+    let owners = nodes[3].owners(&keys);
+    thread::scope(|scope| {
+        for node in &nodes {
+            let keys = &keys;
+            scope.spawn(move || keys.iter().for_each(|key| node.expect(key)));
+        }
+    });
+    let loads: Vec<_> = nodes.iter().map(Node::loads).collect();
+    let mut twice = 0;
+    for (key, owner) in keys.iter().zip(&owners) {
+        let total: u64 = loads.iter().filter_map(|loads| loads.get(key)).sum();
+        let expected = if *owner == nodes[3].url { 2 } else { 1 };
+        assert_eq!(total, expected, "{key} of {owner}");
+        twice += u64::from(total == 2);
+    }
+    println!("500 keys, {twice} of them loaded twice: those of the new node");
 }
 
 fn at_odds() -> (Node, Node) {

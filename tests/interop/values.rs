@@ -1,7 +1,9 @@
 //! Values of all sizes, both ways, byte for byte.
 
+use std::time::{Duration, Instant};
+
 use crate::cluster::Program::{Go, Larder};
-use crate::cluster::{cluster, keys_owned_by, two_and_two, value_of};
+use crate::cluster::{Node, cluster, keys_owned_by, two_and_two, value_of};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
@@ -81,4 +83,50 @@ fn a_value_over_our_limit_is_an_error_here_and_no_end_of_go() {
     let found = go.get(ours);
     assert!(found.status == 200 && found.body == value_of(ours.as_bytes()));
     larder.expect("size:100:after");
+}
+
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn values_that_expire_here_do_not_disturb_go_and_never_expire_there() {
+    let nodes = two_and_two();
+    let (go, larder) = (&nodes[0], &nodes[2]);
+    let ask = |node: &Node, key: &str| {
+        let got = node.get_with(key, "expiring", None);
+        assert!(
+            got.status == 200 && got.body == value_of(key.as_bytes()),
+            "{}",
+            got.text()
+        );
+    };
+    // Our answer has two fields more than Go knows.
+    let ours = keys_owned_by(go, &[larder], "ours-", 100);
+    for key in &ours {
+        ask(go, key);
+    }
+    assert_eq!((go.stat("peer_errors"), go.stat("local_loads")), (0, 0));
+    wait_until(|| {
+        ask(larder, &ours[0]);
+        larder.loads_of(&ours[0]) > 1
+    });
+
+    // Go's values are good for as long as our group says, from when they came; then Go is asked
+    // again, which has them still.
+    let gos = &keys_owned_by(go, &[go], "gos-", 1)[0];
+    ask(larder, gos);
+    let asked = go.stat("server_requests");
+    wait_until(|| {
+        ask(larder, gos);
+        go.stat("server_requests") > asked
+    });
+    assert_eq!((go.loads_of(gos), larder.loads_of(gos)), (1, 0));
+}
+
+fn wait_until(happened: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "it never happens"
+        );
+    }
 }

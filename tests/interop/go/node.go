@@ -90,6 +90,7 @@ func runNode(args []string) error {
 	groupcache.NewGroup("values", *cache, n.source)
 	groupcache.NewGroup("uncached", 0, n.source)
 	groupcache.NewGroup("only-go", *cache, n.source)
+	groupcache.NewGroup("expiring", *cache, n.source)
 
 	go http.Serve(listener, n.handler(*bare))
 	fmt.Println("listening", *self)
@@ -162,7 +163,7 @@ func (n *node) get(w http.ResponseWriter, r *http.Request) {
 
 func (n *node) stats(w http.ResponseWriter, r *http.Request) {
 	stats := map[string]int64{}
-	for _, name := range []string{"values", "uncached", "only-go"} {
+	for _, name := range []string{"values", "uncached", "only-go", "expiring"} {
 		s := &groupcache.GetGroup(name).Stats
 		stats["gets"] += s.Gets.Get()
 		stats["cache_hits"] += s.CacheHits.Get()

@@ -48,19 +48,20 @@ fn main() -> Result<(), BoxError> {
     }
 
     let source = Arc::new(Source::new(flags.millis("delay-ms", 0)?));
-    let group = |name: &str, capacity| {
+    let group = |name: &str| {
         let source = source.clone();
-        Group::builder(name)
-            .max_capacity(capacity)
-            .build(getter_fn(move |ctx, key, dest| source.get(ctx, key, dest)))
+        let getter = getter_fn(move |ctx, key, dest| source.get(ctx, key, dest));
+        (Group::builder(name).max_capacity(256 << 20), getter)
     };
-    group("values", 256 << 20)?;
-    group("only-larder", 256 << 20)?;
+    for name in ["values", "only-larder"] {
+        let (builder, getter) = group(name);
+        builder.build(getter)?;
+    }
     // Keeps what it owns, and asks for the rest each time.
-    let own = source.clone();
-    Group::builder("uncached")
-        .hot_admission(HotAdmission::Never)
-        .build(getter_fn(move |ctx, key, dest| own.get(ctx, key, dest)))?;
+    let (builder, getter) = group("uncached");
+    builder.hot_admission(HotAdmission::Never).build(getter)?;
+    let (builder, getter) = group("expiring");
+    builder.time_to_live(EXPIRING_TTL).build(getter)?;
 
     let mut server = pool.server().fallback(Front::new(pool.clone(), source));
     if let Some(bytes) = flags.0.get("max-head-size") {
@@ -110,6 +111,9 @@ impl Flags {
         Ok(Duration::from_millis(millis))
     }
 }
+
+/// How long the values of the group `expiring` are good for. Go's are for ever.
+const EXPIRING_TTL: Duration = Duration::from_millis(300);
 
 const NAMES: [&str; 11] = [
     "listen",
