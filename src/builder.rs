@@ -135,7 +135,9 @@ impl GroupBuilder {
         self
     }
 
-    /// The most threads that run loads for callers with a deadline. Default: 64.
+    /// The most threads that run loads for callers with a deadline. Default: 256, as many as the
+    /// connections of an [`http`](crate::http) server, so that a cold start turns no peer away for want
+    /// of them.
     ///
     /// They are started when needed and end after 10 s without work. When all are busy, such loads
     /// fail with [`ErrorKind::Overloaded`] at once. A getter that hangs keeps one thread a key.
@@ -241,4 +243,4 @@ const DEFAULT_CAPACITY: u64 = 64 << 20;
 const DEFAULT_HOT_FRACTION: f64 = 0.125;
 const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
-const DEFAULT_LOADER_THREADS: usize = 64;
+const DEFAULT_LOADER_THREADS: usize = 256;

@@ -12,7 +12,7 @@ use crate::stats::CacheType;
 
 /// Generations are counted for groups of keys; a neighbour's removal costs a load its place in the
 /// cache, nothing more.
-const STRIPES: usize = 64;
+const STRIPES: usize = 256;
 
 /// Slots looked at for expiry with each insertion: every slot is seen once in `slots / 8`
 /// insertions.
