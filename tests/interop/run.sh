@@ -34,21 +34,14 @@ if ! have_go; then
 fi
 
 work="$(mktemp -d)"
-# Nodes end with the test that started them. One that was stopped by a signal, in a test that was
-# killed, cannot: so it is looked for, by the program that it runs.
-clean_up() {
-    local pid
-    for pid in /proc/[0-9]*; do
-        case "$(readlink "$pid/exe" || true)" in
-        "$work"/*)
-            echo "a node was left over: ${pid#/proc/}" >&2
-            kill -KILL "${pid#/proc/}" || true
-            ;;
-        esac
-    done
-    rm -rf "$work"
+running=
+
+# Ends what `count` started, with all its processes.
+end_running() {
+    if [ -n "$running" ]; then kill -KILL -- "-$running" 2>/dev/null || true; fi
+    running=
 }
-trap clean_up EXIT
+trap 'end_running; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 
 echo "== build: $(go version), $(cargo --version)"
@@ -66,7 +59,15 @@ passed=0 failed=0
 # Runs a command, shows what it prints, and adds up the tests that it counts.
 count() {
     local code=0 counts
-    timeout --kill-after=5 240 "$@" 2>&1 | tee "$work/log" || code=$?
+    # A job of its own, so that it can be ended as a whole; waited for, so that a signal is heard.
+    set -m
+    {
+        timeout --foreground --kill-after=5 240 "$@" 2>&1 | tee "$work/log"
+    } &
+    running=$!
+    set +m
+    wait "$running" || code=$?
+    end_running
     counts="$(sed -n 's/^test result:.* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$work/log")"
     # It ended before it could count, or counted no failure and failed.
     if [ -z "$counts" ] || { [ "$code" != 0 ] && [ "${counts#* }" = 0 ]; }; then
