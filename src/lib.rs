@@ -97,6 +97,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(all(any(doc, doctest), feature = "http"))]
+pub mod _docs;
 mod builder;
 mod byteview;
 pub mod clock;

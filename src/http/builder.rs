@@ -27,6 +27,7 @@ pub struct HttpPoolBuilder {
     base_path: String,
     preset: Preset,
     replicas: Option<usize>,
+    failover: Option<bool>,
     hash: Option<Arc<HashFn>>,
     transport: Option<Arc<TransportHook>>,
     context: Option<Arc<ContextHook>>,
@@ -48,6 +49,7 @@ impl HttpPoolBuilder {
             base_path: wire::DEFAULT_BASE_PATH.to_owned(),
             preset: Preset::default(),
             replicas: None,
+            failover: None,
             hash: None,
             transport: None,
             context: None,
@@ -87,7 +89,19 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Hashes points and keys in place of the preset's hash; see [`Map::new`].
+    /// Whether a key whose owner does not answer is asked for at the next peer on the ring, before
+    /// it is loaded here. By default it is under [`Preset::Larder`], so that the processes do not
+    /// all load the key; under the others it is not.
+    ///
+    /// Go peers send a request on to the peer that they take for the owner. Asked in its place, they
+    /// would ask it once more, and wait for it as long as it takes. Set this once no Go peer is left.
+    pub fn failover(mut self, failover: bool) -> Self {
+        self.failover = Some(failover);
+        self
+    }
+
+    /// Hashes points and keys in place of the preset's hash; see [`Map::new`]. In a cluster shared
+    /// with Go programs set their [`preset`](Self::preset) too: it says more than the hash.
     pub fn hash_fn(mut self, hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
         self.hash = Some(Arc::new(hash));
         self
@@ -214,9 +228,11 @@ impl HttpPoolBuilder {
                 "max_connections_per_peer is 0: no peer could be asked".into(),
             ));
         }
+        let shared_with_go = self.preset != Preset::Larder;
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
+            failover: self.failover.unwrap_or(!shared_with_go),
             base_path: self.base_path.clone(),
             transport: self.transport,
             connect_timeout: self.connect_timeout,
@@ -235,7 +251,12 @@ impl HttpPoolBuilder {
             context: self.context,
             shared: self.shared,
         };
-        Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
+        Ok(HttpPool::from_parts(
+            self.self_url,
+            picker,
+            endpoint,
+            shared_with_go,
+        ))
     }
 
     fn empty_ring(&self) -> Result<Map> {

@@ -48,6 +48,8 @@ struct Shared {
     picker: Arc<Picker>,
     /// What peers are answered from. Its registry holds `picker`, which holds nothing of this.
     endpoint: Endpoint,
+    /// Whether peers can be Go programs.
+    shared_with_go: bool,
 }
 
 impl HttpPool {
@@ -70,12 +72,18 @@ impl HttpPool {
         HttpPoolBuilder::new(self_url)
     }
 
-    pub(crate) fn from_parts(self_url: String, picker: Arc<Picker>, endpoint: Endpoint) -> Self {
+    pub(crate) fn from_parts(
+        self_url: String,
+        picker: Arc<Picker>,
+        endpoint: Endpoint,
+        shared_with_go: bool,
+    ) -> Self {
         HttpPool {
             shared: Arc::new(Shared {
                 self_url,
                 picker,
                 endpoint,
+                shared_with_go,
             }),
         }
     }
@@ -119,7 +127,12 @@ impl HttpPool {
 
     /// A server that answers peers, with limits to set, and pages of the program's own beside them.
     pub fn server(&self) -> ServerBuilder {
-        ServerBuilder::new(Some(self.shared.endpoint.clone()))
+        let builder = ServerBuilder::new(Some(self.shared.endpoint.clone()));
+        if self.shared.shared_with_go {
+            builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
+        } else {
+            builder
+        }
     }
 
     /// Answers a peer's request that a tiny_http server received. For programs that run one; it
@@ -198,3 +211,7 @@ impl fmt::Debug for HttpPool {
             .finish()
     }
 }
+
+/// Go's HTTP client opens a connection for each request that finds none idle, keeps two, and has no
+/// limit of its own. Half of what the server takes in all.
+const GO_CONNECTIONS_PER_ADDR: usize = 128;
