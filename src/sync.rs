@@ -93,6 +93,7 @@ impl Condvar {
         }
     }
 
+    #[cfg(feature = "http")]
     pub(crate) fn notify_one(&self) {
         self.0.notify_one();
     }

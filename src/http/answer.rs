@@ -150,6 +150,8 @@ impl Endpoint {
             None => Context::background(),
         };
         match request.header(wire::TIMEOUT_HEADER) {
+            // Golang's clients do not tell. The load then runs on this connection's thread, for as
+            // long as it takes.
             None => Ok(base),
             Some(header) => wire::parse_timeout(header)
                 .map(|timeout| base.with_timeout(timeout))

@@ -2,7 +2,9 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::{Keep, Loader, count};
+use super::Loader;
+use super::counters::count;
+use super::keep::Keep;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
@@ -118,15 +120,17 @@ impl Loader {
         for ask in asks {
             // Shared, because a job that is refused does not come back.
             let ask = Arc::new(ask);
-            let job = {
+            let submitted = {
                 let (loader, ctx, ask, sender) =
                     (self.clone(), ctx.clone(), ask.clone(), sender.clone());
-                move || {
+                self.pool.submit(move |turn| {
+                    let answer = loader.ask_owner(&ctx, &ask);
+                    drop(turn);
                     // Nobody hears it if the caller has left.
-                    let _ = sender.send(loader.ask_owner(&ctx, &ask));
-                }
+                    let _ = sender.send(answer);
+                })
             };
-            if self.pool.submit(job).is_err() {
+            if submitted.is_err() {
                 fill(results, self.ask_owner(ctx, &ask));
             }
         }
@@ -156,7 +160,8 @@ impl Loader {
                 count(&self.counters.loads_deduped);
                 count(&self.counters.peer_loads);
                 let (key, hash) = (&*wanted.key, wanted.hash);
-                let loaded = self.keep(Keep::Hot, hash, key, value, ttl, wanted.generation);
+                let (loaded, gone) = self.keep(Keep::Hot, hash, key, value, ttl, wanted.generation);
+                self.bury(gone);
                 (wanted.at, loaded.view)
             })
             .collect()

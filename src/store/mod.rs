@@ -214,10 +214,8 @@ impl Store {
     /// The entry of a key, counted as a look-up and a use if there is one, and as nothing if not.
     pub(crate) fn get_present(&self, hash: Hash, key: &str) -> Option<Hit> {
         let shard = self.shard(hash).read();
-        let hit = shard.find_hit(hash, key, &self.clock)?;
-        if let Some(slot) = shard.find(hash, key, &self.clock) {
-            slot.touch();
-        }
+        let (hit, slot) = shard.find_hit(hash, key, &self.clock)?;
+        slot.touch();
         self.counters.count_hit(hit.share);
         drop(shard);
         self.used(hash, key);
@@ -235,7 +233,8 @@ impl Store {
 
     /// The entry of a key, counted as nothing.
     pub(crate) fn peek(&self, hash: Hash, key: &str) -> Option<Hit> {
-        self.shard(hash).read().find_hit(hash, key, &self.clock)
+        let shard = self.shard(hash).read();
+        shard.find_hit(hash, key, &self.clock).map(|(hit, _)| hit)
     }
 
     /// The entry of a key, counted as nothing; or, if there is none, the generation that a load
@@ -248,6 +247,7 @@ impl Store {
         let shard = self.shard(hash).read();
         shard
             .find_hit(hash, key, &self.clock)
+            .map(|(hit, _)| hit)
             .ok_or_else(|| shard.generation(hash))
     }
 
@@ -260,6 +260,8 @@ impl Store {
         if self.budget.capacity() == 0 {
             return gone;
         }
+        // What is not put in is dropped here, not under the lock.
+        let _data = new.data.clone();
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
             new,

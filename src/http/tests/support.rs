@@ -35,7 +35,11 @@ fn load(ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         "missing" => Err(Error::not_found("no key called missing").into()),
         "broken" => Err("out of\r\npaint".into()),
         "panic" => panic!("a getter that panics"),
-        "deadline?" => Ok(dest.set_str(&ctx.deadline().is_some().to_string())?),
+        "deadline?" => Ok(dest.set_str(if ctx.deadline().is_some() {
+            "some"
+        } else {
+            "none"
+        })?),
         "request id?" => {
             let id = ctx.value::<RequestId>().map_or("none", |id| &id.0);
             Ok(dest.set_str(id)?)
