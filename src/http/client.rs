@@ -281,7 +281,7 @@ fn is_protobuf(content_type: &str) -> bool {
 const MAX_FIELDS: u64 = 1024;
 
 /// The longest body that is given its memory before it arrives.
-const MAX_TRUSTED: usize = 256 * 1024;
+const MAX_TRUSTED: usize = 1024 * 1024;
 
 /// The most bytes around a value that are kept with it to spare a copy.
 const MAX_WASTE: usize = 64;

@@ -21,6 +21,7 @@ mod resolve;
 mod response;
 mod server;
 mod shared;
+mod socket_timeout;
 mod tcp;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
