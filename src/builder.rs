@@ -135,7 +135,9 @@ impl GroupBuilder {
         self
     }
 
-    /// The most threads that run loads for callers with a deadline. Default: 64.
+    /// The most threads that run loads for callers with a deadline. Default: 256, as many as the
+    /// connections of an [`http`](crate::http) server, so that a cold start turns no peer away for want
+    /// of them.
     ///
     /// They are started when needed and end after 10 s without work. When all are busy, such loads
     /// fail with [`ErrorKind::Overloaded`] at once. A getter that hangs keeps one thread a key.
@@ -147,7 +149,9 @@ impl GroupBuilder {
     /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
     ///
     /// It runs on the thread that caused it, after the fact and with no lock held, so it may call
-    /// the group. A slow listener slows those threads; a panic in it reaches their callers.
+    /// the group. A slow listener slows that thread alone: callers that wait for a value loaded
+    /// there have it before. A panic goes on in the call that runs on that thread; a loader thread
+    /// survives it.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,
@@ -239,4 +243,4 @@ const DEFAULT_CAPACITY: u64 = 64 << 20;
 const DEFAULT_HOT_FRACTION: f64 = 0.125;
 const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
-const DEFAULT_LOADER_THREADS: usize = 64;
+const DEFAULT_LOADER_THREADS: usize = 256;

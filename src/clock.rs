@@ -110,6 +110,9 @@ impl fmt::Debug for Clock {
 pub struct Tick(u64);
 
 impl Tick {
+    /// What [`after`](Self::after) saturates at, which no clock comes to.
+    pub(crate) const NEVER: Tick = Tick(u64::MAX);
+
     /// The tick `by` later; saturates after 584 years.
     pub fn after(self, by: Duration) -> Tick {
         Tick(self.0.saturating_add(saturating_nanos(by)))

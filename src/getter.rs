@@ -12,8 +12,9 @@ use crate::sink::Sink;
 /// Implemented by every closure of the shape of [`get`](Self::get), and by structs of one's own.
 /// Closures written in place need their types spelled out, or [`getter_fn`] around them.
 ///
-/// A getter is called by many threads at once, never twice at the same time for one key of one
-/// process. It must give the same answer on every process of the cluster.
+/// A getter is called by many threads at once. For one key of one process it is not called a
+/// second time while it runs, unless the key was removed or the cache cleared meanwhile: what runs
+/// then may bring the old value. It must give the same answer on every process of the cluster.
 pub trait Getter: Send + Sync {
     /// Loads `key` and sets its value in `dest`, once.
     ///

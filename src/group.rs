@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::byteview::ByteView;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Loaded, Loader, LoaderOptions};
@@ -101,6 +101,36 @@ impl Group {
         dest.set_view(&self.get_with(ctx, key)?)
     }
 
+    /// The values of `keys`, in their order, each with its own result.
+    ///
+    /// Keys that are not cached here are sorted by their owners, and each owner is asked once for
+    /// all of its keys, the owners at the same time: the first on this thread, the others on loader
+    /// threads. An owner answers from its cache; what it lacks is asked for and loaded one by one
+    /// on this thread, as [`get_with`](Self::get_with) does, and so are keys of this process's own.
+    /// Under a context that can be cancelled every key is asked for by itself.
+    ///
+    /// Two calls for one key at once may both ask its owner.
+    ///
+    /// ```
+    /// use larder::{Context, Registry, getter_fn};
+    ///
+    /// let colors = Registry::new().new_group(
+    ///     "colors",
+    ///     1 << 20,
+    ///     getter_fn(|_ctx, name, dest| Ok(dest.set_str(&format!("the color {name}"))?)),
+    /// )?;
+    /// let both = colors.get_many(&Context::background(), &["red", "blue"]);
+    /// assert_eq!(both[1].as_ref().unwrap(), &"the color blue");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn get_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Vec<Result<ByteView>> {
+        self.loader.get_many(ctx, keys)
+    }
+
     /// The value of `key` for a peer: from the store or the getter, never from another peer.
     ///
     /// [`HttpPool`](crate::http::HttpPool) calls this for requests that come in; call it from a
@@ -124,12 +154,17 @@ impl Group {
             },
             None => loader.load_for_peer(ctx, hash, key)?,
         };
-        let now = || self.clock().now();
-        let response = PeerResponse::new(loaded.view);
-        Ok(match loaded.expires {
-            Some(at) => response.with_ttl(at.since(now())),
-            None => response,
-        })
+        Ok(self.for_peer(loaded.view, loaded.expires))
+    }
+
+    /// The value of `key` for a peer, if it is cached here. Loads nothing, and counts as a request
+    /// and a look-up only if there is a value: else the peer will ask with
+    /// [`serve_peer`](Self::serve_peer).
+    pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
+        let store = self.loader.store();
+        let hit = store.get_present(store.hash(key), key)?;
+        self.loader.count_server_request();
+        Some(self.for_peer(hit.view, hit.expires))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
@@ -192,6 +227,14 @@ impl Group {
     /// The clock that expiry is measured by.
     pub fn clock(&self) -> &Clock {
         self.loader.store().clock()
+    }
+
+    fn for_peer(&self, view: ByteView, expires: Option<Tick>) -> PeerResponse {
+        let response = PeerResponse::new(view);
+        match expires {
+            Some(at) => response.with_ttl(at.since(self.clock().now())),
+            None => response,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Arc, Mutex, thread};
 
-type Job = Box<dyn FnOnce() + Send>;
+type Job = Box<dyn FnOnce(Turn<'_>) + Send>;
 
 /// Up to a fixed number of threads, started when needed and ended when idle.
 ///
@@ -29,9 +29,23 @@ struct Shared {
 
 struct Threads {
     live: usize,
-    /// Threads that wait for a job that nobody has promised them yet. A submitter takes one off
-    /// before it sends; so a sent job always has a thread that will receive it.
+    /// Threads that wait for a job, or are about to, and that nobody has promised one yet. A
+    /// submitter takes one off before it sends; so a sent job always has a thread that will
+    /// receive it.
     idle: usize,
+}
+
+/// A thread's being busy with a job.
+///
+/// The job drops it when its work is done and only the news is left to tell. Otherwise a caller
+/// that hears of its result and comes back at once could find the thread busy still, and be
+/// refused though there are as many threads as callers.
+pub(crate) struct Turn<'a>(&'a Shared);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.threads.lock().idle += 1;
+    }
 }
 
 impl LoaderPool {
@@ -48,17 +62,18 @@ impl LoaderPool {
                 idle_timeout,
             }),
             sender,
-            name: format!("larder-load-{name}"),
+            // The system's names end at a NUL, and std panics at one.
+            name: format!("larder-load-{}", name.replace('\0', "?")),
             max_threads,
         }
     }
 
-    /// Runs `job` on a thread of the pool.
+    /// Runs `job` on a thread of the pool, which is busy until the job drops its [`Turn`].
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Overloaded`], at once, if all threads are busy or the system gives no more.
-    pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+    pub(crate) fn submit(&self, job: impl FnOnce(Turn<'_>) + Send + 'static) -> Result<()> {
         let promised = {
             let mut threads = self.shared.threads.lock();
             if threads.idle > 0 {
@@ -99,10 +114,10 @@ impl Shared {
         let mut job = Some(first);
         loop {
             if let Some(job) = job.take() {
+                let turn = Turn(self);
                 // A panic has been reported by the panic hook, and the job's own guards have told
                 // whoever waits for it; the thread goes on.
-                let _ = catch_unwind(AssertUnwindSafe(job));
-                self.threads.lock().idle += 1;
+                let _ = catch_unwind(AssertUnwindSafe(move || job(turn)));
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {
@@ -138,7 +153,7 @@ mod tests {
     fn held(pool: &LoaderPool) -> (Result<()>, mpsc::Receiver<()>, mpsc::Sender<()>) {
         let (began, has_begun) = mpsc::channel();
         let (end, told_to_end) = mpsc::channel();
-        let submitted = pool.submit(move || {
+        let submitted = pool.submit(move |_turn| {
             let _ = began.send(());
             let _ = told_to_end.recv();
         });
@@ -156,27 +171,20 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_thread_is_used_again() {
+    fn a_thread_whose_job_has_news_is_free_for_the_next() {
         let pool = LoaderPool::new("test", 1);
         let (done, wait) = mpsc::channel();
-        for _ in 0..100 {
-            let done = done.clone();
-            // A thread counts as idle only after its job; until then the pool refuses.
-            while pool
-                .submit({
-                    let done = done.clone();
-                    move || {
-                        let _ = done.send(thread::current().id());
-                    }
+        let ids: std::collections::HashSet<_> = (0..1000)
+            .map(|_| {
+                let done = done.clone();
+                pool.submit(move |turn| {
+                    drop(turn);
+                    let _ = done.send(thread::current().id());
                 })
-                .is_err()
-            {
-                thread::yield_now();
-            }
-            let _ = done;
-        }
-        let ids: std::collections::HashSet<_> =
-            (0..100).map(|_| wait.recv().expect("it ran")).collect();
+                .expect("the thread is free");
+                wait.recv().expect("it ran")
+            })
+            .collect();
         assert_eq!(ids.len(), 1);
     }
 
@@ -185,7 +193,8 @@ mod tests {
         let pool = LoaderPool::with_idle_timeout("test", 4, Duration::from_millis(1));
         for _ in 0..50 {
             let (done, wait) = mpsc::channel();
-            pool.submit(move || {
+            pool.submit(move |turn| {
+                drop(turn);
                 let _ = done.send(());
             })
             .expect("there is room");
@@ -203,13 +212,14 @@ mod tests {
     #[test]
     fn a_panicking_job_frees_its_thread() {
         let pool = LoaderPool::new("test", 1);
-        pool.submit(|| std::panic::resume_unwind(Box::new("quietly")))
+        pool.submit(|_turn| std::panic::resume_unwind(Box::new("quietly")))
             .expect("there is room");
         let (done, wait) = mpsc::channel();
+        // The panicking job held on to its turn.
         while pool
             .submit({
                 let done = done.clone();
-                move || {
+                move |_turn| {
                     let _ = done.send(());
                 }
             })

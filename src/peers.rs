@@ -40,7 +40,28 @@ pub trait ProtoGetter: Send + Sync {
     /// deadline has passed; a time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
-    /// Whether [`get`](Self::get) returns by `ctx`'s deadline whatever happens.
+    /// Asks the peer for what it has cached of `keys`, in as few exchanges as it can: an answer for
+    /// each, in their order, `None` where the key has to be asked for with [`get`](Self::get).
+    ///
+    /// The peer loads nothing, so no key waits for another. By default nothing is asked, and all
+    /// answers are `None`.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get), if it concerns all of the keys. An answer with another number of keys
+    /// is taken for all `None`.
+    fn get_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<PeerResponse>>> {
+        let _ = (ctx, group);
+        Ok(vec![None; keys.len()])
+    }
+
+    /// Whether [`get`](Self::get) and [`get_many`](Self::get_many) return by `ctx`'s deadline
+    /// whatever happens.
     ///
     /// If not (the default), calls with a deadline run on a loader thread, so that callers can
     /// leave in time.

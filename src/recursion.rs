@@ -42,13 +42,14 @@ static WAITING_FOR: LazyLock<Mutex<HashMap<LoadId, LoadId>>> = LazyLock::new(Mut
 pub(crate) struct Working(());
 
 pub(crate) fn work_for(id: LoadId) -> Working {
-    WORKING_FOR.with(|stack| stack.borrow_mut().push(id));
+    // A thread that is past its destructors has no stack. What it loads then goes unwatched.
+    let _ = WORKING_FOR.try_with(|stack| stack.borrow_mut().push(id));
     Working(())
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        WORKING_FOR.with(|stack| stack.borrow_mut().pop());
+        let _ = WORKING_FOR.try_with(|stack| stack.borrow_mut().pop());
     }
 }
 
@@ -62,7 +63,7 @@ pub(crate) struct Waiting(Option<LoadId>);
 ///
 /// [`ErrorKind::RecursiveLoad`] if `id`'s flight already depends on this thread's work.
 pub(crate) fn wait_for(id: LoadId) -> Result<Waiting> {
-    WORKING_FOR.with(|stack| {
+    let walk = |stack: &RefCell<Vec<LoadId>>| {
         let stack = stack.borrow();
         let Some(&innermost) = stack.last() else {
             return Ok(Waiting(None));
@@ -79,7 +80,10 @@ pub(crate) fn wait_for(id: LoadId) -> Result<Waiting> {
         }
         waiting_for.insert(innermost, id);
         Ok(Waiting(Some(innermost)))
-    })
+    };
+    WORKING_FOR
+        .try_with(walk)
+        .unwrap_or_else(|_| Ok(Waiting(None)))
 }
 
 impl Drop for Waiting {

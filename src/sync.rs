@@ -93,6 +93,11 @@ impl Condvar {
         }
     }
 
+    #[cfg(feature = "http")]
+    pub(crate) fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
     pub(crate) fn notify_all(&self) {
         self.0.notify_all();
     }

@@ -1,6 +1,7 @@
 //! What a peer's request is answered: the part that every front (our server, tiny_http) shares.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use super::handler::Request;
 use super::head::{Reject, split_target};
@@ -12,7 +13,7 @@ use crate::group::Group;
 use crate::peers::PeerResponse;
 use crate::registry::Registry;
 use crate::sync::Arc;
-use crate::wire::{self, PathError, Prefix};
+use crate::wire::{self, ManyBody, PathError, Prefix};
 
 /// Makes the context in which a peer's request is answered: request ids, tighter deadlines.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -26,12 +27,37 @@ pub(crate) struct Endpoint {
     /// Whether a raw `+` in a path is a space, as golang/groupcache's client means it.
     pub plus_is_space: bool,
     pub context: Option<Arc<ContextHook>>,
+    /// What one shared exchange may ask for and get.
+    pub shared: SharedLimits,
+}
+
+/// The bounds of a shared exchange; see the setters of `HttpPoolBuilder`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SharedLimits {
+    pub max_keys: usize,
+    /// Of the values in an answer.
+    pub max_bytes: usize,
+}
+
+impl SharedLimits {
+    /// The most bytes of the keys in a request: well below what servers take as a body.
+    pub(crate) fn max_key_bytes(&self) -> usize {
+        self.max_bytes.min(MAX_KEY_BYTES)
+    }
+
+    /// The bytes of the longest answer.
+    pub(crate) fn max_answer(&self) -> usize {
+        let around = self.max_keys.saturating_mul(MAX_AROUND);
+        self.max_bytes.saturating_add(around)
+    }
 }
 
 /// An answer, ready to be written.
 pub(crate) enum Answer {
     /// A cached value, and the protobuf bytes that come before it.
     Value { prefix: Prefix, value: ByteView },
+    /// The cached values of several keys.
+    Many(ManyBody),
     /// Everything else.
     Other(Response),
 }
@@ -47,11 +73,20 @@ impl Endpoint {
     /// Does not unwind. Runs user code on this thread: the context hook, and the getter if the
     /// request has no deadline.
     pub(crate) fn answer(&self, request: &Request<'_>) -> Option<Answer> {
+        if request.method() == "POST" {
+            let group = wire::parse_group_path(&self.base_path, request.path(), self.plus_is_space);
+            if let Some(group) = group {
+                let answer = group
+                    .map_err(bad_path)
+                    .and_then(|group| self.get_many(request, &group));
+                return Some(answer.unwrap_or_else(Answer::Other));
+            }
+        }
         let path = wire::parse_path(&self.base_path, request.path(), self.plus_is_space);
         let response = match path {
             Err(PathError::Outside) => return None,
             _ if request.method() != "GET" => method_not_allowed(),
-            Err(PathError::Malformed(why)) => Response::text(400, why),
+            Err(error) => bad_path(error),
             Ok(path) => match self.get(request, &path.group, &path.key) {
                 Ok(answer) => return Some(answer),
                 Err(response) => response,
@@ -61,19 +96,49 @@ impl Endpoint {
     }
 
     fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Answer, Response> {
-        let group = self.registry.get_group(group).ok_or_else(|| {
-            let message = format!("there is no group {group:?} here");
-            failed(&Error::new(ErrorKind::UnknownGroup, message))
-        })?;
+        let group = self.group(group)?;
         let ctx = self.context_of(request)?;
         let found = load(&group, &ctx, key).map_err(|error| failed(&error))?;
-        let ttl_nanos = found
-            .ttl
-            .map(|ttl| u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
+        let ttl_nanos = found.ttl.map(nanos);
         let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
         Ok(Answer::Value {
             prefix: wire::response_prefix(found.value.len(), ttl_nanos, expire, found.minute_qps),
             value: found.value,
+        })
+    }
+
+    /// Answers a shared exchange: from the store alone, so that a key that would have to be loaded
+    /// never keeps the others waiting. Neither the getter nor the context hook runs.
+    fn get_many(&self, request: &Request<'_>, group: &str) -> Result<Answer, Response> {
+        let group = self.group(group)?;
+        let asked = wire::decode_many_request(request.body(), MAX_KEYS)
+            .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
+        let wanted = asked.max_bytes.map(usize::try_from);
+        let mut room = match wanted {
+            Some(Ok(wanted)) => wanted.min(self.shared.max_bytes),
+            _ => self.shared.max_bytes,
+        };
+        let mut body = ManyBody::default();
+        for (n, key) in asked.keys.iter().enumerate() {
+            // What does not fit is asked for singly, as what is not here.
+            let fits = |found: &PeerResponse| found.value.len() <= room;
+            let look = n < self.shared.max_keys && room > 0;
+            let found = look.then(|| group.serve_peer_cached(key)).flatten();
+            match found.filter(fits) {
+                Some(found) => {
+                    room -= found.value.len();
+                    body.push(found.value, found.ttl.map(nanos));
+                }
+                None => body.push_missing(),
+            }
+        }
+        Ok(Answer::Many(body.finish()))
+    }
+
+    fn group(&self, name: &str) -> Result<Group, Response> {
+        self.registry.get_group(name).ok_or_else(|| {
+            let message = format!("there is no group {name:?} here");
+            failed(&Error::new(ErrorKind::UnknownGroup, message))
         })
     }
 
@@ -85,6 +150,8 @@ impl Endpoint {
             None => Context::background(),
         };
         match request.header(wire::TIMEOUT_HEADER) {
+            // Golang's clients do not tell. The load then runs on this connection's thread, for as
+            // long as it takes.
             None => Ok(base),
             Some(header) => wire::parse_timeout(header)
                 .map(|timeout| base.with_timeout(timeout))
@@ -95,17 +162,27 @@ impl Endpoint {
 
 impl Answer {
     /// Appends head and prefix to `out`, and returns what has to be sent after them.
-    pub(crate) fn encode(&self, framing: Framing, out: &mut Vec<u8>) -> &[u8] {
+    pub(crate) fn encode(&self, framing: Framing, out: &mut Vec<u8>) -> Rest<'_> {
         match self {
             Answer::Value { prefix, value } => {
                 let len = prefix.len() + value.len();
                 push_ok_head(out, wire::CONTENT_TYPE, len, framing);
                 out.extend_from_slice(prefix);
-                value
+                Rest::One(value)
             }
-            Answer::Other(response) => response.encode(framing, out),
+            Answer::Many(body) => {
+                push_ok_head(out, wire::CONTENT_TYPE, body.len(), framing);
+                Rest::Many(body)
+            }
+            Answer::Other(response) => Rest::One(response.encode(framing, out)),
         }
     }
+}
+
+/// What is sent after the head of an answer, from where it lies.
+pub(crate) enum Rest<'a> {
+    One(&'a [u8]),
+    Many(&'a ManyBody),
 }
 
 impl From<Reject> for Response {
@@ -126,6 +203,27 @@ fn failed(error: &Error) -> Response {
     Response::text(status, error.to_string()).with_own_header(wire::ERROR_HEADER, code)
 }
 
+fn bad_path(error: PathError) -> Response {
+    match error {
+        PathError::Malformed(why) => Response::text(400, why),
+        // Asked of paths below the base path.
+        PathError::Outside => Response::text(404, "there is nothing here"),
+    }
+}
+
+fn nanos(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn method_not_allowed() -> Response {
     Response::text(405, "peers are asked with GET").with_own_header("Allow", "GET")
 }
+
+const MAX_KEY_BYTES: usize = 64 << 10;
+
+/// What is around a value in the answer of a shared exchange: tag and length, state, time to live.
+const MAX_AROUND: usize = 32;
+
+/// The most keys that are read of one request, whatever is asked, which bounds its memory to 100 KiB. Those over
+/// [`SharedLimits::max_keys`] are answered as missing.
+const MAX_KEYS: usize = 4096;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::answer::{ContextHook, Endpoint};
+use crate::http::answer::{ContextHook, Endpoint, SharedLimits};
 use crate::http::handler::Request;
 use crate::http::picker::{PeerSettings, Picker, TransportHook};
 use crate::http::pool::HttpPool;
@@ -33,8 +33,10 @@ pub struct HttpPoolBuilder {
     registry: Option<Registry>,
     connect_timeout: Duration,
     exchange_timeout: Duration,
+    max_connections_per_peer: usize,
     max_idle_per_peer: usize,
     max_value_size: usize,
+    shared: SharedLimits,
 }
 
 type HashFn = dyn Fn(&[u8]) -> u64 + Send + Sync;
@@ -52,8 +54,13 @@ impl HttpPoolBuilder {
             registry: None,
             connect_timeout: Duration::from_millis(250),
             exchange_timeout: Duration::from_secs(1),
-            max_idle_per_peer: 64,
+            max_connections_per_peer: 24,
+            max_idle_per_peer: 24,
             max_value_size: 16 << 20,
+            shared: SharedLimits {
+                max_keys: 128,
+                max_bytes: 1 << 20,
+            },
         }
     }
 
@@ -130,7 +137,19 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// How many unused connections to one peer are kept for the next request; 64 by default. Those
+    /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
+    ///
+    /// A request more waits for one, in its turn, until its own deadline or the
+    /// [`exchange_timeout`](Self::exchange_timeout), from which the wait is taken; then it is an
+    /// error of the peer. Keep it below what the peers' servers take from one address
+    /// ([`max_connections_per_addr`](crate::http::ServerBuilder::max_connections_per_addr), 32):
+    /// what they refuse is an error too, and at once.
+    pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
+        self.max_connections_per_peer = connections;
+        self
+    }
+
+    /// How many unused connections to one peer are kept for the next request; 24 by default. Those
     /// that have not been used for 15 s are closed when the next request comes. Each holds 16 KiB,
     /// or 40 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
@@ -145,13 +164,36 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// The most keys that one request asks a peer for; 128 by default.
+    ///
+    /// Threads that ask one peer at the same time ride together: while a request is under way, their
+    /// keys gather and go in the next, and so do those of one [`get_many`](crate::Group::get_many).
+    /// The peer answers such a request from its cache, at once; what it would have to load is then
+    /// asked for singly, so that a slow load never holds up the others. A peer that does not know
+    /// such requests (one of Go) is asked singly from then on. Where values are 16 KiB and longer
+    /// in the mean, threads do not wait for each other.
+    ///
+    /// 0 and 1 turn it off. It is also the most keys that peers get in one answer from here.
+    pub fn max_shared_keys(mut self, keys: usize) -> Self {
+        self.shared.max_keys = keys;
+        self
+    }
+
+    /// The most bytes of values in the answer to one request for several keys; 1 MiB by default,
+    /// both for what is asked here and for what peers get from here. Values that find no room are
+    /// asked for singly. The keys of a request have as much room, and 64 KiB at most.
+    pub fn max_shared_bytes(mut self, bytes: usize) -> Self {
+        self.shared.max_bytes = bytes;
+        self
+    }
+
     /// Makes the pool, without peers, and registers it as the peer picker of its registry.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
-    /// `max_value_size`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
+    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
     /// has a peer picker. Nothing is registered then.
     pub fn build(self) -> Result<HttpPool> {
         let own = PeerUrl::parse(&self.self_url)?;
@@ -167,6 +209,11 @@ impl HttpPoolBuilder {
         if self.max_value_size == 0 {
             return Err(refuse("max_value_size is 0: no value would fit".into()));
         }
+        if self.max_connections_per_peer == 0 {
+            return Err(refuse(
+                "max_connections_per_peer is 0: no peer could be asked".into(),
+            ));
+        }
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
@@ -174,8 +221,10 @@ impl HttpPoolBuilder {
             transport: self.transport,
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
+            max_connections: self.max_connections_per_peer,
             max_idle_per_peer: self.max_idle_per_peer,
             max_value_size: self.max_value_size,
+            shared: self.shared,
         }));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
         registry.register_peer_picker(picker.clone())?;
@@ -184,6 +233,7 @@ impl HttpPoolBuilder {
             base_path: self.base_path,
             plus_is_space: self.preset == Preset::Golang,
             context: self.context,
+            shared: self.shared,
         };
         Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
     }

@@ -8,6 +8,9 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::answer::SharedLimits;
+use crate::http::permits::{Permit, Permits};
+use crate::http::shared::Sharing;
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::url::PeerUrl;
 use crate::pb::GetRequest;
@@ -21,13 +24,24 @@ use crate::wire;
 /// peer's getter said passes as it is. Only the former says anything about the peer's health.
 pub(crate) struct HttpPeer {
     url: Arc<PeerUrl>,
-    transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     /// The path of the peer's URL and the base path: what comes before the group.
-    base: String,
-    exchange_timeout: Duration,
-    max_value_size: usize,
+    pub(crate) base: String,
+    /// One for each exchange under way: the peer's server refuses connections over its own limit.
+    permits: Permits,
+    pub(crate) limits: PeerLimits,
+    pub(crate) sharing: Sharing,
     /// Read for answers that say when they expire, not how long they are good for.
     clock: Clock,
+}
+
+/// The figures of a peer; see the setters of `HttpPoolBuilder`, which document each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerLimits {
+    pub(crate) exchange_timeout: Duration,
+    pub(crate) max_connections: usize,
+    pub(crate) max_value_size: usize,
+    pub(crate) shared: SharedLimits,
 }
 
 impl HttpPeer {
@@ -35,30 +49,32 @@ impl HttpPeer {
         url: Arc<PeerUrl>,
         transport: Arc<dyn Transport>,
         base_path: &str,
-        exchange_timeout: Duration,
-        max_value_size: usize,
+        limits: PeerLimits,
         clock: Clock,
     ) -> Self {
         HttpPeer {
             base: format!("{}{base_path}", url.prefix()),
             url,
             transport,
-            exchange_timeout,
-            max_value_size,
+            permits: Permits::new(limits.max_connections),
+            sharing: Sharing::new(limits.shared),
+            limits,
             clock,
         }
     }
 
-    /// One request and its whole answer.
-    fn exchange(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
-        if let Some(ended) = ctx.err() {
-            return Err(ended);
-        }
-        let common = self.exchange_timeout;
-        let timeout = ctx.remaining().map_or(common, |left| left.min(common));
-        let path = wire::key_path(&self.base, &request.group, &request.key);
-        let mut sent = TransportRequest::new("GET", path);
-        sent.set_header(wire::TIMEOUT_HEADER, &wire::encode_timeout(timeout))?;
+    /// One request for one key, and its whole answer.
+    pub(crate) fn exchange(
+        &self,
+        ctx: &Context,
+        group: &str,
+        key: &str,
+        budget: Duration,
+    ) -> Result<PeerResponse> {
+        let (_permit, budget) = self.permit(ctx, budget)?;
+        let path = wire::key_path(&self.base, group, key);
+        let mut sent = TransportRequest::new("GET", path).within(budget);
+        sent.set_header(wire::TIMEOUT_HEADER, &wire::encode_timeout(budget))?;
         let response = self.transport.round_trip(ctx, sent)?;
         if response.status() == 200 {
             self.accept(ctx, response)
@@ -67,21 +83,20 @@ impl HttpPeer {
         }
     }
 
+    /// Waits for the right to a connection, which is held until the answer is read to its end or
+    /// its connection closed; and what is left of the budget then.
+    pub(crate) fn permit(&self, ctx: &Context, budget: Duration) -> Result<(Permit<'_>, Duration)> {
+        match self.permits.acquire(budget) {
+            Some((permit, waited)) => Ok((permit, budget.saturating_sub(waited))),
+            None => Err(ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY))),
+        }
+    }
+
     /// The value of an answer with status 200, if it is one.
     fn accept(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
-        let found = response.header("content-type").unwrap_or_default();
-        if !is_protobuf(found) {
-            let found: String = found.chars().take(80).collect();
-            return Err(self.failure(format_args!(
-                "it answered with {found:?}, not with {}: is a peer behind this URL?",
-                wire::CONTENT_TYPE
-            )));
-        }
-        let length = response.length();
-        let body = read_body(response.into_body(), length, max_body(self.max_value_size))
-            .map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))?;
+        let body = self.read_message(ctx, response, self.limits.max_value_size)?;
         let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
-        if decoded.value.len() > self.max_value_size {
+        if decoded.value.len() > self.limits.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
         let value = match &body {
@@ -98,6 +113,27 @@ impl HttpPeer {
         })
     }
 
+    /// The body of an answer with status 200, if it is a protobuf message with at most
+    /// `max_values` bytes of values.
+    pub(crate) fn read_message(
+        &self,
+        ctx: &Context,
+        response: TransportResponse,
+        max_values: usize,
+    ) -> Result<Bytes> {
+        let found = response.header("content-type").unwrap_or_default();
+        if !is_protobuf(found) {
+            let found: String = found.chars().take(80).collect();
+            return Err(self.failure(format_args!(
+                "it answered with {found:?}, not with {}: is a peer behind this URL?",
+                wire::CONTENT_TYPE
+            )));
+        }
+        let length = response.length();
+        read_body(response.into_body(), length, max_body(max_values))
+            .map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+    }
+
     /// How long the value is good for. A time that has passed is no time at all: the caller gets
     /// the value, and it is not kept.
     fn ttl(&self, decoded: &wire::Decoded<'_>) -> Option<Duration> {
@@ -111,7 +147,7 @@ impl HttpPeer {
     }
 
     /// The error that an answer with another status stands for.
-    fn explain(&self, response: TransportResponse) -> Error {
+    pub(crate) fn explain(&self, response: TransportResponse) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         let mut text = Vec::new();
@@ -129,6 +165,14 @@ impl HttpPeer {
         }
     }
 
+    /// The time of the exchange is over, or that of the caller.
+    pub(crate) fn too_late(&self, ctx: &Context) -> Error {
+        ctx.err().unwrap_or_else(|| {
+            let limit = self.limits.exchange_timeout;
+            self.failure(format_args!("no answer within {limit:?}"))
+        })
+    }
+
     fn failure(&self, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
     }
@@ -136,7 +180,16 @@ impl HttpPeer {
 
 impl ProtoGetter for HttpPeer {
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
-        self.exchange(ctx, request)
+        self.get_together(ctx, &request.group, &request.key)
+    }
+
+    fn get_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<PeerResponse>>> {
+        self.get_cached(ctx, group, keys)
     }
 
     fn honors_deadline(&self) -> bool {
@@ -156,7 +209,7 @@ pub(crate) fn max_body(max_value_size: usize) -> u64 {
 }
 
 /// A body, in the allocation that it arrived in.
-enum Bytes {
+pub(crate) enum Bytes {
     Shared(Arc<[u8]>),
     Grown(Vec<u8>),
 }
@@ -235,5 +288,7 @@ const MAX_WASTE: usize = 64;
 
 /// The most that is read of the text of an error.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
+
+const ALL_BUSY: &str = "all connections to it stayed busy; see max_connections_per_peer";
 
 const TOO_LONG: &str = "the answer is longer than max_value_size allows";

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::answer::{Answer, Endpoint};
+use super::answer::{Answer, Endpoint, Rest};
 use super::connections::{Connections, Link};
 use super::handler::{Handler, Request};
 use super::head::{self, BODY_TOO_LARGE};
@@ -59,7 +59,7 @@ pub(super) fn serve(service: &Service, link: &Link) {
                 };
                 let response = Response::from(reject);
                 let body = response.encode(framing, &mut output.head);
-                if output.send(body).is_ok() {
+                if output.send(Rest::One(body)).is_ok() {
                     input.linger();
                 }
                 return;
@@ -95,7 +95,7 @@ fn exchange(
         Cow::Borrowed(arrived)
     } else {
         if head.expects_continue {
-            output.send(CONTINUE).map_err(|_| End::Closed)?;
+            output.send(Rest::One(CONTINUE)).map_err(|_| End::Closed)?;
         }
         Cow::Owned(reader.body(arrived, body_len, service.limits.body_timeout)?)
     };

@@ -190,8 +190,8 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-/// Holds the heads that peers send, which are under 500 bytes unless their keys are long.
-const INITIAL_SIZE: usize = 1024;
+/// Holds the requests that peers send, which are under 500 bytes unless they ask for many keys.
+const INITIAL_SIZE: usize = 4096;
 
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;

@@ -4,6 +4,8 @@ use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use super::answer::Rest;
+
 /// The writing side of a connection.
 pub(super) struct Output<'s> {
     stream: &'s TcpStream,
@@ -24,9 +26,19 @@ impl<'s> Output<'s> {
     }
 
     /// Sends `head`, then `rest`, and empties `head`.
-    pub(super) fn send(&mut self, rest: &[u8]) -> io::Result<()> {
-        let mut slices = [IoSlice::new(&self.head), IoSlice::new(rest)];
-        let result = write_all(self.stream, &mut slices, self.timeout);
+    pub(super) fn send(&mut self, rest: Rest<'_>) -> io::Result<()> {
+        let head = IoSlice::new(&self.head);
+        let result = match rest {
+            Rest::One(bytes) => {
+                let mut slices = [head, IoSlice::new(bytes)];
+                write_all(self.stream, &mut slices, self.timeout)
+            }
+            Rest::Many(body) => {
+                let mut slices = vec![head];
+                slices.extend(body.pieces().map(IoSlice::new));
+                write_all(self.stream, &mut slices, self.timeout)
+            }
+        };
         self.head.clear();
         self.head.shrink_to(HEAD_SIZE);
         result
@@ -95,7 +107,7 @@ mod tests {
             let timeout = Duration::from_secs(20);
             let mut output = Output::new(&stream, timeout);
             output.head.extend_from_slice(b"head");
-            output.send(&value).expect("sent");
+            output.send(Rest::One(&value)).expect("sent");
             assert_eq!(stream.write_timeout().expect("time-out"), Some(timeout));
             assert!(output.head.is_empty());
             stream.shutdown(std::net::Shutdown::Write).expect("the end");

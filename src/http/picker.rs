@@ -6,7 +6,8 @@ use std::fmt;
 use crate::clock::Clock;
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::{HttpPeer, max_body};
+use crate::http::answer::SharedLimits;
+use crate::http::client::{HttpPeer, PeerLimits, max_body};
 use crate::http::transport::Transport;
 use crate::http::ureq_transport::{TransportLimits, UreqTransport};
 use crate::http::url::PeerUrl;
@@ -32,8 +33,10 @@ pub(crate) struct PeerSettings {
     pub(crate) transport: Option<Arc<TransportHook>>,
     pub(crate) connect_timeout: std::time::Duration,
     pub(crate) exchange_timeout: std::time::Duration,
+    pub(crate) max_connections: usize,
     pub(crate) max_idle_per_peer: usize,
     pub(crate) max_value_size: usize,
+    pub(crate) shared: SharedLimits,
 }
 
 /// Wraps or replaces the default transport of the peer whose URL it gets.
@@ -159,7 +162,7 @@ impl PeerSettings {
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
             max_idle: self.max_idle_per_peer,
-            max_body: max_body(self.max_value_size),
+            max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
         };
         let mut transport: Arc<dyn Transport> = Arc::new(UreqTransport::new(url.clone(), limits));
         if let Some(hook) = &self.transport {
@@ -169,8 +172,12 @@ impl PeerSettings {
             url,
             transport,
             &self.base_path,
-            self.exchange_timeout,
-            self.max_value_size,
+            PeerLimits {
+                exchange_timeout: self.exchange_timeout,
+                max_connections: self.max_connections,
+                max_value_size: self.max_value_size,
+                shared: self.shared,
+            },
             Clock::system(),
         )
     }

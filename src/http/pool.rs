@@ -35,7 +35,9 @@ use crate::sync::Arc;
 /// # Ok::<(), larder::Error>(())
 /// ```
 ///
-/// Clones are the same pool. Any thread may use it and set its peers at any time.
+/// Clones are the same pool. Any thread may use it and set its peers at any time. The registry
+/// keeps the peers, and their connections, also when the last clone is gone: set an empty list to
+/// let go of them.
 #[derive(Clone)]
 pub struct HttpPool {
     shared: Arc<Shared>,

@@ -136,8 +136,12 @@ impl ServerBuilder {
         self.serve_listener(listener)
     }
 
-    /// Serves on a socket that listens already: one that a supervisor handed over, or with options
-    /// of its own.
+    /// Serves on a socket that listens already: one with options of its own, or that was bound with
+    /// rights that the process has given up since.
+    ///
+    /// The server takes the socket as its own. It sets options on it, and on Linux its shutdown ends
+    /// the listening itself, for every process that shares the socket: a supervisor that hands one
+    /// over has to open another for the next process.
     ///
     /// # Errors
     ///
@@ -194,6 +198,10 @@ impl fmt::Debug for ServerBuilder {
 /// Requests that two servers could read in two ways are answered 400 and end the connection: two
 /// lengths, a length that is not a number, a line that ends in LF alone, a missing Host, and so
 /// on. Bodies come with `Content-Length`; transfer codings are answered 411.
+///
+/// A client that is gone when it is answered raises SIGPIPE, which Rust's own start-up has the
+/// process ignore. Where `main` is not Rust's, as for a library in a C program, ignore it yourself:
+/// by default it ends the process.
 #[must_use = "dropping the server shuts it down; call `wait` to serve for ever"]
 pub struct Server {
     connections: Arc<Connections>,

@@ -60,12 +60,14 @@ impl Connector for TcpConnector {
         Ok(Some(TcpTransport {
             stream,
             buffers: ConnectionBuffers::new(),
+            held: Vec::with_capacity(HELD_SMALL),
             generation: self.generation.clone(),
             born,
             max_answer: self.max_answer,
             requests: 0,
             sending: false,
             answered: 0,
+            last_read: Instant::now(),
             broken: false,
             read_timeout: SocketTimeout::default(),
             write_timeout: SocketTimeout::default(),
@@ -95,8 +97,15 @@ fn first_of<T>(
     Err(last)
 }
 
+/// A peer of this machine that is down can be "reached" by a connection to itself: the kernel gives
+/// the connection a port of its own, sooner or later the very port that is dialled, and the two
+/// ends meet (RFC 9293, section 3.5, simultaneous open). Kept, it would take the port from the peer
+/// that starts again.
 fn dial_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
+    if stream.local_addr()? == address {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, MET_ITSELF));
+    }
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -105,6 +114,8 @@ fn dial_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
 pub(crate) struct TcpTransport {
     stream: TcpStream,
     buffers: ConnectionBuffers,
+    /// Written by ureq and not yet sent: head and body of a request go out together.
+    held: Vec<u8>,
     generation: Generation,
     /// The generation it was made in.
     born: u64,
@@ -115,6 +126,8 @@ pub(crate) struct TcpTransport {
     sending: bool,
     /// Bytes read of the present answer.
     answered: u64,
+    /// When bytes were read last.
+    last_read: Instant,
     /// Whether reading or writing failed, or the peer closed its side.
     broken: bool,
     read_timeout: SocketTimeout,
@@ -138,8 +151,9 @@ impl TcpTransport {
         timeout_or_io(error, reason)
     }
 
-    fn write(&mut self, amount: usize, deadline: Instant) -> io::Result<()> {
-        let mut rest = &self.buffers.output()[..amount];
+    /// Sends what is held.
+    fn flush(&mut self, deadline: Instant) -> io::Result<()> {
+        let mut rest = &self.held[..];
         while !rest.is_empty() {
             let set = |timeout| self.stream.set_write_timeout(Some(timeout));
             self.write_timeout.prepare(deadline, set)?;
@@ -150,6 +164,8 @@ impl TcpTransport {
                 Err(error) => return Err(error),
             }
         }
+        self.held.clear();
+        self.held.shrink_to(HELD_SMALL);
         Ok(())
     }
 
@@ -192,13 +208,20 @@ impl Transport for TcpTransport {
             self.requests += 1;
             self.answered = 0;
         }
-        self.write(amount, deadline_after(timeout))
+        // ureq writes the head, then the body, and waits for the answer when there is no more.
+        self.held
+            .extend_from_slice(&self.buffers.output()[..amount]);
+        if self.held.len() < HELD_LARGE {
+            return Ok(());
+        }
+        self.flush(deadline_after(timeout))
             .map_err(|error| self.fail(error, timeout.reason))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.sending = false;
-        match self.read(deadline_after(timeout)) {
+        let deadline = deadline_after(timeout);
+        match self.flush(deadline).and_then(|()| self.read(deadline)) {
             Ok(0) if self.answered == 0 => {
                 let closed = io::Error::new(
                     io::ErrorKind::UnexpectedEof,
@@ -212,6 +235,7 @@ impl Transport for TcpTransport {
             }
             Ok(n) => {
                 self.answered += n as u64;
+                self.last_read = Instant::now();
                 self.buffers.input_appended(n);
                 Ok(true)
             }
@@ -219,11 +243,20 @@ impl Transport for TcpTransport {
         }
     }
 
-    /// Makes no system call. A connection that the peer closed while it was idle is found out by
-    /// using it ([`Stale`]); one whose last answer was not read to its end never gets here, because
-    /// ureq drops it, and one that got more than its answer is dropped for its full buffer.
+    /// Makes no system call for a connection in steady use. One that the peer closed a moment ago
+    /// is found out by using it ([`Stale`]); one whose last answer was not read to its end never
+    /// gets here, because ureq drops it, and one that got more than its answer is dropped for its
+    /// full buffer.
+    ///
+    /// One that has rested is asked of the kernel. Bytes may have come that answer no request:
+    /// proxies send a 408 before they close an idle connection, and a bad length leaves a rest.
+    /// They would be taken for the answer to the next request, whatever its key. What comes within
+    /// [`RESTED`] of the answer is not found; that would cost three system calls a request, and a
+    /// peer that means harm can send a wrong answer in the first place.
     fn is_open(&mut self) -> bool {
-        !self.broken && self.born == self.generation.now()
+        !self.broken
+            && self.born == self.generation.now()
+            && (self.last_read.elapsed() < RESTED || is_quiet(&self.stream))
     }
 }
 
@@ -273,6 +306,17 @@ impl std::error::Error for Stale {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.0)
     }
+}
+
+/// Whether nothing has come, bytes or an end.
+fn is_quiet(stream: &TcpStream) -> bool {
+    let peek = || {
+        stream.set_nonblocking(true)?;
+        let peeked = stream.peek(&mut [0]);
+        stream.set_nonblocking(false)?;
+        peeked
+    };
+    peek().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// A time-out of the socket, as it is set there.
@@ -329,11 +373,23 @@ fn timeout_or_io(error: io::Error, reason: Timeout) -> ureq::Error {
     }
 }
 
+/// Holds most requests.
+const HELD_SMALL: usize = 512;
+
+/// What is sent without waiting for more.
+const HELD_LARGE: usize = 16 * 1024;
+
+/// How long a connection lies unused before it is looked at again. Long enough that few are, with
+/// 24 connections taken in turn; short beside the times after which anybody closes one.
+const RESTED: Duration = Duration::from_millis(10);
+
 /// The finest time-out worth asking the kernel for; Linux rounds up to its tick, 1 to 10 ms.
 const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// A bound that keeps sums of times in range. Exchanges have far shorter ones.
 const LONGEST: Duration = Duration::from_secs(86_400);
+
+const MET_ITSELF: &str = "refused: nobody listens, and the connection met itself";
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
@@ -348,7 +404,7 @@ mod tests {
 
     #[test]
     fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-        let deadline = Instant::now() + Duration::from_millis(90);
+        let deadline = Instant::now() + Duration::from_millis(900);
         let connected = first_of(&addresses(3), deadline, |address, timeout| {
             if address.port() < 3 {
                 std::thread::sleep(timeout);
@@ -371,6 +427,24 @@ mod tests {
         assert_eq!(*shares.lock(), [4.0, 6.0, 12.0]);
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         assert!(error.to_string().starts_with("10.0.0.1:3: "), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_connection_to_itself_is_refused() {
+        // Linux gives even ports to connections first. Without a listener every dial is refused,
+        // until the port of the connection is the one it dials.
+        let listener = (40_000..60_000)
+            .step_by(2)
+            .find_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok())
+            .expect("a free port");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let met = (0..400_000).any(|_| match dial_one(address, Duration::from_secs(1)) {
+            Ok(_) => panic!("nobody listens"),
+            Err(error) => error.to_string() == MET_ITSELF,
+        });
+        assert!(met);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use httparse::Header;
 
-use super::answer::{Answer, Endpoint};
+use super::answer::{Answer, Endpoint, Rest};
 use super::handler::Request;
 use super::head::{BODY_TOO_LARGE, Head, MAX_FIELDS, Reject, TOO_MANY_FIELDS, is_control};
 use super::limits::DEFAULT_MAX_BODY_SIZE;
@@ -119,8 +119,10 @@ fn answer(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Vec
         Answer::Other(reject.into())
     });
     let mut out = Vec::with_capacity(256);
-    let rest = answer.encode(framing, &mut out);
-    out.extend_from_slice(rest);
+    match answer.encode(framing, &mut out) {
+        Rest::One(bytes) => out.extend_from_slice(bytes),
+        Rest::Many(body) => body.pieces().for_each(|piece| out.extend_from_slice(piece)),
+    }
     out
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::time::Duration;
 
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -49,6 +50,9 @@ pub struct TransportRequest<'a> {
     path: String,
     headers: HeaderMap,
     body: &'a [u8],
+    /// What the exchange may take, if that is less than the transport's own time-out.
+    budget: Option<Duration>,
+    repeatable: bool,
 }
 
 impl<'a> TransportRequest<'a> {
@@ -58,7 +62,30 @@ impl<'a> TransportRequest<'a> {
             path,
             headers: HeaderMap::with_capacity(4),
             body: &[],
+            budget: None,
+            repeatable: false,
         }
+    }
+
+    pub(crate) fn within(mut self, budget: Duration) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Adds a body, to a request that may be sent twice: that the peer got it before changes nothing.
+    pub(crate) fn with_repeatable_body(mut self, body: &'a [u8]) -> Self {
+        self.body = body;
+        self.repeatable = true;
+        self
+    }
+
+    /// Whether the peer may get the request a second time.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.repeatable || self.method == "GET"
+    }
+
+    pub(crate) fn budget(&self) -> Option<Duration> {
+        self.budget
     }
 
     /// The method, in upper case.

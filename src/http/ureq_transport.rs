@@ -103,8 +103,14 @@ impl UreqTransport {
 
     fn respond(&self, response: Response<Body>) -> Result<TransportResponse> {
         let (head, body) = response.into_parts();
-        let chunked = head.version == Version::HTTP_11 && is_chunked(&head.headers);
         let announced = head.headers.contains_key(http::header::CONTENT_LENGTH);
+        let chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
+        if chunked && (announced || head.version != Version::HTTP_11 || !is_chunked(&head.headers))
+        {
+            // ureq takes one reading, and who comes between may take another: then the two do not
+            // agree on where the next answer begins (RFC 9112, section 6.3).
+            return Err(self.refuse("the answer's length can be read in two ways"));
+        }
         // ureq has no length for a body that is announced to be empty.
         let length = body
             .content_length()
@@ -146,11 +152,11 @@ impl UreqTransport {
 }
 
 impl Transport for UreqTransport {
-    /// A GET that fails because its connection had been closed while it was idle is tried once
+    /// A request that fails because its connection had been closed while it was idle is tried once
     /// more, on a new connection, within the same deadline. ureq itself never tries again.
     ///
     /// Only a connection that has carried an exchange before can be such a one, only before the
-    /// first byte of the answer, and only a GET is repeated: the peer may have acted on it.
+    /// first byte of the answer, and only requests that change nothing at the peer are repeated.
     fn round_trip(
         &self,
         ctx: &Context,
@@ -164,9 +170,10 @@ impl Transport for UreqTransport {
             return Err(self.refuse("the key is too long for the path of a URL"));
         }
         let common = self.limits.exchange_timeout;
+        let common = request.budget().map_or(common, |own| own.min(common));
         let budget = ctx.remaining().map_or(common, |left| left.min(common));
         let mut result = self.attempt(&self.agent, &request, budget);
-        if request.method() == "GET" && result.as_ref().is_err_and(Stale::is) {
+        if request.is_repeatable() && result.as_ref().is_err_and(Stale::is) {
             self.generation.end();
             let left = budget.saturating_sub(begun.elapsed());
             result = self.attempt(&self.fresh, &request, left);
@@ -209,13 +216,13 @@ fn too_late(exchange_timeout: Duration) -> io::Error {
     )
 }
 
+/// Whether the only transfer coding is `chunked`.
 fn is_chunked(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(http::header::TRANSFER_ENCODING);
-    values
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
+    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+    codings
+        .next()
+        .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 fn config(limits: &TransportLimits, max_idle: usize) -> Config {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -10,7 +10,10 @@ use std::time::Instant;
 
 use crate::clock::Clock;
 use crate::error::BoxError;
+use crate::pb::GetRequest;
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::sink::Sink;
+use crate::stats::CacheType;
 use crate::store::Eviction;
 use crate::sync::Mutex;
 

@@ -1,6 +1,6 @@
 //! Models of the protocols between threads, run in every order by loom.
 //!
-//! `RUSTFLAGS="--cfg larder_loom" cargo test --release --lib --no-default-features loom`
+//! `RUSTFLAGS="--cfg larder_loom" cargo test --release --lib --no-default-features --features http loom`
 //!
 //! A deadlock, a lost wake-up or a broken assertion in any order fails the test. All orders take
 //! some 20 s; `LOOM_MAX_PREEMPTIONS=3` bounds the search and takes one.

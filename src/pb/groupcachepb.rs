@@ -84,3 +84,79 @@ impl<'a> MessageWrite for GetResponse<'a> {
     }
 }
 
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct GetManyRequest<'a> {
+    pub keys: Vec<Cow<'a, str>>,
+    pub max_bytes: Option<u64>,
+}
+
+impl<'a> MessageRead<'a> for GetManyRequest<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(802) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
+                Ok(808) => msg.max_bytes = Some(r.read_uint64(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for GetManyRequest<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + self.keys.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
+        + self.max_bytes.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        for s in &self.keys { w.write_with_tag(802, |w| w.write_string(&**s))?; }
+        if let Some(ref s) = self.max_bytes { w.write_with_tag(808, |w| w.write_uint64(*s))?; }
+        Ok(())
+    }
+}
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct GetManyResponse<'a> {
+    pub values: Vec<Cow<'a, [u8]>>,
+    pub found: Option<Cow<'a, [u8]>>,
+    pub ttl_nanos: Vec<u64>,
+}
+
+impl<'a> MessageRead<'a> for GetManyResponse<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(802) => msg.values.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for GetManyResponse<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + self.values.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
+        + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
+        + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        for s in &self.values { w.write_with_tag(802, |w| w.write_bytes(&**s))?; }
+        if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
+        for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
+        Ok(())
+    }
+}
+

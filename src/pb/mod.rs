@@ -10,4 +10,4 @@
 #[rustfmt::skip]
 mod groupcachepb;
 
-pub use groupcachepb::{GetRequest, GetResponse};
+pub use groupcachepb::{GetManyRequest, GetManyResponse, GetRequest, GetResponse};

@@ -4,7 +4,8 @@
 ///
 /// Time is counted in insertions. A key counts as remembered while fewer keys than the share holds
 /// entries were inserted after it, as in a FIFO ghost queue of that length (S3-FIFO, SOSP '23,
-/// section 4.1), without the queue. A tag of 16 bits, beside the bits that chose the place, lets a
+/// section 4.1), without the queue; and a few in any case, for large entries come into a share only
+/// through here, also into one that holds nothing yet. A tag of 16 bits, beside the bits that chose the place, lets a
 /// stranger's key pass as remembered once in 65,536 look-ups; such a key merely enters the main
 /// queue early.
 #[derive(Debug, Default)]
@@ -21,6 +22,7 @@ pub(crate) struct Ghost {
 /// a time wraps only after four tables' worth of insertions.
 const UNIT_BITS: u32 = 14;
 
+/// The shortest table, and the fewest insertions that a key is remembered for.
 const SMALLEST: usize = 16;
 
 impl Ghost {
@@ -33,7 +35,7 @@ impl Ghost {
         self.cells[at] = cell;
     }
 
-    /// Whether the key was inserted less than `resident` insertions ago.
+    /// Whether the key was inserted less than `resident` insertions ago, or less than [`SMALLEST`].
     pub(crate) fn contains(&self, hash: u32, resident: u32) -> bool {
         if self.cells.is_empty() {
             return false;
@@ -41,7 +43,7 @@ impl Ghost {
         let cell = self.cells[self.place(hash)];
         let age = self.units(self.time).wrapping_sub(cell) & 0xffff;
         cell & 0xffff_0000 == hash & 0xffff_0000
-            && u64::from(age) << self.shift < u64::from(resident)
+            && u64::from(age) << self.shift < u64::from(resident).max(SMALLEST as u64)
     }
 
     fn place(&self, hash: u32) -> usize {

@@ -7,7 +7,7 @@ use crate::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemovalCause {
-    /// Its time to live was over.
+    /// Its time to live was over, whatever took it out then.
     Expired,
     /// It was removed, or the cache was cleared.
     Explicit,
@@ -59,6 +59,10 @@ impl Graveyard {
         } else {
             self.rest.push(departed);
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Departed> {

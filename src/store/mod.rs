@@ -204,14 +204,18 @@ impl Store {
 
     /// The same with what a peer must know of the entry.
     pub(crate) fn get_hit(&self, hash: Hash, key: &str) -> Option<Hit> {
-        let shard = self.shard(hash).read();
-        let Some(hit) = shard.find_hit(hash, key, &self.clock) else {
+        let hit = self.get_present(hash, key);
+        if hit.is_none() {
             self.counters.count_miss();
-            return None;
-        };
-        if let Some(slot) = shard.find(hash, key, &self.clock) {
-            slot.touch();
         }
+        hit
+    }
+
+    /// The entry of a key, counted as a look-up and a use if there is one, and as nothing if not.
+    pub(crate) fn get_present(&self, hash: Hash, key: &str) -> Option<Hit> {
+        let shard = self.shard(hash).read();
+        let (hit, slot) = shard.find_hit(hash, key, &self.clock)?;
+        slot.touch();
         self.counters.count_hit(hit.share);
         drop(shard);
         self.used(hash, key);
@@ -229,7 +233,8 @@ impl Store {
 
     /// The entry of a key, counted as nothing.
     pub(crate) fn peek(&self, hash: Hash, key: &str) -> Option<Hit> {
-        self.shard(hash).read().find_hit(hash, key, &self.clock)
+        let shard = self.shard(hash).read();
+        shard.find_hit(hash, key, &self.clock).map(|(hit, _)| hit)
     }
 
     /// The entry of a key, counted as nothing; or, if there is none, the generation that a load
@@ -242,6 +247,7 @@ impl Store {
         let shard = self.shard(hash).read();
         shard
             .find_hit(hash, key, &self.clock)
+            .map(|(hit, _)| hit)
             .ok_or_else(|| shard.generation(hash))
     }
 
@@ -254,6 +260,8 @@ impl Store {
         if self.budget.capacity() == 0 {
             return gone;
         }
+        // What is not put in is dropped here, not under the lock.
+        let _data = new.data.clone();
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
             new,

@@ -12,11 +12,14 @@ use crate::stats::CacheType;
 
 /// Generations are counted for groups of keys; a neighbour's removal costs a load its place in the
 /// cache, nothing more.
-const STRIPES: usize = 64;
+const STRIPES: usize = 256;
 
 /// Slots looked at for expiry with each insertion: every slot is seen once in `slots / 8`
 /// insertions.
 const SWEEP_STEP: usize = 8;
+
+/// Tables of this many slots are not made smaller.
+const MIN_SLOTS: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -24,9 +27,9 @@ pub(super) struct Shard {
     slab: Slab,
     shares: Shares,
     eviction: Eviction,
-    /// When the slot's entry expires. Empty until an entry that expires comes; then as long as the
-    /// slab.
-    expiries: Vec<Option<Tick>>,
+    /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until an entry that
+    /// expires comes; then as long as the slab.
+    expiries: Vec<Tick>,
     sweep_at: usize,
     /// Removals of keys, by stripe. A load notes its key's before it runs and compares when it
     /// puts its value in; both under the shard's lock.
@@ -80,32 +83,41 @@ impl Shard {
     /// The live entry of a key.
     #[inline]
     pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<&Slot> {
-        let slot = self.slab.get(self.index_of(hash, key)?);
+        let index = self.index_of(hash, key)?;
+        let slot = self.slab.get(index);
         // The clock is read only for entries that expire.
-        if slot.expires() && self.find_expiring(hash, key, clock).is_none() {
+        if slot.expires() && self.has_expired(index, clock) {
             return None;
         }
         Some(slot)
     }
 
     /// The live entry of a key, with what a peer must know of it.
-    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Hit> {
-        let slot = self.find(hash, key, clock)?;
-        let expires = slot
-            .expires()
-            .then(|| self.find_expiring(hash, key, clock))
-            .flatten();
-        Some(Hit {
+    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(Hit, &Slot)> {
+        let index = self.index_of(hash, key)?;
+        let slot = self.slab.get(index);
+        if slot.expires() && self.has_expired(index, clock) {
+            return None;
+        }
+        let hit = Hit {
             view: slot.view(),
             share: slot.share(),
-            expires,
-        })
+            expires: self.expiry(index),
+        };
+        Some((hit, slot))
     }
 
-    #[cold]
-    fn find_expiring(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Tick> {
-        let index = self.index_of(hash, key)?;
-        self.expiry(index).filter(|&at| clock.now() < at)
+    fn has_expired(&self, index: u32, clock: &Clock) -> bool {
+        self.expiry(index).is_some_and(|end| end <= clock.now())
+    }
+
+    /// `cause`, unless the entry's time was over before.
+    fn cause(&self, index: u32, clock: &Clock, cause: RemovalCause) -> RemovalCause {
+        if self.has_expired(index, clock) {
+            RemovalCause::Expired
+        } else {
+            cause
+        }
     }
 
     /// Moves a key's entry to the front, under exact LRU.
@@ -145,7 +157,8 @@ impl Shard {
         if let Some(index) = self.index_of(new.hash, new.key) {
             let slot = self.slab.get_mut(index);
             earned = (slot.in_main_queue(), *slot.freq());
-            self.depart(index, RemovalCause::Replaced, budget, gone);
+            let cause = self.cause(index, clock, RemovalCause::Replaced);
+            self.depart(index, cause, budget, gone);
         }
 
         let weight = charge::entry(new.data.len());
@@ -165,6 +178,9 @@ impl Shard {
             if !self.evict_one(hot, budget, targets, gone) {
                 break;
             }
+        }
+        if self.slab.len() > MIN_SLOTS && self.len() < self.slab.len() / 2 {
+            self.compact();
         }
         let slot = Slot::new(new.hash.table(), key_len, new.data, new.share);
         let Some(index) = self.slab.insert(slot) else {
@@ -273,12 +289,7 @@ impl Shard {
         *generation = generation.wrapping_add(1);
         match self.index_of(hash, key) {
             Some(index) => {
-                let expired = self.expiry(index).is_some_and(|end| end <= clock.now());
-                let cause = if expired {
-                    RemovalCause::Expired
-                } else {
-                    RemovalCause::Explicit
-                };
+                let cause = self.cause(index, clock, RemovalCause::Explicit);
                 self.depart(index, cause, budget, gone);
                 true
             }
@@ -300,6 +311,39 @@ impl Shard {
         self.sweep_at = 0;
         self.shares.main.queues = s3fifo::Queues::default();
         self.shares.hot.queues = s3fifo::Queues::default();
+    }
+
+    /// Moves the entries together, into tables of their number.
+    ///
+    /// The memory of a free slot is charged to nobody. Without this, tables that once held many
+    /// small entries would stay beside the few large ones that took their place. Each entry moved
+    /// stands for one that left, so an insertion pays for a move or two in the long run.
+    fn compact(&mut self) {
+        let live = self.len();
+        let mut slab = Slab::with_capacity(live + 1);
+        let mut table = HashTable::with_capacity(live + 1);
+        let mut expiries = Vec::new();
+        let Shares { main, hot } = &mut self.shares;
+        let (main, hot) = (&mut main.queues, &mut hot.queues);
+        for queue in [
+            &mut main.small,
+            &mut main.main,
+            &mut hot.small,
+            &mut hot.main,
+        ] {
+            self.slab.move_list(queue, &mut slab, |old, new, slot| {
+                // There is room for all: nothing is hashed again.
+                table.insert_unique(Hash::spread_of(slot.hash), new, |_| 0);
+                if let Some(&end) = self.expiries.get(old as usize) {
+                    expiries.resize(new as usize, Tick::NEVER);
+                    expiries.push(end);
+                }
+            });
+        }
+        self.slab = slab;
+        self.table = table;
+        self.expiries = expiries;
+        self.sweep_at = 0;
     }
 
     /// Takes out what has expired among the next few slots.
@@ -333,6 +377,11 @@ impl Shard {
         sum
     }
 
+    #[cfg(all(test, not(larder_loom)))]
+    pub(super) fn slots(&self) -> usize {
+        self.slab.len()
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.shares.main.queues.bytes() + self.shares.hot.queues.bytes()
     }
@@ -362,14 +411,15 @@ impl Shard {
     }
 
     fn expiry(&self, index: u32) -> Option<Tick> {
-        self.expiries.get(index as usize).copied().flatten()
+        let end = self.expiries.get(index as usize).copied();
+        end.filter(|&end| end != Tick::NEVER)
     }
 
     fn set_expiry(&mut self, index: u32, expires: Option<Tick>) {
         self.slab.get_mut(index).set_expires(expires.is_some());
         if expires.is_some() || !self.expiries.is_empty() {
-            self.expiries.resize(self.slab.len(), None);
-            self.expiries[index as usize] = expires;
+            self.expiries.resize(self.slab.len(), Tick::NEVER);
+            self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
         }
     }
 

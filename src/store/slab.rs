@@ -128,6 +128,19 @@ impl Slot {
         self.freq.get_mut()
     }
 
+    /// The same entry, for another place; leaves nothing in this one.
+    fn move_out(&mut self) -> Slot {
+        Slot {
+            data: self.data.take(),
+            prev: NIL,
+            next: NIL,
+            hash: self.hash,
+            key_len: self.key_len,
+            freq: AtomicU8::new(*self.freq()),
+            flags: self.flags,
+        }
+    }
+
     fn take(&mut self) -> Option<(usize, Arc<[u8]>)> {
         let data = self.data.take()?;
         Some((usize::from(self.key_len), data))
@@ -188,6 +201,13 @@ impl Default for Slab {
 }
 
 impl Slab {
+    pub(crate) fn with_capacity(slots: usize) -> Slab {
+        Slab {
+            slots: Vec::with_capacity(slots),
+            free: NIL,
+        }
+    }
+
     /// The number of slots, free ones included.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
@@ -221,6 +241,26 @@ impl Slab {
         let index = u32::try_from(self.slots.len()).ok().filter(|&i| i != NIL)?;
         self.slots.push(slot);
         Some(index)
+    }
+
+    /// Moves the members of a list into another slab, in their order, and tells of each where it
+    /// was and where it is. Their places here are not used again: this slab is given up.
+    pub(crate) fn move_list(
+        &mut self,
+        list: &mut List,
+        to: &mut Slab,
+        mut moved: impl FnMut(u32, u32, &Slot),
+    ) {
+        let mut there = List::default();
+        while let Some(old) = list.tail() {
+            self.unlink(list, old);
+            let Some(new) = to.insert(self.get_mut(old).move_out()) else {
+                break;
+            };
+            to.push_head(&mut there, new);
+            moved(old, new, to.get(new));
+        }
+        *list = there;
     }
 
     /// Frees a slot that is in no list, and hands out the key's length and the data.

@@ -191,6 +191,30 @@ fn unused_room_of_one_share_serves_the_other() {
 }
 
 #[test]
+fn large_values_get_their_share_from_many_small_ones_of_the_other() {
+    for share in [CacheType::Main, CacheType::Hot] {
+        let other = match share {
+            CacheType::Main => CacheType::Hot,
+            CacheType::Hot => CacheType::Main,
+        };
+        let store = store(100_000, Eviction::S3Fifo, 1, &Clock::manual());
+        for n in 0..1000 {
+            put(&store, &format!("small{n}"), &[0; 50], other, None);
+        }
+        // Larger than the small queue of their share, which holds nothing yet.
+        let large = match share {
+            CacheType::Main => vec![0; 25_000],
+            CacheType::Hot => vec![0; 5_000],
+        };
+        for key in ["a", "a", "b", "b"] {
+            put(&store, key, &large, share, None);
+        }
+        let kept = ["a", "b"].map(|key| get(&store, key).is_some());
+        assert_eq!(kept, [true, true], "{share:?}");
+    }
+}
+
+#[test]
 fn an_entry_asked_for_again_outlives_a_scan() {
     let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
     put(&store, "wanted", b"value", CacheType::Main, None);
@@ -334,6 +358,51 @@ fn the_graveyard_tells_what_left_and_why() {
             .iter()
             .all(|(_, _, cause)| *cause == RemovalCause::Size)
     );
+}
+
+#[test]
+fn tables_shrink_when_few_large_entries_take_the_place_of_many_small_ones() {
+    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+        let clock = Clock::manual();
+        let store = store(1 << 20, eviction, 1, &clock);
+        let ttl = |n: usize| (n % 3 == 0).then_some(Duration::from_secs(n as u64));
+        for n in 0..8000 {
+            put(&store, &format!("small{n}"), b"x", CacheType::Main, ttl(n));
+        }
+        let slots = || store.shards[0].0.read().slots();
+        let many = slots();
+        assert!(many > 5000, "{many} slots");
+        for n in 0..400 {
+            let share = [CacheType::Main, CacheType::Hot][n % 2];
+            put(
+                &store,
+                &format!("large{n}"),
+                &[n as u8; 10_000],
+                share,
+                ttl(n),
+            );
+        }
+        assert!(slots() < many / 8, "{} slots", slots());
+        let charged = store.shards[0].0.read().audit();
+        assert_eq!(charged, store.budget.used());
+        for n in 0..400 {
+            let hash = store.hash(&format!("large{n}"));
+            if let Some(hit) = store.peek(hash, &format!("large{n}")) {
+                assert_eq!(hit.view, vec![n as u8; 10_000]);
+                assert_eq!(hit.share, [CacheType::Main, CacheType::Hot][n % 2]);
+                assert_eq!(hit.expires, ttl(n).map(|ttl| clock.now().after(ttl)));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_longest_time_to_live_is_for_ever() {
+    let clock = Clock::manual();
+    let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
+    put(&store, "key", b"x", CacheType::Main, Some(Duration::MAX));
+    clock.advance(Duration::from_secs(1 << 33));
+    assert_eq!(get(&store, "key").expect("it lives"), "x");
 }
 
 #[test]

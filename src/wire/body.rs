@@ -65,12 +65,8 @@ impl Prefix {
         self.push_varint(u64::from(number << 3 | u32::from(wire_type)));
     }
 
-    fn push_varint(&mut self, mut rest: u64) {
-        while rest >= 0x80 {
-            self.push(&[rest as u8 | 0x80]);
-            rest >>= 7;
-        }
-        self.push(&[rest as u8]);
+    fn push_varint(&mut self, number: u64) {
+        push_varint(number, |byte| self.push(&[byte]));
     }
 
     /// Never beyond the capacity, which is that of all the fields at their longest.
@@ -103,7 +99,7 @@ impl Deref for Prefix {
 /// value, a text could pass by chance, and a body cut between two fields always does: the caller
 /// has checked the content type and the length.
 pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
-    check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS])
+    check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS], usize::MAX)
         .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
     let message = GetResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
@@ -125,9 +121,19 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
 ///
 /// They skip a known field of the wrong type as if it were unknown, cut numbers that are too
 /// large, and add lengths without a check, which overflows where `usize` has 32 bits. What passes
-/// here they read to the end, and in the same way.
-fn check_fields(mut rest: &[u8], known: &[FieldType]) -> Result<(), &'static str> {
+/// here they read to the end, and in the same way. `max_fields` bounds what they allocate, where a
+/// field can come more than once.
+pub(super) fn check_fields(
+    mut rest: &[u8],
+    known: &[FieldType],
+    max_fields: usize,
+) -> Result<(), &'static str> {
+    let mut fields = 0;
     while !rest.is_empty() {
+        if fields == max_fields {
+            return Err("too many fields");
+        }
+        fields += 1;
         let tag = take_varint(&mut rest)?;
         let tag = u32::try_from(tag).map_err(|_| "a field number out of range")?;
         let (number, wire_type) = (tag >> 3, (tag & 7) as u8);
@@ -156,6 +162,15 @@ fn check_fields(mut rest: &[u8], known: &[FieldType]) -> Result<(), &'static str
     Ok(())
 }
 
+/// Writes a number, seven bits a byte, the lowest first.
+pub(super) fn push_varint(mut rest: u64, mut push: impl FnMut(u8)) {
+    while rest >= 0x80 {
+        push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    push(rest as u8);
+}
+
 fn take_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
     let mut value = 0;
     for (i, &byte) in rest.iter().take(MAX_VARINT).enumerate() {
@@ -173,11 +188,11 @@ fn take_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
 }
 
 /// A field's number and wire type.
-type FieldType = (u32, u8);
+pub(super) type FieldType = (u32, u8);
 
-const VARINT: u8 = 0;
+pub(super) const VARINT: u8 = 0;
 const I64: u8 = 1;
-const LEN: u8 = 2;
+pub(super) const LEN: u8 = 2;
 const I32: u8 = 5;
 
 const VALUE: FieldType = (1, LEN);

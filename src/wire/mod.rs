@@ -7,14 +7,20 @@
 //! | `path` | [`key_path`] → [`parse_path`] | |
 //! | `timeout` | [`encode_timeout`] → [`parse_timeout`] | |
 //! | `body` | | [`response_prefix`] → [`decode_response`] |
+//! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
 //! | `status` | | [`status_of`] → [`error_of`] |
 
 mod body;
+mod many;
 mod path;
 mod status;
 mod timeout;
 
 pub(crate) use body::{Decoded, Prefix, decode_response, response_prefix};
+pub(crate) use many::{
+    ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
+    parse_group_path,
+};
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, encode_timeout, parse_timeout};

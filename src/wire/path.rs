@@ -108,7 +108,7 @@ pub(crate) fn parse_path<'a>(
     })
 }
 
-fn push_escaped(out: &mut String, segment: &str) {
+pub(super) fn push_escaped(out: &mut String, segment: &str) {
     if is_dots(segment) {
         for _ in 0..segment.len() {
             out.push_str("%2E");
@@ -135,7 +135,7 @@ fn escaped_len(segment: &str) -> usize {
     raw + 3 * (segment.len() - raw)
 }
 
-fn unescape(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>, PathError> {
+pub(super) fn unescape(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>, PathError> {
     let is_special = |byte: u8| byte == b'%' || (plus_is_space && byte == b'+');
     let Some(first) = raw.bytes().position(is_special) else {
         return Ok(Cow::Borrowed(raw));

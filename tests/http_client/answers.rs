@@ -106,6 +106,24 @@ fn what_is_no_answer_is_the_peers_error() {
             let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Content-Length: +6\r\n\r\n");
             [head.as_bytes(), &whole].concat()
         }),
+        ("a length and chunks", {
+            let head = format!(
+                "HTTP/1.1 200 OK\r\n{PROTOBUF}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n"
+            );
+            [head.as_bytes(), b"\r\n3\r\n\x0a\x01x\r\n0\r\n\r\n"].concat()
+        }),
+        (
+            "a length and another coding",
+            with_type(&format!("{PROTOBUF}Transfer-Encoding: gzip\r\n")),
+        ),
+        ("chunks that are coded", {
+            let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked, gzip\r\n");
+            [head.as_bytes(), b"\r\n3\r\n\x0a\x01x\r\n0\r\n\r\n"].concat()
+        }),
+        ("chunks, of old", {
+            let head = format!("HTTP/1.0 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n");
+            [head.as_bytes(), b"\r\n3\r\n\x0a\x01x\r\n0\r\n\r\n"].concat()
+        }),
         (
             "a redirect",
             failure("302 Found", "Location: http://127.0.0.1:1/\r\n", ""),

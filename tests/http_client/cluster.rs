@@ -1,10 +1,13 @@
 //! Whole nodes, in one process: pools, servers and groups.
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder::http::{HttpPool, HttpPoolBuilder, Server};
+use larder::http::{
+    HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
+};
 use larder::{BoxError, Context, Error, ErrorKind, Group, Registry, Sink};
 
 struct Node {
@@ -13,6 +16,8 @@ struct Node {
     server: Option<Server>,
     /// The keys that its getter was asked for.
     loads: Arc<Mutex<Vec<String>>>,
+    /// While a test holds it, its getter stays in keys that begin with `held`.
+    hold: Arc<Mutex<()>>,
 }
 
 struct TraceId(String);
@@ -26,6 +31,8 @@ impl Node {
         let pool = options(builder.replicas(50)).build().unwrap();
         let loads = Arc::new(Mutex::new(Vec::new()));
         let loaded = loads.clone();
+        let hold = Arc::<Mutex<()>>::default();
+        let held = hold.clone();
         let getter = move |ctx: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
             loaded.lock().unwrap().push(key.to_owned());
             if key.starts_with("missing") {
@@ -33,6 +40,9 @@ impl Node {
             }
             if key.starts_with("broken") {
                 return Err("disk on fire".into());
+            }
+            if key.starts_with("held") {
+                drop(held.lock().unwrap());
             }
             let trace = ctx.value::<TraceId>().map_or("none", |id| &id.0);
             Ok(dest.set_str(&format!("{key} {url} {trace}"))?)
@@ -44,6 +54,7 @@ impl Node {
             group,
             server: Some(server),
             loads,
+            hold,
         }
     }
 
@@ -93,6 +104,85 @@ fn what_the_owners_getter_says_is_what_the_caller_gets() {
     }
     assert_eq!(total_loads(&nodes), 20, "each once in the cluster");
     assert!(nodes[1].loads() > 0);
+}
+
+#[test]
+fn many_keys_cost_one_exchange_an_owner() {
+    struct Counted(Arc<dyn Transport>, Arc<AtomicUsize>);
+    impl Transport for Counted {
+        fn round_trip(
+            &self,
+            ctx: &Context,
+            request: TransportRequest<'_>,
+        ) -> larder::Result<TransportResponse> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            self.0.round_trip(ctx, request)
+        }
+    }
+
+    let exchanges = Arc::new(AtomicUsize::new(0));
+    let count = |builder: HttpPoolBuilder| {
+        let exchanges = exchanges.clone();
+        builder.transport(move |_, inner| Arc::new(Counted(inner, exchanges.clone())))
+    };
+    let nodes = [
+        Node::start(count),
+        Node::start(|builder| builder),
+        Node::start(|builder| builder),
+    ];
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    for node in &nodes {
+        node.pool.set(&urls).unwrap();
+    }
+    let keys: Vec<_> = (0..100).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        nodes[1].group.get(key).unwrap();
+    }
+    let ctx = Context::background().with_timeout(Duration::from_secs(20));
+    let values = nodes[0].group.get_many(&ctx, &keys);
+    for (key, value) in keys.iter().zip(values) {
+        let owner = nodes[0].pool.owner(key).unwrap();
+        assert_eq!(value.unwrap(), format!("{key} {owner} none"));
+    }
+    assert_eq!(exchanges.load(Ordering::SeqCst), 2);
+    assert_eq!(total_loads(&nodes), 100);
+}
+
+#[test]
+fn a_slow_load_holds_up_no_cached_key() {
+    let nodes = cluster(2);
+    let owned = |prefix: &str, n: usize| {
+        let mut keys = (0..).map(|n| format!("{prefix}-{n}"));
+        let of_other =
+            |key: &String| nodes[0].pool.owner(key).as_deref() != Some(nodes[0].pool.self_url());
+        keys.by_ref().filter(of_other).nth(n).unwrap()
+    };
+    let cached: Vec<_> = (0..200).map(|n| owned("key", n)).collect();
+    for key in &cached {
+        nodes[1].group.get(key).unwrap();
+    }
+    let slow = owned("held", 0);
+    let release = nodes[1].hold.lock().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| nodes[0].group.get(&slow));
+        while nodes[1].loads() < cached.len() + 1 {
+            std::thread::yield_now();
+        }
+        std::thread::scope(|scope| {
+            for part in cached.chunks(25) {
+                let asking = &nodes[0].group;
+                scope.spawn(move || {
+                    for key in part {
+                        assert!(asking.get(key).unwrap().starts_with(key.as_bytes()));
+                    }
+                });
+            }
+        });
+        assert!(!waiting.is_finished());
+        drop(release);
+        assert!(waiting.join().unwrap().is_ok());
+    });
+    assert_eq!(total_loads(&nodes), 201);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod connections;
 mod hooks;
 mod picking;
 mod raw_server;
+mod shared;
 mod time;
 
 use std::borrow::Cow;

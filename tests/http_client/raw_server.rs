@@ -1,7 +1,7 @@
 //! A server whose every byte is the test's.
 
 use std::borrow::Cow;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,8 @@ pub struct RawServer {
 pub struct Connection {
     /// Counted from 0.
     pub number: usize,
+    /// The body of the last request.
+    pub body: Vec<u8>,
     stream: BufReader<TcpStream>,
     heads: Arc<Mutex<Vec<String>>>,
 }
@@ -39,6 +41,7 @@ impl RawServer {
             for stream in listener.incoming() {
                 let connection = Connection {
                     number: connections.fetch_add(1, Ordering::SeqCst),
+                    body: Vec::new(),
                     stream: BufReader::new(stream.expect("a connection")),
                     heads: heads.clone(),
                 };
@@ -71,7 +74,7 @@ impl RawServer {
 }
 
 impl Connection {
-    /// Waits for a request and returns its head; `None` if the client closed.
+    /// Waits for a request, reads it whole and returns its head; `None` if the client closed.
     pub fn read_head(&mut self) -> Option<String> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -79,6 +82,13 @@ impl Connection {
                 return None;
             }
         }
+        let lower = head.to_ascii_lowercase();
+        let length = lower.split_once("content-length: ").map_or(0, |(_, rest)| {
+            let digits = rest.split("\r\n").next().unwrap_or_default();
+            digits.parse().expect("a length")
+        });
+        self.body = vec![0; length];
+        self.stream.read_exact(&mut self.body).ok()?;
         self.heads.lock().expect("no panic").push(head.clone());
         Some(head)
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use larder::pb::GetRequest;
 use larder::{
-    AtomicInt, BoxError, Context, Error, ErrorKind, Group, GroupBuilder, PeerPicker, PeerResponse,
+    AtomicInt, Context, Error, ErrorKind, Getter, Group, GroupBuilder, PeerPicker, PeerResponse,
     ProtoGetter, Registry, Result, Sink,
 };
 
@@ -114,10 +114,7 @@ pub fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
 pub type Count = Arc<AtomicInt>;
 
 /// A getter that says `ECHO:key`, and how often it did.
-pub fn echo() -> (
-    impl Fn(&Context, &str, &mut dyn Sink) -> Result<(), BoxError> + Send + Sync + 'static,
-    Count,
-) {
+pub fn echo() -> (impl Getter + 'static, Count) {
     let loads = Count::default();
     let counted = loads.clone();
     let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| {

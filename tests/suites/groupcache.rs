@@ -1,7 +1,7 @@
 //! golang/groupcache's own suite, by behaviour: what is filled, how often, and what pushes it out.
 
 use larder::{
-    ByteView, CacheType, Context, Error, Eviction, Group, ProtoSink, StringSink, getter_fn,
+    ByteView, CacheType, Context, Error, Eviction, Getter, Group, ProtoSink, StringSink, getter_fn,
 };
 
 use crate::common::*;
@@ -15,7 +15,7 @@ fn gated(gate: &Gate, begun: &Gate) -> (Group, Count) {
         .build(getter_fn(move |ctx, key, dest| {
             begun.open();
             gate.pass();
-            echo(ctx, key, dest)
+            echo.get(ctx, key, dest)
         }))
         .expect("a group");
     (group, loads)

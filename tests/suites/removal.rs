@@ -7,8 +7,10 @@ use larder::{ByteView, Context, ErrorKind, Group, PeerResponse, Result, getter_f
 
 use crate::common::*;
 
-/// The ways to take a key out.
-const REMOVALS: [(&str, fn(&Group)); 3] = [
+/// A way to take a key out.
+type Removal = (&'static str, fn(&Group));
+
+const REMOVALS: [Removal; 3] = [
     ("invalidate", |group| group.invalidate("key")),
     ("remove", |group| drop(group.remove("key"))),
     ("clear", Group::clear),

@@ -219,7 +219,7 @@ fn the_callers_remaining_time_becomes_a_deadline() {
             let lines = format!("Host: h\r\n{}: {timeout}", wire::TIMEOUT_HEADER);
             ask(addr, get(key).replace("Host: h", &lines))
         };
-        assert_eq!(within("deadline%3F", "10000").value(), "true");
+        assert_eq!(within("deadline%3F", "10000").value(), "some");
         let spent = within("spent", "0");
         assert_eq!((spent.status, error_code(&spent)), (504, Some("deadline")));
         for timeout in ["", "-1", "1.5", "1s", "99999999999999999999"] {
@@ -227,7 +227,7 @@ fn the_callers_remaining_time_becomes_a_deadline() {
         }
     });
     on_both(endpoint, |addr| {
-        assert_eq!(ask(addr, get("deadline%3F")).value(), "false");
+        assert_eq!(ask(addr, get("deadline%3F")).value(), "none");
     });
 }
 
@@ -356,5 +356,91 @@ fn the_context_hook_sees_the_request() {
         assert_eq!(client.reply().status, 500);
         client.send(with_id("r7"));
         assert_eq!(client.reply().value(), "r7");
+    });
+}
+
+/// A request for several keys of `group`, and the values in the answer.
+fn ask_many(addr: SocketAddr, group: &str, keys: &[&str], max_bytes: usize) -> Vec<Option<String>> {
+    let body = wire::many_request(keys, max_bytes).expect("it encodes");
+    let reply = post(addr, group, &body);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(reply.header("Content-Type"), Some(wire::CONTENT_TYPE));
+    let slots = wire::decode_many_response(&reply.body, keys.len()).expect("a GetManyResponse");
+    let text =
+        |value: wire::ManyValue| String::from_utf8(reply.body[value.range].to_vec()).expect("text");
+    slots.into_iter().map(|slot| slot.map(text)).collect()
+}
+
+fn post(addr: SocketAddr, group: &str, body: &[u8]) -> Reply {
+    let length = body.len();
+    let head = format!(
+        "POST /_groupcache/{group} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n"
+    );
+    ask(addr, [head.as_bytes(), body].concat())
+}
+
+#[test]
+fn several_keys_are_answered_from_the_store_alone() {
+    on_both(endpoint, |addr| {
+        let long = "v".repeat(3000);
+        for key in ["a", "b", "mortal", "", &long] {
+            assert_eq!(ask(addr, get(key)).value(), key);
+        }
+        let some = |text: &str| Some(text.to_owned());
+        let keys = ["a", "not loaded", "mortal", "", &long, "a", "panic"];
+        let want = [
+            some("a"),
+            None,
+            some("mortal"),
+            some(""),
+            some(&long),
+            some("a"),
+            None,
+        ];
+        assert_eq!(ask_many(addr, "echo", &keys, 10_000), want);
+        assert_eq!(
+            ask_many(addr, "echo", &keys, 10_000),
+            want,
+            "nothing was loaded"
+        );
+        assert!(ask_many(addr, "echo", &[], 1).is_empty());
+    });
+}
+
+#[test]
+fn an_answer_with_several_values_has_its_bounds() {
+    on_both(endpoint, |addr| {
+        let (long, longer) = ("v".repeat(3000), "w".repeat(2000));
+        for key in ["a", "b", &long, &longer] {
+            ask(addr, get(key));
+        }
+        let count = |keys: &[&str], max_bytes| {
+            let values = ask_many(addr, "echo", keys, max_bytes);
+            values.into_iter().flatten().count()
+        };
+        // The endpoint allows 8 keys and 4096 bytes.
+        assert_eq!(count(&["a"; 20], 10_000), 8);
+        assert_eq!(count(&[&long, &longer, "a"], usize::MAX), 2);
+        assert_eq!(count(&["a", "b"], 1), 1);
+        assert_eq!(count(&["a", "b"], 0), 0);
+    });
+}
+
+#[test]
+fn a_request_for_several_keys_can_be_wrong() {
+    on_both(endpoint, |addr| {
+        let body = wire::many_request(&["a"], 1000).expect("it encodes");
+        let reply = post(addr, "nobody", &body);
+        assert_eq!(
+            (reply.status, error_code(&reply)),
+            (404, Some("unknown-group"))
+        );
+        let many = wire::many_request(&[""; 5000], 1000).expect("it encodes");
+        for wrong in [&b"<html>"[..], &body[..2], &many] {
+            let reply = post(addr, "echo", wrong);
+            assert_eq!((reply.status, error_code(&reply)), (400, None));
+        }
+        assert_eq!(post(addr, "%zz", &body).status, 400);
+        assert_eq!(post(addr, "", &body).status, 405);
     });
 }

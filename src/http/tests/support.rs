@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::{BoxError, Error};
-use crate::http::answer::Endpoint;
+use crate::http::answer::{Endpoint, SharedLimits};
 use crate::http::server::{Server, ServerBuilder};
 use crate::registry::Registry;
 use crate::sink::Sink;
@@ -23,6 +23,10 @@ pub fn endpoint() -> Endpoint {
         base_path: wire::DEFAULT_BASE_PATH.to_owned(),
         plus_is_space: false,
         context: None,
+        shared: SharedLimits {
+            max_keys: 8,
+            max_bytes: 4096,
+        },
     }
 }
 
@@ -31,7 +35,11 @@ fn load(ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         "missing" => Err(Error::not_found("no key called missing").into()),
         "broken" => Err("out of\r\npaint".into()),
         "panic" => panic!("a getter that panics"),
-        "deadline?" => Ok(dest.set_str(&ctx.deadline().is_some().to_string())?),
+        "deadline?" => Ok(dest.set_str(if ctx.deadline().is_some() {
+            "some"
+        } else {
+            "none"
+        })?),
         "request id?" => {
             let id = ctx.value::<RequestId>().map_or("none", |id| &id.0);
             Ok(dest.set_str(id)?)

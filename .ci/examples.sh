@@ -1,0 +1,232 @@
+#!/usr/bin/env bash
+# Runs every example as a person would, servers with curl, and checks what they answer and print.
+# `.ci/examples.sh`, or some of them: `.ci/examples.sh color json_sink`.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. .ci/lib.sh
+
+EXAMPLES=(color color_tiny_http cluster custom_transport getter_file getter_sqlite getter_redis
+    json_sink proto_sink)
+BIN="$CARGO_TARGET_DIR/release/examples"
+
+example_color() {
+    color_cluster
+}
+
+example_color_tiny_http() {
+    color_cluster --tiny-http
+}
+
+# The quick start of Go's example, then three processes, asked one after the other and all at once.
+color_cluster() {
+    local flags=("$@") ports dir port name answers loads i
+    if ! command -v curl >/dev/null && ! install curl; then
+        echo "SKIPPED: the color example is asked by curl"
+        exit 77
+    fi
+    dir="$(mktemp -d)"
+    # Now: when the shell exits, this function's variables are gone.
+    # shellcheck disable=SC2064
+    trap "[ \$? = 0 ] || tail -n 20 '$dir'/log.*; stop_all; rm -rf '$dir'" EXIT
+
+    mapfile -t ports < <(free_ports 1)
+    start_color "$dir" "-addr=127.0.0.1:${ports[0]}" "-pool=http://127.0.0.1:${ports[0]}" "${flags[@]}"
+    wait_open "${ports[0]}" "$dir"
+    expect "200 #00FF00" "${ports[0]}" green
+    expect "200 #FF0000" "${ports[0]}" red
+    expect 404 "${ports[0]}" no-such-colour
+    stop_all
+
+    mapfile -t ports < <(free_ports 3)
+    rm "$dir"/*
+    for port in "${ports[@]}"; do
+        start_color "$dir" --addr "127.0.0.1:$port" --pool "$(urls "$port" "${ports[@]}")" "${flags[@]}"
+    done
+    for port in "${ports[@]}"; do wait_open "$port" "$dir"; done
+    for name in green blue black yellow; do
+        for port in "${ports[@]}" "${ports[@]}"; do
+            [[ "$(ask "$port" "$name")" == "200 #"* ]] || { echo "$port has no $name"; return 1; }
+        done
+        loads="$(count_loads "$dir" "$name")"
+        [ "$loads" = 1 ] || { echo "$name: $loads loads, not 1"; return 1; }
+    done
+    echo "3 processes: 24 answers of 4 colours, each loaded once"
+
+    answers="$(for i in {0..199}; do echo "http://127.0.0.1:${ports[i % 3]}/color?name=red"; done |
+        xargs -n 1 -P 50 curl -sS --max-time 30 | sort | uniq -c)"
+    loads="$(count_loads "$dir" red)"
+    echo "200 asked at once: $answers, $loads loads"
+    [[ "$answers" =~ ^\ *200\ \#FF0000$ ]]
+    # One, unless a process waited for a second to be given the processor.
+    ((loads >= 1 && loads <= 3))
+    for port in "${ports[@]}"; do expect 404 "$port" no-such-colour; done
+}
+
+# By the command that the README gives, shortened.
+example_cluster() {
+    local out port
+    out="$(show bash -c "$(grep -m1 '^cargo run .*cluster' README.md) -- --seconds 5" | tee /dev/stderr)"
+    says "$out" ': node 2 is killed '
+    says "$out" '^callers .* 0 errors$'
+    says "$out" '^values .* 0 values differ$'
+    while read -r port; do
+        is_closed "$port"
+    done < <(sed -n 's/^node [0-9]* listens on 127\.0\.0\.1://p' <<<"$out")
+}
+
+example_custom_transport() {
+    local out
+    out="$(run custom_transport)"
+    says "$out" '^b: getter .* loads "page-[0-9]*" for req-1$'
+    says "$out" '^node a: 2 gets, 2 loads from the peer, .* 0 own loads$'
+    says "$out" '^node b: .* 2 requests of the peer, 2 own loads$'
+}
+
+example_getter_file() {
+    local out
+    out="$(run getter_file)"
+    says "$out" '^lib\.rs .* read from the disk$'
+    says "$out" '^lib\.rs .* from the cache$'
+    says "$out" '^no/such/file\.rs .* NotFound: '
+    says "$out" '^7 gets: 1 from the cache, 2 files read, 4 failed'
+}
+
+example_getter_sqlite() {
+    local out
+    out="$(run getter_sqlite)"
+    says "$out" '^100001 gets by 4 threads'
+    says "$out" ' loads from the database$'
+    says "$out" ' 1 failed: '
+}
+
+example_getter_redis() {
+    local out port
+    if ! command -v redis-server >/dev/null; then
+        if ! install redis-server; then
+            echo "SKIPPED: getter_redis needs a redis-server"
+            exit 77
+        fi
+        # Debian starts one for everybody; the example starts its own.
+        service redis-server stop >/dev/null 2>&1 || true
+    fi
+    out="$(run getter_redis)"
+    says "$out" '^40000 gets by 4 threads .* 10 loads from Redis'
+    says "$out" '^larder-example:none: NotFound: '
+    says "$out" '^larder-example:list: Loader: '
+    is_closed "$(sed -n 's|^started redis-server at redis://127\.0\.0\.1:||p' <<<"$out")"
+}
+
+example_json_sink() {
+    local out
+    out="$(run json_sink)"
+    says "$out" '^User { name: "Grace Hopper"'
+    says "$out" '^as a number: Sink: '
+    says "$out" '^4 gets, 3 from the cache, 1 loaded$'
+}
+
+example_proto_sink() {
+    local out
+    out="$(run proto_sink)"
+    says "$out" '^Product { name: "Plum jam"'
+    says "$out" '^price-list: Sink: '
+    says "$out" '^4 gets, 2 from the cache, 2 loaded$'
+}
+
+# Runs an example to its end, prints what it says and passes that on; fails if the example does.
+run() {
+    local name="$1"
+    shift
+    echo "+ $name $*" >&2
+    timeout --kill-after=10 120 "$BIN/$name" "$@" | tee /dev/stderr
+}
+
+# Fails unless a line of the text matches the pattern.
+says() {
+    if ! grep -qE -- "$2" <<<"$1"; then
+        echo "no line matches: $2"
+        return 1
+    fi
+}
+
+# Starts the color example, its stderr in a file below the directory.
+start_color() {
+    local dir="$1"
+    shift
+    echo "+ color $*"
+    "$BIN/color" "$@" 2>"$(mktemp "$dir/log.XXXXXX")" &
+    PIDS+=("$!")
+}
+
+# How often any of them has loaded a colour.
+count_loads() {
+    cat "$1"/log.* | grep -cF " loads \"$2\"" || true
+}
+
+# The URLs of processes, the first one's first: what --pool takes.
+urls() {
+    local own="$1" list port
+    shift
+    list="http://127.0.0.1:$own"
+    for port in "$@"; do
+        if [ "$port" != "$own" ]; then list+=",http://127.0.0.1:$port"; fi
+    done
+    echo "$list"
+}
+
+# Fails unless the answer to a colour's name begins as it should: a status, a space, a text.
+expect() {
+    local got
+    got="$(ask "$2" "$3")"
+    echo "$3: $got"
+    [[ "$got" == "$1"* ]]
+}
+
+ask() {
+    curl -sS --max-time 30 -w '%{http_code}\n' "http://127.0.0.1:$1/color?name=$2" |
+        { read -r text; read -r status; echo "$status $text"; }
+}
+
+PIDS=()
+
+# Ends what `start_color` started, and nothing else.
+stop_all() {
+    local pid
+    for pid in "${PIDS[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${PIDS[@]}"; do wait "$pid" 2>/dev/null || true; done
+    PIDS=()
+}
+
+# Ports that the kernel says are free, all different.
+free_ports() {
+    perl -MIO::Socket::INET -e '
+        my @held = map { IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1:0") or die $@ } 1 .. shift;
+        print $_->sockport, "\n" for @held' "$1"
+}
+
+# Waits until somebody listens, 10 s at most.
+wait_open() {
+    local try
+    for try in {1..200}; do
+        if is_open "$1"; then return; fi
+        sleep 0.05
+    done
+    echo "nobody listens on port $1 after $try tries"
+    cat "$2"/log.*
+    return 1
+}
+
+# Fails if a process was left behind that listens.
+is_closed() {
+    if is_open "$1"; then
+        echo "somebody still listens on port $1"
+        return 1
+    fi
+}
+
+is_open() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+show cargo build --quiet --locked --release --all-features --examples
+if (($#)); then EXAMPLES=("$@"); fi
+run_all example "${EXAMPLES[@]}"

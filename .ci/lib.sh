@@ -1,0 +1,69 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: running named checks one after the other, and installing packages.
+
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+
+# Runs the functions `PREFIX_NAME` for the names given, each in a shell of its own, whatever became of
+# those before. One that exits 77 counts as skipped. Ends with a line of counts; fails if one failed.
+run_all() {
+    local prefix="$1" name start code result passed=0
+    local failed=() skipped=()
+    shift
+    for name in "$@"; do
+        if ! declare -F "${prefix}_$name" >/dev/null; then
+            echo "there is no $prefix named $name" >&2
+            return 2
+        fi
+        echo "== $name"
+        start=$SECONDS
+        # Not in a condition: there, bash would not stop the function where it first fails.
+        set +e
+        (set -e; "${prefix}_$name") </dev/null
+        code=$?
+        set -e
+        case $code in
+        0) result=passed passed=$((passed + 1)) ;;
+        77) result=SKIPPED skipped+=("$name") ;;
+        *) result=FAILED failed+=("$name") ;;
+        esac
+        echo "== $name: $result, $((SECONDS - start)) s"
+    done
+    if ((${#failed[@]})); then echo "failed: ${failed[*]}"; fi
+    if ((${#skipped[@]})); then echo "skipped: ${skipped[*]}"; fi
+    echo "$SECONDS s"
+    echo "$passed passed, ${#failed[@]} failed, ${#skipped[@]} skipped"
+    ((${#failed[@]} == 0))
+}
+
+# Prints a command, then runs it, for 20 minutes at most.
+show() {
+    echo "+ $*"
+    timeout --foreground --kill-after=10 1200 "$@"
+}
+
+# Installs Debian's packages, `name=1.2*` for a version; says why if it cannot, and fails.
+install() {
+    local log
+    if ! command -v apt-get >/dev/null; then
+        echo "no apt-get here to install $*"
+        return 1
+    fi
+    if [ "$(id -u)" != 0 ]; then
+        echo "not root, cannot install $*"
+        return 1
+    fi
+    log="$(mktemp)"
+    export DEBIAN_FRONTEND=noninteractive
+    # Once in a run, whose scripts are processes of their own.
+    if [ ! -e "${LARDER_CI_DIR:-/nowhere}/apt-updated" ]; then
+        apt-get update -qq >"$log" 2>&1 || sed 's/^/apt-get update: /' "$log"
+        if [ -n "${LARDER_CI_DIR:-}" ]; then touch "$LARDER_CI_DIR/apt-updated"; fi
+    fi
+    if ! apt-get install -y -qq --no-install-recommends "$@" >"$log" 2>&1; then
+        tail -n 5 "$log"
+        rm "$log"
+        return 1
+    fi
+    rm "$log"
+}

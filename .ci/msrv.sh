@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The library compiles with the oldest Rust that Cargo.toml allows, its cargo included, with each set
+# of features. That Rust is Debian's, installed beside the usual one. Exits 77 if it cannot be had.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. .ci/lib.sh
+
+MSRV="$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)"
+
+# Where Debian's packages put them, whatever else is earlier in PATH.
+CARGO=/usr/bin/cargo
+export RUSTC=/usr/bin/rustc
+
+is_there() {
+    [ -x "$CARGO" ] && [ -x "$RUSTC" ] &&
+        [[ "$("$CARGO" --version)" == "cargo $MSRV."* && "$("$RUSTC" --version)" == "rustc $MSRV."* ]]
+}
+
+# Debian also has newer versions by these names: hence the version.
+is_there || install "cargo-web=$MSRV*" "rustc-web=$MSRV*" "libstd-rust-web-dev=$MSRV*" || true
+if ! is_there; then
+    echo "SKIPPED: no Rust $MSRV in /usr/bin, and Debian's cargo-web and rustc-web did not bring it"
+    exit 77
+fi
+"$CARGO" --version
+"$RUSTC" --version
+
+# Settings for the usual toolchain.
+unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
+export CARGO_TARGET_DIR="$CARGO_TARGET_DIR/msrv"
+# Only the library: what the tests and examples depend on may ask for a newer Rust.
+for features in "" http tiny_http json tiny_http,json; do
+    show "$CARGO" check --locked --lib --no-default-features --features "$features"
+done

@@ -1,0 +1,131 @@
+//! A get that has to ask a peer, over loopback: cached at the owner, nothing kept at the caller.
+//!
+//! Server and client are two processes for each implementation: `larder`; `raw`, the floor of this
+//! shape; and memcached and golang/groupcache where `benches/peers/install.sh` has put them. Each
+//! case runs them in turn, so that what else the machine does meets all of them.
+//!
+//! `--quick` runs each for 0.3 s instead of 1 s; `LARDER_ROUNDS` is the number of rounds, 5 by
+//! default; `LARDER_CASES` a comma-separated list of cases.
+
+mod common;
+mod peers;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use common::{Report, flag, rounds};
+use peers::{Load, MANY_AT_ONCE, Measured, Pair, Process};
+
+/// Name, size of the values, keys, threads, per cent of slow keys.
+const CASES: [(&str, usize, usize, usize, i32); 10] = [
+    ("100B-1", 100, 1000, 1, 0),
+    ("100B-8", 100, 1000, 8, 0),
+    ("100B-32", 100, 1000, 32, 0),
+    ("10KB-1", 10_000, 1000, 1, 0),
+    ("10KB-8", 10_000, 1000, 8, 0),
+    ("10KB-32", 10_000, 1000, 32, 0),
+    ("1MB-1", 1_000_000, 32, 1, 0),
+    ("1MB-8", 1_000_000, 32, 8, 0),
+    // The same keys as 100B-8, and one get in twenty is of a key that takes 50 ms to load.
+    ("mixed-8", 100, 1000, 8, 5),
+    // 100 keys a call; a request is a key.
+    ("get_many-100", 100, 1000, 1, MANY_AT_ONCE),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|word| word == "--process") {
+        return peers::be(&arguments[at + 1..]);
+    }
+    let millis = if flag("--quick") { 300 } else { 1000 };
+    let chosen = std::env::var("LARDER_CASES").unwrap_or_default();
+    let wanted = |case: &str| chosen.is_empty() || chosen.split(',').any(|name| name == case);
+
+    let mut pairs = Pair::all();
+    let mut report = Report::new("hop");
+    for (case, size, keys, threads, slow_percent) in CASES {
+        if !wanted(case) {
+            continue;
+        }
+        let load = Load {
+            size,
+            keys,
+            threads,
+            millis,
+            slow_percent,
+        };
+        for pair in &mut pairs {
+            // The first gets load the values; they are not counted.
+            pair.run(Load {
+                millis: 300,
+                slow_percent: 0,
+                ..load
+            });
+        }
+        for _ in 0..rounds() {
+            for pair in &mut pairs {
+                // No key is slow at these two: they are caches and load nothing.
+                let skipped = match slow_percent {
+                    MANY_AT_ONCE => pair.name != "larder",
+                    _ => slow_percent > 0 && matches!(pair.name, "raw" | "memcached"),
+                };
+                if skipped {
+                    continue;
+                }
+                let measured = pair.run(load);
+                add(&mut report, case, pair.name, &measured, slow_percent > 0);
+            }
+        }
+    }
+    drop(pairs);
+    if wanted("idle-256") {
+        idle(&mut report);
+    }
+    report.finish();
+}
+
+fn add(report: &mut Report, case: &str, name: &'static str, measured: &Measured, slow: bool) {
+    // With slow keys most of the time is theirs: only the latency of the others says something.
+    if !slow {
+        let per_get = 1e5 / measured.gets;
+        report.add(
+            case,
+            name,
+            "rps",
+            "requests/s",
+            measured.gets / measured.seconds,
+        );
+        report.add(
+            case,
+            name,
+            "cpu_s_per_100k",
+            "CPU s",
+            measured.cpu * per_get,
+        );
+    }
+    report.add(case, name, "p50_us", "µs", measured.p50_us);
+    report.add(case, name, "p99_us", "µs", measured.p99_us);
+}
+
+/// What 256 connections that have carried a request each, and are idle, cost a server.
+fn idle(report: &mut Report) {
+    let request = "GET /_groupcache/hop/key-100-1 HTTP/1.1\r\nHost: h\r\n\r\n";
+    for _ in 0..rounds() {
+        let mut server = Process::own(&["larder", "server"]);
+        let address = server.line();
+        let open = || {
+            let mut stream = TcpStream::connect(&address).expect("a connection");
+            stream.write_all(request.as_bytes()).expect("it listens");
+            let read = stream.read(&mut [0; 4096]).expect("it answers");
+            assert!(read > 100, "a whole answer");
+            stream
+        };
+        // The first loads the value.
+        let first = open();
+        let before = server.rss_mib();
+        let others: Vec<_> = (1..256).map(|_| open()).collect();
+        let grown = server.rss_mib() - before;
+        drop((first, others));
+        report.add("idle-256", "larder", "server_rss", "MiB", grown);
+    }
+}

@@ -1,0 +1,58 @@
+//! larder: an owner of all keys, and a node that owns none and keeps nothing.
+
+use larder::http::HttpPool;
+use larder::{Context, Group, HotAdmission, Registry, Sink};
+
+use super::{SLOW, client, describe, wait_for_the_end};
+
+pub fn serve() {
+    let registry = Registry::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let url = format!("http://{address}");
+    let pool = HttpPool::builder(&url)
+        .registry(&registry)
+        .build()
+        .expect("a pool");
+    pool.set([&url]).expect("a peer");
+    let _group = group(&registry, |key| {
+        let (size, slow) = describe(key);
+        if slow {
+            std::thread::sleep(SLOW);
+        }
+        vec![b'v'; size]
+    });
+    let _server = pool.server().serve_listener(listener).expect("a server");
+    println!("{address}");
+    wait_for_the_end();
+}
+
+pub fn ask(address: &str) {
+    let registry = Registry::new();
+    let pool = HttpPool::builder("http://127.0.0.1:1")
+        .registry(&registry)
+        .build()
+        .expect("a pool");
+    pool.set([format!("http://{address}")]).expect("a peer");
+    let group = group(&registry, |key| panic!("the peer did not answer for {key}"));
+    let get_many = |keys: &[String]| {
+        let values = group.get_many(&Context::background(), keys);
+        values
+            .into_iter()
+            .map(|value| value.expect("a value").len())
+            .sum()
+    };
+    client(
+        || Box::new(|key| group.get(key).expect("a value").len()),
+        Some(&get_many),
+    );
+}
+
+fn group(registry: &Registry, load: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Group {
+    Group::builder("hop")
+        .registry(registry)
+        .max_capacity(256 << 20)
+        .hot_admission(HotAdmission::Never)
+        .build(move |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&load(key))?))
+        .expect("a group")
+}

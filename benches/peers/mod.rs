@@ -1,0 +1,317 @@
+//! Servers and clients in processes of their own, one pair for each implementation.
+//!
+//! A process is this benchmark again, with arguments, or a program of others. They are spoken to
+//! line by line:
+//!
+//! - a server prints the address it listens on, and ends when its input does;
+//! - a client prints `ready`, then answers each line `run SIZE KEYS THREADS MILLIS SLOW_PERCENT` by
+//!   `GETS SECONDS P50_US P99_US`, of the gets that were not slow; the percentage is -1 for calls
+//!   that get [`MANY`] keys each, which only larder's knows.
+//!
+//! Keys are `key-SIZE-N`, and `slow-SIZE-N`, which take 50 ms to load. The values lie at the server
+//! from their first get on; a client keeps none.
+
+pub mod larder;
+pub mod memcached;
+pub mod raw;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::Rng;
+
+/// A peer as one thread of a client sees it: gets the key's value, and tells its length.
+pub type Get<'a> = Box<dyn FnMut(&str) -> usize + Send + 'a>;
+
+/// The same for many keys: the lengths of their values together.
+pub type GetMany<'a> = dyn Fn(&[String]) -> usize + Sync + 'a;
+
+/// What one run of a client measured.
+pub struct Measured {
+    pub gets: f64,
+    pub seconds: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    /// CPU seconds of both sides.
+    pub cpu: f64,
+}
+
+/// One run: `threads` ask for random keys.
+#[derive(Clone, Copy)]
+pub struct Load {
+    pub size: usize,
+    pub keys: usize,
+    pub threads: usize,
+    pub millis: u64,
+    /// Per cent of gets that are of slow keys; [`MANY_AT_ONCE`] for calls of many keys.
+    pub slow_percent: i32,
+}
+
+/// How many keys a call gets that gets many.
+pub const MANY: usize = 100;
+
+pub const MANY_AT_ONCE: i32 = -1;
+
+/// A server and a client of one implementation.
+pub struct Pair {
+    pub name: &'static str,
+    pub server: Process,
+    pub client: Process,
+}
+
+impl Pair {
+    /// The implementations that are there.
+    pub fn all() -> Vec<Pair> {
+        let own = |name| {
+            let server = Process::own(&[name, "server"]);
+            Pair::of(name, server, |address| {
+                Process::own(&[name, "client", address])
+            })
+        };
+        let mut pairs = vec![own("larder"), own("raw")];
+        if let Some(server) = memcached::start() {
+            let client = |address: &str| Process::own(&["memcached", "client", address]);
+            pairs.push(Pair::of("memcached", server, client));
+        }
+        let node = golang_node();
+        if node.exists() {
+            let start = |arguments: &[&str]| Process::start(Command::new(&node).args(arguments));
+            pairs.push(Pair::of("golang", start(&["server"]), |address| {
+                start(&["client", address])
+            }));
+        }
+        pairs
+    }
+
+    fn of(name: &'static str, mut server: Process, client: impl Fn(&str) -> Process) -> Pair {
+        let address = server.line();
+        let mut client = client(&address);
+        assert_eq!(client.line(), "ready");
+        Pair {
+            name,
+            server,
+            client,
+        }
+    }
+
+    pub fn run(&mut self, load: Load) -> Measured {
+        let cpu = |pair: &Pair| pair.server.cpu_seconds() + pair.client.cpu_seconds();
+        let before = cpu(self);
+        let answer = self.client.ask(&format!(
+            "run {} {} {} {} {}",
+            load.size, load.keys, load.threads, load.millis, load.slow_percent
+        ));
+        let numbers: Vec<f64> = answer
+            .split(' ')
+            .map(|number| number.parse().expect("a number"))
+            .collect();
+        Measured {
+            gets: numbers[0],
+            seconds: numbers[1],
+            p50_us: numbers[2],
+            p99_us: numbers[3],
+            cpu: cpu(self) - before,
+        }
+    }
+}
+
+/// A child process, ended with its handle.
+pub struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    /// Said already, before the process was asked.
+    said: Option<String>,
+}
+
+impl Process {
+    /// This benchmark again, as a server or client.
+    pub fn own(arguments: &[&str]) -> Process {
+        let executable = std::env::current_exe().expect("this program has a path");
+        Process::start(Command::new(executable).arg("--process").args(arguments))
+    }
+
+    pub fn start(command: &mut Command) -> Process {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the process starts");
+        Process {
+            input: child.stdin.take().expect("a pipe"),
+            output: BufReader::new(child.stdout.take().expect("a pipe")),
+            child,
+            said: None,
+        }
+    }
+
+    pub fn saying(mut self, line: String) -> Process {
+        self.said = Some(line);
+        self
+    }
+
+    pub fn line(&mut self) -> String {
+        if let Some(said) = self.said.take() {
+            return said;
+        }
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("it speaks");
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        writeln!(self.input, "{line}").expect("it listens");
+        self.line()
+    }
+
+    /// User and system time so far (proc(5): fields 14 and 15 of `stat`, in ticks of 10 ms).
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = self.proc("stat");
+        let after_name = stat.rsplit(')').next().expect("a name in brackets");
+        let ticks = after_name.split_whitespace().skip(11).take(2);
+        ticks
+            .map(|ticks| ticks.parse::<f64>().expect("a number") / 100.0)
+            .sum()
+    }
+
+    /// The resident set, in MiB.
+    pub fn rss_mib(&self) -> f64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.expect("a size").parse::<f64>().expect("a number") / 1024.0
+    }
+
+    fn proc(&self, file: &str) -> String {
+        let path = format!("/proc/{}/{file}", self.child.id());
+        std::fs::read_to_string(path).expect("the process runs")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a process started by [`Process::own`] does.
+pub fn be(arguments: &[String]) {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["larder", "server"] => larder::serve(),
+        ["larder", "client", address] => larder::ask(address),
+        ["raw", "server"] => raw::serve(),
+        ["raw", "client", address] => client(|| raw::connect(address), None),
+        ["memcached", "client", address] => client(|| memcached::connect(address), None),
+        _ => panic!("no such process: {words:?}"),
+    }
+}
+
+/// A client's side of the protocol. `connect` is called once for each thread of a run.
+pub fn client<'a>(connect: impl Fn() -> Get<'a>, get_many: Option<&GetMany<'_>>) {
+    println!("ready");
+    for line in std::io::stdin().lines() {
+        let line = line.expect("text");
+        let numbers: Vec<i64> = line
+            .split(' ')
+            .skip(1)
+            .map(|number| number.parse().expect("a number"))
+            .collect();
+        let load = Load {
+            size: numbers[0] as usize,
+            keys: numbers[1] as usize,
+            threads: numbers[2] as usize,
+            millis: numbers[3] as u64,
+            slow_percent: numbers[4] as i32,
+        };
+        let begun = Instant::now();
+        let mut taken: Vec<u32> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..load.threads)
+                .map(|thread| {
+                    let get = connect();
+                    scope.spawn(move || match get_many {
+                        Some(get_many) if load.slow_percent == MANY_AT_ONCE => {
+                            asking_many(get_many, load)
+                        }
+                        _ => asking(get, load, thread),
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.flat_map(|taken| taken.expect("no panic")).collect()
+        });
+        let seconds = begun.elapsed().as_secs_f64();
+        taken.sort_unstable();
+        let at = |part: f64| f64::from(taken[(part * (taken.len() - 1) as f64) as usize]) / 1e3;
+        println!("{} {seconds} {} {}", taken.len(), at(0.50), at(0.99));
+    }
+}
+
+/// Asks for random keys until the time is over. The nanoseconds of each get that was not slow.
+fn asking(mut get: Get<'_>, load: Load, thread: usize) -> Vec<u32> {
+    let begun = Instant::now();
+    let length = Duration::from_millis(load.millis);
+    let seed = std::process::id() as u64 * 1000 + thread as u64;
+    let mut rng = Rng(seed.wrapping_add(begun.elapsed().subsec_nanos().into()));
+    let mut taken = Vec::with_capacity(1 << 16);
+    let mut now = begun;
+    while now - begun < length {
+        let slow = (rng.below(100) as i32) < load.slow_percent;
+        let key = if slow {
+            format!("slow-{}-{}", load.size, rng.next())
+        } else {
+            format!("key-{}-{}", load.size, rng.below(load.keys))
+        };
+        let asked = Instant::now();
+        let len = get(&key);
+        now = Instant::now();
+        assert_eq!(len, load.size, "{key}");
+        if !slow {
+            taken.push(u32::try_from((now - asked).as_nanos()).unwrap_or(u32::MAX));
+        }
+    }
+    taken
+}
+
+/// Gets many keys a call. The nanoseconds of each key: its part of the call's.
+fn asking_many(get_many: &GetMany<'_>, load: Load) -> Vec<u32> {
+    let keys: Vec<String> = (0..load.keys)
+        .map(|n| format!("key-{}-{n}", load.size))
+        .collect();
+    let begun = Instant::now();
+    let mut taken = Vec::with_capacity(1 << 16);
+    for some in keys.chunks_exact(MANY).cycle() {
+        let asked = Instant::now();
+        assert_eq!(get_many(some), MANY * load.size);
+        let each = asked.elapsed().as_nanos() as usize / MANY;
+        taken.extend([each as u32; MANY]);
+        if begun.elapsed() > Duration::from_millis(load.millis) {
+            break;
+        }
+    }
+    taken
+}
+
+/// The length of a key's value, and whether it takes long to load.
+pub fn describe(key: &str) -> (usize, bool) {
+    let mut words = key.split('-');
+    let slow = words.next() == Some("slow");
+    let size = words.next().and_then(|size| size.parse().ok());
+    (size.expect("a key of this benchmark"), slow)
+}
+
+/// How long a slow key takes to load.
+pub const SLOW: Duration = Duration::from_millis(50);
+
+/// Ends this process, a server, when the one that started it has gone.
+pub fn wait_for_the_end() {
+    let _ = std::io::stdin().lines().count();
+}
+
+fn golang_node() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench/golang-node")
+}

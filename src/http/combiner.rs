@@ -1,0 +1,307 @@
+//! Which threads that ask one peer at the same time ride together, and who of them does the asking.
+//!
+//! A thread that finds nothing under way asks alone, with a plain request. Others lead a shared
+//! exchange, up to [`MAX_RUNNING`] at a time. While those run, keys gather in batches, and when one
+//! ends, a thread of the oldest batch leads the next. No sockets here: only who does what when.
+//!
+//! A thread waits for three exchanges at most: the ones under way when it came (side by side), the
+//! one that its key rides in, and its own if that brought no answer. So at most as many batches
+//! gather as exchanges run; whoever finds no room asks singly.
+//!
+//! A shared exchange is the leader's duty, and a guard ([`Lead`]) sees that it ends: if the leader
+//! fails, panics or runs out of time, those who rode with it are told so and ask singly.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, OnceLock};
+
+/// Brings together the threads that ask one peer.
+pub(crate) struct Combiner<T> {
+    max_keys: usize,
+    /// Of the keys of one batch, together.
+    max_bytes: usize,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    /// Whether a thread asks by a plain request. It can be a long load at the owner, so nobody ever
+    /// waits for it.
+    alone: bool,
+    /// Shared exchanges under way, and those whose leader is called and has not begun.
+    running: usize,
+    /// Batches not begun, the oldest first; empty unless [`MAX_RUNNING`] are running.
+    gathering: VecDeque<Gathering<T>>,
+}
+
+struct Gathering<T> {
+    group: Box<str>,
+    keys: Vec<Box<str>>,
+    bytes: usize,
+    /// Those who wait in it; those who left before it began do not count.
+    members: usize,
+    batch: Arc<Batch<T>>,
+}
+
+/// What the threads of one exchange wait at.
+struct Batch<T> {
+    /// Written and read under the lock of the state.
+    phase: AtomicU8,
+    /// Set before the phase is `OVER`; empty then if the leader gave up.
+    outcome: OnceLock<T>,
+    changed: Condvar,
+}
+
+/// Keys gather.
+const GATHERING: u8 = 0;
+/// An exchange may begin: the first member to see this leads it.
+const CALLED: u8 = 1;
+/// Its leader has the keys.
+const LED: u8 = 2;
+/// There is an outcome, or there will be none.
+const OVER: u8 = 3;
+
+/// What a thread is to do.
+pub(crate) enum Turn<'c, T> {
+    /// Ask by a plain request; the guard ends when it is answered.
+    Alone(Alone<'c, T>),
+    /// Ask by a plain request: the batches are full.
+    Singly,
+    /// Ask for all of the lead's keys, and finish it.
+    Lead(Lead<'c, T>),
+    /// Another thread has asked: its outcome, and the place of this thread's key in it. `None` if
+    /// the leader gave up: ask singly.
+    Told(Option<T>, usize),
+    /// There was no time left.
+    TooLate,
+}
+
+impl<T: Clone> Combiner<T> {
+    /// `max_keys` and `max_bytes`, of keys, bound one batch.
+    pub(crate) fn new(max_keys: usize, max_bytes: usize) -> Self {
+        Combiner {
+            max_keys,
+            max_bytes,
+            state: Mutex::new(State {
+                alone: false,
+                running: 0,
+                gathering: VecDeque::new(),
+            }),
+        }
+    }
+
+    /// Decides what the calling thread does about `key`, and waits if another thread asks for it,
+    /// for as long as `time_left` says when it is asked.
+    pub(crate) fn join(
+        &self,
+        group: &str,
+        key: &str,
+        mut time_left: impl FnMut() -> Duration,
+    ) -> Turn<'_, T> {
+        let mut state = self.state.lock();
+        if state.running == 0 && !state.alone {
+            state.alone = true;
+            return Turn::Alone(Alone { combiner: self });
+        }
+        if state.running < MAX_RUNNING {
+            state.running += 1;
+            return Turn::Lead(Lead {
+                combiner: self,
+                batch: Batch::new(LED),
+                keys: vec![key.into()],
+                place: 0,
+            });
+        }
+        let Some((batch, place)) = self.gather(&mut state, group, key) else {
+            return Turn::Singly;
+        };
+        loop {
+            let left = time_left();
+            match batch.phase.load(Ordering::Relaxed) {
+                OVER => {
+                    drop(state);
+                    return Turn::Told(batch.outcome.get().cloned(), place);
+                }
+                // One whose time is up would lead an exchange that ends at once.
+                CALLED if !left.is_zero() => {
+                    if let Some(begun) = state.take(&batch) {
+                        batch.phase.store(LED, Ordering::Relaxed);
+                        return Turn::Lead(Lead {
+                            combiner: self,
+                            batch,
+                            keys: begun.keys,
+                            place,
+                        });
+                    }
+                }
+                _ => {}
+            }
+            if left.is_zero() {
+                state.leave(&batch);
+                return Turn::TooLate;
+            }
+            state = batch.changed.wait_timeout(state, left);
+        }
+    }
+
+    /// Puts the key into a batch of its group, a new one if need be; `None` if there is no room.
+    fn gather(
+        &self,
+        state: &mut State<T>,
+        group: &str,
+        key: &str,
+    ) -> Option<(Arc<Batch<T>>, usize)> {
+        let fits = |gathering: &Gathering<T>| {
+            *gathering.group == *group
+                && gathering.keys.len() < self.max_keys
+                && gathering.bytes.saturating_add(key.len()) <= self.max_bytes
+        };
+        let at = match state.gathering.iter().position(fits) {
+            Some(at) => at,
+            None if state.gathering.len() == MAX_RUNNING || key.len() > self.max_bytes => {
+                return None;
+            }
+            None => {
+                state.gathering.push_back(Gathering {
+                    group: group.into(),
+                    keys: Vec::new(),
+                    bytes: 0,
+                    members: 0,
+                    batch: Batch::new(GATHERING),
+                });
+                state.gathering.len() - 1
+            }
+        };
+        let gathering = &mut state.gathering[at];
+        gathering.keys.push(key.into());
+        gathering.bytes += key.len();
+        gathering.members += 1;
+        Some((gathering.batch.clone(), gathering.keys.len() - 1))
+    }
+}
+
+impl<T> State<T> {
+    /// Takes out a batch that begins.
+    fn take(&mut self, batch: &Arc<Batch<T>>) -> Option<Gathering<T>> {
+        let at = self.position(batch)?;
+        self.gathering.remove(at)
+    }
+
+    fn position(&self, batch: &Arc<Batch<T>>) -> Option<usize> {
+        let mut batches = self.gathering.iter();
+        batches.position(|gathering| Arc::ptr_eq(&gathering.batch, batch))
+    }
+
+    /// A member's time is up. Its key stays, asked for in vain, since places are counted; the last
+    /// member takes the batch with it.
+    fn leave(&mut self, batch: &Arc<Batch<T>>) {
+        // A batch that has begun has been taken out, and nobody counts on this member.
+        let Some(at) = self.position(batch) else {
+            return;
+        };
+        let called = batch.phase.load(Ordering::Relaxed) == CALLED;
+        self.gathering[at].members -= 1;
+        if self.gathering[at].members == 0 {
+            self.gathering.remove(at);
+            if called {
+                self.call_next();
+            }
+        } else if called {
+            // This member may have swallowed the call; without another, nobody would lead.
+            batch.changed.notify_one();
+        }
+    }
+
+    /// A shared exchange is over: the oldest batch that is not called yet takes its place.
+    fn call_next(&mut self) {
+        let uncalled = |g: &&Gathering<T>| g.batch.phase.load(Ordering::Relaxed) == GATHERING;
+        match self.gathering.iter().find(uncalled) {
+            Some(next) => {
+                next.batch.phase.store(CALLED, Ordering::Relaxed);
+                next.batch.changed.notify_one();
+            }
+            None => self.running -= 1,
+        }
+    }
+}
+
+impl<T> Batch<T> {
+    fn new(phase: u8) -> Arc<Self> {
+        Arc::new(Batch {
+            phase: AtomicU8::new(phase),
+            outcome: OnceLock::new(),
+            changed: Condvar::new(),
+        })
+    }
+}
+
+impl<T> fmt::Debug for Combiner<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Combiner")
+            .field("alone", &state.alone)
+            .field("running", &state.running)
+            .field("gathering", &state.gathering.len())
+            .finish()
+    }
+}
+
+/// The right to ask by a plain request while nobody else asks.
+pub(crate) struct Alone<'c, T> {
+    combiner: &'c Combiner<T>,
+}
+
+impl<T> Drop for Alone<'_, T> {
+    fn drop(&mut self) {
+        self.combiner.state.lock().alone = false;
+    }
+}
+
+/// The duty to ask for the keys of a batch. Dropping it without [`finish`](Self::finish) tells the
+/// others to ask singly.
+pub(crate) struct Lead<'c, T> {
+    combiner: &'c Combiner<T>,
+    batch: Arc<Batch<T>>,
+    keys: Vec<Box<str>>,
+    place: usize,
+}
+
+impl<T> Lead<'_, T> {
+    /// The keys to ask for.
+    pub(crate) fn keys(&self) -> &[Box<str>] {
+        &self.keys
+    }
+
+    /// The place of the leader's own key among them.
+    pub(crate) fn place(&self) -> usize {
+        self.place
+    }
+
+    /// Tells those who ride along what came of it.
+    pub(crate) fn finish(self, outcome: T) {
+        // An error would mean that there is one already; a lead finishes once.
+        let _ = self.batch.outcome.set(outcome);
+    }
+}
+
+impl<T> Drop for Lead<'_, T> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.combiner.state.lock();
+            self.batch.phase.store(OVER, Ordering::Relaxed);
+            state.call_next();
+        }
+        if self.keys.len() > 1 {
+            self.batch.changed.notify_all();
+        }
+    }
+}
+
+/// Shared exchanges with one peer that run side by side: with two, the peer works on one while the
+/// answer of the other is read.
+const MAX_RUNNING: usize = 2;
+
+#[cfg(test)]
+mod tests;

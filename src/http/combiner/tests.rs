@@ -1,0 +1,329 @@
+//! Who asks and who rides along: on real threads, and all interleavings under loom.
+
+use super::*;
+use crate::sync::thread;
+use std::time::Duration;
+
+/// The keys that an exchange asked for; its own key at its place is what a thread wants to see.
+type Asked = Vec<String>;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn later() -> Duration {
+    LONG
+}
+
+fn ask(lead: Lead<'_, Asked>) -> (Asked, usize) {
+    let asked: Asked = lead.keys().iter().map(|key| key.to_string()).collect();
+    let place = lead.place();
+    lead.finish(asked.clone());
+    (asked, place)
+}
+
+/// Joins as `key`, leads if it is to, and checks that the outcome is this key's. False if it found
+/// no room, or its leader gave up.
+fn ride(combiner: &Combiner<Asked>, key: &str) -> bool {
+    let (asked, place) = match combiner.join("group", key, later) {
+        Turn::Lead(lead) => ask(lead),
+        Turn::Told(Some(asked), place) => (asked, place),
+        Turn::Alone(_) => return true,
+        Turn::Told(None, _) | Turn::Singly => return false,
+        Turn::TooLate => panic!("it is not too late"),
+    };
+    assert_eq!(asked[place], key);
+    true
+}
+
+fn is_idle(combiner: &Combiner<Asked>) -> bool {
+    let state = combiner.state.lock();
+    !state.alone && state.running == 0 && state.gathering.is_empty()
+}
+
+/// A combiner with all exchanges running, whose leads the caller ends.
+fn busy<'c>(combiner: &'c Combiner<Asked>) -> Vec<Lead<'c, Asked>> {
+    let Turn::Alone(alone) = combiner.join("group", "alone", later) else {
+        panic!("nobody else is there");
+    };
+    let leads = (0..MAX_RUNNING).map(|_| match combiner.join("group", "lead", later) {
+        Turn::Lead(lead) => lead,
+        _ => panic!("an exchange is free"),
+    });
+    let leads = leads.collect();
+    drop(alone);
+    leads
+}
+
+#[cfg(not(larder_loom))]
+mod threads {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
+    use std::time::Instant;
+
+    fn new() -> Combiner<Asked> {
+        Combiner::new(100, 1000)
+    }
+
+    fn wait_for_keys(combiner: &Combiner<Asked>, count: usize) {
+        let gathered =
+            |state: &State<Asked>| -> usize { state.gathering.iter().map(|g| g.keys.len()).sum() };
+        while gathered(&combiner.state.lock()) < count {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn one_thread_alone_asks_alone() {
+        let combiner = new();
+        for _ in 0..3 {
+            assert!(matches!(combiner.join("g", "k", later), Turn::Alone(_)));
+        }
+    }
+
+    #[test]
+    fn a_long_plain_request_keeps_nobody_waiting() {
+        let combiner = new();
+        let slow = combiner.join("group", "slow", later);
+        assert!(matches!(slow, Turn::Alone(_)));
+        for n in 0..10 {
+            assert!(ride(&combiner, &n.to_string()));
+        }
+        drop(slow);
+        assert!(is_idle(&combiner));
+    }
+
+    #[test]
+    fn keys_that_gather_go_together() {
+        let combiner = new();
+        let leads = busy(&combiner);
+        thread::scope(|scope| {
+            let riders: Vec<_> = (0..30)
+                .map(|n| {
+                    let combiner = &combiner;
+                    let key = format!("key-{n}");
+                    scope.spawn(move || match combiner.join("group", &key, later) {
+                        Turn::Lead(lead) => (ask(lead).0.len(), true),
+                        Turn::Told(Some(asked), place) => {
+                            assert_eq!(asked[place], key);
+                            (asked.len(), false)
+                        }
+                        _ => panic!("there was room"),
+                    })
+                })
+                .collect();
+            wait_for_keys(&combiner, 30);
+            drop(leads);
+            let ridden: Vec<_> = riders.into_iter().map(|r| r.join().unwrap()).collect();
+            assert!(ridden.iter().all(|(len, _)| *len == 30));
+            assert_eq!(ridden.iter().filter(|(_, led)| *led).count(), 1);
+        });
+        assert!(is_idle(&combiner));
+    }
+
+    #[test]
+    fn groups_do_not_mix_and_the_third_asks_singly() {
+        let combiner = new();
+        let leads = busy(&combiner);
+        thread::scope(|scope| {
+            for group in ["a", "b"] {
+                let combiner = &combiner;
+                scope.spawn(move || match combiner.join(group, group, later) {
+                    Turn::Lead(lead) => assert_eq!(ask(lead).0, [group]),
+                    _ => panic!("nobody else asks for this group"),
+                });
+            }
+            wait_for_keys(&combiner, 2);
+            assert!(matches!(combiner.join("c", "c", later), Turn::Singly));
+            drop(leads);
+        });
+        assert!(is_idle(&combiner));
+    }
+
+    #[test]
+    fn a_batch_has_its_bounds() {
+        for (combiner, key) in [(Combiner::new(2, 1000), "k"), (Combiner::new(100, 4), "ke")] {
+            let leads = busy(&combiner);
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    let combiner = &combiner;
+                    scope.spawn(move || assert!(ride(combiner, key)));
+                }
+                wait_for_keys(&combiner, 4);
+                let sizes: Vec<_> = {
+                    let state = combiner.state.lock();
+                    state.gathering.iter().map(|g| g.keys.len()).collect()
+                };
+                assert_eq!(sizes, [2, 2]);
+                assert!(matches!(combiner.join("group", key, later), Turn::Singly));
+                drop(leads);
+            });
+            assert!(is_idle(&combiner));
+        }
+        let combiner = Combiner::new(100, 4);
+        let _leads = busy(&combiner);
+        assert!(matches!(
+            combiner.join("group", "longer", later),
+            Turn::Singly
+        ));
+    }
+
+    #[test]
+    fn who_leaves_takes_nobody_along() {
+        let combiner = new();
+        let leads = busy(&combiner);
+        let soon = Instant::now() + Duration::from_millis(20);
+        let time_left = || soon.saturating_duration_since(Instant::now());
+        thread::scope(|scope| {
+            let leaving = scope.spawn(|| combiner.join("group", "a", time_left));
+            wait_for_keys(&combiner, 1);
+            let staying = scope.spawn(|| ride(&combiner, "b"));
+            wait_for_keys(&combiner, 2);
+            assert!(matches!(leaving.join().unwrap(), Turn::TooLate));
+            drop(leads);
+            assert!(staying.join().unwrap());
+        });
+        assert!(is_idle(&combiner));
+    }
+
+    #[test]
+    fn the_last_to_leave_takes_the_batch_along() {
+        let combiner = new();
+        let leads = busy(&combiner);
+        let in_vain = combiner.join("group", "a", || Duration::ZERO);
+        assert!(matches!(in_vain, Turn::TooLate));
+        assert!(combiner.state.lock().gathering.is_empty());
+        drop(leads);
+        assert!(is_idle(&combiner));
+    }
+
+    #[test]
+    fn a_panicking_leader_sends_the_others_to_ask_singly() {
+        let combiner = new();
+        let leads = busy(&combiner);
+        let told = thread::scope(|scope| {
+            let riders: Vec<_> = (0..8)
+                .map(|n| {
+                    let combiner = &combiner;
+                    scope.spawn(move || {
+                        catch_unwind(AssertUnwindSafe(|| {
+                            match combiner.join("group", &n.to_string(), later) {
+                                Turn::Lead(_lead) => panic!("in the transport"),
+                                Turn::Told(outcome, _) => assert!(outcome.is_none()),
+                                _ => panic!("there was room"),
+                            }
+                        }))
+                        .is_ok()
+                    })
+                })
+                .collect();
+            wait_for_keys(&combiner, 8);
+            drop(leads);
+            let told = riders.into_iter().map(|rider| rider.join().unwrap());
+            told.filter(|told| *told).count()
+        });
+        assert_eq!(told, 7);
+        assert!(is_idle(&combiner));
+    }
+
+    /// The bound of three exchanges rests on this: whatever gathers begins when those that were
+    /// under way have ended, and waits for none that began later.
+    #[test]
+    fn a_batch_waits_only_for_exchanges_that_were_under_way() {
+        let combiner = new();
+        let mut leads = busy(&combiner);
+        let both_lead = Barrier::new(2);
+        thread::scope(|scope| {
+            for (n, group) in ["a", "b"].into_iter().enumerate() {
+                let (combiner, both_lead) = (&combiner, &both_lead);
+                scope.spawn(move || {
+                    let Turn::Lead(lead) = combiner.join(group, "key", later) else {
+                        panic!("nobody else asks for this group");
+                    };
+                    // Neither ends before the other has begun.
+                    both_lead.wait();
+                    ask(lead);
+                });
+                wait_for_keys(combiner, n + 1);
+            }
+            leads.clear();
+        });
+        assert!(is_idle(&combiner));
+    }
+}
+
+#[cfg(larder_loom)]
+mod model {
+    use super::*;
+    use loom::sync::Arc;
+
+    #[test]
+    fn loom_every_rider_gets_its_own_outcome_and_nothing_is_left() {
+        loom::model(|| {
+            let combiner = Arc::new(Combiner::new(100, 1000));
+            let leads = busy(&combiner);
+            let riders: Vec<_> = ["a", "b"]
+                .into_iter()
+                .map(|key| {
+                    let combiner = combiner.clone();
+                    thread::spawn(move || assert!(ride(&combiner, key)))
+                })
+                .collect();
+            drop(leads);
+            for rider in riders {
+                rider.join().unwrap();
+            }
+            assert!(is_idle(&combiner));
+        });
+    }
+
+    #[test]
+    fn loom_a_call_that_a_leaving_thread_swallowed_is_passed_on() {
+        loom::model(|| {
+            let combiner = Arc::new(Combiner::new(100, 1000));
+            let leads = busy(&combiner);
+            let staying = {
+                let combiner = combiner.clone();
+                thread::spawn(move || assert!(ride(&combiner, "stays")))
+            };
+            let leaving = {
+                let combiner = combiner.clone();
+                // Its time is up when it looks for the second time: it has waited and was woken.
+                let mut times = [LONG].into_iter();
+                let time_left = move || times.next().unwrap_or_default();
+                thread::spawn(move || match combiner.join("group", "leaves", time_left) {
+                    Turn::Lead(lead) => drop(ask(lead)),
+                    Turn::TooLate | Turn::Told(..) | Turn::Alone(_) | Turn::Singly => {}
+                })
+            };
+            drop(leads);
+            staying.join().unwrap();
+            leaving.join().unwrap();
+            assert!(is_idle(&combiner));
+        });
+    }
+
+    #[test]
+    fn loom_a_leader_that_gives_up_is_heard_by_its_rider() {
+        loom::model(|| {
+            let combiner = Arc::new(Combiner::new(100, 1000));
+            let leads = busy(&combiner);
+            let riders: Vec<_> = ["a", "b"]
+                .into_iter()
+                .map(|key| {
+                    let combiner = combiner.clone();
+                    thread::spawn(move || match combiner.join("group", key, later) {
+                        Turn::Lead(lead) => drop(lead),
+                        Turn::Told(outcome, _) => assert!(outcome.is_none()),
+                        Turn::Alone(_) => {}
+                        Turn::Singly | Turn::TooLate => panic!("there is room and time"),
+                    })
+                })
+                .collect();
+            drop(leads);
+            for rider in riders {
+                rider.join().unwrap();
+            }
+            assert!(is_idle(&combiner));
+        });
+    }
+}

@@ -1,0 +1,254 @@
+//! Shared exchanges: several keys of one group asked for in one request, for threads that ride
+//! together and for `get_many`.
+
+use std::time::{Duration, Instant};
+
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::answer::SharedLimits;
+use crate::http::client::{Bytes, HttpPeer};
+use crate::http::combiner::{Combiner, Turn};
+use crate::http::transport::TransportRequest;
+use crate::peers::PeerResponse;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::wire::{self, ManyValue};
+
+/// What a peer's client keeps for shared exchanges.
+pub(crate) struct Sharing {
+    pub(crate) limits: SharedLimits,
+    combiner: Combiner<Outcome>,
+    /// Set for good when the peer does not know such requests.
+    unknown: AtomicBool,
+    /// The mean length of the values that the peer sent lately. Races lose some of them.
+    mean_len: AtomicUsize,
+}
+
+/// What came of a shared exchange, for each who rode in it.
+type Outcome = Result<Arc<Answers>, Failure>;
+
+/// Why a shared exchange brought no values.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// The exchange failed, or the peer does not know such requests: the keys are asked for singly.
+    AskSingly,
+    /// The peer's word on all of the keys.
+    Said(Error),
+}
+
+/// The answer to a shared exchange.
+pub(crate) struct Answers {
+    body: Bytes,
+    slots: Vec<Option<ManyValue>>,
+}
+
+impl Answers {
+    /// The value at `place`, whose key is `key`. A copy: a view would keep all the others in
+    /// memory. It is made of one allocation with its key, as the store keeps it.
+    pub(crate) fn get(&self, place: usize, key: &str) -> Option<PeerResponse> {
+        let slot = self.slots.get(place)?.as_ref()?;
+        let value = ByteView::keyed(key, self.body.get(slot.range.clone())?);
+        let response = PeerResponse::new(value);
+        Some(match slot.ttl_nanos {
+            Some(nanos) => response.with_ttl(Duration::from_nanos(nanos)),
+            None => response,
+        })
+    }
+}
+
+impl Sharing {
+    pub(crate) fn new(limits: SharedLimits) -> Self {
+        Sharing {
+            combiner: Combiner::new(limits.max_keys, limits.max_key_bytes()),
+            limits,
+            unknown: AtomicBool::new(false),
+            mean_len: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether the peer may be asked for several keys at once.
+    fn is_known(&self) -> bool {
+        self.limits.max_keys > 1 && !self.unknown.load(Ordering::Relaxed)
+    }
+
+    /// Whether it pays to wait for others: long values take longer to send than to ask for.
+    fn pays(&self) -> bool {
+        self.is_known() && self.mean_len.load(Ordering::Relaxed) <= LONG_VALUES
+    }
+
+    /// Notes the length of a value, or the mean of several.
+    fn note_len(&self, len: usize) {
+        let mean = self.mean_len.load(Ordering::Relaxed);
+        let moved = mean - mean / MEAN_OF + len / MEAN_OF;
+        // A shared line is written only where it changes anything.
+        if moved != mean {
+            self.mean_len.store(moved, Ordering::Relaxed);
+        }
+    }
+}
+
+impl HttpPeer {
+    /// Asks for one key, with other threads if there are some.
+    pub(crate) fn get_together(
+        &self,
+        ctx: &Context,
+        group: &str,
+        key: &str,
+    ) -> Result<PeerResponse> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        let common = self.limits.exchange_timeout;
+        let budget = ctx.remaining().map_or(common, |left| left.min(common));
+        let single = |budget| {
+            let answer = self.exchange(ctx, group, key, budget)?;
+            self.sharing.note_len(answer.value.len());
+            Ok(answer)
+        };
+        if !self.sharing.pays() {
+            return single(budget);
+        }
+        let begun = Instant::now();
+        let time_left = || budget.saturating_sub(begun.elapsed());
+        let (outcome, place) = match self.sharing.combiner.join(group, key, time_left) {
+            Turn::Alone(_guard) => return single(budget),
+            Turn::Singly => return single(budget),
+            Turn::TooLate => return Err(self.too_late(ctx)),
+            Turn::Told(None, _) => (Err(Failure::AskSingly), 0),
+            Turn::Told(Some(outcome), place) => (outcome, place),
+            Turn::Lead(lead) => {
+                let keys: Vec<&str> = lead.keys().iter().map(|key| &**key).collect();
+                let outcome = self.ask_many(ctx, group, &keys, time_left()).map(Arc::new);
+                let place = lead.place();
+                lead.finish(outcome.clone());
+                (outcome, place)
+            }
+        };
+        match outcome {
+            Ok(answers) => {
+                if let Some(response) = answers.get(place, key) {
+                    return Ok(response);
+                }
+            }
+            Err(Failure::Said(error)) => return Err(error),
+            Err(Failure::AskSingly) => {}
+        }
+        let left = time_left();
+        if left.is_zero() {
+            return Err(self.too_late(ctx));
+        }
+        single(left)
+    }
+
+    /// Asks for the keys that the peer has cached, in as few exchanges as the limits allow. `None`
+    /// for each that has to be asked for singly.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownGroup`], and where `ctx` has ended. Any other failure is `None`.
+    pub(crate) fn get_cached(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<PeerResponse>>> {
+        let mut found = Vec::with_capacity(keys.len());
+        while found.len() < keys.len() && self.sharing.is_known() {
+            if let Some(ended) = ctx.err() {
+                return Err(ended);
+            }
+            let rest = &keys[found.len()..];
+            let asked = &rest[..self.fitting(rest)];
+            let common = self.limits.exchange_timeout;
+            let budget = ctx.remaining().map_or(common, |left| left.min(common));
+            match self.ask_many(ctx, group, asked, budget) {
+                Ok(answers) => {
+                    let values = asked.iter().enumerate();
+                    found.extend(values.map(|(place, key)| answers.get(place, key)));
+                }
+                Err(Failure::Said(error)) => return Err(error),
+                Err(Failure::AskSingly) => break,
+            }
+        }
+        found.resize(keys.len(), None);
+        Ok(found)
+    }
+
+    /// How many of `keys` go in one exchange: at least one.
+    fn fitting(&self, keys: &[&str]) -> usize {
+        let mut room = self.sharing.limits.max_key_bytes();
+        let fits = |key: &&&str| {
+            let left = room.checked_sub(key.len());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let count = keys.iter().take_while(fits).count();
+        count.clamp(1, self.sharing.limits.max_keys)
+    }
+
+    /// One shared exchange.
+    fn ask_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        budget: Duration,
+    ) -> Result<Answers, Failure> {
+        let failed = |error: Error| {
+            log::debug!("{error}");
+            Failure::AskSingly
+        };
+        let (_permit, budget) = self.permit(ctx, budget).map_err(failed)?;
+        let max_bytes = self.sharing.limits.max_bytes;
+        let body = wire::many_request(keys, max_bytes).map_err(failed)?;
+        let path = wire::group_path(&self.base, group);
+        let mut sent = TransportRequest::new("POST", path)
+            .within(budget)
+            .with_repeatable_body(&body);
+        sent.set_header("content-type", wire::CONTENT_TYPE)
+            .map_err(failed)?;
+        let response = self.transport.round_trip(ctx, sent).map_err(failed)?;
+        let status = response.status();
+        if status != 200 {
+            let is_ours = response.header(wire::ERROR_HEADER).is_some();
+            let error = self.explain(response);
+            if is_ours && error.kind() == ErrorKind::UnknownGroup {
+                return Err(Failure::Said(error));
+            }
+            // Other statuses pass: too busy, too many, too slow.
+            if !is_ours && matches!(status, 400 | 404 | 405 | 411 | 415 | 501) {
+                self.sharing.unknown.store(true, Ordering::Relaxed);
+            }
+            return Err(failed(error));
+        }
+        let most = self.sharing.limits.max_answer();
+        let body = self.read_message(ctx, response, most).map_err(failed)?;
+        match wire::decode_many_response(&body, keys.len()) {
+            Ok(slots) => {
+                let answers = Answers { body, slots };
+                self.note_lens(&answers);
+                Ok(answers)
+            }
+            Err(error) => {
+                // It answers anything with 200: no peer of ours.
+                self.sharing.unknown.store(true, Ordering::Relaxed);
+                Err(failed(error))
+            }
+        }
+    }
+
+    fn note_lens(&self, answers: &Answers) {
+        let values = || answers.slots.iter().flatten();
+        let sum: usize = values().map(|value| value.range.len()).sum();
+        if let Some(mean) = sum.checked_div(values().count()) {
+            self.sharing.note_len(mean);
+        }
+    }
+}
+
+/// Where the mean of the values is above this many bytes, threads do not ride together.
+const LONG_VALUES: usize = 16 << 10;
+
+/// About how many of the last values the mean is of.
+const MEAN_OF: usize = 16;

@@ -1,0 +1,97 @@
+//! Whom a load asks: the getter here, or peers in turn.
+
+use std::time::Duration;
+
+use super::Loader;
+use super::counters::{CountAtEnd, count};
+use super::flight::RunOn;
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::LoadSink;
+use crate::pb::GetRequest;
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::sync::Arc;
+
+/// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
+const MAX_PEERS_ASKED: usize = 2;
+
+impl Loader {
+    pub(super) fn run_getter(
+        &self,
+        ctx: &Context,
+        key: &str,
+    ) -> Result<(ByteView, Option<Duration>)> {
+        let mut outcome = CountAtEnd(&self.counters.local_load_errs);
+        let mut sink = LoadSink::new(key, self.max_value_size);
+        self.getter
+            .get(ctx, key, &mut sink)
+            .map_err(Error::from_getter)?;
+        let loaded = sink.finish()?;
+        outcome.0 = &self.counters.local_loads;
+        Ok(loaded)
+    }
+
+    /// Asks the owner, and if it does not answer, its successor. `None` if nobody answered.
+    pub(super) fn ask_peers(
+        &self,
+        picker: &dyn PeerPicker,
+        owner: Arc<dyn ProtoGetter>,
+        run_on: RunOn,
+        ctx: &Context,
+        key: &str,
+    ) -> Option<Result<PeerResponse>> {
+        let request = GetRequest {
+            group: self.name.as_str().into(),
+            key: key.into(),
+        };
+        let mut next = Some(owner);
+        for attempt in 1..=MAX_PEERS_ASKED {
+            let answer = next?.get(ctx, &request);
+            let error = match answer {
+                Ok(response) => {
+                    count(&self.counters.peer_loads);
+                    return Some(Ok(response));
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
+                    count(&self.counters.peer_errors);
+                    log::debug!("group {}: {error}", self.name);
+                }
+                // The peer is well and does not know the group: it was not told of it yet, or the
+                // processes run different code. Its successor is no better placed than we are.
+                ErrorKind::UnknownGroup => {
+                    count(&self.counters.peer_errors);
+                    return None;
+                }
+                // The peer's getter has spoken.
+                _ => return Some(Err(error)),
+            }
+            if let Some(ended) = ctx.err() {
+                return Some(Err(ended));
+            }
+            next = picker.pick_replica(key, attempt);
+            // One that could make the caller late is passed over: the owner was thought punctual,
+            // so this is the caller's thread.
+            if run_on == RunOn::Caller {
+                next = next.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
+            }
+        }
+        None
+    }
+}
+
+/// Whether a peer's error says nothing of the key, only that the peer had no time or no means; as
+/// it would over HTTP, where such errors arrive as [`ErrorKind::Peer`].
+fn is_no_answer(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Peer
+            | ErrorKind::DeadlineExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::Overloaded
+            | ErrorKind::Io
+    )
+}

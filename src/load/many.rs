@@ -1,0 +1,334 @@
+//! Many keys at once: one exchange with each owner, the owners at the same time.
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::Loader;
+use super::counters::count;
+use super::keep::Keep;
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::Result;
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::store::{Generation, Hash};
+use crate::sync::Arc;
+
+/// A result for each key, in their order; `None` while there is none.
+type Results = Vec<Option<Result<ByteView>>>;
+
+/// What one owner is asked for.
+struct Ask {
+    owner: Arc<dyn ProtoGetter>,
+    wanted: Vec<Wanted>,
+}
+
+struct Wanted {
+    /// The place of the key in the caller's list.
+    at: usize,
+    key: Box<str>,
+    hash: Hash,
+    /// Read before the owner is asked, so that a removal meanwhile is noticed.
+    generation: Generation,
+}
+
+impl Ask {
+    /// Which object the owner is: pickers hand out clones of one `Arc` for one peer.
+    fn is_for(&self, owner: &Arc<dyn ProtoGetter>) -> bool {
+        Arc::as_ptr(&self.owner).cast::<()>() == Arc::as_ptr(owner).cast::<()>()
+    }
+}
+
+impl Loader {
+    /// The values of `keys`, in their order: from the store, then from what their owners have
+    /// cached, then each by itself.
+    pub(crate) fn get_many<K: AsRef<str>>(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[K],
+    ) -> Vec<Result<ByteView>> {
+        let store = self.store();
+        let cached = |key: &K| store.get(store.hash(key.as_ref()), key.as_ref()).map(Ok);
+        let mut results: Results = keys.iter().map(cached).collect();
+        let picker = self.peers.picker(&self.name);
+        // An exchange cannot be left before it ends, so who can be cancelled asks singly, where
+        // loader threads do the waiting.
+        if let Some(picker) = picker.filter(|_| !ctx.cancellable()) {
+            let asks = self.plan(&*picker, ctx, keys, &mut results);
+            self.ask_owners(ctx, asks, &mut results);
+        }
+        let singly = |(key, result): (&K, Option<_>)| {
+            let key = key.as_ref();
+            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key))
+        };
+        keys.iter().zip(results).map(singly).collect()
+    }
+
+    /// Sorts the keys without a result by their owners. Keys that are this process's own are left
+    /// out, and those whose owner would get one key only: a plain request loads it too.
+    fn plan<K: AsRef<str>>(
+        &self,
+        picker: &dyn PeerPicker,
+        ctx: &Context,
+        keys: &[K],
+        results: &mut Results,
+    ) -> Vec<Ask> {
+        let mut asks: Vec<Ask> = Vec::new();
+        for (at, (key, result)) in keys.iter().zip(results).enumerate() {
+            let key = key.as_ref();
+            if result.is_some() || self.check_key(key).is_err() {
+                continue;
+            }
+            let Some(owner) = picker.pick_peer(key) else {
+                continue;
+            };
+            if ctx.can_end() && !owner.honors_deadline() {
+                continue;
+            }
+            let hash = self.store.hash(key);
+            let generation = match self.store.peek_or_generation(hash, key) {
+                Ok(hit) => {
+                    *result = Some(Ok(hit.view));
+                    continue;
+                }
+                Err(generation) => generation,
+            };
+            let wanted = Wanted {
+                at,
+                key: key.into(),
+                hash,
+                generation,
+            };
+            match asks.iter_mut().find(|ask| ask.is_for(&owner)) {
+                Some(ask) => ask.wanted.push(wanted),
+                None => asks.push(Ask {
+                    owner,
+                    wanted: vec![wanted],
+                }),
+            }
+        }
+        asks.retain(|ask| ask.wanted.len() > 1);
+        asks
+    }
+
+    /// Asks the first owner on this thread and the others on loader threads meanwhile; on this one
+    /// too, where there is none to spare.
+    fn ask_owners(self: &Arc<Self>, ctx: &Context, asks: Vec<Ask>, results: &mut Results) {
+        let mut asks = asks.into_iter();
+        let Some(first) = asks.next() else {
+            return;
+        };
+        let (sender, answers) = unbounded();
+        for ask in asks {
+            // Shared, because a job that is refused does not come back.
+            let ask = Arc::new(ask);
+            let submitted = {
+                let (loader, ctx, ask, sender) =
+                    (self.clone(), ctx.clone(), ask.clone(), sender.clone());
+                self.pool.submit(move |turn| {
+                    let answer = loader.ask_owner(&ctx, &ask);
+                    drop(turn);
+                    // Nobody hears it if the caller has left.
+                    let _ = sender.send(answer);
+                })
+            };
+            if submitted.is_err() {
+                fill(results, self.ask_owner(ctx, &ask));
+            }
+        }
+        drop(sender);
+        fill(results, self.ask_owner(ctx, &first));
+        while let Some(answer) = next_by(ctx, &answers) {
+            fill(results, answer);
+        }
+    }
+
+    /// What an owner has cached, kept as any value from a peer is. Whatever fails is asked for
+    /// again, singly, which finds out what is to be done about it.
+    fn ask_owner(&self, ctx: &Context, ask: &Ask) -> Vec<(usize, ByteView)> {
+        let keys: Vec<&str> = ask.wanted.iter().map(|wanted| &*wanted.key).collect();
+        let answers = match ask.owner.get_many(ctx, &self.name, &keys) {
+            Ok(answers) if answers.len() == keys.len() => answers,
+            Ok(_) => return Vec::new(),
+            Err(error) => {
+                log::debug!("group {}: {error}", self.name);
+                return Vec::new();
+            }
+        };
+        let found = ask.wanted.iter().zip(answers);
+        let found = found.filter_map(|(wanted, answer)| Some((wanted, answer?)));
+        found
+            .map(|(wanted, PeerResponse { value, ttl, .. })| {
+                count(&self.counters.loads_deduped);
+                count(&self.counters.peer_loads);
+                let (key, hash) = (&*wanted.key, wanted.hash);
+                let (loaded, gone) = self.keep(Keep::Hot, hash, key, value, ttl, wanted.generation);
+                self.bury(gone);
+                (wanted.at, loaded.view)
+            })
+            .collect()
+    }
+}
+
+fn fill(results: &mut Results, found: Vec<(usize, ByteView)>) {
+    for (at, view) in found {
+        results[at] = Some(Ok(view));
+    }
+}
+
+/// The next answer; `None` when all are there or have failed, or `ctx` has ended.
+fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
+    match ctx.deadline() {
+        None => answers.recv().ok(),
+        Some(deadline) => answers.recv_deadline(deadline).ok(),
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::group::Group;
+    use crate::pb::GetRequest;
+    use crate::registry::Registry;
+    use crate::sink::Sink;
+    use crate::sync::Mutex;
+
+    /// Owns the keys that begin with its name; has cached those that end in `!`.
+    struct Owner {
+        name: &'static str,
+        asked: Mutex<Vec<String>>,
+        alone: std::sync::Barrier,
+    }
+
+    impl ProtoGetter for Owner {
+        fn get(&self, _ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+            self.asked.lock().push(format!("get {}", request.key));
+            match &*request.key {
+                "a missing" => Err(Error::not_found("no such key")),
+                key => Ok(PeerResponse::new(format!("{key} loaded"))),
+            }
+        }
+
+        fn get_many(
+            &self,
+            _ctx: &Context,
+            group: &str,
+            keys: &[&str],
+        ) -> Result<Vec<Option<PeerResponse>>> {
+            assert_eq!(group, "many");
+            self.asked.lock().push(keys.join(","));
+            self.alone.wait();
+            let cached = |key: &&str| {
+                let there = key.ends_with('!');
+                there.then(|| PeerResponse::new(*key).with_ttl(Duration::from_secs(9)))
+            };
+            Ok(keys.iter().map(cached).collect())
+        }
+    }
+
+    struct Owners(Vec<Arc<Owner>>);
+
+    impl PeerPicker for Owners {
+        fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+            let owner = self.0.iter().find(|owner| key.starts_with(owner.name))?;
+            Some(owner.clone())
+        }
+    }
+
+    /// A group of two owners, whose exchanges end when `together` are under way.
+    fn group(together: usize) -> (Group, Vec<Arc<Owner>>) {
+        let alone = || std::sync::Barrier::new(together);
+        let owner = |name| {
+            Arc::new(Owner {
+                name,
+                asked: Mutex::default(),
+                alone: alone(),
+            })
+        };
+        let owners = vec![owner("a"), owner("b")];
+        let registry = Registry::new();
+        registry
+            .register_peer_picker(Arc::new(Owners(owners.clone())))
+            .expect("the first");
+        let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
+        let group = registry.new_group("many", 1 << 20, load).expect("a group");
+        (group, owners)
+    }
+
+    fn texts(results: &[Result<ByteView>]) -> Vec<String> {
+        let text = |result: &Result<ByteView>| match result {
+            Ok(view) => view.to_str().expect("text").to_owned(),
+            Err(error) => format!("{:?}", error.kind()),
+        };
+        results.iter().map(text).collect()
+    }
+
+    #[test]
+    fn each_owner_is_asked_once_and_then_for_what_it_lacked() {
+        let (group, owners) = group(1);
+        let keys = ["a1!", "own", "b1!", "a missing", "a2!", "b2", "c"];
+        let results = group.get_many(&Context::background(), &keys);
+        assert_eq!(
+            texts(&results),
+            ["a1!", "own", "b1!", "NotFound", "a2!", "b2 loaded", "c"]
+        );
+        assert_eq!(
+            *owners[0].asked.lock(),
+            ["a1!,a missing,a2!", "get a missing"]
+        );
+        assert_eq!(*owners[1].asked.lock(), ["b1!,b2", "get b2"]);
+
+        // All that there is, is kept now.
+        let results = group.get_many(&Context::background(), &keys[..3]);
+        assert_eq!(texts(&results), ["a1!", "own", "b1!"]);
+        assert_eq!(owners[0].asked.lock().len(), 2);
+        assert_eq!(group.stats().peer_loads, 4);
+    }
+
+    #[test]
+    fn a_lone_key_of_an_owner_is_asked_for_singly() {
+        let (group, owners) = group(1);
+        let results = group.get_many(&Context::background(), &["a1!", "b1!", "b2!"]);
+        assert_eq!(texts(&results), ["a1! loaded", "b1!", "b2!"]);
+        assert_eq!(*owners[0].asked.lock(), ["get a1!"]);
+    }
+
+    #[test]
+    fn a_value_removed_meanwhile_is_not_kept() {
+        let (group, owners) = group(2);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| group.get_many(&Context::background(), &["a1!", "a2!"]));
+            while owners[0].asked.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            group.invalidate("a1!");
+            owners[0].alone.wait();
+            assert_eq!(texts(&asking.join().expect("no panic")), ["a1!", "a2!"]);
+        });
+        assert!(!group.contains_key("a1!"));
+        assert!(group.contains_key("a2!"));
+    }
+
+    #[test]
+    fn who_can_be_cancelled_is_not_kept_by_an_exchange() {
+        let (group, owners) = group(1);
+        let (ctx, canceller) = Context::background().with_cancel();
+        let results = group.get_many(&ctx, &["a1!", "a2!"]);
+        assert_eq!(texts(&results), ["a1! loaded", "a2! loaded"]);
+        assert_eq!(*owners[0].asked.lock(), ["get a1!", "get a2!"]);
+        canceller.cancel();
+        let results = group.get_many(&ctx, &["a1!", "a3!"]);
+        assert_eq!(texts(&results), ["a1! loaded", "Cancelled"]);
+    }
+
+    #[test]
+    fn a_key_that_is_too_long_is_its_own_error() {
+        let (group, _) = group(1);
+        let long = format!("a{}", "x".repeat(1 << 20));
+        let results = group.get_many(&Context::background(), &["a1!", &long, "a2!"]);
+        assert_eq!(texts(&results), ["a1!", "KeyTooLong", "a2!"]);
+        let kind = results[1].as_ref().expect_err("too long").kind();
+        assert_eq!(kind, ErrorKind::KeyTooLong);
+    }
+}

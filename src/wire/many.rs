@@ -1,0 +1,322 @@
+//! Several keys in one exchange: the bodies of request and answer, and the path they go to.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use quick_protobuf::{BytesReader, MessageRead};
+
+use super::body::{FieldType, LEN, VARINT, check_fields, push_varint};
+use super::path::{PathError, push_escaped, unescape};
+use crate::byteview::ByteView;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::ProtoMessage;
+use crate::pb::{GetManyRequest, GetManyResponse};
+
+/// The path that asks for keys of `group`, which are in the body.
+pub(crate) fn group_path(base: &str, group: &str) -> String {
+    let mut path = String::with_capacity(base.len() + 3 * group.len());
+    path.push_str(base);
+    push_escaped(&mut path, group);
+    path
+}
+
+/// The group of a path without a key; `None` if the path has another shape.
+pub(crate) fn parse_group_path<'a>(
+    base: &str,
+    raw_path: &'a str,
+    plus_is_space: bool,
+) -> Option<Result<Cow<'a, str>, PathError>> {
+    let path = raw_path.split('?').next().unwrap_or_default();
+    let group = path.strip_prefix(base)?;
+    let fits = !group.is_empty() && !group.contains('/');
+    fits.then(|| unescape(group, plus_is_space))
+}
+
+/// The body that asks for `keys`, in an answer with at most `max_bytes` of values.
+pub(crate) fn many_request(keys: &[&str], max_bytes: usize) -> Result<Vec<u8>> {
+    let message = GetManyRequest {
+        keys: keys.iter().map(|&key| Cow::Borrowed(key)).collect(),
+        max_bytes: Some(max_bytes as u64),
+    };
+    message
+        .encode()
+        .map_err(|error| Error::with_source(ErrorKind::Peer, "the keys cannot be sent", error))
+}
+
+/// Reads the body of a request for several keys.
+///
+/// # Errors
+///
+/// Why it is none: not a sequence of whole fields of their types, more than `max_keys` keys, or
+/// keys that are not UTF-8. Memory is taken for at most `max_keys` keys, which borrow from `body`.
+pub(crate) fn decode_many_request(
+    body: &[u8],
+    max_keys: usize,
+) -> Result<GetManyRequest<'_>, String> {
+    check_fields(
+        body,
+        &[KEYS, MAX_BYTES],
+        max_keys.saturating_add(SPARE_FIELDS),
+    )?;
+    let message = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
+        .map_err(|error| error.to_string())?;
+    if message.keys.len() > max_keys {
+        return Err(format!("{} keys, over {max_keys}", message.keys.len()));
+    }
+    Ok(message)
+}
+
+/// The body of an answer with several values: what lies between the values, and the values.
+///
+/// Long values are not copied; short ones are, which costs less than to send them from elsewhere.
+#[derive(Default)]
+pub(crate) struct ManyBody {
+    /// All bytes but those of the long values.
+    between: Vec<u8>,
+    /// The long values, each with the place in `between` that it comes after.
+    values: Vec<(usize, ByteView)>,
+    found: Vec<u8>,
+    ttls: Vec<u64>,
+    len: usize,
+}
+
+impl ManyBody {
+    /// The next key has no value here.
+    pub(crate) fn push_missing(&mut self) {
+        self.found.push(MISSING);
+    }
+
+    /// The next key has this value.
+    pub(crate) fn push(&mut self, value: ByteView, ttl_nanos: Option<u64>) {
+        match ttl_nanos {
+            None => self.found.push(FOUND),
+            Some(ttl) => {
+                self.found.push(FOUND_FOR_A_TIME);
+                self.ttls.push(ttl);
+            }
+        }
+        push_tag(&mut self.between, VALUES);
+        push_varint(value.len() as u64, |byte| self.between.push(byte));
+        if value.len() <= COPIED {
+            self.between.extend_from_slice(&value);
+        } else {
+            self.len += value.len();
+            self.values.push((self.between.len(), value));
+        }
+    }
+
+    /// Ends the message: what was found is said behind the values, where it is known.
+    pub(crate) fn finish(mut self) -> Self {
+        let between = &mut self.between;
+        push_tag(between, KEYS_FOUND);
+        push_varint(self.found.len() as u64, |byte| between.push(byte));
+        between.extend_from_slice(&self.found);
+        for &ttl in &self.ttls {
+            push_tag(between, TTL_NANOS);
+            push_varint(ttl, |byte| between.push(byte));
+        }
+        self.len += between.len();
+        self
+    }
+
+    /// The length of a finished body.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The body in pieces, in order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut from = 0;
+        let pairs = self.values.iter().flat_map(move |(at, value)| {
+            let between = &self.between[from..*at];
+            from = *at;
+            [between, value.as_bytes()]
+        });
+        let last = self.values.last().map_or(0, |(at, _)| *at);
+        pairs.chain([&self.between[last..]])
+    }
+}
+
+/// Where in the body of an answer a value is, and how long it is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ManyValue {
+    pub range: Range<usize>,
+    pub ttl_nanos: Option<u64>,
+}
+
+/// Reads the body of an answer to a request for `keys` keys; `None` for each that is not there.
+///
+/// # Errors
+///
+/// [`ErrorKind::Peer`] unless the body is such an answer, for so many keys, to its last byte.
+pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Option<ManyValue>>> {
+    let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
+    let max_fields = keys.saturating_mul(2).saturating_add(SPARE_FIELDS);
+    check_fields(body, &[VALUES, KEYS_FOUND, TTL_NANOS], max_fields).map_err(corrupt)?;
+    let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
+        .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
+    let found = message.found.as_deref().unwrap_or_default();
+    if found.len() != keys {
+        return Err(corrupt("it is for another number of keys"));
+    }
+    let start = body.as_ptr().addr();
+    let mut values = message.values.iter();
+    let mut ttls = message.ttl_nanos.iter();
+    let mut slots = Vec::with_capacity(keys);
+    for &state in found {
+        if state == MISSING {
+            slots.push(None);
+            continue;
+        }
+        let value = values.next().ok_or_else(|| corrupt("a value is missing"))?;
+        let ttl_nanos = match state {
+            FOUND => None,
+            FOUND_FOR_A_TIME => {
+                let ttl = ttls.next().ok_or_else(|| corrupt("a time is missing"))?;
+                Some(*ttl)
+            }
+            _ => return Err(corrupt("a key in no known state")),
+        };
+        // The generated reader only borrows; an empty value may lie anywhere.
+        let from = match value.is_empty() {
+            true => 0,
+            false => value.as_ptr().addr() - start,
+        };
+        slots.push(Some(ManyValue {
+            range: from..from + value.len(),
+            ttl_nanos,
+        }));
+    }
+    if values.next().is_some() || ttls.next().is_some() {
+        return Err(corrupt("a value of no key"));
+    }
+    Ok(slots)
+}
+
+fn push_tag(out: &mut Vec<u8>, (number, wire_type): FieldType) {
+    push_varint(u64::from(number << 3 | u32::from(wire_type)), |byte| {
+        out.push(byte);
+    });
+}
+
+const KEYS: FieldType = (100, LEN);
+const MAX_BYTES: FieldType = (101, VARINT);
+
+const VALUES: FieldType = (100, LEN);
+const KEYS_FOUND: FieldType = (101, LEN);
+const TTL_NANOS: FieldType = (102, VARINT);
+
+const MISSING: u8 = 0;
+const FOUND: u8 = 1;
+const FOUND_FOR_A_TIME: u8 = 2;
+
+/// The longest value that is copied. A piece of its own costs the kernel about as much as 1 KiB of
+/// copying.
+const COPIED: usize = 1024;
+
+/// Fields beside those of the keys: ours, and those of later versions.
+const SPARE_FIELDS: usize = 16;
+
+const CORRUPT: &str = "the peer's answer is not a GetManyResponse";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    fn encoded(values: &[Option<(Vec<u8>, Option<u64>)>]) -> Vec<u8> {
+        let mut body = ManyBody::default();
+        for value in values {
+            match value {
+                None => body.push_missing(),
+                Some((value, ttl)) => body.push(value.as_slice().into(), *ttl),
+            }
+        }
+        let body = body.finish();
+        let whole = body.pieces().collect::<Vec<_>>().concat();
+        assert_eq!(whole.len(), body.len());
+        whole
+    }
+
+    #[test]
+    fn long_values_are_sent_from_where_they_lie() {
+        let long = ByteView::from(vec![7; COPIED + 1]);
+        let mut body = ManyBody::default();
+        body.push("short".into(), None);
+        body.push(long.clone(), None);
+        let body = body.finish();
+        let shared = body.pieces().filter(|p| p.as_ptr() == long.as_ptr());
+        assert_eq!(shared.count(), 1);
+    }
+
+    #[test]
+    fn a_group_is_found_in_its_path_and_nothing_else_is() {
+        let path = group_path("/_groupcache/", "a b/c");
+        assert_eq!(path, "/_groupcache/a%20b%2Fc");
+        let parse = |path| parse_group_path("/_groupcache/", path, false);
+        assert_eq!(parse(&path), Some(Ok(Cow::Borrowed("a b/c"))));
+        for other in ["/", "/_groupcache/", "/_groupcache/a/b", "/_groupcache/a/"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+        assert!(matches!(parse("/_groupcache/%zz"), Some(Err(_))));
+    }
+
+    #[test]
+    fn more_keys_than_allowed_are_refused() {
+        let keys = vec![""; 1000];
+        let body = many_request(&keys, 1).expect("it encodes");
+        assert!(decode_many_request(&body, 1000).is_ok());
+        assert!(decode_many_request(&body, 999).is_err(), "a few too many");
+        assert!(decode_many_request(&body, 10).is_err(), "far too many");
+    }
+
+    #[test]
+    fn an_answer_of_another_message_is_refused() {
+        let other = super::super::response_prefix(0, None, None, None);
+        for body in [&[][..], &other, b"<html>"] {
+            let error = decode_many_response(body, 1).expect_err("refused");
+            assert_eq!(error.kind(), ErrorKind::Peer);
+        }
+        let one = encoded(&[Some((b"x".to_vec(), None))]);
+        assert!(decode_many_response(&one, 1).is_ok());
+        assert!(decode_many_response(&one, 2).is_err());
+        assert!(decode_many_response(&[&one[..], &[0xa2, 6, 0]].concat(), 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_comes_back(
+            values in vec(
+                option::of((vec(any::<u8>(), 0..COPIED + 200), option::of(any::<u64>()))),
+                0..12,
+            ),
+        ) {
+            let body = encoded(&values);
+            let decoded = decode_many_response(&body, values.len()).unwrap();
+            let back: Vec<_> = decoded
+                .into_iter()
+                .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos)))
+                .collect();
+            prop_assert_eq!(back, values);
+        }
+
+        #[test]
+        fn a_request_comes_back(keys in vec(any::<String>(), 0..20), max_bytes in any::<u32>()) {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let body = many_request(&keys, max_bytes as usize).unwrap();
+            let decoded = decode_many_request(&body, 20).unwrap();
+            prop_assert_eq!(decoded.keys, keys);
+            prop_assert_eq!(decoded.max_bytes, Some(u64::from(max_bytes)));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(body in vec(any::<u8>(), 0..200), keys in 0_usize..9) {
+            let _ = decode_many_request(&body, keys);
+            if let Ok(slots) = decode_many_response(&body, keys) {
+                prop_assert_eq!(slots.len(), keys);
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Threads that ask one peer at the same time: whatever becomes of a shared exchange, each gets its
+//! own answer.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use larder::pb::{GetManyRequest, GetManyResponse};
+use larder::{Context, ErrorKind, ProtoMessage};
+use quick_protobuf::{BytesReader, MessageRead};
+
+use crate::raw_server::{Connection, RawServer, body, failure, ok};
+use crate::{ask, get, pool_of, pool_with};
+
+/// The last segment of the path in a head: the key of a GET.
+fn last_segment(head: &str) -> String {
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    path.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+/// The keys of a request for several, which are the values too.
+fn keys_of(connection: &Connection) -> Vec<String> {
+    let body = &connection.body;
+    let request = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
+        .expect("a GetManyRequest");
+    request.keys.iter().map(|key| key.to_string()).collect()
+}
+
+/// Answers with each key as its own value, but for those in `missing`.
+fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
+    let there = |key: &&String| !missing(key);
+    let message = GetManyResponse {
+        values: keys
+            .iter()
+            .filter(there)
+            .map(|key| Cow::Borrowed(key.as_bytes()))
+            .collect(),
+        found: Some(keys.iter().map(|key| u8::from(!missing(key))).collect()),
+        ttl_nanos: Vec::new(),
+    };
+    ok(&message.encode().expect("it encodes"))
+}
+
+/// Answers GETs with their key, and POSTs as `post` says until that returns false.
+fn echo(post: impl Fn(&mut Connection) -> bool + Send + Sync + 'static) -> RawServer {
+    RawServer::start(move |mut connection| {
+        while let Some(head) = connection.read_head() {
+            if head.starts_with("POST ") {
+                if !post(&mut connection) {
+                    return;
+                }
+            } else {
+                connection.send(&ok(&body(last_segment(&head).as_bytes())));
+            }
+        }
+    })
+}
+
+fn posts(server: &RawServer) -> usize {
+    let heads = server.heads();
+    heads
+        .iter()
+        .filter(|head| head.starts_with("POST "))
+        .count()
+}
+
+/// Asks from `threads` at once, `rounds` times each, and checks every answer.
+fn storm(pool: &larder::http::HttpPool, threads: usize, rounds: usize) {
+    let start = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                for n in 0..rounds {
+                    let key = format!("key-{thread}-{n}");
+                    assert_eq!(get(pool, &key).expect("a value").value, key);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn threads_ride_together_and_each_gets_its_own_value() {
+    let most = Arc::new(AtomicUsize::new(0));
+    let seen = most.clone();
+    let server = echo(move |connection| {
+        let keys = keys_of(connection);
+        seen.fetch_max(keys.len(), Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(1));
+        connection.send(&answer_to(&keys, |_| false))
+    });
+    storm(&pool_of(&server.url), 16, 20);
+    assert!(most.load(Ordering::SeqCst) > 1, "nobody rode together");
+    assert!(server.heads().len() < 320, "{}", server.heads().len());
+}
+
+#[test]
+fn what_the_owner_lacks_is_asked_for_singly() {
+    let lacks = |key: &str| key.ends_with(['1', '3', '5', '7', '9']);
+    let server = echo(move |connection| {
+        let keys = keys_of(connection);
+        connection.send(&answer_to(&keys, lacks))
+    });
+    storm(&pool_of(&server.url), 8, 50);
+    assert!(posts(&server) > 0);
+}
+
+#[test]
+fn a_connection_killed_under_32_riders_costs_nobody_an_answer() {
+    let asking = Arc::new(AtomicUsize::new(0));
+    let killed = Arc::new(AtomicUsize::new(0));
+    let (came, kills) = (asking.clone(), killed.clone());
+    let server = echo(move |connection| {
+        while came.load(Ordering::SeqCst) < 32 {
+            std::thread::yield_now();
+        }
+        // Those who came last are on their way into the next batch.
+        std::thread::sleep(Duration::from_millis(20));
+        let keys = keys_of(connection);
+        let answer = answer_to(&keys, |_| false);
+        // Nothing, then half a head, then half a body.
+        let cut = [0, 10, answer.len() - 1];
+        let kill = kills.fetch_add(1, Ordering::SeqCst);
+        connection.send(&answer[..cut[kill % 3]]);
+        false
+    });
+    let pool = pool_with(&server.url, |builder| {
+        builder.exchange_timeout(Duration::from_secs(20))
+    });
+    std::thread::scope(|scope| {
+        for n in 0..32 {
+            let (pool, asking) = (&pool, &asking);
+            scope.spawn(move || {
+                asking.fetch_add(1, Ordering::SeqCst);
+                let key = format!("key-{n}");
+                assert_eq!(get(pool, &key).expect("a value").value, key);
+            });
+        }
+    });
+    assert!(killed.load(Ordering::SeqCst) > 0, "nobody rode together");
+}
+
+#[test]
+fn a_peer_that_knows_no_shared_exchange_is_asked_singly_from_then_on() {
+    let plain = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok";
+    let answers = [
+        failure("400 Bad Request", "", "bad request\n"),
+        failure("404 Not Found", "", "404 page not found\n"),
+        failure("405 Method Not Allowed", "Allow: GET\r\n", ""),
+        ok(&body(b"colors")),
+    ];
+    for answer in answers {
+        let server = echo(move |connection| connection.send(&answer));
+        let pool = pool_of(&server.url);
+        storm(&pool, 8, 5);
+        let at_first = posts(&server);
+        assert!((1..=8).contains(&at_first), "{at_first}");
+        storm(&pool, 8, 20);
+        assert_eq!(posts(&server), at_first);
+    }
+    // What is not an answer at all, or says that the peer is busy, holds for once.
+    for answer in [
+        plain.to_vec(),
+        failure("503 Service Unavailable", "", "too many connections"),
+    ] {
+        let server = echo(move |connection| connection.send(&answer));
+        storm(&pool_of(&server.url), 8, 20);
+        assert!(posts(&server) > 8, "{}", posts(&server));
+    }
+}
+
+#[test]
+fn a_peer_without_the_group_says_so_to_all_riders() {
+    let server = RawServer::start(|mut connection| {
+        while connection.read_head().is_some() {
+            let headers = "larder-error: unknown-group\r\n";
+            connection.send(&failure("404 Not Found", headers, "no group"));
+        }
+    });
+    let pool = pool_of(&server.url);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let pool = &pool;
+            scope.spawn(move || {
+                let error = get(pool, &format!("{thread}")).expect_err("no group");
+                assert_eq!(error.kind(), ErrorKind::UnknownGroup);
+            });
+        }
+    });
+}
+
+#[test]
+fn who_rides_leaves_at_its_own_deadline() {
+    // Shared exchanges hang; what waits for them leaves in time, the leader as well.
+    let server = echo(|connection| {
+        connection.wait_for_close();
+        false
+    });
+    let pool = pool_with(&server.url, |builder| {
+        builder.exchange_timeout(Duration::from_secs(20))
+    });
+    let limit = Duration::from_millis(200);
+    let start = Barrier::new(12);
+    std::thread::scope(|scope| {
+        for thread in 0..12 {
+            let (pool, start) = (&pool, &start);
+            scope.spawn(move || {
+                start.wait();
+                let begun = Instant::now();
+                let ctx = Context::background().with_timeout(limit);
+                if let Err(error) = ask(pool, &ctx, &format!("{thread}")) {
+                    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+                }
+                assert!(begun.elapsed() < 5 * limit, "{:?}", begun.elapsed());
+            });
+        }
+    });
+}
+
+#[test]
+fn a_shared_exchange_asks_for_no_more_than_its_limits() {
+    let sizes = Arc::new(Mutex::new(HashSet::new()));
+    let seen = sizes.clone();
+    let server = echo(move |connection| {
+        let keys = keys_of(connection);
+        seen.lock().expect("no panic").insert(keys.len());
+        std::thread::sleep(Duration::from_millis(1));
+        connection.send(&answer_to(&keys, |_| false))
+    });
+    let pool = pool_with(&server.url, |builder| builder.max_shared_keys(3));
+    storm(&pool, 24, 10);
+    let sizes = sizes.lock().expect("no panic");
+    assert!(
+        sizes.contains(&3) && sizes.iter().all(|&size| size <= 3),
+        "{sizes:?}"
+    );
+}

@@ -1,0 +1,130 @@
+//! Eviction listeners: what they hold up, and what they are told.
+
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+
+use larder::{Clock, Context, Eviction, RemovalCause};
+
+use crate::common::*;
+
+/// A capacity for two entries of a few bytes, not for three.
+const TWO: u64 = 200;
+
+#[test]
+fn a_slow_listener_holds_up_nobody_but_its_own_call() {
+    let (in_getter, go_on) = (Gate::new(), Gate::new());
+    let (in_listener, listener_ends) = (Gate::new(), Gate::new());
+    let getter = {
+        let (in_getter, go_on) = (in_getter.clone(), go_on.clone());
+        larder::getter_fn(move |_: &Context, key, dest| {
+            if key == "c" {
+                in_getter.open();
+                go_on.pass();
+            }
+            Ok(dest.set_str(key)?)
+        })
+    };
+    let group = {
+        let (in_listener, listener_ends) = (in_listener.clone(), listener_ends.clone());
+        alone("slow-listener")
+            .max_capacity(TWO)
+            .shards(1)
+            .eviction(Eviction::Lru)
+            .eviction_listener(move |_, _, _| {
+                in_listener.open();
+                listener_ends.pass();
+            })
+            .build(getter)
+            .expect("a new group")
+    };
+    for key in ["a", "b"] {
+        group.get(key).expect("a value");
+    }
+    let leader = start({
+        let group = group.clone();
+        move || group.get("c")
+    });
+    in_getter.pass();
+    let follower = start({
+        let group = group.clone();
+        move || group.get("c")
+    });
+    // Whether it has joined by then does not matter to what must hold.
+    std::thread::sleep(millis(20));
+    go_on.open();
+    in_listener.pass();
+    assert_eq!(follower.end().expect("a value"), "c");
+    listener_ends.open();
+    assert_eq!(leader.end().expect("a value"), "c");
+}
+
+#[test]
+fn a_panicking_listener_costs_the_other_callers_nothing() {
+    for ctx in [Context::background(), within(PATIENCE)] {
+        let (in_getter, go_on) = (Gate::new(), Gate::new());
+        let getter = {
+            let (in_getter, go_on) = (in_getter.clone(), go_on.clone());
+            larder::getter_fn(move |_: &Context, key, dest| {
+                if key == "c" {
+                    in_getter.open();
+                    go_on.pass();
+                }
+                Ok(dest.set_str(key)?)
+            })
+        };
+        let group = alone("panicking-listener")
+            .max_capacity(TWO)
+            .shards(1)
+            .eviction(Eviction::Lru)
+            .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))
+            .build(getter)
+            .expect("a new group");
+        for key in ["a", "b"] {
+            group.get(key).expect("a value");
+        }
+        let call = || {
+            let (group, ctx) = (group.clone(), ctx.clone());
+            start(move || group.get_with(&ctx, "c"))
+        };
+        let leader = call();
+        in_getter.pass();
+        let follower = call();
+        std::thread::sleep(millis(20));
+        go_on.open();
+        assert_eq!(follower.end().expect("a value"), "c");
+        match leader.outcome() {
+            Err(panic) => assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the listener")),
+            // On a loader thread the panic is nobody's.
+            Ok(value) => assert_eq!(value.expect("a value"), "c"),
+        }
+    }
+}
+
+#[test]
+fn an_expired_entry_leaves_as_expired_however_it_leaves() {
+    let clock = Clock::manual();
+    let (send, causes) = channel();
+    let send = Mutex::new(send);
+    let group = alone("causes")
+        .clock(clock.clone())
+        .shards(1)
+        .eviction_listener(move |_, _, cause| {
+            let sent = send.lock().expect("no panic").send(cause);
+            sent.expect("the test listens");
+        })
+        .time_to_live(seconds(1))
+        .build(echo().0)
+        .expect("a new group");
+    // So many that the sweep of one insertion does not come to the last of them.
+    for n in 0..20 {
+        group.get(&format!("key{n}")).expect("a value");
+    }
+    clock.advance(seconds(1));
+    group.get("key19").expect("a value");
+    let causes: Vec<RemovalCause> = causes.try_iter().collect();
+    assert!(!causes.is_empty());
+    assert!(
+        causes.iter().all(|&cause| cause == RemovalCause::Expired),
+        "{causes:?}"
+    );
+}
