@@ -89,6 +89,14 @@ fn dead_peer() -> PickerSlot {
     slot
 }
 
+fn eventually(condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "it never comes");
+        thread::yield_now();
+    }
+}
+
 type Caller = thread::JoinHandle<thread::Result<Result<ByteView>>>;
 
 impl Held {
@@ -102,18 +110,14 @@ impl Held {
                 }))
             })
         };
-        let runs = self.runs.load(Ordering::SeqCst);
+        let runs = self.runs();
         let mut callers = vec![call()];
         // The leader works, and nobody takes its place.
-        while self.runs.load(Ordering::SeqCst) == runs {
-            thread::yield_now();
-        }
+        eventually(|| self.runs() > runs);
         callers.extend((1..count).map(|_| call()));
         // A leader on a loader thread has a caller who waits like the others.
         let waiting = if ctx.can_end() { count } else { count - 1 };
-        while self.waiters() < waiting {
-            thread::yield_now();
-        }
+        eventually(|| self.waiters() >= waiting);
         callers
     }
 
@@ -267,9 +271,7 @@ fn an_early_leader_costs_its_followers_one_load_more_at_most() {
         let error = result.expect_err("its time is up");
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     }
-    while held.waiters() < 50 {
-        thread::yield_now();
-    }
+    eventually(|| held.waiters() >= 50);
     // The getter fails, and its caller's time is up: nobody's fault who still waits.
     held.end_then_value(End::NotFound);
     for follower in followers {

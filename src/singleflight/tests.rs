@@ -59,7 +59,9 @@ impl<T: Clone + Send + Sync + 'static> Held<T> {
         });
         let followers = followers.collect();
         let hash = self.flights.hash("key");
+        let start = Instant::now();
         while self.flights.waiters(hash, "key") < count {
+            assert!(start.elapsed() < PATIENCE, "they never wait");
             thread::yield_now();
         }
         followers

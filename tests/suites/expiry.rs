@@ -238,3 +238,31 @@ fn a_value_replaced_by_a_smaller_or_larger_one_is_charged_for_what_it_is() {
         }
     }
 }
+
+#[test]
+fn a_cache_whose_values_were_replaced_holds_as_many_as_a_fresh_one() {
+    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+        let clock = Clock::manual();
+        let make = || {
+            alone("worn")
+                .clock(clock.clone())
+                .eviction(eviction)
+                .max_capacity(64 << 10)
+                .time_to_live(seconds(1))
+                .build(echo().0)
+                .expect("a group")
+        };
+        let (worn, fresh) = (make(), make());
+        for _ in 0..10_000 {
+            worn.get("key").expect("a value");
+            clock.advance(seconds(1));
+        }
+        for n in 0..1000 {
+            for group in [&worn, &fresh] {
+                group.get(&format!("other{n}")).expect("a value");
+            }
+        }
+        assert!(fresh.entry_count() > 100);
+        assert!(worn.entry_count() + 1 >= fresh.entry_count());
+    }
+}

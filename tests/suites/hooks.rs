@@ -6,10 +6,11 @@ use larder::{ErrorKind, Group, NoPeers, PeerPicker, PeerResponse, Registry};
 
 use crate::common::*;
 
-fn group(registry: &Registry, name: &str) -> Group {
-    registry
-        .new_group(name, 1 << 20, echo().0)
-        .expect("a new name")
+/// Makes a group, on a thread of its own: a hook that runs under a lock would hang it.
+fn group(registry: &Registry, name: &'static str) -> Group {
+    let registry = registry.clone();
+    let made = start(move || registry.new_group(name, 1 << 20, echo().0));
+    made.end().expect("a new name")
 }
 
 /// A peer that says its own name, for all keys.
