@@ -16,6 +16,27 @@ use crate::registry::Registry;
 use crate::sync::Arc;
 use crate::wire;
 
+impl HttpPool {
+    /// A pool with the default options, the peer picker of [`Registry::global`].
+    ///
+    /// `self_url` is the URL of this process, as it stands in the list of peers. There are no peers
+    /// until [`set`](Self::set) is called: every key is this process's own.
+    ///
+    /// [`Registry::global`]: crate::Registry::global
+    ///
+    /// # Errors
+    ///
+    /// As [`HttpPoolBuilder::build`].
+    pub fn new(self_url: &str) -> Result<Self> {
+        Self::builder(self_url).build()
+    }
+
+    /// A pool with options.
+    pub fn builder(self_url: &str) -> HttpPoolBuilder {
+        HttpPoolBuilder::new(self_url)
+    }
+}
+
 /// Builds an [`HttpPool`]; see [`HttpPool::builder`].
 ///
 /// The options that say where keys lie and how they travel ([`preset`](Self::preset),

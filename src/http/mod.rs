@@ -2,6 +2,7 @@
 
 mod accept;
 mod answer;
+mod body;
 mod buffers;
 mod builder;
 mod client;
@@ -21,6 +22,7 @@ mod resolve;
 mod response;
 mod server;
 mod shared;
+mod sharing;
 mod socket_timeout;
 mod tcp;
 #[cfg(feature = "tiny_http")]

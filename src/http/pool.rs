@@ -7,7 +7,6 @@ use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
 use crate::http::answer::Endpoint;
-use crate::http::builder::HttpPoolBuilder;
 use crate::http::picker::Picker;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
@@ -53,25 +52,6 @@ struct Shared {
 }
 
 impl HttpPool {
-    /// A pool with the default options, the peer picker of [`Registry::global`].
-    ///
-    /// `self_url` is the URL of this process, as it stands in the list of peers. There are no peers
-    /// until [`set`](Self::set) is called: every key is this process's own.
-    ///
-    /// [`Registry::global`]: crate::Registry::global
-    ///
-    /// # Errors
-    ///
-    /// As [`HttpPoolBuilder::build`].
-    pub fn new(self_url: &str) -> Result<Self> {
-        Self::builder(self_url).build()
-    }
-
-    /// A pool with options.
-    pub fn builder(self_url: &str) -> HttpPoolBuilder {
-        HttpPoolBuilder::new(self_url)
-    }
-
     pub(crate) fn from_parts(
         self_url: String,
         picker: Arc<Picker>,
