@@ -34,6 +34,13 @@ mod url;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
+/// The parsers, for the targets in `fuzz/`.
+#[cfg(larder_fuzz)]
+pub(crate) mod fuzzed {
+    pub(crate) use super::head::{NO_FIELDS, Scan, parse, scan};
+    pub(crate) use super::url::PeerUrl;
+}
+
 pub use builder::HttpPoolBuilder;
 pub use handler::{Handler, Request};
 pub use pool::HttpPool;
