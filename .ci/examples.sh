@@ -64,43 +64,39 @@ color_cluster() {
 
 # By the command that the README gives, shortened.
 example_cluster() {
-    local out port
-    out="$(show bash -c "$(grep -m1 '^cargo run .*cluster' README.md) -- --seconds 5" | tee /dev/stderr)"
-    says "$out" ': node 2 is killed '
-    says "$out" '^callers .* 0 errors$'
-    says "$out" '^values .* 0 values differ$'
+    local port
+    capture bash -c "$(grep -m1 '^cargo run .*cluster' README.md) -- --seconds 5"
+    says ': node 2 is killed '
+    says '^callers .* 0 errors$'
+    says '^values .* 0 values differ$'
     while read -r port; do
         is_closed "$port"
-    done < <(sed -n 's/^node [0-9]* listens on 127\.0\.0\.1://p' <<<"$out")
+    done < <(sed -n 's/^node [0-9]* listens on 127\.0\.0\.1://p' <<<"$OUT")
 }
 
 example_custom_transport() {
-    local out
-    out="$(run custom_transport)"
-    says "$out" '^b: getter .* loads "page-[0-9]*" for req-1$'
-    says "$out" '^node a: 2 gets, 2 loads from the peer, .* 0 own loads$'
-    says "$out" '^node b: .* 2 requests of the peer, 2 own loads$'
+    capture "$BIN/custom_transport"
+    says '^b: getter .* loads "page-[0-9]*" for req-1$'
+    says '^node a: 2 gets, 2 loads from the peer, .* 0 own loads$'
+    says '^node b: .* 2 requests of the peer, 2 own loads$'
 }
 
 example_getter_file() {
-    local out
-    out="$(run getter_file)"
-    says "$out" '^lib\.rs .* read from the disk$'
-    says "$out" '^lib\.rs .* from the cache$'
-    says "$out" '^no/such/file\.rs .* NotFound: '
-    says "$out" '^7 gets: 1 from the cache, 2 files read, 4 failed'
+    capture "$BIN/getter_file"
+    says '^lib\.rs .* read from the disk$'
+    says '^lib\.rs .* from the cache$'
+    says '^no/such/file\.rs .* NotFound: '
+    says '^7 gets: 1 from the cache, 2 files read, 4 failed'
 }
 
 example_getter_sqlite() {
-    local out
-    out="$(run getter_sqlite)"
-    says "$out" '^100001 gets by 4 threads'
-    says "$out" ' loads from the database$'
-    says "$out" ' 1 failed: '
+    capture "$BIN/getter_sqlite"
+    says '^100001 gets by 4 threads'
+    says ' loads from the database$'
+    says ' 1 failed: '
 }
 
 example_getter_redis() {
-    local out port
     if ! command -v redis-server >/dev/null; then
         if ! install redis-server; then
             echo "SKIPPED: getter_redis needs a redis-server"
@@ -109,41 +105,40 @@ example_getter_redis() {
         # Debian starts one for everybody; the example starts its own.
         service redis-server stop >/dev/null 2>&1 || true
     fi
-    out="$(run getter_redis)"
-    says "$out" '^40000 gets by 4 threads .* 10 loads from Redis'
-    says "$out" '^larder-example:none: NotFound: '
-    says "$out" '^larder-example:list: Loader: '
-    is_closed "$(sed -n 's|^started redis-server at redis://127\.0\.0\.1:||p' <<<"$out")"
+    capture "$BIN/getter_redis"
+    says '^40000 gets by 4 threads .* 10 loads from Redis'
+    says '^larder-example:none: NotFound: '
+    says '^larder-example:list: Loader: '
+    is_closed "$(sed -n 's|^started redis-server at redis://127\.0\.0\.1:||p' <<<"$OUT")"
 }
 
 example_json_sink() {
-    local out
-    out="$(run json_sink)"
-    says "$out" '^User { name: "Grace Hopper"'
-    says "$out" '^as a number: Sink: '
-    says "$out" '^4 gets, 3 from the cache, 1 loaded$'
+    capture "$BIN/json_sink"
+    says '^User { name: "Grace Hopper"'
+    says '^as a number: Sink: '
+    says '^4 gets, 3 from the cache, 1 loaded$'
 }
 
 example_proto_sink() {
-    local out
-    out="$(run proto_sink)"
-    says "$out" '^Product { name: "Plum jam"'
-    says "$out" '^price-list: Sink: '
-    says "$out" '^4 gets, 2 from the cache, 2 loaded$'
+    capture "$BIN/proto_sink"
+    says '^Product { name: "Plum jam"'
+    says '^price-list: Sink: '
+    says '^4 gets, 2 from the cache, 2 loaded$'
 }
 
-# Runs an example to its end, prints what it says and passes that on; fails if the example does.
-run() {
-    local name="$1"
-    shift
-    echo "+ $name $*" >&2
-    timeout --kill-after=10 120 "$BIN/$name" "$@" | tee /dev/stderr
+# Runs a command as `show` does, and keeps what it writes to stdout in OUT; fails if the command does.
+OUT=""
+capture() {
+    local code=0
+    OUT="$(show "$@")" || code=$?
+    echo "$OUT"
+    return "$code"
 }
 
-# Fails unless a line of the text matches the pattern.
+# Fails unless a line of OUT matches the pattern.
 says() {
-    if ! grep -qE -- "$2" <<<"$1"; then
-        echo "no line matches: $2"
+    if ! grep -qE -- "$1" <<<"$OUT"; then
+        echo "no line matches: $1"
         return 1
     fi
 }

@@ -38,8 +38,12 @@ run_all() {
 
 # Prints a command, then runs it, for 20 minutes at most.
 show() {
+    # timeout ends all that the command has started, except at a terminal, where they have to share
+    # its process group for Ctrl-C to reach them.
+    local group=()
+    if [ -t 1 ]; then group=(--foreground); fi
     echo "+ $*"
-    timeout --foreground --kill-after=10 1200 "$@"
+    timeout "${group[@]}" --kill-after=10 1200 "$@"
 }
 
 # Installs Debian's packages, `name=1.2*` for a version; says why if it cannot, and fails.

@@ -1,5 +1,8 @@
 //! The protocol's functions, for the targets in `fuzz/`; only under `--cfg larder_fuzz`.
 
+use std::ops::Range;
+
+use crate::http::fuzzed::{self as head, PeerUrl, Scan};
 use crate::wire;
 
 /// The base path that nobody changed.
@@ -34,4 +37,47 @@ pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
 pub fn encode_response((value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
     let prefix = wire::response_prefix(value.len(), ttl_nanos, expire, minute_qps);
     [&prefix[..], value].concat()
+}
+
+/// A request's head: its length, method, path, announced body and fate of the connection; or the
+/// status that refuses it. `None` while it is not complete. The bytes arrive in pieces of `step`.
+#[allow(clippy::type_complexity, reason = "for one caller")]
+pub fn parse_head(
+    bytes: &[u8],
+    step: usize,
+) -> Option<Result<(usize, String, String, u64, bool), u16>> {
+    let mut from = 0;
+    let mut arrived = 0;
+    let len = loop {
+        match head::scan(&bytes[..arrived], from) {
+            Err(reject) => return Some(Err(reject.status)),
+            Ok(Scan::Complete(len)) => break len,
+            Ok(Scan::Incomplete(_)) if arrived == bytes.len() => return None,
+            Ok(Scan::Incomplete(at)) => from = at,
+        }
+        arrived = (arrived + step.max(1)).min(bytes.len());
+    };
+    let mut fields = head::NO_FIELDS;
+    let parsed = head::parse(&bytes[..len], &mut fields).map_err(|reject| reject.status);
+    Some(parsed.map(|head| {
+        let (method, path) = (head.method.to_owned(), head.path.to_owned());
+        (len, method, path, head.content_length, head.keep_alive)
+    }))
+}
+
+/// The keys of a request for several, if it is one of at most `max_keys`.
+pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> {
+    let request = wire::decode_many_request(body, max_keys).ok()?;
+    Some(request.keys.iter().map(|key| key.to_string()).collect())
+}
+
+/// Where the values of an answer for `keys` keys lie in it, if it is one.
+pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range<usize>>>> {
+    let values = wire::decode_many_response(body, keys).ok()?;
+    Some(values.into_iter().map(|value| Some(value?.range)).collect())
+}
+
+/// The spelling of a peer's URL, if it is one.
+pub fn parse_url(spelling: &str) -> Option<String> {
+    Some(PeerUrl::parse(spelling).ok()?.spelling().to_owned())
 }

@@ -77,7 +77,7 @@
 //! | golang/groupcache | larder |
 //! |---|---|
 //! | `NewGroup(name, cacheBytes, getter)`, `GetGroup(name)` | [`new_group`], [`get_group`] on [`Registry::global`]; the same as methods of a [`Registry`] of one's own; [`Group::builder`] for options |
-//! | `Group.Get(ctx, key, dest)` | [`Group::get_into`]; short forms [`Group::get`], [`Group::get_with`] |
+//! | `Group.Get(ctx, key, dest)` | [`Group::get_into`]; short forms [`Group::get`], [`Group::get_with`]; [`Group::get_many`] for several keys at once |
 //! | `Getter`, `GetterFunc` | [`Getter`], which closures implement; [`getter_fn`] infers their types |
 //! | `Sink`: `SetString`, `SetBytes`, `SetProto`, `view` | [`Sink`]: [`set_str`](Sink::set_str), [`set_bytes`](Sink::set_bytes), [`set_proto`](Sink::set_proto), [`set_view`](Sink::set_view), [`expire_in`](Sink::expire_in) |
 //! | `StringSink`, `ByteViewSink`, `ProtoSink`, `AllocatingByteSliceSink`, `TruncatingByteSliceSink` | [`StringSink`], [`ByteViewSink`], [`ProtoSink`], [`AllocatingByteSliceSink`], [`TruncatingByteSliceSink`]; or plain `&mut String`, `&mut Vec<u8>`, `&mut ByteView`; [`JsonSink`] |
@@ -97,6 +97,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(all(any(doc, doctest), feature = "http"))]
+pub mod _docs;
 mod builder;
 mod byteview;
 pub mod clock;

@@ -78,7 +78,7 @@ impl<T> Group<T> {
             id: LoadId::new(),
             hash,
             key: key.into(),
-            landed: Mutex::new(false),
+            landed: Mutex::new(Landed::default()),
             changed: Condvar::new(),
             result: OnceLock::new(),
         });
@@ -197,11 +197,18 @@ struct Flight<T> {
     key: Box<str>,
     /// Whether the flight is over. Set under the lock after `result`, so that a waiter that saw it
     /// unset under the lock is woken by `changed`.
-    landed: Mutex<bool>,
+    landed: Mutex<Landed>,
     changed: Condvar,
     /// The result; stays empty if the leader gave up. Not inside the lock, so that waiters clone
     /// it at the same time.
     result: OnceLock<T>,
+}
+
+#[derive(Default)]
+struct Landed {
+    is_over: bool,
+    /// Whether anybody has ever waited.
+    is_awaited: bool,
 }
 
 impl<T> Flight<T> {
@@ -248,8 +255,15 @@ impl<T> Drop for Lead<T> {
         // First out of the map, then the news: a waiter that is told "abandoned" and asks again
         // must not find this flight once more.
         self.map.remove(&self.flight);
-        *self.flight.landed.lock() = true;
-        self.flight.changed.notify_all();
+        let awaited = {
+            let mut landed = self.flight.landed.lock();
+            landed.is_over = true;
+            landed.is_awaited
+        };
+        // To wake nobody costs a system call.
+        if awaited {
+            self.flight.changed.notify_all();
+        }
     }
 }
 
@@ -294,7 +308,8 @@ impl<T: Clone> Ticket<T> {
     /// The wait itself; a cancellation is seen only when something else wakes it.
     fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
         let mut landed = self.flight.landed.lock();
-        while !*landed {
+        landed.is_awaited = true;
+        while !landed.is_over {
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }

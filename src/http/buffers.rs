@@ -96,7 +96,7 @@ pub(crate) const OUTPUT: usize = 8 * 1024;
 const INPUT_SMALL: usize = 8 * 1024;
 
 /// The most that is read at once.
-pub(crate) const INPUT_LARGE: usize = 32 * 1024;
+pub(crate) const INPUT_LARGE: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {

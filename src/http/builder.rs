@@ -16,6 +16,27 @@ use crate::registry::Registry;
 use crate::sync::Arc;
 use crate::wire;
 
+impl HttpPool {
+    /// A pool with the default options, the peer picker of [`Registry::global`].
+    ///
+    /// `self_url` is the URL of this process, as it stands in the list of peers. There are no peers
+    /// until [`set`](Self::set) is called: every key is this process's own.
+    ///
+    /// [`Registry::global`]: crate::Registry::global
+    ///
+    /// # Errors
+    ///
+    /// As [`HttpPoolBuilder::build`].
+    pub fn new(self_url: &str) -> Result<Self> {
+        Self::builder(self_url).build()
+    }
+
+    /// A pool with options.
+    pub fn builder(self_url: &str) -> HttpPoolBuilder {
+        HttpPoolBuilder::new(self_url)
+    }
+}
+
 /// Builds an [`HttpPool`]; see [`HttpPool::builder`].
 ///
 /// The options that say where keys lie and how they travel ([`preset`](Self::preset),
@@ -27,6 +48,7 @@ pub struct HttpPoolBuilder {
     base_path: String,
     preset: Preset,
     replicas: Option<usize>,
+    failover: Option<bool>,
     hash: Option<Arc<HashFn>>,
     transport: Option<Arc<TransportHook>>,
     context: Option<Arc<ContextHook>>,
@@ -48,6 +70,7 @@ impl HttpPoolBuilder {
             base_path: wire::DEFAULT_BASE_PATH.to_owned(),
             preset: Preset::default(),
             replicas: None,
+            failover: None,
             hash: None,
             transport: None,
             context: None,
@@ -87,7 +110,19 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Hashes points and keys in place of the preset's hash; see [`Map::new`].
+    /// Whether a key whose owner does not answer is asked for at the next peer on the ring, before
+    /// it is loaded here. By default it is under [`Preset::Larder`], so that the processes do not
+    /// all load the key; under the others it is not.
+    ///
+    /// Go peers send a request on to the peer that they take for the owner. Asked in its place, they
+    /// would ask it once more, and wait for it as long as it takes. Set this once no Go peer is left.
+    pub fn failover(mut self, failover: bool) -> Self {
+        self.failover = Some(failover);
+        self
+    }
+
+    /// Hashes points and keys in place of the preset's hash; see [`Map::new`]. In a cluster shared
+    /// with Go programs set their [`preset`](Self::preset) too: it says more than the hash.
     pub fn hash_fn(mut self, hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
         self.hash = Some(Arc::new(hash));
         self
@@ -151,7 +186,7 @@ impl HttpPoolBuilder {
 
     /// How many unused connections to one peer are kept for the next request; 24 by default. Those
     /// that have not been used for 15 s are closed when the next request comes. Each holds 16 KiB,
-    /// or 40 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
+    /// or 72 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self
@@ -214,9 +249,11 @@ impl HttpPoolBuilder {
                 "max_connections_per_peer is 0: no peer could be asked".into(),
             ));
         }
+        let shared_with_go = self.preset != Preset::Larder;
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
+            failover: self.failover.unwrap_or(!shared_with_go),
             base_path: self.base_path.clone(),
             transport: self.transport,
             connect_timeout: self.connect_timeout,
@@ -235,7 +272,12 @@ impl HttpPoolBuilder {
             context: self.context,
             shared: self.shared,
         };
-        Ok(HttpPool::from_parts(self.self_url, picker, endpoint))
+        Ok(HttpPool::from_parts(
+            self.self_url,
+            picker,
+            endpoint,
+            shared_with_go,
+        ))
     }
 
     fn empty_ring(&self) -> Result<Map> {

@@ -9,8 +9,9 @@ use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::answer::SharedLimits;
+use crate::http::body::{Bytes, TOO_LONG, read_body};
 use crate::http::permits::{Permit, Permits};
-use crate::http::shared::Sharing;
+use crate::http::sharing::Sharing;
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::url::PeerUrl;
 use crate::pb::GetRequest;
@@ -208,59 +209,6 @@ pub(crate) fn max_body(max_value_size: usize) -> u64 {
     (max_value_size as u64).saturating_add(MAX_FIELDS)
 }
 
-/// A body, in the allocation that it arrived in.
-pub(crate) enum Bytes {
-    Shared(Arc<[u8]>),
-    Grown(Vec<u8>),
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Shared(bytes) => bytes,
-            Bytes::Grown(bytes) => bytes,
-        }
-    }
-}
-
-/// Reads a body to its end, which also gives its connection back.
-///
-/// A short body of known length is read right into the allocation that the value will live in.
-/// Other bodies grow as they arrive: a peer cannot make us allocate by announcing.
-fn read_body(mut body: impl Read, length: Option<u64>, max: u64) -> Result<Bytes, String> {
-    if length.is_some_and(|length| length > max) {
-        return Err(TOO_LONG.into());
-    }
-    let failed = |error: std::io::Error| format!("the answer broke off: {error}");
-    let read = match length.and_then(|length| usize::try_from(length).ok()) {
-        Some(length) if length <= MAX_TRUSTED => {
-            let mut shared: Arc<[u8]> = (0..length).map(|_| 0).collect();
-            // Nobody else has it yet.
-            let room = Arc::get_mut(&mut shared).ok_or("the body is shared")?;
-            body.read_exact(room).map_err(failed)?;
-            Bytes::Shared(shared)
-        }
-        _ => {
-            let mut grown = Vec::new();
-            let allowed = length.unwrap_or(max);
-            body.by_ref()
-                .take(allowed)
-                .read_to_end(&mut grown)
-                .map_err(failed)?;
-            if length.is_some_and(|length| grown.len() as u64 != length) {
-                return Err("the answer is shorter than it announced".into());
-            }
-            Bytes::Grown(grown)
-        }
-    };
-    match body.read(&mut [0]).map_err(failed)? {
-        0 => Ok(read),
-        _ => Err(TOO_LONG.into()),
-    }
-}
-
 fn window_of(shared: &Arc<[u8]>, value: &[u8]) -> ByteView {
     if value.is_empty() {
         // It may lie anywhere.
@@ -280,9 +228,6 @@ fn is_protobuf(content_type: &str) -> bool {
 /// add some.
 const MAX_FIELDS: u64 = 1024;
 
-/// The longest body that is given its memory before it arrives.
-const MAX_TRUSTED: usize = 256 * 1024;
-
 /// The most bytes around a value that are kept with it to spare a copy.
 const MAX_WASTE: usize = 64;
 
@@ -290,5 +235,3 @@ const MAX_WASTE: usize = 64;
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
 
 const ALL_BUSY: &str = "all connections to it stayed busy; see max_connections_per_peer";
-
-const TOO_LONG: &str = "the answer is longer than max_value_size allows";

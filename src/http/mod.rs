@@ -2,6 +2,7 @@
 
 mod accept;
 mod answer;
+mod body;
 mod buffers;
 mod builder;
 mod client;
@@ -21,6 +22,8 @@ mod resolve;
 mod response;
 mod server;
 mod shared;
+mod sharing;
+mod socket_timeout;
 mod tcp;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
@@ -30,6 +33,13 @@ mod url;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+
+/// The parsers, for the targets in `fuzz/`.
+#[cfg(larder_fuzz)]
+pub(crate) mod fuzzed {
+    pub(crate) use super::head::{NO_FIELDS, Scan, parse, scan};
+    pub(crate) use super::url::PeerUrl;
+}
 
 pub use builder::HttpPoolBuilder;
 pub use handler::{Handler, Request};

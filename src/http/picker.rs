@@ -29,6 +29,8 @@ pub(crate) struct PeerSettings {
     /// [`PeerUrl::place`] of this process.
     pub(crate) own_place: String,
     pub(crate) empty_ring: Map,
+    /// Whether the next peer on the ring is asked where the owner does not answer.
+    pub(crate) failover: bool,
     pub(crate) base_path: String,
     pub(crate) transport: Option<Arc<TransportHook>>,
     pub(crate) connect_timeout: std::time::Duration,
@@ -136,7 +138,7 @@ impl PeerPicker for Picker {
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         match attempt {
             0 => self.pick_peer(key),
-            1 => {
+            1 if self.settings.failover => {
                 let peers = self.peers();
                 let mut successors = peers.ring.successors(key);
                 peers.member(successors.next()?)?;

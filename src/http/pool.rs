@@ -7,7 +7,6 @@ use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
 use crate::http::answer::Endpoint;
-use crate::http::builder::HttpPoolBuilder;
 use crate::http::picker::Picker;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
@@ -48,34 +47,23 @@ struct Shared {
     picker: Arc<Picker>,
     /// What peers are answered from. Its registry holds `picker`, which holds nothing of this.
     endpoint: Endpoint,
+    /// Whether peers can be Go programs.
+    shared_with_go: bool,
 }
 
 impl HttpPool {
-    /// A pool with the default options, the peer picker of [`Registry::global`].
-    ///
-    /// `self_url` is the URL of this process, as it stands in the list of peers. There are no peers
-    /// until [`set`](Self::set) is called: every key is this process's own.
-    ///
-    /// [`Registry::global`]: crate::Registry::global
-    ///
-    /// # Errors
-    ///
-    /// As [`HttpPoolBuilder::build`].
-    pub fn new(self_url: &str) -> Result<Self> {
-        Self::builder(self_url).build()
-    }
-
-    /// A pool with options.
-    pub fn builder(self_url: &str) -> HttpPoolBuilder {
-        HttpPoolBuilder::new(self_url)
-    }
-
-    pub(crate) fn from_parts(self_url: String, picker: Arc<Picker>, endpoint: Endpoint) -> Self {
+    pub(crate) fn from_parts(
+        self_url: String,
+        picker: Arc<Picker>,
+        endpoint: Endpoint,
+        shared_with_go: bool,
+    ) -> Self {
         HttpPool {
             shared: Arc::new(Shared {
                 self_url,
                 picker,
                 endpoint,
+                shared_with_go,
             }),
         }
     }
@@ -119,7 +107,12 @@ impl HttpPool {
 
     /// A server that answers peers, with limits to set, and pages of the program's own beside them.
     pub fn server(&self) -> ServerBuilder {
-        ServerBuilder::new(Some(self.shared.endpoint.clone()))
+        let builder = ServerBuilder::new(Some(self.shared.endpoint.clone()));
+        if self.shared.shared_with_go {
+            builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
+        } else {
+            builder
+        }
     }
 
     /// Answers a peer's request that a tiny_http server received. For programs that run one; it
@@ -198,3 +191,7 @@ impl fmt::Debug for HttpPool {
             .finish()
     }
 }
+
+/// Go's HTTP client opens a connection for each request that finds none idle, keeps two, and has no
+/// limit of its own. Half of what the server takes in all.
+const GO_CONNECTIONS_PER_ADDR: usize = 128;

@@ -51,7 +51,8 @@ impl ServerBuilder {
         self
     }
 
-    /// The most connections from one IP address. Default: 32.
+    /// The most connections from one IP address. Default: 32; 128 for a pool with the preset of a
+    /// Go program, whose client opens a connection for each request that it has under way.
     ///
     /// One more is answered 503 and closed. Connections from this machine's loopback addresses
     /// are limited by [`max_connections`](Self::max_connections) alone: they are a proxy's, with

@@ -11,6 +11,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 
 use crate::http::buffers::ConnectionBuffers;
 use crate::http::resolve::Addresses;
+use crate::http::socket_timeout::{MIN_TIMEOUT, SocketTimeout};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -319,39 +320,6 @@ fn is_quiet(stream: &TcpStream) -> bool {
     peek().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// A time-out of the socket, as it is set there.
-#[derive(Default)]
-struct SocketTimeout(Option<Duration>);
-
-impl SocketTimeout {
-    /// Sees to it that a system call made now ends at `deadline`, give or take a sixteenth of the
-    /// time left. Exchanges begin with the same time left, so the setting of the first serves all
-    /// that follow and costs them no system call. A setting that is too short is kept down to the
-    /// half: the caller waits a second time.
-    ///
-    /// # Errors
-    ///
-    /// `TimedOut` if the deadline has passed.
-    fn prepare(
-        &mut self,
-        deadline: Instant,
-        set: impl FnOnce(Duration) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let fits = |set: Duration| set <= left + left / 16 && set >= left / 2;
-        if self.0.is_some_and(fits) {
-            return Ok(());
-        }
-        let timeout = left.max(MIN_TIMEOUT);
-        set(timeout)?;
-        self.0 = Some(timeout);
-        Ok(())
-    }
-}
-
 /// Whether a system call ended before it did anything: interrupted by a signal, or by the socket's
 /// own time-out, which can be shorter than the time left.
 fn is_early(error: &io::Error) -> bool {
@@ -382,9 +350,6 @@ const HELD_LARGE: usize = 16 * 1024;
 /// How long a connection lies unused before it is looked at again. Long enough that few are, with
 /// 24 connections taken in turn; short beside the times after which anybody closes one.
 const RESTED: Duration = Duration::from_millis(10);
-
-/// The finest time-out worth asking the kernel for; Linux rounds up to its tick, 1 to 10 ms.
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// A bound that keeps sums of times in range. Exchanges have far shorter ones.
 const LONGEST: Duration = Duration::from_secs(86_400);
@@ -445,48 +410,5 @@ mod tests {
             Err(error) => error.to_string() == MET_ITSELF,
         });
         assert!(met);
-    }
-
-    #[test]
-    fn exchanges_of_one_length_set_the_sockets_timeout_once() {
-        let mut timeout = SocketTimeout::default();
-        let mut set = Vec::new();
-        let mut prepare = |millis| {
-            let deadline = Instant::now() + Duration::from_millis(millis);
-            timeout.prepare(deadline, |timeout| {
-                set.push(timeout);
-                Ok(())
-            })
-        };
-        for _ in 0..100 {
-            prepare(10_000).unwrap();
-        }
-        prepare(9_900).unwrap();
-        prepare(15_000).unwrap();
-        prepare(1_000).unwrap();
-        prepare(10_000).unwrap();
-        assert_eq!(
-            prepare(0).unwrap_err().kind(),
-            io::ErrorKind::TimedOut,
-            "the deadline has passed"
-        );
-        let seconds: Vec<_> = set.iter().map(|t| t.as_secs_f64().round()).collect();
-        assert_eq!(seconds, [10.0, 1.0, 10.0]);
-    }
-
-    #[test]
-    fn a_timeout_that_could_not_be_set_is_not_remembered() {
-        let mut timeout = SocketTimeout::default();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let refused = || io::Error::other("no");
-        assert!(timeout.prepare(deadline, |_| Err(refused())).is_err());
-        let mut again = false;
-        timeout
-            .prepare(deadline, |_| {
-                again = true;
-                Ok(())
-            })
-            .unwrap();
-        assert!(again);
     }
 }

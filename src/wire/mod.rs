@@ -11,6 +11,8 @@
 //! | `status` | | [`status_of`] → [`error_of`] |
 
 mod body;
+#[cfg(all(test, not(larder_loom)))]
+mod differential;
 mod many;
 mod path;
 mod status;

@@ -94,6 +94,29 @@ fn the_second_peer_is_the_next_owner_and_there_is_no_third() {
     assert!(own > 0 && alone > 0 && both > 0);
 }
 
+/// A Go peer would ask the owner again, which has just not answered.
+#[test]
+fn a_cluster_shared_with_go_has_no_second_peer_unless_it_is_said() {
+    for (preset, failover, expected) in [
+        (Preset::Larder, None, true),
+        (Preset::Larder, Some(false), false),
+        (Preset::Golang, None, false),
+        (Preset::Mailgun, None, false),
+        (Preset::GroupcacheGo, None, false),
+        (Preset::Golang, Some(true), true),
+    ] {
+        let mut builder = builder("http://10.0.0.9:8080").preset(preset);
+        if let Some(failover) = failover {
+            builder = builder.failover(failover);
+        }
+        let pool = builder.build().unwrap();
+        pool.set(NODES).unwrap();
+        assert!(pool.pick_replica("foo", 0).is_some(), "{preset:?}");
+        let second = pool.pick_replica("foo", 1);
+        assert_eq!(second.is_some(), expected, "{preset:?} {failover:?}");
+    }
+}
+
 #[test]
 fn without_peers_every_key_is_own() {
     let pool = builder(NODES[0]).build().unwrap();
@@ -246,4 +269,19 @@ fn of_many_lists_set_at_once_one_stands_as_a_whole() {
     assert!(lists.contains(&peers), "{peers:?}");
     let asked = url_of(pool.pick_peer("k")).unwrap();
     assert_eq!(pool.owner("k"), Some(asked));
+}
+
+/// Go's client opens a connection for each request that it has under way.
+#[test]
+fn a_server_shared_with_go_takes_more_connections_from_an_address() {
+    for (preset, expected) in [
+        (Preset::Larder, "max_connections_per_addr: 32,"),
+        (Preset::Golang, "max_connections_per_addr: 128,"),
+        (Preset::Mailgun, "max_connections_per_addr: 128,"),
+        (Preset::GroupcacheGo, "max_connections_per_addr: 128,"),
+    ] {
+        let pool = builder(NODES[0]).preset(preset).build().unwrap();
+        let server = format!("{:?}", pool.server());
+        assert!(server.contains(expected), "{preset:?}: {server}");
+    }
 }

@@ -58,7 +58,7 @@ mod threads {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Barrier;
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn new() -> Combiner<Asked> {
         Combiner::new(100, 1000)
@@ -171,13 +171,18 @@ mod threads {
     fn who_leaves_takes_nobody_along() {
         let combiner = new();
         let leads = busy(&combiner);
-        let soon = Instant::now() + Duration::from_millis(20);
-        let time_left = || soon.saturating_duration_since(Instant::now());
+        // Its time is over when both are there: until then it has always a little left.
+        let over = AtomicBool::new(false);
+        let time_left = || match over.load(Ordering::SeqCst) {
+            true => Duration::ZERO,
+            false => Duration::from_millis(5),
+        };
         thread::scope(|scope| {
             let leaving = scope.spawn(|| combiner.join("group", "a", time_left));
             wait_for_keys(&combiner, 1);
             let staying = scope.spawn(|| ride(&combiner, "b"));
             wait_for_keys(&combiner, 2);
+            over.store(true, Ordering::SeqCst);
             assert!(matches!(leaving.join().unwrap(), Turn::TooLate));
             drop(leads);
             assert!(staying.join().unwrap());

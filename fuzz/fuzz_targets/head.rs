@@ -1,0 +1,16 @@
+//! Any bytes are a head, the beginning of one, or refused, and the same in whatever pieces they come.
+#![no_main]
+
+use larder::fuzzing::parse_head;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (step, bytes) = input;
+    let whole = parse_head(bytes, bytes.len());
+    assert_eq!(parse_head(bytes, step.into()), whole);
+    if let Some(Ok((len, ..))) = whole {
+        assert!(len <= bytes.len());
+        // What follows a head does not change it.
+        assert_eq!(parse_head(&bytes[..len], len), whole);
+    }
+});

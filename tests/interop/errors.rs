@@ -1,0 +1,99 @@
+//! What one side's getter and groups say to the other.
+
+use crate::cluster::{Node, keys_of_then, keys_owned_by, request, two_and_two, value_of};
+
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn a_getter_error_at_a_go_owner_is_found_again_by_our_own_getter() {
+    let nodes = two_and_two();
+    let (go, larder) = (&nodes[0], &nodes[2]);
+    for (kind, status) in [("error:", 500), ("missing:", 404)] {
+        for key in &keys_of_then(&nodes, go, &nodes[1], kind) {
+            let got = larder.get(key);
+            // Go answers 500 and a text, whatever the getter said: our own getter tells them apart.
+            assert_eq!(got.status, status, "{}", got.text());
+            let text = format!("no luck with {key}");
+            assert!(got.text().contains(&text), "{}", got.text());
+            assert_eq!((go.loads_of(key), larder.loads_of(key)), (1, 1), "{key}");
+            assert_eq!(loads_in(&nodes, key), 2, "{key}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn a_getter_error_at_a_larder_owner_makes_go_ask_its_own_getter() {
+    let nodes = two_and_two();
+    let (go, larder) = (&nodes[0], &nodes[2]);
+    for kind in ["error:", "missing:"] {
+        let key = &keys_owned_by(go, &[larder], kind, 1)[0];
+        let got = go.get(key);
+        assert_eq!(got.status, 500);
+        assert!(
+            got.text().contains(&format!("no luck with {key}")),
+            "{}",
+            got.text()
+        );
+        assert_eq!((go.loads_of(key), larder.loads_of(key)), (1, 1), "{key}");
+        // Between larder nodes the owner's word is an answer.
+        let key = &keys_owned_by(go, &[larder], &format!("{kind}ours-"), 1)[0];
+        nodes[3].get(key);
+        assert_eq!(loads_in(&nodes, key), 1, "{key}");
+    }
+}
+
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn a_group_that_only_one_side_has_is_loaded_there() {
+    let nodes = two_and_two();
+    let (go, larder) = (&nodes[0], &nodes[2]);
+    let gos = &keys_owned_by(go, &[go], "ours-", 1)[0];
+    let got = larder.get_with(gos, "only-larder", None);
+    assert!(
+        got.status == 200 && got.body == value_of(gos.as_bytes()),
+        "{}",
+        got.text()
+    );
+    assert_eq!((larder.loads_of(gos), loads_in(&nodes, gos)), (1, 1));
+
+    let ours = &keys_owned_by(go, &[larder], "gos-", 1)[0];
+    let got = go.get_with(ours, "only-go", None);
+    assert!(
+        got.status == 200 && got.body == value_of(ours.as_bytes()),
+        "{}",
+        got.text()
+    );
+    assert_eq!((go.loads_of(ours), loads_in(&nodes, ours)), (1, 1));
+}
+
+/// Why removals and shared exchanges stop at Go nodes.
+#[test]
+#[ignore = "needs Go: tests/interop/run.sh"]
+fn go_takes_every_method_for_a_get() {
+    let nodes = two_and_two();
+    let go = &nodes[0];
+    for method in ["DELETE", "PUT"] {
+        let key = &keys_owned_by(go, &[go], &format!("{method}-"), 1)[0];
+        let url = format!("{}/_groupcache/values/{key}", go.url);
+        let got = request(method, &url, b"other");
+        assert_eq!(got.status, 200, "{method}");
+        assert_eq!(&got.body[2..], value_of(key.as_bytes()), "{method}");
+        assert_eq!(
+            go.loads_of(key),
+            1,
+            "{method} loads the key, if it is not cached"
+        );
+        go.expect(key);
+        assert_eq!(go.loads_of(key), 1, "and leaves it cached as it was");
+    }
+    let url = format!("{}/_groupcache/values", go.url);
+    let got = request("POST", &url, b"");
+    assert_eq!((got.status, got.text().trim()), (400, "bad request"));
+    // The removal of groupcache-go v3 is a key to golang/groupcache.
+    request("POST", &format!("{url}/_remove-keys/"), b"");
+    assert_eq!(loads_in(&nodes, "_remove-keys/"), 1);
+}
+
+fn loads_in(nodes: &[Node], key: &str) -> u64 {
+    nodes.iter().map(|node| node.loads_of(key)).sum()
+}

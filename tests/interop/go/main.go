@@ -1,0 +1,34 @@
+// The other side of larder's interoperability tests: programs on golang/groupcache and net/http.
+//
+//	node     a groupcache node with an HTTP front
+//	client   a net/http client that asks a larder server in all the ways it has
+//	urls     what net/url makes of paths and keys, over a pipe
+//	vectors  who owns which key on which ring, as JSON
+//
+// It builds with Go 1.13 or later and Debian's golang-github-golang-groupcache-dev.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	commands := map[string]func(args []string) error{
+		"node":    runNode,
+		"client":  runClient,
+		"urls":    runURLs,
+		"vectors": runVectors,
+	}
+	if len(os.Args) > 1 {
+		if run := commands[os.Args[1]]; run != nil {
+			if err := run(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
+		}
+	}
+	fmt.Fprintln(os.Stderr, "usage: interop node|client|urls|vectors [flags]")
+	os.Exit(2)
+}
