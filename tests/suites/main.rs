@@ -22,6 +22,7 @@ mod one_hop;
 mod peers;
 mod recursion;
 mod removal;
+mod replacing;
 mod sinks;
 mod stats;
 mod threads;

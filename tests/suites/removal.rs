@@ -187,7 +187,7 @@ fn other_keys_loads_are_kept_through_a_removal() {
     }
 }
 
-/// FAULTS 25: threads that keep loads of a key under way, and one that changes the source, removes
+/// Threads that keep loads of a key under way, and one that changes the source, removes
 /// the key, and must then see nothing older.
 fn stress(removal: fn(&Group), ctx: &Context) {
     const ROUNDS: u64 = if cfg!(debug_assertions) {
