@@ -96,7 +96,7 @@ func parallel(s server) (string, error) {
 	if dials := atomic.LoadInt64(&c.dials); dials > 64 {
 		return "", fmt.Errorf("%d connections were made", dials)
 	}
-	return fmt.Sprintf("%d connections", c.dials), nil
+	return fmt.Sprintf("16000 requests, %d connections", c.dials), nil
 }
 
 func acceptsGzip(s server) (string, error) {
