@@ -20,8 +20,10 @@ use crate::sync::Arc;
 /// are loaded.
 ///
 /// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
-/// any time, also from getters, except that a getter that asks for the key it is loading (directly
-/// or through other getters) gets [`ErrorKind::RecursiveLoad`].
+/// any time, also from getters. A getter that asks, on the thread it runs on, for the key it is
+/// loading, directly or through other getters of this process, gets [`ErrorKind::RecursiveLoad`].
+/// A getter that has another thread ask, or a circle through another process, is not found out:
+/// give such calls a deadline.
 #[derive(Clone)]
 pub struct Group {
     loader: Arc<Loader>,

@@ -83,28 +83,30 @@ impl Shard {
     /// The live entry of a key.
     #[inline]
     pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<&Slot> {
-        let index = self.index_of(hash, key)?;
-        let slot = self.slab.get(index);
-        // The clock is read only for entries that expire.
-        if slot.expires() && self.has_expired(index, clock) {
-            return None;
-        }
+        let (_, slot) = self.live(hash, key, clock)?;
         Some(slot)
     }
 
     /// The live entry of a key, with what a peer must know of it.
     pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(Hit, &Slot)> {
-        let index = self.index_of(hash, key)?;
-        let slot = self.slab.get(index);
-        if slot.expires() && self.has_expired(index, clock) {
-            return None;
-        }
+        let (index, slot) = self.live(hash, key, clock)?;
         let hit = Hit {
             view: slot.view(),
             share: slot.share(),
             expires: self.expiry(index),
         };
         Some((hit, slot))
+    }
+
+    #[inline]
+    fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, &Slot)> {
+        let index = self.index_of(hash, key)?;
+        let slot = self.slab.get(index);
+        // The clock is read only for entries that expire.
+        if slot.expires() && self.has_expired(index, clock) {
+            return None;
+        }
+        Some((index, slot))
     }
 
     fn has_expired(&self, index: u32, clock: &Clock) -> bool {
