@@ -190,13 +190,13 @@ impl Store {
     #[inline]
     pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
         let shard = self.shard(hash).read();
-        let Some(slot) = shard.find(hash, key, &self.clock) else {
+        let Some(entry) = shard.find(hash, key, &self.clock) else {
             self.counters.count_miss();
             return None;
         };
-        slot.touch();
-        self.counters.count_hit(slot.share());
-        let view = slot.view();
+        entry.mark.touch();
+        self.counters.count_hit(entry.mark.share());
+        let view = entry.view();
         drop(shard);
         self.used(hash, key);
         Some(view)
@@ -214,8 +214,8 @@ impl Store {
     /// The entry of a key, counted as a look-up and a use if there is one, and as nothing if not.
     pub(crate) fn get_present(&self, hash: Hash, key: &str) -> Option<Hit> {
         let shard = self.shard(hash).read();
-        let (hit, slot) = shard.find_hit(hash, key, &self.clock)?;
-        slot.touch();
+        let (hit, entry) = shard.find_hit(hash, key, &self.clock)?;
+        entry.mark.touch();
         self.counters.count_hit(hit.share);
         drop(shard);
         self.used(hash, key);
