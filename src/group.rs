@@ -59,10 +59,10 @@ impl Group {
     pub fn get(&self, key: &str) -> Result<ByteView> {
         let store = self.loader.store();
         let hash = store.hash(key);
-        match store.get(hash, key) {
-            Some(view) => Ok(view),
-            None => self.loader.load(&Context::background(), hash, key),
+        if let Some(view) = store.get(hash, key) {
+            return Ok(view);
         }
+        self.loader.load(&Context::background(), hash, key)
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -84,10 +84,10 @@ impl Group {
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
         let store = self.loader.store();
         let hash = store.hash(key);
-        match store.get(hash, key) {
-            Some(view) => Ok(view),
-            None => self.loader.load(ctx, hash, key),
+        if let Some(view) = store.get(hash, key) {
+            return Ok(view);
         }
+        self.loader.load(ctx, hash, key)
     }
 
     /// Puts the value of `key` into `dest`; golang's `Group.Get`.

@@ -191,15 +191,20 @@ impl Store {
     pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
         let shard = self.shard(hash).read();
         let Some(entry) = shard.find(hash, key, &self.clock) else {
+            drop(shard);
             self.counters.count_miss();
             return None;
         };
         entry.mark.touch();
         self.counters.count_hit(entry.mark.share());
-        let view = entry.view();
+        // In parts until the end: whole views are copied from place to place.
+        let (data, start) = entry.parts();
         drop(shard);
-        self.used(hash, key);
-        Some(view)
+        if self.eviction == Eviction::Lru {
+            self.promote(hash, key);
+        }
+        let end = data.len();
+        Some(ByteView::window(data, start, end))
     }
 
     /// The same with what a peer must know of the entry.
@@ -218,17 +223,17 @@ impl Store {
         entry.mark.touch();
         self.counters.count_hit(hit.share);
         drop(shard);
-        self.used(hash, key);
+        if self.eviction == Eviction::Lru {
+            self.promote(hash, key);
+        }
         Some(hit)
     }
 
-    /// Notes the use of an entry where that takes the shard's lock alone. The entry may have left
-    /// between the two locks; then there is nothing to note.
-    #[inline]
-    fn used(&self, hash: Hash, key: &str) {
-        if self.eviction == Eviction::Lru {
-            self.shard(hash).write().promote(hash, key);
-        }
+    /// Moves an entry to the front, under the shard's lock alone. It may have left between the two
+    /// locks; then there is nothing to move.
+    #[inline(never)]
+    fn promote(&self, hash: Hash, key: &str) {
+        self.shard(hash).write().promote(hash, key);
     }
 
     /// The entry of a key, counted as nothing.
