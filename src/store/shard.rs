@@ -21,7 +21,10 @@ const SWEEP_STEP: usize = 8;
 /// Tables of this many slots are not made smaller.
 const MIN_SLOTS: usize = 64;
 
+/// What hits read comes first, and not in the cache line of the lock: a thread that takes the lock
+/// takes that line from the one before, which is still reading.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,

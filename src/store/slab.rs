@@ -179,8 +179,9 @@ impl List {
     }
 }
 
-/// All slots of a shard.
+/// All slots of a shard. What hits read comes first: see [`Shard`](super::shard::Shard).
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Slab {
     /// `None` where the slot is free.
     data: Vec<Option<Arc<[u8]>>>,
@@ -373,15 +374,14 @@ impl Slab {
     }
 }
 
-/// Whether two slices of one length are equal. Keys of 4 to 32 bytes, which most are, are compared
-/// in words, the last overlapping the one before: a call to memcmp costs more than that.
+/// Whether two slices of one length are equal. Keys of 8 to 32 bytes, which most are, are compared
+/// by their two ends, which overlap: a call to memcmp costs more than that.
 #[inline]
 fn same_bytes(a: &[u8], b: &[u8]) -> bool {
     fn ends<const N: usize>(a: &[u8], b: &[u8]) -> bool {
         a.first_chunk::<N>() == b.first_chunk() && a.last_chunk::<N>() == b.last_chunk()
     }
     match a.len() {
-        4..8 => ends::<4>(a, b),
         8..=16 => ends::<8>(a, b),
         17..=32 => ends::<16>(a, b),
         _ => a == b,
