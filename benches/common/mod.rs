@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
+pub mod caches;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -241,6 +243,12 @@ pub fn turns(implementations: usize) -> impl Iterator<Item = Round> {
             order,
         }
     })
+}
+
+/// Whether to run a case: `LARDER_CASES` is a comma-separated list of cases, else it is all.
+pub fn wanted(case: &str) -> bool {
+    let chosen = std::env::var("LARDER_CASES").unwrap_or_default();
+    chosen.is_empty() || chosen.split(',').any(|name| name == case)
 }
 
 /// Rounds to run: `LARDER_ROUNDS`, else 5.
