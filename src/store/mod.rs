@@ -7,6 +7,7 @@
 //!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
 //!   budget.rs     bytes of all shards       charge.rs  what an entry costs
 //!   graveyard.rs  entries on their way out  counters.rs  what look-ups found
+//!   iter.rs       a look at all entries
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
@@ -17,6 +18,7 @@ mod charge;
 mod counters;
 mod ghost;
 mod graveyard;
+mod iter;
 mod s3fifo;
 mod shard;
 mod slab;
@@ -39,6 +41,8 @@ use shard::Shard;
 pub(crate) use charge::smallest_entry;
 pub use graveyard::RemovalCause;
 pub(crate) use graveyard::{Departed, Graveyard};
+pub use iter::Entry;
+pub(crate) use iter::Iter;
 
 /// How the cache chooses what to evict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -132,7 +136,7 @@ pub(crate) struct StoreOptions {
 /// Entries of two shares under one budget, found by key.
 pub(crate) struct Store {
     hasher: RandomState,
-    shards: Box<[Padded]>,
+    shards: Shards,
     budget: Budget,
     targets: Targets,
     eviction: Eviction,
@@ -141,6 +145,8 @@ pub(crate) struct Store {
     /// Where the search for a shard that is over its part goes on.
     cursor: AtomicUsize,
 }
+
+type Shards = Box<[Padded]>;
 
 /// A shard on cache lines of its own: threads at different shards write to different lines.
 #[repr(align(128))]
@@ -324,6 +330,11 @@ impl Store {
             shard.0.write().clear(&self.budget, &mut gone);
         }
         gone
+    }
+
+    /// All live entries, counted as nothing.
+    pub(crate) fn iter(&self) -> Iter<'_> {
+        Iter::new(&self.shards, &self.clock)
     }
 
     /// Look-ups and those that found something.

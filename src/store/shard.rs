@@ -6,7 +6,7 @@ use hashbrown::HashTable;
 use super::budget::{Budget, Targets};
 use super::graveyard::{Departed, Graveyard};
 use super::slab::{Entry, Slab};
-use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, s3fifo};
+use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, iter, s3fifo};
 use crate::clock::{Clock, Tick};
 use crate::stats::CacheType;
 
@@ -120,6 +120,17 @@ impl Shard {
             return None;
         }
         Some((*index, entry))
+    }
+
+    /// All live entries.
+    pub(super) fn snapshot(&self, clock: &Clock) -> Vec<iter::Entry> {
+        let live = self.slab.iter().filter(|(index, entry)| {
+            // As in look-ups, the clock is read only for entries that expire.
+            !(entry.mark.expires() && self.has_expired(*index, clock))
+        });
+        let mut entries = Vec::with_capacity(self.len());
+        entries.extend(live.map(|(_, entry)| iter::Entry::new(entry.parts(), entry.mark.share())));
+        entries
     }
 
     fn has_expired(&self, index: u32, clock: &Clock) -> bool {

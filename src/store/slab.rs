@@ -144,12 +144,6 @@ impl Entry<'_> {
     pub(crate) fn parts(&self) -> (Arc<[u8]>, usize) {
         (self.data.clone(), usize::from(self.mark.key_len))
     }
-
-    /// The key; it went in as a `&str`.
-    pub(crate) fn key(&self) -> &str {
-        let key = &self.data[..usize::from(self.mark.key_len)];
-        std::str::from_utf8(key).unwrap_or_default()
-    }
 }
 
 /// A queue through the slots: the newest at the head, the victim at the tail.
