@@ -275,7 +275,7 @@ impl Store {
         self.shards[home].0.write().insert(
             new,
             loaded_at,
-            (&self.budget, self.targets()),
+            (&mut self.budget.ledger(), self.targets()),
             &self.clock,
             &mut gone,
         );
@@ -302,11 +302,14 @@ impl Store {
             .chain([(home, 0, 0)]);
         for (visited, bytes, entries) in visits {
             let mut shard = self.shards[visited].0.write();
-            while self.budget.is_over() && shard.bytes() > bytes && shard.len() > entries {
-                if !shard.evict_one(0, &self.budget, targets, gone) {
+            let mut ledger = self.budget.ledger();
+            while ledger.is_over() && shard.bytes() > bytes && shard.len() > entries {
+                if !shard.evict_one(0, &mut ledger, targets, gone) {
                     break;
                 }
             }
+            drop(ledger);
+            drop(shard);
             if !self.budget.is_over() {
                 return;
             }
@@ -325,9 +328,10 @@ impl Store {
         let mut gone = Graveyard::default();
         for shard in &self.shards {
             let mut shard = shard.0.write();
+            let mut ledger = self.budget.ledger();
             let targets = self.targets();
             for _ in 0..SHED_AT_ONCE {
-                if !self.budget.is_over() || !shard.evict_one(0, &self.budget, targets, &mut gone) {
+                if !ledger.is_over() || !shard.evict_one(0, &mut ledger, targets, &mut gone) {
                     break;
                 }
             }
@@ -341,13 +345,14 @@ impl Store {
     pub(crate) fn remove(&self, hash: Hash, key: &str) -> Graveyard {
         let mut gone = Graveyard::default();
         let mut shard = self.shard(hash).write();
-        shard.remove(hash, key, &self.budget, &self.clock, &mut gone);
+        let ledger = &mut self.budget.ledger();
+        shard.remove(hash, key, ledger, &self.clock, &mut gone);
         gone
     }
 
     /// Takes everything out, shard by shard. Loads under way put nothing in.
     pub(crate) fn clear(&self) -> Cleared {
-        let clear = |shard: &Padded| shard.0.write().clear(&self.budget);
+        let clear = |shard: &Padded| shard.0.write().clear(&mut self.budget.ledger());
         Cleared::new(self.shards.iter().map(clear).collect())
     }
 
