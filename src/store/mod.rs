@@ -191,7 +191,9 @@ impl Store {
     }
 
     /// The value of a key, counted as a look-up and a use.
-    #[inline]
+    // Always, because a view that is returned through memory is written in words and read in pairs
+    // of them, which processors do not forward: a sixth of a hit.
+    #[inline(always)]
     pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
         let shard = self.shard(hash).read();
         let Some(entry) = shard.find(hash, key, &self.clock) else {
