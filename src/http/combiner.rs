@@ -15,7 +15,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// Brings together the threads that ask one peer.
@@ -45,23 +44,27 @@ struct Gathering<T> {
     batch: Arc<Batch<T>>,
 }
 
-/// What the threads of one exchange wait at.
+/// What the threads of one exchange wait at. It has a lock of its own: threads that are woken
+/// together would else meet at the lock that everybody needs.
 struct Batch<T> {
-    /// Written and read under the lock of the state.
-    phase: AtomicU8,
-    /// Set before the phase is `OVER`; empty then if the leader gave up.
-    outcome: OnceLock<T>,
+    /// Locked last, where the state is locked too.
+    phase: Mutex<Phase>,
     changed: Condvar,
+    /// Set before the phase is `Over`; empty then if the leader gave up.
+    outcome: OnceLock<T>,
 }
 
-/// Keys gather.
-const GATHERING: u8 = 0;
-/// An exchange may begin: the first member to see this leads it.
-const CALLED: u8 = 1;
-/// Its leader has the keys.
-const LED: u8 = 2;
-/// There is an outcome, or there will be none.
-const OVER: u8 = 3;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Keys gather.
+    Gathering,
+    /// An exchange may begin: the first member to see this leads it.
+    Called,
+    /// Its leader has the keys. Set under the lock of the state, with which the keys are taken.
+    Led,
+    /// There is an outcome, or there will be none.
+    Over,
+}
 
 /// What a thread is to do.
 pub(crate) enum Turn<'c, T> {
@@ -109,7 +112,7 @@ impl<T: Clone> Combiner<T> {
             state.running += 1;
             return Turn::Lead(Lead {
                 combiner: self,
-                batch: Batch::new(LED),
+                batch: Batch::new(Phase::Led),
                 keys: vec![key.into()],
                 place: 0,
             });
@@ -117,32 +120,48 @@ impl<T: Clone> Combiner<T> {
         let Some((batch, place)) = self.gather(&mut state, group, key) else {
             return Turn::Singly;
         };
-        loop {
-            let left = time_left();
-            match batch.phase.load(Ordering::Relaxed) {
-                OVER => {
-                    drop(state);
-                    return Turn::Told(batch.outcome.get().cloned(), place);
-                }
-                // One whose time is up would lead an exchange that ends at once.
-                CALLED if !left.is_zero() => {
-                    if let Some(begun) = state.take(&batch) {
-                        batch.phase.store(LED, Ordering::Relaxed);
-                        return Turn::Lead(Lead {
-                            combiner: self,
-                            batch,
-                            keys: begun.keys,
-                            place,
-                        });
-                    }
-                }
-                _ => {}
+        drop(state);
+        while let Some(phase) = batch.wait(&mut time_left) {
+            if phase == Phase::Over {
+                return Turn::Told(batch.outcome.get().cloned(), place);
             }
-            if left.is_zero() {
-                state.leave(&batch);
-                return Turn::TooLate;
+            let mut state = self.state.lock();
+            if let Some(begun) = state.take(&batch) {
+                *batch.phase.lock() = Phase::Led;
+                return Turn::Lead(Lead {
+                    combiner: self,
+                    batch,
+                    keys: begun.keys,
+                    place,
+                });
             }
-            state = batch.changed.wait_timeout(state, left);
+        }
+        self.leave(&batch);
+        Turn::TooLate
+    }
+
+    /// A member's time is up. Its key stays, asked for in vain, since places are counted; the last
+    /// member takes the batch with it.
+    fn leave(&self, batch: &Arc<Batch<T>>) {
+        let next = {
+            let mut state = self.state.lock();
+            // A batch that has begun has been taken out, and nobody counts on this member.
+            let Some(at) = state.position(batch) else {
+                return;
+            };
+            let called = *batch.phase.lock() == Phase::Called;
+            state.gathering[at].members -= 1;
+            match state.gathering[at].members {
+                0 => {
+                    state.gathering.remove(at);
+                    called.then(|| state.call_next()).flatten()
+                }
+                // This member may have swallowed the call; without another, nobody would lead.
+                _ => called.then(|| batch.clone()),
+            }
+        };
+        if let Some(next) = next {
+            next.changed.notify_one();
         }
     }
 
@@ -169,7 +188,7 @@ impl<T: Clone> Combiner<T> {
                     keys: Vec::new(),
                     bytes: 0,
                     members: 0,
-                    batch: Batch::new(GATHERING),
+                    batch: Batch::new(Phase::Gathering),
                 });
                 state.gathering.len() - 1
             }
@@ -194,46 +213,44 @@ impl<T> State<T> {
         batches.position(|gathering| Arc::ptr_eq(&gathering.batch, batch))
     }
 
-    /// A member's time is up. Its key stays, asked for in vain, since places are counted; the last
-    /// member takes the batch with it.
-    fn leave(&mut self, batch: &Arc<Batch<T>>) {
-        // A batch that has begun has been taken out, and nobody counts on this member.
-        let Some(at) = self.position(batch) else {
-            return;
-        };
-        let called = batch.phase.load(Ordering::Relaxed) == CALLED;
-        self.gathering[at].members -= 1;
-        if self.gathering[at].members == 0 {
-            self.gathering.remove(at);
-            if called {
-                self.call_next();
+    /// A shared exchange is over: the oldest batch that is not called yet takes its place. One of
+    /// its members has to be woken.
+    #[must_use]
+    fn call_next(&mut self) -> Option<Arc<Batch<T>>> {
+        for next in &self.gathering {
+            let mut phase = next.batch.phase.lock();
+            if *phase == Phase::Gathering {
+                *phase = Phase::Called;
+                return Some(next.batch.clone());
             }
-        } else if called {
-            // This member may have swallowed the call; without another, nobody would lead.
-            batch.changed.notify_one();
         }
-    }
-
-    /// A shared exchange is over: the oldest batch that is not called yet takes its place.
-    fn call_next(&mut self) {
-        let uncalled = |g: &&Gathering<T>| g.batch.phase.load(Ordering::Relaxed) == GATHERING;
-        match self.gathering.iter().find(uncalled) {
-            Some(next) => {
-                next.batch.phase.store(CALLED, Ordering::Relaxed);
-                next.batch.changed.notify_one();
-            }
-            None => self.running -= 1,
-        }
+        self.running -= 1;
+        None
     }
 }
 
 impl<T> Batch<T> {
-    fn new(phase: u8) -> Arc<Self> {
+    fn new(phase: Phase) -> Arc<Self> {
         Arc::new(Batch {
-            phase: AtomicU8::new(phase),
-            outcome: OnceLock::new(),
+            phase: Mutex::new(phase),
             changed: Condvar::new(),
+            outcome: OnceLock::new(),
         })
+    }
+
+    /// Waits until the batch is called or over; `None` if the time is up before. One whose time is
+    /// up would lead an exchange that ends at once.
+    fn wait(&self, time_left: &mut impl FnMut() -> Duration) -> Option<Phase> {
+        let mut phase = self.phase.lock();
+        loop {
+            let left = time_left();
+            match *phase {
+                Phase::Over => return Some(Phase::Over),
+                _ if left.is_zero() => return None,
+                Phase::Called => return Some(Phase::Called),
+                Phase::Gathering | Phase::Led => phase = self.changed.wait_timeout(phase, left),
+            }
+        }
     }
 }
 
@@ -288,20 +305,21 @@ impl<T> Lead<'_, T> {
 
 impl<T> Drop for Lead<'_, T> {
     fn drop(&mut self) {
-        {
-            let mut state = self.combiner.state.lock();
-            self.batch.phase.store(OVER, Ordering::Relaxed);
-            state.call_next();
+        // The next exchange begins before the riders of this one are woken.
+        let next = self.combiner.state.lock().call_next();
+        if let Some(next) = next {
+            next.changed.notify_one();
         }
         if self.keys.len() > 1 {
+            *self.batch.phase.lock() = Phase::Over;
             self.batch.changed.notify_all();
         }
     }
 }
 
 /// Shared exchanges with one peer that run side by side: with two, the peer works on one while the
-/// answer of the other is read.
-const MAX_RUNNING: usize = 2;
+/// answer of the other is read. One under loom, which would explore both.
+const MAX_RUNNING: usize = if cfg!(larder_loom) { 1 } else { 2 };
 
 #[cfg(test)]
 mod tests;
