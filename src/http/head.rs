@@ -225,7 +225,7 @@ fn after_authority(target: &str) -> Option<&str> {
 }
 
 /// Digits only: no sign, no list, no space inside. Rust's own parser takes a plus sign.
-fn parse_length(value: &[u8]) -> Result<u64, Reject> {
+pub(super) fn parse_length(value: &[u8]) -> Result<u64, Reject> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err(bad("the Content-Length is not a number"));
     }
@@ -252,7 +252,7 @@ fn names_other_version(head: &[u8]) -> bool {
     })
 }
 
-fn has_token(list: &[u8], token: &[u8]) -> bool {
+pub(super) fn has_token(list: &[u8], token: &[u8]) -> bool {
     list.split(|&byte| byte == b',')
         .any(|element| element.trim_ascii().eq_ignore_ascii_case(token))
 }

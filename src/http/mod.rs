@@ -9,6 +9,9 @@ mod client;
 mod combiner;
 mod connection;
 mod connections;
+mod dial;
+mod direct;
+mod exchange;
 mod handler;
 mod head;
 mod input;
@@ -23,6 +26,7 @@ mod response;
 mod server;
 mod shared;
 mod sharing;
+mod socket;
 mod socket_timeout;
 mod tcp;
 #[cfg(feature = "tiny_http")]

@@ -139,7 +139,7 @@ impl fmt::Debug for TransportRequest<'_> {
 /// A peer's answer: its head, and a reader of its body.
 pub struct TransportResponse {
     status: u16,
-    headers: HeaderMap,
+    headers: Headers,
     length: Option<u64>,
     body: Box<dyn Read + Send>,
 }
@@ -157,14 +157,20 @@ impl TransportResponse {
     pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
         TransportResponse {
             status,
-            headers: HeaderMap::new(),
+            headers: Headers::Map(HeaderMap::new()),
             length,
             body: Box::new(body),
         }
     }
 
     pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
-        self.headers = headers;
+        self.headers = Headers::Map(headers);
+        self
+    }
+
+    /// The same with the headers of `head`, which is well-formed.
+    pub(crate) fn with_head(mut self, head: Box<[u8]>) -> Self {
+        self.headers = Headers::Head(head);
         self
     }
 
@@ -175,7 +181,17 @@ impl TransportResponse {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        match &self.headers {
+            Headers::Map(map) => map.get(name)?.to_str().ok(),
+            Headers::Head(head) => {
+                let mut fields = fields_of(head);
+                let (_, value) =
+                    fields.find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))?;
+                std::str::from_utf8(value)
+                    .ok()
+                    .filter(|text| text.is_ascii())
+            }
+        }
     }
 
     /// Sets a header, in place of those of the same name.
@@ -185,7 +201,20 @@ impl TransportResponse {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
-        self.headers.insert(name, value);
+        if let Headers::Head(head) = &self.headers {
+            let parsed = fields_of(head).filter_map(|(name, value)| {
+                let name = HeaderName::from_bytes(name).ok()?;
+                Some((name, HeaderValue::from_bytes(value).ok()?))
+            });
+            let mut map = HeaderMap::new();
+            for (name, value) in parsed {
+                map.append(name, value);
+            }
+            self.headers = Headers::Map(map);
+        }
+        if let Headers::Map(map) = &mut self.headers {
+            map.insert(name, value);
+        }
         Ok(())
     }
 
@@ -198,6 +227,22 @@ impl TransportResponse {
     pub fn into_body(self) -> Box<dyn Read + Send> {
         self.body
     }
+}
+
+/// The headers of an answer.
+enum Headers {
+    Map(HeaderMap),
+    /// The head as it came: most answers are asked for one header, or none.
+    Head(Box<[u8]>),
+}
+
+/// The header fields of a well-formed head.
+fn fields_of(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let lines = head.trim_ascii_start().split(|&byte| byte == b'\n');
+    lines.skip(1).filter_map(|line| {
+        let colon = line.iter().position(|&byte| byte == b':')?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
 }
 
 impl fmt::Debug for TransportResponse {
@@ -233,6 +278,19 @@ mod tests {
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
         assert_eq!(request.headers().len(), 1);
+    }
+
+    #[test]
+    fn headers_of_a_head_are_found_and_can_be_set() {
+        let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
+        let mut response = TransportResponse::new(200, "").with_head(head[..].into());
+        assert_eq!(response.header("x-one"), Some("1"));
+        assert_eq!(response.header("X-Two"), Some("2"));
+        assert_eq!(response.header("x-bad"), None);
+        assert_eq!(response.header("http/1.1 200 a"), None);
+        response.set_header("x-two", "4").unwrap();
+        assert_eq!(response.header("x-two"), Some("4"));
+        assert_eq!(response.header("x-one"), Some("1"));
     }
 
     #[test]
