@@ -3,19 +3,19 @@
 mod body;
 mod head;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::exchange::{MAX_HEAD, MAX_IDLE_AGE, Terms, deadline_of};
+use crate::http::exchange::{MAX_HEAD, Terms, deadline_of};
 use crate::http::head::{Scan, scan};
+use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
 use crate::http::socket::{Generation, Socket, Stale};
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 use body::DirectBody;
 use head::Head;
 
@@ -32,8 +32,7 @@ pub(crate) struct DirectTransport {
 struct Home {
     terms: Terms,
     generation: Generation,
-    /// The one used last at the back, which is used next: the others may grow old.
-    idle: Mutex<VecDeque<Box<Connection>>>,
+    idle: Idle<Box<Connection>>,
 }
 
 /// A connection with what has been read from it.
@@ -53,9 +52,9 @@ impl DirectTransport {
         DirectTransport {
             addresses: Addresses::new(&terms.url),
             home: Arc::new(Home {
+                idle: Idle::new(terms.max_idle),
                 terms,
                 generation: Generation::default(),
-                idle: Mutex::default(),
             }),
         }
     }
@@ -101,7 +100,7 @@ impl Transport for DirectTransport {
         let begun = Instant::now();
         let home = &self.home;
         let deadline = deadline_of(begun, home.terms.budget(ctx, &request)?);
-        let connection = match home.take() {
+        let connection = match home.idle.take() {
             Some(connection) => Ok(connection),
             None => self.connect(deadline),
         };
@@ -126,33 +125,19 @@ impl Transport for DirectTransport {
 }
 
 impl Home {
-    /// A connection that can carry a request.
-    fn take(&self) -> Option<Box<Connection>> {
-        loop {
-            let connection = self.idle.lock().pop_back()?;
-            let socket = &connection.socket;
-            if socket.rested() < MAX_IDLE_AGE && socket.is_open() {
-                return Some(connection);
-            }
-        }
-    }
-
     /// Takes a connection back whose answer was read to its end.
     fn give(&self, mut connection: Box<Connection>) {
         // Bytes behind the answer answer nothing.
-        if connection.start < connection.end || !connection.socket.is_open() {
-            return;
+        if connection.start == connection.end {
+            connection.rest();
+            self.idle.give(connection);
         }
-        connection.rest();
-        let old = {
-            let mut idle = self.idle.lock();
-            idle.push_back(connection);
-            let is_old = |oldest: &Connection| oldest.socket.rested() >= MAX_IDLE_AGE;
-            let surplus = idle.len() > self.terms.max_idle
-                || idle.front().is_some_and(|oldest| is_old(oldest));
-            surplus.then(|| idle.pop_front())
-        };
-        drop(old);
+    }
+}
+
+impl Carrier for Box<Connection> {
+    fn socket(&self) -> &Socket {
+        &self.socket
     }
 }
 

@@ -14,6 +14,7 @@ mod direct;
 mod exchange;
 mod handler;
 mod head;
+mod idle;
 mod input;
 mod limits;
 mod listener;

@@ -142,7 +142,12 @@ impl Socket {
         }
     }
 
-    /// Whether the connection can carry another exchange.
+    /// Whether nothing has failed on the connection, or on those that were made with it.
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.broken && self.born == self.generation.now()
+    }
+
+    /// Whether the connection, after it has rested so long, can carry another exchange.
     ///
     /// Makes no system call for a connection in steady use. One that the peer closed a moment ago
     /// is found out by using it ([`Stale`]).
@@ -152,10 +157,8 @@ impl Socket {
     /// They would be taken for the answer to the next request, whatever its key. What comes within
     /// [`RESTED`] of the answer is not found; that would cost three system calls a request, and a
     /// peer that means harm can send a wrong answer in the first place.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.broken
-            && self.born == self.generation.now()
-            && (self.rested() < RESTED || is_quiet(&self.stream))
+    pub(crate) fn is_open_after(&self, rested: Duration) -> bool {
+        self.is_sound() && (rested < RESTED || is_quiet(&self.stream))
     }
 
     /// How long ago bytes were read last.

@@ -9,26 +9,54 @@ use ureq::Timeout;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use crate::http::buffers::ConnectionBuffers;
+use crate::http::exchange::Terms;
+use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
 use crate::http::socket::{Generation, Socket};
 use crate::sync::Arc;
 
-/// Makes connections to one peer.
-#[derive(Clone, Debug)]
+/// Makes connections to one peer, and keeps them for the next request.
+///
+/// ureq's own pool is turned off: it hands out the connection that has rested longest, whoever asks,
+/// and looks through all of them twice for each request.
+#[derive(Clone)]
 pub(crate) struct TcpConnector {
     addresses: Arc<Addresses>,
     generation: Generation,
     /// The most bytes of one answer, head and all, that are read.
     max_answer: u64,
+    idle: Arc<Idle<Connection>>,
+    /// Whether every request gets a new connection.
+    fresh: bool,
 }
 
 impl TcpConnector {
-    pub(crate) fn new(addresses: Addresses, generation: Generation, max_answer: u64) -> Self {
+    pub(crate) fn new(terms: &Terms, generation: Generation) -> Self {
         TcpConnector {
-            addresses: Arc::new(addresses),
+            addresses: Arc::new(Addresses::new(&terms.url)),
             generation,
-            max_answer,
+            max_answer: terms.max_answer(),
+            idle: Arc::new(Idle::new(terms.max_idle)),
+            fresh: false,
         }
+    }
+
+    /// The same for second attempts: what it makes is kept with the others, but it takes none of
+    /// them.
+    pub(crate) fn fresh(&self) -> Self {
+        TcpConnector {
+            fresh: true,
+            ..self.clone()
+        }
+    }
+
+    fn connect_by(&self, deadline: Instant) -> io::Result<Connection> {
+        let (addresses, generation) = (&self.addresses, &self.generation);
+        Ok(Connection {
+            socket: Socket::connect(addresses, generation, self.max_answer, deadline)?,
+            buffers: ConnectionBuffers::new(),
+            held: Vec::with_capacity(HELD_SMALL),
+        })
     }
 }
 
@@ -41,37 +69,79 @@ impl Connector for TcpConnector {
         details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<TcpTransport>, ureq::Error> {
-        let deadline = deadline_after(details.timeout);
-        let socket = Socket::connect(&self.addresses, &self.generation, self.max_answer, deadline);
+        let kept = if self.fresh { None } else { self.idle.take() };
+        let Connection {
+            socket,
+            buffers,
+            held,
+        } = match kept {
+            Some(connection) => connection,
+            None => self
+                .connect_by(deadline_after(details.timeout))
+                .map_err(ureq::Error::Io)?,
+        };
         Ok(Some(TcpTransport {
-            socket: socket.map_err(ureq::Error::Io)?,
-            buffers: ConnectionBuffers::new(),
-            held: Vec::with_capacity(HELD_SMALL),
+            socket: Some(socket),
+            buffers,
+            held,
             sending: false,
+            idle: self.idle.clone(),
         }))
     }
 }
 
-/// One connection, used for one exchange after the other.
-pub(crate) struct TcpTransport {
+impl fmt::Debug for TcpConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpConnector")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection at rest.
+struct Connection {
     socket: Socket,
+    buffers: ConnectionBuffers,
+    held: Vec<u8>,
+}
+
+impl Carrier for Connection {
+    fn socket(&self) -> &Socket {
+        &self.socket
+    }
+}
+
+/// A connection in the hands of ureq, for one exchange.
+pub(crate) struct TcpTransport {
+    /// `None` once it has gone back to those at rest.
+    socket: Option<Socket>,
     buffers: ConnectionBuffers,
     /// Written by ureq and not yet sent: head and body of a request go out together.
     held: Vec<u8>,
     /// Whether the last thing done was to write. A write after a read begins a request.
     sending: bool,
+    idle: Arc<Idle<Connection>>,
 }
 
 impl TcpTransport {
+    fn socket(&mut self) -> io::Result<&mut Socket> {
+        self.socket
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
     /// Sends what is held.
     fn flush(&mut self, deadline: Instant) -> io::Result<()> {
-        self.socket.send(&self.held, deadline)?;
+        let held = std::mem::take(&mut self.held);
+        let sent = self.socket()?.send(&held, deadline);
+        self.held = held;
         self.held.clear();
         self.held.shrink_to(HELD_SMALL);
-        Ok(())
+        sent
     }
 
     fn read(&mut self, deadline: Instant) -> io::Result<usize> {
+        let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let buffer = self.buffers.input_append_buf();
         if buffer.is_empty() {
             return Err(io::Error::new(
@@ -79,7 +149,7 @@ impl TcpTransport {
                 "a line of the answer is too long",
             ));
         }
-        self.socket.read(buffer, deadline)
+        socket.read(buffer, deadline)
     }
 }
 
@@ -91,7 +161,7 @@ impl Transport for TcpTransport {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         if !self.sending {
             self.sending = true;
-            self.socket.begin();
+            self.socket()?.begin();
         }
         // ureq writes the head, then the body, and waits for the answer when there is no more.
         self.held
@@ -115,10 +185,18 @@ impl Transport for TcpTransport {
         }
     }
 
-    /// One whose last answer was not read to its end never gets here, because ureq drops it, and
-    /// one that got more than its answer is dropped for its full buffer.
+    /// ureq asks this when it has read an answer to its end and nothing is left in the buffers,
+    /// before it would put the connection into its pool. It goes into ours instead, and ureq is
+    /// told to let go of it.
     fn is_open(&mut self) -> bool {
-        self.socket.is_open()
+        if let Some(socket) = self.socket.take() {
+            self.idle.give(Connection {
+                socket,
+                buffers: std::mem::take(&mut self.buffers),
+                held: std::mem::take(&mut self.held),
+            });
+        }
+        false
     }
 }
 

@@ -12,8 +12,7 @@ use ureq::{Agent, AsSendBody, Body};
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::exchange::{MAX_HEAD, MAX_IDLE_AGE, NO_LENGTH, TWO_LENGTHS, Terms};
-use crate::http::resolve::Addresses;
+use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS, Terms};
 use crate::http::socket::{Generation, Stale};
 use crate::http::tcp::TcpConnector;
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
@@ -23,7 +22,7 @@ use crate::sync::Arc;
 pub(crate) struct UreqTransport {
     terms: Arc<Terms>,
     agent: Agent,
-    /// For second attempts: it keeps no connections, so that each of its requests has a new one.
+    /// For second attempts: each of its requests has a new connection.
     fresh: Agent,
     generation: Generation,
 }
@@ -31,18 +30,11 @@ pub(crate) struct UreqTransport {
 impl UreqTransport {
     pub(crate) fn new(terms: Terms) -> Self {
         let generation = Generation::default();
-        let connector = TcpConnector::new(
-            Addresses::new(&terms.url),
-            generation.clone(),
-            terms.max_answer(),
-        );
-        let agent = |max_idle| {
-            let config = config(&terms, max_idle);
-            Agent::with_parts(config, connector.clone(), NoResolver)
-        };
+        let connector = TcpConnector::new(&terms, generation.clone());
+        let config = config(&terms);
         UreqTransport {
-            agent: agent(terms.max_idle),
-            fresh: agent(0),
+            fresh: Agent::with_parts(config.clone(), connector.fresh(), NoResolver),
+            agent: Agent::with_parts(config, connector, NoResolver),
             terms: Arc::new(terms),
             generation,
         }
@@ -185,7 +177,7 @@ fn is_chunked(headers: &HeaderMap) -> bool {
         && codings.next().is_none()
 }
 
-fn config(terms: &Terms, max_idle: usize) -> Config {
+fn config(terms: &Terms) -> Config {
     Agent::config_builder()
         // By default ureq takes a proxy from the environment.
         .proxy(None)
@@ -194,9 +186,8 @@ fn config(terms: &Terms, max_idle: usize) -> Config {
         .http_status_as_error(false)
         .timeout_connect(Some(terms.connect_timeout))
         .timeout_global(Some(terms.exchange_timeout))
-        .max_idle_connections(max_idle)
-        .max_idle_connections_per_host(max_idle)
-        .max_idle_age(MAX_IDLE_AGE)
+        // They are kept by `TcpConnector`.
+        .max_idle_connections(0)
         .max_response_header_size(MAX_HEAD)
         // Headers that would be sent with each request and that no peer reads.
         .user_agent("")
