@@ -215,8 +215,9 @@ impl HttpPoolBuilder {
 
     /// The most keys that one request asks a peer for; 128 by default.
     ///
-    /// Threads that ask one peer at the same time ride together: while a request is under way, their
-    /// keys gather and go in the next, and so do those of one [`get_many`](crate::Group::get_many).
+    /// Up to 8 threads ask a peer side by side. When more do, they ride together: while a request is
+    /// under way, their keys gather and go in the next. So do, in any case, those of one
+    /// [`get_many`](crate::Group::get_many).
     /// The peer answers such a request from its cache, at once; what it would have to load is then
     /// asked for singly, so that a slow load never holds up the others. A peer that does not know
     /// such requests (one of Go) is asked singly from then on. Where values are 16 KiB and longer

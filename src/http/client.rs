@@ -58,7 +58,7 @@ impl HttpPeer {
             url,
             transport,
             permits: Permits::new(limits.max_connections),
-            sharing: Sharing::new(limits.shared),
+            sharing: Sharing::new(limits.shared, limits.max_connections),
             limits,
             clock,
         }
