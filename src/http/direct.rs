@@ -13,6 +13,7 @@ use crate::http::exchange::{MAX_HEAD, Terms, deadline_of};
 use crate::http::head::{Scan, scan};
 use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
+use crate::http::response::push_decimal;
 use crate::http::socket::{Generation, Socket, Stale};
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::sync::Arc;
@@ -169,7 +170,8 @@ impl Connection {
         }
         let body = request.body();
         if !body.is_empty() {
-            output.extend_from_slice(format!("\r\ncontent-length: {}", body.len()).as_bytes());
+            output.extend_from_slice(b"\r\ncontent-length: ");
+            push_decimal(output, body.len());
         }
         output.extend_from_slice(b"\r\n\r\n");
         output.extend_from_slice(body);

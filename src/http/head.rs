@@ -10,6 +10,8 @@
 
 use httparse::{EMPTY_HEADER, Header};
 
+use super::search::find_control;
+
 /// A head as far as the connection and the answer need it.
 #[derive(Debug)]
 pub(crate) struct Head<'h> {
@@ -132,9 +134,10 @@ pub(crate) fn scan(bytes: &[u8], from: usize) -> Result<Scan, Reject> {
         start += 2;
     }
     let mut at = from.max(start);
-    while let Some(offset) = bytes[at..].iter().position(|&byte| is_control(byte)) {
+    while let Some(offset) = find_control(&bytes[at..]) {
         at += offset;
         match bytes[at..] {
+            [b'\t', ..] => at += 1,
             [b'\r'] => return Ok(Scan::Incomplete(at)),
             [b'\r', b'\n', ..] if at > start && bytes[..at].ends_with(b"\r\n") => {
                 return Ok(Scan::Complete(at + 2));

@@ -24,6 +24,7 @@ mod picker;
 mod pool;
 mod resolve;
 mod response;
+mod search;
 mod server;
 mod shared;
 mod sharing;

@@ -3,6 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use ureq::http::HeaderValue;
+use ureq::http::header::CONTENT_TYPE;
+
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::HttpPeer;
@@ -132,8 +135,7 @@ impl HttpPeer {
         let mut sent = TransportRequest::new("POST", path)
             .within(budget)
             .with_repeatable_body(&body);
-        sent.set_header("content-type", wire::CONTENT_TYPE)
-            .map_err(failed)?;
+        sent.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
         let response = self.transport.round_trip(ctx, sent).map_err(failed)?;
         let status = response.status();
         if status != 200 {

@@ -8,6 +8,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::search::find_byte;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -48,7 +49,8 @@ pub trait Transport: Send + Sync {
 pub struct TransportRequest<'a> {
     method: &'static str,
     path: String,
-    headers: HeaderMap,
+    /// Each name once.
+    headers: Vec<(HeaderName, HeaderValue)>,
     body: &'a [u8],
     /// What the exchange may take, if that is less than the transport's own time-out.
     budget: Option<Duration>,
@@ -60,7 +62,7 @@ impl<'a> TransportRequest<'a> {
         TransportRequest {
             method,
             path,
-            headers: HeaderMap::with_capacity(4),
+            headers: Vec::with_capacity(2),
             body: &[],
             budget: None,
             repeatable: false,
@@ -105,7 +107,9 @@ impl<'a> TransportRequest<'a> {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        let mut headers = self.headers.iter();
+        let (_, value) = headers.find(|(found, _)| found.as_str().eq_ignore_ascii_case(name))?;
+        value.to_str().ok()
     }
 
     /// Sets a header, in place of those of the same name. The transport itself adds `Host` and
@@ -116,11 +120,19 @@ impl<'a> TransportRequest<'a> {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
-        self.headers.insert(name, value);
+        self.set_parsed(name, value);
         Ok(())
     }
 
-    pub(crate) fn headers(&self) -> &HeaderMap {
+    /// As [`set_header`](Self::set_header), where name and value need no look.
+    pub(crate) fn set_parsed(&mut self, name: HeaderName, value: HeaderValue) {
+        match self.headers.iter_mut().find(|(found, _)| *found == name) {
+            Some((_, old)) => *old = value,
+            None => self.headers.push((name, value)),
+        }
+    }
+
+    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }
 }
@@ -238,10 +250,15 @@ enum Headers {
 
 /// The header fields of a well-formed head.
 fn fields_of(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let lines = head.trim_ascii_start().split(|&byte| byte == b'\n');
+    let mut rest = head.trim_ascii_start();
+    let lines = std::iter::from_fn(move || {
+        let (line, after) = rest.split_at(find_byte(rest, b'\n')? + 1);
+        rest = after;
+        Some(line)
+    });
     lines.skip(1).filter_map(|line| {
-        let colon = line.iter().position(|&byte| byte == b':')?;
-        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        let (name, value) = line.split_at(find_byte(line, b':')?);
+        Some((name, value[1..].trim_ascii()))
     })
 }
 

@@ -67,7 +67,7 @@ impl UreqTransport {
             .method(request.method())
             .uri(uri)
             .body(body)?;
-        *sent.headers_mut() = request.headers().clone();
+        *sent.headers_mut() = request.headers().iter().cloned().collect();
         // The agent has the common time-out already; another costs a copy of its configuration.
         if budget < self.terms.exchange_timeout {
             sent = agent

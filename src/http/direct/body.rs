@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::time::Instant;
 
 use super::{BROKE_OFF, Connection, Home, Refusal};
+use crate::http::search::find_byte;
 use crate::sync::Arc;
 
 /// How the end of a body is found (RFC 9112, section 6.3).
@@ -113,7 +114,7 @@ impl Connection {
         let mut searched = 0;
         loop {
             let input = &self.input[self.start..self.end];
-            if let Some(at) = input[searched..].iter().position(|&byte| byte == b'\n') {
+            if let Some(at) = find_byte(&input[searched..], b'\n') {
                 let line = input[..searched + at].strip_suffix(b"\r");
                 let read = line.ok_or(BAD_CHUNK).and_then(read);
                 self.start += searched + at + 1;
