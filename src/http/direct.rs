@@ -82,9 +82,10 @@ impl DirectTransport {
         &self,
         mut connection: Box<Connection>,
         request: &TransportRequest<'_>,
+        now: Instant,
         deadline: Instant,
     ) -> io::Result<(Box<Connection>, Head)> {
-        connection.send(self.home.terms.url.authority(), request, deadline)?;
+        connection.send(self.home.terms.url.authority(), request, now, deadline)?;
         let head = connection.head(deadline)?;
         Ok((connection, head))
     }
@@ -101,15 +102,17 @@ impl Transport for DirectTransport {
         let begun = Instant::now();
         let home = &self.home;
         let deadline = deadline_of(begun, home.terms.budget(ctx, &request)?);
-        let connection = match home.idle.take() {
-            Some(connection) => Ok(connection),
-            None => self.connect(deadline),
+        let on_new = || {
+            let connection = self.connect(deadline)?;
+            self.attempt(connection, &request, Instant::now(), deadline)
         };
-        let mut answer = connection.and_then(|c| self.attempt(c, &request, deadline));
+        let mut answer = match home.idle.take(begun) {
+            Some(connection) => self.attempt(connection, &request, begun, deadline),
+            None => on_new(),
+        };
         if request.is_repeatable() && answer.as_ref().is_err_and(Stale::is) {
             home.generation.end();
-            let fresh = self.connect(deadline);
-            answer = fresh.and_then(|c| self.attempt(c, &request, deadline));
+            answer = on_new();
         }
         let (mut connection, head) = answer.map_err(|error| home.terms.explain(ctx, error))?;
         let length = head.framing.length();
@@ -148,6 +151,7 @@ impl Connection {
         &mut self,
         authority: &str,
         request: &TransportRequest<'_>,
+        now: Instant,
         deadline: Instant,
     ) -> io::Result<()> {
         let output = &mut self.output;
@@ -176,7 +180,7 @@ impl Connection {
         output.extend_from_slice(b"\r\n\r\n");
         output.extend_from_slice(body);
         self.socket.begin();
-        self.socket.send(output, deadline)
+        self.socket.send(output, now, deadline)
     }
 
     /// Reads the head of an answer, past those that only say that it takes a while (RFC 9110,

@@ -1,6 +1,7 @@
 //! The connections to one peer that wait for the next request.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use crate::http::exchange::MAX_IDLE_AGE;
 use crate::http::socket::Socket;
@@ -32,7 +33,7 @@ impl<C: Carrier> Idle<C> {
 
     /// A connection that can carry a request: this thread's, else the one used last, so that the
     /// others may grow old.
-    pub(crate) fn take(&self) -> Option<C> {
+    pub(crate) fn take(&self, now: Instant) -> Option<C> {
         let me = Owner::me();
         loop {
             let (_, connection) = {
@@ -44,7 +45,7 @@ impl<C: Carrier> Idle<C> {
                 }
             }?;
             let socket = connection.socket();
-            let rested = socket.rested();
+            let rested = socket.rested(now);
             if rested < MAX_IDLE_AGE && socket.is_open_after(rested) {
                 return Some(connection);
             }
@@ -60,7 +61,8 @@ impl<C: Carrier> Idle<C> {
         let old = {
             let mut resting = self.resting.lock();
             resting.push_back((me, connection));
-            let is_old = |(_, oldest): &(Owner, C)| oldest.socket().rested() >= MAX_IDLE_AGE;
+            let is_old =
+                |(_, oldest): &(Owner, C)| oldest.socket().rested(Instant::now()) >= MAX_IDLE_AGE;
             let surplus = resting.len() > self.max
                 || (resting.len() > 1 && resting.front().is_some_and(is_old));
             surplus.then(|| resting.pop_front())

@@ -1,6 +1,7 @@
 //! Shared exchanges: several keys of one group asked for in one request, for threads that ride
 //! together and for `get_many`.
 
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
 use ureq::http::HeaderValue;
@@ -38,8 +39,9 @@ impl HttpPeer {
         if !self.sharing.pays() {
             return single(budget);
         }
-        let begun = Instant::now();
-        let time_left = || budget.saturating_sub(begun.elapsed());
+        // Who does not wait does not read the clock.
+        let begun = OnceCell::new();
+        let time_left = || budget.saturating_sub(begun.get_or_init(Instant::now).elapsed());
         let (outcome, place) = match self.sharing.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
             Turn::Singly => return single(budget),

@@ -62,25 +62,32 @@ impl Socket {
         self.answered = 0;
     }
 
-    /// Sends all of `bytes`.
+    /// Sends all of `bytes`; it is `now`.
     ///
     /// # Errors
     ///
     /// `TimedOut` at the deadline; [`Stale`] inside the error where a second attempt can help.
-    pub(crate) fn send(&mut self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    pub(crate) fn send(
+        &mut self,
+        bytes: &[u8],
+        mut now: Instant,
+        deadline: Instant,
+    ) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let set = |timeout| self.stream.set_write_timeout(Some(timeout));
             let written = self
                 .write_timeout
-                .prepare(deadline, set)
+                .prepare(deadline.saturating_duration_since(now), set)
                 .and_then(|()| (&self.stream).write(rest));
             match written {
                 Ok(0) => return Err(self.fail(io::ErrorKind::BrokenPipe.into())),
+                Ok(n) if n == rest.len() => return Ok(()),
                 Ok(n) => rest = &rest[n..],
                 Err(error) if is_early(&error) && Instant::now() < deadline => {}
                 Err(error) => return Err(self.fail(error)),
             }
+            now = Instant::now();
         }
         Ok(())
     }
@@ -101,7 +108,7 @@ impl Socket {
             let set = |timeout| self.stream.set_read_timeout(Some(timeout));
             let read = self
                 .read_timeout
-                .prepare(deadline, set)
+                .prepare(deadline.saturating_duration_since(Instant::now()), set)
                 .and_then(|()| (&self.stream).read(&mut buffer[..room]));
             match read {
                 Ok(0) if self.answered == 0 => {
@@ -162,8 +169,8 @@ impl Socket {
     }
 
     /// How long ago bytes were read last.
-    pub(crate) fn rested(&self) -> Duration {
-        self.last_read.elapsed()
+    pub(crate) fn rested(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_read)
     }
 }
 

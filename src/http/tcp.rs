@@ -3,13 +3,13 @@
 
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ureq::Timeout;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use crate::http::buffers::ConnectionBuffers;
-use crate::http::exchange::Terms;
+use crate::http::exchange::{Terms, deadline_of};
 use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
 use crate::http::socket::{Generation, Socket};
@@ -69,7 +69,11 @@ impl Connector for TcpConnector {
         details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<TcpTransport>, ureq::Error> {
-        let kept = if self.fresh { None } else { self.idle.take() };
+        let kept = if self.fresh {
+            None
+        } else {
+            self.idle.take(Instant::now())
+        };
         let Connection {
             socket,
             buffers,
@@ -77,7 +81,7 @@ impl Connector for TcpConnector {
         } = match kept {
             Some(connection) => connection,
             None => self
-                .connect_by(deadline_after(details.timeout))
+                .connect_by(deadline_after(Instant::now(), details.timeout))
                 .map_err(ureq::Error::Io)?,
         };
         Ok(Some(TcpTransport {
@@ -131,9 +135,9 @@ impl TcpTransport {
     }
 
     /// Sends what is held.
-    fn flush(&mut self, deadline: Instant) -> io::Result<()> {
+    fn flush(&mut self, now: Instant, deadline: Instant) -> io::Result<()> {
         let held = std::mem::take(&mut self.held);
-        let sent = self.socket()?.send(&held, deadline);
+        let sent = self.socket()?.send(&held, now, deadline);
         self.held = held;
         self.held.clear();
         self.held.shrink_to(HELD_SMALL);
@@ -169,14 +173,16 @@ impl Transport for TcpTransport {
         if self.held.len() < HELD_LARGE {
             return Ok(());
         }
-        self.flush(deadline_after(timeout))
+        let now = Instant::now();
+        self.flush(now, deadline_after(now, timeout))
             .map_err(|error| timeout_or_io(error, timeout.reason))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.sending = false;
-        let deadline = deadline_after(timeout);
-        match self.flush(deadline).and_then(|()| self.read(deadline)) {
+        let now = Instant::now();
+        let deadline = deadline_after(now, timeout);
+        match self.flush(now, deadline).and_then(|()| self.read(deadline)) {
             Ok(n) => {
                 self.buffers.input_appended(n);
                 Ok(n > 0)
@@ -206,8 +212,8 @@ impl fmt::Debug for TcpTransport {
     }
 }
 
-fn deadline_after(timeout: NextTimeout) -> Instant {
-    Instant::now() + (*timeout.after).min(LONGEST)
+fn deadline_after(now: Instant, timeout: NextTimeout) -> Instant {
+    deadline_of(now, *timeout.after)
 }
 
 fn timeout_or_io(error: io::Error, reason: Timeout) -> ureq::Error {
@@ -223,6 +229,3 @@ const HELD_SMALL: usize = 512;
 
 /// What is sent without waiting for more.
 const HELD_LARGE: usize = 16 * 1024;
-
-/// A bound that keeps sums of times in range. Exchanges have far shorter ones.
-const LONGEST: Duration = Duration::from_secs(86_400);

@@ -196,9 +196,12 @@ impl TransportResponse {
         match &self.headers {
             Headers::Map(map) => map.get(name)?.to_str().ok(),
             Headers::Head(head) => {
-                let mut fields = fields_of(head);
-                let (_, value) =
-                    fields.find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))?;
+                let value = lines_of(head).find_map(|line| {
+                    let (found, value) = line.split_at_checked(name.len())?;
+                    let value = value.strip_prefix(b":")?;
+                    found.eq_ignore_ascii_case(name.as_bytes()).then_some(value)
+                })?;
+                let value = value.trim_ascii();
                 std::str::from_utf8(value)
                     .ok()
                     .filter(|text| text.is_ascii())
@@ -214,9 +217,10 @@ impl TransportResponse {
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
         if let Headers::Head(head) = &self.headers {
-            let parsed = fields_of(head).filter_map(|(name, value)| {
+            let parsed = lines_of(head).filter_map(|line| {
+                let (name, value) = line.split_at(find_byte(line, b':')?);
                 let name = HeaderName::from_bytes(name).ok()?;
-                Some((name, HeaderValue::from_bytes(value).ok()?))
+                Some((name, HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?))
             });
             let mut map = HeaderMap::new();
             for (name, value) in parsed {
@@ -248,18 +252,15 @@ enum Headers {
     Head(Box<[u8]>),
 }
 
-/// The header fields of a well-formed head.
-fn fields_of(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+/// The lines of a well-formed head, but for the first.
+fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = head.trim_ascii_start();
     let lines = std::iter::from_fn(move || {
         let (line, after) = rest.split_at(find_byte(rest, b'\n')? + 1);
         rest = after;
         Some(line)
     });
-    lines.skip(1).filter_map(|line| {
-        let (name, value) = line.split_at(find_byte(line, b':')?);
-        Some((name, value[1..].trim_ascii()))
-    })
+    lines.skip(1)
 }
 
 impl fmt::Debug for TransportResponse {

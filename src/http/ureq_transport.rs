@@ -124,7 +124,12 @@ impl Transport for UreqTransport {
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
         let begun = Instant::now();
-        let budget = self.terms.budget(ctx, &request)?;
+        let mut budget = self.terms.budget(ctx, &request)?;
+        let common = self.terms.exchange_timeout;
+        if ctx.deadline().is_none() && budget >= common - common / 64 {
+            // It waited a moment for others. A time-out of its own would cost more: see `send`.
+            budget = common;
+        }
         let mut result = self.attempt(&self.agent, &request, budget);
         let stale = matches!(&result, Err(ureq::Error::Io(error)) if Stale::is(error));
         if stale && request.is_repeatable() {
