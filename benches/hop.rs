@@ -13,7 +13,7 @@ mod peers;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use common::{Report, flag, rounds};
+use common::{Report, flag, rounds, wanted};
 use peers::{Load, MANY_AT_ONCE, Measured, Pair, Process};
 
 /// Name, size of the values, keys, threads, per cent of slow keys.
@@ -38,8 +38,6 @@ fn main() {
         return peers::be(&arguments[at + 1..]);
     }
     let millis = if flag("--quick") { 300 } else { 1000 };
-    let chosen = std::env::var("LARDER_CASES").unwrap_or_default();
-    let wanted = |case: &str| chosen.is_empty() || chosen.split(',').any(|name| name == case);
 
     let mut pairs = Pair::all();
     let mut report = Report::new("hop");

@@ -10,6 +10,7 @@ use crate::load::{Loaded, Loader, LoaderOptions};
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
+use crate::store::Entry;
 use crate::sync::Arc;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -59,10 +60,10 @@ impl Group {
     pub fn get(&self, key: &str) -> Result<ByteView> {
         let store = self.loader.store();
         let hash = store.hash(key);
-        match store.get(hash, key) {
-            Some(view) => Ok(view),
-            None => self.loader.load(&Context::background(), hash, key),
+        if let Some(view) = store.get(hash, key) {
+            return Ok(view);
         }
+        self.loader.load(&Context::background(), hash, key)
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -84,10 +85,10 @@ impl Group {
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
         let store = self.loader.store();
         let hash = store.hash(key);
-        match store.get(hash, key) {
-            Some(view) => Ok(view),
-            None => self.loader.load(ctx, hash, key),
+        if let Some(view) = store.get(hash, key) {
+            return Ok(view);
         }
+        self.loader.load(ctx, hash, key)
     }
 
     /// Puts the value of `key` into `dest`; golang's `Group.Get`.
@@ -179,6 +180,26 @@ impl Group {
     /// Whether a value of `key` is cached here. As [`peek`](Self::peek).
     pub fn contains_key(&self, key: &str) -> bool {
         self.peek(key).is_some()
+    }
+
+    /// What is cached here, in no order. Loads nothing, counts nothing, and keeps no entry from
+    /// eviction.
+    ///
+    /// It is a snapshot of one shard after the other, taken as the iterator gets there: what comes
+    /// or leaves meanwhile may be seen or not, but no key is seen twice unless it left and came
+    /// back. No lock is held while the caller looks at an entry. A shard's snapshot takes 32 bytes
+    /// an entry.
+    ///
+    /// ```
+    /// # use larder::{Registry, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    /// colors.get("red")?;
+    /// let keys: Vec<String> = colors.iter().map(|entry| entry.key().into()).collect();
+    /// assert_eq!(keys, ["red"]);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.loader.store().iter()
     }
 
     /// Takes `key` out of this process's cache. Other processes keep theirs.

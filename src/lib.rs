@@ -148,4 +148,4 @@ pub use sink::{
     AllocatingByteSliceSink, ByteViewSink, ProtoSink, Sink, StringSink, TruncatingByteSliceSink,
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
-pub use store::{Eviction, RemovalCause};
+pub use store::{Entry, Eviction, RemovalCause};

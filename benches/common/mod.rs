@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
+pub mod caches;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -212,6 +214,41 @@ pub fn shuffled(n: usize, rng: &mut Rng) -> Vec<u32> {
 /// Whether a flag such as `--quick` was given. Cargo passes `--bench`, which is ignored.
 pub fn flag(name: &str) -> bool {
     std::env::args().any(|arg| arg == name)
+}
+
+/// One round of a case: every implementation once.
+pub struct Round {
+    pub number: usize,
+    /// Whether its figures count. Those of the first round, which warms everything up, do not.
+    pub counted: bool,
+    /// The implementations by their numbers.
+    pub order: Vec<usize>,
+}
+
+/// The rounds of a case: an uncounted one, then those of [`rounds`]. Each begins with another
+/// implementation, and every other one goes backwards, so that none is always the first, nor always
+/// after the same, on the caches that the one before has left.
+pub fn turns(implementations: usize) -> impl Iterator<Item = Round> {
+    (0..=rounds()).map(move |number| {
+        let mut order: Vec<usize> = (0..implementations).collect();
+        if number > 0 {
+            order.rotate_left((number - 1) % implementations);
+        }
+        if number % 2 == 0 {
+            order.reverse();
+        }
+        Round {
+            number,
+            counted: number > 0,
+            order,
+        }
+    })
+}
+
+/// Whether to run a case: `LARDER_CASES` is a comma-separated list of cases, else it is all.
+pub fn wanted(case: &str) -> bool {
+    let chosen = std::env::var("LARDER_CASES").unwrap_or_default();
+    chosen.is_empty() || chosen.split(',').any(|name| name == case)
 }
 
 /// Rounds to run: `LARDER_ROUNDS`, else 5.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what `cargo bench --bench hop` compares larder with, from Debian's packages, and builds
-# our node of golang/groupcache. Run it as root, or with the packages there already.
+# our node of golang/groupcache, which `--bench fill` runs too. Run it as root, or with the packages there already.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/../../target/larder-bench
@@ -18,5 +18,5 @@ fi
 
 mkdir -p "$out"
 cd "$here/golang"
-GO111MODULE=off GOPATH=/usr/share/gocode go build -o "$out/golang-node" main.go
+GO111MODULE=off GOPATH=/usr/share/gocode go build -o "$out/golang-node" .
 echo "built: target/larder-bench/golang-node"

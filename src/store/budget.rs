@@ -9,7 +9,11 @@ use crate::stats::CacheType;
 /// Shards change it under their own locks, so it needs no lock and orders nothing: it is a sum that
 /// each insertion checks after adding itself. Two insertions at once may both see the store over
 /// capacity and evict one entry more than needed; neither can leave it over.
+///
+/// It has cache lines of its own, since every insertion writes to it and every look-up reads what
+/// else a store is made of.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Budget {
     capacity: u64,
     used: AtomicU64,

@@ -10,12 +10,13 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::stats::CacheType;
 
-/// Threads beyond this many at one time share the last set of counters, and pay for it.
-const OWNED: usize = 63;
+/// Sets of counters. The first is shared by threads that are more than the others, and by those
+/// that are past their destructors; they pay for it with locked additions.
+const SETS: usize = 64;
 
 /// What look-ups found, by thread.
 pub(super) struct Counters {
-    sets: Box<[Set]>,
+    sets: Box<[Set; SETS]>,
 }
 
 /// One thread's counters: a cache line of their own, so that no two threads write to one.
@@ -38,7 +39,7 @@ pub(super) struct Counts {
 impl Counters {
     pub(super) fn new() -> Counters {
         Counters {
-            sets: (0..=OWNED).map(|_| Set::default()).collect(),
+            sets: Box::new(std::array::from_fn(|_| Set::default())),
         }
     }
 
@@ -57,19 +58,29 @@ impl Counters {
 
     #[inline]
     fn add(&self, counter: impl Fn(&Set) -> &AtomicU64) {
-        let number = thread_number();
+        let number = NUMBER.get();
+        if !(1..SETS).contains(&number) {
+            return self.add_shared(counter);
+        }
         let counter = counter(&self.sets[number]);
-        if number < OWNED {
-            let count = counter.load(Ordering::Relaxed);
-            counter.store(count.wrapping_add(1), Ordering::Relaxed);
-        } else {
-            counter.fetch_add(1, Ordering::Relaxed);
+        let count = counter.load(Ordering::Relaxed);
+        counter.store(count.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Counts for a thread that has no number; gets it one if it never asked.
+    #[cold]
+    fn add_shared(&self, counter: impl Fn(&Set) -> &AtomicU64) {
+        counter(&self.sets[0]).fetch_add(1, Ordering::Relaxed);
+        if NUMBER.get() == UNSET {
+            // A thread that is past its destructors would keep a number for ever.
+            let number = TICKET.try_with(Ticket::take).unwrap_or(NONE_LEFT);
+            NUMBER.set(number);
         }
     }
 
     pub(super) fn read(&self) -> Counts {
         let mut sum = Counts::default();
-        for set in &self.sets {
+        for set in self.sets.iter() {
             sum.main_hits += set.main_hits.load(Ordering::Relaxed);
             sum.hot_hits += set.hot_hits.load(Ordering::Relaxed);
             sum.misses += set.misses.load(Ordering::Relaxed);
@@ -78,47 +89,40 @@ impl Counters {
     }
 }
 
-/// This thread's number: its own below [`OWNED`], or `OWNED`, which is anybody's.
-#[inline]
-fn thread_number() -> usize {
-    // In a thread that is past its destructors there is none left to ask for.
-    NUMBER
-        .try_with(|number| match number.0.get() {
-            UNSET => number.choose(),
-            number => number,
-        })
-        .unwrap_or(OWNED)
-}
+/// Numbers of threads without counters of their own.
+const UNSET: usize = 0;
+const NONE_LEFT: usize = SETS;
 
 thread_local! {
-    static NUMBER: Number = const { Number(Cell::new(UNSET)) };
+    /// This thread's number. Apart from the ticket, because a cell that has no destructor is read
+    /// without asking whether it was destroyed.
+    static NUMBER: Cell<usize> = const { Cell::new(UNSET) };
+    static TICKET: Ticket = const { Ticket };
 }
 
-const UNSET: usize = usize::MAX;
+/// Numbers in use, as bits; the first is nobody's. The lock also orders a thread's last store to
+/// its counters before the first load of the next thread with that number. Std's, because nothing
+/// is waited for under it.
+static IN_USE: Mutex<u64> = Mutex::new(1);
 
-struct Number(Cell<usize>);
+/// Gives the thread's number back when the thread ends.
+struct Ticket;
 
-/// Numbers in use, as bits. The lock also orders a thread's last store to its counters before the
-/// first load of the next thread with that number. Std's, because nothing is waited for under it.
-static IN_USE: Mutex<u64> = Mutex::new(0);
-
-impl Number {
-    #[cold]
-    fn choose(&self) -> usize {
+impl Ticket {
+    fn take(&self) -> usize {
         let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = (in_use.trailing_ones() as usize).min(OWNED);
-        if number < OWNED {
+        let number = in_use.trailing_ones() as usize;
+        if number < SETS {
             *in_use |= 1 << number;
         }
-        self.0.set(number);
         number
     }
 }
 
-impl Drop for Number {
+impl Drop for Ticket {
     fn drop(&mut self) {
-        let number = self.0.get();
-        if number < OWNED {
+        let number = NUMBER.replace(NONE_LEFT);
+        if (1..SETS).contains(&number) {
             let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
             *in_use &= !(1 << number);
         }
@@ -133,7 +137,7 @@ mod tests {
     #[test]
     fn no_count_is_lost_with_more_threads_than_numbers() {
         let counters = Counters::new();
-        let threads = OWNED + 40;
+        let threads = SETS + 40;
         let all_there = Barrier::new(threads);
         std::thread::scope(|scope| {
             for _ in 0..threads {
@@ -158,12 +162,18 @@ mod tests {
 
     #[test]
     fn numbers_of_ended_threads_are_used_again() {
+        let counters = Counters::new();
         let mut owned = 0;
-        for _ in 0..10 * OWNED {
-            let number = std::thread::spawn(thread_number).join();
-            owned += usize::from(number.expect("no panic") < OWNED);
+        for _ in 0..10 * SETS {
+            std::thread::scope(|scope| {
+                let number = scope.spawn(|| {
+                    counters.count_miss();
+                    NUMBER.get()
+                });
+                owned += usize::from((1..SETS).contains(&number.join().expect("no panic")));
+            });
         }
         // The other test may hold all numbers for a while.
-        assert!(owned > OWNED, "{owned} threads had a number of their own");
+        assert!(owned > SETS, "{owned} threads had a number of their own");
     }
 }

@@ -7,6 +7,7 @@
 //!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
 //!   budget.rs     bytes of all shards       charge.rs  what an entry costs
 //!   graveyard.rs  entries on their way out  counters.rs  what look-ups found
+//!   iter.rs       a look at all entries
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
@@ -17,6 +18,7 @@ mod charge;
 mod counters;
 mod ghost;
 mod graveyard;
+mod iter;
 mod s3fifo;
 mod shard;
 mod slab;
@@ -39,6 +41,8 @@ use shard::Shard;
 pub(crate) use charge::smallest_entry;
 pub use graveyard::RemovalCause;
 pub(crate) use graveyard::{Departed, Graveyard};
+pub use iter::Entry;
+pub(crate) use iter::Iter;
 
 /// How the cache chooses what to evict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -132,7 +136,7 @@ pub(crate) struct StoreOptions {
 /// Entries of two shares under one budget, found by key.
 pub(crate) struct Store {
     hasher: RandomState,
-    shards: Box<[Padded]>,
+    shards: Shards,
     budget: Budget,
     targets: Targets,
     eviction: Eviction,
@@ -141,6 +145,8 @@ pub(crate) struct Store {
     /// Where the search for a shard that is over its part goes on.
     cursor: AtomicUsize,
 }
+
+type Shards = Box<[Padded]>;
 
 /// A shard on cache lines of its own: threads at different shards write to different lines.
 #[repr(align(128))]
@@ -190,16 +196,21 @@ impl Store {
     #[inline]
     pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
         let shard = self.shard(hash).read();
-        let Some(slot) = shard.find(hash, key, &self.clock) else {
+        let Some(entry) = shard.find(hash, key, &self.clock) else {
+            drop(shard);
             self.counters.count_miss();
             return None;
         };
-        slot.touch();
-        self.counters.count_hit(slot.share());
-        let view = slot.view();
+        entry.mark.touch();
+        self.counters.count_hit(entry.mark.share());
+        // In parts until the end: whole views are copied from place to place.
+        let (data, start) = entry.parts();
         drop(shard);
-        self.used(hash, key);
-        Some(view)
+        if self.eviction == Eviction::Lru {
+            self.promote(hash, key);
+        }
+        let end = data.len();
+        Some(ByteView::window(data, start, end))
     }
 
     /// The same with what a peer must know of the entry.
@@ -214,21 +225,21 @@ impl Store {
     /// The entry of a key, counted as a look-up and a use if there is one, and as nothing if not.
     pub(crate) fn get_present(&self, hash: Hash, key: &str) -> Option<Hit> {
         let shard = self.shard(hash).read();
-        let (hit, slot) = shard.find_hit(hash, key, &self.clock)?;
-        slot.touch();
+        let (hit, entry) = shard.find_hit(hash, key, &self.clock)?;
+        entry.mark.touch();
         self.counters.count_hit(hit.share);
         drop(shard);
-        self.used(hash, key);
+        if self.eviction == Eviction::Lru {
+            self.promote(hash, key);
+        }
         Some(hit)
     }
 
-    /// Notes the use of an entry where that takes the shard's lock alone. The entry may have left
-    /// between the two locks; then there is nothing to note.
-    #[inline]
-    fn used(&self, hash: Hash, key: &str) {
-        if self.eviction == Eviction::Lru {
-            self.shard(hash).write().promote(hash, key);
-        }
+    /// Moves an entry to the front, under the shard's lock alone. It may have left between the two
+    /// locks; then there is nothing to move.
+    #[inline(never)]
+    fn promote(&self, hash: Hash, key: &str) {
+        self.shard(hash).write().promote(hash, key);
     }
 
     /// The entry of a key, counted as nothing.
@@ -319,6 +330,11 @@ impl Store {
             shard.0.write().clear(&self.budget, &mut gone);
         }
         gone
+    }
+
+    /// All live entries, counted as nothing.
+    pub(crate) fn iter(&self) -> Iter<'_> {
+        Iter::new(&self.shards, &self.clock)
     }
 
     /// Look-ups and those that found something.

@@ -46,8 +46,8 @@ impl Queues {
 
     /// Puts an entry in: into the main queue if it is told to or the ghost remembers the key.
     pub(crate) fn push(&mut self, slab: &mut Slab, index: u32, to_main: bool) {
-        let in_main = to_main || self.remembers(slab.get(index).hash);
-        slab.get_mut(index).set_in_main_queue(in_main);
+        let in_main = to_main || self.remembers(slab.hash(index));
+        slab.mark_mut(index).set_in_main_queue(in_main);
         let queue = if in_main {
             &mut self.main
         } else {
@@ -57,7 +57,7 @@ impl Queues {
     }
 
     pub(crate) fn unlink(&mut self, slab: &mut Slab, index: u32) {
-        let queue = if slab.get(index).in_main_queue() {
+        let queue = if slab.mark(index).in_main_queue() {
             &mut self.main
         } else {
             &mut self.small
@@ -84,12 +84,13 @@ impl Queues {
                 self.main.tail()
             };
             let index = tail.or(self.small.tail())?;
-            let slot = slab.get_mut(index);
-            let needed = hits_to_stay(slot.weight(), mean);
-            let stays = *slot.freq() >= needed && moves < MAX_MOVES;
-            let in_main = slot.in_main_queue();
+            let needed = hits_to_stay(slab.weight(index), mean);
+            let mark = slab.mark_mut(index);
+            let freq = mark.freq();
+            let stays = freq >= needed && moves < MAX_MOVES;
+            let in_main = mark.in_main_queue();
             if !stays {
-                let hash = slot.hash;
+                let hash = slab.hash(index);
                 self.unlink(slab, index);
                 if !in_main {
                     self.remember(hash);
@@ -98,12 +99,12 @@ impl Queues {
             }
             moves += 1;
             if in_main {
-                *slot.freq() -= needed;
+                mark.set_freq(freq - needed);
                 slab.move_to_head(&mut self.main, index);
             } else {
-                *slot.freq() = 0;
+                mark.set_freq(0);
                 slab.unlink(&mut self.small, index);
-                slab.get_mut(index).set_in_main_queue(true);
+                slab.mark_mut(index).set_in_main_queue(true);
                 slab.push_head(&mut self.main, index);
             }
         }

@@ -5,8 +5,8 @@ use hashbrown::HashTable;
 
 use super::budget::{Budget, Targets};
 use super::graveyard::{Departed, Graveyard};
-use super::slab::{Slab, Slot};
-use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, s3fifo};
+use super::slab::{Entry, Slab};
+use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, iter, s3fifo};
 use crate::clock::{Clock, Tick};
 use crate::stats::CacheType;
 
@@ -21,7 +21,10 @@ const SWEEP_STEP: usize = 8;
 /// Tables of this many slots are not made smaller.
 const MIN_SLOTS: usize = 64;
 
+/// What hits read comes first, and not in the cache line of the lock: a thread that takes the lock
+/// takes that line from the one before, which is still reading.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
@@ -82,31 +85,52 @@ impl Shard {
 
     /// The live entry of a key.
     #[inline]
-    pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<&Slot> {
-        let (_, slot) = self.live(hash, key, clock)?;
-        Some(slot)
+    pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Entry<'_>> {
+        let (_, entry) = self.live(hash, key, clock)?;
+        Some(entry)
     }
 
     /// The live entry of a key, with what a peer must know of it.
-    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(Hit, &Slot)> {
-        let (index, slot) = self.live(hash, key, clock)?;
+    pub(super) fn find_hit(
+        &self,
+        hash: Hash,
+        key: &str,
+        clock: &Clock,
+    ) -> Option<(Hit, Entry<'_>)> {
+        let (index, entry) = self.live(hash, key, clock)?;
         let hit = Hit {
-            view: slot.view(),
-            share: slot.share(),
+            view: entry.view(),
+            share: entry.mark.share(),
             expires: self.expiry(index),
         };
-        Some((hit, slot))
+        Some((hit, entry))
     }
 
     #[inline]
-    fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, &Slot)> {
-        let index = self.index_of(hash, key)?;
-        let slot = self.slab.get(index);
+    fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, Entry<'_>)> {
+        // What the table finds last is what it was looking for.
+        let mut found = None;
+        let index = self.table.find(hash.spread(), |&index| {
+            found = self.slab.entry_of(index, hash.table(), key.as_bytes());
+            found.is_some()
+        })?;
+        let entry = found?;
         // The clock is read only for entries that expire.
-        if slot.expires() && self.has_expired(index, clock) {
+        if entry.mark.expires() && self.has_expired(*index, clock) {
             return None;
         }
-        Some((index, slot))
+        Some((*index, entry))
+    }
+
+    /// All live entries.
+    pub(super) fn snapshot(&self, clock: &Clock) -> Vec<iter::Entry> {
+        let live = self.slab.iter().filter(|(index, entry)| {
+            // As in look-ups, the clock is read only for entries that expire.
+            !(entry.mark.expires() && self.has_expired(*index, clock))
+        });
+        let mut entries = Vec::with_capacity(self.len());
+        entries.extend(live.map(|(_, entry)| iter::Entry::new(entry.parts(), entry.mark.share())));
+        entries
     }
 
     fn has_expired(&self, index: u32, clock: &Clock) -> bool {
@@ -125,7 +149,7 @@ impl Shard {
     /// Moves a key's entry to the front, under exact LRU.
     pub(super) fn promote(&mut self, hash: Hash, key: &str) {
         if let Some(index) = self.index_of(hash, key) {
-            let share = self.shares.of_mut(self.slab.get(index).share());
+            let share = self.shares.of_mut(self.slab.mark(index).share());
             self.slab.move_to_head(&mut share.queues.main, index);
         }
     }
@@ -157,8 +181,8 @@ impl Shard {
         // its hits and its place among the entries that have proved themselves.
         let mut earned = (false, 0);
         if let Some(index) = self.index_of(new.hash, new.key) {
-            let slot = self.slab.get_mut(index);
-            earned = (slot.in_main_queue(), *slot.freq());
+            let mark = self.slab.mark(index);
+            earned = (mark.in_main_queue(), mark.freq());
             let cause = self.cause(index, clock, RemovalCause::Replaced);
             self.depart(index, cause, budget, gone);
         }
@@ -184,17 +208,18 @@ impl Shard {
         if self.slab.len() > MIN_SLOTS && self.len() < self.slab.len() / 2 {
             self.compact();
         }
-        let slot = Slot::new(new.hash.table(), key_len, new.data, new.share);
-        let Some(index) = self.slab.insert(slot) else {
+        let slot = self
+            .slab
+            .insert(new.hash.table(), key_len, new.data, new.share);
+        let Some(index) = slot else {
             budget.release(weight);
             return false;
         };
         self.set_expiry(index, new.expires);
         self.enqueue(index, earned);
         let slab = &self.slab;
-        self.table.insert_unique(new.hash.spread(), index, |&i| {
-            Hash::spread_of(slab.get(i).hash)
-        });
+        self.table
+            .insert_unique(new.hash.spread(), index, |&i| Hash::spread_of(slab.hash(i)));
         true
     }
 
@@ -227,9 +252,9 @@ impl Shard {
     }
 
     fn enqueue(&mut self, index: u32, (proved, hits): (bool, u8)) {
-        let slot = self.slab.get_mut(index);
-        *slot.freq() = hits;
-        let share = self.shares.of_mut(slot.share());
+        let mark = self.slab.mark_mut(index);
+        mark.set_freq(hits);
+        let share = self.shares.of_mut(mark.share());
         let to_main = proved || self.eviction == Eviction::Lru;
         share.queues.push(&mut self.slab, index, to_main);
     }
@@ -333,9 +358,9 @@ impl Shard {
             &mut hot.small,
             &mut hot.main,
         ] {
-            self.slab.move_list(queue, &mut slab, |old, new, slot| {
+            self.slab.move_list(queue, &mut slab, |old, new, hash| {
                 // There is room for all: nothing is hashed again.
-                table.insert_unique(Hash::spread_of(slot.hash), new, |_| 0);
+                table.insert_unique(Hash::spread_of(hash), new, |_| 0);
                 if let Some(&end) = self.expiries.get(old as usize) {
                     expiries.resize(new as usize, Tick::NEVER);
                     expiries.push(end);
@@ -369,10 +394,10 @@ impl Shard {
     pub(super) fn audit(&self) -> u64 {
         let mut sum = 0;
         let mut live = 0;
-        for (index, slot) in self.slab.iter() {
-            let place = Hash::spread_of(slot.hash);
+        for (index, _) in self.slab.iter() {
+            let place = Hash::spread_of(self.slab.hash(index));
             assert!(self.table.find(place, |&other| other == index).is_some());
-            sum += slot.weight();
+            sum += self.slab.weight(index);
             live += 1;
         }
         assert_eq!(self.table.len(), live);
@@ -402,12 +427,10 @@ impl Shard {
         )
     }
 
-    #[inline]
     fn index_of(&self, hash: Hash, key: &str) -> Option<u32> {
-        let wanted = hash.table();
         let found = self.table.find(hash.spread(), |&index| {
-            let slot = self.slab.get(index);
-            slot.hash == wanted && slot.has_key(key.as_bytes())
+            let entry = self.slab.entry_of(index, hash.table(), key.as_bytes());
+            entry.is_some()
         });
         found.copied()
     }
@@ -418,7 +441,7 @@ impl Shard {
     }
 
     fn set_expiry(&mut self, index: u32, expires: Option<Tick>) {
-        self.slab.get_mut(index).set_expires(expires.is_some());
+        self.slab.mark_mut(index).set_expires(expires.is_some());
         if expires.is_some() || !self.expiries.is_empty() {
             self.expiries.resize(self.slab.len(), Tick::NEVER);
             self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
@@ -427,16 +450,15 @@ impl Shard {
 
     /// Takes an entry out of its queue, then out of everything else.
     fn depart(&mut self, index: u32, cause: RemovalCause, budget: &Budget, gone: &mut Graveyard) {
-        let share = self.shares.of_mut(self.slab.get(index).share());
+        let share = self.shares.of_mut(self.slab.mark(index).share());
         share.queues.unlink(&mut self.slab, index);
         self.release(index, cause, budget, gone);
     }
 
     /// Takes an entry that is in no queue out of the table and the slab.
     fn release(&mut self, index: u32, cause: RemovalCause, budget: &Budget, gone: &mut Graveyard) {
-        let slot = self.slab.get(index);
-        budget.release(slot.weight());
-        let place = Hash::spread_of(slot.hash);
+        budget.release(self.slab.weight(index));
+        let place = Hash::spread_of(self.slab.hash(index));
         if let Ok(entry) = self.table.find_entry(place, |&other| other == index) {
             entry.remove();
         }

@@ -1,4 +1,8 @@
 //! The slots of a shard and the intrusive lists through them.
+//!
+//! A slot's parts lie in three arrays, by who reads them: a hit reads the entry's pointer (16
+//! bytes) and its mark (4 bytes), and never the links (12 bytes). So what hits read is small and
+//! stays in the caches.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -12,149 +16,134 @@ pub(crate) const NIL: u32 = u32::MAX;
 /// Hits beyond this many are not counted; S3-FIFO needs no more.
 pub(crate) const MAX_FREQ: u8 = 7;
 
-/// One entry. 32 bytes on 64-bit machines: two to a cache line, none across two.
+/// What is known of a slot's entry without touching the entry.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    /// Key and value, side by side in one allocation; `None` while the slot is free.
-    data: Option<Arc<[u8]>>,
-    /// Neighbours in the queue the slot is in; `next` also links the free slots.
-    prev: u32,
-    next: u32,
-    /// The upper half of the key's hash: compared before the key, and enough to find the slot's
-    /// place in the table without touching `data`.
-    pub(crate) hash: u32,
+pub(crate) struct Mark {
     key_len: u16,
-    /// Hits since the entry entered its queue. Readers bump it under the shared lock with a plain
-    /// load and store: two at once may count as one, which S3-FIFO does not mind.
-    freq: AtomicU8,
-    flags: u8,
+    /// Eight bits of the hash: of the strangers that the table's own seven bits let through they
+    /// turn away all but one in 256, without a look at the entry.
+    tag: u8,
+    /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
+    /// shared lock with a plain load and store: two at once may count as one, which S3-FIFO does
+    /// not mind. The flags change under the exclusive lock alone, so no reader's store undoes one.
+    state: AtomicU8,
 }
 
-const HOT: u8 = 1;
-const IN_MAIN_QUEUE: u8 = 2;
-const EXPIRES: u8 = 4;
+/// The part of the state that counts hits.
+const FREQ: u8 = MAX_FREQ;
+const HOT: u8 = 8;
+const IN_MAIN_QUEUE: u8 = 16;
+const EXPIRES: u8 = 32;
 
-impl Slot {
-    pub(crate) fn new(hash: u32, key_len: u16, data: Arc<[u8]>, share: CacheType) -> Slot {
-        Slot {
-            data: Some(data),
-            prev: NIL,
-            next: NIL,
-            hash,
+impl Mark {
+    fn new(hash: u32, key_len: u16, share: CacheType) -> Mark {
+        Mark {
             key_len,
-            freq: AtomicU8::new(0),
-            flags: if share == CacheType::Hot { HOT } else { 0 },
+            tag: tag_of(hash),
+            state: AtomicU8::new(if share == CacheType::Hot { HOT } else { 0 }),
         }
-    }
-
-    #[inline]
-    fn data(&self) -> &[u8] {
-        self.data.as_deref().unwrap_or_default()
-    }
-
-    #[inline]
-    pub(crate) fn has_key(&self, key: &[u8]) -> bool {
-        usize::from(self.key_len) == key.len()
-            && self
-                .data
-                .as_deref()
-                .and_then(|data| data.get(..key.len()))
-                .is_some_and(|own| same_bytes(own, key))
-    }
-
-    /// The value, sharing the entry's allocation. Empty for a free slot.
-    #[inline]
-    pub(crate) fn view(&self) -> ByteView {
-        match &self.data {
-            Some(data) => ByteView::window(data.clone(), usize::from(self.key_len), data.len()),
-            None => ByteView::new(),
-        }
-    }
-
-    #[cfg(all(test, not(larder_loom)))]
-    pub(crate) fn is_live(&self) -> bool {
-        self.data.is_some()
-    }
-
-    pub(crate) fn weight(&self) -> u64 {
-        super::charge::entry(self.data().len())
     }
 
     #[inline]
     pub(crate) fn share(&self) -> CacheType {
-        if self.flags & HOT == 0 {
-            CacheType::Main
-        } else {
+        if self.has(HOT) {
             CacheType::Hot
+        } else {
+            CacheType::Main
         }
     }
 
     #[inline]
     pub(crate) fn expires(&self) -> bool {
-        self.flags & EXPIRES != 0
+        self.has(EXPIRES)
     }
 
     pub(crate) fn set_expires(&mut self, expires: bool) {
-        self.set_flag(EXPIRES, expires);
+        self.set(EXPIRES, expires);
     }
 
     pub(crate) fn in_main_queue(&self) -> bool {
-        self.flags & IN_MAIN_QUEUE != 0
+        self.has(IN_MAIN_QUEUE)
     }
 
     pub(crate) fn set_in_main_queue(&mut self, in_main: bool) {
-        self.set_flag(IN_MAIN_QUEUE, in_main);
-    }
-
-    fn set_flag(&mut self, flag: u8, on: bool) {
-        if on {
-            self.flags |= flag;
-        } else {
-            self.flags &= !flag;
-        }
+        self.set(IN_MAIN_QUEUE, in_main);
     }
 
     /// Counts a hit. A hot entry that is at the maximum is not written to, so its cache line stays
     /// shared between the cores that read it.
     #[inline]
     pub(crate) fn touch(&self) {
-        let freq = self.freq.load(Ordering::Relaxed);
-        if freq < MAX_FREQ {
-            self.freq.store(freq + 1, Ordering::Relaxed);
+        let state = self.state.load(Ordering::Relaxed);
+        if state & FREQ < MAX_FREQ {
+            self.state.store(state + 1, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn freq(&mut self) -> &mut u8 {
-        self.freq.get_mut()
+    pub(crate) fn freq(&self) -> u8 {
+        self.state.load(Ordering::Relaxed) & FREQ
     }
 
-    /// The same entry, for another place; leaves nothing in this one.
-    fn move_out(&mut self) -> Slot {
-        Slot {
-            data: self.data.take(),
-            prev: NIL,
-            next: NIL,
-            hash: self.hash,
-            key_len: self.key_len,
-            freq: AtomicU8::new(*self.freq()),
-            flags: self.flags,
-        }
+    pub(crate) fn set_freq(&mut self, freq: u8) {
+        let state = self.state.get_mut();
+        *state = (*state & !FREQ) | freq.min(MAX_FREQ);
     }
 
-    fn take(&mut self) -> Option<(usize, Arc<[u8]>)> {
-        let data = self.data.take()?;
-        Some((usize::from(self.key_len), data))
+    #[inline]
+    fn has(&self, flag: u8) -> bool {
+        self.state.load(Ordering::Relaxed) & flag != 0
+    }
+
+    fn set(&mut self, flag: u8, on: bool) {
+        let state = self.state.get_mut();
+        *state = if on { *state | flag } else { *state & !flag };
     }
 }
 
-/// Whether two slices of one length are equal, word by word in place: for keys of a few words, a
-/// call to memcmp costs more than the comparison.
+/// The table takes a key's place from the low bits of its hash and tells keys apart by the high
+/// ones; these are between.
 #[inline]
-fn same_bytes(a: &[u8], b: &[u8]) -> bool {
-    let word = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_ne_bytes);
-    let (a_words, b_words) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rests_match = a_words.remainder().iter().eq(b_words.remainder());
-    rests_match && a_words.zip(b_words).all(|(a, b)| word(a) == word(b))
+fn tag_of(hash: u32) -> u8 {
+    (hash >> 17) as u8
+}
+
+/// A slot's neighbours in its queue and its place in the table.
+#[derive(Debug)]
+struct Link {
+    /// `next` also links the free slots.
+    prev: u32,
+    next: u32,
+    /// The upper half of the key's hash: enough to find the slot's place in the table without
+    /// touching the entry.
+    hash: u32,
+}
+
+/// The bytes of a slot.
+pub(super) const SLOT: usize =
+    size_of::<Option<Arc<[u8]>>>() + size_of::<Mark>() + size_of::<Link>();
+
+/// A live slot, for a reader.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    pub(crate) mark: &'a Mark,
+    /// Key and value, side by side in one allocation.
+    data: &'a Arc<[u8]>,
+}
+
+impl Entry<'_> {
+    /// The value, sharing the entry's allocation.
+    #[inline]
+    pub(crate) fn view(&self) -> ByteView {
+        let (data, start) = self.parts();
+        let end = data.len();
+        ByteView::window(data, start, end)
+    }
+
+    /// The entry's allocation, and where in it the value begins.
+    #[inline]
+    pub(crate) fn parts(&self) -> (Arc<[u8]>, usize) {
+        (self.data.clone(), usize::from(self.mark.key_len))
+    }
 }
 
 /// A queue through the slots: the newest at the head, the victim at the tail.
@@ -184,127 +173,190 @@ impl List {
     }
 }
 
-/// All slots of a shard.
+/// All slots of a shard. What hits read comes first: see [`Shard`](super::shard::Shard).
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Slab {
-    slots: Vec<Slot>,
+    /// `None` where the slot is free.
+    data: Vec<Option<Arc<[u8]>>>,
+    marks: Vec<Mark>,
+    links: Vec<Link>,
     free: u32,
 }
 
 impl Default for Slab {
     fn default() -> Self {
-        Slab {
-            slots: Vec::new(),
-            free: NIL,
-        }
+        Slab::with_capacity(0)
     }
 }
 
 impl Slab {
     pub(crate) fn with_capacity(slots: usize) -> Slab {
         Slab {
-            slots: Vec::with_capacity(slots),
+            data: Vec::with_capacity(slots),
+            marks: Vec::with_capacity(slots),
+            links: Vec::with_capacity(slots),
             free: NIL,
         }
     }
 
     /// The number of slots, free ones included.
     pub(crate) fn len(&self) -> usize {
-        self.slots.len()
+        self.data.len()
+    }
+
+    /// The entry at `index`, if its key is `key` and its hash, of which a few bits are compared,
+    /// is `hash`.
+    #[inline]
+    pub(crate) fn entry_of(&self, index: u32, hash: u32, key: &[u8]) -> Option<Entry<'_>> {
+        let mark = &self.marks[index as usize];
+        if mark.tag != tag_of(hash) || usize::from(mark.key_len) != key.len() {
+            return None;
+        }
+        let data = self.data[index as usize].as_ref()?;
+        same_bytes(data.get(..key.len())?, key).then_some(Entry { mark, data })
     }
 
     #[inline]
-    pub(crate) fn get(&self, index: u32) -> &Slot {
-        &self.slots[index as usize]
+    pub(crate) fn mark(&self, index: u32) -> &Mark {
+        &self.marks[index as usize]
     }
 
     #[inline]
-    pub(crate) fn get_mut(&mut self, index: u32) -> &mut Slot {
-        &mut self.slots[index as usize]
+    pub(crate) fn mark_mut(&mut self, index: u32) -> &mut Mark {
+        &mut self.marks[index as usize]
     }
 
-    #[cfg(all(test, not(larder_loom)))]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        (0..).zip(&self.slots).filter(|(_, slot)| slot.is_live())
+    /// The half of the hash that the entry came with.
+    #[inline]
+    pub(crate) fn hash(&self, index: u32) -> u32 {
+        self.links[index as usize].hash
     }
 
-    /// Puts `slot` into a free place; `None` when all 2^32 - 1 are taken.
-    pub(crate) fn insert(&mut self, slot: Slot) -> Option<u32> {
+    pub(crate) fn weight(&self, index: u32) -> u64 {
+        let len = self.data[index as usize]
+            .as_ref()
+            .map_or(0, |data| data.len());
+        super::charge::entry(len)
+    }
+
+    /// The live slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, Entry<'_>)> {
+        let slots = self.marks.iter().zip(&self.data);
+        (0..).zip(slots).filter_map(|(index, (mark, data))| {
+            Some((
+                index,
+                Entry {
+                    mark,
+                    data: data.as_ref()?,
+                },
+            ))
+        })
+    }
+
+    /// Puts an entry into a free slot; `None` when all 2^32 - 1 are taken.
+    pub(crate) fn insert(
+        &mut self,
+        hash: u32,
+        key_len: u16,
+        data: Arc<[u8]>,
+        share: CacheType,
+    ) -> Option<u32> {
+        self.put(hash, Mark::new(hash, key_len, share), data)
+    }
+
+    fn put(&mut self, hash: u32, mark: Mark, data: Arc<[u8]>) -> Option<u32> {
+        let link = Link {
+            prev: NIL,
+            next: NIL,
+            hash,
+        };
         if self.free != NIL {
             let index = self.free;
-            let place = self.get_mut(index);
-            let next_free = place.next;
-            *place = slot;
-            self.free = next_free;
+            let at = index as usize;
+            self.free = self.links[at].next;
+            self.data[at] = Some(data);
+            self.marks[at] = mark;
+            self.links[at] = link;
             return Some(index);
         }
-        let index = u32::try_from(self.slots.len()).ok().filter(|&i| i != NIL)?;
-        self.slots.push(slot);
+        let index = u32::try_from(self.len()).ok().filter(|&i| i != NIL)?;
+        self.data.push(Some(data));
+        self.marks.push(mark);
+        self.links.push(link);
         Some(index)
     }
 
     /// Moves the members of a list into another slab, in their order, and tells of each where it
-    /// was and where it is. Their places here are not used again: this slab is given up.
+    /// was, where it is, and its hash. Their places here are not used again: this slab is given up.
     pub(crate) fn move_list(
         &mut self,
         list: &mut List,
         to: &mut Slab,
-        mut moved: impl FnMut(u32, u32, &Slot),
+        mut moved: impl FnMut(u32, u32, u32),
     ) {
         let mut there = List::default();
         while let Some(old) = list.tail() {
             self.unlink(list, old);
-            let Some(new) = to.insert(self.get_mut(old).move_out()) else {
+            let at = old as usize;
+            let Some(data) = self.data[at].take() else {
+                break;
+            };
+            let mark = Mark {
+                state: AtomicU8::new(*self.marks[at].state.get_mut()),
+                ..self.marks[at]
+            };
+            let hash = self.links[at].hash;
+            let Some(new) = to.put(hash, mark, data) else {
                 break;
             };
             to.push_head(&mut there, new);
-            moved(old, new, to.get(new));
+            moved(old, new, hash);
         }
         *list = there;
     }
 
     /// Frees a slot that is in no list, and hands out the key's length and the data.
     pub(crate) fn remove(&mut self, index: u32) -> Option<(usize, Arc<[u8]>)> {
-        let free = self.free;
-        let slot = self.get_mut(index);
-        let taken = slot.take();
-        slot.next = free;
+        let at = index as usize;
+        let data = self.data[at].take();
+        self.links[at].next = self.free;
         self.free = index;
-        taken
+        Some((usize::from(self.marks[at].key_len), data?))
     }
 
     /// What all slots hold, as [`remove`](Self::remove) hands it out.
     pub(crate) fn into_live(self) -> impl Iterator<Item = (usize, Arc<[u8]>)> {
-        self.slots.into_iter().filter_map(|mut slot| slot.take())
+        let slots = self.marks.into_iter().zip(self.data);
+        slots.filter_map(|(mark, data)| Some((usize::from(mark.key_len), data?)))
     }
 
     pub(crate) fn push_head(&mut self, list: &mut List, index: u32) {
         let head = list.head;
-        let slot = self.get_mut(index);
-        slot.prev = NIL;
-        slot.next = head;
-        list.bytes += slot.weight();
+        let link = &mut self.links[index as usize];
+        link.prev = NIL;
+        link.next = head;
+        list.bytes += self.weight(index);
         list.len += 1;
         if head == NIL {
             list.tail = index;
         } else {
-            self.get_mut(head).prev = index;
+            self.links[head as usize].prev = index;
         }
         list.head = index;
     }
 
     pub(crate) fn unlink(&mut self, list: &mut List, index: u32) {
-        let slot = self.get(index);
-        let (prev, next) = (slot.prev, slot.next);
-        list.bytes -= slot.weight();
+        let &Link { prev, next, .. } = &self.links[index as usize];
+        list.bytes -= self.weight(index);
         list.len -= 1;
         match prev {
             NIL => list.head = next,
-            _ => self.get_mut(prev).next = next,
+            _ => self.links[prev as usize].next = next,
         }
         match next {
             NIL => list.tail = prev,
-            _ => self.get_mut(next).prev = prev,
+            _ => self.links[next as usize].prev = prev,
         }
     }
 
@@ -313,5 +365,19 @@ impl Slab {
             self.unlink(list, index);
             self.push_head(list, index);
         }
+    }
+}
+
+/// Whether two slices of one length are equal. Keys of 8 to 32 bytes, which most are, are compared
+/// by their two ends, which overlap: a call to memcmp costs more than that.
+#[inline]
+fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+    fn ends<const N: usize>(a: &[u8], b: &[u8]) -> bool {
+        a.first_chunk::<N>() == b.first_chunk() && a.last_chunk::<N>() == b.last_chunk()
+    }
+    match a.len() {
+        8..=16 => ends::<8>(a, b),
+        17..=32 => ends::<16>(a, b),
+        _ => a == b,
     }
 }

@@ -1,5 +1,5 @@
-// A node of golang/groupcache for `cargo bench --bench hop`: owner or asking client, one a process.
-// Built by ../install.sh; speaks the line protocol of ../mod.rs.
+// golang/groupcache in the benchmarks. For `hop` a node, owner or asking client, one a process,
+// that speaks the line protocol of ../mod.rs; for `fill` see fill.go. Built by ../install.sh.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,7 +30,23 @@ func main() {
 		ask(os.Args[2])
 		return
 	}
-	fmt.Fprintln(os.Stderr, "usage: golang-node server | golang-node client ADDRESS")
+	var numbers [3]int
+	if len(os.Args) == 5 {
+		for n := range numbers {
+			number, err := strconv.Atoi(os.Args[2+n])
+			check(err)
+			numbers[n] = number
+		}
+		switch os.Args[1] {
+		case "fill":
+			fill(numbers[0], numbers[1], numbers[2])
+			return
+		case "one-key":
+			oneKey(numbers[0], numbers[1])
+			return
+		}
+	}
+	fmt.Fprintln(os.Stderr, "usage: golang-node server | client ADDRESS | fill FILLS THREADS FULL | one-key KEYS THREADS 0")
 	os.Exit(2)
 }
 

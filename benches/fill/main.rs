@@ -1,0 +1,105 @@
+//! A miss that fills: the cost of one with a getter that costs nothing, and of many at once for one
+//! key with a getter that takes 1 ms.
+//!
+//! `ns_per_fill` is the time over the number of fills, all threads together, of keys that are all
+//! missing. In `fill-1` and `fill-8`, 1 and 8 threads fill an empty cache with room for twice as
+//! many; the time in which its tables grow and the allocator gets its memory counts. In
+//! `fill-evicting-1` the cache is full, and each fill has to evict. See `common::caches` for what
+//! the caches are told, `one_key` for the rest. golang/groupcache takes part, as a process of its
+//! own that measures the same, where `benches/peers/install.sh` has built it.
+//!
+//! `LARDER_CASES` is a comma-separated list of cases to run.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod golang;
+mod one_key;
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use common::caches::{ALL, Cache, Make, SHARING, VALUE, count_load, key};
+use common::{Report, turns, wanted};
+
+/// Fills of one round.
+const FILLS: usize = 200_000;
+/// What the cache that is full has room for.
+const FULL: usize = 50_000;
+
+/// Name, threads, whether the cache is full.
+const CASES: [(&str, usize, bool); 3] = [
+    ("fill-1", 1, false),
+    ("fill-8", 8, false),
+    ("fill-evicting-1", 1, true),
+];
+
+fn main() {
+    let mut report = Report::new("fill");
+    let keys: Vec<String> = (0..FILLS as u64).map(|n| key('k', n)).collect();
+    let others: Vec<String> = (0..2 * FULL as u64).map(|n| key('o', n)).collect();
+    let golang = golang::node();
+    for (case, threads, evicting) in CASES.into_iter().filter(|(case, ..)| wanted(case)) {
+        for round in turns(ALL.len() + usize::from(golang.is_some())) {
+            for n in round.order {
+                let (name, ns) = match (ALL.get(n), &golang) {
+                    (Some((name, make)), _) => {
+                        let others = evicting.then_some(&*others);
+                        (*name, fill(*make, &keys, others, threads))
+                    }
+                    (None, Some(golang)) => ("golang", golang.fill(threads, evicting)),
+                    (None, None) => unreachable!("it has no turn"),
+                };
+                if round.counted {
+                    report.add(case, name, "ns_per_fill", "ns", ns);
+                }
+            }
+        }
+    }
+    if wanted(one_key::CASE) {
+        for round in turns(SHARING + usize::from(golang.is_some())) {
+            for n in round.order {
+                let (name, measured) = match &golang {
+                    Some(golang) if n == SHARING => ("golang", golang.one_key()),
+                    _ => (ALL[n].0, one_key::measure(ALL[n].1)),
+                };
+                if round.counted {
+                    measured.add(&mut report, name);
+                }
+            }
+        }
+    }
+    report.finish();
+}
+
+/// The nanoseconds of one of the fills that `threads` threads divide among them; into a cache that
+/// is full of others, or into an empty one.
+fn fill(make: Make, keys: &[String], others: Option<&[String]>, threads: usize) -> f64 {
+    let room = if others.is_some() { FULL } else { 2 * FILLS };
+    let cache = make(room, count_load);
+    for key in others.unwrap_or_default() {
+        cache.get(key);
+    }
+    let (start, end) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
+    std::thread::scope(|scope| {
+        for keys in keys.chunks(keys.len() / threads) {
+            let (cache, start, end) = (&*cache, &start, &end);
+            scope.spawn(move || {
+                start.wait();
+                get_all(cache, keys);
+                end.wait();
+            });
+        }
+        start.wait();
+        let began = Instant::now();
+        end.wait();
+        began.elapsed().as_nanos() as f64 / keys.len() as f64
+    })
+}
+
+fn get_all(cache: &dyn Cache, keys: &[String]) {
+    let before = common::caches::loads();
+    let bytes: usize = keys.iter().map(|key| cache.get(key)).sum();
+    let loads = common::caches::loads() - before;
+    assert_eq!(bytes, keys.len() * VALUE.len());
+    assert_eq!(loads, keys.len() as u64, "a key was there already");
+}
