@@ -198,9 +198,10 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// How many unused connections to one peer are kept for the next request; 24 by default. Those
-    /// that have not been used for 15 s are closed when the next request comes. Each holds 16 KiB,
-    /// or 72 KiB once an answer was over 8 KiB. 0 makes a new connection for each request.
+    /// How many unused connections to one peer are kept for the next request; 24 by default. A thread
+    /// gets the one that it used last, if it is free. Those that have not been used for 15 s are
+    /// closed, one with each request that ends. Each holds 16 KiB, or 72 KiB once an answer was over
+    /// 8 KiB. 0 makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self

@@ -61,10 +61,12 @@ impl<C: Carrier> Idle<C> {
         let old = {
             let mut resting = self.resting.lock();
             resting.push_back((me, connection));
-            let is_old =
-                |(_, oldest): &(Owner, C)| oldest.socket().rested(Instant::now()) >= MAX_IDLE_AGE;
+            let is_useless = |(_, oldest): &(Owner, C)| {
+                let socket = oldest.socket();
+                !socket.is_sound() || socket.rested(Instant::now()) >= MAX_IDLE_AGE
+            };
             let surplus = resting.len() > self.max
-                || (resting.len() > 1 && resting.front().is_some_and(is_old));
+                || (resting.len() > 1 && resting.front().is_some_and(is_useless));
             surplus.then(|| resting.pop_front())
         };
         drop(old);
