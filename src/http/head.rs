@@ -265,11 +265,6 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
 }
 
-/// What is in no head, but for the line ends between its lines.
-pub(super) fn is_control(byte: u8) -> bool {
-    (byte < b' ' && byte != b'\t') || byte == 0x7f
-}
-
 const fn bad(reason: &'static str) -> Reject {
     Reject {
         status: 400,

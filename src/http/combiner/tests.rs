@@ -286,7 +286,8 @@ mod model {
     fn loom_every_rider_gets_its_own_outcome_and_nothing_is_left() {
         loom::model(|| {
             let combiner = Arc::new(combiner());
-            let leads = busy(&combiner).leads;
+            let Busy { leads, alone } = busy(&combiner);
+            drop(alone);
             let riders: Vec<_> = ["a", "b"]
                 .into_iter()
                 .map(|key| {
@@ -306,7 +307,8 @@ mod model {
     fn loom_a_call_that_a_leaving_thread_swallowed_is_passed_on() {
         loom::model(|| {
             let combiner = Arc::new(combiner());
-            let leads = busy(&combiner).leads;
+            let Busy { leads, alone } = busy(&combiner);
+            drop(alone);
             let staying = {
                 let combiner = combiner.clone();
                 thread::spawn(move || assert!(ride(&combiner, "stays")))
@@ -332,7 +334,8 @@ mod model {
     fn loom_a_leader_that_gives_up_is_heard_by_its_rider() {
         loom::model(|| {
             let combiner = Arc::new(combiner());
-            let leads = busy(&combiner).leads;
+            let Busy { leads, alone } = busy(&combiner);
+            drop(alone);
             let riders: Vec<_> = ["a", "b"]
                 .into_iter()
                 .map(|key| {
