@@ -318,7 +318,13 @@ impl<T> Lead<'_, T> {
 
 impl<T> Drop for Lead<'_, T> {
     fn drop(&mut self) {
-        // The next exchange begins before the riders of this one are woken.
+        // The riders are woken before the next leader. Where processors are short, they run before
+        // it, and those that ask again at once find their keys a place in its exchange: with 32
+        // threads it carries 10 keys instead of 6.
+        if self.keys.len() > 1 {
+            *self.batch.phase.lock() = Phase::Over;
+            self.batch.changed.notify_all();
+        }
         let next = {
             let mut state = self.combiner.state.lock();
             state.asking -= self.members;
@@ -326,10 +332,6 @@ impl<T> Drop for Lead<'_, T> {
         };
         if let Some(next) = next {
             next.changed.notify_one();
-        }
-        if self.keys.len() > 1 {
-            *self.batch.phase.lock() = Phase::Over;
-            self.batch.changed.notify_all();
         }
     }
 }
