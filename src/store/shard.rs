@@ -84,7 +84,7 @@ impl Shard {
     }
 
     /// The live entry of a key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Entry<'_>> {
         let (_, entry) = self.live(hash, key, clock)?;
         Some(entry)
@@ -106,20 +106,15 @@ impl Shard {
         Some((hit, entry))
     }
 
-    #[inline]
+    #[inline(always)]
     fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, Entry<'_>)> {
-        // What the table finds last is what it was looking for.
-        let mut found = None;
-        let index = self.table.find(hash.spread(), |&index| {
-            found = self.slab.entry_of(index, hash.table(), key.as_bytes());
-            found.is_some()
-        })?;
-        let entry = found?;
+        let index = self.index_of(hash, key)?;
+        let entry = self.slab.entry(index)?;
         // The clock is read only for entries that expire.
-        if entry.mark.expires() && self.has_expired(*index, clock) {
+        if entry.mark.expires() && self.has_expired(index, clock) {
             return None;
         }
-        Some((*index, entry))
+        Some((index, entry))
     }
 
     /// All live entries.
@@ -431,11 +426,12 @@ impl Shard {
         )
     }
 
+    #[inline(always)]
     fn index_of(&self, hash: Hash, key: &str) -> Option<u32> {
-        let found = self.table.find(hash.spread(), |&index| {
-            let entry = self.slab.entry_of(index, hash.table(), key.as_bytes());
-            entry.is_some()
-        });
+        let (half, key) = (hash.table(), key.as_bytes());
+        let found = self
+            .table
+            .find(hash.spread(), |&index| self.slab.has_key(index, half, key));
         found.copied()
     }
 
