@@ -1,9 +1,9 @@
 //! Eviction listeners: what they hold up, and what they are told.
 
-use std::sync::Mutex;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, OnceLock};
 
-use larder::{Clock, Context, Eviction, RemovalCause};
+use larder::{Clock, Context, ErrorKind, Eviction, Group, RemovalCause};
 
 use crate::common::*;
 
@@ -127,4 +127,42 @@ fn an_expired_entry_leaves_as_expired_however_it_leaves() {
         causes.iter().all(|&cause| cause == RemovalCause::Expired),
         "{causes:?}"
     );
+}
+
+#[test]
+fn a_listener_hears_what_a_smaller_capacity_evicts_and_may_ask_for_it_again() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let again = Arc::new(OnceLock::<Group>::new());
+    let group = {
+        let (told, again) = (told.clone(), again.clone());
+        alone("smaller")
+            .max_capacity(1 << 20)
+            .eviction_listener(move |key, value, cause| {
+                assert_eq!(value, key);
+                told.lock().unwrap().push((key.to_owned(), cause));
+                // It takes no lock that the listener's caller holds.
+                if let Some(group) = again.get() {
+                    assert_eq!(group.get(key).expect("a value"), key);
+                }
+            })
+            .build(larder::getter_fn(|_: &Context, key, dest| {
+                Ok(dest.set_str(key)?)
+            }))
+            .expect("a new group")
+    };
+    let keys: Vec<String> = (0..100).map(|n| format!("key{n:02}")).collect();
+    for key in &keys {
+        group.get(key).expect("a value");
+    }
+    assert_eq!(group.iter().count(), 100);
+    assert!(again.set(group.clone()).is_ok());
+    let refused = group.set_capacity(1).expect_err("no entry fits in a byte");
+    assert_eq!(refused.kind(), ErrorKind::CapacityTooSmall);
+    assert_eq!((group.entry_count(), group.max_capacity()), (100, 1 << 20));
+    group.set_capacity(0).expect("caching can be switched off");
+    assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
+    let mut told = std::mem::take(&mut *told.lock().unwrap());
+    told.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let all = keys.into_iter().map(|key| (key, RemovalCause::Size));
+    assert_eq!(told, all.collect::<Vec<_>>());
 }
