@@ -105,7 +105,7 @@ impl GroupBuilder {
     }
 
     /// The number of shards, each with a lock of its own, rounded up to a power of two. Default:
-    /// four a core, at most 64, as long as each has 1 MiB.
+    /// four a core, at most 64, as long as each has 2 MiB.
     ///
     /// More shards let more threads insert at once; fewer make better choices of what to evict.
     pub fn shards(mut self, shards: usize) -> Self {

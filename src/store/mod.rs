@@ -407,9 +407,9 @@ const SHED_AT_ONCE: usize = 256;
 const MAX_SHARDS: usize = 256;
 
 /// Smaller shards choose worse victims and split large values.
-const MIN_SHARD_BYTES: u64 = 1 << 20;
+const MIN_SHARD_BYTES: u64 = 2 << 20;
 
-/// Four shards a core, as long as each keeps a mebibyte.
+/// Four shards a core, as long as each keeps two mebibytes.
 fn default_shards(capacity: u64) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = (4 * cores).next_power_of_two().min(64);
