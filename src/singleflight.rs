@@ -4,6 +4,7 @@
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::{Arc, Condvar, Mutex, OnceLock};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 /// Merges calls for the same key at the same time into one.
 ///
@@ -26,7 +27,7 @@ use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 /// assert_eq!(answer, Ok(42));
 /// ```
 pub struct Group<T> {
-    map: Arc<Map<T>>,
+    stripes: Arc<Stripes<T>>,
     hasher: RandomState,
 }
 
@@ -45,11 +46,8 @@ impl std::error::Error for LeaderPanicked {}
 impl<T> Group<T> {
     /// A group with no flight under way.
     pub fn new() -> Self {
-        let stripes = (0..STRIPES).map(|_| Mutex::new(HashTable::new()));
         Group {
-            map: Arc::new(Map {
-                stripes: stripes.collect(),
-            }),
+            stripes: Arc::default(),
             hasher: RandomState::default(),
         }
     }
@@ -62,56 +60,73 @@ impl<T> Group<T> {
 
     /// The number of flights under way.
     pub fn in_flight(&self) -> usize {
-        let stripes = self.map.stripes.iter();
-        stripes.map(|stripe| stripe.lock().len()).sum()
+        let count = |stripe: &Stripe<T>| {
+            let stripe = stripe.0.lock();
+            let joinable = stripe
+                .under_way
+                .iter()
+                .filter(|flight| !flight.is_forgotten);
+            joinable.count()
+        };
+        self.stripes.0.iter().map(count).sum()
     }
 
     /// Leads the flight of `key`, or joins the one under way.
-    pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<T> {
-        let mut flights = self.map.stripe(hash).lock();
-        if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
-            return Joined::Follower(Ticket {
-                flight: flight.clone(),
-            });
+    pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
+        let mut stripe = self.stripes.lock(hash);
+        let same = |flight: &Flight<T>| flight.is_for(hash, key);
+        if let Some(flight) = stripe.under_way.find_mut(hash, same) {
+            return Joined::Follower(flight.ticket());
         }
-        let flight = Arc::new(Flight {
-            id: LoadId::new(),
+        let mut own_key = std::mem::take(&mut stripe.spare_key);
+        own_key.clear();
+        own_key.push_str(key);
+        let id = LoadId::new();
+        let flight = Flight {
+            id,
             hash,
-            key: key.into(),
-            landed: Mutex::new(Landed::default()),
-            changed: Condvar::new(),
-            result: OnceLock::new(),
-        });
-        flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
+            key: own_key,
+            is_forgotten: false,
+            queue: None,
+        };
+        stripe
+            .under_way
+            .insert_unique(hash, flight, |flight| flight.hash);
         Joined::Leader(Lead {
-            map: self.map.clone(),
-            flight,
+            stripes: Cow::Borrowed(&self.stripes),
+            hash,
+            id,
+            has_left: false,
         })
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let mut flights = self.map.stripe(hash).lock();
-        // The leader holds the flight too, so no value is dropped here, under the lock.
-        if let Ok(entry) = flights.find_entry(hash, |flight| flight.is_for(hash, key)) {
-            entry.remove();
+        let mut stripe = self.stripes.lock(hash);
+        let same = |flight: &Flight<T>| flight.is_for(hash, key);
+        if let Some(flight) = stripe.under_way.find_mut(hash, same) {
+            flight.is_forgotten = true;
         }
     }
 
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
-        for stripe in &self.map.stripes {
-            let forgotten = std::mem::take(&mut *stripe.lock());
-            drop(forgotten);
+        for stripe in &self.stripes.0 {
+            for flight in &mut stripe.0.lock().under_way {
+                flight.is_forgotten = true;
+            }
         }
     }
 
     /// How many callers wait for the flight of `key`, for tests that must know.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
-        let flights = self.map.stripe(hash).lock();
-        let flight = flights.find(hash, |flight| flight.is_for(hash, key));
-        // The map and the leader hold it too.
-        flight.map_or(0, |flight| Arc::strong_count(flight) - 2)
+        let stripe = self.stripes.lock(hash);
+        let flight = stripe
+            .under_way
+            .find(hash, |flight| flight.is_for(hash, key));
+        // The flight holds it too.
+        let queue = flight.and_then(|flight| flight.queue.as_ref());
+        queue.map_or(0, |queue| Arc::strong_count(queue) - 1)
     }
 
     fn hash(&self, key: &str) -> u64 {
@@ -140,7 +155,7 @@ impl<T: Clone> Group<T> {
             // A panic drops the lead, which tells the followers.
             Joined::Leader(lead) => {
                 let value = work();
-                lead.finish(value.clone());
+                lead.finish(&value);
                 Ok(value)
             }
             Joined::Follower(ticket) => match ticket.wait_unsubscribed(&Context::background()) {
@@ -169,107 +184,182 @@ impl<T> fmt::Debug for Group<T> {
 /// explore each.
 const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
-/// Flights under way, by key. A flight leaves its map before its result is told.
-struct Map<T> {
-    stripes: Box<[Mutex<Stripe<T>>]>,
+/// Flights under way, by key.
+struct Stripes<T>(Box<[Stripe<T>]>);
+
+/// A part of the flights on cache lines of its own: threads at different stripes write to
+/// different lines.
+#[repr(align(128))]
+struct Stripe<T>(Mutex<Flights<T>>);
+
+struct Flights<T> {
+    under_way: HashTable<Flight<T>>,
+    /// The key of a flight that is over, in whose place the next one is written: most flights
+    /// allocate nothing.
+    spare_key: String,
 }
 
-type Stripe<T> = HashTable<Arc<Flight<T>>>;
+/// Longer keys are not kept as spare ones, in bytes.
+const MAX_SPARE_KEY: usize = 256;
 
-impl<T> Map<T> {
-    /// Takes this flight out of its map, if a `forget` has not done so already.
-    fn remove(&self, flight: &Arc<Flight<T>>) {
-        let mut flights = self.stripe(flight.hash).lock();
-        let same = |other: &Arc<Flight<T>>| Arc::ptr_eq(other, flight);
-        if let Ok(entry) = flights.find_entry(flight.hash, same) {
-            entry.remove();
+impl<T> Default for Stripes<T> {
+    fn default() -> Self {
+        let stripe = || {
+            Stripe(Mutex::new(Flights {
+                under_way: HashTable::new(),
+                spare_key: String::new(),
+            }))
+        };
+        Stripes((0..STRIPES).map(|_| stripe()).collect())
+    }
+}
+
+impl<T> Stripes<T> {
+    fn lock(&self, hash: u64) -> MutexGuard<'_, Flights<T>> {
+        self.0[(hash >> 32) as usize % STRIPES].0.lock()
+    }
+
+    /// Takes a flight out, before its result is told: callers from now on start another. Returns
+    /// the queue of those who wait, if anybody does; nobody can join it any more.
+    fn take(&self, hash: u64, id: LoadId) -> Option<Arc<Queue<T>>> {
+        let mut stripe = self.lock(hash);
+        let entry = stripe.under_way.find_entry(hash, |flight| flight.id == id);
+        let (flight, _) = entry.ok()?.remove();
+        if flight.key.capacity() <= MAX_SPARE_KEY {
+            stripe.spare_key = flight.key;
         }
-    }
-
-    fn stripe(&self, hash: u64) -> &Mutex<Stripe<T>> {
-        &self.stripes[(hash >> 32) as usize % STRIPES]
+        flight.queue
     }
 }
 
+/// A flight under way, from its leader's coming to its leader's going.
 struct Flight<T> {
     id: LoadId,
     hash: u64,
-    key: Box<str>,
+    key: String,
+    /// Whether nobody may join any more. The flight stays, for its leader to find its queue.
+    is_forgotten: bool,
+    /// Where its followers wait. Made by the first of them: most flights have none.
+    queue: Option<Arc<Queue<T>>>,
+}
+
+impl<T> Flight<T> {
+    fn is_for(&self, hash: u64, key: &str) -> bool {
+        self.hash == hash && *self.key == *key && !self.is_forgotten
+    }
+
+    fn ticket(&mut self) -> Ticket<T> {
+        let queue = self.queue.get_or_insert_with(Arc::default);
+        Ticket {
+            id: self.id,
+            queue: queue.clone(),
+        }
+    }
+}
+
+/// What the followers of one flight share.
+struct Queue<T> {
     /// Whether the flight is over. Set under the lock after `result`, so that a waiter that saw it
     /// unset under the lock is woken by `changed`.
-    landed: Mutex<Landed>,
+    is_over: Mutex<bool>,
     changed: Condvar,
     /// The result; stays empty if the leader gave up. Not inside the lock, so that waiters clone
     /// it at the same time.
     result: OnceLock<T>,
 }
 
-#[derive(Default)]
-struct Landed {
-    is_over: bool,
-    /// Whether anybody has ever waited.
-    is_awaited: bool,
-}
-
-impl<T> Flight<T> {
-    fn is_for(&self, hash: u64, key: &str) -> bool {
-        self.hash == hash && *self.key == *key
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Queue {
+            is_over: Mutex::new(false),
+            changed: Condvar::new(),
+            result: OnceLock::new(),
+        }
     }
 }
 
 /// What [`Group::join`] makes of a caller.
-pub(crate) enum Joined<T> {
-    Leader(Lead<T>),
+pub(crate) enum Joined<'a, T> {
+    Leader(Lead<'a, T>),
     Follower(Ticket<T>),
 }
 
 /// The duty to land a flight. Dropping it without [`finish`](Self::finish) abandons the flight: its
 /// waiters are told that there is no result, and one of them may lead the next.
-pub(crate) struct Lead<T> {
-    map: Arc<Map<T>>,
-    flight: Arc<Flight<T>>,
+pub(crate) struct Lead<'a, T> {
+    stripes: Cow<'a, Arc<Stripes<T>>>,
+    hash: u64,
+    id: LoadId,
+    has_left: bool,
 }
 
-impl<T> Lead<T> {
+impl<T> Lead<'_, T> {
     pub(crate) fn id(&self) -> LoadId {
-        self.flight.id
+        self.id
     }
 
     /// A way to wait for the flight that somebody else will land.
     pub(crate) fn ticket(&self) -> Ticket<T> {
-        Ticket {
-            flight: self.flight.clone(),
+        let mut stripe = self.stripes.lock(self.hash);
+        let own = |flight: &Flight<T>| flight.id == self.id;
+        let flight = stripe.under_way.find_mut(self.hash, own);
+        flight.expect("a flight stays while it is led").ticket()
+    }
+
+    /// The same duty, for another thread.
+    pub(crate) fn into_owned(mut self) -> Lead<'static, T> {
+        self.has_left = true;
+        Lead {
+            stripes: Cow::Owned(Arc::clone(&self.stripes)),
+            hash: self.hash,
+            id: self.id,
+            has_left: false,
         }
     }
 
     /// Lands the flight: callers from now on start another, those waiting get clones of `value`.
-    pub(crate) fn finish(self, value: T) {
-        // An error would mean that a result is there already; a lead finishes once.
-        let _ = self.flight.result.set(value);
-        // Dropping takes the flight out of the map, then wakes the waiters.
+    pub(crate) fn finish(mut self, value: &T)
+    where
+        T: Clone,
+    {
+        if let Some(over) = self.leave() {
+            // An error would mean that a result is there already; a lead finishes once. If the
+            // clone panics, the waiters learn that there is no result.
+            let _ = over.0.result.set(value.clone());
+        }
+    }
+
+    /// Takes the flight out of its map. Who waits for it is told of what there is when the returned
+    /// value is dropped: a waiter that is told "abandoned" and asks again must not find this flight
+    /// once more.
+    fn leave(&mut self) -> Option<Over<T>> {
+        self.has_left = true;
+        self.stripes.take(self.hash, self.id).map(Over)
     }
 }
 
-impl<T> Drop for Lead<T> {
+impl<T> Drop for Lead<'_, T> {
     fn drop(&mut self) {
-        // First out of the map, then the news: a waiter that is told "abandoned" and asks again
-        // must not find this flight once more.
-        self.map.remove(&self.flight);
-        let awaited = {
-            let mut landed = self.flight.landed.lock();
-            landed.is_over = true;
-            landed.is_awaited
-        };
-        // To wake nobody costs a system call.
-        if awaited {
-            self.flight.changed.notify_all();
+        if !self.has_left {
+            self.leave();
         }
+    }
+}
+
+/// Tells a queue, when it is dropped, that its flight is over.
+struct Over<T>(Arc<Queue<T>>);
+
+impl<T> Drop for Over<T> {
+    fn drop(&mut self) {
+        *self.0.is_over.lock() = true;
+        self.0.changed.notify_all();
     }
 }
 
 /// A place in the queue of waiters of one flight.
 pub(crate) struct Ticket<T> {
-    flight: Arc<Flight<T>>,
+    id: LoadId,
+    queue: Arc<Queue<T>>,
 }
 
 /// How a wait ended.
@@ -285,7 +375,7 @@ pub(crate) enum Waited<T> {
 
 impl<T: Clone> Ticket<T> {
     pub(crate) fn id(&self) -> LoadId {
-        self.flight.id
+        self.id
     }
 
     /// Waits until the flight is over or `ctx` is.
@@ -296,10 +386,10 @@ impl<T: Clone> Ticket<T> {
         // A cancellation wakes all waiters of the flight; each looks at its own context. The
         // callback takes the lock, so it cannot run between a waiter's look and its wait.
         let _subscription = ctx.cancellable().then(|| {
-            let flight = self.flight.clone();
+            let queue = self.queue.clone();
             ctx.on_cancel(move || {
-                let _landed = flight.landed.lock();
-                flight.changed.notify_all();
+                let _is_over = queue.is_over.lock();
+                queue.changed.notify_all();
             })
         });
         self.wait_unsubscribed(ctx)
@@ -307,25 +397,24 @@ impl<T: Clone> Ticket<T> {
 
     /// The wait itself; a cancellation is seen only when something else wakes it.
     fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
-        let mut landed = self.flight.landed.lock();
-        landed.is_awaited = true;
-        while !landed.is_over {
+        let mut is_over = self.queue.is_over.lock();
+        while !*is_over {
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }
-            landed = match ctx.deadline() {
-                None => self.flight.changed.wait(landed),
+            is_over = match ctx.deadline() {
+                None => self.queue.changed.wait(is_over),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Waited::Left(ErrorKind::DeadlineExceeded.into());
                     }
-                    self.flight.changed.wait_timeout(landed, left)
+                    self.queue.changed.wait_timeout(is_over, left)
                 }
             };
         }
-        drop(landed);
-        match self.flight.result.get() {
+        drop(is_over);
+        match self.queue.result.get() {
             Some(value) => Waited::Landed(value.clone()),
             None => Waited::Abandoned,
         }

@@ -46,11 +46,11 @@ impl RunOn {
 struct Landing<'a> {
     /// Declared, and so dropped, before `lead`: see [`Turn`].
     turn: Option<Turn<'a>>,
-    lead: Lead<Result<Loaded>>,
+    lead: Lead<'a, Result<Loaded>>,
 }
 
 impl Landing<'_> {
-    fn finish(self, result: Result<Loaded>) {
+    fn finish(self, result: &Result<Loaded>) {
         drop(self.turn);
         self.lead.finish(result);
     }
@@ -118,8 +118,9 @@ impl Loader {
                 Joined::Leader(lead) => {
                     let generation = match self.second_look(hash, key) {
                         Ok(loaded) => {
-                            lead.finish(Ok(loaded.clone()));
-                            return Ok(loaded);
+                            let result = Ok(loaded);
+                            lead.finish(&result);
+                            return result;
                         }
                         Err(generation) => generation,
                     };
@@ -135,7 +136,7 @@ impl Loader {
                             None => continue,
                         }
                     }
-                    let ticket = lead.ticket();
+                    let (ticket, lead) = (lead.ticket(), lead.into_owned());
                     let (loader, flight) = (self.clone(), flight.clone());
                     let (ctx, key) = (ctx.clone(), String::from(key));
                     // If there is no thread, the lead is dropped with the closure: followers with
@@ -226,7 +227,7 @@ impl Loader {
             Ok(Ok((loaded, gone))) => (Ok(loaded), gone),
             Ok(Err(error)) => (Err(error), Graveyard::default()),
             Err(panic) => {
-                landing.finish(Err(ErrorKind::LoaderPanicked.into()));
+                landing.finish(&Err(ErrorKind::LoaderPanicked.into()));
                 resume_unwind(panic);
             }
         };
@@ -239,7 +240,7 @@ impl Loader {
             Some(_) if !gone.is_empty() => landing.turn.take(),
             _ => None,
         };
-        landing.finish(result.clone());
+        landing.finish(&result);
         drop(working);
         self.bury(gone);
         drop(turn);
