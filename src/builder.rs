@@ -9,7 +9,7 @@ use crate::getter::Getter;
 use crate::group::{Group, check_name};
 use crate::load::{EvictionListener, HotAdmission, LoaderOptions};
 use crate::registry::Registry;
-use crate::store::{Eviction, RemovalCause, StoreOptions, smallest_entry};
+use crate::store::{Eviction, RemovalCause, StoreOptions, check_capacity};
 use crate::sync::Arc;
 
 impl Group {
@@ -199,17 +199,7 @@ impl GroupBuilder {
     }
 
     fn check_numbers(&self) -> Result<()> {
-        if self.max_capacity != 0 && self.max_capacity < smallest_entry() {
-            return Err(Error::new(
-                ErrorKind::CapacityTooSmall,
-                format!(
-                    "a capacity of {} bytes holds no entry; the smallest takes {}; use 0 to \
-                     switch caching off",
-                    self.max_capacity,
-                    smallest_entry()
-                ),
-            ));
-        }
+        check_capacity(self.max_capacity)?;
         let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
         if !(0.0..=1.0).contains(&self.hot_fraction) {
             return invalid("hot_fraction is between 0 and 1");

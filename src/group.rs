@@ -247,6 +247,21 @@ impl Group {
         self.loader.store().capacity()
     }
 
+    /// Changes the most bytes that the cache takes. What is over them is evicted before this
+    /// returns, for the cause [`RemovalCause::Size`](crate::RemovalCause::Size), and the memory is
+    /// given back; gets at the same time wait for a few hundred evictions at most. 0 evicts
+    /// everything and switches caching off.
+    ///
+    /// The number of shards stays what it was at the start. A cache that is to grow a lot is better
+    /// built with a [`shards`](crate::GroupBuilder::shards) for its later size.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; nothing is changed then.
+    pub fn set_capacity(&self, bytes: u64) -> Result<()> {
+        self.loader.set_capacity(bytes)
+    }
+
     /// The clock that expiry is measured by.
     pub fn clock(&self) -> &Clock {
         self.loader.store().clock()

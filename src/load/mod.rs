@@ -29,7 +29,7 @@ use crate::loader_pool::LoaderPool;
 use crate::peers::PickerSlot;
 use crate::singleflight;
 use crate::stats::Stats;
-use crate::store::{Departed, Hash, RemovalCause, Store, StoreOptions};
+use crate::store::{Departed, Hash, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
 use counters::{Counters, count};
 use flight::{Flight, RunOn};
@@ -168,10 +168,24 @@ impl Loader {
     }
 
     pub(crate) fn clear(&self) {
-        let gone = self.store.clear();
+        let cleared = self.store.clear();
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
-        self.bury(gone);
+        // Only now, when nothing is left to be done if the listener panics.
+        if let Some(listener) = &self.eviction_listener {
+            for entry in cleared.iter() {
+                listener(entry.key(), entry.value(), RemovalCause::Explicit);
+            }
+        }
+    }
+
+    pub(crate) fn set_capacity(&self, bytes: u64) -> Result<()> {
+        check_capacity(bytes)?;
+        self.store.set_capacity(bytes);
+        while let Some(gone) = self.store.shed() {
+            self.bury(gone);
+        }
+        Ok(())
     }
 
     pub(crate) fn count_server_request(&self) {

@@ -6,7 +6,7 @@ use crate::stats::CacheType;
 
 /// The store's capacity and what is used of it.
 ///
-/// Shards change it under their own locks, so it needs no lock and orders nothing: it is a sum that
+/// Shards change what is used under their own locks, so it needs no lock and orders nothing: it is a sum that
 /// each insertion checks after adding itself. Two insertions at once may both see the store over
 /// capacity and evict one entry more than needed; neither can leave it over.
 ///
@@ -15,20 +15,26 @@ use crate::stats::CacheType;
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Budget {
-    capacity: u64,
+    capacity: AtomicU64,
     used: AtomicU64,
 }
 
 impl Budget {
     pub(crate) fn new(capacity: u64) -> Budget {
         Budget {
-            capacity,
+            capacity: AtomicU64::new(capacity),
             used: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn capacity(&self) -> u64 {
-        self.capacity
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// The caller evicts what is over the new capacity. An insertion that read the old one may put
+    /// its entry in after that; the next insertion evicts again.
+    pub(crate) fn set_capacity(&self, capacity: u64) {
+        self.capacity.store(capacity, Ordering::Relaxed);
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -44,11 +50,11 @@ impl Budget {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.used() > self.capacity
+        self.used() > self.capacity()
     }
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.used().saturating_add(bytes) <= self.capacity
+        self.used().saturating_add(bytes) <= self.capacity()
     }
 }
 

@@ -46,6 +46,13 @@ impl Ghost {
             && u64::from(age) << self.shift < u64::from(resident).max(SMALLEST as u64)
     }
 
+    /// Forgets everything if the table is far longer than `resident` entries need, for its memory.
+    pub(crate) fn shrink(&mut self, resident: u32) {
+        if self.cells.len() > 4 * length_for(resident) {
+            *self = Ghost::default();
+        }
+    }
+
     fn place(&self, hash: u32) -> usize {
         hash as usize & (self.cells.len() - 1)
     }
@@ -59,7 +66,7 @@ impl Ghost {
     /// When it doubles, a cell's key may belong to either of two places, and the bit that tells is
     /// lost; it is put into both. The stray half ages away.
     fn fit(&mut self, resident: u32) {
-        let wanted = (resident as usize).max(SMALLEST).next_power_of_two();
+        let wanted = length_for(resident);
         if self.cells.is_empty() {
             self.cells = vec![0; wanted];
             self.shift = shift_of(wanted);
@@ -77,6 +84,10 @@ impl Ghost {
             self.cells.extend_from_within(..);
         }
     }
+}
+
+fn length_for(resident: u32) -> usize {
+    (resident as usize).max(SMALLEST).next_power_of_two()
 }
 
 /// A cell's time in the units of another shift: its age, and from that the time again.

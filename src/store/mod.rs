@@ -6,8 +6,8 @@
 //!   slab.rs       slots, and the lists through them
 //!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
 //!   budget.rs     bytes of all shards       charge.rs  what an entry costs
-//!   graveyard.rs  entries on their way out  counters.rs  what look-ups found
-//!   iter.rs       a look at all entries
+//!   graveyard.rs  entries on their way out  cleared.rs  all of them
+//!   counters.rs   what look-ups found       iter.rs     a look at all entries
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
@@ -15,6 +15,7 @@
 
 mod budget;
 mod charge;
+mod cleared;
 mod counters;
 mod ghost;
 mod graveyard;
@@ -38,7 +39,8 @@ use budget::{Budget, Targets};
 use counters::Counters;
 use shard::Shard;
 
-pub(crate) use charge::smallest_entry;
+pub(crate) use charge::check_capacity;
+pub(crate) use cleared::Cleared;
 pub use graveyard::RemovalCause;
 pub(crate) use graveyard::{Departed, Graveyard};
 pub use iter::Entry;
@@ -138,7 +140,7 @@ pub(crate) struct Store {
     hasher: RandomState,
     shards: Shards,
     budget: Budget,
-    targets: Targets,
+    hot_fraction: f64,
     eviction: Eviction,
     clock: Clock,
     counters: Counters,
@@ -159,17 +161,13 @@ impl Store {
             .unwrap_or_else(|| default_shards(options.capacity))
             .clamp(1, MAX_SHARDS)
             .next_power_of_two();
-        let total = options.capacity / shards as u64;
         Store {
             hasher: RandomState::default(),
             shards: (0..shards)
                 .map(|_| Padded(RwLock::new(Shard::new(options.eviction))))
                 .collect(),
             budget: Budget::new(options.capacity),
-            targets: Targets {
-                total,
-                hot: (total as f64 * options.hot_fraction) as u64,
-            },
+            hot_fraction: options.hot_fraction,
             eviction: options.eviction,
             clock: options.clock,
             counters: Counters::new(),
@@ -277,7 +275,7 @@ impl Store {
         self.shards[home].0.write().insert(
             new,
             loaded_at,
-            (&self.budget, self.targets),
+            (&self.budget, self.targets()),
             &self.clock,
             &mut gone,
         );
@@ -291,12 +289,13 @@ impl Store {
     /// those over their part, then from any. A lone entry is left for last, since it may be one
     /// that is larger than a shard's part and fits the store all the same.
     fn evict_elsewhere(&self, home: usize, gone: &mut Graveyard) {
+        let targets = self.targets();
         let count = self.shards.len();
         let first = self.cursor.fetch_add(1, Ordering::Relaxed);
         let others = (0..count)
             .map(|n| (first + n) & (count - 1))
             .filter(|&n| n != home);
-        let rounds = [(self.targets.total, 1), (0, 1), (0, 0)];
+        let rounds = [(targets.total, 1), (0, 1), (0, 0)];
         let visits = rounds
             .into_iter()
             .flat_map(|(bytes, entries)| others.clone().map(move |n| (n, bytes, entries)))
@@ -304,7 +303,7 @@ impl Store {
         for (visited, bytes, entries) in visits {
             let mut shard = self.shards[visited].0.write();
             while self.budget.is_over() && shard.bytes() > bytes && shard.len() > entries {
-                if !shard.evict_one(0, &self.budget, self.targets, gone) {
+                if !shard.evict_one(0, &self.budget, targets, gone) {
                     break;
                 }
             }
@@ -312,6 +311,29 @@ impl Store {
                 return;
             }
         }
+    }
+
+    /// Changes the capacity. The caller evicts with [`shed`](Self::shed) what is over it.
+    pub(crate) fn set_capacity(&self, capacity: u64) {
+        self.budget.set_capacity(capacity);
+    }
+
+    /// Evicts a part of what is over the capacity, some entries from each shard; `None` once
+    /// nothing is. A part, so that look-ups do not wait for all, and so that what was evicted can
+    /// be dropped before more is.
+    pub(crate) fn shed(&self) -> Option<Graveyard> {
+        let mut gone = Graveyard::default();
+        for shard in &self.shards {
+            let mut shard = shard.0.write();
+            let targets = self.targets();
+            for _ in 0..SHED_AT_ONCE {
+                if !self.budget.is_over() || !shard.evict_one(0, &self.budget, targets, &mut gone) {
+                    break;
+                }
+            }
+            shard.fit_tables();
+        }
+        (!gone.is_empty()).then_some(gone)
     }
 
     /// Takes a key out, for the cause [`RemovalCause::Explicit`] unless it had expired. A load of
@@ -324,12 +346,9 @@ impl Store {
     }
 
     /// Takes everything out, shard by shard. Loads under way put nothing in.
-    pub(crate) fn clear(&self) -> Graveyard {
-        let mut gone = Graveyard::default();
-        for shard in &self.shards {
-            shard.0.write().clear(&self.budget, &mut gone);
-        }
-        gone
+    pub(crate) fn clear(&self) -> Cleared {
+        let clear = |shard: &Padded| shard.0.write().clear(&self.budget);
+        Cleared::new(self.shards.iter().map(clear).collect())
     }
 
     /// All live entries, counted as nothing.
@@ -361,11 +380,22 @@ impl Store {
         stats
     }
 
+    fn targets(&self) -> Targets {
+        let total = self.budget.capacity() / self.shards.len() as u64;
+        Targets {
+            total,
+            hot: (total as f64 * self.hot_fraction) as u64,
+        }
+    }
+
     #[inline]
     fn shard(&self, hash: Hash) -> &RwLock<Shard> {
         &self.shards[hash.shard(self.shards.len())].0
     }
 }
+
+/// Entries that [`Store::shed`] evicts from a shard under one lock.
+const SHED_AT_ONCE: usize = 256;
 
 const MAX_SHARDS: usize = 256;
 

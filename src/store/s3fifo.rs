@@ -44,6 +44,11 @@ impl Queues {
         self.ghost.insert(hash, self.len());
     }
 
+    /// Gives back the memory of a ghost that has become far too long.
+    pub(crate) fn shrink_ghost(&mut self) {
+        self.ghost.shrink(self.len());
+    }
+
     /// Puts an entry in: into the main queue if it is told to or the ghost remembers the key.
     pub(crate) fn push(&mut self, slab: &mut Slab, index: u32, to_main: bool) {
         let in_main = to_main || self.remembers(slab.hash(index));

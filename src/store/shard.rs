@@ -129,7 +129,7 @@ impl Shard {
             !(entry.mark.expires() && self.has_expired(*index, clock))
         });
         let mut entries = Vec::with_capacity(self.len());
-        entries.extend(live.map(|(_, entry)| iter::Entry::new(entry.parts(), entry.mark.share())));
+        entries.extend(live.map(|(_, entry)| entry.to_owned()));
         entries
     }
 
@@ -205,9 +205,7 @@ impl Shard {
                 break;
             }
         }
-        if self.slab.len() > MIN_SLOTS && self.len() < self.slab.len() / 2 {
-            self.compact();
-        }
+        self.fit_tables();
         let slot = self
             .slab
             .insert(new.hash.table(), key_len, new.data, new.share);
@@ -324,20 +322,24 @@ impl Shard {
         }
     }
 
-    /// Takes everything out, and lets no load under way put anything in.
-    pub(super) fn clear(&mut self, budget: &Budget, gone: &mut Graveyard) {
+    /// Takes everything out, and lets no load under way put anything in. The tables go too: an
+    /// emptied cache gives its memory back.
+    pub(super) fn clear(&mut self, budget: &Budget) -> Slab {
         self.clears = self.clears.wrapping_add(1);
-        let slab = std::mem::take(&mut self.slab);
         budget.release(self.bytes());
-        for slot in slab.into_live() {
-            gone.push(Departed::of(slot, RemovalCause::Explicit));
-        }
-        // The tables go too: an emptied cache gives its memory back.
         self.table = HashTable::new();
         self.expiries = Vec::new();
         self.sweep_at = 0;
         self.shares.main.queues = s3fifo::Queues::default();
         self.shares.hot.queues = s3fifo::Queues::default();
+        std::mem::take(&mut self.slab)
+    }
+
+    /// Makes the tables smaller if they are much larger than what is in them.
+    pub(super) fn fit_tables(&mut self) {
+        if self.slab.len() > MIN_SLOTS && self.len() < self.slab.len() / 2 {
+            self.compact();
+        }
     }
 
     /// Moves the entries together, into tables of their number.
@@ -367,6 +369,8 @@ impl Shard {
                 }
             });
         }
+        main.shrink_ghost();
+        hot.shrink_ghost();
         self.slab = slab;
         self.table = table;
         self.expiries = expiries;

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::iter;
 use crate::byteview::ByteView;
 use crate::stats::CacheType;
 use crate::sync::Arc;
@@ -137,6 +138,10 @@ impl Entry<'_> {
         let (data, start) = self.parts();
         let end = data.len();
         ByteView::window(data, start, end)
+    }
+
+    pub(crate) fn to_owned(self) -> iter::Entry {
+        iter::Entry::new(self.parts(), self.mark.share())
     }
 
     /// The entry's allocation, and where in it the value begins.
@@ -325,10 +330,11 @@ impl Slab {
         Some((usize::from(self.marks[at].key_len), data?))
     }
 
-    /// What all slots hold, as [`remove`](Self::remove) hands it out.
-    pub(crate) fn into_live(self) -> impl Iterator<Item = (usize, Arc<[u8]>)> {
-        let slots = self.marks.into_iter().zip(self.data);
-        slots.filter_map(|(mark, data)| Some((usize::from(mark.key_len), data?)))
+    /// Drops all entries in the order of their addresses.
+    pub(crate) fn drop_in_order(&mut self) {
+        self.data
+            .sort_unstable_by_key(|data| data.as_ref().map(|data| data.as_ptr().addr()));
+        self.data.clear();
     }
 
     pub(crate) fn push_head(&mut self, list: &mut List, index: u32) {

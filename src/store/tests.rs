@@ -57,6 +57,7 @@ enum Op {
     Get(u8),
     Remove(u8),
     Advance(u8),
+    SetCapacity(u64),
     Clear,
 }
 
@@ -68,6 +69,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => any::<u8>().prop_map(Op::Get),
         2 => any::<u8>().prop_map(Op::Remove),
         2 => (1..10_u8).prop_map(Op::Advance),
+        1 => (0..30_000_u64).prop_map(Op::SetCapacity),
         1 => Just(Op::Clear),
     ];
     proptest::collection::vec(op, 1..400)
@@ -85,7 +87,7 @@ proptest! {
         ops in ops(),
         eviction in eviction(),
         shards in prop_oneof![Just(1), Just(4)],
-        capacity in prop_oneof![Just(0_u64), Just(500), 2_000..30_000_u64],
+        mut capacity in prop_oneof![Just(0_u64), Just(500), 2_000..30_000_u64],
     ) {
         let clock = Clock::manual();
         let store = store(capacity, eviction, shards, &clock);
@@ -115,6 +117,11 @@ proptest! {
                     prop_assert!(get(&store, &key).is_none());
                 }
                 Op::Advance(seconds) => clock.advance(Duration::from_secs(seconds.into())),
+                Op::SetCapacity(bytes) => {
+                    capacity = bytes;
+                    store.set_capacity(bytes);
+                    while store.shed().is_some() {}
+                }
                 Op::Clear => {
                     store.clear();
                     model.clear();
@@ -444,4 +451,74 @@ fn many_threads_keep_the_books_straight() {
         .sum();
     assert_eq!(charged, store.budget.used());
     assert!(charged <= 100_000, "{charged}");
+}
+
+#[test]
+fn all_live_entries_are_found_and_no_other() {
+    let clock = Clock::manual();
+    let store = store(1 << 20, Eviction::S3Fifo, 4, &clock);
+    for n in 0..100_u64 {
+        let share = [CacheType::Main, CacheType::Hot][n as usize % 2];
+        let ttl = (n % 3 == 0).then_some(Duration::from_secs(1));
+        put(&store, &format!("key{n}"), &n.to_le_bytes(), share, ttl);
+    }
+    store.remove(store.hash("key1"), "key1");
+    clock.advance(Duration::from_secs(1));
+    let mut found: Vec<_> = store
+        .iter()
+        .map(|entry| (entry.key().to_owned(), entry.value(), entry.cache_type()))
+        .collect();
+    found.sort_by_key(|(key, ..)| key[3..].parse::<u64>().expect("a number"));
+    let live = (2..100_u64).filter(|n| n % 3 != 0);
+    let expected: Vec<_> = live
+        .map(|n| {
+            let share = [CacheType::Main, CacheType::Hot][n as usize % 2];
+            (
+                format!("key{n}"),
+                ByteView::from(n.to_le_bytes().to_vec()),
+                share,
+            )
+        })
+        .collect();
+    assert_eq!(found, expected);
+    let stats = store.lookups();
+    assert_eq!(stats, (0, 0), "looking counts as nothing");
+}
+
+#[test]
+fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
+    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+        let store = store(1 << 20, eviction, 4, &Clock::manual());
+        let fill = |from: u64| {
+            for n in from..from + 20_000 {
+                put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
+            }
+        };
+        fill(0);
+        let full = total_items(&store);
+        store.set_capacity(1 << 16);
+        let mut evicted = 0;
+        while let Some(gone) = store.shed() {
+            let batch = gone.iter().count();
+            assert!(batch <= 4 * SHED_AT_ONCE, "{batch} at once");
+            assert!(gone.iter().all(|one| one.cause == RemovalCause::Size));
+            evicted += batch as u64;
+        }
+        assert_eq!(total_items(&store), full - evicted);
+        assert!(total_bytes(&store) <= 1 << 16);
+        assert!(total_bytes(&store) > (1 << 16) - 200, "no more than needed");
+        let slots: usize = store
+            .shards
+            .iter()
+            .map(|shard| shard.0.read().slots())
+            .sum();
+        assert!(slots < full as usize / 4, "the tables shrank, too");
+        store.set_capacity(1 << 21);
+        fill(20_000);
+        assert!(total_items(&store) > full, "the new room is used");
+        store.set_capacity(0);
+        while store.shed().is_some() {}
+        fill(40_000);
+        assert_eq!((total_items(&store), store.budget.used()), (0, 0));
+    }
 }
