@@ -32,7 +32,7 @@ impl Loader {
         keep: Keep,
         hash: Hash,
         key: &str,
-        view: ByteView,
+        mut view: ByteView,
         ttl: Option<Duration>,
         generation: Generation,
     ) -> (Loaded, Graveyard) {
@@ -46,10 +46,11 @@ impl Loader {
         let mut gone = Graveyard::default();
         let admitted = keep != Keep::Hot || self.hot_admission.admits(key, &view);
         if admitted && ttl != Some(Duration::ZERO) && self.store.capacity() > 0 {
+            view = view.into_keyed(key);
             let new = NewEntry {
                 hash,
                 key,
-                data: view.clone().into_keyed(key),
+                data: view.allocation(),
                 share,
                 expires,
             };

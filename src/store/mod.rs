@@ -116,8 +116,9 @@ pub(crate) struct Hit {
 pub(crate) struct NewEntry<'a> {
     pub(crate) hash: Hash,
     pub(crate) key: &'a str,
-    /// Key and value, side by side, as [`ByteView::keyed`] makes them.
-    pub(crate) data: Arc<[u8]>,
+    /// Key and value, side by side, as [`ByteView::keyed`] makes them. The caller's, so that what
+    /// is not put in is not dropped under the lock.
+    pub(crate) data: &'a Arc<[u8]>,
     pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
 }
@@ -269,8 +270,6 @@ impl Store {
         if self.budget.capacity() == 0 {
             return gone;
         }
-        // What is not put in is dropped here, not under the lock.
-        let _data = new.data.clone();
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
             new,

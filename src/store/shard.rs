@@ -208,7 +208,7 @@ impl Shard {
         self.fit_tables();
         let slot = self
             .slab
-            .insert(new.hash.table(), key_len, new.data, new.share);
+            .insert(new.hash.table(), key_len, new.data.clone(), new.share);
         let Some(index) = slot else {
             budget.release(weight);
             return false;

@@ -24,10 +24,11 @@ fn put(
     share: CacheType,
     ttl: Option<Duration>,
 ) -> Graveyard {
+    let view = ByteView::keyed(key, value);
     let new = NewEntry {
         hash: store.hash(key),
         key,
-        data: ByteView::keyed(key, value).into_keyed(key),
+        data: view.allocation(),
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
     };
@@ -300,6 +301,7 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
             .peek_or_generation(hash, "key")
             .expect_err("nothing there");
         remove(&store, hash);
+        let [old, new] = ["old", "new"].map(|value| ByteView::keyed("key", value.as_bytes()));
         let late = |data| NewEntry {
             hash,
             key: "key",
@@ -307,18 +309,12 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
             share: CacheType::Main,
             expires: None,
         };
-        store.insert(
-            late(ByteView::keyed("key", b"old").into_keyed("key")),
-            Some(generation),
-        );
+        store.insert(late(old.allocation()), Some(generation));
         assert!(store.peek(hash, "key").is_none());
         let generation = store
             .peek_or_generation(hash, "key")
             .expect_err("still nothing");
-        store.insert(
-            late(ByteView::keyed("key", b"new").into_keyed("key")),
-            Some(generation),
-        );
+        store.insert(late(new.allocation()), Some(generation));
         assert_eq!(store.peek(hash, "key").expect("kept").view, "new");
         store.clear();
     }
