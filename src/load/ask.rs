@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Loader;
-use super::counters::{CountAtEnd, count};
+use super::counters::GetterRun;
 use super::flight::RunOn;
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -22,13 +22,13 @@ impl Loader {
         ctx: &Context,
         key: &str,
     ) -> Result<(ByteView, Option<Duration>)> {
-        let mut outcome = CountAtEnd(&self.counters.local_load_errs);
+        let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(key, self.max_value_size);
         self.getter
             .get(ctx, key, &mut sink)
             .map_err(Error::from_getter)?;
         let loaded = sink.finish()?;
-        outcome.0 = &self.counters.local_loads;
+        run.has_loaded = true;
         Ok(loaded)
     }
 
@@ -50,20 +50,20 @@ impl Loader {
             let answer = next?.get(ctx, &request);
             let error = match answer {
                 Ok(response) => {
-                    count(&self.counters.peer_loads);
+                    self.counters.add(|loads| &loads.peer_loads);
                     return Some(Ok(response));
                 }
                 Err(error) => error,
             };
             match error.kind() {
                 kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
-                    count(&self.counters.peer_errors);
+                    self.counters.add(|loads| &loads.peer_errors);
                     log::debug!("group {}: {error}", self.name);
                 }
                 // The peer is well and does not know the group: it was not told of it yet, or the
                 // processes run different code. Its successor is no better placed than we are.
                 ErrorKind::UnknownGroup => {
-                    count(&self.counters.peer_errors);
+                    self.counters.add(|loads| &loads.peer_errors);
                     return None;
                 }
                 // The peer's getter has spoken.

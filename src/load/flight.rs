@@ -2,7 +2,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use super::counters::count;
 use super::keep::Keep;
 use super::{Flights, Loaded, Loader};
 use crate::context::Context;
@@ -125,7 +124,7 @@ impl Loader {
                         Err(generation) => generation,
                     };
                     if !flight.is_counted() {
-                        count(&self.counters.loads_deduped);
+                        self.counters.add(|loads| &loads.loads_deduped);
                     }
                     if run_on == RunOn::Caller {
                         let _edge = recursion::wait_for(lead.id())?;

@@ -3,7 +3,6 @@
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::Loader;
-use super::counters::count;
 use super::keep::Keep;
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -157,8 +156,8 @@ impl Loader {
         let found = found.filter_map(|(wanted, answer)| Some((wanted, answer?)));
         found
             .map(|(wanted, PeerResponse { value, ttl, .. })| {
-                count(&self.counters.loads_deduped);
-                count(&self.counters.peer_loads);
+                self.counters.add(|loads| &loads.loads_deduped);
+                self.counters.add(|loads| &loads.peer_loads);
                 let (key, hash) = (&*wanted.key, wanted.hash);
                 let (loaded, gone) = self.keep(Keep::Hot, hash, key, value, ttl, wanted.generation);
                 self.bury(gone);

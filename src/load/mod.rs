@@ -17,7 +17,6 @@ mod many;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::byteview::ByteView;
@@ -31,7 +30,7 @@ use crate::singleflight;
 use crate::stats::Stats;
 use crate::store::{Departed, Hash, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
-use counters::{Counters, count};
+use counters::Counters;
 use flight::{Flight, RunOn};
 use keep::Keep;
 
@@ -97,7 +96,7 @@ impl Loader {
             max_key_size: options.max_key_size,
             max_value_size: options.max_value_size,
             eviction_listener: options.eviction_listener,
-            counters: Counters::default(),
+            counters: Counters::new(),
         }
     }
 
@@ -189,22 +188,21 @@ impl Loader {
     }
 
     pub(crate) fn count_server_request(&self) {
-        count(&self.counters.server_requests);
+        self.counters.add(|loads| &loads.server_requests);
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (gets, cache_hits) = self.store.lookups();
         Stats {
             gets,
             cache_hits,
-            peer_loads: read(&self.counters.peer_loads),
-            peer_errors: read(&self.counters.peer_errors),
+            peer_loads: self.counters.sum(|loads| &loads.peer_loads),
+            peer_errors: self.counters.sum(|loads| &loads.peer_errors),
             loads: gets.saturating_sub(cache_hits),
-            loads_deduped: read(&self.counters.loads_deduped),
-            local_loads: read(&self.counters.local_loads),
-            local_load_errs: read(&self.counters.local_load_errs),
-            server_requests: read(&self.counters.server_requests),
+            loads_deduped: self.counters.sum(|loads| &loads.loads_deduped),
+            local_loads: self.counters.sum(|loads| &loads.local_loads),
+            local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
+            server_requests: self.counters.sum(|loads| &loads.server_requests),
         }
     }
 
