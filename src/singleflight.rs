@@ -15,6 +15,7 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 /// Merges calls for the same key at the same time into one.
@@ -61,11 +62,8 @@ impl<T> Group<T> {
     /// The number of flights under way.
     pub fn in_flight(&self) -> usize {
         let count = |stripe: &Stripe<T>| {
-            let stripe = stripe.0.lock();
-            let joinable = stripe
-                .under_way
-                .iter()
-                .filter(|flight| !flight.is_forgotten);
+            let mut flights = stripe.lock();
+            let joinable = flights.iter_mut().filter(|flight| !flight.is_forgotten);
             joinable.count()
         };
         self.stripes.0.iter().map(count).sum()
@@ -73,59 +71,57 @@ impl<T> Group<T> {
 
     /// Leads the flight of `key`, or joins the one under way.
     pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
-        let mut stripe = self.stripes.lock(hash);
-        let same = |flight: &Flight<T>| flight.is_for(hash, key);
-        if let Some(flight) = stripe.under_way.find_mut(hash, same) {
+        let stripe = self.stripes.of(hash);
+        let mut flights = stripe.lock();
+        if let Some(flight) = flights.find(hash, key) {
             return Joined::Follower(flight.ticket());
         }
-        let mut own_key = std::mem::take(&mut stripe.spare_key);
-        own_key.clear();
-        own_key.push_str(key);
         let id = LoadId::new();
-        let flight = Flight {
-            id,
-            hash,
-            key: own_key,
-            is_forgotten: false,
-            queue: None,
-        };
-        stripe
-            .under_way
-            .insert_unique(hash, flight, |flight| flight.hash);
+        flights.begin(id, hash, key);
         Joined::Leader(Lead {
             stripes: Cow::Borrowed(&self.stripes),
             hash,
             id,
+            changes: stripe.changes(),
             has_left: false,
         })
     }
 
+    /// A mark that tells whether flights of keys of this hash have ended, or were forgotten,
+    /// before another begins: see [`Lead::is_next_after`]. Takes no lock.
+    #[inline]
+    pub(crate) fn mark(&self, hash: u64) -> Mark {
+        Mark(self.stripes.of(hash).changes())
+    }
+
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let mut stripe = self.stripes.lock(hash);
-        let same = |flight: &Flight<T>| flight.is_for(hash, key);
-        if let Some(flight) = stripe.under_way.find_mut(hash, same) {
+        let stripe = self.stripes.of(hash);
+        let mut flights = stripe.lock();
+        if let Some(flight) = flights.find(hash, key) {
             flight.is_forgotten = true;
         }
+        stripe.count_change(&flights);
     }
 
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes.0 {
-            for flight in &mut stripe.0.lock().under_way {
+            let mut flights = stripe.lock();
+            for flight in flights.iter_mut() {
                 flight.is_forgotten = true;
             }
+            stripe.count_change(&flights);
         }
     }
 
     /// How many callers wait for the flight of `key`, for tests that must know.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
-        let stripe = self.stripes.lock(hash);
-        let flight = stripe
-            .under_way
-            .find(hash, |flight| flight.is_for(hash, key));
+        let mut flights = self.stripes.of(hash).lock();
         // The flight holds it too.
-        let queue = flight.and_then(|flight| flight.queue.as_ref());
+        let queue = flights
+            .find(hash, key)
+            .and_then(|flight| flight.queue.as_ref());
         queue.map_or(0, |queue| Arc::strong_count(queue) - 1)
     }
 
@@ -187,13 +183,69 @@ const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 /// Flights under way, by key.
 struct Stripes<T>(Box<[Stripe<T>]>);
 
+impl<T> Default for Stripes<T> {
+    fn default() -> Self {
+        Stripes((0..STRIPES).map(|_| Stripe::default()).collect())
+    }
+}
+
+impl<T> Stripes<T> {
+    #[inline]
+    fn of(&self, hash: u64) -> &Stripe<T> {
+        &self.0[(hash >> 32) as usize % STRIPES]
+    }
+}
+
 /// A part of the flights on cache lines of its own: threads at different stripes write to
 /// different lines.
 #[repr(align(128))]
-struct Stripe<T>(Mutex<Flights<T>>);
+struct Stripe<T> {
+    flights: Mutex<Flights<T>>,
+    /// Flights that ended here, and calls of `forget`. Changes under the lock, and is read without.
+    changes: AtomicU64,
+}
+
+impl<T> Default for Stripe<T> {
+    fn default() -> Self {
+        Stripe {
+            flights: Mutex::new(Flights {
+                first: None,
+                others: HashTable::new(),
+                spare_key: String::new(),
+            }),
+            changes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<T> Stripe<T> {
+    fn lock(&self) -> MutexGuard<'_, Flights<T>> {
+        self.flights.lock()
+    }
+
+    /// Takes a flight out, before its result is told: callers from now on start another. Returns
+    /// the queue of those who wait, if anybody does; nobody can join it any more.
+    fn end(&self, hash: u64, id: LoadId) -> Option<Arc<Queue<T>>> {
+        let mut flights = self.lock();
+        self.count_change(&flights);
+        flights.end(hash, id)
+    }
+
+    #[inline]
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    fn count_change(&self, _lock: &MutexGuard<'_, Flights<T>>) {
+        self.changes.store(self.changes() + 1, Ordering::Relaxed);
+    }
+}
 
 struct Flights<T> {
-    under_way: HashTable<Flight<T>>,
+    /// A flight that began when there was no other here, which is what most do: it costs no
+    /// hashing, and its place is beside the lock.
+    first: Option<Flight<T>>,
+    others: HashTable<Flight<T>>,
     /// The key of a flight that is over, in whose place the next one is written: most flights
     /// allocate nothing.
     spare_key: String,
@@ -202,33 +254,59 @@ struct Flights<T> {
 /// Longer keys are not kept as spare ones, in bytes.
 const MAX_SPARE_KEY: usize = 256;
 
-impl<T> Default for Stripes<T> {
-    fn default() -> Self {
-        let stripe = || {
-            Stripe(Mutex::new(Flights {
-                under_way: HashTable::new(),
-                spare_key: String::new(),
-            }))
+impl<T> Flights<T> {
+    /// The flight that callers for `key` join.
+    #[inline]
+    fn find(&mut self, hash: u64, key: &str) -> Option<&mut Flight<T>> {
+        self.find_by(hash, |flight| flight.is_for(hash, key))
+    }
+
+    #[inline]
+    fn find_by(
+        &mut self,
+        hash: u64,
+        mut same: impl FnMut(&Flight<T>) -> bool,
+    ) -> Option<&mut Flight<T>> {
+        match &mut self.first {
+            Some(first) if same(first) => Some(first),
+            _ if self.others.is_empty() => None,
+            _ => self.others.find_mut(hash, same),
+        }
+    }
+
+    fn begin(&mut self, id: LoadId, hash: u64, key: &str) {
+        let mut own_key = std::mem::take(&mut self.spare_key);
+        own_key.clear();
+        own_key.push_str(key);
+        let flight = Flight {
+            id,
+            hash,
+            key: own_key,
+            is_forgotten: false,
+            queue: None,
         };
-        Stripes((0..STRIPES).map(|_| stripe()).collect())
+        if self.first.is_none() {
+            self.first = Some(flight);
+        } else {
+            self.others
+                .insert_unique(hash, flight, |flight| flight.hash);
+        }
     }
-}
 
-impl<T> Stripes<T> {
-    fn lock(&self, hash: u64) -> MutexGuard<'_, Flights<T>> {
-        self.0[(hash >> 32) as usize % STRIPES].0.lock()
-    }
-
-    /// Takes a flight out, before its result is told: callers from now on start another. Returns
-    /// the queue of those who wait, if anybody does; nobody can join it any more.
-    fn take(&self, hash: u64, id: LoadId) -> Option<Arc<Queue<T>>> {
-        let mut stripe = self.lock(hash);
-        let entry = stripe.under_way.find_entry(hash, |flight| flight.id == id);
-        let (flight, _) = entry.ok()?.remove();
+    fn end(&mut self, hash: u64, id: LoadId) -> Option<Arc<Queue<T>>> {
+        let own = |flight: &Flight<T>| flight.id == id;
+        let flight = match self.first.take_if(|first| own(first)) {
+            Some(first) => first,
+            None => self.others.find_entry(hash, own).ok()?.remove().0,
+        };
         if flight.key.capacity() <= MAX_SPARE_KEY {
-            stripe.spare_key = flight.key;
+            self.spare_key = flight.key;
         }
         flight.queue
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Flight<T>> {
+        self.first.iter_mut().chain(&mut self.others)
     }
 }
 
@@ -290,19 +368,34 @@ pub(crate) struct Lead<'a, T> {
     stripes: Cow<'a, Arc<Stripes<T>>>,
     hash: u64,
     id: LoadId,
+    /// The stripe's when the flight began.
+    changes: u64,
     has_left: bool,
 }
+
+/// What [`Group::mark`] made a note of.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark(u64);
 
 impl<T> Lead<'_, T> {
     pub(crate) fn id(&self) -> LoadId {
         self.id
     }
 
+    /// Whether no flight of the key ended or was forgotten between the mark and this one.
+    ///
+    /// For a caller that takes the mark before it lets go of a lock under which it found nothing: a
+    /// flight that puts its result there under the same lock does so after the mark, and ends later
+    /// still. So its end is counted after the mark, and before this flight began, since that was
+    /// under the lock that ends are counted under.
+    pub(crate) fn is_next_after(&self, mark: Mark) -> bool {
+        self.changes == mark.0
+    }
+
     /// A way to wait for the flight that somebody else will land.
     pub(crate) fn ticket(&self) -> Ticket<T> {
-        let mut stripe = self.stripes.lock(self.hash);
-        let own = |flight: &Flight<T>| flight.id == self.id;
-        let flight = stripe.under_way.find_mut(self.hash, own);
+        let mut flights = self.stripes.of(self.hash).lock();
+        let flight = flights.find_by(self.hash, |flight| flight.id == self.id);
         flight.expect("a flight stays while it is led").ticket()
     }
 
@@ -313,6 +406,7 @@ impl<T> Lead<'_, T> {
             stripes: Cow::Owned(Arc::clone(&self.stripes)),
             hash: self.hash,
             id: self.id,
+            changes: self.changes,
             has_left: false,
         }
     }
@@ -334,7 +428,7 @@ impl<T> Lead<'_, T> {
     /// once more.
     fn leave(&mut self) -> Option<Over<T>> {
         self.has_left = true;
-        self.stripes.take(self.hash, self.id).map(Over)
+        self.stripes.of(self.hash).end(self.hash, self.id).map(Over)
     }
 }
 

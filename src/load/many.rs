@@ -45,7 +45,10 @@ impl Loader {
         keys: &[K],
     ) -> Vec<Result<ByteView>> {
         let store = self.store();
-        let cached = |key: &K| store.get(store.hash(key.as_ref()), key.as_ref()).map(Ok);
+        let cached = |key: &K| {
+            let found = store.get(store.hash(key.as_ref()), key.as_ref(), || ());
+            found.ok().map(Ok)
+        };
         let mut results: Results = keys.iter().map(cached).collect();
         let picker = self.peers.picker(&self.name);
         // An exchange cannot be left before it ends, so who can be cancelled asks singly, where
@@ -56,7 +59,7 @@ impl Loader {
         }
         let singly = |(key, result): (&K, Option<_>)| {
             let key = key.as_ref();
-            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key))
+            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key, None))
         };
         keys.iter().zip(results).map(singly).collect()
     }

@@ -26,9 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::peers::PickerSlot;
-use crate::singleflight;
+use crate::singleflight::{self, Mark};
 use crate::stats::Stats;
-use crate::store::{Departed, Hash, RemovalCause, Store, StoreOptions, check_capacity};
+use crate::store::{Departed, Generation, Hash, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
 use counters::Counters;
 use flight::{Flight, RunOn};
@@ -57,6 +57,14 @@ pub(crate) struct LoaderOptions {
 pub(crate) struct Loaded {
     pub(crate) view: ByteView,
     pub(crate) expires: Option<Tick>,
+}
+
+/// What a look-up saw that found nothing.
+pub(crate) struct Missed {
+    /// For a load that begins with it.
+    generation: Generation,
+    /// The getter flights so far.
+    flights: Mark,
 }
 
 type Flights = singleflight::Group<Result<Loaded>>;
@@ -109,9 +117,27 @@ impl Loader {
         &self.store
     }
 
+    /// The value of a key, counted as a look-up.
+    #[inline]
+    pub(crate) fn find(&self, hash: Hash, key: &str) -> Result<ByteView, Missed> {
+        let found = self
+            .store
+            .get(hash, key, || self.getter_flights.mark(hash.get()));
+        found.map_err(|(generation, flights)| Missed {
+            generation,
+            flights,
+        })
+    }
+
     /// Loads a key that was not found in the store: from its owner, or here.
     #[cold]
-    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<ByteView> {
+    pub(crate) fn load(
+        self: &Arc<Self>,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        missed: Option<Missed>,
+    ) -> Result<ByteView> {
         self.check_key(key)?;
         let owner = self.peers.picker(&self.name).and_then(|picker| {
             let peer = picker.pick_peer(key)?;
@@ -119,7 +145,7 @@ impl Loader {
         });
         let Some((picker, owner)) = owner else {
             let run_on = RunOn::for_getter(ctx);
-            let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
+            let loaded = self.load_here(ctx, hash, key, missed, Keep::Owned, run_on)?;
             return Ok(loaded.view);
         };
         let run_on = RunOn::for_peer(ctx, &*owner);
@@ -128,7 +154,7 @@ impl Loader {
             owner,
             run_on,
         };
-        let loaded = self.fly(flight, ctx, hash, key, run_on)?;
+        let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
         Ok(loaded.view)
     }
 
@@ -147,7 +173,7 @@ impl Loader {
             None => Keep::Owned,
             Some(_) => Keep::Borrowed,
         };
-        self.load_here(ctx, hash, key, keep, RunOn::for_getter(ctx))
+        self.load_here(ctx, hash, key, None, keep, RunOn::for_getter(ctx))
     }
 
     /// Takes a key out of the store, and lets later gets wait for no load that began before.

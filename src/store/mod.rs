@@ -191,14 +191,24 @@ impl Store {
         self.budget.capacity()
     }
 
-    /// The value of a key, counted as a look-up and a use.
+    /// The value of a key, counted as a look-up and a use; or, if there is none, the generation as
+    /// [`peek_or_generation`](Self::peek_or_generation) tells it, and what `mark` returns.
+    ///
+    /// `mark` runs under the shard's lock: no entry comes between the look and the mark. It must
+    /// take no lock.
     #[inline]
-    pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
+    pub(crate) fn get<M>(
+        &self,
+        hash: Hash,
+        key: &str,
+        mark: impl FnOnce() -> M,
+    ) -> Result<ByteView, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(entry) = shard.find(hash, key, &self.clock) else {
+            let missed = (shard.generation(hash), mark());
             drop(shard);
             self.counters.count_miss();
-            return None;
+            return Err(missed);
         };
         entry.mark.touch();
         self.counters.count_hit(entry.mark.share());
@@ -209,7 +219,7 @@ impl Store {
             self.promote(hash, key);
         }
         let end = data.len();
-        Some(ByteView::window(data, start, end))
+        Ok(ByteView::window(data, start, end))
     }
 
     /// The same with what a peer must know of the entry.

@@ -36,7 +36,7 @@ fn put(
 }
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
-    store.get(store.hash(key), key)
+    store.get(store.hash(key), key, || ()).ok()
 }
 
 fn total_bytes(store: &Store) -> u64 {
