@@ -321,6 +321,28 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
 }
 
 #[test]
+fn nothing_is_put_in_between_a_miss_and_its_mark() {
+    let store = Arc::new(store(10_000, Eviction::S3Fifo, 1, &Clock::manual()));
+    let (told, is_in) = std::sync::mpsc::channel();
+    let putting = store.clone();
+    let mark = || {
+        let putter = std::thread::spawn(move || {
+            put(&putting, "key", b"value", CacheType::Main, None);
+            let _ = told.send(());
+        });
+        // It cannot be told while the look-up has the lock, however long this waits.
+        let too_early = is_in.recv_timeout(Duration::from_millis(50));
+        assert!(too_early.is_err(), "the lock is let go of before the mark");
+        putter
+    };
+    let (_, putter) = store
+        .get(store.hash("key"), "key", mark)
+        .expect_err("nothing there yet");
+    putter.join().expect("no panic");
+    assert_eq!(get(&store, "key").expect("kept"), "value");
+}
+
+#[test]
 fn the_graveyard_tells_what_left_and_why() {
     let clock = Clock::manual();
     let store = store(2_000, Eviction::S3Fifo, 1, &clock);
