@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Instant;
 
-use common::{Report, Rng, Zipf, shuffled, turns};
+use common::{Report, Rng, Zipf, shuffled, turns, wanted};
 use larder::{ByteView, Context, Group, Registry, Sink};
 
 const KEYS: usize = 100_000;
@@ -136,6 +136,9 @@ fn main() {
     let zipf = Zipf::new(KEYS, 0.99);
     let mut report = Report::new("hit");
     let mut measure = |case: &str, caches: &[Named<'_>], draws: &dyn Fn(u64) -> Vec<Vec<u32>>| {
+        if !wanted(case) {
+            return;
+        }
         for round in turns(caches.len()) {
             let draws = draws(round.number as u64);
             let gets: usize = draws.iter().map(Vec::len).sum();

@@ -87,7 +87,8 @@ impl PeerResponse {
     pub fn new(value: impl Into<ByteView>) -> Self {
         PeerResponse {
             value: value.into(),
-            ..PeerResponse::default()
+            ttl: None,
+            minute_qps: None,
         }
     }
 

@@ -27,10 +27,11 @@ pub fn serve() {
     wait_for_the_end();
 }
 
-pub fn ask(address: &str) {
+pub fn ask(address: &str, direct: bool) {
     let registry = Registry::new();
     let pool = HttpPool::builder("http://127.0.0.1:1")
         .registry(&registry)
+        .direct_transport(direct)
         .build()
         .expect("a pool");
     pool.set([format!("http://{address}")]).expect("a peer");

@@ -49,6 +49,9 @@ pub struct Load {
     pub slow_percent: i32,
 }
 
+/// larder without ureq.
+pub const DIRECT: &str = "larder direct";
+
 /// How many keys a call gets that gets many.
 pub const MANY: usize = 100;
 
@@ -70,7 +73,7 @@ impl Pair {
                 Process::own(&[name, "client", address])
             })
         };
-        let mut pairs = vec![own("larder"), own("raw")];
+        let mut pairs = vec![own("larder"), own(DIRECT), own("raw")];
         if let Some(server) = memcached::start() {
             let client = |address: &str| Process::own(&["memcached", "client", address]);
             pairs.push(Pair::of("memcached", server, client));
@@ -202,8 +205,9 @@ impl Drop for Process {
 pub fn be(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["larder", "server"] => larder::serve(),
-        ["larder", "client", address] => larder::ask(address),
+        ["larder" | DIRECT, "server"] => larder::serve(),
+        ["larder", "client", address] => larder::ask(address, false),
+        [DIRECT, "client", address] => larder::ask(address, true),
         ["raw", "server"] => raw::serve(),
         ["raw", "client", address] => client(|| raw::connect(address), None),
         ["memcached", "client", address] => client(|| memcached::connect(address), None),

@@ -36,7 +36,7 @@ pub(crate) fn read_body(
     let failed = |error: std::io::Error| format!("the answer broke off: {error}");
     let read = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
-            let mut shared: Arc<[u8]> = (0..length).map(|_| 0).collect();
+            let mut shared: Arc<[u8]> = std::iter::repeat_n(0, length).collect();
             // Nobody else has it yet.
             let room = Arc::get_mut(&mut shared).ok_or("the body is shared")?;
             body.read_exact(room).map_err(failed)?;

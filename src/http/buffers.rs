@@ -10,6 +10,7 @@ use ureq::unversioned::transport::Buffers;
 /// to each of 10 peers that is 40 MiB and more. Here the output holds one request head, and the
 /// input begins small and grows to [`INPUT_LARGE`] when an answer first fills it, so that peers
 /// with small values cost little and those with large ones are read in few system calls.
+#[derive(Default)]
 pub(crate) struct ConnectionBuffers {
     output: Box<[u8]>,
     /// Its length is the size of the buffer; `consumed..filled` is what was read and not used.

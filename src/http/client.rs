@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
+use ureq::http::HeaderName;
+
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
@@ -58,7 +60,7 @@ impl HttpPeer {
             url,
             transport,
             permits: Permits::new(limits.max_connections),
-            sharing: Sharing::new(limits.shared),
+            sharing: Sharing::new(limits.shared, limits.max_connections),
             limits,
             clock,
         }
@@ -75,7 +77,7 @@ impl HttpPeer {
         let (_permit, budget) = self.permit(ctx, budget)?;
         let path = wire::key_path(&self.base, group, key);
         let mut sent = TransportRequest::new("GET", path).within(budget);
-        sent.set_header(wire::TIMEOUT_HEADER, &wire::encode_timeout(budget))?;
+        sent.set_parsed(TIMEOUT, wire::timeout_millis(budget).into());
         let response = self.transport.round_trip(ctx, sent)?;
         if response.status() == 200 {
             self.accept(ctx, response)
@@ -233,5 +235,7 @@ const MAX_WASTE: usize = 64;
 
 /// The most that is read of the text of an error.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
+
+const TIMEOUT: HeaderName = HeaderName::from_static(wire::TIMEOUT_HEADER);
 
 const ALL_BUSY: &str = "all connections to it stayed busy; see max_connections_per_peer";

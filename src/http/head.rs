@@ -10,6 +10,8 @@
 
 use httparse::{EMPTY_HEADER, Header};
 
+use super::search::find_control;
+
 /// A head as far as the connection and the answer need it.
 #[derive(Debug)]
 pub(crate) struct Head<'h> {
@@ -132,9 +134,10 @@ pub(crate) fn scan(bytes: &[u8], from: usize) -> Result<Scan, Reject> {
         start += 2;
     }
     let mut at = from.max(start);
-    while let Some(offset) = bytes[at..].iter().position(|&byte| is_control(byte)) {
+    while let Some(offset) = find_control(&bytes[at..]) {
         at += offset;
         match bytes[at..] {
+            [b'\t', ..] => at += 1,
             [b'\r'] => return Ok(Scan::Incomplete(at)),
             [b'\r', b'\n', ..] if at > start && bytes[..at].ends_with(b"\r\n") => {
                 return Ok(Scan::Complete(at + 2));
@@ -225,7 +228,7 @@ fn after_authority(target: &str) -> Option<&str> {
 }
 
 /// Digits only: no sign, no list, no space inside. Rust's own parser takes a plus sign.
-fn parse_length(value: &[u8]) -> Result<u64, Reject> {
+pub(super) fn parse_length(value: &[u8]) -> Result<u64, Reject> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err(bad("the Content-Length is not a number"));
     }
@@ -252,7 +255,7 @@ fn names_other_version(head: &[u8]) -> bool {
     })
 }
 
-fn has_token(list: &[u8], token: &[u8]) -> bool {
+pub(super) fn has_token(list: &[u8], token: &[u8]) -> bool {
     list.split(|&byte| byte == b',')
         .any(|element| element.trim_ascii().eq_ignore_ascii_case(token))
 }
@@ -260,11 +263,6 @@ fn has_token(list: &[u8], token: &[u8]) -> bool {
 /// RFC 3986, section 3.2, without user information: a name or address, and perhaps a port.
 fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
-}
-
-/// What is in no head, but for the line ends between its lines.
-pub(super) fn is_control(byte: u8) -> bool {
-    (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
 const fn bad(reason: &'static str) -> Reject {

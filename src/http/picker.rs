@@ -8,8 +8,10 @@ use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::answer::SharedLimits;
 use crate::http::client::{HttpPeer, PeerLimits, max_body};
+use crate::http::direct::DirectTransport;
+use crate::http::exchange::Terms;
 use crate::http::transport::Transport;
-use crate::http::ureq_transport::{TransportLimits, UreqTransport};
+use crate::http::ureq_transport::UreqTransport;
 use crate::http::url::PeerUrl;
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
@@ -33,6 +35,8 @@ pub(crate) struct PeerSettings {
     pub(crate) failover: bool,
     pub(crate) base_path: String,
     pub(crate) transport: Option<Arc<TransportHook>>,
+    /// Whether the default transport is `DirectTransport`, not ureq.
+    pub(crate) direct: bool,
     pub(crate) connect_timeout: std::time::Duration,
     pub(crate) exchange_timeout: std::time::Duration,
     pub(crate) max_connections: usize,
@@ -160,13 +164,17 @@ impl Peers {
 impl PeerSettings {
     fn client(&self, url: &PeerUrl) -> HttpPeer {
         let url = Arc::new(url.clone());
-        let limits = TransportLimits {
+        let terms = Terms {
+            url: url.clone(),
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
             max_idle: self.max_idle_per_peer,
             max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
         };
-        let mut transport: Arc<dyn Transport> = Arc::new(UreqTransport::new(url.clone(), limits));
+        let mut transport: Arc<dyn Transport> = match self.direct {
+            true => Arc::new(DirectTransport::new(terms)),
+            false => Arc::new(UreqTransport::new(terms)),
+        };
         if let Some(hook) = &self.transport {
             transport = hook(url.spelling(), transport);
         }

@@ -1,7 +1,11 @@
 //! Shared exchanges: several keys of one group asked for in one request, for threads that ride
 //! together and for `get_many`.
 
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
+
+use ureq::http::HeaderValue;
+use ureq::http::header::CONTENT_TYPE;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,8 +39,9 @@ impl HttpPeer {
         if !self.sharing.pays() {
             return single(budget);
         }
-        let begun = Instant::now();
-        let time_left = || budget.saturating_sub(begun.elapsed());
+        // Who does not wait does not read the clock.
+        let begun = OnceCell::new();
+        let time_left = || budget.saturating_sub(begun.get_or_init(Instant::now).elapsed());
         let (outcome, place) = match self.sharing.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
             Turn::Singly => return single(budget),
@@ -132,8 +137,7 @@ impl HttpPeer {
         let mut sent = TransportRequest::new("POST", path)
             .within(budget)
             .with_repeatable_body(&body);
-        sent.set_header("content-type", wire::CONTENT_TYPE)
-            .map_err(failed)?;
+        sent.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
         let response = self.transport.round_trip(ctx, sent).map_err(failed)?;
         let status = response.status();
         if status != 200 {

@@ -55,9 +55,9 @@ impl Answers {
 }
 
 impl Sharing {
-    pub(crate) fn new(limits: SharedLimits) -> Self {
+    pub(crate) fn new(limits: SharedLimits, connections: usize) -> Self {
         Sharing {
-            combiner: Combiner::new(limits.max_keys, limits.max_key_bytes()),
+            combiner: Combiner::new(limits.max_keys, limits.max_key_bytes(), connections),
             limits,
             unknown: AtomicBool::new(false),
             mean_len: AtomicUsize::new(0),

@@ -1,27 +1,26 @@
 //! A time-out of a socket that follows a deadline, at few system calls.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A time-out of the socket, as it is set there.
 #[derive(Default)]
 pub(crate) struct SocketTimeout(Option<Duration>);
 
 impl SocketTimeout {
-    /// Sees to it that a system call made now ends at `deadline`, give or take a sixteenth of the
-    /// time left. Exchanges begin with the same time left, so the setting of the first serves all
+    /// Sees to it that a system call made now ends when the time `left` is over, give or take a
+    /// sixteenth of it. Exchanges begin with the same time left, so the setting of the first serves all
     /// that follow and costs them no system call. A setting that is too short is kept down to the
     /// half: the caller waits a second time.
     ///
     /// # Errors
     ///
-    /// `TimedOut` if the deadline has passed.
+    /// `TimedOut` if there is none.
     pub(crate) fn prepare(
         &mut self,
-        deadline: Instant,
+        left: Duration,
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -48,8 +47,7 @@ mod tests {
         let mut timeout = SocketTimeout::default();
         let mut set = Vec::new();
         let mut prepare = |millis| {
-            let deadline = Instant::now() + Duration::from_millis(millis);
-            timeout.prepare(deadline, |timeout| {
+            timeout.prepare(Duration::from_millis(millis), |timeout| {
                 set.push(timeout);
                 Ok(())
             })
@@ -73,12 +71,12 @@ mod tests {
     #[test]
     fn a_timeout_that_could_not_be_set_is_not_remembered() {
         let mut timeout = SocketTimeout::default();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let left = Duration::from_secs(10);
         let refused = || io::Error::other("no");
-        assert!(timeout.prepare(deadline, |_| Err(refused())).is_err());
+        assert!(timeout.prepare(left, |_| Err(refused())).is_err());
         let mut again = false;
         timeout
-            .prepare(deadline, |_| {
+            .prepare(left, |_| {
                 again = true;
                 Ok(())
             })

@@ -33,7 +33,7 @@ use httparse::Header;
 
 use super::answer::{Answer, Endpoint, Rest};
 use super::handler::Request;
-use super::head::{BODY_TOO_LARGE, Head, MAX_FIELDS, Reject, TOO_MANY_FIELDS, is_control};
+use super::head::{BODY_TOO_LARGE, Head, MAX_FIELDS, Reject, TOO_MANY_FIELDS};
 use super::limits::DEFAULT_MAX_BODY_SIZE;
 use super::listener::prepare;
 use super::response::{Framing, Response};
@@ -171,6 +171,11 @@ fn stays_open(request: &tiny_http::Request) -> bool {
         .unwrap_or_default();
     let says = |word| connection.contains(word);
     !says("close") && !says("upgrade") && (says("keep-alive") || !is_http_10(request))
+}
+
+/// What is in no head, but for the line ends between its lines.
+fn is_control(byte: u8) -> bool {
+    (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
 fn is_http_10(request: &tiny_http::Request) -> bool {

@@ -8,6 +8,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::search::find_byte;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -48,7 +49,8 @@ pub trait Transport: Send + Sync {
 pub struct TransportRequest<'a> {
     method: &'static str,
     path: String,
-    headers: HeaderMap,
+    /// Each name once.
+    headers: Vec<(HeaderName, HeaderValue)>,
     body: &'a [u8],
     /// What the exchange may take, if that is less than the transport's own time-out.
     budget: Option<Duration>,
@@ -60,7 +62,7 @@ impl<'a> TransportRequest<'a> {
         TransportRequest {
             method,
             path,
-            headers: HeaderMap::with_capacity(4),
+            headers: Vec::with_capacity(2),
             body: &[],
             budget: None,
             repeatable: false,
@@ -105,7 +107,9 @@ impl<'a> TransportRequest<'a> {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        let mut headers = self.headers.iter();
+        let (_, value) = headers.find(|(found, _)| found.as_str().eq_ignore_ascii_case(name))?;
+        value.to_str().ok()
     }
 
     /// Sets a header, in place of those of the same name. The transport itself adds `Host` and
@@ -116,11 +120,19 @@ impl<'a> TransportRequest<'a> {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
-        self.headers.insert(name, value);
+        self.set_parsed(name, value);
         Ok(())
     }
 
-    pub(crate) fn headers(&self) -> &HeaderMap {
+    /// As [`set_header`](Self::set_header), where name and value need no look.
+    pub(crate) fn set_parsed(&mut self, name: HeaderName, value: HeaderValue) {
+        match self.headers.iter_mut().find(|(found, _)| *found == name) {
+            Some((_, old)) => *old = value,
+            None => self.headers.push((name, value)),
+        }
+    }
+
+    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }
 }
@@ -139,7 +151,7 @@ impl fmt::Debug for TransportRequest<'_> {
 /// A peer's answer: its head, and a reader of its body.
 pub struct TransportResponse {
     status: u16,
-    headers: HeaderMap,
+    headers: Headers,
     length: Option<u64>,
     body: Box<dyn Read + Send>,
 }
@@ -157,14 +169,20 @@ impl TransportResponse {
     pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
         TransportResponse {
             status,
-            headers: HeaderMap::new(),
+            headers: Headers::Map(HeaderMap::new()),
             length,
             body: Box::new(body),
         }
     }
 
     pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
-        self.headers = headers;
+        self.headers = Headers::Map(headers);
+        self
+    }
+
+    /// The same with the headers of `head`, which is well-formed.
+    pub(crate) fn with_head(mut self, head: Box<[u8]>) -> Self {
+        self.headers = Headers::Head(head);
         self
     }
 
@@ -175,7 +193,20 @@ impl TransportResponse {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        match &self.headers {
+            Headers::Map(map) => map.get(name)?.to_str().ok(),
+            Headers::Head(head) => {
+                let value = lines_of(head).find_map(|line| {
+                    let (found, value) = line.split_at_checked(name.len())?;
+                    let value = value.strip_prefix(b":")?;
+                    found.eq_ignore_ascii_case(name.as_bytes()).then_some(value)
+                })?;
+                let value = value.trim_ascii();
+                std::str::from_utf8(value)
+                    .ok()
+                    .filter(|text| text.is_ascii())
+            }
+        }
     }
 
     /// Sets a header, in place of those of the same name.
@@ -185,7 +216,21 @@ impl TransportResponse {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
-        self.headers.insert(name, value);
+        if let Headers::Head(head) = &self.headers {
+            let parsed = lines_of(head).filter_map(|line| {
+                let (name, value) = line.split_at(find_byte(line, b':')?);
+                let name = HeaderName::from_bytes(name).ok()?;
+                Some((name, HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?))
+            });
+            let mut map = HeaderMap::new();
+            for (name, value) in parsed {
+                map.append(name, value);
+            }
+            self.headers = Headers::Map(map);
+        }
+        if let Headers::Map(map) = &mut self.headers {
+            map.insert(name, value);
+        }
         Ok(())
     }
 
@@ -198,6 +243,24 @@ impl TransportResponse {
     pub fn into_body(self) -> Box<dyn Read + Send> {
         self.body
     }
+}
+
+/// The headers of an answer.
+enum Headers {
+    Map(HeaderMap),
+    /// The head as it came: most answers are asked for one header, or none.
+    Head(Box<[u8]>),
+}
+
+/// The lines of a well-formed head, but for the first.
+fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = head.trim_ascii_start();
+    let lines = std::iter::from_fn(move || {
+        let (line, after) = rest.split_at(find_byte(rest, b'\n')? + 1);
+        rest = after;
+        Some(line)
+    });
+    lines.skip(1)
 }
 
 impl fmt::Debug for TransportResponse {
@@ -233,6 +296,19 @@ mod tests {
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
         assert_eq!(request.headers().len(), 1);
+    }
+
+    #[test]
+    fn headers_of_a_head_are_found_and_can_be_set() {
+        let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
+        let mut response = TransportResponse::new(200, "").with_head(head[..].into());
+        assert_eq!(response.header("x-one"), Some("1"));
+        assert_eq!(response.header("X-Two"), Some("2"));
+        assert_eq!(response.header("x-bad"), None);
+        assert_eq!(response.header("http/1.1 200 a"), None);
+        response.set_header("x-two", "4").unwrap();
+        assert_eq!(response.header("x-two"), Some("4"));
+        assert_eq!(response.header("x-one"), Some("1"));
     }
 
     #[test]

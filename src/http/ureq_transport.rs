@@ -11,54 +11,31 @@ use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, AsSendBody, Body};
 
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
-use crate::http::buffers::OUTPUT;
-use crate::http::resolve::Addresses;
-use crate::http::tcp::{Generation, Stale, TcpConnector};
+use crate::error::Result;
+use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS, Terms};
+use crate::http::socket::{Generation, Stale};
+use crate::http::tcp::TcpConnector;
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
-use crate::http::url::PeerUrl;
 use crate::sync::Arc;
-
-/// The figures of a transport.
-#[derive(Clone, Debug)]
-pub(crate) struct TransportLimits {
-    /// For looking up a name and connecting to one of its addresses.
-    pub(crate) connect_timeout: Duration,
-    /// For one exchange: connecting, sending, and the answer to its last byte.
-    pub(crate) exchange_timeout: Duration,
-    /// The most connections that are kept for the next request.
-    pub(crate) max_idle: usize,
-    /// The most bytes that are taken of the body of an answer.
-    pub(crate) max_body: u64,
-}
 
 /// Sends requests to one peer over HTTP/1.1, keeping connections for the next.
 pub(crate) struct UreqTransport {
-    url: Arc<PeerUrl>,
-    limits: TransportLimits,
+    terms: Arc<Terms>,
     agent: Agent,
-    /// For second attempts: it keeps no connections, so that each of its requests has a new one.
+    /// For second attempts: each of its requests has a new connection.
     fresh: Agent,
     generation: Generation,
 }
 
 impl UreqTransport {
-    pub(crate) fn new(url: Arc<PeerUrl>, limits: TransportLimits) -> Self {
+    pub(crate) fn new(terms: Terms) -> Self {
         let generation = Generation::default();
-        let connector = TcpConnector::new(
-            Addresses::new(&url),
-            generation.clone(),
-            limits.max_body.saturating_add(MAX_FRAMING),
-        );
-        let agent = |max_idle| {
-            let config = config(&limits, max_idle);
-            Agent::with_parts(config, connector.clone(), NoResolver)
-        };
+        let connector = TcpConnector::new(&terms, generation.clone());
+        let config = config(&terms);
         UreqTransport {
-            agent: agent(limits.max_idle),
-            fresh: agent(0),
-            url,
-            limits,
+            fresh: Agent::with_parts(config.clone(), connector.fresh(), NoResolver),
+            agent: Agent::with_parts(config, connector, NoResolver),
+            terms: Arc::new(terms),
             generation,
         }
     }
@@ -70,7 +47,7 @@ impl UreqTransport {
         request: &TransportRequest<'_>,
         budget: Duration,
     ) -> Result<Response<Body>, ureq::Error> {
-        let uri = self.url.with_path(request.path())?;
+        let uri = self.terms.url.with_path(request.path())?;
         if request.body().is_empty() {
             self.send(agent, request, uri, (), budget)
         } else {
@@ -90,9 +67,9 @@ impl UreqTransport {
             .method(request.method())
             .uri(uri)
             .body(body)?;
-        *sent.headers_mut() = request.headers().clone();
+        *sent.headers_mut() = request.headers().iter().cloned().collect();
         // The agent has the common time-out already; another costs a copy of its configuration.
-        if budget < self.limits.exchange_timeout {
+        if budget < self.terms.exchange_timeout {
             sent = agent
                 .configure_request(sent)
                 .timeout_global(Some(budget))
@@ -109,7 +86,7 @@ impl UreqTransport {
         {
             // ureq takes one reading, and who comes between may take another: then the two do not
             // agree on where the next answer begins (RFC 9112, section 6.3).
-            return Err(self.refuse("the answer's length can be read in two ways"));
+            return Err(self.terms.refuse(TWO_LENGTHS));
         }
         // ureq has no length for a body that is announced to be empty.
         let length = body
@@ -118,36 +95,20 @@ impl UreqTransport {
         if head.status == 200 && length.is_none() && !chunked {
             // Such a body ends where the connection does: if the peer dies, what has arrived looks
             // whole.
-            return Err(self.refuse("the answer says neither its length nor that it is chunked"));
+            return Err(self.terms.refuse(NO_LENGTH));
         }
         let reader = BodyReader {
             // One more than is allowed: `limit(n)` refuses a body of exactly n bytes.
             reader: body
                 .into_with_config()
-                .limit(self.limits.max_body.saturating_add(1))
+                .limit(self.terms.max_body.saturating_add(1))
                 .reader(),
-            exchange_timeout: self.limits.exchange_timeout,
+            terms: self.terms.clone(),
         };
         Ok(
             TransportResponse::with_reader(head.status.as_u16(), length, reader)
                 .with_headers(head.headers),
         )
-    }
-
-    fn refuse(&self, why: &str) -> Error {
-        Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
-    }
-
-    fn explain(&self, ctx: &Context, error: ureq::Error) -> Error {
-        let url = &self.url;
-        if let Some(ended) = ctx.err() {
-            return Error::new(ended.kind(), format!("{ended}, while peer {url} was asked"));
-        }
-        let error = match error {
-            ureq::Error::Timeout(_) => too_late(self.limits.exchange_timeout),
-            other => other.into_io(),
-        };
-        Error::with_source(ErrorKind::Peer, format_args!("peer {url}"), error)
     }
 }
 
@@ -163,22 +124,26 @@ impl Transport for UreqTransport {
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
         let begun = Instant::now();
-        if let Some(ended) = ctx.err() {
-            return Err(ended);
+        let mut budget = self.terms.budget(ctx, &request)?;
+        let common = self.terms.exchange_timeout;
+        if ctx.deadline().is_none() && budget >= common - common / 64 {
+            // It waited a moment for others. A time-out of its own would cost more: see `send`.
+            budget = common;
         }
-        if request.path().len() > MAX_PATH {
-            return Err(self.refuse("the key is too long for the path of a URL"));
-        }
-        let common = self.limits.exchange_timeout;
-        let common = request.budget().map_or(common, |own| own.min(common));
-        let budget = ctx.remaining().map_or(common, |left| left.min(common));
         let mut result = self.attempt(&self.agent, &request, budget);
-        if request.is_repeatable() && result.as_ref().is_err_and(Stale::is) {
+        let stale = matches!(&result, Err(ureq::Error::Io(error)) if Stale::is(error));
+        if stale && request.is_repeatable() {
             self.generation.end();
             let left = budget.saturating_sub(begun.elapsed());
             result = self.attempt(&self.fresh, &request, left);
         }
-        let response = result.map_err(|error| self.explain(ctx, error))?;
+        let response = result.map_err(|error| {
+            let error = match error {
+                ureq::Error::Timeout(_) => self.terms.too_late(),
+                other => other.into_io(),
+            };
+            self.terms.explain(ctx, error)
+        })?;
         self.respond(response)
     }
 }
@@ -186,8 +151,7 @@ impl Transport for UreqTransport {
 impl fmt::Debug for UreqTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UreqTransport")
-            .field("url", &self.url)
-            .field("limits", &self.limits)
+            .field("terms", &self.terms)
             .finish_non_exhaustive()
     }
 }
@@ -195,25 +159,18 @@ impl fmt::Debug for UreqTransport {
 /// Reads a body, and puts ureq's errors in our words.
 struct BodyReader {
     reader: ureq::BodyReader<'static>,
-    exchange_timeout: Duration,
+    terms: Arc<Terms>,
 }
 
 impl Read for BodyReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.reader.read(buf).map_err(|error| {
             match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-                Some(ureq::Error::Timeout(_)) => too_late(self.exchange_timeout),
+                Some(ureq::Error::Timeout(_)) => self.terms.too_late(),
                 _ => error,
             }
         })
     }
-}
-
-fn too_late(exchange_timeout: Duration) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        format!("no whole answer within {exchange_timeout:?}"),
-    )
 }
 
 /// Whether the only transfer coding is `chunked`.
@@ -225,18 +182,17 @@ fn is_chunked(headers: &HeaderMap) -> bool {
         && codings.next().is_none()
 }
 
-fn config(limits: &TransportLimits, max_idle: usize) -> Config {
+fn config(terms: &Terms) -> Config {
     Agent::config_builder()
         // By default ureq takes a proxy from the environment.
         .proxy(None)
         // A peer has no reason to send us elsewhere: the answer is an error, not followed.
         .max_redirects(0)
         .http_status_as_error(false)
-        .timeout_connect(Some(limits.connect_timeout))
-        .timeout_global(Some(limits.exchange_timeout))
-        .max_idle_connections(max_idle)
-        .max_idle_connections_per_host(max_idle)
-        .max_idle_age(MAX_IDLE_AGE)
+        .timeout_connect(Some(terms.connect_timeout))
+        .timeout_global(Some(terms.exchange_timeout))
+        // They are kept by `TcpConnector`.
+        .max_idle_connections(0)
         .max_response_header_size(MAX_HEAD)
         // Headers that would be sent with each request and that no peer reads.
         .user_agent("")
@@ -260,16 +216,3 @@ impl Resolver for NoResolver {
         Ok(self.empty())
     }
 }
-
-/// How long a connection is kept without being used. Servers keep theirs longer (ours a minute),
-/// so that few are closed by the other side.
-const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
-
-/// The longest head of an answer.
-const MAX_HEAD: usize = 16 * 1024;
-
-/// What an answer may have on top of its body: the head, and the lines between chunks.
-const MAX_FRAMING: u64 = 63 * 1024;
-
-/// The longest path: the request line, with method and version, must fit into the output buffer.
-const MAX_PATH: usize = OUTPUT - 32;

@@ -114,6 +114,11 @@ impl PeerUrl {
         &self.prefix
     }
 
+    /// Host and port as the user wrote them.
+    pub(crate) fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
     /// The URL of `path` at this peer. `path` is the whole path of the request, prefix and all.
     ///
     /// # Errors

@@ -118,7 +118,8 @@ impl Loader {
     }
 
     /// The value of a key, counted as a look-up.
-    #[inline]
+    // Always, as `Store::get`.
+    #[inline(always)]
     pub(crate) fn find(&self, hash: Hash, key: &str) -> Result<ByteView, Missed> {
         let found = self
             .store

@@ -3,7 +3,7 @@
 //! `RUSTFLAGS="--cfg larder_loom" cargo test --release --lib --no-default-features --features http loom`
 //!
 //! A deadlock, a lost wake-up or a broken assertion in any order fails the test. All orders take
-//! some 20 s; `LOOM_MAX_PREEMPTIONS=3` bounds the search and takes one.
+//! some 45 s; `LOOM_MAX_PREEMPTIONS=3` bounds the search and takes one.
 
 mod flights;
 mod groups;

@@ -10,6 +10,7 @@ const ARC_HEADER: usize = 2 * size_of::<usize>();
 const TABLES: usize = super::slab::SLOT + 8 + 6;
 
 /// The bytes charged for an entry whose key and value are `len` bytes together.
+#[inline]
 pub(crate) fn entry(len: usize) -> u64 {
     (allocated(len.saturating_add(ARC_HEADER)) as u64).saturating_add(TABLES as u64)
 }
@@ -36,19 +37,21 @@ pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
 /// a kibibyte and that, blocks are split and joined as sizes come and go, and the gaps between them
 /// take about a tenth more (`cargo bench --bench memory`, case `mix`). musl and jemalloc round by
 /// size classes that take no less than this for small sizes and differ by less than an eighth.
+#[inline]
 fn allocated(size: usize) -> usize {
     const WORD: usize = size_of::<usize>();
     const MMAP_THRESHOLD: usize = 128 * 1024;
     const PAGE: usize = 4096;
     const KIBIBYTE: usize = 1024;
-    let (size, unit) = if size >= MMAP_THRESHOLD {
-        (size.saturating_add(2 * WORD), PAGE)
-    } else if size > KIBIBYTE {
-        (size + size / 10, 2 * WORD)
+    // With constants to round to, none of this divides.
+    if size <= KIBIBYTE {
+        (size + WORD).max(4 * WORD).next_multiple_of(2 * WORD)
+    } else if size < MMAP_THRESHOLD {
+        (size + size / 10).next_multiple_of(2 * WORD)
     } else {
-        ((size + WORD).max(4 * WORD), 2 * WORD)
-    };
-    size.checked_next_multiple_of(unit).unwrap_or(usize::MAX)
+        let size = size.saturating_add(2 * WORD);
+        size.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX)
+    }
 }
 
 #[cfg(test)]

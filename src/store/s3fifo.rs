@@ -81,7 +81,6 @@ impl Queues {
     pub(crate) fn evict(&mut self, slab: &mut Slab, small_target: u64) -> Option<u32> {
         let mut moves = 0;
         loop {
-            let mean = self.bytes() / u64::from(self.len().max(1));
             let from_small = self.small.bytes > small_target || self.main.len == 0;
             let tail = if from_small {
                 self.small.tail()
@@ -89,7 +88,7 @@ impl Queues {
                 self.main.tail()
             };
             let index = tail.or(self.small.tail())?;
-            let needed = hits_to_stay(slab.weight(index), mean);
+            let needed = hits_to_stay(slab.weight(index), self.bytes(), self.len());
             let mark = slab.mark_mut(index);
             let freq = mark.freq();
             let stays = freq >= needed && moves < MAX_MOVES;
@@ -116,9 +115,17 @@ impl Queues {
     }
 }
 
-/// The hits that keep an entry of this weight: one, and one more for each doubling beyond the mean.
-fn hits_to_stay(weight: u64, mean: u64) -> u8 {
-    match (weight / mean.max(1)).checked_ilog2() {
+/// The hits that keep an entry of this weight: one, and one more for each doubling beyond the mean
+/// of `bytes` in `count` entries.
+#[inline]
+fn hits_to_stay(weight: u64, bytes: u64, count: u32) -> u8 {
+    let count = u64::from(count.max(1));
+    // Most are below twice the mean, which two multiplications tell.
+    if weight.saturating_mul(count) < bytes.saturating_mul(2) {
+        return 1;
+    }
+    let mean = (bytes / count).max(1);
+    match (weight / mean).checked_ilog2() {
         None | Some(0) => 1,
         Some(log) => u8::try_from(log + 1).unwrap_or(u8::MAX),
     }
@@ -140,8 +147,8 @@ mod tests {
             (6400, 7),
         ];
         for (weight, hits) in needed {
-            assert_eq!(hits_to_stay(weight, 100), hits, "weight {weight}");
+            assert_eq!(hits_to_stay(weight, 1000, 10), hits, "weight {weight}");
         }
-        assert_eq!(hits_to_stay(u64::MAX, 0), 64);
+        assert_eq!(hits_to_stay(u64::MAX, 0, 0), 64);
     }
 }

@@ -3,7 +3,7 @@
 
 use hashbrown::HashTable;
 
-use super::budget::{Budget, Targets};
+use super::budget::{Ledger, Targets};
 use super::graveyard::{Departed, Graveyard};
 use super::slab::{Entry, Slab};
 use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, iter, s3fifo};
@@ -84,7 +84,7 @@ impl Shard {
     }
 
     /// The live entry of a key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Entry<'_>> {
         let (_, entry) = self.live(hash, key, clock)?;
         Some(entry)
@@ -106,20 +106,15 @@ impl Shard {
         Some((hit, entry))
     }
 
-    #[inline]
+    #[inline(always)]
     fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, Entry<'_>)> {
-        // What the table finds last is what it was looking for.
-        let mut found = None;
-        let index = self.table.find(hash.spread(), |&index| {
-            found = self.slab.entry_of(index, hash.table(), key.as_bytes());
-            found.is_some()
-        })?;
-        let entry = found?;
+        let index = self.index_of(hash, key)?;
+        let entry = self.slab.entry(index)?;
         // The clock is read only for entries that expire.
-        if entry.mark.expires() && self.has_expired(*index, clock) {
+        if entry.mark.expires() && self.has_expired(index, clock) {
             return None;
         }
-        Some((*index, entry))
+        Some((index, entry))
     }
 
     /// All live entries.
@@ -161,21 +156,21 @@ impl Shard {
         }
     }
 
-    /// Puts an entry in and makes room for it, down to the shard's own part of the budget.
+    /// Puts an entry in and makes room for it, down to the shard's own part of the ledger.
     ///
     /// False if it was not kept: its key was removed since `loaded_at`, or the policy declines.
     pub(super) fn insert(
         &mut self,
         new: NewEntry<'_>,
         loaded_at: Option<Generation>,
-        (budget, targets): (&Budget, Targets),
+        (ledger, targets): (&mut Ledger<'_>, Targets),
         clock: &Clock,
         gone: &mut Graveyard,
     ) -> bool {
         if loaded_at.is_some_and(|then| then != self.generation(new.hash)) {
             return false;
         }
-        self.sweep(budget, clock, gone);
+        self.sweep(ledger, clock, gone);
 
         // Replacing is taking out and putting in, which keeps every charge exact. The entry keeps
         // its hits and its place among the entries that have proved themselves.
@@ -184,24 +179,24 @@ impl Shard {
             let mark = self.slab.mark(index);
             earned = (mark.in_main_queue(), mark.freq());
             let cause = self.cause(index, clock, RemovalCause::Replaced);
-            self.depart(index, cause, budget, gone);
+            self.depart(index, cause, ledger, gone);
         }
 
         let weight = charge::entry(new.data.len());
-        if !self.admits(&new, weight, earned.0, budget, targets) {
+        if !self.admits(&new, weight, earned.0, ledger, targets) {
             return false;
         }
         let Ok(key_len) = u16::try_from(new.key.len()) else {
             return false;
         };
-        budget.take(weight);
-        while budget.is_over() && self.bytes() + weight > targets.total {
+        ledger.take(weight);
+        while ledger.is_over() && self.bytes() + weight > targets.total {
             let hot = if new.share == CacheType::Hot {
                 weight
             } else {
                 0
             };
-            if !self.evict_one(hot, budget, targets, gone) {
+            if !self.evict_one(hot, ledger, targets, gone) {
                 break;
             }
         }
@@ -210,7 +205,7 @@ impl Shard {
             .slab
             .insert(new.hash.table(), key_len, new.data.clone(), new.share);
         let Some(index) = slot else {
-            budget.release(weight);
+            ledger.release(weight);
             return false;
         };
         self.set_expiry(index, new.expires);
@@ -230,14 +225,14 @@ impl Shard {
         new: &NewEntry<'_>,
         weight: u64,
         proved: bool,
-        budget: &Budget,
+        ledger: &mut Ledger<'_>,
         targets: Targets,
     ) -> bool {
-        if weight > budget.capacity() {
+        if weight > ledger.capacity() {
             return false;
         }
         let small = s3fifo::small_part(targets.of(new.share));
-        if self.eviction == Eviction::Lru || weight <= small || proved || budget.has_room(weight) {
+        if self.eviction == Eviction::Lru || weight <= small || proved || ledger.has_room(weight) {
             return true;
         }
         let queues = &mut self.shares.of_mut(new.share).queues;
@@ -262,7 +257,7 @@ impl Shard {
     pub(super) fn evict_one(
         &mut self,
         coming: u64,
-        budget: &Budget,
+        ledger: &mut Ledger<'_>,
         targets: Targets,
         gone: &mut Graveyard,
     ) -> bool {
@@ -272,14 +267,14 @@ impl Shard {
         } else {
             (CacheType::Main, CacheType::Hot)
         };
-        self.evict_from(first, budget, targets, gone)
-            || self.evict_from(second, budget, targets, gone)
+        self.evict_from(first, ledger, targets, gone)
+            || self.evict_from(second, ledger, targets, gone)
     }
 
     fn evict_from(
         &mut self,
         share: CacheType,
-        budget: &Budget,
+        ledger: &mut Ledger<'_>,
         targets: Targets,
         gone: &mut Graveyard,
     ) -> bool {
@@ -296,7 +291,7 @@ impl Shard {
             return false;
         };
         owner.evictions += 1;
-        self.release(index, RemovalCause::Size, budget, gone);
+        self.release(index, RemovalCause::Size, ledger, gone);
         true
     }
 
@@ -306,7 +301,7 @@ impl Shard {
         &mut self,
         hash: Hash,
         key: &str,
-        budget: &Budget,
+        ledger: &mut Ledger<'_>,
         clock: &Clock,
         gone: &mut Graveyard,
     ) -> bool {
@@ -315,7 +310,7 @@ impl Shard {
         match self.index_of(hash, key) {
             Some(index) => {
                 let cause = self.cause(index, clock, RemovalCause::Explicit);
-                self.depart(index, cause, budget, gone);
+                self.depart(index, cause, ledger, gone);
                 true
             }
             None => false,
@@ -324,9 +319,9 @@ impl Shard {
 
     /// Takes everything out, and lets no load under way put anything in. The tables go too: an
     /// emptied cache gives its memory back.
-    pub(super) fn clear(&mut self, budget: &Budget) -> Slab {
+    pub(super) fn clear(&mut self, ledger: &mut Ledger<'_>) -> Slab {
         self.clears = self.clears.wrapping_add(1);
-        budget.release(self.bytes());
+        ledger.release(self.bytes());
         self.table = HashTable::new();
         self.expiries = Vec::new();
         self.sweep_at = 0;
@@ -378,7 +373,7 @@ impl Shard {
     }
 
     /// Takes out what has expired among the next few slots.
-    fn sweep(&mut self, budget: &Budget, clock: &Clock, gone: &mut Graveyard) {
+    fn sweep(&mut self, ledger: &mut Ledger<'_>, clock: &Clock, gone: &mut Graveyard) {
         if self.expiries.is_empty() {
             return;
         }
@@ -388,7 +383,7 @@ impl Shard {
             self.sweep_at = (at + 1) % self.expiries.len();
             let index = at as u32;
             if self.expiry(index).is_some_and(|end| end <= now) {
-                self.depart(index, RemovalCause::Expired, budget, gone);
+                self.depart(index, RemovalCause::Expired, ledger, gone);
             }
         }
     }
@@ -431,11 +426,12 @@ impl Shard {
         )
     }
 
+    #[inline(always)]
     fn index_of(&self, hash: Hash, key: &str) -> Option<u32> {
-        let found = self.table.find(hash.spread(), |&index| {
-            let entry = self.slab.entry_of(index, hash.table(), key.as_bytes());
-            entry.is_some()
-        });
+        let (half, key) = (hash.table(), key.as_bytes());
+        let found = self
+            .table
+            .find(hash.spread(), |&index| self.slab.has_key(index, half, key));
         found.copied()
     }
 
@@ -453,15 +449,27 @@ impl Shard {
     }
 
     /// Takes an entry out of its queue, then out of everything else.
-    fn depart(&mut self, index: u32, cause: RemovalCause, budget: &Budget, gone: &mut Graveyard) {
+    fn depart(
+        &mut self,
+        index: u32,
+        cause: RemovalCause,
+        ledger: &mut Ledger<'_>,
+        gone: &mut Graveyard,
+    ) {
         let share = self.shares.of_mut(self.slab.mark(index).share());
         share.queues.unlink(&mut self.slab, index);
-        self.release(index, cause, budget, gone);
+        self.release(index, cause, ledger, gone);
     }
 
     /// Takes an entry that is in no queue out of the table and the slab.
-    fn release(&mut self, index: u32, cause: RemovalCause, budget: &Budget, gone: &mut Graveyard) {
-        budget.release(self.slab.weight(index));
+    fn release(
+        &mut self,
+        index: u32,
+        cause: RemovalCause,
+        ledger: &mut Ledger<'_>,
+        gone: &mut Graveyard,
+    ) {
+        ledger.release(self.slab.weight(index));
         let place = Hash::spread_of(self.slab.hash(index));
         if let Ok(entry) = self.table.find_entry(place, |&other| other == index) {
             entry.remove();

@@ -210,16 +210,25 @@ impl Slab {
         self.data.len()
     }
 
-    /// The entry at `index`, if its key is `key` and its hash, of which a few bits are compared,
-    /// is `hash`.
-    #[inline]
-    pub(crate) fn entry_of(&self, index: u32, hash: u32, key: &[u8]) -> Option<Entry<'_>> {
+    /// Whether the entry at `index` has this key and this hash, of which a few bits are compared.
+    #[inline(always)]
+    pub(crate) fn has_key(&self, index: u32, hash: u32, key: &[u8]) -> bool {
         let mark = &self.marks[index as usize];
-        if mark.tag != tag_of(hash) || usize::from(mark.key_len) != key.len() {
-            return None;
-        }
-        let data = self.data[index as usize].as_ref()?;
-        same_bytes(data.get(..key.len())?, key).then_some(Entry { mark, data })
+        mark.tag == tag_of(hash)
+            && usize::from(mark.key_len) == key.len()
+            && self.data[index as usize]
+                .as_ref()
+                .and_then(|data| data.get(..key.len()))
+                .is_some_and(|own| same_bytes(own, key))
+    }
+
+    /// The entry at `index`, if there is one.
+    #[inline]
+    pub(crate) fn entry(&self, index: u32) -> Option<Entry<'_>> {
+        Some(Entry {
+            mark: &self.marks[index as usize],
+            data: self.data[index as usize].as_ref()?,
+        })
     }
 
     #[inline]
@@ -374,16 +383,13 @@ impl Slab {
     }
 }
 
-/// Whether two slices of one length are equal. Keys of 8 to 32 bytes, which most are, are compared
-/// by their two ends, which overlap: a call to memcmp costs more than that.
+/// Whether two slices of one length are equal. Keys of 8 to 16 bytes are compared by their two ends,
+/// which overlap or meet: a call to memcmp costs more than that.
 #[inline]
 fn same_bytes(a: &[u8], b: &[u8]) -> bool {
-    fn ends<const N: usize>(a: &[u8], b: &[u8]) -> bool {
-        a.first_chunk::<N>() == b.first_chunk() && a.last_chunk::<N>() == b.last_chunk()
-    }
-    match a.len() {
-        8..=16 => ends::<8>(a, b),
-        17..=32 => ends::<16>(a, b),
-        _ => a == b,
+    if (8..=16).contains(&a.len()) {
+        a.first_chunk::<8>() == b.first_chunk() && a.last_chunk::<8>() == b.last_chunk()
+    } else {
+        a == b
     }
 }

@@ -5,7 +5,7 @@
 //! | file | request | answer |
 //! |---|---|---|
 //! | `path` | [`key_path`] → [`parse_path`] | |
-//! | `timeout` | [`encode_timeout`] → [`parse_timeout`] | |
+//! | `timeout` | [`timeout_millis`] → [`parse_timeout`] | |
 //! | `body` | | [`response_prefix`] → [`decode_response`] |
 //! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
 //! | `status` | | [`status_of`] → [`error_of`] |
@@ -25,7 +25,7 @@ pub(crate) use many::{
 };
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
-pub(crate) use timeout::{TIMEOUT_HEADER, encode_timeout, parse_timeout};
+pub(crate) use timeout::{TIMEOUT_HEADER, parse_timeout, timeout_millis};
 
 /// The `Content-Type` of protobuf bodies.
 pub(crate) const CONTENT_TYPE: &str = "application/x-protobuf";

@@ -109,6 +109,10 @@ pub(crate) fn parse_path<'a>(
 }
 
 pub(super) fn push_escaped(out: &mut String, segment: &str) {
+    if is_clean(segment) {
+        out.push_str(segment);
+        return;
+    }
     if is_dots(segment) {
         for _ in 0..segment.len() {
             out.push_str("%2E");
@@ -124,6 +128,11 @@ pub(super) fn push_escaped(out: &mut String, segment: &str) {
             out.push(char::from(HEX[usize::from(byte & 15)]));
         }
     }
+}
+
+/// Whether nothing has to be escaped.
+fn is_clean(segment: &str) -> bool {
+    !is_dots(segment) && segment.bytes().all(is_unreserved)
 }
 
 fn escaped_len(segment: &str) -> usize {

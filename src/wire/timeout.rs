@@ -5,13 +5,13 @@ use std::time::Duration;
 /// The header that carries the caller's remaining time in decimal milliseconds.
 pub(crate) const TIMEOUT_HEADER: &str = "larder-timeout-ms";
 
-/// Writes `remaining` for [`TIMEOUT_HEADER`].
+/// The number that says `remaining` in [`TIMEOUT_HEADER`].
 ///
 /// A part of a millisecond counts as a whole one: rounded down, the last of it would read as no
 /// time at all. Anything over [`MAX_TIMEOUT`] is sent as that.
-pub(crate) fn encode_timeout(remaining: Duration) -> String {
+pub(crate) fn timeout_millis(remaining: Duration) -> u64 {
     let capped = remaining.min(MAX_TIMEOUT);
-    capped.as_nanos().div_ceil(NANOS_PER_MILLI).to_string()
+    capped.as_secs() * 1000 + u64::from(capped.subsec_nanos().div_ceil(NANOS_PER_MILLI))
 }
 
 /// Reads a [`TIMEOUT_HEADER`]: 1 to 19 decimal digits and nothing else, no sign and no space.
@@ -32,7 +32,7 @@ pub(crate) fn parse_timeout(header: &str) -> Option<Duration> {
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 const MAX_DIGITS: usize = 19;
-const NANOS_PER_MILLI: u128 = 1_000_000;
+const NANOS_PER_MILLI: u32 = 1_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -42,20 +42,21 @@ mod tests {
     #[test]
     fn a_part_of_a_millisecond_counts_as_one() {
         for (nanos, want) in [
-            (0, "0"),
-            (1, "1"),
-            (999_999, "1"),
-            (1_000_000, "1"),
-            (1_000_001, "2"),
-            (250_000_000, "250"),
+            (0, 0),
+            (1, 1),
+            (999_999, 1),
+            (1_000_000, 1),
+            (1_000_001, 2),
+            (250_000_000, 250),
+            (2_000_000_001, 2001),
         ] {
-            assert_eq!(encode_timeout(Duration::from_nanos(nanos)), want);
+            assert_eq!(timeout_millis(Duration::from_nanos(nanos)), want);
         }
     }
 
     #[test]
     fn a_time_over_a_day_is_a_day_on_both_sides() {
-        assert_eq!(encode_timeout(Duration::MAX), "86400000");
+        assert_eq!(timeout_millis(Duration::MAX), 86_400_000);
         for header in ["86400000", "86400001", "9999999999999999999"] {
             assert_eq!(parse_timeout(header), Some(MAX_TIMEOUT), "{header}");
         }
@@ -80,7 +81,7 @@ mod tests {
             nanos in 0..=MAX_TIMEOUT.as_nanos() as u64,
         ) {
             let sent = Duration::from_nanos(nanos);
-            let read = parse_timeout(&encode_timeout(sent)).expect("it parses");
+            let read = parse_timeout(&timeout_millis(sent).to_string()).expect("it parses");
             prop_assert!(read >= sent);
             prop_assert!(read - sent < Duration::from_millis(1));
         }

@@ -11,6 +11,7 @@ mod shared;
 mod time;
 
 use std::borrow::Cow;
+use std::process::Command;
 
 use larder::http::{HttpPool, HttpPoolBuilder};
 use larder::pb::GetRequest;
@@ -22,7 +23,9 @@ fn pool_of(url: &str) -> HttpPool {
 }
 
 fn pool_with(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
-    let builder = HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
+    let builder = HttpPool::builder("http://127.0.0.1:1")
+        .registry(&Registry::new())
+        .direct_transport(std::env::var_os(DIRECT).is_some());
     let pool = options(builder).build().expect("a pool");
     pool.set([url]).expect("a peer");
     pool
@@ -50,4 +53,23 @@ fn peer_error(pool: &HttpPool, key: &str) -> String {
     let url = &pool.peers()[0];
     assert!(error.to_string().contains(url.as_str()), "{error}");
     error.to_string()
+}
+
+/// Set where the direct transport is tested instead of the default one.
+const DIRECT: &str = "LARDER_TEST_DIRECT";
+
+#[test]
+fn the_direct_transport_passes_the_same_tests() {
+    if std::env::var_os(DIRECT).is_some() {
+        // This is the child.
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .env(DIRECT, "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    // An earlier test that found the variable would say nothing of it.
+    assert!(told.contains("values_of_all_sizes_arrive ... ok"), "{told}");
 }

@@ -7,12 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use larder::http::{HttpPool, HttpPoolBuilder};
 use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
 use crate::raw_server::{Connection, RawServer, body, failure, ok};
-use crate::{ask, get, pool_of, pool_with};
+use crate::{ask, get, pool_with};
+
+/// A pool that has one connection beside those for shared exchanges: where two threads ask, the
+/// second shares.
+fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
+    pool_with(url, |builder| options(builder.max_connections_per_peer(3)))
+}
 
 /// The last segment of the path in a head: the key of a GET.
 fn last_segment(head: &str) -> String {
@@ -67,7 +74,7 @@ fn posts(server: &RawServer) -> usize {
 }
 
 /// Asks from `threads` at once, `rounds` times each, and checks every answer.
-fn storm(pool: &larder::http::HttpPool, threads: usize, rounds: usize) {
+fn storm(pool: &HttpPool, threads: usize, rounds: usize) {
     let start = Barrier::new(threads);
     std::thread::scope(|scope| {
         for thread in 0..threads {
@@ -93,9 +100,21 @@ fn threads_ride_together_and_each_gets_its_own_value() {
         std::thread::sleep(Duration::from_millis(1));
         connection.send(&answer_to(&keys, |_| false))
     });
-    storm(&pool_of(&server.url), 16, 20);
+    storm(&crowded(&server.url, |builder| builder), 16, 20);
     assert!(most.load(Ordering::SeqCst) > 1, "nobody rode together");
     assert!(server.heads().len() < 320, "{}", server.heads().len());
+}
+
+#[test]
+fn few_threads_do_not_wait_for_each_other() {
+    let server = echo(|connection| {
+        let keys = keys_of(connection);
+        connection.send(&answer_to(&keys, |_| false))
+    });
+    let pool = pool_with(&server.url, |builder| builder);
+    storm(&pool, 8, 50);
+    assert_eq!(posts(&server), 0);
+    assert!(server.connections() <= 8, "{}", server.connections());
 }
 
 #[test]
@@ -105,7 +124,7 @@ fn what_the_owner_lacks_is_asked_for_singly() {
         let keys = keys_of(connection);
         connection.send(&answer_to(&keys, lacks))
     });
-    storm(&pool_of(&server.url), 8, 50);
+    storm(&crowded(&server.url, |builder| builder), 8, 50);
     assert!(posts(&server) > 0);
 }
 
@@ -128,7 +147,7 @@ fn a_connection_killed_under_32_riders_costs_nobody_an_answer() {
         connection.send(&answer[..cut[kill % 3]]);
         false
     });
-    let pool = pool_with(&server.url, |builder| {
+    let pool = crowded(&server.url, |builder| {
         builder.exchange_timeout(Duration::from_secs(20))
     });
     std::thread::scope(|scope| {
@@ -155,7 +174,7 @@ fn a_peer_that_knows_no_shared_exchange_is_asked_singly_from_then_on() {
     ];
     for answer in answers {
         let server = echo(move |connection| connection.send(&answer));
-        let pool = pool_of(&server.url);
+        let pool = crowded(&server.url, |builder| builder);
         storm(&pool, 8, 5);
         let at_first = posts(&server);
         assert!((1..=8).contains(&at_first), "{at_first}");
@@ -168,7 +187,7 @@ fn a_peer_that_knows_no_shared_exchange_is_asked_singly_from_then_on() {
         failure("503 Service Unavailable", "", "too many connections"),
     ] {
         let server = echo(move |connection| connection.send(&answer));
-        storm(&pool_of(&server.url), 8, 20);
+        storm(&crowded(&server.url, |builder| builder), 8, 20);
         assert!(posts(&server) > 8, "{}", posts(&server));
     }
 }
@@ -181,7 +200,7 @@ fn a_peer_without_the_group_says_so_to_all_riders() {
             connection.send(&failure("404 Not Found", headers, "no group"));
         }
     });
-    let pool = pool_of(&server.url);
+    let pool = crowded(&server.url, |builder| builder);
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let pool = &pool;
@@ -200,7 +219,7 @@ fn who_rides_leaves_at_its_own_deadline() {
         connection.wait_for_close();
         false
     });
-    let pool = pool_with(&server.url, |builder| {
+    let pool = crowded(&server.url, |builder| {
         builder.exchange_timeout(Duration::from_secs(20))
     });
     let limit = Duration::from_millis(200);
@@ -231,7 +250,7 @@ fn a_shared_exchange_asks_for_no_more_than_its_limits() {
         std::thread::sleep(Duration::from_millis(1));
         connection.send(&answer_to(&keys, |_| false))
     });
-    let pool = pool_with(&server.url, |builder| builder.max_shared_keys(3));
+    let pool = crowded(&server.url, |builder| builder.max_shared_keys(3));
     storm(&pool, 24, 10);
     let sizes = sizes.lock().expect("no panic");
     assert!(

@@ -36,21 +36,31 @@ fn ride(combiner: &Combiner<Asked>, key: &str) -> bool {
 
 fn is_idle(combiner: &Combiner<Asked>) -> bool {
     let state = combiner.state.lock();
-    !state.alone && state.running == 0 && state.gathering.is_empty()
+    state.asking == 0 && state.running == 0 && state.gathering.is_empty()
 }
 
-/// A combiner with all exchanges running, whose leads the caller ends.
-fn busy<'c>(combiner: &'c Combiner<Asked>) -> Vec<Lead<'c, Asked>> {
-    let Turn::Alone(alone) = combiner.join("group", "alone", later) else {
-        panic!("nobody else is there");
-    };
+fn combiner() -> Combiner<Asked> {
+    Combiner::new(100, 1000, 100)
+}
+
+/// As many threads ask as need not share, and all shared exchanges run; until this is dropped.
+struct Busy<'c> {
+    leads: Vec<Lead<'c, Asked>>,
+    alone: Vec<Alone<'c, Asked>>,
+}
+
+fn busy(combiner: &Combiner<Asked>) -> Busy<'_> {
+    let alone = (0..SIDE_BY_SIDE).map(|_| match combiner.join("group", "alone", later) {
+        Turn::Alone(alone) => alone,
+        _ => panic!("few are there"),
+    });
+    let alone = alone.collect();
     let leads = (0..MAX_RUNNING).map(|_| match combiner.join("group", "lead", later) {
         Turn::Lead(lead) => lead,
         _ => panic!("an exchange is free"),
     });
     let leads = leads.collect();
-    drop(alone);
-    leads
+    Busy { leads, alone }
 }
 
 #[cfg(not(larder_loom))]
@@ -59,10 +69,6 @@ mod threads {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
-
-    fn new() -> Combiner<Asked> {
-        Combiner::new(100, 1000)
-    }
 
     fn wait_for_keys(combiner: &Combiner<Asked>, count: usize) {
         let gathered =
@@ -73,29 +79,40 @@ mod threads {
     }
 
     #[test]
-    fn one_thread_alone_asks_alone() {
-        let combiner = new();
+    fn few_threads_ask_alone() {
+        let combiner = combiner();
         for _ in 0..3 {
-            assert!(matches!(combiner.join("g", "k", later), Turn::Alone(_)));
+            let all: Vec<_> = (0..SIDE_BY_SIDE)
+                .map(|_| combiner.join("g", "k", later))
+                .collect();
+            assert!(all.iter().all(|turn| matches!(turn, Turn::Alone(_))));
+            assert!(matches!(combiner.join("g", "k", later), Turn::Lead(_)));
         }
     }
 
     #[test]
-    fn a_long_plain_request_keeps_nobody_waiting() {
-        let combiner = new();
-        let slow = combiner.join("group", "slow", later);
-        assert!(matches!(slow, Turn::Alone(_)));
+    fn those_who_share_one_connection_share_exchanges() {
+        let combiner = Combiner::<Asked>::new(100, 1000, 1);
+        let _alone = combiner.join("g", "k", later);
+        assert!(matches!(combiner.join("g", "k", later), Turn::Lead(_)));
+    }
+
+    #[test]
+    fn long_plain_requests_keep_nobody_waiting() {
+        let combiner = combiner();
+        let Busy { leads, alone } = busy(&combiner);
+        drop(leads);
         for n in 0..10 {
             assert!(ride(&combiner, &n.to_string()));
         }
-        drop(slow);
+        drop(alone);
         assert!(is_idle(&combiner));
     }
 
     #[test]
     fn keys_that_gather_go_together() {
-        let combiner = new();
-        let leads = busy(&combiner);
+        let combiner = combiner();
+        let busy = busy(&combiner);
         thread::scope(|scope| {
             let riders: Vec<_> = (0..30)
                 .map(|n| {
@@ -112,7 +129,7 @@ mod threads {
                 })
                 .collect();
             wait_for_keys(&combiner, 30);
-            drop(leads);
+            drop(busy);
             let ridden: Vec<_> = riders.into_iter().map(|r| r.join().unwrap()).collect();
             assert!(ridden.iter().all(|(len, _)| *len == 30));
             assert_eq!(ridden.iter().filter(|(_, led)| *led).count(), 1);
@@ -122,8 +139,8 @@ mod threads {
 
     #[test]
     fn groups_do_not_mix_and_the_third_asks_singly() {
-        let combiner = new();
-        let leads = busy(&combiner);
+        let combiner = combiner();
+        let busy = busy(&combiner);
         thread::scope(|scope| {
             for group in ["a", "b"] {
                 let combiner = &combiner;
@@ -134,15 +151,18 @@ mod threads {
             }
             wait_for_keys(&combiner, 2);
             assert!(matches!(combiner.join("c", "c", later), Turn::Singly));
-            drop(leads);
+            drop(busy);
         });
         assert!(is_idle(&combiner));
     }
 
     #[test]
     fn a_batch_has_its_bounds() {
-        for (combiner, key) in [(Combiner::new(2, 1000), "k"), (Combiner::new(100, 4), "ke")] {
-            let leads = busy(&combiner);
+        for (combiner, key) in [
+            (Combiner::new(2, 1000, 100), "k"),
+            (Combiner::new(100, 4, 100), "ke"),
+        ] {
+            let busy = busy(&combiner);
             thread::scope(|scope| {
                 for _ in 0..4 {
                     let combiner = &combiner;
@@ -155,12 +175,12 @@ mod threads {
                 };
                 assert_eq!(sizes, [2, 2]);
                 assert!(matches!(combiner.join("group", key, later), Turn::Singly));
-                drop(leads);
+                drop(busy);
             });
             assert!(is_idle(&combiner));
         }
-        let combiner = Combiner::new(100, 4);
-        let _leads = busy(&combiner);
+        let combiner = Combiner::new(100, 4, 100);
+        let _busy = busy(&combiner);
         assert!(matches!(
             combiner.join("group", "longer", later),
             Turn::Singly
@@ -169,8 +189,8 @@ mod threads {
 
     #[test]
     fn who_leaves_takes_nobody_along() {
-        let combiner = new();
-        let leads = busy(&combiner);
+        let combiner = combiner();
+        let busy = busy(&combiner);
         // Its time is over when both are there: until then it has always a little left.
         let over = AtomicBool::new(false);
         let time_left = || match over.load(Ordering::SeqCst) {
@@ -184,7 +204,7 @@ mod threads {
             wait_for_keys(&combiner, 2);
             over.store(true, Ordering::SeqCst);
             assert!(matches!(leaving.join().unwrap(), Turn::TooLate));
-            drop(leads);
+            drop(busy);
             assert!(staying.join().unwrap());
         });
         assert!(is_idle(&combiner));
@@ -192,19 +212,19 @@ mod threads {
 
     #[test]
     fn the_last_to_leave_takes_the_batch_along() {
-        let combiner = new();
-        let leads = busy(&combiner);
+        let combiner = combiner();
+        let busy = busy(&combiner);
         let in_vain = combiner.join("group", "a", || Duration::ZERO);
         assert!(matches!(in_vain, Turn::TooLate));
         assert!(combiner.state.lock().gathering.is_empty());
-        drop(leads);
+        drop(busy);
         assert!(is_idle(&combiner));
     }
 
     #[test]
     fn a_panicking_leader_sends_the_others_to_ask_singly() {
-        let combiner = new();
-        let leads = busy(&combiner);
+        let combiner = combiner();
+        let busy = busy(&combiner);
         let told = thread::scope(|scope| {
             let riders: Vec<_> = (0..8)
                 .map(|n| {
@@ -222,7 +242,7 @@ mod threads {
                 })
                 .collect();
             wait_for_keys(&combiner, 8);
-            drop(leads);
+            drop(busy);
             let told = riders.into_iter().map(|rider| rider.join().unwrap());
             told.filter(|told| *told).count()
         });
@@ -234,8 +254,8 @@ mod threads {
     /// under way have ended, and waits for none that began later.
     #[test]
     fn a_batch_waits_only_for_exchanges_that_were_under_way() {
-        let combiner = new();
-        let mut leads = busy(&combiner);
+        let combiner = combiner();
+        let mut busy = busy(&combiner);
         let both_lead = Barrier::new(2);
         thread::scope(|scope| {
             for (n, group) in ["a", "b"].into_iter().enumerate() {
@@ -250,8 +270,9 @@ mod threads {
                 });
                 wait_for_keys(combiner, n + 1);
             }
-            leads.clear();
+            busy.leads.clear();
         });
+        drop(busy);
         assert!(is_idle(&combiner));
     }
 }
@@ -264,8 +285,9 @@ mod model {
     #[test]
     fn loom_every_rider_gets_its_own_outcome_and_nothing_is_left() {
         loom::model(|| {
-            let combiner = Arc::new(Combiner::new(100, 1000));
-            let leads = busy(&combiner);
+            let combiner = Arc::new(combiner());
+            let Busy { leads, alone } = busy(&combiner);
+            drop(alone);
             let riders: Vec<_> = ["a", "b"]
                 .into_iter()
                 .map(|key| {
@@ -284,8 +306,9 @@ mod model {
     #[test]
     fn loom_a_call_that_a_leaving_thread_swallowed_is_passed_on() {
         loom::model(|| {
-            let combiner = Arc::new(Combiner::new(100, 1000));
-            let leads = busy(&combiner);
+            let combiner = Arc::new(combiner());
+            let Busy { leads, alone } = busy(&combiner);
+            drop(alone);
             let staying = {
                 let combiner = combiner.clone();
                 thread::spawn(move || assert!(ride(&combiner, "stays")))
@@ -310,8 +333,9 @@ mod model {
     #[test]
     fn loom_a_leader_that_gives_up_is_heard_by_its_rider() {
         loom::model(|| {
-            let combiner = Arc::new(Combiner::new(100, 1000));
-            let leads = busy(&combiner);
+            let combiner = Arc::new(combiner());
+            let Busy { leads, alone } = busy(&combiner);
+            drop(alone);
             let riders: Vec<_> = ["a", "b"]
                 .into_iter()
                 .map(|key| {
