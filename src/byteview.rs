@@ -57,14 +57,13 @@ impl ByteView {
         ByteView::window(data, key.len(), len)
     }
 
-    /// The same view in the shape of [`keyed`](Self::keyed) for this key: itself if it has that
-    /// shape.
-    pub(crate) fn into_keyed(self, key: &str) -> ByteView {
+    /// Takes the shape of [`keyed`](Self::keyed) for this key, if it has another. The bytes stay
+    /// the same.
+    #[inline]
+    pub(crate) fn make_keyed(&mut self, key: &str) {
         let fits = self.start == key.len() && self.end == self.data.len();
-        if fits && self.data.starts_with(key.as_bytes()) {
-            self
-        } else {
-            ByteView::keyed(key, &self)
+        if !(fits && self.data.starts_with(key.as_bytes())) {
+            *self = ByteView::keyed(key, self);
         }
     }
 
@@ -364,7 +363,8 @@ mod tests {
     fn a_keyed_view_is_kept_as_it_is_and_another_is_copied() {
         let view = ByteView::keyed("key", b"value");
         assert_eq!(view, "value");
-        let kept = view.clone().into_keyed("key");
+        let mut kept = view.clone();
+        kept.make_keyed("key");
         assert!(Arc::ptr_eq(&view.data, &kept.data));
         for (view, key, want) in [
             (view.clone(), "kez", "kezvalue"),
@@ -372,11 +372,10 @@ mod tests {
             (view.slice(..0), "", ""),
             (ByteView::from("x"), "", "x"),
         ] {
-            assert_eq!(
-                **view.clone().into_keyed(key).allocation(),
-                *want.as_bytes()
-            );
-            assert_eq!(view.clone().into_keyed(key), view);
+            let mut keyed = view.clone();
+            keyed.make_keyed(key);
+            assert_eq!(**keyed.allocation(), *want.as_bytes());
+            assert_eq!(keyed, view);
         }
     }
 

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use super::Loader;
 use super::counters::GetterRun;
-use super::flight::RunOn;
+use super::flight::{Route, RunOn};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::sync::Arc;
+use crate::peers::PeerResponse;
 
 /// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
 const MAX_PEERS_ASKED: usize = 2;
 
 impl Loader {
+    #[inline]
     pub(super) fn run_getter(
         &self,
         ctx: &Context,
@@ -35,9 +35,7 @@ impl Loader {
     /// Asks the owner, and if it does not answer, its successor. `None` if nobody answered.
     pub(super) fn ask_peers(
         &self,
-        picker: &dyn PeerPicker,
-        owner: Arc<dyn ProtoGetter>,
-        run_on: RunOn,
+        route: &Route,
         ctx: &Context,
         key: &str,
     ) -> Option<Result<PeerResponse>> {
@@ -45,7 +43,7 @@ impl Loader {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut next = Some(owner);
+        let mut next = Some(route.owner.clone());
         for attempt in 1..=MAX_PEERS_ASKED {
             let answer = next?.get(ctx, &request);
             let error = match answer {
@@ -72,10 +70,10 @@ impl Loader {
             if let Some(ended) = ctx.err() {
                 return Some(Err(ended));
             }
-            next = picker.pick_replica(key, attempt);
+            next = route.picker.pick_replica(key, attempt);
             // One that could make the caller late is passed over: the owner was thought punctual,
             // so this is the caller's thread.
-            if run_on == RunOn::Caller {
+            if route.run_on == RunOn::Caller {
                 next = next.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
             }
         }

@@ -89,11 +89,15 @@ pub(super) enum Flight {
         /// Whether it carries on a load that is counted already, as a peer flight.
         counted: bool,
     },
-    Peer {
-        picker: Arc<dyn PeerPicker>,
-        owner: Arc<dyn ProtoGetter>,
-        run_on: RunOn,
-    },
+    Peer(Route),
+}
+
+/// Which peers a flight asks, and where its work runs.
+#[derive(Clone)]
+pub(super) struct Route {
+    pub(super) picker: Arc<dyn PeerPicker>,
+    pub(super) owner: Arc<dyn ProtoGetter>,
+    pub(super) run_on: RunOn,
 }
 
 impl Flight {
@@ -104,7 +108,7 @@ impl Flight {
     fn map<'a>(&self, loader: &'a Loader) -> &'a Flights {
         match self {
             Flight::Getter { .. } => &loader.getter_flights,
-            Flight::Peer { .. } => &loader.peer_flights,
+            Flight::Peer(_) => &loader.peer_flights,
         }
     }
 }
@@ -232,6 +236,7 @@ impl Loader {
 
     /// Does a flight's work and lands it. `None` if the work stopped because `ctx` ended: then the
     /// flight is abandoned rather than failed, for its waiters may have time left.
+    #[inline]
     fn work(
         self: &Arc<Self>,
         flight: &Flight,
@@ -248,31 +253,12 @@ impl Loader {
         let outcome = match flight {
             Flight::Getter { keep, .. } => {
                 let loaded = self.run_getter(ctx, key);
-                loaded.map(|(view, ttl)| self.keep(*keep, hash, key, view, ttl, generation))
+                loaded.map(|(mut view, ttl)| {
+                    let (expires, gone) = self.keep(*keep, hash, key, &mut view, ttl, generation);
+                    (Loaded { view, expires }, gone)
+                })
             }
-            Flight::Peer {
-                picker,
-                owner,
-                run_on,
-            } => match self.ask_peers(&**picker, owner.clone(), *run_on, ctx, key) {
-                Some(answer) => answer.map(|PeerResponse { value, ttl, .. }| {
-                    self.keep(Keep::Hot, hash, key, value, ttl, generation)
-                }),
-                // On a loader thread already, the callers can leave this flight; the getter
-                // needs no other thread.
-                None => {
-                    let run_on = match run_on {
-                        RunOn::LoaderPool => RunOn::Caller,
-                        RunOn::Caller => RunOn::for_getter(ctx),
-                    };
-                    let flight = Flight::Getter {
-                        keep: Keep::Borrowed,
-                        counted: true,
-                    };
-                    let loaded = self.fly(&flight, ctx, hash, key, None, run_on);
-                    loaded.map(|loaded| (loaded, Graveyard::default()))
-                }
-            },
+            Flight::Peer(route) => self.load_from_peers(route, ctx, hash, key, generation),
         };
         let (result, gone) = match outcome {
             Ok((loaded, gone)) => (Ok(loaded), gone),
@@ -293,6 +279,36 @@ impl Loader {
         self.bury(gone);
         drop(turn);
         Some(result)
+    }
+
+    /// Asks the peers for a key, and runs the getter if none answers.
+    #[inline(never)]
+    fn load_from_peers(
+        self: &Arc<Self>,
+        route: &Route,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        generation: Generation,
+    ) -> Result<(Loaded, Graveyard)> {
+        if let Some(answer) = self.ask_peers(route, ctx, key) {
+            let PeerResponse { value, ttl, .. } = answer?;
+            let mut view = value;
+            let (expires, gone) = self.keep(Keep::Hot, hash, key, &mut view, ttl, generation);
+            return Ok((Loaded { view, expires }, gone));
+        }
+        // On a loader thread already, the callers can leave this flight; the getter needs no other
+        // thread.
+        let run_on = match route.run_on {
+            RunOn::LoaderPool => RunOn::Caller,
+            RunOn::Caller => RunOn::for_getter(ctx),
+        };
+        let flight = Flight::Getter {
+            keep: Keep::Borrowed,
+            counted: true,
+        };
+        let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
+        Ok((loaded, Graveyard::default()))
     }
 }
 

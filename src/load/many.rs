@@ -158,13 +158,14 @@ impl Loader {
         let found = ask.wanted.iter().zip(answers);
         let found = found.filter_map(|(wanted, answer)| Some((wanted, answer?)));
         found
-            .map(|(wanted, PeerResponse { value, ttl, .. })| {
+            .map(|(wanted, PeerResponse { mut value, ttl, .. })| {
                 self.counters.add(|loads| &loads.loads_deduped);
                 self.counters.add(|loads| &loads.peer_loads);
                 let (key, hash) = (&*wanted.key, wanted.hash);
-                let (loaded, gone) = self.keep(Keep::Hot, hash, key, value, ttl, wanted.generation);
+                let generation = wanted.generation;
+                let (_, gone) = self.keep(Keep::Hot, hash, key, &mut value, ttl, generation);
                 self.bury(gone);
-                (wanted.at, loaded.view)
+                (wanted.at, value)
             })
             .collect()
     }

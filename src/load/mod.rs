@@ -31,7 +31,7 @@ use crate::stats::Stats;
 use crate::store::{Departed, Generation, Hash, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
 use counters::Counters;
-use flight::{Flight, RunOn};
+use flight::{Flight, Route, RunOn};
 use keep::Keep;
 
 pub use admission::{AdmissionFn, HotAdmission};
@@ -150,11 +150,11 @@ impl Loader {
             return Ok(loaded.view);
         };
         let run_on = RunOn::for_peer(ctx, &*owner);
-        let flight = Flight::Peer {
+        let flight = Flight::Peer(Route {
             picker,
             owner,
             run_on,
-        };
+        });
         let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
         Ok(loaded.view)
     }

@@ -1,3 +1,4 @@
+use super::stripes::MAX_SPARE_KEY;
 use super::*;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
