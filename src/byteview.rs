@@ -25,9 +25,17 @@ pub struct ByteView {
 }
 
 impl ByteView {
-    /// The empty view.
+    /// The empty view. Allocates nothing, after the first on a thread.
     pub fn new() -> Self {
-        ByteView::from(&[][..])
+        // One for each thread, so that threads do not count references in one place, as they would
+        // with std's default.
+        std::thread_local! {
+            static EMPTY: Arc<[u8]> = Arc::from([]);
+        }
+        // A thread that is past its destructors has none.
+        EMPTY
+            .try_with(|empty| empty.clone().into())
+            .unwrap_or_else(|_| Arc::<[u8]>::default().into())
     }
 
     /// The window `start..end` of `data`.
@@ -39,25 +47,29 @@ impl ByteView {
     /// A copy of `value` that stands behind `key` in one allocation: the shape that the store
     /// keeps entries in, so that it can keep this one as it is.
     pub(crate) fn keyed(key: &str, value: &[u8]) -> Self {
+        let key = key.as_bytes();
         let len = key.len() + value.len();
-        let mut data: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
-        if let Some(bytes) = Arc::get_mut(&mut data) {
-            let (front, back) = bytes.split_at_mut(key.len());
-            front.copy_from_slice(key.as_bytes());
-            back.copy_from_slice(value);
-        }
+        let data = match len {
+            0..=128 => joined_on_stack::<128>(key, value),
+            129..=512 => joined_on_stack::<512>(key, value),
+            _ => joined_in_place(key, value),
+        };
         ByteView::window(data, key.len(), len)
     }
 
-    /// The allocation of [`keyed`](Self::keyed) for this key and value: the view's own if it has
-    /// that shape.
-    pub(crate) fn into_keyed(self, key: &str) -> Arc<[u8]> {
+    /// Takes the shape of [`keyed`](Self::keyed) for this key, if it has another. The bytes stay
+    /// the same.
+    #[inline]
+    pub(crate) fn make_keyed(&mut self, key: &str) {
         let fits = self.start == key.len() && self.end == self.data.len();
-        if fits && self.data.starts_with(key.as_bytes()) {
-            self.data
-        } else {
-            ByteView::keyed(key, &self).data
+        if !(fits && self.data.starts_with(key.as_bytes())) {
+            *self = ByteView::keyed(key, self);
         }
+    }
+
+    /// The whole allocation: key and value, in a view of the shape of [`keyed`](Self::keyed).
+    pub(crate) fn allocation(&self) -> &Arc<[u8]> {
+        &self.data
     }
 
     /// The number of bytes.
@@ -154,6 +166,26 @@ impl ByteView {
             position: 0,
         }
     }
+}
+
+/// Two slices as one, by way of a buffer of `N` bytes, which they must fit: to copy this little
+/// twice is cheaper than to fill an allocation with zeros first.
+fn joined_on_stack<const N: usize>(front: &[u8], back: &[u8]) -> Arc<[u8]> {
+    let mut buffer = [0; N];
+    let (room, rest) = buffer.split_at_mut(front.len());
+    room.copy_from_slice(front);
+    rest[..back.len()].copy_from_slice(back);
+    Arc::from(&buffer[..front.len() + back.len()])
+}
+
+fn joined_in_place(front: &[u8], back: &[u8]) -> Arc<[u8]> {
+    let mut data: Arc<[u8]> = std::iter::repeat_n(0, front.len() + back.len()).collect();
+    if let Some(bytes) = Arc::get_mut(&mut data) {
+        let (start, end) = bytes.split_at_mut(front.len());
+        start.copy_from_slice(front);
+        end.copy_from_slice(back);
+    }
+    data
 }
 
 impl Deref for ByteView {
@@ -331,10 +363,44 @@ mod tests {
     fn a_keyed_view_is_kept_as_it_is_and_another_is_copied() {
         let view = ByteView::keyed("key", b"value");
         assert_eq!(view, "value");
-        assert!(Arc::ptr_eq(&view.data, &view.clone().into_keyed("key")));
-        assert_eq!(&*view.clone().into_keyed("kez"), b"kezvalue");
-        assert_eq!(&*view.slice(..3).into_keyed("key"), b"keyval");
-        assert_eq!(&*ByteView::from("x").into_keyed(""), b"x");
+        let mut kept = view.clone();
+        kept.make_keyed("key");
+        assert!(Arc::ptr_eq(&view.data, &kept.data));
+        for (view, key, want) in [
+            (view.clone(), "kez", "kezvalue"),
+            (view.slice(..3), "key", "keyval"),
+            (view.slice(..0), "", ""),
+            (ByteView::from("x"), "", "x"),
+        ] {
+            let mut keyed = view.clone();
+            keyed.make_keyed(key);
+            assert_eq!(**keyed.allocation(), *want.as_bytes());
+            assert_eq!(keyed, view);
+        }
+    }
+
+    #[test]
+    fn a_keyed_view_of_any_length_is_key_and_value() {
+        for key in ["", "k", &"k".repeat(100), &"k".repeat(600)] {
+            for len in [
+                0, 1, 27, 28, 29, 127, 128, 129, 411, 412, 413, 512, 513, 5000,
+            ] {
+                let value: Vec<u8> = (0..len).map(|n| n as u8).collect();
+                let view = ByteView::keyed(key, &value);
+                assert_eq!(view, value);
+                assert_eq!(**view.allocation(), *[key.as_bytes(), &value].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn empty_views_of_a_thread_share_one_allocation() {
+        let (one, two) = (ByteView::new(), ByteView::default());
+        assert!(one.is_empty());
+        assert!(Arc::ptr_eq(&one.data, &two.data));
+        let other = std::thread::spawn(ByteView::new).join().expect("no panic");
+        assert!(!Arc::ptr_eq(&one.data, &other.data));
+        assert_eq!(one, other);
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Sink for LoadSink<'_> {
         Ok(())
     }
 
-    /// Shares the view's bytes with whoever waits; the store copies them only if they do not stand
+    /// Shares the view's bytes; they are copied only if the store keeps them and they do not stand
     /// behind this very key already.
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
         self.check(value.len())?;

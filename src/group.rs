@@ -58,12 +58,13 @@ impl Group {
     /// [`ErrorKind::LoaderPanicked`], and the next call loads again.
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
-        let store = self.loader.store();
-        let hash = store.hash(key);
-        if let Some(view) = store.get(hash, key) {
-            return Ok(view);
+        let hash = self.loader.store().hash(key);
+        match self.loader.find(hash, key) {
+            Ok(view) => Ok(view),
+            Err(missed) => self
+                .loader
+                .load(&Context::background(), hash, key, Some(missed)),
         }
-        self.loader.load(&Context::background(), hash, key)
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -83,12 +84,11 @@ impl Group {
     /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
     #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
-        let store = self.loader.store();
-        let hash = store.hash(key);
-        if let Some(view) = store.get(hash, key) {
-            return Ok(view);
+        let hash = self.loader.store().hash(key);
+        match self.loader.find(hash, key) {
+            Ok(view) => Ok(view),
+            Err(missed) => self.loader.load(ctx, hash, key, Some(missed)),
         }
-        self.loader.load(ctx, hash, key)
     }
 
     /// Puts the value of `key` into `dest`; golang's `Group.Get`.

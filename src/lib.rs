@@ -104,6 +104,7 @@ mod byteview;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
+mod counters;
 mod error;
 #[cfg(all(larder_fuzz, feature = "http"))]
 #[doc(hidden)]

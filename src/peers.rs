@@ -7,7 +7,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetRequest;
-use crate::sync::{Arc, RwLock};
+use crate::sync::{Arc, OnceLock};
 
 /// Finds the peer that owns a key.
 pub trait PeerPicker: Send + Sync {
@@ -125,26 +125,23 @@ type PickerOf = dyn Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync;
 /// Where a registry's peer picker is put, and where its groups look for it.
 #[derive(Clone, Default)]
 pub(crate) struct PickerSlot {
-    picker_of: Arc<RwLock<Option<Arc<PickerOf>>>>,
+    picker_of: Arc<OnceLock<Arc<PickerOf>>>,
 }
 
 impl PickerSlot {
     /// Puts the picker in, once.
     pub(crate) fn register(&self, picker_of: Arc<PickerOf>) -> Result<()> {
-        let mut slot = self.picker_of.write();
-        if slot.is_some() {
-            return Err(Error::new(
+        self.picker_of.set(picker_of).map_err(|_| {
+            Error::new(
                 ErrorKind::AlreadyRegistered,
                 "this registry has a peer picker; make a Registry of its own for another pool",
-            ));
-        }
-        *slot = Some(picker_of);
-        Ok(())
+            )
+        })
     }
 
     /// The picker for a group; `None` while none is registered.
     pub(crate) fn picker(&self, group: &str) -> Option<Arc<dyn PeerPicker>> {
-        let picker_of = self.picker_of.read().clone()?;
+        let picker_of = self.picker_of.get()?;
         Some(picker_of(group))
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! Requests that do not come from inside a getter pay one look at a thread-local.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -23,9 +23,22 @@ pub(crate) struct LoadId(u64);
 
 impl LoadId {
     pub(crate) fn new() -> LoadId {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        LoadId(NEXT.fetch_add(1, Ordering::Relaxed))
+        let mut next = NEXT_ID.get();
+        if next % IDS == 0 {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            next = NEXT.fetch_add(IDS, Ordering::Relaxed);
+        }
+        NEXT_ID.set(next + 1);
+        LoadId(next)
     }
+}
+
+/// Ids that a thread takes at once, so that threads seldom write to the same counter.
+const IDS: u64 = 1024;
+
+std::thread_local! {
+    /// The id of this thread's next flight; a multiple of [`IDS`] if it has to take more.
+    static NEXT_ID: Cell<u64> = const { Cell::new(0) };
 }
 
 thread_local! {
@@ -101,6 +114,19 @@ mod tests {
 
     fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
         result.err().map(|e| e.kind())
+    }
+
+    #[test]
+    fn no_two_flights_have_one_id() {
+        let ids = || std::array::from_fn::<LoadId, { IDS as usize + 500 }, _>(|_| LoadId::new());
+        let mut seen = std::collections::HashSet::new();
+        std::thread::scope(|scope| {
+            let threads = [(); 4].map(|()| scope.spawn(ids));
+            for thread in threads {
+                seen.extend(thread.join().expect("no panic"));
+            }
+        });
+        assert_eq!(seen.len(), 4 * (IDS as usize + 500));
     }
 
     #[test]

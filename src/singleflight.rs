@@ -1,20 +1,22 @@
 //! One call for many callers: whoever asks for a key first does the work, those who ask meanwhile
 //! wait for its result.
 
+mod stripes;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
 use crate::sync::{Arc, Condvar, Mutex, OnceLock};
+use stripes::{Stripe, Stripes};
 
 /// Merges calls for the same key at the same time into one.
 ///
@@ -26,7 +28,7 @@ use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 /// assert_eq!(answer, Ok(42));
 /// ```
 pub struct Group<T> {
-    map: Arc<Map<T>>,
+    stripes: Arc<Stripes<T>>,
     hasher: RandomState,
 }
 
@@ -45,11 +47,8 @@ impl std::error::Error for LeaderPanicked {}
 impl<T> Group<T> {
     /// A group with no flight under way.
     pub fn new() -> Self {
-        let stripes = (0..STRIPES).map(|_| Mutex::new(HashTable::new()));
         Group {
-            map: Arc::new(Map {
-                stripes: stripes.collect(),
-            }),
+            stripes: Arc::default(),
             hasher: RandomState::default(),
         }
     }
@@ -62,56 +61,68 @@ impl<T> Group<T> {
 
     /// The number of flights under way.
     pub fn in_flight(&self) -> usize {
-        let stripes = self.map.stripes.iter();
-        stripes.map(|stripe| stripe.lock().len()).sum()
+        let count = |stripe: &Stripe<T>| {
+            let mut flights = stripe.lock();
+            let joinable = flights.iter_mut().filter(|flight| !flight.is_forgotten);
+            joinable.count()
+        };
+        self.stripes.0.iter().map(count).sum()
     }
 
     /// Leads the flight of `key`, or joins the one under way.
-    pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<T> {
-        let mut flights = self.map.stripe(hash).lock();
-        if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
-            return Joined::Follower(Ticket {
-                flight: flight.clone(),
-            });
+    pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
+        let stripe = self.stripes.of(hash);
+        let mut flights = stripe.lock();
+        if let Some(flight) = flights.find(hash, key) {
+            return Joined::Follower(flight.ticket());
         }
-        let flight = Arc::new(Flight {
-            id: LoadId::new(),
-            hash,
-            key: key.into(),
-            landed: Mutex::new(Landed::default()),
-            changed: Condvar::new(),
-            result: OnceLock::new(),
-        });
-        flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
+        let id = LoadId::new();
+        flights.begin(id, hash, key);
         Joined::Leader(Lead {
-            map: self.map.clone(),
-            flight,
+            stripes: Cow::Borrowed(&self.stripes),
+            hash,
+            id,
+            changes: stripe.changes(),
+            has_left: false,
         })
     }
 
+    /// A mark that tells whether flights of keys of this hash have ended, or were forgotten,
+    /// before another begins: see [`Lead::is_next_after`]. Takes no lock.
+    #[inline]
+    pub(crate) fn mark(&self, hash: u64) -> Mark {
+        Mark(self.stripes.of(hash).changes())
+    }
+
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let mut flights = self.map.stripe(hash).lock();
-        // The leader holds the flight too, so no value is dropped here, under the lock.
-        if let Ok(entry) = flights.find_entry(hash, |flight| flight.is_for(hash, key)) {
-            entry.remove();
+        let stripe = self.stripes.of(hash);
+        let mut flights = stripe.lock();
+        if let Some(flight) = flights.find(hash, key) {
+            flight.is_forgotten = true;
         }
+        stripe.count_change(&flights);
     }
 
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
-        for stripe in &self.map.stripes {
-            let forgotten = std::mem::take(&mut *stripe.lock());
-            drop(forgotten);
+        for stripe in &self.stripes.0 {
+            let mut flights = stripe.lock();
+            for flight in flights.iter_mut() {
+                flight.is_forgotten = true;
+            }
+            stripe.count_change(&flights);
         }
     }
 
     /// How many callers wait for the flight of `key`, for tests that must know.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
-        let flights = self.map.stripe(hash).lock();
-        let flight = flights.find(hash, |flight| flight.is_for(hash, key));
-        // The map and the leader hold it too.
-        flight.map_or(0, |flight| Arc::strong_count(flight) - 2)
+        let mut flights = self.stripes.of(hash).lock();
+        // The flight holds it too.
+        let queue = flights
+            .find(hash, key)
+            .and_then(|flight| flight.queue.as_ref());
+        queue.map_or(0, |queue| Arc::strong_count(queue) - 1)
     }
 
     fn hash(&self, key: &str) -> u64 {
@@ -140,7 +151,7 @@ impl<T: Clone> Group<T> {
             // A panic drops the lead, which tells the followers.
             Joined::Leader(lead) => {
                 let value = work();
-                lead.finish(value.clone());
+                lead.finish(&value);
                 Ok(value)
             }
             Joined::Follower(ticket) => match ticket.wait_unsubscribed(&Context::background()) {
@@ -165,111 +176,125 @@ impl<T> fmt::Debug for Group<T> {
     }
 }
 
-/// Enough that threads loading different keys seldom meet at a lock; one under loom, which would
-/// explore each.
-const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
-
-/// Flights under way, by key. A flight leaves its map before its result is told.
-struct Map<T> {
-    stripes: Box<[Mutex<Stripe<T>>]>,
-}
-
-type Stripe<T> = HashTable<Arc<Flight<T>>>;
-
-impl<T> Map<T> {
-    /// Takes this flight out of its map, if a `forget` has not done so already.
-    fn remove(&self, flight: &Arc<Flight<T>>) {
-        let mut flights = self.stripe(flight.hash).lock();
-        let same = |other: &Arc<Flight<T>>| Arc::ptr_eq(other, flight);
-        if let Ok(entry) = flights.find_entry(flight.hash, same) {
-            entry.remove();
-        }
-    }
-
-    fn stripe(&self, hash: u64) -> &Mutex<Stripe<T>> {
-        &self.stripes[(hash >> 32) as usize % STRIPES]
-    }
-}
-
-struct Flight<T> {
-    id: LoadId,
-    hash: u64,
-    key: Box<str>,
+/// What the followers of one flight share.
+struct Queue<T> {
     /// Whether the flight is over. Set under the lock after `result`, so that a waiter that saw it
     /// unset under the lock is woken by `changed`.
-    landed: Mutex<Landed>,
+    is_over: Mutex<bool>,
     changed: Condvar,
     /// The result; stays empty if the leader gave up. Not inside the lock, so that waiters clone
     /// it at the same time.
     result: OnceLock<T>,
 }
 
-#[derive(Default)]
-struct Landed {
-    is_over: bool,
-    /// Whether anybody has ever waited.
-    is_awaited: bool,
-}
-
-impl<T> Flight<T> {
-    fn is_for(&self, hash: u64, key: &str) -> bool {
-        self.hash == hash && *self.key == *key
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Queue {
+            is_over: Mutex::new(false),
+            changed: Condvar::new(),
+            result: OnceLock::new(),
+        }
     }
 }
 
 /// What [`Group::join`] makes of a caller.
-pub(crate) enum Joined<T> {
-    Leader(Lead<T>),
+pub(crate) enum Joined<'a, T> {
+    Leader(Lead<'a, T>),
     Follower(Ticket<T>),
 }
 
 /// The duty to land a flight. Dropping it without [`finish`](Self::finish) abandons the flight: its
 /// waiters are told that there is no result, and one of them may lead the next.
-pub(crate) struct Lead<T> {
-    map: Arc<Map<T>>,
-    flight: Arc<Flight<T>>,
+pub(crate) struct Lead<'a, T> {
+    stripes: Cow<'a, Arc<Stripes<T>>>,
+    hash: u64,
+    id: LoadId,
+    /// The stripe's when the flight began.
+    changes: u64,
+    has_left: bool,
 }
 
-impl<T> Lead<T> {
+/// What [`Group::mark`] made a note of.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark(u64);
+
+impl<T> Lead<'_, T> {
     pub(crate) fn id(&self) -> LoadId {
-        self.flight.id
+        self.id
+    }
+
+    /// Whether no flight of the key ended or was forgotten between the mark and this one.
+    ///
+    /// For a caller that takes the mark before it lets go of a lock under which it found nothing: a
+    /// flight that puts its result there under the same lock does so after the mark, and ends later
+    /// still. So its end is counted after the mark, and before this flight began, since that was
+    /// under the lock that ends are counted under.
+    pub(crate) fn is_next_after(&self, mark: Mark) -> bool {
+        self.changes == mark.0
     }
 
     /// A way to wait for the flight that somebody else will land.
     pub(crate) fn ticket(&self) -> Ticket<T> {
-        Ticket {
-            flight: self.flight.clone(),
+        let mut flights = self.stripes.of(self.hash).lock();
+        let flight = flights.find_by(self.hash, |flight| flight.id == self.id);
+        flight.expect("a flight stays while it is led").ticket()
+    }
+
+    /// The same duty, for another thread.
+    pub(crate) fn into_owned(mut self) -> Lead<'static, T> {
+        self.has_left = true;
+        Lead {
+            stripes: Cow::Owned(Arc::clone(&self.stripes)),
+            hash: self.hash,
+            id: self.id,
+            changes: self.changes,
+            has_left: false,
         }
     }
 
     /// Lands the flight: callers from now on start another, those waiting get clones of `value`.
-    pub(crate) fn finish(self, value: T) {
-        // An error would mean that a result is there already; a lead finishes once.
-        let _ = self.flight.result.set(value);
-        // Dropping takes the flight out of the map, then wakes the waiters.
+    pub(crate) fn finish(mut self, value: &T)
+    where
+        T: Clone,
+    {
+        if let Some(over) = self.leave() {
+            // An error would mean that a result is there already; a lead finishes once. If the
+            // clone panics, the waiters learn that there is no result.
+            let _ = over.0.result.set(value.clone());
+        }
+    }
+
+    /// Takes the flight out of its map. Who waits for it is told of what there is when the returned
+    /// value is dropped: a waiter that is told "abandoned" and asks again must not find this flight
+    /// once more.
+    fn leave(&mut self) -> Option<Over<T>> {
+        self.has_left = true;
+        self.stripes.of(self.hash).end(self.hash, self.id).map(Over)
     }
 }
 
-impl<T> Drop for Lead<T> {
+impl<T> Drop for Lead<'_, T> {
     fn drop(&mut self) {
-        // First out of the map, then the news: a waiter that is told "abandoned" and asks again
-        // must not find this flight once more.
-        self.map.remove(&self.flight);
-        let awaited = {
-            let mut landed = self.flight.landed.lock();
-            landed.is_over = true;
-            landed.is_awaited
-        };
-        // To wake nobody costs a system call.
-        if awaited {
-            self.flight.changed.notify_all();
+        if !self.has_left {
+            self.leave();
         }
+    }
+}
+
+/// Tells a queue, when it is dropped, that its flight is over.
+struct Over<T>(Arc<Queue<T>>);
+
+impl<T> Drop for Over<T> {
+    fn drop(&mut self) {
+        *self.0.is_over.lock() = true;
+        self.0.changed.notify_all();
     }
 }
 
 /// A place in the queue of waiters of one flight.
 pub(crate) struct Ticket<T> {
-    flight: Arc<Flight<T>>,
+    id: LoadId,
+    queue: Arc<Queue<T>>,
 }
 
 /// How a wait ended.
@@ -285,7 +310,7 @@ pub(crate) enum Waited<T> {
 
 impl<T: Clone> Ticket<T> {
     pub(crate) fn id(&self) -> LoadId {
-        self.flight.id
+        self.id
     }
 
     /// Waits until the flight is over or `ctx` is.
@@ -296,10 +321,10 @@ impl<T: Clone> Ticket<T> {
         // A cancellation wakes all waiters of the flight; each looks at its own context. The
         // callback takes the lock, so it cannot run between a waiter's look and its wait.
         let _subscription = ctx.cancellable().then(|| {
-            let flight = self.flight.clone();
+            let queue = self.queue.clone();
             ctx.on_cancel(move || {
-                let _landed = flight.landed.lock();
-                flight.changed.notify_all();
+                let _is_over = queue.is_over.lock();
+                queue.changed.notify_all();
             })
         });
         self.wait_unsubscribed(ctx)
@@ -307,25 +332,24 @@ impl<T: Clone> Ticket<T> {
 
     /// The wait itself; a cancellation is seen only when something else wakes it.
     fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
-        let mut landed = self.flight.landed.lock();
-        landed.is_awaited = true;
-        while !landed.is_over {
+        let mut is_over = self.queue.is_over.lock();
+        while !*is_over {
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }
-            landed = match ctx.deadline() {
-                None => self.flight.changed.wait(landed),
+            is_over = match ctx.deadline() {
+                None => self.queue.changed.wait(is_over),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Waited::Left(ErrorKind::DeadlineExceeded.into());
                     }
-                    self.flight.changed.wait_timeout(landed, left)
+                    self.queue.changed.wait_timeout(is_over, left)
                 }
             };
         }
-        drop(landed);
-        match self.flight.result.get() {
+        drop(is_over);
+        match self.queue.result.get() {
             Some(value) => Waited::Landed(value.clone()),
             None => Waited::Abandoned,
         }

@@ -112,6 +112,13 @@ pub(crate) struct OnceLock<T> {
 }
 
 #[cfg(larder_loom)]
+impl<T> Default for OnceLock<T> {
+    fn default() -> Self {
+        OnceLock::new()
+    }
+}
+
+#[cfg(larder_loom)]
 impl<T> OnceLock<T> {
     pub(crate) fn new() -> Self {
         OnceLock {

@@ -3,41 +3,39 @@
 use std::time::Duration;
 
 use super::Loader;
-use super::counters::{CountAtEnd, count};
-use super::flight::RunOn;
+use super::counters::GetterRun;
+use super::flight::{Route, RunOn};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::sync::Arc;
+use crate::peers::PeerResponse;
 
 /// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
 const MAX_PEERS_ASKED: usize = 2;
 
 impl Loader {
+    #[inline]
     pub(super) fn run_getter(
         &self,
         ctx: &Context,
         key: &str,
     ) -> Result<(ByteView, Option<Duration>)> {
-        let mut outcome = CountAtEnd(&self.counters.local_load_errs);
+        let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(key, self.max_value_size);
         self.getter
             .get(ctx, key, &mut sink)
             .map_err(Error::from_getter)?;
         let loaded = sink.finish()?;
-        outcome.0 = &self.counters.local_loads;
+        run.has_loaded = true;
         Ok(loaded)
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if nobody answered.
     pub(super) fn ask_peers(
         &self,
-        picker: &dyn PeerPicker,
-        owner: Arc<dyn ProtoGetter>,
-        run_on: RunOn,
+        route: &Route,
         ctx: &Context,
         key: &str,
     ) -> Option<Result<PeerResponse>> {
@@ -45,25 +43,25 @@ impl Loader {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut next = Some(owner);
+        let mut next = Some(route.owner.clone());
         for attempt in 1..=MAX_PEERS_ASKED {
             let answer = next?.get(ctx, &request);
             let error = match answer {
                 Ok(response) => {
-                    count(&self.counters.peer_loads);
+                    self.counters.add(|loads| &loads.peer_loads);
                     return Some(Ok(response));
                 }
                 Err(error) => error,
             };
             match error.kind() {
                 kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
-                    count(&self.counters.peer_errors);
+                    self.counters.add(|loads| &loads.peer_errors);
                     log::debug!("group {}: {error}", self.name);
                 }
                 // The peer is well and does not know the group: it was not told of it yet, or the
                 // processes run different code. Its successor is no better placed than we are.
                 ErrorKind::UnknownGroup => {
-                    count(&self.counters.peer_errors);
+                    self.counters.add(|loads| &loads.peer_errors);
                     return None;
                 }
                 // The peer's getter has spoken.
@@ -72,10 +70,10 @@ impl Loader {
             if let Some(ended) = ctx.err() {
                 return Some(Err(ended));
             }
-            next = picker.pick_replica(key, attempt);
+            next = route.picker.pick_replica(key, attempt);
             // One that could make the caller late is passed over: the owner was thought punctual,
             // so this is the caller's thread.
-            if run_on == RunOn::Caller {
+            if route.run_on == RunOn::Caller {
                 next = next.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
             }
         }

@@ -1,9 +1,11 @@
 //! What a group's loads have done, counted.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+
+pub(super) type Counters = crate::counters::Counters<Loads>;
 
 #[derive(Default)]
-pub(super) struct Counters {
+pub(super) struct Loads {
     pub(super) peer_loads: AtomicU64,
     pub(super) peer_errors: AtomicU64,
     pub(super) loads_deduped: AtomicU64,
@@ -12,15 +14,27 @@ pub(super) struct Counters {
     pub(super) server_requests: AtomicU64,
 }
 
-pub(super) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+/// Counts a run of the getter when it is dropped, so that a panic is counted too.
+pub(super) struct GetterRun<'a> {
+    counters: &'a Counters,
+    pub(super) has_loaded: bool,
 }
 
-/// Counts when it is dropped, so that a panic is counted too.
-pub(super) struct CountAtEnd<'a>(pub(super) &'a AtomicU64);
+impl<'a> GetterRun<'a> {
+    pub(super) fn new(counters: &'a Counters) -> Self {
+        GetterRun {
+            counters,
+            has_loaded: false,
+        }
+    }
+}
 
-impl Drop for CountAtEnd<'_> {
+impl Drop for GetterRun<'_> {
     fn drop(&mut self) {
-        count(self.0);
+        let has_loaded = self.has_loaded;
+        self.counters.add(|loads| match has_loaded {
+            true => &loads.local_loads,
+            false => &loads.local_load_errs,
+        });
     }
 }

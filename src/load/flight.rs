@@ -1,16 +1,13 @@
 //! One load for many callers: who leads, who waits, and on which thread the work runs.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
-use super::counters::count;
 use super::keep::Keep;
-use super::{Flights, Loaded, Loader};
+use super::{Flights, Loaded, Loader, Missed};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::Turn;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::recursion;
-use crate::singleflight::{Joined, Lead, Waited};
+use crate::singleflight::{Joined, Lead, Ticket, Waited};
 use crate::store::{Generation, Graveyard, Hash};
 use crate::sync::Arc;
 
@@ -43,16 +40,44 @@ impl RunOn {
 }
 
 /// The duty to land a flight, and the loader thread that is busy with it.
+///
+/// It must be finished or abandoned. It is dropped without only if code of the user's panics on the
+/// way: getter, peer, picker, admission. The waiters are told at once then; an abandoned flight
+/// would have them try the same in turn.
 struct Landing<'a> {
-    /// Declared, and so dropped, before `lead`: see [`Turn`].
     turn: Option<Turn<'a>>,
-    lead: Lead<Result<Loaded>>,
+    lead: Option<Lead<'a, Result<Loaded>>>,
 }
 
-impl Landing<'_> {
-    fn finish(self, result: Result<Loaded>) {
-        drop(self.turn);
-        self.lead.finish(result);
+impl<'a> Landing<'a> {
+    fn new(turn: Option<Turn<'a>>, lead: Lead<'a, Result<Loaded>>) -> Self {
+        let lead = Some(lead);
+        Landing { turn, lead }
+    }
+
+    fn finish(mut self, result: &Result<Loaded>) {
+        self.land(Some(result));
+    }
+
+    fn abandon(mut self) {
+        self.land(None);
+    }
+
+    #[inline]
+    fn land(&mut self, result: Option<&Result<Loaded>>) {
+        // The thread is free before the news is out: see `Turn`.
+        drop(self.turn.take());
+        if let (Some(lead), Some(result)) = (self.lead.take(), result) {
+            lead.finish(result);
+        }
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        if self.lead.is_some() {
+            self.land(Some(&Err(ErrorKind::LoaderPanicked.into())));
+        }
     }
 }
 
@@ -64,11 +89,15 @@ pub(super) enum Flight {
         /// Whether it carries on a load that is counted already, as a peer flight.
         counted: bool,
     },
-    Peer {
-        picker: Arc<dyn PeerPicker>,
-        owner: Arc<dyn ProtoGetter>,
-        run_on: RunOn,
-    },
+    Peer(Route),
+}
+
+/// Which peers a flight asks, and where its work runs.
+#[derive(Clone)]
+pub(super) struct Route {
+    pub(super) picker: Arc<dyn PeerPicker>,
+    pub(super) owner: Arc<dyn ProtoGetter>,
+    pub(super) run_on: RunOn,
 }
 
 impl Flight {
@@ -79,17 +108,19 @@ impl Flight {
     fn map<'a>(&self, loader: &'a Loader) -> &'a Flights {
         match self {
             Flight::Getter { .. } => &loader.getter_flights,
-            Flight::Peer { .. } => &loader.peer_flights,
+            Flight::Peer(_) => &loader.peer_flights,
         }
     }
 }
 
 impl Loader {
+    #[inline]
     pub(super) fn load_here(
         self: &Arc<Self>,
         ctx: &Context,
         hash: Hash,
         key: &str,
+        missed: Option<Missed>,
         keep: Keep,
         run_on: RunOn,
     ) -> Result<Loaded> {
@@ -97,67 +128,52 @@ impl Loader {
             keep,
             counted: false,
         };
-        self.fly(flight, ctx, hash, key, run_on)
+        self.fly(&flight, ctx, hash, key, missed, run_on)
     }
 
-    /// Leads or joins a flight until there is a result or `ctx` ends.
+    /// Leads or joins a flight until there is a result or `ctx` ends. `missed` is what a look-up
+    /// saw that found nothing, of getter flights only.
     pub(super) fn fly(
         self: &Arc<Self>,
-        flight: Flight,
+        flight: &Flight,
         ctx: &Context,
         hash: Hash,
         key: &str,
+        mut missed: Option<Missed>,
         run_on: RunOn,
     ) -> Result<Loaded> {
         loop {
             if let Some(ended) = ctx.err() {
                 return Err(ended);
             }
-            let ticket = match flight.map(self).join(hash.get(), key) {
-                Joined::Follower(ticket) => ticket,
+            let landed = match flight.map(self).join(hash.get(), key) {
+                Joined::Follower(ticket) => follow(&ticket, ctx),
                 Joined::Leader(lead) => {
-                    let generation = match self.second_look(hash, key) {
+                    let generation = match self.second_look(missed.take(), &lead, hash, key) {
                         Ok(loaded) => {
-                            lead.finish(Ok(loaded.clone()));
-                            return Ok(loaded);
+                            let result = Ok(loaded);
+                            lead.finish(&result);
+                            return result;
                         }
                         Err(generation) => generation,
                     };
                     if !flight.is_counted() {
-                        count(&self.counters.loads_deduped);
+                        self.counters.add(|loads| &loads.loads_deduped);
                     }
-                    if run_on == RunOn::Caller {
-                        let _edge = recursion::wait_for(lead.id())?;
-                        let landing = Landing { turn: None, lead };
-                        match self.work(flight.clone(), landing, ctx, hash, key, generation) {
-                            Some(result) => return result,
-                            // The work stopped because this caller's time is up.
-                            None => continue,
+                    match run_on {
+                        RunOn::Caller => {
+                            let _edge = recursion::wait_for(lead.id())?;
+                            let landing = Landing::new(None, lead);
+                            self.work(flight, landing, ctx, hash, key, generation)
+                        }
+                        RunOn::LoaderPool => {
+                            self.work_on_pool(flight, lead, ctx, hash, key, generation)
                         }
                     }
-                    let ticket = lead.ticket();
-                    let (loader, flight) = (self.clone(), flight.clone());
-                    let (ctx, key) = (ctx.clone(), String::from(key));
-                    // If there is no thread, the lead is dropped with the closure: followers with
-                    // time, or with a thread of their own to spend, take over.
-                    self.pool.submit(move |turn| {
-                        let turn = Some(turn);
-                        let landing = Landing { turn, lead };
-                        loader.work(flight, landing, &ctx, hash, &key, generation);
-                    })?;
-                    ticket
                 }
             };
-            let _edge = recursion::wait_for(ticket.id())?;
-            match ticket.wait(ctx) {
-                // A caller with a deadline asked a peer in vain and then found no loader thread.
-                // This one needs none.
-                Waited::Landed(Err(error))
-                    if error.kind() == ErrorKind::Overloaded && !ctx.can_end() => {}
-                Waited::Landed(result) => return result,
-                Waited::Left(ended) => return Err(ended),
-                // The leader ran out of time, or had no thread. Whoever comes first leads anew.
-                Waited::Abandoned => {}
+            if let Some(result) = landed {
+                return result;
             }
         }
     }
@@ -171,78 +187,147 @@ impl Loader {
     /// 4. B's flight leaves the map.
     /// 5. A asks for the flight, finds none, and leads another.
     /// 6. A loads what has just been loaded.
-    fn second_look(&self, hash: Hash, key: &str) -> Result<Loaded, Generation> {
+    ///
+    /// The look is spared if no flight of the key has left the map between A's miss and A's lead.
+    #[inline]
+    fn second_look(
+        &self,
+        missed: Option<Missed>,
+        lead: &Lead<'_, Result<Loaded>>,
+        hash: Hash,
+        key: &str,
+    ) -> Result<Loaded, Generation> {
+        if let Some(missed) = missed.filter(|missed| lead.is_next_after(missed.flights)) {
+            return Err(missed.generation);
+        }
         self.store.peek_or_generation(hash, key).map(|hit| Loaded {
             view: hit.view,
             expires: hit.expires,
         })
     }
 
+    /// Has a loader thread do a flight's work, and waits for it as others do.
+    #[cold]
+    fn work_on_pool(
+        self: &Arc<Self>,
+        flight: &Flight,
+        lead: Lead<'_, Result<Loaded>>,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        generation: Generation,
+    ) -> Option<Result<Loaded>> {
+        let (ticket, lead) = (lead.ticket(), lead.into_owned());
+        let submitted = {
+            let (loader, flight) = (self.clone(), flight.clone());
+            let (ctx, key) = (ctx.clone(), String::from(key));
+            // If there is no thread, the lead is dropped with the closure: followers with time, or
+            // with a thread of their own to spend, take over.
+            self.pool.submit(move |turn| {
+                let landing = Landing::new(Some(turn), lead);
+                loader.work(&flight, landing, &ctx, hash, &key, generation);
+            })
+        };
+        match submitted {
+            Ok(()) => follow(&ticket, ctx),
+            Err(refused) => Some(Err(refused)),
+        }
+    }
+
     /// Does a flight's work and lands it. `None` if the work stopped because `ctx` ended: then the
     /// flight is abandoned rather than failed, for its waiters may have time left.
+    #[inline]
     fn work(
         self: &Arc<Self>,
-        flight: Flight,
+        flight: &Flight,
         mut landing: Landing<'_>,
         ctx: &Context,
         hash: Hash,
         key: &str,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let working = recursion::work_for(landing.lead.id());
-        let run = || match flight {
+        let working = landing
+            .lead
+            .as_ref()
+            .map(|lead| recursion::work_for(lead.id()));
+        let outcome = match flight {
             Flight::Getter { keep, .. } => {
-                let (view, ttl) = self.run_getter(ctx, key)?;
-                Ok(self.keep(keep, hash, key, view, ttl, generation))
+                let loaded = self.run_getter(ctx, key);
+                loaded.map(|(mut view, ttl)| {
+                    let (expires, gone) = self.keep(*keep, hash, key, &mut view, ttl, generation);
+                    (Loaded { view, expires }, gone)
+                })
             }
-            Flight::Peer {
-                picker,
-                owner,
-                run_on,
-            } => match self.ask_peers(&*picker, owner, run_on, ctx, key) {
-                Some(answer) => {
-                    let PeerResponse { value, ttl, .. } = answer?;
-                    Ok(self.keep(Keep::Hot, hash, key, value, ttl, generation))
-                }
-                // On a loader thread already, the callers can leave this flight; the getter
-                // needs no other thread.
-                None => {
-                    let run_on = match run_on {
-                        RunOn::LoaderPool => RunOn::Caller,
-                        RunOn::Caller => RunOn::for_getter(ctx),
-                    };
-                    let flight = Flight::Getter {
-                        keep: Keep::Borrowed,
-                        counted: true,
-                    };
-                    let loaded = self.fly(flight, ctx, hash, key, run_on)?;
-                    Ok((loaded, Graveyard::default()))
-                }
-            },
+            Flight::Peer(route) => self.load_from_peers(route, ctx, hash, key, generation),
         };
-        // Any code of the user's may panic here: getter, peer, picker, admission. The waiters are
-        // told at once; an abandoned flight would have them try the same in turn.
-        let (result, gone) = match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok((loaded, gone))) => (Ok(loaded), gone),
-            Ok(Err(error)) => (Err(error), Graveyard::default()),
-            Err(panic) => {
-                landing.finish(Err(ErrorKind::LoaderPanicked.into()));
-                resume_unwind(panic);
+        let (result, gone) = match outcome {
+            Ok((loaded, gone)) => (Ok(loaded), gone),
+            Err(_) if ctx.err().is_some() => {
+                landing.abandon();
+                return None;
             }
+            Err(error) => (Err(error), Graveyard::default()),
         };
-        if result.is_err() && ctx.err().is_some() {
-            return None;
-        }
         // The listener comes after the landing: however long it takes, and if it panics, that is
         // no matter of those who wait for the value. This thread is busy until it is through.
         let turn = match self.eviction_listener {
             Some(_) if !gone.is_empty() => landing.turn.take(),
             _ => None,
         };
-        landing.finish(result.clone());
+        landing.finish(&result);
         drop(working);
         self.bury(gone);
         drop(turn);
         Some(result)
+    }
+
+    /// Asks the peers for a key, and runs the getter if none answers.
+    #[inline(never)]
+    fn load_from_peers(
+        self: &Arc<Self>,
+        route: &Route,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        generation: Generation,
+    ) -> Result<(Loaded, Graveyard)> {
+        if let Some(answer) = self.ask_peers(route, ctx, key) {
+            let PeerResponse { value, ttl, .. } = answer?;
+            let mut view = value;
+            let (expires, gone) = self.keep(Keep::Hot, hash, key, &mut view, ttl, generation);
+            return Ok((Loaded { view, expires }, gone));
+        }
+        // On a loader thread already, the callers can leave this flight; the getter needs no other
+        // thread.
+        let run_on = match route.run_on {
+            RunOn::LoaderPool => RunOn::Caller,
+            RunOn::Caller => RunOn::for_getter(ctx),
+        };
+        let flight = Flight::Getter {
+            keep: Keep::Borrowed,
+            counted: true,
+        };
+        let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
+        Ok((loaded, Graveyard::default()))
+    }
+}
+
+/// Waits for somebody else's flight, until it is over or `ctx` is. `None` if it is over and the
+/// caller must ask again.
+fn follow(ticket: &Ticket<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
+    let _edge = match recursion::wait_for(ticket.id()) {
+        Ok(edge) => edge,
+        Err(circle) => return Some(Err(circle)),
+    };
+    match ticket.wait(ctx) {
+        // A caller with a deadline asked a peer in vain and then found no loader thread. This one
+        // needs none.
+        Waited::Landed(Err(error)) if error.kind() == ErrorKind::Overloaded && !ctx.can_end() => {
+            None
+        }
+        Waited::Landed(result) => Some(result),
+        Waited::Left(ended) => Some(Err(ended)),
+        // The leader ran out of time, or had no thread. Whoever comes first leads anew.
+        Waited::Abandoned => None,
     }
 }

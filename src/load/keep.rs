@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Loaded, Loader};
+use super::Loader;
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::stats::CacheType;
 use crate::store::{Generation, Graveyard, Hash, NewEntry};
 
@@ -26,16 +27,18 @@ pub(super) enum Keep {
 const BORROWED_TTL: Duration = Duration::from_secs(10);
 
 impl Loader {
-    /// Puts a loaded value into the share it belongs to. The caller buries what had to leave.
+    /// Puts a loaded value into the share it belongs to. Returns when it expires, and what had to
+    /// leave for it, which the caller buries. `view` becomes a view of what is kept.
+    #[inline]
     pub(super) fn keep(
         &self,
         keep: Keep,
         hash: Hash,
         key: &str,
-        view: ByteView,
+        view: &mut ByteView,
         ttl: Option<Duration>,
         generation: Generation,
-    ) -> (Loaded, Graveyard) {
+    ) -> (Option<Tick>, Graveyard) {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match keep {
             Keep::Owned => (CacheType::Main, ttl),
@@ -43,19 +46,19 @@ impl Loader {
             Keep::Borrowed => (CacheType::Main, shorter(ttl, Some(BORROWED_TTL))),
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
-        let mut gone = Graveyard::default();
-        let admitted = keep != Keep::Hot || self.hot_admission.admits(key, &view);
-        if admitted && ttl != Some(Duration::ZERO) && self.store.capacity() > 0 {
-            let new = NewEntry {
-                hash,
-                key,
-                data: view.clone().into_keyed(key),
-                share,
-                expires,
-            };
-            gone = self.store.insert(new, Some(generation));
+        let admitted = keep != Keep::Hot || self.hot_admission.admits(key, view);
+        if !admitted || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
+            return (expires, Graveyard::default());
         }
-        (Loaded { view, expires }, gone)
+        view.make_keyed(key);
+        let new = NewEntry {
+            hash,
+            key,
+            data: view.allocation(),
+            share,
+            expires,
+        };
+        (expires, self.store.insert(new, Some(generation)))
     }
 
     /// Tells the listener what left the store, then drops it. No lock is held here.

@@ -3,7 +3,6 @@
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::Loader;
-use super::counters::count;
 use super::keep::Keep;
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -46,7 +45,10 @@ impl Loader {
         keys: &[K],
     ) -> Vec<Result<ByteView>> {
         let store = self.store();
-        let cached = |key: &K| store.get(store.hash(key.as_ref()), key.as_ref()).map(Ok);
+        let cached = |key: &K| {
+            let found = store.get(store.hash(key.as_ref()), key.as_ref(), || ());
+            found.ok().map(Ok)
+        };
         let mut results: Results = keys.iter().map(cached).collect();
         let picker = self.peers.picker(&self.name);
         // An exchange cannot be left before it ends, so who can be cancelled asks singly, where
@@ -57,7 +59,7 @@ impl Loader {
         }
         let singly = |(key, result): (&K, Option<_>)| {
             let key = key.as_ref();
-            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key))
+            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key, None))
         };
         keys.iter().zip(results).map(singly).collect()
     }
@@ -156,13 +158,14 @@ impl Loader {
         let found = ask.wanted.iter().zip(answers);
         let found = found.filter_map(|(wanted, answer)| Some((wanted, answer?)));
         found
-            .map(|(wanted, PeerResponse { value, ttl, .. })| {
-                count(&self.counters.loads_deduped);
-                count(&self.counters.peer_loads);
+            .map(|(wanted, PeerResponse { mut value, ttl, .. })| {
+                self.counters.add(|loads| &loads.loads_deduped);
+                self.counters.add(|loads| &loads.peer_loads);
                 let (key, hash) = (&*wanted.key, wanted.hash);
-                let (loaded, gone) = self.keep(Keep::Hot, hash, key, value, ttl, wanted.generation);
+                let generation = wanted.generation;
+                let (_, gone) = self.keep(Keep::Hot, hash, key, &mut value, ttl, generation);
                 self.bury(gone);
-                (wanted.at, loaded.view)
+                (wanted.at, value)
             })
             .collect()
     }

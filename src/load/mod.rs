@@ -17,7 +17,6 @@ mod many;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::byteview::ByteView;
@@ -27,12 +26,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::peers::PickerSlot;
-use crate::singleflight;
+use crate::singleflight::{self, Mark};
 use crate::stats::Stats;
-use crate::store::{Departed, Hash, RemovalCause, Store, StoreOptions, check_capacity};
+use crate::store::{Departed, Generation, Hash, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
-use counters::{Counters, count};
-use flight::{Flight, RunOn};
+use counters::Counters;
+use flight::{Flight, Route, RunOn};
 use keep::Keep;
 
 pub use admission::{AdmissionFn, HotAdmission};
@@ -58,6 +57,14 @@ pub(crate) struct LoaderOptions {
 pub(crate) struct Loaded {
     pub(crate) view: ByteView,
     pub(crate) expires: Option<Tick>,
+}
+
+/// What a look-up saw that found nothing.
+pub(crate) struct Missed {
+    /// For a load that begins with it.
+    generation: Generation,
+    /// The getter flights so far.
+    flights: Mark,
 }
 
 type Flights = singleflight::Group<Result<Loaded>>;
@@ -97,7 +104,7 @@ impl Loader {
             max_key_size: options.max_key_size,
             max_value_size: options.max_value_size,
             eviction_listener: options.eviction_listener,
-            counters: Counters::default(),
+            counters: Counters::new(),
         }
     }
 
@@ -110,9 +117,28 @@ impl Loader {
         &self.store
     }
 
+    /// The value of a key, counted as a look-up.
+    // Always, as `Store::get`.
+    #[inline(always)]
+    pub(crate) fn find(&self, hash: Hash, key: &str) -> Result<ByteView, Missed> {
+        let found = self
+            .store
+            .get(hash, key, || self.getter_flights.mark(hash.get()));
+        found.map_err(|(generation, flights)| Missed {
+            generation,
+            flights,
+        })
+    }
+
     /// Loads a key that was not found in the store: from its owner, or here.
     #[cold]
-    pub(crate) fn load(self: &Arc<Self>, ctx: &Context, hash: Hash, key: &str) -> Result<ByteView> {
+    pub(crate) fn load(
+        self: &Arc<Self>,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        missed: Option<Missed>,
+    ) -> Result<ByteView> {
         self.check_key(key)?;
         let owner = self.peers.picker(&self.name).and_then(|picker| {
             let peer = picker.pick_peer(key)?;
@@ -120,16 +146,16 @@ impl Loader {
         });
         let Some((picker, owner)) = owner else {
             let run_on = RunOn::for_getter(ctx);
-            let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
+            let loaded = self.load_here(ctx, hash, key, missed, Keep::Owned, run_on)?;
             return Ok(loaded.view);
         };
         let run_on = RunOn::for_peer(ctx, &*owner);
-        let flight = Flight::Peer {
+        let flight = Flight::Peer(Route {
             picker,
             owner,
             run_on,
-        };
-        let loaded = self.fly(flight, ctx, hash, key, run_on)?;
+        });
+        let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
         Ok(loaded.view)
     }
 
@@ -148,7 +174,7 @@ impl Loader {
             None => Keep::Owned,
             Some(_) => Keep::Borrowed,
         };
-        self.load_here(ctx, hash, key, keep, RunOn::for_getter(ctx))
+        self.load_here(ctx, hash, key, None, keep, RunOn::for_getter(ctx))
     }
 
     /// Takes a key out of the store, and lets later gets wait for no load that began before.
@@ -189,22 +215,21 @@ impl Loader {
     }
 
     pub(crate) fn count_server_request(&self) {
-        count(&self.counters.server_requests);
+        self.counters.add(|loads| &loads.server_requests);
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (gets, cache_hits) = self.store.lookups();
         Stats {
             gets,
             cache_hits,
-            peer_loads: read(&self.counters.peer_loads),
-            peer_errors: read(&self.counters.peer_errors),
+            peer_loads: self.counters.sum(|loads| &loads.peer_loads),
+            peer_errors: self.counters.sum(|loads| &loads.peer_errors),
             loads: gets.saturating_sub(cache_hits),
-            loads_deduped: read(&self.counters.loads_deduped),
-            local_loads: read(&self.counters.local_loads),
-            local_load_errs: read(&self.counters.local_load_errs),
-            server_requests: read(&self.counters.server_requests),
+            loads_deduped: self.counters.sum(|loads| &loads.loads_deduped),
+            local_loads: self.counters.sum(|loads| &loads.local_loads),
+            local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
+            server_requests: self.counters.sum(|loads| &loads.server_requests),
         }
     }
 

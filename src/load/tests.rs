@@ -3,7 +3,7 @@
 use super::*;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Instant;
@@ -106,7 +106,7 @@ impl Held {
             let (loader, ctx) = (self.loader.clone(), ctx.clone());
             thread::spawn(move || {
                 catch_unwind(AssertUnwindSafe(|| {
-                    loader.load(&ctx, loader.store.hash("key"), "key")
+                    loader.load(&ctx, loader.store.hash("key"), "key", None)
                 }))
             })
         };
@@ -191,7 +191,9 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     let own = usize::from(!ctx.can_end());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
-    let next = held.loader.load(ctx, held.loader.store.hash("key"), "key");
+    let next = held
+        .loader
+        .load(ctx, held.loader.store.hash("key"), "key", None);
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -213,7 +215,9 @@ fn an_error_is_shared_and_not_kept() {
                 );
             }
             assert_eq!(held.runs(), 1);
-            let next = held.loader.load(&ctx, held.loader.store.hash("key"), "key");
+            let next = held
+                .loader
+                .load(&ctx, held.loader.store.hash("key"), "key", None);
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
@@ -244,7 +248,7 @@ fn loads_that_could_not_be_merged_leave_one_entry_and_load_once() {
     let hash = held.loader.store.hash("key");
     let mut charged = None;
     for _ in 0..10 {
-        let value = held.loader.load(&Context::background(), hash, "key");
+        let value = held.loader.load(&Context::background(), hash, "key", None);
         assert_eq!(value.expect("a value"), "key");
         let main = held.loader.store.stats(CacheType::Main);
         assert_eq!(main.items, 1);
@@ -263,7 +267,7 @@ fn an_early_leader_costs_its_followers_one_load_more_at_most() {
     let followers: Vec<_> = (0..50)
         .map(|n| {
             let (loader, ctx) = (held.loader.clone(), contexts()[n % 2].clone());
-            thread::spawn(move || loader.load(&ctx, hash, "key"))
+            thread::spawn(move || loader.load(&ctx, hash, "key", None))
         })
         .collect();
     for caller in leader {

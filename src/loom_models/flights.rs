@@ -81,7 +81,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
     loop {
         match flights.join(0, "key") {
             Joined::Leader(lead) => {
-                lead.finish(value);
+                lead.finish(&value);
                 return value;
             }
             Joined::Follower(ticket) => match ticket.wait(&Context::background()) {
@@ -127,6 +127,29 @@ fn an_abandoned_flight_is_led_anew_by_one_of_two() {
 }
 
 #[test]
+fn a_lead_on_another_thread_reaches_all_who_wait() {
+    model(|| {
+        let flights = flights();
+        let Joined::Leader(lead) = flights.join(0, "key") else {
+            panic!("nobody else is there yet");
+        };
+        let (ticket, lead) = (lead.ticket(), lead.into_owned());
+        let leader = thread::spawn(move || lead.finish(&1));
+        let other = {
+            let flights = flights.clone();
+            thread::spawn(move || until_landed(&flights, 2))
+        };
+        flights.forget("another");
+        let waited = ticket.wait(&Context::background());
+        assert!(matches!(waited, Waited::Landed(1)), "{waited:?}");
+        leader.join().unwrap();
+        let shared = other.join().unwrap();
+        assert!(shared == 1 || shared == 2);
+        assert_eq!(flights.in_flight(), 0);
+    });
+}
+
+#[test]
 fn a_call_after_forget_sees_no_older_work() {
     model(|| {
         let (flights, source) = (flights(), Arc::new(AtomicUsize::new(0)));
@@ -164,6 +187,6 @@ fn a_cancellation_is_never_slept_through() {
             panic!("{waited:?}");
         };
         assert_eq!(error.kind(), ErrorKind::Cancelled);
-        lead.finish(1);
+        lead.finish(&1);
     });
 }

@@ -1,3 +1,4 @@
+use super::stripes::MAX_SPARE_KEY;
 use super::*;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -149,7 +150,7 @@ fn a_forgotten_flight_keeps_its_waiters_and_gets_no_more() {
             assert_eq!(follower.join().expect("no panic"), Ok("old"));
         }
         assert_eq!(held.flights.in_flight(), 1);
-        lead.finish("newer");
+        lead.finish(&"newer");
         assert_eq!(held.flights.in_flight(), 0);
     }
 }
@@ -183,6 +184,57 @@ fn an_abandoned_flight_tells_its_waiters_to_ask_again() {
 }
 
 #[test]
+fn a_value_that_panics_when_it_is_cloned_releases_those_who_wait() {
+    #[derive(Debug)]
+    struct Unclonable;
+    impl Clone for Unclonable {
+        fn clone(&self) -> Self {
+            resume_unwind(Box::new("in the clone"))
+        }
+    }
+    let flights = Group::new();
+    let Joined::Leader(lead) = flights.join(1, "key") else {
+        panic!("nobody leads yet");
+    };
+    let ticket = lead.ticket();
+    let waiting = thread::spawn(move || ticket.wait(&Context::background()));
+    let landed = catch_unwind(AssertUnwindSafe(|| lead.finish(&Unclonable)));
+    assert!(landed.is_err(), "the panic is the leader's");
+    let waited = waiting.join().expect("no panic");
+    assert!(matches!(waited, Waited::Abandoned), "{waited:?}");
+    assert_eq!(flights.in_flight(), 0);
+}
+
+#[test]
+fn a_flight_lands_after_its_group_is_gone() {
+    let flights = Group::new();
+    let Joined::Leader(lead) = flights.join(1, "key") else {
+        panic!("nobody leads yet");
+    };
+    let ticket = lead.ticket();
+    let lead = lead.into_owned();
+    drop(flights);
+    lead.finish(&8);
+    let waited = ticket.wait(&Context::background());
+    assert!(matches!(waited, Waited::Landed(8)), "{waited:?}");
+}
+
+#[test]
+fn a_short_key_is_not_mistaken_for_a_longer_one_before_it() {
+    let flights = Group::new();
+    for key in ["a long key", "a", "", &"x".repeat(2 * MAX_SPARE_KEY), "y"] {
+        let Joined::Leader(lead) = flights.join(1, key) else {
+            panic!("nobody leads yet");
+        };
+        assert!(matches!(flights.join(1, key), Joined::Follower(_)));
+        lead.finish(&0);
+        let spare = flights.stripes.of(1).lock().spare_key.capacity();
+        assert!(spare <= MAX_SPARE_KEY, "{spare} bytes are kept");
+    }
+    assert_eq!(flights.in_flight(), 0);
+}
+
+#[test]
 fn a_landed_value_is_had_even_by_waiters_whose_time_is_up() {
     let flights = Group::new();
     let hash = flights.hash("key");
@@ -193,7 +245,7 @@ fn a_landed_value_is_had_even_by_waiters_whose_time_is_up() {
     let late = Context::background().with_timeout(Duration::ZERO);
     let waited = ticket.wait(&late);
     assert!(matches!(waited, Waited::Left(_)), "{waited:?}");
-    lead.finish(5);
+    lead.finish(&5);
     let waited = ticket.wait(&late);
     assert!(matches!(waited, Waited::Landed(5)), "{waited:?}");
 }
@@ -209,7 +261,7 @@ fn keys_of_one_hash_are_kept_apart() {
     };
     flights.forget_hashed(42, "two");
     assert!(matches!(flights.join(42, "one"), Joined::Follower(_)));
-    one.finish(1);
-    two.finish(2);
+    one.finish(&1);
+    two.finish(&2);
     assert_eq!(flights.in_flight(), 0);
 }

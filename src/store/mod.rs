@@ -116,8 +116,9 @@ pub(crate) struct Hit {
 pub(crate) struct NewEntry<'a> {
     pub(crate) hash: Hash,
     pub(crate) key: &'a str,
-    /// Key and value, side by side, as [`ByteView::keyed`] makes them.
-    pub(crate) data: Arc<[u8]>,
+    /// Key and value, side by side, as [`ByteView::keyed`] makes them. The caller's, so that what
+    /// is not put in is not dropped under the lock.
+    pub(crate) data: &'a Arc<[u8]>,
     pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
 }
@@ -190,16 +191,26 @@ impl Store {
         self.budget.capacity()
     }
 
-    /// The value of a key, counted as a look-up and a use.
+    /// The value of a key, counted as a look-up and a use; or, if there is none, the generation as
+    /// [`peek_or_generation`](Self::peek_or_generation) tells it, and what `mark` returns.
+    ///
+    /// `mark` runs under the shard's lock: no entry comes between the look and the mark. It must
+    /// take no lock.
     // Always, because a view that is returned through memory is written in words and read in pairs
     // of them, which processors do not forward: a sixth of a hit.
     #[inline(always)]
-    pub(crate) fn get(&self, hash: Hash, key: &str) -> Option<ByteView> {
+    pub(crate) fn get<M>(
+        &self,
+        hash: Hash,
+        key: &str,
+        mark: impl FnOnce() -> M,
+    ) -> Result<ByteView, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(entry) = shard.find(hash, key, &self.clock) else {
+            let missed = (shard.generation(hash), mark());
             drop(shard);
             self.counters.count_miss();
-            return None;
+            return Err(missed);
         };
         entry.mark.touch();
         self.counters.count_hit(entry.mark.share());
@@ -210,7 +221,7 @@ impl Store {
             self.promote(hash, key);
         }
         let end = data.len();
-        Some(ByteView::window(data, start, end))
+        Ok(ByteView::window(data, start, end))
     }
 
     /// The same with what a peer must know of the entry.
@@ -271,8 +282,6 @@ impl Store {
         if self.budget.capacity() == 0 {
             return gone;
         }
-        // What is not put in is dropped here, not under the lock.
-        let _data = new.data.clone();
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
             new,

@@ -203,7 +203,7 @@ impl Shard {
         self.fit_tables();
         let slot = self
             .slab
-            .insert(new.hash.table(), key_len, new.data, new.share);
+            .insert(new.hash.table(), key_len, new.data.clone(), new.share);
         let Some(index) = slot else {
             ledger.release(weight);
             return false;

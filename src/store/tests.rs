@@ -24,10 +24,11 @@ fn put(
     share: CacheType,
     ttl: Option<Duration>,
 ) -> Graveyard {
+    let view = ByteView::keyed(key, value);
     let new = NewEntry {
         hash: store.hash(key),
         key,
-        data: ByteView::keyed(key, value).into_keyed(key),
+        data: view.allocation(),
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
     };
@@ -35,7 +36,7 @@ fn put(
 }
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
-    store.get(store.hash(key), key)
+    store.get(store.hash(key), key, || ()).ok()
 }
 
 fn total_bytes(store: &Store) -> u64 {
@@ -300,6 +301,7 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
             .peek_or_generation(hash, "key")
             .expect_err("nothing there");
         remove(&store, hash);
+        let [old, new] = ["old", "new"].map(|value| ByteView::keyed("key", value.as_bytes()));
         let late = |data| NewEntry {
             hash,
             key: "key",
@@ -307,21 +309,37 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
             share: CacheType::Main,
             expires: None,
         };
-        store.insert(
-            late(ByteView::keyed("key", b"old").into_keyed("key")),
-            Some(generation),
-        );
+        store.insert(late(old.allocation()), Some(generation));
         assert!(store.peek(hash, "key").is_none());
         let generation = store
             .peek_or_generation(hash, "key")
             .expect_err("still nothing");
-        store.insert(
-            late(ByteView::keyed("key", b"new").into_keyed("key")),
-            Some(generation),
-        );
+        store.insert(late(new.allocation()), Some(generation));
         assert_eq!(store.peek(hash, "key").expect("kept").view, "new");
         store.clear();
     }
+}
+
+#[test]
+fn nothing_is_put_in_between_a_miss_and_its_mark() {
+    let store = Arc::new(store(10_000, Eviction::S3Fifo, 1, &Clock::manual()));
+    let (told, is_in) = std::sync::mpsc::channel();
+    let putting = store.clone();
+    let mark = || {
+        let putter = std::thread::spawn(move || {
+            put(&putting, "key", b"value", CacheType::Main, None);
+            let _ = told.send(());
+        });
+        // It cannot be told while the look-up has the lock, however long this waits.
+        let too_early = is_in.recv_timeout(Duration::from_millis(50));
+        assert!(too_early.is_err(), "the lock is let go of before the mark");
+        putter
+    };
+    let (_, putter) = store
+        .get(store.hash("key"), "key", mark)
+        .expect_err("nothing there yet");
+    putter.join().expect("no panic");
+    assert_eq!(get(&store, "key").expect("kept"), "value");
 }
 
 #[test]
