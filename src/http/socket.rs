@@ -137,14 +137,16 @@ impl Socket {
             error.kind(),
             io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset
+                // Windows has both, for one cause.
+                | io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::BrokenPipe
         );
         match error.kind() {
             kind if closed && self.requests > 1 && self.answered == 0 => {
                 io::Error::new(kind, Stale(error))
             }
-            // What the system calls a read or write that met the time-out of the socket.
-            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            // The deadline has passed, or the call would have been made again.
+            _ if is_early(&error) => io::ErrorKind::TimedOut.into(),
             _ => error,
         }
     }
