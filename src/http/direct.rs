@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::time::Instant;
 
+use ureq::http::header::HOST;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::exchange::{MAX_HEAD, Terms, deadline_of};
@@ -157,14 +159,12 @@ impl Connection {
         let output = &mut self.output;
         output.clear();
         // The path is escaped, and http's types keep line ends out of the headers.
-        for part in [
-            request.method(),
-            " ",
-            request.path(),
-            " HTTP/1.1\r\nhost: ",
-            authority,
-        ] {
+        for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
             output.extend_from_slice(part.as_bytes());
+        }
+        if !request.headers().iter().any(|(name, _)| name == HOST) {
+            output.extend_from_slice(b"\r\nhost: ");
+            output.extend_from_slice(authority.as_bytes());
         }
         for (name, value) in request.headers() {
             output.extend_from_slice(b"\r\n");
