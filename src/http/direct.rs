@@ -101,9 +101,12 @@ impl Transport for DirectTransport {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        let begun = Instant::now();
         let home = &self.home;
-        let deadline = deadline_of(begun, home.terms.budget(ctx, &request)?);
+        let budget = home.terms.budget(ctx, &request)?;
+        // Read last: then the deadline is not before that of `ctx`, whose error is looked for when
+        // time is up.
+        let begun = Instant::now();
+        let deadline = deadline_of(begun, budget);
         let on_new = || {
             let connection = self.connect(deadline)?;
             self.attempt(connection, &request, Instant::now(), deadline)
