@@ -246,8 +246,9 @@ impl HttpPoolBuilder {
     ///
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
-    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
-    /// has a peer picker. Nothing is registered then.
+    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range;
+    /// [`ErrorKind::AlreadyRegistered`] if the registry has a peer picker. Nothing is registered
+    /// then.
     pub fn build(self) -> Result<HttpPool> {
         let own = PeerUrl::parse(&self.self_url)?;
         wire::check_base_path(&self.base_path)?;
