@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::http::fuzzed::{self as head, PeerUrl, Scan};
+use crate::http::fuzzed::{self as head, PeerUrl, Pieces, Scan};
 use crate::wire;
 
 /// The base path that nobody changed.
@@ -63,6 +63,19 @@ pub fn parse_head(
         let (method, path) = (head.method.to_owned(), head.path.to_owned());
         (len, method, path, head.content_length, head.keep_alive)
     }))
+}
+
+/// Status and body of the answer at the beginning of `bytes`, whether it keeps the connection, and
+/// how many bytes it takes, if it is one. It arrives in pieces of `step` bytes, its body is read in
+/// pieces of `room`, and the answer before it had `before` bytes.
+pub fn read_answer(
+    bytes: &[u8],
+    step: usize,
+    room: usize,
+    before: u64,
+) -> Option<(u16, Vec<u8>, bool, usize)> {
+    let answer = head::read_answer(bytes, Pieces { step, room, before })?;
+    Some((answer.status, answer.body, answer.keep, answer.len))
 }
 
 /// The keys of a request for several, if it is one of at most `max_keys`.

@@ -144,10 +144,10 @@ impl HttpPoolBuilder {
     /// Whether requests travel by a small HTTP/1.1 client of this crate instead of ureq; off by
     /// default.
     ///
-    /// Both take the same answers and hold to the same limits. The direct one needs a fraction of
-    /// the CPU time of a request with a small value, and reads a long value without a copy; ureq has
-    /// met more of the world's servers and proxies. A [`transport`](Self::transport) hook gets the
-    /// one that is chosen.
+    /// Both take the answers of any server that keeps to HTTP/1.1, and hold to the same limits. The
+    /// direct one needs a fraction of the CPU time of a request with a small value, and reads a long
+    /// value without a copy; ureq has met more of the world's servers and proxies. A
+    /// [`transport`](Self::transport) hook gets the one that is chosen.
     pub fn direct_transport(mut self, direct: bool) -> Self {
         self.direct = direct;
         self
@@ -201,7 +201,8 @@ impl HttpPoolBuilder {
     /// How many unused connections to one peer are kept for the next request; 24 by default. A thread
     /// gets the one that it used last, if it is free. Those that have not been used for 15 s are
     /// closed, one with each request that ends. Each holds 16 KiB, or 72 KiB once an answer was over
-    /// 8 KiB. 0 makes a new connection for each request.
+    /// 8 KiB; with the [`direct_transport`](Self::direct_transport) 8 KiB less. 0 makes a new
+    /// connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self
@@ -216,9 +217,10 @@ impl HttpPoolBuilder {
 
     /// The most keys that one request asks a peer for; 128 by default.
     ///
-    /// Up to 8 threads ask a peer side by side. When more do, they ride together: while a request is
-    /// under way, their keys gather and go in the next. So do, in any case, those of one
-    /// [`get_many`](crate::Group::get_many).
+    /// Up to 8 threads ask a peer side by side, fewer where
+    /// [`max_connections_per_peer`](Self::max_connections_per_peer) is below 10. When more do, they
+    /// ride together: while two of their requests are under way, further keys gather and go in the
+    /// next. So do, in any case, those of one [`get_many`](crate::Group::get_many).
     /// The peer answers such a request from its cache, at once; what it would have to load is then
     /// asked for singly, so that a slow load never holds up the others. A peer that does not know
     /// such requests (one of Go) is asked singly from then on. Where values are 16 KiB and longer
@@ -244,8 +246,9 @@ impl HttpPoolBuilder {
     ///
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
-    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range; [`ErrorKind::AlreadyRegistered`] if the registry
-    /// has a peer picker. Nothing is registered then.
+    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range;
+    /// [`ErrorKind::AlreadyRegistered`] if the registry has a peer picker. Nothing is registered
+    /// then.
     pub fn build(self) -> Result<HttpPool> {
         let own = PeerUrl::parse(&self.self_url)?;
         wire::check_base_path(&self.base_path)?;

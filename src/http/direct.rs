@@ -1,16 +1,21 @@
 //! A transport of our own: HTTP/1.1 as far as peers speak it, over std's sockets and httparse.
 
 mod body;
+mod framing;
 mod head;
+mod input;
+#[cfg(any(test, larder_fuzz))]
+pub(super) mod pieces;
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::time::Instant;
+
+use ureq::http::header::HOST;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::exchange::{MAX_HEAD, Terms, deadline_of};
-use crate::http::head::{Scan, scan};
+use crate::http::exchange::{Terms, deadline_of};
 use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
 use crate::http::response::push_decimal;
@@ -19,6 +24,7 @@ use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::sync::Arc;
 use body::DirectBody;
 use head::Head;
+use input::Input;
 
 /// Sends requests to one peer, keeping connections for the next.
 ///
@@ -39,13 +45,8 @@ struct Home {
 /// A connection with what has been read from it.
 struct Connection {
     socket: Socket,
-    /// Initialised to its length; what was read and not used is `start..end`.
-    input: Vec<u8>,
-    start: usize,
-    end: usize,
+    input: Input,
     output: Vec<u8>,
-    /// The bytes of the present answer, if they are known and few: the input has room for the next.
-    wanted: usize,
 }
 
 impl DirectTransport {
@@ -69,11 +70,8 @@ impl DirectTransport {
         let socket = Socket::connect(&self.addresses, generation, max_answer, by)?;
         Ok(Box::new(Connection {
             socket,
-            input: vec![0; INPUT_SMALL],
-            start: 0,
-            end: 0,
+            input: Input::new(),
             output: Vec::with_capacity(OUTPUT_SMALL),
-            wanted: 0,
         }))
     }
 
@@ -84,10 +82,11 @@ impl DirectTransport {
         request: &TransportRequest<'_>,
         now: Instant,
         deadline: Instant,
-    ) -> io::Result<(Box<Connection>, Head)> {
+    ) -> io::Result<(Box<Connection>, Head, Box<[u8]>)> {
         connection.send(self.home.terms.url.authority(), request, now, deadline)?;
-        let head = connection.head(deadline)?;
-        Ok((connection, head))
+        let (input, mut socket) = connection.until(deadline);
+        let (head, bytes) = input.head(&mut socket)?;
+        Ok((connection, head, bytes))
     }
 }
 
@@ -99,9 +98,12 @@ impl Transport for DirectTransport {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        let begun = Instant::now();
         let home = &self.home;
-        let deadline = deadline_of(begun, home.terms.budget(ctx, &request)?);
+        let budget = home.terms.budget(ctx, &request)?;
+        // Read last: then the deadline is not before that of `ctx`, whose error is looked for when
+        // time is up.
+        let begun = Instant::now();
+        let deadline = deadline_of(begun, budget);
         let on_new = || {
             let connection = self.connect(deadline)?;
             self.attempt(connection, &request, Instant::now(), deadline)
@@ -114,26 +116,24 @@ impl Transport for DirectTransport {
             home.generation.end();
             answer = on_new();
         }
-        let (mut connection, head) = answer.map_err(|error| home.terms.explain(ctx, error))?;
-        let length = head.framing.length();
-        let from = connection.start;
-        connection.start += head.len;
-        connection.wanted = length
-            .and_then(|length| usize::try_from(length).ok()?.checked_add(head.len))
-            .filter(|&wanted| wanted <= INPUT_LARGE)
-            .unwrap_or(0);
-        let bytes: Box<[u8]> = connection.input[from..connection.start].into();
-        let body = DirectBody::new(home.clone(), connection, head.framing, head.keep, deadline);
-        Ok(TransportResponse::with_reader(head.status, length, body).with_head(bytes))
+        let (connection, head, bytes) = answer.map_err(|error| home.terms.explain(ctx, error))?;
+        let Head {
+            status, framing, ..
+        } = head;
+        let body = DirectBody::new(home.clone(), connection, head, bytes.len(), deadline);
+        Ok(TransportResponse::with_reader(status, framing.length(), body).with_head(bytes))
     }
 }
 
 impl Home {
-    /// Takes a connection back whose answer was read to its end.
-    fn give(&self, mut connection: Box<Connection>) {
+    /// Takes a connection back whose answer was read to its end, and was so many bytes long.
+    fn give(&self, mut connection: Box<Connection>, len: Option<u64>) {
         // Bytes behind the answer answer nothing.
-        if connection.start == connection.end {
-            connection.rest();
+        if connection.input.len() == 0 {
+            // The next answer is probably like this one.
+            connection.input.expect(len.unwrap_or(0));
+            connection.output.clear();
+            connection.output.shrink_to(OUTPUT_SMALL);
             self.idle.give(connection);
         }
     }
@@ -157,14 +157,12 @@ impl Connection {
         let output = &mut self.output;
         output.clear();
         // The path is escaped, and http's types keep line ends out of the headers.
-        for part in [
-            request.method(),
-            " ",
-            request.path(),
-            " HTTP/1.1\r\nhost: ",
-            authority,
-        ] {
+        for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
             output.extend_from_slice(part.as_bytes());
+        }
+        if !request.headers().iter().any(|(name, _)| name == HOST) {
+            output.extend_from_slice(b"\r\nhost: ");
+            output.extend_from_slice(authority.as_bytes());
         }
         for (name, value) in request.headers() {
             output.extend_from_slice(b"\r\n");
@@ -183,63 +181,22 @@ impl Connection {
         self.socket.send(output, now, deadline)
     }
 
-    /// Reads the head of an answer, past those that only say that it takes a while (RFC 9110,
-    /// section 15.2).
-    fn head(&mut self, deadline: Instant) -> io::Result<Head> {
-        let mut scanned = 0;
-        let mut skipped = 0;
-        loop {
-            match scan(&self.input[self.start..self.end], scanned).map_err(|_| NOT_HTTP.error())? {
-                Scan::Complete(len) if skipped + len > MAX_HEAD => return Err(LONG_HEAD.error()),
-                Scan::Complete(len) => {
-                    let bytes = &self.input[self.start..self.start + len];
-                    if let Some(head) = Head::parse(bytes)? {
-                        return Ok(head);
-                    }
-                    self.start += len;
-                    skipped += len;
-                    scanned = 0;
-                }
-                Scan::Incomplete(at) => {
-                    scanned = at;
-                    if self.fill(deadline)? == 0 {
-                        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, BROKE_OFF));
-                    }
-                }
-            }
-        }
+    /// What was read from it, and where more comes from until `deadline`.
+    fn until(&mut self, deadline: Instant) -> (&mut Input, Until<'_>) {
+        let socket = &mut self.socket;
+        (&mut self.input, Until { socket, deadline })
     }
+}
 
-    /// Reads more into the input.
-    ///
-    /// # Errors
-    ///
-    /// Those of the socket; and if nothing of [`MAX_HEAD`] bytes could be used yet.
-    fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
-        if self.start > 0 {
-            self.input.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        if self.end >= MAX_HEAD {
-            return Err(LONG_HEAD.error());
-        }
-        if self.end == self.input.len() {
-            self.input.resize(MAX_HEAD, 0);
-        }
-        let read = self.socket.read(&mut self.input[self.end..], deadline)?;
-        self.end += read;
-        Ok(read)
-    }
+/// A socket whose reads end by a deadline.
+struct Until<'s> {
+    socket: &'s mut Socket,
+    deadline: Instant,
+}
 
-    /// Sees to it that the next answer, if it is like the last, is read in one go.
-    fn rest(&mut self) {
-        (self.start, self.end) = (0, 0);
-        if self.wanted > self.input.len() {
-            self.input.resize(self.wanted.next_power_of_two(), 0);
-        }
-        self.output.clear();
-        self.output.shrink_to(OUTPUT_SMALL);
+impl Read for Until<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.read(into, self.deadline)
     }
 }
 
@@ -260,16 +217,12 @@ impl Refusal {
     }
 }
 
-const BROKE_OFF: &str = "the connection was closed in the middle of the answer";
+fn broke_off() -> io::Error {
+    let message = "the connection was closed in the middle of the answer";
+    io::Error::new(io::ErrorKind::UnexpectedEof, message)
+}
+
 const NOT_HTTP: Refusal = Refusal("the answer is not HTTP/1.1");
-const LONG_HEAD: Refusal = Refusal("the head or a line of the answer is too long");
-
-/// Holds answers with small values, and most heads.
-const INPUT_SMALL: usize = 8 * 1024;
-
-/// The longest answer that is read as a whole before its body is taken from it. The rest of longer
-/// ones is read to where it stays.
-const INPUT_LARGE: usize = 64 * 1024;
 
 /// Holds most requests.
 const OUTPUT_SMALL: usize = 512;

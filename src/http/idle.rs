@@ -89,3 +89,103 @@ impl Owner {
         )
     }
 }
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::http::resolve::Addresses;
+    use crate::http::socket::Generation;
+    use crate::http::url::PeerUrl;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    struct Numbered(usize, Socket);
+
+    impl Carrier for Numbered {
+        fn socket(&self) -> &Socket {
+            &self.1
+        }
+    }
+
+    struct Peer {
+        listener: TcpListener,
+        addresses: Addresses,
+        generation: Generation,
+    }
+
+    impl Peer {
+        fn new() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            Peer {
+                listener,
+                addresses: Addresses::new(&PeerUrl::parse(&url).unwrap()),
+                generation: Generation::default(),
+            }
+        }
+
+        /// Connections, with their other ends.
+        fn connect(&self, count: usize) -> (Vec<Numbered>, Vec<TcpStream>) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let connect = |number| {
+                let socket = Socket::connect(&self.addresses, &self.generation, 1, deadline);
+                let (other, _) = self.listener.accept().unwrap();
+                (Numbered(number, socket.unwrap()), other)
+            };
+            (0..count).map(connect).unzip()
+        }
+    }
+
+    fn resting(idle: &Idle<Numbered>) -> Vec<usize> {
+        let resting = idle.resting.lock();
+        resting.iter().map(|(_, numbered)| numbered.0).collect()
+    }
+
+    #[test]
+    fn those_used_last_are_kept_and_no_more_than_allowed() {
+        let (connections, _others) = Peer::new().connect(5);
+        let idle = Idle::new(3);
+        connections.into_iter().for_each(|one| idle.give(one));
+        assert_eq!(resting(&idle), [2, 3, 4]);
+    }
+
+    #[test]
+    fn who_has_rested_too_long_is_closed() {
+        let (connections, _others) = Peer::new().connect(2);
+        let idle = Idle::new(3);
+        connections.into_iter().for_each(|one| idle.give(one));
+        let late = Instant::now() + MAX_IDLE_AGE;
+        assert!(idle.take(late).is_none());
+        assert!(resting(&idle).is_empty());
+    }
+
+    #[test]
+    fn those_of_before_are_let_go_of_when_others_come_back() {
+        let peer = Peer::new();
+        let (connections, _others) = peer.connect(3);
+        let idle = Idle::new(10);
+        connections.into_iter().for_each(|one| idle.give(one));
+        peer.generation.end();
+        let (connections, _others) = peer.connect(2);
+        connections.into_iter().for_each(|one| idle.give(one));
+        assert_eq!(resting(&idle), [2, 0, 1]);
+        assert_eq!(idle.take(Instant::now()).map(|one| one.0), Some(1));
+        assert_eq!(idle.take(Instant::now()).map(|one| one.0), Some(0));
+        assert!(idle.take(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn a_thread_gets_its_own_else_the_one_used_last() {
+        let (connections, _others) = Peer::new().connect(3);
+        let idle = &Idle::new(3);
+        let mut connections = connections.into_iter();
+        idle.give(connections.next().unwrap());
+        let take = || idle.take(Instant::now()).unwrap();
+        std::thread::scope(|scope| {
+            // While this thread runs, no other can be taken for it.
+            scope.spawn(|| connections.for_each(|one| idle.give(one)));
+        });
+        let mine = take();
+        assert_eq!((mine.0, take().0), (0, 2));
+    }
+}

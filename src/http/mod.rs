@@ -43,6 +43,7 @@ mod tests;
 /// The parsers, for the targets in `fuzz/`.
 #[cfg(larder_fuzz)]
 pub(crate) mod fuzzed {
+    pub(crate) use super::direct::pieces::{Pieces, read_answer};
     pub(crate) use super::head::{NO_FIELDS, Scan, parse, scan};
     pub(crate) use super::url::PeerUrl;
 }

@@ -137,14 +137,16 @@ impl Socket {
             error.kind(),
             io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset
+                // Windows has both, for one cause.
+                | io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::BrokenPipe
         );
         match error.kind() {
             kind if closed && self.requests > 1 && self.answered == 0 => {
                 io::Error::new(kind, Stale(error))
             }
-            // What the system calls a read or write that met the time-out of the socket.
-            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            // The deadline has passed, or the call would have been made again.
+            _ if is_early(&error) => io::ErrorKind::TimedOut.into(),
             _ => error,
         }
     }
@@ -245,3 +247,45 @@ fn is_early(error: &io::Error) -> bool {
 /// How long a connection lies unused before it is looked at again. Long enough that few are, with
 /// 24 connections taken in turn; short beside the times after which anybody closes one.
 const RESTED: Duration = Duration::from_millis(10);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::http::url::PeerUrl;
+    use std::net::TcpListener;
+    use std::thread;
+
+    #[test]
+    fn a_write_ends_at_its_deadline_also_if_some_of_it_is_taken() {
+        for pause in [None, Some(Duration::from_millis(10))] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let addresses = Addresses::new(&PeerUrl::parse(&url).unwrap());
+            let soon = Instant::now() + Duration::from_secs(20);
+            let mut socket = Socket::connect(&addresses, &Generation::default(), 1, soon).unwrap();
+            let (other, _) = listener.accept().unwrap();
+            let mut reads = other.try_clone().unwrap();
+            let reader = pause.map(|pause| {
+                thread::spawn(move || {
+                    while reads.read(&mut [0; 64 << 10]).is_ok_and(|n| n > 0) {
+                        thread::sleep(pause);
+                    }
+                })
+            });
+            socket.begin();
+            let begun = Instant::now();
+            let limit = Duration::from_millis(200);
+            let error = socket
+                .send(&vec![0; 256 << 20], begun, begun + limit)
+                .unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            let took = begun.elapsed();
+            assert!((limit..4 * limit).contains(&took), "{took:?}");
+            assert!(!socket.is_sound());
+            drop((socket, other));
+            if let Some(reader) = reader {
+                reader.join().unwrap();
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
+use ureq::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
@@ -112,14 +113,19 @@ impl<'a> TransportRequest<'a> {
         value.to_str().ok()
     }
 
-    /// Sets a header, in place of those of the same name. The transport itself adds `Host` and
-    /// `Content-Length`.
+    /// Sets a header, in place of those of the same name. The transport itself adds `Host`, if it is
+    /// not set, and `Content-Length`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
+    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value, and for `Content-Length` and
+    /// `Transfer-Encoding`: with two of them, it could be read in two ways where the body ends.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
+        if name == CONTENT_LENGTH || name == TRANSFER_ENCODING {
+            let message = format!("the header {name:?} is set by the transport");
+            return Err(Error::new(ErrorKind::InvalidOption, message));
+        }
         self.set_parsed(name, value);
         Ok(())
     }

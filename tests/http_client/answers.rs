@@ -40,6 +40,15 @@ fn a_chunked_answer_is_an_answer() {
 }
 
 #[test]
+fn a_hundred_headers_are_not_too_many() {
+    let whole = body(b"#f00");
+    let (length, others) = (whole.len(), "x-proxy: 1\r\n".repeat(98));
+    let head = format!("HTTP/1.1 200 OK\r\n{others}{PROTOBUF}Content-Length: {length}\r\n\r\n");
+    let server = RawServer::answering([head.as_bytes(), &whole].concat());
+    assert_eq!(get(&pool_of(&server.url), "k").unwrap().value, "#f00");
+}
+
+#[test]
 fn an_empty_body_is_an_empty_value() {
     let server = RawServer::answering(ok(b""));
     let pool = pool_of(&server.url);

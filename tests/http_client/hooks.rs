@@ -37,6 +37,35 @@ fn a_transport_can_wrap_the_default() {
     );
 }
 
+struct ForHost(Arc<dyn Transport>);
+
+impl Transport for ForHost {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        mut request: TransportRequest<'_>,
+    ) -> Result<TransportResponse> {
+        request.set_header("Host", "cache.example")?;
+        for name in ["Content-Length", "Transfer-Encoding"] {
+            let error = request.set_header(name, "chunked").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        }
+        self.0.round_trip(ctx, request)
+    }
+}
+
+#[test]
+fn a_host_of_ones_own_is_the_only_one_and_the_length_is_the_transports() {
+    let server = RawServer::answering(ok(&body(b"x")));
+    let pool = pool_with(&server.url, |builder| {
+        builder.transport(|_, default| Arc::new(ForHost(default)))
+    });
+    assert_eq!(get(&pool, "k").unwrap().value, "x");
+    let head = server.heads().remove(0).to_ascii_lowercase();
+    assert!(head.contains("\r\nhost: cache.example\r\n"), "{head}");
+    assert_eq!(head.matches("\r\nhost:").count(), 1, "{head}");
+}
+
 struct Canned(fn() -> Result<TransportResponse>);
 
 impl Transport for Canned {

@@ -66,7 +66,7 @@ fn busy(combiner: &Combiner<Asked>) -> Busy<'_> {
 #[cfg(not(larder_loom))]
 mod threads {
     use super::*;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -247,6 +247,53 @@ mod threads {
             told.filter(|told| *told).count()
         });
         assert_eq!(told, 7);
+        assert!(is_idle(&combiner));
+    }
+
+    /// Leaders that answer, give up or panic, riders whose time is up at any moment, more groups than
+    /// batches: nobody hangs, everybody gets its own key's answer, and nothing is left counted.
+    #[test]
+    fn whoever_comes_and_goes_nothing_is_left() {
+        let combiner = Combiner::new(5, 1000, 100);
+        let one = |thread: usize, n: usize| {
+            let group = ["a", "b", "c"][(thread + n) % 3];
+            let key = format!("{thread}-{n}");
+            let patience = match n % 5 {
+                0 => LONG,
+                _ => Duration::from_micros((thread * 37 + n * 101) as u64 % 300),
+            };
+            let begun = std::time::Instant::now();
+            let time_left = || patience.saturating_sub(begun.elapsed());
+            match combiner.join(group, &key, time_left) {
+                Turn::Lead(lead) => match n % 4 {
+                    0 => drop(lead),
+                    // Without a report.
+                    1 => resume_unwind(Box::new("in the transport")),
+                    _ => {
+                        thread::yield_now();
+                        let (asked, place) = ask(lead);
+                        assert_eq!(asked[place], key);
+                    }
+                },
+                Turn::Told(Some(asked), place) => assert_eq!(asked[place], key),
+                Turn::Alone(_guard) => thread::yield_now(),
+                Turn::TooLate => assert!(patience < LONG, "nobody was called"),
+                Turn::Told(None, _) | Turn::Singly => {}
+            }
+        };
+        let meant = |cause: Box<dyn std::any::Any + Send>| {
+            assert_eq!(cause.downcast_ref(), Some(&"in the transport"));
+        };
+        thread::scope(|scope| {
+            for thread in 0..24 {
+                let one = &one;
+                scope.spawn(move || {
+                    for n in 0..500 {
+                        catch_unwind(AssertUnwindSafe(|| one(thread, n))).unwrap_or_else(meant);
+                    }
+                });
+            }
+        });
         assert!(is_idle(&combiner));
     }
 

@@ -5,20 +5,18 @@ use std::mem::MaybeUninit;
 
 use httparse::{ParserConfig, Status};
 
-use super::body::Framing;
+use super::framing::Framing;
 use super::{NOT_HTTP, Refusal};
 use crate::http::exchange::{NO_LENGTH, TWO_LENGTHS};
-use crate::http::head::{MAX_FIELDS, has_token, parse_length};
+use crate::http::head::{has_token, parse_length};
 
 /// What a head says of the answer, besides its headers.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) status: u16,
     pub(super) framing: Framing,
     /// Whether the connection can carry another exchange.
     pub(super) keep: bool,
-    /// It is the first so many bytes of the input.
-    pub(super) len: usize,
 }
 
 impl Head {
@@ -84,12 +82,14 @@ impl Head {
             status,
             framing,
             keep: version == 1 && !close,
-            len,
         }))
     }
 }
 
 const BAD_LENGTH: Refusal = Refusal("the Content-Length of the answer is no length");
+
+/// The most header fields of an answer, as many as ureq takes.
+const MAX_FIELDS: usize = 128;
 
 #[cfg(test)]
 mod tests {
