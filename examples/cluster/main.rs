@@ -11,7 +11,7 @@
 //! second and a summary at the end. The exit status is 1 if a byte differed or a caller saw an
 //! error.
 //!
-//! A process's cache has room for nearly all of the files by default: its own third, copies of the
+//! A process's cache has room for all of the files by default: its own third, copies of the
 //! popular ones of others, and half of the third of a process that is gone. With less (`--cache`)
 //! more gets go to peers, and while a process is gone, to the files.
 

@@ -17,7 +17,7 @@ pub struct Options {
     pub seconds: u64,
     /// Callers in each node.
     pub threads: usize,
-    /// The cache of each node in bytes; `None` for as many as the files have.
+    /// The cache of each node in bytes; `None` for an eighth more than the files have.
     pub cache: Option<u64>,
 }
 
@@ -37,7 +37,10 @@ pub fn run(options: &Options) -> Result<(), BoxError> {
     if corpus.files.is_empty() {
         return Err(format!("there are no files in {}", options.dir.display()).into());
     }
-    let cache = options.cache.unwrap_or(corpus.total()).max(MIN_CACHE);
+    let cache = options
+        .cache
+        .unwrap_or(corpus.total() / 8 * 9)
+        .max(MIN_CACHE);
     let mut table = Table::new();
     table.note(&format!(
         "{} files, {}, below {}{}",
