@@ -248,9 +248,10 @@ impl Group {
     }
 
     /// Changes the most bytes that the cache takes. What is over them is evicted before this
-    /// returns, for the cause [`RemovalCause::Size`](crate::RemovalCause::Size), and the memory is
-    /// given back; gets at the same time wait for a few hundred evictions at most. 0 evicts
-    /// everything and switches caching off.
+    /// returns, for the cause [`RemovalCause::Size`](crate::RemovalCause::Size), and the tables
+    /// shrink; gets at the same time wait for a few hundred evictions at most. How much of the
+    /// memory goes back to the system is the allocator's matter; [`clear`](Self::clear) does more
+    /// about that. 0 evicts everything and switches caching off.
     ///
     /// The number of shards stays what it was at the start. A cache that is to grow a lot is better
     /// built with a [`shards`](crate::GroupBuilder::shards) for its later size.

@@ -76,6 +76,16 @@ mod tests {
     }
 
     #[test]
+    fn a_larger_block_of_the_heap_is_charged_no_less() {
+        for request in 0..128 * 1024 - 2 {
+            let (this, next) = (allocated(request), allocated(request + 1));
+            assert!(this >= request && next >= this, "request of {request}");
+        }
+        // The gaps between blocks over a kibibyte.
+        assert!(allocated(10_240) >= 11_264);
+    }
+
+    #[test]
     fn a_charge_never_overflows() {
         assert!(entry(usize::MAX) >= usize::MAX as u64);
     }

@@ -18,21 +18,26 @@ use super::slab::Slab;
 #[derive(Debug)]
 pub(crate) struct Cleared {
     shards: Vec<Slab>,
+    /// What the entries were charged.
+    bytes: u64,
 }
 
 impl Cleared {
-    pub(super) fn new(shards: Vec<Slab>) -> Cleared {
-        Cleared { shards }
+    pub(super) fn new(shards: Vec<Slab>, bytes: u64) -> Cleared {
+        Cleared { shards, bytes }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
         let slots = self.shards.iter().flat_map(Slab::iter);
-        slots.map(|(_, entry)| entry.to_owned())
+        slots.map(|(_, entry)| entry.detached())
     }
 }
 
 impl Drop for Cleared {
     fn drop(&mut self) {
+        if self.bytes < WORTH_IT {
+            return;
+        }
         let mut held = blocks_of_each_size(KEPT_ASIDE);
         for slab in &mut self.shards {
             slab.drop_in_order();
@@ -47,6 +52,9 @@ impl Drop for Cleared {
         }
     }
 }
+
+/// What fewer bytes leave behind is no more than what five rounds do.
+const WORTH_IT: u64 = 1 << 20;
 
 /// glibc's `TCACHE_FILL_COUNT` (malloc/malloc.c).
 const KEPT_ASIDE: usize = 7;

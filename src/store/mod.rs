@@ -97,7 +97,7 @@ impl Hash {
     }
 }
 
-/// What was removed so far: see [`Store::generation`].
+/// What was removed so far: see [`Store::peek_or_generation`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation {
     stripe: u32,
@@ -213,10 +213,11 @@ impl Store {
             return Err(missed);
         };
         entry.mark.touch();
-        self.counters.count_hit(entry.mark.share());
+        let share = entry.mark.share();
         // In parts until the end: whole views are copied from place to place.
         let (data, start) = entry.parts();
         drop(shard);
+        self.counters.count_hit(share);
         if self.eviction == Eviction::Lru {
             self.promote(hash, key);
         }
@@ -238,8 +239,8 @@ impl Store {
         let shard = self.shard(hash).read();
         let (hit, entry) = shard.find_hit(hash, key, &self.clock)?;
         entry.mark.touch();
-        self.counters.count_hit(hit.share);
         drop(shard);
+        self.counters.count_hit(hit.share);
         if self.eviction == Eviction::Lru {
             self.promote(hash, key);
         }
@@ -279,12 +280,9 @@ impl Store {
     /// caller drops the graveyard, and tells the listener of it.
     pub(crate) fn insert(&self, new: NewEntry<'_>, loaded_at: Option<Generation>) -> Graveyard {
         let mut gone = Graveyard::default();
-        if self.budget.capacity() == 0 {
-            return gone;
-        }
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
-            new,
+            &new,
             loaded_at,
             (&mut self.budget.ledger(), self.targets()),
             &self.clock,
@@ -363,8 +361,14 @@ impl Store {
 
     /// Takes everything out, shard by shard. Loads under way put nothing in.
     pub(crate) fn clear(&self) -> Cleared {
-        let clear = |shard: &Padded| shard.0.write().clear(&mut self.budget.ledger());
-        Cleared::new(self.shards.iter().map(clear).collect())
+        let mut bytes = 0;
+        let shards = self.shards.iter().map(|shard| {
+            let mut shard = shard.0.write();
+            bytes += shard.bytes();
+            shard.clear(&mut self.budget.ledger())
+        });
+        let shards = shards.collect();
+        Cleared::new(shards, bytes)
     }
 
     /// All live entries, counted as nothing.

@@ -119,12 +119,10 @@ impl Shard {
 
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<iter::Entry> {
-        let live = self.slab.iter().filter(|(index, entry)| {
-            // As in look-ups, the clock is read only for entries that expire.
-            !(entry.mark.expires() && self.has_expired(*index, clock))
-        });
+        let slots = self.slab.iter();
+        let live = slots.filter(|(index, _)| !self.has_expired(*index, clock));
         let mut entries = Vec::with_capacity(self.len());
-        entries.extend(live.map(|(_, entry)| entry.to_owned()));
+        entries.extend(live.map(|(_, entry)| entry.detached()));
         entries
     }
 
@@ -156,19 +154,18 @@ impl Shard {
         }
     }
 
-    /// Puts an entry in and makes room for it, down to the shard's own part of the ledger.
-    ///
-    /// False if it was not kept: its key was removed since `loaded_at`, or the policy declines.
+    /// Puts an entry in and makes room for it, down to the shard's own part of the budget.
+    /// Not if its key was removed since `loaded_at`, or if the policy declines.
     pub(super) fn insert(
         &mut self,
-        new: NewEntry<'_>,
+        new: &NewEntry<'_>,
         loaded_at: Option<Generation>,
         (ledger, targets): (&mut Ledger<'_>, Targets),
         clock: &Clock,
         gone: &mut Graveyard,
-    ) -> bool {
+    ) {
         if loaded_at.is_some_and(|then| then != self.generation(new.hash)) {
-            return false;
+            return;
         }
         self.sweep(ledger, clock, gone);
 
@@ -183,29 +180,35 @@ impl Shard {
         }
 
         let weight = charge::entry(new.data.len());
-        if !self.admits(&new, weight, earned.0, ledger, targets) {
-            return false;
+        if !self.admits(new, weight, earned.0, ledger, targets) {
+            return;
         }
-        let Ok(key_len) = u16::try_from(new.key.len()) else {
-            return false;
-        };
         ledger.take(weight);
+        let hot = match new.share {
+            CacheType::Hot => weight,
+            CacheType::Main => 0,
+        };
         while ledger.is_over() && self.bytes() + weight > targets.total {
-            let hot = if new.share == CacheType::Hot {
-                weight
-            } else {
-                0
-            };
             if !self.evict_one(hot, ledger, targets, gone) {
                 break;
             }
         }
         self.fit_tables();
+        if !self.put(new, earned) {
+            ledger.release(weight);
+        }
+    }
+
+    /// Puts an entry into the tables and its queue. False if its key is too long for that, or if
+    /// there is no slot left.
+    fn put(&mut self, new: &NewEntry<'_>, earned: (bool, u8)) -> bool {
+        let Ok(key_len) = u16::try_from(new.key.len()) else {
+            return false;
+        };
         let slot = self
             .slab
             .insert(new.hash.table(), key_len, new.data.clone(), new.share);
         let Some(index) = slot else {
-            ledger.release(weight);
             return false;
         };
         self.set_expiry(index, new.expires);
@@ -304,16 +307,12 @@ impl Shard {
         ledger: &mut Ledger<'_>,
         clock: &Clock,
         gone: &mut Graveyard,
-    ) -> bool {
+    ) {
         let generation = &mut self.generations[hash.stripe(STRIPES)];
         *generation = generation.wrapping_add(1);
-        match self.index_of(hash, key) {
-            Some(index) => {
-                let cause = self.cause(index, clock, RemovalCause::Explicit);
-                self.depart(index, cause, ledger, gone);
-                true
-            }
-            None => false,
+        if let Some(index) = self.index_of(hash, key) {
+            let cause = self.cause(index, clock, RemovalCause::Explicit);
+            self.depart(index, cause, ledger, gone);
         }
     }
 

@@ -140,7 +140,8 @@ impl Entry<'_> {
         ByteView::window(data, start, end)
     }
 
-    pub(crate) fn to_owned(self) -> iter::Entry {
+    /// The same for a reader that lets go of the lock.
+    pub(crate) fn detached(self) -> iter::Entry {
         iter::Entry::new(self.parts(), self.mark.share())
     }
 
