@@ -10,20 +10,24 @@ use crate::common::*;
 /// A capacity for two entries of a few bytes, not for three.
 const TWO: u64 = 200;
 
+/// A getter that answers with the key, and for "c" opens one gate and passes the other first.
+fn paused_at_c() -> (impl larder::Getter, Gate, Gate) {
+    let (in_getter, go_on) = (Gate::new(), Gate::new());
+    let gates = (in_getter.clone(), go_on.clone());
+    let getter = larder::getter_fn(move |_: &Context, key, dest| {
+        if key == "c" {
+            gates.0.open();
+            gates.1.pass();
+        }
+        Ok(dest.set_str(key)?)
+    });
+    (getter, in_getter, go_on)
+}
+
 #[test]
 fn a_slow_listener_holds_up_nobody_but_its_own_call() {
-    let (in_getter, go_on) = (Gate::new(), Gate::new());
+    let (getter, in_getter, go_on) = paused_at_c();
     let (in_listener, listener_ends) = (Gate::new(), Gate::new());
-    let getter = {
-        let (in_getter, go_on) = (in_getter.clone(), go_on.clone());
-        larder::getter_fn(move |_: &Context, key, dest| {
-            if key == "c" {
-                in_getter.open();
-                go_on.pass();
-            }
-            Ok(dest.set_str(key)?)
-        })
-    };
     let group = {
         let (in_listener, listener_ends) = (in_listener.clone(), listener_ends.clone());
         alone("slow-listener")
@@ -61,17 +65,7 @@ fn a_slow_listener_holds_up_nobody_but_its_own_call() {
 #[test]
 fn a_panicking_listener_costs_the_other_callers_nothing() {
     for ctx in [Context::background(), within(PATIENCE)] {
-        let (in_getter, go_on) = (Gate::new(), Gate::new());
-        let getter = {
-            let (in_getter, go_on) = (in_getter.clone(), go_on.clone());
-            larder::getter_fn(move |_: &Context, key, dest| {
-                if key == "c" {
-                    in_getter.open();
-                    go_on.pass();
-                }
-                Ok(dest.set_str(key)?)
-            })
-        };
+        let (getter, in_getter, go_on) = paused_at_c();
         let group = alone("panicking-listener")
             .max_capacity(TWO)
             .shards(1)
