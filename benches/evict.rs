@@ -38,8 +38,8 @@ fn main() {
             .map(|(name, make)| (*name, make(ROOM, count_load)))
             .collect();
         for round in turns(caches.len()) {
-            let new: Vec<String> = new_keys.by_ref().take(OPERATIONS / 10).collect();
-            let operations = operations(&keys, &new, || order[zipf.draw(&mut rng)] as usize);
+            let operations =
+                operations(&keys, &mut new_keys, || order[zipf.draw(&mut rng)] as usize);
             for n in round.order {
                 let (name, cache) = &caches[n];
                 let (seconds, missed) = run(&**cache, &operations, threads);
@@ -57,23 +57,23 @@ fn main() {
     report.finish();
 }
 
-/// A round's keys in their order: every tenth one new, the others drawn.
-fn operations<'a>(
-    keys: &'a [String],
-    new: &'a [String],
+/// A round's keys in their order: every tenth one new, the others drawn. Copies, so that a thread
+/// finds its next key in its caches, as one that has just made or received it does.
+fn operations(
+    keys: &[String],
+    mut new: impl Iterator<Item = String>,
     mut draw: impl FnMut() -> usize,
-) -> Vec<&'a String> {
-    let mut new = new.iter();
+) -> Vec<String> {
     (0..OPERATIONS)
         .map(|n| match n % 10 {
-            0 => new.next().expect("one in ten"),
-            _ => &keys[draw()],
+            0 => new.next().expect("there is no end of them"),
+            _ => keys[draw()].clone(),
         })
         .collect()
 }
 
 /// The seconds that the threads need for all operations, and how many of these missed.
-fn run(cache: &dyn Cache, operations: &[&String], threads: usize) -> (f64, u64) {
+fn run(cache: &dyn Cache, operations: &[String], threads: usize) -> (f64, u64) {
     let (start, end) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
     std::thread::scope(|scope| {
         let threads: Vec<_> = operations

@@ -46,15 +46,11 @@ impl ByteView {
 
     /// A copy of `value` that stands behind `key` in one allocation: the shape that the store
     /// keeps entries in, so that it can keep this one as it is.
+    // Inlined, so that the view is not returned through memory: see `Store::get`.
+    #[inline(always)]
     pub(crate) fn keyed(key: &str, value: &[u8]) -> Self {
-        let key = key.as_bytes();
-        let len = key.len() + value.len();
-        let data = match len {
-            0..=128 => joined_on_stack::<128>(key, value),
-            129..=512 => joined_on_stack::<512>(key, value),
-            _ => joined_in_place(key, value),
-        };
-        ByteView::window(data, key.len(), len)
+        let data = joined(key.as_bytes(), value);
+        ByteView::window(data, key.len(), key.len() + value.len())
     }
 
     /// Takes the shape of [`keyed`](Self::keyed) for this key, if it has another. The bytes stay
@@ -165,6 +161,14 @@ impl ByteView {
             view: self.clone(),
             position: 0,
         }
+    }
+}
+
+fn joined(front: &[u8], back: &[u8]) -> Arc<[u8]> {
+    match front.len() + back.len() {
+        0..=128 => joined_on_stack::<128>(front, back),
+        129..=512 => joined_on_stack::<512>(front, back),
+        _ => joined_in_place(front, back),
     }
 }
 

@@ -17,17 +17,17 @@ const MAX_PEERS_ASKED: usize = 2;
 
 impl Loader {
     #[inline]
-    pub(super) fn run_getter(
+    pub(super) fn run_getter<'s>(
         &self,
         ctx: &Context,
         key: &str,
-    ) -> Result<(ByteView, Option<Duration>)> {
+        sink: &'s mut LoadSink<'_>,
+    ) -> Result<(&'s mut ByteView, Option<Duration>)> {
         let mut run = GetterRun::new(&self.counters);
-        let mut sink = LoadSink::new(key, self.max_value_size);
         self.getter
-            .get(ctx, key, &mut sink)
+            .get(ctx, key, sink)
             .map_err(Error::from_getter)?;
-        let loaded = sink.finish()?;
+        let loaded = sink.loaded()?;
         run.has_loaded = true;
         Ok(loaded)
     }

@@ -4,6 +4,7 @@ use super::keep::Keep;
 use super::{Flights, Loaded, Loader, Missed};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
+use crate::getter::LoadSink;
 use crate::loader_pool::Turn;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::recursion;
@@ -251,13 +252,7 @@ impl Loader {
             .as_ref()
             .map(|lead| recursion::work_for(lead.id()));
         let outcome = match flight {
-            Flight::Getter { keep, .. } => {
-                let loaded = self.run_getter(ctx, key);
-                loaded.map(|(mut view, ttl)| {
-                    let (expires, gone) = self.keep(*keep, hash, key, &mut view, ttl, generation);
-                    (Loaded { view, expires }, gone)
-                })
-            }
+            Flight::Getter { keep, .. } => self.load_by_getter(*keep, ctx, hash, key, generation),
             Flight::Peer(route) => self.load_from_peers(route, ctx, hash, key, generation),
         };
         let (result, gone) = match outcome {
@@ -279,6 +274,23 @@ impl Loader {
         self.bury(gone);
         drop(turn);
         Some(result)
+    }
+
+    #[inline]
+    fn load_by_getter(
+        &self,
+        keep: Keep,
+        ctx: &Context,
+        hash: Hash,
+        key: &str,
+        generation: Generation,
+    ) -> Result<(Loaded, Graveyard)> {
+        let mut sink = LoadSink::new(key, self.max_value_size);
+        let (view, ttl) = self.run_getter(ctx, key, &mut sink)?;
+        let (expires, gone) = self.keep(keep, hash, key, view, ttl, generation);
+        // Not before: what was written as words a moment ago is read as pairs of them here.
+        let view = sink.into_value()?;
+        Ok((Loaded { view, expires }, gone))
     }
 
     /// Asks the peers for a key, and runs the getter if none answers.

@@ -167,6 +167,10 @@ impl Shard {
         if loaded_at.is_some_and(|then| then != self.generation(new.hash)) {
             return;
         }
+        let weight = charge::entry(new.data.len());
+        if !ledger.has_room(weight) {
+            self.slab.look_ahead(&self.shares.main.queues.small);
+        }
         self.sweep(ledger, clock, gone);
 
         // Replacing is taking out and putting in, which keeps every charge exact. The entry keeps
@@ -179,7 +183,6 @@ impl Shard {
             self.depart(index, cause, ledger, gone);
         }
 
-        let weight = charge::entry(new.data.len());
         if !self.admits(new, weight, earned.0, ledger, targets) {
             return;
         }
