@@ -140,11 +140,11 @@ fn main() {
             return;
         }
         for round in turns(caches.len()) {
-            let draws = draws(round.number as u64);
+            let draws = at_hand(&keys, &draws(round.number as u64));
             let gets: usize = draws.iter().map(Vec::len).sum();
             for n in round.order {
                 let (name, cache) = caches[n];
-                let seconds = run(cache, &keys, &draws);
+                let seconds = run(cache, &draws);
                 if round.counted {
                     let mops = gets as f64 / seconds / 1e6;
                     report.add(case, name, "mops", "million gets/s", mops);
@@ -188,8 +188,15 @@ fn draws(threads: usize, zipf: Option<&Zipf>, order: &[u32], seed: u64) -> Vec<V
         .collect()
 }
 
+/// The keys of the draws, in that order, each a copy: a thread finds its next key in its caches, as
+/// one that has just made or received it does.
+fn at_hand(keys: &[String], draws: &[Vec<u32>]) -> Vec<Vec<String>> {
+    let keys_of = |draws: &Vec<u32>| draws.iter().map(|&n| keys[n as usize].clone()).collect();
+    draws.iter().map(keys_of).collect()
+}
+
 /// The seconds that all threads need for their gets.
-fn run(cache: &dyn Cache, keys: &[String], draws: &[Vec<u32>]) -> f64 {
+fn run(cache: &dyn Cache, draws: &[Vec<String>]) -> f64 {
     let start = Barrier::new(draws.len() + 1);
     let end = Barrier::new(draws.len() + 1);
     std::thread::scope(|scope| {
@@ -198,8 +205,8 @@ fn run(cache: &dyn Cache, keys: &[String], draws: &[Vec<u32>]) -> f64 {
             scope.spawn(move || {
                 start.wait();
                 let mut bytes = 0;
-                for &draw in draws {
-                    bytes += cache.get(&keys[draw as usize]);
+                for key in draws {
+                    bytes += cache.get(key);
                 }
                 assert_eq!(black_box(bytes), draws.len() * VALUE, "a key was missing");
                 end.wait();

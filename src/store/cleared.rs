@@ -12,7 +12,7 @@ use super::slab::Slab;
 /// allocations, seven of each size: one of those near the end holds everything before it. So this
 /// thread's are taken first, and the entries are dropped from the lowest address to the highest.
 /// Then, a few times over, more blocks are taken than stay aside, and all are given back from the
-/// lowest to the highest, so that those that stay are ever lower. It takes about a millisecond;
+/// lowest to the highest, so that those that stay are ever lower. It takes about half a millisecond;
 /// other allocators do not need it and do not mind. What other threads have aside stays where it
 /// is.
 #[derive(Debug)]
