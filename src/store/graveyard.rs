@@ -6,6 +6,8 @@ use crate::sync::Arc;
 /// Why an entry left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+// A word, as `ErrorKind`.
+#[repr(usize)]
 pub enum RemovalCause {
     /// Its time to live was over, whatever took it out then.
     Expired,
