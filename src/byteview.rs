@@ -7,6 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::{Bound, Deref, RangeBounds};
 use std::str::Utf8Error;
 
+use crate::shared_bytes::SharedBytes;
 use crate::sync::Arc;
 
 /// A cached value: bytes that never change, shared by everybody who got them.
@@ -19,7 +20,7 @@ use crate::sync::Arc;
 /// small slice of a large value instead, if it is kept for long.
 #[derive(Clone)]
 pub struct ByteView {
-    data: Arc<[u8]>,
+    data: SharedBytes,
     start: usize,
     end: usize,
 }
@@ -30,16 +31,16 @@ impl ByteView {
         // One for each thread, so that threads do not count references in one place, as they would
         // with std's default.
         std::thread_local! {
-            static EMPTY: Arc<[u8]> = Arc::from([]);
+            static EMPTY: SharedBytes = SharedBytes::from(&[][..]);
         }
         // A thread that is past its destructors has none.
         EMPTY
             .try_with(|empty| empty.clone().into())
-            .unwrap_or_else(|_| Arc::<[u8]>::default().into())
+            .unwrap_or_else(|_| SharedBytes::from(&[][..]).into())
     }
 
     /// The window `start..end` of `data`.
-    pub(crate) fn window(data: Arc<[u8]>, start: usize, end: usize) -> Self {
+    pub(crate) fn window(data: SharedBytes, start: usize, end: usize) -> Self {
         debug_assert!(start <= end && end <= data.len());
         ByteView { data, start, end }
     }
@@ -64,7 +65,7 @@ impl ByteView {
     }
 
     /// The whole allocation: key and value, in a view of the shape of [`keyed`](Self::keyed).
-    pub(crate) fn allocation(&self) -> &Arc<[u8]> {
+    pub(crate) fn allocation(&self) -> &SharedBytes {
         &self.data
     }
 
@@ -164,7 +165,7 @@ impl ByteView {
     }
 }
 
-fn joined(front: &[u8], back: &[u8]) -> Arc<[u8]> {
+fn joined(front: &[u8], back: &[u8]) -> SharedBytes {
     match front.len() + back.len() {
         0..=128 => joined_on_stack::<128>(front, back),
         129..=512 => joined_on_stack::<512>(front, back),
@@ -174,21 +175,21 @@ fn joined(front: &[u8], back: &[u8]) -> Arc<[u8]> {
 
 /// Two slices as one, by way of a buffer of `N` bytes, which they must fit: to copy this little
 /// twice is cheaper than to fill an allocation with zeros first.
-fn joined_on_stack<const N: usize>(front: &[u8], back: &[u8]) -> Arc<[u8]> {
+fn joined_on_stack<const N: usize>(front: &[u8], back: &[u8]) -> SharedBytes {
     let mut buffer = [0; N];
     let (room, rest) = buffer.split_at_mut(front.len());
     room.copy_from_slice(front);
     rest[..back.len()].copy_from_slice(back);
-    Arc::from(&buffer[..front.len() + back.len()])
+    SharedBytes::from(&buffer[..front.len() + back.len()])
 }
 
-fn joined_in_place(front: &[u8], back: &[u8]) -> Arc<[u8]> {
-    let mut data: Arc<[u8]> = std::iter::repeat_n(0, front.len() + back.len()).collect();
-    if let Some(bytes) = Arc::get_mut(&mut data) {
+fn joined_in_place(front: &[u8], back: &[u8]) -> SharedBytes {
+    let mut data = SharedBytes::zeros(front.len() + back.len());
+    data.fill(|bytes| {
         let (start, end) = bytes.split_at_mut(front.len());
         start.copy_from_slice(front);
         end.copy_from_slice(back);
-    }
+    });
     data
 }
 
@@ -219,9 +220,15 @@ impl Default for ByteView {
     }
 }
 
-/// Shares `data`; no byte is copied.
+/// Copies the bytes: a view counts its references elsewhere than an `Arc` does.
 impl From<Arc<[u8]>> for ByteView {
     fn from(data: Arc<[u8]>) -> Self {
+        ByteView::from(&*data)
+    }
+}
+
+impl From<SharedBytes> for ByteView {
+    fn from(data: SharedBytes) -> Self {
         let end = data.len();
         ByteView {
             data,
@@ -233,7 +240,7 @@ impl From<Arc<[u8]>> for ByteView {
 
 impl From<&[u8]> for ByteView {
     fn from(bytes: &[u8]) -> Self {
-        Arc::<[u8]>::from(bytes).into()
+        SharedBytes::from(bytes).into()
     }
 }
 
@@ -354,7 +361,7 @@ mod tests {
         assert_eq!(word, "world");
         assert_eq!(view.slice_from(7), word);
         assert_eq!(view.slice(..=4), "hello");
-        assert!(Arc::ptr_eq(&view.data, &word.slice(1..2).data));
+        assert!(std::ptr::eq(&*view.data, &*word.slice(1..2).data));
     }
 
     #[test]
@@ -369,7 +376,7 @@ mod tests {
         assert_eq!(view, "value");
         let mut kept = view.clone();
         kept.make_keyed("key");
-        assert!(Arc::ptr_eq(&view.data, &kept.data));
+        assert!(std::ptr::eq(&*view.data, &*kept.data));
         for (view, key, want) in [
             (view.clone(), "kez", "kezvalue"),
             (view.slice(..3), "key", "keyval"),
@@ -401,9 +408,9 @@ mod tests {
     fn empty_views_of_a_thread_share_one_allocation() {
         let (one, two) = (ByteView::new(), ByteView::default());
         assert!(one.is_empty());
-        assert!(Arc::ptr_eq(&one.data, &two.data));
+        assert!(std::ptr::eq(&*one.data, &*two.data));
         let other = std::thread::spawn(ByteView::new).join().expect("no panic");
-        assert!(!Arc::ptr_eq(&one.data, &other.data));
+        assert!(!std::ptr::eq(&*one.data, &*other.data));
         assert_eq!(one, other);
     }
 

@@ -124,6 +124,7 @@ mod peers;
 mod random;
 mod recursion;
 mod registry;
+mod shared_bytes;
 pub mod singleflight;
 mod sink;
 mod stats;

@@ -2,11 +2,11 @@
 
 use std::io::Read;
 
-use crate::sync::Arc;
+use crate::shared_bytes::SharedBytes;
 
 /// A body, in the allocation that it arrived in.
 pub(crate) enum Bytes {
-    Shared(Arc<[u8]>),
+    Shared(SharedBytes),
     Grown(Vec<u8>),
 }
 
@@ -36,10 +36,10 @@ pub(crate) fn read_body(
     let failed = |error: std::io::Error| format!("the answer broke off: {error}");
     let read = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
-            let mut shared: Arc<[u8]> = std::iter::repeat_n(0, length).collect();
+            let mut shared = SharedBytes::zeros(length);
             // Nobody else has it yet.
-            let room = Arc::get_mut(&mut shared).ok_or("the body is shared")?;
-            body.read_exact(room).map_err(failed)?;
+            let read = shared.fill(|room| body.read_exact(room));
+            read.ok_or("the body is shared")?.map_err(failed)?;
             Bytes::Shared(shared)
         }
         _ => {

@@ -18,6 +18,7 @@ use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::url::PeerUrl;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
+use crate::shared_bytes::SharedBytes;
 use crate::sync::Arc;
 use crate::wire;
 
@@ -211,7 +212,7 @@ pub(crate) fn max_body(max_value_size: usize) -> u64 {
     (max_value_size as u64).saturating_add(MAX_FIELDS)
 }
 
-fn window_of(shared: &Arc<[u8]>, value: &[u8]) -> ByteView {
+fn window_of(shared: &SharedBytes, value: &[u8]) -> ByteView {
     if value.is_empty() {
         // It may lie anywhere.
         return ByteView::new();

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The strong and weak counts in front of an `Arc<[u8]>`'s bytes.
-const ARC_HEADER: usize = 2 * size_of::<usize>();
+/// The count of references and the length, in front of the bytes of a `SharedBytes`.
+const HEADER: usize = 2 * size_of::<usize>();
 
 /// An entry's place in the shard's tables: its slot, its index in the hash table (4 bytes and a
 /// control byte, at a load between 7/16 and 7/8), and its word in the ghost table.
@@ -12,7 +12,7 @@ const TABLES: usize = super::slab::SLOT + 8 + 6;
 /// The bytes charged for an entry whose key and value are `len` bytes together.
 #[inline]
 pub(crate) fn entry(len: usize) -> u64 {
-    (allocated(len.saturating_add(ARC_HEADER)) as u64).saturating_add(TABLES as u64)
+    (allocated(len.saturating_add(HEADER)) as u64).saturating_add(TABLES as u64)
 }
 
 /// Checks a capacity: 0, or room for an empty key and value at least.

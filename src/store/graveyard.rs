@@ -1,7 +1,7 @@
 //! Entries on their way out: collected under a shard's lock, dropped and reported outside it.
 
 use crate::byteview::ByteView;
-use crate::sync::Arc;
+use crate::shared_bytes::SharedBytes;
 
 /// Why an entry left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,12 +23,12 @@ pub enum RemovalCause {
 #[derive(Debug)]
 pub(crate) struct Departed {
     key_len: usize,
-    data: Arc<[u8]>,
+    data: SharedBytes,
     pub(crate) cause: RemovalCause,
 }
 
 impl Departed {
-    pub(super) fn of((key_len, data): (usize, Arc<[u8]>), cause: RemovalCause) -> Departed {
+    pub(super) fn of((key_len, data): (usize, SharedBytes), cause: RemovalCause) -> Departed {
         Departed {
             key_len,
             data,

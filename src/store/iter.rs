@@ -5,21 +5,21 @@ use std::fmt;
 use super::{Shards, shard::Shard};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
+use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
-use crate::sync::Arc;
 
 /// A cached entry, as [`Group::iter`](crate::Group::iter) finds it. It keeps key and value alive,
 /// also when the cache has let go of them.
 #[derive(Clone)]
 pub struct Entry {
     /// Key and value, side by side.
-    data: Arc<[u8]>,
+    data: SharedBytes,
     key_len: usize,
     share: CacheType,
 }
 
 impl Entry {
-    pub(super) fn new((data, key_len): (Arc<[u8]>, usize), share: CacheType) -> Entry {
+    pub(super) fn new((data, key_len): (SharedBytes, usize), share: CacheType) -> Entry {
         Entry {
             data,
             key_len,

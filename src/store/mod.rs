@@ -33,8 +33,9 @@ use foldhash::fast::RandomState;
 
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
+use crate::shared_bytes::SharedBytes;
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::{Arc, RwLock};
+use crate::sync::RwLock;
 use budget::{Budget, Targets};
 use counters::Counters;
 use shard::Shard;
@@ -118,7 +119,7 @@ pub(crate) struct NewEntry<'a> {
     pub(crate) key: &'a str,
     /// Key and value, side by side, as [`ByteView::keyed`] makes them. The caller's, so that what
     /// is not put in is not dropped under the lock.
-    pub(crate) data: &'a Arc<[u8]>,
+    pub(crate) data: &'a SharedBytes,
     pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
 }

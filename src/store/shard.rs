@@ -202,15 +202,11 @@ impl Shard {
         }
     }
 
-    /// Puts an entry into the tables and its queue. False if its key is too long for that, or if
-    /// there is no slot left.
+    /// Puts an entry into the tables and its queue. False if there is no slot left.
     fn put(&mut self, new: &NewEntry<'_>, earned: (bool, u8)) -> bool {
-        let Ok(key_len) = u16::try_from(new.key.len()) else {
-            return false;
-        };
         let slot = self
             .slab
-            .insert(new.hash.table(), key_len, new.data.clone(), new.share);
+            .insert(new.hash.table(), new.key.len(), new.data.clone(), new.share);
         let Some(index) = slot else {
             return false;
         };
@@ -234,7 +230,7 @@ impl Shard {
         ledger: &mut Ledger<'_>,
         targets: Targets,
     ) -> bool {
-        if weight > ledger.capacity() {
+        if weight > ledger.capacity() || !Slab::holds(new.key.len(), new.data.len()) {
             return false;
         }
         let small = s3fifo::small_part(targets.of(new.share));

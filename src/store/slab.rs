@@ -1,16 +1,16 @@
 //! The slots of a shard and the intrusive lists through them.
 //!
-//! A slot's parts lie in three arrays, by who reads them: a hit reads the entry's pointer (16
-//! bytes) and its mark (4 bytes), and never the links (12 bytes). So what hits read is small and
-//! stays in the caches.
+//! A slot's parts lie in three arrays, by who reads them: a hit reads the entry's pointer (8 bytes)
+//! and its mark (4 bytes), and never the links (16 bytes). So what hits read is small and stays in
+//! the caches.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::iter;
 use crate::byteview::ByteView;
+use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
-use crate::sync::Arc;
 
 /// No slot.
 pub(crate) const NIL: u32 = u32::MAX;
@@ -109,7 +109,7 @@ fn tag_of(hash: u32) -> u8 {
     (hash >> 17) as u8
 }
 
-/// A slot's neighbours in its queue and its place in the table.
+/// A slot's neighbours in its queue, and what is known of its entry without touching it.
 #[derive(Debug)]
 struct Link {
     /// `next` also links the free slots.
@@ -118,18 +118,20 @@ struct Link {
     /// The upper half of the key's hash: enough to find the slot's place in the table without
     /// touching the entry.
     hash: u32,
+    /// The bytes of key and value.
+    len: u32,
 }
 
 /// The bytes of a slot.
 pub(super) const SLOT: usize =
-    size_of::<Option<Arc<[u8]>>>() + size_of::<Mark>() + size_of::<Link>();
+    size_of::<Option<SharedBytes>>() + size_of::<Mark>() + size_of::<Link>();
 
 /// A live slot, for a reader.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<'a> {
     pub(crate) mark: &'a Mark,
     /// Key and value, side by side in one allocation.
-    data: &'a Arc<[u8]>,
+    data: &'a SharedBytes,
 }
 
 impl Entry<'_> {
@@ -148,7 +150,7 @@ impl Entry<'_> {
 
     /// The entry's allocation, and where in it the value begins.
     #[inline]
-    pub(crate) fn parts(&self) -> (Arc<[u8]>, usize) {
+    pub(crate) fn parts(&self) -> (SharedBytes, usize) {
         (self.data.clone(), usize::from(self.mark.key_len))
     }
 }
@@ -190,7 +192,7 @@ const LINES_AHEAD: usize = 4;
 #[repr(C)]
 pub(crate) struct Slab {
     /// `None` where the slot is free.
-    data: Vec<Option<Arc<[u8]>>>,
+    data: Vec<Option<SharedBytes>>,
     marks: Vec<Mark>,
     links: Vec<Link>,
     free: u32,
@@ -255,9 +257,7 @@ impl Slab {
     }
 
     pub(crate) fn weight(&self, index: u32) -> u64 {
-        let len = self.data[index as usize]
-            .as_ref()
-            .map_or(0, |data| data.len());
+        let len = self.links[index as usize].len as usize;
         super::charge::entry(len)
     }
 
@@ -275,22 +275,30 @@ impl Slab {
         })
     }
 
-    /// Puts an entry into a free slot; `None` when all 2^32 - 1 are taken.
+    /// Whether a slot can tell these lengths of a key and of key and value together.
+    pub(crate) fn holds(key_len: usize, len: usize) -> bool {
+        u16::try_from(key_len).is_ok() && u32::try_from(len).is_ok()
+    }
+
+    /// Puts an entry into a free slot. `None` when all 2^32 - 1 are taken, or if no slot
+    /// [`holds`](Self::holds) it.
     pub(crate) fn insert(
         &mut self,
         hash: u32,
-        key_len: u16,
-        data: Arc<[u8]>,
+        key_len: usize,
+        data: SharedBytes,
         share: CacheType,
     ) -> Option<u32> {
+        let key_len = u16::try_from(key_len).ok()?;
         self.put(hash, Mark::new(hash, key_len, share), data)
     }
 
-    fn put(&mut self, hash: u32, mark: Mark, data: Arc<[u8]>) -> Option<u32> {
+    fn put(&mut self, hash: u32, mark: Mark, data: SharedBytes) -> Option<u32> {
         let link = Link {
             prev: NIL,
             next: NIL,
             hash,
+            len: u32::try_from(data.len()).ok()?,
         };
         if self.free != NIL {
             let index = self.free;
@@ -338,7 +346,7 @@ impl Slab {
     }
 
     /// Frees a slot that is in no list, and hands out the key's length and the data.
-    pub(crate) fn remove(&mut self, index: u32) -> Option<(usize, Arc<[u8]>)> {
+    pub(crate) fn remove(&mut self, index: u32) -> Option<(usize, SharedBytes)> {
         let at = index as usize;
         let data = self.data[at].take();
         self.links[at].next = self.free;
@@ -368,12 +376,12 @@ impl Slab {
         };
         let next = self.links[victim as usize].prev;
         if next != NIL {
-            black_box((self.mark(next).freq(), self.weight(next)));
+            black_box((self.mark(next).freq(), self.data[next as usize].is_some()));
         }
         let data = self.data[victim as usize].as_ref();
         let doomed = data.filter(|_| self.mark(victim).freq() == 0);
         if let Some(data) = doomed {
-            black_box(Arc::strong_count(data));
+            black_box(data.len());
             for line in data.chunks(CACHE_LINE).take(LINES_AHEAD) {
                 black_box(line.last().copied());
             }

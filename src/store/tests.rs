@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::sync::Arc;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
