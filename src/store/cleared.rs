@@ -59,8 +59,8 @@ const WORTH_IT: u64 = 1 << 20;
 /// glibc's `TCACHE_FILL_COUNT` (malloc/malloc.c).
 const KEPT_ASIDE: usize = 7;
 
-/// After five, a heap of 64 MiB of entries of 10 B to 64 KiB was back to 1 to 2 MiB; after three, to
-/// 1 to 3.
+/// After five, a heap of 64 MiB of entries of 10 B to 64 KiB was back to 1 to 5 MiB in most runs of
+/// `cargo bench --bench memory`.
 const ROUNDS: usize = 5;
 
 /// Blocks of each size that glibc keeps aside (`TCACHE_MAX_BINS`: up to a kibibyte).

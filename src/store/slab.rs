@@ -290,15 +290,17 @@ impl Slab {
         share: CacheType,
     ) -> Option<u32> {
         let key_len = u16::try_from(key_len).ok()?;
-        self.put(hash, Mark::new(hash, key_len, share), data)
+        let len = u32::try_from(data.len()).ok()?;
+        self.put((hash, len), Mark::new(hash, key_len, share), data)
     }
 
-    fn put(&mut self, hash: u32, mark: Mark, data: SharedBytes) -> Option<u32> {
+    /// The length comes with the hash, because an entry that moves is not to be touched.
+    fn put(&mut self, (hash, len): (u32, u32), mark: Mark, data: SharedBytes) -> Option<u32> {
         let link = Link {
             prev: NIL,
             next: NIL,
             hash,
-            len: u32::try_from(data.len()).ok()?,
+            len,
         };
         if self.free != NIL {
             let index = self.free;
@@ -335,8 +337,8 @@ impl Slab {
                 state: AtomicU8::new(*self.marks[at].state.get_mut()),
                 ..self.marks[at]
             };
-            let hash = self.links[at].hash;
-            let Some(new) = to.put(hash, mark, data) else {
+            let Link { hash, len, .. } = self.links[at];
+            let Some(new) = to.put((hash, len), mark, data) else {
                 break;
             };
             to.push_head(&mut there, new);

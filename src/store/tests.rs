@@ -344,6 +344,18 @@ fn nothing_is_put_in_between_a_miss_and_its_mark() {
 }
 
 #[test]
+fn nothing_is_evicted_for_a_key_that_no_slot_can_tell_the_length_of() {
+    let store = store(200_000, Eviction::Lru, 1, &Clock::manual());
+    for n in 0..2000 {
+        put(&store, &format!("key{n}"), b"value", CacheType::Main, None);
+    }
+    let before = total_items(&store);
+    let gone = put(&store, &"k".repeat(70_000), b"value", CacheType::Main, None);
+    assert!(gone.is_empty());
+    assert_eq!(total_items(&store), before);
+}
+
+#[test]
 fn the_graveyard_tells_what_left_and_why() {
     let clock = Clock::manual();
     let store = store(2_000, Eviction::S3Fifo, 1, &clock);
