@@ -8,7 +8,8 @@ use triomphe::{Arc, ThinArc};
 /// Like std's `Arc<[u8]>`, but the length stands with the bytes, so that the pointer is one word.
 ///
 /// Hits read the pointer, then the entry. Of pointers half as large twice as many stay in the
-/// processor's caches: by `cargo bench --bench hit`, a fifth more hits at uniform draws.
+/// processor's caches: by `cargo bench --bench hit`, a fifth more hits at uniform draws by one
+/// thread.
 #[derive(Clone)]
 pub(crate) struct SharedBytes(ThinArc<(), u8>);
 

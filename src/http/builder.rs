@@ -145,8 +145,8 @@ impl HttpPoolBuilder {
     /// default.
     ///
     /// Both take the answers of any server that keeps to HTTP/1.1, and hold to the same limits. The
-    /// direct one takes a fifth to a quarter less CPU time for values of 100 B, both processes
-    /// together (`cargo bench --bench hop`), and reads a long value without a copy; ureq has met more of the world's servers and proxies. A
+    /// direct one takes less CPU time, and reads a long value without a copy (`cargo bench --bench
+    /// hop` has both); ureq has met more of the world's servers and proxies. A
     /// [`transport`](Self::transport) hook gets the one that is chosen.
     pub fn direct_transport(mut self, direct: bool) -> Self {
         self.direct = direct;

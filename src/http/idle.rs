@@ -11,7 +11,6 @@ use crate::sync::{Mutex, thread_local};
 ///
 /// A thread gets the connection that it used last, if that is free: the thread that serves it at
 /// the peer is then likely to be on the same processor, or near it, and the connection's memory too.
-/// Where the peer is on this machine, that halves the cost of an exchange when many threads ask.
 pub(crate) struct Idle<C> {
     max: usize,
     resting: Mutex<VecDeque<(Owner, C)>>,

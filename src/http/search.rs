@@ -1,5 +1,5 @@
 //! Finding a byte in a head, eight at a time: heads are searched for line ends on both sides of every
-//! exchange, and byte by byte that is a tenth of what an exchange costs.
+//! exchange.
 
 /// The place of the first `byte`.
 pub(super) fn find_byte(bytes: &[u8], byte: u8) -> Option<usize> {
