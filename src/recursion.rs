@@ -9,7 +9,7 @@
 //!
 //! Requests that do not come from inside a getter pay one look at a thread-local.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -42,27 +42,34 @@ std::thread_local! {
 }
 
 thread_local! {
-    /// The flights that this thread works for, outermost first.
-    static WORKING_FOR: RefCell<Vec<LoadId>> = const { RefCell::new(Vec::new()) };
+    /// The innermost flight that this thread works for.
+    static WORKING_FOR: Cell<Option<LoadId>> = const { Cell::new(None) };
 }
 
 /// For each flight whose work is waiting for another flight: which. A flight's work is on one
 /// thread, so there is one entry at most. A std lock, because nothing is waited for under it.
+///
+/// A thread announces a nested flight here before it works for it, so from each flight that it
+/// works for the chain leads to the innermost one. Only that one need be looked for.
 static WAITING_FOR: LazyLock<Mutex<HashMap<LoadId, LoadId>>> = LazyLock::new(Mutex::default);
 
 /// Marks this thread as working for a flight until it is dropped.
 #[must_use]
-pub(crate) struct Working(());
+pub(crate) struct Working {
+    outer: Option<LoadId>,
+}
 
+/// A nested flight is announced by [`wait_for`] first.
+#[inline]
 pub(crate) fn work_for(id: LoadId) -> Working {
-    // A thread that is past its destructors has no stack. What it loads then goes unwatched.
-    let _ = WORKING_FOR.try_with(|stack| stack.borrow_mut().push(id));
-    Working(())
+    let outer = WORKING_FOR.with(|innermost| innermost.replace(Some(id)));
+    Working { outer }
 }
 
 impl Drop for Working {
+    #[inline]
     fn drop(&mut self) {
-        let _ = WORKING_FOR.try_with(|stack| stack.borrow_mut().pop());
+        WORKING_FOR.with(|innermost| innermost.set(self.outer));
     }
 }
 
@@ -75,37 +82,43 @@ pub(crate) struct Waiting(Option<LoadId>);
 /// # Errors
 ///
 /// [`ErrorKind::RecursiveLoad`] if `id`'s flight already depends on this thread's work.
+#[inline]
 pub(crate) fn wait_for(id: LoadId) -> Result<Waiting> {
-    let walk = |stack: &RefCell<Vec<LoadId>>| {
-        let stack = stack.borrow();
-        let Some(&innermost) = stack.last() else {
-            return Ok(Waiting(None));
-        };
-        let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-        // The lock is held from the walk to the new entry: of two threads that close a circle from
-        // two sides, the second one sees the entry of the first.
-        let mut next = Some(id);
-        while let Some(flight) = next {
-            if stack.contains(&flight) {
-                return Err(Error::from(ErrorKind::RecursiveLoad));
-            }
-            next = waiting_for.get(&flight).copied();
+    match WORKING_FOR.with(Cell::get) {
+        Some(innermost) => announce(innermost, id),
+        None => Ok(Waiting(None)),
+    }
+}
+
+#[cold]
+fn announce(innermost: LoadId, id: LoadId) -> Result<Waiting> {
+    let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
+    // The lock is held from the walk to the new entry: of two threads that close a circle from two
+    // sides, the second one sees the entry of the first.
+    let mut next = Some(id);
+    while let Some(flight) = next {
+        if flight == innermost {
+            return Err(Error::from(ErrorKind::RecursiveLoad));
         }
-        waiting_for.insert(innermost, id);
-        Ok(Waiting(Some(innermost)))
-    };
-    WORKING_FOR
-        .try_with(walk)
-        .unwrap_or_else(|_| Ok(Waiting(None)))
+        next = waiting_for.get(&flight).copied();
+    }
+    waiting_for.insert(innermost, id);
+    Ok(Waiting(Some(innermost)))
 }
 
 impl Drop for Waiting {
+    #[inline]
     fn drop(&mut self) {
         if let Some(id) = self.0 {
-            let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting_for.remove(&id);
+            withdraw(id);
         }
     }
+}
+
+#[cold]
+fn withdraw(id: LoadId) {
+    let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
+    waiting_for.remove(&id);
 }
 
 #[cfg(all(test, not(larder_loom)))]

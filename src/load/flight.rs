@@ -1,7 +1,7 @@
 //! One load for many callers: who leads, who waits, and on which thread the work runs.
 
 use super::keep::Keep;
-use super::{Flights, Loaded, Loader, Missed};
+use super::{Flights, Loaded, Loader, Loading, Missed};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::LoadSink;
@@ -161,15 +161,17 @@ impl Loader {
                     if !flight.is_counted() {
                         self.counters.add(|loads| &loads.loads_deduped);
                     }
+                    let loading = Loading {
+                        hash,
+                        key,
+                        generation,
+                    };
                     match run_on {
                         RunOn::Caller => {
                             let _edge = recursion::wait_for(lead.id())?;
-                            let landing = Landing::new(None, lead);
-                            self.work(flight, landing, ctx, hash, key, generation)
+                            self.work(flight, Landing::new(None, lead), ctx, loading)
                         }
-                        RunOn::LoaderPool => {
-                            self.work_on_pool(flight, lead, ctx, hash, key, generation)
-                        }
+                        RunOn::LoaderPool => self.work_on_pool(flight, lead, ctx, loading),
                     }
                 }
             };
@@ -214,19 +216,25 @@ impl Loader {
         flight: &Flight,
         lead: Lead<'_, Result<Loaded>>,
         ctx: &Context,
-        hash: Hash,
-        key: &str,
-        generation: Generation,
+        loading: Loading<'_>,
     ) -> Option<Result<Loaded>> {
         let (ticket, lead) = (lead.ticket(), lead.into_owned());
         let submitted = {
             let (loader, flight) = (self.clone(), flight.clone());
-            let (ctx, key) = (ctx.clone(), String::from(key));
+            let (ctx, key) = (ctx.clone(), String::from(loading.key));
+            let Loading {
+                hash, generation, ..
+            } = loading;
             // If there is no thread, the lead is dropped with the closure: followers with time, or
             // with a thread of their own to spend, take over.
             self.pool.submit(move |turn| {
                 let landing = Landing::new(Some(turn), lead);
-                loader.work(&flight, landing, &ctx, hash, &key, generation);
+                let loading = Loading {
+                    hash,
+                    key: &key,
+                    generation,
+                };
+                loader.work(&flight, landing, &ctx, loading);
             })
         };
         match submitted {
@@ -243,26 +251,22 @@ impl Loader {
         flight: &Flight,
         mut landing: Landing<'_>,
         ctx: &Context,
-        hash: Hash,
-        key: &str,
-        generation: Generation,
+        loading: Loading<'_>,
     ) -> Option<Result<Loaded>> {
         let working = landing
             .lead
             .as_ref()
             .map(|lead| recursion::work_for(lead.id()));
-        let outcome = match flight {
-            Flight::Getter { keep, .. } => self.load_by_getter(*keep, ctx, hash, key, generation),
-            Flight::Peer(route) => self.load_from_peers(route, ctx, hash, key, generation),
+        // Given down and filled there: by value it would be copied at each return.
+        let mut gone = Graveyard::default();
+        let result = match flight {
+            Flight::Getter { keep, .. } => self.load_by_getter(*keep, ctx, loading, &mut gone),
+            Flight::Peer(route) => self.load_from_peers(route, ctx, loading, &mut gone),
         };
-        let (result, gone) = match outcome {
-            Ok((loaded, gone)) => (Ok(loaded), gone),
-            Err(_) if ctx.err().is_some() => {
-                landing.abandon();
-                return None;
-            }
-            Err(error) => (Err(error), Graveyard::default()),
-        };
+        if result.is_err() && ctx.err().is_some() {
+            landing.abandon();
+            return None;
+        }
         // The listener comes after the landing: however long it takes, and if it panics, that is
         // no matter of those who wait for the value. This thread is busy until it is through.
         let turn = match self.eviction_listener {
@@ -281,16 +285,15 @@ impl Loader {
         &self,
         keep: Keep,
         ctx: &Context,
-        hash: Hash,
-        key: &str,
-        generation: Generation,
-    ) -> Result<(Loaded, Graveyard)> {
-        let mut sink = LoadSink::new(key, self.max_value_size);
-        let (view, ttl) = self.run_getter(ctx, key, &mut sink)?;
-        let (expires, gone) = self.keep(keep, hash, key, view, ttl, generation);
+        loading: Loading<'_>,
+        gone: &mut Graveyard,
+    ) -> Result<Loaded> {
+        let mut sink = LoadSink::new(loading.key, self.max_value_size);
+        let (view, ttl) = self.run_getter(ctx, loading.key, &mut sink)?;
+        let expires = self.keep(keep, loading, view, ttl, gone);
         // Not before: what was written as words a moment ago is read as pairs of them here.
         let view = sink.into_value()?;
-        Ok((Loaded { view, expires }, gone))
+        Ok(Loaded { view, expires })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers.
@@ -299,15 +302,14 @@ impl Loader {
         self: &Arc<Self>,
         route: &Route,
         ctx: &Context,
-        hash: Hash,
-        key: &str,
-        generation: Generation,
-    ) -> Result<(Loaded, Graveyard)> {
-        if let Some(answer) = self.ask_peers(route, ctx, key) {
+        loading: Loading<'_>,
+        gone: &mut Graveyard,
+    ) -> Result<Loaded> {
+        if let Some(answer) = self.ask_peers(route, ctx, loading.key) {
             let PeerResponse { value, ttl, .. } = answer?;
             let mut view = value;
-            let (expires, gone) = self.keep(Keep::Hot, hash, key, &mut view, ttl, generation);
-            return Ok((Loaded { view, expires }, gone));
+            let expires = self.keep(Keep::Hot, loading, &mut view, ttl, gone);
+            return Ok(Loaded { view, expires });
         }
         // On a loader thread already, the callers can leave this flight; the getter needs no other
         // thread.
@@ -319,8 +321,7 @@ impl Loader {
             keep: Keep::Borrowed,
             counted: true,
         };
-        let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
-        Ok((loaded, Graveyard::default()))
+        self.fly(&flight, ctx, loading.hash, loading.key, None, run_on)
     }
 }
 

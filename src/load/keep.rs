@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::Loader;
+use super::{Loader, Loading};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::stats::CacheType;
-use crate::store::{Generation, Graveyard, Hash, NewEntry};
+use crate::store::{Graveyard, NewEntry};
 
 /// Where a loaded value belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,18 +27,21 @@ pub(super) enum Keep {
 const BORROWED_TTL: Duration = Duration::from_secs(10);
 
 impl Loader {
-    /// Puts a loaded value into the share it belongs to. Returns when it expires, and what had to
-    /// leave for it, which the caller buries. `view` becomes a view of what is kept.
+    /// Puts a loaded value into the share it belongs to, and what had to leave for it into `gone`,
+    /// which the caller buries. Returns when it expires. `view` becomes a view of what is kept.
     #[inline]
     pub(super) fn keep(
         &self,
         keep: Keep,
-        hash: Hash,
-        key: &str,
+        Loading {
+            hash,
+            key,
+            generation,
+        }: Loading<'_>,
         view: &mut ByteView,
         ttl: Option<Duration>,
-        generation: Generation,
-    ) -> (Option<Tick>, Graveyard) {
+        gone: &mut Graveyard,
+    ) -> Option<Tick> {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match keep {
             Keep::Owned => (CacheType::Main, ttl),
@@ -48,7 +51,7 @@ impl Loader {
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let admitted = keep != Keep::Hot || self.hot_admission.admits(key, view);
         if !admitted || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
-            return (expires, Graveyard::default());
+            return expires;
         }
         view.make_keyed(key);
         let new = NewEntry {
@@ -58,7 +61,8 @@ impl Loader {
             share,
             expires,
         };
-        (expires, self.store.insert(new, Some(generation)))
+        self.store.insert(new, Some(generation), gone);
+        expires
     }
 
     /// Tells the listener what left the store, then drops it. No lock is held here.

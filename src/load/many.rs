@@ -2,13 +2,13 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::Loader;
 use super::keep::Keep;
+use super::{Loader, Loading};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{Generation, Hash};
+use crate::store::{Generation, Graveyard, Hash};
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
@@ -161,9 +161,13 @@ impl Loader {
             .map(|(wanted, PeerResponse { mut value, ttl, .. })| {
                 self.counters.add(|loads| &loads.loads_deduped);
                 self.counters.add(|loads| &loads.peer_loads);
-                let (key, hash) = (&*wanted.key, wanted.hash);
-                let generation = wanted.generation;
-                let (_, gone) = self.keep(Keep::Hot, hash, key, &mut value, ttl, generation);
+                let loading = Loading {
+                    hash: wanted.hash,
+                    key: &wanted.key,
+                    generation: wanted.generation,
+                };
+                let mut gone = Graveyard::default();
+                self.keep(Keep::Hot, loading, &mut value, ttl, &mut gone);
                 self.bury(gone);
                 (wanted.at, value)
             })

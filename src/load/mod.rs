@@ -59,6 +59,15 @@ pub(crate) struct Loaded {
     pub(crate) expires: Option<Tick>,
 }
 
+/// A key whose load has begun.
+#[derive(Clone, Copy)]
+pub(crate) struct Loading<'a> {
+    pub(crate) hash: Hash,
+    pub(crate) key: &'a str,
+    /// What was removed from the store before.
+    pub(crate) generation: Generation,
+}
+
 /// What a look-up saw that found nothing.
 pub(crate) struct Missed {
     /// For a load that begins with it.

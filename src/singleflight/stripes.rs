@@ -39,11 +39,7 @@ pub(super) struct Stripe<T> {
 impl<T> Default for Stripe<T> {
     fn default() -> Self {
         Stripe {
-            flights: Mutex::new(Flights {
-                first: None,
-                others: HashTable::new(),
-                spare_key: String::new(),
-            }),
+            flights: Mutex::default(),
             changes: AtomicU64::new(0),
         }
     }
@@ -74,16 +70,25 @@ impl<T> Stripe<T> {
 
 pub(super) struct Flights<T> {
     /// A flight that began when there was no other here, which is what most do: it costs no
-    /// hashing, and its place is beside the lock.
-    first: Option<Flight<T>>,
+    /// hashing, its place is beside the lock, and its key is written where the last one's was, so
+    /// that it allocates nothing. Is over unless `has_first`.
+    first: Flight<T>,
+    has_first: bool,
     others: HashTable<Flight<T>>,
-    /// The key of a flight that is over, in whose place the next one is written: most flights
-    /// allocate nothing.
-    pub(super) spare_key: String,
 }
 
-/// Longer keys are not kept as spare ones, in bytes.
+/// What is kept for the key of a first flight once it is over, in bytes.
 pub(super) const MAX_SPARE_KEY: usize = 256;
+
+impl<T> Default for Flights<T> {
+    fn default() -> Self {
+        Flights {
+            first: Flight::new(LoadId::new(), 0, ""),
+            has_first: false,
+            others: HashTable::new(),
+        }
+    }
+}
 
 impl<T> Flights<T> {
     /// The flight that callers for `key` join.
@@ -98,46 +103,53 @@ impl<T> Flights<T> {
         hash: u64,
         mut same: impl FnMut(&Flight<T>) -> bool,
     ) -> Option<&mut Flight<T>> {
-        match &mut self.first {
-            Some(first) if same(first) => Some(first),
-            _ if self.others.is_empty() => None,
-            _ => self.others.find_mut(hash, same),
+        if self.has_first && same(&self.first) {
+            return Some(&mut self.first);
         }
+        if self.others.is_empty() {
+            return None;
+        }
+        self.others.find_mut(hash, same)
     }
 
+    #[inline]
     pub(super) fn begin(&mut self, id: LoadId, hash: u64, key: &str) {
-        let mut own_key = std::mem::take(&mut self.spare_key);
-        own_key.clear();
-        own_key.push_str(key);
-        let flight = Flight {
-            id,
-            hash,
-            key: own_key,
-            is_forgotten: false,
-            queue: None,
-        };
-        if self.first.is_none() {
-            self.first = Some(flight);
-        } else {
+        if self.has_first {
+            let flight = Flight::new(id, hash, key);
             self.others
                 .insert_unique(hash, flight, |flight| flight.hash);
+            return;
         }
+        self.has_first = true;
+        let first = &mut self.first;
+        first.id = id;
+        first.hash = hash;
+        first.key.clear();
+        first.key.push_str(key);
+        first.is_forgotten = false;
     }
 
+    #[inline]
     fn end(&mut self, hash: u64, id: LoadId) -> Option<Arc<Queue<T>>> {
-        let own = |flight: &Flight<T>| flight.id == id;
-        let flight = match self.first.take_if(|first| own(first)) {
-            Some(first) => first,
-            None => self.others.find_entry(hash, own).ok()?.remove().0,
-        };
-        if flight.key.capacity() <= MAX_SPARE_KEY {
-            self.spare_key = flight.key;
+        if !(self.has_first && self.first.id == id) {
+            let own = |flight: &Flight<T>| flight.id == id;
+            return self.others.find_entry(hash, own).ok()?.remove().0.queue;
         }
-        flight.queue
+        self.has_first = false;
+        if self.spare_key() > MAX_SPARE_KEY {
+            self.first.key = String::new();
+        }
+        self.first.queue.take()
+    }
+
+    /// The bytes kept for the key of the first flight.
+    pub(super) fn spare_key(&self) -> usize {
+        self.first.key.capacity()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Flight<T>> {
-        self.first.iter_mut().chain(&mut self.others)
+        let first = self.has_first.then_some(&mut self.first);
+        first.into_iter().chain(&mut self.others)
     }
 }
 
@@ -153,6 +165,16 @@ pub(super) struct Flight<T> {
 }
 
 impl<T> Flight<T> {
+    fn new(id: LoadId, hash: u64, key: &str) -> Flight<T> {
+        Flight {
+            id,
+            hash,
+            key: key.to_owned(),
+            is_forgotten: false,
+            queue: None,
+        }
+    }
+
     fn is_for(&self, hash: u64, key: &str) -> bool {
         self.hash == hash && *self.key == *key && !self.is_forgotten
     }

@@ -228,7 +228,7 @@ fn a_short_key_is_not_mistaken_for_a_longer_one_before_it() {
         };
         assert!(matches!(flights.join(1, key), Joined::Follower(_)));
         lead.finish(&0);
-        let spare = flights.stripes.of(1).lock().spare_key.capacity();
+        let spare = flights.stripes.of(1).lock().spare_key();
         assert!(spare <= MAX_SPARE_KEY, "{spare} bytes are kept");
     }
     assert_eq!(flights.in_flight(), 0);

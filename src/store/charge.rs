@@ -15,6 +15,22 @@ pub(crate) fn entry(len: usize) -> u64 {
     (allocated(len.saturating_add(HEADER)) as u64).saturating_add(TABLES as u64)
 }
 
+/// A charge in 32 bits. `None` for one that is over 2^32 granules: 64 GiB, half of it where a word
+/// has 32 bits.
+#[inline]
+pub(crate) fn packed(charge: u64) -> Option<u32> {
+    u32::try_from(charge.saturating_sub(TABLES as u64) / GRANULE).ok()
+}
+
+/// The charge that was packed.
+#[inline]
+pub(crate) fn unpacked(units: u32) -> u64 {
+    u64::from(units) * GRANULE + TABLES as u64
+}
+
+/// What every block's size is a multiple of.
+const GRANULE: u64 = 2 * size_of::<usize>() as u64;
+
 /// Checks a capacity: 0, or room for an empty key and value at least.
 pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
     if bytes == 0 || bytes >= entry(0) {
@@ -83,6 +99,15 @@ mod tests {
         }
         // The gaps between blocks over a kibibyte.
         assert!(allocated(10_240) >= 11_264);
+    }
+
+    #[test]
+    fn a_charge_is_the_same_after_packing() {
+        let lens = (0..5000).chain((0..).map(|n| n * 1021).take_while(|&len| len < 1 << 24));
+        for charge in lens.map(entry) {
+            assert_eq!(packed(charge).map(unpacked), Some(charge));
+        }
+        assert_eq!(packed(u64::MAX), None);
     }
 
     #[test]

@@ -27,8 +27,11 @@ const SMALLEST: usize = 16;
 
 impl Ghost {
     /// Remembers a key among about `resident` live entries.
+    #[inline]
     pub(crate) fn insert(&mut self, hash: u32, resident: u32) {
-        self.fit(resident);
+        if self.cells.len() < (resident as usize).max(SMALLEST) {
+            self.fit(resident);
+        }
         self.time = self.time.wrapping_add(1);
         let cell = (hash & 0xffff_0000) | self.units(self.time);
         let at = self.place(hash);
@@ -65,6 +68,7 @@ impl Ghost {
     ///
     /// When it doubles, a cell's key may belong to either of two places, and the bit that tells is
     /// lost; it is put into both. The stray half ages away.
+    #[cold]
     fn fit(&mut self, resident: u32) {
         let wanted = length_for(resident);
         if self.cells.is_empty() {

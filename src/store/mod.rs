@@ -142,7 +142,8 @@ pub(crate) struct Store {
     hasher: RandomState,
     shards: Shards,
     budget: Budget,
-    hot_fraction: f64,
+    /// The hot share's part of the capacity, in parts of [`HOT_PARTS`].
+    hot_parts: u64,
     eviction: Eviction,
     clock: Clock,
     counters: Counters,
@@ -169,7 +170,7 @@ impl Store {
                 .map(|_| Padded(RwLock::new(Shard::new(options.eviction))))
                 .collect(),
             budget: Budget::new(options.capacity),
-            hot_fraction: options.hot_fraction,
+            hot_parts: (options.hot_fraction * HOT_PARTS as f64) as u64,
             eviction: options.eviction,
             clock: options.clock,
             counters: Counters::new(),
@@ -279,20 +280,23 @@ impl Store {
     ///
     /// Nothing is put in if the key was removed since `loaded_at`, or if the policy declines. The
     /// caller drops the graveyard, and tells the listener of it.
-    pub(crate) fn insert(&self, new: NewEntry<'_>, loaded_at: Option<Generation>) -> Graveyard {
-        let mut gone = Graveyard::default();
+    pub(crate) fn insert(
+        &self,
+        new: NewEntry<'_>,
+        loaded_at: Option<Generation>,
+        gone: &mut Graveyard,
+    ) {
         let home = new.hash.shard(self.shards.len());
         self.shards[home].0.write().insert(
             &new,
             loaded_at,
             (&mut self.budget.ledger(), self.targets()),
             &self.clock,
-            &mut gone,
+            gone,
         );
         if self.budget.is_over() {
-            self.evict_elsewhere(home, &mut gone);
+            self.evict_elsewhere(home, gone);
         }
-        gone
     }
 
     /// Evicts from other shards than `home`, whose own part is used up or not reached: first from
@@ -401,11 +405,15 @@ impl Store {
         stats
     }
 
+    /// Asked for by every insertion, so it divides and rounds nothing.
+    #[inline]
     fn targets(&self) -> Targets {
-        let total = self.budget.capacity() / self.shards.len() as u64;
+        // The number of shards is a power of two.
+        let total = self.budget.capacity() >> self.shards.len().trailing_zeros();
+        let hot = u128::from(total) * u128::from(self.hot_parts) / HOT_PARTS;
         Targets {
             total,
-            hot: (total as f64 * self.hot_fraction) as u64,
+            hot: hot as u64,
         }
     }
 
@@ -414,6 +422,9 @@ impl Store {
         &self.shards[hash.shard(self.shards.len())].0
     }
 }
+
+/// All of the capacity.
+const HOT_PARTS: u128 = 1 << 32;
 
 /// Entries that [`Store::shed`] evicts from a shard under one lock.
 const SHED_AT_ONCE: usize = 256;

@@ -81,36 +81,28 @@ impl Queues {
     pub(crate) fn evict(&mut self, slab: &mut Slab, small_target: u64) -> Option<u32> {
         let mut moves = 0;
         loop {
+            let (bytes, len) = (self.bytes(), self.len());
             let from_small = self.small.bytes > small_target || self.main.len == 0;
-            let tail = if from_small {
-                self.small.tail()
+            let queue = if from_small {
+                &mut self.small
             } else {
-                self.main.tail()
+                &mut self.main
             };
-            let index = tail.or(self.small.tail())?;
-            let needed = hits_to_stay(slab.weight(index), self.bytes(), self.len());
-            let mark = slab.mark_mut(index);
-            let freq = mark.freq();
-            let stays = freq >= needed && moves < MAX_MOVES;
-            let in_main = mark.in_main_queue();
-            if !stays {
-                let hash = slab.hash(index);
-                self.unlink(slab, index);
-                if !in_main {
-                    self.remember(hash);
+            let index = queue.tail()?;
+            let needed = hits_to_stay(slab.weight(index), bytes, len);
+            let freq = slab.mark(index).freq();
+            slab.unlink(queue, index);
+            if freq < needed || moves == MAX_MOVES {
+                if from_small {
+                    self.remember(slab.hash(index));
                 }
                 return Some(index);
             }
             moves += 1;
-            if in_main {
-                mark.set_freq(freq - needed);
-                slab.move_to_head(&mut self.main, index);
-            } else {
-                mark.set_freq(0);
-                slab.unlink(&mut self.small, index);
-                slab.mark_mut(index).set_in_main_queue(true);
-                slab.push_head(&mut self.main, index);
-            }
+            let mark = slab.mark_mut(index);
+            mark.set_freq(if from_small { 0 } else { freq - needed });
+            mark.set_in_main_queue(true);
+            slab.push_head(&mut self.main, index);
         }
     }
 }

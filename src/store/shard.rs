@@ -197,16 +197,17 @@ impl Shard {
             }
         }
         self.fit_tables();
-        if !self.put(new, earned) {
+        if !self.put(new, weight, earned) {
             ledger.release(weight);
         }
     }
 
     /// Puts an entry into the tables and its queue. False if there is no slot left.
-    fn put(&mut self, new: &NewEntry<'_>, earned: (bool, u8)) -> bool {
+    fn put(&mut self, new: &NewEntry<'_>, weight: u64, earned: (bool, u8)) -> bool {
+        let data = (new.data.clone(), weight);
         let slot = self
             .slab
-            .insert(new.hash.table(), new.key.len(), new.data.clone(), new.share);
+            .insert(new.hash.table(), new.key.len(), data, new.share);
         let Some(index) = slot else {
             return false;
         };
@@ -230,7 +231,7 @@ impl Shard {
         ledger: &mut Ledger<'_>,
         targets: Targets,
     ) -> bool {
-        if weight > ledger.capacity() || !Slab::holds(new.key.len(), new.data.len()) {
+        if weight > ledger.capacity() || !Slab::holds(new.key.len(), weight) {
             return false;
         }
         let small = s3fifo::small_part(targets.of(new.share));
@@ -329,8 +330,10 @@ impl Shard {
     }
 
     /// Makes the tables smaller if they are much larger than what is in them.
+    #[inline]
     pub(super) fn fit_tables(&mut self) {
-        if self.slab.len() > MIN_SLOTS && self.len() < self.slab.len() / 2 {
+        // One comparison for most: few shards stay small.
+        if self.len() < self.slab.len() / 2 && self.slab.len() > MIN_SLOTS {
             self.compact();
         }
     }

@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::iter;
+use super::{charge, iter};
 use crate::byteview::ByteView;
 use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
@@ -118,8 +118,8 @@ struct Link {
     /// The upper half of the key's hash: enough to find the slot's place in the table without
     /// touching the entry.
     hash: u32,
-    /// The bytes of key and value.
-    len: u32,
+    /// What the entry is charged, packed.
+    charge: u32,
 }
 
 /// The bytes of a slot.
@@ -256,9 +256,9 @@ impl Slab {
         self.links[index as usize].hash
     }
 
+    #[inline]
     pub(crate) fn weight(&self, index: u32) -> u64 {
-        let len = self.links[index as usize].len as usize;
-        super::charge::entry(len)
+        charge::unpacked(self.links[index as usize].charge)
     }
 
     /// The live slots.
@@ -275,32 +275,34 @@ impl Slab {
         })
     }
 
-    /// Whether a slot can tell these lengths of a key and of key and value together.
-    pub(crate) fn holds(key_len: usize, len: usize) -> bool {
-        u16::try_from(key_len).is_ok() && u32::try_from(len).is_ok()
+    /// Whether a slot can tell this length of a key and this charge.
+    #[inline]
+    pub(crate) fn holds(key_len: usize, weight: u64) -> bool {
+        u16::try_from(key_len).is_ok() && charge::packed(weight).is_some()
     }
 
-    /// Puts an entry into a free slot. `None` when all 2^32 - 1 are taken, or if no slot
+    /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if no slot
     /// [`holds`](Self::holds) it.
     pub(crate) fn insert(
         &mut self,
         hash: u32,
         key_len: usize,
-        data: SharedBytes,
+        (data, weight): (SharedBytes, u64),
         share: CacheType,
     ) -> Option<u32> {
         let key_len = u16::try_from(key_len).ok()?;
-        let len = u32::try_from(data.len()).ok()?;
-        self.put((hash, len), Mark::new(hash, key_len, share), data)
+        let charge = charge::packed(weight)?;
+        self.put((hash, charge), Mark::new(hash, key_len, share), data)
     }
 
-    /// The length comes with the hash, because an entry that moves is not to be touched.
-    fn put(&mut self, (hash, len): (u32, u32), mark: Mark, data: SharedBytes) -> Option<u32> {
+    /// The charge comes with the hash, because an entry that moves is not to be touched.
+    #[inline]
+    fn put(&mut self, (hash, charge): (u32, u32), mark: Mark, data: SharedBytes) -> Option<u32> {
         let link = Link {
             prev: NIL,
             next: NIL,
             hash,
-            len,
+            charge,
         };
         if self.free != NIL {
             let index = self.free;
@@ -337,8 +339,8 @@ impl Slab {
                 state: AtomicU8::new(*self.marks[at].state.get_mut()),
                 ..self.marks[at]
             };
-            let Link { hash, len, .. } = self.links[at];
-            let Some(new) = to.put((hash, len), mark, data) else {
+            let Link { hash, charge, .. } = self.links[at];
+            let Some(new) = to.put((hash, charge), mark, data) else {
                 break;
             };
             to.push_head(&mut there, new);
@@ -348,6 +350,7 @@ impl Slab {
     }
 
     /// Frees a slot that is in no list, and hands out the key's length and the data.
+    #[inline]
     pub(crate) fn remove(&mut self, index: u32) -> Option<(usize, SharedBytes)> {
         let at = index as usize;
         let data = self.data[at].take();
@@ -390,6 +393,7 @@ impl Slab {
         }
     }
 
+    #[inline]
     pub(crate) fn push_head(&mut self, list: &mut List, index: u32) {
         let head = list.head;
         let link = &mut self.links[index as usize];
@@ -405,6 +409,7 @@ impl Slab {
         list.head = index;
     }
 
+    #[inline]
     pub(crate) fn unlink(&mut self, list: &mut List, index: u32) {
         let &Link { prev, next, .. } = &self.links[index as usize];
         list.bytes -= self.weight(index);

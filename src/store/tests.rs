@@ -33,7 +33,9 @@ fn put(
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
     };
-    store.insert(new, None)
+    let mut gone = Graveyard::default();
+    store.insert(new, None, &mut gone);
+    gone
 }
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
@@ -310,12 +312,13 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
             share: CacheType::Main,
             expires: None,
         };
-        store.insert(late(old.allocation()), Some(generation));
+        let mut gone = Graveyard::default();
+        store.insert(late(old.allocation()), Some(generation), &mut gone);
         assert!(store.peek(hash, "key").is_none());
         let generation = store
             .peek_or_generation(hash, "key")
             .expect_err("still nothing");
-        store.insert(late(new.allocation()), Some(generation));
+        store.insert(late(new.allocation()), Some(generation), &mut gone);
         assert_eq!(store.peek(hash, "key").expect("kept").view, "new");
         store.clear();
     }
