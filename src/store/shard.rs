@@ -168,9 +168,6 @@ impl Shard {
             return;
         }
         let weight = charge::entry(new.data.len());
-        if !ledger.has_room(weight) {
-            self.slab.look_ahead(&self.shares.main.queues.small);
-        }
         self.sweep(ledger, clock, gone);
 
         // Replacing is taking out and putting in, which keeps every charge exact. The entry keeps

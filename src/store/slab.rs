@@ -4,7 +4,6 @@
 //! and its mark (4 bytes), and never the links (16 bytes). So what hits read is small and stays in
 //! the caches.
 
-use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{charge, iter};
@@ -181,11 +180,6 @@ impl List {
         (self.tail != NIL).then_some(self.tail)
     }
 }
-
-const CACHE_LINE: usize = 64;
-
-/// A processor sees for itself that a longer block is read in order.
-const LINES_AHEAD: usize = 4;
 
 /// All slots of a shard. What hits read comes first: see [`Shard`](super::shard::Shard).
 #[derive(Debug)]
@@ -364,33 +358,6 @@ impl Slab {
         self.data
             .sort_unstable_by_key(|data| data.as_ref().map(|data| data.as_ptr().addr()));
         self.data.clear();
-    }
-
-    /// Reads what the next two evictions from a list are going to touch, and needs none of it now:
-    /// so the processor fetches it while it goes on with the insertion that evicts.
-    ///
-    /// What is at a list's tail was not asked for lately, and is in no cache. An eviction that
-    /// finds it so waits for the memory three times: for the slot, for the entry's counts when it
-    /// is dropped, and for the rest of it when the next value is written into the same block. Slots
-    /// are read one eviction ahead, since the entry cannot be found before its slot.
-    ///
-    /// To be called early: a processor that gives up a lock waits for what it is reading.
-    pub(crate) fn look_ahead(&self, list: &List) {
-        let Some(victim) = list.tail() else {
-            return;
-        };
-        let next = self.links[victim as usize].prev;
-        if next != NIL {
-            black_box((self.mark(next).freq(), self.data[next as usize].is_some()));
-        }
-        let data = self.data[victim as usize].as_ref();
-        let doomed = data.filter(|_| self.mark(victim).freq() == 0);
-        if let Some(data) = doomed {
-            black_box(data.len());
-            for line in data.chunks(CACHE_LINE).take(LINES_AHEAD) {
-                black_box(line.last().copied());
-            }
-        }
     }
 
     #[inline]
