@@ -2,8 +2,8 @@
 
 use std::hint::black_box;
 
+use super::entries::{Cell, Entries};
 use super::iter::Entry;
-use super::slab::Slab;
 
 /// All entries of a store that was cleared.
 ///
@@ -17,19 +17,21 @@ use super::slab::Slab;
 /// is.
 #[derive(Debug)]
 pub(crate) struct Cleared {
-    shards: Vec<Slab>,
+    shards: Vec<Entries>,
     /// What the entries were charged.
     bytes: u64,
 }
 
 impl Cleared {
-    pub(super) fn new(shards: Vec<Slab>, bytes: u64) -> Cleared {
+    pub(super) fn new(shards: Vec<Entries>, bytes: u64) -> Cleared {
         Cleared { shards, bytes }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
-        let slots = self.shards.iter().flat_map(Slab::iter);
-        slots.map(|(_, entry)| entry.detached())
+        self.shards
+            .iter()
+            .flat_map(Entries::iter)
+            .map(Cell::detached)
     }
 }
 
@@ -39,8 +41,8 @@ impl Drop for Cleared {
             return;
         }
         let mut held = blocks_of_each_size(KEPT_ASIDE);
-        for slab in &mut self.shards {
-            slab.drop_in_order();
+        for entries in &mut self.shards {
+            entries.drop_in_order();
         }
         for _ in 0..ROUNDS {
             held.extend(blocks_of_each_size(3 * KEPT_ASIDE));

@@ -5,8 +5,9 @@
 //! change: an entry many times larger than the mean needs more hits to stay, because it takes the
 //! place of many.
 
+use super::entries::{Cell, Entries};
 use super::ghost::Ghost;
-use super::slab::{List, Slab};
+use super::links::{Links, List};
 
 /// The queues of one share of a shard.
 #[derive(Debug, Default)]
@@ -49,60 +50,55 @@ impl Queues {
         self.ghost.shrink(self.len());
     }
 
-    /// Puts an entry in: into the main queue if it is told to or the ghost remembers the key.
-    pub(crate) fn push(&mut self, slab: &mut Slab, index: u32, to_main: bool) {
-        let in_main = to_main || self.remembers(slab.hash(index));
-        slab.mark_mut(index).set_in_main_queue(in_main);
-        let queue = if in_main {
+    #[inline]
+    pub(crate) fn push(&mut self, links: &mut Links, slot: u32, to_main: bool) {
+        links.push_head(self.queue(to_main), slot);
+    }
+
+    #[inline]
+    pub(crate) fn unlink(&mut self, links: &mut Links, slot: u32, from_main: bool) {
+        links.unlink(self.queue(from_main), slot);
+    }
+
+    #[inline]
+    fn queue(&mut self, main: bool) -> &mut List {
+        if main {
             &mut self.main
         } else {
             &mut self.small
-        };
-        slab.push_head(queue, index);
+        }
     }
 
-    pub(crate) fn unlink(&mut self, slab: &mut Slab, index: u32) {
-        let queue = if slab.mark(index).in_main_queue() {
-            &mut self.main
-        } else {
-            &mut self.small
-        };
-        slab.unlink(queue, index);
+    /// Takes the tail of the main queue out of it and of the table: the victim of exact LRU.
+    pub(crate) fn evict_oldest(&mut self, entries: &mut Entries) -> Option<Cell> {
+        let slot = self.main.tail()?;
+        entries.links.unlink(&mut self.main, slot);
+        entries.take(slot)
     }
 
-    /// Takes the tail of the main queue out: the victim of exact LRU.
-    pub(crate) fn evict_oldest(&mut self, slab: &mut Slab) -> Option<u32> {
-        let index = self.main.tail()?;
-        slab.unlink(&mut self.main, index);
-        Some(index)
-    }
-
-    /// Chooses a victim and takes it out of its queue.
-    pub(crate) fn evict(&mut self, slab: &mut Slab, small_target: u64) -> Option<u32> {
+    /// Chooses a victim and takes it out of its queue and of the table.
+    pub(crate) fn evict(&mut self, entries: &mut Entries, small_target: u64) -> Option<Cell> {
         let mut moves = 0;
         loop {
             let (bytes, len) = (self.bytes(), self.len());
             let from_small = self.small.bytes > small_target || self.main.len == 0;
-            let queue = if from_small {
-                &mut self.small
-            } else {
-                &mut self.main
-            };
-            let index = queue.tail()?;
-            let needed = hits_to_stay(slab.weight(index), bytes, len);
-            let freq = slab.mark(index).freq();
-            slab.unlink(queue, index);
+            let queue = self.queue(!from_small);
+            let slot = queue.tail()?;
+            let needed = hits_to_stay(entries.links.weight(slot), bytes, len);
+            entries.links.unlink(queue, slot);
+            let (mut cell, links) = entries.at(slot)?;
+            let mark = &mut cell.get_mut().mark;
+            let freq = mark.freq();
             if freq < needed || moves == MAX_MOVES {
                 if from_small {
-                    self.remember(slab.hash(index));
+                    self.remember(links.hash(slot));
                 }
-                return Some(index);
+                return Some(cell.remove().0);
             }
             moves += 1;
-            let mark = slab.mark_mut(index);
             mark.set_freq(if from_small { 0 } else { freq - needed });
             mark.set_in_main_queue(true);
-            slab.push_head(&mut self.main, index);
+            links.push_head(&mut self.main, slot);
         }
     }
 }
