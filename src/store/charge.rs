@@ -12,7 +12,13 @@ const TABLES: usize = super::slab::SLOT + 8 + 6;
 /// The bytes charged for an entry whose key and value are `len` bytes together.
 #[inline]
 pub(crate) fn entry(len: usize) -> u64 {
-    (allocated(len.saturating_add(HEADER)) as u64).saturating_add(TABLES as u64)
+    (block(len) as u64).saturating_add(TABLES as u64)
+}
+
+/// The bytes of memory of a `SharedBytes` of so many.
+#[inline]
+pub(super) fn block(len: usize) -> usize {
+    allocated(len.saturating_add(HEADER))
 }
 
 /// Checks a capacity: 0, or room for an empty key and value at least.

@@ -69,6 +69,10 @@ struct Share {
     evictions: u64,
 }
 
+/// What a shard held: its slots, and the tables that find them.
+pub(super) type Emptied = (Slab, Tables);
+type Tables = (HashTable<u32>, Vec<Tick>, s3fifo::Queues, s3fifo::Queues);
+
 impl Shard {
     pub(super) fn new(eviction: Eviction) -> Shard {
         Shard {
@@ -317,15 +321,17 @@ impl Shard {
 
     /// Takes everything out, and lets no load under way put anything in. The tables go too: an
     /// emptied cache gives its memory back.
-    pub(super) fn clear(&mut self, ledger: &mut Ledger<'_>) -> Slab {
+    pub(super) fn clear(&mut self, ledger: &mut Ledger<'_>) -> Emptied {
         self.clears = self.clears.wrapping_add(1);
         ledger.release(self.bytes());
-        self.table = HashTable::new();
-        self.expiries = Vec::new();
         self.sweep_at = 0;
-        self.shares.main.queues = s3fifo::Queues::default();
-        self.shares.hot.queues = s3fifo::Queues::default();
-        std::mem::take(&mut self.slab)
+        let tables = (
+            std::mem::take(&mut self.table),
+            std::mem::take(&mut self.expiries),
+            std::mem::take(&mut self.shares.main.queues),
+            std::mem::take(&mut self.shares.hot.queues),
+        );
+        (std::mem::take(&mut self.slab), tables)
     }
 
     /// Makes the tables smaller if they are much larger than what is in them.

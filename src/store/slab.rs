@@ -4,6 +4,7 @@
 //! and its mark (4 bytes), and never the links (16 bytes). So what hits read is small and stays in
 //! the caches.
 
+use std::cmp::Reverse;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -356,11 +357,35 @@ impl Slab {
         Some((usize::from(self.marks[at].key_len), data?))
     }
 
-    /// Drops all entries in the order of their addresses.
-    pub(crate) fn drop_in_order(&mut self) {
+    /// Brings the entries into the order of their addresses, from the highest to the lowest. Where
+    /// they were does not count any more: this slab is given up.
+    pub(crate) fn sort_by_address(&mut self) {
         self.data
-            .sort_unstable_by_key(|data| data.as_ref().map(|data| data.as_ptr().addr()));
-        self.data.clear();
+            .sort_unstable_by_key(|data| Reverse(address(data)));
+        let live = self.data.partition_point(Option::is_some);
+        self.data.truncate(live);
+    }
+
+    /// Where the lowest entry of a sorted slab lies.
+    pub(crate) fn lowest(&self) -> Option<usize> {
+        address(self.data.last()?)
+    }
+
+    /// Where the highest entry of a sorted slab lies.
+    pub(crate) fn highest(&self) -> Option<usize> {
+        address(self.data.first()?)
+    }
+
+    /// Drops the entries of a sorted slab that lie below `limit`, and tells how many bytes these
+    /// were.
+    pub(crate) fn drop_below(&mut self, limit: usize) -> usize {
+        let kept = self
+            .data
+            .partition_point(|data| address(data) >= Some(limit));
+        let bytes = self.data[kept..].iter().flatten();
+        let bytes = bytes.map(|data| super::charge::block(data.len())).sum();
+        self.data.truncate(kept);
+        bytes
     }
 
     /// Reads what the next two evictions from a list are going to touch, and needs none of it now:
@@ -425,6 +450,10 @@ impl Slab {
             self.push_head(list, index);
         }
     }
+}
+
+fn address(data: &Option<SharedBytes>) -> Option<usize> {
+    data.as_ref().map(SharedBytes::address)
 }
 
 /// Whether two slices of one length are equal. Keys of 8 to 16 bytes are compared by their two ends,
