@@ -64,5 +64,5 @@ fn drop_lowest(shards: &mut [Emptied]) {
 /// Fewer bytes leave less behind than they are worth.
 const WORTH_IT: u64 = 2 << 20;
 
-/// Three times what is kept aside.
-const ROOM: usize = 768 << 10;
+/// Twelve times what is kept aside: there may be tables and other blocks between the entries.
+const ROOM: usize = 3 << 20;
