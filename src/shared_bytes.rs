@@ -22,6 +22,12 @@ impl SharedBytes {
         ))
     }
 
+    /// Where they are. Reads nothing there, as the address of the first byte would: the length
+    /// comes with it.
+    pub(crate) fn address(&self) -> usize {
+        self.0.as_ptr().addr()
+    }
+
     /// Lets `fill` write the bytes, if nobody else has them.
     pub(crate) fn fill<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         self.0

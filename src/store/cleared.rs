@@ -1,37 +1,34 @@
 //! What a cleared store held, and how its memory gets back to the system.
 
-use std::hint::black_box;
+use std::cmp::Reverse;
 
 use super::entries::{Cell, Entries};
 use super::iter::Entry;
+use super::shard::Emptied;
+use super::{aside, charge};
+use crate::shared_bytes::SharedBytes;
 
 /// All entries of a store that was cleared.
 ///
-/// Dropping them one by one as they come would leave the resident set almost as it was. glibc gives
-/// memory back from the end of its heap only, and keeps freed blocks aside for the thread's next
-/// allocations, seven of each size: one of those near the end holds everything before it. So this
-/// thread's are taken first, and the entries are dropped from the lowest address to the highest.
-/// Then, a few times over, more blocks are taken than stay aside, and all are given back from the
-/// lowest to the highest, so that those that stay are ever lower. It takes about half a millisecond;
-/// other allocators do not need it and do not mind. What other threads have aside stays where it
-/// is.
+/// Dropping them as they come would leave the resident set almost as it was: see
+/// [`aside`](super::aside). So the lowest entries go first. They make room for the blocks that this
+/// thread keeps aside, which may be anywhere, and after that no block of the rest is kept. It takes
+/// less than a millisecond. What other threads have aside stays where it is.
 #[derive(Debug)]
 pub(crate) struct Cleared {
-    shards: Vec<Entries>,
+    shards: Vec<Emptied>,
     /// What the entries were charged.
     bytes: u64,
 }
 
 impl Cleared {
-    pub(super) fn new(shards: Vec<Entries>, bytes: u64) -> Cleared {
+    pub(super) fn new(shards: Vec<Emptied>, bytes: u64) -> Cleared {
         Cleared { shards, bytes }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
-        self.shards
-            .iter()
-            .flat_map(Entries::iter)
-            .map(Cell::detached)
+        let cells = self.shards.iter().flat_map(|shard| shard.entries.iter());
+        cells.map(Cell::detached)
     }
 }
 
@@ -40,35 +37,64 @@ impl Drop for Cleared {
         if self.bytes < WORTH_IT {
             return;
         }
-        let mut held = blocks_of_each_size(KEPT_ASIDE);
-        for entries in &mut self.shards {
-            entries.drop_in_order();
-        }
-        for _ in 0..ROUNDS {
-            held.extend(blocks_of_each_size(3 * KEPT_ASIDE));
-            held.sort_unstable_by_key(|block| block.as_ptr().addr());
-            held.clear();
-            // The smallest are joined with their neighbours only when a large block is wanted, and
-            // the heap's end is looked at when one is freed (`FASTBIN_CONSOLIDATION_THRESHOLD`).
-            drop(black_box(Vec::<u8>::with_capacity(100 << 10)));
-        }
+        let mut shards = std::mem::take(&mut self.shards);
+        let entries = shards
+            .iter_mut()
+            .map(|shard| Sorted::new(&mut shard.entries));
+        let mut entries: Vec<Sorted> = entries.collect();
+        let highest = entries.iter().filter_map(Sorted::highest).max();
+        let mut ends = aside::behind(highest.unwrap_or_default());
+        drop_lowest(&mut entries);
+        let gaps = 2 * ROOM + usize::try_from(self.bytes / 4).unwrap_or(usize::MAX / 2);
+        drop(aside::keep_the_lowest(gaps));
+        drop((entries, shards));
+        // The one behind all others goes last, and everything joins the heap's end with it.
+        let end = ends.pop();
+        drop(ends);
+        drop(end);
     }
 }
 
-/// What fewer bytes leave behind is no more than what five rounds do.
-const WORTH_IT: u64 = 1 << 20;
+/// The entries of a shard, from the highest address to the lowest.
+struct Sorted(Vec<SharedBytes>);
 
-/// glibc's `TCACHE_FILL_COUNT` (malloc/malloc.c).
-const KEPT_ASIDE: usize = 7;
+impl Sorted {
+    fn new(entries: &mut Entries) -> Sorted {
+        let mut all: Vec<SharedBytes> = entries.drain().collect();
+        all.sort_unstable_by_key(|entry| Reverse(entry.address()));
+        Sorted(all)
+    }
 
-/// After five, a heap of 64 MiB of entries of 10 B to 64 KiB was back to 1 to 5 MiB in most runs of
-/// `cargo bench --bench memory`.
-const ROUNDS: usize = 5;
+    fn lowest(&self) -> Option<usize> {
+        self.0.last().map(SharedBytes::address)
+    }
 
-/// Blocks of each size that glibc keeps aside (`TCACHE_MAX_BINS`: up to a kibibyte).
-fn blocks_of_each_size(count: usize) -> Vec<Vec<u8>> {
-    let sizes = (0..64).map(|class| 24 + 16 * class);
-    let blocks = sizes.flat_map(|size| (0..count).map(move |_| Vec::with_capacity(size)));
-    // A compiler may leave out allocations that nobody looks at.
-    black_box(blocks.collect())
+    fn highest(&self) -> Option<usize> {
+        self.0.first().map(SharedBytes::address)
+    }
+
+    /// Drops the entries below `limit`, and tells how many bytes these were.
+    fn drop_below(&mut self, limit: usize) -> usize {
+        let kept = self.0.partition_point(|entry| entry.address() >= limit);
+        let dropped = self.0.drain(kept..);
+        dropped.map(|entry| charge::block(entry.len())).sum()
+    }
 }
+
+/// Drops the entries at the lowest addresses, to make room there.
+fn drop_lowest(entries: &mut [Sorted]) {
+    let lowest = entries.iter().filter_map(Sorted::lowest).min();
+    let (mut limit, mut span, mut dropped) = (lowest.unwrap_or(usize::MAX), ROOM, 0);
+    while dropped < ROOM && limit < usize::MAX {
+        limit = limit.saturating_add(span);
+        span = span.saturating_mul(2);
+        let bytes = entries.iter_mut().map(|entries| entries.drop_below(limit));
+        dropped += bytes.sum::<usize>();
+    }
+}
+
+/// Fewer bytes leave less behind than they are worth.
+const WORTH_IT: u64 = 2 << 20;
+
+/// Twelve times what is kept aside: there may be tables and other blocks between the entries.
+const ROOM: usize = 3 << 20;

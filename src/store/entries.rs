@@ -204,10 +204,9 @@ impl Entries {
         *self = Entries { table, links };
     }
 
-    /// Drops all entries in the order of their addresses.
-    pub(crate) fn drop_in_order(&mut self) {
-        let mut data: Vec<SharedBytes> = self.table.drain().map(|cell| cell.data).collect();
-        data.sort_unstable_by_key(|data| data.as_ptr().addr());
+    /// Takes all entries out, and leaves the tables as they are.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = SharedBytes> {
+        self.table.drain().map(|cell| cell.data)
     }
 }
 

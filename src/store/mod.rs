@@ -8,12 +8,14 @@
 //!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
 //!   budget.rs     bytes of all shards       charge.rs  what an entry costs
 //!   graveyard.rs  entries on their way out  cleared.rs  all of them
-//!   counters.rs   what look-ups found       iter.rs     a look at all entries
+//!   aside.rs      what malloc keeps         iter.rs     a look at all entries
+//!   counters.rs   what look-ups found
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
 //! runs under a lock; no value is dropped under one.
 
+mod aside;
 mod budget;
 mod charge;
 mod cleared;

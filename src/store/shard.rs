@@ -67,6 +67,14 @@ struct Share {
     evictions: u64,
 }
 
+/// What a shard held.
+#[derive(Debug)]
+pub(super) struct Emptied {
+    pub(super) entries: Entries,
+    _expiries: Vec<Tick>,
+    _queues: [s3fifo::Queues; 2],
+}
+
 impl Shard {
     pub(super) fn new(eviction: Eviction) -> Shard {
         Shard {
@@ -301,14 +309,18 @@ impl Shard {
 
     /// Takes everything out, and lets no load under way put anything in. The tables go too: an
     /// emptied cache gives its memory back.
-    pub(super) fn clear(&mut self, ledger: &mut Ledger<'_>) -> Entries {
+    pub(super) fn clear(&mut self, ledger: &mut Ledger<'_>) -> Emptied {
         self.clears = self.clears.wrapping_add(1);
         ledger.release(self.bytes());
-        self.expiries = Vec::new();
         self.sweep_at = 0;
-        self.shares.main.queues = s3fifo::Queues::default();
-        self.shares.hot.queues = s3fifo::Queues::default();
-        std::mem::take(&mut self.entries)
+        Emptied {
+            entries: std::mem::take(&mut self.entries),
+            _expiries: std::mem::take(&mut self.expiries),
+            _queues: [
+                std::mem::take(&mut self.shares.main.queues),
+                std::mem::take(&mut self.shares.hot.queues),
+            ],
+        }
     }
 
     /// Makes the tables smaller if they are much larger than what is in them.
