@@ -184,8 +184,10 @@ impl TransportResponse {
         }
     }
 
-    pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
+    /// The same with `headers`, which say that the body is protobuf or not.
+    pub(crate) fn with_headers(mut self, headers: HeaderMap, is_protobuf: bool) -> Self {
         self.headers = Headers::Map(headers);
+        self.is_protobuf = Some(is_protobuf);
         self
     }
 
