@@ -13,7 +13,7 @@ use crate::group::Group;
 use crate::peers::PeerResponse;
 use crate::registry::Registry;
 use crate::sync::Arc;
-use crate::wire::{self, ManyBody, PathError, Prefix};
+use crate::wire::{self, ManyBody, PathError, Prefix, SHORT};
 
 /// Makes the context in which a peer's request is answered: request ids, tighter deadlines.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -185,13 +185,17 @@ fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
 }
 
 impl Answer {
-    /// Appends head and prefix to `out`, and returns what has to be sent after them.
+    /// Appends head and prefix to `out`, and a short value; returns what has to be sent after them.
     pub(crate) fn encode(&self, framing: Framing, out: &mut Vec<u8>) -> Rest<'_> {
         match self {
             Answer::Value { prefix, value } => {
                 let len = prefix.len() + value.len();
                 push_ok_head(out, wire::CONTENT_TYPE, len, framing);
                 out.extend_from_slice(prefix);
+                if value.len() <= SHORT {
+                    out.extend_from_slice(value);
+                    return Rest::One(&[]);
+                }
                 Rest::One(value)
             }
             Answer::Many(body) => {

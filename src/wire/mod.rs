@@ -21,8 +21,8 @@ mod timeout;
 
 pub(crate) use body::{Decoded, Prefix, decode_response, response_prefix};
 pub(crate) use many::{
-    ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
-    parse_group_path,
+    ManyBody, ManyValue, SHORT, decode_many_request, decode_many_response, group_path,
+    many_request, parse_group_path,
 };
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
 pub(crate) use search::{find_byte, find_control, find_space};
