@@ -1,8 +1,8 @@
 //! A connection to a peer as ureq uses it: two system calls a request, and a deadline that holds
 //! for all of them together.
 //!
-//! The deadline is not ureq's: to keep its time-outs ureq reads the clock and sums up what each step
-//! took, nine times a request, and to be told of another time-out than its agent's it has its whole
+//! The deadline is not ureq's. For a time-out of its own it would work out at every step what is left,
+//! a thousand instructions a request, and to be told of another than its agent's it has its whole
 //! configuration copied. So it has none, and everything that waits does so here.
 
 use std::cell::Cell;
