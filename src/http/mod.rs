@@ -25,6 +25,7 @@ mod pool;
 mod repeat;
 mod resolve;
 mod response;
+mod rest;
 mod server;
 mod shared;
 mod sharing;

@@ -16,6 +16,7 @@ use crate::http::buffers::ConnectionBuffers;
 use crate::http::exchange::{Terms, deadline_of};
 use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
+use crate::http::rest;
 use crate::http::socket::{Generation, Socket};
 use crate::sync::Arc;
 
@@ -102,11 +103,13 @@ impl Connector for TcpConnector {
             None => self.dial(now, deadline)?,
         };
         Ok(Some(TcpTransport {
-            connection: Some(connection),
+            exchange: Some(Exchange {
+                connection,
+                deadline,
+                idle: self.idle.clone(),
+            }),
             none: ConnectionBuffers::default(),
-            deadline,
             sending: false,
-            idle: self.idle.clone(),
         }))
     }
 }
@@ -134,20 +137,54 @@ impl Carrier for Box<Connection> {
 
 /// A connection in the hands of ureq, for one exchange.
 pub(crate) struct TcpTransport {
-    /// `None` once it has gone back to those at rest.
-    connection: Option<Box<Connection>>,
+    /// `None` once its connection has gone back to those at rest.
+    exchange: Option<Exchange>,
     /// The buffers of a connection that is gone.
     none: ConnectionBuffers,
-    deadline: Instant,
     /// Whether the last thing done was to write. A write after a read begins a request.
     sending: bool,
+}
+
+/// A connection, until it goes back to those at rest.
+pub(crate) struct Exchange {
+    connection: Box<Connection>,
+    deadline: Instant,
     idle: Arc<Idle<Box<Connection>>>,
 }
 
+impl Exchange {
+    /// Reads some of the body, from the buffers as long as there is something in them, then either
+    /// from the socket `to_its_place` or through the buffers; 0 at the end of the connection.
+    pub(crate) fn read(&mut self, into: &mut [u8], to_its_place: bool) -> io::Result<usize> {
+        let connection = &mut *self.connection;
+        if connection.buffers.input().is_empty() {
+            if to_its_place {
+                return connection.socket.read(into, self.deadline);
+            }
+            let read = connection.read(self.deadline)?;
+            connection.buffers.input_appended(read);
+        }
+        let input = connection.buffers.input();
+        let taken = input.len().min(into.len());
+        into[..taken].copy_from_slice(&input[..taken]);
+        connection.buffers.input_consume(taken);
+        Ok(taken)
+    }
+
+    /// The answer was read to its end: the connection can carry another exchange.
+    pub(crate) fn end(self) {
+        // Bytes behind the answer answer nothing.
+        if self.connection.buffers.input().is_empty() {
+            self.idle.give(self.connection);
+        }
+    }
+}
+
 impl TcpTransport {
-    fn connection(&mut self) -> io::Result<&mut Connection> {
-        let connection = self.connection.as_deref_mut();
-        connection.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    fn exchange(&mut self) -> io::Result<(&mut Connection, Instant)> {
+        let exchange = self.exchange.as_mut();
+        let exchange = exchange.ok_or(io::ErrorKind::NotConnected)?;
+        Ok((&mut exchange.connection, exchange.deadline))
     }
 }
 
@@ -174,16 +211,15 @@ impl Connection {
 
 impl Transport for TcpTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        match &mut self.connection {
-            Some(connection) => &mut connection.buffers,
+        match &mut self.exchange {
+            Some(exchange) => &mut exchange.connection.buffers,
             None => &mut self.none,
         }
     }
 
     fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
         let begins = !std::mem::replace(&mut self.sending, true);
-        let deadline = self.deadline;
-        let connection = self.connection()?;
+        let (connection, deadline) = self.exchange()?;
         if begins {
             connection.socket.begin();
         }
@@ -198,8 +234,7 @@ impl Transport for TcpTransport {
 
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
         self.sending = false;
-        let deadline = self.deadline;
-        let connection = self.connection()?;
+        let (connection, deadline) = self.exchange()?;
         if !connection.held.is_empty() {
             connection.flush(Instant::now(), deadline)?;
         }
@@ -212,17 +247,25 @@ impl Transport for TcpTransport {
     /// before it would put the connection into its pool. It goes into ours instead, and ureq is
     /// told to let go of it.
     fn is_open(&mut self) -> bool {
-        if let Some(connection) = self.connection.take() {
-            self.idle.give(connection);
+        if let Some(exchange) = self.exchange.take() {
+            exchange.end();
         }
         false
     }
 }
 
+impl Drop for TcpTransport {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            rest::leave(exchange);
+        }
+    }
+}
+
 impl fmt::Debug for TcpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connection = self.connection.as_ref();
-        connection.map(|connection| &connection.socket).fmt(f)
+        let exchange = self.exchange.as_ref();
+        exchange.map(|exchange| &exchange.connection.socket).fmt(f)
     }
 }
 

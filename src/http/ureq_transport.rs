@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::time::Instant;
 
 use ureq::config::Config;
-use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use ureq::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use ureq::http::{self, HeaderMap, Method, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
@@ -14,6 +14,7 @@ use ureq::{Agent, AsSendBody, Body};
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS, Terms, deadline_of};
+use crate::http::rest::Rest;
 use crate::http::socket::{Generation, Stale};
 use crate::http::tcp::{self, TcpConnector};
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
@@ -86,9 +87,12 @@ impl UreqTransport {
         let (head, body) = response.into_parts();
         // One pass: looking a name up costs more than there are headers.
         let (mut announced, mut chunked, mut content_type) = (false, false, None);
+        let mut stays_open = head.version == Version::HTTP_11;
         for (name, value) in &head.headers {
             announced |= *name == CONTENT_LENGTH;
             chunked |= *name == TRANSFER_ENCODING;
+            // Whatever it says: most answers have none.
+            stays_open &= *name != CONNECTION;
             if *name == CONTENT_TYPE {
                 content_type = content_type.or(Some(value));
             }
@@ -109,6 +113,17 @@ impl UreqTransport {
             // whole.
             return Err(self.terms.refuse(NO_LENGTH));
         }
+        let status = head.status.as_u16();
+        let known = length.filter(|&length| status == 200 && stays_open && length > 0);
+        if let Some(length) = known {
+            let rest = Rest::of(body, length).ok_or_else(|| self.terms.refuse(GONE))?;
+            let reader = BodyReader {
+                reader: rest,
+                terms: self.terms.clone(),
+            };
+            let response = TransportResponse::with_reader(status, Some(length), reader);
+            return Ok(response.with_headers(head.headers, is_protobuf));
+        }
         let reader = BodyReader {
             // One more than is allowed: `limit(n)` refuses a body of exactly n bytes.
             reader: body
@@ -117,10 +132,8 @@ impl UreqTransport {
                 .reader(),
             terms: self.terms.clone(),
         };
-        Ok(
-            TransportResponse::with_reader(head.status.as_u16(), length, reader)
-                .with_headers(head.headers, is_protobuf),
-        )
+        Ok(TransportResponse::with_reader(status, length, reader)
+            .with_headers(head.headers, is_protobuf))
     }
 }
 
@@ -159,12 +172,12 @@ impl fmt::Debug for UreqTransport {
 }
 
 /// Reads a body, and puts its errors in our words.
-struct BodyReader {
-    reader: ureq::BodyReader<'static>,
+struct BodyReader<R> {
+    reader: R,
     terms: Arc<Terms>,
 }
 
-impl Read for BodyReader {
+impl<R: Read> Read for BodyReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.reader.read(buf).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => self.terms.too_late(),
@@ -198,6 +211,8 @@ fn config() -> Config {
         .accept_encoding("")
         .build()
 }
+
+const GONE: &str = "the connection of the answer is gone";
 
 /// Resolves nothing: ureq resolves before each request, also one that has a connection already.
 /// [`TcpConnector`] knows the addresses, and is asked only when a connection is to be made.
