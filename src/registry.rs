@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
 
+use foldhash::fast::RandomState;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
@@ -33,7 +35,8 @@ type NewGroupHook = dyn Fn(&Group) + Send + Sync;
 
 #[derive(Default)]
 struct State {
-    groups: HashMap<String, Group>,
+    /// Strangers choose the names that are looked up: the hash is seeded.
+    groups: HashMap<String, Group, RandomState>,
     new_group_hook: Option<Arc<NewGroupHook>>,
     /// Taken out by the first group.
     server_start: Option<Box<dyn FnOnce() + Send>>,

@@ -164,8 +164,13 @@ impl Map {
 
     /// The node that owns `key`; `None` while there are no nodes.
     pub fn get(&self, key: &str) -> Option<&str> {
+        Some(&self.nodes[self.owner(key)?])
+    }
+
+    /// The place in [`nodes`](Self::nodes) of the node that [`get`](Self::get) returns.
+    pub(crate) fn owner(&self, key: &str) -> Option<usize> {
         let owner = *self.owners.get(self.first_point(key))?;
-        Some(&self.nodes[owner as usize])
+        Some(owner as usize)
     }
 
     /// All nodes, each once, in the order in which they would own `key` if those before them were

@@ -13,7 +13,7 @@ use crate::group::Group;
 use crate::peers::PeerResponse;
 use crate::registry::Registry;
 use crate::sync::Arc;
-use crate::wire::{self, ManyBody, PathError, Prefix};
+use crate::wire::{self, ManyBody, PathError, Prefix, SHORT};
 
 /// Makes the context in which a peer's request is answered: request ids, tighter deadlines.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -97,8 +97,19 @@ impl Endpoint {
 
     fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Answer, Response> {
         let group = self.group(group)?;
-        let ctx = self.context_of(request)?;
-        let found = load(&group, &ctx, key).map_err(|error| failed(&error))?;
+        let timeout = timeout_of(request)?;
+        // Without a hook nobody sees the context of a get that loads nothing.
+        let cached = match self.context {
+            None => group.serve_peer_cached(key),
+            Some(_) => None,
+        };
+        let found = match cached {
+            Some(found) => found,
+            None => {
+                let ctx = self.context_of(request, timeout)?;
+                load(&group, &ctx, key).map_err(|error| failed(&error))?
+            }
+        };
         let ttl_nanos = found.ttl.map(nanos);
         let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
         Ok(Answer::Value {
@@ -143,31 +154,48 @@ impl Endpoint {
     }
 
     /// The program's context for this request, ended when the caller's time is over.
-    fn context_of(&self, request: &Request<'_>) -> Result<Context, Response> {
+    fn context_of(
+        &self,
+        request: &Request<'_>,
+        timeout: Option<Duration>,
+    ) -> Result<Context, Response> {
         let base = match &self.context {
             Some(hook) => catch_unwind(AssertUnwindSafe(|| hook(request)))
                 .map_err(|_| Response::text(500, "the context hook panicked"))?,
             None => Context::background(),
         };
-        match request.header(wire::TIMEOUT_HEADER) {
-            // Golang's clients do not tell. The load then runs on this connection's thread, for as
-            // long as it takes.
-            None => Ok(base),
-            Some(header) => wire::parse_timeout(header)
-                .map(|timeout| base.with_timeout(timeout))
-                .ok_or_else(|| Response::text(400, "the time-out is not a number")),
-        }
+        Ok(match timeout {
+            Some(timeout) => base.with_timeout(timeout),
+            None => base,
+        })
+    }
+}
+
+/// The time that the caller has left. Golang's clients do not tell: then a load runs on this
+/// connection's thread, for as long as it takes.
+fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
+    let mut headers = request.headers();
+    let header = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));
+    match header {
+        None => Ok(None),
+        Some((_, value)) => wire::parse_timeout(value)
+            .map(Some)
+            .ok_or_else(|| Response::text(400, "the time-out is not a number")),
     }
 }
 
 impl Answer {
-    /// Appends head and prefix to `out`, and returns what has to be sent after them.
+    /// Appends head and prefix to `out`, and a short value; returns what has to be sent after them.
     pub(crate) fn encode(&self, framing: Framing, out: &mut Vec<u8>) -> Rest<'_> {
         match self {
             Answer::Value { prefix, value } => {
                 let len = prefix.len() + value.len();
                 push_ok_head(out, wire::CONTENT_TYPE, len, framing);
                 out.extend_from_slice(prefix);
+                if value.len() <= SHORT {
+                    out.extend_from_slice(value);
+                    return Rest::One(&[]);
+                }
                 Rest::One(value)
             }
             Answer::Many(body) => {

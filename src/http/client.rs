@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
-use ureq::http::HeaderName;
+use ureq::http::{HeaderName, HeaderValue};
 
 use crate::byteview::ByteView;
 use crate::clock::Clock;
@@ -37,6 +37,8 @@ pub(crate) struct HttpPeer {
     pub(crate) sharing: Sharing,
     /// Read for answers that say when they expire, not how long they are good for.
     clock: Clock,
+    /// What tells the peer that it has all of the exchange's time.
+    full_time: HeaderValue,
 }
 
 /// The figures of a peer; see the setters of `HttpPoolBuilder`, which document each.
@@ -62,6 +64,7 @@ impl HttpPeer {
             transport,
             permits: Permits::new(limits.max_connections),
             sharing: Sharing::new(limits.shared, limits.max_connections),
+            full_time: wire::timeout_millis(limits.exchange_timeout).into(),
             limits,
             clock,
         }
@@ -78,7 +81,12 @@ impl HttpPeer {
         let (_permit, budget) = self.permit(ctx, budget)?;
         let path = wire::key_path(&self.base, group, key);
         let mut sent = TransportRequest::new("GET", path).within(budget);
-        sent.set_parsed(TIMEOUT, wire::timeout_millis(budget).into());
+        let time_left = if budget == self.limits.exchange_timeout {
+            self.full_time.clone()
+        } else {
+            wire::timeout_millis(budget).into()
+        };
+        sent.set_parsed(TIMEOUT, time_left);
         let response = self.transport.round_trip(ctx, sent)?;
         if response.status() == 200 {
             self.accept(ctx, response)
@@ -125,8 +133,8 @@ impl HttpPeer {
         response: TransportResponse,
         max_values: usize,
     ) -> Result<Bytes> {
-        let found = response.header("content-type").unwrap_or_default();
-        if !is_protobuf(found) {
+        if !response.is_protobuf() {
+            let found = response.header("content-type").unwrap_or_default();
             let found: String = found.chars().take(80).collect();
             return Err(self.failure(format_args!(
                 "it answered with {found:?}, not with {}: is a peer behind this URL?",
@@ -219,12 +227,6 @@ fn window_of(shared: &SharedBytes, value: &[u8]) -> ByteView {
     }
     let start = value.as_ptr().addr() - shared.as_ptr().addr();
     ByteView::window(shared.clone(), start, start + value.len())
-}
-
-/// golang/groupcache sends exactly this type; parameters behind it change nothing.
-fn is_protobuf(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default();
-    essence.trim().eq_ignore_ascii_case(wire::CONTENT_TYPE)
 }
 
 /// What the body may have on top of the value: fields of ours take 50 bytes, later versions may

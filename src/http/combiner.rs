@@ -254,12 +254,17 @@ impl<T> Batch<T> {
     fn wait(&self, time_left: &mut impl FnMut() -> Duration) -> Option<Phase> {
         let mut phase = self.phase.lock();
         loop {
+            // Who is told an outcome does not read the clock.
+            if *phase == Phase::Over {
+                return Some(Phase::Over);
+            }
             let left = time_left();
             match *phase {
-                Phase::Over => return Some(Phase::Over),
                 _ if left.is_zero() => return None,
                 Phase::Called => return Some(Phase::Called),
-                Phase::Gathering | Phase::Led => phase = self.changed.wait_timeout(phase, left),
+                Phase::Gathering | Phase::Led | Phase::Over => {
+                    phase = self.changed.wait_timeout(phase, left)
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::answer::{Answer, Endpoint, Rest};
 use super::connections::{Connections, Link};
 use super::handler::{Handler, Request};
-use super::head::{self, BODY_TOO_LARGE};
+use super::head::{self, Arrived, BODY_TOO_LARGE, LastHead};
 use super::input::{End, Input};
 use super::limits::Limits;
 use super::listener::tune_accepted;
@@ -36,6 +36,7 @@ pub(super) fn serve(service: &Service, link: &Link) {
     }
     let mut input = Input::new(&link.stream, limits);
     let mut output = Output::new(&link.stream, limits.write_timeout);
+    let mut last = LastHead::new();
     // A client that connects has something to ask: the first head has to be there in time.
     let mut deadline = Some(Instant::now() + limits.head_timeout);
     loop {
@@ -43,9 +44,10 @@ pub(super) fn serve(service: &Service, link: &Link) {
         if service.connections.is_stopping() {
             return;
         }
-        let step = input.head(deadline.take()).and_then(|len| {
+        let step = input.head(deadline.take(), &last).and_then(|head| {
             link.set_busy(true);
-            exchange(service, &mut input, &mut output, len, link.addr)
+            let buffers = (&mut input, &mut output);
+            exchange(service, buffers, head, &mut last, link.addr)
         });
         match step {
             Ok(Next::Request) => {}
@@ -74,17 +76,25 @@ enum Next {
     Close,
 }
 
-/// Answers the request whose head is the first `len` bytes of `input`.
+/// Answers the request whose head is at the beginning of `input`.
 fn exchange(
     service: &Service,
-    input: &mut Input<'_>,
-    output: &mut Output<'_>,
-    len: usize,
+    (input, output): (&mut Input<'_>, &mut Output<'_>),
+    Arrived { len, target }: Arrived,
+    last: &mut LastHead,
     addr: SocketAddr,
 ) -> Result<Next, End> {
-    let (head, arrived, reader) = input.split(len);
-    let mut fields = head::NO_FIELDS;
-    let head = head::parse(head, &mut fields).map_err(End::Reject)?;
+    let (bytes, arrived, reader) = input.split(len);
+    let (mut few, mut fields) = (head::NO_FEW_FIELDS, head::NO_FIELDS);
+    let repeated = target.and_then(|target| last.read(bytes, target, &mut few));
+    let head = match repeated {
+        Some(head) => head,
+        None => {
+            let head = head::parse(bytes, &mut fields).map_err(End::Reject)?;
+            last.keep(bytes, &head);
+            head
+        }
+    };
     // Before a byte of the body is read or a byte of memory is taken for it.
     let body_len = match usize::try_from(head.content_length) {
         Ok(len) if len <= service.limits.max_body_size => len,

@@ -118,10 +118,14 @@ impl Transport for DirectTransport {
         }
         let (connection, head, bytes) = answer.map_err(|error| home.terms.explain(ctx, error))?;
         let Head {
-            status, framing, ..
+            status,
+            framing,
+            is_protobuf,
+            ..
         } = head;
         let body = DirectBody::new(home.clone(), connection, head, bytes.len(), deadline);
-        Ok(TransportResponse::with_reader(status, framing.length(), body).with_head(bytes))
+        let response = TransportResponse::with_reader(status, framing.length(), body);
+        Ok(response.with_head(bytes, is_protobuf))
     }
 }
 

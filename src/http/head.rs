@@ -8,9 +8,15 @@
 //! Whatever is refused here ends the connection: after a head that could be read in two ways,
 //! nobody knows where the next request begins (request smuggling; RFC 9112, section 11.2).
 
-use httparse::{EMPTY_HEADER, Header};
+use std::mem::MaybeUninit;
 
-use super::search::find_control;
+use httparse::Header;
+
+use crate::wire::{find_byte, find_control};
+
+mod repeat;
+
+pub(super) use repeat::{Arrived, LastHead, NO_FEW_FIELDS};
 
 /// A head as far as the connection and the answer need it.
 #[derive(Debug)]
@@ -153,10 +159,10 @@ pub(crate) fn scan(bytes: &[u8], from: usize) -> Result<Scan, Reject> {
 /// Reads a head that [`scan`] found complete; `fields` is where its headers are put.
 pub(crate) fn parse<'h>(
     bytes: &'h [u8],
-    fields: &'h mut [Header<'h>; MAX_FIELDS],
+    fields: &'h mut [MaybeUninit<Header<'h>>; MAX_FIELDS],
 ) -> Result<Head<'h>, Reject> {
-    let mut request = httparse::Request::new(fields);
-    match request.parse(bytes) {
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, fields) {
         // No byte may be left over: `scan` and httparse agree on where a head ends.
         Ok(httparse::Status::Complete(len)) if len == bytes.len() => {}
         Ok(_) => return Err(bad("not an HTTP request")),
@@ -180,7 +186,8 @@ pub(crate) fn parse<'h>(
 }
 
 /// Room for the headers of one head.
-pub(crate) const NO_FIELDS: [Header<'static>; MAX_FIELDS] = [EMPTY_HEADER; MAX_FIELDS];
+pub(crate) const NO_FIELDS: [MaybeUninit<Header<'static>>; MAX_FIELDS] =
+    [const { MaybeUninit::uninit() }; MAX_FIELDS];
 
 /// The most header fields of a request. More are answered with 431.
 pub(crate) const MAX_FIELDS: usize = 64;
@@ -210,8 +217,8 @@ pub(super) fn split_target<'t>(
     } else {
         after_authority(target).ok_or(bad("the target is neither a path nor an http URL"))?
     };
-    let (path, query) = match from_path.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
+    let (path, query) = match find_byte(from_path.as_bytes(), b'?') {
+        Some(at) => (&from_path[..at], Some(&from_path[at + 1..])),
         None => (from_path, None),
     };
     Ok((if path.is_empty() { "/" } else { path }, query))
@@ -262,7 +269,8 @@ pub(super) fn has_token(list: &[u8], token: &[u8]) -> bool {
 
 /// RFC 3986, section 3.2, without user information: a name or address, and perhaps a port.
 fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b';' | b'&'..=b'.')
+        || matches!(byte, b'_' | b'~' | b'!' | b'$' | b'=' | b'%' | b'[' | b']')
 }
 
 const fn bad(reason: &'static str) -> Reject {

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::head::{Reject, Scan, scan};
+use super::head::{Arrived, LastHead, Reject, Scan, scan};
 use super::limits::Limits;
 
 /// Why no request came, or not all of it.
@@ -41,15 +41,24 @@ impl<'s> Input<'s> {
         }
     }
 
-    /// Reads until there is a whole head, and tells its length.
+    /// Reads until there is a whole head.
     ///
     /// Without a `deadline` the head may take its time to begin, `idle_timeout`, and once it has
-    /// begun it ends within `head_timeout`. A head that arrives in one piece costs one system call.
-    pub(super) fn head(&mut self, mut deadline: Option<Instant>) -> Result<usize, End> {
+    /// begun it ends within `head_timeout`. A head that arrives in one piece costs one system call,
+    /// and one that repeats the `last` is not searched for its end.
+    pub(super) fn head(
+        &mut self,
+        mut deadline: Option<Instant>,
+        last: &LastHead,
+    ) -> Result<Arrived, End> {
         let mut scanned = 0;
         loop {
-            match scan(&self.buf[self.start..self.end], scanned).map_err(End::Reject)? {
-                Scan::Complete(len) => return Ok(len),
+            let arrived = &self.buf[self.start..self.end];
+            if let Some(repeated) = last.find(arrived) {
+                return Ok(repeated);
+            }
+            match scan(arrived, scanned).map_err(End::Reject)? {
+                Scan::Complete(len) => return Ok(Arrived { len, target: None }),
                 Scan::Incomplete(at) => scanned = at,
             }
             let idle = self.start == self.end;

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::answer::Rest;
+use crate::wire::SHORT;
 
 /// The writing side of a connection.
 pub(super) struct Output<'s> {
@@ -29,6 +30,7 @@ impl<'s> Output<'s> {
     pub(super) fn send(&mut self, rest: Rest<'_>) -> io::Result<()> {
         let head = IoSlice::new(&self.head);
         let result = match rest {
+            Rest::One([]) => write_all(self.stream, &mut [head], self.timeout),
             Rest::One(bytes) => {
                 let mut slices = [head, IoSlice::new(bytes)];
                 write_all(self.stream, &mut slices, self.timeout)
@@ -55,7 +57,12 @@ fn write_all(
     let deadline = Instant::now() + timeout;
     let mut shortened = false;
     while !slices.is_empty() {
-        match stream.write_vectored(slices) {
+        // The kernel makes less of one piece that is known to be one.
+        let written = match slices {
+            [one] => stream.write(one),
+            _ => stream.write_vectored(slices),
+        };
+        match written {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => IoSlice::advance_slices(&mut slices, n),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -79,8 +86,8 @@ fn write_all(
     Ok(())
 }
 
-/// Holds the head of every answer to a peer.
-const HEAD_SIZE: usize = 256;
+/// Holds the head of every answer to a peer, and a short value.
+const HEAD_SIZE: usize = 256 + SHORT;
 
 #[cfg(test)]
 mod tests {

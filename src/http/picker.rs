@@ -53,6 +53,8 @@ struct Peers {
     ring: Map,
     /// By the spelling that is on the ring; `None` is this process.
     members: HashMap<String, Option<Arc<HttpPeer>>>,
+    /// The same in the order of the ring's nodes.
+    in_order: Vec<Option<Arc<HttpPeer>>>,
 }
 
 impl Picker {
@@ -60,6 +62,7 @@ impl Picker {
         let none = Peers {
             ring: settings.empty_ring.clone(),
             members: HashMap::new(),
+            in_order: Vec::new(),
         };
         Picker {
             settings,
@@ -109,10 +112,13 @@ impl Picker {
                 made.clone()
             }))
         };
-        let members = urls.iter().map(|url| url.spelling().to_owned());
+        let spellings = urls.iter().map(|url| url.spelling().to_owned());
+        let members: HashMap<_, _> = spellings.zip(urls.iter().map(client_of)).collect();
+        let nodes = ring.nodes().iter();
         Peers {
+            in_order: nodes.map(|node| members.get(node).cloned()?).collect(),
             ring,
-            members: members.zip(urls.iter().map(client_of)).collect(),
+            members,
         }
     }
 
@@ -134,7 +140,8 @@ impl Picker {
 impl PeerPicker for Picker {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         let peers = self.peers();
-        peers.member(peers.ring.get(key)?)
+        let peer = peers.in_order[peers.ring.owner(key)?].clone()?;
+        Some(peer)
     }
 
     /// The owner, then the node that would own `key` without it, then nobody: two peers that do

@@ -1,7 +1,7 @@
 //! Shared exchanges: several keys of one group asked for in one request, for threads that ride
 //! together and for `get_many`.
 
-use std::cell::OnceCell;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use ureq::http::HeaderValue;
@@ -39,9 +39,15 @@ impl HttpPeer {
         if !self.sharing.pays() {
             return single(budget);
         }
-        // Who does not wait does not read the clock.
-        let begun = OnceCell::new();
-        let time_left = || budget.saturating_sub(begun.get_or_init(Instant::now).elapsed());
+        // Who does not wait does not read the clock; who waits begins to when it is asked first.
+        let begun = Cell::new(None);
+        let time_left = || match begun.get() {
+            Some(begun) => budget.saturating_sub(Instant::elapsed(&begun)),
+            None => {
+                begun.set(Some(Instant::now()));
+                budget
+            }
+        };
         let (outcome, place) = match self.sharing.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
             Turn::Singly => return single(budget),

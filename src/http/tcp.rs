@@ -1,17 +1,22 @@
 //! A connection to a peer as ureq uses it: two system calls a request, and a deadline that holds
 //! for all of them together.
+//!
+//! The deadline is not ureq's. For a time-out of its own it would work out at every step what is left,
+//! a thousand instructions a request, and to be told of another than its agent's it has its whole
+//! configuration copied. So it has none, and everything that waits does so here.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ureq::Timeout;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use crate::http::buffers::ConnectionBuffers;
 use crate::http::exchange::{Terms, deadline_of};
 use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
+use crate::http::rest;
 use crate::http::socket::{Generation, Socket};
 use crate::sync::Arc;
 
@@ -22,10 +27,11 @@ use crate::sync::Arc;
 #[derive(Clone)]
 pub(crate) struct TcpConnector {
     addresses: Arc<Addresses>,
+    connect_timeout: Duration,
     generation: Generation,
     /// The most bytes of one answer, head and all, that are read.
     max_answer: u64,
-    idle: Arc<Idle<Connection>>,
+    idle: Arc<Idle<Box<Connection>>>,
     /// Whether every request gets a new connection.
     fresh: bool,
 }
@@ -34,6 +40,7 @@ impl TcpConnector {
     pub(crate) fn new(terms: &Terms, generation: Generation) -> Self {
         TcpConnector {
             addresses: Arc::new(Addresses::new(&terms.url)),
+            connect_timeout: terms.connect_timeout,
             generation,
             max_answer: terms.max_answer(),
             idle: Arc::new(Idle::new(terms.max_idle)),
@@ -50,14 +57,29 @@ impl TcpConnector {
         }
     }
 
-    fn connect_by(&self, deadline: Instant) -> io::Result<Connection> {
+    fn dial(&self, now: Instant, deadline: Instant) -> io::Result<Box<Connection>> {
         let (addresses, generation) = (&self.addresses, &self.generation);
-        Ok(Connection {
-            socket: Socket::connect(addresses, generation, self.max_answer, deadline)?,
+        let by = deadline.min(deadline_of(now, self.connect_timeout));
+        Ok(Box::new(Connection {
+            socket: Socket::connect(addresses, generation, self.max_answer, by)?,
             buffers: ConnectionBuffers::new(),
             held: Vec::with_capacity(HELD_SMALL),
-        })
+        }))
     }
+}
+
+/// Runs `exchange`, which asks ureq once, on this thread. The connection that it is given keeps to
+/// `deadline`, also when the body of the answer is read later, on whatever thread.
+///
+/// ureq has no way to hand anything on from who asks to the connector, but calls it on this thread.
+pub(crate) fn by<R>(deadline: Instant, exchange: impl FnOnce() -> R) -> R {
+    DEADLINE.set(Some(deadline));
+    exchange()
+}
+
+thread_local! {
+    /// Of the exchange that begins on this thread.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 impl Connector for TcpConnector {
@@ -66,30 +88,28 @@ impl Connector for TcpConnector {
     /// `details` has no addresses: see `NoResolver`.
     fn connect(
         &self,
-        details: &ConnectionDetails<'_>,
+        _details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<TcpTransport>, ureq::Error> {
+        let now = Instant::now();
+        let deadline = DEADLINE.take().unwrap_or(now);
         let kept = if self.fresh {
             None
         } else {
-            self.idle.take(Instant::now())
+            self.idle.take(now)
         };
-        let Connection {
-            socket,
-            buffers,
-            held,
-        } = match kept {
+        let connection = match kept {
             Some(connection) => connection,
-            None => self
-                .connect_by(deadline_after(Instant::now(), details.timeout))
-                .map_err(ureq::Error::Io)?,
+            None => self.dial(now, deadline)?,
         };
         Ok(Some(TcpTransport {
-            socket: Some(socket),
-            buffers,
-            held,
+            exchange: Some(Exchange {
+                connection,
+                deadline,
+                idle: self.idle.clone(),
+            }),
+            none: ConnectionBuffers::default(),
             sending: false,
-            idle: self.idle.clone(),
         }))
     }
 }
@@ -102,14 +122,14 @@ impl fmt::Debug for TcpConnector {
     }
 }
 
-/// A connection at rest.
 struct Connection {
     socket: Socket,
     buffers: ConnectionBuffers,
+    /// Written by ureq and not yet sent: head and body of a request go out together.
     held: Vec<u8>,
 }
 
-impl Carrier for Connection {
+impl Carrier for Box<Connection> {
     fn socket(&self) -> &Socket {
         &self.socket
     }
@@ -117,35 +137,67 @@ impl Carrier for Connection {
 
 /// A connection in the hands of ureq, for one exchange.
 pub(crate) struct TcpTransport {
-    /// `None` once it has gone back to those at rest.
-    socket: Option<Socket>,
-    buffers: ConnectionBuffers,
-    /// Written by ureq and not yet sent: head and body of a request go out together.
-    held: Vec<u8>,
+    /// `None` once its connection has gone back to those at rest.
+    exchange: Option<Exchange>,
+    /// The buffers of a connection that is gone.
+    none: ConnectionBuffers,
     /// Whether the last thing done was to write. A write after a read begins a request.
     sending: bool,
-    idle: Arc<Idle<Connection>>,
+}
+
+/// A connection, until it goes back to those at rest.
+pub(crate) struct Exchange {
+    connection: Box<Connection>,
+    deadline: Instant,
+    idle: Arc<Idle<Box<Connection>>>,
+}
+
+impl Exchange {
+    /// Reads some of the body, from the buffers as long as there is something in them, then either
+    /// from the socket `to_its_place` or through the buffers; 0 at the end of the connection.
+    pub(crate) fn read(&mut self, into: &mut [u8], to_its_place: bool) -> io::Result<usize> {
+        let connection = &mut *self.connection;
+        if connection.buffers.input().is_empty() {
+            if to_its_place {
+                return connection.socket.read(into, self.deadline);
+            }
+            let read = connection.read(self.deadline)?;
+            connection.buffers.input_appended(read);
+        }
+        let input = connection.buffers.input();
+        let taken = input.len().min(into.len());
+        into[..taken].copy_from_slice(&input[..taken]);
+        connection.buffers.input_consume(taken);
+        Ok(taken)
+    }
+
+    /// The answer was read to its end: the connection can carry another exchange.
+    pub(crate) fn end(self) {
+        // Bytes behind the answer answer nothing.
+        if self.connection.buffers.input().is_empty() {
+            self.idle.give(self.connection);
+        }
+    }
 }
 
 impl TcpTransport {
-    fn socket(&mut self) -> io::Result<&mut Socket> {
-        self.socket
-            .as_mut()
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    fn exchange(&mut self) -> io::Result<(&mut Connection, Instant)> {
+        let exchange = self.exchange.as_mut();
+        let exchange = exchange.ok_or(io::ErrorKind::NotConnected)?;
+        Ok((&mut exchange.connection, exchange.deadline))
     }
+}
 
+impl Connection {
     /// Sends what is held.
     fn flush(&mut self, now: Instant, deadline: Instant) -> io::Result<()> {
-        let held = std::mem::take(&mut self.held);
-        let sent = self.socket()?.send(&held, now, deadline);
-        self.held = held;
+        let sent = self.socket.send(&self.held, now, deadline);
         self.held.clear();
         self.held.shrink_to(HELD_SMALL);
         sent
     }
 
     fn read(&mut self, deadline: Instant) -> io::Result<usize> {
-        let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let buffer = self.buffers.input_append_buf();
         if buffer.is_empty() {
             return Err(io::Error::new(
@@ -153,74 +205,67 @@ impl TcpTransport {
                 "a line of the answer is too long",
             ));
         }
-        socket.read(buffer, deadline)
+        self.socket.read(buffer, deadline)
     }
 }
 
 impl Transport for TcpTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        &mut self.buffers
+        match &mut self.exchange {
+            Some(exchange) => &mut exchange.connection.buffers,
+            None => &mut self.none,
+        }
     }
 
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        if !self.sending {
-            self.sending = true;
-            self.socket()?.begin();
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+        let begins = !std::mem::replace(&mut self.sending, true);
+        let (connection, deadline) = self.exchange()?;
+        if begins {
+            connection.socket.begin();
         }
         // ureq writes the head, then the body, and waits for the answer when there is no more.
-        self.held
-            .extend_from_slice(&self.buffers.output()[..amount]);
-        if self.held.len() < HELD_LARGE {
-            return Ok(());
+        let output = &connection.buffers.output()[..amount];
+        connection.held.extend_from_slice(output);
+        if connection.held.len() >= HELD_LARGE {
+            connection.flush(Instant::now(), deadline)?;
         }
-        let now = Instant::now();
-        self.flush(now, deadline_after(now, timeout))
-            .map_err(|error| timeout_or_io(error, timeout.reason))
+        Ok(())
     }
 
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+    fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
         self.sending = false;
-        let now = Instant::now();
-        let deadline = deadline_after(now, timeout);
-        match self.flush(now, deadline).and_then(|()| self.read(deadline)) {
-            Ok(n) => {
-                self.buffers.input_appended(n);
-                Ok(n > 0)
-            }
-            Err(error) => Err(timeout_or_io(error, timeout.reason)),
+        let (connection, deadline) = self.exchange()?;
+        if !connection.held.is_empty() {
+            connection.flush(Instant::now(), deadline)?;
         }
+        let read = connection.read(deadline)?;
+        connection.buffers.input_appended(read);
+        Ok(read > 0)
     }
 
     /// ureq asks this when it has read an answer to its end and nothing is left in the buffers,
     /// before it would put the connection into its pool. It goes into ours instead, and ureq is
     /// told to let go of it.
     fn is_open(&mut self) -> bool {
-        if let Some(socket) = self.socket.take() {
-            self.idle.give(Connection {
-                socket,
-                buffers: std::mem::take(&mut self.buffers),
-                held: std::mem::take(&mut self.held),
-            });
+        if let Some(exchange) = self.exchange.take() {
+            exchange.end();
         }
         false
     }
 }
 
-impl fmt::Debug for TcpTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.socket.fmt(f)
+impl Drop for TcpTransport {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            rest::leave(exchange);
+        }
     }
 }
 
-fn deadline_after(now: Instant, timeout: NextTimeout) -> Instant {
-    deadline_of(now, *timeout.after)
-}
-
-fn timeout_or_io(error: io::Error, reason: Timeout) -> ureq::Error {
-    if error.kind() == io::ErrorKind::TimedOut {
-        ureq::Error::Timeout(reason)
-    } else {
-        ureq::Error::Io(error)
+impl fmt::Debug for TcpTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exchange = self.exchange.as_ref();
+        exchange.map(|exchange| &exchange.connection.socket).fmt(f)
     }
 }
 

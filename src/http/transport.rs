@@ -4,12 +4,12 @@ use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
-use ureq::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::search::find_byte;
+use crate::wire::{self, find_byte};
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -158,6 +158,8 @@ impl fmt::Debug for TransportRequest<'_> {
 pub struct TransportResponse {
     status: u16,
     headers: Headers,
+    /// Whether the headers say that the body is protobuf, where that was looked up already.
+    is_protobuf: Option<bool>,
     length: Option<u64>,
     body: Box<dyn Read + Send>,
 }
@@ -176,19 +178,24 @@ impl TransportResponse {
         TransportResponse {
             status,
             headers: Headers::Map(HeaderMap::new()),
+            is_protobuf: None,
             length,
             body: Box::new(body),
         }
     }
 
-    pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
+    /// The same with `headers`, which say that the body is protobuf or not.
+    pub(crate) fn with_headers(mut self, headers: HeaderMap, is_protobuf: bool) -> Self {
         self.headers = Headers::Map(headers);
+        self.is_protobuf = Some(is_protobuf);
         self
     }
 
-    /// The same with the headers of `head`, which is well-formed.
-    pub(crate) fn with_head(mut self, head: Box<[u8]>) -> Self {
+    /// The same with the headers of `head`, which is well-formed, and says that the body is protobuf
+    /// or not.
+    pub(crate) fn with_head(mut self, head: Box<[u8]>, is_protobuf: bool) -> Self {
         self.headers = Headers::Head(head);
+        self.is_protobuf = Some(is_protobuf);
         self
     }
 
@@ -236,8 +243,17 @@ impl TransportResponse {
         }
         if let Headers::Map(map) = &mut self.headers {
             map.insert(name, value);
+            self.is_protobuf = None;
         }
         Ok(())
+    }
+
+    /// Whether the body is a protobuf message, by its content type.
+    pub(crate) fn is_protobuf(&self) -> bool {
+        self.is_protobuf.unwrap_or_else(|| {
+            let found = self.header(CONTENT_TYPE.as_str());
+            found.is_some_and(|found| wire::is_protobuf(found.as_bytes()))
+        })
     }
 
     /// The length of the body in bytes, if it is known before the body is read.
@@ -307,7 +323,7 @@ mod tests {
     #[test]
     fn headers_of_a_head_are_found_and_can_be_set() {
         let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
-        let mut response = TransportResponse::new(200, "").with_head(head[..].into());
+        let mut response = TransportResponse::new(200, "").with_head(head[..].into(), false);
         assert_eq!(response.header("x-one"), Some("1"));
         assert_eq!(response.header("X-Two"), Some("2"));
         assert_eq!(response.header("x-bad"), None);

@@ -2,21 +2,24 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ureq::config::Config;
-use ureq::http::{self, HeaderMap, Response, Uri, Version};
+use ureq::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use ureq::http::{self, HeaderMap, Method, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, AsSendBody, Body};
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS, Terms};
+use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS, Terms, deadline_of};
+use crate::http::rest::Rest;
 use crate::http::socket::{Generation, Stale};
-use crate::http::tcp::TcpConnector;
+use crate::http::tcp::{self, TcpConnector};
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::sync::Arc;
+use crate::wire;
 
 /// Sends requests to one peer over HTTP/1.1, keeping connections for the next.
 pub(crate) struct UreqTransport {
@@ -31,7 +34,7 @@ impl UreqTransport {
     pub(crate) fn new(terms: Terms) -> Self {
         let generation = Generation::default();
         let connector = TcpConnector::new(&terms, generation.clone());
-        let config = config(&terms);
+        let config = config();
         UreqTransport {
             fresh: Agent::with_parts(config.clone(), connector.fresh(), NoResolver),
             agent: Agent::with_parts(config, connector, NoResolver),
@@ -40,48 +43,61 @@ impl UreqTransport {
         }
     }
 
-    /// One attempt, at most `budget` long.
+    /// One attempt, which ends by `deadline`.
     fn attempt(
         &self,
         agent: &Agent,
         request: &TransportRequest<'_>,
-        budget: Duration,
+        deadline: Instant,
     ) -> Result<Response<Body>, ureq::Error> {
         let uri = self.terms.url.with_path(request.path())?;
-        if request.body().is_empty() {
-            self.send(agent, request, uri, (), budget)
-        } else {
-            self.send(agent, request, uri, request.body(), budget)
-        }
+        tcp::by(deadline, || {
+            if request.body().is_empty() {
+                agent.run(self.with_head(request, uri, ())?)
+            } else {
+                agent.run(self.with_head(request, uri, request.body())?)
+            }
+        })
     }
 
-    fn send(
+    fn with_head<B: AsSendBody>(
         &self,
-        agent: &Agent,
         request: &TransportRequest<'_>,
         uri: Uri,
-        body: impl AsSendBody,
-        budget: Duration,
-    ) -> Result<Response<Body>, ureq::Error> {
-        let mut sent = http::Request::builder()
-            .method(request.method())
-            .uri(uri)
-            .body(body)?;
-        *sent.headers_mut() = request.headers().iter().cloned().collect();
-        // The agent has the common time-out already; another costs a copy of its configuration.
-        if budget < self.terms.exchange_timeout {
-            sent = agent
-                .configure_request(sent)
-                .timeout_global(Some(budget))
-                .build();
+        body: B,
+    ) -> Result<http::Request<B>, ureq::Error> {
+        let mut sent = http::Request::new(body);
+        *sent.method_mut() = match request.method() {
+            "GET" => Method::GET,
+            "POST" => Method::POST,
+            other => Method::from_bytes(other.as_bytes()).map_err(http::Error::from)?,
+        };
+        *sent.uri_mut() = uri;
+        let headers = sent.headers_mut();
+        headers.reserve(request.headers().len() + 1);
+        // ureq would put it together anew for each request.
+        headers.insert(HOST, self.terms.url.host_header().clone());
+        for (name, value) in request.headers() {
+            headers.insert(name, value.clone());
         }
-        agent.run(sent)
+        Ok(sent)
     }
 
     fn respond(&self, response: Response<Body>) -> Result<TransportResponse> {
         let (head, body) = response.into_parts();
-        let announced = head.headers.contains_key(http::header::CONTENT_LENGTH);
-        let chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
+        // One pass: looking a name up costs more than there are headers.
+        let (mut announced, mut chunked, mut content_type) = (false, false, None);
+        let mut stays_open = head.version == Version::HTTP_11;
+        for (name, value) in &head.headers {
+            announced |= *name == CONTENT_LENGTH;
+            chunked |= *name == TRANSFER_ENCODING;
+            // Whatever it says: most answers have none.
+            stays_open &= *name != CONNECTION;
+            if *name == CONTENT_TYPE {
+                content_type = content_type.or(Some(value));
+            }
+        }
+        let is_protobuf = content_type.is_some_and(|found| wire::is_protobuf(found.as_bytes()));
         if chunked && (announced || head.version != Version::HTTP_11 || !is_chunked(&head.headers))
         {
             // ureq takes one reading, and who comes between may take another: then the two do not
@@ -97,6 +113,17 @@ impl UreqTransport {
             // whole.
             return Err(self.terms.refuse(NO_LENGTH));
         }
+        let status = head.status.as_u16();
+        let known = length.filter(|&length| status == 200 && stays_open && length > 0);
+        if let Some(length) = known {
+            let rest = Rest::of(body, length).ok_or_else(|| self.terms.refuse(GONE))?;
+            let reader = BodyReader {
+                reader: rest,
+                terms: self.terms.clone(),
+            };
+            let response = TransportResponse::with_reader(status, Some(length), reader);
+            return Ok(response.with_headers(head.headers, is_protobuf));
+        }
         let reader = BodyReader {
             // One more than is allowed: `limit(n)` refuses a body of exactly n bytes.
             reader: body
@@ -105,10 +132,8 @@ impl UreqTransport {
                 .reader(),
             terms: self.terms.clone(),
         };
-        Ok(
-            TransportResponse::with_reader(head.status.as_u16(), length, reader)
-                .with_headers(head.headers),
-        )
+        Ok(TransportResponse::with_reader(status, length, reader)
+            .with_headers(head.headers, is_protobuf))
     }
 }
 
@@ -123,27 +148,17 @@ impl Transport for UreqTransport {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        let begun = Instant::now();
-        let mut budget = self.terms.budget(ctx, &request)?;
-        let common = self.terms.exchange_timeout;
-        if ctx.deadline().is_none() && budget >= common - common / 64 {
-            // It waited a moment for others. A time-out of its own would cost more: see `send`.
-            budget = common;
-        }
-        let mut result = self.attempt(&self.agent, &request, budget);
+        let budget = self.terms.budget(ctx, &request)?;
+        // Read last: then the deadline is not before that of `ctx`, whose error is looked for when
+        // time is up.
+        let deadline = deadline_of(Instant::now(), budget);
+        let mut result = self.attempt(&self.agent, &request, deadline);
         let stale = matches!(&result, Err(ureq::Error::Io(error)) if Stale::is(error));
         if stale && request.is_repeatable() {
             self.generation.end();
-            let left = budget.saturating_sub(begun.elapsed());
-            result = self.attempt(&self.fresh, &request, left);
+            result = self.attempt(&self.fresh, &request, deadline);
         }
-        let response = result.map_err(|error| {
-            let error = match error {
-                ureq::Error::Timeout(_) => self.terms.too_late(),
-                other => other.into_io(),
-            };
-            self.terms.explain(ctx, error)
-        })?;
+        let response = result.map_err(|error| self.terms.explain(ctx, error.into_io()))?;
         self.respond(response)
     }
 }
@@ -156,42 +171,38 @@ impl fmt::Debug for UreqTransport {
     }
 }
 
-/// Reads a body, and puts ureq's errors in our words.
-struct BodyReader {
-    reader: ureq::BodyReader<'static>,
+/// Reads a body, and puts its errors in our words.
+struct BodyReader<R> {
+    reader: R,
     terms: Arc<Terms>,
 }
 
-impl Read for BodyReader {
+impl<R: Read> Read for BodyReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.reader.read(buf).map_err(|error| {
-            match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-                Some(ureq::Error::Timeout(_)) => self.terms.too_late(),
-                _ => error,
-            }
+        self.reader.read(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => self.terms.too_late(),
+            _ => error,
         })
     }
 }
 
 /// Whether the only transfer coding is `chunked`.
 fn is_chunked(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     codings
         .next()
         .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         && codings.next().is_none()
 }
 
-fn config(terms: &Terms) -> Config {
+fn config() -> Config {
     Agent::config_builder()
         // By default ureq takes a proxy from the environment.
         .proxy(None)
         // A peer has no reason to send us elsewhere: the answer is an error, not followed.
         .max_redirects(0)
         .http_status_as_error(false)
-        .timeout_connect(Some(terms.connect_timeout))
-        .timeout_global(Some(terms.exchange_timeout))
-        // They are kept by `TcpConnector`.
+        // `TcpConnector` keeps the connections, and its connections the deadlines.
         .max_idle_connections(0)
         .max_response_header_size(MAX_HEAD)
         // Headers that would be sent with each request and that no peer reads.
@@ -200,6 +211,8 @@ fn config(terms: &Terms) -> Config {
         .accept_encoding("")
         .build()
 }
+
+const GONE: &str = "the connection of the answer is gone";
 
 /// Resolves nothing: ureq resolves before each request, also one that has a connection already.
 /// [`TcpConnector`] knows the addresses, and is asked only when a connection is to be made.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ureq::http::uri::{Authority, PathAndQuery, Scheme};
-use ureq::http::{self, Uri};
+use ureq::http::{self, HeaderValue, Uri};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -17,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) struct PeerUrl {
     spelling: String,
     authority: Authority,
+    /// The same as a request's `Host`.
+    host_header: HeaderValue,
     host: Host,
     port: u16,
     /// The path without the slash at its end; empty for a peer at the root.
@@ -71,6 +73,8 @@ impl PeerUrl {
         if uri.query().is_some() {
             return Err("it has a query (?)".into());
         }
+        let host_header = HeaderValue::from_str(authority.as_str());
+        let host_header = host_header.map_err(|error| error.to_string())?;
         let host = parse_host(authority.host())?;
         let port = match authority.as_str().strip_prefix(authority.host()) {
             Some("") => DEFAULT_PORT,
@@ -83,6 +87,7 @@ impl PeerUrl {
             port,
             prefix: uri.path().trim_end_matches('/').to_owned(),
             authority,
+            host_header,
         })
     }
 
@@ -117,6 +122,11 @@ impl PeerUrl {
     /// Host and port as the user wrote them.
     pub(crate) fn authority(&self) -> &str {
         self.authority.as_str()
+    }
+
+    /// The same as a request's `Host`.
+    pub(crate) fn host_header(&self) -> &HeaderValue {
+        &self.host_header
     }
 
     /// The URL of `path` at this peer. `path` is the whole path of the request, prefix and all.

@@ -99,6 +99,15 @@ impl Deref for Prefix {
 /// value, a text could pass by chance, and a body cut between two fields always does: the caller
 /// has checked the content type and the length.
 pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
+    // Most answers are a value and nothing else.
+    if let Some(value) = lone_value(body) {
+        return Ok(Decoded {
+            value,
+            ttl_nanos: None,
+            expire_unix_nanos: None,
+            minute_qps: None,
+        });
+    }
     check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS], usize::MAX)
         .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
     let message = GetResponse::from_reader(&mut BytesReader::from_bytes(body), body)
@@ -115,6 +124,13 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
             .minute_qps
             .filter(|qps| qps.is_finite() && *qps >= 0.0),
     })
+}
+
+/// The value of a body that has no other field.
+fn lone_value(body: &[u8]) -> Option<&[u8]> {
+    let mut rest = body.strip_prefix(&[VALUE_TAG])?;
+    let len = take_varint(&mut rest).ok()?;
+    (u32::try_from(len).ok()? as usize == rest.len()).then_some(rest)
 }
 
 /// Checks what the generated readers do not, before they read.
@@ -196,6 +212,8 @@ pub(super) const LEN: u8 = 2;
 const I32: u8 = 5;
 
 const VALUE: FieldType = (1, LEN);
+/// The one byte of its tag.
+const VALUE_TAG: u8 = (VALUE.0 as u8) << 3 | VALUE.1;
 const MINUTE_QPS: FieldType = (2, I64);
 const EXPIRE: FieldType = (3, VARINT);
 /// larder's own.

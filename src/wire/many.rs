@@ -97,7 +97,7 @@ impl ManyBody {
         }
         push_tag(&mut self.between, VALUES);
         push_varint(value.len() as u64, |byte| self.between.push(byte));
-        if value.len() <= COPIED {
+        if value.len() <= SHORT {
             self.between.extend_from_slice(&value);
         } else {
             self.len += value.len();
@@ -212,7 +212,7 @@ const FOUND_FOR_A_TIME: u8 = 2;
 
 /// The longest value that is copied. A piece of its own costs the kernel about as much as 1 KiB of
 /// copying.
-const COPIED: usize = 1024;
+pub(crate) const SHORT: usize = 1024;
 
 /// Fields beside those of the keys: ours, and those of later versions.
 const SPARE_FIELDS: usize = 16;
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn long_values_are_sent_from_where_they_lie() {
-        let long = ByteView::from(vec![7; COPIED + 1]);
+        let long = ByteView::from(vec![7; SHORT + 1]);
         let mut body = ManyBody::default();
         body.push("short".into(), None);
         body.push(long.clone(), None);
@@ -289,7 +289,7 @@ mod tests {
         #[test]
         fn an_answer_comes_back(
             values in vec(
-                option::of((vec(any::<u8>(), 0..COPIED + 200), option::of(any::<u64>()))),
+                option::of((vec(any::<u8>(), 0..SHORT + 200), option::of(any::<u64>()))),
                 0..12,
             ),
         ) {

@@ -15,17 +15,29 @@ mod body;
 mod differential;
 mod many;
 mod path;
+mod search;
 mod status;
 mod timeout;
 
 pub(crate) use body::{Decoded, Prefix, decode_response, response_prefix};
 pub(crate) use many::{
-    ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
-    parse_group_path,
+    ManyBody, ManyValue, SHORT, decode_many_request, decode_many_response, group_path,
+    many_request, parse_group_path,
 };
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
+pub(crate) use search::{find_byte, find_control, find_space};
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, parse_timeout, timeout_millis};
+
+/// Whether a `Content-Type` is that of protobuf bodies. golang/groupcache sends exactly this type;
+/// parameters behind it change nothing.
+pub(crate) fn is_protobuf(content_type: &[u8]) -> bool {
+    let mut parts = content_type.split(|&byte| byte == b';');
+    let essence = parts.next().unwrap_or_default();
+    essence
+        .trim_ascii()
+        .eq_ignore_ascii_case(CONTENT_TYPE.as_bytes())
+}
 
 /// The `Content-Type` of protobuf bodies.
 pub(crate) const CONTENT_TYPE: &str = "application/x-protobuf";

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::search::find_byte;
 
 /// The base path of every implementation of groupcache, unless it is told otherwise.
 pub(crate) const DEFAULT_BASE_PATH: &str = "/_groupcache/";
@@ -91,14 +92,14 @@ pub(crate) fn parse_path<'a>(
     raw_path: &'a str,
     plus_is_space: bool,
 ) -> Result<PeerPath<'a>, PathError> {
-    let path = match raw_path.split_once('?') {
-        Some((path, _query)) => path,
+    let path = match find_byte(raw_path.as_bytes(), b'?') {
+        Some(query) => &raw_path[..query],
         None => raw_path,
     };
     let below = path.strip_prefix(base).ok_or(PathError::Outside)?;
-    let (group, key) = below
-        .split_once('/')
+    let slash = find_byte(below.as_bytes(), b'/')
         .ok_or(PathError::Malformed("there is no slash after the group"))?;
+    let (group, key) = (&below[..slash], &below[slash + 1..]);
     if group.is_empty() {
         return Err(PathError::Malformed("the group is empty"));
     }
@@ -109,7 +110,7 @@ pub(crate) fn parse_path<'a>(
 }
 
 pub(super) fn push_escaped(out: &mut String, segment: &str) {
-    if is_clean(segment) {
+    if escaped_len(segment) == segment.len() {
         out.push_str(segment);
         return;
     }
@@ -120,7 +121,7 @@ pub(super) fn push_escaped(out: &mut String, segment: &str) {
         return;
     }
     for byte in segment.bytes() {
-        if is_unreserved(byte) {
+        if UNRESERVED[usize::from(byte)] {
             out.push(char::from(byte));
         } else {
             out.push('%');
@@ -130,23 +131,25 @@ pub(super) fn push_escaped(out: &mut String, segment: &str) {
     }
 }
 
-/// Whether nothing has to be escaped.
-fn is_clean(segment: &str) -> bool {
-    !is_dots(segment) && segment.bytes().all(is_unreserved)
-}
-
 fn escaped_len(segment: &str) -> usize {
-    let raw = if is_dots(segment) {
-        0
+    let escapes = if is_dots(segment) {
+        segment.len()
     } else {
-        segment.bytes().filter(|&byte| is_unreserved(byte)).count()
+        let escaped = |byte: &u8| !UNRESERVED[usize::from(*byte)];
+        segment
+            .as_bytes()
+            .iter()
+            .filter(|byte| escaped(byte))
+            .count()
     };
-    raw + 3 * (segment.len() - raw)
+    segment.len() + 2 * escapes
 }
 
 pub(super) fn unescape(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>, PathError> {
-    let is_special = |byte: u8| byte == b'%' || (plus_is_space && byte == b'+');
-    let Some(first) = raw.bytes().position(is_special) else {
+    let escape = find_byte(raw.as_bytes(), b'%');
+    let plus = plus_is_space.then(|| find_byte(raw.as_bytes(), b'+'));
+    let first = [escape, plus.flatten()].into_iter().flatten().min();
+    let Some(first) = first else {
         return Ok(Cow::Borrowed(raw));
     };
     // Decoding only shortens, so this is the one allocation.
@@ -187,7 +190,7 @@ fn is_dots(segment: &str) -> bool {
 }
 
 /// RFC 3986, section 2.3.
-fn is_unreserved(byte: u8) -> bool {
+const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
@@ -197,6 +200,17 @@ fn is_base_byte(byte: u8) -> bool {
 }
 
 const HEX: [u8; 16] = *b"0123456789ABCDEF";
+
+/// Whether a byte [`is_unreserved`]: most keys are looked through and sent as they are.
+const UNRESERVED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = is_unreserved(byte as u8);
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ use super::framing::Framing;
 use super::{NOT_HTTP, Refusal};
 use crate::http::exchange::{NO_LENGTH, TWO_LENGTHS};
 use crate::http::head::{has_token, parse_length};
+use crate::wire;
 
 /// What a head says of the answer, besides its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +18,16 @@ pub(super) struct Head {
     pub(super) framing: Framing,
     /// Whether the connection can carry another exchange.
     pub(super) keep: bool,
+    /// Whether the body is said to be protobuf.
+    pub(super) is_protobuf: bool,
 }
+
+/// A head, and the text of its Content-Length.
+type Found<'b> = (Head, Option<&'b [u8]>);
 
 impl Head {
     /// Reads a whole head; `None` if it only announces another.
-    pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
+    pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Found<'_>>> {
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let parsed = ParserConfig::default().parse_response_with_uninit_headers(
@@ -41,7 +47,8 @@ impl Head {
         if status < 200 {
             return Ok(None);
         }
-        let (mut length, mut codings, mut chunked, mut close) = (None, 0, false, false);
+        let (mut length, mut length_at, mut content_type) = (None, None, None);
+        let (mut codings, mut chunked, mut close) = (0, false, false);
         for field in response.headers.iter() {
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
             if is("content-length") {
@@ -49,6 +56,9 @@ impl Head {
                 if length.replace(found).is_some() {
                     return Err(Refusal(TWO_LENGTHS).error());
                 }
+                length_at = Some(field.value);
+            } else if is("content-type") {
+                content_type = content_type.or(Some(field.value));
             } else if is("transfer-encoding") {
                 codings += 1;
                 chunked = field.value.eq_ignore_ascii_case(b"chunked");
@@ -78,11 +88,25 @@ impl Head {
                 Framing::UntilClosed
             }
         };
-        Ok(Some(Head {
+        let head = Head {
             status,
             framing,
             keep: version == 1 && !close,
-        }))
+            is_protobuf: content_type.is_some_and(wire::is_protobuf),
+        };
+        Ok(Some((head, length_at)))
+    }
+
+    /// The same head with another length, as far as it is known from [`parse`](Self::parse): none of
+    /// its other words may depend on the length.
+    pub(super) fn with_length(self, digits: &[u8]) -> Option<Head> {
+        let framing = Framing::Length(parse_length(digits).ok()?);
+        Some(Head { framing, ..self })
+    }
+
+    /// Whether a head that differs in its length alone says the same.
+    pub(super) fn can_repeat(&self) -> bool {
+        self.status == 200 && matches!(self.framing, Framing::Length(_))
     }
 }
 
@@ -96,7 +120,7 @@ mod tests {
     use super::*;
 
     fn parse(head: &str) -> io::Result<Option<Head>> {
-        Head::parse(head.as_bytes())
+        Ok(Head::parse(head.as_bytes())?.map(|(head, _)| head))
     }
 
     #[test]

@@ -7,7 +7,8 @@ use super::head::Head;
 use super::{NOT_HTTP, Refusal, broke_off};
 use crate::http::exchange::MAX_HEAD;
 use crate::http::head::{Scan, scan};
-use crate::http::search::find_byte;
+use crate::http::repeat::Repeat;
+use crate::wire::find_byte;
 
 /// The input of one connection.
 pub(super) struct Input {
@@ -15,6 +16,8 @@ pub(super) struct Input {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// The last head, but for the length of the body.
+    last: Repeat<Head>,
 }
 
 impl Input {
@@ -23,6 +26,7 @@ impl Input {
             bytes: vec![0; SMALL],
             start: 0,
             end: 0,
+            last: Repeat::new(),
         }
     }
 
@@ -38,12 +42,21 @@ impl Input {
         let mut skipped = 0;
         loop {
             let input = &self.bytes[self.start..self.end];
+            if let Some((head, len)) = self.repeated(input).filter(|_| skipped == 0) {
+                let bytes = input[..len].into();
+                self.start += len;
+                return Ok((head, bytes));
+            }
             match scan(input, scanned).map_err(|_| NOT_HTTP.error())? {
                 Scan::Complete(len) if skipped + len > MAX_HEAD => return Err(LONG.error()),
                 Scan::Complete(len) => {
                     let bytes = &input[..len];
                     self.start += len;
-                    if let Some(head) = Head::parse(bytes)? {
+                    if let Some((head, length)) = Head::parse(bytes)? {
+                        if let Some(length) = length.filter(|_| head.can_repeat()) {
+                            let from = length.as_ptr().addr() - bytes.as_ptr().addr();
+                            self.last.keep(bytes, from..from + length.len(), head);
+                        }
                         return Ok((head, bytes.into()));
                     }
                     skipped += len;
@@ -57,6 +70,15 @@ impl Input {
                 }
             }
         }
+    }
+
+    /// The head that `input` begins with, and its length, if it is the last one but for the length
+    /// of the body.
+    fn repeated(&self, input: &[u8]) -> Option<(Head, usize)> {
+        let no_digit = |byte: &u8| !byte.is_ascii_digit();
+        let digits = |bytes: &[u8]| bytes.iter().take(MAX_DIGITS).position(no_digit);
+        let (head, length, len) = self.last.find(input, digits)?;
+        Some((head.with_length(&input[length])?, len))
     }
 
     /// Takes some of the next `most` bytes, at least one if there is room; 0 at the end.
@@ -148,6 +170,9 @@ const SMALL: usize = 8 * 1024;
 /// The longest answer that is read as a whole before its body is taken from it. The rest of longer
 /// ones is read to where it stays.
 const LARGE: usize = 64 * 1024;
+
+/// The longest length that is taken for a repeated head's, and more than any has.
+const MAX_DIGITS: usize = 20;
 
 /// Pieces this long are read to where they stay. For shorter ones a read each would cost more than
 /// the copy.

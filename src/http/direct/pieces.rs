@@ -41,6 +41,7 @@ pub(crate) fn read_answer(bytes: &[u8], pieces: Pieces) -> Option<Answer> {
         status,
         mut framing,
         keep,
+        ..
     } = head;
     let mut body = Vec::new();
     let mut room = vec![0; pieces.room.max(1)];
@@ -154,6 +155,38 @@ mod tests {
             for (bytes, _) in answers() {
                 let cut = &bytes[..bytes.len() - cut.min(bytes.len())];
                 prop_assert_eq!(read_answer(cut, Pieces { step, ..WHOLE }), None);
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_that_repeats_the_last_head_is_read_as_if_it_were_the_first() {
+        let head = |length: &str| {
+            format!("HTTP/1.1 200 OK\r\nContent-Type: x\r\nContent-Length: {length}\r\n\r\n")
+        };
+        let heads = [
+            head("3"),
+            head("100000"),
+            head("0"),
+            head("007"),
+            head(" 7 "),
+            head("7").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"),
+            head("7").replace("200", "404"),
+            head("7").replace("1.1", "1.0"),
+            head("7,7"),
+            head("-7"),
+            head("00000000000000000000000000000000000000007"),
+            head("99999999999999999999"),
+            head(""),
+            "HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            "HTTP/1.1 103 Soon\r\n\r\n".to_owned() + &head("9"),
+        ];
+        for (first, second) in heads.iter().flat_map(|a| heads.iter().map(move |b| (a, b))) {
+            let read = |input: &mut Input, head: &str| input.head(&mut head.as_bytes()).ok();
+            let mut input = Input::new();
+            if read(&mut input, first).is_some() {
+                let behind = read(&mut input, second);
+                assert_eq!(behind, read(&mut Input::new(), second), "{first} {second}");
             }
         }
     }

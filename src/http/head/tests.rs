@@ -45,6 +45,89 @@ fn feed(bytes: &[u8], cuts: &[usize]) -> Outcome {
     Outcome::Incomplete
 }
 
+/// Everything that is read of a head.
+fn all_of(head: &Head<'_>) -> String {
+    let fields = head.fields.iter().map(|field| (field.name, field.value));
+    let fields: Vec<_> = fields.collect();
+    let Head {
+        method,
+        path,
+        query,
+        content_length,
+        keep_alive,
+        http_10,
+        expects_continue,
+        ..
+    } = head;
+    let words = (method, path, query, fields);
+    format!("{words:?} {content_length} {keep_alive} {http_10} {expects_continue}")
+}
+
+/// What is read of `bytes` by themselves, and behind a head that was kept; each with its length.
+type Readings = (Option<(usize, String)>, Option<(usize, String)>);
+
+fn read_behind(first: &[u8], bytes: &[u8]) -> Readings {
+    let mut last = LastHead::new();
+    let mut fields = NO_FIELDS;
+    if let Ok(Scan::Complete(len)) = scan(first, 0) {
+        if let Ok(head) = parse(&first[..len], &mut fields) {
+            last.keep(&first[..len], &head);
+        }
+    }
+    let mut few = NO_FEW_FIELDS;
+    let repeated = last.find(bytes).and_then(|Arrived { len, target }| {
+        let head = last.read(&bytes[..len], target?, &mut few)?;
+        Some((len, all_of(&head)))
+    });
+    let mut fields = NO_FIELDS;
+    let alone = match scan(bytes, 0) {
+        Ok(Scan::Complete(len)) => parse(&bytes[..len], &mut fields)
+            .ok()
+            .map(|head| (len, all_of(&head))),
+        _ => None,
+    };
+    (alone, repeated)
+}
+
+#[test]
+fn a_head_that_repeats_the_last_is_read_as_if_it_were_the_first() {
+    let lines = " HTTP/1.1\r\nHost: h\r\nlarder-timeout-ms: 1000\r\nX: y\r\n\r\n";
+    let first = format!("GET /one{lines}");
+    for target in ["/", "/two?three", "/\u{e9}", "http://h/x", "*"] {
+        let bytes = format!("GET {target}{lines}GET / HTTP/1.1\r\n");
+        let (alone, repeated) = read_behind(first.as_bytes(), bytes.as_bytes());
+        assert_eq!(repeated, alone, "{target}");
+    }
+    for other in [
+        "GET /a b HTTP/1.1",
+        "GET  /a HTTP/1.1",
+        "GET /a\t HTTP/1.1",
+        "GET /a HTTP/1.0",
+        "PUT /a HTTP/1.1",
+        "GET /a HTTP/1.1\r\nContent-Length: 5",
+    ] {
+        let bytes = format!("{other}{}", &lines[9..]);
+        let (_, repeated) = read_behind(first.as_bytes(), bytes.as_bytes());
+        assert_eq!(repeated, None, "{other}");
+    }
+}
+
+#[test]
+fn heads_that_peers_do_not_send_are_not_kept() {
+    let many = "X: y\r\n".repeat(8);
+    for first in [
+        format!("GET /a HTTP/1.1\r\nHost: h\r\n{many}\r\n"),
+        "BREW /a HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
+        format!(
+            "GET /a HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
+            "y".repeat(600)
+        ),
+    ] {
+        let (alone, repeated) = read_behind(first.as_bytes(), first.as_bytes());
+        assert!(alone.is_some() && repeated.is_none(), "{first}");
+    }
+}
+
 fn status(head: &str) -> u16 {
     match feed(head.as_bytes(), &[]) {
         Outcome::Incomplete => 0,
@@ -290,6 +373,22 @@ fn head_like() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
+    fn whatever_came_before_a_head_is_read_in_one_way(
+        before in a_head(),
+        (target, cut) in ("[ /a?%\r\n\t\x7f\u{e9}*]{0,6}", any::<prop::sample::Index>()),
+    ) {
+        let lines = before.find(" HTTP").map_or("", |at| &before[at..]);
+        let second = format!("GET {target}{lines}");
+        let cut = &second.as_bytes()[..cut.index(second.len() + 1)];
+        for bytes in [second.as_bytes(), cut] {
+            let (alone, repeated) = read_behind(before.as_bytes(), bytes);
+            if repeated.is_some() {
+                prop_assert_eq!(&repeated, &alone, "{:?}", second);
+            }
+        }
+    }
+
+    #[test]
     fn any_bytes_parse_or_not_however_they_are_cut(
         bytes in head_like(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
@@ -305,4 +404,25 @@ proptest! {
     fn lengths_are_read_as_numbers(length in 0..ABSURD_LENGTH) {
         prop_assert_eq!(parse_length(length.to_string().as_bytes()), Ok(length));
     }
+}
+
+/// A head, mostly of a kind that is kept.
+fn a_head() -> impl Strategy<Value = String> {
+    let line = prop::sample::select(vec![
+        "larder-timeout-ms: 1000",
+        "Connection: close",
+        "Content-Length: 7",
+        "Expect: 100-continue",
+        "X:y",
+        "x:  y ",
+        "Host: again",
+        "",
+    ]);
+    let lines = prop::collection::vec(line, 0..10);
+    let methods = prop::sample::select(vec!["GET", "GET", "POST", "\r\nGET", "PUT"]);
+    (methods, lines, any::<bool>()).prop_map(|(method, lines, old)| {
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        let version = if old { "1.0" } else { "1.1" };
+        format!("{method} /key HTTP/{version}\r\nHost: h\r\n{lines}\r\n")
+    })
 }
