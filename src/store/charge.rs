@@ -1,15 +1,13 @@
 //! What an entry really costs: the allocator's rounding and the tables' share, not the payload alone.
 
-use super::entries::Cell;
-use super::links::Link;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The count of references and the length, in front of the bytes of a `SharedBytes`.
 const HEADER: usize = 2 * size_of::<usize>();
 
-/// An entry's place in the shard's tables: its cell in the hash table (with a control byte, at a
-/// load between 7/16 and 7/8: two thirds), its slot, and its word in the ghost table.
-const TABLES: usize = (size_of::<Cell>() + 1) * 3 / 2 + size_of::<Link>() + 6;
+/// An entry's place in the shard's tables: its slot, its index in the hash table (4 bytes and a
+/// control byte, at a load between 7/16 and 7/8), and its word in the ghost table.
+const TABLES: usize = super::slab::SLOT + 8 + 6;
 
 /// The bytes charged for an entry whose key and value are `len` bytes together.
 #[inline]

@@ -28,7 +28,7 @@ pub(crate) struct Departed {
 }
 
 impl Departed {
-    pub(super) fn of((data, key_len): (SharedBytes, usize), cause: RemovalCause) -> Departed {
+    pub(super) fn of((key_len, data): (usize, SharedBytes), cause: RemovalCause) -> Departed {
         Departed {
             key_len,
             data,

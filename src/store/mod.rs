@@ -2,9 +2,8 @@
 //!
 //! ```text
 //!   mod.rs        which shard, which lock; the only file that locks
-//!   shard.rs      entries + queues of one shard
-//!   entries.rs    entries by key           mark.rs    four bytes of each
-//!   links.rs      slots, and the lists through them
+//!   shard.rs      table + slots + queues of one shard
+//!   slab.rs       slots, and the lists through them
 //!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
 //!   budget.rs     bytes of all shards       charge.rs  what an entry costs
 //!   graveyard.rs  entries on their way out  cleared.rs  all of them
@@ -20,14 +19,12 @@ mod budget;
 mod charge;
 mod cleared;
 mod counters;
-mod entries;
 mod ghost;
 mod graveyard;
 mod iter;
-mod links;
-mod mark;
 mod s3fifo;
 mod shard;
+mod slab;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 

@@ -5,9 +5,8 @@
 //! change: an entry many times larger than the mean needs more hits to stay, because it takes the
 //! place of many.
 
-use super::entries::{Cell, Entries};
 use super::ghost::Ghost;
-use super::links::{Links, List};
+use super::slab::{List, Slab};
 
 /// The queues of one share of a shard.
 #[derive(Debug, Default)]
@@ -50,55 +49,60 @@ impl Queues {
         self.ghost.shrink(self.len());
     }
 
-    #[inline]
-    pub(crate) fn push(&mut self, links: &mut Links, slot: u32, to_main: bool) {
-        links.push_head(self.queue(to_main), slot);
-    }
-
-    #[inline]
-    pub(crate) fn unlink(&mut self, links: &mut Links, slot: u32, from_main: bool) {
-        links.unlink(self.queue(from_main), slot);
-    }
-
-    #[inline]
-    fn queue(&mut self, main: bool) -> &mut List {
-        if main {
+    /// Puts an entry in: into the main queue if it is told to or the ghost remembers the key.
+    pub(crate) fn push(&mut self, slab: &mut Slab, index: u32, to_main: bool) {
+        let in_main = to_main || self.remembers(slab.hash(index));
+        slab.mark_mut(index).set_in_main_queue(in_main);
+        let queue = if in_main {
             &mut self.main
         } else {
             &mut self.small
-        }
+        };
+        slab.push_head(queue, index);
     }
 
-    /// Takes the tail of the main queue out of it and of the table: the victim of exact LRU.
-    pub(crate) fn evict_oldest(&mut self, entries: &mut Entries) -> Option<Cell> {
-        let slot = self.main.tail()?;
-        entries.links.unlink(&mut self.main, slot);
-        entries.take(slot)
+    pub(crate) fn unlink(&mut self, slab: &mut Slab, index: u32) {
+        let queue = if slab.mark(index).in_main_queue() {
+            &mut self.main
+        } else {
+            &mut self.small
+        };
+        slab.unlink(queue, index);
     }
 
-    /// Chooses a victim and takes it out of its queue and of the table.
-    pub(crate) fn evict(&mut self, entries: &mut Entries, small_target: u64) -> Option<Cell> {
+    /// Takes the tail of the main queue out: the victim of exact LRU.
+    pub(crate) fn evict_oldest(&mut self, slab: &mut Slab) -> Option<u32> {
+        let index = self.main.tail()?;
+        slab.unlink(&mut self.main, index);
+        Some(index)
+    }
+
+    /// Chooses a victim and takes it out of its queue.
+    pub(crate) fn evict(&mut self, slab: &mut Slab, small_target: u64) -> Option<u32> {
         let mut moves = 0;
         loop {
             let (bytes, len) = (self.bytes(), self.len());
             let from_small = self.small.bytes > small_target || self.main.len == 0;
-            let queue = self.queue(!from_small);
-            let slot = queue.tail()?;
-            let needed = hits_to_stay(entries.links.weight(slot), bytes, len);
-            entries.links.unlink(queue, slot);
-            let (mut cell, links) = entries.at(slot)?;
-            let mark = &mut cell.get_mut().mark;
-            let freq = mark.freq();
+            let queue = if from_small {
+                &mut self.small
+            } else {
+                &mut self.main
+            };
+            let index = queue.tail()?;
+            let needed = hits_to_stay(slab.weight(index), bytes, len);
+            let freq = slab.mark(index).freq();
+            slab.unlink(queue, index);
             if freq < needed || moves == MAX_MOVES {
                 if from_small {
-                    self.remember(links.hash(slot));
+                    self.remember(slab.hash(index));
                 }
-                return Some(cell.remove().0);
+                return Some(index);
             }
             moves += 1;
+            let mark = slab.mark_mut(index);
             mark.set_freq(if from_small { 0 } else { freq - needed });
             mark.set_in_main_queue(true);
-            links.push_head(&mut self.main, slot);
+            slab.push_head(&mut self.main, index);
         }
     }
 }

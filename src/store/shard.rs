@@ -1,10 +1,11 @@
-//! One shard: its entries, and the queues that choose victims. Single-threaded; the store locks
-//! around it.
+//! One shard: a table, its slots, and the queues that choose victims. Single-threaded; the store
+//! locks around it.
+
+use hashbrown::HashTable;
 
 use super::budget::{Ledger, Targets};
-use super::entries::{Cell, Entering, Entries};
 use super::graveyard::{Departed, Graveyard};
-use super::mark::Mark;
+use super::slab::{Entry, Slab};
 use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, iter, s3fifo};
 use crate::clock::{Clock, Tick};
 use crate::stats::CacheType;
@@ -25,11 +26,12 @@ const MIN_SLOTS: usize = 64;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Shard {
-    entries: Entries,
+    table: HashTable<u32>,
+    slab: Slab,
     shares: Shares,
     eviction: Eviction,
     /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until an entry that
-    /// expires comes; then one for each slot.
+    /// expires comes; then as long as the slab.
     expiries: Vec<Tick>,
     sweep_at: usize,
     /// Removals of keys, by stripe. A load notes its key's before it runs and compares when it
@@ -67,10 +69,11 @@ struct Share {
     evictions: u64,
 }
 
-/// What a shard held.
+/// What a shard held: its slots, and the tables that led to them.
 #[derive(Debug)]
 pub(super) struct Emptied {
-    pub(super) entries: Entries,
+    pub(super) slab: Slab,
+    _table: HashTable<u32>,
     _expiries: Vec<Tick>,
     _queues: [s3fifo::Queues; 2],
 }
@@ -78,7 +81,8 @@ pub(super) struct Emptied {
 impl Shard {
     pub(super) fn new(eviction: Eviction) -> Shard {
         Shard {
-            entries: Entries::default(),
+            table: HashTable::new(),
+            slab: Slab::default(),
             shares: Shares::default(),
             eviction,
             expiries: Vec::new(),
@@ -90,42 +94,54 @@ impl Shard {
 
     /// The live entry of a key.
     #[inline(always)]
-    pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<&Cell> {
-        let cell = self.entries.find(hash, key)?;
-        // The clock is read only for entries that expire.
-        if cell.mark.expires() && self.has_expired(cell.slot(), clock) {
-            return None;
-        }
-        Some(cell)
+    pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Entry<'_>> {
+        let (_, entry) = self.live(hash, key, clock)?;
+        Some(entry)
     }
 
     /// The live entry of a key, with what a peer must know of it.
-    pub(super) fn find_hit(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(Hit, &Cell)> {
-        let cell = self.find(hash, key, clock)?;
+    pub(super) fn find_hit(
+        &self,
+        hash: Hash,
+        key: &str,
+        clock: &Clock,
+    ) -> Option<(Hit, Entry<'_>)> {
+        let (index, entry) = self.live(hash, key, clock)?;
         let hit = Hit {
-            view: cell.view(),
-            share: cell.mark.share(),
-            expires: self.expiry(cell.slot()),
+            view: entry.view(),
+            share: entry.mark.share(),
+            expires: self.expiry(index),
         };
-        Some((hit, cell))
+        Some((hit, entry))
+    }
+
+    #[inline(always)]
+    fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, Entry<'_>)> {
+        let index = self.index_of(hash, key)?;
+        let entry = self.slab.entry(index)?;
+        // The clock is read only for entries that expire.
+        if entry.mark.expires() && self.has_expired(index, clock) {
+            return None;
+        }
+        Some((index, entry))
     }
 
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<iter::Entry> {
-        let cells = self.entries.iter();
-        let live = cells.filter(|cell| !self.has_expired(cell.slot(), clock));
+        let slots = self.slab.iter();
+        let live = slots.filter(|(index, _)| !self.has_expired(*index, clock));
         let mut entries = Vec::with_capacity(self.len());
-        entries.extend(live.map(Cell::detached));
+        entries.extend(live.map(|(_, entry)| entry.detached()));
         entries
     }
 
-    fn has_expired(&self, slot: u32, clock: &Clock) -> bool {
-        self.expiry(slot).is_some_and(|end| end <= clock.now())
+    fn has_expired(&self, index: u32, clock: &Clock) -> bool {
+        self.expiry(index).is_some_and(|end| end <= clock.now())
     }
 
     /// `cause`, unless the entry's time was over before.
-    fn cause(&self, slot: u32, clock: &Clock, cause: RemovalCause) -> RemovalCause {
-        if self.has_expired(slot, clock) {
+    fn cause(&self, index: u32, clock: &Clock, cause: RemovalCause) -> RemovalCause {
+        if self.has_expired(index, clock) {
             RemovalCause::Expired
         } else {
             cause
@@ -134,10 +150,9 @@ impl Shard {
 
     /// Moves a key's entry to the front, under exact LRU.
     pub(super) fn promote(&mut self, hash: Hash, key: &str) {
-        if let Some(cell) = self.entries.find(hash, key) {
-            let (share, slot) = (cell.mark.share(), cell.slot());
-            let queue = &mut self.shares.of_mut(share).queues.main;
-            self.entries.links.move_to_head(queue, slot);
+        if let Some(index) = self.index_of(hash, key) {
+            let share = self.shares.of_mut(self.slab.mark(index).share());
+            self.slab.move_to_head(&mut share.queues.main, index);
         }
     }
 
@@ -167,10 +182,11 @@ impl Shard {
         // Replacing is taking out and putting in, which keeps every charge exact. The entry keeps
         // its hits and its place among the entries that have proved themselves.
         let mut earned = (false, 0);
-        if let Some(old) = self.entries.take_key(new.hash, new.key) {
-            earned = (old.mark.in_main_queue(), old.mark.freq());
-            let cause = self.cause(old.slot(), clock, RemovalCause::Replaced);
-            self.depart(old, cause, ledger, gone);
+        if let Some(index) = self.index_of(new.hash, new.key) {
+            let mark = self.slab.mark(index);
+            earned = (mark.in_main_queue(), mark.freq());
+            let cause = self.cause(index, clock, RemovalCause::Replaced);
+            self.depart(index, cause, ledger, gone);
         }
 
         if !self.admits(new, weight, earned.0, ledger, targets) {
@@ -192,29 +208,20 @@ impl Shard {
         }
     }
 
-    /// Puts an entry into the table and a queue: the main one if its key has `earned` that, or was
-    /// there lately. False if there is no slot left.
-    fn put(&mut self, new: &NewEntry<'_>, weight: u64, (proved, hits): (bool, u8)) -> bool {
-        let queues = &mut self.shares.of_mut(new.share).queues;
-        let hash = new.hash.table();
-        let to_main = proved || self.eviction == Eviction::Lru || queues.remembers(hash);
-        // `admits` has seen to longer ones.
-        let key_len = u16::try_from(new.key.len()).unwrap_or(u16::MAX);
-        let mut mark = Mark::new(hash, key_len, new.share);
-        mark.set_freq(hits);
-        mark.set_in_main_queue(to_main);
-        mark.set_expires(new.expires.is_some());
-        let entering = Entering {
-            hash,
-            mark,
-            data: new.data.clone(),
-            weight,
-        };
-        let Some(slot) = self.entries.insert(entering) else {
+    /// Puts an entry into the tables and its queue. False if there is no slot left.
+    fn put(&mut self, new: &NewEntry<'_>, weight: u64, earned: (bool, u8)) -> bool {
+        let data = (new.data.clone(), weight);
+        let slot = self
+            .slab
+            .insert(new.hash.table(), new.key.len(), data, new.share);
+        let Some(index) = slot else {
             return false;
         };
-        queues.push(&mut self.entries.links, slot, to_main);
-        self.set_expiry(slot, new.expires);
+        self.set_expiry(index, new.expires);
+        self.enqueue(index, earned);
+        let slab = &self.slab;
+        self.table
+            .insert_unique(new.hash.spread(), index, |&i| Hash::spread_of(slab.hash(i)));
         true
     }
 
@@ -230,7 +237,7 @@ impl Shard {
         ledger: &mut Ledger<'_>,
         targets: Targets,
     ) -> bool {
-        if weight > ledger.capacity() || !Entries::hold(new.key.len(), weight) {
+        if weight > ledger.capacity() || !Slab::holds(new.key.len(), weight) {
             return false;
         }
         let small = s3fifo::small_part(targets.of(new.share));
@@ -244,6 +251,14 @@ impl Shard {
             queues.remember(hash);
         }
         remembered
+    }
+
+    fn enqueue(&mut self, index: u32, (proved, hits): (bool, u8)) {
+        let mark = self.slab.mark_mut(index);
+        mark.set_freq(hits);
+        let share = self.shares.of_mut(mark.share());
+        let to_main = proved || self.eviction == Eviction::Lru;
+        share.queues.push(&mut self.slab, index, to_main);
     }
 
     /// Evicts one entry: from the hot share if it is over its part (with `coming` more bytes in
@@ -272,20 +287,20 @@ impl Shard {
         targets: Targets,
         gone: &mut Graveyard,
     ) -> bool {
-        let (entries, eviction) = (&mut self.entries, self.eviction);
+        let (slab, eviction) = (&mut self.slab, self.eviction);
         let owner = self.shares.of_mut(share);
         let victim = match eviction {
             Eviction::S3Fifo => {
                 let small = s3fifo::small_part(targets.of(share));
-                owner.queues.evict(entries, small)
+                owner.queues.evict(slab, small)
             }
-            Eviction::Lru => owner.queues.evict_oldest(entries),
+            Eviction::Lru => owner.queues.evict_oldest(slab),
         };
-        let Some(victim) = victim else {
+        let Some(index) = victim else {
             return false;
         };
         owner.evictions += 1;
-        self.release(victim, RemovalCause::Size, ledger, gone);
+        self.release(index, RemovalCause::Size, ledger, gone);
         true
     }
 
@@ -301,9 +316,9 @@ impl Shard {
     ) {
         let generation = &mut self.generations[hash.stripe(STRIPES)];
         *generation = generation.wrapping_add(1);
-        if let Some(cell) = self.entries.take_key(hash, key) {
-            let cause = self.cause(cell.slot(), clock, RemovalCause::Explicit);
-            self.depart(cell, cause, ledger, gone);
+        if let Some(index) = self.index_of(hash, key) {
+            let cause = self.cause(index, clock, RemovalCause::Explicit);
+            self.depart(index, cause, ledger, gone);
         }
     }
 
@@ -314,7 +329,8 @@ impl Shard {
         ledger.release(self.bytes());
         self.sweep_at = 0;
         Emptied {
-            entries: std::mem::take(&mut self.entries),
+            slab: std::mem::take(&mut self.slab),
+            _table: std::mem::take(&mut self.table),
             _expiries: std::mem::take(&mut self.expiries),
             _queues: [
                 std::mem::take(&mut self.shares.main.queues),
@@ -327,8 +343,7 @@ impl Shard {
     #[inline]
     pub(super) fn fit_tables(&mut self) {
         // One comparison for most: few shards stay small.
-        let slots = self.entries.links.len();
-        if self.len() < slots / 2 && slots > MIN_SLOTS {
+        if self.len() < self.slab.len() / 2 && self.slab.len() > MIN_SLOTS {
             self.compact();
         }
     }
@@ -339,23 +354,31 @@ impl Shard {
     /// small entries would stay beside the few large ones that took their place. Each entry moved
     /// stands for one that left, so an insertion pays for a move or two in the long run.
     fn compact(&mut self) {
+        let live = self.len();
+        let mut slab = Slab::with_capacity(live + 1);
+        let mut table = HashTable::with_capacity(live + 1);
         let mut expiries = Vec::new();
         let Shares { main, hot } = &mut self.shares;
         let (main, hot) = (&mut main.queues, &mut hot.queues);
-        let lists = [
+        for queue in [
             &mut main.small,
             &mut main.main,
             &mut hot.small,
             &mut hot.main,
-        ];
-        self.entries.compact(lists, |old, new| {
-            if let Some(&end) = self.expiries.get(old as usize) {
-                expiries.resize(new as usize, Tick::NEVER);
-                expiries.push(end);
-            }
-        });
+        ] {
+            self.slab.move_list(queue, &mut slab, |old, new, hash| {
+                // There is room for all: nothing is hashed again.
+                table.insert_unique(Hash::spread_of(hash), new, |_| 0);
+                if let Some(&end) = self.expiries.get(old as usize) {
+                    expiries.resize(new as usize, Tick::NEVER);
+                    expiries.push(end);
+                }
+            });
+        }
         main.shrink_ghost();
         hot.shrink_ghost();
+        self.slab = slab;
+        self.table = table;
         self.expiries = expiries;
         self.sweep_at = 0;
     }
@@ -369,12 +392,9 @@ impl Shard {
         for _ in 0..SWEEP_STEP.min(self.expiries.len()) {
             let at = self.sweep_at;
             self.sweep_at = (at + 1) % self.expiries.len();
-            let slot = at as u32;
-            if self.expiry(slot).is_none_or(|end| end > now) {
-                continue;
-            }
-            if let Some(cell) = self.entries.take(slot) {
-                self.depart(cell, RemovalCause::Expired, ledger, gone);
+            let index = at as u32;
+            if self.expiry(index).is_some_and(|end| end <= now) {
+                self.depart(index, RemovalCause::Expired, ledger, gone);
             }
         }
     }
@@ -382,12 +402,21 @@ impl Shard {
     /// The sum of all entries' charges, after checking that every entry can be found.
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn audit(&self) -> u64 {
-        self.entries.audit()
+        let mut sum = 0;
+        let mut live = 0;
+        for (index, _) in self.slab.iter() {
+            let place = Hash::spread_of(self.slab.hash(index));
+            assert!(self.table.find(place, |&other| other == index).is_some());
+            sum += self.slab.weight(index);
+            live += 1;
+        }
+        assert_eq!(self.table.len(), live);
+        sum
     }
 
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn slots(&self) -> usize {
-        self.entries.links.len()
+        self.slab.len()
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -395,7 +424,7 @@ impl Shard {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.table.len()
     }
 
     /// Bytes, entries and evictions of a share.
@@ -408,46 +437,57 @@ impl Shard {
         )
     }
 
-    fn expiry(&self, slot: u32) -> Option<Tick> {
-        let end = self.expiries.get(slot as usize).copied();
+    #[inline(always)]
+    fn index_of(&self, hash: Hash, key: &str) -> Option<u32> {
+        let (half, key) = (hash.table(), key.as_bytes());
+        let found = self
+            .table
+            .find(hash.spread(), |&index| self.slab.has_key(index, half, key));
+        found.copied()
+    }
+
+    fn expiry(&self, index: u32) -> Option<Tick> {
+        let end = self.expiries.get(index as usize).copied();
         end.filter(|&end| end != Tick::NEVER)
     }
 
-    #[inline]
-    fn set_expiry(&mut self, slot: u32, expires: Option<Tick>) {
+    fn set_expiry(&mut self, index: u32, expires: Option<Tick>) {
+        self.slab.mark_mut(index).set_expires(expires.is_some());
         if expires.is_some() || !self.expiries.is_empty() {
-            self.expiries.resize(self.entries.links.len(), Tick::NEVER);
-            self.expiries[slot as usize] = expires.unwrap_or(Tick::NEVER);
+            self.expiries.resize(self.slab.len(), Tick::NEVER);
+            self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
         }
     }
 
-    /// Takes an entry that has left the table out of its queue, then out of everything else.
+    /// Takes an entry out of its queue, then out of everything else.
     fn depart(
         &mut self,
-        cell: Cell,
+        index: u32,
         cause: RemovalCause,
         ledger: &mut Ledger<'_>,
         gone: &mut Graveyard,
     ) {
-        let queues = &mut self.shares.of_mut(cell.mark.share()).queues;
-        let from_main = cell.mark.in_main_queue();
-        queues.unlink(&mut self.entries.links, cell.slot(), from_main);
-        self.release(cell, cause, ledger, gone);
+        let share = self.shares.of_mut(self.slab.mark(index).share());
+        share.queues.unlink(&mut self.slab, index);
+        self.release(index, cause, ledger, gone);
     }
 
-    /// Lets go of an entry that has left the table and its queue.
-    #[inline]
+    /// Takes an entry that is in no queue out of the table and the slab.
     fn release(
         &mut self,
-        cell: Cell,
+        index: u32,
         cause: RemovalCause,
         ledger: &mut Ledger<'_>,
         gone: &mut Graveyard,
     ) {
-        let slot = cell.slot();
-        ledger.release(self.entries.links.weight(slot));
-        self.set_expiry(slot, None);
-        self.entries.links.free(slot);
-        gone.push(Departed::of(cell.into_parts(), cause));
+        ledger.release(self.slab.weight(index));
+        let place = Hash::spread_of(self.slab.hash(index));
+        if let Ok(entry) = self.table.find_entry(place, |&other| other == index) {
+            entry.remove();
+        }
+        self.set_expiry(index, None);
+        if let Some(slot) = self.slab.remove(index) {
+            gone.push(Departed::of(slot, cause));
+        }
     }
 }
