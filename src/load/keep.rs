@@ -67,6 +67,7 @@ impl Loader {
 
     /// Tells the listener what left the store, then drops it. No lock is held here.
     pub(super) fn bury(&self, gone: Graveyard) {
+        gone.fetch();
         if let Some(listener) = &self.eviction_listener {
             for departed in gone.iter() {
                 listener(departed.key(), departed.value(), departed.cause);

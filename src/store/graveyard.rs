@@ -1,5 +1,7 @@
 //! Entries on their way out: collected under a shard's lock, dropped and reported outside it.
 
+use std::hint::black_box;
+
 use crate::byteview::ByteView;
 use crate::shared_bytes::SharedBytes;
 
@@ -63,6 +65,24 @@ impl Graveyard {
         }
     }
 
+    /// Reads the entry that is about to be dropped, so that the processor fetches its cache lines
+    /// all at once.
+    ///
+    /// An entry that is evicted was not asked for lately, and is in no cache. To drop it is to wait
+    /// for its first line, the count of references. Malloc then gives its block to the next value,
+    /// and whoever writes that waits for the other lines, at the next lock: a processor that takes a
+    /// lock first finishes what it is writing. Read together, they take the time of one.
+    #[inline]
+    pub(crate) fn fetch(&self) {
+        let Some(Departed { data, .. }) = &self.first else {
+            return;
+        };
+        for line in 1..=LINES {
+            // Past the end there is nothing to be read; how long it is the first line will tell.
+            black_box(data.get(line * LINE - HEADER).copied());
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
@@ -71,3 +91,13 @@ impl Graveyard {
         self.first.iter().chain(&self.rest)
     }
 }
+
+/// The bytes of a cache line.
+const LINE: usize = 64;
+
+/// What stands before the bytes of an entry.
+const HEADER: usize = 2 * size_of::<usize>();
+
+/// Lines that are fetched after the first. The processor sees for itself that a longer block is
+/// written in order.
+const LINES: usize = 3;
