@@ -259,13 +259,13 @@ impl<T> Batch<T> {
                 return Some(Phase::Over);
             }
             let left = time_left();
-            match *phase {
-                _ if left.is_zero() => return None,
-                Phase::Called => return Some(Phase::Called),
-                Phase::Gathering | Phase::Led | Phase::Over => {
-                    phase = self.changed.wait_timeout(phase, left)
-                }
+            if left.is_zero() {
+                return None;
             }
+            if *phase == Phase::Called {
+                return Some(Phase::Called);
+            }
+            phase = self.changed.wait_timeout(phase, left);
         }
     }
 }

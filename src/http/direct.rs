@@ -221,11 +221,6 @@ impl Refusal {
     }
 }
 
-fn broke_off() -> io::Error {
-    let message = "the connection was closed in the middle of the answer";
-    io::Error::new(io::ErrorKind::UnexpectedEof, message)
-}
-
 const NOT_HTTP: Refusal = Refusal("the answer is not HTTP/1.1");
 
 /// Holds most requests.

@@ -78,6 +78,16 @@ pub(crate) fn deadline_of(begun: Instant, budget: Duration) -> Instant {
     begun + budget.min(LONGEST)
 }
 
+/// The peer is gone before its answer is over.
+pub(crate) fn broke_off() -> io::Error {
+    let message = "the connection was closed in the middle of the answer";
+    io::Error::new(io::ErrorKind::UnexpectedEof, message)
+}
+
+/// Pieces of a body this long are read to where they stay. For shorter ones a read each would cost
+/// more than the copy.
+pub(crate) const DIRECT: usize = 16 * 1024;
+
 /// How long a connection is kept without being used. Servers keep theirs longer (ours a minute),
 /// so that few are closed by the other side.
 pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);

@@ -2,7 +2,7 @@
 //! was read of that one holds for them too.
 //!
 //! A peer asks for one key after the other, with the same lines around each; answers differ in their
-//! length. To compare a head with the one before costs a tenth of reading it.
+//! length. To compare a head with the one before costs less than to read it.
 
 use std::ops::Range;
 

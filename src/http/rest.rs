@@ -9,6 +9,7 @@ use std::io::{self, Read};
 
 use ureq::Body;
 
+use crate::http::exchange::{DIRECT, broke_off};
 use crate::http::tcp::Exchange;
 
 /// A body of known length. Dropped before its end, it closes the connection.
@@ -83,11 +84,3 @@ impl Read for Rest {
         }
     }
 }
-
-fn broke_off() -> io::Error {
-    let message = "the connection was closed in the middle of the answer";
-    io::Error::new(io::ErrorKind::UnexpectedEof, message)
-}
-
-/// Pieces this long are read to where they stay.
-const DIRECT: usize = 16 * 1024;

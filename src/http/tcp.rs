@@ -2,8 +2,8 @@
 //! for all of them together.
 //!
 //! The deadline is not ureq's. For a time-out of its own it would work out at every step what is left,
-//! a thousand instructions a request, and to be told of another than its agent's it has its whole
-//! configuration copied. So it has none, and everything that waits does so here.
+//! and to be told of another than its agent's it has its whole configuration copied. So it has none,
+//! and everything that waits does so here.
 
 use std::cell::Cell;
 use std::fmt;

@@ -1,9 +1,7 @@
 //! What an entry really costs: the allocator's rounding and the tables' share, not the payload alone.
 
 use crate::error::{Error, ErrorKind, Result};
-
-/// The count of references and the length, in front of the bytes of a `SharedBytes`.
-const HEADER: usize = 2 * size_of::<usize>();
+use crate::shared_bytes::SharedBytes;
 
 /// An entry's place in the shard's tables: its slot, its index in the hash table (4 bytes and a
 /// control byte, at a load between 7/16 and 7/8), and its word in the ghost table.
@@ -18,7 +16,7 @@ pub(crate) fn entry(len: usize) -> u64 {
 /// The bytes of memory of a `SharedBytes` of so many.
 #[inline]
 pub(super) fn block(len: usize) -> usize {
-    allocated(len.saturating_add(HEADER))
+    allocated(len.saturating_add(SharedBytes::HEADER))
 }
 
 /// A charge in 32 bits. `None` for one that is over 2^32 granules: 64 GiB, half of it where a word

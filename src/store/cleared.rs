@@ -8,8 +8,8 @@ use super::shard::Emptied;
 ///
 /// Dropping them as they come would leave the resident set almost as it was: see
 /// [`aside`](super::aside). So the lowest entries go first. They make room for the blocks that this
-/// thread keeps aside, which may be anywhere, and after that no block of the rest is kept. It takes
-/// less than a millisecond. What other threads have aside stays where it is.
+/// thread keeps aside, which may be anywhere, and after that no block of the rest is kept.
+/// What other threads have aside stays where it is.
 #[derive(Debug)]
 pub(crate) struct Cleared {
     shards: Vec<Emptied>,

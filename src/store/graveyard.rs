@@ -79,7 +79,7 @@ impl Graveyard {
         };
         for line in 1..=LINES {
             // Past the end there is nothing to be read; how long it is the first line will tell.
-            black_box(data.get(line * LINE - HEADER).copied());
+            black_box(data.get(line * LINE - SharedBytes::HEADER).copied());
         }
     }
 
@@ -94,9 +94,6 @@ impl Graveyard {
 
 /// The bytes of a cache line.
 const LINE: usize = 64;
-
-/// What stands before the bytes of an entry.
-const HEADER: usize = 2 * size_of::<usize>();
 
 /// Lines that are fetched after the first. The processor sees for itself that a longer block is
 /// written in order.

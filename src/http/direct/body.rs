@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::framing::Framing;
 use super::head::Head;
-use super::{Connection, Home, broke_off};
+use super::{Connection, Home};
+use crate::http::exchange::broke_off;
 use crate::sync::Arc;
 
 /// Reads a body to its end, then gives the connection back. Dropped before, it closes it.

@@ -2,8 +2,8 @@
 
 use std::io::{self, Read};
 
-use super::broke_off;
 use super::input::Input;
+use crate::http::exchange::broke_off;
 
 /// How the end of a body is found, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@
 use std::io::{self, Read};
 
 use super::head::Head;
-use super::{NOT_HTTP, Refusal, broke_off};
-use crate::http::exchange::MAX_HEAD;
+use super::{NOT_HTTP, Refusal};
+use crate::http::exchange::{DIRECT, MAX_HEAD, broke_off};
 use crate::http::head::{Scan, scan};
 use crate::http::repeat::Repeat;
 use crate::wire::find_byte;
@@ -173,7 +173,3 @@ const LARGE: usize = 64 * 1024;
 
 /// The longest length that is taken for a repeated head's, and more than any has.
 const MAX_DIGITS: usize = 20;
-
-/// Pieces this long are read to where they stay. For shorter ones a read each would cost more than
-/// the copy.
-const DIRECT: usize = 16 * 1024;
