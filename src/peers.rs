@@ -120,18 +120,24 @@ pub trait PeerSet: Send + Sync {
     fn set_peers(&self, urls: &[String]) -> Result<()>;
 }
 
+/// The picker of all groups, or how to find that of a group by its name.
+pub(crate) enum Pickers {
+    One(Arc<dyn PeerPicker>),
+    ByGroup(Box<PickerOf>),
+}
+
 type PickerOf = dyn Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync;
 
 /// Where a registry's peer picker is put, and where its groups look for it.
 #[derive(Clone, Default)]
 pub(crate) struct PickerSlot {
-    picker_of: Arc<OnceLock<Arc<PickerOf>>>,
+    pickers: Arc<OnceLock<Pickers>>,
 }
 
 impl PickerSlot {
     /// Puts the picker in, once.
-    pub(crate) fn register(&self, picker_of: Arc<PickerOf>) -> Result<()> {
-        self.picker_of.set(picker_of).map_err(|_| {
+    pub(crate) fn register(&self, pickers: Pickers) -> Result<()> {
+        self.pickers.set(pickers).map_err(|_| {
             Error::new(
                 ErrorKind::AlreadyRegistered,
                 "this registry has a peer picker; make a Registry of its own for another pool",
@@ -139,10 +145,21 @@ impl PickerSlot {
         })
     }
 
-    /// The picker for a group; `None` while none is registered.
-    pub(crate) fn picker(&self, group: &str) -> Option<Arc<dyn PeerPicker>> {
-        let picker_of = self.picker_of.get()?;
-        Some(picker_of(group))
+    /// Asks the picker of a group; `None` while none is registered.
+    ///
+    /// It is lent, not handed out: threads would meet at its reference count with every load.
+    #[inline]
+    pub(crate) fn ask<R>(&self, group: &str, ask: impl FnOnce(&dyn PeerPicker) -> R) -> Option<R> {
+        Some(match self.pickers.get()? {
+            Pickers::One(picker) => ask(&**picker),
+            Pickers::ByGroup(picker_of) => ask(&*picker_of(group)),
+        })
+    }
+
+    /// The owner of `key`; `None` if that is this process, or while no picker is registered.
+    #[inline]
+    pub(crate) fn owner(&self, group: &str, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        self.ask(group, |picker| picker.pick_peer(key)).flatten()
     }
 }
 

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
-use crate::peers::{PeerPicker, PickerSlot};
+use crate::peers::{PeerPicker, PickerSlot, Pickers};
 use crate::sync::{Arc, Mutex};
 
 /// A set of groups with different names, which share one peer picker.
@@ -97,11 +97,11 @@ impl Registry {
     ///
     /// [`ErrorKind::AlreadyRegistered`] if there is one.
     pub fn register_peer_picker(&self, picker: Arc<dyn PeerPicker>) -> Result<()> {
-        self.inner.peers.register(Arc::new(move |_| picker.clone()))
+        self.inner.peers.register(Pickers::One(picker))
     }
 
     /// Sets a function from a group's name to the picker that the group asks. It is called for
-    /// every load, so it should only look the picker up.
+    /// every load, and again for each peer that is asked after another, so it should only look the picker up.
     ///
     /// # Errors
     ///
@@ -110,7 +110,9 @@ impl Registry {
         &self,
         picker_of: impl Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync + 'static,
     ) -> Result<()> {
-        self.inner.peers.register(Arc::new(picker_of))
+        self.inner
+            .peers
+            .register(Pickers::ByGroup(Box::new(picker_of)))
     }
 
     /// Sets a hook that sees every group made from now on, on the thread that makes it, before

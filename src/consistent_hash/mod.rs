@@ -164,12 +164,20 @@ impl Map {
 
     /// The node that owns `key`; `None` while there are no nodes.
     pub fn get(&self, key: &str) -> Option<&str> {
-        Some(&self.nodes[self.owner(key)?])
+        Some(&self.nodes[self.owner(self.hash(key))?])
     }
 
-    /// The place in [`nodes`](Self::nodes) of the node that [`get`](Self::get) returns.
-    pub(crate) fn owner(&self, key: &str) -> Option<usize> {
-        let owner = *self.owners.get(self.first_point(key))?;
+    /// Where `key` lies. The one part of a look-up that can run code of the user's; the same for
+    /// all rings that were cloned from one.
+    #[inline]
+    pub(crate) fn hash(&self, key: &str) -> u64 {
+        self.scheme.key(key)
+    }
+
+    /// The place in [`nodes`](Self::nodes) of the node that owns the keys of this hash.
+    #[inline]
+    pub(crate) fn owner(&self, hash: u64) -> Option<usize> {
+        let owner = *self.owners.get(self.first_point(hash))?;
         Some(owner as usize)
     }
 
@@ -180,7 +188,7 @@ impl Map {
     pub fn successors(&self, key: &str) -> Successors<'_> {
         Successors {
             ring: self,
-            at: self.first_point(key),
+            at: self.first_point(self.hash(key)),
             seen: vec![false; self.nodes.len()],
             left: self.nodes.len(),
         }
@@ -213,8 +221,7 @@ impl Map {
 
     /// The place of the first point at or after the key's hash, past the end of the ring the
     /// first of all.
-    fn first_point(&self, key: &str) -> usize {
-        let hash = self.scheme.key(key);
+    fn first_point(&self, hash: u64) -> usize {
         let at = self.hashes.partition_point(|&point| point < hash);
         if at == self.hashes.len() { 0 } else { at }
     }

@@ -141,8 +141,8 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Whether requests travel by a small HTTP/1.1 client of this crate instead of ureq; off by
-    /// default.
+    /// Whether all requests travel by a small HTTP/1.1 client of this crate; off by default: then
+    /// only those for several keys do, which only larder's server knows, and the others go by ureq.
     ///
     /// Both take the answers of any server that keeps to HTTP/1.1, and hold to the same limits. The
     /// direct one takes less CPU time, and reads a long value without a copy (`cargo bench --bench
@@ -200,9 +200,9 @@ impl HttpPoolBuilder {
 
     /// How many unused connections to one peer are kept for the next request; 24 by default. A thread
     /// gets the one that it used last, if it is free. Those that have not been used for 15 s are
-    /// closed, one with each request that ends. Each holds 16 KiB, or 72 KiB once an answer was over
-    /// 8 KiB; with the [`direct_transport`](Self::direct_transport) 8 KiB less. 0 makes a new
-    /// connection for each request.
+    /// closed, one with each request that ends. Each holds 16 KiB, and up to 72 KiB once it has carried
+    /// longer answers than 8 KiB; with the [`direct_transport`](Self::direct_transport) 8 KiB less. 0
+    /// makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self

@@ -77,14 +77,23 @@ pub(crate) enum Turn<'c, T> {
     Singly,
     /// Ask for all of the lead's keys, and finish it.
     Lead(Lead<'c, T>),
-    /// Another thread has asked: its outcome, and the place of this thread's key in it. `None` if
-    /// the leader gave up: ask singly.
-    Told(Option<T>, usize),
+    /// Another thread has asked: what came of it, and the place of this thread's key in it.
+    Told(Told<T>, usize),
     /// There was no time left.
     TooLate,
 }
 
-impl<T: Clone> Combiner<T> {
+/// What came of an exchange that another thread led.
+pub(crate) struct Told<T>(Arc<Batch<T>>);
+
+impl<T> Told<T> {
+    /// `None` if the leader gave up: ask singly.
+    pub(crate) fn outcome(&self) -> Option<&T> {
+        self.0.outcome.get()
+    }
+}
+
+impl<T> Combiner<T> {
     /// `max_keys` and `max_bytes`, of keys, bound one batch. There are as many `connections`.
     pub(crate) fn new(max_keys: usize, max_bytes: usize, connections: usize) -> Self {
         Combiner {
@@ -132,7 +141,7 @@ impl<T: Clone> Combiner<T> {
         drop(state);
         while let Some(phase) = batch.wait(&mut time_left) {
             if phase == Phase::Over {
-                return Turn::Told(batch.outcome.get().cloned(), place);
+                return Turn::Told(Told(batch), place);
             }
             let mut state = self.state.lock();
             if let Some(begun) = state.take(&batch) {
@@ -314,10 +323,11 @@ impl<T> Lead<'_, T> {
         self.place
     }
 
-    /// Tells those who ride along what came of it.
-    pub(crate) fn finish(self, outcome: T) {
+    /// Tells those who ride along what came of it, and the leader itself.
+    pub(crate) fn finish(self, outcome: T) -> Told<T> {
         // An error would mean that there is one already; a lead finishes once.
         let _ = self.batch.outcome.set(outcome);
+        Told(self.batch.clone())
     }
 }
 

@@ -1,89 +1,48 @@
 //! A transport of our own: HTTP/1.1 as far as peers speak it, over std's sockets and httparse.
 
-mod body;
-mod framing;
-mod head;
-mod input;
-#[cfg(any(test, larder_fuzz))]
-pub(super) mod pieces;
-
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::time::Instant;
 
 use ureq::http::header::HOST;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::exchange::{Terms, deadline_of};
-use crate::http::idle::{Carrier, Idle};
-use crate::http::resolve::Addresses;
+use crate::http::exchange::deadline_of;
+use crate::http::peer_connection::{AnswerBody, Head, Home, PeerConnection};
 use crate::http::response::push_decimal;
-use crate::http::socket::{Generation, Socket, Stale};
+use crate::http::socket::Stale;
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::sync::Arc;
-use body::DirectBody;
-use head::Head;
-use input::Input;
 
-/// Sends requests to one peer, keeping connections for the next.
+/// Sends requests to one peer.
 ///
 /// It takes the same answers as `UreqTransport` and holds to the same terms. What makes it fast is
-/// what it leaves out: redirects, proxies, cookies, TLS, and a copy of long bodies.
+/// what it leaves out: redirects, proxies, cookies, TLS, and headers as a map.
 pub(crate) struct DirectTransport {
-    addresses: Addresses,
     home: Arc<Home>,
 }
 
-/// Where the connections of a peer go back to.
-struct Home {
-    terms: Terms,
-    generation: Generation,
-    idle: Idle<Box<Connection>>,
-}
-
-/// A connection with what has been read from it.
-struct Connection {
-    socket: Socket,
-    input: Input,
-    output: Vec<u8>,
-}
-
 impl DirectTransport {
-    pub(crate) fn new(terms: Terms) -> Self {
-        DirectTransport {
-            addresses: Addresses::new(&terms.url),
-            home: Arc::new(Home {
-                idle: Idle::new(terms.max_idle),
-                terms,
-                generation: Generation::default(),
-            }),
-        }
-    }
-
-    fn connect(&self, deadline: Instant) -> io::Result<Box<Connection>> {
-        let Home {
-            terms, generation, ..
-        } = &*self.home;
-        let by = deadline.min(deadline_of(Instant::now(), terms.connect_timeout));
-        let max_answer = terms.max_answer();
-        let socket = Socket::connect(&self.addresses, generation, max_answer, by)?;
-        Ok(Box::new(Connection {
-            socket,
-            input: Input::new(),
-            output: Vec::with_capacity(OUTPUT_SMALL),
-        }))
+    pub(crate) fn new(home: Arc<Home>) -> Self {
+        DirectTransport { home }
     }
 
     /// Sends the request and reads the head of its answer.
     fn attempt(
         &self,
-        mut connection: Box<Connection>,
+        mut connection: Box<PeerConnection>,
         request: &TransportRequest<'_>,
         now: Instant,
         deadline: Instant,
-    ) -> io::Result<(Box<Connection>, Head, Box<[u8]>)> {
-        connection.send(self.home.terms.url.authority(), request, now, deadline)?;
+    ) -> io::Result<(Box<PeerConnection>, Head, Box<[u8]>)> {
+        write(
+            &mut connection.output,
+            self.home.terms.url.authority(),
+            request,
+        );
+        connection.socket.begin();
+        connection.flush(now, deadline)?;
         let (input, mut socket) = connection.until(deadline);
         let (head, bytes) = input.head(&mut socket)?;
         Ok((connection, head, bytes))
@@ -105,10 +64,10 @@ impl Transport for DirectTransport {
         let begun = Instant::now();
         let deadline = deadline_of(begun, budget);
         let on_new = || {
-            let connection = self.connect(deadline)?;
+            let connection = home.connect(deadline)?;
             self.attempt(connection, &request, Instant::now(), deadline)
         };
-        let mut answer = match home.idle.take(begun) {
+        let mut answer = match home.take(begun) {
             Some(connection) => self.attempt(connection, &request, begun, deadline),
             None => on_new(),
         };
@@ -120,108 +79,44 @@ impl Transport for DirectTransport {
         let Head {
             status,
             framing,
+            keep,
             is_protobuf,
-            ..
         } = head;
-        let body = DirectBody::new(home.clone(), connection, head, bytes.len(), deadline);
+        let body = AnswerBody::new(home.clone(), connection, framing, keep, deadline);
         let response = TransportResponse::with_reader(status, framing.length(), body);
         Ok(response.with_head(bytes, is_protobuf))
     }
 }
 
-impl Home {
-    /// Takes a connection back whose answer was read to its end, and was so many bytes long.
-    fn give(&self, mut connection: Box<Connection>, len: Option<u64>) {
-        // Bytes behind the answer answer nothing.
-        if connection.input.len() == 0 {
-            // The next answer is probably like this one.
-            connection.input.expect(len.unwrap_or(0));
-            connection.output.clear();
-            connection.output.shrink_to(OUTPUT_SMALL);
-            self.idle.give(connection);
-        }
+/// Writes head and body of a request, which go in one piece.
+fn write(output: &mut Vec<u8>, authority: &str, request: &TransportRequest<'_>) {
+    // The path is escaped, and http's types keep line ends out of the headers.
+    for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
+        output.extend_from_slice(part.as_bytes());
     }
-}
-
-impl Carrier for Box<Connection> {
-    fn socket(&self) -> &Socket {
-        &self.socket
+    if !request.headers().iter().any(|(name, _)| name == HOST) {
+        output.extend_from_slice(b"\r\nhost: ");
+        output.extend_from_slice(authority.as_bytes());
     }
-}
-
-impl Connection {
-    /// Sends head and body of a request in one piece.
-    fn send(
-        &mut self,
-        authority: &str,
-        request: &TransportRequest<'_>,
-        now: Instant,
-        deadline: Instant,
-    ) -> io::Result<()> {
-        let output = &mut self.output;
-        output.clear();
-        // The path is escaped, and http's types keep line ends out of the headers.
-        for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
-            output.extend_from_slice(part.as_bytes());
-        }
-        if !request.headers().iter().any(|(name, _)| name == HOST) {
-            output.extend_from_slice(b"\r\nhost: ");
-            output.extend_from_slice(authority.as_bytes());
-        }
-        for (name, value) in request.headers() {
-            output.extend_from_slice(b"\r\n");
-            output.extend_from_slice(name.as_str().as_bytes());
-            output.extend_from_slice(b": ");
-            output.extend_from_slice(value.as_bytes());
-        }
-        let body = request.body();
-        if !body.is_empty() {
-            output.extend_from_slice(b"\r\ncontent-length: ");
-            push_decimal(output, body.len());
-        }
-        output.extend_from_slice(b"\r\n\r\n");
-        output.extend_from_slice(body);
-        self.socket.begin();
-        self.socket.send(output, now, deadline)
+    for (name, value) in request.headers() {
+        output.extend_from_slice(b"\r\n");
+        output.extend_from_slice(name.as_str().as_bytes());
+        output.extend_from_slice(b": ");
+        output.extend_from_slice(value.as_bytes());
     }
-
-    /// What was read from it, and where more comes from until `deadline`.
-    fn until(&mut self, deadline: Instant) -> (&mut Input, Until<'_>) {
-        let socket = &mut self.socket;
-        (&mut self.input, Until { socket, deadline })
+    let body = request.body();
+    if !body.is_empty() {
+        output.extend_from_slice(b"\r\ncontent-length: ");
+        push_decimal(output, body.len());
     }
-}
-
-/// A socket whose reads end by a deadline.
-struct Until<'s> {
-    socket: &'s mut Socket,
-    deadline: Instant,
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.socket.read(into, self.deadline)
-    }
+    output.extend_from_slice(b"\r\n\r\n");
+    output.extend_from_slice(body);
 }
 
 impl fmt::Debug for DirectTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectTransport")
-            .field("terms", &self.home.terms)
-            .finish_non_exhaustive()
+            .field("home", &self.home)
+            .finish()
     }
 }
-
-/// Why an answer is none.
-struct Refusal(&'static str);
-
-impl Refusal {
-    fn error(&self) -> io::Error {
-        io::Error::new(io::ErrorKind::InvalidData, self.0)
-    }
-}
-
-const NOT_HTTP: Refusal = Refusal("the answer is not HTTP/1.1");
-
-/// Holds most requests.
-const OUTPUT_SMALL: usize = 512;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::buffers::OUTPUT;
 use crate::http::transport::TransportRequest;
 use crate::http::url::PeerUrl;
 use crate::sync::Arc;
@@ -95,8 +94,12 @@ pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
 /// The longest head of an answer.
 pub(crate) const MAX_HEAD: usize = 16 * 1024;
 
-/// The longest path: the request line, with method and version, must fit into the output buffer.
-const MAX_PATH: usize = OUTPUT - 32;
+/// The longest line of a request's head, as ureq writes it as a whole. A server of ours takes no
+/// head above 8 KiB.
+pub(crate) const MAX_LINE: usize = 8 * 1024;
+
+/// The longest path: method and version stand in the same line.
+const MAX_PATH: usize = MAX_LINE - 32;
 
 pub(crate) const TWO_LENGTHS: &str = "the answer's length can be read in two ways";
 pub(crate) const NO_LENGTH: &str = "the answer says neither its length nor that it is chunked";

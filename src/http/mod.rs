@@ -3,12 +3,12 @@
 mod accept;
 mod answer;
 mod body;
-mod buffers;
 mod builder;
 mod client;
 mod combiner;
 mod connection;
 mod connections;
+mod default_transport;
 mod dial;
 mod direct;
 mod exchange;
@@ -19,6 +19,7 @@ mod input;
 mod limits;
 mod listener;
 mod output;
+mod peer_connection;
 mod permits;
 mod picker;
 mod pool;
@@ -31,10 +32,10 @@ mod shared;
 mod sharing;
 mod socket;
 mod socket_timeout;
-mod tcp;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
 mod transport;
+mod ureq_connector;
 mod ureq_transport;
 mod url;
 
@@ -44,8 +45,8 @@ mod tests;
 /// The parsers, for the targets in `fuzz/`.
 #[cfg(larder_fuzz)]
 pub(crate) mod fuzzed {
-    pub(crate) use super::direct::pieces::{Pieces, read_answer};
     pub(crate) use super::head::{NO_FIELDS, Scan, parse, scan};
+    pub(crate) use super::peer_connection::pieces::{Pieces, read_answer};
     pub(crate) use super::url::PeerUrl;
 }
 

@@ -8,10 +8,11 @@ use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::answer::SharedLimits;
 use crate::http::client::{HttpPeer, PeerLimits, max_body};
+use crate::http::default_transport::DefaultTransport;
 use crate::http::direct::DirectTransport;
 use crate::http::exchange::Terms;
+use crate::http::peer_connection::Home;
 use crate::http::transport::Transport;
-use crate::http::ureq_transport::UreqTransport;
 use crate::http::url::PeerUrl;
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
@@ -139,8 +140,12 @@ impl Picker {
 
 impl PeerPicker for Picker {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
-        let peers = self.peers();
-        let peer = peers.in_order[peers.ring.owner(key)?].clone()?;
+        // The hash can be the user's, so no lock is held while it runs; what follows it is so
+        // short that the lock is held rather than the list's reference count raised and lowered,
+        // in a line that all threads write.
+        let hash = self.settings.empty_ring.hash(key);
+        let peers = self.peers.read();
+        let peer = peers.in_order[peers.ring.owner(hash)?].clone()?;
         Some(peer)
     }
 
@@ -178,9 +183,10 @@ impl PeerSettings {
             max_idle: self.max_idle_per_peer,
             max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
         };
+        let home = Home::new(terms);
         let mut transport: Arc<dyn Transport> = match self.direct {
-            true => Arc::new(DirectTransport::new(terms)),
-            false => Arc::new(UreqTransport::new(terms)),
+            true => Arc::new(DirectTransport::new(home)),
+            false => Arc::new(DefaultTransport::new(home)),
         };
         if let Some(hook) = &self.transport {
             transport = hook(url.spelling(), transport);

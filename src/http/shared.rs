@@ -14,7 +14,6 @@ use crate::http::combiner::Turn;
 use crate::http::sharing::{Answers, Failure};
 use crate::http::transport::TransportRequest;
 use crate::peers::PeerResponse;
-use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::wire;
 
@@ -48,29 +47,28 @@ impl HttpPeer {
                 budget
             }
         };
-        let (outcome, place) = match self.sharing.combiner.join(group, key, time_left) {
+        let (told, place) = match self.sharing.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
             Turn::Singly => return single(budget),
             Turn::TooLate => return Err(self.too_late(ctx)),
-            Turn::Told(None, _) => (Err(Failure::AskSingly), 0),
-            Turn::Told(Some(outcome), place) => (outcome, place),
+            Turn::Told(told, place) => (told, place),
             Turn::Lead(lead) => {
                 let keys: Vec<&str> = lead.keys().iter().map(|key| &**key).collect();
-                let outcome = self.ask_many(ctx, group, &keys, time_left()).map(Arc::new);
+                let outcome = self.ask_many(ctx, group, &keys, time_left());
                 let place = lead.place();
-                lead.finish(outcome.clone());
-                (outcome, place)
+                (lead.finish(outcome), place)
             }
         };
-        match outcome {
-            Ok(answers) => {
+        match told.outcome() {
+            Some(Ok(answers)) => {
                 if let Some(response) = answers.get(place, key) {
                     return Ok(response);
                 }
             }
-            Err(Failure::Said(error)) => return Err(error),
-            Err(Failure::AskSingly) => {}
+            Some(Err(Failure::Said(error))) => return Err(error.clone()),
+            Some(Err(Failure::AskSingly)) | None => {}
         }
+        drop(told);
         let left = time_left();
         if left.is_zero() {
             return Err(self.too_late(ctx));
@@ -142,7 +140,7 @@ impl HttpPeer {
         let path = wire::group_path(&self.base, group);
         let mut sent = TransportRequest::new("POST", path)
             .within(budget)
-            .with_repeatable_body(&body);
+            .for_keys(&body);
         sent.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
         let response = self.transport.round_trip(ctx, sent).map_err(failed)?;
         let status = response.status();

@@ -8,7 +8,6 @@ use crate::http::answer::SharedLimits;
 use crate::http::body::Bytes;
 use crate::http::combiner::Combiner;
 use crate::peers::PeerResponse;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::wire::ManyValue;
 
@@ -23,7 +22,7 @@ pub(crate) struct Sharing {
 }
 
 /// What came of a shared exchange, for each who rode in it.
-type Outcome = Result<Arc<Answers>, Failure>;
+type Outcome = Result<Answers, Failure>;
 
 /// Why a shared exchange brought no values.
 #[derive(Clone, Debug)]

@@ -151,6 +151,11 @@ impl Socket {
         }
     }
 
+    /// The bytes read of the present answer, or of the last.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered
+    }
+
     /// Whether nothing has failed on the connection, or on those that were made with it.
     pub(crate) fn is_sound(&self) -> bool {
         !self.broken && self.born == self.generation.now()

@@ -55,7 +55,8 @@ pub struct TransportRequest<'a> {
     body: &'a [u8],
     /// What the exchange may take, if that is less than the transport's own time-out.
     budget: Option<Duration>,
-    repeatable: bool,
+    /// Whether it is a shared exchange, which changes nothing at the peer.
+    shared: bool,
 }
 
 impl<'a> TransportRequest<'a> {
@@ -66,7 +67,7 @@ impl<'a> TransportRequest<'a> {
             headers: Vec::with_capacity(2),
             body: &[],
             budget: None,
-            repeatable: false,
+            shared: false,
         }
     }
 
@@ -75,16 +76,21 @@ impl<'a> TransportRequest<'a> {
         self
     }
 
-    /// Adds a body, to a request that may be sent twice: that the peer got it before changes nothing.
-    pub(crate) fn with_repeatable_body(mut self, body: &'a [u8]) -> Self {
+    /// Makes it a shared exchange, by a body that asks for keys.
+    pub(crate) fn for_keys(mut self, body: &'a [u8]) -> Self {
         self.body = body;
-        self.repeatable = true;
+        self.shared = true;
         self
     }
 
-    /// Whether the peer may get the request a second time.
+    /// Whether it is a shared exchange.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether the peer may get the request a second time: that it got it before changes nothing.
     pub(crate) fn is_repeatable(&self) -> bool {
-        self.repeatable || self.method == "GET"
+        self.shared || self.method == "GET"
     }
 
     pub(crate) fn budget(&self) -> Option<Duration> {

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::pb::GetRequest;
-use crate::peers::PeerResponse;
+use crate::peers::{PeerPicker, PeerResponse};
 
 /// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
 const MAX_PEERS_ASKED: usize = 2;
@@ -43,9 +43,13 @@ impl Loader {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut next = Some(route.owner.clone());
+        let mut replica = None;
         for attempt in 1..=MAX_PEERS_ASKED {
-            let answer = next?.get(ctx, &request);
+            let peer = match attempt {
+                1 => &route.owner,
+                _ => replica.as_ref()?,
+            };
+            let answer = peer.get(ctx, &request);
             let error = match answer {
                 Ok(response) => {
                     self.counters.add(|loads| &loads.peer_loads);
@@ -70,11 +74,12 @@ impl Loader {
             if let Some(ended) = ctx.err() {
                 return Some(Err(ended));
             }
-            next = route.picker.pick_replica(key, attempt);
+            let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
+            replica = self.peers.ask(&self.name, pick).flatten();
             // One that could make the caller late is passed over: the owner was thought punctual,
             // so this is the caller's thread.
             if route.run_on == RunOn::Caller {
-                next = next.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
+                replica = replica.filter(|peer| RunOn::for_peer(ctx, &**peer) == RunOn::Caller);
             }
         }
         None

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::loader_pool::Turn;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{PeerResponse, ProtoGetter};
 use crate::recursion;
 use crate::singleflight::{Joined, Lead, Ticket, Waited};
 use crate::store::{Generation, Graveyard, Hash};
@@ -93,10 +93,9 @@ pub(super) enum Flight {
     Peer(Route),
 }
 
-/// Which peers a flight asks, and where its work runs.
+/// Which peer a flight asks first, and where its work runs.
 #[derive(Clone)]
 pub(super) struct Route {
-    pub(super) picker: Arc<dyn PeerPicker>,
     pub(super) owner: Arc<dyn ProtoGetter>,
     pub(super) run_on: RunOn,
 }

@@ -50,11 +50,11 @@ impl Loader {
             found.ok().map(Ok)
         };
         let mut results: Results = keys.iter().map(cached).collect();
-        let picker = self.peers.picker(&self.name);
         // An exchange cannot be left before it ends, so who can be cancelled asks singly, where
         // loader threads do the waiting.
-        if let Some(picker) = picker.filter(|_| !ctx.cancellable()) {
-            let asks = self.plan(&*picker, ctx, keys, &mut results);
+        if !ctx.cancellable() {
+            let plan = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
+            let asks = self.peers.ask(&self.name, plan).unwrap_or_default();
             self.ask_owners(ctx, asks, &mut results);
         }
         let singly = |(key, result): (&K, Option<_>)| {

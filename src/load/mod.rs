@@ -149,21 +149,13 @@ impl Loader {
         missed: Option<Missed>,
     ) -> Result<ByteView> {
         self.check_key(key)?;
-        let owner = self.peers.picker(&self.name).and_then(|picker| {
-            let peer = picker.pick_peer(key)?;
-            Some((picker, peer))
-        });
-        let Some((picker, owner)) = owner else {
+        let Some(owner) = self.peers.owner(&self.name, key) else {
             let run_on = RunOn::for_getter(ctx);
             let loaded = self.load_here(ctx, hash, key, missed, Keep::Owned, run_on)?;
             return Ok(loaded.view);
         };
         let run_on = RunOn::for_peer(ctx, &*owner);
-        let flight = Flight::Peer(Route {
-            picker,
-            owner,
-            run_on,
-        });
+        let flight = Flight::Peer(Route { owner, run_on });
         let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
         Ok(loaded.view)
     }
@@ -178,8 +170,7 @@ impl Loader {
         key: &str,
     ) -> Result<Loaded> {
         self.check_key(key)?;
-        let picker = self.peers.picker(&self.name);
-        let keep = match picker.and_then(|picker| picker.pick_peer(key)) {
+        let keep = match self.peers.owner(&self.name, key) {
             None => Keep::Owned,
             Some(_) => Keep::Borrowed,
         };

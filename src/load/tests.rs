@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::error::BoxError;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{PeerPicker, PeerResponse, Pickers, ProtoGetter};
 use crate::sink::Sink;
 use crate::stats::CacheType;
 use crate::store::Eviction;
@@ -84,7 +84,7 @@ fn dead_peer() -> PickerSlot {
         }
     }
     let slot = PickerSlot::default();
-    slot.register(Arc::new(|_| Arc::new(Dead)))
+    slot.register(Pickers::One(Arc::new(Dead)))
         .expect("the slot is empty");
     slot
 }
@@ -123,8 +123,8 @@ impl Held {
 
     /// Those who wait for the flight that callers join: the one that asks peers, if there are any.
     fn waiters(&self) -> usize {
-        let flights = match self.loader.peers.picker("test") {
-            Some(_) => &self.loader.peer_flights,
+        let flights = match self.loader.peers.ask("test", |_| ()) {
+            Some(()) => &self.loader.peer_flights,
             None => &self.loader.getter_flights,
         };
         flights.waiters(self.loader.store.hash("key").get(), "key")

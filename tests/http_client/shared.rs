@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use larder::http::{HttpPool, HttpPoolBuilder};
 use larder::pb::{GetManyRequest, GetManyResponse};
-use larder::{Context, ErrorKind, ProtoMessage};
+use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
 use crate::raw_server::{Connection, RawServer, body, failure, ok};
-use crate::{ask, get, pool_with};
+use crate::{ask, get, pool_of, pool_with};
 
 /// A pool that has one connection beside those for shared exchanges: where two threads ask, the
 /// second shares.
@@ -115,6 +115,26 @@ fn few_threads_do_not_wait_for_each_other() {
     storm(&pool, 8, 50);
     assert_eq!(posts(&server), 0);
     assert!(server.connections() <= 8, "{}", server.connections());
+}
+
+#[test]
+fn shared_exchanges_and_plain_requests_use_the_same_connections() {
+    let server = echo(|connection| {
+        let keys = keys_of(connection);
+        connection.send(&answer_to(&keys, |_| false));
+        true
+    });
+    let pool = pool_of(&server.url);
+    let peer = pool.pick_peer("a").expect("the key is the peer's");
+    for _ in 0..3 {
+        assert_eq!(get(&pool, "a").unwrap().value, "a");
+        let ctx = Context::background();
+        let answers = peer.get_many(&ctx, "colors", &["b", "c"]).unwrap();
+        let values = answers.into_iter().map(|answer| answer.unwrap().value);
+        assert!(values.eq(["b", "c"]));
+    }
+    assert_eq!((server.heads().len(), posts(&server)), (6, 3));
+    assert_eq!(server.connections(), 1);
 }
 
 #[test]

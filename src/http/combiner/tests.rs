@@ -16,7 +16,8 @@ fn later() -> Duration {
 fn ask(lead: Lead<'_, Asked>) -> (Asked, usize) {
     let asked: Asked = lead.keys().iter().map(|key| key.to_string()).collect();
     let place = lead.place();
-    lead.finish(asked.clone());
+    let told = lead.finish(asked.clone());
+    assert_eq!(told.outcome(), Some(&asked));
     (asked, place)
 }
 
@@ -25,9 +26,12 @@ fn ask(lead: Lead<'_, Asked>) -> (Asked, usize) {
 fn ride(combiner: &Combiner<Asked>, key: &str) -> bool {
     let (asked, place) = match combiner.join("group", key, later) {
         Turn::Lead(lead) => ask(lead),
-        Turn::Told(Some(asked), place) => (asked, place),
+        Turn::Told(told, place) => match told.outcome() {
+            Some(asked) => (asked.clone(), place),
+            None => return false,
+        },
         Turn::Alone(_) => return true,
-        Turn::Told(None, _) | Turn::Singly => return false,
+        Turn::Singly => return false,
         Turn::TooLate => panic!("it is not too late"),
     };
     assert_eq!(asked[place], key);
@@ -120,7 +124,8 @@ mod threads {
                     let key = format!("key-{n}");
                     scope.spawn(move || match combiner.join("group", &key, later) {
                         Turn::Lead(lead) => (ask(lead).0.len(), true),
-                        Turn::Told(Some(asked), place) => {
+                        Turn::Told(told, place) => {
+                            let asked = told.outcome().expect("the leader did not give up");
                             assert_eq!(asked[place], key);
                             (asked.len(), false)
                         }
@@ -233,7 +238,7 @@ mod threads {
                         catch_unwind(AssertUnwindSafe(|| {
                             match combiner.join("group", &n.to_string(), later) {
                                 Turn::Lead(_lead) => panic!("in the transport"),
-                                Turn::Told(outcome, _) => assert!(outcome.is_none()),
+                                Turn::Told(told, _) => assert!(told.outcome().is_none()),
                                 _ => panic!("there was room"),
                             }
                         }))
@@ -275,10 +280,12 @@ mod threads {
                         assert_eq!(asked[place], key);
                     }
                 },
-                Turn::Told(Some(asked), place) => assert_eq!(asked[place], key),
+                Turn::Told(told, place) => {
+                    assert!(told.outcome().is_none_or(|asked| asked[place] == key));
+                }
                 Turn::Alone(_guard) => thread::yield_now(),
                 Turn::TooLate => assert!(patience < LONG, "nobody was called"),
-                Turn::Told(None, _) | Turn::Singly => {}
+                Turn::Singly => {}
             }
         };
         let meant = |cause: Box<dyn std::any::Any + Send>| {
@@ -389,7 +396,7 @@ mod model {
                     let combiner = combiner.clone();
                     thread::spawn(move || match combiner.join("group", key, later) {
                         Turn::Lead(lead) => drop(lead),
-                        Turn::Told(outcome, _) => assert!(outcome.is_none()),
+                        Turn::Told(told, _) => assert!(told.outcome().is_none()),
                         Turn::Alone(_) => {}
                         Turn::Singly | Turn::TooLate => panic!("there is room and time"),
                     })

@@ -11,7 +11,10 @@ use crate::http::repeat::Repeat;
 use crate::wire::find_byte;
 
 /// The input of one connection.
-pub(super) struct Input {
+///
+/// It begins small and grows with the answers, so that peers with small values cost little and those
+/// with large ones are read in few system calls.
+pub(crate) struct Input {
     /// Initialised to its length; what was read and not used is `start..end`.
     bytes: Vec<u8>,
     start: usize,
@@ -21,7 +24,7 @@ pub(super) struct Input {
 }
 
 impl Input {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Input {
             bytes: vec![0; SMALL],
             start: 0,
@@ -30,14 +33,41 @@ impl Input {
         }
     }
 
+    /// Whether everything that was read is used.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
     /// The bytes that were read and not used.
-    pub(super) fn len(&self) -> usize {
-        self.end - self.start
+    pub(crate) fn unused(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// The first `len` of the unused bytes were used, by whoever looked at them.
+    pub(crate) fn consume(&mut self, len: usize) {
+        debug_assert!(len <= self.end - self.start);
+        self.start += len;
+    }
+
+    /// Where to read to, for who reads by itself; then comes [`appended`](Self::appended). Empty
+    /// only if [`LARGE`] bytes could not be used yet.
+    pub(crate) fn spare(&mut self) -> &mut [u8] {
+        self.compact();
+        if self.end == self.bytes.len() && self.end < LARGE {
+            self.bytes.resize(LARGE, 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// So many bytes were read to the beginning of what [`spare`](Self::spare) gave.
+    pub(crate) fn appended(&mut self, len: usize) {
+        self.end += len;
+        debug_assert!(self.end <= self.bytes.len());
     }
 
     /// Takes the head of an answer, past those that only say that it takes a while (RFC 9110,
     /// section 15.2), and returns it with its bytes.
-    pub(super) fn head(&mut self, from: &mut impl Read) -> io::Result<(Head, Box<[u8]>)> {
+    pub(crate) fn head(&mut self, from: &mut impl Read) -> io::Result<(Head, Box<[u8]>)> {
         let mut scanned = 0;
         let mut skipped = 0;
         loop {
@@ -90,15 +120,15 @@ impl Input {
     ) -> io::Result<usize> {
         let room = into.len().min(usize::try_from(most).unwrap_or(usize::MAX));
         let into = &mut into[..room];
-        if self.start == self.end {
+        if self.is_empty() {
             // A long piece goes to its place at once, without a stay in the input.
             if into.len() as u64 == most || into.len() >= DIRECT {
                 return from.read(into);
             }
             self.fill(from)?;
         }
-        let taken = into.len().min(self.len());
-        into[..taken].copy_from_slice(&self.bytes[self.start..self.start + taken]);
+        let taken = into.len().min(self.unused().len());
+        into[..taken].copy_from_slice(&self.unused()[..taken]);
         self.start += taken;
         Ok(taken)
     }
@@ -135,11 +165,7 @@ impl Input {
     ///
     /// Those of `from`; and if nothing of [`MAX_HEAD`] bytes could be used yet.
     fn fill(&mut self, from: &mut impl Read) -> io::Result<usize> {
-        if self.start > 0 {
-            self.bytes.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
+        self.compact();
         if self.end >= MAX_HEAD {
             return Err(LONG.error());
         }
@@ -151,10 +177,19 @@ impl Input {
         Ok(read)
     }
 
+    /// Moves what is unused to the front.
+    fn compact(&mut self) {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
     /// Sees to it that an answer of `len` bytes, head and all, is read in one go from now on. One
     /// that is too long for that changes nothing. To be called when such an answer has arrived, not
     /// when it is announced.
-    pub(super) fn expect(&mut self, len: u64) {
+    pub(crate) fn expect(&mut self, len: u64) {
         if len > self.bytes.len() as u64 && len <= LARGE as u64 {
             self.bytes.resize((len as usize).next_power_of_two(), 0);
         }
@@ -173,3 +208,49 @@ const LARGE: usize = 64 * 1024;
 
 /// The longest length that is taken for a repeated head's, and more than any has.
 const MAX_DIGITS: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(input: &mut Input, bytes: &[u8]) {
+        input.spare()[..bytes.len()].copy_from_slice(bytes);
+        input.appended(bytes.len());
+    }
+
+    #[test]
+    fn what_is_not_used_stays() {
+        let mut input = Input::new();
+        read(&mut input, b"head body");
+        input.consume(5);
+        read(&mut input, b" more");
+        assert_eq!(input.unused(), b"body more");
+    }
+
+    #[test]
+    fn an_input_that_nobody_uses_grows_to_the_largest_size_and_no_further() {
+        let mut input = Input::new();
+        loop {
+            let room = input.spare().len();
+            if room == 0 {
+                break;
+            }
+            input.appended(room);
+        }
+        assert_eq!(input.unused().len(), LARGE);
+        input.consume(LARGE);
+        assert_eq!(input.spare().len(), LARGE);
+    }
+
+    #[test]
+    fn an_input_is_as_large_as_the_answers_before_it() {
+        let mut input = Input::new();
+        for (answer, size) in [(SMALL, SMALL), (10_000, 16 << 10), (5, 16 << 10)] {
+            input.expect(answer as u64);
+            assert_eq!(input.spare().len(), size);
+        }
+        // One that is not read in one go anyway.
+        input.expect(LARGE as u64 + 1);
+        assert_eq!(input.spare().len(), 16 << 10);
+    }
+}

@@ -55,7 +55,7 @@ pub(crate) fn read_answer(bytes: &[u8], pieces: Pieces) -> Option<Answer> {
         status,
         body,
         keep,
-        len: bytes.len() - wire.bytes.len() - input.len(),
+        len: bytes.len() - wire.bytes.len() - input.unused().len(),
     })
 }
 

@@ -13,13 +13,13 @@ use crate::wire;
 
 /// What a head says of the answer, besides its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) status: u16,
-    pub(super) framing: Framing,
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    pub(crate) framing: Framing,
     /// Whether the connection can carry another exchange.
-    pub(super) keep: bool,
+    pub(crate) keep: bool,
     /// Whether the body is said to be protobuf.
-    pub(super) is_protobuf: bool,
+    pub(crate) is_protobuf: bool,
 }
 
 /// A head, and the text of its Content-Length.

@@ -7,7 +7,7 @@ use crate::http::exchange::broke_off;
 
 /// How the end of a body is found, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(crate) enum Framing {
     /// So many bytes are left.
     Length(u64),
     Chunked(Chunk),
@@ -16,7 +16,7 @@ pub(super) enum Framing {
 
 /// What comes next in a chunked body (RFC 9112, section 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub(crate) enum Chunk {
     /// A line with the size of a chunk.
     Size,
     /// So many bytes of a chunk.
@@ -34,7 +34,7 @@ impl Framing {
     }
 
     /// The length of a body that has not begun, if it is known.
-    pub(super) fn length(&self) -> Option<u64> {
+    pub(crate) fn length(&self) -> Option<u64> {
         match self {
             Framing::Length(length) => Some(*length),
             _ => None,

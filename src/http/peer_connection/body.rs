@@ -4,40 +4,35 @@ use std::io::{self, Read};
 use std::time::Instant;
 
 use super::framing::Framing;
-use super::head::Head;
-use super::{Connection, Home};
+use super::{Home, PeerConnection};
 use crate::http::exchange::broke_off;
 use crate::sync::Arc;
 
 /// Reads a body to its end, then gives the connection back. Dropped before, it closes it.
-pub(super) struct DirectBody {
+pub(crate) struct AnswerBody {
     home: Arc<Home>,
     /// `None` once the body is over, or has failed.
-    connection: Option<Box<Connection>>,
+    connection: Option<Box<PeerConnection>>,
     framing: Framing,
     /// Whether the connection can carry another exchange after this one.
     keep: bool,
-    /// The bytes of head and body together, if they are known.
-    len: Option<u64>,
     deadline: Instant,
 }
 
-impl DirectBody {
-    /// The body that follows `head`, which has so many bytes.
-    pub(super) fn new(
+impl AnswerBody {
+    /// The body that comes next on `connection`.
+    pub(crate) fn new(
         home: Arc<Home>,
-        connection: Box<Connection>,
-        head: Head,
-        head_len: usize,
+        connection: Box<PeerConnection>,
+        framing: Framing,
+        keep: bool,
         deadline: Instant,
     ) -> Self {
-        let body_len = head.framing.length();
-        let mut body = DirectBody {
+        let mut body = AnswerBody {
             home,
             connection: Some(connection),
-            framing: head.framing,
-            keep: head.keep,
-            len: body_len.map(|len| len + head_len as u64),
+            framing,
+            keep,
             deadline,
         };
         body.end_if_over();
@@ -47,13 +42,13 @@ impl DirectBody {
     fn end_if_over(&mut self) {
         if self.framing.is_over() {
             if let Some(connection) = self.connection.take().filter(|_| self.keep) {
-                self.home.give(connection, self.len);
+                self.home.give(connection);
             }
         }
     }
 }
 
-impl Read for DirectBody {
+impl Read for AnswerBody {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() || self.framing.is_over() {
             return Ok(0);

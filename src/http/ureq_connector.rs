@@ -1,0 +1,235 @@
+//! A connection to a peer as ureq uses it: two system calls a request, and a deadline that holds
+//! for all of them together.
+//!
+//! The deadline is not ureq's. For a time-out of its own it would work out at every step what is left,
+//! and to be told of another than its agent's it has its whole configuration copied. So it has none,
+//! and everything that waits does so here.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::time::Instant;
+
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+
+use crate::http::exchange::MAX_LINE;
+use crate::http::peer_connection::{Home, PeerConnection};
+use crate::http::rest;
+use crate::sync::Arc;
+
+/// Gives ureq the connections to one peer.
+///
+/// ureq's own pool is turned off: it hands out the connection that has rested longest, whoever asks,
+/// and looks through all of them twice for each request.
+#[derive(Clone, Debug)]
+pub(crate) struct UreqConnector {
+    home: Arc<Home>,
+    /// Whether every request gets a new connection.
+    fresh: bool,
+}
+
+impl UreqConnector {
+    pub(crate) fn new(home: Arc<Home>) -> Self {
+        UreqConnector { home, fresh: false }
+    }
+
+    /// The same for second attempts: what it makes is kept with the others, but it takes none of
+    /// them.
+    pub(crate) fn fresh(&self) -> Self {
+        UreqConnector {
+            fresh: true,
+            ..self.clone()
+        }
+    }
+}
+
+/// Runs `exchange`, which asks ureq once, on this thread. The connection that it is given keeps to
+/// `deadline`, also when the body of the answer is read later, on whatever thread.
+///
+/// ureq has no way to hand anything on from who asks to the connector, but calls it on this thread.
+pub(crate) fn by<R>(deadline: Instant, exchange: impl FnOnce() -> R) -> R {
+    DEADLINE.set(Some(deadline));
+    exchange()
+}
+
+thread_local! {
+    /// Of the exchange that begins on this thread.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+impl Connector for UreqConnector {
+    type Out = UreqConnection;
+
+    /// `details` has no addresses: see `NoResolver`.
+    fn connect(
+        &self,
+        _details: &ConnectionDetails<'_>,
+        _chained: Option<()>,
+    ) -> Result<Option<UreqConnection>, ureq::Error> {
+        let now = Instant::now();
+        let deadline = DEADLINE.take().unwrap_or(now);
+        let kept = if self.fresh {
+            None
+        } else {
+            self.home.take(now)
+        };
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => self.home.connect(deadline)?,
+        };
+        if connection.line.is_empty() {
+            connection.line = vec![0; MAX_LINE].into();
+        }
+        Ok(Some(UreqConnection {
+            exchange: Some(Exchange {
+                connection,
+                deadline,
+                home: self.home.clone(),
+            }),
+            sending: false,
+            progress: false,
+        }))
+    }
+}
+
+/// A connection in the hands of ureq, for one exchange.
+pub(crate) struct UreqConnection {
+    /// `None` once its connection has gone back to those at rest.
+    exchange: Option<Exchange>,
+    /// Whether the last thing done was to write. A write after a read begins a request.
+    sending: bool,
+    /// Whether ureq used any of the input when it last looked. If not, what is there is too little
+    /// for it to go on with, and more must be read.
+    progress: bool,
+}
+
+/// A connection, until it goes back to those at rest.
+pub(crate) struct Exchange {
+    pub(crate) connection: Box<PeerConnection>,
+    pub(crate) deadline: Instant,
+    pub(crate) home: Arc<Home>,
+}
+
+impl UreqConnection {
+    fn exchange(&mut self) -> io::Result<&mut Exchange> {
+        let exchange = self.exchange.as_mut();
+        exchange.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Transport for UreqConnection {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self
+    }
+
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+        let begins = !std::mem::replace(&mut self.sending, true);
+        let Exchange {
+            connection,
+            deadline,
+            ..
+        } = self.exchange()?;
+        if begins {
+            connection.socket.begin();
+        }
+        // ureq writes the head, then the body, and waits for the answer when there is no more.
+        let PeerConnection { line, output, .. } = &mut **connection;
+        output.extend_from_slice(&line[..amount]);
+        if output.len() >= OUTPUT_LARGE {
+            connection.flush(Instant::now(), *deadline)?;
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
+        self.sending = false;
+        let Exchange {
+            connection,
+            deadline,
+            ..
+        } = self.exchange()?;
+        if !connection.output.is_empty() {
+            connection.flush(Instant::now(), *deadline)?;
+        }
+        let PeerConnection { socket, input, .. } = &mut **connection;
+        let spare = input.spare();
+        if spare.is_empty() {
+            let message = "a line of the answer is too long";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message).into());
+        }
+        let read = socket.read(spare, *deadline)?;
+        input.appended(read);
+        Ok(read > 0)
+    }
+
+    /// ureq asks this when it has read an answer to its end and nothing is left in the buffers,
+    /// before it would put the connection into its pool. It goes home instead, and ureq is told to
+    /// let go of it.
+    fn is_open(&mut self) -> bool {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.home.give(exchange.connection);
+        }
+        false
+    }
+}
+
+/// The input is the connection's, and what is written goes into a line of its own first. A
+/// connection that is gone has neither.
+impl Buffers for UreqConnection {
+    fn output(&mut self) -> &mut [u8] {
+        self.tmp_and_output().1
+    }
+
+    fn input(&self) -> &[u8] {
+        let exchange = self.exchange.as_ref();
+        exchange.map_or(&[], |exchange| exchange.connection.input.unused())
+    }
+
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        self.tmp_and_output().0
+    }
+
+    fn input_appended(&mut self, amount: usize) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.connection.input.appended(amount);
+        }
+    }
+
+    fn input_consume(&mut self, amount: usize) {
+        self.progress = amount > 0;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.connection.input.consume(amount);
+        }
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        let Some(exchange) = &mut self.exchange else {
+            return (&mut [], &mut []);
+        };
+        let PeerConnection { input, line, .. } = &mut *exchange.connection;
+        // ureq reads the body of a request into the first and encodes it into the second.
+        (input.spare(), line)
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.progress && !self.input().is_empty()
+    }
+}
+
+impl Drop for UreqConnection {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            rest::leave(exchange);
+        }
+    }
+}
+
+impl fmt::Debug for UreqConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exchange = self.exchange.as_ref();
+        exchange.map(|exchange| &exchange.connection).fmt(f)
+    }
+}
+
+/// What is sent without waiting for more.
+const OUTPUT_LARGE: usize = 16 * 1024;
