@@ -1,9 +1,9 @@
 //! A get that has to ask a peer, over loopback: cached at the owner, nothing kept at the caller.
 //!
-//! Server and client are two processes for each implementation: `larder`, with its default transport
-//! and with the direct one; `raw`, the floor of this shape; and memcached and golang/groupcache where
-//! `benches/peers/install.sh` has put them. Each case runs them in turn, so that what else the
-//! machine does meets all of them.
+//! Server and client are two processes for each implementation: `larder`, with its default client and
+//! with ureq for everything; `raw`, the floor of this shape; and memcached and golang/groupcache where
+//! `benches/peers/install.sh` has put them. Each case runs them in turn, so that what else the machine
+//! does meets all of them.
 //!
 //! `--quick` runs each for 0.3 s instead of 1 s; `LARDER_ROUNDS` is the number of rounds, 5 by
 //! default; `LARDER_CASES` a comma-separated list of cases.

@@ -1,6 +1,6 @@
 //! larder: an owner of all keys, and a node that owns none and keeps nothing.
 
-use larder::http::HttpPool;
+use larder::http::{HttpClient, HttpPool};
 use larder::{Context, Group, HotAdmission, Registry, Sink};
 
 use super::{SLOW, client, describe, wait_for_the_end};
@@ -27,11 +27,11 @@ pub fn serve() {
     wait_for_the_end();
 }
 
-pub fn ask(address: &str, direct: bool) {
+pub fn ask(address: &str, client_of_peers: HttpClient) {
     let registry = Registry::new();
     let pool = HttpPool::builder("http://127.0.0.1:1")
         .registry(&registry)
-        .direct_transport(direct)
+        .http_client(client_of_peers)
         .build()
         .expect("a pool");
     pool.set([format!("http://{address}")]).expect("a peer");

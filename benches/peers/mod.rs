@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ::larder::http::HttpClient;
+
 use crate::common::Rng;
 
 /// A peer as one thread of a client sees it: gets the key's value, and tells its length.
@@ -49,8 +51,8 @@ pub struct Load {
     pub slow_percent: i32,
 }
 
-/// larder without ureq.
-pub const DIRECT: &str = "larder direct";
+/// larder with ureq for everything.
+pub const BY_UREQ: &str = "larder by ureq";
 
 /// How many keys a call gets that gets many.
 pub const MANY: usize = 100;
@@ -73,7 +75,7 @@ impl Pair {
                 Process::own(&[name, "client", address])
             })
         };
-        let mut pairs = vec![own("larder"), own(DIRECT), own("raw")];
+        let mut pairs = vec![own("larder"), own(BY_UREQ), own("raw")];
         if let Some(server) = memcached::start() {
             let client = |address: &str| Process::own(&["memcached", "client", address]);
             pairs.push(Pair::of("memcached", server, client));
@@ -205,9 +207,9 @@ impl Drop for Process {
 pub fn be(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["larder" | DIRECT, "server"] => larder::serve(),
-        ["larder", "client", address] => larder::ask(address, false),
-        [DIRECT, "client", address] => larder::ask(address, true),
+        ["larder" | BY_UREQ, "server"] => larder::serve(),
+        ["larder", "client", address] => larder::ask(address, HttpClient::default()),
+        [BY_UREQ, "client", address] => larder::ask(address, HttpClient::Ureq),
         ["raw", "server"] => raw::serve(),
         ["raw", "client", address] => client(|| raw::connect(address), None),
         ["memcached", "client", address] => client(|| memcached::connect(address), None),

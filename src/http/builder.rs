@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::answer::{ContextHook, Endpoint, SharedLimits};
 use crate::http::handler::Request;
+use crate::http::peer_transport::HttpClient;
 use crate::http::picker::{PeerSettings, Picker, TransportHook};
 use crate::http::pool::HttpPool;
 use crate::http::transport::Transport;
@@ -51,7 +52,7 @@ pub struct HttpPoolBuilder {
     failover: Option<bool>,
     hash: Option<Arc<HashFn>>,
     transport: Option<Arc<TransportHook>>,
-    direct: bool,
+    client: HttpClient,
     context: Option<Arc<ContextHook>>,
     registry: Option<Registry>,
     connect_timeout: Duration,
@@ -74,7 +75,7 @@ impl HttpPoolBuilder {
             failover: None,
             hash: None,
             transport: None,
-            direct: false,
+            client: HttpClient::default(),
             context: None,
             registry: None,
             connect_timeout: Duration::from_millis(250),
@@ -141,15 +142,10 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Whether all requests travel by a small HTTP/1.1 client of this crate; off by default: then
-    /// only those for several keys do, which only larder's server knows, and the others go by ureq.
-    ///
-    /// Both take the answers of any server that keeps to HTTP/1.1, and hold to the same limits. The
-    /// direct one takes less CPU time, and reads a long value without a copy (`cargo bench --bench
-    /// hop` has both); ureq has met more of the world's servers and proxies. A
+    /// Which HTTP client asks the peers; [`HttpClient::Auto`] by default. A
     /// [`transport`](Self::transport) hook gets the one that is chosen.
-    pub fn direct_transport(mut self, direct: bool) -> Self {
-        self.direct = direct;
+    pub fn http_client(mut self, client: HttpClient) -> Self {
+        self.client = client;
         self
     }
 
@@ -200,9 +196,9 @@ impl HttpPoolBuilder {
 
     /// How many unused connections to one peer are kept for the next request; 24 by default. A thread
     /// gets the one that it used last, if it is free. Those that have not been used for 15 s are
-    /// closed, one with each request that ends. Each holds 16 KiB, and up to 72 KiB once it has carried
-    /// longer answers than 8 KiB; with the [`direct_transport`](Self::direct_transport) 8 KiB less. 0
-    /// makes a new connection for each request.
+    /// closed, one with each request that ends. Each holds 8 KiB, and up to 64 KiB once it has carried
+    /// longer answers; 8 KiB more if ureq uses it (see [`HttpClient`]).
+    /// 0 makes a new connection for each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self
@@ -275,7 +271,7 @@ impl HttpPoolBuilder {
             failover: self.failover.unwrap_or(!shared_with_go),
             base_path: self.base_path.clone(),
             transport: self.transport,
-            direct: self.direct,
+            client: self.client,
             connect_timeout: self.connect_timeout,
             exchange_timeout: self.exchange_timeout,
             max_connections: self.max_connections_per_peer,

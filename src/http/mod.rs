@@ -8,18 +8,18 @@ mod client;
 mod combiner;
 mod connection;
 mod connections;
-mod default_transport;
 mod dial;
-mod direct;
 mod exchange;
 mod handler;
 mod head;
 mod idle;
 mod input;
+mod lean;
 mod limits;
 mod listener;
 mod output;
 mod peer_connection;
+mod peer_transport;
 mod permits;
 mod picker;
 mod pool;
@@ -35,8 +35,8 @@ mod socket_timeout;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
 mod transport;
+mod ureq_client;
 mod ureq_connector;
-mod ureq_transport;
 mod url;
 
 #[cfg(all(test, not(larder_loom)))]
@@ -52,6 +52,7 @@ pub(crate) mod fuzzed {
 
 pub use builder::HttpPoolBuilder;
 pub use handler::{Handler, Request};
+pub use peer_transport::HttpClient;
 pub use pool::HttpPool;
 pub use response::{Body, Response};
 pub use server::{Server, ServerBuilder};

@@ -36,6 +36,8 @@ pub(crate) struct PeerConnection {
     pub(crate) input: Input,
     /// What is written in one go: empty between exchanges.
     pub(crate) output: Vec<u8>,
+    /// Whether a server of ours is at the other end, as far as the last answer told.
+    pub(crate) is_ours: bool,
     /// Where ureq writes each line of a request to; empty until it is asked.
     pub(crate) line: Box<[u8]>,
 }
@@ -70,6 +72,7 @@ impl Home {
             socket,
             input: Input::new(),
             output: Vec::with_capacity(OUTPUT_SMALL),
+            is_ours: false,
             line: Box::default(),
         }))
     }

@@ -8,10 +8,9 @@ use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::answer::SharedLimits;
 use crate::http::client::{HttpPeer, PeerLimits, max_body};
-use crate::http::default_transport::DefaultTransport;
-use crate::http::direct::DirectTransport;
 use crate::http::exchange::Terms;
 use crate::http::peer_connection::Home;
+use crate::http::peer_transport::{HttpClient, PeerTransport};
 use crate::http::transport::Transport;
 use crate::http::url::PeerUrl;
 use crate::peers::{PeerPicker, ProtoGetter};
@@ -36,8 +35,7 @@ pub(crate) struct PeerSettings {
     pub(crate) failover: bool,
     pub(crate) base_path: String,
     pub(crate) transport: Option<Arc<TransportHook>>,
-    /// Whether the default transport is `DirectTransport`, not ureq.
-    pub(crate) direct: bool,
+    pub(crate) client: HttpClient,
     pub(crate) connect_timeout: std::time::Duration,
     pub(crate) exchange_timeout: std::time::Duration,
     pub(crate) max_connections: usize,
@@ -183,11 +181,8 @@ impl PeerSettings {
             max_idle: self.max_idle_per_peer,
             max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
         };
-        let home = Home::new(terms);
-        let mut transport: Arc<dyn Transport> = match self.direct {
-            true => Arc::new(DirectTransport::new(home)),
-            false => Arc::new(DefaultTransport::new(home)),
-        };
+        let mut transport: Arc<dyn Transport> =
+            Arc::new(PeerTransport::new(Home::new(terms), self.client));
         if let Some(hook) = &self.transport {
             transport = hook(url.spelling(), transport);
         }

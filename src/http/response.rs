@@ -5,10 +5,12 @@ use std::io::Write;
 
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire;
 
 /// What a [`Handler`](super::Handler) answers: a status, a content type and a body.
 ///
-/// The server adds `Content-Length` and, where needed, `Connection`. It sends no `Date`: the boards
+/// The server adds `Content-Length`, `Server: larder` unless there is one, and, where needed,
+/// `Connection`. It sends no `Date`: the boards
 /// that this crate also runs on have no clock to trust.
 #[derive(Clone, Debug)]
 pub struct Response {
@@ -110,6 +112,13 @@ impl Response {
         // RFC 9110, section 8.6: no length in a 204; one in a 304 would be that of the 200.
         let bodiless = matches!(self.status, 204 | 304);
         push_status(out, self.status);
+        if !self
+            .fields
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("Server"))
+        {
+            push_field(out, "Server", wire::SERVER);
+        }
         if !bodiless {
             push_field(out, "Content-Type", &self.content_type);
             push_length(out, body.len());
@@ -188,6 +197,7 @@ impl Framing {
 /// Appends the head of a 200 with `len` bytes of `content_type`.
 pub(crate) fn push_ok_head(out: &mut Vec<u8>, content_type: &str, len: usize, framing: Framing) {
     out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    push_field(out, "Server", wire::SERVER);
     push_field(out, "Content-Type", content_type);
     push_length(out, len);
     framing.push(out);
@@ -306,14 +316,21 @@ mod tests {
     }
 
     #[test]
+    fn a_server_of_the_programs_own_name_is_the_only_one() {
+        let named = Response::new(204, "", "").with_header("server", "kitchen");
+        let sent = sent(&named.expect("a good header"), OPEN);
+        assert_eq!(sent, "HTTP/1.1 204 No Content\r\nserver: kitchen\r\n\r\n");
+    }
+
+    #[test]
     fn an_answer_has_its_length_its_type_and_its_headers() {
         let response = Response::text(404, "no such page")
             .with_header("X-Why", "typo")
             .expect("a good header");
         assert_eq!(
             sent(&response, OPEN),
-            "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: 12\r\nX-Why: typo\r\n\r\nno such page"
+            "HTTP/1.1 404 Not Found\r\nServer: larder\r\n\
+             Content-Type: text/plain; charset=utf-8\r\nContent-Length: 12\r\nX-Why: typo\r\n\r\nno such page"
         );
     }
 
@@ -348,7 +365,7 @@ mod tests {
     #[test]
     fn a_status_without_a_body_is_sent_without() {
         let text = sent(&Response::text(204, "not sent"), OPEN);
-        assert_eq!(text, "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(text, "HTTP/1.1 204 No Content\r\nServer: larder\r\n\r\n");
     }
 
     #[test]

@@ -17,44 +17,28 @@ use crate::http::peer_connection::{Home, PeerConnection};
 use crate::http::rest;
 use crate::sync::Arc;
 
-/// Gives ureq the connections to one peer.
+/// Gives ureq the connection that it is to use.
 ///
 /// ureq's own pool is turned off: it hands out the connection that has rested longest, whoever asks,
 /// and looks through all of them twice for each request.
-#[derive(Clone, Debug)]
-pub(crate) struct UreqConnector {
-    home: Arc<Home>,
-    /// Whether every request gets a new connection.
-    fresh: bool,
-}
+#[derive(Debug)]
+pub(crate) struct UreqConnector;
 
-impl UreqConnector {
-    pub(crate) fn new(home: Arc<Home>) -> Self {
-        UreqConnector { home, fresh: false }
-    }
-
-    /// The same for second attempts: what it makes is kept with the others, but it takes none of
-    /// them.
-    pub(crate) fn fresh(&self) -> Self {
-        UreqConnector {
-            fresh: true,
-            ..self.clone()
-        }
-    }
-}
-
-/// Runs `exchange`, which asks ureq once, on this thread. The connection that it is given keeps to
-/// `deadline`, also when the body of the answer is read later, on whatever thread.
+/// Runs `ask`, which asks ureq once, on this thread, and has it use the connection of `exchange`. That
+/// keeps to its deadline also when the body of the answer is read later, on whatever thread.
 ///
 /// ureq has no way to hand anything on from who asks to the connector, but calls it on this thread.
-pub(crate) fn by<R>(deadline: Instant, exchange: impl FnOnce() -> R) -> R {
-    DEADLINE.set(Some(deadline));
-    exchange()
+pub(crate) fn over<R>(exchange: Exchange, ask: impl FnOnce() -> R) -> R {
+    HANDED.set(Some(exchange));
+    let result = ask();
+    // Still there if ureq refused the request.
+    drop(HANDED.take());
+    result
 }
 
 thread_local! {
-    /// Of the exchange that begins on this thread.
-    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// For the request that begins on this thread.
+    static HANDED: Cell<Option<Exchange>> = const { Cell::new(None) };
 }
 
 impl Connector for UreqConnector {
@@ -66,26 +50,14 @@ impl Connector for UreqConnector {
         _details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<UreqConnection>, ureq::Error> {
-        let now = Instant::now();
-        let deadline = DEADLINE.take().unwrap_or(now);
-        let kept = if self.fresh {
-            None
-        } else {
-            self.home.take(now)
-        };
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => self.home.connect(deadline)?,
-        };
-        if connection.line.is_empty() {
-            connection.line = vec![0; MAX_LINE].into();
+        let mut exchange = HANDED.take();
+        if let Some(Exchange { connection, .. }) = &mut exchange {
+            if connection.line.is_empty() {
+                connection.line = vec![0; MAX_LINE].into();
+            }
         }
-        Ok(Some(UreqConnection {
-            exchange: Some(Exchange {
-                connection,
-                deadline,
-                home: self.home.clone(),
-            }),
+        Ok(exchange.map(|exchange| UreqConnection {
+            exchange: Some(exchange),
             sending: false,
             progress: false,
         }))

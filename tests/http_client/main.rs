@@ -13,7 +13,7 @@ mod time;
 use std::borrow::Cow;
 use std::process::Command;
 
-use larder::http::{HttpPool, HttpPoolBuilder};
+use larder::http::{HttpClient, HttpPool, HttpPoolBuilder};
 use larder::pb::GetRequest;
 use larder::{Context, ErrorKind, PeerPicker, PeerResponse, Registry, Result};
 
@@ -25,7 +25,7 @@ fn pool_of(url: &str) -> HttpPool {
 fn pool_with(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
     let builder = HttpPool::builder("http://127.0.0.1:1")
         .registry(&Registry::new())
-        .direct_transport(std::env::var_os(DIRECT).is_some());
+        .http_client(client());
     let pool = options(builder).build().expect("a pool");
     pool.set([url]).expect("a peer");
     pool
@@ -55,21 +55,31 @@ fn peer_error(pool: &HttpPool, key: &str) -> String {
     error.to_string()
 }
 
-/// Set where the direct transport is tested instead of the default one.
-const DIRECT: &str = "LARDER_TEST_DIRECT";
+/// Names the client that is tested instead of the default one.
+const CLIENT: &str = "LARDER_TEST_CLIENT";
+
+fn client() -> HttpClient {
+    match std::env::var(CLIENT).as_deref() {
+        Ok("lean") => HttpClient::Lean,
+        Ok("ureq") => HttpClient::Ureq,
+        _ => HttpClient::default(),
+    }
+}
 
 #[test]
-fn the_direct_transport_passes_the_same_tests() {
-    if std::env::var_os(DIRECT).is_some() {
-        // This is the child.
+fn each_client_passes_the_same_tests() {
+    if std::env::var_os(CLIENT).is_some() {
+        // This is a child.
         return;
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .env(DIRECT, "1")
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}");
-    // An earlier test that found the variable would say nothing of it.
-    assert!(told.contains("values_of_all_sizes_arrive ... ok"), "{told}");
+    for name in ["lean", "ureq"] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .env(CLIENT, name)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name}: {told}");
+        // An earlier test that found the variable would say nothing of it.
+        assert!(told.contains("values_of_all_sizes_arrive ... ok"), "{told}");
+    }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Head {
     pub(crate) keep: bool,
     /// Whether the body is said to be protobuf.
     pub(crate) is_protobuf: bool,
+    /// Whether a server of ours wrote it.
+    pub(crate) is_ours: bool,
 }
 
 /// A head, and the text of its Content-Length.
@@ -49,6 +51,7 @@ impl Head {
         }
         let (mut length, mut length_at, mut content_type) = (None, None, None);
         let (mut codings, mut chunked, mut close) = (0, false, false);
+        let mut is_ours = false;
         for field in response.headers.iter() {
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
             if is("content-length") {
@@ -62,6 +65,8 @@ impl Head {
             } else if is("transfer-encoding") {
                 codings += 1;
                 chunked = field.value.eq_ignore_ascii_case(b"chunked");
+            } else if is("server") {
+                is_ours |= field.value == wire::SERVER.as_bytes();
             } else if is("connection") {
                 close |= has_token(field.value, b"close");
             }
@@ -93,6 +98,7 @@ impl Head {
             framing,
             keep: version == 1 && !close,
             is_protobuf: content_type.is_some_and(wire::is_protobuf),
+            is_ours,
         };
         Ok(Some((head, length_at)))
     }

@@ -95,6 +95,7 @@ impl Reply {
     pub fn value(&self) -> &str {
         assert_eq!(self.status, 200, "{self:?}");
         assert_eq!(self.header("Content-Type"), Some(wire::CONTENT_TYPE));
+        assert_eq!(self.header("Server"), Some(wire::SERVER));
         let decoded = wire::decode_response(&self.body).expect("a GetResponse");
         std::str::from_utf8(decoded.value).expect("text")
     }
