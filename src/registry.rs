@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
 use crate::peers::{PeerPicker, PickerSlot, Pickers};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, RwLock};
 
 /// A set of groups with different names, which share one peer picker.
 ///
@@ -27,16 +27,18 @@ pub struct Registry {
 
 #[derive(Default)]
 struct Inner {
-    state: Mutex<State>,
+    /// Locked before `groups`, where both are.
+    hooks: Mutex<Hooks>,
+    /// Read for each request of a peer. Strangers choose the names that are looked up: the hash is
+    /// seeded.
+    groups: RwLock<HashMap<String, Group, RandomState>>,
     peers: PickerSlot,
 }
 
 type NewGroupHook = dyn Fn(&Group) + Send + Sync;
 
 #[derive(Default)]
-struct State {
-    /// Strangers choose the names that are looked up: the hash is seeded.
-    groups: HashMap<String, Group, RandomState>,
+struct Hooks {
     new_group_hook: Option<Arc<NewGroupHook>>,
     /// Taken out by the first group.
     server_start: Option<Box<dyn FnOnce() + Send>>,
@@ -74,18 +76,18 @@ impl Registry {
 
     /// The group of this name, if there is one.
     pub fn get_group(&self, name: &str) -> Option<Group> {
-        self.inner.state.lock().groups.get(name).cloned()
+        self.inner.groups.read().get(name).cloned()
     }
 
     /// All groups, in no order.
     pub fn groups(&self) -> Vec<Group> {
-        self.inner.state.lock().groups.values().cloned().collect()
+        self.inner.groups.read().values().cloned().collect()
     }
 
     /// Takes a group out. It lives on for those who hold it; peers are told that there is no such
     /// group, and the name is free again.
     pub fn remove_group(&self, name: &str) -> Option<Group> {
-        self.inner.state.lock().groups.remove(name)
+        self.inner.groups.write().remove(name)
     }
 
     /// Sets the picker that all groups ask for the owner of a key.
@@ -125,11 +127,11 @@ impl Registry {
         &self,
         hook: impl Fn(&Group) + Send + Sync + 'static,
     ) -> Result<()> {
-        let mut state = self.inner.state.lock();
-        if state.new_group_hook.is_some() {
+        let mut hooks = self.inner.hooks.lock();
+        if hooks.new_group_hook.is_some() {
             return Err(already("a new-group hook"));
         }
-        state.new_group_hook = Some(Arc::new(hook));
+        hooks.new_group_hook = Some(Arc::new(hook));
         Ok(())
     }
 
@@ -141,17 +143,17 @@ impl Registry {
     /// [`ErrorKind::AlreadyRegistered`] if there is one, or if a group was made already: then it
     /// would never run.
     pub fn register_server_start(&self, start: impl FnOnce() + Send + 'static) -> Result<()> {
-        let mut state = self.inner.state.lock();
-        if state.server_start.is_some() {
+        let mut hooks = self.inner.hooks.lock();
+        if hooks.server_start.is_some() {
             return Err(already("a server-start function"));
         }
-        if state.any_group_yet {
+        if hooks.any_group_yet {
             return Err(Error::new(
                 ErrorKind::AlreadyRegistered,
                 "a group was made already; register the server-start function before",
             ));
         }
-        state.server_start = Some(Box::new(start));
+        hooks.server_start = Some(Box::new(start));
         Ok(())
     }
 
@@ -172,15 +174,16 @@ impl Registry {
         }
         let group = make(self.inner.peers.clone());
         let (start, hook) = {
-            let mut state = self.inner.state.lock();
+            let mut hooks = self.inner.hooks.lock();
+            let mut groups = self.inner.groups.write();
             // Another thread may have registered the name since the look above.
-            if state.groups.contains_key(name) {
-                drop(state);
+            if groups.contains_key(name) {
+                drop((groups, hooks));
                 return Err(taken());
             }
-            state.groups.insert(name.into(), group.clone());
-            state.any_group_yet = true;
-            (state.server_start.take(), state.new_group_hook.clone())
+            groups.insert(name.into(), group.clone());
+            hooks.any_group_yet = true;
+            (hooks.server_start.take(), hooks.new_group_hook.clone())
         };
         if let Some(start) = start {
             start();

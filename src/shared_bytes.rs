@@ -47,6 +47,12 @@ impl Deref for SharedBytes {
     }
 }
 
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl From<&[u8]> for SharedBytes {
     #[inline]
     fn from(bytes: &[u8]) -> SharedBytes {

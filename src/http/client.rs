@@ -11,15 +11,16 @@ use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::answer::SharedLimits;
-use crate::http::body::{Bytes, TOO_LONG, read_body};
+use crate::http::body::{Bytes, TOO_LONG, read_body, take_body};
+use crate::http::combiner::Combiner;
 use crate::http::permits::{Permit, Permits};
-use crate::http::sharing::Sharing;
+use crate::http::sharing::{Outcome, Sharing};
 use crate::http::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::url::PeerUrl;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::shared_bytes::SharedBytes;
-use crate::sync::Arc;
+use crate::sync::{Arc, Padded};
 use crate::wire;
 
 /// One peer.
@@ -31,14 +32,22 @@ pub(crate) struct HttpPeer {
     pub(crate) transport: Arc<dyn Transport>,
     /// The path of the peer's URL and the base path: what comes before the group.
     pub(crate) base: String,
-    /// One for each exchange under way: the peer's server refuses connections over its own limit.
-    permits: Permits,
+    pub(crate) crowd: Padded<Crowd>,
     pub(crate) limits: PeerLimits,
     pub(crate) sharing: Sharing,
     /// Read for answers that say when they expire, not how long they are good for.
     clock: Clock,
     /// What tells the peer that it has all of the exchange's time.
     full_time: HeaderValue,
+}
+
+/// What each request for a key writes to: side by side, so that one line of memory goes from
+/// processor to processor, not several.
+pub(crate) struct Crowd {
+    /// One for each exchange under way: the peer's server refuses connections over its own limit.
+    permits: Permits,
+    /// Who asks singly, who rides together.
+    pub(crate) combiner: Combiner<Outcome>,
 }
 
 /// The figures of a peer; see the setters of `HttpPoolBuilder`, which document each.
@@ -62,8 +71,15 @@ impl HttpPeer {
             base: format!("{}{base_path}", url.prefix()),
             url,
             transport,
-            permits: Permits::new(limits.max_connections),
-            sharing: Sharing::new(limits.shared, limits.max_connections),
+            crowd: Padded(Crowd {
+                permits: Permits::new(limits.max_connections),
+                combiner: Combiner::new(
+                    limits.shared.max_keys,
+                    limits.shared.max_key_bytes(),
+                    limits.max_connections,
+                ),
+            }),
+            sharing: Sharing::new(limits.shared),
             full_time: wire::timeout_millis(limits.exchange_timeout).into(),
             limits,
             clock,
@@ -98,7 +114,7 @@ impl HttpPeer {
     /// Waits for the right to a connection, which is held until the answer is read to its end or
     /// its connection closed; and what is left of the budget then.
     pub(crate) fn permit(&self, ctx: &Context, budget: Duration) -> Result<(Permit<'_>, Duration)> {
-        match self.permits.acquire(budget) {
+        match self.crowd.permits.acquire(budget) {
             Some((permit, waited)) => Ok((permit, budget.saturating_sub(waited))),
             None => Err(ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY))),
         }
@@ -141,9 +157,15 @@ impl HttpPeer {
                 wire::CONTENT_TYPE
             )));
         }
-        let length = response.length();
-        read_body(response.into_body(), length, max_body(max_values))
-            .map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+        let max = max_body(max_values);
+        let body = match response.take_whole() {
+            Ok(body) => take_body(body, max),
+            Err(response) => {
+                let length = response.length();
+                read_body(response.into_body(), length, max)
+            }
+        };
+        body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 
     /// How long the value is good for. A time that has passed is no time at all: the caller gets

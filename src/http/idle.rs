@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::http::exchange::MAX_IDLE_AGE;
 use crate::http::socket::Socket;
-use crate::sync::{Mutex, thread_local};
+use crate::sync::{Mutex, Padded, thread_local};
 
 /// Unused connections, the one used last at the back.
 ///
@@ -13,7 +13,7 @@ use crate::sync::{Mutex, thread_local};
 /// the peer is then likely to be on the same processor, or near it, and the connection's memory too.
 pub(crate) struct Idle<C> {
     max: usize,
-    resting: Mutex<VecDeque<(Owner, C)>>,
+    resting: Padded<Mutex<VecDeque<(Owner, C)>>>,
 }
 
 /// Something that goes over a socket.
@@ -26,7 +26,7 @@ impl<C: Carrier> Idle<C> {
     pub(crate) fn new(max: usize) -> Self {
         Idle {
             max,
-            resting: Mutex::default(),
+            resting: Padded(Mutex::default()),
         }
     }
 

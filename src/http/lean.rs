@@ -40,6 +40,11 @@ pub(crate) fn exchange(
         // The next exchange is not ureq's either.
         connection.line = Box::default();
     }
+    if let Some(body) = connection.input.whole(framing).filter(|_| keep) {
+        // Most are: the connection is free before the value is looked at.
+        home.give(connection);
+        return Ok(TransportResponse::whole(status, bytes, is_protobuf, body));
+    }
     let body = AnswerBody::new(home.clone(), connection, framing, keep, deadline);
     let response = TransportResponse::with_reader(status, framing.length(), body);
     Ok(response.with_head(bytes, is_protobuf))

@@ -47,7 +47,7 @@ impl HttpPeer {
                 budget
             }
         };
-        let (told, place) = match self.sharing.combiner.join(group, key, time_left) {
+        let (told, place) = match self.crowd.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
             Turn::Singly => return single(budget),
             Turn::TooLate => return Err(self.too_late(ctx)),

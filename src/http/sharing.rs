@@ -6,7 +6,6 @@ use crate::byteview::ByteView;
 use crate::error::{Error, Result};
 use crate::http::answer::SharedLimits;
 use crate::http::body::Bytes;
-use crate::http::combiner::Combiner;
 use crate::peers::PeerResponse;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::wire::ManyValue;
@@ -14,7 +13,6 @@ use crate::wire::ManyValue;
 /// What a peer's client keeps for shared exchanges.
 pub(crate) struct Sharing {
     pub(crate) limits: SharedLimits,
-    pub(super) combiner: Combiner<Outcome>,
     /// Set for good when the peer does not know such requests.
     pub(super) unknown: AtomicBool,
     /// The mean length of the values that the peer sent lately. Races lose some of them.
@@ -22,7 +20,7 @@ pub(crate) struct Sharing {
 }
 
 /// What came of a shared exchange, for each who rode in it.
-type Outcome = Result<Answers, Failure>;
+pub(crate) type Outcome = Result<Answers, Failure>;
 
 /// Why a shared exchange brought no values.
 #[derive(Clone, Debug)]
@@ -54,9 +52,8 @@ impl Answers {
 }
 
 impl Sharing {
-    pub(crate) fn new(limits: SharedLimits, connections: usize) -> Self {
+    pub(crate) fn new(limits: SharedLimits) -> Self {
         Sharing {
-            combiner: Combiner::new(limits.max_keys, limits.max_key_bytes(), connections),
             limits,
             unknown: AtomicBool::new(false),
             mean_len: AtomicUsize::new(0),

@@ -24,8 +24,9 @@ pub(crate) struct Socket {
     requests: u64,
     /// Bytes read of the present answer.
     answered: u64,
-    /// When bytes were read last.
-    last_read: Instant,
+    /// When the last request was sent. Not when its answer was read: that would be one more look at
+    /// the clock, for an age that need not be exact.
+    last_used: Instant,
     /// Whether reading or writing failed, or the peer closed its side.
     broken: bool,
     read_timeout: SocketTimeout,
@@ -49,7 +50,7 @@ impl Socket {
             max_answer,
             requests: 0,
             answered: 0,
-            last_read: Instant::now(),
+            last_used: Instant::now(),
             broken: false,
             read_timeout: SocketTimeout::default(),
             write_timeout: SocketTimeout::default(),
@@ -74,6 +75,7 @@ impl Socket {
         deadline: Instant,
     ) -> io::Result<()> {
         let mut rest = bytes;
+        self.last_used = now;
         while !rest.is_empty() {
             let set = |timeout| self.stream.set_write_timeout(Some(timeout));
             let written = self
@@ -120,7 +122,6 @@ impl Socket {
                 Ok(n) => {
                     self.broken |= n == 0;
                     self.answered += n as u64;
-                    self.last_read = Instant::now();
                     return Ok(n);
                 }
                 Err(error) if is_early(&error) && Instant::now() < deadline => {}
@@ -175,9 +176,9 @@ impl Socket {
         self.is_sound() && (rested < RESTED || is_quiet(&self.stream))
     }
 
-    /// How long ago bytes were read last.
+    /// How long ago the last request was sent.
     pub(crate) fn rested(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.last_read)
+        now.saturating_duration_since(self.last_used)
     }
 }
 

@@ -9,6 +9,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::shared_bytes::SharedBytes;
 use crate::wire::{self, find_byte};
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
@@ -167,7 +168,13 @@ pub struct TransportResponse {
     /// Whether the headers say that the body is protobuf, where that was looked up already.
     is_protobuf: Option<bool>,
     length: Option<u64>,
-    body: Box<dyn Read + Send>,
+    body: Body,
+}
+
+enum Body {
+    Reader(Box<dyn Read + Send>),
+    /// It had come with the head.
+    Whole(SharedBytes),
 }
 
 impl TransportResponse {
@@ -186,7 +193,23 @@ impl TransportResponse {
             headers: Headers::Map(HeaderMap::new()),
             is_protobuf: None,
             length,
-            body: Box::new(body),
+            body: Body::Reader(Box::new(body)),
+        }
+    }
+
+    /// An answer with head and body, of which nothing has to be read any more.
+    pub(crate) fn whole(
+        status: u16,
+        head: Box<[u8]>,
+        is_protobuf: bool,
+        body: SharedBytes,
+    ) -> Self {
+        TransportResponse {
+            status,
+            headers: Headers::Head(head),
+            is_protobuf: Some(is_protobuf),
+            length: Some(body.len() as u64),
+            body: Body::Whole(body),
         }
     }
 
@@ -269,7 +292,18 @@ impl TransportResponse {
 
     /// The body, to be read to its end: only then is the connection used again.
     pub fn into_body(self) -> Box<dyn Read + Send> {
-        self.body
+        match self.body {
+            Body::Reader(reader) => reader,
+            Body::Whole(bytes) => Box::new(std::io::Cursor::new(bytes)),
+        }
+    }
+
+    /// The body, if it is here as a whole.
+    pub(crate) fn take_whole(self) -> std::result::Result<SharedBytes, Self> {
+        match self.body {
+            Body::Whole(bytes) => Ok(bytes),
+            Body::Reader(_) => Err(self),
+        }
     }
 }
 

@@ -3,11 +3,13 @@
 
 use std::io::{self, Read};
 
+use super::framing::Framing;
 use super::head::Head;
 use super::{NOT_HTTP, Refusal};
 use crate::http::exchange::{DIRECT, MAX_HEAD, broke_off};
 use crate::http::head::{Scan, scan};
 use crate::http::repeat::Repeat;
+use crate::shared_bytes::SharedBytes;
 use crate::wire::find_byte;
 
 /// The input of one connection.
@@ -109,6 +111,14 @@ impl Input {
         let digits = |bytes: &[u8]| bytes.iter().take(MAX_DIGITS).position(no_digit);
         let (head, length, len) = self.last.find(input, digits)?;
         Some((head.with_length(&input[length])?, len))
+    }
+
+    /// Takes a body that is here as a whole already.
+    pub(crate) fn whole(&mut self, framing: Framing) -> Option<SharedBytes> {
+        let length = usize::try_from(framing.length()?).ok()?;
+        let body = self.unused().get(..length)?.into();
+        self.start += length;
+        Some(body)
     }
 
     /// Takes some of the next `most` bytes, at least one if there is room; 0 at the end.
