@@ -213,10 +213,11 @@ impl HttpPoolBuilder {
 
     /// The most keys that one request asks a peer for; 128 by default.
     ///
-    /// Up to 8 threads ask a peer side by side, fewer where
-    /// [`max_connections_per_peer`](Self::max_connections_per_peer) is below 10. When more do, they
-    /// ride together: while two of their requests are under way, further keys gather and go in the
-    /// next. So do, in any case, those of one [`get_many`](crate::Group::get_many).
+    /// Up to 16 threads ask a peer side by side, fewer where
+    /// [`max_connections_per_peer`](Self::max_connections_per_peer) is below 18. When more do, they
+    /// ride together, until fewer than 8 ask: while two of their requests are under way, further keys
+    /// gather and go in the next. So do, in any case, those of one
+    /// [`get_many`](crate::Group::get_many).
     /// The peer answers such a request from its cache, at once; what it would have to load is then
     /// asked for singly, so that a slow load never holds up the others. A peer that does not know
     /// such requests (one of Go) is asked singly from then on. Where values are 16 KiB and longer

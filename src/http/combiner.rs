@@ -1,9 +1,9 @@
 //! Which threads that ask one peer at the same time ride together, and who of them does the asking.
 //!
-//! While few ask ([`SIDE_BY_SIDE`]), each does so by a plain request: to wait for others would cost
-//! more than is spared. Of those who come on top, up to [`MAX_RUNNING`] lead a shared exchange. While
-//! those run, keys gather in batches, and when one ends, a thread of the oldest batch leads the
-//! next. No sockets here: only who does what when.
+//! While few ask ([`CROWD`]), each does so by a plain request: to wait for others would cost more than
+//! is spared. Of those who come on top, up to [`MAX_RUNNING`] lead a shared exchange. While those run,
+//! keys gather in batches, and when one ends, a thread of the oldest batch leads the next; so it goes
+//! on until hardly anybody asks ([`FEW`]). No sockets here: only who does what when.
 //!
 //! A thread waits for three exchanges at most: the ones under way when it came (side by side), the
 //! one that its key rides in, and its own if that brought no answer. So at most as many batches
@@ -23,8 +23,10 @@ pub(crate) struct Combiner<T> {
     max_keys: usize,
     /// Of the keys of one batch, together.
     max_bytes: usize,
-    /// How many ask before others share.
-    side_by_side: usize,
+    /// How many ask before others begin to share.
+    crowd: usize,
+    /// How many ask before others share, while shared exchanges run.
+    few: usize,
     state: Mutex<State<T>>,
 }
 
@@ -96,12 +98,12 @@ impl<T> Told<T> {
 impl<T> Combiner<T> {
     /// `max_keys` and `max_bytes`, of keys, bound one batch. There are as many `connections`.
     pub(crate) fn new(max_keys: usize, max_bytes: usize, connections: usize) -> Self {
+        let singly = connections.saturating_sub(MAX_RUNNING);
         Combiner {
             max_keys,
             max_bytes,
-            side_by_side: connections
-                .saturating_sub(MAX_RUNNING)
-                .clamp(1, SIDE_BY_SIDE),
+            crowd: singly.clamp(1, CROWD),
+            few: singly.clamp(1, FEW),
             state: Mutex::new(State {
                 asking: 0,
                 running: 0,
@@ -119,7 +121,11 @@ impl<T> Combiner<T> {
         mut time_left: impl FnMut() -> Duration,
     ) -> Turn<'_, T> {
         let mut state = self.state.lock();
-        if state.asking < self.side_by_side {
+        let others = match state.running {
+            0 => self.crowd,
+            _ => self.few,
+        };
+        if state.asking < others {
             state.asking += 1;
             return Turn::Alone(Alone { combiner: self });
         }
@@ -351,11 +357,14 @@ impl<T> Drop for Lead<'_, T> {
     }
 }
 
-/// How many threads ask one peer by plain requests before others share. On a machine of two
-/// processors that holds both peers, sharing costs a third of the throughput of 8 threads, and is
-/// worth a fifth of that of 16: a plain request costs about what it costs to be woken twice. One
-/// under loom.
-const SIDE_BY_SIDE: usize = if cfg!(larder_loom) { 1 } else { 8 };
+/// How many threads ask one peer by plain requests before others begin to share. Found by trying, on
+/// two processors that held both peers: 12 threads lose by sharing, 20 gain. A plain request costs
+/// about what it costs to be woken twice. One under loom.
+const CROWD: usize = if cfg!(larder_loom) { 1 } else { 16 };
+
+/// How many do while shared exchanges run. When one ends, those who rode in it are gone for a moment:
+/// few seem to ask, and the next ones would scatter. One under loom.
+const FEW: usize = if cfg!(larder_loom) { 1 } else { 8 };
 
 /// Shared exchanges with one peer that run side by side: with two, the peer works on one while the
 /// answer of the other is read. One under loom, which would explore both.

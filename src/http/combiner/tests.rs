@@ -54,7 +54,7 @@ struct Busy<'c> {
 }
 
 fn busy(combiner: &Combiner<Asked>) -> Busy<'_> {
-    let alone = (0..SIDE_BY_SIDE).map(|_| match combiner.join("group", "alone", later) {
+    let alone = (0..CROWD).map(|_| match combiner.join("group", "alone", later) {
         Turn::Alone(alone) => alone,
         _ => panic!("few are there"),
     });
@@ -86,12 +86,27 @@ mod threads {
     fn few_threads_ask_alone() {
         let combiner = combiner();
         for _ in 0..3 {
-            let all: Vec<_> = (0..SIDE_BY_SIDE)
-                .map(|_| combiner.join("g", "k", later))
-                .collect();
+            let all: Vec<_> = (0..CROWD).map(|_| combiner.join("g", "k", later)).collect();
             assert!(all.iter().all(|turn| matches!(turn, Turn::Alone(_))));
             assert!(matches!(combiner.join("g", "k", later), Turn::Lead(_)));
         }
+    }
+
+    #[test]
+    fn who_shares_goes_on_until_few_ask() {
+        let combiner = combiner();
+        let mut alone: Vec<_> = (0..CROWD).map(|_| combiner.join("g", "k", later)).collect();
+        let lead = combiner.join("g", "k", later);
+        assert!(matches!(lead, Turn::Lead(_)));
+        // With the leader as many ask as are a few.
+        alone.truncate(FEW - 1);
+        assert!(matches!(combiner.join("g", "k", later), Turn::Lead(_)));
+        alone.pop();
+        assert!(matches!(combiner.join("g", "k", later), Turn::Alone(_)));
+        drop(lead);
+        let more = (alone.len()..CROWD).map(|_| combiner.join("g", "k", later));
+        let more: Vec<_> = more.collect();
+        assert!(more.iter().all(|turn| matches!(turn, Turn::Alone(_))));
     }
 
     #[test]
