@@ -15,7 +15,7 @@ use crate::http::body::{Bytes, TOO_LONG, read_body, take_body};
 use crate::http::combiner::Combiner;
 use crate::http::permits::{Permit, Permits};
 use crate::http::sharing::{Outcome, Sharing};
-use crate::http::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::transport::{Incoming, Transport, TransportRequest, TransportResponse};
 use crate::http::url::PeerUrl;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
@@ -158,12 +158,10 @@ impl HttpPeer {
             )));
         }
         let max = max_body(max_values);
-        let body = match response.take_whole() {
-            Ok(body) => take_body(body, max),
-            Err(response) => {
-                let length = response.length();
-                read_body(response.into_body(), length, max)
-            }
+        let length = response.length();
+        let body = match response.into_incoming() {
+            Incoming::Whole(body) => take_body(body, max),
+            Incoming::Reader(body) => read_body(body, length, max),
         };
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }

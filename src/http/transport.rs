@@ -168,10 +168,11 @@ pub struct TransportResponse {
     /// Whether the headers say that the body is protobuf, where that was looked up already.
     is_protobuf: Option<bool>,
     length: Option<u64>,
-    body: Body,
+    body: Incoming,
 }
 
-enum Body {
+/// The body of an answer.
+pub(crate) enum Incoming {
     Reader(Box<dyn Read + Send>),
     /// It had come with the head.
     Whole(SharedBytes),
@@ -193,7 +194,7 @@ impl TransportResponse {
             headers: Headers::Map(HeaderMap::new()),
             is_protobuf: None,
             length,
-            body: Body::Reader(Box::new(body)),
+            body: Incoming::Reader(Box::new(body)),
         }
     }
 
@@ -209,7 +210,7 @@ impl TransportResponse {
             headers: Headers::Head(head),
             is_protobuf: Some(is_protobuf),
             length: Some(body.len() as u64),
-            body: Body::Whole(body),
+            body: Incoming::Whole(body),
         }
     }
 
@@ -293,17 +294,13 @@ impl TransportResponse {
     /// The body, to be read to its end: only then is the connection used again.
     pub fn into_body(self) -> Box<dyn Read + Send> {
         match self.body {
-            Body::Reader(reader) => reader,
-            Body::Whole(bytes) => Box::new(std::io::Cursor::new(bytes)),
+            Incoming::Reader(reader) => reader,
+            Incoming::Whole(bytes) => Box::new(std::io::Cursor::new(bytes)),
         }
     }
 
-    /// The body, if it is here as a whole.
-    pub(crate) fn take_whole(self) -> std::result::Result<SharedBytes, Self> {
-        match self.body {
-            Body::Whole(bytes) => Ok(bytes),
-            Body::Reader(_) => Err(self),
-        }
+    pub(crate) fn into_incoming(self) -> Incoming {
+        self.body
     }
 }
 

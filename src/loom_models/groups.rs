@@ -15,7 +15,7 @@ use crate::getter::{Getter, getter_fn};
 use crate::group::Group;
 use crate::load::{HotAdmission, LoaderOptions};
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, PickerSlot, ProtoGetter};
+use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
 use crate::store::{Eviction, StoreOptions};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
@@ -93,7 +93,7 @@ fn nodes_whose_rings_disagree_never_wait_for_each_other() {
         let others = [Other::default(), Other::default()];
         let groups = others.clone().map(|other| {
             let slot = PickerSlot::default();
-            slot.register(Arc::new(move |_| Arc::new(other.clone())))
+            slot.register(Pickers::One(Arc::new(other)))
                 .expect("the slot is empty");
             group(slot, getter_fn(|_, _, dest| Ok(dest.set_str("value")?)))
         });
@@ -164,7 +164,7 @@ fn no_peers(_: &Arc<AtomicUsize>) -> PickerSlot {
 
 fn a_peer(source: &Arc<AtomicUsize>) -> PickerSlot {
     let (slot, peer) = (PickerSlot::default(), Arc::new(Peer(source.clone())));
-    slot.register(Arc::new(move |_| peer.clone()))
+    slot.register(Pickers::One(peer))
         .expect("the slot is empty");
     slot
 }
