@@ -103,7 +103,7 @@ impl Registry {
     }
 
     /// Sets a function from a group's name to the picker that the group asks. It is called for
-    /// every load, and again for each peer that is asked after another, so it should only look the picker up.
+    /// every load, and again where a second peer is asked, so it should only look the picker up.
     ///
     /// # Errors
     ///

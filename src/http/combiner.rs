@@ -20,13 +20,14 @@ use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// Brings together the threads that ask one peer.
 pub(crate) struct Combiner<T> {
-    max_keys: usize,
+    /// Of one batch. Small numbers: see `Traffic`, in which this lies.
+    max_keys: u32,
     /// Of the keys of one batch, together.
-    max_bytes: usize,
+    max_bytes: u32,
     /// How many ask before others begin to share.
-    crowd: usize,
+    crowd: u16,
     /// How many ask before others share, while shared exchanges run.
-    few: usize,
+    few: u16,
     state: Mutex<State<T>>,
 }
 
@@ -100,10 +101,10 @@ impl<T> Combiner<T> {
     pub(crate) fn new(max_keys: usize, max_bytes: usize, connections: usize) -> Self {
         let singly = connections.saturating_sub(MAX_RUNNING);
         Combiner {
-            max_keys,
-            max_bytes,
-            crowd: singly.clamp(1, CROWD),
-            few: singly.clamp(1, FEW),
+            max_keys: max_keys.try_into().unwrap_or(u32::MAX),
+            max_bytes: max_bytes.try_into().unwrap_or(u32::MAX),
+            crowd: singly.clamp(1, CROWD) as u16,
+            few: singly.clamp(1, FEW) as u16,
             state: Mutex::new(State {
                 asking: 0,
                 running: 0,
@@ -125,7 +126,7 @@ impl<T> Combiner<T> {
             0 => self.crowd,
             _ => self.few,
         };
-        if state.asking < others {
+        if state.asking < usize::from(others) {
             state.asking += 1;
             return Turn::Alone(Alone { combiner: self });
         }
@@ -198,14 +199,15 @@ impl<T> Combiner<T> {
         group: &str,
         key: &str,
     ) -> Option<(Arc<Batch<T>>, usize)> {
+        let (max_keys, max_bytes) = (self.max_keys as usize, self.max_bytes as usize);
         let fits = |gathering: &Gathering<T>| {
             *gathering.group == *group
-                && gathering.keys.len() < self.max_keys
-                && gathering.bytes.saturating_add(key.len()) <= self.max_bytes
+                && gathering.keys.len() < max_keys
+                && gathering.bytes.saturating_add(key.len()) <= max_bytes
         };
         let at = match state.gathering.iter().position(fits) {
             Some(at) => at,
-            None if state.gathering.len() == MAX_RUNNING || key.len() > self.max_bytes => {
+            None if state.gathering.len() == MAX_RUNNING || key.len() > max_bytes => {
                 return None;
             }
             None => {
@@ -340,8 +342,7 @@ impl<T> Lead<'_, T> {
 impl<T> Drop for Lead<'_, T> {
     fn drop(&mut self) {
         // The riders are woken before the next leader. Where processors are short, they run before
-        // it, and those that ask again at once find their keys a place in its exchange: with 32
-        // threads it carries 10 keys instead of 6.
+        // it, and those that ask again at once find their keys a place in its exchange.
         if self.keys.len() > 1 {
             *self.batch.phase.lock() = Phase::Over;
             self.batch.changed.notify_all();
@@ -357,9 +358,9 @@ impl<T> Drop for Lead<'_, T> {
     }
 }
 
-/// How many threads ask one peer by plain requests before others begin to share. Found by trying, on
-/// two processors that held both peers: 12 threads lose by sharing, 20 gain. A plain request costs
-/// about what it costs to be woken twice. One under loom.
+/// How many threads ask one peer by plain requests before others begin to share. Fewer lose by it: a
+/// plain request costs about what it costs to be woken twice. Found by trying, on two processors that
+/// held both peers. One under loom.
 const CROWD: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
 /// How many do while shared exchanges run. When one ends, those who rode in it are gone for a moment:

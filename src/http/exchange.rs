@@ -87,15 +87,15 @@ pub(crate) fn broke_off() -> io::Error {
 /// more than the copy.
 pub(crate) const DIRECT: usize = 16 * 1024;
 
-/// How long a connection is kept without being used. Servers keep theirs longer (ours a minute),
+/// How long after a request a connection is kept for the next. Servers keep theirs longer (ours a minute),
 /// so that few are closed by the other side.
 pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
 
 /// The longest head of an answer.
 pub(crate) const MAX_HEAD: usize = 16 * 1024;
 
-/// The longest line of a request's head, as ureq writes it as a whole. A server of ours takes no
-/// head above 8 KiB.
+/// The longest line of a request's head, as ureq writes it as a whole. By default a
+/// server of ours takes no head above 8 KiB.
 pub(crate) const MAX_LINE: usize = 8 * 1024;
 
 /// The longest path: method and version stand in the same line.

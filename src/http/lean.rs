@@ -40,9 +40,11 @@ pub(crate) fn exchange(
         // The next exchange is not ureq's either.
         connection.line = Box::default();
     }
-    if let Some(body) = connection.input.whole(framing).filter(|_| keep) {
+    if let Some(body) = connection.input.whole(framing) {
         // Most are: the connection is free before the value is looked at.
-        home.give(connection);
+        if keep {
+            home.give(connection);
+        }
         return Ok(TransportResponse::whole(status, bytes, is_protobuf, body));
     }
     let body = AnswerBody::new(home.clone(), connection, framing, keep, deadline);
@@ -50,8 +52,9 @@ pub(crate) fn exchange(
     Ok(response.with_head(bytes, is_protobuf))
 }
 
-/// Writes head and body of a request, which go in one piece.
+/// Writes head and body of a request, which go in one piece, to an empty `output`.
 fn write(output: &mut Vec<u8>, authority: &str, request: &TransportRequest<'_>) {
+    debug_assert!(output.is_empty());
     // The path is escaped, and http's types keep line ends out of the headers.
     for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
         output.extend_from_slice(part.as_bytes());

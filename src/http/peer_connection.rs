@@ -26,7 +26,7 @@ pub(crate) use input::Input;
 pub(crate) struct Home {
     pub(crate) terms: Terms,
     addresses: Addresses,
-    pub(crate) generation: Generation,
+    generation: Generation,
     idle: Idle<Box<PeerConnection>>,
 }
 
@@ -75,6 +75,11 @@ impl Home {
             is_ours: false,
             line: Box::default(),
         }))
+    }
+
+    /// No connection made up to now is used again: the peer closed one while it rested.
+    pub(crate) fn end_generation(&self) {
+        self.generation.end();
     }
 
     /// Takes a connection back whose answer was read to its end.

@@ -10,8 +10,7 @@ use crate::wire;
 /// What a [`Handler`](super::Handler) answers: a status, a content type and a body.
 ///
 /// The server adds `Content-Length`, `Server: larder` unless there is one, and, where needed,
-/// `Connection`. It sends no `Date`: the boards
-/// that this crate also runs on have no clock to trust.
+/// `Connection`. It sends no `Date`: the boards that this crate also runs on have no clock to trust.
 #[derive(Clone, Debug)]
 pub struct Response {
     status: u16,

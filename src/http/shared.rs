@@ -9,8 +9,8 @@ use ureq::http::header::CONTENT_TYPE;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::HttpPeer;
 use crate::http::combiner::Turn;
+use crate::http::peer::HttpPeer;
 use crate::http::sharing::{Answers, Failure};
 use crate::http::transport::TransportRequest;
 use crate::peers::PeerResponse;
@@ -47,7 +47,7 @@ impl HttpPeer {
                 budget
             }
         };
-        let (told, place) = match self.crowd.combiner.join(group, key, time_left) {
+        let (told, place) = match self.traffic.combiner.join(group, key, time_left) {
             Turn::Alone(_guard) => return single(budget),
             Turn::Singly => return single(budget),
             Turn::TooLate => return Err(self.too_late(ctx)),

@@ -164,13 +164,13 @@ impl Socket {
 
     /// Whether the connection, after it has rested so long, can carry another exchange.
     ///
-    /// Makes no system call for a connection in steady use. One that the peer closed a moment ago
-    /// is found out by using it ([`Stale`]).
+    /// Makes no system call for a connection in steady use, with short exchanges. One that the peer
+    /// closed a moment ago is found out by using it ([`Stale`]).
     ///
     /// One that has rested is asked of the kernel. Bytes may have come that answer no request:
     /// proxies send a 408 before they close an idle connection, and a bad length leaves a rest.
     /// They would be taken for the answer to the next request, whatever its key. What comes within
-    /// [`RESTED`] of the answer is not found; that would cost three system calls a request, and a
+    /// [`RESTED`] of the last request is not found; that would cost three system calls a request, and a
     /// peer that means harm can send a wrong answer in the first place.
     pub(crate) fn is_open_after(&self, rested: Duration) -> bool {
         self.is_sound() && (rested < RESTED || is_quiet(&self.stream))
@@ -250,7 +250,7 @@ fn is_early(error: &io::Error) -> bool {
     )
 }
 
-/// How long a connection lies unused before it is looked at again. Long enough that few are, with
+/// How long after a request a connection is looked at again before the next. Long enough that few are, with
 /// 24 connections taken in turn; short beside the times after which anybody closes one.
 const RESTED: Duration = Duration::from_millis(10);
 
@@ -260,6 +260,23 @@ mod tests {
     use crate::http::url::PeerUrl;
     use std::net::TcpListener;
     use std::thread;
+
+    #[test]
+    fn the_age_of_a_connection_is_that_of_its_last_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let addresses = Addresses::new(&PeerUrl::parse(&url).unwrap());
+        let soon = Instant::now() + Duration::from_secs(20);
+        let mut socket = Socket::connect(&addresses, &Generation::default(), 9, soon).unwrap();
+        let (mut other, _) = listener.accept().unwrap();
+        let sent = Instant::now();
+        socket.begin();
+        socket.send(b"request", sent, soon).unwrap();
+        other.write_all(b"answer").unwrap();
+        assert_eq!(socket.read(&mut [0; 9], soon).unwrap(), 6);
+        let later = sent + Duration::from_secs(3);
+        assert_eq!(socket.rested(later), Duration::from_secs(3));
+    }
 
     #[test]
     fn a_write_ends_at_its_deadline_also_if_some_of_it_is_taken() {

@@ -125,10 +125,15 @@ impl<'a> TransportRequest<'a> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value, and for `Content-Length` and
-    /// `Transfer-Encoding`: with two of them, it could be read in two ways where the body ends.
+    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value, or name and value together are
+    /// over 4 KiB; and for `Content-Length` and `Transfer-Encoding`: with two of them, it could be read
+    /// in two ways where the body ends.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
+        if name.as_str().len() + value.len() > MAX_HEADER {
+            let message = format!("the header {name:?} is over {MAX_HEADER} bytes");
+            return Err(Error::new(ErrorKind::InvalidOption, message));
+        }
         if name == CONTENT_LENGTH || name == TRANSFER_ENCODING {
             let message = format!("the header {name:?} is set by the transport");
             return Err(Error::new(ErrorKind::InvalidOption, message));
@@ -291,7 +296,8 @@ impl TransportResponse {
         self.length
     }
 
-    /// The body, to be read to its end: only then is the connection used again.
+    /// The body, to be read to its end: unless it has come as a whole already, its connection is used
+    /// again only then.
     pub fn into_body(self) -> Box<dyn Read + Send> {
         match self.body {
             Incoming::Reader(reader) => reader,
@@ -330,6 +336,9 @@ impl fmt::Debug for TransportResponse {
             .finish_non_exhaustive()
     }
 }
+
+/// The longest header of a request: some find room in the head that servers of ours take by default.
+const MAX_HEADER: usize = 4096;
 
 fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
     let refuse = |what: &str| {
@@ -377,6 +386,10 @@ mod tests {
             let error = request.set_header(name, value).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidOption);
         }
+        let long = "a".repeat(MAX_HEADER);
+        let error = request.set_header("x", &long).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(request.headers().is_empty());
+        request.set_header("x", &long[1..]).unwrap();
     }
 }

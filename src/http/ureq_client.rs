@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ureq::config::Config;
 use ureq::http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, SERVER, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, SERVER, TRANSFER_ENCODING, VIA,
 };
 use ureq::http::{self, HeaderMap, Method, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -14,7 +14,7 @@ use ureq::{Agent, AsSendBody, Body};
 
 use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS};
 use crate::http::peer_connection::{AnswerBody, Framing, Home, PeerConnection};
-use crate::http::rest::take_back;
+use crate::http::take_back::take_back;
 use crate::http::transport::{TransportRequest, TransportResponse};
 use crate::http::ureq_connector::{Exchange, UreqConnector, over};
 use crate::sync::Arc;
@@ -36,6 +36,23 @@ impl UreqClient {
         request: &TransportRequest<'_>,
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
+        let body = request.body();
+        let response = if body.is_empty() {
+            self.run(home, connection, with_head(home, request, ()), deadline)
+        } else {
+            self.run(home, connection, with_head(home, request, body), deadline)
+        };
+        respond(home, response?)
+    }
+
+    fn run<B: AsSendBody>(
+        &self,
+        home: &Arc<Home>,
+        connection: Option<Box<PeerConnection>>,
+        request: Result<http::Request<B>, ureq::Error>,
+        deadline: Instant,
+    ) -> io::Result<Response<Body>> {
+        let request = request.map_err(ureq::Error::into_io)?;
         let connection = match connection {
             Some(connection) => connection,
             None => home.connect(deadline)?,
@@ -45,33 +62,16 @@ impl UreqClient {
             deadline,
             home: home.clone(),
         };
-        let response = self.run(home, exchange, request);
-        respond(home, response.map_err(ureq::Error::into_io)?)
-    }
-
-    fn run(
-        &self,
-        home: &Home,
-        exchange: Exchange,
-        request: &TransportRequest<'_>,
-    ) -> Result<Response<Body>, ureq::Error> {
-        let uri = home.terms.url.with_path(request.path())?;
-        over(exchange, || {
-            if request.body().is_empty() {
-                self.0.run(with_head(home, request, uri, ())?)
-            } else {
-                self.0.run(with_head(home, request, uri, request.body())?)
-            }
-        })
+        over(exchange, || self.0.run(request)).map_err(ureq::Error::into_io)
     }
 }
 
 fn with_head<B: AsSendBody>(
     home: &Home,
     request: &TransportRequest<'_>,
-    uri: Uri,
     body: B,
 ) -> Result<http::Request<B>, ureq::Error> {
+    let uri = home.terms.url.with_path(request.path())?;
     let mut sent = http::Request::new(body);
     *sent.method_mut() = match request.method() {
         "GET" => Method::GET,
@@ -94,13 +94,14 @@ fn respond(home: &Arc<Home>, response: Response<Body>) -> io::Result<TransportRe
     // One pass: looking a name up costs more than there are headers.
     let (mut announced, mut chunked, mut content_type) = (false, false, None);
     let mut stays_open = head.version == Version::HTTP_11;
-    let mut is_ours = false;
+    let (mut is_ours, mut forwarded) = (false, false);
     for (name, value) in &head.headers {
         announced |= *name == CONTENT_LENGTH;
         chunked |= *name == TRANSFER_ENCODING;
         // Whatever it says: most answers have none.
         stays_open &= *name != CONNECTION;
         is_ours |= *name == SERVER && value.as_bytes() == wire::SERVER.as_bytes();
+        forwarded |= *name == VIA;
         if *name == CONTENT_TYPE {
             content_type = content_type.or(Some(value));
         }
@@ -128,7 +129,7 @@ fn respond(home: &Arc<Home>, response: Response<Body>) -> io::Result<TransportRe
             deadline,
             home,
         } = take_back(body).ok_or_else(|| refuse(GONE))?;
-        connection.is_ours = is_ours;
+        connection.is_ours = is_ours && !forwarded;
         let framing = Framing::Length(length);
         let body = AnswerBody::new(home, connection, framing, true, deadline);
         let response = TransportResponse::with_reader(status, Some(length), body);
@@ -181,7 +182,7 @@ fn config() -> Config {
         // A peer has no reason to send us elsewhere: the answer is an error, not followed.
         .max_redirects(0)
         .http_status_as_error(false)
-        // `UreqConnector` keeps the connections, and its connections the deadlines.
+        // `Home` keeps the connections, and they the deadlines.
         .max_idle_connections(0)
         .max_response_header_size(MAX_HEAD)
         // Headers that would be sent with each request and that no peer reads.
@@ -194,7 +195,7 @@ fn config() -> Config {
 const GONE: &str = "the connection of the answer is gone";
 
 /// Resolves nothing: ureq resolves before each request, also one that has a connection already.
-/// [`UreqConnector`] knows the addresses, and is asked only when a connection is to be made.
+/// [`UreqConnector`] is handed a connection.
 #[derive(Debug)]
 struct NoResolver;
 
@@ -218,7 +219,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    /// Shared exchanges, which have bodies, do not come here.
+    /// By default shared exchanges, which have bodies, do not come here.
     #[test]
     fn a_body_is_sent_whole_with_its_head() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -14,7 +14,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 
 use crate::http::exchange::MAX_LINE;
 use crate::http::peer_connection::{Home, PeerConnection};
-use crate::http::rest;
+use crate::http::take_back;
 use crate::sync::Arc;
 
 /// Gives ureq the connection that it is to use.
@@ -28,12 +28,29 @@ pub(crate) struct UreqConnector;
 /// keeps to its deadline also when the body of the answer is read later, on whatever thread.
 ///
 /// ureq has no way to hand anything on from who asks to the connector, but calls it on this thread.
+/// Before that it calls the program's logger, which may ask a peer itself: what is handed on then is
+/// put aside, and back.
+///
+/// A thread that is past its destructors hands nothing on, and ureq finds no connection.
 pub(crate) fn over<R>(exchange: Exchange, ask: impl FnOnce() -> R) -> R {
-    HANDED.set(Some(exchange));
-    let result = ask();
-    // Still there if ureq refused the request.
-    drop(HANDED.take());
-    result
+    let before = hand_on(Some(exchange));
+    let _put_back = PutBack(before);
+    ask()
+}
+
+/// Returns what was there, and is dropped by who does not want it.
+fn hand_on(exchange: Option<Exchange>) -> Option<Exchange> {
+    let handed = HANDED.try_with(|handed| handed.replace(exchange));
+    handed.ok().flatten()
+}
+
+/// Also if the logger panics. What ureq did not take, because it refused the request, is dropped.
+struct PutBack(Option<Exchange>);
+
+impl Drop for PutBack {
+    fn drop(&mut self) {
+        drop(hand_on(self.0.take()));
+    }
 }
 
 thread_local! {
@@ -50,7 +67,7 @@ impl Connector for UreqConnector {
         _details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<UreqConnection>, ureq::Error> {
-        let mut exchange = HANDED.take();
+        let mut exchange = hand_on(None);
         if let Some(Exchange { connection, .. }) = &mut exchange {
             if connection.line.is_empty() {
                 connection.line = vec![0; MAX_LINE].into();
@@ -191,7 +208,7 @@ impl Buffers for UreqConnection {
 impl Drop for UreqConnection {
     fn drop(&mut self) {
         if let Some(exchange) = self.exchange.take() {
-            rest::leave(exchange);
+            take_back::leave(exchange);
         }
     }
 }
@@ -205,3 +222,54 @@ impl fmt::Debug for UreqConnection {
 
 /// What is sent without waiting for more.
 const OUTPUT_LARGE: usize = 16 * 1024;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::http::exchange::Terms;
+    use crate::http::url::PeerUrl;
+    use std::net::TcpListener;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::time::Duration;
+
+    /// As ureq does, if it is not prevented.
+    fn connect() -> Option<Box<PeerConnection>> {
+        hand_on(None).map(|exchange| exchange.connection)
+    }
+
+    #[test]
+    fn each_request_gets_the_connection_that_was_meant_for_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let limit = Duration::from_secs(20);
+        let home = Home::new(Terms {
+            url: Arc::new(PeerUrl::parse(&url).unwrap()),
+            connect_timeout: limit,
+            exchange_timeout: limit,
+            max_idle: 1,
+            max_body: 100,
+        });
+        let deadline = Instant::now() + limit;
+        let exchange = |mark: &[u8]| {
+            let mut connection = home.connect(deadline).unwrap();
+            connection.output.extend_from_slice(mark);
+            let home = home.clone();
+            Exchange {
+                connection,
+                deadline,
+                home,
+            }
+        };
+        let mark = |connection: Option<Box<PeerConnection>>| connection.unwrap().output;
+        over(exchange(b"outer"), || {
+            // The logger asks.
+            assert_eq!(mark(over(exchange(b"inner"), connect)), b"inner");
+            // It asks in vain, and panics.
+            over(exchange(b"refused"), || ());
+            let panicking = || over(exchange(b"panicking"), || panic!("in the logger"));
+            assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+            assert_eq!(mark(connect()), b"outer");
+        });
+        assert!(connect().is_none());
+    }
+}

@@ -74,6 +74,9 @@ impl Loader {
             if let Some(ended) = ctx.err() {
                 return Some(Err(ended));
             }
+            if attempt == MAX_PEERS_ASKED {
+                break;
+            }
             let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
             replica = self.peers.ask(&self.name, pick).flatten();
             // One that could make the caller late is passed over: the owner was thought punctual,

@@ -43,5 +43,6 @@ pub(crate) fn is_protobuf(content_type: &[u8]) -> bool {
 pub(crate) const CONTENT_TYPE: &str = "application/x-protobuf";
 
 /// The `Server` of our own answers (RFC 9110, section 10.2.4). To a client of ours it says who speaks
-/// HTTP at the other end of the connection: a proxy between the two puts its own name there.
+/// HTTP at the other end of the connection: proxies between the two put their own name there, or
+/// themselves into `Via`.
 pub(crate) const SERVER: &str = "larder";

@@ -5,6 +5,7 @@ use larder::ErrorKind;
 use crate::raw_server::{RawServer, body, failure, ok};
 use crate::{get, peer_error, pool_of, pool_with};
 
+const SERVER: &str = "Server: larder\r\n";
 const PROTOBUF: &str = "Content-Type: application/x-protobuf\r\n";
 
 #[test]
@@ -37,6 +38,61 @@ fn a_chunked_answer_is_an_answer() {
         assert_eq!(get(&pool, "k").unwrap().value, value);
     }
     assert_eq!(server.connections(), 1);
+}
+
+/// What says that the connection ends with this answer.
+const CLOSING: [(&str, &str); 2] = [("HTTP/1.1", "Connection: close\r\n"), ("HTTP/1.0", "")];
+
+#[test]
+fn an_answer_that_closes_its_connection_is_whole_without_the_end() {
+    for (version, close) in CLOSING {
+        for value in [&b""[..], b"#f00", &[b'x'; 100_000]] {
+            let whole = body(value);
+            let length = whole.len();
+            let head = format!(
+                "{version} 200 OK\r\n{SERVER}{PROTOBUF}{close}Content-Length: {length}\r\n\r\n"
+            );
+            let answer = [head.as_bytes(), &whole].concat();
+            let refusal = format!(
+                "{version} 404 No\r\nlarder-error: not-found\r\n{close}Content-Length: 5\r\n\r\nmauve"
+            );
+            // The first answer says who it is, the others end their connections, which the server
+            // keeps open for all that.
+            let first = ok(&body(b"first"));
+            let server = RawServer::start(move |mut connection| {
+                connection.read_head();
+                if connection.number == 0 {
+                    connection.send(&first);
+                    connection.read_head();
+                }
+                if connection.number == 2 {
+                    connection.send(refusal.as_bytes());
+                } else {
+                    connection.send(&answer);
+                }
+                connection.wait_for_close();
+            });
+            let pool = pool_of(&server.url);
+            assert_eq!(get(&pool, "k").unwrap().value, "first");
+            for number in [1, 2] {
+                assert!(get(&pool, "k").unwrap().value == *value, "{version}");
+                assert_eq!(server.connections(), number, "{version}");
+            }
+            let error = get(&pool, "k").unwrap_err();
+            assert!(error.is_not_found(), "{error}");
+            assert!(error.to_string().contains("mauve"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_short_value_that_is_over_the_limit_is_refused() {
+    let server = RawServer::answering(ok(&body(&[b'x'; 2000])));
+    let pool = pool_with(&server.url, |builder| builder.max_value_size(100));
+    for _ in 0..2 {
+        let text = peer_error(&pool, "k");
+        assert!(text.contains("max_value_size"), "{text}");
+    }
 }
 
 #[test]

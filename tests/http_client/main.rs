@@ -55,24 +55,31 @@ fn peer_error(pool: &HttpPool, key: &str) -> String {
     error.to_string()
 }
 
-/// Names the client that is tested instead of the default one.
+/// Names the client that is tested in a child process, instead of the default one.
 const CLIENT: &str = "LARDER_TEST_CLIENT";
 
+/// The default client, of servers that turn it from ureq to the lean one.
+const TURNING: &str = "turning";
+
+fn tested() -> Option<String> {
+    std::env::var(CLIENT).ok()
+}
+
 fn client() -> HttpClient {
-    match std::env::var(CLIENT).as_deref() {
-        Ok("lean") => HttpClient::Lean,
-        Ok("ureq") => HttpClient::Ureq,
+    match tested().as_deref() {
+        Some("lean") => HttpClient::Lean,
+        Some("ureq") => HttpClient::Ureq,
         _ => HttpClient::default(),
     }
 }
 
 #[test]
 fn each_client_passes_the_same_tests() {
-    if std::env::var_os(CLIENT).is_some() {
+    if tested().is_some() {
         // This is a child.
         return;
     }
-    for name in ["lean", "ureq"] {
+    for name in ["lean", "ureq", TURNING] {
         let output = Command::new(std::env::current_exe().unwrap())
             .env(CLIENT, name)
             .output()

@@ -51,7 +51,7 @@ impl Head {
         }
         let (mut length, mut length_at, mut content_type) = (None, None, None);
         let (mut codings, mut chunked, mut close) = (0, false, false);
-        let mut is_ours = false;
+        let (mut is_ours, mut forwarded) = (false, false);
         for field in response.headers.iter() {
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
             if is("content-length") {
@@ -67,6 +67,8 @@ impl Head {
                 chunked = field.value.eq_ignore_ascii_case(b"chunked");
             } else if is("server") {
                 is_ours |= field.value == wire::SERVER.as_bytes();
+            } else if is("via") {
+                forwarded = true;
             } else if is("connection") {
                 close |= has_token(field.value, b"close");
             }
@@ -98,7 +100,7 @@ impl Head {
             framing,
             keep: version == 1 && !close,
             is_protobuf: content_type.is_some_and(wire::is_protobuf),
-            is_ours,
+            is_ours: is_ours && !forwarded,
         };
         Ok(Some((head, length_at)))
     }

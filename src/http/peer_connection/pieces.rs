@@ -45,11 +45,14 @@ pub(crate) fn read_answer(bytes: &[u8], pieces: Pieces) -> Option<Answer> {
     } = head;
     let mut body = Vec::new();
     let mut room = vec![0; pieces.room.max(1)];
-    loop {
-        match framing.read(&mut input, &mut wire, &mut room).ok()? {
-            0 => break,
-            taken => body.extend_from_slice(&room[..taken]),
-        }
+    match input.whole(framing) {
+        Some(whole) => body.extend_from_slice(&whole),
+        None => loop {
+            match framing.read(&mut input, &mut wire, &mut room).ok()? {
+                0 => break,
+                taken => body.extend_from_slice(&room[..taken]),
+            }
+        },
     }
     Some(Answer {
         status,

@@ -12,10 +12,11 @@ use crate::http::ureq_connector::Exchange;
 
 /// The exchange of an answer whose body is not empty and was not read; `None` if it cannot be had.
 pub(crate) fn take_back(body: Body) -> Option<Exchange> {
-    LEFT.with(|left| left.set(Left::Wanted));
+    // A thread that is past its destructors has no place for it.
+    LEFT.try_with(|left| left.set(Left::Wanted)).ok()?;
     // With it goes ureq's handle of the connection, on this thread: see `leave`.
     drop(body);
-    match LEFT.with(|left| left.replace(Left::Nothing)) {
+    match LEFT.try_with(Cell::take).ok()? {
         Left::Here(exchange) => Some(exchange),
         Left::Nothing | Left::Wanted => None,
     }

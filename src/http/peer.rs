@@ -32,7 +32,7 @@ pub(crate) struct HttpPeer {
     pub(crate) transport: Arc<dyn Transport>,
     /// The path of the peer's URL and the base path: what comes before the group.
     pub(crate) base: String,
-    pub(crate) crowd: Padded<Crowd>,
+    pub(crate) traffic: Padded<Traffic>,
     pub(crate) limits: PeerLimits,
     pub(crate) sharing: Sharing,
     /// Read for answers that say when they expire, not how long they are good for.
@@ -41,14 +41,16 @@ pub(crate) struct HttpPeer {
     full_time: HeaderValue,
 }
 
-/// What each request for a key writes to: side by side, so that one line of memory goes from
-/// processor to processor, not several.
-pub(crate) struct Crowd {
+/// What each request for a key writes to, together, so that as few lines of memory as can be go from
+/// processor to processor, and none that is only read.
+pub(crate) struct Traffic {
     /// One for each exchange under way: the peer's server refuses connections over its own limit.
     permits: Permits,
     /// Who asks singly, who rides together.
     pub(crate) combiner: Combiner<Outcome>,
 }
+
+const _: () = assert!(size_of::<Padded<Traffic>>() == 128 || cfg!(larder_loom));
 
 /// The figures of a peer; see the setters of `HttpPoolBuilder`, which document each.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +73,7 @@ impl HttpPeer {
             base: format!("{}{base_path}", url.prefix()),
             url,
             transport,
-            crowd: Padded(Crowd {
+            traffic: Padded(Traffic {
                 permits: Permits::new(limits.max_connections),
                 combiner: Combiner::new(
                     limits.shared.max_keys,
@@ -114,7 +116,7 @@ impl HttpPeer {
     /// Waits for the right to a connection, which is held until the answer is read to its end or
     /// its connection closed; and what is left of the budget then.
     pub(crate) fn permit(&self, ctx: &Context, budget: Duration) -> Result<(Permit<'_>, Duration)> {
-        match self.crowd.permits.acquire(budget) {
+        match self.traffic.permits.acquire(budget) {
             Some((permit, waited)) => Ok((permit, budget.saturating_sub(waited))),
             None => Err(ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY))),
         }
