@@ -68,7 +68,7 @@
 //!
 //! | feature | default | brings | dependencies |
 //! |---|---|---|---|
-//! | `http` | yes | module [`http`]: [`HttpPool`](http::HttpPool), its server and its client | ureq, httparse |
+//! | `http` | yes | module [`http`]: [`HttpPool`](http::HttpPool), its server and its clients | ureq, httparse |
 //! | `tiny_http` | yes | [`HttpPool::handle`](http::HttpPool::handle): the peer path in a tiny_http server of the program's own | tiny_http |
 //! | `json` | no | [`JsonSink`]: values as JSON documents of serde types | serde, serde_json |
 //!
