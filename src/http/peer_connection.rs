@@ -42,6 +42,13 @@ pub(crate) struct PeerConnection {
     pub(crate) line: Box<[u8]>,
 }
 
+/// A connection in use, and how long it may take.
+pub(crate) struct Exchange {
+    pub(crate) connection: Box<PeerConnection>,
+    pub(crate) deadline: Instant,
+    pub(crate) home: Arc<Home>,
+}
+
 impl Home {
     pub(crate) fn new(terms: Terms) -> Arc<Self> {
         Arc::new(Home {

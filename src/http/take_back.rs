@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use ureq::Body;
 
-use crate::http::ureq_connector::Exchange;
+use crate::http::peer_connection::Exchange;
 
 /// The exchange of an answer whose body is not empty and was not read; `None` if it cannot be had.
 pub(crate) fn take_back(body: Body) -> Option<Exchange> {

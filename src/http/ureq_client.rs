@@ -13,10 +13,10 @@ use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, AsSendBody, Body};
 
 use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS};
-use crate::http::peer_connection::{AnswerBody, Framing, Home, PeerConnection};
+use crate::http::peer_connection::{AnswerBody, Exchange, Framing, Home, PeerConnection};
 use crate::http::take_back::take_back;
 use crate::http::transport::{TransportRequest, TransportResponse};
-use crate::http::ureq_connector::{Exchange, UreqConnector, over};
+use crate::http::ureq_connector::{UreqConnector, over};
 use crate::sync::Arc;
 use crate::wire;
 

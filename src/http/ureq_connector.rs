@@ -13,9 +13,8 @@ use std::time::Instant;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use crate::http::exchange::MAX_LINE;
-use crate::http::peer_connection::{Home, PeerConnection};
+use crate::http::peer_connection::{Exchange, PeerConnection};
 use crate::http::take_back;
-use crate::sync::Arc;
 
 /// Gives ureq the connection that it is to use.
 ///
@@ -90,13 +89,6 @@ pub(crate) struct UreqConnection {
     /// Whether ureq used any of the input when it last looked. If not, what is there is too little
     /// for it to go on with, and more must be read.
     progress: bool,
-}
-
-/// A connection, until it goes back to those at rest.
-pub(crate) struct Exchange {
-    pub(crate) connection: Box<PeerConnection>,
-    pub(crate) deadline: Instant,
-    pub(crate) home: Arc<Home>,
 }
 
 impl UreqConnection {
@@ -227,7 +219,9 @@ const OUTPUT_LARGE: usize = 16 * 1024;
 mod tests {
     use super::*;
     use crate::http::exchange::Terms;
+    use crate::http::peer_connection::Home;
     use crate::http::url::PeerUrl;
+    use crate::sync::Arc;
     use std::net::TcpListener;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::time::Duration;

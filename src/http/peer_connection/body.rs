@@ -3,7 +3,8 @@
 use std::io::{self, Read};
 use std::time::Instant;
 
-use super::framing::Framing;
+use super::framing::{Chunk, Framing};
+use super::input::Input;
 use super::{Home, PeerConnection};
 use crate::http::exchange::broke_off;
 use crate::sync::Arc;
@@ -55,7 +56,7 @@ impl Read for AnswerBody {
         }
         let connection = self.connection.as_mut().ok_or_else(broke_off)?;
         let (input, mut socket) = connection.until(self.deadline);
-        match self.framing.read(input, &mut socket, into) {
+        match read_some(&mut self.framing, input, &mut socket, into) {
             Ok(taken) => {
                 self.end_if_over();
                 Ok(taken)
@@ -68,5 +69,56 @@ impl Read for AnswerBody {
                 })
             }
         }
+    }
+}
+
+/// Takes some of a body, at least a byte; 0 at its end. `into` has room for one.
+pub(super) fn read_some(
+    framing: &mut Framing,
+    input: &mut Input,
+    from: &mut impl Read,
+    into: &mut [u8],
+) -> io::Result<usize> {
+    loop {
+        match *framing {
+            Framing::Length(0) | Framing::Chunked(Chunk::Nothing) => return Ok(0),
+            Framing::Length(left) => {
+                let (taken, left) = some_of(left, input, from, into)?;
+                *framing = Framing::Length(left);
+                return Ok(taken);
+            }
+            Framing::Chunked(Chunk::Data(left)) => {
+                let (taken, left) = some_of(left, input, from, into)?;
+                *framing = Framing::Chunked(match left {
+                    0 => Chunk::DataEnd,
+                    left => Chunk::Data(left),
+                });
+                return Ok(taken);
+            }
+            Framing::Chunked(chunk) => {
+                let next = input.line(from, |line| chunk.after(line))?;
+                *framing = Framing::Chunked(next);
+            }
+            Framing::UntilClosed => {
+                let taken = input.take(into, u64::MAX, from)?;
+                if taken == 0 {
+                    *framing = Framing::Length(0);
+                }
+                return Ok(taken);
+            }
+        }
+    }
+}
+
+/// Takes some of `left` bytes, at least one; how many, and how many are left then.
+fn some_of(
+    left: u64,
+    input: &mut Input,
+    from: &mut impl Read,
+    into: &mut [u8],
+) -> io::Result<(usize, u64)> {
+    match input.take(into, left, from)? {
+        0 => Err(broke_off()),
+        taken => Ok((taken, left - taken as u64)),
     }
 }

@@ -1,9 +1,4 @@
-//! Where the body of an answer ends (RFC 9112, section 6.3), and what is found on the way there.
-
-use std::io::{self, Read};
-
-use super::input::Input;
-use crate::http::exchange::broke_off;
+//! Where the body of an answer ends (RFC 9112, section 6.3), and what comes on the way there.
 
 /// How the end of a body is found, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,49 +39,11 @@ impl Framing {
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Framing::Length(0) | Framing::Chunked(Chunk::Nothing))
     }
-
-    /// Takes some of the body, at least a byte; 0 at its end. `into` has room for one.
-    pub(super) fn read(
-        &mut self,
-        input: &mut Input,
-        from: &mut impl Read,
-        into: &mut [u8],
-    ) -> io::Result<usize> {
-        loop {
-            match *self {
-                Framing::Length(0) | Framing::Chunked(Chunk::Nothing) => return Ok(0),
-                Framing::Length(left) => {
-                    let (taken, left) = some_of(left, input, from, into)?;
-                    *self = Framing::Length(left);
-                    return Ok(taken);
-                }
-                Framing::Chunked(Chunk::Data(left)) => {
-                    let (taken, left) = some_of(left, input, from, into)?;
-                    *self = Framing::Chunked(match left {
-                        0 => Chunk::DataEnd,
-                        left => Chunk::Data(left),
-                    });
-                    return Ok(taken);
-                }
-                Framing::Chunked(chunk) => {
-                    let next = input.line(from, |line| chunk.after(line))?;
-                    *self = Framing::Chunked(next);
-                }
-                Framing::UntilClosed => {
-                    let taken = input.take(into, u64::MAX, from)?;
-                    if taken == 0 {
-                        *self = Framing::Length(0);
-                    }
-                    return Ok(taken);
-                }
-            }
-        }
-    }
 }
 
 impl Chunk {
     /// What comes after `line`, which holds no byte of the body; `None` if it is malformed.
-    fn after(self, line: &[u8]) -> Option<Chunk> {
+    pub(super) fn after(self, line: &[u8]) -> Option<Chunk> {
         match self {
             Chunk::Size => match parse_size(line)? {
                 0 => Some(Chunk::Trailer),
@@ -97,19 +54,6 @@ impl Chunk {
             Chunk::Trailer => Some(Chunk::Trailer),
             Chunk::DataEnd | Chunk::Data(_) | Chunk::Nothing => None,
         }
-    }
-}
-
-/// Takes some of `left` bytes, at least one; how many, and how many are left then.
-fn some_of(
-    left: u64,
-    input: &mut Input,
-    from: &mut impl Read,
-    into: &mut [u8],
-) -> io::Result<(usize, u64)> {
-    match input.take(into, left, from)? {
-        0 => Err(broke_off()),
-        taken => Ok((taken, left - taken as u64)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use super::body::read_some;
 use super::head::Head;
 use super::input::Input;
 
@@ -48,7 +49,7 @@ pub(crate) fn read_answer(bytes: &[u8], pieces: Pieces) -> Option<Answer> {
     match input.whole(framing) {
         Some(whole) => body.extend_from_slice(&whole),
         None => loop {
-            match framing.read(&mut input, &mut wire, &mut room).ok()? {
+            match read_some(&mut framing, &mut input, &mut wire, &mut room).ok()? {
                 0 => break,
                 taken => body.extend_from_slice(&room[..taken]),
             }
