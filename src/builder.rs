@@ -80,6 +80,10 @@ impl GroupBuilder {
     /// The most bytes that the cache takes, in both shares together: keys, values, and what the
     /// allocator and the tables take for them. Default: 64 MiB. 0 switches caching off; loads are
     /// still shared.
+    ///
+    /// A value that takes the place of thousands is in before all of them are out, for look-ups are
+    /// not held up for so long: the cache is over its capacity by as much of it until the call that
+    /// loaded it returns.
     pub fn max_capacity(mut self, bytes: u64) -> Self {
         self.max_capacity = bytes;
         self

@@ -6,7 +6,7 @@ use super::{Loader, Loading};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::stats::CacheType;
-use crate::store::{Graveyard, NewEntry};
+use crate::store::{Graveyard, NewEntry, Unsettled};
 
 /// Where a loaded value belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,14 +65,25 @@ impl Loader {
         expires
     }
 
-    /// Tells the listener what left the store, then drops it. No lock is held here.
+    /// Tells the listener what left the store, then drops it; and so on, if more has to leave. No
+    /// lock is held here.
+    #[inline]
     pub(super) fn bury(&self, gone: Graveyard) {
+        let mut next = self.bury_some(gone);
+        while let Some(unsettled) = next {
+            next = self.bury_some(self.store.settle(unsettled));
+        }
+    }
+
+    #[inline]
+    fn bury_some(&self, gone: Graveyard) -> Option<Unsettled> {
         gone.fetch();
         if let Some(listener) = &self.eviction_listener {
             for departed in gone.iter() {
                 listener(departed.key(), departed.value(), departed.cause);
             }
         }
+        gone.unsettled()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use super::Hash;
 use crate::byteview::ByteView;
 use crate::shared_bytes::SharedBytes;
 
@@ -54,6 +55,14 @@ impl Departed {
 pub(crate) struct Graveyard {
     first: Option<Departed>,
     rest: Vec<Departed>,
+    unsettled: Option<Unsettled>,
+}
+
+/// An insertion that has left the store over its capacity: see `Store::settle`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsettled {
+    /// Of the key that went in.
+    pub(super) hash: Hash,
 }
 
 impl Graveyard {
@@ -63,6 +72,12 @@ impl Graveyard {
         } else {
             self.rest.push(departed);
         }
+    }
+
+    #[cfg(all(test, not(larder_loom)))]
+    pub(super) fn append(&mut self, more: Graveyard) {
+        let Graveyard { first, rest, .. } = more;
+        first.into_iter().chain(rest).for_each(|one| self.push(one));
     }
 
     /// Reads the entry that is about to be dropped, so that the processor fetches its cache lines
@@ -81,6 +96,19 @@ impl Graveyard {
             // Past the end there is nothing to be read; how long it is the first line will tell.
             black_box(data.get(line * LINE - SharedBytes::HEADER).copied());
         }
+    }
+
+    pub(super) fn set_unsettled(&mut self, hash: Hash) {
+        self.unsettled = Some(Unsettled { hash });
+    }
+
+    /// The insertion that these entries left for, if more have to, once these are buried.
+    pub(crate) fn unsettled(&self) -> Option<Unsettled> {
+        self.unsettled
+    }
+
+    pub(super) fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -40,12 +40,12 @@ use crate::stats::{CacheStats, CacheType};
 use crate::sync::RwLock;
 use budget::{Budget, Targets};
 use counters::Counters;
-use shard::Shard;
+use shard::{EVICTED_AT_ONCE, Shard};
 
 pub(crate) use charge::check_capacity;
 pub(crate) use cleared::Cleared;
 pub use graveyard::RemovalCause;
-pub(crate) use graveyard::{Departed, Graveyard};
+pub(crate) use graveyard::{Departed, Graveyard, Unsettled};
 pub use iter::Entry;
 pub(crate) use iter::Iter;
 
@@ -281,7 +281,8 @@ impl Store {
     /// Puts an entry in, in place of an older one of its key, and evicts what must go.
     ///
     /// Nothing is put in if the key was removed since `loaded_at`, or if the policy declines. The
-    /// caller drops the graveyard, and tells the listener of it.
+    /// caller drops the graveyard, tells the listener of it, and then [settles](Self::settle): a
+    /// value that takes the place of thousands is in before all of them are out.
     pub(crate) fn insert(
         &self,
         new: NewEntry<'_>,
@@ -289,22 +290,47 @@ impl Store {
         gone: &mut Graveyard,
     ) {
         let home = new.hash.shard(self.shards.len());
-        self.shards[home].0.write().insert(
+        let stopped = self.shards[home].0.write().insert(
             &new,
             loaded_at,
             (&mut self.budget.ledger(), self.targets()),
             &self.clock,
             gone,
         );
-        if self.budget.is_over() {
-            self.evict_elsewhere(home, gone);
+        if stopped {
+            gone.set_unsettled(new.hash);
+        } else if self.budget.is_over() {
+            self.evict_elsewhere(new.hash, gone);
         }
     }
 
-    /// Evicts from other shards than `home`, whose own part is used up or not reached: first from
+    /// Goes on with an insertion whose first victims are buried: evicts some more.
+    ///
+    /// Some, so that look-ups wait for as many at most. Other insertions meanwhile find the store
+    /// over its capacity and evict for themselves and for this one. If nobody goes on, since a
+    /// listener panicked, they do.
+    pub(crate) fn settle(&self, Unsettled { hash }: Unsettled) -> Graveyard {
+        let mut gone = Graveyard::default();
+        let home = hash.shard(self.shards.len());
+        let stopped = self.shards[home].0.write().settle(
+            hash,
+            &mut self.budget.ledger(),
+            self.targets(),
+            &mut gone,
+        );
+        if stopped {
+            gone.set_unsettled(hash);
+        } else if self.budget.is_over() {
+            self.evict_elsewhere(hash, &mut gone);
+        }
+        gone
+    }
+
+    /// Evicts from other shards than that of `hash`, whose own part is used up or not reached: first from
     /// those over their part, then from any. A lone entry is left for last, since it may be one
     /// that is larger than a shard's part and fits the store all the same.
-    fn evict_elsewhere(&self, home: usize, gone: &mut Graveyard) {
+    fn evict_elsewhere(&self, hash: Hash, gone: &mut Graveyard) {
+        let home = hash.shard(self.shards.len());
         let targets = self.targets();
         let count = self.shards.len();
         let first = self.cursor.fetch_add(1, Ordering::Relaxed);
@@ -320,6 +346,10 @@ impl Store {
             let mut shard = self.shards[visited].0.write();
             let mut ledger = self.budget.ledger();
             while ledger.is_over() && shard.bytes() > bytes && shard.len() > entries {
+                if gone.len() >= EVICTED_AT_ONCE {
+                    gone.set_unsettled(hash);
+                    return;
+                }
                 if !shard.evict_one(0, &mut ledger, targets, gone) {
                     break;
                 }
@@ -346,7 +376,7 @@ impl Store {
             let mut shard = shard.0.write();
             let mut ledger = self.budget.ledger();
             let targets = self.targets();
-            for _ in 0..SHED_AT_ONCE {
+            for _ in 0..EVICTED_AT_ONCE {
                 if !ledger.is_over() || !shard.evict_one(0, &mut ledger, targets, &mut gone) {
                     break;
                 }
@@ -427,9 +457,6 @@ impl Store {
 
 /// All of the capacity.
 const HOT_PARTS: u128 = 1 << 32;
-
-/// Entries that [`Store::shed`] evicts from a shard under one lock.
-const SHED_AT_ONCE: usize = 256;
 
 const MAX_SHARDS: usize = 256;
 

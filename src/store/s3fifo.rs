@@ -70,25 +70,32 @@ impl Queues {
         slab.unlink(queue, index);
     }
 
-    /// Takes the tail of the main queue out: the victim of exact LRU.
-    pub(crate) fn evict_oldest(&mut self, slab: &mut Slab) -> Option<u32> {
-        let index = self.main.tail()?;
+    /// Takes the tail of the main queue out, unless it is to be spared: the victim of exact LRU.
+    pub(crate) fn evict_oldest(&mut self, slab: &mut Slab, spared: Option<u32>) -> Option<u32> {
+        let index = self.main.tail().filter(|&tail| Some(tail) != spared)?;
         slab.unlink(&mut self.main, index);
         Some(index)
     }
 
-    /// Chooses a victim and takes it out of its queue.
-    pub(crate) fn evict(&mut self, slab: &mut Slab, small_target: u64) -> Option<u32> {
+    /// Chooses a victim, which is not the spared one, and takes it out of its queue.
+    pub(crate) fn evict(
+        &mut self,
+        slab: &mut Slab,
+        small_target: u64,
+        spared: Option<u32>,
+    ) -> Option<u32> {
         let mut moves = 0;
         loop {
             let (bytes, len) = (self.bytes(), self.len());
-            let from_small = self.small.bytes > small_target || self.main.len == 0;
+            // The spared one is the tail if it is alone.
+            let oldest = self.main.tail().filter(|&tail| Some(tail) != spared);
+            let from_small = self.small.bytes > small_target || oldest.is_none();
             let queue = if from_small {
                 &mut self.small
             } else {
                 &mut self.main
             };
-            let index = queue.tail()?;
+            let index = queue.tail().filter(|&tail| Some(tail) != spared)?;
             let needed = hits_to_stay(slab.weight(index), bytes, len);
             let freq = slab.mark(index).freq();
             slab.unlink(queue, index);

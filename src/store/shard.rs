@@ -18,6 +18,9 @@ const STRIPES: usize = 256;
 /// insertions.
 const SWEEP_STEP: usize = 8;
 
+/// Entries that are evicted under one lock: look-ups wait for it.
+pub(super) const EVICTED_AT_ONCE: usize = 256;
+
 /// Tables of this many slots are not made smaller.
 const MIN_SLOTS: usize = 64;
 
@@ -163,7 +166,8 @@ impl Shard {
         }
     }
 
-    /// Puts an entry in and makes room for it, down to the shard's own part of the budget.
+    /// Puts an entry in and makes room for it, down to the shard's own part of the budget, or by so
+    /// many entries as are evicted under one lock: then it returns true.
     /// Not if its key was removed since `loaded_at`, or if the policy declines.
     pub(super) fn insert(
         &mut self,
@@ -172,9 +176,9 @@ impl Shard {
         (ledger, targets): (&mut Ledger<'_>, Targets),
         clock: &Clock,
         gone: &mut Graveyard,
-    ) {
+    ) -> bool {
         if loaded_at.is_some_and(|then| then != self.generation(new.hash)) {
-            return;
+            return false;
         }
         let weight = charge::entry(new.data.len());
         self.sweep(ledger, clock, gone);
@@ -190,15 +194,17 @@ impl Shard {
         }
 
         if !self.admits(new, weight, earned.0, ledger, targets) {
-            return;
+            return false;
         }
         ledger.take(weight);
         let hot = match new.share {
             CacheType::Hot => weight,
             CacheType::Main => 0,
         };
+        let mut stopped = false;
         while ledger.is_over() && self.bytes() + weight > targets.total {
-            if !self.evict_one(hot, ledger, targets, gone) {
+            stopped = gone.len() >= EVICTED_AT_ONCE;
+            if stopped || !self.evict_one(hot, ledger, targets, gone) {
                 break;
             }
         }
@@ -206,6 +212,7 @@ impl Shard {
         if !self.put(new, weight, earned) {
             ledger.release(weight);
         }
+        stopped
     }
 
     /// Puts an entry into the tables and its queue. False if there is no slot left.
@@ -270,19 +277,56 @@ impl Shard {
         targets: Targets,
         gone: &mut Graveyard,
     ) -> bool {
+        self.evict_other(None, coming, ledger, targets, gone)
+    }
+
+    /// The same, of the entries that are not to be spared.
+    fn evict_other(
+        &mut self,
+        spared: Option<u32>,
+        coming: u64,
+        ledger: &mut Ledger<'_>,
+        targets: Targets,
+        gone: &mut Graveyard,
+    ) -> bool {
         let from_hot = self.shares.hot.queues.bytes() + coming > targets.hot;
         let (first, second) = if from_hot {
             (CacheType::Hot, CacheType::Main)
         } else {
             (CacheType::Main, CacheType::Hot)
         };
-        self.evict_from(first, ledger, targets, gone)
-            || self.evict_from(second, ledger, targets, gone)
+        self.evict_from(first, spared, ledger, targets, gone)
+            || self.evict_from(second, spared, ledger, targets, gone)
     }
 
+    /// Goes on with an insertion that was told to stop: evicts so many more entries as are evicted
+    /// under one lock, but not the one that went in. Returns true if that is not enough.
+    pub(super) fn settle(
+        &mut self,
+        hash: Hash,
+        ledger: &mut Ledger<'_>,
+        targets: Targets,
+        gone: &mut Graveyard,
+    ) -> bool {
+        // It may have left by now. If another with its hash is spared instead, no harm is done.
+        let same = |index: &u32| self.slab.hash(*index) == hash.table();
+        let spared = self.table.find(hash.spread(), same).copied();
+        let mut stopped = false;
+        while ledger.is_over() && self.bytes() > targets.total {
+            stopped = gone.len() >= EVICTED_AT_ONCE;
+            if stopped || !self.evict_other(spared, 0, ledger, targets, gone) {
+                break;
+            }
+        }
+        self.fit_tables();
+        stopped
+    }
+
+    #[inline]
     fn evict_from(
         &mut self,
         share: CacheType,
+        spared: Option<u32>,
         ledger: &mut Ledger<'_>,
         targets: Targets,
         gone: &mut Graveyard,
@@ -292,9 +336,9 @@ impl Shard {
         let victim = match eviction {
             Eviction::S3Fifo => {
                 let small = s3fifo::small_part(targets.of(share));
-                owner.queues.evict(slab, small)
+                owner.queues.evict(slab, small, spared)
             }
-            Eviction::Lru => owner.queues.evict_oldest(slab),
+            Eviction::Lru => owner.queues.evict_oldest(slab, spared),
         };
         let Some(index) = victim else {
             return false;

@@ -25,6 +25,24 @@ fn put(
     share: CacheType,
     ttl: Option<Duration>,
 ) -> Graveyard {
+    let mut gone = put_unsettled(store, key, value, share, ttl);
+    // Most tests are of what is true in the end.
+    let mut next = gone.unsettled();
+    while let Some(unsettled) = next {
+        let more = store.settle(unsettled);
+        next = more.unsettled();
+        gone.append(more);
+    }
+    gone
+}
+
+fn put_unsettled(
+    store: &Store,
+    key: &str,
+    value: &[u8],
+    share: CacheType,
+    ttl: Option<Duration>,
+) -> Graveyard {
     let view = ByteView::keyed(key, value);
     let new = NewEntry {
         hash: store.hash(key),
@@ -520,6 +538,66 @@ fn all_live_entries_are_found_and_no_other() {
 }
 
 #[test]
+fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
+    for (eviction, shards) in [
+        (Eviction::Lru, 1),
+        (Eviction::Lru, 4),
+        (Eviction::S3Fifo, 1),
+        (Eviction::S3Fifo, 4),
+    ] {
+        let store = store(1 << 20, eviction, shards, &Clock::manual());
+        for n in 0..20_000 {
+            put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
+        }
+        let full = total_items(&store);
+        let large = || put_unsettled(&store, "large", &[1; 900_000], CacheType::Main, None);
+        let mut gone = large();
+        if eviction == Eviction::S3Fifo {
+            assert!(
+                gone.is_empty(),
+                "one so large is kept on its second request"
+            );
+            gone = large();
+        }
+        assert!(
+            get(&store, "large").is_some(),
+            "it does not wait for the others"
+        );
+        let mut evicted = 0;
+        loop {
+            let batch = gone.iter().count();
+            assert!(batch <= EVICTED_AT_ONCE, "{batch} at once");
+            evicted += batch as u64;
+            let Some(unsettled) = gone.unsettled() else {
+                break;
+            };
+            assert_eq!(batch, EVICTED_AT_ONCE, "it stops for no other reason");
+            gone = store.settle(unsettled);
+        }
+        assert!(evicted > 10 * EVICTED_AT_ONCE as u64, "{evicted}");
+        assert_eq!(total_items(&store), full + 1 - evicted);
+        assert!(total_bytes(&store) <= 1 << 20);
+        let left = (1 << 20) - total_bytes(&store);
+        assert!(left < 200, "{eviction:?} {shards}: {left} more than needed");
+        assert!(get(&store, "large").is_some());
+    }
+}
+
+#[test]
+fn insertions_go_on_where_one_was_left_unsettled() {
+    let store = store(1 << 20, Eviction::Lru, 1, &Clock::manual());
+    for n in 0..20_000 {
+        put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
+    }
+    let gone = put_unsettled(&store, "large", &[1; 900_000], CacheType::Main, None);
+    assert!(gone.unsettled().is_some());
+    assert!(total_bytes(&store) > 1 << 20);
+    put(&store, "next", &[0; 50], CacheType::Main, None);
+    assert!(total_bytes(&store) <= 1 << 20);
+    assert!(get(&store, "large").is_some());
+}
+
+#[test]
 fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let store = store(1 << 20, eviction, 4, &Clock::manual());
@@ -534,7 +612,7 @@ fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
         let mut evicted = 0;
         while let Some(gone) = store.shed() {
             let batch = gone.iter().count();
-            assert!(batch <= 4 * SHED_AT_ONCE, "{batch} at once");
+            assert!(batch <= 4 * EVICTED_AT_ONCE, "{batch} at once");
             assert!(gone.iter().all(|one| one.cause == RemovalCause::Size));
             evicted += batch as u64;
         }

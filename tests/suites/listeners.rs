@@ -95,6 +95,54 @@ fn a_panicking_listener_costs_the_other_callers_nothing() {
 }
 
 #[test]
+fn a_value_in_the_place_of_thousands_is_there_before_the_listener_has_heard_of_all() {
+    let (send, left) = channel();
+    let send = Mutex::new(send);
+    // Set once the group is built, so that the listener can look into it.
+    let group = Arc::new(OnceLock::<Group>::new());
+    let listener = {
+        let group = group.clone();
+        move |key: &str, _, cause| {
+            let is_there = group.get().is_some_and(|group| group.contains_key("large"));
+            let sent = (key.to_owned(), cause, is_there);
+            send.lock()
+                .expect("no panic")
+                .send(sent)
+                .expect("the test listens");
+        }
+    };
+    let built = alone("thousands")
+        .max_capacity(1 << 20)
+        .eviction(Eviction::Lru)
+        .eviction_listener(listener)
+        .build(larder::getter_fn(|_: &Context, key, dest| {
+            let len = if key == "large" { 900_000 } else { 50 };
+            Ok(dest.set_bytes(&vec![7; len])?)
+        }))
+        .expect("a new group");
+    let group = group.get_or_init(|| built);
+    for n in 0..20_000 {
+        group.get(&n.to_string()).expect("a value");
+    }
+    left.try_iter().for_each(drop);
+    let before = group.entry_count();
+    group.get("large").expect("a value");
+    assert!(
+        group.weighted_size() <= 1 << 20,
+        "all is done when the call returns"
+    );
+    let told: Vec<_> = left.try_iter().collect();
+    assert!(told.len() > 5000, "{}", told.len());
+    assert_eq!(group.entry_count(), before + 1 - told.len() as u64);
+    let mut keys: Vec<_> = told.iter().map(|(key, ..)| key).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), told.len(), "of each once");
+    let as_it_must = |(_, cause, is_there): &_| *cause == RemovalCause::Size && *is_there;
+    assert!(told.iter().all(as_it_must));
+}
+
+#[test]
 fn an_expired_entry_leaves_as_expired_however_it_leaves() {
     let clock = Clock::manual();
     let (send, causes) = channel();
