@@ -81,9 +81,9 @@ impl GroupBuilder {
     /// allocator and the tables take for them. Default: 64 MiB. 0 switches caching off; loads are
     /// still shared.
     ///
-    /// A value that takes the place of thousands is in before all of them are out, for look-ups are
-    /// not held up for so long: the cache is over its capacity by as much of it until the call that
-    /// loaded it returns.
+    /// A value that takes the place of thousands is put in before all of them are out, so that
+    /// look-ups are not held up meanwhile: until the call that loaded it returns, the cache can be
+    /// over its capacity by that value.
     pub fn max_capacity(mut self, bytes: u64) -> Self {
         self.max_capacity = bytes;
         self

@@ -197,8 +197,8 @@ impl HttpPoolBuilder {
     /// How many unused connections to one peer are kept for the next request; 24 by default. A thread
     /// gets the one that it used last, if it is free. Those whose last request is 15 s old are
     /// closed, one with each request that ends. Each holds 8 KiB, and up to 64 KiB once it has carried
-    /// longer answers; 8 KiB more if ureq uses it (see [`HttpClient`]).
-    /// 0 makes a new connection for each request.
+    /// longer answers; 8 KiB more if ureq uses it (see [`HttpClient`]). 0 makes a new connection for
+    /// each request.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.max_idle_per_peer = connections;
         self

@@ -86,7 +86,7 @@ pub(crate) enum Turn<'c, T> {
     TooLate,
 }
 
-/// What came of an exchange that another thread led.
+/// What came of a shared exchange, for those who rode in it and for who led it.
 pub(crate) struct Told<T>(Arc<Batch<T>>);
 
 impl<T> Told<T> {

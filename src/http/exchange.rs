@@ -87,22 +87,32 @@ pub(crate) fn broke_off() -> io::Error {
 /// more than the copy.
 pub(crate) const DIRECT: usize = 16 * 1024;
 
-/// How long after a request a connection is kept for the next. Servers keep theirs longer (ours a minute),
-/// so that few are closed by the other side.
+/// How long after a request a connection is kept for the next. Servers keep theirs longer (ours a
+/// minute), so that few are closed by the other side.
 pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
 
 /// The longest head of an answer.
 pub(crate) const MAX_HEAD: usize = 16 * 1024;
 
-/// The longest line of a request's head, as ureq writes it as a whole. By default a
-/// server of ours takes no head above 8 KiB.
+/// The longest line of a request's head: ureq writes it as a whole or not at all. By default a server
+/// of ours takes no head above 8 KiB.
 pub(crate) const MAX_LINE: usize = 8 * 1024;
 
 /// The longest path: method and version stand in the same line.
 const MAX_PATH: usize = MAX_LINE - 32;
 
-pub(crate) const TWO_LENGTHS: &str = "the answer's length can be read in two ways";
-pub(crate) const NO_LENGTH: &str = "the answer says neither its length nor that it is chunked";
+/// Why an answer is none.
+pub(crate) struct Refusal(pub(crate) &'static str);
+
+impl Refusal {
+    pub(crate) fn error(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, self.0)
+    }
+}
+
+pub(crate) const TWO_LENGTHS: Refusal = Refusal("the answer's length can be read in two ways");
+pub(crate) const NO_LENGTH: Refusal =
+    Refusal("the answer says neither its length nor that it is chunked");
 
 /// What an answer may have on top of its body: the head, and the lines between chunks.
 const MAX_FRAMING: u64 = 63 * 1024;

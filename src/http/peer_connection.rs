@@ -11,7 +11,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::time::Instant;
 
-use crate::http::exchange::{Terms, deadline_of};
+use crate::http::exchange::{Refusal, Terms, deadline_of};
 use crate::http::idle::{Carrier, Idle};
 use crate::http::resolve::Addresses;
 use crate::http::socket::{Generation, Socket};
@@ -56,6 +56,23 @@ impl Home {
             generation: Generation::default(),
             idle: Idle::new(terms.max_idle),
             terms,
+        })
+    }
+
+    /// That of a peer behind `listener`, with time for everything.
+    #[cfg(all(test, not(larder_loom)))]
+    pub(crate) fn behind(listener: &std::net::TcpListener) -> Arc<Self> {
+        use crate::http::url::PeerUrl;
+        use std::time::Duration;
+
+        let address = listener.local_addr().expect("it listens");
+        let url = PeerUrl::parse(&format!("http://{address}"));
+        Home::new(Terms {
+            url: Arc::new(url.expect("a URL")),
+            connect_timeout: Duration::from_secs(20),
+            exchange_timeout: Duration::from_secs(20),
+            max_idle: 1,
+            max_body: 100,
         })
     }
 
@@ -135,27 +152,9 @@ impl Read for Until<'_> {
     }
 }
 
-impl fmt::Debug for Home {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Home")
-            .field("terms", &self.terms)
-            .field("addresses", &self.addresses)
-            .finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for PeerConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.socket.fmt(f)
-    }
-}
-
-/// Why an answer is none.
-struct Refusal(&'static str);
-
-impl Refusal {
-    fn error(&self) -> io::Error {
-        io::Error::new(io::ErrorKind::InvalidData, self.0)
     }
 }
 

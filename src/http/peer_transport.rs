@@ -1,6 +1,5 @@
 //! The transport that a pool uses for its peers, and the client that it chooses for an exchange.
 
-use std::fmt;
 use std::io;
 use std::time::Instant;
 
@@ -99,23 +98,11 @@ impl Transport for PeerTransport {
     }
 }
 
-impl fmt::Debug for PeerTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerTransport")
-            .field("home", &self.home)
-            .field("client", &self.client)
-            .finish_non_exhaustive()
-    }
-}
-
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::http::exchange::Terms;
-    use crate::http::url::PeerUrl;
     use std::io::{Read, Write};
     use std::net::TcpListener;
-    use std::time::Duration;
 
     /// The answers of one connection, and whether its next exchange goes without ureq after each.
     const ANSWERS: [(&str, bool); 7] = [
@@ -138,14 +125,7 @@ mod tests {
     #[test]
     fn ureq_is_asked_until_a_connection_leads_to_a_server_of_ours() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let home = Home::new(Terms {
-            url: Arc::new(PeerUrl::parse(&url).unwrap()),
-            connect_timeout: Duration::from_secs(20),
-            exchange_timeout: Duration::from_secs(20),
-            max_idle: 1,
-            max_body: 100,
-        });
+        let home = Home::behind(&listener);
         let transport = PeerTransport::new(home.clone(), HttpClient::Auto);
         std::thread::scope(|scope| {
             scope.spawn(|| {

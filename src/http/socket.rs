@@ -170,8 +170,8 @@ impl Socket {
     /// One that has rested is asked of the kernel. Bytes may have come that answer no request:
     /// proxies send a 408 before they close an idle connection, and a bad length leaves a rest.
     /// They would be taken for the answer to the next request, whatever its key. What comes within
-    /// [`RESTED`] of the last request is not found; that would cost three system calls a request, and a
-    /// peer that means harm can send a wrong answer in the first place.
+    /// [`RESTED`] of the last request is not found; that would cost three system calls a request,
+    /// and a peer that means harm can send a wrong answer in the first place.
     pub(crate) fn is_open_after(&self, rested: Duration) -> bool {
         self.is_sound() && (rested < RESTED || is_quiet(&self.stream))
     }
@@ -250,8 +250,8 @@ fn is_early(error: &io::Error) -> bool {
     )
 }
 
-/// How long after a request a connection is looked at again before the next. Long enough that few are, with
-/// 24 connections taken in turn; short beside the times after which anybody closes one.
+/// How long after a request a connection is looked at again before the next. Long enough that few are,
+/// with 24 connections taken in turn; short beside the times after which anybody closes one.
 const RESTED: Duration = Duration::from_millis(10);
 
 #[cfg(all(test, not(larder_loom)))]

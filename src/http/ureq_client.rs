@@ -12,7 +12,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, AsSendBody, Body};
 
-use crate::http::exchange::{MAX_HEAD, NO_LENGTH, TWO_LENGTHS};
+use crate::http::exchange::{MAX_HEAD, NO_LENGTH, Refusal, TWO_LENGTHS};
 use crate::http::peer_connection::{AnswerBody, Exchange, Framing, Home, PeerConnection};
 use crate::http::take_back::take_back;
 use crate::http::transport::{TransportRequest, TransportResponse};
@@ -110,7 +110,7 @@ fn respond(home: &Arc<Home>, response: Response<Body>) -> io::Result<TransportRe
     if chunked && (announced || head.version != Version::HTTP_11 || !is_chunked(&head.headers)) {
         // ureq takes one reading, and who comes between may take another: then the two do not
         // agree on where the next answer begins (RFC 9112, section 6.3).
-        return Err(refuse(TWO_LENGTHS));
+        return Err(TWO_LENGTHS.error());
     }
     // ureq has no length for a body that is announced to be empty.
     let length = body
@@ -119,7 +119,7 @@ fn respond(home: &Arc<Home>, response: Response<Body>) -> io::Result<TransportRe
     if head.status == 200 && length.is_none() && !chunked {
         // Such a body ends where the connection does: if the peer dies, what has arrived looks
         // whole.
-        return Err(refuse(NO_LENGTH));
+        return Err(NO_LENGTH.error());
     }
     let status = head.status.as_u16();
     let known = length.filter(|&length| status == 200 && stays_open && length > 0);
@@ -128,7 +128,7 @@ fn respond(home: &Arc<Home>, response: Response<Body>) -> io::Result<TransportRe
             mut connection,
             deadline,
             home,
-        } = take_back(body).ok_or_else(|| refuse(GONE))?;
+        } = take_back(body).ok_or_else(|| GONE.error())?;
         connection.is_ours = is_ours && !forwarded;
         let framing = Framing::Length(length);
         let body = AnswerBody::new(home, connection, framing, true, deadline);
@@ -145,10 +145,6 @@ fn respond(home: &Arc<Home>, response: Response<Body>) -> io::Result<TransportRe
     };
     Ok(TransportResponse::with_reader(status, length, reader)
         .with_headers(head.headers, is_protobuf))
-}
-
-fn refuse(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// Reads a body, and puts its errors in our words.
@@ -192,7 +188,7 @@ fn config() -> Config {
         .build()
 }
 
-const GONE: &str = "the connection of the answer is gone";
+const GONE: Refusal = Refusal("the connection of the answer is gone");
 
 /// Resolves nothing: ureq resolves before each request, also one that has a connection already.
 /// [`UreqConnector`] is handed a connection.
@@ -213,8 +209,6 @@ impl Resolver for NoResolver {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::http::exchange::Terms;
-    use crate::http::url::PeerUrl;
     use std::io::Write;
     use std::net::TcpListener;
     use std::time::Duration;
@@ -223,14 +217,7 @@ mod tests {
     #[test]
     fn a_body_is_sent_whole_with_its_head() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let home = Home::new(Terms {
-            url: Arc::new(PeerUrl::parse(&url).unwrap()),
-            connect_timeout: Duration::from_secs(20),
-            exchange_timeout: Duration::from_secs(20),
-            max_idle: 1,
-            max_body: 100,
-        });
+        let home = Home::behind(&listener);
         let client = UreqClient::new();
         let deadline = Instant::now() + Duration::from_secs(20);
         for length in [1, 50_000] {

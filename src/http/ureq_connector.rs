@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
-use crate::http::exchange::MAX_LINE;
+use crate::http::exchange::{MAX_LINE, Refusal};
 use crate::http::peer_connection::{Exchange, PeerConnection};
 use crate::http::take_back;
 
@@ -135,8 +135,7 @@ impl Transport for UreqConnection {
         let PeerConnection { socket, input, .. } = &mut **connection;
         let spare = input.spare();
         if spare.is_empty() {
-            let message = "a line of the answer is too long";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message).into());
+            return Err(LONG.error().into());
         }
         let read = socket.read(spare, *deadline)?;
         input.appended(read);
@@ -212,16 +211,15 @@ impl fmt::Debug for UreqConnection {
     }
 }
 
+const LONG: Refusal = Refusal("a line of the answer is too long");
+
 /// What is sent without waiting for more.
 const OUTPUT_LARGE: usize = 16 * 1024;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::http::exchange::Terms;
     use crate::http::peer_connection::Home;
-    use crate::http::url::PeerUrl;
-    use crate::sync::Arc;
     use std::net::TcpListener;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::time::Duration;
@@ -234,15 +232,8 @@ mod tests {
     #[test]
     fn each_request_gets_the_connection_that_was_meant_for_it() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let limit = Duration::from_secs(20);
-        let home = Home::new(Terms {
-            url: Arc::new(PeerUrl::parse(&url).unwrap()),
-            connect_timeout: limit,
-            exchange_timeout: limit,
-            max_idle: 1,
-            max_body: 100,
-        });
+        let home = Home::behind(&listener);
         let deadline = Instant::now() + limit;
         let exchange = |mark: &[u8]| {
             let mut connection = home.connect(deadline).unwrap();

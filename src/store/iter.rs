@@ -7,6 +7,7 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
+use crate::sync::{Padded, RwLock};
 
 /// A cached entry, as [`Group::iter`](crate::Group::iter) finds it. It keeps key and value alive,
 /// also when the cache has let go of them.
@@ -56,7 +57,7 @@ impl fmt::Debug for Entry {
 
 /// The entries of a store: see [`Group::iter`](crate::Group::iter).
 pub(crate) struct Iter<'a> {
-    shards: std::slice::Iter<'a, super::Padded>,
+    shards: std::slice::Iter<'a, Padded<RwLock<Shard>>>,
     clock: &'a Clock,
     /// What is left of the shard looked at last.
     entries: std::vec::IntoIter<Entry>,

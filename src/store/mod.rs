@@ -37,7 +37,7 @@ use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::shared_bytes::SharedBytes;
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::RwLock;
+use crate::sync::{Padded, RwLock};
 use budget::{Budget, Targets};
 use counters::Counters;
 use shard::{EVICTED_AT_ONCE, Shard};
@@ -153,11 +153,8 @@ pub(crate) struct Store {
     cursor: AtomicUsize,
 }
 
-type Shards = Box<[Padded]>;
-
-/// A shard on cache lines of its own: threads at different shards write to different lines.
-#[repr(align(128))]
-struct Padded(RwLock<Shard>);
+/// Threads at different shards write to different cache lines.
+type Shards = Box<[Padded<RwLock<Shard>>]>;
 
 impl Store {
     pub(crate) fn new(options: StoreOptions) -> Store {
@@ -326,9 +323,9 @@ impl Store {
         gone
     }
 
-    /// Evicts from other shards than that of `hash`, whose own part is used up or not reached: first from
-    /// those over their part, then from any. A lone entry is left for last, since it may be one
-    /// that is larger than a shard's part and fits the store all the same.
+    /// Evicts from other shards than that of `hash`, whose own part is used up or not reached:
+    /// first from those over their part, then from any. A lone entry is left for last, since it may
+    /// be one that is larger than a shard's part and fits the store all the same.
     fn evict_elsewhere(&self, hash: Hash, gone: &mut Graveyard) {
         let home = hash.shard(self.shards.len());
         let targets = self.targets();

@@ -276,8 +276,8 @@ impl Slab {
         u16::try_from(key_len).is_ok() && charge::packed(weight).is_some()
     }
 
-    /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if no slot
-    /// [`holds`](Self::holds) it.
+    /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if no
+    /// slot [`holds`](Self::holds) it.
     pub(crate) fn insert(
         &mut self,
         hash: u32,

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::sync::Arc;
 
+mod room;
+
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
         capacity,
@@ -535,102 +537,4 @@ fn all_live_entries_are_found_and_no_other() {
     assert_eq!(found, expected);
     let stats = store.lookups();
     assert_eq!(stats, (0, 0), "looking counts as nothing");
-}
-
-#[test]
-fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
-    for (eviction, shards) in [
-        (Eviction::Lru, 1),
-        (Eviction::Lru, 4),
-        (Eviction::S3Fifo, 1),
-        (Eviction::S3Fifo, 4),
-    ] {
-        let store = store(1 << 20, eviction, shards, &Clock::manual());
-        for n in 0..20_000 {
-            put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
-        }
-        let full = total_items(&store);
-        let large = || put_unsettled(&store, "large", &[1; 900_000], CacheType::Main, None);
-        let mut gone = large();
-        if eviction == Eviction::S3Fifo {
-            assert!(
-                gone.is_empty(),
-                "one so large is kept on its second request"
-            );
-            gone = large();
-        }
-        assert!(
-            get(&store, "large").is_some(),
-            "it does not wait for the others"
-        );
-        let mut evicted = 0;
-        loop {
-            let batch = gone.iter().count();
-            assert!(batch <= EVICTED_AT_ONCE, "{batch} at once");
-            evicted += batch as u64;
-            let Some(unsettled) = gone.unsettled() else {
-                break;
-            };
-            assert_eq!(batch, EVICTED_AT_ONCE, "it stops for no other reason");
-            gone = store.settle(unsettled);
-        }
-        assert!(evicted > 10 * EVICTED_AT_ONCE as u64, "{evicted}");
-        assert_eq!(total_items(&store), full + 1 - evicted);
-        assert!(total_bytes(&store) <= 1 << 20);
-        let left = (1 << 20) - total_bytes(&store);
-        assert!(left < 200, "{eviction:?} {shards}: {left} more than needed");
-        assert!(get(&store, "large").is_some());
-    }
-}
-
-#[test]
-fn insertions_go_on_where_one_was_left_unsettled() {
-    let store = store(1 << 20, Eviction::Lru, 1, &Clock::manual());
-    for n in 0..20_000 {
-        put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
-    }
-    let gone = put_unsettled(&store, "large", &[1; 900_000], CacheType::Main, None);
-    assert!(gone.unsettled().is_some());
-    assert!(total_bytes(&store) > 1 << 20);
-    put(&store, "next", &[0; 50], CacheType::Main, None);
-    assert!(total_bytes(&store) <= 1 << 20);
-    assert!(get(&store, "large").is_some());
-}
-
-#[test]
-fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
-        let store = store(1 << 20, eviction, 4, &Clock::manual());
-        let fill = |from: u64| {
-            for n in from..from + 20_000 {
-                put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
-            }
-        };
-        fill(0);
-        let full = total_items(&store);
-        store.set_capacity(1 << 16);
-        let mut evicted = 0;
-        while let Some(gone) = store.shed() {
-            let batch = gone.iter().count();
-            assert!(batch <= 4 * EVICTED_AT_ONCE, "{batch} at once");
-            assert!(gone.iter().all(|one| one.cause == RemovalCause::Size));
-            evicted += batch as u64;
-        }
-        assert_eq!(total_items(&store), full - evicted);
-        assert!(total_bytes(&store) <= 1 << 16);
-        assert!(total_bytes(&store) > (1 << 16) - 200, "no more than needed");
-        let slots: usize = store
-            .shards
-            .iter()
-            .map(|shard| shard.0.read().slots())
-            .sum();
-        assert!(slots < full as usize / 4, "the tables shrank, too");
-        store.set_capacity(1 << 21);
-        fill(20_000);
-        assert!(total_items(&store) > full, "the new room is used");
-        store.set_capacity(0);
-        while store.shed().is_some() {}
-        fill(40_000);
-        assert_eq!((total_items(&store), store.budget.used()), (0, 0));
-    }
 }

@@ -5,9 +5,9 @@ use std::mem::MaybeUninit;
 
 use httparse::{ParserConfig, Status};
 
+use super::NOT_HTTP;
 use super::framing::Framing;
-use super::{NOT_HTTP, Refusal};
-use crate::http::exchange::{NO_LENGTH, TWO_LENGTHS};
+use crate::http::exchange::{NO_LENGTH, Refusal, TWO_LENGTHS};
 use crate::http::head::{has_token, parse_length};
 use crate::wire;
 
@@ -57,7 +57,7 @@ impl Head {
             if is("content-length") {
                 let found = parse_length(field.value).map_err(|_| BAD_LENGTH.error())?;
                 if length.replace(found).is_some() {
-                    return Err(Refusal(TWO_LENGTHS).error());
+                    return Err(TWO_LENGTHS.error());
                 }
                 length_at = Some(field.value);
             } else if is("content-type") {
@@ -79,7 +79,7 @@ impl Head {
             _ if codings > 1
                 || (codings == 1 && (!chunked || length.is_some() || version == 0)) =>
             {
-                return Err(Refusal(TWO_LENGTHS).error());
+                return Err(TWO_LENGTHS.error());
             }
             _ if matches!(status, 204 | 304) => {
                 close |= chunked || length.is_some_and(|length| length > 0);
@@ -89,7 +89,7 @@ impl Head {
             Some(length) => Framing::Length(length),
             // Such a body ends where the connection does: if the peer dies, what has arrived looks
             // whole.
-            None if status == 200 => return Err(Refusal(NO_LENGTH).error()),
+            None if status == 200 => return Err(NO_LENGTH.error()),
             None => {
                 close = true;
                 Framing::UntilClosed

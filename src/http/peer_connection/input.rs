@@ -3,10 +3,10 @@
 
 use std::io::{self, Read};
 
+use super::NOT_HTTP;
 use super::framing::Framing;
 use super::head::Head;
-use super::{NOT_HTTP, Refusal};
-use crate::http::exchange::{DIRECT, MAX_HEAD, broke_off};
+use crate::http::exchange::{DIRECT, MAX_HEAD, Refusal, broke_off};
 use crate::http::head::{Scan, scan};
 use crate::http::repeat::Repeat;
 use crate::shared_bytes::SharedBytes;
