@@ -105,7 +105,7 @@ mod tests {
     use std::net::TcpListener;
 
     /// The answers of one connection, and whether its next exchange goes without ureq after each.
-    const ANSWERS: [(&str, bool); 7] = [
+    const ANSWERS: [(&str, bool); 9] = [
         ("Server: nginx\r\nContent-Length: 2\r\n\r\nok", false),
         (
             "Server: larder\r\nVia: 1.1 x\r\nContent-Length: 2\r\n\r\nok",
@@ -119,6 +119,12 @@ mod tests {
             false,
         ),
         ("Server: larder/9\r\nContent-Length: 2\r\n\r\nok", false),
+        ("Server: larder\r\nContent-Length: 2\r\n\r\nok", true),
+        // A proxy in front of it.
+        (
+            "Via: 1.1 x\r\nServer: larder\r\nContent-Length: 2\r\n\r\nok",
+            false,
+        ),
         ("Server: larder\r\nContent-Length: 2\r\n\r\nok", true),
     ];
 
