@@ -108,7 +108,7 @@ example_getter_redis() {
     capture "$BIN/getter_redis"
     says '^40000 gets by 4 threads .* 10 loads from Redis'
     says '^larder-example:none: NotFound: '
-    says '^larder-example:list: Loader: '
+    says '^larder-example:list: Getter: '
     is_closed "$(sed -n 's|^started redis-server at redis://127\.0\.0\.1:||p' <<<"$OUT")"
 }
 

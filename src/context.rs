@@ -68,12 +68,12 @@ impl Context {
         self.child(Some(deadline), self.cancellable(), NodeKind::Deadline)
     }
 
-    /// A child that `Canceller::cancel` ends, and the handle to do it with.
+    /// A child that `CancelHandle::cancel` ends, and the handle to do it with.
     #[must_use]
-    pub fn with_cancel(&self) -> (Context, Canceller) {
+    pub fn with_cancel(&self) -> (Context, CancelHandle) {
         let state = Arc::new(CancelState::default());
         let ctx = self.child(self.deadline(), true, NodeKind::Cancel(state.clone()));
-        (ctx, Canceller { state })
+        (ctx, CancelHandle { state })
     }
 
     /// A child that carries `value`, found by its type. It hides a value of the same type above.
@@ -120,7 +120,7 @@ impl Context {
     }
 
     /// Whether anything but completion can end this request.
-    pub(crate) fn can_end(&self) -> bool {
+    pub(crate) fn has_deadline_or_cancel(&self) -> bool {
         self.node
             .as_ref()
             .is_some_and(|node| node.deadline.is_some() || node.cancellable)
@@ -179,20 +179,20 @@ impl fmt::Debug for Context {
 ///
 /// Dropping it cancels nothing. Any thread may cancel, any number of times.
 #[derive(Clone)]
-pub struct Canceller {
+pub struct CancelHandle {
     state: Arc<CancelState>,
 }
 
-impl Canceller {
+impl CancelHandle {
     /// Ends the request: waiting callers leave with [`ErrorKind::Cancelled`].
     pub fn cancel(&self) {
         self.state.cancel();
     }
 }
 
-impl fmt::Debug for Canceller {
+impl fmt::Debug for CancelHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Canceller")
+        f.debug_struct("CancelHandle")
             .field("cancelled", &self.state.is_cancelled())
             .finish()
     }

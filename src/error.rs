@@ -35,9 +35,9 @@ pub enum ErrorKind {
     /// The getter, here or at the key's owner, says that there is no such key.
     NotFound,
     /// The getter, here or at the key's owner, returned an error.
-    Loader,
+    Getter,
     /// The getter panicked. The thread it ran on sees the panic; everybody else sees this.
-    LoaderPanicked,
+    GetterPanicked,
     /// The getter asked, on its own thread, for the key that it is loading.
     RecursiveLoad,
     /// The getter returned `Ok` without setting a value.
@@ -132,7 +132,7 @@ impl Error {
     }
 
     /// What a getter returned, as callers see it: "not found" and what its own sink or its own
-    /// recursion refused pass with their kind; anything else becomes [`ErrorKind::Loader`] with the
+    /// recursion refused pass with their kind; anything else becomes [`ErrorKind::Getter`] with the
     /// getter's error as its source.
     ///
     /// An [`Error`] of another kind comes from a cache that the getter asked in turn. Passed as it
@@ -144,7 +144,7 @@ impl Error {
             Err(other) => other,
         };
         Error {
-            kind: ErrorKind::Loader,
+            kind: ErrorKind::Getter,
             detail: Some(Arc::new(Detail {
                 message: other.to_string(),
                 source: Some(other),
@@ -158,7 +158,7 @@ impl ErrorKind {
         matches!(
             self,
             ErrorKind::NotFound
-                | ErrorKind::Loader
+                | ErrorKind::Getter
                 | ErrorKind::RecursiveLoad
                 | ErrorKind::SetTwice
                 | ErrorKind::Sink
@@ -169,8 +169,8 @@ impl ErrorKind {
     fn text(self) -> &'static str {
         match self {
             ErrorKind::NotFound => "no such key",
-            ErrorKind::Loader => "the getter failed",
-            ErrorKind::LoaderPanicked => "the getter panicked",
+            ErrorKind::Getter => "the getter failed",
+            ErrorKind::GetterPanicked => "the getter panicked",
             ErrorKind::RecursiveLoad => {
                 "the getter asked for the key it is loading; it would wait for itself"
             }
@@ -246,7 +246,7 @@ mod tests {
     fn a_getters_own_error_is_the_source() {
         let io = std::io::Error::other("disk on fire");
         let error = Error::from_getter(Box::new(io)).clone();
-        assert_eq!(error.kind(), ErrorKind::Loader);
+        assert_eq!(error.kind(), ErrorKind::Getter);
         assert_eq!(error.to_string(), "disk on fire");
         let source = error.source().expect("a source");
         assert!(source.downcast_ref::<std::io::Error>().is_some());
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn a_failure_of_a_cache_behind_the_getter_is_the_getters() {
         let error = Error::from_getter(Error::bare(ErrorKind::Overloaded).into());
-        assert_eq!(error.kind(), ErrorKind::Loader);
+        assert_eq!(error.kind(), ErrorKind::Getter);
         let source = error.source().and_then(|s| s.downcast_ref::<Error>());
         assert_eq!(source.map(Error::kind), Some(ErrorKind::Overloaded));
     }

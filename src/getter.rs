@@ -24,7 +24,7 @@ pub trait Getter: Send + Sync {
     /// # Errors
     ///
     /// [`Error::not_found`] for a key that does not exist. Any other error reaches the callers as
-    /// [`ErrorKind::Loader`], with this error as its source. Errors are not cached.
+    /// [`ErrorKind::Getter`], with this error as its source. Errors are not cached.
     fn get(&self, ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError>;
 }
 

@@ -50,12 +50,12 @@ impl Group {
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] if the getter, here or at the owner, says so;
-    /// [`ErrorKind::Loader`] if it failed; see [`ErrorKind`] for the others.
+    /// [`ErrorKind::Getter`] if it failed; see [`ErrorKind`] for the others.
     ///
     /// # Panics
     ///
     /// If the getter panics on this thread. Other callers of the key get
-    /// [`ErrorKind::LoaderPanicked`], and the next call loads again.
+    /// [`ErrorKind::GetterPanicked`], and the next call loads again.
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
         let hash = self.loader.store().hash(key);

@@ -104,7 +104,6 @@ mod byteview;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
-mod counters;
 mod error;
 #[cfg(all(larder_fuzz, feature = "http"))]
 #[doc(hidden)]
@@ -130,13 +129,14 @@ mod sink;
 mod stats;
 mod store;
 mod sync;
+mod thread_counters;
 #[cfg(feature = "http")]
 mod wire;
 
 pub use builder::GroupBuilder;
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
-pub use context::{Canceller, Context};
+pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use getter::{Getter, getter_fn};
 pub use group::Group;

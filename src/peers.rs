@@ -33,8 +33,8 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// What the peer's getter said, by its kind ([`ErrorKind::NotFound`], [`ErrorKind::Loader`],
-    /// [`ErrorKind::LoaderPanicked`]…): that is an answer, and the caller gets it as it is.
+    /// What the peer's getter said, by its kind ([`ErrorKind::NotFound`], [`ErrorKind::Getter`],
+    /// [`ErrorKind::GetterPanicked`]…): that is an answer, and the caller gets it as it is.
     /// [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no answer: the next
     /// peer is asked, then the getter here. [`ErrorKind::DeadlineExceeded`] only where `ctx`'s own
     /// deadline has passed; a time-out of the exchange is [`ErrorKind::Peer`].

@@ -73,7 +73,7 @@ fn no_such_file(key: &str) -> BoxError {
     Error::not_found(format!("there is no file {key:?}")).into()
 }
 
-/// Reaches the caller as `ErrorKind::Loader`, with this as its source.
+/// Reaches the caller as `ErrorKind::Getter`, with this as its source.
 fn outside(key: &str) -> BoxError {
     let message = format!("refused: {key:?} does not name a file below the directory");
     io::Error::new(io::ErrorKind::PermissionDenied, message).into()

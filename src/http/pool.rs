@@ -6,8 +6,8 @@ use std::net::ToSocketAddrs;
 use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
-use crate::http::answer::Endpoint;
-use crate::http::picker::Picker;
+use crate::http::client::picker::Picker;
+use crate::http::server::answer::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
 use crate::sync::Arc;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-pub(super) type Counters = crate::counters::Counters<Loads>;
+pub(super) type Counters = crate::thread_counters::ThreadCounters<Loads>;
 
 #[derive(Default)]
 pub(super) struct Loads {

@@ -23,7 +23,7 @@ pub(super) enum RunOn {
 
 impl RunOn {
     pub(super) fn for_getter(ctx: &Context) -> RunOn {
-        if ctx.can_end() {
+        if ctx.has_deadline_or_cancel() {
             RunOn::LoaderPool
         } else {
             RunOn::Caller
@@ -32,7 +32,7 @@ impl RunOn {
 
     /// A peer that ends its exchanges by the deadline can be asked from the caller's thread.
     pub(super) fn for_peer(ctx: &Context, peer: &dyn ProtoGetter) -> RunOn {
-        if ctx.cancellable() || (ctx.can_end() && !peer.honors_deadline()) {
+        if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !peer.honors_deadline()) {
             RunOn::LoaderPool
         } else {
             RunOn::Caller
@@ -77,7 +77,7 @@ impl<'a> Landing<'a> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         if self.lead.is_some() {
-            self.land(Some(&Err(ErrorKind::LoaderPanicked.into())));
+            self.land(Some(&Err(ErrorKind::GetterPanicked.into())));
         }
     }
 }
@@ -334,7 +334,9 @@ fn follow(ticket: &Ticket<Result<Loaded>>, ctx: &Context) -> Option<Result<Loade
     match ticket.wait(ctx) {
         // A caller with a deadline asked a peer in vain and then found no loader thread. This one
         // needs none.
-        Waited::Landed(Err(error)) if error.kind() == ErrorKind::Overloaded && !ctx.can_end() => {
+        Waited::Landed(Err(error))
+            if error.kind() == ErrorKind::Overloaded && !ctx.has_deadline_or_cancel() =>
+        {
             None
         }
         Waited::Landed(result) => Some(result),

@@ -82,7 +82,7 @@ impl Loader {
             let Some(owner) = picker.pick_peer(key) else {
                 continue;
             };
-            if ctx.can_end() && !owner.honors_deadline() {
+            if ctx.has_deadline_or_cancel() && !owner.honors_deadline() {
                 continue;
             }
             let hash = self.store.hash(key);

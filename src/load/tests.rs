@@ -116,7 +116,11 @@ impl Held {
         eventually(|| self.runs() > runs);
         callers.extend((1..count).map(|_| call()));
         // A leader on a loader thread has a caller who waits like the others.
-        let waiting = if ctx.can_end() { count } else { count - 1 };
+        let waiting = if ctx.has_deadline_or_cancel() {
+            count
+        } else {
+            count - 1
+        };
         eventually(|| self.waiters() >= waiting);
         callers
     }
@@ -182,13 +186,13 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
             }
             Ok(result) => {
                 let error = result.expect_err("the getter panicked");
-                assert_eq!(error.kind(), ErrorKind::LoaderPanicked);
+                assert_eq!(error.kind(), ErrorKind::GetterPanicked);
                 errors += 1;
             }
         }
     }
     // On a loader thread the panic is nobody's own.
-    let own = usize::from(!ctx.can_end());
+    let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
     let next = held

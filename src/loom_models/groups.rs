@@ -63,7 +63,7 @@ fn a_panicking_getter_keeps_nobody_waiting() {
         for result in outcomes.into_iter().flatten() {
             match result {
                 Ok(value) => assert_eq!(value, "value"),
-                Err(error) => assert_eq!(error.kind(), ErrorKind::LoaderPanicked),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::GetterPanicked),
             }
         }
         assert_eq!(group.get("key").expect("the key is usable"), "value");

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::AtomicU64;
 
-use crate::counters;
 use crate::stats::CacheType;
+use crate::thread_counters::ThreadCounters;
 
-pub(super) struct Counters(counters::Counters<Lookups>);
+pub(super) struct Counters(ThreadCounters<Lookups>);
 
 #[derive(Default)]
 struct Lookups {
@@ -24,7 +24,7 @@ pub(super) struct Counts {
 
 impl Counters {
     pub(super) fn new() -> Counters {
-        Counters(counters::Counters::new())
+        Counters(ThreadCounters::new())
     }
 
     #[inline]

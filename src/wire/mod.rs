@@ -15,6 +15,7 @@ mod body;
 mod differential;
 mod many;
 mod path;
+pub(crate) mod repeat;
 mod search;
 mod status;
 mod timeout;

@@ -19,7 +19,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
     match kind {
         ErrorKind::NotFound => (404, NOT_FOUND),
         ErrorKind::UnknownGroup => (404, UNKNOWN_GROUP),
-        ErrorKind::LoaderPanicked => (503, PANICKED),
+        ErrorKind::GetterPanicked => (503, PANICKED),
         ErrorKind::RecursiveLoad => (503, RECURSIVE_LOAD),
         ErrorKind::NothingSet => (503, NOTHING_SET),
         ErrorKind::SetTwice => (503, SET_TWICE),
@@ -32,7 +32,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         ErrorKind::Cancelled => (503, CANCELLED),
         ErrorKind::Overloaded => (503, OVERLOADED),
         ErrorKind::Io => (503, IO),
-        ErrorKind::Loader
+        ErrorKind::Getter
         | ErrorKind::Peer
         | ErrorKind::DuplicateGroup
         | ErrorKind::InvalidName
@@ -41,7 +41,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::InvalidBasePath
         | ErrorKind::InvalidPeer
         | ErrorKind::DuplicatePeer
-        | ErrorKind::AlreadyRegistered => (503, LOADER),
+        | ErrorKind::AlreadyRegistered => (503, GETTER),
     }
 }
 
@@ -81,8 +81,8 @@ fn kind_at_caller(code: &str) -> ErrorKind {
     match code {
         NOT_FOUND => ErrorKind::NotFound,
         UNKNOWN_GROUP => ErrorKind::UnknownGroup,
-        LOADER => ErrorKind::Loader,
-        PANICKED => ErrorKind::LoaderPanicked,
+        GETTER => ErrorKind::Getter,
+        PANICKED => ErrorKind::GetterPanicked,
         RECURSIVE_LOAD => ErrorKind::RecursiveLoad,
         NOTHING_SET => ErrorKind::NothingSet,
         SET_TWICE => ErrorKind::SetTwice,
@@ -108,7 +108,7 @@ const EXCERPT_CHARS: usize = 200;
 
 const NOT_FOUND: &str = "not-found";
 const UNKNOWN_GROUP: &str = "unknown-group";
-const LOADER: &str = "loader";
+const GETTER: &str = "getter";
 const PANICKED: &str = "panicked";
 const RECURSIVE_LOAD: &str = "recursive-load";
 const NOTHING_SET: &str = "nothing-set";
@@ -131,8 +131,8 @@ mod tests {
     const CROSSINGS: [(K, u16, &str, K); 23] = [
         (K::NotFound, 404, "not-found", K::NotFound),
         (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
-        (K::Loader, 503, "loader", K::Loader),
-        (K::LoaderPanicked, 503, "panicked", K::LoaderPanicked),
+        (K::Getter, 503, "getter", K::Getter),
+        (K::GetterPanicked, 503, "panicked", K::GetterPanicked),
         (K::RecursiveLoad, 503, "recursive-load", K::RecursiveLoad),
         (K::NothingSet, 503, "nothing-set", K::NothingSet),
         (K::SetTwice, 503, "set-twice", K::SetTwice),
@@ -143,15 +143,15 @@ mod tests {
         (K::Cancelled, 503, "cancelled", K::Peer),
         (K::Overloaded, 503, "overloaded", K::Peer),
         (K::Io, 503, "io", K::Peer),
-        (K::Peer, 503, "loader", K::Loader),
-        (K::DuplicateGroup, 503, "loader", K::Loader),
-        (K::InvalidName, 503, "loader", K::Loader),
-        (K::CapacityTooSmall, 503, "loader", K::Loader),
-        (K::InvalidOption, 503, "loader", K::Loader),
-        (K::InvalidBasePath, 503, "loader", K::Loader),
-        (K::InvalidPeer, 503, "loader", K::Loader),
-        (K::DuplicatePeer, 503, "loader", K::Loader),
-        (K::AlreadyRegistered, 503, "loader", K::Loader),
+        (K::Peer, 503, "getter", K::Getter),
+        (K::DuplicateGroup, 503, "getter", K::Getter),
+        (K::InvalidName, 503, "getter", K::Getter),
+        (K::CapacityTooSmall, 503, "getter", K::Getter),
+        (K::InvalidOption, 503, "getter", K::Getter),
+        (K::InvalidBasePath, 503, "getter", K::Getter),
+        (K::InvalidPeer, 503, "getter", K::Getter),
+        (K::DuplicatePeer, 503, "getter", K::Getter),
+        (K::AlreadyRegistered, 503, "getter", K::Getter),
     ];
 
     #[test]

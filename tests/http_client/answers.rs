@@ -300,13 +300,13 @@ fn what_the_owner_says_comes_through() {
             "503 Service Unavailable",
             "larder-error: loader\r\n",
             "disk on fire",
-            ErrorKind::Loader,
+            ErrorKind::Getter,
         ),
         (
             "503 Service Unavailable",
             "Larder-Error: panicked\r\n",
             "the getter panicked",
-            ErrorKind::LoaderPanicked,
+            ErrorKind::GetterPanicked,
         ),
     ];
     for (status, header, text, kind) in cases {

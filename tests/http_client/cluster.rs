@@ -99,7 +99,7 @@ fn what_the_owners_getter_says_is_what_the_caller_gets() {
         assert!(mauve.is_not_found());
         assert_eq!(mauve.to_string(), format!("no color missing-{n}"));
         let broken = nodes[0].group.get(&format!("broken-{n}")).unwrap_err();
-        assert_eq!(broken.kind(), ErrorKind::Loader);
+        assert_eq!(broken.kind(), ErrorKind::Getter);
         assert_eq!(broken.to_string(), "disk on fire");
     }
     assert_eq!(total_loads(&nodes), 20, "each once in the cluster");

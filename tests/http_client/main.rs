@@ -67,7 +67,7 @@ fn tested() -> Option<String> {
 
 fn client() -> HttpClient {
     match tested().as_deref() {
-        Some("lean") => HttpClient::Lean,
+        Some("lean") => HttpClient::Direct,
         Some("ureq") => HttpClient::Ureq,
         _ => HttpClient::default(),
     }

@@ -252,8 +252,8 @@ fn a_registration_that_comes_second_says_how_to_have_two() {
 fn every_kind_has_a_text() {
     for kind in [
         ErrorKind::NotFound,
-        ErrorKind::Loader,
-        ErrorKind::LoaderPanicked,
+        ErrorKind::Getter,
+        ErrorKind::GetterPanicked,
         ErrorKind::RecursiveLoad,
         ErrorKind::NothingSet,
         ErrorKind::SetTwice,

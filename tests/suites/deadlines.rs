@@ -269,6 +269,6 @@ fn a_getters_own_time_out_is_the_getters_error() {
         }))
         .expect("a group");
     let error = group.get("key").expect_err("the getter failed");
-    assert_eq!(error.kind(), ErrorKind::Loader);
+    assert_eq!(error.kind(), ErrorKind::Getter);
     assert_eq!(error.to_string(), "the database is slow");
 }

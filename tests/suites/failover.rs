@@ -83,8 +83,8 @@ fn a_peer_without_the_group_is_followed_by_a_load_here() {
 fn what_the_owner_says_of_a_key_is_the_answer() {
     for said in [
         ErrorKind::NotFound,
-        ErrorKind::Loader,
-        ErrorKind::LoaderPanicked,
+        ErrorKind::Getter,
+        ErrorKind::GetterPanicked,
         ErrorKind::ValueTooLarge,
         ErrorKind::NothingSet,
         ErrorKind::RecursiveLoad,
@@ -121,7 +121,7 @@ fn the_getters_error_reaches_the_caller_with_kind_text_and_source() {
     assert_eq!(error.to_string(), "no colour mauve");
 
     let error = group.get("io").expect_err("the getter failed");
-    assert_eq!(error.kind(), ErrorKind::Loader);
+    assert_eq!(error.kind(), ErrorKind::Getter);
     assert_eq!(error.to_string(), "disk on fire");
     let source = error.source().expect("a source");
     assert!(source.downcast_ref::<std::io::Error>().is_some());
@@ -129,7 +129,7 @@ fn the_getters_error_reaches_the_caller_with_kind_text_and_source() {
     let error = group.get("other").expect_err("the getter failed");
     assert_eq!(
         (error.kind(), error.to_string()),
-        (ErrorKind::Loader, "plain text".into())
+        (ErrorKind::Getter, "plain text".into())
     );
     assert_eq!(group.entry_count(), 0);
     assert_eq!(group.stats().local_load_errs, 3);
@@ -172,7 +172,7 @@ fn a_getter_that_panics_for_a_dead_peers_key_runs_once() {
         let group = group.clone();
         start(move || group.get_with(&within(PATIENCE), "key"))
     };
-    assert_eq!(kind(bounded.end()), ErrorKind::LoaderPanicked);
+    assert_eq!(kind(bounded.end()), ErrorKind::GetterPanicked);
     assert_eq!(runs.get(), 1);
     let unbounded = start(move || group.get("key"));
     let panic = unbounded
@@ -198,7 +198,7 @@ fn a_peer_or_picker_that_panics_fails_that_call_alone() {
             let group = group.clone();
             start(move || group.get_with(&within(PATIENCE), "bad"))
         };
-        assert_eq!(kind(bounded.end()), ErrorKind::LoaderPanicked);
+        assert_eq!(kind(bounded.end()), ErrorKind::GetterPanicked);
         let unbounded = {
             let group = group.clone();
             start(move || group.get("bad"))

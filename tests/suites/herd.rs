@@ -127,7 +127,7 @@ fn a_panic_on_a_loader_thread_is_an_error() {
             }
             result
         };
-        assert_eq!(kind(get("bad")), ErrorKind::LoaderPanicked);
+        assert_eq!(kind(get("bad")), ErrorKind::GetterPanicked);
         assert_eq!(get("good").expect("a value"), "good");
         group.clear();
     }

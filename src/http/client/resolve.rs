@@ -1,0 +1,296 @@
+//! The addresses of a peer: looked up in the background, never by a thread that carries a request.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use crate::http::client::url::{Host, PeerUrl};
+use crate::sync::{Arc, Condvar, Mutex, thread};
+
+/// Where a peer can be dialled.
+///
+/// An address in the URL is used as it is. A name is looked up by a thread of its own, started
+/// when the peer is set, because a look-up cannot be given a deadline: with the name server down
+/// it blocks for many seconds. Only a request that needs a new connection asks here, and it waits
+/// only while no address is known at all, no longer than it may take to connect.
+///
+/// The look-up is repeated in the background when a new connection is needed and the answer is
+/// over [`FRESH`] old, or when no address could be connected to; what was known serves until then.
+/// There are at least [`PAUSE`] between two look-ups, and a failed one keeps the known addresses.
+pub(crate) struct Addresses(Source);
+
+enum Source {
+    Literal(Arc<[SocketAddr]>),
+    Name(Arc<Name>),
+}
+
+struct Name {
+    host: String,
+    port: u16,
+    look_up: Box<LookUp>,
+    state: Mutex<State>,
+    /// Told when `state.running` becomes false.
+    finished: Condvar,
+}
+
+type LookUp = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+
+#[derive(Default)]
+struct State {
+    /// Empty until the first look-up that found something.
+    known: Arc<[SocketAddr]>,
+    /// Why the last look-up failed, if it did.
+    failure: Option<String>,
+    /// When the last look-up ended.
+    ended: Option<Instant>,
+    /// Whether a look-up is under way; at most one is.
+    running: bool,
+}
+
+impl Addresses {
+    /// The addresses of the peer at `url`. A name begins to be looked up; nothing waits for it.
+    pub(crate) fn new(url: &PeerUrl) -> Self {
+        Self::with_look_up(url, |host, port| {
+            Ok((host, port).to_socket_addrs()?.collect())
+        })
+    }
+
+    fn with_look_up(
+        url: &PeerUrl,
+        look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        let addresses = Addresses(match url.host() {
+            Host::Ip(ip) => Source::Literal(Arc::new([SocketAddr::new(*ip, url.port())])),
+            Host::Name(host) => Source::Name(Arc::new(Name {
+                host: host.clone(),
+                port: url.port(),
+                look_up: Box::new(look_up),
+                state: Mutex::default(),
+                finished: Condvar::new(),
+            })),
+        });
+        addresses.refresh();
+        addresses
+    }
+
+    /// The addresses to try, at least one.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` if the first look-up is not done by `deadline`; else what it failed with.
+    pub(crate) fn get(&self, deadline: Instant) -> io::Result<Arc<[SocketAddr]>> {
+        match &self.0 {
+            Source::Literal(addresses) => Ok(addresses.clone()),
+            Source::Name(name) => name.get(deadline),
+        }
+    }
+
+    /// Looks the name up again, in the background. To be called when no address answered.
+    pub(crate) fn refresh(&self) {
+        if let Source::Name(name) = &self.0 {
+            name.refresh(PAUSE);
+        }
+    }
+}
+
+impl Name {
+    fn get(self: &Arc<Self>, deadline: Instant) -> io::Result<Arc<[SocketAddr]>> {
+        let known = self.state.lock().known.clone();
+        if !known.is_empty() {
+            self.refresh(FRESH);
+            return Ok(known);
+        }
+        self.refresh(PAUSE);
+        let mut state = self.state.lock();
+        while state.running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let message = format!("{} is still being looked up", self.host);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            state = self.finished.wait_timeout(state, left);
+        }
+        if state.known.is_empty() {
+            let failure = state.failure.as_deref().unwrap_or("no address found");
+            let message = format!("{} cannot be looked up: {failure}", self.host);
+            return Err(io::Error::new(io::ErrorKind::NotFound, message));
+        }
+        Ok(state.known.clone())
+    }
+
+    /// Starts a look-up, unless one is under way or the last ended less than `pause` ago.
+    fn refresh(self: &Arc<Self>, pause: Duration) {
+        {
+            let mut state = self.state.lock();
+            if state.running || state.ended.is_some_and(|at| at.elapsed() < pause) {
+                return;
+            }
+            state.running = true;
+        }
+        let mut running = Running {
+            name: self.clone(),
+            found: Err(io::Error::other("the look-up could not be run")),
+        };
+        // If no thread can be had, the closure is dropped here, and `running` with it.
+        let spawned = thread::Builder::new()
+            .name("larder-lookup".into())
+            .spawn(move || running.run());
+        if let Err(error) = spawned {
+            log::warn!("cannot look up {}: {error}", self.host);
+        }
+    }
+}
+
+/// A look-up under way. Dropping it ends it, however it went.
+struct Running {
+    name: Arc<Name>,
+    found: io::Result<Vec<SocketAddr>>,
+}
+
+impl Running {
+    fn run(&mut self) {
+        self.found = (self.name.look_up)(&self.name.host, self.name.port);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.name.state.lock();
+        state.running = false;
+        state.ended = Some(Instant::now());
+        state.failure = None;
+        match &mut self.found {
+            Ok(found) if !found.is_empty() => {
+                found.truncate(MAX_ADDRESSES);
+                state.known = Arc::from(&found[..]);
+            }
+            Ok(_) => {}
+            Err(error) => state.failure = Some(error.to_string()),
+        }
+        drop(state);
+        self.name.finished.notify_all();
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Literal(addresses) => addresses.fmt(f),
+            Source::Name(name) => write!(f, "{}:{}", name.host, name.port),
+        }
+    }
+}
+
+/// How long an answer is used before a new connection asks again in the background.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// The least time between two look-ups of one name.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The most addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 16;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn named() -> PeerUrl {
+        PeerUrl::parse("http://cache.example:81").unwrap()
+    }
+
+    #[test]
+    fn an_address_needs_no_look_up() {
+        let url = PeerUrl::parse("http://[::1]:81").unwrap();
+        let addresses = Addresses::with_look_up(&url, |_, _| panic!("looked up"));
+        assert_eq!(
+            addresses.get(Instant::now()).unwrap()[..],
+            ["[::1]:81".parse().unwrap()]
+        );
+    }
+
+    #[test]
+    fn a_name_is_looked_up_once_for_all_who_wait() {
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let addresses = Addresses::with_look_up(&named(), move |host, port| {
+            let _ = gate.lock().recv();
+            assert_eq!(host, "cache.example");
+            Ok(vec![SocketAddr::from(([10, 0, 0, 1], port))])
+        });
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| addresses.get(soon())))
+                .collect();
+            // One message: a second look-up would wait for ever.
+            release.send(()).unwrap();
+            for waiter in waiting {
+                let found = waiter.join().unwrap().unwrap();
+                assert_eq!(found[..], ["10.0.0.1:81".parse().unwrap()]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_look_up_that_hangs_holds_nobody_past_the_deadline() {
+        let (_keep, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let addresses = Addresses::with_look_up(&named(), move |_, _| {
+            let _ = gate.lock().recv();
+            Ok(Vec::new())
+        });
+        let error = addresses
+            .get(Instant::now() + Duration::from_millis(20))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_failed_look_up_is_told_at_once_and_not_repeated_within_the_pause() {
+        let (calls, seen) = mpsc::channel();
+        let addresses = Addresses::with_look_up(&named(), move |_, _| {
+            let _ = calls.send(());
+            Err(io::Error::other("no such host"))
+        });
+        for _ in 0..3 {
+            let error = addresses.get(soon()).unwrap_err();
+            assert!(error.to_string().contains("no such host"), "{error}");
+        }
+        assert_eq!(seen.try_iter().count(), 1);
+    }
+
+    #[test]
+    fn a_look_up_that_panics_ends() {
+        let addresses = Addresses::with_look_up(&named(), |_, _| panic!("on purpose"));
+        let error = addresses.get(soon()).unwrap_err();
+        assert!(error.to_string().contains("could not be run"), "{error}");
+    }
+
+    #[test]
+    fn what_is_known_serves_while_a_refresh_fails() {
+        let answers = Mutex::new(vec![
+            Err(io::Error::other("down")),
+            Ok(vec!["10.0.0.1:81".parse().unwrap()]),
+        ]);
+        let addresses = Addresses::with_look_up(&named(), move |_, _| {
+            answers.lock().pop().unwrap_or_else(|| Ok(Vec::new()))
+        });
+        let known = addresses.get(soon()).unwrap();
+        let Source::Name(name) = &addresses.0 else {
+            panic!("not a name")
+        };
+        name.refresh(Duration::ZERO);
+        let mut state = name.state.lock();
+        while state.running {
+            state = name.finished.wait_timeout(state, Duration::from_secs(5));
+        }
+        assert_eq!(state.failure.as_deref(), Some("down"));
+        drop(state);
+        assert_eq!(addresses.get(soon()).unwrap(), known);
+    }
+}

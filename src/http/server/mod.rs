@@ -1,0 +1,323 @@
+//! The port that peers reach: a builder with every limit, and the handle of a running server.
+
+pub(crate) mod accept;
+pub(crate) mod answer;
+pub(crate) mod connection;
+pub(crate) mod connections;
+pub(crate) mod handler;
+pub(crate) mod head;
+pub(crate) mod input;
+pub(crate) mod limits;
+pub(crate) mod listener;
+pub(crate) mod output;
+pub(crate) mod response;
+#[cfg(feature = "tiny_http")]
+pub mod tiny;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
+use std::fmt;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use self::answer::Endpoint;
+use self::connection::Service;
+use self::connections::Connections;
+use self::handler::Handler;
+use self::limits::Limits;
+use self::listener::{Waker, prepare};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Arc, Mutex};
+
+/// Sets up a [`Server`].
+///
+/// Every default is meant for a port that strangers can reach. What one connection can cost is
+/// bounded by these numbers, and what all can cost by them times
+/// [`max_connections`](Self::max_connections).
+#[must_use = "nothing listens before `bind` or `serve_listener`"]
+pub struct ServerBuilder {
+    endpoint: Option<Endpoint>,
+    fallback: Option<Arc<dyn Handler>>,
+    limits: Limits,
+}
+
+impl ServerBuilder {
+    /// A server for the groups behind `endpoint`, or for the fallback alone.
+    pub(crate) fn new(endpoint: Option<Endpoint>) -> Self {
+        ServerBuilder {
+            endpoint,
+            fallback: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Who answers what lies outside the base path; by default nobody: 404.
+    pub fn fallback(mut self, handler: impl Handler + 'static) -> Self {
+        self.fallback = Some(Arc::new(handler));
+        self
+    }
+
+    /// The most connections that are open at a time, each with a thread of its own. Default: 256.
+    ///
+    /// One more is answered 503 and closed.
+    pub fn max_connections(mut self, count: usize) -> Self {
+        self.limits.max_connections = count;
+        self
+    }
+
+    /// The most connections from one IP address. Default: 32; 128 for a pool with the preset of a
+    /// Go program, whose client opens a connection for each request that it has under way.
+    ///
+    /// One more is answered 503 and closed. Connections from this machine's loopback addresses
+    /// are limited by [`max_connections`](Self::max_connections) alone: they are a proxy's, with
+    /// many clients behind it, or the machine's owner's. Raise it where many peers come through
+    /// one address.
+    pub fn max_connections_per_addr(mut self, count: usize) -> Self {
+        self.limits.max_connections_per_addr = count;
+        self
+    }
+
+    /// The most bytes of a request's head: request line and headers. Default: 8 KiB, at least 1 KiB.
+    ///
+    /// A longer one is answered 431. A key can take three times its length here, since it is sent
+    /// escaped. Beside this, a head has at most 64 header fields.
+    pub fn max_head_size(mut self, bytes: usize) -> Self {
+        self.limits.max_head_size = bytes;
+        self
+    }
+
+    /// The most bytes of a request's body. Default: 1 MiB.
+    ///
+    /// A longer one is answered 413, before any of it is read.
+    pub fn max_body_size(mut self, bytes: usize) -> Self {
+        self.limits.max_body_size = bytes;
+        self
+    }
+
+    /// The time a head may take, from its first byte to its last; of a new connection, from its
+    /// accept. Default: 5 s.
+    ///
+    /// A slower one is answered 408. A new connection that sends nothing is closed.
+    pub fn head_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.head_timeout = timeout;
+        self
+    }
+
+    /// The time a body may take, from the end of the head to its last byte. Default: 5 s.
+    ///
+    /// A slower one is answered 408.
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.body_timeout = timeout;
+        self
+    }
+
+    /// The time a client may take to receive one answer. Default: 30 s.
+    ///
+    /// The connection of a slower one is closed.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_timeout = timeout;
+        self
+    }
+
+    /// How long a connection is kept open between two requests. Default: 60 s.
+    ///
+    /// Keep it above the time that clients keep idle connections, so that it is they who close
+    /// them: larder's own do after 15 s.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.idle_timeout = timeout;
+        self
+    }
+
+    /// The stack of each connection's thread, in bytes. Default: 512 KiB, at least 64 KiB.
+    ///
+    /// Getters run on these threads when a request has no deadline, and so does the fallback; what
+    /// the server itself needs is under 32 KiB. Stacks are address space: only the pages that were
+    /// used take memory, so the default costs no more than a smaller one. Where address space is
+    /// dear, or all memory is locked, and the getters are plain, 128 KiB do.
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.limits.stack_size = bytes;
+        self
+    }
+
+    /// Listens on `addr` and serves; port 0 lets the system choose one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if `addr` does not resolve or cannot be listened on, or no thread could
+    /// be started; [`ErrorKind::InvalidOption`] if a limit is out of its range. Time-outs are
+    /// between 1 ms and a day.
+    pub fn bind(self, addr: impl ToSocketAddrs) -> Result<Server> {
+        let listener = TcpListener::bind(addr).map_err(|e| failed("cannot listen", e))?;
+        self.serve_listener(listener)
+    }
+
+    /// Serves on a socket that listens already: one with options of its own, or that was bound with
+    /// rights that the process has given up since.
+    ///
+    /// The server takes the socket as its own. It sets options on it, and on Linux its shutdown ends
+    /// the listening itself, for every process that shares the socket: a supervisor that hands one
+    /// over has to open another for the next process.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Self::bind).
+    pub fn serve_listener(self, listener: TcpListener) -> Result<Server> {
+        self.limits.check()?;
+        let setup = || {
+            listener.set_nonblocking(false)?;
+            prepare(&listener, self.limits.write_timeout)?;
+            let addr = listener.local_addr()?;
+            Ok((addr, Waker::new(&listener, addr)?))
+        };
+        let (local_addr, waker) =
+            setup().map_err(|e| failed("cannot set up the listening socket", e))?;
+        let service = Arc::new(Service {
+            endpoint: self.endpoint,
+            fallback: self.fallback,
+            limits: self.limits,
+            connections: Arc::new(Connections::default()),
+        });
+        let accept = thread::Builder::new()
+            .name("larder-accept".to_owned())
+            .spawn({
+                let service = service.clone();
+                move || accept::run(&listener, &service)
+            })
+            .map_err(|e| failed("cannot start the accept thread", e))?;
+        Ok(Server {
+            connections: service.connections.clone(),
+            local_addr,
+            listening: Mutex::new(Some(Listening { waker, accept })),
+        })
+    }
+}
+
+impl fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBuilder")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running server.
+///
+/// It serves until [`shutdown`](Self::shutdown) is called or the handle is dropped; dropping is a
+/// shutdown with 5 s for the requests under way. A program with nothing else to do calls
+/// [`wait`](Self::wait).
+///
+/// Connections are kept open (HTTP/1.1, and 1.0 on demand), and requests that a client sends ahead
+/// are answered in turn. One thread serves one connection; a request that arrives in one piece
+/// costs one system call to read and one to answer, and a cached value is sent from where it lies.
+///
+/// Requests that two servers could read in two ways are answered 400 and end the connection: two
+/// lengths, a length that is not a number, a line that ends in LF alone, a missing Host, and so
+/// on. Bodies come with `Content-Length`; transfer codings are answered 411.
+///
+/// A client that is gone when it is answered raises SIGPIPE, which Rust's own start-up has the
+/// process ignore. Where `main` is not Rust's, as for a library in a C program, ignore it yourself:
+/// by default it ends the process.
+#[must_use = "dropping the server shuts it down; call `wait` to serve for ever"]
+pub struct Server {
+    connections: Arc<Connections>,
+    local_addr: SocketAddr,
+    /// Taken by the first shutdown.
+    listening: Mutex<Option<Listening>>,
+}
+
+struct Listening {
+    waker: Waker,
+    accept: JoinHandle<()>,
+}
+
+impl Server {
+    /// The address that the server listens on, with the port that the system chose.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// How many connections are open, idle ones included.
+    pub fn connections(&self) -> usize {
+        self.connections.count()
+    }
+
+    /// Blocks until another thread has shut the server down.
+    pub fn wait(&self) {
+        self.connections.wait_until_stopped();
+    }
+
+    /// Stops the server: the port is free, idle connections are closed, requests under way have
+    /// `timeout` to finish, then their connections are cut.
+    ///
+    /// When it returns `Ok`, every thread of the server has ended. Call it from any thread but
+    /// those of handlers and getters, which would wait for themselves. A second call waits as the
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::DeadlineExceeded`] if requests were cut. The threads of those whose getter or
+    /// handler has not returned are left behind and end when it does.
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        self.connections.stop();
+        let listening = self.listening.lock().take();
+        if let Some(Listening { waker, accept }) = listening {
+            waker.wake();
+            // It does not panic; and if it did, it would have ended as well.
+            let _ = accept.join();
+            // With the waker the last handle of the listening socket goes.
+            drop(waker);
+        }
+        self.connections.close_idle();
+        let deadline = Instant::now() + timeout.min(LONGEST_SHUTDOWN);
+        let cut = self.connections.wait_until_none(deadline);
+        if cut > 0 {
+            self.connections.cut();
+            self.connections.wait_until_none(Instant::now() + AFTER_CUT);
+        }
+        self.connections.reap();
+        self.connections.set_stopped();
+        if cut > 0 {
+            return Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("{cut} requests were not finished after {timeout:?} and were cut off"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After a shutdown, whatever it left behind was waited for once already.
+        if self.listening.lock().is_none() {
+            return;
+        }
+        if let Err(error) = self.shutdown(DROP_TIMEOUT) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("local_addr", &self.local_addr)
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+fn failed(what: &str, error: std::io::Error) -> Error {
+    Error::with_source(ErrorKind::Io, what, error)
+}
+
+/// What requests under way get when a server is dropped.
+const DROP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What threads get to notice that their connection was cut.
+const AFTER_CUT: Duration = Duration::from_millis(250);
+
+/// Any clock can add a day.
+const LONGEST_SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,0 +1,233 @@
+//! What the tests share: groups to ask, and a client that sends exactly the bytes it is given.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::error::{BoxError, Error};
+use crate::http::server::answer::{Endpoint, SharedLimits};
+use crate::http::server::{Server, ServerBuilder};
+use crate::registry::Registry;
+use crate::sink::Sink;
+use crate::wire;
+
+/// An endpoint with the group `echo`, which answers most keys with themselves; see [`load`].
+pub fn endpoint() -> Endpoint {
+    let registry = Registry::new();
+    registry
+        .new_group("echo", 1 << 20, load)
+        .expect("a new group");
+    Endpoint {
+        registry,
+        base_path: wire::DEFAULT_BASE_PATH.to_owned(),
+        plus_is_space: false,
+        context: None,
+        shared: SharedLimits {
+            max_keys: 8,
+            max_bytes: 4096,
+        },
+    }
+}
+
+fn load(ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
+    match key {
+        "missing" => Err(Error::not_found("no key called missing").into()),
+        "broken" => Err("out of\r\npaint".into()),
+        "panic" => panic!("a getter that panics"),
+        "deadline?" => Ok(dest.set_str(if ctx.deadline().is_some() {
+            "some"
+        } else {
+            "none"
+        })?),
+        "request id?" => {
+            let id = ctx.value::<RequestId>().map_or("none", |id| &id.0);
+            Ok(dest.set_str(id)?)
+        }
+        "mortal" => {
+            dest.expire_in(Duration::from_secs(60));
+            Ok(dest.set_str(key)?)
+        }
+        _ => Ok(dest.set_str(key)?),
+    }
+}
+
+/// What a context hook puts in, for the key `request id?`.
+pub struct RequestId(pub String);
+
+/// A server for [`endpoint`], with what `set_up` changes.
+pub fn serve(set_up: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Server {
+    set_up(ServerBuilder::new(Some(endpoint())))
+        .bind("127.0.0.1:0")
+        .expect("a server")
+}
+
+/// A request for `key` of the group `echo`.
+pub fn get(key: &str) -> String {
+    format!("GET /_groupcache/echo/{key} HTTP/1.1\r\nHost: h\r\n\r\n")
+}
+
+/// An answer as it came.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self
+            .headers
+            .iter()
+            .filter(|(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str());
+        let first = found.next();
+        assert!(found.next().is_none(), "{name} twice: {self:?}");
+        first
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("text")
+    }
+
+    /// The value of a cache's answer.
+    pub fn value(&self) -> &str {
+        assert_eq!(self.status, 200, "{self:?}");
+        assert_eq!(self.header("Content-Type"), Some(wire::CONTENT_TYPE));
+        assert_eq!(self.header("Server"), Some(wire::SERVER));
+        let decoded = wire::decode_response(&self.body).expect("a GetResponse");
+        std::str::from_utf8(decoded.value).expect("text")
+    }
+}
+
+/// A connection to a server under test. Every wait of it ends after 10 s.
+pub struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr) -> Client {
+        Client::new(TcpStream::connect(addr).expect("connect"))
+    }
+
+    pub fn new(stream: TcpStream) -> Client {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .expect("read timeout");
+        stream
+            .set_write_timeout(Some(Duration::from_secs(10)))
+            .expect("write timeout");
+        stream.set_nodelay(true).expect("nodelay");
+        Client {
+            reader: BufReader::new(stream),
+        }
+    }
+
+    /// A connection on which `bytes` were sent.
+    pub fn sending(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> Client {
+        let mut client = Client::connect(addr);
+        client.send(bytes);
+        client
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes.as_ref()).expect("send");
+    }
+
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.reader.get_mut().write_all(bytes)
+    }
+
+    /// Says that nothing more is sent.
+    pub fn end(&mut self) {
+        self.stream().shutdown(Shutdown::Write).expect("shutdown");
+    }
+
+    /// The next answer, which has to be whole.
+    pub fn reply(&mut self) -> Reply {
+        self.try_reply(true).expect("an answer").expect("an answer")
+    }
+
+    /// The head of the next answer and no body: what a `HEAD` gets.
+    pub fn reply_head(&mut self) -> Reply {
+        self.try_reply(false)
+            .expect("an answer")
+            .expect("an answer")
+    }
+
+    /// The next answer; `None` if the connection ends before its first byte.
+    pub fn try_reply(&mut self, with_body: bool) -> io::Result<Option<Reply>> {
+        let Some(status_line) = self.line()? else {
+            return Ok(None);
+        };
+        let status = status_line
+            .strip_prefix("HTTP/1.1 ")
+            .and_then(|rest| rest.get(..3))
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("not a status line: {status_line:?}")))?;
+        let mut reply = Reply {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+        };
+        loop {
+            let line = self.line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(": ").expect("a header");
+            reply.headers.push((name.to_owned(), value.to_owned()));
+        }
+        if with_body {
+            let len = reply
+                .header("Content-Length")
+                .map_or(0, |len| len.parse().expect("length"));
+            reply.body.resize(len, 0);
+            self.reader.read_exact(&mut reply.body)?;
+        }
+        Ok(Some(reply))
+    }
+
+    /// Whether the server ends the connection without another byte.
+    pub fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => rest.is_empty(),
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset && rest.is_empty(),
+        }
+    }
+
+    pub fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(into)
+    }
+
+    fn line(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        match line.strip_suffix("\r\n") {
+            Some(line) => Ok(Some(line.to_owned())),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// Sends `bytes` on a connection of its own and returns the answer.
+pub fn ask(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> Reply {
+    Client::sending(addr, bytes).reply()
+}
+
+/// Asks until the answer is as wanted, for what happens soon and reports no event.
+pub fn eventually(mut what: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !what() {
+        assert!(Instant::now() < deadline, "it did not happen in 10 s");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
