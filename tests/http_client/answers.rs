@@ -298,7 +298,7 @@ fn what_the_owner_says_comes_through() {
         ),
         (
             "503 Service Unavailable",
-            "larder-error: loader\r\n",
+            "larder-error: getter\r\n",
             "disk on fire",
             ErrorKind::Getter,
         ),

@@ -67,7 +67,7 @@ fn tested() -> Option<String> {
 
 fn client() -> HttpClient {
     match tested().as_deref() {
-        Some("lean") => HttpClient::Direct,
+        Some("direct") => HttpClient::Direct,
         Some("ureq") => HttpClient::Ureq,
         _ => HttpClient::default(),
     }
@@ -79,7 +79,7 @@ fn each_client_passes_the_same_tests() {
         // This is a child.
         return;
     }
-    for name in ["lean", "ureq", TURNING] {
+    for name in ["direct", "ureq", TURNING] {
         let output = Command::new(std::env::current_exe().unwrap())
             .env(CLIENT, name)
             .output()
