@@ -222,6 +222,6 @@ is_open() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-show cargo build --quiet --locked --release --all-features --examples
+show cargo build --quiet --locked --release --workspace --all-features --examples
 if (($#)); then EXAMPLES=("$@"); fi
 run_all example "${EXAMPLES[@]}"

@@ -10,7 +10,7 @@ mod common;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::Report;
 use larder::{CacheType, Context, Eviction, Group, Registry, Sink};
@@ -23,10 +23,8 @@ struct Trace {
 }
 
 fn main() {
-    let directory = std::env::var_os("LARDER_TRACES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/traces"),
-        PathBuf::from,
-    );
+    let directory = std::env::var_os("LARDER_TRACES").unwrap_or("../shared/traces".into());
+    let directory = Path::new(common::ROOT).join(directory);
     if !directory.is_dir() {
         println!(
             "SKIPPED: no traces in {}; set LARDER_TRACES",

@@ -1,8 +1,8 @@
 //! Curves as an SVG picture of 800 by 500: axes from 0 with ticks, a grid, a legend.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
+
+use crate::common::write_result;
 
 /// A line through points, in the order of their x.
 pub struct Curve {
@@ -26,10 +26,7 @@ pub struct Plot {
 impl Plot {
     /// Writes the picture into `target/larder-bench`.
     pub fn write(&self, file: &str) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench");
-        fs::create_dir_all(&directory).expect("target/larder-bench can be made");
-        fs::write(directory.join(file), self.svg()).expect("the picture can be written");
-        println!("drawn: target/larder-bench/{file}");
+        write_result(file, &self.svg());
     }
 
     fn svg(&self) -> String {

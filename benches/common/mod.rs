@@ -6,7 +6,7 @@ pub mod caches;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// One figure of one implementation in one case, as measured in each round.
 pub struct Row {
@@ -93,11 +93,8 @@ impl Report {
         for (metric, unit) in metrics {
             self.print(metric, unit);
         }
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench");
-        let file = directory.join(format!("{}.json", self.name));
-        fs::create_dir_all(&directory).expect("target/larder-bench can be made");
-        fs::write(&file, self.json()).expect("the JSON file can be written");
-        println!("\nwritten: target/larder-bench/{}.json", self.name);
+        println!();
+        write_result(&format!("{}.json", self.name), &self.json());
     }
 
     fn print(&self, metric: &str, unit: &str) {
@@ -157,6 +154,21 @@ impl Report {
         out.push_str("]\n");
         out
     }
+}
+
+/// The folder that relative paths begin at: cargo starts a benchmark in the folder of its package.
+pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// The path of a file in `target/larder-bench`.
+pub fn result_file(name: &str) -> PathBuf {
+    PathBuf::from(ROOT).join("target/larder-bench").join(name)
+}
+
+/// Writes a file into `target/larder-bench`.
+pub fn write_result(name: &str, text: &str) {
+    fs::create_dir_all(result_file("")).expect("target/larder-bench can be made");
+    fs::write(result_file(name), text).expect("the file can be written");
+    println!("written: target/larder-bench/{name}");
 }
 
 /// A reproducible source of numbers (SplitMix64).

@@ -16,13 +16,12 @@ pub mod memcached;
 pub mod raw;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::larder::http::HttpClient;
 
-use crate::common::Rng;
+use crate::common::{Rng, result_file};
 
 /// A peer as one thread of a client sees it: gets the key's value, and tells its length.
 pub type Get<'a> = Box<dyn FnMut(&str) -> usize + Send + 'a>;
@@ -80,7 +79,7 @@ impl Pair {
             let client = |address: &str| Process::own(&["memcached", "client", address]);
             pairs.push(Pair::of("memcached", server, client));
         }
-        let node = golang_node();
+        let node = result_file("golang-node");
         if node.exists() {
             let start = |arguments: &[&str]| Process::start(Command::new(&node).args(arguments));
             pairs.push(Pair::of("golang", start(&["server"]), |address| {
@@ -316,8 +315,4 @@ pub const SLOW: Duration = Duration::from_millis(50);
 /// Ends this process, a server, when the one that started it has gone.
 pub fn wait_for_the_end() {
     let _ = std::io::stdin().lines().count();
-}
-
-fn golang_node() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench/golang-node")
 }

@@ -51,7 +51,7 @@ enum Command {
 
 impl Command {
     fn parse() -> Result<Command, lexopt::Error> {
-        let mut dir: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/src").into();
+        let mut dir: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/../src").into();
         let mut seconds: u64 = 10;
         let mut threads: usize = 2;
         let mut cache_kib: Option<u64> = None;

@@ -78,7 +78,7 @@ impl Args {
         if keys.is_empty() {
             keys.extend(DEFAULT_KEYS.map(str::to_owned));
         }
-        let dir = dir.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/src").into());
+        let dir = dir.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../src").into());
         Ok(Some(Args { dir, keys }))
     }
 }

@@ -1,7 +1,7 @@
 //! Caches strings of a Redis server in the process, and lets them expire together.
 //!
 //! ```text
-//! cargo run --example getter_redis [-- --url redis://127.0.0.1:6379]
+//! cargo run -p databases --example getter_redis [-- --url redis://127.0.0.1:6379]
 //! ```
 //!
 //! Starts a `redis-server` of its own on a free port, if one is installed, or uses the one at the

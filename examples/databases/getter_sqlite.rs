@@ -1,7 +1,7 @@
 //! Caches rows of an SQLite database that four threads read.
 //!
 //! ```text
-//! cargo run --release --example getter_sqlite
+//! cargo run --release -p databases --example getter_sqlite
 //! ```
 //!
 //! Fills a database file in the temporary directory with 2,000 rows, reads them 100,000 times
