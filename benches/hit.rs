@@ -1,7 +1,8 @@
-//! A get of a key that is cached: all threads together, beside other caches.
+//! A get of a cached key, by all threads together, compared with other caches.
 //!
-//! 100,000 keys of 16 bytes, values of 100 bytes, all present, nothing evicted. `larder` is the
-//! public `Group::get`, statistics included. In `one-hot-key-8` half of all gets are of one key.
+//! There are 100,000 keys of 16 bytes with values of 100 bytes. All are present, and nothing is evicted.
+//! `larder` is the public `Group::get`, statistics included. In `one-hot-key-8` half of all gets are of
+//! one key.
 
 mod common;
 
@@ -24,7 +25,7 @@ trait Cache: Sync {
     fn get(&self, key: &String) -> usize;
 }
 
-/// An implementation as the tables name it.
+/// An implementation and its name in the tables.
 type Named<'a> = (&'static str, &'a dyn Cache);
 
 impl Cache for Group {
@@ -71,7 +72,7 @@ impl Cache for Mutex<lru::LruCache<Box<str>, Shared>> {
     }
 }
 
-/// One way to get a value out of a group other than `Group::get`.
+/// Another way to get a value from a group than `Group::get`.
 struct Into<'a>(&'a Group, fn(&Group, &str) -> usize);
 
 impl Cache for Into<'_> {
@@ -188,14 +189,14 @@ fn draws(threads: usize, zipf: Option<&Zipf>, order: &[u32], seed: u64) -> Vec<V
         .collect()
 }
 
-/// The keys of the draws, in that order, each a copy: a thread finds its next key in its caches, as
-/// one that has just made or received it does.
+/// Copies of the drawn keys in their order, so that a thread finds its next key in the processor's
+/// caches, as if it had just made or received it.
 fn at_hand(keys: &[String], draws: &[Vec<u32>]) -> Vec<Vec<String>> {
     let keys_of = |draws: &Vec<u32>| draws.iter().map(|&n| keys[n as usize].clone()).collect();
     draws.iter().map(keys_of).collect()
 }
 
-/// The seconds that all threads need for their gets.
+/// The seconds that all threads take for their gets.
 fn run(cache: &dyn Cache, draws: &[Vec<String>]) -> f64 {
     let start = Barrier::new(draws.len() + 1);
     let end = Barrier::new(draws.len() + 1);

@@ -1,9 +1,8 @@
-//! Hit ratios on real traces, replayed through a real group, beside other caches.
+//! Hit ratios of real traces, replayed through a real group and through other caches.
 //!
-//! The traces are not part of the project. They are looked for in `LARDER_TRACES`, else in
-//! `../shared/traces`; without them nothing is measured. The capacity is a part of what all objects
-//! of the trace take together, each cache's own way of weighing taken as it is: a group charges
-//! bytes with overhead, the others are given the same weights.
+//! The traces are not part of the project. Their directory is `LARDER_TRACES`, by default
+//! `../shared/traces`; without it nothing is measured. The capacity is a percentage of the weight of all
+//! objects of the trace. A weight is that of a group, with overhead; the others get the same weights.
 
 mod common;
 
@@ -15,7 +14,7 @@ use std::path::Path;
 use common::Report;
 use larder::{CacheType, Context, Eviction, Group, Registry, Sink};
 
-/// Requests: for each the object, and for each object its size in bytes.
+/// The object of each request, and the size of each object in bytes.
 struct Trace {
     name: String,
     requests: Vec<u32>,
@@ -89,7 +88,7 @@ impl Trace {
         (0..self.sizes.len()).map(|id| self.charge(id as u32)).sum()
     }
 
-    /// What a group charges for an object: measured, so that this file need not know the rules.
+    /// The weight of an object in a group. It is measured, so that this file does not repeat the rules.
     fn charge(&self, id: u32) -> u64 {
         thread_local! {
             static KNOWN: std::cell::RefCell<HashMap<usize, u64>> = Default::default();

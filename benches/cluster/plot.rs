@@ -17,7 +17,7 @@ pub type Style = (&'static str, f64);
 
 pub struct Plot {
     pub title: String,
-    /// What the axes show, with the unit.
+    /// The labels of the axes, with the unit.
     pub x: &'static str,
     pub y: &'static str,
     pub curves: Vec<Curve>,
@@ -95,9 +95,9 @@ impl Curve {
     }
 }
 
-/// Maps 0 and up onto a stretch of the picture.
+/// Maps values from 0 to the maximum onto a range of pixels.
 struct Scale {
-    /// From one tick to the next: 1, 2 or 5 times a power of ten.
+    /// The distance of two ticks: 1, 2 or 5 times a power of ten.
     step: f64,
     steps: usize,
     from: f64,
@@ -125,7 +125,7 @@ impl Scale {
         self.from + (self.to - self.from) * value / (self.step * self.steps as f64)
     }
 
-    /// Their values, and these as text.
+    /// The values of the ticks, and their labels.
     fn ticks(&self) -> impl Iterator<Item = (f64, String)> {
         let decimals = if self.step < 1.0 { 1 } else { 0 };
         (0..=self.steps).map(move |n| {

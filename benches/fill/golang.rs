@@ -1,4 +1,4 @@
-//! golang/groupcache: a process for each measurement, started with `fill`, which prints numbers.
+//! golang/groupcache: a process for each measurement, which prints its figures.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,7 +11,7 @@ pub struct Golang {
     program: PathBuf,
 }
 
-/// The program, where it has been built.
+/// The program, if it was built.
 pub fn node() -> Option<Golang> {
     let program = result_file("golang-node");
     program.exists().then_some(Golang { program })

@@ -17,7 +17,7 @@ use crate::process::MARK;
 pub const KEYS: u64 = 150;
 pub const CALLERS: u64 = 3;
 
-/// What a node counted since it was started.
+/// The counts of a node since it was started.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub calls: u64,
@@ -63,7 +63,7 @@ pub fn run(port: u16) {
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
     let port = listener.local_addr().expect("an address").port();
     let pool = HttpPool::builder(&format!("http://127.0.0.1:{port}"))
-        // A slow machine is not what is tested.
+        // So long that a slow machine does not matter.
         .connect_timeout(Duration::from_secs(10))
         .exchange_timeout(Duration::from_secs(30))
         .build()

@@ -61,7 +61,7 @@ impl Process {
         self.line()
     }
 
-    /// What the node counted, once its callers have made `calls` calls.
+    /// The counts of the node when its callers have made `calls` calls.
     pub fn report(&mut self, calls: u64) -> Counts {
         self.ask(&format!("report {calls}"))
             .parse()
