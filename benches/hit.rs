@@ -26,7 +26,7 @@ trait Cache: Sync {
 }
 
 /// An implementation and its name in the tables.
-type Named<'a> = (&'static str, &'a dyn Cache);
+type Named = (&'static str, Box<dyn Cache>);
 
 impl Cache for Group {
     fn get(&self, key: &String) -> usize {
@@ -73,70 +73,22 @@ impl Cache for Mutex<lru::LruCache<Box<str>, Shared>> {
 }
 
 /// Another way to get a value from a group than `Group::get`.
-struct Into<'a>(&'a Group, fn(&Group, &str) -> usize);
+struct Into(Group, fn(&Group, &str) -> usize);
 
-impl Cache for Into<'_> {
+impl Cache for Into {
     fn get(&self, key: &String) -> usize {
-        (self.1)(self.0, key)
+        (self.1)(&self.0, key)
     }
 }
 
 fn main() {
     let keys: Vec<String> = (0..KEYS).map(|n| format!("key-{n:012}")).collect();
-    let value = [7_u8; VALUE];
-
-    let group = Group::builder("hit")
-        .registry(&Registry::new())
-        .max_capacity(CAPACITY)
-        .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
-        .expect("the options are right");
-    let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
-    let moka = moka::sync::Cache::builder()
-        .max_capacity(CAPACITY)
-        .weigher(weigh)
-        .build();
-    let mini = mini_moka::sync::Cache::builder()
-        .max_capacity(CAPACITY)
-        .weigher(weigh)
-        .build();
-    let lru = Mutex::new(lru::LruCache::unbounded());
-    for key in &keys {
-        let owned = || Box::<str>::from(key.as_str());
-        group.get(key).expect("the getter answers");
-        quick.insert(owned(), Shared::from(&value[..]));
-        moka.insert(owned(), Shared::from(&value[..]));
-        mini.insert(key.clone(), Shared::from(&value[..]));
-        lru.lock().unwrap().put(owned(), Shared::from(&value[..]));
-    }
-    moka.run_pending_tasks();
-
-    let into_view = Into(&group, |group, key| {
-        let mut view = ByteView::new();
-        group
-            .get_into(&Context::background(), key, &mut view)
-            .map_or(0, |()| view.len())
-    });
-    let into_vec = Into(&group, |group, key| {
-        let mut bytes = Vec::new();
-        group
-            .get_into(&Context::background(), key, &mut bytes)
-            .map_or(0, |()| bytes.len())
-    });
-    let caches: [Named<'_>; 7] = [
-        ("larder", &group),
-        ("quick_cache", &quick),
-        ("moka", &moka),
-        ("mini-moka", &mini),
-        ("lru+Mutex", &lru),
-        ("larder get_into view", &into_view),
-        ("larder get_into Vec", &into_vec),
-    ];
-
+    let caches = filled(&keys);
     let mut rng = Rng(42);
     let order = shuffled(KEYS, &mut rng);
     let zipf = Zipf::new(KEYS, 0.99);
     let mut report = Report::new("hit");
-    let mut measure = |case: &str, caches: &[Named<'_>], draws: &dyn Fn(u64) -> Vec<Vec<u32>>| {
+    let mut measure = |case: &str, caches: &[Named], draws: &dyn Fn(u64) -> Vec<Vec<u32>>| {
         if !wanted(case) {
             return;
         }
@@ -144,8 +96,8 @@ fn main() {
             let draws = at_hand(&keys, &draws(round.number as u64));
             let gets: usize = draws.iter().map(Vec::len).sum();
             for n in round.order {
-                let (name, cache) = caches[n];
-                let seconds = run(cache, &draws);
+                let (name, cache) = &caches[n];
+                let seconds = run(&**cache, &draws);
                 if round.counted {
                     let mops = gets as f64 / seconds / 1e6;
                     report.add(case, name, "mops", "million gets/s", mops);
@@ -169,6 +121,58 @@ fn main() {
         draws
     });
     report.finish();
+}
+
+/// All implementations, filled with all keys.
+fn filled(keys: &[String]) -> Vec<Named> {
+    let value = [7_u8; VALUE];
+
+    let group = Group::builder("hit")
+        .registry(&Registry::new())
+        .max_capacity(CAPACITY)
+        .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
+        .expect("the options are right");
+    let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
+    let moka = moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .weigher(weigh)
+        .build();
+    let mini = mini_moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .weigher(weigh)
+        .build();
+    let lru = Mutex::new(lru::LruCache::unbounded());
+    for key in keys {
+        let owned = || Box::<str>::from(key.as_str());
+        group.get(key).expect("the getter answers");
+        quick.insert(owned(), Shared::from(&value[..]));
+        moka.insert(owned(), Shared::from(&value[..]));
+        mini.insert(key.clone(), Shared::from(&value[..]));
+        lru.lock().unwrap().put(owned(), Shared::from(&value[..]));
+    }
+    moka.run_pending_tasks();
+
+    let into_view = Into(group.clone(), |group, key| {
+        let mut view = ByteView::new();
+        group
+            .get_into(&Context::background(), key, &mut view)
+            .map_or(0, |()| view.len())
+    });
+    let into_vec = Into(group.clone(), |group, key| {
+        let mut bytes = Vec::new();
+        group
+            .get_into(&Context::background(), key, &mut bytes)
+            .map_or(0, |()| bytes.len())
+    });
+    vec![
+        ("larder", Box::new(group)),
+        ("quick_cache", Box::new(quick)),
+        ("moka", Box::new(moka)),
+        ("mini-moka", Box::new(mini)),
+        ("lru+Mutex", Box::new(lru)),
+        ("larder get_into view", Box::new(into_view)),
+        ("larder get_into Vec", Box::new(into_vec)),
+    ]
 }
 
 fn weigh<K: AsRef<str>>(key: &K, value: &Shared) -> u32 {

@@ -31,30 +31,7 @@ fn main() {
         );
         return;
     }
-    let histogram = Histogram::read(&directory.join("cachelib-kvcache_reg-sizes.json.xz"));
-    let mut traces = Vec::new();
-    for (name, file) in [
-        ("web12", "web12.trace.xz"),
-        ("orm-busy", "orm-busy.trace.xz"),
-    ] {
-        let keys = read_keys(&directory.join(file));
-        let objects = keys.iter().max().map_or(0, |&key| key as usize + 1);
-        traces.push(Trace {
-            name: name.into(),
-            requests: keys.clone(),
-            sizes: vec![0; objects],
-        });
-        let sizes = (0..objects as u64).map(|id| histogram.draw(id)).collect();
-        traces.push(Trace {
-            name: format!("{name}+kv"),
-            requests: keys,
-            sizes,
-        });
-    }
-    traces.push(read_sized(
-        "nasa1d",
-        &directory.join("nasa-19950801.csv.xz"),
-    ));
+    let traces = read_traces(&directory);
 
     let mut report = Report::new("ratio");
     for trace in &traces {
@@ -81,6 +58,35 @@ fn main() {
         }
     }
     report.finish();
+}
+
+/// The traces of a directory: those without sizes once with equal sizes, once with drawn ones.
+fn read_traces(directory: &Path) -> Vec<Trace> {
+    let histogram = Histogram::read(&directory.join("cachelib-kvcache_reg-sizes.json.xz"));
+    let mut traces = Vec::new();
+    for (name, file) in [
+        ("web12", "web12.trace.xz"),
+        ("orm-busy", "orm-busy.trace.xz"),
+    ] {
+        let keys = read_keys(&directory.join(file));
+        let objects = keys.iter().max().map_or(0, |&key| key as usize + 1);
+        traces.push(Trace {
+            name: name.into(),
+            requests: keys.clone(),
+            sizes: vec![0; objects],
+        });
+        let sizes = (0..objects as u64).map(|id| histogram.draw(id)).collect();
+        traces.push(Trace {
+            name: format!("{name}+kv"),
+            requests: keys,
+            sizes,
+        });
+    }
+    traces.push(read_sized(
+        "nasa1d",
+        &directory.join("nasa-19950801.csv.xz"),
+    ));
+    traces
 }
 
 impl Trace {

@@ -92,29 +92,33 @@ fn main() {
                 loads.push(curve(0, &|run, step| run.loads(step) / 1000.0));
             }
         }
-        if leaving.is_empty() {
-            continue;
+        if !leaving.is_empty() {
+            draw(nodes, leaving, loads);
         }
-        let plot = |title: String, y: &'static str, curves| Plot {
-            title,
-            x: "gets of all nodes, thousand",
-            y,
-            curves,
-        };
-        plot(
-            format!("Gets that leave the node, {nodes} nodes"),
-            "% of gets, each point over 8 thousand",
-            leaving,
-        )
-        .write(&format!("cluster-{nodes}-leaving.svg"));
-        plot(
-            format!("Loads at the origin since the cold start, {nodes} nodes"),
-            "loads, thousand",
-            loads,
-        )
-        .write(&format!("cluster-{nodes}-loads.svg"));
     }
     report.finish();
+}
+
+/// Writes the pictures of the clusters with this number of nodes.
+fn draw(nodes: usize, leaving: Vec<Curve>, loads: Vec<Curve>) {
+    let plot = |title: String, y: &'static str, curves| Plot {
+        title,
+        x: "gets of all nodes, thousand",
+        y,
+        curves,
+    };
+    plot(
+        format!("Gets that leave the node, {nodes} nodes"),
+        "% of gets, each point over 8 thousand",
+        leaving,
+    )
+    .write(&format!("cluster-{nodes}-leaving.svg"));
+    plot(
+        format!("Loads at the origin since the cold start, {nodes} nodes"),
+        "loads, thousand",
+        loads,
+    )
+    .write(&format!("cluster-{nodes}-loads.svg"));
 }
 
 fn thousand_gets(step: usize) -> f64 {
