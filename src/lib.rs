@@ -118,6 +118,8 @@ mod loader_pool;
 mod loom_models;
 pub mod lru;
 mod message;
+mod nesting;
+mod panics;
 pub mod pb;
 mod peers;
 mod random;
