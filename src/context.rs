@@ -33,7 +33,7 @@ pub struct Context {
     node: Option<Arc<ContextNode>>,
 }
 
-/// What one `with_` method added.
+/// The change by one `with_` method.
 struct ContextNode {
     parent: Context,
     /// The earliest deadline from here to the root.

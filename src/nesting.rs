@@ -1,4 +1,4 @@
-//! What the work of a thread was called from, where user code that the crate runs calls it back.
+//! Calls into the crate from user code that the crate runs: their thread, and how deep they nest.
 //!
 //! A listener may call a group, which may evict, which notifies a listener. Nested calls would grow
 //! the stack without a bound. So each thread runs one notification at a time and queues those that
@@ -14,7 +14,7 @@ use std::thread::{self, ThreadId};
 use crate::panics::FirstPanic;
 use crate::sync::thread_local;
 
-/// What led to the work of a thread.
+/// The caller that a thread works for.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin {
     /// The thread that waits for a loader thread's work; `None` for the thread itself.
