@@ -152,10 +152,17 @@ impl GroupBuilder {
 
     /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
     ///
-    /// It runs on the thread that caused it, after the fact and with no lock held, so it may call
-    /// the group. A slow listener slows that thread alone: callers that wait for a value loaded
-    /// there have it before. A panic goes on in the call that runs on that thread; a loader thread
-    /// survives it.
+    /// It runs on the thread that caused it, after the entry has left and with no lock held, so it
+    /// may call the group, also for the key that left. A slow listener slows that thread alone:
+    /// callers that wait for a value loaded there get it before.
+    ///
+    /// Notifications that a listener's own calls cause wait until it has returned, and then run one
+    /// after the other on the same thread. A value that is loaded from within such a later
+    /// notification is returned and not cached, so a listener that loads its own victims comes to
+    /// an end.
+    ///
+    /// If the listener panics, the other entries are still notified, and the panic goes on at the
+    /// end of the call that runs on that thread; a loader thread survives it.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,

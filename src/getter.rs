@@ -1,4 +1,4 @@
-//! The user's loader, and the sink that it fills.
+//! The user's getter, and the sink that it fills.
 
 use std::time::Duration;
 
@@ -9,17 +9,21 @@ use crate::sink::Sink;
 
 /// Loads the value of a key that no process has cached.
 ///
-/// Implemented by every closure of the shape of [`get`](Self::get), and by structs of one's own.
-/// Closures written in place need their types spelled out, or [`getter_fn`] around them.
+/// Every closure with the signature of [`get`](Self::get) is a getter, and structs can implement
+/// the trait. A closure written in place needs explicit types, or [`getter_fn`] around it.
 ///
-/// A getter is called by many threads at once. For one key of one process it is not called a
-/// second time while it runs, unless the key was removed or the cache cleared meanwhile: what runs
-/// then may bring the old value. It must give the same answer on every process of the cluster.
+/// Many threads call a getter at once. In one process it is not called a second time for a key
+/// while it runs for that key, unless the key was removed or the cache cleared meanwhile, since the
+/// call under way may return the old value. It must return the same value on every process of the
+/// cluster.
+///
+/// A getter may call any group, build and remove groups, and drop pools and servers, also those
+/// that it runs for. A nested get runs on the same stack.
 pub trait Getter: Send + Sync {
     /// Loads `key` and sets its value in `dest`, once.
     ///
     /// `ctx` is the context of the caller whose request led to the load; long loads should stop
-    /// when [`Context::err`] says so.
+    /// when [`Context::err`] returns an error.
     ///
     /// # Errors
     ///
@@ -50,13 +54,13 @@ where
     f
 }
 
-/// The sink that a getter fills: it takes one value, and makes it an entry at once.
+/// The sink that a getter fills. It takes one value, and makes it an entry at once.
 pub(crate) struct LoadSink<'a> {
     key: &'a str,
     max_value_size: usize,
     value: Option<ByteView>,
     ttl: Option<Duration>,
-    /// The first refusal. Kept, because a getter may drop the error and return `Ok`.
+    /// The first refusal, kept because a getter may drop the error and return `Ok`.
     refused: Option<Error>,
 }
 
@@ -71,8 +75,8 @@ impl<'a> LoadSink<'a> {
         }
     }
 
-    /// The value, and how long it is good for, once the getter has ended well. The value stays here
-    /// until [`into_value`](Self::into_value).
+    /// The value and its time to live, once the getter has returned `Ok`. The value stays here until
+    /// [`into_value`](Self::into_value).
     #[inline]
     pub(crate) fn loaded(&mut self) -> Result<(&mut ByteView, Option<Duration>)> {
         if let Some(error) = &self.refused {
@@ -113,8 +117,8 @@ impl Sink for LoadSink<'_> {
         Ok(())
     }
 
-    /// Shares the view's bytes; they are copied only if the store keeps them and they do not stand
-    /// behind this very key already.
+    /// Shares the view's bytes. They are copied only if the store keeps them and this key does not
+    /// precede them already.
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
         self.check(value.len())?;
         self.value = Some(value.clone());
@@ -131,13 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_getter_must_set_something() {
+    fn getter_without_a_value_is_an_error() {
         let error = LoadSink::new("key", 10).loaded().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NothingSet);
     }
 
     #[test]
-    fn a_second_value_is_refused_even_if_the_getter_does_not_look() {
+    fn second_value_is_an_error_even_if_the_getter_ignores_it() {
         let mut sink = LoadSink::new("key", 10);
         sink.set_str("one").unwrap();
         assert_eq!(sink.set_str("two").unwrap_err().kind(), ErrorKind::SetTwice);
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_over_the_limit_is_refused() {
+    fn value_over_the_limit_is_refused() {
         let mut sink = LoadSink::new("key", 3);
         assert_eq!(
             sink.set_str("four").unwrap_err().kind(),

@@ -37,6 +37,11 @@ impl Group {
         }
     }
 
+    /// Whether the two are handles of one group.
+    pub(crate) fn is(&self, other: &Group) -> bool {
+        Arc::ptr_eq(&self.loader, &other.loader)
+    }
+
     /// The name the group was made with.
     pub fn name(&self) -> &str {
         self.loader.name()

@@ -46,6 +46,8 @@ pub mod lru;
 #[cfg(all(any(doc, doctest), feature = "http"))]
 pub mod manual;
 mod message;
+mod nesting;
+mod panics;
 pub mod pb;
 mod peers;
 mod random;

@@ -1,12 +1,13 @@
 //! Threads for loads that their callers must be able to leave.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nesting::Origin;
+use crate::panics::caught;
 use crate::sync::{Arc, Mutex, thread};
 
 type Job = Box<dyn FnOnce(Turn<'_>) + Send>;
@@ -74,6 +75,8 @@ impl LoaderPool {
     ///
     /// [`ErrorKind::Overloaded`], at once, if all threads are busy or the system gives no more.
     pub(crate) fn submit(&self, job: impl FnOnce(Turn<'_>) + Send + 'static) -> Result<()> {
+        let origin = Origin::here();
+        let job = move |turn: Turn<'_>| origin.run(|| job(turn));
         let promised = {
             let mut threads = self.shared.threads.lock();
             if threads.idle > 0 {
@@ -117,7 +120,7 @@ impl Shared {
                 let turn = Turn(self);
                 // A panic has been reported by the panic hook, and the job's own guards have told
                 // whoever waits for it; the thread goes on.
-                let _ = catch_unwind(AssertUnwindSafe(move || job(turn)));
+                caught(move || job(turn));
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {

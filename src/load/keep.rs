@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::{Loader, Loading};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
+use crate::nesting;
+use crate::panics::FirstPanic;
 use crate::stats::CacheType;
 use crate::store::{Graveyard, NewEntry, Unsettled};
 
@@ -50,7 +52,8 @@ impl Loader {
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let admitted = keep != Keep::Hot || self.hot_admission.admits(key, view);
-        if !admitted || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
+        let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
+        if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
             return expires;
         }
         view.make_keyed(key);
@@ -65,25 +68,36 @@ impl Loader {
         expires
     }
 
-    /// Tells the listener what left the store, then drops it; and so on, if more has to leave. No
-    /// lock is held here.
+    /// Notifies the listener of what left the store, then drops it; and so on, if more has to
+    /// leave. No lock is held here. A panic of the listener goes on when all is done.
     #[inline]
     pub(super) fn bury(&self, gone: Graveyard) {
-        let mut next = self.bury_some(gone);
+        let mut panic = FirstPanic::default();
+        self.bury_all(gone, &mut panic);
+        panic.resume();
+    }
+
+    #[inline]
+    pub(super) fn bury_all(&self, gone: Graveyard, panic: &mut FirstPanic) {
+        let mut next = self.bury_some(gone, panic);
         while let Some(unsettled) = next {
-            next = self.bury_some(self.store.settle(unsettled));
+            next = self.bury_some(self.store.settle(unsettled), panic);
         }
     }
 
     #[inline]
-    fn bury_some(&self, gone: Graveyard) -> Option<Unsettled> {
+    fn bury_some(&self, gone: Graveyard, panic: &mut FirstPanic) -> Option<Unsettled> {
         gone.fetch();
-        if let Some(listener) = &self.eviction_listener {
-            for departed in gone.iter() {
-                listener(departed.key(), departed.value(), departed.cause);
-            }
+        let unsettled = gone.unsettled();
+        if let Some(listener) = self.eviction_listener.as_ref().filter(|_| !gone.is_empty()) {
+            let listener = listener.clone();
+            nesting::run_or_queue(panic, move |panic| {
+                for departed in gone.iter() {
+                    panic.catch(|| listener(departed.key(), departed.value(), departed.cause));
+                }
+            });
         }
-        gone.unsettled()
+        unsettled
     }
 }
 

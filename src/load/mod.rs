@@ -25,6 +25,8 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
+use crate::nesting;
+use crate::panics::FirstPanic;
 use crate::peers::PickerSlot;
 use crate::singleflight::{self, Mark};
 use crate::stats::Stats;
@@ -197,20 +199,26 @@ impl Loader {
         let cleared = self.store.clear();
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
-        // Only now, when nothing is left to be done if the listener panics.
-        if let Some(listener) = &self.eviction_listener {
+        let Some(listener) = self.eviction_listener.clone() else {
+            return;
+        };
+        let mut panic = FirstPanic::default();
+        nesting::run_or_queue(&mut panic, move |panic| {
             for entry in cleared.iter() {
-                listener(entry.key(), entry.value(), RemovalCause::Explicit);
+                panic.catch(|| listener(entry.key(), entry.value(), RemovalCause::Explicit));
             }
-        }
+        });
+        panic.resume();
     }
 
     pub(crate) fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
+        let mut panic = FirstPanic::default();
         while let Some(gone) = self.store.shed() {
-            self.bury(gone);
+            self.bury_all(gone, &mut panic);
         }
+        panic.resume();
         Ok(())
     }
 
