@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::peer_transport::HttpClient;
 use crate::http::client::picker::{PeerSettings, Picker, TransportHook};
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
+use crate::http::config::{Config, HttpClient};
 use crate::http::pool::HttpPool;
 use crate::http::server::answer::{ContextHook, Endpoint, SharedLimits};
 use crate::http::server::handler::Request;
@@ -270,14 +270,18 @@ impl HttpPoolBuilder {
             own_place: own.place(),
             empty_ring: self.empty_ring()?,
             failover: self.failover.unwrap_or(!shared_with_go),
-            base_path: self.base_path.clone(),
             transport: self.transport,
-            client: self.client,
-            connect_timeout: self.connect_timeout,
-            exchange_timeout: self.exchange_timeout,
-            max_connections: self.max_connections_per_peer,
-            max_idle_per_peer: self.max_idle_per_peer,
-            max_value_size: self.max_value_size,
+            config: Arc::new(Config {
+                base_path: self.base_path.clone(),
+                client: self.client,
+                connect_timeout: self.connect_timeout,
+                exchange_timeout: self.exchange_timeout,
+                max_connections_per_peer: self.max_connections_per_peer,
+                max_idle_per_peer: self.max_idle_per_peer,
+                max_value_size: self.max_value_size,
+                max_batch_keys: self.shared.max_keys,
+                max_batch_bytes: self.shared.max_bytes,
+            }),
             shared: self.shared,
         }));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());

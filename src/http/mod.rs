@@ -1,6 +1,7 @@
 //! Peers over HTTP: the pool, its client and its server.
 //!
 //! - `pool`, `builder`: [`HttpPool`], its options and its list of peers.
+//! - `config`: the figures that all of them share.
 //! - `client`: picks the peer that owns a key and asks it.
 //! - `server`: answers peers, and mounts the same answers in a tiny_http server.
 //!
@@ -8,6 +9,7 @@
 
 mod builder;
 mod client;
+mod config;
 mod pool;
 mod server;
 
@@ -20,8 +22,8 @@ pub(crate) mod fuzzed {
 }
 
 pub use builder::HttpPoolBuilder;
-pub use client::peer_transport::HttpClient;
 pub use client::transport::{Transport, TransportRequest, TransportResponse};
+pub use config::HttpClient;
 pub use pool::HttpPool;
 pub use server::handler::{Handler, Request};
 pub use server::response::{Body, Response};

@@ -1,5 +1,6 @@
 //! The client of a pool: picks the peer that owns a key and asks it.
 
+pub(crate) mod auto;
 pub(crate) mod body;
 pub(crate) mod combiner;
 pub(crate) mod dial;

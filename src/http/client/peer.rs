@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderName, HeaderValue};
 
@@ -96,7 +96,7 @@ impl HttpPeer {
     ) -> Result<PeerResponse> {
         let (_permit, budget) = self.permit(ctx, budget)?;
         let path = wire::key_path(&self.base, group, key);
-        let mut sent = TransportRequest::new("GET", path).within(budget);
+        let mut sent = TransportRequest::get(path, Instant::now() + budget);
         let time_left = if budget == self.limits.exchange_timeout {
             self.full_time.clone()
         } else {

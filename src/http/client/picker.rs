@@ -6,12 +6,11 @@ use std::fmt;
 use crate::clock::Clock;
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::exchange::Terms;
-use crate::http::client::peer::{HttpPeer, PeerLimits, max_body};
-use crate::http::client::peer_connection::Home;
-use crate::http::client::peer_transport::{HttpClient, PeerTransport};
+use crate::http::client::auto::transport_for;
+use crate::http::client::peer::{HttpPeer, PeerLimits};
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
+use crate::http::config::Config;
 use crate::http::server::answer::SharedLimits;
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
@@ -33,14 +32,8 @@ pub(crate) struct PeerSettings {
     pub(crate) empty_ring: Map,
     /// Whether the next peer on the ring is asked where the owner does not answer.
     pub(crate) failover: bool,
-    pub(crate) base_path: String,
     pub(crate) transport: Option<Arc<TransportHook>>,
-    pub(crate) client: HttpClient,
-    pub(crate) connect_timeout: std::time::Duration,
-    pub(crate) exchange_timeout: std::time::Duration,
-    pub(crate) max_connections: usize,
-    pub(crate) max_idle_per_peer: usize,
-    pub(crate) max_value_size: usize,
+    pub(crate) config: Arc<Config>,
     pub(crate) shared: SharedLimits,
 }
 
@@ -173,27 +166,18 @@ impl Peers {
 
 impl PeerSettings {
     fn client(&self, url: &PeerUrl) -> HttpPeer {
-        let url = Arc::new(url.clone());
-        let terms = Terms {
-            url: url.clone(),
-            connect_timeout: self.connect_timeout,
-            exchange_timeout: self.exchange_timeout,
-            max_idle: self.max_idle_per_peer,
-            max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
-        };
-        let mut transport: Arc<dyn Transport> =
-            Arc::new(PeerTransport::new(Home::new(terms), self.client));
+        let mut transport = transport_for(url, &self.config);
         if let Some(hook) = &self.transport {
             transport = hook(url.spelling(), transport);
         }
         HttpPeer::new(
-            url,
+            Arc::new(url.clone()),
             transport,
-            &self.base_path,
+            &self.config.base_path,
             PeerLimits {
-                exchange_timeout: self.exchange_timeout,
-                max_connections: self.max_connections,
-                max_value_size: self.max_value_size,
+                exchange_timeout: self.config.exchange_timeout,
+                max_connections: self.config.max_connections_per_peer,
+                max_value_size: self.config.max_value_size,
                 shared: self.shared,
             },
             Clock::system(),

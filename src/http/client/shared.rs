@@ -138,9 +138,7 @@ impl HttpPeer {
         let max_bytes = self.sharing.limits.max_bytes;
         let body = wire::many_request(keys, max_bytes).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
-        let mut sent = TransportRequest::new("POST", path)
-            .within(budget)
-            .for_keys(&body);
+        let mut sent = TransportRequest::batch(path, &body, Instant::now() + budget);
         sent.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
         let response = self.transport.round_trip(ctx, sent).map_err(failed)?;
         let status = response.status();
