@@ -9,9 +9,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::picker::{PeerSettings, Picker, TransportHook};
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
-use crate::http::config::{Config, HttpClient};
+use crate::http::config::{Config, HttpClient, SharedLimits};
 use crate::http::pool::HttpPool;
-use crate::http::server::answer::{ContextHook, Endpoint, SharedLimits};
+use crate::http::server::endpoint::{ContextHook, Endpoint};
 use crate::http::server::handler::Request;
 use crate::registry::Registry;
 use crate::sync::Arc;
@@ -266,32 +266,33 @@ impl HttpPoolBuilder {
             ));
         }
         let shared_with_go = self.preset != Preset::Larder;
+        let empty_ring = self.empty_ring()?;
+        let config = Arc::new(Config {
+            base_path: self.base_path,
+            client: self.client,
+            connect_timeout: self.connect_timeout,
+            exchange_timeout: self.exchange_timeout,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_idle_per_peer: self.max_idle_per_peer,
+            max_value_size: self.max_value_size,
+            max_batch_keys: self.shared.max_keys,
+            max_batch_bytes: self.shared.max_bytes,
+        });
         let picker = Arc::new(Picker::new(PeerSettings {
             own_place: own.place(),
-            empty_ring: self.empty_ring()?,
+            empty_ring,
             failover: self.failover.unwrap_or(!shared_with_go),
             transport: self.transport,
-            config: Arc::new(Config {
-                base_path: self.base_path.clone(),
-                client: self.client,
-                connect_timeout: self.connect_timeout,
-                exchange_timeout: self.exchange_timeout,
-                max_connections_per_peer: self.max_connections_per_peer,
-                max_idle_per_peer: self.max_idle_per_peer,
-                max_value_size: self.max_value_size,
-                max_batch_keys: self.shared.max_keys,
-                max_batch_bytes: self.shared.max_bytes,
-            }),
+            config: config.clone(),
             shared: self.shared,
         }));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
         registry.register_peer_picker(picker.clone())?;
         let endpoint = Endpoint {
             registry,
-            base_path: self.base_path,
+            config,
             plus_is_space: self.preset == Preset::Golang,
             context: self.context,
-            shared: self.shared,
         };
         Ok(HttpPool::from_parts(
             self.self_url,

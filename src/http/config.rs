@@ -58,3 +58,21 @@ const MAX_FIELDS: u64 = 1024;
 
 /// The bytes around each value of a batch: its tag and length, its state, its time to live.
 const MAX_AROUND: u64 = 32;
+
+/// The bounds of a batch, as the client still takes them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SharedLimits {
+    pub max_keys: usize,
+    pub max_bytes: usize,
+}
+
+impl SharedLimits {
+    pub(crate) fn max_key_bytes(&self) -> usize {
+        self.max_bytes.min(64 << 10)
+    }
+
+    pub(crate) fn max_answer(&self) -> usize {
+        let around = self.max_keys.saturating_mul(MAX_AROUND as usize);
+        self.max_bytes.saturating_add(around)
+    }
+}

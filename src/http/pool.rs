@@ -7,7 +7,7 @@ use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
 use crate::http::client::picker::Picker;
-use crate::http::server::answer::Endpoint;
+use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
 use crate::sync::Arc;
@@ -107,7 +107,7 @@ impl HttpPool {
 
     /// A server that answers peers, with limits to set, and pages of the program's own beside them.
     pub fn server(&self) -> ServerBuilder {
-        let builder = ServerBuilder::new(Some(self.shared.endpoint.clone()));
+        let builder = ServerBuilder::new(self.shared.endpoint.clone());
         if self.shared.shared_with_go {
             builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
         } else {

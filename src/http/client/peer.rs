@@ -16,7 +16,7 @@ use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::sharing::{Outcome, Sharing};
 use crate::http::client::transport::{Incoming, Transport, TransportRequest, TransportResponse};
 use crate::http::client::url::PeerUrl;
-use crate::http::server::answer::SharedLimits;
+use crate::http::config::SharedLimits;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::shared_bytes::SharedBytes;

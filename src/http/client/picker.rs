@@ -11,7 +11,7 @@ use crate::http::client::peer::{HttpPeer, PeerLimits};
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
-use crate::http::server::answer::SharedLimits;
+use crate::http::config::SharedLimits;
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::error::{Error, Result};
 use crate::http::client::body::Bytes;
-use crate::http::server::answer::SharedLimits;
+use crate::http::config::SharedLimits;
 use crate::peers::PeerResponse;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::wire::ManyValue;
