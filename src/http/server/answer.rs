@@ -10,6 +10,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
+use crate::http::config::Config;
 use crate::peers::PeerResponse;
 use crate::registry::Registry;
 use crate::sync::Arc;
@@ -22,34 +23,11 @@ pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     pub registry: Registry,
-    /// Begins and ends with a slash.
-    pub base_path: String,
     /// Whether a raw `+` in a path is a space, as golang/groupcache's client means it.
     pub plus_is_space: bool,
     pub context: Option<Arc<ContextHook>>,
-    /// What one shared exchange may ask for and get.
-    pub shared: SharedLimits,
-}
-
-/// The bounds of a shared exchange; see the setters of `HttpPoolBuilder`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SharedLimits {
-    pub max_keys: usize,
-    /// Of the values in an answer.
-    pub max_bytes: usize,
-}
-
-impl SharedLimits {
-    /// The most bytes of the keys in a request: well below what servers take as a body.
-    pub(crate) fn max_key_bytes(&self) -> usize {
-        self.max_bytes.min(MAX_KEY_BYTES)
-    }
-
-    /// The bytes of the longest answer.
-    pub(crate) fn max_answer(&self) -> usize {
-        let around = self.max_keys.saturating_mul(MAX_AROUND);
-        self.max_bytes.saturating_add(around)
-    }
+    /// Read for the base path and the limits of a batch.
+    pub config: Arc<Config>,
 }
 
 /// An answer, ready to be written.
@@ -65,7 +43,7 @@ pub(crate) enum Answer {
 impl Endpoint {
     /// Whether a request with this target, as it was sent, is for the groups.
     pub(crate) fn owns(&self, target: &str) -> bool {
-        split_target("GET", target).is_ok_and(|(path, _)| path.starts_with(&self.base_path))
+        split_target("GET", target).is_ok_and(|(path, _)| path.starts_with(&self.config.base_path))
     }
 
     /// Answers `request`; `None` if its path is not below the base path.
@@ -74,7 +52,8 @@ impl Endpoint {
     /// request has no deadline.
     pub(crate) fn answer(&self, request: &Request<'_>) -> Option<Answer> {
         if request.method() == "POST" {
-            let group = wire::parse_group_path(&self.base_path, request.path(), self.plus_is_space);
+            let group =
+                wire::parse_group_path(&self.config.base_path, request.path(), self.plus_is_space);
             if let Some(group) = group {
                 let answer = group
                     .map_err(bad_path)
@@ -82,7 +61,7 @@ impl Endpoint {
                 return Some(answer.unwrap_or_else(Answer::Other));
             }
         }
-        let path = wire::parse_path(&self.base_path, request.path(), self.plus_is_space);
+        let path = wire::parse_path(&self.config.base_path, request.path(), self.plus_is_space);
         let response = match path {
             Err(PathError::Outside) => return None,
             _ if request.method() != "GET" => method_not_allowed(),
@@ -126,14 +105,14 @@ impl Endpoint {
             .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
         let wanted = asked.max_bytes.map(usize::try_from);
         let mut room = match wanted {
-            Some(Ok(wanted)) => wanted.min(self.shared.max_bytes),
-            _ => self.shared.max_bytes,
+            Some(Ok(wanted)) => wanted.min(self.config.max_batch_bytes),
+            _ => self.config.max_batch_bytes,
         };
         let mut body = ManyBody::default();
         for (n, key) in asked.keys.iter().enumerate() {
             // What does not fit is asked for singly, as what is not here.
             let fits = |found: &PeerResponse| found.value.len() <= room;
-            let look = n < self.shared.max_keys && room > 0;
+            let look = n < self.config.max_batch_keys && room > 0;
             let found = look.then(|| group.serve_peer_cached(key)).flatten();
             match found.filter(fits) {
                 Some(found) => {
@@ -247,11 +226,6 @@ fn method_not_allowed() -> Response {
     Response::text(405, "peers are asked with GET").with_own_header("Allow", "GET")
 }
 
-const MAX_KEY_BYTES: usize = 64 << 10;
-
-/// What is around a value in the answer of a shared exchange: tag and length, state, time to live.
-const MAX_AROUND: usize = 32;
-
 /// The most keys that are read of one request, whatever is asked, which bounds its memory to 100 KiB. Those over
-/// [`SharedLimits::max_keys`] are answered as missing.
+/// [`Config::max_batch_keys`] are answered as missing.
 const MAX_KEYS: usize = 4096;

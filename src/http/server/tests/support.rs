@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::{BoxError, Error};
-use crate::http::server::answer::{Endpoint, SharedLimits};
+use crate::http::config::Config;
+use crate::http::server::answer::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::registry::Registry;
 use crate::sink::Sink;
+use crate::sync::Arc;
 use crate::wire;
 
 /// An endpoint with the group `echo`, which answers most keys with themselves; see [`load`].
@@ -20,13 +22,13 @@ pub fn endpoint() -> Endpoint {
         .expect("a new group");
     Endpoint {
         registry,
-        base_path: wire::DEFAULT_BASE_PATH.to_owned(),
         plus_is_space: false,
         context: None,
-        shared: SharedLimits {
-            max_keys: 8,
-            max_bytes: 4096,
-        },
+        config: Arc::new(Config {
+            max_batch_keys: 8,
+            max_batch_bytes: 4096,
+            ..Config::default()
+        }),
     }
 }
 
