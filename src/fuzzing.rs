@@ -93,5 +93,5 @@ pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range
 
 /// The spelling of a peer's URL, if it is one.
 pub fn parse_url(spelling: &str) -> Option<String> {
-    Some(PeerUrl::parse(spelling).ok()?.spelling().to_owned())
+    Some(PeerUrl::parse(spelling).ok()?.as_str().to_owned())
 }

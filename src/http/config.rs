@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire;
+
 /// Every figure of a pool, made by its builder, whose setters document each of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -16,7 +19,52 @@ pub(crate) struct Config {
     pub(crate) max_batch_bytes: usize,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            base_path: wire::DEFAULT_BASE_PATH.to_owned(),
+            client: HttpClient::default(),
+            connect_timeout: Duration::from_millis(250),
+            exchange_timeout: Duration::from_secs(1),
+            max_connections_per_peer: 24,
+            max_idle_per_peer: 24,
+            max_value_size: 16 << 20,
+            max_batch_keys: 128,
+            max_batch_bytes: 1 << 20,
+        }
+    }
+}
+
 impl Config {
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidBasePath`], or [`ErrorKind::InvalidOption`] for a number out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        wire::check_base_path(&self.base_path)?;
+        for (name, timeout) in [
+            ("connect_timeout", self.connect_timeout),
+            ("exchange_timeout", self.exchange_timeout),
+        ] {
+            if timeout.is_zero() || timeout > MAX_TIMEOUT {
+                return Err(refuse(format!("{name} is {timeout:?}: 0 < {name} <= 1 h")));
+            }
+        }
+        if self.max_value_size == 0 {
+            return Err(refuse("max_value_size is 0: no value would fit"));
+        }
+        if self.max_connections_per_peer == 0 {
+            return Err(refuse(
+                "max_connections_per_peer is 0: no peer could be asked",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The most bytes of the keys in one batch: well below what servers take as a body.
+    pub(crate) fn max_batch_key_bytes(&self) -> usize {
+        self.max_batch_bytes.min(MAX_KEY_BYTES)
+    }
+
     /// The longest body of an answer to one key.
     pub(crate) fn max_body(&self) -> u64 {
         (self.max_value_size as u64).saturating_add(MAX_FIELDS)
@@ -56,23 +104,13 @@ pub enum HttpClient {
 /// some.
 const MAX_FIELDS: u64 = 1024;
 
+fn refuse(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOption, message)
+}
+
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+
+const MAX_KEY_BYTES: usize = 64 << 10;
+
 /// The bytes around each value of a batch: its tag and length, its state, its time to live.
 const MAX_AROUND: u64 = 32;
-
-/// The bounds of a batch, as the client still takes them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SharedLimits {
-    pub max_keys: usize,
-    pub max_bytes: usize,
-}
-
-impl SharedLimits {
-    pub(crate) fn max_key_bytes(&self) -> usize {
-        self.max_bytes.min(64 << 10)
-    }
-
-    pub(crate) fn max_answer(&self) -> usize {
-        let around = self.max_keys.saturating_mul(MAX_AROUND as usize);
-        self.max_bytes.saturating_add(around)
-    }
-}

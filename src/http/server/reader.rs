@@ -26,9 +26,11 @@ impl From<BadRequest> for RequestError {
 pub(crate) struct RequestReader<'s> {
     socket: TimedSocket<'s>,
     limits: &'s Limits,
-    /// The bytes that were read and not consumed. At most `max_head_size`: if that many do not
-    /// contain a whole head, the head is too large.
+    /// Initialised to its length, which is at most `max_head_size`: a head that does not fit is too
+    /// large.
     buf: Vec<u8>,
+    /// The bytes that were read and not consumed are `buf[..filled]`.
+    filled: usize,
 }
 
 impl<'s> RequestReader<'s> {
@@ -37,7 +39,8 @@ impl<'s> RequestReader<'s> {
         RequestReader {
             socket: TimedSocket { stream, timeout },
             limits,
-            buf: Vec::with_capacity(CHUNK),
+            buf: vec![0; CHUNK.min(limits.max_head_size)],
+            filled: 0,
         }
     }
 
@@ -51,39 +54,52 @@ impl<'s> RequestReader<'s> {
     ) -> Result<usize, RequestError> {
         let mut scanned = 0;
         loop {
-            match scan(&self.buf, scanned).map_err(bad)? {
+            match scan(&self.buf[..self.filled], scanned).map_err(bad)? {
                 Scan::Complete(len) => return Ok(len),
                 Scan::Incomplete(at) => scanned = at,
             }
-            let idle = self.buf.is_empty();
+            let idle = self.filled == 0;
             let timeout = if idle && deadline.is_none() {
                 self.limits.idle_timeout
             } else {
                 let head_timeout = self.limits.head_timeout;
                 time_left(*deadline.get_or_insert_with(|| Instant::now() + head_timeout))
             };
-            let room = (self.buf.len() + 1).next_multiple_of(CHUNK);
-            let room = room.min(self.limits.max_head_size);
-            if room == self.buf.len() {
-                return Err(HEAD_TOO_LARGE.into());
+            if self.filled == self.buf.len() {
+                self.grow()?;
             }
-            match self.socket.append(&mut self.buf, room, timeout) {
+            match self.socket.read(&mut self.buf[self.filled..], timeout) {
+                Ok(n) => self.filled += n,
                 Err(_) if idle => return Err(RequestError::Closed),
-                result => result?,
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// The first `len` bytes of the buffer, the bytes after them, and the socket that sends the rest.
+    fn grow(&mut self) -> Result<(), RequestError> {
+        let len = (self.buf.len() + CHUNK).min(self.limits.max_head_size);
+        if len == self.buf.len() {
+            return Err(HEAD_TOO_LARGE.into());
+        }
+        self.buf.resize(len, 0);
+        Ok(())
+    }
+
+    /// The first `len` bytes that were read, the bytes after them, and the socket with the rest.
     pub(crate) fn split_at(&mut self, len: usize) -> (&[u8], &[u8], &mut TimedSocket<'s>) {
-        let (head, rest) = self.buf.split_at(len);
+        let (head, rest) = self.buf[..self.filled].split_at(len);
         (head, rest, &mut self.socket)
     }
 
-    /// Removes the first `len` bytes of the buffer: a request that was answered.
+    /// Removes the first `len` bytes: a request that was answered.
     pub(crate) fn consume(&mut self, len: usize) {
-        self.buf.drain(..len);
-        self.buf.shrink_to(CHUNK);
+        self.buf.copy_within(len..self.filled, 0);
+        self.filled -= len;
+        if self.filled == 0 && self.buf.len() > CHUNK {
+            // An idle connection takes little memory.
+            self.buf.truncate(CHUNK);
+            self.buf.shrink_to_fit();
+        }
     }
 
     /// Closes the connection in a way that lets the client read the last response.
@@ -98,12 +114,10 @@ impl<'s> RequestReader<'s> {
         let deadline = Instant::now() + LINGER;
         let mut discarded = 0;
         while discarded < LINGER_BYTES {
-            self.buf.clear();
-            let left = time_left(deadline);
-            if self.socket.append(&mut self.buf, CHUNK, left).is_err() {
-                return;
+            match self.socket.read(&mut self.buf, time_left(deadline)) {
+                Ok(n) => discarded += n,
+                Err(_) => return,
             }
-            discarded += self.buf.len();
         }
     }
 }
@@ -127,42 +141,30 @@ impl TimedSocket<'_> {
     ) -> Result<Vec<u8>, RequestError> {
         let mut body = arrived.to_vec();
         while body.len() < len {
-            let room = len.min(body.len() + BODY_CHUNK);
-            self.append(&mut body, room, time_left(deadline))?;
+            let filled = body.len();
+            body.resize(len.min(filled + BODY_CHUNK), 0);
+            let n = self.read(&mut body[filled..], time_left(deadline))?;
+            body.truncate(filled + n);
         }
         Ok(body)
     }
 
-    /// Appends the bytes of one read to `buf`, which then has at most `max_len`.
-    fn append(
-        &mut self,
-        buf: &mut Vec<u8>,
-        max_len: usize,
-        timeout: Duration,
-    ) -> Result<(), RequestError> {
-        let filled = buf.len();
-        buf.resize(max_len, 0);
-        let read = self.read(&mut buf[filled..], timeout);
-        buf.truncate(filled + *read.as_ref().unwrap_or(&0));
-        match read {
-            Ok(1..) => Ok(()),
-            Err(error) if is_timeout(&error) => Err(TOO_SLOW.into()),
-            Ok(0) | Err(_) => Err(RequestError::Closed),
-        }
-    }
-
-    fn read(&mut self, into: &mut [u8], timeout: Duration) -> io::Result<usize> {
+    /// Reads at least one byte.
+    fn read(&mut self, into: &mut [u8], timeout: Duration) -> Result<usize, RequestError> {
         if timeout.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+            return Err(TOO_SLOW.into());
         }
         if self.timeout != Some(timeout) {
-            self.stream.set_read_timeout(Some(timeout))?;
+            let set = self.stream.set_read_timeout(Some(timeout));
+            set.map_err(|_| RequestError::Closed)?;
             self.timeout = Some(timeout);
         }
         loop {
             match (&mut &*self.stream).read(into) {
+                Ok(n @ 1..) => return Ok(n),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
+                Err(error) if is_timeout(&error) => return Err(TOO_SLOW.into()),
+                Ok(0) | Err(_) => return Err(RequestError::Closed),
             }
         }
     }

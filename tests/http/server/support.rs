@@ -21,8 +21,8 @@ pub fn pool_with(options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> Ht
         .expect("a new group");
     let builder = HttpPool::builder("http://127.0.0.1:1")
         .registry(&registry)
-        .max_shared_keys(8)
-        .max_shared_bytes(4096);
+        .max_batch_keys(8)
+        .max_batch_bytes(4096);
     options(builder).build().expect("a pool")
 }
 
