@@ -26,7 +26,9 @@ pub use client::transport::{Transport, TransportRequest, TransportResponse};
 pub use config::HttpClient;
 pub use pool::HttpPool;
 pub use server::handler::{Handler, Request};
-pub use server::response::{Body, Response};
+pub use server::response::Response;
 #[cfg(feature = "tiny_http")]
 pub use server::tiny;
 pub use server::{Server, ServerBuilder};
+
+pub use crate::wire::Body;

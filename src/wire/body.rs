@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::pieces::PiecewiseBody;
+use super::pieces::Body;
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetResponse;
@@ -22,46 +22,35 @@ pub(crate) struct Decoded<'a> {
     pub minute_qps: Option<f64>,
 }
 
-/// The body of a response with `value`.
+/// The body of a response with `value`, whose bytes end the message.
+///
+/// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
+/// tell it from a missing one.
 pub(crate) fn encode_response(
     value: ByteView,
     ttl_nanos: Option<u64>,
     expire_unix_nanos: Option<i64>,
     minute_qps: Option<f64>,
-) -> PiecewiseBody {
-    let prefix = response_prefix(value.len(), ttl_nanos, expire_unix_nanos, minute_qps);
-    let mut body = PiecewiseBody::from(prefix);
-    body.push_value(value);
-    body
-}
-
-/// The start of a response with a value of `value_len` bytes; the value's bytes end the message.
-///
-/// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
-/// tell it from a missing one.
-fn response_prefix(
-    value_len: usize,
-    ttl_nanos: Option<u64>,
-    expire_unix_nanos: Option<i64>,
-    minute_qps: Option<f64>,
-) -> Vec<u8> {
-    let mut out = Vec::new();
+) -> Body {
+    let mut body = Body::from(Vec::with_capacity(CAPACITY));
+    let out = &mut body.copied;
     if let Some(qps) = minute_qps {
-        push_tag(&mut out, MINUTE_QPS);
+        push_tag(out, MINUTE_QPS);
         out.extend_from_slice(&qps.to_le_bytes());
     }
     if let Some(expire) = expire_unix_nanos {
-        push_tag(&mut out, EXPIRE);
+        push_tag(out, EXPIRE);
         // An int64 is encoded as its two's complement.
-        push_varint(&mut out, expire as u64);
+        push_varint(out, expire as u64);
     }
     if let Some(ttl) = ttl_nanos {
-        push_tag(&mut out, TTL_NANOS);
-        push_varint(&mut out, ttl);
+        push_tag(out, TTL_NANOS);
+        push_varint(out, ttl);
     }
-    push_tag(&mut out, VALUE);
-    push_varint(&mut out, value_len as u64);
-    out
+    push_tag(out, VALUE);
+    push_varint(out, value.len() as u64);
+    body.push_value(value);
+    body
 }
 
 /// Reads the body of a response with status 200.
@@ -186,6 +175,9 @@ const TTL_NANOS: FieldType = (100, VARINT);
 
 const MAX_VARINT: usize = 10;
 
+/// Holds the fields before the value, and a small value.
+const CAPACITY: usize = 256;
+
 const CORRUPT: &str = "the peer's answer is not a GetResponse";
 
 #[cfg(test)]
@@ -205,20 +197,28 @@ mod tests {
         error.to_string()
     }
 
+    fn encoded(value: &[u8], ttl: Option<u64>, expire: Option<i64>, qps: Option<f64>) -> Vec<u8> {
+        let body = encode_response(value.into(), ttl, expire, qps);
+        body.iter().collect::<Vec<_>>().concat()
+    }
+
     #[test]
     fn encoded_bytes_match_the_proto_file() {
-        assert_eq!(*response_prefix(3, None, None, None), [0x0a, 3]);
-        assert_eq!(*response_prefix(0, None, None, None), [0x0a, 0]);
-        assert_eq!(*response_prefix(300, None, None, None), [0x0a, 0xac, 0x02]);
+        assert_eq!(encoded(b"red", None, None, None), b"\x0a\x03red");
+        assert_eq!(encoded(b"", None, None, None), [0x0a, 0]);
         assert_eq!(
-            *response_prefix(1, Some(150), Some(-1), Some(1.0)),
+            encoded(&[7; 300], None, None, None),
+            [&[0x0a, 0xac, 0x02][..], &[7; 300]].concat()
+        );
+        assert_eq!(
+            encoded(b"x", Some(150), Some(-1), Some(1.0)),
             [
                 &[0x11, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f][..],
                 &[
                     0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01
                 ],
                 &[0xa0, 0x06, 0x96, 0x01],
-                &[0x0a, 1],
+                &[0x0a, 1, b'x'],
             ]
             .concat()
         );
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn value_is_borrowed_and_absent_value_is_empty() {
-        let body = [&response_prefix(3, None, None, None)[..], b"red"].concat();
+        let body = encoded(b"red", None, None, None);
         let value = decode_response(&body).expect("it decodes").value;
         assert_eq!(value, b"red");
         assert_eq!(value.as_ptr(), body[2..].as_ptr());
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn invalid_rate_is_ignored() {
         for qps in [f64::NAN, f64::INFINITY, -1.0] {
-            let body = response_prefix(0, None, None, Some(qps));
+            let body = encoded(b"", None, None, Some(qps));
             assert_eq!(decode_response(&body).expect("it decodes").minute_qps, None);
         }
     }
@@ -341,11 +341,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn prefix_and_value_form_the_message(
+        fn encoded_response_is_the_message(
             (ttl, expire, qps) in fields(),
             value in prop::collection::vec(any::<u8>(), 0..300),
         ) {
-            let body = [&response_prefix(value.len(), ttl, expire, qps)[..], &value].concat();
+            let body = encoded(&value, ttl, expire, qps);
             let message = GetResponse {
                 value: Some(Cow::Borrowed(&value[..])),
                 minute_qps: qps,
@@ -370,9 +370,8 @@ mod tests {
             value in prop::collection::vec(any::<u8>(), 1..300),
             cut in any::<prop::sample::Index>(),
         ) {
-            let prefix = response_prefix(value.len(), ttl, expire, qps);
-            let body = [&prefix[..], &value].concat();
-            let tag = response_prefix(0, ttl, expire, qps).len() - 2;
+            let body = encoded(&value, ttl, expire, qps);
+            let tag = encoded(b"", ttl, expire, qps).len() - 2;
             let end = tag + 1 + cut.index(body.len() - tag - 1);
             refused(&body[..end]);
         }

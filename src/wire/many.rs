@@ -7,7 +7,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 
 use super::body::{FieldType, LEN, VARINT, check_fields, push_tag, push_varint};
 use super::path::{PathError, push_escaped, unescape};
-use super::pieces::PiecewiseBody;
+use super::pieces::Body;
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
@@ -70,7 +70,7 @@ pub(crate) fn decode_many_request(
 /// Builds the body of a response with several values.
 #[derive(Default)]
 pub(crate) struct ManyBody {
-    body: PiecewiseBody,
+    body: Body,
     /// The state of each key so far.
     found: Vec<u8>,
     ttls: Vec<u64>,
@@ -91,14 +91,14 @@ impl ManyBody {
                 self.ttls.push(ttl);
             }
         }
-        push_tag(self.body.out(), VALUES);
-        push_varint(self.body.out(), value.len() as u64);
+        push_tag(&mut self.body.copied, VALUES);
+        push_varint(&mut self.body.copied, value.len() as u64);
         self.body.push_value(value);
     }
 
     /// The whole body. The states of the keys follow the values, since only then they are known.
-    pub(crate) fn finish(mut self) -> PiecewiseBody {
-        let out = self.body.out();
+    pub(crate) fn finish(mut self) -> Body {
+        let out = &mut self.body.copied;
         push_tag(out, KEYS_FOUND);
         push_varint(out, self.found.len() as u64);
         out.extend_from_slice(&self.found);

@@ -31,7 +31,7 @@ pub(crate) use many::{
     parse_group_path,
 };
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
-pub(crate) use pieces::PiecewiseBody;
+pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, parse_timeout, timeout_millis};
 

@@ -1,22 +1,17 @@
-//! A body in pieces, so that a cached value is sent from where it lies.
+//! The body of a response in pieces, so that a cached value is sent without a copy.
 
 use crate::byteview::ByteView;
 
-/// The bytes of a body, of which long values are borrowed from the cache and not copied.
+/// The body of a [`Response`](crate::http::Response). A [`ByteView`] is sent without a copy.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PiecewiseBody {
+pub struct Body {
     /// All bytes but those of the shared values.
-    copied: Vec<u8>,
+    pub(super) copied: Vec<u8>,
     /// The shared values, each with its place in `copied`.
     shared: Vec<(usize, ByteView)>,
 }
 
-impl PiecewiseBody {
-    /// The end of the bytes that are copied, to append to.
-    pub(crate) fn out(&mut self) -> &mut Vec<u8> {
-        &mut self.copied
-    }
-
+impl Body {
     /// Appends a value, without a copy if it is longer than [`SHORT`].
     pub(crate) fn push_value(&mut self, value: ByteView) {
         if value.len() <= SHORT {
@@ -45,19 +40,24 @@ impl PiecewiseBody {
     }
 }
 
-impl From<Vec<u8>> for PiecewiseBody {
-    fn from(copied: Vec<u8>) -> Self {
-        PiecewiseBody {
-            copied,
-            shared: Vec::new(),
+macro_rules! body_from {
+    ($($bytes:ty),*) => {$(
+        impl From<$bytes> for Body {
+            fn from(bytes: $bytes) -> Self {
+                Body {
+                    copied: bytes.into(),
+                    shared: Vec::new(),
+                }
+            }
         }
-    }
+    )*};
 }
 
-/// The value as it is, whatever its length.
-impl From<ByteView> for PiecewiseBody {
+body_from!(Vec<u8>, String, &[u8], &str);
+
+impl From<ByteView> for Body {
     fn from(value: ByteView) -> Self {
-        PiecewiseBody {
+        Body {
             copied: Vec::new(),
             shared: vec![(0, value)],
         }
@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn long_values_are_shared_and_short_ones_copied() {
         let long = ByteView::from(vec![7; SHORT + 1]);
-        let mut body = PiecewiseBody::default();
+        let mut body = Body::default();
         body.push_value("short".into());
         body.push_value(long.clone());
-        body.out().extend_from_slice(b"between");
+        body.copied.extend_from_slice(b"between");
         body.push_value(long.clone());
         let pieces: Vec<&[u8]> = body.iter().collect();
         assert_eq!(pieces, [b"short", &long[..], b"between", &long[..]]);
@@ -87,12 +87,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_body_has_no_piece() {
-        for body in [
-            PiecewiseBody::default(),
-            Vec::new().into(),
-            ByteView::default().into(),
-        ] {
+    fn empty_body_has_no_piece() {
+        for body in [Body::default(), "".into(), ByteView::default().into()] {
             assert_eq!((body.iter().count(), body.len()), (0, 0));
         }
     }

@@ -2,8 +2,7 @@
 //! thread.
 
 use std::borrow::Cow;
-use std::io;
-use std::iter;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -59,7 +58,8 @@ pub(crate) fn serve(service: &Service, connection: &Connection) {
             http_10: false,
             head_only: false,
         };
-        if write(service, connection, &bad.into(), options).is_ok() {
+        let (stream, timeout) = (&connection.stream, limits.write_timeout);
+        if send(stream, &bad.into(), options, timeout).is_ok() {
             reader.linger();
         }
         return;
@@ -89,9 +89,8 @@ fn answer(
     } else {
         let deadline = Instant::now() + limits.body_timeout;
         if head.expects_continue {
-            let stream = &connection.stream;
-            send(stream, CONTINUE, iter::empty(), limits.write_timeout)
-                .map_err(|_| RequestError::Closed)?;
+            let written = (&connection.stream).write_all(CONTINUE);
+            written.map_err(|_| RequestError::Closed)?;
         }
         Cow::Owned(socket.read_body(arrived, body_len, deadline)?)
     };
@@ -101,7 +100,8 @@ fn answer(
         http_10: head.http_10,
         head_only: head.method == "HEAD",
     };
-    write(service, connection, &response, options).map_err(|_| RequestError::Closed)?;
+    send(&connection.stream, &response, options, limits.write_timeout)
+        .map_err(|_| RequestError::Closed)?;
     let consumed = head_len + arrived.len();
     reader.consume(consumed);
     Ok(options.keep_alive)
@@ -115,17 +115,6 @@ fn respond(service: &Service, request: &Request<'_>) -> Response {
             .unwrap_or_else(|_| Response::text(500, "the handler panicked")),
         None => Response::text(404, "there is nothing here"),
     })
-}
-
-fn write(
-    service: &Service,
-    connection: &Connection,
-    response: &Response,
-    options: ResponseOptions,
-) -> io::Result<()> {
-    let (head, body) = (response.head(options), response.pieces(options));
-    let timeout = service.limits.write_timeout;
-    send(&connection.stream, head.as_bytes(), body, timeout)
 }
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

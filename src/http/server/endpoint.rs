@@ -60,7 +60,11 @@ impl Endpoint {
     fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Response, Response> {
         let group = self.group(group)?;
         let ctx = self.context_of(request)?;
-        let found = load(&group, &ctx, key).map_err(|error| failed(&error))?;
+        // A getter that runs on this thread may panic through the group. Then the peer gets an error,
+        // and the connection stays open.
+        let found = catch_unwind(AssertUnwindSafe(|| group.serve_peer(&ctx, key)))
+            .unwrap_or_else(|_| Err(ErrorKind::GetterPanicked.into()))
+            .map_err(|error| failed(&error))?;
         let ttl_nanos = found.ttl.map(nanos);
         let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
         let body = wire::encode_response(found.value, ttl_nanos, expire, found.minute_qps);
@@ -123,13 +127,6 @@ impl Endpoint {
             None => ctx,
         })
     }
-}
-
-/// A getter that runs on this thread may panic through the group. Then the peer gets an error, and the
-/// connection stays open.
-fn load(group: &Group, ctx: &Context, key: &str) -> Result<PeerResponse> {
-    catch_unwind(AssertUnwindSafe(|| group.serve_peer(ctx, key)))
-        .unwrap_or_else(|_| Err(ErrorKind::GetterPanicked.into()))
 }
 
 fn failed(error: &Error) -> Response {

@@ -7,7 +7,9 @@
 //! A refused head ends the connection: if it could be read in two ways, it is not certain where the
 //! next request begins (request smuggling; RFC 9112, section 11.2).
 
-use httparse::{EMPTY_HEADER, Header};
+use std::mem::MaybeUninit;
+
+use httparse::Header;
 
 use crate::wire::{has_token, parse_length};
 
@@ -113,10 +115,10 @@ impl<'h> RequestHead<'h> {
 /// Parses a head that [`scan`](crate::wire::scan) found complete. Its headers are stored in `fields`.
 pub(crate) fn parse<'h>(
     bytes: &'h [u8],
-    fields: &'h mut [Header<'h>; MAX_FIELDS],
+    fields: &'h mut [MaybeUninit<Header<'h>>; MAX_FIELDS],
 ) -> Result<RequestHead<'h>, BadRequest> {
-    let mut request = httparse::Request::new(fields);
-    match request.parse(bytes) {
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, fields) {
         // No byte may be left over: `scan` and httparse agree on where a head ends.
         Ok(httparse::Status::Complete(len)) if len == bytes.len() => {}
         Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY_FIELDS),
@@ -140,7 +142,8 @@ pub(crate) fn parse<'h>(
 }
 
 /// Room for the headers of one head.
-pub(crate) const NO_FIELDS: [Header<'static>; MAX_FIELDS] = [EMPTY_HEADER; MAX_FIELDS];
+pub(crate) const NO_FIELDS: [MaybeUninit<Header<'static>>; MAX_FIELDS] =
+    [const { MaybeUninit::uninit() }; MAX_FIELDS];
 
 /// The most header fields of a request. More are answered with 431.
 pub(crate) const MAX_FIELDS: usize = 64;

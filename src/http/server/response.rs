@@ -1,12 +1,10 @@
 //! A response, and how its head is written.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
 use super::head::BadRequest;
-use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::{self, PiecewiseBody};
+use crate::wire::{self, Body};
 
 /// The response of a [`Handler`](super::Handler): a status, a content type and a body.
 ///
@@ -106,7 +104,7 @@ impl Response {
 
     /// The body.
     pub fn body(&self) -> &[u8] {
-        let mut pieces = self.body.0.iter();
+        let mut pieces = self.body.iter();
         let body = pieces.next().unwrap_or_default();
         debug_assert!(pieces.next().is_none(), "only the endpoint makes several");
         body
@@ -115,8 +113,10 @@ impl Response {
     /// The head as it is sent.
     pub(crate) fn head(&self, options: ResponseOptions) -> String {
         let mut head = String::with_capacity(HEAD_CAPACITY);
-        // Writing to a string cannot fail.
-        let _ = write!(head, "HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
+        let status = self.status.to_string();
+        for part in ["HTTP/1.1 ", &status, " ", reason(self.status), "\r\n"] {
+            head.push_str(part);
+        }
         let mut field = |name: &str, value: &str| {
             for part in [name, ": ", value, "\r\n"] {
                 head.push_str(part);
@@ -128,7 +128,7 @@ impl Response {
         }
         if !self.is_bodiless() {
             field("Content-Type", &self.content_type);
-            field("Content-Length", &self.body.0.len().to_string());
+            field("Content-Length", &self.body.len().to_string());
         }
         for (name, value) in &self.fields {
             field(name, value);
@@ -145,7 +145,7 @@ impl Response {
     /// The pieces of the body that are sent after the head; none of them is empty.
     pub(crate) fn pieces(&self, options: ResponseOptions) -> impl Iterator<Item = &[u8]> {
         let is_sent = !options.head_only && !self.is_bodiless();
-        self.body.0.iter().filter(move |_| is_sent)
+        self.body.iter().filter(move |_| is_sent)
     }
 
     /// RFC 9110, section 8.6: a 204 has no length, and a 304 would have that of the 200.
@@ -159,34 +159,6 @@ impl From<BadRequest> for Response {
         Response::text(bad.status, bad.reason)
     }
 }
-
-/// The bytes of a [`Response`]. A [`ByteView`] is sent without a copy.
-#[derive(Clone, Debug)]
-pub struct Body(PiecewiseBody);
-
-impl From<PiecewiseBody> for Body {
-    fn from(body: PiecewiseBody) -> Self {
-        Body(body)
-    }
-}
-
-impl From<ByteView> for Body {
-    fn from(view: ByteView) -> Self {
-        Body(view.into())
-    }
-}
-
-macro_rules! body_from {
-    ($($bytes:ty),*) => {$(
-        impl From<$bytes> for Body {
-            fn from(bytes: $bytes) -> Self {
-                Body(Vec::from(bytes).into())
-            }
-        }
-    )*};
-}
-
-body_from!(Vec<u8>, String, &[u8], &str);
 
 /// The properties of the request and its connection that a response depends on.
 #[derive(Clone, Copy, Debug)]
@@ -265,6 +237,7 @@ const SET_BY_SERVER: [&str; 7] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::byteview::ByteView;
 
     const OPEN: ResponseOptions = ResponseOptions {
         keep_alive: true,

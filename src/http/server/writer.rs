@@ -5,17 +5,21 @@ use std::iter;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// Sends `head`, then the pieces of the body, none of which may be empty.
+use super::response::{Response, ResponseOptions};
+
+/// Sends a response.
 ///
 /// SO_SNDTIMEO is `timeout` already, inherited from the listener. It is changed only if one write does
 /// not take everything, and then set again, unless there is an error.
-pub(crate) fn send<'p>(
+pub(crate) fn send(
     mut stream: &TcpStream,
-    head: &'p [u8],
-    body: impl Iterator<Item = &'p [u8]>,
+    response: &Response,
+    options: ResponseOptions,
     timeout: Duration,
 ) -> io::Result<()> {
-    let mut slices: Vec<_> = iter::once(head).chain(body).map(IoSlice::new).collect();
+    let head = response.head(options);
+    let pieces = iter::once(head.as_bytes()).chain(response.pieces(options));
+    let mut slices: Vec<_> = pieces.map(IoSlice::new).collect();
     let mut slices = &mut slices[..];
     let deadline = Instant::now() + timeout;
     let mut shortened = false;
@@ -67,12 +71,17 @@ mod tests {
                 reader.read_to_end(&mut received).map(|_| received)
             });
             let timeout = Duration::from_secs(20);
-            let body = iter::once(&value[..]);
-            send(&stream, b"head", body, timeout).expect("sent");
+            let options = ResponseOptions {
+                keep_alive: true,
+                http_10: false,
+                head_only: false,
+            };
+            let response = Response::new(200, "x/y", value.clone());
+            send(&stream, &response, options, timeout).expect("sent");
             assert_eq!(stream.write_timeout().expect("time-out"), Some(timeout));
             stream.shutdown(std::net::Shutdown::Write).expect("the end");
             reading.join().expect("no panic").expect("all of it")
         });
-        assert!(received[..4] == *b"head" && received[4..] == value);
+        assert!(received.starts_with(b"HTTP/1.1 200 OK\r\n") && received.ends_with(&value));
     }
 }
