@@ -1,6 +1,7 @@
 //! Peers over HTTP: the pool, its client and its server.
 //!
 //! - `pool`, `builder`: [`HttpPool`], its options and its list of peers.
+//! - `config`: the figures that all of them share.
 //! - `client`: picks the peer that owns a key and asks it.
 //! - `server`: answers peers, and mounts the same answers in a tiny_http server.
 //!
@@ -8,6 +9,7 @@
 
 mod builder;
 mod client;
+mod config;
 mod pool;
 mod server;
 
@@ -16,15 +18,17 @@ mod server;
 pub(crate) mod fuzzed {
     pub(crate) use super::client::peer_connection::pieces::{Pieces, read_answer};
     pub(crate) use super::client::url::PeerUrl;
-    pub(crate) use super::server::head::{NO_FIELDS, Scan, parse, scan};
+    pub(crate) use super::server::head::{NO_FIELDS, parse};
 }
 
 pub use builder::HttpPoolBuilder;
-pub use client::peer_transport::HttpClient;
 pub use client::transport::{Transport, TransportRequest, TransportResponse};
+pub use config::HttpClient;
 pub use pool::HttpPool;
 pub use server::handler::{Handler, Request};
-pub use server::response::{Body, Response};
+pub use server::response::Response;
 #[cfg(feature = "tiny_http")]
 pub use server::tiny;
 pub use server::{Server, ServerBuilder};
+
+pub use crate::wire::Body;

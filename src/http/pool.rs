@@ -7,7 +7,7 @@ use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
 use crate::http::client::picker::Picker;
-use crate::http::server::answer::Endpoint;
+use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, PickerGuard, ProtoGetter};
 use crate::sync::Arc;
@@ -44,38 +44,29 @@ use crate::sync::Arc;
 #[derive(Clone)]
 #[must_use = "dropping the pool and its servers ends the use of its peers"]
 pub struct HttpPool {
-    shared: Arc<Shared>,
+    inner: Arc<PoolInner>,
 }
 
-struct Shared {
-    self_url: String,
-    picker: Arc<Picker>,
-    /// What peers are answered from. Its registry holds `picker`, which holds nothing of this.
-    endpoint: Endpoint,
+pub(crate) struct PoolInner {
+    pub(crate) self_url: String,
+    pub(crate) picker: Arc<Picker>,
+    /// Answers peers. Its registry holds `picker`, which holds nothing of this.
+    pub(crate) endpoint: Endpoint,
     /// Whether peers can be Go programs.
-    shared_with_go: bool,
-    registration: Arc<PickerGuard>,
+    pub(crate) shared_with_go: bool,
+    /// Keeps `picker` registered.
+    pub(crate) registration: Arc<PickerGuard>,
+}
+
+impl From<PoolInner> for HttpPool {
+    fn from(inner: PoolInner) -> Self {
+        HttpPool {
+            inner: Arc::new(inner),
+        }
+    }
 }
 
 impl HttpPool {
-    pub(crate) fn from_parts(
-        self_url: String,
-        picker: Arc<Picker>,
-        endpoint: Endpoint,
-        shared_with_go: bool,
-        registration: PickerGuard,
-    ) -> Self {
-        HttpPool {
-            shared: Arc::new(Shared {
-                self_url,
-                picker,
-                endpoint,
-                shared_with_go,
-                registration: Arc::new(registration),
-            }),
-        }
-    }
-
     /// Replaces the list of peers. It should hold this process too: without it, it owns no keys
     /// and asks others for all.
     ///
@@ -100,7 +91,7 @@ impl HttpPool {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        self.shared.picker.set(peers)
+        self.inner.picker.set(peers)
     }
 
     /// Listens on `addr` and answers peers there, with the default limits of [`ServerBuilder`].
@@ -115,9 +106,9 @@ impl HttpPool {
 
     /// A server that answers peers, with limits to set, and pages of the program's own beside them.
     pub fn server(&self) -> ServerBuilder {
-        let builder = ServerBuilder::new(Some(self.shared.endpoint.clone()))
-            .registration(self.shared.registration.clone());
-        if self.shared.shared_with_go {
+        let builder =
+            ServerBuilder::new(self.inner.endpoint.clone(), self.inner.registration.clone());
+        if self.inner.shared_with_go {
             builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
         } else {
             builder
@@ -151,38 +142,38 @@ impl HttpPool {
     /// [`ErrorKind::Io`] if the answer could not be written.
     #[cfg(feature = "tiny_http")]
     pub fn handle(&self, request: tiny_http::Request) -> Result<()> {
-        crate::http::tiny::handle(&self.shared.endpoint, request)
+        crate::http::tiny::handle(&self.inner.endpoint, request)
             .map_err(|error| Error::with_source(ErrorKind::Io, "cannot answer a peer", error))
     }
 
     /// Whether the path of `url`, with or without a query, is a peer's: below the base path.
     pub fn matches(&self, url: &str) -> bool {
-        self.shared.endpoint.owns(url)
+        self.inner.endpoint.owns(url)
     }
 
     /// The URL of this process, as it was given.
     pub fn self_url(&self) -> &str {
-        &self.shared.self_url
+        &self.inner.self_url
     }
 
     /// The URLs of the peers, as they were set last.
     pub fn peers(&self) -> Vec<String> {
-        self.shared.picker.urls()
+        self.inner.picker.urls()
     }
 
     /// The URL of the peer that owns `key`, which can be this process; `None` without peers.
     pub fn owner(&self, key: &str) -> Option<String> {
-        self.shared.picker.owner(key)
+        self.inner.picker.owner(key)
     }
 }
 
 impl PeerPicker for HttpPool {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
-        self.shared.picker.pick_peer(key)
+        self.inner.picker.pick_peer(key)
     }
 
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
-        self.shared.picker.pick_replica(key, attempt)
+        self.inner.picker.pick_replica(key, attempt)
     }
 }
 
@@ -195,8 +186,8 @@ impl PeerSet for HttpPool {
 impl fmt::Debug for HttpPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpPool")
-            .field("self_url", &self.shared.self_url)
-            .field("peers", &self.shared.picker)
+            .field("self_url", &self.inner.self_url)
+            .field("peers", &self.inner.picker)
             .finish()
     }
 }

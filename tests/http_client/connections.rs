@@ -133,7 +133,7 @@ fn after_one_stale_connection_the_other_idle_ones_are_not_tried() {
             connection.send(&ok(&body(b"new")));
         }
     });
-    let pool = pool_with(&server.url, |builder| builder.max_shared_keys(0));
+    let pool = pool_with(&server.url, |builder| builder.max_batch_keys(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| assert_eq!(get(&pool, "k").unwrap().value, "old"));
@@ -235,7 +235,7 @@ fn a_thread_asks_on_the_connection_that_it_used_last() {
             connection.send(&ok(&body(number.as_bytes())));
         }
     });
-    let pool = pool_with(&server.url, |builder| builder.max_shared_keys(0));
+    let pool = pool_with(&server.url, |builder| builder.max_batch_keys(0));
     let turns = Barrier::new(4);
     let used = |thread: usize| {
         let mut used = vec![get(&pool, "k").unwrap().value];
@@ -268,7 +268,7 @@ fn no_more_connections_are_made_than_allowed_and_nobody_goes_without() {
     let pool = pool_with(&server.url, |builder| {
         builder
             .max_connections_per_peer(3)
-            .max_shared_keys(0)
+            .max_batch_keys(0)
             .exchange_timeout(Duration::from_secs(30))
     });
     std::thread::scope(|scope| {

@@ -270,7 +270,7 @@ fn a_shared_exchange_asks_for_no_more_than_its_limits() {
         std::thread::sleep(Duration::from_millis(1));
         connection.send(&answer_to(&keys, |_| false))
     });
-    let pool = crowded(&server.url, |builder| builder.max_shared_keys(3));
+    let pool = crowded(&server.url, |builder| builder.max_batch_keys(3));
     storm(&pool, 24, 10);
     let sizes = sizes.lock().expect("no panic");
     assert!(

@@ -26,21 +26,24 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// How long the exchange of `request` may take from now on.
+    /// When the exchange of `request` has to be over.
     ///
     /// # Errors
     ///
     /// If `ctx` has ended, or the request cannot be sent.
-    pub(crate) fn budget(&self, ctx: &Context, request: &TransportRequest<'_>) -> Result<Duration> {
+    pub(crate) fn deadline(
+        &self,
+        ctx: &Context,
+        request: &TransportRequest<'_>,
+    ) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
         if request.path().len() > MAX_PATH {
             return Err(self.refuse("the key is too long for the path of a URL"));
         }
-        let common = self.exchange_timeout;
-        let common = request.budget().map_or(common, |own| own.min(common));
-        Ok(ctx.remaining().map_or(common, |left| left.min(common)))
+        let own = request.deadline();
+        Ok(ctx.deadline().map_or(own, |earlier| earlier.min(own)))
     }
 
     /// The most bytes of an answer, head and all, that are read.

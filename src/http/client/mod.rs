@@ -1,7 +1,8 @@
 //! The client of a pool: picks the peer that owns a key and asks it.
 
-pub(crate) mod body;
-pub(crate) mod combiner;
+pub(crate) mod auto;
+pub(crate) mod batch;
+pub(crate) mod batch_request;
 pub(crate) mod dial;
 pub(crate) mod exchange;
 pub(crate) mod idle;
@@ -12,8 +13,6 @@ pub(crate) mod peer_transport;
 pub(crate) mod permits;
 pub(crate) mod picker;
 pub(crate) mod resolve;
-pub(crate) mod shared;
-pub(crate) mod sharing;
 pub(crate) mod socket;
 pub(crate) mod socket_timeout;
 pub(crate) mod take_back;

@@ -1,154 +1,137 @@
-//! A peer that is asked over HTTP: the request, and what is made of each possible answer.
+//! A peer that is asked over HTTP: the request for one key, and the meaning of each response.
 
 use std::fmt;
-use std::io::Read;
-use std::time::Duration;
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderName, HeaderValue};
+use ureq::http::HeaderName;
 
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::body::{Bytes, TOO_LONG, read_body, take_body};
-use crate::http::client::combiner::Combiner;
+use crate::http::client::batch::{BatchRole, Batcher};
+use crate::http::client::batch_request::{BatchError, BatchPolicy, BatchResult};
 use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::sharing::{Outcome, Sharing};
 use crate::http::client::transport::{Incoming, Transport, TransportRequest, TransportResponse};
 use crate::http::client::url::PeerUrl;
-use crate::http::server::answer::SharedLimits;
+use crate::http::config::Config;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::shared_bytes::SharedBytes;
-use crate::sync::{Arc, Padded};
+use crate::sync::Arc;
 use crate::wire;
 
 /// One peer.
 ///
-/// What goes wrong between here and there is [`ErrorKind::Peer`] and names the peer; what the
-/// peer's getter said passes as it is. Only the former says anything about the peer's health.
+/// A failure between this process and the peer is [`ErrorKind::Peer`] and names the peer. An error
+/// of the peer's getter passes as it is. Only the former says anything about the peer's health.
 pub(crate) struct HttpPeer {
-    url: Arc<PeerUrl>,
-    pub(crate) transport: Arc<dyn Transport>,
-    /// The path of the peer's URL and the base path: what comes before the group.
+    url: PeerUrl,
+    /// The path of the peer's URL and the base path: what precedes the group.
     pub(crate) base: String,
-    pub(crate) traffic: Padded<Traffic>,
-    pub(crate) limits: PeerLimits,
-    pub(crate) sharing: Sharing,
-    /// Read for answers that say when they expire, not how long they are good for.
-    clock: Clock,
-    /// What tells the peer that it has all of the exchange's time.
-    full_time: HeaderValue,
-}
-
-/// What each request for a key writes to, together, so that as few lines of memory as can be go from
-/// processor to processor, and none that is only read.
-pub(crate) struct Traffic {
-    /// One for each exchange under way: the peer's server refuses connections over its own limit.
+    pub(crate) config: Arc<Config>,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// One for each request under way: the peer's server refuses connections over its own limit.
     permits: Permits,
-    /// Who asks singly, who rides together.
-    pub(crate) combiner: Combiner<Outcome>,
-}
-
-/// The figures of a peer; see the setters of `HttpPoolBuilder`, which document each.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PeerLimits {
-    pub(crate) exchange_timeout: Duration,
-    pub(crate) max_connections: usize,
-    pub(crate) max_value_size: usize,
-    pub(crate) shared: SharedLimits,
+    batcher: Batcher<BatchResult>,
+    pub(crate) policy: BatchPolicy,
 }
 
 impl HttpPeer {
-    pub(crate) fn new(
-        url: Arc<PeerUrl>,
-        transport: Arc<dyn Transport>,
-        base_path: &str,
-        limits: PeerLimits,
-        clock: Clock,
-    ) -> Self {
+    pub(crate) fn new(url: &PeerUrl, transport: Arc<dyn Transport>, config: &Arc<Config>) -> Self {
         HttpPeer {
-            base: format!("{}{base_path}", url.prefix()),
-            url,
+            url: url.clone(),
+            base: format!("{}{}", url.prefix(), config.base_path),
+            config: config.clone(),
             transport,
-            traffic: Padded(Traffic {
-                permits: Permits::new(limits.max_connections),
-                combiner: Combiner::new(
-                    limits.shared.max_keys,
-                    limits.shared.max_key_bytes(),
-                    limits.max_connections,
-                ),
-            }),
-            sharing: Sharing::new(limits.shared),
-            full_time: wire::timeout_millis(limits.exchange_timeout).into(),
-            limits,
-            clock,
+            permits: Permits::new(config.max_connections_per_peer),
+            batcher: Batcher::new(
+                config.max_batch_keys,
+                config.max_batch_key_bytes(),
+                config.max_connections_per_peer,
+            ),
+            policy: BatchPolicy::new(config.max_batch_keys > 1),
         }
     }
 
-    /// One request for one key, and its whole answer.
-    pub(crate) fn exchange(
+    /// Asks for one key by a request of its own.
+    fn get_single(
         &self,
         ctx: &Context,
         group: &str,
         key: &str,
-        budget: Duration,
+        deadline: Instant,
     ) -> Result<PeerResponse> {
-        let (_permit, budget) = self.permit(ctx, budget)?;
+        let _permit = self.permit(ctx, deadline)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.timed_out(ctx));
+        }
         let path = wire::key_path(&self.base, group, key);
-        let mut sent = TransportRequest::new("GET", path).within(budget);
-        let time_left = if budget == self.limits.exchange_timeout {
-            self.full_time.clone()
-        } else {
-            wire::timeout_millis(budget).into()
-        };
-        sent.set_parsed(TIMEOUT, time_left);
-        let response = self.transport.round_trip(ctx, sent)?;
-        if response.status() == 200 {
-            self.accept(ctx, response)
-        } else {
-            Err(self.explain(response))
+        let mut request = TransportRequest::get(path, deadline);
+        request.set_parsed(TIMEOUT, wire::timeout_millis(left).into());
+        let response = self.transport.round_trip(ctx, request)?;
+        if response.status() != 200 {
+            return Err(self.error_of(response));
         }
+        let value = self.value_of(ctx, response)?;
+        self.policy.note_len(value.value.len());
+        Ok(value)
     }
 
-    /// Waits for the right to a connection, which is held until the answer is read to its end or
-    /// its connection closed; and what is left of the budget then.
-    pub(crate) fn permit(&self, ctx: &Context, budget: Duration) -> Result<(Permit<'_>, Duration)> {
-        match self.traffic.permits.acquire(budget) {
-            Some((permit, waited)) => Ok((permit, budget.saturating_sub(waited))),
-            None => Err(ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY))),
+    /// The time by which a request that begins now must have ended.
+    ///
+    /// # Errors
+    ///
+    /// If `ctx` has ended.
+    pub(crate) fn deadline(&self, ctx: &Context) -> Result<Instant> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
         }
+        let exchange_end = Instant::now() + self.config.exchange_timeout;
+        let own = ctx.deadline().unwrap_or(exchange_end);
+        Ok(own.min(exchange_end))
     }
 
-    /// The value of an answer with status 200, if it is one.
-    fn accept(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
-        let body = self.read_message(ctx, response, self.limits.max_value_size)?;
+    /// Waits for the permit to use a connection. It is held until the response is read, or its
+    /// connection closed.
+    pub(crate) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+        let permit = self.permits.acquire(deadline);
+        permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
+    }
+
+    /// The value in a response with status 200.
+    fn value_of(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
+        let body = self.read_message(ctx, response, self.config.max_body())?;
         let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
-        if decoded.value.len() > self.limits.max_value_size {
+        if decoded.value.len() > self.config.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
-        let value = match &body {
-            // Sharing the body keeps all of it in memory for as long as the value.
-            Bytes::Shared(shared) if body.len() - decoded.value.len() <= MAX_WASTE => {
-                window_of(shared, decoded.value)
+        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
+        let value = match decoded.value {
+            // A view of the body, unless it would keep much more than the value in memory.
+            value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
+                let start = value.as_ptr().addr() - body.as_ptr().addr();
+                let end = start + value.len();
+                ByteView::window(body, start, end)
             }
-            _ => ByteView::from(decoded.value),
+            value => ByteView::from(value),
         };
         Ok(PeerResponse {
             value,
-            ttl: self.ttl(&decoded),
-            minute_qps: decoded.minute_qps,
+            ttl,
+            minute_qps,
         })
     }
 
-    /// The body of an answer with status 200, if it is a protobuf message with at most
-    /// `max_values` bytes of values.
+    /// The body of a response with status 200, if it is a protobuf message of at most `max` bytes.
     pub(crate) fn read_message(
         &self,
         ctx: &Context,
         response: TransportResponse,
-        max_values: usize,
-    ) -> Result<Bytes> {
+        max: u64,
+    ) -> Result<SharedBytes> {
         if !response.is_protobuf() {
             let found = response.header("content-type").unwrap_or_default();
             let found: String = found.chars().take(80).collect();
@@ -157,33 +140,16 @@ impl HttpPeer {
                 wire::CONTENT_TYPE
             )));
         }
-        let max = max_body(max_values);
-        let length = response.length();
-        let body = match response.into_incoming() {
-            Incoming::Whole(body) => take_body(body, max),
-            Incoming::Reader(body) => read_body(body, length, max),
-        };
+        let body = read_body(response, max);
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 
-    /// How long the value is good for. A time that has passed is no time at all: the caller gets
-    /// the value, and it is not kept.
-    fn ttl(&self, decoded: &wire::Decoded<'_>) -> Option<Duration> {
-        if let Some(nanos) = decoded.ttl_nanos {
-            return Some(Duration::from_nanos(nanos));
-        }
-        let left = decoded
-            .expire_unix_nanos?
-            .saturating_sub(self.clock.unix_nanos());
-        Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
-    }
-
-    /// The error that an answer with another status stands for.
-    pub(crate) fn explain(&self, response: TransportResponse) -> Error {
+    /// The error of a response with another status.
+    pub(crate) fn error_of(&self, response: TransportResponse) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         let mut text = Vec::new();
-        // What was read is used, also if reading ends in an error: the status is known.
+        // If reading fails, the status and the part of the text that arrived are still useful.
         let _ = response
             .into_body()
             .take(MAX_ERROR_TEXT)
@@ -197,10 +163,10 @@ impl HttpPeer {
         }
     }
 
-    /// The time of the exchange is over, or that of the caller.
-    pub(crate) fn too_late(&self, ctx: &Context) -> Error {
+    /// The error for a request whose deadline has passed.
+    fn timed_out(&self, ctx: &Context) -> Error {
         ctx.err().unwrap_or_else(|| {
-            let limit = self.limits.exchange_timeout;
+            let limit = self.config.exchange_timeout;
             self.failure(format_args!("no answer within {limit:?}"))
         })
     }
@@ -211,8 +177,34 @@ impl HttpPeer {
 }
 
 impl ProtoGetter for HttpPeer {
+    /// Asks for one key, in a batch with the keys of other threads if there are many.
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
-        self.get_together(ctx, &request.group, &request.key)
+        let (group, key) = (&*request.group, &*request.key);
+        let deadline = self.deadline(ctx)?;
+        if !self.policy.pays_off() {
+            return self.get_single(ctx, group, key, deadline);
+        }
+        let (result, place) = match self.batcher.join(group, key, deadline, Instant::now) {
+            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, deadline),
+            BatchRole::TimedOut => return Err(self.timed_out(ctx)),
+            BatchRole::Waiter(result, place) => (result, place),
+            BatchRole::Leader(mut leader) => {
+                let result = Arc::new(self.send_batch(ctx, group, &leader.keys(), deadline));
+                leader.set_result(result.clone());
+                (Some(result), leader.place())
+            }
+        };
+        match result.as_deref() {
+            Some(Ok(values)) => {
+                if let Some(value) = values.get(place, key) {
+                    return Ok(value);
+                }
+            }
+            Some(Err(BatchError::Peer(error))) => return Err(error.clone()),
+            Some(Err(BatchError::Fallback)) | None => {}
+        }
+        drop(result);
+        self.get_single(ctx, group, key, deadline)
     }
 
     fn get_many(
@@ -235,41 +227,66 @@ impl fmt::Debug for HttpPeer {
     }
 }
 
-/// The longest body for values of at most `max_value_size` bytes.
-pub(crate) fn max_body(max_value_size: usize) -> u64 {
-    (max_value_size as u64).saturating_add(MAX_FIELDS)
-}
-
-fn window_of(shared: &SharedBytes, value: &[u8]) -> ByteView {
-    if value.is_empty() {
-        // It may lie anywhere.
-        return ByteView::new();
+/// How long a value may be kept. Zero if its time has passed: the caller gets it, and it is not
+/// kept.
+fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
+    if let Some(nanos) = decoded.ttl_nanos {
+        return Some(Duration::from_nanos(nanos));
     }
-    let start = value.as_ptr().addr() - shared.as_ptr().addr();
-    ByteView::window(shared.clone(), start, start + value.len())
+    let left = decoded
+        .expire_unix_nanos?
+        .saturating_sub(Clock::system().unix_nanos());
+    Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
 }
 
-/// What the body may have on top of the value: fields of ours take 50 bytes, later versions may
-/// add some.
-const MAX_FIELDS: u64 = 1024;
+/// Reads a body of at most `max` bytes to its end, which also returns its connection to the pool.
+///
+/// A short body of known length is read into the allocation in which its value stays. Others grow
+/// as they arrive, so that an announced length alone costs no memory.
+fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, String> {
+    let length = response.length();
+    if length.is_some_and(|length| length > max) {
+        return Err(TOO_LONG.into());
+    }
+    let mut body = match response.into_incoming() {
+        Incoming::Whole(body) => return Ok(body),
+        Incoming::Reader(body) => body,
+    };
+    let failed = |error: io::Error| format!("the answer broke off: {error}");
+    let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
+        Some(length) if length <= MAX_TRUSTED => {
+            let mut bytes = SharedBytes::zeros(length);
+            let read = bytes.fill(|room| body.read_exact(room));
+            read.ok_or("the body is shared")?.map_err(failed)?;
+            bytes
+        }
+        _ => {
+            let mut grown = Vec::new();
+            let mut allowed = body.by_ref().take(length.unwrap_or(max));
+            allowed.read_to_end(&mut grown).map_err(failed)?;
+            if length.is_some_and(|length| grown.len() as u64 != length) {
+                return Err("the answer is shorter than it announced".into());
+            }
+            SharedBytes::from(&*grown)
+        }
+    };
+    match body.read(&mut [0]).map_err(failed)? {
+        0 => Ok(bytes),
+        _ => Err(TOO_LONG.into()),
+    }
+}
 
-/// The most bytes around a value that are kept with it to spare a copy.
+/// The longest body that is allocated before it arrives.
+const MAX_TRUSTED: usize = 1024 * 1024;
+
+/// The most bytes of a body that are kept with its value to avoid a copy.
 const MAX_WASTE: usize = 64;
 
-/// The most that is read of the text of an error.
+/// The most bytes that are read of the text of an error.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
 
 const TIMEOUT: HeaderName = HeaderName::from_static(wire::TIMEOUT_HEADER);
 
+const TOO_LONG: &str = "the answer is longer than max_value_size allows";
+
 const ALL_BUSY: &str = "all connections to it stayed busy; see max_connections_per_peer";
-
-#[cfg(all(test, target_os = "linux", not(larder_loom)))]
-mod tests {
-    use super::*;
-
-    /// Elsewhere std's locks are larger, and it takes a line more.
-    #[test]
-    fn what_each_request_writes_to_lies_on_one_pair_of_lines() {
-        assert_eq!(size_of::<Padded<Traffic>>(), 128);
-    }
-}

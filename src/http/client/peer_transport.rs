@@ -5,35 +5,13 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::client::exchange::deadline_of;
 use crate::http::client::lean;
 use crate::http::client::peer_connection::{Home, PeerConnection};
 use crate::http::client::socket::Stale;
 use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::client::ureq_client::UreqClient;
+use crate::http::config::HttpClient;
 use crate::sync::Arc;
-
-/// Which HTTP client asks the peers.
-///
-/// Both take the answers of any server that keeps to HTTP/1.1, under the same limits and with the same
-/// errors, and both use the same connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HttpClient {
-    /// ureq for servers of all kinds, the lean one for larder's own, which takes less CPU time (`cargo
-    /// bench --bench hop` has this and `Ureq` beside each other). The default.
-    ///
-    /// The first exchange on a connection is ureq's. Where it brings a value and says that it comes
-    /// from larder (`Server: larder`, and no `Via` of a proxy), the following ones on this connection
-    /// are the lean client's, as long as the answers say so. So are requests for several keys in any
-    /// case: nobody else knows them.
-    #[default]
-    Auto,
-    /// ureq for everything.
-    Ureq,
-    /// This crate's own client for everything: as much HTTP/1.1 as peers speak.
-    Direct,
-}
 
 /// Sends requests to one peer over HTTP/1.1.
 pub(crate) struct PeerTransport {
@@ -61,7 +39,7 @@ impl PeerTransport {
     ) -> io::Result<TransportResponse> {
         let is_ours = || connection.as_ref().is_some_and(|one| one.is_ours);
         let is_lean = match self.client {
-            HttpClient::Auto => request.is_shared() || is_ours(),
+            HttpClient::Auto => request.is_batch() || is_ours(),
             HttpClient::Ureq => false,
             HttpClient::Direct => true,
         };
@@ -76,21 +54,18 @@ impl Transport for PeerTransport {
     /// A request that fails because its connection had been closed while it was idle is tried once
     /// more, on a new connection, within the same deadline.
     ///
-    /// Only a connection that has carried an exchange before can be such a one, only before the
-    /// first byte of the answer, and only requests that change nothing at the peer are repeated.
+    /// Only a connection that has carried an exchange before can be such a one, and only before the
+    /// first byte of the answer. Neither a get nor a batch changes anything at the peer.
     fn round_trip(
         &self,
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
         let home = &self.home;
-        let budget = home.terms.budget(ctx, &request)?;
-        // Read last: then the deadline is not before that of `ctx`, whose error is looked for when
-        // time is up.
+        let deadline = home.terms.deadline(ctx, &request)?;
         let begun = Instant::now();
-        let deadline = deadline_of(begun, budget);
         let mut answer = self.attempt(home.take(begun), &request, begun, deadline);
-        if request.is_repeatable() && answer.as_ref().is_err_and(Stale::is) {
+        if answer.as_ref().is_err_and(Stale::is) {
             home.end_generation();
             answer = self.attempt(None, &request, Instant::now(), deadline);
         }
@@ -103,6 +78,7 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::TcpListener;
+    use std::time::Duration;
 
     /// The answers of one connection, and whether its next exchange goes without ureq after each.
     const ANSWERS: [(&str, bool); 9] = [
@@ -149,7 +125,8 @@ mod tests {
             });
             let mut was_ours = false;
             for (answer, is_ours) in ANSWERS {
-                let request = TransportRequest::new("GET", "/x".into());
+                let request =
+                    TransportRequest::get("/x".into(), Instant::now() + Duration::from_secs(20));
                 let response = transport.round_trip(&Context::background(), request);
                 let mut body = String::new();
                 let mut reader = response.unwrap().into_body();

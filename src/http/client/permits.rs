@@ -1,76 +1,65 @@
-//! How many exchanges with one peer go on at once: each holds a connection.
+//! Bounds the requests to one peer that are under way at a time: each holds a connection.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex};
 
-/// Permits for exchanges, handed out in the order in which they were asked for.
+/// Permits for requests, handed out in the order in which they were asked for.
 pub(crate) struct Permits {
-    state: Mutex<State>,
+    state: Mutex<PermitState>,
 }
 
-struct State {
+struct PermitState {
     free: usize,
-    /// Those who wait, the first to come in front. Empty while permits are free.
-    queue: VecDeque<Arc<Waiter>>,
-}
-
-/// One that waits. It has a condition of its own, so that a permit wakes one thread and not all.
-#[derive(Default)]
-struct Waiter {
-    /// Set and read under the lock of the state.
-    granted: AtomicBool,
-    changed: Condvar,
+    /// The waiters, the first to come in front; empty while permits are free. Each has a condition
+    /// of its own, so that a permit wakes one thread and not all. A waiter that is not in the queue
+    /// any more has the permit.
+    queue: VecDeque<Arc<Condvar>>,
 }
 
 impl Permits {
     pub(crate) fn new(count: usize) -> Self {
         Permits {
-            state: Mutex::new(State {
+            state: Mutex::new(PermitState {
                 free: count,
                 queue: VecDeque::new(),
             }),
         }
     }
 
-    /// Waits for a permit, `patience` at most, and tells how long it took: zero if one was free.
-    /// `None` if there was none in that time.
-    pub(crate) fn acquire(&self, patience: Duration) -> Option<(Permit<'_>, Duration)> {
+    /// Waits for a permit; `None` if there was none by `deadline`. A permit that is free is given
+    /// without a look at the clock.
+    pub(crate) fn acquire(&self, deadline: Instant) -> Option<Permit<'_>> {
         let mut state = self.state.lock();
         if state.free > 0 {
             state.free -= 1;
-            return Some((Permit { permits: self }, Duration::ZERO));
+            return Some(Permit { permits: self });
         }
-        let begun = Instant::now();
-        let waiter = Arc::new(Waiter::default());
+        let waiter = Arc::new(Condvar::new());
         state.queue.push_back(waiter.clone());
         loop {
-            let waited = begun.elapsed();
-            // A permit that was granted is taken even if the time is up by now: it would be lost.
-            if waiter.granted.load(Ordering::Relaxed) {
-                return Some((Permit { permits: self }, waited));
-            }
-            let left = patience.saturating_sub(waited);
+            let place = state.queue.iter().position(|one| Arc::ptr_eq(one, &waiter));
+            let Some(place) = place else {
+                return Some(Permit { permits: self });
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                state.queue.retain(|other| !Arc::ptr_eq(other, &waiter));
+                state.queue.remove(place);
                 return None;
             }
-            state = waiter.changed.wait_timeout(state, left);
+            state = waiter.wait_timeout(state, left);
         }
     }
 
     fn release(&self) {
         let mut state = self.state.lock();
         match state.queue.pop_front() {
-            // The permit passes from hand to hand: who comes now finds none free, and so cannot
-            // get before those who wait.
+            // Hand it to the first waiter, so that newcomers cannot barge in.
             Some(waiter) => {
-                waiter.granted.store(true, Ordering::Relaxed);
                 drop(state);
-                waiter.changed.notify_one();
+                waiter.notify_one();
             }
             None => state.free += 1,
         }
@@ -87,7 +76,7 @@ impl fmt::Debug for Permits {
     }
 }
 
-/// The right to one exchange; dropping it passes it on.
+/// The right to one request; dropping it passes it on.
 pub(crate) struct Permit<'p> {
     permits: &'p Permits,
 }
@@ -102,8 +91,11 @@ impl Drop for Permit<'_> {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+    use std::time::Duration;
 
-    const LONG: Duration = Duration::from_secs(20);
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
 
     fn wait_for_waiters(permits: &Permits, count: usize) {
         while permits.state.lock().queue.len() < count {
@@ -112,44 +104,45 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_that_does_not_come_in_time_is_given_up() {
+    fn waiter_that_times_out_leaves_the_queue() {
         let permits = Permits::new(1);
-        let held = permits.acquire(LONG).expect("one is free");
-        assert!(permits.acquire(Duration::from_millis(1)).is_none());
+        let held = permits.acquire(later()).expect("one is free");
+        let soon = Instant::now() + Duration::from_millis(1);
+        assert!(permits.acquire(soon).is_none());
         assert!(permits.state.lock().queue.is_empty());
         drop(held);
-        assert!(permits.acquire(Duration::ZERO).is_some());
+        assert!(permits.acquire(Instant::now()).is_some());
     }
 
     #[test]
-    fn permits_go_to_those_who_wait_in_their_order() {
+    fn waiters_get_permits_in_their_order() {
         let permits = Permits::new(1);
-        let (told, heard) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         std::thread::scope(|scope| {
-            let held = permits.acquire(LONG).expect("one is free");
+            let held = permits.acquire(later()).expect("one is free");
             for number in 0..5 {
-                let (permits, told) = (&permits, told.clone());
+                let (permits, sender) = (&permits, sender.clone());
                 scope.spawn(move || {
-                    let _held = permits.acquire(LONG).expect("in time");
-                    told.send(number).expect("heard");
+                    let _held = permits.acquire(later()).expect("in time");
+                    sender.send(number).expect("the receiver is there");
                 });
                 wait_for_waiters(permits, number + 1);
             }
             drop(held);
         });
-        drop(told);
-        assert_eq!(heard.iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        drop(sender);
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
         assert_eq!(permits.state.lock().free, 1);
     }
 
     #[test]
-    fn a_panic_gives_the_permit_back() {
+    fn panic_releases_the_permit() {
         let permits = Permits::new(1);
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _held = permits.acquire(LONG);
+            let _held = permits.acquire(later());
             panic!("in the transport");
         }));
         assert!(panicked.is_err());
-        assert!(permits.acquire(Duration::ZERO).is_some());
+        assert!(permits.acquire(Instant::now()).is_some());
     }
 }

@@ -1,124 +1,124 @@
-//! Who owns a key now: the ring and the clients of its peers, replaced as one.
+//! Finds the peer that owns a key: the ring and the clients of its peers, replaced as one.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use crate::clock::Clock;
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::exchange::Terms;
-use crate::http::client::peer::{HttpPeer, PeerLimits, max_body};
-use crate::http::client::peer_connection::Home;
-use crate::http::client::peer_transport::{HttpClient, PeerTransport};
+use crate::http::client::auto::transport_for;
+use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
-use crate::http::server::answer::SharedLimits;
+use crate::http::config::Config;
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
 
 /// Picks peers by the list that was set last.
 ///
-/// Apart from `HttpPool`, which holds the registry that holds this: together they would keep each
+/// Apart from `HttpPool`, which holds the registry that holds this: as one they would keep each
 /// other alive for ever.
 pub(crate) struct Picker {
-    settings: PeerSettings,
-    /// Replaced as a whole; requests under way go on with what they began with.
-    peers: RwLock<Arc<Peers>>,
-}
-
-/// What all peers have in common.
-pub(crate) struct PeerSettings {
-    /// [`PeerUrl::place`] of this process.
-    pub(crate) own_place: String,
-    pub(crate) empty_ring: Map,
-    /// Whether the next peer on the ring is asked where the owner does not answer.
-    pub(crate) failover: bool,
-    pub(crate) base_path: String,
-    pub(crate) transport: Option<Arc<TransportHook>>,
-    pub(crate) client: HttpClient,
-    pub(crate) connect_timeout: std::time::Duration,
-    pub(crate) exchange_timeout: std::time::Duration,
-    pub(crate) max_connections: usize,
-    pub(crate) max_idle_per_peer: usize,
-    pub(crate) max_value_size: usize,
-    pub(crate) shared: SharedLimits,
+    /// [`PeerUrl::canonical`] of this process.
+    self_addr: String,
+    /// Options of the ring, without peers.
+    empty_ring: Map,
+    /// Whether the next peer on the ring is asked if the owner does not answer.
+    failover: bool,
+    transport: Option<Box<TransportHook>>,
+    config: Arc<Config>,
+    /// Replaced as a whole. Requests under way go on with the list that they began with.
+    peers: RwLock<Arc<PeerList>>,
 }
 
 /// Wraps or replaces the default transport of the peer whose URL it gets.
 pub(crate) type TransportHook =
     dyn Fn(&str, Arc<dyn Transport>) -> Arc<dyn Transport> + Send + Sync;
 
-struct Peers {
+struct PeerList {
     ring: Map,
-    /// By the spelling that is on the ring; `None` is this process.
+    /// By the text that is on the ring; `None` is this process.
     members: HashMap<String, Option<Arc<HttpPeer>>>,
-    /// The same in the order of the ring's nodes.
-    in_order: Vec<Option<Arc<HttpPeer>>>,
 }
 
 impl Picker {
-    pub(crate) fn new(settings: PeerSettings) -> Self {
-        let none = Peers {
-            ring: settings.empty_ring.clone(),
+    pub(crate) fn new(
+        self_addr: String,
+        empty_ring: Map,
+        failover: bool,
+        transport: Option<Box<TransportHook>>,
+        config: Arc<Config>,
+    ) -> Self {
+        let peers = RwLock::new(Arc::new(PeerList {
+            ring: empty_ring.clone(),
             members: HashMap::new(),
-            in_order: Vec::new(),
-        };
+        }));
         Picker {
-            settings,
-            peers: RwLock::new(Arc::new(none)),
+            self_addr,
+            empty_ring,
+            failover,
+            transport,
+            config,
+            peers,
         }
     }
 
     /// See `HttpPool::set`.
     pub(crate) fn set<S: AsRef<str>>(&self, urls: impl IntoIterator<Item = S>) -> Result<()> {
-        let urls = check(urls)?;
+        let urls = parse_list(urls)?;
         let mut made = HashMap::new();
         loop {
-            // User code runs in `build`: the transport hook, the hash. So no lock is held, and
-            // another thread can set peers in the meantime. Then the new list is built again, on
-            // the clients of that one; the clients just made are in `made`.
+            // `list_of` runs user code (the transport hook, the hash), so no lock is held, and
+            // another thread can set peers meanwhile. Then the list is built again, with the
+            // clients of the other thread's list and those in `made`.
             let before = self.peers();
-            let after = Arc::new(self.build(&urls, &before, &mut made));
+            let after = Arc::new(self.list_of(&urls, &before, &mut made));
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
                 *current = after;
-                // `before` is dropped when the lock is released, and with it what nobody uses.
+                // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
                 return Ok(());
             }
         }
     }
 
-    fn build(
+    fn list_of(
         &self,
         urls: &[PeerUrl],
-        before: &Peers,
+        before: &PeerList,
         made: &mut HashMap<String, Arc<HttpPeer>>,
-    ) -> Peers {
-        let mut ring = self.settings.empty_ring.clone();
-        ring.add(urls.iter().map(PeerUrl::spelling));
-        let client_of = |url: &PeerUrl| {
-            if url.place() == self.settings.own_place {
+    ) -> PeerList {
+        let mut ring = self.empty_ring.clone();
+        ring.add(urls.iter().map(PeerUrl::as_str));
+        let mut client_of = |url: &PeerUrl| {
+            if url.canonical() == self.self_addr {
                 return None;
             }
-            let spelling = url.spelling();
-            // A peer that stays keeps its client, and its connections.
-            let kept = before.members.get(spelling).cloned().flatten();
-            Some(kept.unwrap_or_else(|| {
-                let made = made
-                    .entry(spelling.to_owned())
-                    .or_insert_with(|| Arc::new(self.settings.client(url)));
-                made.clone()
-            }))
+            let name = url.as_str();
+            Some(match before.members.get(name) {
+                // A peer that stays keeps its client, and its connections.
+                Some(Some(kept)) => kept.clone(),
+                _ => {
+                    let client = made.entry(name.to_owned());
+                    client.or_insert_with(|| self.client(url)).clone()
+                }
+            })
         };
-        let spellings = urls.iter().map(|url| url.spelling().to_owned());
-        let members: HashMap<_, _> = spellings.zip(urls.iter().map(client_of)).collect();
-        let nodes = ring.nodes().iter();
-        Peers {
-            in_order: nodes.map(|node| members.get(node).cloned()?).collect(),
+        let members = urls
+            .iter()
+            .map(|url| (url.as_str().to_owned(), client_of(url)));
+        PeerList {
+            members: members.collect(),
             ring,
-            members,
         }
+    }
+
+    fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
+        let mut transport = transport_for(url, &self.config);
+        if let Some(hook) = &self.transport {
+            transport = hook(url.as_str(), transport);
+        }
+        Arc::new(HttpPeer::new(url, transport, &self.config))
     }
 
     /// The URL of the owner of `key`, this process or another.
@@ -131,28 +131,23 @@ impl Picker {
         self.peers().ring.nodes().to_vec()
     }
 
-    fn peers(&self) -> Arc<Peers> {
+    fn peers(&self) -> Arc<PeerList> {
         self.peers.read().clone()
     }
 }
 
 impl PeerPicker for Picker {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
-        // The hash can be the user's, so no lock is held while it runs; what follows it is so
-        // short that the lock is held rather than the list's reference count raised and lowered,
-        // in a line that all threads write.
-        let hash = self.settings.empty_ring.hash(key);
-        let peers = self.peers.read();
-        let peer = peers.in_order[peers.ring.owner(hash)?].clone()?;
-        Some(peer)
+        let peers = self.peers();
+        peers.member(peers.ring.get(key)?)
     }
 
-    /// The owner, then the node that would own `key` without it, then nobody: two peers that do
-    /// not answer have cost the caller enough time. Where this process comes first, it loads.
+    /// The owner, then the node that would own `key` without it, then none: two peers that do not
+    /// answer have cost the caller enough time. If this process comes first, it loads.
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         match attempt {
             0 => self.pick_peer(key),
-            1 if self.settings.failover => {
+            1 if self.failover => {
                 let peers = self.peers();
                 let mut successors = peers.ring.successors(key);
                 peers.member(successors.next()?)?;
@@ -163,64 +158,32 @@ impl PeerPicker for Picker {
     }
 }
 
-impl Peers {
-    /// The client of the node of this spelling; `None` for this process.
-    fn member(&self, spelling: &str) -> Option<Arc<dyn ProtoGetter>> {
-        let peer = self.members.get(spelling)?.clone()?;
+impl PeerList {
+    /// The client of a node of the ring; `None` for this process.
+    fn member(&self, node: &str) -> Option<Arc<dyn ProtoGetter>> {
+        let peer = self.members.get(node)?.clone()?;
         Some(peer)
-    }
-}
-
-impl PeerSettings {
-    fn client(&self, url: &PeerUrl) -> HttpPeer {
-        let url = Arc::new(url.clone());
-        let terms = Terms {
-            url: url.clone(),
-            connect_timeout: self.connect_timeout,
-            exchange_timeout: self.exchange_timeout,
-            max_idle: self.max_idle_per_peer,
-            max_body: max_body(self.max_value_size.max(self.shared.max_answer())),
-        };
-        let mut transport: Arc<dyn Transport> =
-            Arc::new(PeerTransport::new(Home::new(terms), self.client));
-        if let Some(hook) = &self.transport {
-            transport = hook(url.spelling(), transport);
-        }
-        HttpPeer::new(
-            url,
-            transport,
-            &self.base_path,
-            PeerLimits {
-                exchange_timeout: self.exchange_timeout,
-                max_connections: self.max_connections,
-                max_value_size: self.max_value_size,
-                shared: self.shared,
-            },
-            Clock::system(),
-        )
     }
 }
 
 impl fmt::Debug for Picker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let peers = self.peers();
-        f.debug_list().entries(peers.ring.nodes()).finish()
+        f.debug_list().entries(self.urls()).finish()
     }
 }
 
-fn check<S: AsRef<str>>(urls: impl IntoIterator<Item = S>) -> Result<Vec<PeerUrl>> {
-    let mut places = HashMap::new();
+/// Parses a list of peers and checks that none is in it twice.
+fn parse_list<S: AsRef<str>>(urls: impl IntoIterator<Item = S>) -> Result<Vec<PeerUrl>> {
+    let mut seen = HashMap::new();
     let mut parsed = Vec::new();
     for url in urls {
         let url = PeerUrl::parse(url.as_ref())?;
-        if let Some(other) = places.insert(url.place(), url.spelling().to_owned()) {
-            return Err(Error::new(
-                ErrorKind::DuplicatePeer,
-                format!(
-                    "{other:?} and {:?} are one peer; list it once",
-                    url.spelling()
-                ),
-            ));
+        if let Some(other) = seen.insert(url.canonical(), url.as_str().to_owned()) {
+            let message = format!(
+                "{other:?} and {:?} are one peer; list it once",
+                url.as_str()
+            );
+            return Err(Error::new(ErrorKind::DuplicatePeer, message));
         }
         parsed.push(url);
     }

@@ -1,44 +1,46 @@
-//! The addresses of a peer: looked up in the background, never by a thread that carries a request.
+//! The addresses of a peer, looked up in the background and never by a thread with a request.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::http::client::url::{Host, PeerUrl};
 use crate::sync::{Arc, Condvar, Mutex, thread};
 
-/// Where a peer can be dialled.
+/// The addresses to connect to for one peer.
 ///
 /// An address in the URL is used as it is. A name is looked up by a thread of its own, started
-/// when the peer is set, because a look-up cannot be given a deadline: with the name server down
-/// it blocks for many seconds. Only a request that needs a new connection asks here, and it waits
-/// only while no address is known at all, no longer than it may take to connect.
+/// when the peer is set, because a look-up cannot be given a deadline: while the name server is
+/// down it blocks for many seconds. Only a request that needs a new connection reads the result.
+/// It waits only while no address is known at all, and no longer than it may take to connect.
 ///
-/// The look-up is repeated in the background when a new connection is needed and the answer is
-/// over [`FRESH`] old, or when no address could be connected to; what was known serves until then.
-/// There are at least [`PAUSE`] between two look-ups, and a failed one keeps the known addresses.
-pub(crate) struct Addresses(Source);
+/// The look-up is repeated in the background when a new connection is needed and the result is
+/// over [`FRESH`] old, or when no address could be connected to. The known addresses are used
+/// until then. At least [`PAUSE`] passes between two look-ups, and a failed one keeps the known
+/// addresses.
+pub(crate) struct Addresses(AddressSource);
 
-enum Source {
+enum AddressSource {
     Literal(Arc<[SocketAddr]>),
-    Name(Arc<Name>),
+    Name(Arc<HostName>),
 }
 
-struct Name {
+struct HostName {
     host: String,
     port: u16,
     look_up: Box<LookUp>,
-    state: Mutex<State>,
-    /// Told when `state.running` becomes false.
+    state: Mutex<LookUpState>,
+    /// Notified when `state.running` becomes false.
     finished: Condvar,
 }
 
 type LookUp = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 #[derive(Default)]
-struct State {
-    /// Empty until the first look-up that found something.
+struct LookUpState {
+    /// Empty until the first look-up that found an address.
     known: Arc<[SocketAddr]>,
     /// Why the last look-up failed, if it did.
     failure: Option<String>,
@@ -49,7 +51,7 @@ struct State {
 }
 
 impl Addresses {
-    /// The addresses of the peer at `url`. A name begins to be looked up; nothing waits for it.
+    /// The addresses of the peer at `url`. Starts to look a name up, and does not wait for it.
     pub(crate) fn new(url: &PeerUrl) -> Self {
         Self::with_look_up(url, |host, port| {
             Ok((host, port).to_socket_addrs()?.collect())
@@ -61,8 +63,8 @@ impl Addresses {
         look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
         let addresses = Addresses(match url.host() {
-            Host::Ip(ip) => Source::Literal(Arc::new([SocketAddr::new(*ip, url.port())])),
-            Host::Name(host) => Source::Name(Arc::new(Name {
+            Host::Ip(ip) => AddressSource::Literal(Arc::new([SocketAddr::new(*ip, url.port())])),
+            Host::Name(host) => AddressSource::Name(Arc::new(HostName {
                 host: host.clone(),
                 port: url.port(),
                 look_up: Box::new(look_up),
@@ -78,23 +80,23 @@ impl Addresses {
     ///
     /// # Errors
     ///
-    /// `TimedOut` if the first look-up is not done by `deadline`; else what it failed with.
+    /// `TimedOut` if the first look-up has not ended by `deadline`; otherwise its error.
     pub(crate) fn get(&self, deadline: Instant) -> io::Result<Arc<[SocketAddr]>> {
         match &self.0 {
-            Source::Literal(addresses) => Ok(addresses.clone()),
-            Source::Name(name) => name.get(deadline),
+            AddressSource::Literal(addresses) => Ok(addresses.clone()),
+            AddressSource::Name(name) => name.get(deadline),
         }
     }
 
-    /// Looks the name up again, in the background. To be called when no address answered.
+    /// Looks the name up again, in the background. For a caller that reached no address.
     pub(crate) fn refresh(&self) {
-        if let Source::Name(name) = &self.0 {
+        if let AddressSource::Name(name) = &self.0 {
             name.refresh(PAUSE);
         }
     }
 }
 
-impl Name {
+impl HostName {
     fn get(self: &Arc<Self>, deadline: Instant) -> io::Result<Arc<[SocketAddr]>> {
         let known = self.state.lock().known.clone();
         if !known.is_empty() {
@@ -128,61 +130,47 @@ impl Name {
             }
             state.running = true;
         }
-        let mut running = Running {
-            name: self.clone(),
-            found: Err(io::Error::other("the look-up could not be run")),
+        let name = self.clone();
+        let run = move || {
+            let look_up = || (name.look_up)(&name.host, name.port);
+            let found = catch_unwind(AssertUnwindSafe(look_up));
+            name.finish(found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked"))));
         };
-        // If no thread can be had, the closure is dropped here, and `running` with it.
-        let spawned = thread::Builder::new()
-            .name("larder-lookup".into())
-            .spawn(move || running.run());
-        if let Err(error) = spawned {
+        let thread = thread::Builder::new().name("larder-lookup".into());
+        if let Err(error) = thread.spawn(run) {
             log::warn!("cannot look up {}: {error}", self.host);
+            self.finish(Err(error));
         }
     }
-}
 
-/// A look-up under way. Dropping it ends it, however it went.
-struct Running {
-    name: Arc<Name>,
-    found: io::Result<Vec<SocketAddr>>,
-}
-
-impl Running {
-    fn run(&mut self) {
-        self.found = (self.name.look_up)(&self.name.host, self.name.port);
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let mut state = self.name.state.lock();
+    fn finish(&self, found: io::Result<Vec<SocketAddr>>) {
+        let mut state = self.state.lock();
         state.running = false;
         state.ended = Some(Instant::now());
         state.failure = None;
-        match &mut self.found {
-            Ok(found) if !found.is_empty() => {
+        match found {
+            Ok(mut found) if !found.is_empty() => {
                 found.truncate(MAX_ADDRESSES);
-                state.known = Arc::from(&found[..]);
+                state.known = found.into();
             }
             Ok(_) => {}
             Err(error) => state.failure = Some(error.to_string()),
         }
         drop(state);
-        self.name.finished.notify_all();
+        self.finished.notify_all();
     }
 }
 
 impl fmt::Debug for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Source::Literal(addresses) => addresses.fmt(f),
-            Source::Name(name) => write!(f, "{}:{}", name.host, name.port),
+            AddressSource::Literal(addresses) => addresses.fmt(f),
+            AddressSource::Name(name) => write!(f, "{}:{}", name.host, name.port),
         }
     }
 }
 
-/// How long an answer is used before a new connection asks again in the background.
+/// The age of a result above which a new connection starts a look-up in the background.
 const FRESH: Duration = Duration::from_secs(30);
 
 /// The least time between two look-ups of one name.
@@ -205,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_needs_no_look_up() {
+    fn address_in_url_needs_no_look_up() {
         let url = PeerUrl::parse("http://[::1]:81").unwrap();
         let addresses = Addresses::with_look_up(&url, |_, _| panic!("looked up"));
         assert_eq!(
@@ -215,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_looked_up_once_for_all_who_wait() {
+    fn waiters_share_one_look_up() {
         let (release, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
         let addresses = Addresses::with_look_up(&named(), move |host, port| {
@@ -237,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_that_hangs_holds_nobody_past_the_deadline() {
+    fn hanging_look_up_does_not_outlast_the_deadline() {
         let (_keep, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
         let addresses = Addresses::with_look_up(&named(), move |_, _| {
@@ -251,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_look_up_is_told_at_once_and_not_repeated_within_the_pause() {
+    fn failed_look_up_is_an_error_at_once_and_not_repeated_within_the_pause() {
         let (calls, seen) = mpsc::channel();
         let addresses = Addresses::with_look_up(&named(), move |_, _| {
             let _ = calls.send(());
@@ -265,14 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_that_panics_ends() {
+    fn panicking_look_up_ends() {
         let addresses = Addresses::with_look_up(&named(), |_, _| panic!("on purpose"));
         let error = addresses.get(soon()).unwrap_err();
-        assert!(error.to_string().contains("could not be run"), "{error}");
+        assert!(error.to_string().contains("panicked"), "{error}");
     }
 
     #[test]
-    fn what_is_known_serves_while_a_refresh_fails() {
+    fn known_addresses_are_used_while_a_refresh_fails() {
         let answers = Mutex::new(vec![
             Err(io::Error::other("down")),
             Ok(vec!["10.0.0.1:81".parse().unwrap()]),
@@ -281,7 +269,7 @@ mod tests {
             answers.lock().pop().unwrap_or_else(|| Ok(Vec::new()))
         });
         let known = addresses.get(soon()).unwrap();
-        let Source::Name(name) = &addresses.0 else {
+        let AddressSource::Name(name) = &addresses.0 else {
             panic!("not a name")
         };
         name.refresh(Duration::ZERO);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
-use std::time::Duration;
+use std::time::Instant;
 
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,7 +10,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared_bytes::SharedBytes;
-use crate::wire::{self, find_byte};
+use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -54,48 +54,40 @@ pub struct TransportRequest<'a> {
     /// Each name once.
     headers: Vec<(HeaderName, HeaderValue)>,
     body: &'a [u8],
-    /// What the exchange may take, if that is less than the transport's own time-out.
-    budget: Option<Duration>,
-    /// Whether it is a shared exchange, which changes nothing at the peer.
-    shared: bool,
+    /// When the last byte of the answer must have arrived.
+    deadline: Instant,
 }
 
 impl<'a> TransportRequest<'a> {
-    pub(crate) fn new(method: &'static str, path: String) -> Self {
+    /// A request for one key.
+    pub(crate) fn get(path: String, deadline: Instant) -> Self {
         TransportRequest {
-            method,
+            method: "GET",
             path,
             headers: Vec::with_capacity(2),
             body: &[],
-            budget: None,
-            shared: false,
+            deadline,
         }
     }
 
-    pub(crate) fn within(mut self, budget: Duration) -> Self {
-        self.budget = Some(budget);
-        self
+    /// A request for the keys that `body` names.
+    pub(crate) fn batch(path: String, body: &'a [u8], deadline: Instant) -> Self {
+        TransportRequest {
+            method: "POST",
+            body,
+            ..TransportRequest::get(path, deadline)
+        }
     }
 
-    /// Makes it a shared exchange, by a body that asks for keys.
-    pub(crate) fn for_keys(mut self, body: &'a [u8]) -> Self {
-        self.body = body;
-        self.shared = true;
-        self
+    /// Whether it asks for several keys.
+    pub(crate) fn is_batch(&self) -> bool {
+        self.method == "POST"
     }
 
-    /// Whether it is a shared exchange.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.shared
-    }
-
-    /// Whether the peer may get the request a second time: that it got it before changes nothing.
-    pub(crate) fn is_repeatable(&self) -> bool {
-        self.shared || self.method == "GET"
-    }
-
-    pub(crate) fn budget(&self) -> Option<Duration> {
-        self.budget
+    /// When the exchange has to be over: the earlier of the caller's deadline and the end of the pool's
+    /// exchange time-out.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// The method, in upper case.
@@ -266,7 +258,7 @@ impl TransportResponse {
         let (name, value) = parse_header(name, value)?;
         if let Headers::Head(head) = &self.headers {
             let parsed = lines_of(head).filter_map(|line| {
-                let (name, value) = line.split_at(find_byte(line, b':')?);
+                let (name, value) = line.split_at(line.iter().position(|&b| b == b':')?);
                 let name = HeaderName::from_bytes(name).ok()?;
                 Some((name, HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?))
             });
@@ -321,7 +313,7 @@ enum Headers {
 fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = head.trim_ascii_start();
     let lines = std::iter::from_fn(move || {
-        let (line, after) = rest.split_at(find_byte(rest, b'\n')? + 1);
+        let (line, after) = rest.split_at(rest.iter().position(|&b| b == b'\n')? + 1);
         rest = after;
         Some(line)
     });
@@ -359,7 +351,7 @@ mod tests {
 
     #[test]
     fn headers_are_found_in_any_case_and_set_once() {
-        let mut request = TransportRequest::new("GET", "/x".into());
+        let mut request = TransportRequest::get("/x".into(), Instant::now());
         request.set_header("X-Token", "one").unwrap();
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
@@ -381,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_header_cannot_smuggle_a_line() {
-        let mut request = TransportRequest::new("GET", "/x".into());
+        let mut request = TransportRequest::get("/x".into(), Instant::now());
         for (name, value) in [("x", "a\r\nb: c"), ("x\r\n", "a"), ("", "a"), ("x y", "a")] {
             let error = request.set_header(name, value).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidOption);

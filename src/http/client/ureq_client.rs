@@ -236,7 +236,7 @@ mod tests {
                     let answer = b"HTTP/1.1 204 Done\r\nConnection: close\r\n\r\n";
                     stream.write_all(answer).unwrap();
                 });
-                let request = TransportRequest::new("POST", "/x".into()).for_keys(&body);
+                let request = TransportRequest::batch("/x".into(), &body, deadline);
                 let response = client.exchange(&home, None, &request, deadline);
                 assert_eq!(response.unwrap().status(), 204);
             });

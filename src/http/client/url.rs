@@ -1,4 +1,4 @@
-//! The URL of a peer: what a user may write, and what is dialled.
+//! The URL of a peer: which texts are valid, and the address that they name.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,14 +8,14 @@ use ureq::http::{self, HeaderValue, Uri};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A peer's base URL: `http://host:port`, and a path where a proxy mounts the peer below one.
+/// A peer's base URL: `http://host:port`, with a path if a proxy mounts the peer below one.
 ///
-/// Two spellings can mean one peer (`http://A/` and `http://a:80`). [`spelling`](Self::spelling)
-/// is what the user wrote and what the ring hashes, because other processes, some of them in Go,
-/// hash that very text; [`place`](Self::place) is the same for all spellings.
+/// Two texts can mean one peer (`http://A/` and `http://a:80`). [`as_str`](Self::as_str) is the text
+/// that the user wrote. The ring hashes it, because other processes, some of them in Go, hash that
+/// very text. [`canonical`](Self::canonical) is the same for all texts of one peer.
 #[derive(Clone)]
 pub(crate) struct PeerUrl {
-    spelling: String,
+    text: String,
     authority: Authority,
     /// The same as a request's `Host`.
     host_header: HeaderValue,
@@ -25,7 +25,7 @@ pub(crate) struct PeerUrl {
     prefix: String,
 }
 
-/// Where the name in a URL leads.
+/// The host of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Host {
     /// An address, which needs no resolving.
@@ -35,29 +35,29 @@ pub(crate) enum Host {
 }
 
 impl PeerUrl {
-    /// Parses what the user wrote.
+    /// Parses the text that the user wrote.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidPeer`], naming the text and what is wrong with it.
-    pub(crate) fn parse(spelling: &str) -> Result<Self> {
-        Self::parse_parts(spelling).map_err(|why| {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        Self::parse_parts(text).map_err(|why| {
             Error::new(
                 ErrorKind::InvalidPeer,
                 format!(
-                    "{spelling:?} is not the URL of a peer: {why}; write http://host:port, \
+                    "{text:?} is not the URL of a peer: {why}; write http://host:port, \
                      such as http://10.0.0.1:8080"
                 ),
             )
         })
     }
 
-    fn parse_parts(spelling: &str) -> Result<Self, String> {
-        // `Uri` drops a fragment without a word.
-        if spelling.contains('#') {
+    fn parse_parts(text: &str) -> Result<Self, String> {
+        // `Uri` ignores a fragment.
+        if text.contains('#') {
             return Err("it has a fragment (#)".into());
         }
-        let uri: Uri = spelling
+        let uri: Uri = text
             .parse()
             .map_err(|error: http::uri::InvalidUri| error.to_string())?;
         match uri.scheme_str() {
@@ -82,7 +82,7 @@ impl PeerUrl {
             None => return Err("its host and port cannot be told apart".into()),
         };
         Ok(PeerUrl {
-            spelling: spelling.to_owned(),
+            text: text.to_owned(),
             host,
             port,
             prefix: uri.path().trim_end_matches('/').to_owned(),
@@ -91,13 +91,13 @@ impl PeerUrl {
         })
     }
 
-    /// What the user wrote.
-    pub(crate) fn spelling(&self) -> &str {
-        &self.spelling
+    /// The text that the user wrote.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
     }
 
-    /// The same text for every way to write this peer's URL.
-    pub(crate) fn place(&self) -> String {
+    /// Host, port and path in one form for all texts of this peer.
+    pub(crate) fn canonical(&self) -> String {
         let PeerUrl { port, prefix, .. } = self;
         match &self.host {
             Host::Ip(ip) => format!("{}{prefix}", SocketAddr::new(*ip, *port)),
@@ -145,13 +145,13 @@ impl PeerUrl {
 
 impl fmt::Display for PeerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.spelling)
+        f.write_str(&self.text)
     }
 }
 
 impl fmt::Debug for PeerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PeerUrl").field(&self.spelling).finish()
+        f.debug_tuple("PeerUrl").field(&self.text).finish()
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_ports_and_prefixes_are_told_apart() {
+    fn url_is_split_in_host_port_and_prefix() {
         for (text, host, port, prefix) in [
             ("http://10.0.0.1:8080", "10.0.0.1", 8080, ""),
             ("http://10.0.0.1", "10.0.0.1", 80, ""),
@@ -212,12 +212,12 @@ mod tests {
                 (found.as_str(), url.port(), url.prefix()),
                 (host, port, prefix)
             );
-            assert_eq!(url.spelling(), text);
+            assert_eq!(url.as_str(), text);
         }
     }
 
     #[test]
-    fn what_is_not_a_peers_url_is_refused_with_the_reason() {
+    fn invalid_url_is_refused_with_the_reason() {
         for (text, why) in [
             ("", "empty"),
             ("10.0.0.1:8080", "http://"),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn all_spellings_of_a_peer_mean_one_place() {
+    fn all_texts_of_a_peer_have_one_canonical_form() {
         for (one, other, same) in [
             ("http://a:80", "http://A/", true),
             ("http://[0:0::1]:8080", "http://[::1]:8080/", true),
@@ -260,13 +260,13 @@ mod tests {
             ("http://a/x", "http://a/X", false),
             ("http://a:81", "http://a", false),
         ] {
-            let place = |text| PeerUrl::parse(text).unwrap().place();
-            assert_eq!(place(one) == place(other), same, "{one} {other}");
+            let canonical = |text| PeerUrl::parse(text).unwrap().canonical();
+            assert_eq!(canonical(one) == canonical(other), same, "{one} {other}");
         }
     }
 
     #[test]
-    fn a_path_is_joined_as_it_is() {
+    fn path_is_joined_unchanged() {
         let url = PeerUrl::parse("http://a:81/x/").unwrap();
         let uri = url.with_path("/x/_groupcache/g/a%2Fb%20c").unwrap();
         assert_eq!(uri.to_string(), "http://a:81/x/_groupcache/g/a%2Fb%20c");

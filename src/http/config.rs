@@ -1,0 +1,116 @@
+//! The options that a pool and the clients of its peers share.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire;
+
+/// Every figure of a pool, made by its builder, whose setters document each of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) base_path: String,
+    pub(crate) client: HttpClient,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) exchange_timeout: Duration,
+    pub(crate) max_connections_per_peer: usize,
+    pub(crate) max_idle_per_peer: usize,
+    pub(crate) max_value_size: usize,
+    pub(crate) max_batch_keys: usize,
+    pub(crate) max_batch_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            base_path: wire::DEFAULT_BASE_PATH.to_owned(),
+            client: HttpClient::default(),
+            connect_timeout: Duration::from_millis(250),
+            exchange_timeout: Duration::from_secs(1),
+            max_connections_per_peer: 24,
+            max_idle_per_peer: 24,
+            max_value_size: 16 << 20,
+            max_batch_keys: 128,
+            max_batch_bytes: 1 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidBasePath`], or [`ErrorKind::InvalidOption`] for a number out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        wire::check_base_path(&self.base_path)?;
+        for (name, timeout) in [
+            ("connect_timeout", self.connect_timeout),
+            ("exchange_timeout", self.exchange_timeout),
+        ] {
+            if timeout.is_zero() || timeout > MAX_TIMEOUT {
+                return Err(refuse(format!("{name} is {timeout:?}: 0 < {name} <= 1 h")));
+            }
+        }
+        if self.max_value_size == 0 {
+            return Err(refuse("max_value_size is 0: no value would fit"));
+        }
+        if self.max_connections_per_peer == 0 {
+            return Err(refuse(
+                "max_connections_per_peer is 0: no peer could be asked",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The most bytes of the keys in one batch: well below what servers take as a body.
+    pub(crate) fn max_batch_key_bytes(&self) -> usize {
+        self.max_batch_bytes.min(MAX_KEY_BYTES)
+    }
+
+    /// The longest body of an answer to one key.
+    pub(crate) fn max_body(&self) -> u64 {
+        (self.max_value_size as u64).saturating_add(MAX_FIELDS)
+    }
+
+    /// The longest body of an answer to a batch.
+    pub(crate) fn max_batch_body(&self) -> u64 {
+        let around = (self.max_batch_keys as u64).saturating_mul(MAX_AROUND);
+        (self.max_batch_bytes as u64)
+            .saturating_add(around)
+            .saturating_add(MAX_FIELDS)
+    }
+}
+
+/// Which HTTP client asks the peers.
+///
+/// Each takes the answers of any server that keeps to HTTP/1.1, under the same limits and with the same
+/// errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HttpClient {
+    /// ureq for servers of all kinds, this crate's own client for larder's, which takes less CPU time
+    /// (`cargo bench --bench hop` has this and `Ureq` beside each other). The default.
+    ///
+    /// A peer is asked by ureq until one of its answers says that it comes from larder (`Server: larder`,
+    /// and no `Via` of a proxy). From then on it is asked by this crate's own client, until an answer
+    /// does not say so, or is not HTTP. Each client has connections of its own.
+    #[default]
+    Auto,
+    /// ureq for everything.
+    Ureq,
+    /// This crate's own client for everything: as much HTTP/1.1 as peers speak.
+    Direct,
+}
+
+/// The bytes of a body on top of the values: the fields of this version take 50, later versions may add
+/// some.
+const MAX_FIELDS: u64 = 1024;
+
+fn refuse(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOption, message)
+}
+
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+
+const MAX_KEY_BYTES: usize = 64 << 10;
+
+/// The bytes around each value of a batch: its tag and length, its state, its time to live.
+const MAX_AROUND: u64 = 32;
