@@ -90,7 +90,7 @@ pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
 }
 
-/// The spelling of a peer's URL, if it is one.
-pub fn parse_url(spelling: &str) -> Option<String> {
-    Some(PeerUrl::parse(spelling).ok()?.as_str().to_owned())
+/// The text of a peer's URL, if it is one.
+pub fn parse_url(text: &str) -> Option<String> {
+    Some(PeerUrl::parse(text).ok()?.as_str().to_owned())
 }

@@ -72,7 +72,7 @@ impl BatchPolicy {
         }
     }
 
-    fn is_enabled(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         self.enabled.load(Ordering::Relaxed)
     }
 
@@ -94,48 +94,6 @@ impl BatchPolicy {
 }
 
 impl HttpPeer {
-    /// Asks for the keys that the peer has cached, in as few requests as the limits allow. `None`
-    /// for each key that has to be asked for by itself.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::UnknownGroup`], and the end of `ctx`. Any other failure is `None`.
-    pub(crate) fn get_cached(
-        &self,
-        ctx: &Context,
-        group: &str,
-        keys: &[&str],
-    ) -> Result<Vec<Option<PeerResponse>>> {
-        let mut found = Vec::with_capacity(keys.len());
-        while found.len() < keys.len() && self.policy.is_enabled() {
-            let deadline = self.deadline(ctx)?;
-            let rest = &keys[found.len()..];
-            let asked = &rest[..self.fitting(rest)];
-            match self.send_batch(ctx, group, asked, deadline) {
-                Ok(values) => {
-                    let places = asked.iter().enumerate();
-                    found.extend(places.map(|(place, key)| values.get(place, key)));
-                }
-                Err(BatchError::Peer(error)) => return Err(error),
-                Err(BatchError::Fallback) => break,
-            }
-        }
-        found.resize(keys.len(), None);
-        Ok(found)
-    }
-
-    /// How many of `keys` fit in one request, at least one.
-    fn fitting(&self, keys: &[&str]) -> usize {
-        let mut room = self.config.max_batch_key_bytes();
-        let fits = |key: &&&str| {
-            let left = room.checked_sub(key.len());
-            room = left.unwrap_or(0);
-            left.is_some()
-        };
-        let count = keys.iter().take_while(fits).count();
-        count.clamp(1, self.config.max_batch_keys)
-    }
-
     /// Sends one batched request and reads its response.
     pub(crate) fn send_batch(
         &self,

@@ -54,7 +54,73 @@ impl HttpPeer {
             policy: BatchPolicy::new(config.max_batch_keys > 1),
         }
     }
+}
 
+impl ProtoGetter for HttpPeer {
+    /// Asks for one key, in a batch with the keys of other threads if there are many.
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        let (group, key) = (&*request.group, &*request.key);
+        let deadline = self.deadline(ctx)?;
+        if !self.policy.pays_off() {
+            return self.get_single(ctx, group, key, deadline);
+        }
+        let (result, place) = match self.batcher.join(group, key, deadline, Instant::now) {
+            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, deadline),
+            BatchRole::TimedOut => return Err(self.timed_out(ctx)),
+            BatchRole::Waiter(result, place) => (result, place),
+            BatchRole::Leader(mut leader) => {
+                let result = Arc::new(self.send_batch(ctx, group, &leader.keys(), deadline));
+                leader.set_result(result.clone());
+                (Some(result), leader.place())
+            }
+        };
+        match result.as_deref() {
+            Some(Ok(values)) => {
+                if let Some(value) = values.get(place, key) {
+                    return Ok(value);
+                }
+            }
+            Some(Err(BatchError::Peer(error))) => return Err(error.clone()),
+            Some(Err(BatchError::Fallback)) | None => {}
+        }
+        drop(result);
+        self.get_single(ctx, group, key, deadline)
+    }
+
+    /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
+    ///
+    /// An error is [`ErrorKind::UnknownGroup`] or the end of `ctx`; after any other failure the keys
+    /// are `None`.
+    fn get_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<PeerResponse>>> {
+        let mut found = Vec::with_capacity(keys.len());
+        while found.len() < keys.len() && self.policy.is_enabled() {
+            let deadline = self.deadline(ctx)?;
+            let rest = &keys[found.len()..];
+            let batch = &rest[..self.batch_len(rest)];
+            match self.send_batch(ctx, group, batch, deadline) {
+                Ok(values) => {
+                    let places = batch.iter().enumerate();
+                    found.extend(places.map(|(place, key)| values.get(place, key)));
+                }
+                Err(BatchError::Peer(error)) => return Err(error),
+                Err(BatchError::Fallback) => break,
+            }
+        }
+        found.resize(keys.len(), None);
+        Ok(found)
+    }
+
+    fn honors_deadline(&self) -> bool {
+        true
+    }
+}
+
+impl HttpPeer {
     /// Asks for one key by a request of its own.
     fn get_single(
         &self,
@@ -85,7 +151,7 @@ impl HttpPeer {
     /// # Errors
     ///
     /// If `ctx` has ended.
-    pub(crate) fn deadline(&self, ctx: &Context) -> Result<Instant> {
+    fn deadline(&self, ctx: &Context) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
@@ -163,6 +229,17 @@ impl HttpPeer {
         }
     }
 
+    /// How many of `keys` fit in one batch, at least one.
+    fn batch_len(&self, keys: &[&str]) -> usize {
+        let mut bytes = 0;
+        let fits = |key: &&&str| {
+            bytes += key.len();
+            bytes <= self.config.max_batch_key_bytes()
+        };
+        let count = keys.iter().take_while(fits).count();
+        count.clamp(1, self.config.max_batch_keys)
+    }
+
     /// The error for a request whose deadline has passed.
     fn timed_out(&self, ctx: &Context) -> Error {
         ctx.err().unwrap_or_else(|| {
@@ -173,51 +250,6 @@ impl HttpPeer {
 
     fn failure(&self, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
-    }
-}
-
-impl ProtoGetter for HttpPeer {
-    /// Asks for one key, in a batch with the keys of other threads if there are many.
-    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
-        let (group, key) = (&*request.group, &*request.key);
-        let deadline = self.deadline(ctx)?;
-        if !self.policy.pays_off() {
-            return self.get_single(ctx, group, key, deadline);
-        }
-        let (result, place) = match self.batcher.join(group, key, deadline, Instant::now) {
-            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, deadline),
-            BatchRole::TimedOut => return Err(self.timed_out(ctx)),
-            BatchRole::Waiter(result, place) => (result, place),
-            BatchRole::Leader(mut leader) => {
-                let result = Arc::new(self.send_batch(ctx, group, &leader.keys(), deadline));
-                leader.set_result(result.clone());
-                (Some(result), leader.place())
-            }
-        };
-        match result.as_deref() {
-            Some(Ok(values)) => {
-                if let Some(value) = values.get(place, key) {
-                    return Ok(value);
-                }
-            }
-            Some(Err(BatchError::Peer(error))) => return Err(error.clone()),
-            Some(Err(BatchError::Fallback)) | None => {}
-        }
-        drop(result);
-        self.get_single(ctx, group, key, deadline)
-    }
-
-    fn get_many(
-        &self,
-        ctx: &Context,
-        group: &str,
-        keys: &[&str],
-    ) -> Result<Vec<Option<PeerResponse>>> {
-        self.get_cached(ctx, group, keys)
-    }
-
-    fn honors_deadline(&self) -> bool {
-        true
     }
 }
 

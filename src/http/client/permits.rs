@@ -1,7 +1,6 @@
 //! Bounds the requests to one peer that are under way at a time: each holds a connection.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Instant;
 
 use crate::sync::{Arc, Condvar, Mutex};
@@ -52,28 +51,6 @@ impl Permits {
             state = waiter.wait_timeout(state, left);
         }
     }
-
-    fn release(&self) {
-        let mut state = self.state.lock();
-        match state.queue.pop_front() {
-            // Hand it to the first waiter, so that newcomers cannot barge in.
-            Some(waiter) => {
-                drop(state);
-                waiter.notify_one();
-            }
-            None => state.free += 1,
-        }
-    }
-}
-
-impl fmt::Debug for Permits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Permits")
-            .field("free", &state.free)
-            .field("waiting", &state.queue.len())
-            .finish()
-    }
 }
 
 /// The right to one request; dropping it passes it on.
@@ -83,7 +60,15 @@ pub(crate) struct Permit<'p> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.permits.release();
+        let mut state = self.permits.state.lock();
+        match state.queue.pop_front() {
+            // Hand it to the first waiter, so that newcomers cannot barge in.
+            Some(waiter) => {
+                drop(state);
+                waiter.notify_one();
+            }
+            None => state.free += 1,
+        }
     }
 }
 
