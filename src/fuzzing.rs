@@ -2,27 +2,27 @@
 
 use std::ops::Range;
 
-use crate::http::fuzzed::{self as head, PeerUrl, Pieces, Scan};
-use crate::wire;
+use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
+use crate::wire::{self, Scan};
 
-/// The base path that nobody changed.
+/// The default base path.
 pub const DEFAULT_BASE_PATH: &str = wire::DEFAULT_BASE_PATH;
 
-/// The path that asks for a key.
+/// The path of a request for a key.
 pub fn key_path(base: &str, group: &str, key: &str) -> String {
     wire::key_path(base, group, key)
 }
 
-/// Group and key of a path, if it names them.
+/// The group and key of a path, if it is valid.
 pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(String, String)> {
     let path = wire::parse_path(base, raw_path, plus_is_space).ok()?;
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of an answer: value, time to live, expiry, rate.
+/// The fields of a response: value, time to live, expiry, rate.
 pub type Response<'a> = (&'a [u8], Option<u64>, Option<i64>, Option<f64>);
 
-/// The fields of a body, if it is an answer.
+/// The fields of a body, if it is a response.
 pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     let decoded = wire::decode_response(body).ok()?;
     Some((
@@ -33,14 +33,15 @@ pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     ))
 }
 
-/// The body of an answer.
+/// The body of a response.
 pub fn encode_response((value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
-    let prefix = wire::response_prefix(value.len(), ttl_nanos, expire, minute_qps);
-    [&prefix[..], value].concat()
+    let body = wire::encode_response(value.into(), ttl_nanos, expire, minute_qps);
+    body.iter().collect::<Vec<_>>().concat()
 }
 
-/// A request's head: its length, method, path, announced body and fate of the connection; or the
-/// status that refuses it. `None` while it is not complete. The bytes arrive in pieces of `step`.
+/// A request's head: its length, method, path, announced body length, and whether the connection stays
+/// open; or the status that refuses it. `None` if it is not complete. The bytes arrive in pieces of
+/// `step`.
 #[allow(clippy::type_complexity, reason = "for one caller")]
 pub fn parse_head(
     bytes: &[u8],
@@ -49,8 +50,8 @@ pub fn parse_head(
     let mut from = 0;
     let mut arrived = 0;
     let len = loop {
-        match head::scan(&bytes[..arrived], from) {
-            Err(reject) => return Some(Err(reject.status)),
+        match wire::scan(&bytes[..arrived], from) {
+            Err(_) => return Some(Err(400)),
             Ok(Scan::Complete(len)) => break len,
             Ok(Scan::Incomplete(_)) if arrived == bytes.len() => return None,
             Ok(Scan::Incomplete(at)) => from = at,
@@ -58,7 +59,7 @@ pub fn parse_head(
         arrived = (arrived + step.max(1)).min(bytes.len());
     };
     let mut fields = head::NO_FIELDS;
-    let parsed = head::parse(&bytes[..len], &mut fields).map_err(|reject| reject.status);
+    let parsed = head::parse(&bytes[..len], &mut fields).map_err(|bad| bad.status);
     Some(parsed.map(|head| {
         let (method, path) = (head.method.to_owned(), head.path.to_owned());
         (len, method, path, head.content_length, head.keep_alive)
@@ -78,13 +79,13 @@ pub fn read_answer(
     Some((answer.status, answer.body, answer.keep, answer.len))
 }
 
-/// The keys of a request for several, if it is one of at most `max_keys`.
+/// The keys of a request for several keys, if it is valid and has at most `max_keys`.
 pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> {
     let request = wire::decode_many_request(body, max_keys).ok()?;
     Some(request.keys.iter().map(|key| key.to_string()).collect())
 }
 
-/// Where the values of an answer for `keys` keys lie in it, if it is one.
+/// The places of the values in a response for `keys` keys, if it is valid.
 pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range<usize>>>> {
     let values = wire::decode_many_response(body, keys).ok()?;
     Some(values.into_iter().map(|value| Some(value?.range)).collect())

@@ -1,4 +1,4 @@
-//! Any bytes are a head, the beginning of one, or refused, and the same in whatever pieces they come.
+//! Arbitrary bytes are a head, the beginning of a head, or refused, however they are cut into pieces.
 #![no_main]
 
 use larder::fuzzing::parse_head;
@@ -10,7 +10,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     assert_eq!(parse_head(bytes, step.into()), whole);
     if let Some(Ok((len, ..))) = whole {
         assert!(len <= bytes.len());
-        // What follows a head does not change it.
+        // The bytes after a head do not change it.
         assert_eq!(parse_head(&bytes[..len], len), whole);
     }
 });

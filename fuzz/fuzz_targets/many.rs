@@ -1,4 +1,4 @@
-//! Any body is a request or an answer for several keys or refused, and holds no more than it may.
+//! Arbitrary bodies are requests or responses for several keys, or refused; the limits hold.
 #![no_main]
 
 use larder::fuzzing::{decode_many_request, decode_many_response};

@@ -1,4 +1,4 @@
-//! Any body is an answer or refused; the fields of an answer come back when they are written anew.
+//! An arbitrary body is refused, or its fields round-trip.
 #![no_main]
 
 use larder::fuzzing::{decode_response, encode_response};

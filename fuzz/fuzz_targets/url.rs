@@ -1,4 +1,4 @@
-//! Any text is a peer's URL, which reads the same again, or refused.
+//! An arbitrary text is refused, or its canonical URL parses to itself.
 #![no_main]
 
 use larder::fuzzing::parse_url;

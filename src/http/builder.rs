@@ -11,7 +11,7 @@ use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, HttpClient};
 use crate::http::pool::{HttpPool, PoolInner};
-use crate::http::server::answer::{ContextHook, Endpoint};
+use crate::http::server::endpoint::{ContextHook, Endpoint};
 use crate::http::server::handler::Request;
 use crate::registry::Registry;
 use crate::sync::Arc;

@@ -18,7 +18,7 @@ mod server;
 pub(crate) mod fuzzed {
     pub(crate) use super::client::peer_connection::pieces::{Pieces, read_answer};
     pub(crate) use super::client::url::PeerUrl;
-    pub(crate) use super::server::head::{NO_FIELDS, Scan, parse, scan};
+    pub(crate) use super::server::head::{NO_FIELDS, parse};
 }
 
 pub use builder::HttpPoolBuilder;

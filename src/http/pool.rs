@@ -7,7 +7,7 @@ use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
 use crate::http::client::picker::Picker;
-use crate::http::server::answer::Endpoint;
+use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
 use crate::sync::Arc;
@@ -99,7 +99,7 @@ impl HttpPool {
 
     /// A builder of a server that answers peers, to set limits and add pages of the program.
     pub fn server(&self) -> ServerBuilder {
-        let builder = ServerBuilder::new(Some(self.inner.endpoint.clone()));
+        let builder = ServerBuilder::new(self.inner.endpoint.clone());
         if self.inner.shared_with_go {
             builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
         } else {

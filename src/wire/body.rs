@@ -1,25 +1,20 @@
-//! The body of an answer: a `GetResponse`, written around the value and read without copying it.
+//! The body of a response with one value: a `GetResponse`, written around the value and read without
+//! copying it.
 
 use std::borrow::Cow;
-use std::ops::Deref;
 
 use quick_protobuf::{BytesReader, MessageRead};
 
+use super::pieces::PiecewiseBody;
+use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetResponse;
 
-/// The bytes of a `GetResponse` that come before those of its value; on the stack.
-#[derive(Clone, Copy)]
-pub(crate) struct Prefix {
-    bytes: [u8; PREFIX_CAPACITY],
-    len: usize,
-}
-
-/// What a peer answered; the value lies in the body.
+/// The fields of a response; the value borrows from the body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Decoded<'a> {
     pub value: &'a [u8],
-    /// The value is good for so long from now on; preferred to `expire_unix_nanos`.
+    /// The value is good for this long from now on; preferred to `expire_unix_nanos`.
     pub ttl_nanos: Option<u64>,
     /// When the value expires by the peer's wall clock.
     pub expire_unix_nanos: Option<i64>,
@@ -27,87 +22,62 @@ pub(crate) struct Decoded<'a> {
     pub minute_qps: Option<f64>,
 }
 
-/// The start of an answer with a value of `value_len` bytes: the value's bytes follow it and end
-/// the message, so a cached value is sent from where it lies.
+/// The body of a response with `value`.
+pub(crate) fn encode_response(
+    value: ByteView,
+    ttl_nanos: Option<u64>,
+    expire_unix_nanos: Option<i64>,
+    minute_qps: Option<f64>,
+) -> PiecewiseBody {
+    let prefix = response_prefix(value.len(), ttl_nanos, expire_unix_nanos, minute_qps);
+    let mut body = PiecewiseBody::from(prefix);
+    body.push_value(value);
+    body
+}
+
+/// The start of a response with a value of `value_len` bytes; the value's bytes end the message.
 ///
 /// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
-/// tell it from none.
-pub(crate) fn response_prefix(
+/// tell it from a missing one.
+fn response_prefix(
     value_len: usize,
     ttl_nanos: Option<u64>,
     expire_unix_nanos: Option<i64>,
     minute_qps: Option<f64>,
-) -> Prefix {
-    let mut prefix = Prefix {
-        bytes: [0; PREFIX_CAPACITY],
-        len: 0,
-    };
+) -> Vec<u8> {
+    let mut out = Vec::new();
     if let Some(qps) = minute_qps {
-        prefix.push_tag(MINUTE_QPS);
-        prefix.push(&qps.to_le_bytes());
+        push_tag(&mut out, MINUTE_QPS);
+        out.extend_from_slice(&qps.to_le_bytes());
     }
     if let Some(expire) = expire_unix_nanos {
-        prefix.push_tag(EXPIRE);
-        // An int64 travels as its two's complement.
-        prefix.push_varint(expire as u64);
+        push_tag(&mut out, EXPIRE);
+        // An int64 is encoded as its two's complement.
+        push_varint(&mut out, expire as u64);
     }
     if let Some(ttl) = ttl_nanos {
-        prefix.push_tag(TTL_NANOS);
-        prefix.push_varint(ttl);
+        push_tag(&mut out, TTL_NANOS);
+        push_varint(&mut out, ttl);
     }
-    prefix.push_tag(VALUE);
-    prefix.push_varint(value_len as u64);
-    prefix
+    push_tag(&mut out, VALUE);
+    push_varint(&mut out, value_len as u64);
+    out
 }
 
-impl Prefix {
-    fn push_tag(&mut self, (number, wire_type): FieldType) {
-        self.push_varint(u64::from(number << 3 | u32::from(wire_type)));
-    }
-
-    fn push_varint(&mut self, number: u64) {
-        push_varint(number, |byte| self.push(&[byte]));
-    }
-
-    /// Never beyond the capacity, which is that of all the fields at their longest.
-    fn push(&mut self, bytes: &[u8]) {
-        let end = self.len + bytes.len();
-        self.bytes[self.len..end].copy_from_slice(bytes);
-        self.len = end;
-    }
-}
-
-impl Deref for Prefix {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-/// Reads the body of an answer with status 200.
+/// Reads the body of a response with status 200.
 ///
-/// A value that is absent is empty: proto2 lets an encoder leave out what is not set, and
-/// golang/groupcache's does so for a nil slice. An `expire` of 0 is none, as mailgun/groupcache
-/// means it; so is a `minute_qps` that is not a number of requests.
+/// An absent value is an empty value: proto2 lets an encoder leave out a field that is not set, and
+/// golang/groupcache's does so for a nil slice. An `expire` of 0 means that there is none, as in
+/// mailgun/groupcache. A `minute_qps` that is not a number of requests is ignored.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Peer`] unless the body is a sequence of whole fields, those of `GetResponse` with
-/// their types. Text is hardly ever that: a body that begins with `<`, `{` or `[` never is, since
-/// those are the tags of groups, which proto2 gave up. Behind a line feed, which is the tag of the
-/// value, a text could pass by chance, and a body cut between two fields always does: the caller
-/// has checked the content type and the length.
+/// their types. A text is rarely one: a body that begins with `<`, `{` or `[` never is, since these
+/// bytes are the tags of groups, which are not accepted. A text that begins with a line feed, which
+/// is the tag of the value, can pass by chance, and a body that is cut between two fields always
+/// passes: the caller has checked the content type and the length.
 pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
-    // Most answers are a value and nothing else.
-    if let Some(value) = lone_value(body) {
-        return Ok(Decoded {
-            value,
-            ttl_nanos: None,
-            expire_unix_nanos: None,
-            minute_qps: None,
-        });
-    }
     check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS], usize::MAX)
         .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
     let message = GetResponse::from_reader(&mut BytesReader::from_bytes(body), body)
@@ -126,19 +96,12 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
     })
 }
 
-/// The value of a body that has no other field.
-fn lone_value(body: &[u8]) -> Option<&[u8]> {
-    let mut rest = body.strip_prefix(&[VALUE_TAG])?;
-    let len = take_varint(&mut rest).ok()?;
-    (u32::try_from(len).ok()? as usize == rest.len()).then_some(rest)
-}
-
-/// Checks what the generated readers do not, before they read.
+/// Checks the things that the generated readers do not check.
 ///
-/// They skip a known field of the wrong type as if it were unknown, cut numbers that are too
-/// large, and add lengths without a check, which overflows where `usize` has 32 bits. What passes
-/// here they read to the end, and in the same way. `max_fields` bounds what they allocate, where a
-/// field can come more than once.
+/// The readers skip a known field of the wrong type as if it were unknown, truncate numbers that are
+/// too large, and add lengths without a check, which overflows where `usize` has 32 bits. A body that
+/// passes is read by them to its end, and with the same meaning. `max_fields` bounds how much they
+/// allocate for a field that can come more than once.
 pub(super) fn check_fields(
     mut rest: &[u8],
     known: &[FieldType],
@@ -178,13 +141,17 @@ pub(super) fn check_fields(
     Ok(())
 }
 
+pub(super) fn push_tag(out: &mut Vec<u8>, (number, wire_type): FieldType) {
+    push_varint(out, u64::from(number << 3 | u32::from(wire_type)));
+}
+
 /// Writes a number, seven bits a byte, the lowest first.
-pub(super) fn push_varint(mut rest: u64, mut push: impl FnMut(u8)) {
+pub(super) fn push_varint(out: &mut Vec<u8>, mut rest: u64) {
     while rest >= 0x80 {
-        push(rest as u8 | 0x80);
+        out.push(rest as u8 | 0x80);
         rest >>= 7;
     }
-    push(rest as u8);
+    out.push(rest as u8);
 }
 
 fn take_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
@@ -212,17 +179,12 @@ pub(super) const LEN: u8 = 2;
 const I32: u8 = 5;
 
 const VALUE: FieldType = (1, LEN);
-/// The one byte of its tag.
-const VALUE_TAG: u8 = (VALUE.0 as u8) << 3 | VALUE.1;
 const MINUTE_QPS: FieldType = (2, I64);
 const EXPIRE: FieldType = (3, VARINT);
-/// larder's own.
+/// A field of larder.
 const TTL_NANOS: FieldType = (100, VARINT);
 
 const MAX_VARINT: usize = 10;
-
-/// Four tags, of which `TTL_NANOS` takes two bytes, a double and three numbers.
-const PREFIX_CAPACITY: usize = 5 + 8 + 3 * MAX_VARINT;
 
 const CORRUPT: &str = "the peer's answer is not a GetResponse";
 
@@ -233,7 +195,7 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
-    fn by_the_generated_reader(body: &[u8]) -> GetResponse<'_> {
+    fn generated_read(body: &[u8]) -> GetResponse<'_> {
         GetResponse::from_reader(&mut BytesReader::from_bytes(body), body).expect("it decodes")
     }
 
@@ -244,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_proto_file() {
+    fn encoded_bytes_match_the_proto_file() {
         assert_eq!(*response_prefix(3, None, None, None), [0x0a, 3]);
         assert_eq!(*response_prefix(0, None, None, None), [0x0a, 0]);
         assert_eq!(*response_prefix(300, None, None, None), [0x0a, 0xac, 0x02]);
@@ -263,14 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_prefix_fits_exactly() {
-        let prefix = response_prefix(usize::MAX, Some(u64::MAX), Some(i64::MIN), Some(f64::MAX));
-        let shorter_lengths = 10 - usize::BITS.div_ceil(7) as usize;
-        assert_eq!(prefix.len() + shorter_lengths, PREFIX_CAPACITY);
-    }
-
-    #[test]
-    fn the_value_is_borrowed_and_absent_is_empty() {
+    fn value_is_borrowed_and_absent_value_is_empty() {
         let body = [&response_prefix(3, None, None, None)[..], b"red"].concat();
         let value = decode_response(&body).expect("it decodes").value;
         assert_eq!(value, b"red");
@@ -284,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_other_versions_are_skipped() {
+    fn unknown_fields_are_skipped() {
         let unknown = [
             &[0x20, 0x96, 0x01][..],
             &[0x31, 1, 2, 3, 4, 5, 6, 7, 8],
@@ -297,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_is_no_rate_is_left_out() {
+    fn invalid_rate_is_ignored() {
         for qps in [f64::NAN, f64::INFINITY, -1.0] {
             let body = response_prefix(0, None, None, Some(qps));
             assert_eq!(decode_response(&body).expect("it decodes").minute_qps, None);
@@ -357,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_no_answer() {
+    fn text_and_html_are_refused() {
         for page in [
             "<html><body>It works!</body></html>",
             "<!DOCTYPE html>\n<title>Sign in</title>",
@@ -386,7 +341,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn prefix_and_value_are_the_message(
+        fn prefix_and_value_form_the_message(
             (ttl, expire, qps) in fields(),
             value in prop::collection::vec(any::<u8>(), 0..300),
         ) {
@@ -397,7 +352,7 @@ mod tests {
                 expire,
                 ttl_nanos: ttl,
             };
-            prop_assert_eq!(&by_the_generated_reader(&body), &message);
+            prop_assert_eq!(&generated_read(&body), &message);
             let decoded = Decoded {
                 value: &value,
                 ttl_nanos: ttl,
@@ -405,12 +360,12 @@ mod tests {
                 minute_qps: qps,
             };
             prop_assert_eq!(decode_response(&body).unwrap(), decoded);
-            let by_the_generated_writer = message.encode().unwrap();
-            prop_assert_eq!(decode_response(&by_the_generated_writer).unwrap(), decoded);
+            let generated = message.encode().unwrap();
+            prop_assert_eq!(decode_response(&generated).unwrap(), decoded);
         }
 
         #[test]
-        fn a_body_cut_inside_a_field_is_refused(
+        fn body_cut_inside_a_field_is_refused(
             (ttl, expire, qps) in fields(),
             value in prop::collection::vec(any::<u8>(), 1..300),
             cut in any::<prop::sample::Index>(),
@@ -423,7 +378,7 @@ mod tests {
         }
 
         #[test]
-        fn what_passes_is_what_the_generated_reader_reads(
+        fn accepted_body_reads_as_by_the_generated_reader(
             body in prop::collection::vec(
                 prop_oneof![
                     any::<u8>(),
@@ -433,7 +388,7 @@ mod tests {
             ),
         ) {
             if let Ok(decoded) = decode_response(&body) {
-                let message = by_the_generated_reader(&body);
+                let message = generated_read(&body);
                 prop_assert_eq!(decoded.value, message.value.as_deref().unwrap_or_default());
                 prop_assert_eq!(decoded.ttl_nanos, message.ttl_nanos);
             }

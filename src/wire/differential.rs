@@ -1,7 +1,7 @@
-//! Random paths and keys, through our functions and through Go's `net/url`.
+//! Compares the functions for paths with Go's `net/url`, on random paths and keys.
 //!
-//! Ignored unless asked for: `tests/interop/run.sh` builds the Go helper and runs it. A case that is
-//! read in two ways must be one of the [differences](Difference) listed here, with its reason.
+//! Ignored by default: `tests/interop/run.sh` builds the Go helper and runs it. If the two sides read a
+//! case differently, it must be one of the [differences](Difference) listed here, with its reason.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -10,20 +10,20 @@ use std::thread;
 
 use super::{DEFAULT_BASE_PATH as BASE, PathError, key_path, parse_path};
 
-/// Where we read something else than groupcache's server, and why.
+/// A reason for which this crate reads a path differently from groupcache's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Difference {
-    /// We split the path, then decode; Go decodes it, then splits. With `a%2Fb/c` a Go server takes
-    /// the group to be `a`. No group of a Go program that has peers can have a slash in its name;
-    /// a key can, and is read in the same way.
+    /// This crate splits the path, then decodes it; Go decodes it, then splits it. In `a%2Fb/c` a Go
+    /// server reads the group `a`. No group of a Go program that has peers can have a slash in its
+    /// name; a key can, and is read in the same way.
     SlashInGroup,
-    /// Go matches the base path after decoding it. Nobody escapes it.
+    /// Go compares the base path after decoding it. No client escapes it.
     EscapedBase,
-    /// Keys are `str` here, and any bytes in Go. We answer 400, and the Go node loads the key.
+    /// Keys are `str` here, and any bytes in Go. This crate answers 400, and the Go node loads the key.
     NotUtf8,
-    /// Go looks for a group with an empty name, and answers 404; we answer 400.
+    /// Go looks for a group with an empty name, and answers 404; this crate answers 400.
     EmptyGroup,
-    /// Go's parser refuses control characters. Our head parser has refused them before.
+    /// Go's parser refuses control characters; here the head parser refuses them earlier.
     ControlCharacter,
 }
 
@@ -35,12 +35,12 @@ enum Verdict {
     Differs(Difference),
 }
 
-/// What a server makes of a target.
+/// The result of reading a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reading {
     /// Group and key.
     Key(Vec<u8>, Vec<u8>),
-    /// Answered 400; why.
+    /// Answered with 400; the reason.
     Refused(&'static str),
     /// Not below the base path.
     Outside,
@@ -54,7 +54,7 @@ impl Reading {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn paths_and_keys_mean_what_they_mean_in_go() {
+fn paths_and_keys_are_read_as_in_go() {
     let number = |name: &str, default| match std::env::var(name) {
         Ok(text) => text.parse().expect(name),
         Err(_) => default,
@@ -63,8 +63,8 @@ fn paths_and_keys_mean_what_they_mean_in_go() {
     let seed = number("LARDER_INTEROP_SEED", 1);
     let (mut child, stdin, stdout) = start_helper();
 
-    // The questions are asked ahead of the answers, or the two pipes would fill and stop both. Both
-    // threads draw the same cases.
+    // A thread of its own writes the questions, or both pipes could fill and block both processes. The
+    // two threads draw the same cases.
     let asking = thread::spawn(move || {
         let mut questions = BufWriter::with_capacity(1 << 16, stdin);
         for case in draw(seed, cases) {
@@ -77,7 +77,7 @@ fn paths_and_keys_mean_what_they_mean_in_go() {
     for case in draw(seed, cases) {
         match case.compare(&mut answers) {
             Ok(verdict) => *counts.entry((case.name(), verdict)).or_insert(0_u64) += 1,
-            Err(what) => panic!("seed {seed}: {case:?}: {what}"),
+            Err(error) => panic!("seed {seed}: {case:?}: {error}"),
         }
     }
     asking.join().expect("all was asked");
@@ -91,17 +91,17 @@ fn paths_and_keys_mean_what_they_mean_in_go() {
         .iter()
         .filter(|((_, verdict), _)| *verdict == Verdict::SameKey);
     let same_key: u64 = same_key.map(|(_, count)| count).sum();
-    assert!(same_key > cases / 2, "the cases hardly compare anything");
+    assert!(same_key > cases / 2, "too few cases name a key");
 }
 
-/// One question and what our side has to say to it.
+/// One question, and the result that is expected of it.
 #[derive(Clone, Debug)]
 enum Case {
-    /// A target that anybody could send.
+    /// A target that any client could send.
     Target(String),
-    /// The same, where a raw `+` is a space. In Go it never is: it is asked with `%20` instead.
+    /// The same, with a raw `+` read as a space. In Go it never is: the question has `%20` instead.
     PlusTarget(String),
-    /// The target that we send for a group and a key.
+    /// The target that this crate sends for a group and a key.
     Ours(String, String),
     /// The target that groupcache's client sends for a group and a key, which can be any bytes.
     Golangs(Vec<u8>, Vec<u8>),
@@ -112,8 +112,8 @@ impl Case {
         match self {
             Case::Target(_) => "any target",
             Case::PlusTarget(_) => "any target, plus is space",
-            Case::Ours(..) => "what we send, read by a Go server",
-            Case::Golangs(..) => "what a Go client sends, read by us",
+            Case::Ours(..) => "sent by larder, read by Go",
+            Case::Golangs(..) => "sent by Go, read by larder",
         }
     }
 
@@ -128,7 +128,7 @@ impl Case {
         }
     }
 
-    /// Reads the helper's answer, and compares it with ours.
+    /// Reads the helper's answer, and compares the two results.
     fn compare(&self, answers: &mut impl Read) -> Result<Verdict, String> {
         match self {
             Case::Target(target) => explain(target, &read(target, false), &take_reading(answers)),
@@ -142,7 +142,7 @@ impl Case {
             Case::Golangs(group, key) => {
                 let sent = String::from_utf8(take_text(answers)).expect("Go escapes the rest");
                 let key = Reading::Key(group.clone(), key.clone());
-                // Here it is we who read: what was meant is on the other side.
+                // Here this crate reads, and Go knows the key.
                 explain(&sent, &read(&sent, true), &key)
             }
         }
@@ -182,7 +182,7 @@ fn explain(target: &str, ours: &Reading, gos: &Reading) -> Result<Verdict, Strin
         {
             Difference::SlashInGroup
         }
-        _ => return Err(format!("we read {ours:?} in {target:?}, and Go {gos:?}")),
+        _ => return Err(format!("{target:?} is {ours:?} here and {gos:?} in Go")),
     };
     Ok(Verdict::Differs(difference))
 }
@@ -203,7 +203,7 @@ fn draw(seed: u64, cases: u64) -> impl Iterator<Item = Case> {
     })
 }
 
-/// SplitMix64: the same numbers for both threads, and for whoever looks into a failure.
+/// SplitMix64: the same numbers for both threads, and for every run with the same seed.
 struct Dice(u64);
 
 impl Dice {
@@ -232,7 +232,7 @@ impl Dice {
         text
     }
 
-    /// Mostly a name as groups have, since a path without one says little.
+    /// Mostly a usual name, since a path without a valid group tests little.
     fn group(&mut self) -> String {
         match self.below(8) {
             0 => format!("g{}", self.text(&PIECES)),
@@ -285,7 +285,7 @@ fn take_reading(answers: &mut impl Read) -> Reading {
         b"outside" => Reading::Outside,
         b"bad" => Reading::Refused("there is no slash after the group"),
         b"refused" => Reading::Refused("net/url"),
-        other => panic!("the helper said {other:?}"),
+        other => panic!("the helper answered {other:?}"),
     }
 }
 
@@ -297,13 +297,13 @@ fn take_text(answers: &mut impl Read) -> Vec<u8> {
     text
 }
 
-/// What keys are made of here.
+/// The pieces of random keys.
 const PIECES: [&str; 24] = [
     "a", "Z", "0", "key", "-", "_", "~", ".", "..", "/", "//", "+", " ", "%", "%2F", "?", "#", "&",
     "=", ";", ":", "@", "é", "世",
 ];
 
-/// What targets are made of here: all that a server could be sent, escapes right and wrong.
+/// The pieces of random targets, with valid and invalid escapes.
 const ESCAPED: [&str; 41] = [
     "a",
     "Z",

@@ -1,18 +1,19 @@
-//! Several keys in one exchange: the bodies of request and answer, and the path they go to.
+//! Several keys in one request: the bodies of request and response, and the path of the request.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::body::{FieldType, LEN, VARINT, check_fields, push_varint};
+use super::body::{FieldType, LEN, VARINT, check_fields, push_tag, push_varint};
 use super::path::{PathError, push_escaped, unescape};
+use super::pieces::PiecewiseBody;
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
 use crate::pb::{GetManyRequest, GetManyResponse};
 
-/// The path that asks for keys of `group`, which are in the body.
+/// The path of a request for several keys of `group`; the keys are in its body.
 pub(crate) fn group_path(base: &str, group: &str) -> String {
     let mut path = String::with_capacity(base.len() + 3 * group.len());
     path.push_str(base);
@@ -32,7 +33,7 @@ pub(crate) fn parse_group_path<'a>(
     fits.then(|| unescape(group, plus_is_space))
 }
 
-/// The body that asks for `keys`, in an answer with at most `max_bytes` of values.
+/// The body of a request for `keys`, whose response may hold `max_bytes` of values.
 pub(crate) fn many_request(keys: &[&str], max_bytes: usize) -> Result<Vec<u8>> {
     let message = GetManyRequest {
         keys: keys.iter().map(|&key| Cow::Borrowed(key)).collect(),
@@ -47,8 +48,8 @@ pub(crate) fn many_request(keys: &[&str], max_bytes: usize) -> Result<Vec<u8>> {
 ///
 /// # Errors
 ///
-/// Why it is none: not a sequence of whole fields of their types, more than `max_keys` keys, or
-/// keys that are not UTF-8. Memory is taken for at most `max_keys` keys, which borrow from `body`.
+/// The reason: it is not a sequence of whole fields of the right types, it has more than `max_keys`
+/// keys, or a key is not UTF-8. At most `max_keys` keys are allocated; their text borrows from `body`.
 pub(crate) fn decode_many_request(
     body: &[u8],
     max_keys: usize,
@@ -66,18 +67,13 @@ pub(crate) fn decode_many_request(
     Ok(message)
 }
 
-/// The body of an answer with several values: what lies between the values, and the values.
-///
-/// Long values are not copied; short ones are, which costs less than to send them from elsewhere.
+/// Builds the body of a response with several values.
 #[derive(Default)]
 pub(crate) struct ManyBody {
-    /// All bytes but those of the long values.
-    between: Vec<u8>,
-    /// The long values, each with the place in `between` that it comes after.
-    values: Vec<(usize, ByteView)>,
+    body: PiecewiseBody,
+    /// The state of each key so far.
     found: Vec<u8>,
     ttls: Vec<u64>,
-    len: usize,
 }
 
 impl ManyBody {
@@ -91,64 +87,41 @@ impl ManyBody {
         match ttl_nanos {
             None => self.found.push(FOUND),
             Some(ttl) => {
-                self.found.push(FOUND_FOR_A_TIME);
+                self.found.push(FOUND_WITH_TTL);
                 self.ttls.push(ttl);
             }
         }
-        push_tag(&mut self.between, VALUES);
-        push_varint(value.len() as u64, |byte| self.between.push(byte));
-        if value.len() <= SHORT {
-            self.between.extend_from_slice(&value);
-        } else {
-            self.len += value.len();
-            self.values.push((self.between.len(), value));
-        }
+        push_tag(self.body.out(), VALUES);
+        push_varint(self.body.out(), value.len() as u64);
+        self.body.push_value(value);
     }
 
-    /// Ends the message: what was found is said behind the values, where it is known.
-    pub(crate) fn finish(mut self) -> Self {
-        let between = &mut self.between;
-        push_tag(between, KEYS_FOUND);
-        push_varint(self.found.len() as u64, |byte| between.push(byte));
-        between.extend_from_slice(&self.found);
+    /// The whole body. The states of the keys follow the values, since only then they are known.
+    pub(crate) fn finish(mut self) -> PiecewiseBody {
+        let out = self.body.out();
+        push_tag(out, KEYS_FOUND);
+        push_varint(out, self.found.len() as u64);
+        out.extend_from_slice(&self.found);
         for &ttl in &self.ttls {
-            push_tag(between, TTL_NANOS);
-            push_varint(ttl, |byte| between.push(byte));
+            push_tag(out, TTL_NANOS);
+            push_varint(out, ttl);
         }
-        self.len += between.len();
-        self
-    }
-
-    /// The length of a finished body.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// The body in pieces, in order.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        let mut from = 0;
-        let pairs = self.values.iter().flat_map(move |(at, value)| {
-            let between = &self.between[from..*at];
-            from = *at;
-            [between, value.as_bytes()]
-        });
-        let last = self.values.last().map_or(0, |(at, _)| *at);
-        pairs.chain([&self.between[last..]])
+        self.body
     }
 }
 
-/// Where in the body of an answer a value is, and how long it is good for.
+/// The place of a value in the body of a response, and how long the value is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ManyValue {
     pub range: Range<usize>,
     pub ttl_nanos: Option<u64>,
 }
 
-/// Reads the body of an answer to a request for `keys` keys; `None` for each that is not there.
+/// Reads the body of a response to a request for `keys` keys; `None` for each key without a value.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Peer`] unless the body is such an answer, for so many keys, to its last byte.
+/// [`ErrorKind::Peer`] unless the whole body is such a response, for exactly so many keys.
 pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Option<ManyValue>>> {
     let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
     let max_fields = keys.saturating_mul(2).saturating_add(SPARE_FIELDS);
@@ -171,7 +144,7 @@ pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Optio
         let value = values.next().ok_or_else(|| corrupt("a value is missing"))?;
         let ttl_nanos = match state {
             FOUND => None,
-            FOUND_FOR_A_TIME => {
+            FOUND_WITH_TTL => {
                 let ttl = ttls.next().ok_or_else(|| corrupt("a time is missing"))?;
                 Some(*ttl)
             }
@@ -193,12 +166,6 @@ pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Optio
     Ok(slots)
 }
 
-fn push_tag(out: &mut Vec<u8>, (number, wire_type): FieldType) {
-    push_varint(u64::from(number << 3 | u32::from(wire_type)), |byte| {
-        out.push(byte);
-    });
-}
-
 const KEYS: FieldType = (100, LEN);
 const MAX_BYTES: FieldType = (101, VARINT);
 
@@ -208,13 +175,9 @@ const TTL_NANOS: FieldType = (102, VARINT);
 
 const MISSING: u8 = 0;
 const FOUND: u8 = 1;
-const FOUND_FOR_A_TIME: u8 = 2;
+const FOUND_WITH_TTL: u8 = 2;
 
-/// The longest value that is copied. A piece of its own costs the kernel about as much as 1 KiB of
-/// copying.
-pub(crate) const SHORT: usize = 1024;
-
-/// Fields beside those of the keys: ours, and those of later versions.
+/// Fields in addition to one a key: those above, and those of later versions.
 const SPARE_FIELDS: usize = 16;
 
 const CORRUPT: &str = "the peer's answer is not a GetManyResponse";
@@ -234,25 +197,11 @@ mod tests {
                 Some((value, ttl)) => body.push(value.as_slice().into(), *ttl),
             }
         }
-        let body = body.finish();
-        let whole = body.pieces().collect::<Vec<_>>().concat();
-        assert_eq!(whole.len(), body.len());
-        whole
+        body.finish().iter().collect::<Vec<_>>().concat()
     }
 
     #[test]
-    fn long_values_are_sent_from_where_they_lie() {
-        let long = ByteView::from(vec![7; SHORT + 1]);
-        let mut body = ManyBody::default();
-        body.push("short".into(), None);
-        body.push(long.clone(), None);
-        let body = body.finish();
-        let shared = body.pieces().filter(|p| p.as_ptr() == long.as_ptr());
-        assert_eq!(shared.count(), 1);
-    }
-
-    #[test]
-    fn a_group_is_found_in_its_path_and_nothing_else_is() {
+    fn group_path_is_parsed_and_other_paths_are_not() {
         let path = group_path("/_groupcache/", "a b/c");
         assert_eq!(path, "/_groupcache/a%20b%2Fc");
         let parse = |path| parse_group_path("/_groupcache/", path, false);
@@ -264,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn more_keys_than_allowed_are_refused() {
+    fn request_with_too_many_keys_is_refused() {
         let keys = vec![""; 1000];
         let body = many_request(&keys, 1).expect("it encodes");
         assert!(decode_many_request(&body, 1000).is_ok());
@@ -273,9 +222,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_message_is_refused() {
-        let other = super::super::response_prefix(0, None, None, None);
-        for body in [&[][..], &other, b"<html>"] {
+    fn body_of_another_message_is_refused() {
+        // An empty value in a `GetResponse`.
+        for body in [&b""[..], &[0x0a, 0], b"<html>"] {
             let error = decode_many_response(body, 1).expect_err("refused");
             assert_eq!(error.kind(), ErrorKind::Peer);
         }
@@ -287,9 +236,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_answer_comes_back(
+        fn response_round_trips(
             values in vec(
-                option::of((vec(any::<u8>(), 0..SHORT + 200), option::of(any::<u64>()))),
+                option::of((vec(any::<u8>(), 0..1200), option::of(any::<u64>()))),
                 0..12,
             ),
         ) {
@@ -303,7 +252,7 @@ mod tests {
         }
 
         #[test]
-        fn a_request_comes_back(keys in vec(any::<String>(), 0..20), max_bytes in any::<u32>()) {
+        fn request_round_trips(keys in vec(any::<String>(), 0..20), max_bytes in any::<u32>()) {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             let body = many_request(&keys, max_bytes as usize).unwrap();
             let decoded = decode_many_request(&body, 20).unwrap();
@@ -312,7 +261,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(body in vec(any::<u8>(), 0..200), keys in 0_usize..9) {
+        fn arbitrary_bytes_do_not_panic(body in vec(any::<u8>(), 0..200), keys in 0_usize..9) {
             let _ = decode_many_request(&body, keys);
             if let Ok(slots) = decode_many_response(&body, keys) {
                 prop_assert_eq!(slots.len(), keys);

@@ -1,33 +1,32 @@
 //! The path of a request: base, group and key, escaped so that any key is one segment.
 //!
-//! `{base}{group}/{key}`. What we send escapes every byte but RFC 3986's unreserved ones (letters,
-//! digits, `-._~`), as Go's `url.QueryEscape` does, except that a space is `%20` and never `+`:
-//! golang/groupcache's client sends `+` for it, but its server, which decodes by the rules of
-//! paths, reads that as a plus.
+//! `{base}{group}/{key}`. Every byte is escaped but RFC 3986's unreserved ones (letters, digits,
+//! `-._~`), as by Go's `url.QueryEscape`, except that a space becomes `%20` and never `+`:
+//! golang/groupcache's client sends `+` for a space, but its server, which decodes by the rules of
+//! paths, reads it as a plus.
 
 use std::borrow::Cow;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::search::find_byte;
 
-/// The base path of every implementation of groupcache, unless it is told otherwise.
+/// The default base path of every implementation of groupcache.
 pub(crate) const DEFAULT_BASE_PATH: &str = "/_groupcache/";
 
-/// What the path of a peer's request names. Borrows from the path what was not escaped in it.
+/// The group and key that a path names. They borrow from the path if nothing in it was escaped.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PeerPath<'a> {
     /// Never empty.
     pub group: Cow<'a, str>,
-    /// Any string: empty, `..`, with slashes or with NULs.
+    /// Any string: it can be empty or `..`, and contain slashes and NULs.
     pub key: Cow<'a, str>,
 }
 
 /// Why a path names no group and key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PathError {
-    /// It is not below the base path: somebody else's request.
+    /// It is not below the base path, so it is not a request for the cache.
     Outside,
-    /// It is below the base path and wrong; the text says how.
+    /// It is below the base path and malformed; the text is the reason.
     Malformed(&'static str),
 }
 
@@ -35,9 +34,9 @@ pub(crate) enum PathError {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidBasePath`] unless it begins and ends with a slash and has between them
-/// only what every client, proxy and server passes on as it is: no escapes, no query, no empty
-/// segments, no `.` or `..`.
+/// [`ErrorKind::InvalidBasePath`] unless it begins and ends with a slash and consists of characters
+/// that every client, proxy and server passes on unchanged: no escapes, no query, no empty segments,
+/// no `.` or `..`.
 pub(crate) fn check_base_path(base: &str) -> Result<()> {
     let wrong = |why| {
         let message = format!(
@@ -67,10 +66,9 @@ pub(crate) fn check_base_path(base: &str) -> Result<()> {
 
 /// The path that asks a peer for `key` of `group`.
 ///
-/// A group or key that is `.` or `..` has its dots escaped, because whoever normalises a path
-/// removes such a segment. Go's `net/url` gives the dots back, as [`parse_path`] does. A client or
-/// proxy that follows the WHATWG URL standard takes `%2E%2E` for `..` all the same; nothing can be
-/// written that would get past it.
+/// The dots of a group or key that is `.` or `..` are escaped, because software that normalises
+/// paths removes such a segment. Go's `net/url` and [`parse_path`] decode them again. A client or
+/// proxy that follows the WHATWG URL standard treats `%2E%2E` like `..`; no spelling avoids that.
 pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
     let len = base.len() + escaped_len(group) + 1 + escaped_len(key);
     let mut path = String::with_capacity(len);
@@ -81,25 +79,22 @@ pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
     path
 }
 
-/// Takes the group and key out of `raw_path`, the request's target as it came, still escaped.
+/// Reads the group and key from `raw_path`, the request's target as it arrived, still escaped.
 ///
-/// Everything from a `?` on is left out: no implementation sends a query. The rest is split while
-/// it is still escaped, then decoded, once. The key is all that follows the slash after the group,
-/// slashes included, since some clients send them raw; it is never resolved as a path.
-/// With `plus_is_space` a raw `+` is a space, as golang/groupcache's client means it.
+/// A query is ignored: no implementation sends one. The rest is split while it is still escaped, then
+/// decoded, once. The key is everything after the slash that ends the group, further slashes included,
+/// since some clients send them raw; it is never resolved as a path. With `plus_is_space` a raw `+`
+/// is a space, as golang/groupcache's client means it.
 pub(crate) fn parse_path<'a>(
     base: &str,
     raw_path: &'a str,
     plus_is_space: bool,
 ) -> Result<PeerPath<'a>, PathError> {
-    let path = match find_byte(raw_path.as_bytes(), b'?') {
-        Some(query) => &raw_path[..query],
-        None => raw_path,
-    };
+    let path = raw_path.split('?').next().unwrap_or_default();
     let below = path.strip_prefix(base).ok_or(PathError::Outside)?;
-    let slash = find_byte(below.as_bytes(), b'/')
+    let (group, key) = below
+        .split_once('/')
         .ok_or(PathError::Malformed("there is no slash after the group"))?;
-    let (group, key) = (&below[..slash], &below[slash + 1..]);
     if group.is_empty() {
         return Err(PathError::Malformed("the group is empty"));
     }
@@ -110,10 +105,6 @@ pub(crate) fn parse_path<'a>(
 }
 
 pub(super) fn push_escaped(out: &mut String, segment: &str) {
-    if escaped_len(segment) == segment.len() {
-        out.push_str(segment);
-        return;
-    }
     if is_dots(segment) {
         for _ in 0..segment.len() {
             out.push_str("%2E");
@@ -121,7 +112,7 @@ pub(super) fn push_escaped(out: &mut String, segment: &str) {
         return;
     }
     for byte in segment.bytes() {
-        if UNRESERVED[usize::from(byte)] {
+        if is_unreserved(byte) {
             out.push(char::from(byte));
         } else {
             out.push('%');
@@ -135,28 +126,20 @@ fn escaped_len(segment: &str) -> usize {
     let escapes = if is_dots(segment) {
         segment.len()
     } else {
-        let escaped = |byte: &u8| !UNRESERVED[usize::from(*byte)];
-        segment
-            .as_bytes()
-            .iter()
-            .filter(|byte| escaped(byte))
-            .count()
+        let bytes = segment.bytes();
+        bytes.filter(|&byte| !is_unreserved(byte)).count()
     };
     segment.len() + 2 * escapes
 }
 
 pub(super) fn unescape(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>, PathError> {
-    let escape = find_byte(raw.as_bytes(), b'%');
-    let plus = plus_is_space.then(|| find_byte(raw.as_bytes(), b'+'));
-    let first = [escape, plus.flatten()].into_iter().flatten().min();
-    let Some(first) = first else {
+    let is_encoded = |byte| byte == b'%' || (plus_is_space && byte == b'+');
+    if !raw.bytes().any(is_encoded) {
         return Ok(Cow::Borrowed(raw));
-    };
-    // Decoding only shortens, so this is the one allocation.
+    }
+    // Decoding only shortens, so this is the only allocation.
     let mut decoded = Vec::with_capacity(raw.len());
-    let (clean, rest) = raw.as_bytes().split_at(first);
-    decoded.extend_from_slice(clean);
-    let mut rest = rest.iter();
+    let mut rest = raw.as_bytes().iter();
     while let Some(&byte) = rest.next() {
         decoded.push(match byte {
             b'%' => {
@@ -173,7 +156,7 @@ pub(super) fn unescape(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>, P
     }
     String::from_utf8(decoded)
         .map(Cow::Owned)
-        .map_err(|_| PathError::Malformed("what was escaped is not UTF-8"))
+        .map_err(|_| PathError::Malformed("the decoded path is not UTF-8"))
 }
 
 fn hex_value(digit: &u8) -> Option<u8> {
@@ -190,27 +173,16 @@ fn is_dots(segment: &str) -> bool {
 }
 
 /// RFC 3986, section 2.3.
-const fn is_unreserved(byte: u8) -> bool {
+fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// What may stand raw in a segment: `pchar` of RFC 3986, section 3.3, without the escapes.
+/// Whether a byte needs no escape in a segment: `pchar` of RFC 3986, section 3.3.
 fn is_base_byte(byte: u8) -> bool {
     is_unreserved(byte) || b"!$&'()*+,;=:@".contains(&byte)
 }
 
 const HEX: [u8; 16] = *b"0123456789ABCDEF";
-
-/// Whether a byte [`is_unreserved`]: most keys are looked through and sent as they are.
-const UNRESERVED: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < table.len() {
-        table[byte] = is_unreserved(byte as u8);
-        byte += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {
@@ -224,7 +196,7 @@ mod tests {
         (path.group.into_owned(), path.key.into_owned())
     }
 
-    /// Of keys: what we send, and what Go's `url.QueryEscape` sends (by its source).
+    /// Keys, their escaped form here, and that of Go's `url.QueryEscape` (by its source).
     const KEYS: [(&str, &str, &str); 16] = [
         ("", "", ""),
         ("foo", "foo", "foo"),
@@ -261,7 +233,7 @@ mod tests {
     ];
 
     #[test]
-    fn keys_are_escaped_as_go_does_but_for_the_space() {
+    fn keys_are_escaped_as_in_go_except_for_the_space() {
         for (key, ours, golangs) in KEYS {
             assert_eq!(key_path(BASE, "g", key), format!("{BASE}g/{ours}"));
             assert_eq!(ours.replace("%20", "+"), golangs);
@@ -269,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_golangs_client_sends_is_read_under_its_preset() {
+    fn keys_from_golangs_client_are_decoded_under_its_preset() {
         for (key, ours, golangs) in KEYS {
             for sent in [ours, golangs] {
                 let raw = format!("{BASE}g/{sent}");
@@ -279,14 +251,14 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_plus_is_a_plus_unless_it_is_golangs() {
+    fn raw_plus_is_a_plus_except_under_golangs_preset() {
         let raw = "/_groupcache/a+b/c+d%2Be";
         assert_eq!(parsed(raw, false), ("a+b".into(), "c+d+e".into()));
         assert_eq!(parsed(raw, true), ("a b".into(), "c d+e".into()));
     }
 
     #[test]
-    fn dots_alone_are_escaped_and_come_back() {
+    fn segments_of_dots_are_escaped_and_decoded() {
         assert_eq!(key_path(BASE, "..", "."), "/_groupcache/%2E%2E/%2E");
         assert_eq!(key_path(BASE, ".", ".."), "/_groupcache/%2E/%2E%2E");
         let raw = "/_groupcache/%2e%2E/%2E";
@@ -294,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_never_resolved() {
+    fn dot_segments_and_double_slashes_are_not_resolved() {
         for (raw, group, key) in [
             ("/_groupcache/g/..", "g", ".."),
             ("/_groupcache/g/../../etc/passwd", "g", "../../etc/passwd"),
@@ -315,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_below_the_base_is_somebody_elses() {
+    fn path_not_below_the_base_is_outside() {
         for raw in [
             "",
             "/",
@@ -338,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_path_is_refused() {
+    fn malformed_path_is_refused() {
         for raw in [
             "/_groupcache/",
             "/_groupcache/g",
@@ -368,14 +340,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_escaped_is_borrowed() {
+    fn unescaped_path_is_borrowed() {
         let path = parse_path(BASE, "/_groupcache/colors/red+1", false).expect("it parses");
         assert!(matches!(path.group, Cow::Borrowed("colors")));
         assert!(matches!(path.key, Cow::Borrowed("red+1")));
     }
 
     #[test]
-    fn base_paths_that_others_would_rewrite_are_refused() {
+    fn base_paths_that_proxies_rewrite_are_refused() {
         for base in ["/", "/_groupcache/", "/a/b-c.d~e/", "/cache@v1:2/"] {
             assert!(check_base_path(base).is_ok(), "{base:?}");
         }
@@ -403,7 +375,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_group_and_key_comes_back(
+        fn group_and_key_round_trip(
             group in "\\PC+|[ -~]+|[./+% ]{1,3}",
             key in prop_oneof![any::<String>(), "[./+% ]{0,3}".boxed()],
             plus_is_space: bool,
@@ -416,7 +388,7 @@ mod tests {
         }
 
         #[test]
-        fn any_target_parses_or_not_but_never_panics(
+        fn arbitrary_targets_do_not_panic(
             rest in "(\\PC|[%/?+a-f0-9]){0,40}",
             plus_is_space: bool,
         ) {

@@ -1,20 +1,20 @@
-//! How an error crosses from the owner of a key to its caller: a status, a header and a text.
+//! Encodes errors as status, header and text.
 //!
-//! The header says exactly what the error was, the status says it roughly to everybody else, the
-//! body is the error's text. Answers without our header come from golang/groupcache, its
-//! descendants, or something in between that is no cache at all.
+//! The header names the kind of the error, the status is the closest one of HTTP, the body is the
+//! error's text. Responses without the header come from golang/groupcache, its descendants, or a
+//! proxy.
 
 use crate::error::{Error, ErrorKind};
 
-/// The header of an answer that is not 200: the kind of the error, in the words of [`status_of`].
+/// The header of a response other than 200: the kind of the error, as named by [`status_of`].
 ///
-/// Its presence, whatever it says, shows that the peer is alive and speaks this protocol.
+/// Its presence, with any value, shows that the peer is alive and a server of larder.
 pub(crate) const ERROR_HEADER: &str = "larder-error";
 
-/// The HTTP status and the [`ERROR_HEADER`] of an answer that reports an error of `kind`.
+/// The HTTP status and the [`ERROR_HEADER`] of a response that reports an error of `kind`.
 ///
-/// Kinds that only a program can meet where it sets something up reach this function only if a
-/// getter returned one; they, and a getter's own [`ErrorKind::Peer`], are failures of the getter.
+/// Kinds that arise while a program sets something up reach this function only if a getter returned
+/// one. They, and a getter's own [`ErrorKind::Peer`], are failures of the getter.
 pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
     match kind {
         ErrorKind::NotFound => (404, NOT_FOUND),
@@ -24,9 +24,9 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         ErrorKind::NothingSet => (503, NOTHING_SET),
         ErrorKind::SetTwice => (503, SET_TWICE),
         ErrorKind::Sink => (503, SINK),
-        // The key is part of the request's target, and 400 is for targets that do not parse.
+        // The key is part of the request's target; 400 is for targets that do not parse.
         ErrorKind::KeyTooLong => (414, KEY_TOO_LONG),
-        // Not 413, which blames the request: it is the getter that made the value.
+        // Not 413, which blames the request: the getter made the value.
         ErrorKind::ValueTooLarge => (503, VALUE_TOO_LARGE),
         ErrorKind::DeadlineExceeded => (504, DEADLINE),
         ErrorKind::Cancelled => (503, CANCELLED),
@@ -45,19 +45,18 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
     }
 }
 
-/// The error that an answer other than 200 stands for: the inverse of [`status_of`].
+/// The error that a response other than 200 stands for: the inverse of [`status_of`].
 ///
-/// What the owner's getter or its group said comes back with its kind and its text. The rest is
-/// no answer, and the caller's group turns to another peer or to its own getter:
+/// An error of the owner's getter or group keeps its kind and its text. The others do not answer the
+/// request, and the caller's group asks another peer or its own getter:
 ///
-/// - [`ErrorKind::Peer`] if the owner ran out of time, was cancelled, had no thread to spare or
-///   was refused one by its system. None of this says anything about the key. (The caller's own
-///   deadline is the caller's to check.)
-/// - [`ErrorKind::UnknownGroup`] if the owner has no such group. That is also what 404 without our
-///   header means: golang/groupcache and its descendants send it. Where they send it for a missing
-///   key as well, the caller's getter finds that out.
-/// - [`ErrorKind::Peer`] for every other answer without our header, and for a header of a later
-///   version that is not known here.
+/// - [`ErrorKind::Peer`] if the owner ran out of time, was cancelled, had no free thread or could not
+///   start one. None of this says anything about the key. (The caller checks its own deadline.)
+/// - [`ErrorKind::UnknownGroup`] if the owner has no such group. A 404 without the header means the
+///   same: golang/groupcache and its descendants send it. Some send it for a missing key as well; then
+///   the caller's getter reports that.
+/// - [`ErrorKind::Peer`] for every other response without the header, and for an unknown value of the
+///   header, which a later version may send.
 pub(crate) fn error_of(status: u16, error_header: Option<&str>, text: &str) -> Error {
     let kind = match error_header {
         Some(code) => kind_at_caller(code),
@@ -89,12 +88,12 @@ fn kind_at_caller(code: &str) -> ErrorKind {
         SINK => ErrorKind::Sink,
         KEY_TOO_LONG => ErrorKind::KeyTooLong,
         VALUE_TOO_LARGE => ErrorKind::ValueTooLarge,
-        // DEADLINE, CANCELLED, OVERLOADED, IO, and what later versions may send.
+        // DEADLINE, CANCELLED, OVERLOADED, IO, and the values of later versions.
         _ => ErrorKind::Peer,
     }
 }
 
-/// The beginning of a text of unknown origin, fit for one line of a log.
+/// The beginning of a text of unknown origin, on one line for a log.
 fn excerpt(text: &str) -> String {
     let one_line = |c: char| if c.is_control() { ' ' } else { c };
     text.trim()
@@ -128,7 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Kind at the owner, status, header, kind at the caller.
-    const CROSSINGS: [(K, u16, &str, K); 23] = [
+    const MAPPINGS: [(K, u16, &str, K); 23] = [
         (K::NotFound, 404, "not-found", K::NotFound),
         (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
         (K::Getter, 503, "getter", K::Getter),
@@ -155,8 +154,8 @@ mod tests {
     ];
 
     #[test]
-    fn every_kind_crosses_as_the_table_says() {
-        for (at_owner, status, header, at_caller) in CROSSINGS {
+    fn every_kind_maps_as_in_the_table() {
+        for (at_owner, status, header, at_caller) in MAPPINGS {
             assert_eq!(status_of(at_owner), (status, header), "{at_owner:?}");
             let error = error_of(status, Some(header), "no colour mauve");
             assert_eq!(error.kind(), at_caller, "{at_owner:?}");
@@ -169,13 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_every_kind_once() {
-        let kinds: std::collections::HashSet<_> = CROSSINGS.iter().map(|row| row.0).collect();
-        assert_eq!(kinds.len(), CROSSINGS.len());
+    fn table_has_every_kind_once() {
+        let kinds: std::collections::HashSet<_> = MAPPINGS.iter().map(|row| row.0).collect();
+        assert_eq!(kinds.len(), MAPPINGS.len());
     }
 
     #[test]
-    fn answers_without_our_header_are_no_answers() {
+    fn response_without_the_header_is_a_peer_error() {
         for (status, text, kind, want) in [
             (
                 404,
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_without_our_header_is_cut() {
+    fn long_text_without_the_header_is_truncated() {
         let error = error_of(502, None, &"é".repeat(100_000));
         assert_eq!(
             error.to_string(),
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_of_a_later_version_is_no_answer() {
+    fn unknown_header_value_is_a_peer_error() {
         for status in [404, 503, 599] {
             let error = error_of(status, Some("made-of-cheese"), "mouldy");
             assert_eq!(error.kind(), K::Peer);
@@ -216,18 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_without_a_text_has_its_own() {
+    fn empty_text_becomes_that_of_the_kind() {
         let error = error_of(404, Some("not-found"), "");
         assert_eq!(error.to_string(), K::NotFound.to_string());
     }
 
     proptest! {
         #[test]
-        fn the_text_of_an_answer_comes_back_whole(
+        fn text_round_trips(
             text in any::<String>().prop_filter("has its own test", |t| !t.is_empty()),
             row in 0..10_usize,
         ) {
-            let (kind, ..) = CROSSINGS[row];
+            let (kind, ..) = MAPPINGS[row];
             let (status, header) = status_of(kind);
             let error = error_of(status, Some(header), &text);
             prop_assert_eq!(error.kind(), kind);
@@ -235,7 +234,7 @@ mod tests {
         }
 
         #[test]
-        fn any_answer_is_an_error(
+        fn arbitrary_responses_become_errors(
             status: u16,
             header in any::<Option<String>>(),
             text in any::<String>(),

@@ -1,29 +1,28 @@
-//! The caller's remaining time, as it travels in a header of the request.
+//! The caller's remaining time, which is sent in a header of the request.
 
 use std::time::Duration;
 
 /// The header that carries the caller's remaining time in decimal milliseconds.
 pub(crate) const TIMEOUT_HEADER: &str = "larder-timeout-ms";
 
-/// The number that says `remaining` in [`TIMEOUT_HEADER`].
+/// The value of [`TIMEOUT_HEADER`] for `remaining`.
 ///
-/// A part of a millisecond counts as a whole one: rounded down, the last of it would read as no
-/// time at all. Anything over [`MAX_TIMEOUT`] is sent as that.
+/// It is rounded up: rounded down, less than a millisecond would read as no time at all. It is at
+/// most [`MAX_TIMEOUT`].
 pub(crate) fn timeout_millis(remaining: Duration) -> u64 {
     let capped = remaining.min(MAX_TIMEOUT);
     capped.as_secs() * 1000 + u64::from(capped.subsec_nanos().div_ceil(NANOS_PER_MILLI))
 }
 
-/// Reads a [`TIMEOUT_HEADER`]: 1 to 19 decimal digits and nothing else, no sign and no space.
-/// `None` if it is anything else. Zero is a time that has passed.
+/// Reads a [`TIMEOUT_HEADER`]: 1 to 19 decimal digits, no sign and no space; `None` if it is anything
+/// else. Zero means that the time is over.
 ///
-/// Anything over [`MAX_TIMEOUT`] reads as that, so a stranger cannot send a time that overflows
-/// where it is added to a clock.
+/// The result is at most [`MAX_TIMEOUT`], so that adding it to a clock cannot overflow.
 pub(crate) fn parse_timeout(header: &[u8]) -> Option<Duration> {
     if !(1..=MAX_DIGITS).contains(&header.len()) {
         return None;
     }
-    // As many digits fit.
+    // A u64 holds any number of so many digits.
     let millis = header.iter().try_fold(0, |millis: u64, byte| {
         byte.is_ascii_digit()
             .then(|| 10 * millis + u64::from(byte - b'0'))
@@ -31,7 +30,7 @@ pub(crate) fn parse_timeout(header: &[u8]) -> Option<Duration> {
     Some(Duration::from_millis(millis?).min(MAX_TIMEOUT))
 }
 
-/// The longest time that is sent or taken: 24 hours.
+/// The longest time that is sent or read: 24 hours.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 const MAX_DIGITS: usize = 19;
@@ -43,7 +42,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_part_of_a_millisecond_counts_as_one() {
+    fn part_of_a_millisecond_is_rounded_up() {
         for (nanos, want) in [
             (0, 0),
             (1, 1),
@@ -84,7 +83,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_owner_waits_as_long_as_the_caller_and_less_than_a_millisecond_more(
+        fn timeout_round_trips_to_less_than_a_millisecond_more(
             nanos in 0..=MAX_TIMEOUT.as_nanos() as u64,
         ) {
             let sent = Duration::from_nanos(nanos);
@@ -94,7 +93,7 @@ mod tests {
         }
 
         #[test]
-        fn any_header_parses_or_not_but_never_panics(header in prop::collection::vec(any::<u8>(), 0..30)) {
+        fn arbitrary_headers_do_not_panic(header in prop::collection::vec(any::<u8>(), 0..30)) {
             if let Some(read) = parse_timeout(&header) {
                 prop_assert!(read <= MAX_TIMEOUT);
             }

@@ -8,7 +8,6 @@ use ureq::http::header::HOST;
 
 use crate::http::client::peer_connection::{AnswerBody, Head, Home, PeerConnection};
 use crate::http::client::transport::{TransportRequest, TransportResponse};
-use crate::http::server::response::push_decimal;
 use crate::sync::Arc;
 
 /// Sends the request, at `now`, and reads the head of its answer.
@@ -72,7 +71,7 @@ fn write(output: &mut Vec<u8>, authority: &str, request: &TransportRequest<'_>) 
     let body = request.body();
     if !body.is_empty() {
         output.extend_from_slice(b"\r\ncontent-length: ");
-        push_decimal(output, body.len());
+        output.extend_from_slice(body.len().to_string().as_bytes());
     }
     output.extend_from_slice(b"\r\n\r\n");
     output.extend_from_slice(body);

@@ -10,7 +10,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared_bytes::SharedBytes;
-use crate::wire::{self, find_byte};
+use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -258,7 +258,7 @@ impl TransportResponse {
         let (name, value) = parse_header(name, value)?;
         if let Headers::Head(head) = &self.headers {
             let parsed = lines_of(head).filter_map(|line| {
-                let (name, value) = line.split_at(find_byte(line, b':')?);
+                let (name, value) = line.split_at(line.iter().position(|&b| b == b':')?);
                 let name = HeaderName::from_bytes(name).ok()?;
                 Some((name, HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?))
             });
@@ -313,7 +313,7 @@ enum Headers {
 fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = head.trim_ascii_start();
     let lines = std::iter::from_fn(move || {
-        let (line, after) = rest.split_at(find_byte(rest, b'\n')? + 1);
+        let (line, after) = rest.split_at(rest.iter().position(|&b| b == b'\n')? + 1);
         rest = after;
         Some(line)
     });

@@ -1,22 +1,23 @@
-//! The accept thread: gives every connection a thread, and goes on whatever the system refuses.
+//! The accept thread: starts a thread for each connection, and goes on after errors of the system.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::time::{Duration, Instant};
 
 use super::connection::{Service, serve};
-use super::connections::{Link, Ticket};
+use super::connections::{Connection, ConnectionGuard};
 use crate::sync::{Arc, thread};
 
 /// Accepts until the server stops.
 ///
-/// An error of `accept` is the system's, not the listener's: no descriptor is left (EMFILE,
-/// ENFILE), no memory, or the client was gone before it was accepted. So it is reported, and after
-/// a pause, in which connections may end, tried again.
+/// An error of `accept` does not concern the listener: no descriptor (EMFILE, ENFILE) or memory is
+/// left, or the client was gone before it was accepted. So the error is logged, and `accept` is called
+/// again after a pause, in which connections may end.
 pub(crate) fn run(listener: &TcpListener, service: &Arc<Service>) {
-    let mut refused = Refused::default();
-    let mut log = Log::default();
+    let mut refused = RefusedConnections::default();
+    let mut log = RateLimitedLog::default();
     loop {
         let accepted = listener.accept();
         if service.connections.is_stopping() {
@@ -25,10 +26,10 @@ pub(crate) fn run(listener: &TcpListener, service: &Arc<Service>) {
         service.connections.reap();
         match accepted {
             Ok((stream, addr)) => {
-                let link = Link::new(stream, addr);
-                if let Err(why) = start(service, &link) {
+                let connection = Connection::new(stream, addr);
+                if let Err(why) = start(service, &connection) {
                     log.warn(|| format!("refusing connections, for one from {addr}: {why}"));
-                    refused.add(link);
+                    refused.add(connection);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -43,50 +44,50 @@ pub(crate) fn run(listener: &TcpListener, service: &Arc<Service>) {
 }
 
 /// Starts the thread of a connection, unless there are too many connections or threads.
-fn start(service: &Arc<Service>, link: &Arc<Link>) -> Result<(), Refusal> {
-    let ticket = service
+fn start(service: &Arc<Service>, connection: &Arc<Connection>) -> Result<(), ConnectionRefused> {
+    let guard = service
         .connections
-        .admit(link, &service.limits)
-        .ok_or(Refusal::TooMany)?;
-    let id = ticket.id();
-    let thread = spawn(service.clone(), ticket).map_err(Refusal::NoThread)?;
+        .admit(connection, &service.limits)
+        .ok_or(ConnectionRefused::TooMany)?;
+    let id = guard.id;
+    let thread = spawn(service.clone(), guard).map_err(ConnectionRefused::NoThread)?;
     service.connections.attach(id, thread);
     Ok(())
 }
 
-fn spawn(service: Arc<Service>, ticket: Ticket) -> io::Result<thread::JoinHandle<()>> {
+fn spawn(service: Arc<Service>, guard: ConnectionGuard) -> io::Result<thread::JoinHandle<()>> {
     thread::Builder::new()
         .name("larder-conn".to_owned())
         .stack_size(service.limits.stack_size)
-        .spawn(move || serve(&service, &ticket.link))
+        .spawn(move || serve(&service, &guard.connection))
 }
 
-enum Refusal {
+enum ConnectionRefused {
     TooMany,
     NoThread(io::Error),
 }
 
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ConnectionRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::TooMany => {
+            ConnectionRefused::TooMany => {
                 f.write_str("max_connections or max_connections_per_addr is reached")
             }
-            Refusal::NoThread(error) => write!(f, "no thread could be started: {error}"),
+            ConnectionRefused::NoThread(error) => write!(f, "no thread could be started: {error}"),
         }
     }
 }
 
-/// Connections that were answered 503 and not read, kept for a moment.
+/// Connections that were answered with 503 and not read, kept open for a moment.
 ///
-/// To close one at once would often reset it, and the client would not see the answer: its request
-/// is on its way, or lies unread. There is no thread to wait on, so the accept thread keeps the
-/// last few, and closes them when others come.
+/// Closing one at once would often reset it, because its request is on the way or unread, and the
+/// client would not see the response. There is no thread to wait, so the accept thread keeps the last
+/// few, and closes them when others arrive.
 #[derive(Default)]
-struct Refused(VecDeque<(Instant, Arc<Link>)>);
+struct RefusedConnections(VecDeque<(Instant, Arc<Connection>)>);
 
-impl Refused {
-    fn add(&mut self, link: Arc<Link>) {
+impl RefusedConnections {
+    fn add(&mut self, connection: Arc<Connection>) {
         let now = Instant::now();
         while self
             .0
@@ -96,20 +97,20 @@ impl Refused {
         {
             self.close_first();
         }
-        // The socket is new, so the answer fits its buffer. What fails, fails for the client.
-        let mut stream = &link.stream;
+        // The socket is new, so the response fits its buffer. An error concerns this client only.
+        let mut stream = &connection.stream;
         let _ = stream.set_nonblocking(true);
-        let _ = stream.write_all(REFUSAL);
+        let _ = stream.write_all(TOO_MANY_CONNECTIONS);
         let _ = stream.shutdown(Shutdown::Write);
-        self.0.push_back((now, link));
+        self.0.push_back((now, connection));
     }
 
     fn close_first(&mut self) {
-        if let Some((_, link)) = self.0.pop_front() {
-            // What has arrived is read, since closing with unread bytes resets.
+        if let Some((_, connection)) = self.0.pop_front() {
+            // Closing with unread bytes would reset the connection.
             let mut bytes = [0; 1024];
             for _ in 0..8 {
-                if !matches!((&mut &link.stream).read(&mut bytes), Ok(1..)) {
+                if !matches!((&mut &connection.stream).read(&mut bytes), Ok(1..)) {
                     break;
                 }
             }
@@ -123,13 +124,13 @@ impl Refused {
     }
 }
 
-/// Warns at most every [`LOG_PAUSE`]: what a stranger can cause must not fill a disk.
+/// Warns at most once in [`LOG_PAUSE`], so that clients cannot fill a disk with warnings.
 #[derive(Default)]
-struct Log {
+struct RateLimitedLog {
     last: Option<Instant>,
 }
 
-impl Log {
+impl RateLimitedLog {
     fn warn(&mut self, message: impl FnOnce() -> String) {
         if self.last.is_none_or(|last| last.elapsed() >= LOG_PAUSE) {
             self.last = Some(Instant::now());
@@ -138,16 +139,17 @@ impl Log {
     }
 }
 
-/// Short enough to accept again well within a second after descriptors are free.
+/// Short enough that connections are accepted well within a second after descriptors are free.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How many refused connections are kept, and for how long at least while others come.
+/// At most `KEPT` refused connections are kept. One that is older than `KEPT_FOR` is closed when the
+/// next one is refused.
 const KEPT: usize = 16;
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     Content-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 20\r\n\
     Connection: close\r\n\r\n\

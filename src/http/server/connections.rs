@@ -9,17 +9,17 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::JoinHandle;
 use crate::sync::{Arc, Condvar, Mutex};
 
-/// One connection, as its own thread and a shutdown share it.
-pub(crate) struct Link {
+/// One connection, shared by its own thread and a shutdown.
+pub(crate) struct Connection {
     pub stream: TcpStream,
     pub addr: SocketAddr,
     /// Whether a whole head was read and not yet answered.
     busy: AtomicBool,
 }
 
-impl Link {
+impl Connection {
     pub(crate) fn new(stream: TcpStream, addr: SocketAddr) -> Arc<Self> {
-        Arc::new(Link {
+        Arc::new(Connection {
             stream,
             addr,
             busy: AtomicBool::new(false),
@@ -31,8 +31,8 @@ impl Link {
         self.busy.store(busy, Ordering::SeqCst);
     }
 
-    /// The address that the connection counts for; `None` from this machine, which is not limited.
-    fn counted_addr(&self) -> Option<IpAddr> {
+    /// The address whose limit applies; `None` for this machine, which has no limit of its own.
+    fn limited_addr(&self) -> Option<IpAddr> {
         let ip = self.addr.ip().to_canonical();
         (!ip.is_loopback()).then_some(ip)
     }
@@ -41,77 +41,83 @@ impl Link {
 /// All connections of one server.
 #[derive(Default)]
 pub(crate) struct Connections {
-    state: Mutex<State>,
+    table: Mutex<ConnectionTable>,
     /// Notified when a connection ends and when the server has stopped.
     changed: Condvar,
     stopping: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
+struct ConnectionTable {
     next_id: u64,
-    open: HashMap<u64, Open>,
-    per_addr: HashMap<IpAddr, usize>,
-    /// Threads that have nothing left to do but to end. Joined at the next accept or at shutdown.
+    open: HashMap<u64, OpenConnection>,
+    /// Threads that are about to end. They are joined at the next accept or at shutdown.
     finished: Vec<JoinHandle<()>>,
     stopped: bool,
 }
 
-struct Open {
-    link: Arc<Link>,
-    /// `None` until the accept thread has come to put it in.
+struct OpenConnection {
+    connection: Arc<Connection>,
+    /// `None` until the accept thread has set it.
     thread: Option<JoinHandle<()>>,
 }
 
-/// A connection's place among the open ones; dropping it gives the place up.
-pub(crate) struct Ticket {
+/// Counts a connection among the open ones until it is dropped.
+pub(crate) struct ConnectionGuard {
     connections: Arc<Connections>,
-    id: u64,
-    pub link: Arc<Link>,
+    pub id: u64,
+    pub connection: Arc<Connection>,
 }
 
 impl Connections {
-    /// Gives `link` a place; `None` if there is none left for it.
-    pub(crate) fn admit(self: &Arc<Self>, link: &Arc<Link>, limits: &Limits) -> Option<Ticket> {
-        let mut state = self.state.lock();
-        if state.open.len() >= limits.max_connections {
+    /// Adds `connection` to the open ones; `None` if a limit is reached.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        limits: &Limits,
+    ) -> Option<ConnectionGuard> {
+        let mut table = self.table.lock();
+        if table.open.len() >= limits.max_connections {
             return None;
         }
-        if let Some(addr) = link.counted_addr() {
-            let count = state.per_addr.entry(addr).or_default();
-            if *count >= limits.max_connections_per_addr {
+        if let Some(addr) = connection.limited_addr() {
+            let addrs = table
+                .open
+                .values()
+                .map(|open| open.connection.limited_addr());
+            if addrs.filter(|other| *other == Some(addr)).count() >= limits.max_connections_per_addr
+            {
                 return None;
             }
-            *count += 1;
         }
-        let id = state.next_id;
-        state.next_id += 1;
-        let open = Open {
-            link: link.clone(),
+        let id = table.next_id;
+        table.next_id += 1;
+        let open = OpenConnection {
+            connection: connection.clone(),
             thread: None,
         };
-        state.open.insert(id, open);
-        Some(Ticket {
+        table.open.insert(id, open);
+        Some(ConnectionGuard {
             connections: self.clone(),
             id,
-            link: link.clone(),
+            connection: connection.clone(),
         })
     }
 
-    /// Says which thread serves the connection with this id. It may have ended by now.
+    /// Stores the thread that serves the connection with this id, which may have ended by now.
     pub(crate) fn attach(&self, id: u64, thread: JoinHandle<()>) {
-        let mut state = self.state.lock();
-        match state.open.get_mut(&id) {
+        let mut table = self.table.lock();
+        match table.open.get_mut(&id) {
             Some(open) => open.thread = Some(thread),
-            None => state.finished.push(thread),
+            None => table.finished.push(thread),
         }
     }
 
     /// Joins the threads that have finished.
     pub(crate) fn reap(&self) {
-        let finished = std::mem::take(&mut self.state.lock().finished);
+        let finished = std::mem::take(&mut self.table.lock().finished);
         for thread in finished {
-            // It caught the panics of user code; one of its own has been reported by the hook.
+            // It catches the panics of user code; the panic hook has reported any other.
             let _ = thread.join();
         }
     }
@@ -120,94 +126,79 @@ impl Connections {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// From now on connections end with the request that they are busy with.
+    /// Makes each connection end after its current request.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
-    /// Ends the connections that wait for a request. Comes after [`stop`](Self::stop).
+    /// Ends the connections that wait for a request. To be called after [`stop`](Self::stop).
     ///
-    /// A connection thread says that it is idle and then looks whether the server is stopping; we
-    /// say that it is stopping and then look whether the connection is idle. Whichever order the
-    /// four steps take, one of the two sees the other.
+    /// A connection thread marks its connection idle and then checks whether the server is stopping.
+    /// A shutdown marks the server as stopping and then checks whether the connection is idle. In
+    /// every order of these four steps, at least one of the two checks succeeds.
     ///
-    /// Only the reading side is shut: a thread that has read a request in this moment, and not yet
-    /// said that it is busy, can still write the answer.
+    /// Only the receiving side is closed: a thread that has just read a request, and not yet marked
+    /// its connection busy, can still write the response.
     pub(crate) fn close_idle(&self) {
-        for link in self.links() {
-            if !link.busy.load(Ordering::SeqCst) {
+        for connection in self.all() {
+            if !connection.busy.load(Ordering::SeqCst) {
                 // An error means that the client closed it first.
-                let _ = link.stream.shutdown(Shutdown::Read);
+                let _ = connection.stream.shutdown(Shutdown::Read);
             }
         }
     }
 
-    /// Cuts every connection, whatever it is busy with.
+    /// Closes every connection, also in the middle of a request.
     pub(crate) fn cut(&self) {
-        for link in self.links() {
-            let _ = link.stream.shutdown(Shutdown::Both);
+        for connection in self.all() {
+            let _ = connection.stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Waits until no connection is open, or until `deadline`; tells how many are left.
+    /// Waits until no connection is open, or until `deadline`; returns how many are left.
     pub(crate) fn wait_until_none(&self, deadline: Instant) -> usize {
-        let mut state = self.state.lock();
+        let mut table = self.table.lock();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if state.open.is_empty() || left.is_zero() {
-                return state.open.len();
+            if table.open.is_empty() || left.is_zero() {
+                return table.open.len();
             }
-            state = self.changed.wait_timeout(state, left);
+            table = self.changed.wait_timeout(table, left);
         }
     }
 
     /// Lets [`wait_until_stopped`](Self::wait_until_stopped) return.
     pub(crate) fn set_stopped(&self) {
-        self.state.lock().stopped = true;
+        self.table.lock().stopped = true;
         self.changed.notify_all();
     }
 
     /// Waits until the server has stopped.
     pub(crate) fn wait_until_stopped(&self) {
-        let mut state = self.state.lock();
-        while !state.stopped {
-            state = self.changed.wait(state);
+        let mut table = self.table.lock();
+        while !table.stopped {
+            table = self.changed.wait(table);
         }
     }
 
     /// How many connections are open.
     pub(crate) fn count(&self) -> usize {
-        self.state.lock().open.len()
+        self.table.lock().open.len()
     }
 
-    fn links(&self) -> Vec<Arc<Link>> {
-        let state = self.state.lock();
-        state.open.values().map(|open| open.link.clone()).collect()
-    }
-}
-
-impl Ticket {
-    pub(crate) fn id(&self) -> u64 {
-        self.id
+    fn all(&self) -> Vec<Arc<Connection>> {
+        let table = self.table.lock();
+        let open = table.open.values();
+        open.map(|open| open.connection.clone()).collect()
     }
 }
 
-impl Drop for Ticket {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let mut state = self.connections.state.lock();
-        let mut open = state.open.remove(&self.id);
-        if let Some(thread) = open.as_mut().and_then(|open| open.thread.take()) {
-            state.finished.push(thread);
-        }
-        if let Some(addr) = self.link.counted_addr() {
-            if let Some(count) = state.per_addr.get_mut(&addr) {
-                *count -= 1;
-                if *count == 0 {
-                    state.per_addr.remove(&addr);
-                }
-            }
-        }
-        drop(state);
+        let mut table = self.connections.table.lock();
+        let open = table.open.remove(&self.id);
+        table.finished.extend(open.and_then(|open| open.thread));
+        drop(table);
         self.connections.changed.notify_all();
     }
 }
@@ -217,35 +208,35 @@ mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
-    /// A link that pretends to come from `ip`.
-    fn link_from(ip: impl Into<IpAddr>) -> Arc<Link> {
+    /// A connection that claims to come from `ip`.
+    fn connection_from(ip: impl Into<IpAddr>) -> Arc<Connection> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let stream = TcpStream::connect(listener.local_addr().expect("addr")).expect("connect");
-        Link::new(stream, SocketAddr::new(ip.into(), 1))
+        Connection::new(stream, SocketAddr::new(ip.into(), 1))
     }
 
     #[test]
-    fn an_address_has_its_share_and_gets_it_back() {
+    fn limit_per_address_counts_open_connections_only() {
         let connections = Arc::new(Connections::default());
         let limits = Limits {
             max_connections: 4,
             max_connections_per_addr: 2,
             ..Limits::default()
         };
-        let admit = |ip: Ipv4Addr| connections.admit(&link_from(ip), &limits);
+        let admit = |ip: Ipv4Addr| connections.admit(&connection_from(ip), &limits);
         let (a, b) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
         let first = admit(a).expect("the first");
-        let mapped = connections.admit(&link_from(a.to_ipv6_mapped()), &limits);
-        assert!(mapped.is_some(), "the second, however it is written");
-        assert!(admit(a).is_none(), "over the share");
+        let mapped = connections.admit(&connection_from(a.to_ipv6_mapped()), &limits);
+        assert!(mapped.is_some(), "the second, as a mapped address");
+        assert!(admit(a).is_none(), "over the limit");
         let _other = admit(b).expect("another address");
         drop(first);
-        let _again = admit(a).expect("the share came back");
+        let _again = admit(a).expect("below the limit again");
         assert_eq!(connections.count(), 3);
     }
 
     #[test]
-    fn this_machine_is_limited_by_the_total_alone() {
+    fn loopback_is_limited_by_the_total_alone() {
         let connections = Arc::new(Connections::default());
         let limits = Limits {
             max_connections: 3,
@@ -259,11 +250,11 @@ mod tests {
             mapped.into(),
             mapped.into(),
         ];
-        let tickets: Vec<_> = ips
+        let guards: Vec<_> = ips
             .into_iter()
-            .map(|ip| connections.admit(&link_from(ip), &limits))
+            .map(|ip| connections.admit(&connection_from(ip), &limits))
             .collect();
-        let admitted = tickets.iter().map(Option::is_some);
+        let admitted = guards.iter().map(Option::is_some);
         assert!(admitted.eq([true, true, true, false]));
     }
 }

@@ -1,17 +1,15 @@
-//! What a request is to the program, and the trait by which the program answers its own.
+//! A request as the program sees it, and the trait with which the program answers its own requests.
 
 use std::fmt;
 use std::net::SocketAddr;
 
-use httparse::Header;
-
-use super::head::Head;
+use super::head::RequestHead;
 use super::response::Response;
 
 /// Answers the requests that are not for the cache: the program's own pages.
 ///
-/// Many threads call it at the same time, one for each connection that has a request under way. A
-/// handler that panics is answered for with status 500, and the connection goes on.
+/// Many threads call it at the same time, one for each connection that has a request under way. If a
+/// handler panics, the client gets status 500 and the connection stays open.
 ///
 /// Implemented for closures and functions:
 ///
@@ -27,7 +25,7 @@ use super::response::Response;
 pub trait Handler: Send + Sync {
     /// Answers `request`.
     ///
-    /// A `HEAD` request comes here as such; the body of its answer is counted and not sent.
+    /// A handler also gets `HEAD` requests; the length of its response is sent, the body is not.
     fn handle(&self, request: &Request<'_>) -> Response;
 }
 
@@ -43,21 +41,19 @@ where
 /// A request, complete with its body; it borrows from the connection's buffers.
 #[derive(Clone, Copy)]
 pub struct Request<'r> {
-    method: &'r str,
-    path: &'r str,
-    query: Option<&'r str>,
-    fields: &'r [Header<'r>],
+    head: &'r RequestHead<'r>,
     body: &'r [u8],
     peer_addr: Option<SocketAddr>,
 }
 
 impl<'r> Request<'r> {
-    pub(crate) fn new(head: &Head<'r>, body: &'r [u8], peer_addr: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(
+        head: &'r RequestHead<'r>,
+        body: &'r [u8],
+        peer_addr: Option<SocketAddr>,
+    ) -> Self {
         Request {
-            method: head.method,
-            path: head.path,
-            query: head.query,
-            fields: head.fields,
+            head,
             body,
             peer_addr,
         }
@@ -65,33 +61,36 @@ impl<'r> Request<'r> {
 
     /// The method as it was sent, such as `GET`. Methods are case-sensitive.
     pub fn method(&self) -> &'r str {
-        self.method
+        self.head.method
     }
 
-    /// The path as it was sent, escapes and all, without the query. Begins with a slash, except
-    /// that of `OPTIONS *`.
+    /// The path as it was sent, still escaped, without the query. It begins with a slash, except that
+    /// of `OPTIONS *`.
     ///
-    /// Nothing in it is resolved: `..` and `//` are what the client sent.
+    /// Nothing in it is resolved: it has every `..` and `//` that the client sent.
     pub fn path(&self) -> &'r str {
-        self.path
+        self.head.path
     }
 
-    /// What follows the first `?`, as it was sent; `None` without one.
+    /// The query, which follows the first `?`, as it was sent; `None` without a `?`.
     pub fn query(&self) -> Option<&'r str> {
-        self.query
+        self.head.query
     }
 
-    /// The value of the first header of this name, in any case; `None` if there is none or its
-    /// value is not UTF-8.
+    /// The value of the first header with this name, in any case; `None` if there is none or its value
+    /// is not UTF-8.
     pub fn header(&self, name: &str) -> Option<&'r str> {
         self.headers()
             .find(|(other, _)| other.eq_ignore_ascii_case(name))
             .and_then(|(_, value)| std::str::from_utf8(value).ok())
     }
 
-    /// All headers, names and values, in the order and the case they were sent in.
+    /// All headers, names and values, in the order and the case in which they were sent.
     pub fn headers(&self) -> impl Iterator<Item = (&'r str, &'r [u8])> {
-        self.fields.iter().map(|field| (field.name, field.value))
+        self.head
+            .fields
+            .iter()
+            .map(|field| (field.name, field.value))
     }
 
     /// The body; empty if there is none.
@@ -106,12 +105,12 @@ impl<'r> Request<'r> {
     }
 }
 
-/// Method, path and size; headers and bodies can hold secrets.
+/// Method, path and size only: headers and bodies can hold secrets.
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("method", &self.method)
-            .field("path", &self.path)
+            .field("method", &self.method())
+            .field("path", &self.path())
             .field("body_len", &self.body.len())
             .field("peer_addr", &self.peer_addr)
             .finish_non_exhaustive()

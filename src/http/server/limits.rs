@@ -1,4 +1,4 @@
-//! The numbers that bound what clients can make the server spend.
+//! The limits on the resources that clients can use.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses what would make a server that answers nothing.
+    /// Refuses limits with which a server could not answer anything.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |message| Err(Error::new(ErrorKind::InvalidOption, message));
         if self.max_connections == 0 || self.max_connections_per_addr == 0 {
@@ -60,12 +60,12 @@ impl Limits {
     }
 }
 
-/// The longest body of a request, unless the server is told otherwise.
+/// The default of the longest body of a request.
 pub(crate) const DEFAULT_MAX_BODY_SIZE: usize = 1 << 20;
 
 const MIN_HEAD_SIZE: usize = 1024;
 const MIN_STACK_SIZE: usize = 64 << 10;
 
-/// Long enough for a socket option's resolution, short enough for any clock to add.
+/// Long enough for the resolution of a socket option, short enough to be added to any `Instant`.
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);

@@ -1,13 +1,13 @@
-//! Options of a listening socket that the standard library offers for streams only.
+//! Options of a listening socket that the standard library has for streams only.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Sets TCP_NODELAY and SO_SNDTIMEO on the listener, for the sockets it accepts to inherit: two
-/// system calls less for each of them, and the only way to set them on tiny_http's.
+/// Sets TCP_NODELAY and SO_SNDTIMEO on the listener; the sockets that it accepts inherit them. This is
+/// the only way to set them on tiny_http's sockets, and saves two system calls for each of the others.
 ///
-/// SO_RCVTIMEO is left alone, because it ends `accept` as well.
+/// SO_RCVTIMEO is not set, because it also ends `accept`.
 #[cfg(target_os = "linux")]
 pub(crate) fn prepare(listener: &TcpListener, write_timeout: Duration) -> io::Result<()> {
     let socket = as_stream(listener)?;
@@ -15,13 +15,13 @@ pub(crate) fn prepare(listener: &TcpListener, write_timeout: Duration) -> io::Re
     socket.set_write_timeout(Some(write_timeout))
 }
 
-/// Elsewhere nothing is sure to be inherited; see [`tune_accepted`].
+/// Other systems may not inherit the options; see [`tune_accepted`].
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn prepare(_: &TcpListener, _: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets on an accepted socket what it may not have inherited.
+/// Sets the options that an accepted socket may not have inherited.
 pub(crate) fn tune_accepted(stream: &TcpStream, write_timeout: Duration) -> io::Result<()> {
     if cfg!(target_os = "linux") {
         return Ok(());
@@ -33,7 +33,7 @@ pub(crate) fn tune_accepted(stream: &TcpStream, write_timeout: Duration) -> io::
 
 /// Makes a blocked `accept` return.
 ///
-/// It holds a descriptor of its own from the start: at the time it is needed there may be none.
+/// It holds a descriptor of its own from the start, because later none may be left.
 pub(crate) struct Waker {
     #[cfg(target_os = "linux")]
     socket: TcpStream,
@@ -48,9 +48,9 @@ impl Waker {
         Ok(Waker { socket })
     }
 
-    /// Ends listening: `accept` fails from now on.
+    /// Stops listening: `accept` fails from now on.
     pub(crate) fn wake(&self) {
-        // An error means that it listens no more.
+        // An error means that it does not listen any more.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }
@@ -68,13 +68,13 @@ impl Waker {
         Ok(Waker { addr })
     }
 
-    /// Gives `accept` a connection, once.
+    /// Lets `accept` return once, by connecting to it.
     pub(crate) fn wake(&self) {
         let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
     }
 }
 
-/// The listening socket as a stream: options and `shutdown` are the same system calls.
+/// The listening socket as a stream: options and `shutdown` use the same system calls.
 #[cfg(target_os = "linux")]
 fn as_stream(listener: &TcpListener) -> io::Result<TcpStream> {
     use std::os::fd::OwnedFd;
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_accept_is_woken_and_the_port_is_free() {
+    fn waker_ends_a_blocked_accept_and_frees_the_port() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = listener.local_addr().expect("addr");
         let waker = Waker::new(&listener, addr).expect("waker");

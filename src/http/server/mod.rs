@@ -1,29 +1,32 @@
-//! The port that peers reach: a builder with every limit, and the handle of a running server.
+//! The server: a builder with every limit, and the handle of a running server.
+//!
+//! - `limits`, `listener`: the numbers of the builder; options of the listening socket.
+//! - `accept`, `connections`: the accept thread; the open connections and how they end.
+//! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
+//! - `endpoint`: responses to peers. `handler`: the program's own. `response`: what both return.
+//! - `tiny`: the endpoint in a tiny_http server.
 
-pub(crate) mod accept;
-pub(crate) mod answer;
-pub(crate) mod connection;
-pub(crate) mod connections;
+mod accept;
+mod connection;
+mod connections;
+pub(crate) mod endpoint;
 pub(crate) mod handler;
 pub(crate) mod head;
-pub(crate) mod input;
-pub(crate) mod limits;
-pub(crate) mod listener;
-pub(crate) mod output;
+mod limits;
+mod listener;
+mod reader;
 pub(crate) mod response;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
-
-#[cfg(all(test, not(larder_loom)))]
-mod tests;
+mod writer;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use self::answer::Endpoint;
 use self::connection::Service;
 use self::connections::Connections;
+use self::endpoint::Endpoint;
 use self::handler::Handler;
 use self::limits::Limits;
 use self::listener::{Waker, prepare};
@@ -33,19 +36,18 @@ use crate::sync::{Arc, Mutex};
 
 /// Sets up a [`Server`].
 ///
-/// Every default is meant for a port that strangers can reach. What one connection can cost is
-/// bounded by these numbers, and what all can cost by them times
-/// [`max_connections`](Self::max_connections).
+/// Every default is meant for a port that strangers can reach. These numbers bound the cost of one
+/// connection; together with [`max_connections`](Self::max_connections) they bound the cost of all.
 #[must_use = "nothing listens before `bind` or `serve_listener`"]
 pub struct ServerBuilder {
-    endpoint: Option<Endpoint>,
+    endpoint: Endpoint,
     fallback: Option<Arc<dyn Handler>>,
     limits: Limits,
 }
 
 impl ServerBuilder {
-    /// A server for the groups behind `endpoint`, or for the fallback alone.
-    pub(crate) fn new(endpoint: Option<Endpoint>) -> Self {
+    /// A server for the groups of `endpoint`.
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
         ServerBuilder {
             endpoint,
             fallback: None,
@@ -53,7 +55,7 @@ impl ServerBuilder {
         }
     }
 
-    /// Who answers what lies outside the base path; by default nobody: 404.
+    /// The handler of requests outside the base path. By default they are answered with 404.
     pub fn fallback(mut self, handler: impl Handler + 'static) -> Self {
         self.fallback = Some(Arc::new(handler));
         self
@@ -61,19 +63,18 @@ impl ServerBuilder {
 
     /// The most connections that are open at a time, each with a thread of its own. Default: 256.
     ///
-    /// One more is answered 503 and closed.
+    /// Further ones are answered with 503 and closed.
     pub fn max_connections(mut self, count: usize) -> Self {
         self.limits.max_connections = count;
         self
     }
 
     /// The most connections from one IP address. Default: 32; 128 for a pool with the preset of a
-    /// Go program, whose client opens a connection for each request that it has under way.
+    /// Go program, whose client opens a connection for each concurrent request.
     ///
-    /// One more is answered 503 and closed. Connections from this machine's loopback addresses
-    /// are limited by [`max_connections`](Self::max_connections) alone: they are a proxy's, with
-    /// many clients behind it, or the machine's owner's. Raise it where many peers come through
-    /// one address.
+    /// Further ones are answered with 503 and closed. Connections from loopback addresses are limited
+    /// by [`max_connections`](Self::max_connections) alone: they come from a proxy with many clients,
+    /// or from the machine's owner. Raise the limit if many peers share one address.
     pub fn max_connections_per_addr(mut self, count: usize) -> Self {
         self.limits.max_connections_per_addr = count;
         self
@@ -81,8 +82,8 @@ impl ServerBuilder {
 
     /// The most bytes of a request's head: request line and headers. Default: 8 KiB, at least 1 KiB.
     ///
-    /// A longer one is answered 431. A key can take three times its length here, since it is sent
-    /// escaped. Beside this, a head has at most 64 header fields.
+    /// A longer one is answered with 431. A key is sent escaped, which can triple its length. A head
+    /// also has at most 64 header fields.
     pub fn max_head_size(mut self, bytes: usize) -> Self {
         self.limits.max_head_size = bytes;
         self
@@ -90,16 +91,16 @@ impl ServerBuilder {
 
     /// The most bytes of a request's body. Default: 1 MiB.
     ///
-    /// A longer one is answered 413, before any of it is read.
+    /// A longer one is answered with 413, before any of it is read.
     pub fn max_body_size(mut self, bytes: usize) -> Self {
         self.limits.max_body_size = bytes;
         self
     }
 
-    /// The time a head may take, from its first byte to its last; of a new connection, from its
+    /// The time a head may take, from its first byte to its last; on a new connection, from the
     /// accept. Default: 5 s.
     ///
-    /// A slower one is answered 408. A new connection that sends nothing is closed.
+    /// A slower one is answered with 408. A new connection that sends nothing is closed.
     pub fn head_timeout(mut self, timeout: Duration) -> Self {
         self.limits.head_timeout = timeout;
         self
@@ -107,15 +108,15 @@ impl ServerBuilder {
 
     /// The time a body may take, from the end of the head to its last byte. Default: 5 s.
     ///
-    /// A slower one is answered 408.
+    /// A slower one is answered with 408.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.limits.body_timeout = timeout;
         self
     }
 
-    /// The time a client may take to receive one answer. Default: 30 s.
+    /// The time a client may take to receive one response. Default: 30 s.
     ///
-    /// The connection of a slower one is closed.
+    /// The connection of a slower client is closed.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.limits.write_timeout = timeout;
         self
@@ -123,8 +124,8 @@ impl ServerBuilder {
 
     /// How long a connection is kept open between two requests. Default: 60 s.
     ///
-    /// Keep it above the time that clients keep idle connections, so that it is they who close
-    /// them: larder's own do after 15 s.
+    /// Keep it longer than clients keep their idle connections, so that the clients close them first.
+    /// Clients of larder do so after 15 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = timeout;
         self
@@ -132,10 +133,10 @@ impl ServerBuilder {
 
     /// The stack of each connection's thread, in bytes. Default: 512 KiB, at least 64 KiB.
     ///
-    /// Getters run on these threads when a request has no deadline, and so does the fallback; what
-    /// the server itself needs is under 32 KiB. Stacks are address space: only the pages that were
-    /// used take memory, so the default costs no more than a smaller one. Where address space is
-    /// dear, or all memory is locked, and the getters are plain, 128 KiB do.
+    /// Getters of requests without a deadline run on these threads, and so does the fallback; the
+    /// server itself needs less than 32 KiB. A stack reserves address space: only the pages that were
+    /// used take memory, so the default costs no more than a smaller one. 128 KiB are enough for simple
+    /// getters if address space is scarce or all memory is locked.
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.limits.stack_size = bytes;
         self
@@ -153,12 +154,12 @@ impl ServerBuilder {
         self.serve_listener(listener)
     }
 
-    /// Serves on a socket that listens already: one with options of its own, or that was bound with
-    /// rights that the process has given up since.
+    /// Serves on a socket that listens already, for example one with special options, or one that was
+    /// bound before the process dropped its privileges.
     ///
-    /// The server takes the socket as its own. It sets options on it, and on Linux its shutdown ends
-    /// the listening itself, for every process that shares the socket: a supervisor that hands one
-    /// over has to open another for the next process.
+    /// The server owns the socket. It sets options on it, and on Linux its shutdown stops the listening
+    /// in every process that shares the socket: a supervisor that passes a socket on has to open
+    /// another one for the next process.
     ///
     /// # Errors
     ///
@@ -208,17 +209,17 @@ impl fmt::Debug for ServerBuilder {
 /// shutdown with 5 s for the requests under way. A program with nothing else to do calls
 /// [`wait`](Self::wait).
 ///
-/// Connections are kept open (HTTP/1.1, and 1.0 on demand), and requests that a client sends ahead
-/// are answered in turn. One thread serves one connection; a request that arrives in one piece
-/// costs one system call to read and one to answer, and a cached value is sent from where it lies.
+/// Connections are kept open (HTTP/1.1, and 1.0 on demand), and pipelined requests are answered in
+/// order. One thread serves one connection; a request that arrives in one piece costs one system call
+/// to read and one to answer, and a cached value is sent without a copy.
 ///
-/// Requests that two servers could read in two ways are answered 400 and end the connection: two
-/// lengths, a length that is not a number, a line that ends in LF alone, a missing Host, and so
-/// on. Bodies come with `Content-Length`; transfer codings are answered 411.
+/// Requests that two servers could read in two ways are answered with 400 and end the connection: two
+/// lengths, a length that is not a number, a line that ends in LF alone, a missing Host, and so on.
+/// Bodies need a `Content-Length`; transfer codings are answered with 411.
 ///
-/// A client that is gone when it is answered raises SIGPIPE, which Rust's own start-up has the
-/// process ignore. Where `main` is not Rust's, as for a library in a C program, ignore it yourself:
-/// by default it ends the process.
+/// Writing to a client that has disconnected raises SIGPIPE. Rust's start-up code makes the process
+/// ignore it. If `main` is not Rust's, as for a library in a C program, ignore it yourself: by default
+/// it ends the process.
 #[must_use = "dropping the server shuts it down; call `wait` to serve for ever"]
 pub struct Server {
     connections: Arc<Connections>,
@@ -248,25 +249,24 @@ impl Server {
         self.connections.wait_until_stopped();
     }
 
-    /// Stops the server: the port is free, idle connections are closed, requests under way have
-    /// `timeout` to finish, then their connections are cut.
+    /// Stops the server: frees the port, closes idle connections, and gives requests under way
+    /// `timeout` to finish, after which their connections are closed.
     ///
-    /// When it returns `Ok`, every thread of the server has ended. Call it from any thread but
-    /// those of handlers and getters, which would wait for themselves. A second call waits as the
-    /// first.
+    /// When it returns `Ok`, every thread of the server has ended. Do not call it from a handler or a
+    /// getter, which would wait for itself. A second call waits like the first.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::DeadlineExceeded`] if requests were cut. The threads of those whose getter or
-    /// handler has not returned are left behind and end when it does.
+    /// [`ErrorKind::DeadlineExceeded`] if requests were cut off. Threads whose getter or handler has
+    /// not returned are left behind and end when it does.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.connections.stop();
         let listening = self.listening.lock().take();
         if let Some(Listening { waker, accept }) = listening {
             waker.wake();
-            // It does not panic; and if it did, it would have ended as well.
+            // An error would mean a panic, after which the thread has ended as well.
             let _ = accept.join();
-            // With the waker the last handle of the listening socket goes.
+            // The waker holds the last handle of the listening socket.
             drop(waker);
         }
         self.connections.close_idle();
@@ -290,7 +290,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After a shutdown, whatever it left behind was waited for once already.
+        // A shutdown has waited already.
         if self.listening.lock().is_none() {
             return;
         }
@@ -313,11 +313,11 @@ fn failed(what: &str, error: std::io::Error) -> Error {
     Error::with_source(ErrorKind::Io, what, error)
 }
 
-/// What requests under way get when a server is dropped.
+/// The time that requests under way get when a server is dropped.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What threads get to notice that their connection was cut.
+/// The time that threads get to notice that their connection was closed.
 const AFTER_CUT: Duration = Duration::from_millis(250);
 
-/// Any clock can add a day.
+/// A day can be added to any `Instant`.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);

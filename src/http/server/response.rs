@@ -1,13 +1,14 @@
-//! An answer that is not a cached value, and how any answer's head is written.
+//! A response, and how its head is written.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::fmt::Write;
 
+use super::head::BadRequest;
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire;
+use crate::wire::{self, PiecewiseBody};
 
-/// What a [`Handler`](super::Handler) answers: a status, a content type and a body.
+/// The response of a [`Handler`](super::Handler): a status, a content type and a body.
 ///
 /// The server adds `Content-Length`, `Server: larder` unless there is one, and, where needed,
 /// `Connection`. It sends no `Date`: the boards that this crate also runs on have no clock to trust.
@@ -20,11 +21,11 @@ pub struct Response {
 }
 
 impl Response {
-    /// An answer with a body of the given type.
+    /// A response with a body of the given type.
     ///
-    /// A status that cannot end a request (below 200 or above 599) is sent as 500; one that has
-    /// no body (204, 304) is sent without. A content type that cannot stand in a header is sent as
-    /// `application/octet-stream`.
+    /// A status that cannot end a request (below 200 or above 599) is sent as 500; a status that has
+    /// no body (204, 304) is sent without it. A content type that is not a valid header value is sent
+    /// as `application/octet-stream`.
     pub fn new(
         status: u16,
         content_type: impl Into<Cow<'static, str>>,
@@ -47,7 +48,7 @@ impl Response {
         }
     }
 
-    /// An answer in plain text, UTF-8.
+    /// A response in plain text, UTF-8.
     pub fn text(status: u16, text: impl Into<Body>) -> Self {
         Response::new(status, "text/plain; charset=utf-8", text)
     }
@@ -56,9 +57,9 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidOption`] if the name is not a token, if the value holds a control
-    /// character (a line break would start a header or an answer of its own), or if the header
-    /// is the server's to set: `Content-Type`, `Content-Length`, `Transfer-Encoding`,
+    /// [`ErrorKind::InvalidOption`] if the name is not a token, if the value has a control character
+    /// (a line break would start another header or another response), or if the server sets the
+    /// header itself: `Content-Type`, `Content-Length`, `Transfer-Encoding`,
     /// `Connection`, `Keep-Alive`, `Trailer`, `Upgrade`.
     pub fn with_header(
         mut self,
@@ -73,7 +74,10 @@ impl Response {
         if name.is_empty() || !name.bytes().all(is_token_byte) {
             return refuse("has a name that is not a token");
         }
-        if SERVERS_OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
+        if SET_BY_SERVER
+            .iter()
+            .any(|own| name.eq_ignore_ascii_case(own))
+        {
             return refuse("is set by the server");
         }
         if !is_field_value(&value) {
@@ -83,7 +87,7 @@ impl Response {
         Ok(self)
     }
 
-    /// The same with a header of ours, whose name and value are known to be right.
+    /// The same with one more header, whose name and value are known to be valid.
     pub(crate) fn with_own_header(mut self, name: &'static str, value: &str) -> Self {
         debug_assert!(name.bytes().all(is_token_byte) && is_field_value(value));
         self.fields.push((Cow::Borrowed(name), value.to_owned()));
@@ -102,61 +106,73 @@ impl Response {
 
     /// The body.
     pub fn body(&self) -> &[u8] {
-        self.body.bytes()
+        let mut pieces = self.body.0.iter();
+        let body = pieces.next().unwrap_or_default();
+        debug_assert!(pieces.next().is_none(), "only the endpoint makes several");
+        body
     }
 
-    /// Appends the head to `out` and returns what has to be sent after it.
-    pub(crate) fn encode(&self, framing: Framing, out: &mut Vec<u8>) -> &[u8] {
-        let body = self.body();
-        // RFC 9110, section 8.6: no length in a 204; one in a 304 would be that of the 200.
-        let bodiless = matches!(self.status, 204 | 304);
-        push_status(out, self.status);
-        if !self
-            .fields
-            .iter()
-            .any(|(name, _)| name.eq_ignore_ascii_case("Server"))
-        {
-            push_field(out, "Server", wire::SERVER);
+    /// The head as it is sent.
+    pub(crate) fn head(&self, options: ResponseOptions) -> String {
+        let mut head = String::with_capacity(HEAD_CAPACITY);
+        // Writing to a string cannot fail.
+        let _ = write!(head, "HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
+        let mut field = |name: &str, value: &str| {
+            for part in [name, ": ", value, "\r\n"] {
+                head.push_str(part);
+            }
+        };
+        let is_server = |(name, _): &(Cow<'_, str>, _)| name.eq_ignore_ascii_case("Server");
+        if !self.fields.iter().any(is_server) {
+            field("Server", wire::SERVER);
         }
-        if !bodiless {
-            push_field(out, "Content-Type", &self.content_type);
-            push_length(out, body.len());
+        if !self.is_bodiless() {
+            field("Content-Type", &self.content_type);
+            field("Content-Length", &self.body.0.len().to_string());
         }
         for (name, value) in &self.fields {
-            push_field(out, name, value);
+            field(name, value);
         }
-        framing.push(out);
-        out.extend_from_slice(b"\r\n");
-        if bodiless || framing.head_only {
-            &[]
-        } else {
-            body
+        if !options.keep_alive {
+            field("Connection", "close");
+        } else if options.http_10 {
+            field("Connection", "keep-alive");
         }
+        head.push_str("\r\n");
+        head
+    }
+
+    /// The pieces of the body that are sent after the head; none of them is empty.
+    pub(crate) fn pieces(&self, options: ResponseOptions) -> impl Iterator<Item = &[u8]> {
+        let is_sent = !options.head_only && !self.is_bodiless();
+        self.body.0.iter().filter(move |_| is_sent)
+    }
+
+    /// RFC 9110, section 8.6: a 204 has no length, and a 304 would have that of the 200.
+    fn is_bodiless(&self) -> bool {
+        matches!(self.status, 204 | 304)
     }
 }
 
-/// The bytes of a [`Response`]. A [`ByteView`] is sent as it is, without a copy.
-#[derive(Clone, Debug)]
-pub struct Body(Bytes);
-
-#[derive(Clone, Debug)]
-enum Bytes {
-    Owned(Vec<u8>),
-    Shared(ByteView),
+impl From<BadRequest> for Response {
+    fn from(bad: BadRequest) -> Self {
+        Response::text(bad.status, bad.reason)
+    }
 }
 
-impl Body {
-    fn bytes(&self) -> &[u8] {
-        match &self.0 {
-            Bytes::Owned(bytes) => bytes,
-            Bytes::Shared(view) => view,
-        }
+/// The bytes of a [`Response`]. A [`ByteView`] is sent without a copy.
+#[derive(Clone, Debug)]
+pub struct Body(PiecewiseBody);
+
+impl From<PiecewiseBody> for Body {
+    fn from(body: PiecewiseBody) -> Self {
+        Body(body)
     }
 }
 
 impl From<ByteView> for Body {
     fn from(view: ByteView) -> Self {
-        Body(Bytes::Shared(view))
+        Body(view.into())
     }
 }
 
@@ -164,7 +180,7 @@ macro_rules! body_from {
     ($($bytes:ty),*) => {$(
         impl From<$bytes> for Body {
             fn from(bytes: $bytes) -> Self {
-                Body(Bytes::Owned(bytes.into()))
+                Body(Vec::from(bytes).into())
             }
         }
     )*};
@@ -172,72 +188,18 @@ macro_rules! body_from {
 
 body_from!(Vec<u8>, String, &[u8], &str);
 
-/// How an answer fits the request and the connection that it answers.
+/// The properties of the request and its connection that a response depends on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Framing {
+pub(crate) struct ResponseOptions {
     /// Whether the connection stays open.
     pub keep_alive: bool,
-    /// Whether the client speaks HTTP/1.0, where staying open has to be said.
+    /// Whether the request was HTTP/1.0, where a connection stays open only if a header says so.
     pub http_10: bool,
     /// Whether the request was `HEAD`.
     pub head_only: bool,
 }
 
-impl Framing {
-    fn push(self, out: &mut Vec<u8>) {
-        if !self.keep_alive {
-            push_field(out, "Connection", "close");
-        } else if self.http_10 {
-            push_field(out, "Connection", "keep-alive");
-        }
-    }
-}
-
-/// Appends the head of a 200 with `len` bytes of `content_type`.
-pub(crate) fn push_ok_head(out: &mut Vec<u8>, content_type: &str, len: usize, framing: Framing) {
-    out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
-    push_field(out, "Server", wire::SERVER);
-    push_field(out, "Content-Type", content_type);
-    push_length(out, len);
-    framing.push(out);
-    out.extend_from_slice(b"\r\n");
-}
-
-fn push_status(out: &mut Vec<u8>, status: u16) {
-    // Writing to a vector cannot fail.
-    let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
-}
-
-fn push_field(out: &mut Vec<u8>, name: &str, value: &str) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value.as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
-
-fn push_length(out: &mut Vec<u8>, len: usize) {
-    out.extend_from_slice(b"Content-Length: ");
-    push_decimal(out, len);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Without the machinery of `fmt`, which costs as much as the rest of a head.
-pub(crate) fn push_decimal(out: &mut Vec<u8>, mut number: usize) {
-    let mut digits = [0; 20];
-    let mut from = digits.len();
-    loop {
-        from -= 1;
-        // The remainder is one digit.
-        digits[from] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[from..]);
-}
-
-/// RFC 9110, section 15. The words are for people; clients read the number.
+/// The reason phrases of RFC 9110, section 15. Clients ignore them.
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
@@ -275,7 +237,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// RFC 9110, section 5.5: no control characters but the tab; bytes from 128 on are opaque.
+/// RFC 9110, section 5.5: no control characters except the tab.
 fn is_field_value(value: &str) -> bool {
     !value
         .bytes()
@@ -287,7 +249,10 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-const SERVERS_OWN: [&str; 7] = [
+/// Holds the head of a response to a peer.
+const HEAD_CAPACITY: usize = 256;
+
+const SET_BY_SERVER: [&str; 7] = [
     "content-type",
     "content-length",
     "transfer-encoding",
@@ -301,28 +266,27 @@ const SERVERS_OWN: [&str; 7] = [
 mod tests {
     use super::*;
 
-    const OPEN: Framing = Framing {
+    const OPEN: ResponseOptions = ResponseOptions {
         keep_alive: true,
         http_10: false,
         head_only: false,
     };
 
-    fn sent(response: &Response, framing: Framing) -> String {
-        let mut out = Vec::new();
-        let rest = response.encode(framing, &mut out);
-        out.extend_from_slice(rest);
-        String::from_utf8(out).expect("UTF-8")
+    fn sent(response: &Response, options: ResponseOptions) -> String {
+        let pieces: Vec<&[u8]> = response.pieces(options).collect();
+        let body = String::from_utf8(pieces.concat()).expect("UTF-8");
+        response.head(options) + &body
     }
 
     #[test]
-    fn a_server_of_the_programs_own_name_is_the_only_one() {
+    fn server_header_of_the_handler_replaces_the_default() {
         let named = Response::new(204, "", "").with_header("server", "kitchen");
         let sent = sent(&named.expect("a good header"), OPEN);
         assert_eq!(sent, "HTTP/1.1 204 No Content\r\nserver: kitchen\r\n\r\n");
     }
 
     #[test]
-    fn an_answer_has_its_length_its_type_and_its_headers() {
+    fn response_has_length_type_and_headers() {
         let response = Response::text(404, "no such page")
             .with_header("X-Why", "typo")
             .expect("a good header");
@@ -334,24 +298,24 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_head_keeps_the_length_and_loses_the_body() {
-        let framing = Framing {
+    fn response_to_head_has_the_length_but_no_body() {
+        let options = ResponseOptions {
             head_only: true,
             ..OPEN
         };
-        let text = sent(&Response::text(200, "12345"), framing);
+        let text = sent(&Response::text(200, "12345"), options);
         assert!(text.ends_with("Content-Length: 5\r\n\r\n"), "{text}");
     }
 
     #[test]
-    fn staying_open_is_said_to_http_10_and_closing_to_everybody() {
+    fn connection_header_depends_on_version_and_keep_alive() {
         let connection = |keep_alive, http_10| {
-            let framing = Framing {
+            let options = ResponseOptions {
                 keep_alive,
                 http_10,
                 head_only: false,
             };
-            sent(&Response::text(200, ""), framing)
+            sent(&Response::text(200, ""), options)
                 .lines()
                 .find_map(|line| line.strip_prefix("Connection: ").map(str::to_owned))
         };
@@ -362,13 +326,13 @@ mod tests {
     }
 
     #[test]
-    fn a_status_without_a_body_is_sent_without() {
+    fn status_without_a_body_is_sent_without_it() {
         let text = sent(&Response::text(204, "not sent"), OPEN);
         assert_eq!(text, "HTTP/1.1 204 No Content\r\nServer: larder\r\n\r\n");
     }
 
     #[test]
-    fn a_status_that_ends_no_request_becomes_500() {
+    fn status_out_of_range_becomes_500() {
         for status in [0, 99, 100, 199, 600, u16::MAX] {
             assert_eq!(Response::text(status, "").status(), 500);
         }
@@ -376,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_cannot_smuggle_another() {
+    fn invalid_headers_are_refused() {
         for value in ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\x7fb"] {
             let error = Response::text(302, "")
                 .with_header("Location", value)
@@ -402,16 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_in_decimal() {
-        for number in [0, 9, 10, 99, 100, 65_535, 1_000_000, usize::MAX] {
-            let mut out = Vec::new();
-            push_decimal(&mut out, number);
-            assert_eq!(out, number.to_string().into_bytes());
-        }
-    }
-
-    #[test]
-    fn a_view_is_shared_not_copied() {
+    fn view_is_shared_not_copied() {
         let view = ByteView::from("red");
         let response = Response::new(200, "text/plain", view.clone());
         assert_eq!(response.body().as_ptr(), view.as_bytes().as_ptr());

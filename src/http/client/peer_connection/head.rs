@@ -8,8 +8,7 @@ use httparse::{ParserConfig, Status};
 use super::NOT_HTTP;
 use super::framing::Framing;
 use crate::http::client::exchange::{NO_LENGTH, Refusal, TWO_LENGTHS};
-use crate::http::server::head::{has_token, parse_length};
-use crate::wire;
+use crate::wire::{self, has_token, parse_length};
 
 /// What a head says of the answer, besides its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,10 +7,9 @@ use super::NOT_HTTP;
 use super::framing::Framing;
 use super::head::Head;
 use crate::http::client::exchange::{DIRECT, MAX_HEAD, Refusal, broke_off};
-use crate::http::server::head::{Scan, scan};
 use crate::shared_bytes::SharedBytes;
-use crate::wire::find_byte;
 use crate::wire::repeat::Repeat;
+use crate::wire::{Scan, scan};
 
 /// The input of one connection.
 ///
@@ -152,7 +151,7 @@ impl Input {
         let mut searched = 0;
         loop {
             let input = &self.bytes[self.start..self.end];
-            if let Some(at) = find_byte(&input[searched..], b'\n') {
+            if let Some(at) = input[searched..].iter().position(|&byte| byte == b'\n') {
                 let len = searched + at + 1;
                 // However many of its bytes came at once.
                 if len > MAX_HEAD {

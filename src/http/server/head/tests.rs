@@ -1,9 +1,11 @@
-//! Every way to make a head that somebody could read differently.
+//! Heads that servers could read in different ways, and heads in any pieces.
 
-use super::*;
 use proptest::prelude::*;
 
-/// What is left of a head when the buffers are gone.
+use super::*;
+use crate::wire::{Scan, scan};
+
+/// The parts of a head, or its error, that outlive the buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Incomplete,
@@ -18,18 +20,18 @@ enum Outcome {
     },
 }
 
-/// Feeds `bytes` as they would arrive if the network cut them at `cuts`.
+/// Scans and parses `bytes` as if they arrived in pieces that end at `cuts`.
 fn feed(bytes: &[u8], cuts: &[usize]) -> Outcome {
     let mut from = 0;
     for &cut in cuts.iter().chain([&bytes.len()]) {
         let arrived = &bytes[..cut];
         match scan(arrived, from) {
-            Err(reject) => return Outcome::Rejected(reject.status, reject.reason),
+            Err(reason) => return Outcome::Rejected(400, reason),
             Ok(Scan::Incomplete(at)) => from = at,
             Ok(Scan::Complete(len)) => {
                 let mut fields = NO_FIELDS;
                 return match parse(&arrived[..len], &mut fields) {
-                    Err(reject) => Outcome::Rejected(reject.status, reject.reason),
+                    Err(bad) => Outcome::Rejected(bad.status, bad.reason),
                     Ok(head) => Outcome::Head {
                         len,
                         method: head.method.to_owned(),
@@ -45,89 +47,6 @@ fn feed(bytes: &[u8], cuts: &[usize]) -> Outcome {
     Outcome::Incomplete
 }
 
-/// Everything that is read of a head.
-fn all_of(head: &Head<'_>) -> String {
-    let fields = head.fields.iter().map(|field| (field.name, field.value));
-    let fields: Vec<_> = fields.collect();
-    let Head {
-        method,
-        path,
-        query,
-        content_length,
-        keep_alive,
-        http_10,
-        expects_continue,
-        ..
-    } = head;
-    let words = (method, path, query, fields);
-    format!("{words:?} {content_length} {keep_alive} {http_10} {expects_continue}")
-}
-
-/// What is read of `bytes` by themselves, and behind a head that was kept; each with its length.
-type Readings = (Option<(usize, String)>, Option<(usize, String)>);
-
-fn read_behind(first: &[u8], bytes: &[u8]) -> Readings {
-    let mut last = LastHead::new();
-    let mut fields = NO_FIELDS;
-    if let Ok(Scan::Complete(len)) = scan(first, 0) {
-        if let Ok(head) = parse(&first[..len], &mut fields) {
-            last.keep(&first[..len], &head);
-        }
-    }
-    let mut few = NO_FEW_FIELDS;
-    let repeated = last.find(bytes).and_then(|Arrived { len, target }| {
-        let head = last.read(&bytes[..len], target?, &mut few)?;
-        Some((len, all_of(&head)))
-    });
-    let mut fields = NO_FIELDS;
-    let alone = match scan(bytes, 0) {
-        Ok(Scan::Complete(len)) => parse(&bytes[..len], &mut fields)
-            .ok()
-            .map(|head| (len, all_of(&head))),
-        _ => None,
-    };
-    (alone, repeated)
-}
-
-#[test]
-fn a_head_that_repeats_the_last_is_read_as_if_it_were_the_first() {
-    let lines = " HTTP/1.1\r\nHost: h\r\nlarder-timeout-ms: 1000\r\nX: y\r\n\r\n";
-    let first = format!("GET /one{lines}");
-    for target in ["/", "/two?three", "/\u{e9}", "http://h/x", "*"] {
-        let bytes = format!("GET {target}{lines}GET / HTTP/1.1\r\n");
-        let (alone, repeated) = read_behind(first.as_bytes(), bytes.as_bytes());
-        assert_eq!(repeated, alone, "{target}");
-    }
-    for other in [
-        "GET /a b HTTP/1.1",
-        "GET  /a HTTP/1.1",
-        "GET /a\t HTTP/1.1",
-        "GET /a HTTP/1.0",
-        "PUT /a HTTP/1.1",
-        "GET /a HTTP/1.1\r\nContent-Length: 5",
-    ] {
-        let bytes = format!("{other}{}", &lines[9..]);
-        let (_, repeated) = read_behind(first.as_bytes(), bytes.as_bytes());
-        assert_eq!(repeated, None, "{other}");
-    }
-}
-
-#[test]
-fn heads_that_peers_do_not_send_are_not_kept() {
-    let many = "X: y\r\n".repeat(8);
-    for first in [
-        format!("GET /a HTTP/1.1\r\nHost: h\r\n{many}\r\n"),
-        "BREW /a HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
-        format!(
-            "GET /a HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
-            "y".repeat(600)
-        ),
-    ] {
-        let (alone, repeated) = read_behind(first.as_bytes(), first.as_bytes());
-        assert!(alone.is_some() && repeated.is_none(), "{first}");
-    }
-}
-
 fn status(head: &str) -> u16 {
     match feed(head.as_bytes(), &[]) {
         Outcome::Incomplete => 0,
@@ -136,13 +55,13 @@ fn status(head: &str) -> u16 {
     }
 }
 
-/// The status that a request with these further lines gets; 0 while it is incomplete.
+/// The status of a request with these further lines; 0 if it is incomplete.
 fn status_with(lines: &str) -> u16 {
     status(&format!("GET /k HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
 }
 
 #[test]
-fn lengths_that_could_be_read_in_two_ways_are_refused() {
+fn ambiguous_lengths_are_refused() {
     for lines in [
         "Content-Length: 5\r\nContent-Length: 6\r\n",
         "Content-Length: 5\r\ncontent-length: 5\r\n",
@@ -196,7 +115,7 @@ fn malformed_headers_are_refused() {
 }
 
 #[test]
-fn a_bare_line_feed_is_refused_where_it_stands() {
+fn bare_line_feeds_are_refused_before_the_head_is_complete() {
     for head in [
         "GET / HTTP/1.1\nHost: h\n\n",
         "GET / HTTP/1.1\r\nHost: h\n\r\n",
@@ -211,7 +130,7 @@ fn a_bare_line_feed_is_refused_where_it_stands() {
 }
 
 #[test]
-fn an_http_11_request_has_one_host() {
+fn request_has_exactly_one_valid_host() {
     assert_eq!(status("GET / HTTP/1.1\r\n\r\n"), 400);
     assert_eq!(status("GET / HTTP/1.0\r\n\r\n"), 200);
     assert_eq!(status("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n"), 400);
@@ -226,7 +145,7 @@ fn an_http_11_request_has_one_host() {
 }
 
 #[test]
-fn other_versions_are_named_and_garbage_is_not() {
+fn other_http_versions_are_505_and_garbage_is_400() {
     for version in [
         "HTTP/2.0",
         "HTTP/2",
@@ -254,7 +173,7 @@ fn other_versions_are_named_and_garbage_is_not() {
 }
 
 #[test]
-fn request_lines_are_three_words_with_single_spaces() {
+fn request_line_is_three_words_with_single_spaces() {
     for line in [
         "GET",
         "GET /",
@@ -296,14 +215,14 @@ fn targets_are_split_and_not_resolved() {
 }
 
 #[test]
-fn sixty_four_fields_are_enough() {
+fn more_than_64_fields_are_refused() {
     let lines = |count| "A: b\r\n".repeat(count);
     assert_eq!(status_with(&lines(63)), 200);
     assert_eq!(status_with(&lines(64)), 431);
 }
 
 #[test]
-fn connections_stay_open_as_the_version_and_the_client_say() {
+fn keep_alive_depends_on_version_and_connection_header() {
     let keeps = |version, lines| {
         let head = format!("GET / HTTP/1.{version}\r\nHost: h\r\n{lines}\r\n");
         match feed(head.as_bytes(), &[]) {
@@ -322,13 +241,13 @@ fn connections_stay_open_as_the_version_and_the_client_say() {
 }
 
 #[test]
-fn an_unknown_expectation_is_refused() {
+fn unknown_expectation_is_refused() {
     assert_eq!(status_with("Expect: 100-Continue\r\n"), 200);
     assert_eq!(status_with("Expect: more\r\n"), 417);
 }
 
 #[test]
-fn what_follows_a_head_is_left_alone() {
+fn bytes_after_the_head_are_ignored() {
     let head = b"\r\n\r\nPOST /a?b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n";
     let bytes = [&head[..], b"a\0\nGET /"].concat();
     let expected = Outcome::Head {
@@ -342,7 +261,7 @@ fn what_follows_a_head_is_left_alone() {
     assert_eq!(feed(&bytes, &[]), expected);
 }
 
-/// Bytes that look like a head, most of the time with something wrong in it.
+/// Bytes that resemble a head, mostly with an error in it.
 fn head_like() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop::sample::select(vec![
         "GET ",
@@ -373,23 +292,7 @@ fn head_like() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn whatever_came_before_a_head_is_read_in_one_way(
-        before in a_head(),
-        (target, cut) in ("[ /a?%\r\n\t\x7f\u{e9}*]{0,6}", any::<prop::sample::Index>()),
-    ) {
-        let lines = before.find(" HTTP").map_or("", |at| &before[at..]);
-        let second = format!("GET {target}{lines}");
-        let cut = &second.as_bytes()[..cut.index(second.len() + 1)];
-        for bytes in [second.as_bytes(), cut] {
-            let (alone, repeated) = read_behind(before.as_bytes(), bytes);
-            if repeated.is_some() {
-                prop_assert_eq!(&repeated, &alone, "{:?}", second);
-            }
-        }
-    }
-
-    #[test]
-    fn any_bytes_parse_or_not_however_they_are_cut(
+    fn result_does_not_depend_on_how_the_bytes_are_cut(
         bytes in head_like(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
     ) {
@@ -399,30 +302,4 @@ proptest! {
         let each: Vec<usize> = (0..bytes.len()).collect();
         prop_assert_eq!(feed(&bytes, &each), feed(&bytes, &[]));
     }
-
-    #[test]
-    fn lengths_are_read_as_numbers(length in 0..ABSURD_LENGTH) {
-        prop_assert_eq!(parse_length(length.to_string().as_bytes()), Ok(length));
-    }
-}
-
-/// A head, mostly of a kind that is kept.
-fn a_head() -> impl Strategy<Value = String> {
-    let line = prop::sample::select(vec![
-        "larder-timeout-ms: 1000",
-        "Connection: close",
-        "Content-Length: 7",
-        "Expect: 100-continue",
-        "X:y",
-        "x:  y ",
-        "Host: again",
-        "",
-    ]);
-    let lines = prop::collection::vec(line, 0..10);
-    let methods = prop::sample::select(vec!["GET", "GET", "POST", "\r\nGET", "PUT"]);
-    (methods, lines, any::<bool>()).prop_map(|(method, lines, old)| {
-        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
-        let version = if old { "1.0" } else { "1.1" };
-        format!("{method} /key HTTP/{version}\r\nHost: h\r\n{lines}\r\n")
-    })
 }

@@ -1,24 +1,25 @@
-//! How a server ends.
+//! Shutdown and drop of a server.
 
 use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::support::{Client, ask, eventually, get, serve};
-use crate::ErrorKind;
-use crate::http::{Request, Response, Server};
-use crate::sync::{Arc, Mutex};
+use larder::ErrorKind;
+use larder::http::{Request, Response, Server};
 
-/// A server whose `/wait` says that it was entered and answers when it is let go.
+use super::support::{Client, ask, eventually, get, pool, serve};
+
+/// A server whose handler signals that it was called, and returns when it is released.
 fn waiting_server() -> (Server, Receiver<()>, Sender<()>) {
     let (entered, entries) = channel();
     let (release, releases) = channel();
     let gate = Mutex::new((entered, releases));
     let server = serve(|server| {
         server.fallback(move |_: &Request| {
-            let gate = gate.lock();
-            gate.0.send(()).expect("the test listens");
-            // Nobody left to release it counts as a release.
+            let gate = gate.lock().expect("no panic");
+            gate.0.send(()).expect("the test receives");
+            // A dropped sender releases it too.
             let _ = gate.1.recv();
             Response::text(200, "released")
         })
@@ -29,7 +30,7 @@ fn waiting_server() -> (Server, Receiver<()>, Sender<()>) {
 const WAIT: &str = "GET /wait HTTP/1.1\r\nHost: h\r\n\r\n";
 
 #[test]
-fn idle_connections_are_closed_at_once_and_the_port_is_free() {
+fn shutdown_closes_idle_connections_at_once_and_frees_the_port() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     let mut asked = Client::sending(addr, get("k"));
@@ -49,7 +50,7 @@ fn idle_connections_are_closed_at_once_and_the_port_is_free() {
 }
 
 #[test]
-fn a_request_under_way_finishes() {
+fn shutdown_lets_a_request_finish() {
     let (server, entries, release) = waiting_server();
     let addr = server.local_addr();
     let mut client = Client::sending(addr, WAIT.repeat(2));
@@ -68,13 +69,13 @@ fn a_request_under_way_finishes() {
         (reply.text(), reply.header("Connection")),
         ("released", Some("close"))
     );
-    assert!(client.is_closed(), "what was sent ahead is not answered");
+    assert!(client.is_closed(), "pipelined requests are not answered");
     stopping.join().expect("no panic").expect("in time");
     server.wait();
 }
 
 #[test]
-fn a_request_that_does_not_finish_is_cut_at_the_deadline() {
+fn shutdown_cuts_a_request_off_at_the_deadline() {
     let (server, entries, release) = waiting_server();
     let mut client = Client::sending(server.local_addr(), WAIT);
     entries.recv().expect("it is entered");
@@ -90,7 +91,7 @@ fn a_request_that_does_not_finish_is_cut_at_the_deadline() {
 }
 
 #[test]
-fn dropping_the_server_shuts_it_down() {
+fn drop_shuts_down() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     let mut client = Client::sending(addr, get("k"));
@@ -101,7 +102,7 @@ fn dropping_the_server_shuts_it_down() {
 }
 
 #[test]
-fn under_load_no_answer_is_torn() {
+fn shutdown_under_load_sends_no_partial_response() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     let (progress, progressed) = channel();
@@ -120,7 +121,7 @@ fn under_load_no_answer_is_torn() {
                         Ok(Some(reply)) => assert_eq!(reply.value(), key),
                         Ok(None) => return answered,
                         Err(error) => {
-                            // A request that crossed with the close; nothing of an answer came.
+                            // The request crossed with the close; no byte of a response arrived.
                             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
                             return answered;
                         }
@@ -134,25 +135,23 @@ fn under_load_no_answer_is_torn() {
         })
         .collect();
     for _ in 0..8 {
-        progressed.recv().expect("all get answers");
+        progressed.recv().expect("all get responses");
     }
     server.shutdown(Duration::from_secs(5)).expect("in time");
     assert_eq!(server.connections(), 0);
     TcpListener::bind(addr).expect("the port is free");
     for client in clients {
-        assert!(client.join().expect("no torn answer") >= 50);
+        assert!(client.join().expect("no partial response") >= 50);
     }
 }
 
 #[test]
-fn a_server_that_is_shut_down_can_be_followed_by_another() {
+fn port_can_be_bound_again_after_shutdown() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     assert_eq!(ask(addr, get("k")).value(), "k");
     server.shutdown(Duration::from_secs(5)).expect("in time");
-    let next = crate::http::server::ServerBuilder::new(Some(super::support::endpoint()))
-        .bind(addr)
-        .expect("the same port");
+    let next = pool().serve(addr).expect("the same port");
     assert_eq!(ask(addr, get("k")).value(), "k");
     drop(next);
 }

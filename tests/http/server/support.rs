@@ -1,35 +1,29 @@
-//! What the tests share: groups to ask, and a client that sends exactly the bytes it is given.
+//! A pool with groups to ask, and a client that sends exactly the bytes it is given.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::context::Context;
-use crate::error::{BoxError, Error};
-use crate::http::config::Config;
-use crate::http::server::answer::Endpoint;
-use crate::http::server::{Server, ServerBuilder};
-use crate::registry::Registry;
-use crate::sink::Sink;
-use crate::sync::Arc;
-use crate::wire;
+use larder::http::{HttpPool, HttpPoolBuilder, Server, ServerBuilder};
+use larder::pb::GetResponse;
+use larder::{BoxError, Context, Error, Registry, Sink};
+use quick_protobuf::{BytesReader, MessageRead};
 
-/// An endpoint with the group `echo`, which answers most keys with themselves; see [`load`].
-pub fn endpoint() -> Endpoint {
+/// A pool with the group `echo`, which answers most keys with themselves; see [`load`].
+pub fn pool() -> HttpPool {
+    pool_with(|builder| builder)
+}
+
+pub fn pool_with(options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
     let registry = Registry::new();
     registry
         .new_group("echo", 1 << 20, load)
         .expect("a new group");
-    Endpoint {
-        registry,
-        plus_is_space: false,
-        context: None,
-        config: Arc::new(Config {
-            max_batch_keys: 8,
-            max_batch_bytes: 4096,
-            ..Config::default()
-        }),
-    }
+    let builder = HttpPool::builder("http://127.0.0.1:1")
+        .registry(&registry)
+        .max_batch_keys(8)
+        .max_batch_bytes(4096);
+    options(builder).build().expect("a pool")
 }
 
 fn load(ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
@@ -54,12 +48,12 @@ fn load(ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
     }
 }
 
-/// What a context hook puts in, for the key `request id?`.
+/// The value that a context hook sets, for the key `request id?`.
 pub struct RequestId(pub String);
 
-/// A server for [`endpoint`], with what `set_up` changes.
+/// A server for [`pool`], with the options of `set_up`.
 pub fn serve(set_up: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Server {
-    set_up(ServerBuilder::new(Some(endpoint())))
+    set_up(pool().server())
         .bind("127.0.0.1:0")
         .expect("a server")
 }
@@ -69,7 +63,7 @@ pub fn get(key: &str) -> String {
     format!("GET /_groupcache/echo/{key} HTTP/1.1\r\nHost: h\r\n\r\n")
 }
 
-/// An answer as it came.
+/// A response as it was received.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -93,15 +87,23 @@ impl Reply {
         std::str::from_utf8(&self.body).expect("text")
     }
 
-    /// The value of a cache's answer.
-    pub fn value(&self) -> &str {
+    /// The value in a response of the cache.
+    pub fn value(&self) -> String {
         assert_eq!(self.status, 200, "{self:?}");
-        assert_eq!(self.header("Content-Type"), Some(wire::CONTENT_TYPE));
-        assert_eq!(self.header("Server"), Some(wire::SERVER));
-        let decoded = wire::decode_response(&self.body).expect("a GetResponse");
-        std::str::from_utf8(decoded.value).expect("text")
+        assert_eq!(self.header("Content-Type"), Some(PROTOBUF));
+        assert_eq!(self.header("Server"), Some("larder"));
+        let value = self.decoded().value.expect("a value").into_owned();
+        String::from_utf8(value).expect("text")
+    }
+
+    pub fn decoded(&self) -> GetResponse<'_> {
+        let mut reader = BytesReader::from_bytes(&self.body);
+        GetResponse::from_reader(&mut reader, &self.body).expect("a GetResponse")
     }
 }
+
+/// The content type of protobuf bodies.
+pub const PROTOBUF: &str = "application/x-protobuf";
 
 /// A connection to a server under test. Every wait of it ends after 10 s.
 pub struct Client {
@@ -126,7 +128,7 @@ impl Client {
         }
     }
 
-    /// A connection on which `bytes` were sent.
+    /// A connection on which `bytes` have been sent.
     pub fn sending(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> Client {
         let mut client = Client::connect(addr);
         client.send(bytes);
@@ -145,24 +147,26 @@ impl Client {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// Says that nothing more is sent.
+    /// Closes the sending side.
     pub fn end(&mut self) {
         self.stream().shutdown(Shutdown::Write).expect("shutdown");
     }
 
-    /// The next answer, which has to be whole.
+    /// The next response, which has to be whole.
     pub fn reply(&mut self) -> Reply {
-        self.try_reply(true).expect("an answer").expect("an answer")
+        self.try_reply(true)
+            .expect("a response")
+            .expect("a response")
     }
 
-    /// The head of the next answer and no body: what a `HEAD` gets.
+    /// The head of the next response, without a body, as for `HEAD`.
     pub fn reply_head(&mut self) -> Reply {
         self.try_reply(false)
-            .expect("an answer")
-            .expect("an answer")
+            .expect("a response")
+            .expect("a response")
     }
 
-    /// The next answer; `None` if the connection ends before its first byte.
+    /// The next response; `None` if the connection ends before its first byte.
     pub fn try_reply(&mut self, with_body: bool) -> io::Result<Option<Reply>> {
         let Some(status_line) = self.line()? else {
             return Ok(None);
@@ -220,15 +224,15 @@ impl Client {
     }
 }
 
-/// Sends `bytes` on a connection of its own and returns the answer.
+/// Sends `bytes` on a new connection and returns the response.
 pub fn ask(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> Reply {
     Client::sending(addr, bytes).reply()
 }
 
-/// Asks until the answer is as wanted, for what happens soon and reports no event.
-pub fn eventually(mut what: impl FnMut() -> bool) {
+/// Polls until `condition` holds, for changes that report no event.
+pub fn eventually(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !what() {
+    while !condition() {
         assert!(Instant::now() < deadline, "it did not happen in 10 s");
         std::thread::sleep(Duration::from_millis(2));
     }

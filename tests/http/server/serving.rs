@@ -1,10 +1,13 @@
-//! What honest clients and the program's own handler get.
+//! Well-behaved clients and the fallback handler.
 
-use super::support::{Client, ask, get, serve};
-use crate::http::server::ServerBuilder;
-use crate::http::{Request, Response};
+use std::time::Duration;
 
-/// Answers with what it was asked.
+use larder::ErrorKind;
+use larder::http::{Request, Response, ServerBuilder};
+
+use super::support::{Client, ask, get, pool, pool_with, serve};
+
+/// Responds with the request as text.
 fn mirror(request: &Request<'_>) -> Response {
     if request.path() == "/panic" {
         panic!("a handler that panics");
@@ -23,7 +26,7 @@ fn mirror(request: &Request<'_>) -> Response {
 }
 
 #[test]
-fn the_fallback_gets_what_lies_outside_the_base_path() {
+fn fallback_gets_requests_outside_the_base_path() {
     let server = serve(|server| server.fallback(mirror));
     let mut client = Client::connect(server.local_addr());
     client.send(
@@ -42,8 +45,9 @@ fn the_fallback_gets_what_lies_outside_the_base_path() {
 }
 
 #[test]
-fn a_server_may_have_no_groups_at_all() {
-    let server = ServerBuilder::new(None)
+fn fallback_gets_the_default_base_path_if_the_pool_has_another() {
+    let server = pool_with(|builder| builder.base_path("/elsewhere/"))
+        .server()
         .fallback(mirror)
         .bind("127.0.0.1:0")
         .expect("a server");
@@ -63,7 +67,7 @@ fn head_is_answered_without_the_body() {
 }
 
 #[test]
-fn a_handlers_panic_is_500_and_the_connection_goes_on() {
+fn handler_panic_is_500_and_connection_stays_open() {
     let server = serve(|server| server.fallback(mirror));
     let mut client = Client::sending(
         server.local_addr(),
@@ -75,7 +79,7 @@ fn a_handlers_panic_is_500_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_client_that_waits_to_send_its_body_is_told_to() {
+fn client_that_expects_continue_gets_it() {
     let server = serve(|server| server.fallback(mirror));
     let mut client = Client::sending(
         server.local_addr(),
@@ -84,13 +88,13 @@ fn a_client_that_waits_to_send_its_body_is_told_to() {
     assert_eq!(client.reply_head().status, 100);
     client.send("abc");
     assert_eq!(client.reply().text(), "PUT / None None abc");
-    // One that did not wait is not told.
+    // A client that did not wait gets no 100.
     client.send("PUT / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nd");
     assert_eq!(client.reply().text(), "PUT / None None d");
 }
 
 #[test]
-fn requests_and_bodies_may_be_cut_anywhere() {
+fn requests_and_bodies_may_arrive_in_any_pieces() {
     let server = serve(|server| server.fallback(mirror));
     let body = "x".repeat(3000);
     let put = format!("PUT /p HTTP/1.1\r\nHost: h\r\nContent-Length: 3000\r\n\r\n{body}");
@@ -111,7 +115,7 @@ fn requests_and_bodies_may_be_cut_anywhere() {
 }
 
 #[test]
-fn two_hundred_clients_of_this_machine_are_served_at_once() {
+fn two_hundred_loopback_clients_are_served_at_once() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     let mut clients: Vec<_> = (0..200).map(|_| Client::connect(addr)).collect();
@@ -125,12 +129,11 @@ fn two_hundred_clients_of_this_machine_are_served_at_once() {
 
 #[test]
 fn limits_out_of_range_are_refused() {
-    use std::time::Duration;
     let refused = |set_up: fn(ServerBuilder) -> ServerBuilder| {
-        let error = set_up(ServerBuilder::new(None))
+        let error = set_up(pool().server())
             .bind("127.0.0.1:0")
             .expect_err("refused");
-        assert_eq!(error.kind(), crate::ErrorKind::InvalidOption);
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
     };
     refused(|server| server.max_connections(0));
     refused(|server| server.max_connections_per_addr(0));

@@ -1,15 +1,19 @@
-//! The same requests get the same answers from our server and from tiny_http.
+//! The server and tiny_http answer the same requests with the same responses.
 
 use std::net::SocketAddr;
+#[cfg(feature = "tiny_http")]
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use super::support::{Client, Reply, RequestId, ask, endpoint, get};
-use crate::context::Context;
-use crate::http::server::answer::Endpoint;
-use crate::http::server::{Server, ServerBuilder};
-use crate::sync::Arc;
-use crate::wire;
+use larder::consistent_hash::Preset;
+use larder::http::{HttpPool, Server};
+use larder::pb::{GetManyRequest, GetManyResponse};
+use larder::{Context, ProtoMessage};
+use quick_protobuf::{BytesReader, MessageRead};
 
-/// Something that answers for an endpoint while it lives.
+use super::support::{Client, PROTOBUF, Reply, RequestId, ask, get, pool, pool_with};
+
+/// A server of a pool, until it is dropped.
 trait Front {
     fn addr(&self) -> SocketAddr;
 }
@@ -29,18 +33,18 @@ struct Tiny {
 
 #[cfg(feature = "tiny_http")]
 impl Tiny {
-    fn start(endpoint: Endpoint) -> Self {
-        use crate::http::server::tiny::{bind, handle};
-        let server = Arc::new(bind("127.0.0.1:0").expect("bind"));
+    fn start(pool: HttpPool) -> Self {
+        let server = Arc::new(larder::http::tiny::bind("127.0.0.1:0").expect("bind"));
         let receiving = server.clone();
         let thread = std::thread::spawn(move || {
             for request in receiving.incoming_requests() {
-                let done = if endpoint.owns(request.url()) {
-                    handle(&endpoint, request)
+                if pool.matches(request.url()) {
+                    pool.handle(request)
+                        .expect("a client that is gone is no error");
                 } else {
-                    request.respond(tiny_http::Response::empty(404))
-                };
-                done.expect("no error but that the client is gone");
+                    let response = tiny_http::Response::empty(404);
+                    request.respond(response).expect("the client is there");
+                }
             }
         });
         Tiny {
@@ -66,15 +70,13 @@ impl Drop for Tiny {
     }
 }
 
-/// Runs `check` against both fronts, each with an endpoint of its own.
-fn on_both(endpoint: impl Fn() -> Endpoint, check: impl Fn(SocketAddr)) {
-    let ours = ServerBuilder::new(Some(endpoint()))
-        .bind("127.0.0.1:0")
-        .expect("a server");
+/// Runs `check` against both fronts, each with a pool of its own.
+fn on_both(pool: impl Fn() -> HttpPool, check: impl Fn(SocketAddr)) {
+    let server = pool().serve("127.0.0.1:0").expect("a server");
     #[cfg(feature = "tiny_http")]
-    let tiny = Tiny::start(endpoint());
+    let tiny = Tiny::start(pool());
     let fronts: &[&dyn Front] = &[
-        &ours,
+        &server,
         #[cfg(feature = "tiny_http")]
         &tiny,
     ];
@@ -84,12 +86,12 @@ fn on_both(endpoint: impl Fn() -> Endpoint, check: impl Fn(SocketAddr)) {
 }
 
 fn error_code(reply: &Reply) -> Option<&str> {
-    reply.header(wire::ERROR_HEADER)
+    reply.header("larder-error")
 }
 
 #[test]
-fn a_key_is_decoded_once_and_never_resolved() {
-    on_both(endpoint, |addr| {
+fn key_is_decoded_once_and_not_resolved() {
+    on_both(pool, |addr| {
         for (sent, key) in [
             ("red", "red"),
             ("", ""),
@@ -115,19 +117,16 @@ fn a_key_is_decoded_once_and_never_resolved() {
 }
 
 #[test]
-fn a_raw_plus_is_a_space_under_golangs_preset() {
-    let golang = || Endpoint {
-        plus_is_space: true,
-        ..endpoint()
-    };
+fn raw_plus_is_a_space_under_golangs_preset() {
+    let golang = || pool_with(|builder| builder.preset(Preset::Golang));
     on_both(golang, |addr| {
         assert_eq!(ask(addr, get("a+b%2Bc")).value(), "a b+c");
     });
 }
 
 #[test]
-fn a_malformed_path_is_400() {
-    on_both(endpoint, |addr| {
+fn malformed_path_is_400() {
+    on_both(pool, |addr| {
         for path in ["", "echo", "/k", "echo/%zz", "echo/%", "echo/%ff", "%ff/k"] {
             let request = format!("GET /_groupcache/{path} HTTP/1.1\r\nHost: h\r\n\r\n");
             let reply = ask(addr, request);
@@ -137,16 +136,16 @@ fn a_malformed_path_is_400() {
 }
 
 #[test]
-fn an_absolute_target_is_its_path() {
-    on_both(endpoint, |addr| {
+fn absolute_target_is_reduced_to_its_path() {
+    on_both(pool, |addr| {
         let request = "GET http://h:1/_groupcache/echo/k HTTP/1.1\r\nHost: h:1\r\n\r\n";
         assert_eq!(ask(addr, request).value(), "k");
     });
 }
 
 #[test]
-fn what_is_outside_the_base_path_is_404_without_a_code() {
-    on_both(endpoint, |addr| {
+fn path_outside_the_base_is_404_without_a_code() {
+    on_both(pool, |addr| {
         for path in [
             "/",
             "/_groupcache",
@@ -160,8 +159,8 @@ fn what_is_outside_the_base_path_is_404_without_a_code() {
 }
 
 #[test]
-fn errors_come_with_their_kind_and_their_text() {
-    on_both(endpoint, |addr| {
+fn errors_carry_their_kind_and_text() {
+    on_both(pool, |addr| {
         for (key, status, code, text) in [
             ("missing", 404, "not-found", "no key called missing"),
             ("broken", 503, "getter", "out of\r\npaint"),
@@ -186,20 +185,19 @@ fn errors_come_with_their_kind_and_their_text() {
 }
 
 #[test]
-fn a_getters_panic_is_an_answer_and_the_connection_goes_on() {
-    on_both(endpoint, |addr| {
+fn getter_panic_is_reported_and_connection_stays_open() {
+    on_both(pool, |addr| {
         let mut client = Client::sending(addr, get("panic"));
         let reply = client.reply();
-        let (status, code) = wire::status_of(crate::ErrorKind::GetterPanicked);
-        assert_eq!((reply.status, error_code(&reply)), (status, Some(code)));
+        assert_eq!((reply.status, error_code(&reply)), (503, Some("panicked")));
         client.send(get("next"));
         assert_eq!(client.reply().value(), "next");
     });
 }
 
 #[test]
-fn other_methods_are_405_and_told_what_is_allowed() {
-    on_both(endpoint, |addr| {
+fn other_methods_are_405_with_allow() {
+    on_both(pool, |addr| {
         for method in ["POST", "DELETE", "OPTIONS", "BREW"] {
             let request = get("k").replace("GET", method);
             let reply = ask(addr, request);
@@ -213,10 +211,10 @@ fn other_methods_are_405_and_told_what_is_allowed() {
 }
 
 #[test]
-fn the_callers_remaining_time_becomes_a_deadline() {
-    on_both(endpoint, |addr| {
+fn timeout_header_becomes_a_deadline() {
+    on_both(pool, |addr| {
         let within = |key: &str, timeout: &str| {
-            let lines = format!("Host: h\r\n{}: {timeout}", wire::TIMEOUT_HEADER);
+            let lines = format!("Host: h\r\nlarder-timeout-ms: {timeout}");
             ask(addr, get(key).replace("Host: h", &lines))
         };
         assert_eq!(within("deadline%3F", "10000").value(), "some");
@@ -226,30 +224,31 @@ fn the_callers_remaining_time_becomes_a_deadline() {
             assert_eq!(within("k", timeout).status, 400, "{timeout:?}");
         }
     });
-    on_both(endpoint, |addr| {
+    on_both(pool, |addr| {
         assert_eq!(ask(addr, get("deadline%3F")).value(), "none");
     });
 }
 
 #[test]
-fn what_expires_says_when_by_both_clocks() {
-    on_both(endpoint, |addr| {
+fn expiring_value_has_ttl_and_wall_clock_expiry() {
+    on_both(pool, |addr| {
         let reply = ask(addr, get("mortal"));
-        let decoded = wire::decode_response(&reply.body).expect("a GetResponse");
+        let decoded = reply.decoded();
         let ttl = decoded.ttl_nanos.expect("a time to live");
         assert!((50_000_000_000..=60_000_000_000).contains(&ttl), "{ttl}");
-        let expire = decoded.expire_unix_nanos.expect("a time");
-        let from_now = expire - crate::Clock::system().unix_nanos();
-        assert!((50_000_000_000..=60_000_000_000).contains(&from_now));
+        let expire = Duration::from_nanos(decoded.expire.expect("a time").unsigned_abs());
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let from_now = expire - since_epoch.expect("after 1970");
+        assert!((50..=60).contains(&from_now.as_secs()), "{from_now:?}");
         let immortal = ask(addr, get("immortal"));
-        let decoded = wire::decode_response(&immortal.body).expect("a GetResponse");
-        assert_eq!((decoded.ttl_nanos, decoded.expire_unix_nanos), (None, None));
+        let decoded = immortal.decoded();
+        assert_eq!((decoded.ttl_nanos, decoded.expire), (None, None));
     });
 }
 
 #[test]
-fn a_connection_is_kept_and_closed_as_the_client_says() {
-    on_both(endpoint, |addr| {
+fn connection_header_of_the_client_is_obeyed() {
+    on_both(pool, |addr| {
         let mut client = Client::connect(addr);
         for key in ["a", "b", "missing", "c"] {
             client.send(get(key));
@@ -259,7 +258,7 @@ fn a_connection_is_kept_and_closed_as_the_client_says() {
         client.send(get("last").replace("Host: h", "Host: h\r\nConnection: close"));
         let reply = client.reply();
         assert_eq!(
-            (reply.value(), reply.header("Connection")),
+            (reply.value().as_str(), reply.header("Connection")),
             ("last", Some("close"))
         );
         assert!(client.is_closed());
@@ -279,8 +278,8 @@ fn a_connection_is_kept_and_closed_as_the_client_says() {
 }
 
 #[test]
-fn requests_sent_ahead_are_answered_in_turn() {
-    on_both(endpoint, |addr| {
+fn pipelined_requests_are_answered_in_order() {
+    on_both(pool, |addr| {
         let requests: String = (0..100).map(|n| get(&n.to_string())).collect();
         let mut client = Client::sending(addr, requests);
         for n in 0..100 {
@@ -290,8 +289,8 @@ fn requests_sent_ahead_are_answered_in_turn() {
 }
 
 #[test]
-fn a_body_that_came_with_a_get_is_passed_over() {
-    on_both(endpoint, |addr| {
+fn body_of_a_get_is_skipped() {
+    on_both(pool, |addr| {
         for len in [1, 5000] {
             let head =
                 get("k").replacen("\r\n\r\n", &format!("\r\nContent-Length: {len}\r\n\r\n"), 1);
@@ -304,8 +303,8 @@ fn a_body_that_came_with_a_get_is_passed_over() {
 }
 
 #[test]
-fn requests_that_read_in_two_ways_are_refused() {
-    on_both(endpoint, |addr| {
+fn ambiguous_requests_are_refused() {
+    on_both(pool, |addr| {
         for (lines, status) in [
             ("Host: h\r\nContent-Length: 1\r\nContent-Length: 1\r\n", 400),
             ("Host: h\r\nContent-Length: +0\r\n", 400),
@@ -330,22 +329,23 @@ fn requests_that_read_in_two_ways_are_refused() {
 }
 
 #[test]
-fn an_announced_body_over_the_limit_is_refused_before_it_is_sent() {
-    on_both(endpoint, |addr| {
+fn announced_body_over_the_limit_is_refused_before_it_is_sent() {
+    on_both(pool, |addr| {
         let announced = get("k").replace("Host: h", "Host: h\r\nContent-Length: 2000000");
         assert_eq!(ask(addr, announced).status, 413);
     });
 }
 
 #[test]
-fn the_context_hook_sees_the_request() {
-    let hooked = || Endpoint {
-        context: Some(Arc::new(|request| {
-            let id = request.header("x-request-id").unwrap_or_default();
-            assert!(id != "panic", "a hook that panics");
-            Context::background().with_value(RequestId(id.to_owned()))
-        })),
-        ..endpoint()
+fn context_hook_gets_the_request() {
+    let hooked = || {
+        pool_with(|builder| {
+            builder.context(|request| {
+                let id = request.header("x-request-id").unwrap_or_default();
+                assert!(id != "panic", "a hook that panics");
+                Context::background().with_value(RequestId(id.to_owned()))
+            })
+        })
     };
     on_both(hooked, |addr| {
         let mut client = Client::connect(addr);
@@ -359,16 +359,38 @@ fn the_context_hook_sees_the_request() {
     });
 }
 
-/// A request for several keys of `group`, and the values in the answer.
-fn ask_many(addr: SocketAddr, group: &str, keys: &[&str], max_bytes: usize) -> Vec<Option<String>> {
-    let body = wire::many_request(keys, max_bytes).expect("it encodes");
-    let reply = post(addr, group, &body);
+/// Sends a request for several keys of `group`, and returns the values of the response.
+fn ask_many(addr: SocketAddr, group: &str, keys: &[&str], max_bytes: u64) -> Vec<Option<String>> {
+    let reply = post(addr, group, &many_request(keys, max_bytes));
     assert_eq!(reply.status, 200, "{reply:?}");
-    assert_eq!(reply.header("Content-Type"), Some(wire::CONTENT_TYPE));
-    let slots = wire::decode_many_response(&reply.body, keys.len()).expect("a GetManyResponse");
-    let text =
-        |value: wire::ManyValue| String::from_utf8(reply.body[value.range].to_vec()).expect("text");
-    slots.into_iter().map(|slot| slot.map(text)).collect()
+    assert_eq!(reply.header("Content-Type"), Some(PROTOBUF));
+    let message =
+        GetManyResponse::from_reader(&mut BytesReader::from_bytes(&reply.body), &reply.body)
+            .expect("a GetManyResponse");
+    let found = message.found.expect("the states of the keys");
+    assert_eq!(found.len(), keys.len());
+    assert_eq!(
+        found.iter().filter(|&&state| state == 2).count(),
+        message.ttl_nanos.len(),
+        "a time to live for each value that has one"
+    );
+    let mut values = message.values.iter();
+    let mut value = || String::from_utf8(values.next()?.to_vec()).ok();
+    let slots = found.iter().map(|&state| {
+        let value = (state > 0).then(&mut value);
+        value.map(|value| value.expect("a value for each key that was found"))
+    });
+    let slots = slots.collect();
+    assert_eq!(values.next(), None, "no more values than keys");
+    slots
+}
+
+fn many_request(keys: &[&str], max_bytes: u64) -> Vec<u8> {
+    let message = GetManyRequest {
+        keys: keys.iter().map(|&key| key.into()).collect(),
+        max_bytes: Some(max_bytes),
+    };
+    message.encode().expect("it encodes")
 }
 
 fn post(addr: SocketAddr, group: &str, body: &[u8]) -> Reply {
@@ -380,8 +402,8 @@ fn post(addr: SocketAddr, group: &str, body: &[u8]) -> Reply {
 }
 
 #[test]
-fn several_keys_are_answered_from_the_store_alone() {
-    on_both(endpoint, |addr| {
+fn batch_is_answered_from_the_store_alone() {
+    on_both(pool, |addr| {
         let long = "v".repeat(3000);
         for key in ["a", "b", "mortal", "", &long] {
             assert_eq!(ask(addr, get(key)).value(), key);
@@ -408,8 +430,8 @@ fn several_keys_are_answered_from_the_store_alone() {
 }
 
 #[test]
-fn an_answer_with_several_values_has_its_bounds() {
-    on_both(endpoint, |addr| {
+fn batch_is_bounded_in_keys_and_bytes() {
+    on_both(pool, |addr| {
         let (long, longer) = ("v".repeat(3000), "w".repeat(2000));
         for key in ["a", "b", &long, &longer] {
             ask(addr, get(key));
@@ -418,24 +440,24 @@ fn an_answer_with_several_values_has_its_bounds() {
             let values = ask_many(addr, "echo", keys, max_bytes);
             values.into_iter().flatten().count()
         };
-        // The endpoint allows 8 keys and 4096 bytes.
+        // The pool allows 8 keys and 4096 bytes.
         assert_eq!(count(&["a"; 20], 10_000), 8);
-        assert_eq!(count(&[&long, &longer, "a"], usize::MAX), 2);
+        assert_eq!(count(&[&long, &longer, "a"], u64::MAX), 2);
         assert_eq!(count(&["a", "b"], 1), 1);
         assert_eq!(count(&["a", "b"], 0), 0);
     });
 }
 
 #[test]
-fn a_request_for_several_keys_can_be_wrong() {
-    on_both(endpoint, |addr| {
-        let body = wire::many_request(&["a"], 1000).expect("it encodes");
+fn malformed_batches_are_refused() {
+    on_both(pool, |addr| {
+        let body = many_request(&["a"], 1000);
         let reply = post(addr, "nobody", &body);
         assert_eq!(
             (reply.status, error_code(&reply)),
             (404, Some("unknown-group"))
         );
-        let many = wire::many_request(&[""; 5000], 1000).expect("it encodes");
+        let many = many_request(&[""; 5000], 1000);
         for wrong in [&b"<html>"[..], &body[..2], &many] {
             let reply = post(addr, "echo", wrong);
             assert_eq!((reply.status, error_code(&reply)), (400, None));

@@ -1,4 +1,4 @@
-//! What happens when the system has no descriptors left.
+//! Accepting while the process has no descriptors left.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -7,25 +7,30 @@ use std::time::{Duration, Instant};
 
 use super::support::{Client, get, serve};
 
-/// Set in the process that [`descriptors_run_out_and_come_back`] starts.
+/// Set in the process that the test starts.
 const CHILD: &str = "LARDER_TEST_STARVED";
 
 /// Runs itself in a process that may open only 40 descriptors.
 #[test]
-fn descriptors_run_out_and_come_back() {
+fn server_accepts_again_after_descriptors_ran_out() {
     if std::env::var_os(CHILD).is_some() {
         return starve();
     }
     let this = std::env::current_exe().expect("the test's own path");
-    let name = "http::tests::starvation::descriptors_run_out_and_come_back";
-    let status = Command::new("sh")
+    let name = "server::starvation::server_accepts_again_after_descriptors_ran_out";
+    let output = Command::new("sh")
         .args(["-c", "ulimit -n 40 && exec \"$0\" --exact \"$1\""])
         .arg(this)
         .arg(name)
         .env(CHILD, "1")
-        .status()
+        .output()
         .expect("a shell");
-    assert!(status.success());
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("1 passed"),
+        "the name is that of this test: {told}"
+    );
 }
 
 fn starve() {
@@ -38,9 +43,9 @@ fn starve() {
         files.push(file);
         assert!(files.len() < 40);
     }
-    // Each client takes a descriptor, and needs another to be accepted with. Whether the accept
-    // thread gets the ones in between, or has one in reserve, is a matter of the moment; not all
-    // of these clients can be accepted.
+    // Each client takes a descriptor, and the server needs another one to accept it. Timing decides
+    // whether the accept thread gets the ones that are free in between; it cannot accept all of these
+    // clients.
     let mut late = Vec::new();
     while late.len() < 3 {
         files.pop().expect("descriptors are left to give back");

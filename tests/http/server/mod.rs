@@ -1,4 +1,4 @@
-//! The server and the tiny_http front, over real sockets.
+//! The server and the peer path in tiny_http.
 
 mod conformance;
 mod limits;

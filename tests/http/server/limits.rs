@@ -1,24 +1,25 @@
-//! What a hostile or a slow client gets, and what it costs.
+//! Hostile and slow clients: the responses they get, and the resources they use.
 
 use std::time::{Duration, Instant};
 
+use larder::ByteView;
+use larder::http::{Request, Response};
+
 use super::support::{Client, ask, eventually, get, serve};
-use crate::byteview::ByteView;
-use crate::http::{Request, Response};
 
 const SHORT: Duration = Duration::from_millis(150);
 
-/// Loads of time for a deadline of [`SHORT`] on a busy machine, and far from any default.
+/// Much longer than [`SHORT`] takes on a busy machine, and shorter than any default.
 const SOON: Duration = Duration::from_secs(4);
 
 #[test]
-fn half_a_head_is_refused_at_the_deadline_however_it_drips() {
+fn incomplete_head_is_refused_at_the_deadline_however_it_arrives() {
     let server = serve(|server| server.head_timeout(SHORT));
     let started = Instant::now();
     let mut still = Client::sending(server.local_addr(), "GET / HTTP/1.1\r\nHost: h\r\n");
     let mut dripping = Client::connect(server.local_addr());
     for byte in b"GET /a-path-that-is-never-whole".iter().cycle() {
-        // Each byte comes well within the time limit, and all of them do not.
+        // Each byte arrives well within the time limit; all of them together do not.
         std::thread::sleep(SHORT / 10);
         if started.elapsed() > 2 * SHORT || dripping.try_send(&[*byte]).is_err() {
             break;
@@ -33,7 +34,7 @@ fn half_a_head_is_refused_at_the_deadline_however_it_drips() {
 }
 
 #[test]
-fn half_a_body_is_refused_at_the_deadline() {
+fn incomplete_body_is_refused_at_the_deadline() {
     let server = serve(|server| server.body_timeout(SHORT));
     let head = get("k").replace("Host: h", "Host: h\r\nContent-Length: 4000");
     let started = Instant::now();
@@ -44,7 +45,7 @@ fn half_a_body_is_refused_at_the_deadline() {
 }
 
 #[test]
-fn a_connection_that_asks_nothing_is_closed_without_an_answer() {
+fn silent_connection_is_closed_without_a_response() {
     let server = serve(|server| server.head_timeout(SHORT));
     let started = Instant::now();
     assert!(Client::connect(server.local_addr()).is_closed());
@@ -52,7 +53,7 @@ fn a_connection_that_asks_nothing_is_closed_without_an_answer() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_and_a_head_in_pieces_does_not_change_when() {
+fn idle_connection_is_closed_also_after_a_head_in_pieces() {
     let server = serve(|server| {
         server
             .idle_timeout(2 * SHORT)
@@ -76,7 +77,8 @@ fn connections_over_the_limit_are_refused_until_one_ends() {
     let addr = server.local_addr();
     let mut first = Client::sending(addr, get("a"));
     let mut second = Client::sending(addr, get("b"));
-    assert_eq!((first.reply().value(), second.reply().value()), ("a", "b"));
+    assert_eq!(first.reply().value(), "a");
+    assert_eq!(second.reply().value(), "b");
     for _ in 0..50 {
         let mut third = Client::sending(addr, get("c"));
         assert_eq!(third.reply().status, 503);
@@ -90,8 +92,8 @@ fn connections_over_the_limit_are_refused_until_one_ends() {
 }
 
 #[test]
-fn a_thread_that_cannot_be_started_is_a_refusal() {
-    // More address space than there is: what the system does when threads run out.
+fn connection_is_refused_if_no_thread_can_be_started() {
+    // More address space than there is: the same error as when threads run out.
     let server = serve(|server| server.stack_size(1 << 46));
     for _ in 0..20 {
         assert_eq!(ask(server.local_addr(), get("k")).status, 503);
@@ -100,7 +102,7 @@ fn a_thread_that_cannot_be_started_is_a_refusal() {
 }
 
 #[test]
-fn heads_over_the_limit_are_refused_and_not_kept() {
+fn heads_over_the_limit_are_refused_and_not_buffered() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     let long_key = "k".repeat(9 << 10);
@@ -111,7 +113,7 @@ fn heads_over_the_limit_are_refused_and_not_kept() {
     let head = get("k").replace("Host: h", &format!("{fields}Host: h"));
     assert_eq!(ask(addr, head).status, 431);
 
-    // A field that does not end: the server stops to listen long before it was sent.
+    // A field without an end: the server stops reading long before 100 MB.
     let mut client = Client::sending(addr, "GET / HTTP/1.1\r\nHost: h\r\nA: ");
     let megabyte = vec![b'a'; 1 << 20];
     let sent = (0..100).take_while(|_| client.try_send(&megabyte).is_ok());
@@ -120,12 +122,12 @@ fn heads_over_the_limit_are_refused_and_not_kept() {
     let fits = "k".repeat(8 << 10);
     let fits = &fits[..fits.len() - get("").len()];
     assert_eq!(get(fits).len(), 8 << 10);
-    // Over the group's limit for keys, or found: the head was read.
+    // Whether the key is too long for the group or not: the head was read.
     assert_ne!(ask(addr, get(fits)).status, 431);
 }
 
 #[test]
-fn lengths_are_checked_before_anything_is_read_or_taken() {
+fn lengths_are_checked_before_reading_or_allocating() {
     let server = serve(|server| server.max_body_size(100));
     let addr = server.local_addr();
     for (length, status) in [
@@ -145,7 +147,7 @@ fn lengths_are_checked_before_anything_is_read_or_taken() {
 }
 
 #[test]
-fn a_refused_request_gets_one_answer_and_the_connection_ends() {
+fn refused_request_gets_one_response_and_ends_the_connection() {
     let server = serve(|server| server);
     for smuggled in [
         "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\n",
@@ -161,7 +163,7 @@ fn a_refused_request_gets_one_answer_and_the_connection_ends() {
 }
 
 #[test]
-fn a_client_that_sends_ahead_without_end_takes_no_more_memory() {
+fn endless_pipelining_is_bounded_by_tcp() {
     let server = serve(|server| server);
     let mut sender = Client::connect(server.local_addr());
     let mut receiver = sender.stream().try_clone().expect("a second handle");
@@ -189,23 +191,24 @@ fn a_client_that_sends_ahead_without_end_takes_no_more_memory() {
     assert_eq!(
         received % (ROUNDS * PIPELINED),
         0,
-        "every answer, and whole"
+        "every response, and whole"
     );
     assert!(received / (ROUNDS * PIPELINED) > answer_len);
 }
 
 #[test]
-fn a_client_that_reads_nothing_is_given_up() {
+fn connection_of_a_client_that_reads_nothing_is_closed() {
     let server = serve(|server| server.write_timeout(SHORT));
     let mut client = Client::connect(server.local_addr());
     let batch = get("k").repeat(500);
-    // Until the buffers of both sides are full and the server waits to write; then it closes.
+    // Until the buffers of both sides are full and the server waits to write; then it closes the
+    // connection.
     while client.try_send(batch.as_bytes()).is_ok() {}
     eventually(|| server.connections() == 0);
 }
 
 #[test]
-fn a_large_answer_is_whole_for_a_slow_reader_and_not_for_one_too_slow() {
+fn large_response_is_whole_for_a_slow_reader_and_cut_for_one_that_is_too_slow() {
     let value: ByteView = (0..8 << 20)
         .map(|n: u32| (n % 251) as u8)
         .collect::<Vec<u8>>()

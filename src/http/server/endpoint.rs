@@ -1,0 +1,157 @@
+//! Responses to the requests of peers; the server and tiny_http share it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::handler::Request;
+use super::head::split_target;
+use super::response::Response;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::Group;
+use crate::http::config::Config;
+use crate::peers::PeerResponse;
+use crate::registry::Registry;
+use crate::sync::Arc;
+use crate::wire::{self, ManyBody, PathError};
+
+/// Makes the context of a peer's request: request ids, tighter deadlines.
+pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
+
+/// The path below which peers reach the groups of a registry.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    pub registry: Registry,
+    pub config: Arc<Config>,
+    /// Whether a raw `+` in a path is a space, as golang/groupcache's client means it.
+    pub plus_is_space: bool,
+    pub context: Option<Arc<ContextHook>>,
+}
+
+impl Endpoint {
+    /// Whether a request with this target, still escaped, is for the groups.
+    pub(crate) fn owns(&self, target: &str) -> bool {
+        split_target("GET", target).is_ok_and(|(path, _)| path.starts_with(&self.config.base_path))
+    }
+
+    /// The response to `request`; `None` if its path is not below the base path.
+    ///
+    /// Does not unwind. Runs user code on this thread: the context hook, and the getter if the request
+    /// has no deadline.
+    pub(crate) fn respond(&self, request: &Request<'_>) -> Option<Response> {
+        let (base, path) = (&self.config.base_path, request.path());
+        if request.method() == "POST" {
+            if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
+                let response = group
+                    .map_err(bad_path)
+                    .and_then(|group| self.get_many(request, &group));
+                return Some(response.unwrap_or_else(|error| error));
+            }
+        }
+        let response = match wire::parse_path(base, path, self.plus_is_space) {
+            Err(PathError::Outside) => return None,
+            _ if request.method() != "GET" => Err(method_not_allowed()),
+            Err(error) => Err(bad_path(error)),
+            Ok(path) => self.get(request, &path.group, &path.key),
+        };
+        Some(response.unwrap_or_else(|error| error))
+    }
+
+    fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Response, Response> {
+        let group = self.group(group)?;
+        let ctx = self.context_of(request)?;
+        let found = load(&group, &ctx, key).map_err(|error| failed(&error))?;
+        let ttl_nanos = found.ttl.map(nanos);
+        let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
+        let body = wire::encode_response(found.value, ttl_nanos, expire, found.minute_qps);
+        Ok(Response::new(200, wire::CONTENT_TYPE, body))
+    }
+
+    /// Responds to a request for several keys, from the store alone: a key that would have to be loaded
+    /// never delays the others. Neither the getter nor the context hook runs.
+    fn get_many(&self, request: &Request<'_>, group: &str) -> Result<Response, Response> {
+        let group = self.group(group)?;
+        let asked = wire::decode_many_request(request.body(), MAX_KEYS)
+            .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
+        let wanted = asked.max_bytes.and_then(|most| usize::try_from(most).ok());
+        let most = self.config.max_batch_bytes;
+        let mut room = wanted.map_or(most, |wanted| wanted.min(most));
+        let mut body = ManyBody::default();
+        for (n, key) in asked.keys.iter().enumerate() {
+            // The client fetches a value that does not fit with a request of its own, like a missing
+            // one.
+            let fits = |found: &PeerResponse| found.value.len() <= room;
+            let look = n < self.config.max_batch_keys && room > 0;
+            let found = look.then(|| group.serve_peer_cached(key)).flatten();
+            match found.filter(fits) {
+                Some(found) => {
+                    room -= found.value.len();
+                    body.push(found.value, found.ttl.map(nanos));
+                }
+                None => body.push_missing(),
+            }
+        }
+        Ok(Response::new(200, wire::CONTENT_TYPE, body.finish()))
+    }
+
+    fn group(&self, name: &str) -> Result<Group, Response> {
+        self.registry.get_group(name).ok_or_else(|| {
+            let message = format!("there is no group {name:?} here");
+            failed(&Error::new(ErrorKind::UnknownGroup, message))
+        })
+    }
+
+    /// The program's context for this request, with the caller's deadline.
+    ///
+    /// The clients of golang/groupcache send no deadline: then the getter runs on this connection's
+    /// thread, for as long as it takes.
+    fn context_of(&self, request: &Request<'_>) -> Result<Context, Response> {
+        let mut headers = request.headers();
+        let timeout = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));
+        let deadline = match timeout.map(|(_, value)| wire::parse_timeout(value)) {
+            None => None,
+            Some(Some(timeout)) => Some(Instant::now() + timeout),
+            Some(None) => return Err(Response::text(400, "the time-out is not a number")),
+        };
+        let ctx = match &self.context {
+            Some(hook) => catch_unwind(AssertUnwindSafe(|| hook(request)))
+                .map_err(|_| Response::text(500, "the context hook panicked"))?,
+            None => Context::background(),
+        };
+        Ok(match deadline {
+            Some(deadline) => ctx.with_deadline(deadline),
+            None => ctx,
+        })
+    }
+}
+
+/// A getter that runs on this thread may panic through the group. Then the peer gets an error, and the
+/// connection stays open.
+fn load(group: &Group, ctx: &Context, key: &str) -> Result<PeerResponse> {
+    catch_unwind(AssertUnwindSafe(|| group.serve_peer(ctx, key)))
+        .unwrap_or_else(|_| Err(ErrorKind::GetterPanicked.into()))
+}
+
+fn failed(error: &Error) -> Response {
+    let (status, code) = wire::status_of(error.kind());
+    Response::text(status, error.to_string()).with_own_header(wire::ERROR_HEADER, code)
+}
+
+fn bad_path(error: PathError) -> Response {
+    match error {
+        PathError::Malformed(why) => Response::text(400, why),
+        PathError::Outside => Response::text(404, "there is nothing here"),
+    }
+}
+
+fn nanos(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn method_not_allowed() -> Response {
+    Response::text(405, "peers are asked with GET").with_own_header("Allow", "GET")
+}
+
+/// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
+/// [`Config::max_batch_keys`] are reported as missing.
+const MAX_KEYS: usize = 4096;
