@@ -1,8 +1,8 @@
 //! Peers over HTTP: the pool, its client and its server.
 //!
-//! - `pool`, `builder`: [`HttpPool`], its options and its list of peers.
-//! - `config`: the figures that all of them share.
-//! - `client`: picks the peer that owns a key and asks it.
+//! - `pool`, `builder`: [`HttpPool`] and its options.
+//! - `config`: the numbers that all of them share.
+//! - `client`: finds the peer that owns a key and asks it.
 //! - `server`: answers peers, and mounts the same answers in a tiny_http server.
 //!
 //! Client and server do not import each other. What both need lies in `crate::wire`.

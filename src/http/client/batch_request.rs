@@ -16,7 +16,7 @@ use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::wire::{self, ManyValue};
 
-/// What came of a batched request, shared by its leader and its waiters.
+/// The result of a batched request, shared by its leader and its waiters.
 pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
 
 /// Why a batched request brought no values.
@@ -57,8 +57,8 @@ impl BatchValues {
 
 /// Whether the keys of one peer are asked for in batches, judged by its responses.
 pub(crate) struct BatchPolicy {
-    /// False from the start if batches are turned off, and for good once the peer is found not to
-    /// know such requests.
+    /// False from the start if batches are turned off, and for good once a response shows that the
+    /// peer does not support them.
     enabled: AtomicBool,
     /// The mean length of the latest values. Concurrent updates can be lost.
     mean_len: AtomicUsize,

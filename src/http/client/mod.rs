@@ -1,4 +1,11 @@
-//! The client of a pool: picks the peer that owns a key and asks it.
+//! The client of a pool: finds the peer that owns a key and asks it.
+//!
+//! - `picker`: the list of peers, and the owner of a key.
+//! - `peer`: the request for one key, and the meaning of each response.
+//! - `batch`, `batch_request`: the keys of several threads in one request.
+//! - `permits`: a bound for the requests that are under way.
+//! - `url`, `resolve`: the URL of a peer and its addresses.
+//! - `transport`: the trait that carries a request; `auto` chooses its implementation.
 
 pub(crate) mod auto;
 pub(crate) mod batch;

@@ -25,7 +25,7 @@ use crate::wire;
 /// One peer.
 ///
 /// A failure between this process and the peer is [`ErrorKind::Peer`] and names the peer. An error
-/// of the peer's getter passes as it is. Only the former says anything about the peer's health.
+/// of the peer's getter passes as it is. Only the former is a sign of the peer's health.
 pub(crate) struct HttpPeer {
     url: PeerUrl,
     /// The path of the peer's URL and the base path: what precedes the group.
@@ -210,7 +210,7 @@ impl HttpPeer {
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 
-    /// The error of a response with another status.
+    /// The error of a response with a status other than 200.
     pub(crate) fn error_of(&self, response: TransportResponse) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);

@@ -12,9 +12,9 @@ pub(crate) struct Permits {
 
 struct PermitState {
     free: usize,
-    /// The waiters, the first to come in front; empty while permits are free. Each has a condition
-    /// of its own, so that a permit wakes one thread and not all. A waiter that is not in the queue
-    /// any more has the permit.
+    /// The waiters in their order; empty while permits are free. Each has a condition variable of its
+    /// own, so that a permit wakes one thread. A waiter that was taken out of the queue has the
+    /// permit.
     queue: VecDeque<Arc<Condvar>>,
 }
 
@@ -28,8 +28,8 @@ impl Permits {
         }
     }
 
-    /// Waits for a permit; `None` if there was none by `deadline`. A permit that is free is given
-    /// without a look at the clock.
+    /// Waits for a permit; `None` if there was none by `deadline`. Takes a free permit without
+    /// reading the clock.
     pub(crate) fn acquire(&self, deadline: Instant) -> Option<Permit<'_>> {
         let mut state = self.state.lock();
         if state.free > 0 {
