@@ -21,14 +21,6 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// A body that has arrived, unless it is longer than `max`.
-pub(crate) fn take_body(body: SharedBytes, max: u64) -> Result<Bytes, String> {
-    match body.len() as u64 <= max {
-        true => Ok(Bytes::Shared(body)),
-        false => Err(TOO_LONG.into()),
-    }
-}
-
 /// Reads a body to its end, which also gives its connection back.
 ///
 /// A short body of known length is read right into the allocation that the value will live in.

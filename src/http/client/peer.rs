@@ -10,11 +10,11 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::body::{Bytes, TOO_LONG, read_body, take_body};
+use crate::http::client::body::{Bytes, TOO_LONG, read_body};
 use crate::http::client::combiner::Combiner;
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::sharing::{Outcome, Sharing};
-use crate::http::client::transport::{Incoming, Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::client::url::PeerUrl;
 use crate::http::server::answer::SharedLimits;
 use crate::pb::GetRequest;
@@ -159,10 +159,7 @@ impl HttpPeer {
         }
         let max = max_body(max_values);
         let length = response.length();
-        let body = match response.into_incoming() {
-            Incoming::Whole(body) => take_body(body, max),
-            Incoming::Reader(body) => read_body(body, length, max),
-        };
+        let body = read_body(response.into_body(), length, max);
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 

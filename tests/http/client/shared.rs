@@ -12,8 +12,8 @@ use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
-use crate::raw_server::{Connection, RawServer, body, failure, ok};
-use crate::{ask, get, pool_of, pool_with};
+use super::raw_server::{Connection, RawServer, body, failure, ok};
+use super::{ask, get, pool_of, pool_with};
 
 /// A pool that has one connection beside those for shared exchanges: where two threads ask, the
 /// second shares.
