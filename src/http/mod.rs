@@ -16,7 +16,7 @@ mod server;
 /// The parsers, for the targets in `fuzz/`.
 #[cfg(larder_fuzz)]
 pub(crate) mod fuzzed {
-    pub(crate) use super::client::peer_connection::pieces::{Pieces, read_answer};
+    pub(crate) use super::client::response::{Pieces, read_response};
     pub(crate) use super::client::url::PeerUrl;
     pub(crate) use super::server::head::{NO_FIELDS, parse};
 }

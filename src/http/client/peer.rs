@@ -1,19 +1,20 @@
-//! A peer that is asked over HTTP: the request for one key, and the meaning of each response.
+//! A peer that is asked over HTTP: the requests, and the meaning of each response.
 
 use std::fmt;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use ureq::http::HeaderName;
+use ureq::http::header::CONTENT_TYPE;
+use ureq::http::{HeaderName, HeaderValue};
 
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::batch::{BatchRole, Batcher};
-use crate::http::client::batch_request::{BatchError, BatchPolicy, BatchResult};
+use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::transport::{Incoming, Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::pb::GetRequest;
@@ -29,13 +30,13 @@ use crate::wire;
 pub(crate) struct HttpPeer {
     url: PeerUrl,
     /// The path of the peer's URL and the base path: what precedes the group.
-    pub(crate) base: String,
-    pub(crate) config: Arc<Config>,
-    pub(crate) transport: Arc<dyn Transport>,
+    base: String,
+    config: Arc<Config>,
+    transport: Arc<dyn Transport>,
     /// One for each request under way: the peer's server refuses connections over its own limit.
     permits: Permits,
     batcher: Batcher<BatchResult>,
-    pub(crate) policy: BatchPolicy,
+    policy: BatchPolicy,
 }
 
 impl HttpPeer {
@@ -146,6 +147,51 @@ impl HttpPeer {
         Ok(value)
     }
 
+    /// Sends one batched request and reads its response.
+    fn send_batch(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        deadline: Instant,
+    ) -> Result<BatchValues, BatchError> {
+        let failed = |error: Error| {
+            log::debug!("{error}");
+            BatchError::Fallback
+        };
+        let _permit = self.permit(ctx, deadline).map_err(failed)?;
+        let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
+        let path = wire::group_path(&self.base, group);
+        let mut request = TransportRequest::batch(path, &body, deadline);
+        request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
+        let response = self.transport.round_trip(ctx, request).map_err(failed)?;
+        let status = response.status();
+        if status != 200 {
+            let is_larder = response.header(wire::ERROR_HEADER).is_some();
+            let error = self.error_of(response);
+            if is_larder && error.kind() == ErrorKind::UnknownGroup {
+                return Err(BatchError::Peer(error));
+            }
+            // Other statuses pass: too busy, too many, too slow.
+            if !is_larder && matches!(status, 400 | 404 | 405 | 411 | 415 | 501) {
+                self.policy.disable();
+            }
+            return Err(failed(error));
+        }
+        let max = self.config.max_batch_body();
+        let body = self.read_message(ctx, response, max).map_err(failed)?;
+        let slots = wire::decode_many_response(&body, keys.len()).map_err(|error| {
+            // It answers 200 to anything, so it is not a larder server.
+            self.policy.disable();
+            failed(error)
+        })?;
+        let values = BatchValues { body, slots };
+        if let Some(mean) = values.mean_len() {
+            self.policy.note_len(mean);
+        }
+        Ok(values)
+    }
+
     /// The time by which a request that begins now must have ended.
     ///
     /// # Errors
@@ -162,7 +208,7 @@ impl HttpPeer {
 
     /// Waits for the permit to use a connection. It is held until the response is read, or its
     /// connection closed.
-    pub(crate) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
         let permit = self.permits.acquire(deadline);
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
@@ -192,7 +238,7 @@ impl HttpPeer {
     }
 
     /// The body of a response with status 200, if it is a protobuf message of at most `max` bytes.
-    pub(crate) fn read_message(
+    fn read_message(
         &self,
         ctx: &Context,
         response: TransportResponse,
@@ -211,7 +257,7 @@ impl HttpPeer {
     }
 
     /// The error of a response with a status other than 200.
-    pub(crate) fn error_of(&self, response: TransportResponse) -> Error {
+    fn error_of(&self, response: TransportResponse) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         let mut text = Vec::new();
@@ -280,10 +326,7 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     if length.is_some_and(|length| length > max) {
         return Err(TOO_LONG.into());
     }
-    let mut body = match response.into_incoming() {
-        Incoming::Whole(body) => return Ok(body),
-        Incoming::Reader(body) => body,
-    };
+    let mut body = response.into_body();
     let failed = |error: io::Error| format!("the answer broke off: {error}");
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {

@@ -9,8 +9,8 @@ use larder::consistent_hash::Preset;
 use larder::http::{HttpPool, HttpPoolBuilder, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Error, ErrorKind, PeerPicker, PeerSet, ProtoGetter, Registry, Result};
 
-use crate::raw_server::{RawServer, body, ok};
-use crate::{get, pool_of};
+use super::raw_server::{RawServer, body, ok};
+use super::{get, pool_of};
 
 const NODES: [&str; 3] = [
     "http://10.0.0.1:8080",

@@ -11,8 +11,8 @@ use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
-use crate::raw_server::{Connection, RawServer, body, failure, ok};
-use crate::{ask, get, pool_of, pool_with};
+use super::raw_server::{Connection, RawServer, body, failure, ok};
+use super::{ask, get, pool_of, pool_with};
 
 /// A pool with one connection beside those for batches: when two threads ask, the second is batched.
 fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {

@@ -1,20 +1,14 @@
-//! The batched request: several keys of one group in one exchange with a peer.
+//! The response to a batched request, and whether batches pay off for a peer.
 
-use std::time::{Duration, Instant};
-
-use ureq::http::HeaderValue;
-use ureq::http::header::CONTENT_TYPE;
+use std::time::Duration;
 
 use crate::byteview::ByteView;
-use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::peer::HttpPeer;
-use crate::http::client::transport::TransportRequest;
+use crate::error::{Error, Result};
 use crate::peers::PeerResponse;
 use crate::shared_bytes::SharedBytes;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::wire::{self, ManyValue};
+use crate::wire::ManyValue;
 
 /// The result of a batched request, shared by its leader and its waiters.
 pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
@@ -30,8 +24,8 @@ pub(crate) enum BatchError {
 
 /// The values in the response to a batched request.
 pub(crate) struct BatchValues {
-    body: SharedBytes,
-    slots: Vec<Option<ManyValue>>,
+    pub(crate) body: SharedBytes,
+    pub(crate) slots: Vec<Option<ManyValue>>,
 }
 
 impl BatchValues {
@@ -48,7 +42,8 @@ impl BatchValues {
         })
     }
 
-    fn mean_len(&self) -> Option<usize> {
+    /// The mean length of the values; `None` if there is none.
+    pub(crate) fn mean_len(&self) -> Option<usize> {
         let values = || self.slots.iter().flatten();
         let sum: usize = values().map(|value| value.range.len()).sum();
         sum.checked_div(values().count())
@@ -76,7 +71,7 @@ impl BatchPolicy {
         self.enabled.load(Ordering::Relaxed)
     }
 
-    fn disable(&self) {
+    pub(crate) fn disable(&self) {
         self.enabled.store(false, Ordering::Relaxed);
     }
 
@@ -90,53 +85,6 @@ impl BatchPolicy {
         let mean = self.mean_len.load(Ordering::Relaxed);
         let moved = mean - mean / MEAN_OF + len / MEAN_OF;
         self.mean_len.store(moved, Ordering::Relaxed);
-    }
-}
-
-impl HttpPeer {
-    /// Sends one batched request and reads its response.
-    pub(crate) fn send_batch(
-        &self,
-        ctx: &Context,
-        group: &str,
-        keys: &[&str],
-        deadline: Instant,
-    ) -> Result<BatchValues, BatchError> {
-        let failed = |error: Error| {
-            log::debug!("{error}");
-            BatchError::Fallback
-        };
-        let _permit = self.permit(ctx, deadline).map_err(failed)?;
-        let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
-        let path = wire::group_path(&self.base, group);
-        let mut request = TransportRequest::batch(path, &body, deadline);
-        request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
-        let response = self.transport.round_trip(ctx, request).map_err(failed)?;
-        let status = response.status();
-        if status != 200 {
-            let is_larder = response.header(wire::ERROR_HEADER).is_some();
-            let error = self.error_of(response);
-            if is_larder && error.kind() == ErrorKind::UnknownGroup {
-                return Err(BatchError::Peer(error));
-            }
-            // Other statuses pass: too busy, too many, too slow.
-            if !is_larder && matches!(status, 400 | 404 | 405 | 411 | 415 | 501) {
-                self.policy.disable();
-            }
-            return Err(failed(error));
-        }
-        let max = self.config.max_batch_body();
-        let body = self.read_message(ctx, response, max).map_err(failed)?;
-        let slots = wire::decode_many_response(&body, keys.len()).map_err(|error| {
-            // It answers 200 to anything, so it is not a larder server.
-            self.policy.disable();
-            failed(error)
-        })?;
-        let values = BatchValues { body, slots };
-        if let Some(mean) = values.mean_len() {
-            self.policy.note_len(mean);
-        }
-        Ok(values)
     }
 }
 

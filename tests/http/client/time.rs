@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use larder::pb::GetResponse;
 use larder::{Context, ErrorKind, ProtoMessage};
 
-use crate::raw_server::{RawServer, body, ok};
-use crate::{ask, get, peer_error, pool_of, pool_with};
+use super::raw_server::{RawServer, body, ok};
+use super::{ask, get, peer_error, pool_of, pool_with};
 
 /// Sends a byte every 10 ms, without an end in sight.
 fn drip(head_first: bool) -> RawServer {
