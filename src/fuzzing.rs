@@ -66,17 +66,16 @@ pub fn parse_head(
     }))
 }
 
-/// Status and body of the answer at the beginning of `bytes`, whether it keeps the connection, and
+/// Status and body of the response at the beginning of `bytes`, whether it keeps the connection, and
 /// how many bytes it takes, if it is one. It arrives in pieces of `step` bytes, its body is read in
-/// pieces of `room`, and the answer before it had `before` bytes.
-pub fn read_answer(
+/// pieces of `room`.
+pub fn read_response(
     bytes: &[u8],
     step: usize,
     room: usize,
-    before: u64,
 ) -> Option<(u16, Vec<u8>, bool, usize)> {
-    let answer = head::read_answer(bytes, Pieces { step, room, before })?;
-    Some((answer.status, answer.body, answer.keep, answer.len))
+    let read = head::read_response(bytes, Pieces { step, room })?;
+    Some((read.status, read.body, read.keep_alive, read.len))
 }
 
 /// The keys of a request for several keys, if it is valid and has at most `max_keys`.
@@ -91,7 +90,7 @@ pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
 }
 
-/// The spelling of a peer's URL, if it is one.
-pub fn parse_url(spelling: &str) -> Option<String> {
-    Some(PeerUrl::parse(spelling).ok()?.as_str().to_owned())
+/// The text of a peer's URL, if it is one.
+pub fn parse_url(text: &str) -> Option<String> {
+    Some(PeerUrl::parse(text).ok()?.as_str().to_owned())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire;
 
-/// Every figure of a pool, made by its builder, whose setters document each of them.
+/// Every number of a pool; the setters of `HttpPoolBuilder` document each.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) base_path: String,

@@ -1,8 +1,8 @@
 //! Peers over HTTP: the pool, its client and its server.
 //!
-//! - `pool`, `builder`: [`HttpPool`], its options and its list of peers.
-//! - `config`: the figures that all of them share.
-//! - `client`: picks the peer that owns a key and asks it.
+//! - `pool`, `builder`: [`HttpPool`] and its options.
+//! - `config`: the numbers that all of them share.
+//! - `client`: finds the peer that owns a key and asks it.
 //! - `server`: answers peers, and mounts the same answers in a tiny_http server.
 //!
 //! Client and server do not import each other. What both need lies in `crate::wire`.
@@ -16,7 +16,7 @@ mod server;
 /// The parsers, for the targets in `fuzz/`.
 #[cfg(larder_fuzz)]
 pub(crate) mod fuzzed {
-    pub(crate) use super::client::peer_connection::pieces::{Pieces, read_answer};
+    pub(crate) use super::client::response::{Pieces, read_response};
     pub(crate) use super::client::url::PeerUrl;
     pub(crate) use super::server::head::{NO_FIELDS, parse};
 }

@@ -1,4 +1,4 @@
-//! `HttpPool`: the peers of this process, and its own place among them.
+//! `HttpPool`: sets the peers, finds the owner of a key, and serves peers.
 
 use std::fmt;
 use std::net::ToSocketAddrs;
@@ -14,10 +14,10 @@ use crate::sync::Arc;
 
 /// The peers that share a cache with this process, reached over HTTP.
 ///
-/// A pool picks the peer that owns a key. Peers are set as a list of URLs, which every process of
-/// the cluster must spell in the same way: the ring hashes the text as it is.
+/// A pool picks the peer that owns a key. Peers are set as a list of URLs. Every process of the
+/// cluster must write a URL in the same way, because the ring hashes its text as it is.
 ///
-/// The other way round, peers reach this process where [`serve`](Self::serve) listens.
+/// Peers reach this process at the address where [`serve`](Self::serve) listens.
 ///
 /// ```no_run
 /// use larder::http::HttpPool;
@@ -67,18 +67,18 @@ impl From<PoolInner> for HttpPool {
 }
 
 impl HttpPool {
-    /// Replaces the list of peers. It should hold this process too: without it, it owns no keys
-    /// and asks others for all.
+    /// Replaces the list of peers. It should contain this process too: otherwise this process owns
+    /// no keys and asks peers for all of them.
     ///
-    /// A URL is `http://host:port`, with a path if the peer is mounted below one; the port is 80
-    /// if there is none, and a host is a name or an address, IPv6 in brackets. This process finds
-    /// itself in the list also if its URL is spelled in another way there (case of the host, port
-    /// 80, slash at the end).
+    /// A URL is `http://host:port`, with a path if the peer is mounted below one. The port is 80 by
+    /// default. The host is a name or an address, IPv6 in brackets. This process finds itself in the
+    /// list even if its URL is written in another way there (case of the host, port 80, slash at the
+    /// end).
     ///
-    /// Nothing is dialled here, and no name is waited for: names begin to be looked up in the
-    /// background, and one that cannot be found is an error of the requests to that peer alone.
-    /// Peers that stay, by their spelling, keep their connections. Requests under way go on with
-    /// the old list. Of two calls at once the last to finish wins, as a whole.
+    /// This call opens no connection and waits for no name. Names are looked up in the background,
+    /// and a name that is not found is an error of the requests to that peer alone. Peers whose text
+    /// was in the list before keep their connections. Requests under way go on with the old list. Of
+    /// two concurrent calls, the last to finish wins, as a whole.
     ///
     /// # Errors
     ///
@@ -104,7 +104,7 @@ impl HttpPool {
         self.server().bind(addr)
     }
 
-    /// A server that answers peers, with limits to set, and pages of the program's own beside them.
+    /// A builder of a server that answers peers, to set limits and add pages of the program.
     pub fn server(&self) -> ServerBuilder {
         let builder =
             ServerBuilder::new(self.inner.endpoint.clone(), self.inner.registration.clone());
@@ -115,12 +115,13 @@ impl HttpPool {
         }
     }
 
-    /// Answers a peer's request that a tiny_http server received. For programs that run one; it
-    /// has faults that [`serve`](Self::serve) has not, see [`tiny`](crate::http::tiny).
+    /// Answers a peer's request that a tiny_http server received. For programs that run one;
+    /// tiny_http has faults that [`serve`](Self::serve) does not have, see
+    /// [`tiny`](crate::http::tiny).
     ///
-    /// Blocks until the answer is written, and runs the getter meanwhile where it must: have
-    /// several threads receive requests. A request outside the base path gets 404: ask
-    /// [`matches`](Self::matches) first. A client that has gone is no error.
+    /// Blocks until the response is written, and may run the getter meanwhile: receive requests on
+    /// several threads. A request outside the base path gets 404: call [`matches`](Self::matches)
+    /// first. A client that has closed its connection is no error.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -139,29 +140,29 @@ impl HttpPool {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the answer could not be written.
+    /// [`ErrorKind::Io`] if the response could not be written.
     #[cfg(feature = "tiny_http")]
     pub fn handle(&self, request: tiny_http::Request) -> Result<()> {
         crate::http::tiny::handle(&self.inner.endpoint, request)
             .map_err(|error| Error::with_source(ErrorKind::Io, "cannot answer a peer", error))
     }
 
-    /// Whether the path of `url`, with or without a query, is a peer's: below the base path.
+    /// Whether the path of `url`, with or without a query, lies below the base path.
     pub fn matches(&self, url: &str) -> bool {
         self.inner.endpoint.owns(url)
     }
 
-    /// The URL of this process, as it was given.
+    /// The URL of this process, as it was given to [`new`](Self::new).
     pub fn self_url(&self) -> &str {
         &self.inner.self_url
     }
 
-    /// The URLs of the peers, as they were set last.
+    /// The URLs of the peers, as they were last set.
     pub fn peers(&self) -> Vec<String> {
         self.inner.picker.urls()
     }
 
-    /// The URL of the peer that owns `key`, which can be this process; `None` without peers.
+    /// The URL of the owner of `key`, a peer or this process; `None` without peers.
     pub fn owner(&self, key: &str) -> Option<String> {
         self.inner.picker.owner(key)
     }

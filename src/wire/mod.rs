@@ -20,7 +20,6 @@ mod head;
 mod many;
 mod path;
 mod pieces;
-pub(crate) mod repeat;
 mod status;
 mod timeout;
 

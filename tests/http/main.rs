@@ -1,4 +1,6 @@
-//! The HTTP client and the HTTP server, through the public API and over real sockets.
+//! The HTTP pool through its public API, over real sockets.
 #![cfg(feature = "http")]
 
+mod client;
+mod cluster;
 mod server;

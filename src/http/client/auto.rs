@@ -1,21 +1,91 @@
-//! The transport that a pool uses for a peer by default.
+//! The transport that a pool uses for a peer by default, and the choice between the two that there are.
 
-use crate::http::client::exchange::Terms;
-use crate::http::client::peer_connection::Home;
-use crate::http::client::peer_transport::PeerTransport;
-use crate::http::client::transport::Transport;
+use std::error::Error as _;
+use std::io;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::http::client::direct::DirectTransport;
+use crate::http::client::target::Target;
+use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::client::ureq::UreqTransport;
 use crate::http::client::url::PeerUrl;
-use crate::http::config::Config;
-use crate::sync::Arc;
+use crate::http::config::{Config, HttpClient};
+use crate::sync::{Arc, RwLock};
 
 /// The default transport of the peer at `url`.
 pub(crate) fn transport_for(url: &PeerUrl, config: &Arc<Config>) -> Arc<dyn Transport> {
-    let terms = Terms {
-        url: Arc::new(url.clone()),
-        connect_timeout: config.connect_timeout,
-        exchange_timeout: config.exchange_timeout,
-        max_idle: config.max_idle_per_peer,
-        max_body: config.max_body().max(config.max_batch_body()),
-    };
-    Arc::new(PeerTransport::new(Home::new(terms), config.client))
+    let target = Target::new(url, config);
+    match config.client {
+        HttpClient::Auto => Arc::new(AutoTransport::new(target)),
+        HttpClient::Ureq => Arc::new(UreqTransport::new(target)),
+        HttpClient::Direct => Arc::new(DirectTransport::new(target)),
+    }
+}
+
+/// Asks a peer by ureq until a response comes from larder's own server, and directly from then on; by
+/// ureq again if one does not, or is not HTTP.
+struct AutoTransport {
+    target: Arc<Target>,
+    chosen: RwLock<Chosen>,
+}
+
+#[derive(Clone)]
+struct Chosen {
+    is_direct: bool,
+    transport: Arc<dyn Transport>,
+}
+
+impl AutoTransport {
+    fn new(target: Arc<Target>) -> Self {
+        AutoTransport {
+            chosen: RwLock::new(Chosen {
+                is_direct: false,
+                transport: Arc::new(UreqTransport::new(target.clone())),
+            }),
+            target,
+        }
+    }
+
+    /// Replaces the transport. Its idle connections are closed; requests in flight end on theirs.
+    fn choose(&self, is_direct: bool) {
+        let target = self.target.clone();
+        let transport: Arc<dyn Transport> = match is_direct {
+            true => Arc::new(DirectTransport::new(target)),
+            false => Arc::new(UreqTransport::new(target)),
+        };
+        let mut chosen = self.chosen.write();
+        // Another thread may have been faster.
+        if chosen.is_direct != is_direct {
+            *chosen = Chosen {
+                is_direct,
+                transport,
+            };
+        }
+    }
+}
+
+impl Transport for AutoTransport {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> Result<TransportResponse> {
+        let chosen = self.chosen.read().clone();
+        let response = chosen.transport.round_trip(ctx, request);
+        let is_direct = match &response {
+            Ok(response) => response.is_from_larder(),
+            Err(error) => chosen.is_direct && !is_protocol_error(error),
+        };
+        if is_direct != chosen.is_direct {
+            self.choose(is_direct);
+        }
+        response
+    }
+}
+
+/// Whether the peer did not answer as HTTP/1.1 demands.
+fn is_protocol_error(error: &Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &io::Error| cause.kind() == io::ErrorKind::InvalidData)
 }

@@ -15,7 +15,6 @@
 //! requests of their own.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Instant;
 
 use crate::sync::{Arc, Condvar, Mutex};
@@ -281,17 +280,6 @@ impl<T: Clone> BatchSignal<T> {
             }
             phase = self.changed.wait_timeout(phase, left);
         }
-    }
-}
-
-impl<T> fmt::Debug for Batcher<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Batcher")
-            .field("callers", &state.callers)
-            .field("running", &state.running)
-            .field("gathering", &state.gathering.len())
-            .finish()
     }
 }
 

@@ -1,19 +1,20 @@
-//! A peer that is asked over HTTP: the request for one key, and the meaning of each response.
+//! A peer that is asked over HTTP: the requests, and the meaning of each response.
 
 use std::fmt;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use ureq::http::HeaderName;
+use ureq::http::header::CONTENT_TYPE;
+use ureq::http::{HeaderName, HeaderValue};
 
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::batch::{BatchRole, Batcher};
-use crate::http::client::batch_request::{BatchError, BatchPolicy, BatchResult};
+use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::transport::{Incoming, Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::pb::GetRequest;
@@ -25,17 +26,17 @@ use crate::wire;
 /// One peer.
 ///
 /// A failure between this process and the peer is [`ErrorKind::Peer`] and names the peer. An error
-/// of the peer's getter passes as it is. Only the former says anything about the peer's health.
+/// of the peer's getter passes as it is. Only the former is a sign of the peer's health.
 pub(crate) struct HttpPeer {
     url: PeerUrl,
     /// The path of the peer's URL and the base path: what precedes the group.
-    pub(crate) base: String,
-    pub(crate) config: Arc<Config>,
-    pub(crate) transport: Arc<dyn Transport>,
+    base: String,
+    config: Arc<Config>,
+    transport: Arc<dyn Transport>,
     /// One for each request under way: the peer's server refuses connections over its own limit.
     permits: Permits,
     batcher: Batcher<BatchResult>,
-    pub(crate) policy: BatchPolicy,
+    policy: BatchPolicy,
 }
 
 impl HttpPeer {
@@ -53,126 +54,6 @@ impl HttpPeer {
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
         }
-    }
-
-    /// Asks for one key by a request of its own.
-    fn get_single(
-        &self,
-        ctx: &Context,
-        group: &str,
-        key: &str,
-        deadline: Instant,
-    ) -> Result<PeerResponse> {
-        let _permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(self.timed_out(ctx));
-        }
-        let path = wire::key_path(&self.base, group, key);
-        let mut request = TransportRequest::get(path, deadline);
-        request.set_parsed(TIMEOUT, wire::timeout_millis(left).into());
-        let response = self.transport.round_trip(ctx, request)?;
-        if response.status() != 200 {
-            return Err(self.error_of(response));
-        }
-        let value = self.value_of(ctx, response)?;
-        self.policy.note_len(value.value.len());
-        Ok(value)
-    }
-
-    /// The time by which a request that begins now must have ended.
-    ///
-    /// # Errors
-    ///
-    /// If `ctx` has ended.
-    pub(crate) fn deadline(&self, ctx: &Context) -> Result<Instant> {
-        if let Some(ended) = ctx.err() {
-            return Err(ended);
-        }
-        let exchange_end = Instant::now() + self.config.exchange_timeout;
-        let own = ctx.deadline().unwrap_or(exchange_end);
-        Ok(own.min(exchange_end))
-    }
-
-    /// Waits for the permit to use a connection. It is held until the response is read, or its
-    /// connection closed.
-    pub(crate) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
-        let permit = self.permits.acquire(deadline);
-        permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
-    }
-
-    /// The value in a response with status 200.
-    fn value_of(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
-        let body = self.read_message(ctx, response, self.config.max_body())?;
-        let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
-        if decoded.value.len() > self.config.max_value_size {
-            return Err(self.failure(TOO_LONG));
-        }
-        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
-        let value = match decoded.value {
-            // A view of the body, unless it would keep much more than the value in memory.
-            value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
-                let start = value.as_ptr().addr() - body.as_ptr().addr();
-                let end = start + value.len();
-                ByteView::window(body, start, end)
-            }
-            value => ByteView::from(value),
-        };
-        Ok(PeerResponse {
-            value,
-            ttl,
-            minute_qps,
-        })
-    }
-
-    /// The body of a response with status 200, if it is a protobuf message of at most `max` bytes.
-    pub(crate) fn read_message(
-        &self,
-        ctx: &Context,
-        response: TransportResponse,
-        max: u64,
-    ) -> Result<SharedBytes> {
-        if !response.is_protobuf() {
-            let found = response.header("content-type").unwrap_or_default();
-            let found: String = found.chars().take(80).collect();
-            return Err(self.failure(format_args!(
-                "it answered with {found:?}, not with {}: is a peer behind this URL?",
-                wire::CONTENT_TYPE
-            )));
-        }
-        let body = read_body(response, max);
-        body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
-    }
-
-    /// The error of a response with another status.
-    pub(crate) fn error_of(&self, response: TransportResponse) -> Error {
-        let status = response.status();
-        let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
-        let mut text = Vec::new();
-        // If reading fails, the status and the part of the text that arrived are still useful.
-        let _ = response
-            .into_body()
-            .take(MAX_ERROR_TEXT)
-            .read_to_end(&mut text);
-        let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
-        match error.kind() {
-            kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {
-                Error::new(kind, format!("peer {}: {error}", self.url))
-            }
-            _ => error,
-        }
-    }
-
-    /// The error for a request whose deadline has passed.
-    fn timed_out(&self, ctx: &Context) -> Error {
-        ctx.err().unwrap_or_else(|| {
-            let limit = self.config.exchange_timeout;
-            self.failure(format_args!("no answer within {limit:?}"))
-        })
-    }
-
-    fn failure(&self, why: impl fmt::Display) -> Error {
-        Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
     }
 }
 
@@ -207,17 +88,214 @@ impl ProtoGetter for HttpPeer {
         self.get_single(ctx, group, key, deadline)
     }
 
+    /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
+    ///
+    /// An error is [`ErrorKind::UnknownGroup`] or the end of `ctx`; after any other failure the keys
+    /// are `None`.
     fn get_many(
         &self,
         ctx: &Context,
         group: &str,
         keys: &[&str],
     ) -> Result<Vec<Option<PeerResponse>>> {
-        self.get_cached(ctx, group, keys)
+        let mut found = Vec::with_capacity(keys.len());
+        while found.len() < keys.len() && self.policy.is_enabled() {
+            let deadline = self.deadline(ctx)?;
+            let rest = &keys[found.len()..];
+            let batch = &rest[..self.batch_len(rest)];
+            match self.send_batch(ctx, group, batch, deadline) {
+                Ok(values) => {
+                    let places = batch.iter().enumerate();
+                    found.extend(places.map(|(place, key)| values.get(place, key)));
+                }
+                Err(BatchError::Peer(error)) => return Err(error),
+                Err(BatchError::Fallback) => break,
+            }
+        }
+        found.resize(keys.len(), None);
+        Ok(found)
     }
 
     fn honors_deadline(&self) -> bool {
         true
+    }
+}
+
+impl HttpPeer {
+    /// Asks for one key by a request of its own.
+    fn get_single(
+        &self,
+        ctx: &Context,
+        group: &str,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<PeerResponse> {
+        let _permit = self.permit(ctx, deadline)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.timed_out(ctx));
+        }
+        let path = wire::key_path(&self.base, group, key);
+        let mut request = TransportRequest::get(path, deadline);
+        request.set_parsed(TIMEOUT, wire::timeout_millis(left).into());
+        let response = self.transport.round_trip(ctx, request)?;
+        if response.status() != 200 {
+            return Err(self.error_of(response));
+        }
+        let value = self.value_of(ctx, response)?;
+        self.policy.note_len(value.value.len());
+        Ok(value)
+    }
+
+    /// Sends one batched request and reads its response.
+    fn send_batch(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        deadline: Instant,
+    ) -> Result<BatchValues, BatchError> {
+        let failed = |error: Error| {
+            log::debug!("{error}");
+            BatchError::Fallback
+        };
+        let _permit = self.permit(ctx, deadline).map_err(failed)?;
+        let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
+        let path = wire::group_path(&self.base, group);
+        let mut request = TransportRequest::batch(path, &body, deadline);
+        request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
+        let response = self.transport.round_trip(ctx, request).map_err(failed)?;
+        let status = response.status();
+        if status != 200 {
+            let is_larder = response.header(wire::ERROR_HEADER).is_some();
+            let error = self.error_of(response);
+            if is_larder && error.kind() == ErrorKind::UnknownGroup {
+                return Err(BatchError::Peer(error));
+            }
+            // Other statuses pass: too busy, too many, too slow.
+            if !is_larder && matches!(status, 400 | 404 | 405 | 411 | 415 | 501) {
+                self.policy.disable();
+            }
+            return Err(failed(error));
+        }
+        let max = self.config.max_batch_body();
+        let body = self.read_message(ctx, response, max).map_err(failed)?;
+        let slots = wire::decode_many_response(&body, keys.len()).map_err(|error| {
+            // It answers 200 to anything, so it is not a larder server.
+            self.policy.disable();
+            failed(error)
+        })?;
+        let values = BatchValues { body, slots };
+        if let Some(mean) = values.mean_len() {
+            self.policy.note_len(mean);
+        }
+        Ok(values)
+    }
+
+    /// The time by which a request that begins now must have ended.
+    ///
+    /// # Errors
+    ///
+    /// If `ctx` has ended.
+    fn deadline(&self, ctx: &Context) -> Result<Instant> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        let exchange_end = Instant::now() + self.config.exchange_timeout;
+        let own = ctx.deadline().unwrap_or(exchange_end);
+        Ok(own.min(exchange_end))
+    }
+
+    /// Waits for the permit to use a connection. It is held until the response is read, or its
+    /// connection closed.
+    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+        let permit = self.permits.acquire(deadline);
+        permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
+    }
+
+    /// The value in a response with status 200.
+    fn value_of(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
+        let body = self.read_message(ctx, response, self.config.max_body())?;
+        let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
+        if decoded.value.len() > self.config.max_value_size {
+            return Err(self.failure(TOO_LONG));
+        }
+        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
+        let value = match decoded.value {
+            // A view of the body, unless it would keep much more than the value in memory.
+            value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
+                let start = value.as_ptr().addr() - body.as_ptr().addr();
+                let end = start + value.len();
+                ByteView::window(body, start, end)
+            }
+            value => ByteView::from(value),
+        };
+        Ok(PeerResponse {
+            value,
+            ttl,
+            minute_qps,
+        })
+    }
+
+    /// The body of a response with status 200, if it is a protobuf message of at most `max` bytes.
+    fn read_message(
+        &self,
+        ctx: &Context,
+        response: TransportResponse,
+        max: u64,
+    ) -> Result<SharedBytes> {
+        if !response.is_protobuf() {
+            let found = response.header("content-type").unwrap_or_default();
+            let found: String = found.chars().take(80).collect();
+            return Err(self.failure(format_args!(
+                "it answered with {found:?}, not with {}: is a peer behind this URL?",
+                wire::CONTENT_TYPE
+            )));
+        }
+        let body = read_body(response, max);
+        body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+    }
+
+    /// The error of a response with a status other than 200.
+    fn error_of(&self, response: TransportResponse) -> Error {
+        let status = response.status();
+        let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
+        let mut text = Vec::new();
+        // If reading fails, the status and the part of the text that arrived are still useful.
+        let _ = response
+            .into_body()
+            .take(MAX_ERROR_TEXT)
+            .read_to_end(&mut text);
+        let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
+        match error.kind() {
+            kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {
+                Error::new(kind, format!("peer {}: {error}", self.url))
+            }
+            _ => error,
+        }
+    }
+
+    /// How many of `keys` fit in one batch, at least one.
+    fn batch_len(&self, keys: &[&str]) -> usize {
+        let mut bytes = 0;
+        let fits = |key: &&&str| {
+            bytes += key.len();
+            bytes <= self.config.max_batch_key_bytes()
+        };
+        let count = keys.iter().take_while(fits).count();
+        count.clamp(1, self.config.max_batch_keys)
+    }
+
+    /// The error for a request whose deadline has passed.
+    fn timed_out(&self, ctx: &Context) -> Error {
+        ctx.err().unwrap_or_else(|| {
+            let limit = self.config.exchange_timeout;
+            self.failure(format_args!("no answer within {limit:?}"))
+        })
+    }
+
+    fn failure(&self, why: impl fmt::Display) -> Error {
+        Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
     }
 }
 
@@ -248,10 +326,7 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     if length.is_some_and(|length| length > max) {
         return Err(TOO_LONG.into());
     }
-    let mut body = match response.into_incoming() {
-        Incoming::Whole(body) => return Ok(body),
-        Incoming::Reader(body) => body,
-    };
+    let mut body = response.into_body();
     let failed = |error: io::Error| format!("the answer broke off: {error}");
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {

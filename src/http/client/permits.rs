@@ -1,7 +1,6 @@
 //! Bounds the requests to one peer that are under way at a time: each holds a connection.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Instant;
 
 use crate::sync::{Arc, Condvar, Mutex};
@@ -13,9 +12,9 @@ pub(crate) struct Permits {
 
 struct PermitState {
     free: usize,
-    /// The waiters, the first to come in front; empty while permits are free. Each has a condition
-    /// of its own, so that a permit wakes one thread and not all. A waiter that is not in the queue
-    /// any more has the permit.
+    /// The waiters in their order; empty while permits are free. Each has a condition variable of its
+    /// own, so that a permit wakes one thread. A waiter that was taken out of the queue has the
+    /// permit.
     queue: VecDeque<Arc<Condvar>>,
 }
 
@@ -29,8 +28,8 @@ impl Permits {
         }
     }
 
-    /// Waits for a permit; `None` if there was none by `deadline`. A permit that is free is given
-    /// without a look at the clock.
+    /// Waits for a permit; `None` if there was none by `deadline`. Takes a free permit without
+    /// reading the clock.
     pub(crate) fn acquire(&self, deadline: Instant) -> Option<Permit<'_>> {
         let mut state = self.state.lock();
         if state.free > 0 {
@@ -52,28 +51,6 @@ impl Permits {
             state = waiter.wait_timeout(state, left);
         }
     }
-
-    fn release(&self) {
-        let mut state = self.state.lock();
-        match state.queue.pop_front() {
-            // Hand it to the first waiter, so that newcomers cannot barge in.
-            Some(waiter) => {
-                drop(state);
-                waiter.notify_one();
-            }
-            None => state.free += 1,
-        }
-    }
-}
-
-impl fmt::Debug for Permits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Permits")
-            .field("free", &state.free)
-            .field("waiting", &state.queue.len())
-            .finish()
-    }
 }
 
 /// The right to one request; dropping it passes it on.
@@ -83,7 +60,15 @@ pub(crate) struct Permit<'p> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.permits.release();
+        let mut state = self.permits.state.lock();
+        match state.queue.pop_front() {
+            // Hand it to the first waiter, so that newcomers cannot barge in.
+            Some(waiter) => {
+                drop(state);
+                waiter.notify_one();
+            }
+            None => state.free += 1,
+        }
     }
 }
 

@@ -20,14 +20,12 @@ use crate::sync::{Arc, Condvar, Mutex, thread};
 /// over [`FRESH`] old, or when no address could be connected to. The known addresses are used
 /// until then. At least [`PAUSE`] passes between two look-ups, and a failed one keeps the known
 /// addresses.
-pub(crate) struct Addresses(AddressSource);
-
-enum AddressSource {
+pub(crate) enum Addresses {
     Literal(Arc<[SocketAddr]>),
     Name(Arc<HostName>),
 }
 
-struct HostName {
+pub(crate) struct HostName {
     host: String,
     port: u16,
     look_up: Box<LookUp>,
@@ -62,16 +60,16 @@ impl Addresses {
         url: &PeerUrl,
         look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
-        let addresses = Addresses(match url.host() {
-            Host::Ip(ip) => AddressSource::Literal(Arc::new([SocketAddr::new(*ip, url.port())])),
-            Host::Name(host) => AddressSource::Name(Arc::new(HostName {
+        let addresses = match url.host() {
+            Host::Ip(ip) => Addresses::Literal(Arc::new([SocketAddr::new(*ip, url.port())])),
+            Host::Name(host) => Addresses::Name(Arc::new(HostName {
                 host: host.clone(),
                 port: url.port(),
                 look_up: Box::new(look_up),
                 state: Mutex::default(),
                 finished: Condvar::new(),
             })),
-        });
+        };
         addresses.refresh();
         addresses
     }
@@ -82,15 +80,15 @@ impl Addresses {
     ///
     /// `TimedOut` if the first look-up has not ended by `deadline`; otherwise its error.
     pub(crate) fn get(&self, deadline: Instant) -> io::Result<Arc<[SocketAddr]>> {
-        match &self.0 {
-            AddressSource::Literal(addresses) => Ok(addresses.clone()),
-            AddressSource::Name(name) => name.get(deadline),
+        match self {
+            Addresses::Literal(addresses) => Ok(addresses.clone()),
+            Addresses::Name(name) => name.get(deadline),
         }
     }
 
     /// Looks the name up again, in the background. For a caller that reached no address.
     pub(crate) fn refresh(&self) {
-        if let AddressSource::Name(name) = &self.0 {
+        if let Addresses::Name(name) = self {
             name.refresh(PAUSE);
         }
     }
@@ -98,14 +96,10 @@ impl Addresses {
 
 impl HostName {
     fn get(self: &Arc<Self>, deadline: Instant) -> io::Result<Arc<[SocketAddr]>> {
-        let known = self.state.lock().known.clone();
-        if !known.is_empty() {
-            self.refresh(FRESH);
-            return Ok(known);
-        }
-        self.refresh(PAUSE);
+        let is_known = !self.state.lock().known.is_empty();
+        self.refresh(if is_known { FRESH } else { PAUSE });
         let mut state = self.state.lock();
-        while state.running {
+        while state.known.is_empty() && state.running {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let message = format!("{} is still being looked up", self.host);
@@ -163,9 +157,9 @@ impl HostName {
 
 impl fmt::Debug for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            AddressSource::Literal(addresses) => addresses.fmt(f),
-            AddressSource::Name(name) => write!(f, "{}:{}", name.host, name.port),
+        match self {
+            Addresses::Literal(addresses) => addresses.fmt(f),
+            Addresses::Name(name) => write!(f, "{}:{}", name.host, name.port),
         }
     }
 }
@@ -269,7 +263,7 @@ mod tests {
             answers.lock().pop().unwrap_or_else(|| Ok(Vec::new()))
         });
         let known = addresses.get(soon()).unwrap();
-        let AddressSource::Name(name) = &addresses.0 else {
+        let Addresses::Name(name) = &addresses else {
             panic!("not a name")
         };
         name.refresh(Duration::ZERO);

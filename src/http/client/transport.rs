@@ -4,12 +4,11 @@ use std::fmt;
 use std::io::Read;
 use std::time::Instant;
 
-use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, TRANSFER_ENCODING, VIA};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::shared_bytes::SharedBytes;
 use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
@@ -77,11 +76,6 @@ impl<'a> TransportRequest<'a> {
             body,
             ..TransportRequest::get(path, deadline)
         }
-    }
-
-    /// Whether it asks for several keys.
-    pub(crate) fn is_batch(&self) -> bool {
-        self.method == "POST"
     }
 
     /// When the exchange has to be over: the earlier of the caller's deadline and the end of the pool's
@@ -161,18 +155,9 @@ impl fmt::Debug for TransportRequest<'_> {
 /// A peer's answer: its head, and a reader of its body.
 pub struct TransportResponse {
     status: u16,
-    headers: Headers,
-    /// Whether the headers say that the body is protobuf, where that was looked up already.
-    is_protobuf: Option<bool>,
+    headers: HeaderMap,
     length: Option<u64>,
-    body: Incoming,
-}
-
-/// The body of an answer.
-pub(crate) enum Incoming {
-    Reader(Box<dyn Read + Send>),
-    /// It had come with the head.
-    Whole(SharedBytes),
+    body: Box<dyn Read + Send>,
 }
 
 impl TransportResponse {
@@ -188,42 +173,15 @@ impl TransportResponse {
     pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
         TransportResponse {
             status,
-            headers: Headers::Map(HeaderMap::new()),
-            is_protobuf: None,
+            headers: HeaderMap::new(),
             length,
-            body: Incoming::Reader(Box::new(body)),
+            body: Box::new(body),
         }
     }
 
-    /// An answer with head and body, of which nothing has to be read any more.
-    pub(crate) fn whole(
-        status: u16,
-        head: Box<[u8]>,
-        is_protobuf: bool,
-        body: SharedBytes,
-    ) -> Self {
-        TransportResponse {
-            status,
-            headers: Headers::Head(head),
-            is_protobuf: Some(is_protobuf),
-            length: Some(body.len() as u64),
-            body: Incoming::Whole(body),
-        }
-    }
-
-    /// The same with `headers`, which say that the body is protobuf or not.
-    pub(crate) fn with_headers(mut self, headers: HeaderMap, is_protobuf: bool) -> Self {
-        self.headers = Headers::Map(headers);
-        self.is_protobuf = Some(is_protobuf);
-        self
-    }
-
-    /// The same with the headers of `head`, which is well-formed, and says that the body is protobuf
-    /// or not.
-    pub(crate) fn with_head(mut self, head: Box<[u8]>, is_protobuf: bool) -> Self {
-        self.headers = Headers::Head(head);
-        self.is_protobuf = Some(is_protobuf);
-        self
+    /// The same with `headers`.
+    pub(crate) fn with_headers(self, headers: HeaderMap) -> Self {
+        TransportResponse { headers, ..self }
     }
 
     /// The status code.
@@ -233,20 +191,7 @@ impl TransportResponse {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        match &self.headers {
-            Headers::Map(map) => map.get(name)?.to_str().ok(),
-            Headers::Head(head) => {
-                let value = lines_of(head).find_map(|line| {
-                    let (found, value) = line.split_at_checked(name.len())?;
-                    let value = value.strip_prefix(b":")?;
-                    found.eq_ignore_ascii_case(name.as_bytes()).then_some(value)
-                })?;
-                let value = value.trim_ascii();
-                std::str::from_utf8(value)
-                    .ok()
-                    .filter(|text| text.is_ascii())
-            }
-        }
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// Sets a header, in place of those of the same name.
@@ -256,31 +201,20 @@ impl TransportResponse {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
-        if let Headers::Head(head) = &self.headers {
-            let parsed = lines_of(head).filter_map(|line| {
-                let (name, value) = line.split_at(line.iter().position(|&b| b == b':')?);
-                let name = HeaderName::from_bytes(name).ok()?;
-                Some((name, HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?))
-            });
-            let mut map = HeaderMap::new();
-            for (name, value) in parsed {
-                map.append(name, value);
-            }
-            self.headers = Headers::Map(map);
-        }
-        if let Headers::Map(map) = &mut self.headers {
-            map.insert(name, value);
-            self.is_protobuf = None;
-        }
+        self.headers.insert(name, value);
         Ok(())
     }
 
     /// Whether the body is a protobuf message, by its content type.
     pub(crate) fn is_protobuf(&self) -> bool {
-        self.is_protobuf.unwrap_or_else(|| {
-            let found = self.header(CONTENT_TYPE.as_str());
-            found.is_some_and(|found| wire::is_protobuf(found.as_bytes()))
-        })
+        let found = self.headers.get(CONTENT_TYPE);
+        found.is_some_and(|found| wire::is_protobuf(found.as_bytes()))
+    }
+
+    /// Whether larder's own server sent it, and no proxy passed it on.
+    pub(crate) fn is_from_larder(&self) -> bool {
+        let mut servers = self.headers.get_all(SERVER).iter();
+        servers.any(|server| server == wire::SERVER) && !self.headers.contains_key(VIA)
     }
 
     /// The length of the body in bytes, if it is known before the body is read.
@@ -288,36 +222,10 @@ impl TransportResponse {
         self.length
     }
 
-    /// The body, to be read to its end: unless it has come as a whole already, its connection is used
-    /// again only then.
+    /// The body. Its connection is used again only if it is read to its end.
     pub fn into_body(self) -> Box<dyn Read + Send> {
-        match self.body {
-            Incoming::Reader(reader) => reader,
-            Incoming::Whole(bytes) => Box::new(std::io::Cursor::new(bytes)),
-        }
-    }
-
-    pub(crate) fn into_incoming(self) -> Incoming {
         self.body
     }
-}
-
-/// The headers of an answer.
-enum Headers {
-    Map(HeaderMap),
-    /// The head as it came: most answers are asked for one header, or none.
-    Head(Box<[u8]>),
-}
-
-/// The lines of a well-formed head, but for the first.
-fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = head.trim_ascii_start();
-    let lines = std::iter::from_fn(move || {
-        let (line, after) = rest.split_at(rest.iter().position(|&b| b == b'\n')? + 1);
-        rest = after;
-        Some(line)
-    });
-    lines.skip(1)
 }
 
 impl fmt::Debug for TransportResponse {
@@ -356,19 +264,6 @@ mod tests {
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
         assert_eq!(request.headers().len(), 1);
-    }
-
-    #[test]
-    fn headers_of_a_head_are_found_and_can_be_set() {
-        let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
-        let mut response = TransportResponse::new(200, "").with_head(head[..].into(), false);
-        assert_eq!(response.header("x-one"), Some("1"));
-        assert_eq!(response.header("X-Two"), Some("2"));
-        assert_eq!(response.header("x-bad"), None);
-        assert_eq!(response.header("http/1.1 200 a"), None);
-        response.set_header("x-two", "4").unwrap();
-        assert_eq!(response.header("x-two"), Some("4"));
-        assert_eq!(response.header("x-one"), Some("1"));
     }
 
     #[test]

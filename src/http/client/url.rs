@@ -79,7 +79,7 @@ impl PeerUrl {
         let port = match authority.as_str().strip_prefix(authority.host()) {
             Some("") => DEFAULT_PORT,
             Some(rest) => parse_port(rest.strip_prefix(':').unwrap_or(rest))?,
-            None => return Err("its host and port cannot be told apart".into()),
+            None => return Err("its host and port cannot be separated".into()),
         };
         Ok(PeerUrl {
             text: text.to_owned(),

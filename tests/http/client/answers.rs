@@ -2,8 +2,8 @@
 
 use larder::ErrorKind;
 
-use crate::raw_server::{RawServer, body, failure, ok};
-use crate::{get, peer_error, pool_of, pool_with};
+use super::raw_server::{RawServer, body, failure, ok};
+use super::{get, peer_error, pool_of, pool_with};
 
 const SERVER: &str = "Server: larder\r\n";
 const PROTOBUF: &str = "Content-Type: application/x-protobuf\r\n";

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use larder::{Context, ErrorKind};
 
-use crate::raw_server::{RawServer, body, failure, ok};
-use crate::{ask, get, peer_error, pool_of, pool_with};
+use super::raw_server::{RawServer, body, failure, ok};
+use super::{ask, get, peer_error, pool_of, pool_with};
 
 #[test]
 fn requests_ride_one_connection() {
@@ -223,41 +223,6 @@ fn threads_get_their_own_answers_and_few_connections() {
 }
 
 #[test]
-fn a_thread_asks_on_the_connection_that_it_used_last() {
-    // The first answers come when all four threads have asked, each on a connection of its own.
-    let together = Barrier::new(4);
-    let server = RawServer::start(move |mut connection| {
-        let number = connection.number.to_string();
-        connection.read_head();
-        together.wait();
-        connection.send(&ok(&body(number.as_bytes())));
-        while connection.read_head().is_some() {
-            connection.send(&ok(&body(number.as_bytes())));
-        }
-    });
-    let pool = pool_with(&server.url, |builder| builder.max_batch_keys(0));
-    let turns = Barrier::new(4);
-    let used = |thread: usize| {
-        let mut used = vec![get(&pool, "k").unwrap().value];
-        for turn in 0..12 {
-            turns.wait();
-            if turn % 4 == thread {
-                used.push(get(&pool, "k").unwrap().value);
-            }
-        }
-        used
-    };
-    std::thread::scope(|scope| {
-        let used = &used;
-        let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || used(n))).collect();
-        for thread in threads {
-            let used = thread.join().unwrap();
-            assert!(used.iter().all(|number| *number == used[0]), "{used:?}");
-        }
-    });
-}
-
-#[test]
 fn no_more_connections_are_made_than_allowed_and_nobody_goes_without() {
     let server = RawServer::start(|mut connection| {
         while connection.read_head().is_some() {
@@ -374,7 +339,7 @@ fn the_proxy_of_the_environment_is_ignored() {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "connections::the_proxy_of_the_environment_is_ignored",
+            "client::connections::the_proxy_of_the_environment_is_ignored",
         ])
         .envs(["http_proxy", "HTTP_PROXY", "ALL_PROXY"].map(|name| (name, "http://127.0.0.1:1")))
         .env_remove("no_proxy")

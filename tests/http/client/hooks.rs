@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use larder::http::{HttpPool, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Error, ErrorKind, Registry, Result};
 
-use crate::raw_server::{RawServer, body, ok};
-use crate::{get, peer_error, pool_with};
+use super::raw_server::{RawServer, body, ok};
+use super::{get, peer_error, pool_with};
 
 struct Signed(Arc<dyn Transport>);
 

@@ -1,5 +1,4 @@
-//! Threads that ask one peer at the same time: whatever becomes of a shared exchange, each gets its
-//! own answer.
+//! Batched requests: whatever happens to a batch, each caller gets its own value.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -12,11 +11,10 @@ use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
-use crate::raw_server::{Connection, RawServer, body, failure, ok};
-use crate::{ask, get, pool_of, pool_with};
+use super::raw_server::{Connection, RawServer, body, failure, ok};
+use super::{ask, get, pool_of, pool_with};
 
-/// A pool that has one connection beside those for shared exchanges: where two threads ask, the
-/// second shares.
+/// A pool with one connection beside those for batches: when two threads ask, the second is batched.
 fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
     pool_with(url, |builder| options(builder.max_connections_per_peer(3)))
 }
@@ -27,7 +25,7 @@ fn last_segment(head: &str) -> String {
     path.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// The keys of a request for several, which are the values too.
+/// The keys of a batched request. Each is its own value.
 fn keys_of(connection: &Connection) -> Vec<String> {
     let body = &connection.body;
     let request = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
@@ -35,7 +33,7 @@ fn keys_of(connection: &Connection) -> Vec<String> {
     request.keys.iter().map(|key| key.to_string()).collect()
 }
 
-/// Answers with each key as its own value, but for those in `missing`.
+/// A response with each key as its own value, except those that are `missing`.
 fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
     let there = |key: &&String| !missing(key);
     let message = GetManyResponse {
@@ -50,7 +48,7 @@ fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
     ok(&message.encode().expect("it encodes"))
 }
 
-/// Answers GETs with their key, and POSTs as `post` says until that returns false.
+/// Answers a GET with its key, and a POST by `post`, until `post` returns false.
 fn echo(post: impl Fn(&mut Connection) -> bool + Send + Sync + 'static) -> RawServer {
     RawServer::start(move |mut connection| {
         while let Some(head) = connection.read_head() {
@@ -73,7 +71,7 @@ fn posts(server: &RawServer) -> usize {
         .count()
 }
 
-/// Asks from `threads` at once, `rounds` times each, and checks every answer.
+/// Gets `rounds` keys on each of `threads` threads at once, and checks every value.
 fn storm(pool: &HttpPool, threads: usize, rounds: usize) {
     let start = Barrier::new(threads);
     std::thread::scope(|scope| {
@@ -91,7 +89,7 @@ fn storm(pool: &HttpPool, threads: usize, rounds: usize) {
 }
 
 #[test]
-fn threads_ride_together_and_each_gets_its_own_value() {
+fn concurrent_requests_are_batched_and_each_gets_its_own_value() {
     let most = Arc::new(AtomicUsize::new(0));
     let seen = most.clone();
     let server = echo(move |connection| {
@@ -101,7 +99,7 @@ fn threads_ride_together_and_each_gets_its_own_value() {
         connection.send(&answer_to(&keys, |_| false))
     });
     storm(&crowded(&server.url, |builder| builder), 16, 20);
-    assert!(most.load(Ordering::SeqCst) > 1, "nobody rode together");
+    assert!(most.load(Ordering::SeqCst) > 1, "nothing was batched");
     assert!(server.heads().len() < 320, "{}", server.heads().len());
 }
 
@@ -118,7 +116,7 @@ fn few_threads_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn shared_exchanges_and_plain_requests_use_the_same_connections() {
+fn batches_and_single_requests_use_the_same_connections() {
     let server = echo(|connection| {
         let keys = keys_of(connection);
         connection.send(&answer_to(&keys, |_| false));
@@ -138,7 +136,7 @@ fn shared_exchanges_and_plain_requests_use_the_same_connections() {
 }
 
 #[test]
-fn what_the_owner_lacks_is_asked_for_singly() {
+fn keys_that_the_owner_has_not_cached_are_asked_for_one_by_one() {
     let lacks = |key: &str| key.ends_with(['1', '3', '5', '7', '9']);
     let server = echo(move |connection| {
         let keys = keys_of(connection);
@@ -149,7 +147,7 @@ fn what_the_owner_lacks_is_asked_for_singly() {
 }
 
 #[test]
-fn a_connection_killed_under_32_riders_costs_nobody_an_answer() {
+fn broken_connection_fails_none_of_32_batched_callers() {
     let asking = Arc::new(AtomicUsize::new(0));
     let killed = Arc::new(AtomicUsize::new(0));
     let (came, kills) = (asking.clone(), killed.clone());
@@ -157,7 +155,7 @@ fn a_connection_killed_under_32_riders_costs_nobody_an_answer() {
         while came.load(Ordering::SeqCst) < 32 {
             std::thread::yield_now();
         }
-        // Those who came last are on their way into the next batch.
+        // The last callers are about to join the next batch.
         std::thread::sleep(Duration::from_millis(20));
         let keys = keys_of(connection);
         let answer = answer_to(&keys, |_| false);
@@ -180,11 +178,11 @@ fn a_connection_killed_under_32_riders_costs_nobody_an_answer() {
             });
         }
     });
-    assert!(killed.load(Ordering::SeqCst) > 0, "nobody rode together");
+    assert!(killed.load(Ordering::SeqCst) > 0, "nothing was batched");
 }
 
 #[test]
-fn a_peer_that_knows_no_shared_exchange_is_asked_singly_from_then_on() {
+fn peer_without_batches_gets_single_requests_from_then_on() {
     let plain = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok";
     let answers = [
         failure("400 Bad Request", "", "bad request\n"),
@@ -201,7 +199,7 @@ fn a_peer_that_knows_no_shared_exchange_is_asked_singly_from_then_on() {
         storm(&pool, 8, 20);
         assert_eq!(posts(&server), at_first);
     }
-    // What is not an answer at all, or says that the peer is busy, holds for once.
+    // A response that is not a larder one, or that the peer is busy, affects one batch only.
     for answer in [
         plain.to_vec(),
         failure("503 Service Unavailable", "", "too many connections"),
@@ -213,7 +211,7 @@ fn a_peer_that_knows_no_shared_exchange_is_asked_singly_from_then_on() {
 }
 
 #[test]
-fn a_peer_without_the_group_says_so_to_all_riders() {
+fn unknown_group_is_the_error_of_all_batched_callers() {
     let server = RawServer::start(|mut connection| {
         while connection.read_head().is_some() {
             let headers = "larder-error: unknown-group\r\n";
@@ -233,8 +231,8 @@ fn a_peer_without_the_group_says_so_to_all_riders() {
 }
 
 #[test]
-fn who_rides_leaves_at_its_own_deadline() {
-    // Shared exchanges hang; what waits for them leaves in time, the leader as well.
+fn batched_callers_return_at_their_own_deadlines() {
+    // Batches hang. Their waiters return in time, and so does the leader.
     let server = echo(|connection| {
         connection.wait_for_close();
         false
@@ -261,7 +259,7 @@ fn who_rides_leaves_at_its_own_deadline() {
 }
 
 #[test]
-fn a_shared_exchange_asks_for_no_more_than_its_limits() {
+fn batch_has_at_most_max_batch_keys() {
     let sizes = Arc::new(Mutex::new(HashSet::new()));
     let seen = sizes.clone();
     let server = echo(move |connection| {

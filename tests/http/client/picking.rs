@@ -1,4 +1,4 @@
-//! Who is asked for a key, and what changes when the list of peers does.
+//! Which peer is asked for a key, and the effect of a new list of peers.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -9,8 +9,8 @@ use larder::consistent_hash::Preset;
 use larder::http::{HttpPool, HttpPoolBuilder, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Error, ErrorKind, PeerPicker, PeerSet, ProtoGetter, Registry, Result};
 
-use crate::raw_server::{RawServer, body, ok};
-use crate::{get, pool_of};
+use super::raw_server::{RawServer, body, ok};
+use super::{get, pool_of};
 
 const NODES: [&str; 3] = [
     "http://10.0.0.1:8080",
@@ -18,7 +18,7 @@ const NODES: [&str; 3] = [
     "http://10.0.0.3:8080",
 ];
 
-/// A transport that answers with its peer's URL, in an error.
+/// A transport whose error is the URL of its peer.
 struct Named(String);
 
 impl Transport for Named {
@@ -44,7 +44,7 @@ fn url_of(peer: Option<Arc<dyn ProtoGetter>>) -> Option<String> {
 }
 
 #[test]
-fn owners_are_those_of_the_go_clusters() {
+fn owners_are_those_of_go_clusters() {
     let keys = [
         "foo", "bar", "", "12345", "user:42", "Ben", "key-0", "a b/c,d",
     ];
@@ -66,7 +66,7 @@ fn owners_are_those_of_the_go_clusters() {
 }
 
 #[test]
-fn the_second_peer_is_the_next_owner_and_there_is_no_third() {
+fn second_peer_is_the_next_owner_and_there_is_no_third() {
     let pool = builder(NODES[0]).build().unwrap();
     let (mut own, mut alone, mut both) = (0, 0, 0);
     for n in 0..300 {
@@ -94,9 +94,9 @@ fn the_second_peer_is_the_next_owner_and_there_is_no_third() {
     assert!(own > 0 && alone > 0 && both > 0);
 }
 
-/// A Go peer would ask the owner again, which has just not answered.
+/// A Go peer would ask the owner again, which has just failed to answer.
 #[test]
-fn a_cluster_shared_with_go_has_no_second_peer_unless_it_is_said() {
+fn cluster_with_go_peers_has_no_failover_by_default() {
     for (preset, failover, expected) in [
         (Preset::Larder, None, true),
         (Preset::Larder, Some(false), false),
@@ -118,7 +118,7 @@ fn a_cluster_shared_with_go_has_no_second_peer_unless_it_is_said() {
 }
 
 #[test]
-fn without_peers_every_key_is_own() {
+fn without_peers_this_process_owns_every_key() {
     let pool = builder(NODES[0]).build().unwrap();
     assert!(pool.pick_peer("k").is_none());
     assert!(pool.pick_replica("k", 1).is_none());
@@ -130,7 +130,7 @@ fn without_peers_every_key_is_own() {
 }
 
 #[test]
-fn this_process_knows_itself_however_it_is_spelled() {
+fn this_process_is_found_in_the_list_by_any_form_of_its_url() {
     for (own, listed) in [
         ("http://10.0.0.1:8080/", "http://10.0.0.1:8080"),
         ("http://cache-1", "http://Cache-1:80/"),
@@ -145,7 +145,7 @@ fn this_process_knows_itself_however_it_is_spelled() {
 }
 
 #[test]
-fn a_list_that_is_wrong_changes_nothing() {
+fn invalid_list_changes_nothing() {
     let pool = builder(NODES[0]).build().unwrap();
     pool.set(NODES).unwrap();
     for (list, kind, named) in [
@@ -166,7 +166,7 @@ fn a_list_that_is_wrong_changes_nothing() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_and_register_nothing() {
+fn invalid_option_is_an_error_and_registers_nothing() {
     let registry = Registry::new();
     let builder = || HttpPool::builder(NODES[0]).registry(&registry);
     for (builder, kind) in [
@@ -198,7 +198,7 @@ fn options_out_of_range_are_refused_and_register_nothing() {
 }
 
 #[test]
-fn a_hash_of_ones_own_places_the_keys() {
+fn custom_hash_places_the_keys() {
     // The points of a node are its number behind 0 and 1: 05 and 15, 08 and 18.
     let hash = |bytes: &[u8]| {
         let digits = bytes.iter().filter(|c| c.is_ascii_digit());
@@ -221,7 +221,7 @@ fn a_hash_of_ones_own_places_the_keys() {
 }
 
 #[test]
-fn a_peer_that_stays_keeps_its_connections() {
+fn peer_that_stays_keeps_its_connections() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_of(&server.url);
     get(&pool, "k").unwrap();
@@ -232,13 +232,13 @@ fn a_peer_that_stays_keeps_its_connections() {
 }
 
 #[test]
-fn a_request_under_way_outlives_its_peer_in_the_list() {
-    let (asked, was_asked) = mpsc::channel();
+fn request_under_way_outlives_the_removal_of_its_peer() {
+    let (arrived, has_arrived) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
-    let (asked, released) = (Mutex::new(asked), Mutex::new(released));
+    let (arrived, released) = (Mutex::new(arrived), Mutex::new(released));
     let server = RawServer::start(move |mut connection| {
         connection.read_head();
-        asked.lock().unwrap().send(()).unwrap();
+        arrived.lock().unwrap().send(()).unwrap();
         released.lock().unwrap().recv().unwrap();
         connection.send(&ok(&body(b"late")));
         connection.wait_for_close();
@@ -246,7 +246,7 @@ fn a_request_under_way_outlives_its_peer_in_the_list() {
     let pool = pool_of(&server.url);
     thread::scope(|scope| {
         let request = scope.spawn(|| get(&pool, "k"));
-        was_asked.recv().unwrap();
+        has_arrived.recv().unwrap();
         pool.set::<[&str; 0]>([]).unwrap();
         release.send(()).unwrap();
         assert_eq!(request.join().unwrap().unwrap().value, "late");
@@ -254,7 +254,7 @@ fn a_request_under_way_outlives_its_peer_in_the_list() {
 }
 
 #[test]
-fn of_many_lists_set_at_once_one_stands_as_a_whole() {
+fn of_concurrent_lists_one_wins_as_a_whole() {
     let pool = builder("http://self").build().unwrap();
     let lists: Vec<Vec<String>> = (0..4)
         .map(|list| (0..5).map(|n| format!("http://peer-{list}-{n}")).collect())
@@ -273,7 +273,7 @@ fn of_many_lists_set_at_once_one_stands_as_a_whole() {
 
 /// Go's client opens a connection for each request that it has under way.
 #[test]
-fn a_server_shared_with_go_takes_more_connections_from_an_address() {
+fn server_for_go_peers_takes_more_connections_from_an_address() {
     for (preset, expected) in [
         (Preset::Larder, "max_connections_per_addr: 32,"),
         (Preset::Golang, "max_connections_per_addr: 128,"),

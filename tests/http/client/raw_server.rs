@@ -123,25 +123,21 @@ pub fn body(value: &[u8]) -> Vec<u8> {
 
 /// A whole answer with status 200 around a body.
 pub fn ok(body: &[u8]) -> Vec<u8> {
-    let (server, length) = (server(), body.len());
+    ok_with("", body)
+}
+
+/// The same with further headers, each with its line end.
+pub fn ok_with(headers: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
     let head = format!(
-        "HTTP/1.1 200 OK\r\n{server}Content-Type: application/x-protobuf\r\n\
+        "HTTP/1.1 200 OK\r\n{headers}Content-Type: application/x-protobuf\r\n\
          Content-Length: {length}\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
 }
 
-/// The header that turns the default client from ureq to the lean one, where that is tested.
-fn server() -> &'static str {
-    match crate::tested().as_deref() {
-        Some(crate::TURNING) => "Server: larder\r\n",
-        _ => "",
-    }
-}
-
 /// A whole answer with another status. `headers` end with a line feed, or are empty.
 pub fn failure(status: &str, headers: &str, text: &str) -> Vec<u8> {
-    let (server, length) = (server(), text.len());
-    format!("HTTP/1.1 {status}\r\n{server}{headers}Content-Length: {length}\r\n\r\n{text}")
-        .into_bytes()
+    let length = text.len();
+    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n{text}").into_bytes()
 }

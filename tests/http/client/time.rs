@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use larder::pb::GetResponse;
 use larder::{Context, ErrorKind, ProtoMessage};
 
-use crate::raw_server::{RawServer, body, ok};
-use crate::{ask, get, peer_error, pool_of, pool_with};
+use super::raw_server::{RawServer, body, ok};
+use super::{ask, get, peer_error, pool_of, pool_with};
 
 /// Sends a byte every 10 ms, without an end in sight.
 fn drip(head_first: bool) -> RawServer {
@@ -142,7 +142,8 @@ fn the_peer_is_told_how_long_its_caller_waits() {
                 .ok()
         })
         .collect();
-    assert_eq!(told[0], 1000);
+    // A moment of the second has passed when the request is sent.
+    assert!((900..=1000).contains(&told[0]), "{told:?}");
     assert!((1..=300).contains(&told[1]), "{told:?}");
 }
 

@@ -1,0 +1,445 @@
+//! A TCP connection to a peer, whose reads and writes end by the deadline of the exchange.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::http::client::resolve::Addresses;
+use crate::http::client::response::BadResponse;
+
+/// A connection that carries one exchange after the other.
+pub(crate) struct PeerConnection {
+    stream: TcpStream,
+    /// When the present exchange must be over.
+    deadline: Instant,
+    /// The most bytes of one response, head included.
+    max_response: u64,
+    /// The bytes received of the present response.
+    received: u64,
+    /// The exchanges begun on this connection.
+    exchanges: u64,
+    /// When the last exchange began.
+    begun: Instant,
+    read_timeout: SocketTimeout,
+    write_timeout: SocketTimeout,
+}
+
+impl PeerConnection {
+    /// Connects to the first of `addresses` that accepts, by `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` at the deadline, else the error of the last address.
+    pub(crate) fn connect(
+        addresses: &Addresses,
+        max_response: u64,
+        deadline: Instant,
+    ) -> io::Result<Self> {
+        let connected = connect_to_any(&addresses.get(deadline)?, deadline, connect_to);
+        if connected.is_err() {
+            addresses.refresh();
+        }
+        Ok(PeerConnection {
+            stream: connected?,
+            deadline,
+            max_response,
+            received: 0,
+            exchanges: 0,
+            begun: Instant::now(),
+            read_timeout: SocketTimeout::default(),
+            write_timeout: SocketTimeout::default(),
+        })
+    }
+
+    /// Begins an exchange that must be over at `deadline`.
+    pub(crate) fn begin(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        self.begun = Instant::now();
+        self.received = 0;
+        self.exchanges += 1;
+    }
+
+    /// Whether the connection can carry another exchange.
+    ///
+    /// A system call is made only if the last exchange began over [`UNCHECKED`] ago. The peer may have
+    /// closed the connection since, or sent bytes that answer no request: proxies send a 408 before they
+    /// close an idle connection. Such bytes would be taken for the response to the next request. A
+    /// connection that was closed within that time fails with [`StaleConnection`].
+    pub(crate) fn is_usable(&self, now: Instant) -> bool {
+        let idle = now.saturating_duration_since(self.begun);
+        !self.is_too_old(now) && (idle < UNCHECKED || is_silent(&self.stream))
+    }
+
+    /// Whether the connection has been idle for too long to be used again.
+    pub(crate) fn is_too_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.begun) >= MAX_IDLE_AGE
+    }
+
+    /// Marks the failures that a second attempt can mend: the connection carried an exchange before, and
+    /// the peer closed it before the first byte of the response.
+    fn explain(&self, error: io::Error) -> io::Error {
+        let closed = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                // Windows has both, for one cause.
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+        );
+        match error.kind() {
+            kind if closed && self.exchanges > 1 && self.received == 0 => {
+                io::Error::new(kind, StaleConnection)
+            }
+            // The deadline has passed, or the call would have been repeated.
+            _ if did_nothing(&error) => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        }
+    }
+
+    /// Calls `io` until it does something or the deadline passes.
+    fn until_deadline(
+        &self,
+        mut io: impl FnMut(Duration) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match io(left) {
+                Err(error) if did_nothing(&error) => {}
+                done => return done.map_err(|error| self.explain(error)),
+            }
+        }
+    }
+}
+
+/// Reads of the response.
+///
+/// # Errors
+///
+/// `TimedOut` at the deadline; [`StaleConnection`] where a second attempt can help; and where the
+/// response is too long, or ends before it began.
+impl Read for PeerConnection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let allowed = usize::try_from(self.max_response - self.received).unwrap_or(usize::MAX);
+        if allowed == 0 {
+            return Err(BadResponse("the answer is too long").into());
+        }
+        let room = buffer.len().min(allowed);
+        let mut timeout = self.read_timeout;
+        let read = self.until_deadline(|left| {
+            timeout.prepare(left, |timeout| self.stream.set_read_timeout(Some(timeout)))?;
+            (&self.stream).read(&mut buffer[..room])
+        });
+        self.read_timeout = timeout;
+        match read? {
+            0 if self.received == 0 => Err(self.explain(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the connection was closed without an answer",
+            ))),
+            count => {
+                self.received += count as u64;
+                Ok(count)
+            }
+        }
+    }
+}
+
+/// Writes of the request; the errors are those of the reads.
+impl Write for PeerConnection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut timeout = self.write_timeout;
+        let written = self.until_deadline(|left| {
+            timeout.prepare(left, |timeout| self.stream.set_write_timeout(Some(timeout)))?;
+            (&self.stream).write(bytes)
+        });
+        self.write_timeout = timeout;
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PeerConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stream.fmt(f)
+    }
+}
+
+/// The peer had closed an idle connection. The request may be sent again on a new one.
+#[derive(Debug)]
+pub(crate) struct StaleConnection;
+
+impl StaleConnection {
+    pub(crate) fn caused(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
+impl fmt::Display for StaleConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the peer had closed an idle connection")
+    }
+}
+
+impl std::error::Error for StaleConnection {}
+
+/// A time-out as it is set at the socket.
+#[derive(Clone, Copy, Default)]
+struct SocketTimeout(Option<Duration>);
+
+impl SocketTimeout {
+    /// Makes a system call end when `left` is over, or at most a sixteenth of it later.
+    ///
+    /// Exchanges begin with nearly the same time left, so that the time-out of the first serves the
+    /// following ones without a system call. One that is too short is kept if it is at least half of
+    /// `left`: the call is repeated then.
+    fn prepare(
+        &mut self,
+        left: Duration,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let fits = |set: Duration| set <= left + left / 16 && set >= left / 2;
+        if !self.0.is_some_and(fits) {
+            let timeout = left.max(MIN_TIMEOUT);
+            set(timeout)?;
+            self.0 = Some(timeout);
+        }
+        Ok(())
+    }
+}
+
+/// Connects to the addresses in turn. Each gets an even share of the time that is left, so that one
+/// that drops packets does not use up the time of the next.
+fn connect_to_any<T>(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    connect: impl Fn(SocketAddr, Duration) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for (at, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let others = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
+        match connect(*address, (left / others).max(MIN_TIMEOUT)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+        }
+    }
+    Err(last)
+}
+
+/// Connects to `address`, and refuses a connection to itself.
+///
+/// If the peer is on this machine and down, the kernel may choose the very port that is dialled for
+/// this end, and the two ends meet (RFC 9293, section 3.5, simultaneous open). Kept, the connection
+/// would occupy the peer's port when it starts again.
+fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    if stream.local_addr()? == address {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, MET_ITSELF));
+    }
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Whether neither bytes nor an end have arrived.
+fn is_silent(stream: &TcpStream) -> bool {
+    let peek = || {
+        stream.set_nonblocking(true)?;
+        let peeked = stream.peek(&mut [0]);
+        stream.set_nonblocking(false)?;
+        peeked
+    };
+    peek().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Whether a system call ended before it did anything: by a signal, or by the socket's time-out, which
+/// can be shorter than the time left.
+fn did_nothing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+/// How long after its last request a connection is used again. Servers keep theirs longer (ours a
+/// minute), so that few are closed by the other side.
+pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
+
+/// How long after its last request a connection is used without a check. Long enough for busy ones, short
+/// beside the times after which any server closes one.
+const UNCHECKED: Duration = Duration::from_millis(10);
+
+/// The finest time-out worth asking the kernel for; Linux rounds up to its tick, 1 to 10 ms.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+
+const MET_ITSELF: &str = "refused: the connection met itself, as no server listens";
+
+#[cfg(all(test, not(larder_loom)))]
+pub(crate) mod tests {
+    use super::*;
+    use crate::http::client::url::PeerUrl;
+    use crate::sync::Mutex;
+    use std::net::TcpListener;
+    use std::thread;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    /// A connection, and its other end.
+    pub(crate) fn pair() -> (PeerConnection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let addresses = Addresses::new(&PeerUrl::parse(&url).unwrap());
+        let connection = PeerConnection::connect(&addresses, 9, soon()).unwrap();
+        (connection, listener.accept().unwrap().0)
+    }
+
+    pub(crate) fn port(connection: &PeerConnection) -> u16 {
+        connection.stream.local_addr().unwrap().port()
+    }
+
+    /// Makes the last exchange of `connection` begin earlier.
+    pub(crate) fn age(connection: &mut PeerConnection, by: Duration) {
+        connection.begun -= by;
+    }
+
+    #[test]
+    fn connection_is_used_again_until_it_is_too_old_or_the_peer_sends_something() {
+        let (mut connection, mut peer) = pair();
+        connection.begin(soon());
+        connection.write_all(b"request").unwrap();
+        peer.write_all(b"response").unwrap();
+        assert_eq!(connection.read(&mut [0; 9]).unwrap(), 8);
+        let later = |past| connection.begun + past;
+        assert!(connection.is_usable(later(Duration::ZERO)));
+        assert!(connection.is_usable(later(UNCHECKED)));
+        assert!(!connection.is_usable(later(MAX_IDLE_AGE)));
+        peer.write_all(b"more").unwrap();
+        connection.stream.peek(&mut [0]).unwrap();
+        assert!(!connection.is_usable(later(UNCHECKED)));
+    }
+
+    #[test]
+    fn write_ends_at_its_deadline_even_if_the_peer_reads_some_of_it() {
+        for pause in [None, Some(Duration::from_millis(10))] {
+            let (mut connection, peer) = pair();
+            let mut reads = peer.try_clone().unwrap();
+            let reader = pause.map(|pause| {
+                thread::spawn(move || {
+                    while reads.read(&mut [0; 64 << 10]).is_ok_and(|n| n > 0) {
+                        thread::sleep(pause);
+                    }
+                })
+            });
+            let begun = Instant::now();
+            let limit = Duration::from_millis(200);
+            connection.begin(begun + limit);
+            let error = connection.write_all(&vec![0; 256 << 20]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            let took = begun.elapsed();
+            assert!((limit..4 * limit).contains(&took), "{took:?}");
+            drop((connection, peer));
+            if let Some(reader) = reader {
+                reader.join().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn exchanges_of_one_length_set_the_sockets_timeout_once() {
+        let mut timeout = SocketTimeout::default();
+        let mut set = Vec::new();
+        let mut prepare = |millis| {
+            let left = Duration::from_millis(millis);
+            timeout.prepare(left, |timeout| {
+                set.push(timeout.as_secs_f64().round());
+                Ok(())
+            })
+        };
+        for _ in 0..100 {
+            prepare(10_000).unwrap();
+        }
+        for millis in [9_900, 15_000, 1_000, 10_000] {
+            prepare(millis).unwrap();
+        }
+        assert_eq!(set, [10.0, 1.0, 10.0]);
+    }
+
+    #[test]
+    fn timeout_that_could_not_be_set_is_not_remembered() {
+        let mut timeout = SocketTimeout::default();
+        let left = Duration::from_secs(10);
+        assert!(
+            timeout
+                .prepare(left, |_| Err(io::Error::other("no")))
+                .is_err()
+        );
+        let mut again = false;
+        let set = |_| {
+            again = true;
+            Ok(())
+        };
+        timeout.prepare(left, set).unwrap();
+        assert!(again);
+    }
+
+    fn addresses(count: u16) -> Vec<SocketAddr> {
+        (1..=count)
+            .map(|port| SocketAddr::from(([10, 0, 0, 1], port)))
+            .collect()
+    }
+
+    #[test]
+    fn address_that_does_not_answer_leaves_time_for_the_next() {
+        let deadline = Instant::now() + Duration::from_millis(900);
+        let connected = connect_to_any(&addresses(3), deadline, |address, timeout| {
+            if address.port() < 3 {
+                thread::sleep(timeout);
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Ok(address)
+        });
+        assert_eq!(connected.unwrap().port(), 3);
+    }
+
+    #[test]
+    fn addresses_share_the_time_that_is_left() {
+        let deadline = Instant::now() + Duration::from_secs(12);
+        let shares = Mutex::new(Vec::new());
+        let error = connect_to_any(&addresses(3), deadline, |_, timeout| {
+            shares.lock().push(timeout.as_secs_f64().round());
+            Err::<(), _>(io::ErrorKind::ConnectionRefused.into())
+        })
+        .unwrap_err();
+        assert_eq!(*shares.lock(), [4.0, 6.0, 12.0]);
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().starts_with("10.0.0.1:3: "), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn connection_to_itself_is_refused() {
+        // Linux gives even ports to connections first. Without a listener every attempt is refused,
+        // until the port of this end is the one that is dialled.
+        let listener = (40_000..60_000)
+            .step_by(2)
+            .find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok())
+            .expect("a free port");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let met = (0..400_000).any(|_| match connect_to(address, Duration::from_secs(1)) {
+            Ok(_) => panic!("no server listens"),
+            Err(error) => error.to_string() == MET_ITSELF,
+        });
+        assert!(met);
+    }
+}

@@ -1,0 +1,160 @@
+//! HTTP/1.1 over our own sockets, as much of it as peers speak: no redirects, proxies or TLS.
+
+use std::io::{self, Read, Write};
+use std::time::Instant;
+
+use ureq::http::header::HOST;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::http::client::connection::StaleConnection;
+use crate::http::client::pool::{ConnectionPool, PooledConnection};
+use crate::http::client::response::{BodyFraming, ResponseReader};
+use crate::http::client::target::Target;
+use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::sync::Arc;
+
+/// Sends requests to one peer, over connections of its own.
+pub(crate) struct DirectTransport {
+    target: Arc<Target>,
+    pool: Arc<ConnectionPool>,
+}
+
+impl DirectTransport {
+    pub(crate) fn new(target: Arc<Target>) -> Self {
+        let pool = ConnectionPool::new(target.config.max_idle_per_peer);
+        DirectTransport {
+            target,
+            pool: Arc::new(pool),
+        }
+    }
+
+    /// Sends the request on an idle connection, or else on a new one.
+    ///
+    /// A request that fails because the peer had closed the connection while it was idle is sent once
+    /// more, on a new one: neither a get nor a batch changes anything at the peer. A peer that closed
+    /// one idle connection, or does not answer on it, has probably lost the others too, so they are
+    /// dropped.
+    fn attempt(
+        &self,
+        request: &TransportRequest<'_>,
+        deadline: Instant,
+    ) -> io::Result<TransportResponse> {
+        if let Some(connection) = self.pool.take() {
+            let response = self.exchange(connection, request, deadline);
+            let Err(error) = &response else {
+                return response;
+            };
+            let is_stale = StaleConnection::caused(error);
+            if is_stale || error.kind() == io::ErrorKind::TimedOut {
+                self.pool.clear();
+            }
+            if !is_stale {
+                return response;
+            }
+        }
+        let connection = self.target.connect(deadline)?;
+        self.exchange(ResponseReader::new(connection), request, deadline)
+    }
+
+    fn exchange(
+        &self,
+        mut connection: PooledConnection,
+        request: &TransportRequest<'_>,
+        deadline: Instant,
+    ) -> io::Result<TransportResponse> {
+        connection.source.begin(deadline);
+        let bytes = encode(self.target.url.authority(), request);
+        connection.source.write_all(&bytes)?;
+        let head = connection.read_head()?;
+        let length = head.framing.length();
+        let mut body = ResponseBody {
+            target: self.target.clone(),
+            pool: self.pool.clone(),
+            connection: Some(connection),
+            framing: head.framing,
+            keep_alive: head.keep_alive,
+        };
+        body.give_back_if_over();
+        let response = TransportResponse::with_reader(head.status, length, body);
+        Ok(response.with_headers(head.headers))
+    }
+}
+
+impl Transport for DirectTransport {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> Result<TransportResponse> {
+        let deadline = self.target.deadline(ctx, &request)?;
+        let response = self.attempt(&request, deadline);
+        response.map_err(|error| self.target.explain(ctx, error))
+    }
+}
+
+/// The bytes of a request, head and body, which are sent in one piece.
+fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
+    let body = request.body();
+    let mut bytes = Vec::with_capacity(EXPECTED_HEAD + body.len());
+    // The path is escaped, and the types of the headers admit no line ends.
+    for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    if !request.headers().iter().any(|(name, _)| name == HOST) {
+        bytes.extend_from_slice(b"\r\nhost: ");
+        bytes.extend_from_slice(authority.as_bytes());
+    }
+    for (name, value) in request.headers() {
+        for part in [b"\r\n", name.as_str().as_bytes(), b": ", value.as_bytes()] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    if !body.is_empty() {
+        bytes.extend_from_slice(format!("\r\ncontent-length: {}", body.len()).as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n\r\n");
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Reads a body to its end, and then returns the connection to the pool. Dropped before, it closes the
+/// connection.
+struct ResponseBody {
+    target: Arc<Target>,
+    pool: Arc<ConnectionPool>,
+    /// `None` once the body is over, or has failed.
+    connection: Option<PooledConnection>,
+    framing: BodyFraming,
+    keep_alive: bool,
+}
+
+impl ResponseBody {
+    fn give_back_if_over(&mut self) {
+        if self.framing.is_over() {
+            if let Some(connection) = self.connection.take().filter(|_| self.keep_alive) {
+                self.pool.give_back(connection);
+            }
+        }
+    }
+}
+
+impl Read for ResponseBody {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() || self.framing.is_over() {
+            return Ok(0);
+        }
+        let Some(connection) = &mut self.connection else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let read = connection.read_body(&mut self.framing, into);
+        if read.is_err() {
+            self.connection = None;
+        }
+        self.give_back_if_over();
+        read.map_err(|error| self.target.explain_timeout(error))
+    }
+}
+
+/// Holds most heads of requests.
+const EXPECTED_HEAD: usize = 512;

@@ -1,0 +1,119 @@
+//! The idle connections of the direct transport.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crate::http::client::connection::PeerConnection;
+use crate::http::client::response::ResponseReader;
+use crate::sync::Mutex;
+
+/// A connection, and what was read from it.
+pub(crate) type PooledConnection = ResponseReader<PeerConnection>;
+
+/// The connections to one peer that wait for the next request.
+pub(crate) struct ConnectionPool {
+    max_idle: usize,
+    /// The connection used last is at the back.
+    idle: Mutex<VecDeque<PooledConnection>>,
+}
+
+impl ConnectionPool {
+    /// A pool that keeps at most `max_idle` connections.
+    pub(crate) fn new(max_idle: usize) -> Self {
+        ConnectionPool {
+            max_idle,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// The connection used last, so that the others may grow old.
+    pub(crate) fn take(&self) -> Option<PooledConnection> {
+        loop {
+            let connection = self.idle.lock().pop_back()?;
+            if connection.source.is_usable(Instant::now()) {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Takes a connection back whose response was read to its end. A connection with further bytes is
+    /// dropped: they belong to no request.
+    pub(crate) fn give_back(&self, connection: PooledConnection) {
+        if !connection.is_empty() {
+            return;
+        }
+        // Closed when the lock is released.
+        let _surplus = {
+            let mut idle = self.idle.lock();
+            idle.push_back(connection);
+            let is_old = |oldest: &PooledConnection| oldest.source.is_too_old(Instant::now());
+            let surplus = idle.len() > self.max_idle || idle.front().is_some_and(is_old);
+            surplus.then(|| idle.pop_front())
+        };
+    }
+
+    /// Closes all idle connections.
+    pub(crate) fn clear(&self) {
+        let idle = std::mem::take(&mut *self.idle.lock());
+        drop(idle);
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::http::client::connection::MAX_IDLE_AGE;
+    use crate::http::client::connection::tests::{age, pair, port};
+    use std::net::TcpStream;
+
+    /// A pool that got `count` connections, their ports, and their other ends.
+    fn pool_with(max_idle: usize, count: usize) -> (ConnectionPool, Vec<u16>, Vec<TcpStream>) {
+        let pool = ConnectionPool::new(max_idle);
+        let (connections, others): (Vec<_>, Vec<_>) = (0..count).map(|_| pair()).unzip();
+        let ports = connections.iter().map(port).collect();
+        for connection in connections {
+            pool.give_back(ResponseReader::new(connection));
+        }
+        (pool, ports, others)
+    }
+
+    fn idle_ports(pool: &ConnectionPool) -> Vec<u16> {
+        let idle = pool.idle.lock();
+        idle.iter().map(|idle| port(&idle.source)).collect()
+    }
+
+    #[test]
+    fn connections_used_last_are_kept_and_no_more_than_allowed() {
+        let (pool, ports, _others) = pool_with(3, 5);
+        assert_eq!(idle_ports(&pool), ports[2..]);
+        assert_eq!(port(&pool.take().unwrap().source), ports[4]);
+        pool.clear();
+        assert!(pool.take().is_none());
+    }
+
+    #[test]
+    fn old_connections_are_closed_as_others_come_back() {
+        let (pool, ports, _others) = pool_with(10, 4);
+        for idle in pool.idle.lock().iter_mut().take(2) {
+            age(&mut idle.source, MAX_IDLE_AGE);
+        }
+        for first in 1..3 {
+            let connection = pool.take().unwrap();
+            pool.give_back(connection);
+            assert_eq!(idle_ports(&pool), ports[first..]);
+        }
+        let connection = pool.take().unwrap();
+        pool.give_back(connection);
+        assert_eq!(idle_ports(&pool), ports[2..]);
+    }
+
+    #[test]
+    fn connections_that_are_too_old_are_not_used() {
+        let (pool, _, _others) = pool_with(3, 2);
+        for idle in pool.idle.lock().iter_mut() {
+            age(&mut idle.source, MAX_IDLE_AGE);
+        }
+        assert!(pool.take().is_none());
+        assert!(idle_ports(&pool).is_empty());
+    }
+}

@@ -1,0 +1,420 @@
+//! A response as it is read from a connection: its head, and the end of its body.
+
+use std::io::{self, Read};
+
+use httparse::{EMPTY_HEADER, Status};
+use ureq::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+use crate::wire::{Scan, has_token, parse_length, scan};
+
+/// The head of a response, which is not an interim one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: BodyFraming,
+    /// Whether the connection can carry another exchange.
+    pub(crate) keep_alive: bool,
+}
+
+impl ResponseHead {
+    /// Finds out from the headers where the body ends (RFC 9112, section 6.3).
+    ///
+    /// # Errors
+    ///
+    /// If two readers could come to different ends, as they would not agree on where the next response
+    /// begins; and if a body with status 200 ends where the connection does, as it would look whole
+    /// when the peer dies.
+    pub(crate) fn new(status: u16, version: Version, headers: HeaderMap) -> io::Result<Self> {
+        let keeps = |value: &HeaderValue| !has_token(value.as_bytes(), b"close");
+        let mut keep_alive =
+            version == Version::HTTP_11 && headers.get_all(CONNECTION).iter().all(keeps);
+        let chunked = is_chunked(&headers)?;
+        let length = content_length(&headers)?;
+        if chunked && (length.is_some() || version != Version::HTTP_11) {
+            return Err(TWO_LENGTHS.into());
+        }
+        let framing = match length {
+            _ if matches!(status, 204 | 304) => {
+                keep_alive &= !chunked && length.is_none_or(|length| length == 0);
+                BodyFraming::Length(0)
+            }
+            _ if chunked => BodyFraming::Chunked(ChunkPart::Size),
+            Some(length) => BodyFraming::Length(length),
+            None if status == 200 => return Err(NO_LENGTH.into()),
+            None => {
+                keep_alive = false;
+                BodyFraming::UntilClosed
+            }
+        };
+        Ok(ResponseHead {
+            status,
+            headers,
+            framing,
+            keep_alive,
+        })
+    }
+
+    /// Parses a whole head; `None` if it is that of an interim response.
+    fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
+        let mut fields = [EMPTY_HEADER; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut fields);
+        let parsed = response.parse(bytes);
+        let (Ok(Status::Complete(len)), Some(minor), Some(status)) =
+            (parsed, response.version, response.code)
+        else {
+            return Err(NOT_HTTP.into());
+        };
+        // `scan` and httparse agree on where a head ends.
+        if len != bytes.len() || status < 100 || status == 101 {
+            return Err(NOT_HTTP.into());
+        }
+        if status < 200 {
+            return Ok(None);
+        }
+        let mut headers = HeaderMap::with_capacity(response.headers.len());
+        for field in response.headers.iter() {
+            let name = HeaderName::from_bytes(field.name.as_bytes());
+            let value = HeaderValue::from_bytes(field.value);
+            let (Ok(name), Ok(value)) = (name, value) else {
+                return Err(NOT_HTTP.into());
+            };
+            headers.append(name, value);
+        }
+        let version = match minor {
+            0 => Version::HTTP_10,
+            _ => Version::HTTP_11,
+        };
+        ResponseHead::new(status, version, headers).map(Some)
+    }
+}
+
+fn is_chunked(headers: &HeaderMap) -> io::Result<bool> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(false),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
+        _ => Err(TWO_LENGTHS.into()),
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> io::Result<Option<u64>> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(None),
+        (Some(length), None) => match parse_length(length.as_bytes()) {
+            Ok(length) => Ok(Some(length)),
+            Err(_) => Err(BadResponse("the Content-Length of the answer is no length").into()),
+        },
+        _ => Err(TWO_LENGTHS.into()),
+    }
+}
+
+/// How the end of a body is found, and how much of it is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyFraming {
+    /// The bytes that are left.
+    Length(u64),
+    Chunked(ChunkPart),
+    UntilClosed,
+}
+
+impl BodyFraming {
+    /// The length of a body that has not begun, if it is known.
+    pub(crate) fn length(&self) -> Option<u64> {
+        match self {
+            BodyFraming::Length(length) => Some(*length),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(
+            self,
+            BodyFraming::Length(0) | BodyFraming::Chunked(ChunkPart::End)
+        )
+    }
+}
+
+/// The next part of a chunked body (RFC 9112, section 7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChunkPart {
+    /// A line with the size of a chunk.
+    Size,
+    /// The bytes that are left of a chunk.
+    Data(u64),
+    /// The end of the line after a chunk.
+    DataEnd,
+    /// Lines, the last of them empty.
+    Trailer,
+    End,
+}
+
+impl ChunkPart {
+    /// The part after `line`, which holds no byte of the body; `None` if the line is malformed.
+    fn after(self, line: &[u8]) -> Option<ChunkPart> {
+        match self {
+            ChunkPart::Size => match parse_chunk_size(line)? {
+                0 => Some(ChunkPart::Trailer),
+                size => Some(ChunkPart::Data(size)),
+            },
+            ChunkPart::DataEnd if line.is_empty() => Some(ChunkPart::Size),
+            ChunkPart::Trailer if line.is_empty() => Some(ChunkPart::End),
+            ChunkPart::Trailer => Some(ChunkPart::Trailer),
+            ChunkPart::DataEnd | ChunkPart::Data(_) | ChunkPart::End => None,
+        }
+    }
+}
+
+/// The size of a chunk: hexadecimal digits, and perhaps extensions, which are ignored.
+fn parse_chunk_size(line: &[u8]) -> Option<u64> {
+    let is_digit = |byte: &&u8| byte.is_ascii_hexdigit();
+    let digits = line.iter().take_while(is_digit).count();
+    let (size, rest) = line.split_at(digits);
+    let rest = rest.trim_ascii_start();
+    if !(1..=MAX_SIZE_DIGITS).contains(&digits) || !(rest.is_empty() || rest[0] == b';') {
+        return None;
+    }
+    u64::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()
+}
+
+/// Reads one response after the other from `source`.
+#[derive(Debug)]
+pub(crate) struct ResponseReader<R> {
+    pub(crate) source: R,
+    /// The bytes read and not used yet are `start..end`.
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl<R: Read> ResponseReader<R> {
+    pub(crate) fn new(source: R) -> Self {
+        ResponseReader {
+            source,
+            bytes: vec![0; MAX_HEAD].into(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// Whether all bytes that were read are used.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Reads the head of a response, and skips interim ones (RFC 9110, section 15.2).
+    pub(crate) fn read_head(&mut self) -> io::Result<ResponseHead> {
+        let mut scanned = 0;
+        let mut skipped = 0;
+        loop {
+            let unused = &self.bytes[self.start..self.end];
+            match scan(unused, scanned).map_err(|_| NOT_HTTP)? {
+                Scan::Complete(len) if skipped + len > MAX_HEAD => return Err(TOO_LONG.into()),
+                Scan::Complete(len) => {
+                    self.start += len;
+                    if let Some(head) = ResponseHead::parse(&unused[..len])? {
+                        return Ok(head);
+                    }
+                    skipped += len;
+                    scanned = 0;
+                }
+                Scan::Incomplete(at) => {
+                    scanned = at;
+                    self.fill()?;
+                }
+            }
+        }
+    }
+
+    /// Reads some of a body, at least a byte; 0 at its end. `into` has room for one.
+    pub(crate) fn read_body(
+        &mut self,
+        framing: &mut BodyFraming,
+        into: &mut [u8],
+    ) -> io::Result<usize> {
+        loop {
+            match *framing {
+                BodyFraming::Length(0) | BodyFraming::Chunked(ChunkPart::End) => return Ok(0),
+                BodyFraming::Length(left) => {
+                    let taken = self.take_of(left, into)?;
+                    *framing = BodyFraming::Length(left - taken as u64);
+                    return Ok(taken);
+                }
+                BodyFraming::Chunked(ChunkPart::Data(left)) => {
+                    let taken = self.take_of(left, into)?;
+                    *framing = BodyFraming::Chunked(match left - taken as u64 {
+                        0 => ChunkPart::DataEnd,
+                        left => ChunkPart::Data(left),
+                    });
+                    return Ok(taken);
+                }
+                BodyFraming::Chunked(part) => {
+                    let next = self.read_line(|line| part.after(line))?;
+                    *framing = BodyFraming::Chunked(next);
+                }
+                BodyFraming::UntilClosed => {
+                    let taken = self.take(u64::MAX, into)?;
+                    if taken == 0 {
+                        *framing = BodyFraming::Length(0);
+                    }
+                    return Ok(taken);
+                }
+            }
+        }
+    }
+
+    /// Takes some of `left` bytes, at least one.
+    fn take_of(&mut self, left: u64, into: &mut [u8]) -> io::Result<usize> {
+        match self.take(left, into)? {
+            0 => Err(broke_off()),
+            taken => Ok(taken),
+        }
+    }
+
+    /// Takes some of the next `most` bytes; 0 at the end of the source.
+    fn take(&mut self, most: u64, into: &mut [u8]) -> io::Result<usize> {
+        let room = into.len().min(usize::try_from(most).unwrap_or(usize::MAX));
+        let into = &mut into[..room];
+        if self.is_empty() {
+            // The rest of a body and long pieces are read to their place, without a copy in between.
+            if room as u64 == most || room >= self.bytes.len() {
+                return self.source.read(into);
+            }
+            self.read_more()?;
+        }
+        let unused = &self.bytes[self.start..self.end];
+        let taken = room.min(unused.len());
+        into[..taken].copy_from_slice(&unused[..taken]);
+        self.start += taken;
+        Ok(taken)
+    }
+
+    /// Takes the next line, and returns the result of `parse`, which gets it without its end.
+    fn read_line<T>(&mut self, parse: impl FnOnce(&[u8]) -> Option<T>) -> io::Result<T> {
+        let mut searched = 0;
+        loop {
+            let unused = &self.bytes[self.start..self.end];
+            if let Some(at) = unused[searched..].iter().position(|&byte| byte == b'\n') {
+                let len = searched + at + 1;
+                self.start += len;
+                let line = unused[..len].strip_suffix(b"\r\n");
+                return line.and_then(parse).ok_or_else(|| BAD_CHUNKS.into());
+            }
+            searched = unused.len();
+            self.fill()?;
+        }
+    }
+
+    /// Reads more of a head or a line.
+    fn fill(&mut self) -> io::Result<()> {
+        match self.read_more()? {
+            0 if self.end == self.bytes.len() => Err(TOO_LONG.into()),
+            0 => Err(broke_off()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads some bytes behind those that are not used yet; 0 at the end of the source, or if there is no
+    /// room for more.
+    fn read_more(&mut self) -> io::Result<usize> {
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        if self.end == self.bytes.len() {
+            return Ok(0);
+        }
+        let read = self.source.read(&mut self.bytes[self.end..])?;
+        self.end += read;
+        Ok(read)
+    }
+}
+
+/// Why a response is rejected.
+#[derive(Clone, Copy)]
+pub(crate) struct BadResponse(pub(crate) &'static str);
+
+impl From<BadResponse> for io::Error {
+    fn from(why: BadResponse) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, why.0)
+    }
+}
+
+/// The connection ended before the response did.
+fn broke_off() -> io::Error {
+    let message = "the connection was closed in the middle of the answer";
+    io::Error::new(io::ErrorKind::UnexpectedEof, message)
+}
+
+pub(crate) const TOO_LONG: BadResponse =
+    BadResponse("the head or a line of the answer is too long");
+const NOT_HTTP: BadResponse = BadResponse("the answer is not HTTP/1.1");
+const TWO_LENGTHS: BadResponse = BadResponse("the answer's length can be read in two ways");
+const NO_LENGTH: BadResponse =
+    BadResponse("the answer says neither its length nor that it is chunked");
+const BAD_CHUNKS: BadResponse = BadResponse("the chunks of the answer are malformed");
+
+/// The longest head of a response, interim ones included, and the longest line between chunks.
+pub(crate) const MAX_HEAD: usize = 16 * 1024;
+
+/// The most header fields of a response, as many as ureq takes.
+const MAX_FIELDS: usize = 128;
+
+/// The most digits of a chunk size: as many as fit.
+const MAX_SIZE_DIGITS: usize = 15;
+
+/// A response that is read from bytes which arrive in pieces, for tests and the fuzz target.
+#[cfg(any(test, larder_fuzz))]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ReadResponse {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+    pub(crate) keep_alive: bool,
+    /// The bytes that it takes, head included.
+    pub(crate) len: usize,
+}
+
+/// How the bytes of a response arrive.
+#[cfg(any(test, larder_fuzz))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pieces {
+    /// The most bytes that the connection gives at once.
+    pub(crate) step: usize,
+    /// The most bytes that the reader of the body asks for at once.
+    pub(crate) room: usize,
+}
+
+/// Reads the response at the beginning of `bytes`, after which the connection ends; `None` if it is
+/// rejected, or not whole.
+#[cfg(any(test, larder_fuzz))]
+pub(crate) fn read_response(bytes: &[u8], pieces: Pieces) -> Option<ReadResponse> {
+    struct Steps<'b>(&'b [u8], usize);
+
+    impl Read for Steps<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let most = into.len().min(self.1);
+            self.0.read(&mut into[..most])
+        }
+    }
+
+    let mut reader = ResponseReader::new(Steps(bytes, pieces.step.max(1)));
+    let mut head = reader.read_head().ok()?;
+    let mut body = Vec::new();
+    let mut room = vec![0; pieces.room.max(1)];
+    loop {
+        match reader.read_body(&mut head.framing, &mut room).ok()? {
+            0 => break,
+            taken => body.extend_from_slice(&room[..taken]),
+        }
+    }
+    Some(ReadResponse {
+        status: head.status,
+        body,
+        keep_alive: head.keep_alive,
+        len: bytes.len() - reader.source.0.len() - (reader.end - reader.start),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! The peer of a transport, and the rules that every exchange with it keeps.
+
+use std::fmt;
+use std::io;
+use std::time::Instant;
+
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::client::connection::PeerConnection;
+use crate::http::client::resolve::Addresses;
+use crate::http::client::transport::TransportRequest;
+use crate::http::client::url::PeerUrl;
+use crate::http::config::Config;
+use crate::sync::Arc;
+
+/// A peer as its transports see it.
+pub(crate) struct Target {
+    pub(crate) url: PeerUrl,
+    pub(crate) config: Arc<Config>,
+    addresses: Addresses,
+}
+
+impl Target {
+    pub(crate) fn new(url: &PeerUrl, config: &Arc<Config>) -> Arc<Self> {
+        Arc::new(Target {
+            url: url.clone(),
+            config: config.clone(),
+            addresses: Addresses::new(url),
+        })
+    }
+
+    /// When the exchange of `request` must be over.
+    ///
+    /// # Errors
+    ///
+    /// If `ctx` has ended, or the request cannot be sent.
+    pub(crate) fn deadline(
+        &self,
+        ctx: &Context,
+        request: &TransportRequest<'_>,
+    ) -> Result<Instant> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        if request.path().len() > MAX_PATH {
+            let why = "the key is too long for the path of a URL";
+            return Err(Error::new(
+                ErrorKind::Peer,
+                format!("peer {}: {why}", self.url),
+            ));
+        }
+        let own = request.deadline();
+        Ok(ctx.deadline().map_or(own, |earlier| earlier.min(own)))
+    }
+
+    /// Makes a connection.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` at `deadline`, or at the end of the connect time-out if that is earlier.
+    pub(crate) fn connect(&self, deadline: Instant) -> io::Result<PeerConnection> {
+        let deadline = deadline.min(Instant::now() + self.config.connect_timeout);
+        let max_response = self.max_body().saturating_add(MAX_FRAMING);
+        PeerConnection::connect(&self.addresses, max_response, deadline)
+    }
+
+    /// The most bytes of the body of a response that are read.
+    pub(crate) fn max_body(&self) -> u64 {
+        self.config.max_body().max(self.config.max_batch_body())
+    }
+
+    /// The error of an exchange that failed by `error`.
+    pub(crate) fn explain(&self, ctx: &Context, error: io::Error) -> Error {
+        let url = &self.url;
+        if let Some(ended) = ctx.err() {
+            return Error::new(ended.kind(), format!("{ended}, while peer {url} was asked"));
+        }
+        let error = self.explain_timeout(error);
+        Error::with_source(ErrorKind::Peer, format_args!("peer {url}"), error)
+    }
+
+    /// The same error, with a text if it is a time-out without one.
+    pub(crate) fn explain_timeout(&self, error: io::Error) -> io::Error {
+        if error.kind() != io::ErrorKind::TimedOut || error.get_ref().is_some() {
+            return error;
+        }
+        let limit = self.config.exchange_timeout;
+        let message = format!("no whole answer within {limit:?}");
+        io::Error::new(io::ErrorKind::TimedOut, message)
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+/// The longest line of a request's head: ureq writes it as a whole or not at all. By default a server
+/// of ours takes no head above 8 KiB.
+pub(crate) const MAX_LINE: usize = 8 * 1024;
+
+/// The longest path: method and version stand in the same line.
+const MAX_PATH: usize = MAX_LINE - 32;
+
+/// The most bytes of a response on top of its body: the head, and the lines between chunks.
+const MAX_FRAMING: u64 = 63 * 1024;

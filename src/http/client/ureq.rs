@@ -1,0 +1,251 @@
+//! ureq, for servers of all kinds: one agent a peer, with ureq's own pool and body reader.
+
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+use ureq::config::Config as AgentConfig;
+use ureq::http::header::HOST;
+use ureq::http::{self, Method, Response, Uri};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport as UreqIo,
+};
+use ureq::{Agent, AsSendBody, Body};
+
+use crate::context::Context;
+use crate::http::client::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnection};
+use crate::http::client::response::{MAX_HEAD, ResponseHead, TOO_LONG};
+use crate::http::client::target::{MAX_LINE, Target};
+use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::config::Config;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Sends requests to one peer by ureq.
+pub(crate) struct UreqTransport {
+    target: Arc<Target>,
+    agent: Agent,
+    generation: Arc<AtomicU64>,
+}
+
+impl UreqTransport {
+    pub(crate) fn new(target: Arc<Target>) -> Self {
+        let connector = PeerConnector {
+            target: target.clone(),
+            generation: Arc::default(),
+        };
+        UreqTransport {
+            generation: connector.generation.clone(),
+            agent: Agent::with_parts(agent_config(&target.config), connector, NoResolver),
+            target,
+        }
+    }
+
+    /// Sends the request on an idle connection, or else on a new one, and once more on a new one if the
+    /// peer had closed the idle connection; see `DirectTransport::attempt`.
+    fn attempt(
+        &self,
+        request: &TransportRequest<'_>,
+        deadline: Instant,
+    ) -> io::Result<TransportResponse> {
+        let mut response = self.run(request, deadline);
+        if response.as_ref().is_err_and(StaleConnection::caused) {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+            response = self.run(request, deadline);
+        }
+        let (parts, body) = response?.into_parts();
+        let head = ResponseHead::new(parts.status.as_u16(), parts.version, parts.headers)?;
+        // ureq refuses a body of exactly as many bytes as the limit.
+        let limit = self.target.max_body().saturating_add(1);
+        let body = UreqBody {
+            reader: body.into_with_config().limit(limit).reader(),
+            target: self.target.clone(),
+        };
+        let response = TransportResponse::with_reader(head.status, head.framing.length(), body);
+        Ok(response.with_headers(head.headers))
+    }
+
+    fn run(&self, request: &TransportRequest<'_>, deadline: Instant) -> io::Result<Response<Body>> {
+        match request.body() {
+            [] => self.run_with(request, (), deadline),
+            body => self.run_with(request, body, deadline),
+        }
+    }
+
+    fn run_with(
+        &self,
+        request: &TransportRequest<'_>,
+        body: impl AsSendBody,
+        deadline: Instant,
+    ) -> io::Result<Response<Body>> {
+        let head = self.head(request).map_err(io::Error::other)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let sent = self
+            .agent
+            .configure_request(http::Request::from_parts(head, body));
+        let sent = sent.timeout_global(Some(left)).build();
+        self.agent.run(sent).map_err(into_io)
+    }
+
+    fn head(&self, request: &TransportRequest<'_>) -> Result<http::request::Parts, http::Error> {
+        let (mut head, ()) = http::Request::new(()).into_parts();
+        head.method = Method::from_bytes(request.method().as_bytes())?;
+        head.uri = self.target.url.with_path(request.path())?;
+        // ureq would make it anew for each request.
+        let host = self.target.url.host_header().clone();
+        head.headers.insert(HOST, host);
+        for (name, value) in request.headers() {
+            head.headers.insert(name, value.clone());
+        }
+        Ok(head)
+    }
+}
+
+impl Transport for UreqTransport {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> crate::Result<TransportResponse> {
+        let deadline = self.target.deadline(ctx, &request)?;
+        let response = self.attempt(&request, deadline);
+        response.map_err(|error| self.target.explain(ctx, error))
+    }
+}
+
+/// Reads a body by ureq, which then returns the connection to its pool.
+struct UreqBody<R> {
+    reader: R,
+    target: Arc<Target>,
+}
+
+impl<R: Read> Read for UreqBody<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(into);
+        read.map_err(|error| self.target.explain_timeout(into_io(error.into())))
+    }
+}
+
+fn into_io(error: ureq::Error) -> io::Error {
+    match error {
+        ureq::Error::Timeout(_) => io::ErrorKind::TimedOut.into(),
+        error => error.into_io(),
+    }
+}
+
+fn agent_config(config: &Config) -> AgentConfig {
+    Agent::config_builder()
+        // By default ureq takes a proxy from the environment.
+        .proxy(None)
+        // A redirect is an error: peers send none.
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .max_idle_connections(config.max_idle_per_peer)
+        .max_idle_connections_per_host(config.max_idle_per_peer)
+        .max_idle_age(MAX_IDLE_AGE)
+        .max_response_header_size(MAX_HEAD)
+        .input_buffer_size(INPUT_BUFFER)
+        .output_buffer_size(MAX_LINE)
+        // Headers that would be sent with each request and that no peer reads.
+        .user_agent("")
+        .accept("")
+        .accept_encoding("")
+        .build()
+}
+
+/// ureq resolves before each request, even if it has an idle connection. The connector looks the
+/// addresses up where they are needed.
+#[derive(Debug)]
+struct NoResolver;
+
+impl Resolver for NoResolver {
+    fn resolve(
+        &self,
+        _uri: &Uri,
+        _config: &AgentConfig,
+        _timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        Ok(self.empty())
+    }
+}
+
+/// Makes the connections to a peer for ureq.
+#[derive(Debug)]
+struct PeerConnector {
+    target: Arc<Target>,
+    generation: Arc<AtomicU64>,
+}
+
+impl Connector for PeerConnector {
+    type Out = UreqStream;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _chained: Option<()>,
+    ) -> Result<Option<UreqStream>, ureq::Error> {
+        // Read first: a connection that is made while others are found stale may be dropped with them.
+        let made_in = self.generation.load(Ordering::Relaxed);
+        Ok(Some(UreqStream {
+            connection: self.target.connect(deadline_of(details.timeout))?,
+            buffers: LazyBuffers::new(INPUT_BUFFER, MAX_LINE),
+            is_writing: false,
+            generation: self.generation.clone(),
+            made_in,
+        }))
+    }
+}
+
+/// A connection as ureq uses it. Its reads and writes end by the deadline of the request.
+#[derive(Debug)]
+struct UreqStream {
+    connection: PeerConnection,
+    buffers: LazyBuffers,
+    /// Whether the last operation was a write. A write after a read begins a request.
+    is_writing: bool,
+    /// Raised when an idle connection is found stale, because the peer was restarted: the others made
+    /// before probably are, too.
+    generation: Arc<AtomicU64>,
+    made_in: u64,
+}
+
+impl UreqIo for UreqStream {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        if !std::mem::replace(&mut self.is_writing, true) {
+            self.connection.begin(deadline_of(timeout));
+        }
+        let output = &self.buffers.output()[..amount];
+        Ok(self.connection.write_all(output)?)
+    }
+
+    fn await_input(&mut self, _timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.is_writing = false;
+        let room = self.buffers.input_append_buf();
+        if room.is_empty() {
+            return Err(io::Error::from(TOO_LONG).into());
+        }
+        let read = self.connection.read(room)?;
+        self.buffers.input_appended(read);
+        Ok(read > 0)
+    }
+
+    /// ureq asks this before it uses an idle connection, and before it keeps one.
+    fn is_open(&mut self) -> bool {
+        self.made_in == self.generation.load(Ordering::Relaxed)
+            && self.connection.is_usable(Instant::now())
+    }
+}
+
+fn deadline_of(timeout: NextTimeout) -> Instant {
+    Instant::now() + (*timeout.after).min(LONGEST)
+}
+
+/// Bounds sums of times. Requests have far shorter ones.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// Holds the longest head of a response, and most bodies.
+const INPUT_BUFFER: usize = 32 * 1024;
