@@ -17,6 +17,22 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// The options of unit tests: time for everything.
+    #[cfg(all(test, not(larder_loom)))]
+    pub(crate) fn for_test() -> Self {
+        Config {
+            base_path: crate::wire::DEFAULT_BASE_PATH.to_owned(),
+            client: HttpClient::default(),
+            connect_timeout: Duration::from_secs(20),
+            exchange_timeout: Duration::from_secs(20),
+            max_connections_per_peer: 24,
+            max_idle_per_peer: 24,
+            max_value_size: 1 << 20,
+            max_batch_keys: 128,
+            max_batch_bytes: 1 << 20,
+        }
+    }
+
     /// The longest body of an answer to one key.
     pub(crate) fn max_body(&self) -> u64 {
         (self.max_value_size as u64).saturating_add(MAX_FIELDS)
