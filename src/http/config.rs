@@ -36,6 +36,17 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The options of unit tests: time for everything.
+    #[cfg(all(test, not(larder_loom)))]
+    pub(crate) fn for_test() -> Self {
+        Config {
+            connect_timeout: Duration::from_secs(20),
+            exchange_timeout: Duration::from_secs(20),
+            max_value_size: 1 << 20,
+            ..Config::default()
+        }
+    }
+
     /// # Errors
     ///
     /// [`ErrorKind::InvalidBasePath`], or [`ErrorKind::InvalidOption`] for a number out of range.

@@ -11,21 +11,20 @@ use crate::http::client::connection::StaleConnection;
 use crate::http::client::pool::{ConnectionPool, PooledConnection};
 use crate::http::client::response::{BodyFraming, ResponseReader};
 use crate::http::client::target::Target;
-use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{
+    ResponseHeaders, Transport, TransportRequest, TransportResponse,
+};
 use crate::sync::Arc;
 
 /// Sends requests to one peer, over connections of its own.
 pub(crate) struct DirectTransport {
-    target: Arc<Target>,
     pool: Arc<ConnectionPool>,
 }
 
 impl DirectTransport {
     pub(crate) fn new(target: Arc<Target>) -> Self {
-        let pool = ConnectionPool::new(target.config.max_idle_per_peer);
         DirectTransport {
-            target,
-            pool: Arc::new(pool),
+            pool: Arc::new(ConnectionPool::new(target)),
         }
     }
 
@@ -53,7 +52,7 @@ impl DirectTransport {
                 return response;
             }
         }
-        let connection = self.target.connect(deadline)?;
+        let connection = self.pool.target.connect(deadline)?;
         self.exchange(ResponseReader::new(connection), request, deadline)
     }
 
@@ -64,12 +63,11 @@ impl DirectTransport {
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
         connection.source.begin(deadline);
-        let bytes = encode(self.target.url.authority(), request);
+        let bytes = encode(self.pool.target.url.authority(), request);
         connection.source.write_all(&bytes)?;
-        let head = connection.read_head()?;
+        let (head, bytes) = connection.read_head()?;
         let length = head.framing.length();
         let mut body = ResponseBody {
-            target: self.target.clone(),
             pool: self.pool.clone(),
             connection: Some(connection),
             framing: head.framing,
@@ -77,7 +75,7 @@ impl DirectTransport {
         };
         body.give_back_if_over();
         let response = TransportResponse::with_reader(head.status, length, body);
-        Ok(response.with_headers(head.headers))
+        Ok(response.with_headers(ResponseHeaders::Head(bytes), head.is_from_larder))
     }
 }
 
@@ -87,9 +85,9 @@ impl Transport for DirectTransport {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        let deadline = self.target.deadline(ctx, &request)?;
+        let deadline = self.pool.target.deadline(ctx, &request)?;
         let response = self.attempt(&request, deadline);
-        response.map_err(|error| self.target.explain(ctx, error))
+        response.map_err(|error| self.pool.target.explain(ctx, error))
     }
 }
 
@@ -121,7 +119,6 @@ fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
 /// Reads a body to its end, and then returns the connection to the pool. Dropped before, it closes the
 /// connection.
 struct ResponseBody {
-    target: Arc<Target>,
     pool: Arc<ConnectionPool>,
     /// `None` once the body is over, or has failed.
     connection: Option<PooledConnection>,
@@ -152,7 +149,7 @@ impl Read for ResponseBody {
             self.connection = None;
         }
         self.give_back_if_over();
-        read.map_err(|error| self.target.explain_timeout(error))
+        read.map_err(|error| self.pool.target.explain_timeout(error))
     }
 }
 

@@ -5,23 +5,23 @@ use std::time::Instant;
 
 use crate::http::client::connection::PeerConnection;
 use crate::http::client::response::ResponseReader;
-use crate::sync::Mutex;
+use crate::http::client::target::Target;
+use crate::sync::{Arc, Mutex};
 
 /// A connection, and what was read from it.
 pub(crate) type PooledConnection = ResponseReader<PeerConnection>;
 
 /// The connections to one peer that wait for the next request.
 pub(crate) struct ConnectionPool {
-    max_idle: usize,
+    pub(crate) target: Arc<Target>,
     /// The connection used last is at the back.
     idle: Mutex<VecDeque<PooledConnection>>,
 }
 
 impl ConnectionPool {
-    /// A pool that keeps at most `max_idle` connections.
-    pub(crate) fn new(max_idle: usize) -> Self {
+    pub(crate) fn new(target: Arc<Target>) -> Self {
         ConnectionPool {
-            max_idle,
+            target,
             idle: Mutex::default(),
         }
     }
@@ -47,7 +47,8 @@ impl ConnectionPool {
             let mut idle = self.idle.lock();
             idle.push_back(connection);
             let is_old = |oldest: &PooledConnection| oldest.source.is_too_old(Instant::now());
-            let surplus = idle.len() > self.max_idle || idle.front().is_some_and(is_old);
+            let surplus = idle.len() > self.target.config.max_idle_per_peer
+                || idle.front().is_some_and(is_old);
             surplus.then(|| idle.pop_front())
         };
     }
@@ -64,11 +65,18 @@ mod tests {
     use super::*;
     use crate::http::client::connection::MAX_IDLE_AGE;
     use crate::http::client::connection::tests::{age, pair, port};
+    use crate::http::client::url::PeerUrl;
+    use crate::http::config::Config;
     use std::net::TcpStream;
 
     /// A pool that got `count` connections, their ports, and their other ends.
     fn pool_with(max_idle: usize, count: usize) -> (ConnectionPool, Vec<u16>, Vec<TcpStream>) {
-        let pool = ConnectionPool::new(max_idle);
+        let url = PeerUrl::parse("http://127.0.0.1:1").unwrap();
+        let config = Config {
+            max_idle_per_peer: max_idle,
+            ..Config::for_test()
+        };
+        let pool = ConnectionPool::new(Target::new(&url, &Arc::new(config)));
         let (connections, others): (Vec<_>, Vec<_>) = (0..count).map(|_| pair()).unzip();
         let ports = connections.iter().map(port).collect();
         for connection in connections {

@@ -3,56 +3,75 @@
 use std::io::{self, Read};
 
 use httparse::{EMPTY_HEADER, Status};
-use ureq::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use ureq::http::{HeaderMap, HeaderName, HeaderValue, Version};
 
-use crate::wire::{Scan, has_token, parse_length, scan};
+use crate::wire::{self, Scan, has_token, parse_length, scan};
 
-/// The head of a response, which is not an interim one.
-#[derive(Debug, PartialEq, Eq)]
+/// The statements of a head that the client needs. It is not an interim one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResponseHead {
     pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
     pub(crate) framing: BodyFraming,
     /// Whether the connection can carry another exchange.
     pub(crate) keep_alive: bool,
+    /// Whether larder's own server sent it, and no proxy passed it on.
+    pub(crate) is_from_larder: bool,
 }
 
 impl ResponseHead {
-    /// Finds out from the headers where the body ends (RFC 9112, section 6.3).
+    /// Takes from the header fields where the body ends (RFC 9112, section 6.3), and the rest.
     ///
     /// # Errors
     ///
     /// If two readers could come to different ends, as they would not agree on where the next response
     /// begins; and if a body with status 200 ends where the connection does, as it would look whole
     /// when the peer dies.
-    pub(crate) fn new(status: u16, version: Version, headers: HeaderMap) -> io::Result<Self> {
-        let keeps = |value: &HeaderValue| !has_token(value.as_bytes(), b"close");
-        let mut keep_alive =
-            version == Version::HTTP_11 && headers.get_all(CONNECTION).iter().all(keeps);
-        let chunked = is_chunked(&headers)?;
-        let length = content_length(&headers)?;
-        if chunked && (length.is_some() || version != Version::HTTP_11) {
+    pub(crate) fn new<'f>(
+        status: u16,
+        is_http_11: bool,
+        fields: impl Iterator<Item = (&'f str, &'f [u8])>,
+    ) -> io::Result<Self> {
+        let mut length = None;
+        let (mut codings, mut chunked, mut close) = (0, false, !is_http_11);
+        let (mut is_larder, mut is_forwarded) = (false, false);
+        for (name, value) in fields {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            if is("content-length") {
+                let found = parse_length(value).map_err(|_| BAD_LENGTH)?;
+                if length.replace(found).is_some() {
+                    return Err(TWO_LENGTHS.into());
+                }
+            } else if is("transfer-encoding") {
+                codings += 1;
+                chunked = value.eq_ignore_ascii_case(b"chunked");
+            } else if is("connection") {
+                close |= has_token(value, b"close");
+            } else if is("server") {
+                is_larder |= value == wire::SERVER.as_bytes();
+            } else if is("via") {
+                is_forwarded = true;
+            }
+        }
+        if codings > 1 || (codings == 1 && (!chunked || length.is_some() || !is_http_11)) {
             return Err(TWO_LENGTHS.into());
         }
         let framing = match length {
             _ if matches!(status, 204 | 304) => {
-                keep_alive &= !chunked && length.is_none_or(|length| length == 0);
+                close |= chunked || length.is_some_and(|length| length > 0);
                 BodyFraming::Length(0)
             }
             _ if chunked => BodyFraming::Chunked(ChunkPart::Size),
             Some(length) => BodyFraming::Length(length),
             None if status == 200 => return Err(NO_LENGTH.into()),
             None => {
-                keep_alive = false;
+                close = true;
                 BodyFraming::UntilClosed
             }
         };
         Ok(ResponseHead {
             status,
-            headers,
             framing,
-            keep_alive,
+            keep_alive: !close,
+            is_from_larder: is_larder && !is_forwarded,
         })
     }
 
@@ -73,41 +92,9 @@ impl ResponseHead {
         if status < 200 {
             return Ok(None);
         }
-        let mut headers = HeaderMap::with_capacity(response.headers.len());
-        for field in response.headers.iter() {
-            let name = HeaderName::from_bytes(field.name.as_bytes());
-            let value = HeaderValue::from_bytes(field.value);
-            let (Ok(name), Ok(value)) = (name, value) else {
-                return Err(NOT_HTTP.into());
-            };
-            headers.append(name, value);
-        }
-        let version = match minor {
-            0 => Version::HTTP_10,
-            _ => Version::HTTP_11,
-        };
-        ResponseHead::new(status, version, headers).map(Some)
-    }
-}
-
-fn is_chunked(headers: &HeaderMap) -> io::Result<bool> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(false),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
-        _ => Err(TWO_LENGTHS.into()),
-    }
-}
-
-fn content_length(headers: &HeaderMap) -> io::Result<Option<u64>> {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (None, _) => Ok(None),
-        (Some(length), None) => match parse_length(length.as_bytes()) {
-            Ok(length) => Ok(Some(length)),
-            Err(_) => Err(BadResponse("the Content-Length of the answer is no length").into()),
-        },
-        _ => Err(TWO_LENGTHS.into()),
+        let fields = response.headers.iter();
+        let fields = fields.map(|field| (field.name, field.value));
+        ResponseHead::new(status, minor == 1, fields).map(Some)
     }
 }
 
@@ -204,8 +191,8 @@ impl<R: Read> ResponseReader<R> {
         self.start == self.end
     }
 
-    /// Reads the head of a response, and skips interim ones (RFC 9110, section 15.2).
-    pub(crate) fn read_head(&mut self) -> io::Result<ResponseHead> {
+    /// Reads the head of a response, with its bytes, and skips interim ones (RFC 9110, section 15.2).
+    pub(crate) fn read_head(&mut self) -> io::Result<(ResponseHead, Box<[u8]>)> {
         let mut scanned = 0;
         let mut skipped = 0;
         loop {
@@ -214,8 +201,9 @@ impl<R: Read> ResponseReader<R> {
                 Scan::Complete(len) if skipped + len > MAX_HEAD => return Err(TOO_LONG.into()),
                 Scan::Complete(len) => {
                     self.start += len;
-                    if let Some(head) = ResponseHead::parse(&unused[..len])? {
-                        return Ok(head);
+                    let bytes = &unused[..len];
+                    if let Some(head) = ResponseHead::parse(bytes)? {
+                        return Ok((head, bytes.into()));
                     }
                     skipped += len;
                     scanned = 0;
@@ -353,6 +341,7 @@ const NOT_HTTP: BadResponse = BadResponse("the answer is not HTTP/1.1");
 const TWO_LENGTHS: BadResponse = BadResponse("the answer's length can be read in two ways");
 const NO_LENGTH: BadResponse =
     BadResponse("the answer says neither its length nor that it is chunked");
+const BAD_LENGTH: BadResponse = BadResponse("the Content-Length of the answer is no length");
 const BAD_CHUNKS: BadResponse = BadResponse("the chunks of the answer are malformed");
 
 /// The longest head of a response, interim ones included, and the longest line between chunks.
@@ -399,7 +388,7 @@ pub(crate) fn read_response(bytes: &[u8], pieces: Pieces) -> Option<ReadResponse
     }
 
     let mut reader = ResponseReader::new(Steps(bytes, pieces.step.max(1)));
-    let mut head = reader.read_head().ok()?;
+    let (mut head, _) = reader.read_head().ok()?;
     let mut body = Vec::new();
     let mut room = vec![0; pieces.room.max(1)];
     loop {

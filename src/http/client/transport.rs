@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::time::Instant;
 
-use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, TRANSFER_ENCODING, VIA};
+use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
@@ -155,7 +155,8 @@ impl fmt::Debug for TransportRequest<'_> {
 /// A peer's answer: its head, and a reader of its body.
 pub struct TransportResponse {
     status: u16,
-    headers: HeaderMap,
+    headers: ResponseHeaders,
+    is_from_larder: bool,
     length: Option<u64>,
     body: Box<dyn Read + Send>,
 }
@@ -173,15 +174,20 @@ impl TransportResponse {
     pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
         TransportResponse {
             status,
-            headers: HeaderMap::new(),
+            headers: ResponseHeaders::Parsed(HeaderMap::new()),
+            is_from_larder: false,
             length,
             body: Box::new(body),
         }
     }
 
-    /// The same with `headers`.
-    pub(crate) fn with_headers(self, headers: HeaderMap) -> Self {
-        TransportResponse { headers, ..self }
+    /// The same with headers, and with the knowledge of who sent it.
+    pub(crate) fn with_headers(self, headers: ResponseHeaders, is_from_larder: bool) -> Self {
+        TransportResponse {
+            headers,
+            is_from_larder,
+            ..self
+        }
     }
 
     /// The status code.
@@ -191,7 +197,10 @@ impl TransportResponse {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        let value = self.headers.get(name)?;
+        std::str::from_utf8(value)
+            .ok()
+            .filter(|text| text.is_ascii())
     }
 
     /// Sets a header, in place of those of the same name.
@@ -201,20 +210,19 @@ impl TransportResponse {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
-        self.headers.insert(name, value);
+        self.headers.parsed().insert(name, value);
         Ok(())
     }
 
     /// Whether the body is a protobuf message, by its content type.
     pub(crate) fn is_protobuf(&self) -> bool {
-        let found = self.headers.get(CONTENT_TYPE);
-        found.is_some_and(|found| wire::is_protobuf(found.as_bytes()))
+        let found = self.headers.get(CONTENT_TYPE.as_str());
+        found.is_some_and(wire::is_protobuf)
     }
 
     /// Whether larder's own server sent it, and no proxy passed it on.
     pub(crate) fn is_from_larder(&self) -> bool {
-        let mut servers = self.headers.get_all(SERVER).iter();
-        servers.any(|server| server == wire::SERVER) && !self.headers.contains_key(VIA)
+        self.is_from_larder
     }
 
     /// The length of the body in bytes, if it is known before the body is read.
@@ -226,6 +234,54 @@ impl TransportResponse {
     pub fn into_body(self) -> Box<dyn Read + Send> {
         self.body
     }
+}
+
+/// The headers of a response.
+pub(crate) enum ResponseHeaders {
+    Parsed(HeaderMap),
+    /// The bytes of a well-formed head. Of most responses one header is looked up, or none.
+    Head(Box<[u8]>),
+}
+
+impl ResponseHeaders {
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        match self {
+            ResponseHeaders::Parsed(map) => map.get(name).map(HeaderValue::as_bytes),
+            ResponseHeaders::Head(head) => {
+                let mut fields = fields_of(head);
+                let (_, value) =
+                    fields.find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))?;
+                Some(value)
+            }
+        }
+    }
+
+    fn parsed(&mut self) -> &mut HeaderMap {
+        if let ResponseHeaders::Head(head) = self {
+            let fields = fields_of(head).filter_map(|(name, value)| {
+                let name = HeaderName::from_bytes(name).ok()?;
+                Some((name, HeaderValue::from_bytes(value).ok()?))
+            });
+            let mut map = HeaderMap::new();
+            fields.for_each(|(name, value)| {
+                map.append(name, value);
+            });
+            *self = ResponseHeaders::Parsed(map);
+        }
+        match self {
+            ResponseHeaders::Parsed(map) => map,
+            ResponseHeaders::Head(_) => unreachable!("it was parsed"),
+        }
+    }
+}
+
+/// Names and values of the fields of a well-formed head.
+fn fields_of(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let lines = head.trim_ascii_start().split(|&byte| byte == b'\n');
+    lines.skip(1).filter_map(|line| {
+        let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
+        Some((name, value[1..].trim_ascii()))
+    })
 }
 
 impl fmt::Debug for TransportResponse {
@@ -264,6 +320,20 @@ mod tests {
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
         assert_eq!(request.headers().len(), 1);
+    }
+
+    #[test]
+    fn headers_of_a_head_are_found_and_can_be_set() {
+        let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
+        let headers = ResponseHeaders::Head(head[..].into());
+        let mut response = TransportResponse::new(200, "").with_headers(headers, false);
+        assert_eq!(response.header("x-one"), Some("1"));
+        assert_eq!(response.header("X-Two"), Some("2"));
+        assert_eq!(response.header("x-bad"), None);
+        assert_eq!(response.header("http/1.1 200 a"), None);
+        response.set_header("x-two", "4").unwrap();
+        assert_eq!(response.header("x-two"), Some("4"));
+        assert_eq!(response.header("x-one"), Some("1"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ureq::config::Config as AgentConfig;
 use ureq::http::header::HOST;
-use ureq::http::{self, Method, Response, Uri};
+use ureq::http::{self, Method, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport as UreqIo,
@@ -16,7 +16,9 @@ use crate::context::Context;
 use crate::http::client::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnection};
 use crate::http::client::response::{MAX_HEAD, ResponseHead, TOO_LONG};
 use crate::http::client::target::{MAX_LINE, Target};
-use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{
+    ResponseHeaders, Transport, TransportRequest, TransportResponse,
+};
 use crate::http::config::Config;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +56,10 @@ impl UreqTransport {
             response = self.run(request, deadline);
         }
         let (parts, body) = response?.into_parts();
-        let head = ResponseHead::new(parts.status.as_u16(), parts.version, parts.headers)?;
+        let fields = parts.headers.iter();
+        let fields = fields.map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let is_http_11 = parts.version == Version::HTTP_11;
+        let head = ResponseHead::new(parts.status.as_u16(), is_http_11, fields)?;
         // ureq refuses a body of exactly as many bytes as the limit.
         let limit = self.target.max_body().saturating_add(1);
         let body = UreqBody {
@@ -62,7 +67,7 @@ impl UreqTransport {
             target: self.target.clone(),
         };
         let response = TransportResponse::with_reader(head.status, head.framing.length(), body);
-        Ok(response.with_headers(head.headers))
+        Ok(response.with_headers(ResponseHeaders::Parsed(parts.headers), head.is_from_larder))
     }
 
     fn run(&self, request: &TransportRequest<'_>, deadline: Instant) -> io::Result<Response<Body>> {
