@@ -28,9 +28,6 @@ struct Detail {
 /// The kinds of [`Error`]. More may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-// A word, though a byte would do: compilers tell a result's two cases by it, and what stands after a
-// byte they move in pieces that no longer match how it was written, which processors do not forward.
-#[repr(usize)]
 pub enum ErrorKind {
     /// The getter, here or at the key's owner, says that there is no such key.
     NotFound,

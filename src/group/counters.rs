@@ -1,8 +1,10 @@
-//! What a group's loads have done, counted.
+//! Counts of a group's loads.
 
 use std::sync::atomic::AtomicU64;
 
-pub(super) type Counters = crate::thread_counters::ThreadCounters<Loads>;
+use crate::thread_counters::ThreadCounters;
+
+pub(super) type LoadCounters = ThreadCounters<Loads>;
 
 #[derive(Default)]
 pub(super) struct Loads {
@@ -14,14 +16,14 @@ pub(super) struct Loads {
     pub(super) server_requests: AtomicU64,
 }
 
-/// Counts a run of the getter when it is dropped, so that a panic is counted too.
+/// Counts a run of the getter when it is dropped, so that a panic counts as a failure.
 pub(super) struct GetterRun<'a> {
-    counters: &'a Counters,
+    counters: &'a LoadCounters,
     pub(super) has_loaded: bool,
 }
 
 impl<'a> GetterRun<'a> {
-    pub(super) fn new(counters: &'a Counters) -> Self {
+    pub(super) fn new(counters: &'a LoadCounters) -> Self {
         GetterRun {
             counters,
             has_loaded: false,

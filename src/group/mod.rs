@@ -1,17 +1,40 @@
-//! A named cache that fills itself: what callers hold.
+//! A named cache that fills itself.
+//!
+//! ```text
+//!   mod.rs       Group and its Inner: the public methods
+//!   builder.rs   the options                   many.rs      several keys: one request an owner
+//!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
+//!   populate.rs  what is kept, and how long    counters.rs  what was done
+//! ```
+
+mod builder;
+mod counters;
+mod flight;
+mod load;
+mod many;
+mod populate;
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::byteview::ByteView;
-use crate::clock::{Clock, Tick};
+use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Loaded, Loader, LoaderOptions};
+use crate::getter::Getter;
+use crate::loader_pool::LoaderPool;
 use crate::peers::{PeerResponse, PickerSlot};
+use crate::singleflight;
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::Entry;
+use crate::store::{Departed, Entry, Hash, RemovalCause, Store, Value, check_capacity};
 use crate::sync::Arc;
+use counters::LoadCounters;
+
+pub use builder::GroupBuilder;
+pub use populate::{AdmissionFn, HotAdmission};
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///
@@ -27,19 +50,50 @@ use crate::sync::Arc;
 /// give such calls a deadline.
 #[derive(Clone)]
 pub struct Group {
-    loader: Arc<Loader>,
+    inner: Arc<Inner>,
+}
+
+/// The store, the flights, and the options of a group.
+struct Inner {
+    name: String,
+    getter: Box<dyn Getter>,
+    store: Store,
+    /// Flights that ask a peer. Kept apart from those that run the getter: a request from a peer
+    /// joins only the latter, so a process never waits for one that waits for it.
+    peer_flights: Flights,
+    /// Flights that run the getter.
+    getter_flights: Flights,
+    peers: PickerSlot,
+    pool: LoaderPool,
+    time_to_live: Option<Duration>,
+    hot_admission: HotAdmission,
+    max_key_size: usize,
+    max_value_size: usize,
+    eviction_listener: Option<Box<EvictionListener>>,
+    counters: LoadCounters,
+}
+
+type Flights = singleflight::Group<Result<Value>>;
+
+/// Called for entries that leave the cache, with key, value, and cause.
+type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
+
+/// A key and its hash.
+#[derive(Clone, Copy)]
+struct LoadKey<'a> {
+    hash: Hash,
+    key: &'a str,
 }
 
 impl Group {
-    pub(crate) fn new(options: LoaderOptions, peers: PickerSlot) -> Group {
-        Group {
-            loader: Arc::new(Loader::new(options, peers)),
-        }
+    /// Begins a group of the given name; [`GroupBuilder::build`] registers it.
+    pub fn builder(name: impl Into<String>) -> GroupBuilder {
+        GroupBuilder::new(name.into())
     }
 
     /// The name the group was made with.
     pub fn name(&self) -> &str {
-        self.loader.name()
+        &self.inner.name
     }
 
     /// The value of `key`.
@@ -58,13 +112,7 @@ impl Group {
     /// [`ErrorKind::GetterPanicked`], and the next call loads again.
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
-        let hash = self.loader.store().hash(key);
-        match self.loader.find(hash, key) {
-            Ok(view) => Ok(view),
-            Err(missed) => self
-                .loader
-                .load(&Context::background(), hash, key, Some(missed)),
-        }
+        self.get_with(&Context::background(), key)
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -84,11 +132,7 @@ impl Group {
     /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
     #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
-        let hash = self.loader.store().hash(key);
-        match self.loader.find(hash, key) {
-            Ok(view) => Ok(view),
-            Err(missed) => self.loader.load(ctx, hash, key, Some(missed)),
-        }
+        self.inner.get(ctx, key).map(|value| value.view)
     }
 
     /// Puts the value of `key` into `dest`; golang's `Group.Get`.
@@ -131,7 +175,7 @@ impl Group {
     ///
     /// As [`get_with`](Self::get_with).
     pub fn get_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Vec<Result<ByteView>> {
-        self.loader.get_many(ctx, keys)
+        self.inner.get_many(ctx, keys)
     }
 
     /// The value of `key` for a peer: from the store or the getter, never from another peer.
@@ -147,34 +191,24 @@ impl Group {
     ///
     /// As [`get_with`](Self::get_with).
     pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
-        let loader = &self.loader;
-        loader.count_server_request();
-        let hash = loader.store().hash(key);
-        let loaded = match loader.store().get_hit(hash, key) {
-            Some(hit) => Loaded {
-                view: hit.view,
-                expires: hit.expires,
-            },
-            None => loader.load_for_peer(ctx, hash, key)?,
-        };
-        Ok(self.for_peer(loaded.view, loaded.expires))
+        self.inner.get_for_peer(ctx, key)
     }
 
     /// The value of `key` for a peer, if it is cached here. Loads nothing, and counts as a request
     /// and a look-up only if there is a value: else the peer will ask with
     /// [`serve_peer`](Self::serve_peer).
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
-        let store = self.loader.store();
-        let hit = store.get_present(store.hash(key), key)?;
-        self.loader.count_server_request();
-        Some(self.for_peer(hit.view, hit.expires))
+        let value = self.inner.store.get(self.inner.store.hash(key), key)?;
+        self.inner.counters.add(|loads| &loads.server_requests);
+        Some(self.inner.peer_response(value))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
     /// the entry from eviction.
     pub fn peek(&self, key: &str) -> Option<ByteView> {
-        let store = self.loader.store();
-        store.peek(store.hash(key), key).map(|hit| hit.view)
+        let store = &self.inner.store;
+        let found = store.peek(store.hash(key), key);
+        found.ok().map(|value| value.view)
     }
 
     /// Whether a value of `key` is cached here. As [`peek`](Self::peek).
@@ -199,7 +233,7 @@ impl Group {
     /// # Ok::<(), larder::Error>(())
     /// ```
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.loader.store().iter()
+        self.inner.store.iter()
     }
 
     /// Takes `key` out of this process's cache. Other processes keep theirs.
@@ -208,28 +242,28 @@ impl Group {
     /// they wait for loads that began before; such a load's value reaches those who already wait
     /// for it and is not cached.
     pub fn invalidate(&self, key: &str) {
-        drop(self.remove(key));
+        self.inner.remove(key);
     }
 
     /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
     pub fn remove(&self, key: &str) -> Option<ByteView> {
-        self.loader.remove(key)
+        self.inner.remove(key)
     }
 
     /// Takes everything out of this process's cache, key by key as
     /// [`invalidate`](Self::invalidate) does, and gives the memory back.
     pub fn clear(&self) {
-        self.loader.clear();
+        self.inner.clear();
     }
 
     /// What the group has done so far.
     pub fn stats(&self) -> Stats {
-        self.loader.stats()
+        self.inner.stats()
     }
 
     /// What one share of the cache holds and has done.
     pub fn cache_stats(&self, which: CacheType) -> CacheStats {
-        self.loader.store().stats(which)
+        self.inner.store.stats(which)
     }
 
     /// The entries cached here, in both shares. Expired ones count until they are swept out.
@@ -244,7 +278,7 @@ impl Group {
 
     /// The most bytes that the cache takes, in both shares together; 0 if caching is off.
     pub fn max_capacity(&self) -> u64 {
-        self.loader.store().capacity()
+        self.inner.store.capacity()
     }
 
     /// Changes the most bytes that the cache takes. What is over them is evicted before this
@@ -260,20 +294,12 @@ impl Group {
     ///
     /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; nothing is changed then.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
-        self.loader.set_capacity(bytes)
+        self.inner.set_capacity(bytes)
     }
 
     /// The clock that expiry is measured by.
     pub fn clock(&self) -> &Clock {
-        self.loader.store().clock()
-    }
-
-    fn for_peer(&self, view: ByteView, expires: Option<Tick>) -> PeerResponse {
-        let response = PeerResponse::new(view);
-        match expires {
-            Some(at) => response.with_ttl(at.since(self.clock().now())),
-            None => response,
-        }
+        self.inner.store.clock()
     }
 }
 
@@ -283,6 +309,94 @@ impl fmt::Debug for Group {
             .field("name", &self.name())
             .field("max_capacity", &self.max_capacity())
             .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<Value> {
+        let hash = self.store.hash(key);
+        if let Some(value) = self.store.get(hash, key) {
+            return Ok(value);
+        }
+        self.store.count_miss();
+        self.load(ctx, LoadKey { hash, key })
+    }
+
+    fn key<'a>(&self, key: &'a str) -> LoadKey<'a> {
+        let hash = self.store.hash(key);
+        LoadKey { hash, key }
+    }
+
+    fn get_for_peer(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<PeerResponse> {
+        self.counters.add(|loads| &loads.server_requests);
+        let hash = self.store.hash(key);
+        let value = match self.store.get(hash, key) {
+            Some(value) => value,
+            None => {
+                self.store.count_miss();
+                self.load_for_peer(ctx, LoadKey { hash, key })?
+            }
+        };
+        Ok(self.peer_response(value))
+    }
+
+    fn peer_response(&self, value: Value) -> PeerResponse {
+        let response = PeerResponse::new(value.view);
+        match value.expires {
+            Some(at) => response.with_ttl(at.since(self.store.clock().now())),
+            None => response,
+        }
+    }
+
+    fn remove(&self, key: &str) -> Option<ByteView> {
+        let hash = self.store.hash(key);
+        // First the store, which then refuses the values of loads under way; then the flights, so
+        // that a get that begins after this function does not join one of those loads. The other way
+        // round, a load could begin between the two: `forget` would miss it, and the store would
+        // refuse its value for nothing.
+        let removed = self.store.remove(hash, key);
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
+        let live = |entry: &&Departed| entry.cause == RemovalCause::Explicit;
+        let value = removed.iter().find(live).map(Departed::value);
+        self.notify_and_drop(removed);
+        value
+    }
+
+    fn clear(&self) {
+        let cleared = self.store.clear();
+        self.getter_flights.forget_all();
+        self.peer_flights.forget_all();
+        // Last, so that a listener that panics leaves nothing undone.
+        if let Some(listener) = &self.eviction_listener {
+            for entry in cleared.iter() {
+                listener(entry.key(), entry.value(), RemovalCause::Explicit);
+            }
+        }
+    }
+
+    fn set_capacity(&self, bytes: u64) -> Result<()> {
+        check_capacity(bytes)?;
+        self.store.set_capacity(bytes);
+        while let Some(evicted) = self.store.shed() {
+            self.notify_and_drop(evicted);
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let (gets, cache_hits) = self.store.lookups();
+        Stats {
+            gets,
+            cache_hits,
+            peer_loads: self.counters.sum(|loads| &loads.peer_loads),
+            peer_errors: self.counters.sum(|loads| &loads.peer_errors),
+            loads: gets.saturating_sub(cache_hits),
+            loads_deduped: self.counters.sum(|loads| &loads.loads_deduped),
+            local_loads: self.counters.sum(|loads| &loads.local_loads),
+            local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
+            server_requests: self.counters.sum(|loads| &loads.server_requests),
+        }
     }
 }
 

@@ -1,79 +1,81 @@
-//! Many keys at once: one exchange with each owner, the owners at the same time.
+//! Several keys at once: one request an owner, the owners in parallel.
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::keep::Keep;
-use super::{Loader, Loading};
+use super::populate::Placement;
+use super::{Inner, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{Generation, Graveyard, Hash};
+use crate::store::MissToken;
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
 type Results = Vec<Option<Result<ByteView>>>;
 
-/// What one owner is asked for.
-struct Ask {
+/// The keys that one owner is asked for.
+struct OwnerQuery {
     owner: Arc<dyn ProtoGetter>,
-    wanted: Vec<Wanted>,
+    keys: Vec<QueryKey>,
 }
 
-struct Wanted {
-    /// The place of the key in the caller's list.
+struct QueryKey {
+    /// The index of the key in the caller's list.
     at: usize,
     key: Box<str>,
-    hash: Hash,
-    /// Read before the owner is asked, so that a removal meanwhile is noticed.
-    generation: Generation,
+    /// From before the owner is asked, so that a removal meanwhile is noticed.
+    missed: MissToken,
 }
 
-impl Ask {
-    /// Which object the owner is: pickers hand out clones of one `Arc` for one peer.
+impl OwnerQuery {
+    /// Pickers return clones of one `Arc` for one peer.
     fn is_for(&self, owner: &Arc<dyn ProtoGetter>) -> bool {
         Arc::as_ptr(&self.owner).cast::<()>() == Arc::as_ptr(owner).cast::<()>()
     }
 }
 
-impl Loader {
-    /// The values of `keys`, in their order: from the store, then from what their owners have
-    /// cached, then each by itself.
-    pub(crate) fn get_many<K: AsRef<str>>(
+impl Inner {
+    /// The values of `keys`, in their order: from the store, then from the caches of their owners,
+    /// then one by one.
+    pub(super) fn get_many<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
         keys: &[K],
     ) -> Vec<Result<ByteView>> {
-        let store = self.store();
         let cached = |key: &K| {
-            let found = store.get(store.hash(key.as_ref()), key.as_ref(), || ());
-            found.ok().map(Ok)
+            let LoadKey { hash, key } = self.key(key.as_ref());
+            let found = self.store.get(hash, key);
+            if found.is_none() {
+                self.store.count_miss();
+            }
+            found.map(|value| Ok(value.view))
         };
         let mut results: Results = keys.iter().map(cached).collect();
-        // An exchange cannot be left before it ends, so who can be cancelled asks singly, where
-        // loader threads do the waiting.
+        // A request in flight cannot be cancelled, so cancellable callers fetch key by key, on
+        // loader threads.
         if !ctx.cancellable() {
             let plan = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
-            let asks = self.peers.ask(&self.name, plan).unwrap_or_default();
-            self.ask_owners(ctx, asks, &mut results);
+            let queries = self.peers.ask(&self.name, plan).unwrap_or_default();
+            self.ask_owners(ctx, queries, &mut results);
         }
-        let singly = |(key, result): (&K, Option<_>)| {
-            let key = key.as_ref();
-            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key, None))
-        };
-        keys.iter().zip(results).map(singly).collect()
+        let load = |key: &K| self.load(ctx, self.key(key.as_ref())).map(|value| value.view);
+        let missing = keys.iter().zip(results);
+        missing
+            .map(|(key, result)| result.unwrap_or_else(|| load(key)))
+            .collect()
     }
 
-    /// Sorts the keys without a result by their owners. Keys that are this process's own are left
-    /// out, and those whose owner would get one key only: a plain request loads it too.
+    /// Sorts the keys without a result by their owners. Leaves out keys that this process owns, and
+    /// those whose owner would get one key only: a plain request loads it, too.
     fn plan<K: AsRef<str>>(
         &self,
         picker: &dyn PeerPicker,
         ctx: &Context,
         keys: &[K],
         results: &mut Results,
-    ) -> Vec<Ask> {
-        let mut asks: Vec<Ask> = Vec::new();
+    ) -> Vec<OwnerQuery> {
+        let mut queries: Vec<OwnerQuery> = Vec::new();
         for (at, (key, result)) in keys.iter().zip(results).enumerate() {
             let key = key.as_ref();
             if result.is_some() || self.check_key(key).is_err() {
@@ -85,69 +87,72 @@ impl Loader {
             if ctx.has_deadline_or_cancel() && !owner.honors_deadline() {
                 continue;
             }
-            let hash = self.store.hash(key);
-            let generation = match self.store.peek_or_generation(hash, key) {
-                Ok(hit) => {
-                    *result = Some(Ok(hit.view));
+            let missed = match self.recheck_cache(self.key(key)) {
+                Ok(value) => {
+                    *result = Some(Ok(value.view));
                     continue;
                 }
-                Err(generation) => generation,
+                Err(missed) => missed,
             };
-            let wanted = Wanted {
+            let key = QueryKey {
                 at,
                 key: key.into(),
-                hash,
-                generation,
+                missed,
             };
-            match asks.iter_mut().find(|ask| ask.is_for(&owner)) {
-                Some(ask) => ask.wanted.push(wanted),
-                None => asks.push(Ask {
+            match queries.iter_mut().find(|query| query.is_for(&owner)) {
+                Some(query) => query.keys.push(key),
+                None => queries.push(OwnerQuery {
                     owner,
-                    wanted: vec![wanted],
+                    keys: vec![key],
                 }),
             }
         }
-        asks.retain(|ask| ask.wanted.len() > 1);
-        asks
+        queries.retain(|query| query.keys.len() > 1);
+        queries
     }
 
-    /// Asks the first owner on this thread and the others on loader threads meanwhile; on this one
-    /// too, where there is none to spare.
-    fn ask_owners(self: &Arc<Self>, ctx: &Context, asks: Vec<Ask>, results: &mut Results) {
-        let mut asks = asks.into_iter();
-        let Some(first) = asks.next() else {
+    /// Asks the first owner on this thread and the others on loader threads meanwhile; on this thread
+    /// too, if no loader thread is free.
+    fn ask_owners(
+        self: &Arc<Self>,
+        ctx: &Context,
+        queries: Vec<OwnerQuery>,
+        results: &mut Results,
+    ) {
+        let mut queries = queries.into_iter();
+        let Some(first) = queries.next() else {
             return;
         };
         let (sender, answers) = unbounded();
-        for ask in asks {
-            // Shared, because a job that is refused does not come back.
-            let ask = Arc::new(ask);
+        for query in queries {
+            // Shared, because a job that is refused is dropped.
+            let query = Arc::new(query);
             let submitted = {
-                let (loader, ctx, ask, sender) =
-                    (self.clone(), ctx.clone(), ask.clone(), sender.clone());
-                self.pool.submit(move |turn| {
-                    let answer = loader.ask_owner(&ctx, &ask);
-                    drop(turn);
-                    // Nobody hears it if the caller has left.
-                    let _ = sender.send(answer);
+                let (group, ctx, query, sender) =
+                    (self.clone(), ctx.clone(), query.clone(), sender.clone());
+                self.pool.submit(move |busy| {
+                    let found = group.ask_owner(&ctx, &query);
+                    drop(busy);
+                    // Fails if the caller has left.
+                    let _ = sender.send(found);
                 })
             };
             if submitted.is_err() {
-                fill(results, self.ask_owner(ctx, &ask));
+                fill(results, self.ask_owner(ctx, &query));
             }
         }
         drop(sender);
         fill(results, self.ask_owner(ctx, &first));
-        while let Some(answer) = next_by(ctx, &answers) {
-            fill(results, answer);
+        while let Some(found) = next_by(ctx, &answers) {
+            fill(results, found);
         }
     }
 
-    /// What an owner has cached, kept as any value from a peer is. Whatever fails is asked for
-    /// again, singly, which finds out what is to be done about it.
-    fn ask_owner(&self, ctx: &Context, ask: &Ask) -> Vec<(usize, ByteView)> {
-        let keys: Vec<&str> = ask.wanted.iter().map(|wanted| &*wanted.key).collect();
-        let answers = match ask.owner.get_many(ctx, &self.name, &keys) {
+    /// The values that an owner has cached, kept as any value from a peer is. Keys that fail here are
+    /// fetched again one by one, which handles the error.
+    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Vec<(usize, ByteView)> {
+        let keys: Vec<&str> = query.keys.iter().map(|key| &*key.key).collect();
+        let answers = match query.owner.get_many(ctx, &self.name, &keys) {
             Ok(answers) if answers.len() == keys.len() => answers,
             Ok(_) => return Vec::new(),
             Err(error) => {
@@ -155,23 +160,19 @@ impl Loader {
                 return Vec::new();
             }
         };
-        let found = ask.wanted.iter().zip(answers);
-        let found = found.filter_map(|(wanted, answer)| Some((wanted, answer?)));
+        let mut found = Vec::new();
+        for (QueryKey { at, key, missed }, answer) in query.keys.iter().zip(answers) {
+            let Some(PeerResponse { value, ttl, .. }) = answer else {
+                continue;
+            };
+            self.counters.add(|loads| &loads.loads_deduped);
+            self.counters.add(|loads| &loads.peer_loads);
+            let (value, evicted) =
+                self.populate(Placement::Hot, self.key(key), *missed, value, ttl);
+            self.notify_and_drop(evicted);
+            found.push((*at, value.view));
+        }
         found
-            .map(|(wanted, PeerResponse { mut value, ttl, .. })| {
-                self.counters.add(|loads| &loads.loads_deduped);
-                self.counters.add(|loads| &loads.peer_loads);
-                let loading = Loading {
-                    hash: wanted.hash,
-                    key: &wanted.key,
-                    generation: wanted.generation,
-                };
-                let mut gone = Graveyard::default();
-                self.keep(Keep::Hot, loading, &mut value, ttl, &mut gone);
-                self.bury(gone);
-                (wanted.at, value)
-            })
-            .collect()
     }
 }
 

@@ -2,22 +2,17 @@
 
 use std::time::Duration;
 
+use super::counters::LoadCounters;
+use super::{EvictionListener, Flights, Group, HotAdmission, Inner, check_name};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
-use crate::group::{Group, check_name};
-use crate::load::{EvictionListener, HotAdmission, LoaderOptions};
+use crate::loader_pool::LoaderPool;
+use crate::peers::PickerSlot;
 use crate::registry::Registry;
-use crate::store::{Eviction, RemovalCause, StoreOptions, check_capacity};
+use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
-
-impl Group {
-    /// Begins a group of the given name; [`GroupBuilder::build`] registers it.
-    pub fn builder(name: impl Into<String>) -> GroupBuilder {
-        GroupBuilder::new(name.into())
-    }
-}
 
 /// Makes a [`Group`].
 ///
@@ -48,12 +43,12 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
-    eviction_listener: Option<Arc<EvictionListener>>,
+    eviction_listener: Option<Box<EvictionListener>>,
     clock: Clock,
 }
 
 impl GroupBuilder {
-    fn new(name: String) -> Self {
+    pub(super) fn new(name: String) -> Self {
         GroupBuilder {
             name,
             registry: Registry::global().clone(),
@@ -160,7 +155,7 @@ impl GroupBuilder {
         mut self,
         listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,
     ) -> Self {
-        self.eviction_listener = Some(Arc::new(listener));
+        self.eviction_listener = Some(Box::new(listener));
         self
     }
 
@@ -180,26 +175,37 @@ impl GroupBuilder {
     pub fn build(self, getter: impl Getter + 'static) -> Result<Group> {
         check_name(&self.name)?;
         self.check_numbers()?;
-        let registry = self.registry;
-        let options = LoaderOptions {
+        let (name, registry) = (self.name.clone(), self.registry.clone());
+        registry.register(&name, |peers| self.make(getter, peers))
+    }
+
+    /// Makes the group without registering it.
+    pub(crate) fn make(self, getter: impl Getter + 'static, peers: PickerSlot) -> Group {
+        let store = StoreOptions {
+            capacity: self.max_capacity,
+            eviction: self.eviction,
+            hot_fraction: self.hot_fraction,
+            shards: self.shards,
+            clock: self.clock,
+        };
+        let inner = Inner {
+            pool: LoaderPool::new(&self.name, self.max_loader_threads),
             name: self.name,
             getter: Box::new(getter),
-            store: StoreOptions {
-                capacity: self.max_capacity,
-                eviction: self.eviction,
-                hot_fraction: self.hot_fraction,
-                shards: self.shards,
-                clock: self.clock,
-            },
+            store: Store::new(store),
+            peer_flights: Flights::new(),
+            getter_flights: Flights::new(),
+            peers,
             time_to_live: self.time_to_live,
             hot_admission: self.hot_admission,
             max_key_size: self.max_key_size,
             max_value_size: self.max_value_size,
-            max_loader_threads: self.max_loader_threads,
             eviction_listener: self.eviction_listener,
+            counters: LoadCounters::new(),
         };
-        let name = options.name.clone();
-        registry.register(&name, |peers| Group::new(options, peers))
+        Group {
+            inner: Arc::new(inner),
+        }
     }
 
     fn check_numbers(&self) -> Result<()> {
