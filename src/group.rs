@@ -59,11 +59,9 @@ impl Group {
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
         let hash = self.loader.store().hash(key);
-        match self.loader.find(hash, key) {
-            Ok(view) => Ok(view),
-            Err(missed) => self
-                .loader
-                .load(&Context::background(), hash, key, Some(missed)),
+        match self.loader.store().get(hash, key) {
+            Some(hit) => Ok(hit.view),
+            None => self.loader.load_missed(&Context::background(), hash, key),
         }
     }
 
@@ -85,9 +83,9 @@ impl Group {
     #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
         let hash = self.loader.store().hash(key);
-        match self.loader.find(hash, key) {
-            Ok(view) => Ok(view),
-            Err(missed) => self.loader.load(ctx, hash, key, Some(missed)),
+        match self.loader.store().get(hash, key) {
+            Some(hit) => Ok(hit.view),
+            None => self.loader.load_missed(ctx, hash, key),
         }
     }
 
@@ -150,12 +148,15 @@ impl Group {
         let loader = &self.loader;
         loader.count_server_request();
         let hash = loader.store().hash(key);
-        let loaded = match loader.store().get_hit(hash, key) {
+        let loaded = match loader.store().get(hash, key) {
             Some(hit) => Loaded {
                 view: hit.view,
                 expires: hit.expires,
             },
-            None => loader.load_for_peer(ctx, hash, key)?,
+            None => {
+                loader.store().count_miss();
+                loader.load_for_peer(ctx, hash, key)?
+            }
         };
         Ok(self.for_peer(loaded.view, loaded.expires))
     }
@@ -165,7 +166,7 @@ impl Group {
     /// [`serve_peer`](Self::serve_peer).
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let store = self.loader.store();
-        let hit = store.get_present(store.hash(key), key)?;
+        let hit = store.get(store.hash(key), key)?;
         self.loader.count_server_request();
         Some(self.for_peer(hit.view, hit.expires))
     }
@@ -174,7 +175,8 @@ impl Group {
     /// the entry from eviction.
     pub fn peek(&self, key: &str) -> Option<ByteView> {
         let store = self.loader.store();
-        store.peek(store.hash(key), key).map(|hit| hit.view)
+        let hit = store.peek(store.hash(key), key).ok()?;
+        Some(hit.view)
     }
 
     /// Whether a value of `key` is cached here. As [`peek`](Self::peek).

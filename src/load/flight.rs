@@ -1,7 +1,7 @@
 //! One load for many callers: who leads, who waits, and on which thread the work runs.
 
 use super::keep::Keep;
-use super::{Flights, Loaded, Loader, Loading, Missed};
+use super::{Flights, Loaded, Loader, Loading};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::LoadSink;
@@ -9,7 +9,7 @@ use crate::loader_pool::Turn;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::recursion;
 use crate::singleflight::{Joined, Lead, Ticket, Waited};
-use crate::store::{Generation, Graveyard, Hash};
+use crate::store::{EvictedEntries, Generation, KeyHash};
 use crate::sync::Arc;
 
 /// On which thread a flight's work runs.
@@ -118,9 +118,8 @@ impl Loader {
     pub(super) fn load_here(
         self: &Arc<Self>,
         ctx: &Context,
-        hash: Hash,
+        hash: KeyHash,
         key: &str,
-        missed: Option<Missed>,
         keep: Keep,
         run_on: RunOn,
     ) -> Result<Loaded> {
@@ -128,18 +127,16 @@ impl Loader {
             keep,
             counted: false,
         };
-        self.fly(&flight, ctx, hash, key, missed, run_on)
+        self.fly(&flight, ctx, hash, key, run_on)
     }
 
-    /// Leads or joins a flight until there is a result or `ctx` ends. `missed` is what a look-up
-    /// saw that found nothing, of getter flights only.
+    /// Leads or joins a flight until there is a result or `ctx` ends.
     pub(super) fn fly(
         self: &Arc<Self>,
         flight: &Flight,
         ctx: &Context,
-        hash: Hash,
+        hash: KeyHash,
         key: &str,
-        mut missed: Option<Missed>,
         run_on: RunOn,
     ) -> Result<Loaded> {
         loop {
@@ -149,7 +146,7 @@ impl Loader {
             let landed = match flight.map(self).join(hash.get(), key) {
                 Joined::Follower(ticket) => follow(&ticket, ctx),
                 Joined::Leader(lead) => {
-                    let generation = match self.second_look(missed.take(), &lead, hash, key) {
+                    let generation = match self.second_look(hash, key) {
                         Ok(loaded) => {
                             let result = Ok(loaded);
                             lead.finish(&result);
@@ -189,20 +186,9 @@ impl Loader {
     /// 4. B's flight leaves the map.
     /// 5. A asks for the flight, finds none, and leads another.
     /// 6. A loads what has just been loaded.
-    ///
-    /// The look is spared if no flight of the key has left the map between A's miss and A's lead.
     #[inline]
-    fn second_look(
-        &self,
-        missed: Option<Missed>,
-        lead: &Lead<'_, Result<Loaded>>,
-        hash: Hash,
-        key: &str,
-    ) -> Result<Loaded, Generation> {
-        if let Some(missed) = missed.filter(|missed| lead.is_next_after(missed.flights)) {
-            return Err(missed.generation);
-        }
-        self.store.peek_or_generation(hash, key).map(|hit| Loaded {
+    fn second_look(&self, hash: KeyHash, key: &str) -> Result<Loaded, Generation> {
+        self.store.peek(hash, key).map(|hit| Loaded {
             view: hit.view,
             expires: hit.expires,
         })
@@ -257,7 +243,7 @@ impl Loader {
             .as_ref()
             .map(|lead| recursion::work_for(lead.id()));
         // Given down and filled there: by value it would be copied at each return.
-        let mut gone = Graveyard::default();
+        let mut gone = EvictedEntries::default();
         let result = match flight {
             Flight::Getter { keep, .. } => self.load_by_getter(*keep, ctx, loading, &mut gone),
             Flight::Peer(route) => self.load_from_peers(route, ctx, loading, &mut gone),
@@ -285,7 +271,7 @@ impl Loader {
         keep: Keep,
         ctx: &Context,
         loading: Loading<'_>,
-        gone: &mut Graveyard,
+        gone: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let mut sink = LoadSink::new(loading.key, self.max_value_size);
         let (view, ttl) = self.run_getter(ctx, loading.key, &mut sink)?;
@@ -302,7 +288,7 @@ impl Loader {
         route: &Route,
         ctx: &Context,
         loading: Loading<'_>,
-        gone: &mut Graveyard,
+        gone: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(route, ctx, loading.key) {
             let PeerResponse { value, ttl, .. } = answer?;
@@ -320,7 +306,7 @@ impl Loader {
             keep: Keep::Borrowed,
             counted: true,
         };
-        self.fly(&flight, ctx, loading.hash, loading.key, None, run_on)
+        self.fly(&flight, ctx, loading.hash, loading.key, run_on)
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Loader, Loading};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::stats::CacheType;
-use crate::store::{Graveyard, NewEntry, Unsettled};
+use crate::store::{EvictedEntries, NewEntry, PendingEviction};
 
 /// Where a loaded value belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Loader {
         }: Loading<'_>,
         view: &mut ByteView,
         ttl: Option<Duration>,
-        gone: &mut Graveyard,
+        gone: &mut EvictedEntries,
     ) -> Option<Tick> {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match keep {
@@ -60,30 +60,30 @@ impl Loader {
             data: view.allocation(),
             share,
             expires,
+            loaded_at: generation,
         };
-        self.store.insert(new, Some(generation), gone);
+        *gone = self.store.insert(new);
         expires
     }
 
     /// Tells the listener what left the store, then drops it; and so on, if more has to leave. No
     /// lock is held here.
     #[inline]
-    pub(super) fn bury(&self, gone: Graveyard) {
+    pub(super) fn bury(&self, gone: EvictedEntries) {
         let mut next = self.bury_some(gone);
         while let Some(unsettled) = next {
-            next = self.bury_some(self.store.settle(unsettled));
+            next = self.bury_some(self.store.finish_eviction(unsettled));
         }
     }
 
     #[inline]
-    fn bury_some(&self, gone: Graveyard) -> Option<Unsettled> {
-        gone.fetch();
+    fn bury_some(&self, gone: EvictedEntries) -> Option<PendingEviction> {
         if let Some(listener) = &self.eviction_listener {
             for departed in gone.iter() {
-                listener(departed.key(), departed.value(), departed.cause);
+                listener(departed.entry.key(), departed.entry.value(), departed.cause);
             }
         }
-        gone.unsettled()
+        gone.pending()
     }
 }
 

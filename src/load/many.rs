@@ -8,7 +8,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{Generation, Graveyard, Hash};
+use crate::store::{EvictedEntries, Generation, KeyHash};
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
@@ -24,7 +24,7 @@ struct Wanted {
     /// The place of the key in the caller's list.
     at: usize,
     key: Box<str>,
-    hash: Hash,
+    hash: KeyHash,
     /// Read before the owner is asked, so that a removal meanwhile is noticed.
     generation: Generation,
 }
@@ -46,8 +46,11 @@ impl Loader {
     ) -> Vec<Result<ByteView>> {
         let store = self.store();
         let cached = |key: &K| {
-            let found = store.get(store.hash(key.as_ref()), key.as_ref(), || ());
-            found.ok().map(Ok)
+            let found = store.get(store.hash(key.as_ref()), key.as_ref());
+            if found.is_none() {
+                store.count_miss();
+            }
+            found.map(|hit| Ok(hit.view))
         };
         let mut results: Results = keys.iter().map(cached).collect();
         // An exchange cannot be left before it ends, so who can be cancelled asks singly, where
@@ -59,7 +62,7 @@ impl Loader {
         }
         let singly = |(key, result): (&K, Option<_>)| {
             let key = key.as_ref();
-            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key, None))
+            result.unwrap_or_else(|| self.load(ctx, store.hash(key), key))
         };
         keys.iter().zip(results).map(singly).collect()
     }
@@ -86,7 +89,7 @@ impl Loader {
                 continue;
             }
             let hash = self.store.hash(key);
-            let generation = match self.store.peek_or_generation(hash, key) {
+            let generation = match self.store.peek(hash, key) {
                 Ok(hit) => {
                     *result = Some(Ok(hit.view));
                     continue;
@@ -166,7 +169,7 @@ impl Loader {
                     key: &wanted.key,
                     generation: wanted.generation,
                 };
-                let mut gone = Graveyard::default();
+                let mut gone = EvictedEntries::default();
                 self.keep(Keep::Hot, loading, &mut value, ttl, &mut gone);
                 self.bury(gone);
                 (wanted.at, value)

@@ -26,9 +26,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::peers::PickerSlot;
-use crate::singleflight::{self, Mark};
+use crate::singleflight;
 use crate::stats::Stats;
-use crate::store::{Departed, Generation, Hash, RemovalCause, Store, StoreOptions, check_capacity};
+use crate::store::{
+    Evicted, Generation, KeyHash, RemovalCause, Store, StoreOptions, check_capacity,
+};
 use crate::sync::Arc;
 use counters::Counters;
 use flight::{Flight, Route, RunOn};
@@ -62,18 +64,10 @@ pub(crate) struct Loaded {
 /// A key whose load has begun.
 #[derive(Clone, Copy)]
 pub(crate) struct Loading<'a> {
-    pub(crate) hash: Hash,
+    pub(crate) hash: KeyHash,
     pub(crate) key: &'a str,
     /// What was removed from the store before.
     pub(crate) generation: Generation,
-}
-
-/// What a look-up saw that found nothing.
-pub(crate) struct Missed {
-    /// For a load that begins with it.
-    generation: Generation,
-    /// The getter flights so far.
-    flights: Mark,
 }
 
 type Flights = singleflight::Group<Result<Loaded>>;
@@ -126,17 +120,16 @@ impl Loader {
         &self.store
     }
 
-    /// The value of a key, counted as a look-up.
-    // Always, as `Store::get`.
-    #[inline(always)]
-    pub(crate) fn find(&self, hash: Hash, key: &str) -> Result<ByteView, Missed> {
-        let found = self
-            .store
-            .get(hash, key, || self.getter_flights.mark(hash.get()));
-        found.map_err(|(generation, flights)| Missed {
-            generation,
-            flights,
-        })
+    /// Counts a miss, and loads the key.
+    #[cold]
+    pub(crate) fn load_missed(
+        self: &Arc<Self>,
+        ctx: &Context,
+        hash: KeyHash,
+        key: &str,
+    ) -> Result<ByteView> {
+        self.store.count_miss();
+        self.load(ctx, hash, key)
     }
 
     /// Loads a key that was not found in the store: from its owner, or here.
@@ -144,19 +137,18 @@ impl Loader {
     pub(crate) fn load(
         self: &Arc<Self>,
         ctx: &Context,
-        hash: Hash,
+        hash: KeyHash,
         key: &str,
-        missed: Option<Missed>,
     ) -> Result<ByteView> {
         self.check_key(key)?;
         let Some(owner) = self.peers.owner(&self.name, key) else {
             let run_on = RunOn::for_getter(ctx);
-            let loaded = self.load_here(ctx, hash, key, missed, Keep::Owned, run_on)?;
+            let loaded = self.load_here(ctx, hash, key, Keep::Owned, run_on)?;
             return Ok(loaded.view);
         };
         let run_on = RunOn::for_peer(ctx, &*owner);
         let flight = Flight::Peer(Route { owner, run_on });
-        let loaded = self.fly(&flight, ctx, hash, key, None, run_on)?;
+        let loaded = self.fly(&flight, ctx, hash, key, run_on)?;
         Ok(loaded.view)
     }
 
@@ -166,7 +158,7 @@ impl Loader {
     pub(crate) fn load_for_peer(
         self: &Arc<Self>,
         ctx: &Context,
-        hash: Hash,
+        hash: KeyHash,
         key: &str,
     ) -> Result<Loaded> {
         self.check_key(key)?;
@@ -174,7 +166,7 @@ impl Loader {
             None => Keep::Owned,
             Some(_) => Keep::Borrowed,
         };
-        self.load_here(ctx, hash, key, None, keep, RunOn::for_getter(ctx))
+        self.load_here(ctx, hash, key, keep, RunOn::for_getter(ctx))
     }
 
     /// Takes a key out of the store, and lets later gets wait for no load that began before.
@@ -187,8 +179,11 @@ impl Loader {
         let gone = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
-        let live = |departed: &&Departed| departed.cause == RemovalCause::Explicit;
-        let value = gone.iter().find(live).map(Departed::value);
+        let live = |departed: &&Evicted| departed.cause == RemovalCause::Explicit;
+        let value = gone
+            .iter()
+            .find(live)
+            .map(|departed| departed.entry.value());
         self.bury(gone);
         value
     }
@@ -208,7 +203,7 @@ impl Loader {
     pub(crate) fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
-        while let Some(gone) = self.store.shed() {
+        while let Some(gone) = self.store.evict_to_capacity() {
             self.bury(gone);
         }
         Ok(())

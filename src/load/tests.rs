@@ -106,7 +106,7 @@ impl Held {
             let (loader, ctx) = (self.loader.clone(), ctx.clone());
             thread::spawn(move || {
                 catch_unwind(AssertUnwindSafe(|| {
-                    loader.load(&ctx, loader.store.hash("key"), "key", None)
+                    loader.load(&ctx, loader.store.hash("key"), "key")
                 }))
             })
         };
@@ -197,7 +197,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     assert_eq!(held.runs(), 1);
     let next = held
         .loader
-        .load(ctx, held.loader.store.hash("key"), "key", None);
+        .load(ctx, held.loader.store.hash("key"), "key");
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -221,7 +221,7 @@ fn an_error_is_shared_and_not_kept() {
             assert_eq!(held.runs(), 1);
             let next = held
                 .loader
-                .load(&ctx, held.loader.store.hash("key"), "key", None);
+                .load(&ctx, held.loader.store.hash("key"), "key");
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
@@ -252,7 +252,7 @@ fn loads_that_could_not_be_merged_leave_one_entry_and_load_once() {
     let hash = held.loader.store.hash("key");
     let mut charged = None;
     for _ in 0..10 {
-        let value = held.loader.load(&Context::background(), hash, "key", None);
+        let value = held.loader.load(&Context::background(), hash, "key");
         assert_eq!(value.expect("a value"), "key");
         let main = held.loader.store.stats(CacheType::Main);
         assert_eq!(main.items, 1);
@@ -271,7 +271,7 @@ fn an_early_leader_costs_its_followers_one_load_more_at_most() {
     let followers: Vec<_> = (0..50)
         .map(|n| {
             let (loader, ctx) = (held.loader.clone(), contexts()[n % 2].clone());
-            thread::spawn(move || loader.load(&ctx, hash, "key", None))
+            thread::spawn(move || loader.load(&ctx, hash, "key"))
         })
         .collect();
     for caller in leader {
