@@ -2,14 +2,14 @@
 //! the loader pool.
 
 use super::populate::Placement;
-use super::{Flights, Inner, LoadKey};
+use super::{Flights, Inner, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::BusyGuard;
 use crate::peers::ProtoGetter;
 use crate::recursion::{self, Dependency, LoadId};
 use crate::singleflight::{Flight, Joined, Leader, Waited};
-use crate::store::{MissToken, Value};
+use crate::store::Generation;
 use crate::sync::Arc;
 
 /// The thread that runs a flight's work.
@@ -70,11 +70,11 @@ struct FlightGuard<'a> {
     busy: Option<BusyGuard<'a>>,
     /// Ends before the flight is freed: see `LoadId`.
     dependency: Dependency,
-    leader: Leader<Result<Value>>,
+    leader: Leader<Result<Loaded>>,
 }
 
 impl<'a> FlightGuard<'a> {
-    fn new(busy: Option<BusyGuard<'a>>, mut leader: Leader<Result<Value>>) -> Result<Self> {
+    fn new(busy: Option<BusyGuard<'a>>, mut leader: Leader<Result<Loaded>>) -> Result<Self> {
         let dependency = recursion::work_for(leader.id())?;
         leader.if_dropped = Some(Err(ErrorKind::GetterPanicked.into()));
         Ok(FlightGuard {
@@ -84,7 +84,7 @@ impl<'a> FlightGuard<'a> {
         })
     }
 
-    fn finish(self, result: &Result<Value>) {
+    fn finish(self, result: &Result<Loaded>) {
         drop(self.busy);
         drop(self.dependency);
         self.leader.finish(result);
@@ -105,7 +105,7 @@ impl Inner {
         executor: Executor,
         ctx: &Context,
         key: LoadKey<'_>,
-    ) -> Result<Value> {
+    ) -> Result<Loaded> {
         loop {
             if let Some(ended) = ctx.err() {
                 return Err(ended);
@@ -113,22 +113,24 @@ impl Inner {
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(flight) => wait(&flight, ctx),
                 Joined::Leader(leader) => {
-                    let missed = match self.recheck_cache(key) {
+                    let generation = match self.recheck_cache(key) {
                         Ok(value) => {
                             let result = Ok(value);
                             leader.finish(&result);
                             return result;
                         }
-                        Err(missed) => missed,
+                        Err(generation) => generation,
                     };
                     if !matches!(from, LoadFrom::GetterAfterPeers) {
                         self.counters.add(|loads| &loads.loads_deduped);
                     }
                     match executor {
                         Executor::Caller => {
-                            self.lead(from, FlightGuard::new(None, leader)?, ctx, key, missed)
+                            self.lead(from, FlightGuard::new(None, leader)?, ctx, key, generation)
                         }
-                        Executor::LoaderPool => self.lead_on_pool(from, leader, ctx, key, missed),
+                        Executor::LoaderPool => {
+                            self.lead_on_pool(from, leader, ctx, key, generation)
+                        }
                     }
                 }
             };
@@ -147,8 +149,8 @@ impl Inner {
     /// 4. B's flight ends.
     /// 5. A looks for a flight, finds none, and leads another.
     /// 6. A loads what has just been loaded.
-    pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Value, MissToken> {
-        self.store.peek(key.hash, key.key)
+    pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
+        self.store.peek(key.hash, key.key).map(Loaded::from)
     }
 
     /// Does a flight's work on a loader thread, and waits for it as others do.
@@ -156,11 +158,11 @@ impl Inner {
     fn lead_on_pool(
         self: &Arc<Self>,
         from: &LoadFrom,
-        leader: Leader<Result<Value>>,
+        leader: Leader<Result<Loaded>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        missed: MissToken,
-    ) -> Option<Result<Value>> {
+        generation: Generation,
+    ) -> Option<Result<Loaded>> {
         let flight = leader.flight().clone();
         let submitted = {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
@@ -170,7 +172,7 @@ impl Inner {
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
                 if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
-                    group.lead(&from, guard, &ctx, key, missed);
+                    group.lead(&from, guard, &ctx, key, generation);
                 }
             })
         };
@@ -188,13 +190,15 @@ impl Inner {
         mut guard: FlightGuard<'_>,
         ctx: &Context,
         key: LoadKey<'_>,
-        missed: MissToken,
-    ) -> Option<Result<Value>> {
+        generation: Generation,
+    ) -> Option<Result<Loaded>> {
         let on_pool = guard.busy.is_some();
         let loaded = match from {
-            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, missed),
-            LoadFrom::GetterAfterPeers => self.run_getter(Placement::Fallback, ctx, key, missed),
-            LoadFrom::Peers(owner) => self.load_from_peers(owner, on_pool, ctx, key, missed),
+            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, generation),
+            LoadFrom::GetterAfterPeers => {
+                self.run_getter(Placement::Fallback, ctx, key, generation)
+            }
+            LoadFrom::Peers(owner) => self.load_from_peers(owner, on_pool, ctx, key, generation),
         };
         let (result, evicted) = match loaded {
             Ok((value, evicted)) => (Ok(value), evicted),
@@ -219,7 +223,7 @@ impl Inner {
 
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
-fn wait(flight: &Arc<Flight<Result<Value>>>, ctx: &Context) -> Option<Result<Value>> {
+fn wait(flight: &Arc<Flight<Result<Loaded>>>, ctx: &Context) -> Option<Result<Loaded>> {
     let _dependency = match recursion::wait_for(LoadId::of(flight)) {
         Ok(dependency) => dependency,
         Err(circle) => return Some(Err(circle)),

@@ -1,15 +1,16 @@
 //! Loads a key that is not cached: from its owner, or from the getter.
 
-use super::flight::{Executor, LoadFrom};
 use super::counters::GetterRun;
+use super::flight::{Executor, LoadFrom};
 use super::populate::Placement;
-use super::{Inner, LoadKey};
+use super::{Inner, LoadKey, Loaded};
+use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{Graveyard, MissToken, Value};
+use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
 /// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
@@ -19,21 +20,26 @@ impl Inner {
     /// Loads a key for a caller of this process: from the key's owner, or here if that is this
     /// process.
     #[cold]
-    pub(super) fn load(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<Value> {
+    pub(super) fn load(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<ByteView> {
         self.check_key(key.key)?;
-        match self.peers.owner(&self.name, key.key) {
+        let loaded = match self.peers.owner(&self.name, key.key) {
             None => self.load_locally(Placement::Main, ctx, key),
             Some(owner) => {
                 let executor = Executor::for_peer(ctx, &*owner);
                 self.load_once(&LoadFrom::Peers(owner), executor, ctx, key)
             }
-        }
+        };
+        loaded.map(|loaded| loaded.view)
     }
 
     /// Loads a key for a peer: here, even if another process owns the key. A request makes one hop
     /// and no more, so two processes whose rings disagree never wait for each other.
     #[cold]
-    pub(super) fn load_for_peer(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<Value> {
+    pub(super) fn load_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<Loaded> {
         self.check_key(key.key)?;
         let placement = match self.peers.owner(&self.name, key.key) {
             None => Placement::Main,
@@ -47,7 +53,7 @@ impl Inner {
         placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
-    ) -> Result<Value> {
+    ) -> Result<Loaded> {
         let executor = Executor::for_getter(ctx);
         self.load_once(&LoadFrom::Getter(placement), executor, ctx, key)
     }
@@ -58,8 +64,8 @@ impl Inner {
         placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
-        missed: MissToken,
-    ) -> Result<(Value, Graveyard)> {
+        generation: Generation,
+    ) -> Result<(Loaded, EvictedEntries)> {
         let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(key.key, self.max_value_size);
         let returned = self.getter.get(ctx, key.key, &mut sink);
@@ -67,7 +73,7 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        Ok(self.populate(placement, key, missed, view, ttl))
+        Ok(self.populate(placement, key, generation, view, ttl))
     }
 
     /// The work of a peer flight: asks the peers for a key, and runs the getter if none answers.
@@ -77,11 +83,11 @@ impl Inner {
         on_pool: bool,
         ctx: &Context,
         key: LoadKey<'_>,
-        missed: MissToken,
-    ) -> Result<(Value, Graveyard)> {
+        generation: Generation,
+    ) -> Result<(Loaded, EvictedEntries)> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
             let PeerResponse { value, ttl, .. } = answer?;
-            return Ok(self.populate(Placement::Hot, key, missed, value, ttl));
+            return Ok(self.populate(Placement::Hot, key, generation, value, ttl));
         }
         // On a loader thread the callers can leave this flight, so the getter needs no other thread.
         let executor = if on_pool {
@@ -90,7 +96,7 @@ impl Inner {
             Executor::for_getter(ctx)
         };
         let value = self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key)?;
-        Ok((value, Graveyard::default()))
+        Ok((value, EvictedEntries::default()))
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.

@@ -8,7 +8,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::MissToken;
+use crate::store::Generation;
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
@@ -25,7 +25,7 @@ struct QueryKey {
     at: usize,
     key: Box<str>,
     /// From before the owner is asked, so that a removal meanwhile is noticed.
-    missed: MissToken,
+    generation: Generation,
 }
 
 impl OwnerQuery {
@@ -59,7 +59,7 @@ impl Inner {
             let queries = self.peers.ask(&self.name, plan).unwrap_or_default();
             self.ask_owners(ctx, queries, &mut results);
         }
-        let load = |key: &K| self.load(ctx, self.key(key.as_ref())).map(|value| value.view);
+        let load = |key: &K| self.load(ctx, self.key(key.as_ref()));
         let missing = keys.iter().zip(results);
         missing
             .map(|(key, result)| result.unwrap_or_else(|| load(key)))
@@ -87,17 +87,17 @@ impl Inner {
             if ctx.has_deadline_or_cancel() && !owner.honors_deadline() {
                 continue;
             }
-            let missed = match self.recheck_cache(self.key(key)) {
+            let generation = match self.recheck_cache(self.key(key)) {
                 Ok(value) => {
                     *result = Some(Ok(value.view));
                     continue;
                 }
-                Err(missed) => missed,
+                Err(generation) => generation,
             };
             let key = QueryKey {
                 at,
                 key: key.into(),
-                missed,
+                generation,
             };
             match queries.iter_mut().find(|query| query.is_for(&owner)) {
                 Some(query) => query.keys.push(key),
@@ -161,14 +161,22 @@ impl Inner {
             }
         };
         let mut found = Vec::new();
-        for (QueryKey { at, key, missed }, answer) in query.keys.iter().zip(answers) {
+        for (
+            QueryKey {
+                at,
+                key,
+                generation,
+            },
+            answer,
+        ) in query.keys.iter().zip(answers)
+        {
             let Some(PeerResponse { value, ttl, .. }) = answer else {
                 continue;
             };
             self.counters.add(|loads| &loads.loads_deduped);
             self.counters.add(|loads| &loads.peer_loads);
             let (value, evicted) =
-                self.populate(Placement::Hot, self.key(key), *missed, value, ttl);
+                self.populate(Placement::Hot, self.key(key), *generation, value, ttl);
             self.notify_and_drop(evicted);
             found.push((*at, value.view));
         }

@@ -20,7 +20,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::byteview::ByteView;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
@@ -29,7 +29,7 @@ use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight;
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::{Departed, Entry, Hash, RemovalCause, Store, Value, check_capacity};
+use crate::store::{Entry, Evicted, Hit, KeyHash, RemovalCause, Store, check_capacity};
 use crate::sync::Arc;
 use counters::LoadCounters;
 
@@ -73,15 +73,31 @@ struct Inner {
     counters: LoadCounters,
 }
 
-type Flights = singleflight::Group<Result<Value>>;
+type Flights = singleflight::Group<Result<Loaded>>;
 
 /// Called for entries that leave the cache, with key, value, and cause.
 type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 
+/// A value, and when it expires.
+#[derive(Clone, Debug)]
+struct Loaded {
+    view: ByteView,
+    expires: Option<Tick>,
+}
+
+impl From<Hit> for Loaded {
+    fn from(hit: Hit) -> Loaded {
+        Loaded {
+            view: hit.view,
+            expires: hit.expires,
+        }
+    }
+}
+
 /// A key and its hash.
 #[derive(Clone, Copy)]
 struct LoadKey<'a> {
-    hash: Hash,
+    hash: KeyHash,
     key: &'a str,
 }
 
@@ -132,7 +148,7 @@ impl Group {
     /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
     #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
-        self.inner.get(ctx, key).map(|value| value.view)
+        self.inner.get(ctx, key)
     }
 
     /// Puts the value of `key` into `dest`; golang's `Group.Get`.
@@ -198,9 +214,9 @@ impl Group {
     /// and a look-up only if there is a value: else the peer will ask with
     /// [`serve_peer`](Self::serve_peer).
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
-        let value = self.inner.store.get(self.inner.store.hash(key), key)?;
+        let hit = self.inner.store.get(self.inner.store.hash(key), key)?;
         self.inner.counters.add(|loads| &loads.server_requests);
-        Some(self.inner.peer_response(value))
+        Some(self.inner.peer_response(hit.into()))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
@@ -208,7 +224,7 @@ impl Group {
     pub fn peek(&self, key: &str) -> Option<ByteView> {
         let store = &self.inner.store;
         let found = store.peek(store.hash(key), key);
-        found.ok().map(|value| value.view)
+        found.ok().map(|hit| hit.view)
     }
 
     /// Whether a value of `key` is cached here. As [`peek`](Self::peek).
@@ -313,10 +329,10 @@ impl fmt::Debug for Group {
 }
 
 impl Inner {
-    fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<Value> {
+    fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
         let hash = self.store.hash(key);
-        if let Some(value) = self.store.get(hash, key) {
-            return Ok(value);
+        if let Some(hit) = self.store.get(hash, key) {
+            return Ok(hit.view);
         }
         self.store.count_miss();
         self.load(ctx, LoadKey { hash, key })
@@ -331,7 +347,7 @@ impl Inner {
         self.counters.add(|loads| &loads.server_requests);
         let hash = self.store.hash(key);
         let value = match self.store.get(hash, key) {
-            Some(value) => value,
+            Some(hit) => hit.into(),
             None => {
                 self.store.count_miss();
                 self.load_for_peer(ctx, LoadKey { hash, key })?
@@ -340,7 +356,7 @@ impl Inner {
         Ok(self.peer_response(value))
     }
 
-    fn peer_response(&self, value: Value) -> PeerResponse {
+    fn peer_response(&self, value: Loaded) -> PeerResponse {
         let response = PeerResponse::new(value.view);
         match value.expires {
             Some(at) => response.with_ttl(at.since(self.store.clock().now())),
@@ -357,8 +373,11 @@ impl Inner {
         let removed = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
-        let live = |entry: &&Departed| entry.cause == RemovalCause::Explicit;
-        let value = removed.iter().find(live).map(Departed::value);
+        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
+        let value = removed
+            .iter()
+            .find(live)
+            .map(|evicted| evicted.entry.value());
         self.notify_and_drop(removed);
         value
     }
@@ -378,7 +397,7 @@ impl Inner {
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
-        while let Some(evicted) = self.store.shed() {
+        while let Some(evicted) = self.store.evict_to_capacity() {
             self.notify_and_drop(evicted);
         }
         Ok(())

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Inner, LoadKey};
+use super::{Inner, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::stats::CacheType;
-use crate::store::{Graveyard, MissToken, NewEntry, Value};
+use crate::store::{Evicted, EvictedEntries, Generation, NewEntry};
 use crate::sync::Arc;
 
 /// Where a loaded value belongs.
@@ -74,10 +74,10 @@ impl Inner {
         &self,
         placement: Placement,
         LoadKey { hash, key }: LoadKey<'_>,
-        missed: MissToken,
+        generation: Generation,
         mut view: ByteView,
         ttl: Option<Duration>,
-    ) -> (Value, Graveyard) {
+    ) -> (Loaded, EvictedEntries) {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match placement {
             Placement::Main => (CacheType::Main, ttl),
@@ -87,7 +87,7 @@ impl Inner {
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, &view);
         if !admitted || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
-            return (Value { view, expires }, Graveyard::default());
+            return (Loaded { view, expires }, EvictedEntries::default());
         }
         view.make_keyed(key);
         let new = NewEntry {
@@ -96,26 +96,26 @@ impl Inner {
             data: view.allocation(),
             share,
             expires,
+            loaded_at: generation,
         };
-        let evicted = self.store.insert(new, Some(missed));
-        (Value { view, expires }, evicted)
+        let evicted = self.store.insert(new);
+        (Loaded { view, expires }, evicted)
     }
 
     /// Calls the listener for entries that left the store, then drops them; and goes on evicting if
     /// the store is still over its capacity. No lock is held here.
-    pub(super) fn notify_and_drop(&self, mut evicted: Graveyard) {
+    pub(super) fn notify_and_drop(&self, mut evicted: EvictedEntries) {
         loop {
-            evicted.fetch();
             if let Some(listener) = &self.eviction_listener {
-                for entry in evicted.iter() {
-                    listener(entry.key(), entry.value(), entry.cause);
+                for Evicted { entry, cause } in evicted.iter() {
+                    listener(entry.key(), entry.value(), *cause);
                 }
             }
-            let Some(pending) = evicted.unsettled() else {
+            let Some(pending) = evicted.pending() else {
                 return;
             };
             drop(evicted);
-            evicted = self.store.settle(pending);
+            evicted = self.store.finish_eviction(pending);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tests that must know who waits for a flight; the others are in `tests/suites/`.
+//! Tests that must see the waiters of a flight; the others are in `tests/group/`.
 
 use super::*;
 
@@ -14,16 +14,15 @@ use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, Pickers, ProtoGetter};
 use crate::sink::Sink;
 use crate::stats::CacheType;
-use crate::store::Eviction;
 use crate::sync::Mutex;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A loader whose getter waits until it is told how to end, once for each run.
+/// A group whose getter waits for a signal how to end, once for each run.
 struct Held {
-    loader: Arc<Loader>,
+    group: Arc<Inner>,
     runs: Arc<AtomicUsize>,
-    tell: Sender<End>,
+    ends: Sender<End>,
 }
 
 #[derive(Clone, Copy)]
@@ -35,7 +34,7 @@ enum End {
 
 fn held(capacity: u64, peers: PickerSlot) -> Held {
     let runs = Arc::new(AtomicUsize::new(0));
-    let (tell, told) = channel();
+    let (ends, told) = channel();
     let (told, counted) = (Mutex::new(told), runs.clone());
     let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
         counted.fetch_add(1, Ordering::SeqCst);
@@ -46,27 +45,18 @@ fn held(capacity: u64, peers: PickerSlot) -> Held {
             End::Panic => resume_unwind(Box::new("in the getter")),
         }
     };
-    let options = LoaderOptions {
-        name: "test".into(),
-        getter: Box::new(getter),
-        store: StoreOptions {
-            capacity,
-            eviction: Eviction::S3Fifo,
-            hot_fraction: 0.125,
-            shards: Some(1),
-            clock: Clock::manual(),
-        },
-        time_to_live: None,
-        hot_admission: HotAdmission::Always,
-        max_key_size: 100,
-        max_value_size: 100,
-        max_loader_threads: 200,
-        eviction_listener: None,
-    };
+    let group = Group::builder("test")
+        .max_capacity(capacity)
+        .shards(1)
+        .clock(Clock::manual())
+        .max_key_size(100)
+        .max_value_size(100)
+        .max_loader_threads(200)
+        .make(getter, peers);
     Held {
-        loader: Arc::new(Loader::new(options, peers)),
+        group: group.inner,
         runs,
-        tell,
+        ends,
     }
 }
 
@@ -103,11 +93,9 @@ impl Held {
     /// Callers that all wait for one flight of "key", the first of them leading it.
     fn callers(&self, count: usize, ctx: &Context) -> Vec<Caller> {
         let call = || {
-            let (loader, ctx) = (self.loader.clone(), ctx.clone());
+            let (group, ctx) = (self.group.clone(), ctx.clone());
             thread::spawn(move || {
-                catch_unwind(AssertUnwindSafe(|| {
-                    loader.load(&ctx, loader.store.hash("key"), "key", None)
-                }))
+                catch_unwind(AssertUnwindSafe(|| group.load(&ctx, group.key("key"))))
             })
         };
         let runs = self.runs();
@@ -127,11 +115,11 @@ impl Held {
 
     /// Those who wait for the flight that callers join: the one that asks peers, if there are any.
     fn waiters(&self) -> usize {
-        let flights = match self.loader.peers.ask("test", |_| ()) {
-            Some(()) => &self.loader.peer_flights,
-            None => &self.loader.getter_flights,
+        let flights = match self.group.peers.ask("test", |_| ()) {
+            Some(()) => &self.group.peer_flights,
+            None => &self.group.getter_flights,
         };
-        flights.waiters(self.loader.store.hash("key").get(), "key")
+        flights.waiters(self.group.store.hash("key").get(), "key")
     }
 
     fn runs(&self) -> usize {
@@ -139,7 +127,7 @@ impl Held {
     }
 
     fn end(&self, how: End) {
-        self.tell.send(how).expect("the getter listens");
+        self.ends.send(how).expect("the getter listens");
     }
 
     /// Tells the waiting getter how to end, and whoever loads next that there is a value.
@@ -195,9 +183,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
-    let next = held
-        .loader
-        .load(ctx, held.loader.store.hash("key"), "key", None);
+    let next = held.group.load(ctx, held.group.key("key"));
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -219,9 +205,7 @@ fn an_error_is_shared_and_not_kept() {
                 );
             }
             assert_eq!(held.runs(), 1);
-            let next = held
-                .loader
-                .load(&ctx, held.loader.store.hash("key"), "key", None);
+            let next = held.group.load(&ctx, held.group.key("key"));
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
@@ -249,29 +233,28 @@ fn loads_that_could_not_be_merged_leave_one_entry_and_load_once() {
     // finds in its second look what the one before it loaded.
     let held = held(1 << 20, PickerSlot::default());
     held.end_then_value(End::Value);
-    let hash = held.loader.store.hash("key");
+    let key = held.group.key("key");
     let mut charged = None;
     for _ in 0..10 {
-        let value = held.loader.load(&Context::background(), hash, "key", None);
+        let value = held.group.load(&Context::background(), key);
         assert_eq!(value.expect("a value"), "key");
-        let main = held.loader.store.stats(CacheType::Main);
+        let main = held.group.store.stats(CacheType::Main);
         assert_eq!(main.items, 1);
         assert_eq!(main.bytes, *charged.get_or_insert(main.bytes));
     }
     assert_eq!(held.runs(), 1);
-    assert_eq!(held.loader.stats().loads_deduped, 1);
+    assert_eq!(held.group.stats().loads_deduped, 1);
 }
 
 #[test]
 fn an_early_leader_costs_its_followers_one_load_more_at_most() {
     let held = held(1 << 20, PickerSlot::default());
     let short = Context::background().with_timeout(Duration::from_millis(20));
-    let hash = held.loader.store.hash("key");
     let leader = held.callers(1, &short);
     let followers: Vec<_> = (0..50)
         .map(|n| {
-            let (loader, ctx) = (held.loader.clone(), contexts()[n % 2].clone());
-            thread::spawn(move || loader.load(&ctx, hash, "key", None))
+            let (group, ctx) = (held.group.clone(), contexts()[n % 2].clone());
+            thread::spawn(move || group.load(&ctx, group.key("key")))
         })
         .collect();
     for caller in leader {
@@ -298,12 +281,12 @@ fn no_flight_is_left_behind() {
             (End::Panic, &contexts()[1]),
             (End::NotFound, &contexts()[1]),
         ] {
-            held.loader.clear();
+            held.group.clear();
             let callers = held.callers(5, ctx);
             held.end(how);
             callers.into_iter().for_each(|caller| drop(caller.join()));
         }
-        assert_eq!(held.loader.getter_flights.in_flight(), 0);
-        assert_eq!(held.loader.peer_flights.in_flight(), 0);
+        assert_eq!(held.group.getter_flights.in_flight(), 0);
+        assert_eq!(held.group.peer_flights.in_flight(), 0);
     }
 }

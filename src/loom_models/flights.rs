@@ -80,12 +80,12 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
     let mut abandoned = 0;
     loop {
         match flights.join(0, "key") {
-            Joined::Leader(lead) => {
-                lead.finish(&value);
+            Joined::Leader(leader) => {
+                leader.finish(&value);
                 return value;
             }
-            Joined::Follower(ticket) => match ticket.wait(&Context::background()) {
-                Waited::Landed(value) => return value,
+            Joined::Waiter(flight) => match flight.wait(&Context::background()) {
+                Waited::Finished(value) => return value,
                 // One flight is abandoned in these models; whoever is told so must not meet it
                 // again.
                 Waited::Abandoned => abandoned += 1,
@@ -99,7 +99,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
 fn an_abandoned_flight_is_led_anew(followers: usize) {
     model(move || {
         let flights = flights();
-        let Joined::Leader(lead) = flights.join(0, "key") else {
+        let Joined::Leader(leader) = flights.join(0, "key") else {
             panic!("nobody else is there yet");
         };
         let followers: Vec<_> = (1..=followers)
@@ -108,7 +108,7 @@ fn an_abandoned_flight_is_led_anew(followers: usize) {
                 thread::spawn(move || until_landed(&flights, n))
             })
             .collect();
-        drop(lead);
+        drop(leader);
         for follower in followers {
             assert!(follower.join().unwrap() > 0);
         }
@@ -130,19 +130,19 @@ fn an_abandoned_flight_is_led_anew_by_one_of_two() {
 fn a_lead_on_another_thread_reaches_all_who_wait() {
     model(|| {
         let flights = flights();
-        let Joined::Leader(lead) = flights.join(0, "key") else {
+        let Joined::Leader(leader) = flights.join(0, "key") else {
             panic!("nobody else is there yet");
         };
-        let (ticket, lead) = (lead.ticket(), lead.into_owned());
-        let leader = thread::spawn(move || lead.finish(&1));
+        let flight = leader.flight().clone();
+        let leading = thread::spawn(move || leader.finish(&1));
         let other = {
             let flights = flights.clone();
             thread::spawn(move || until_landed(&flights, 2))
         };
         flights.forget("another");
-        let waited = ticket.wait(&Context::background());
-        assert!(matches!(waited, Waited::Landed(1)), "{waited:?}");
-        leader.join().unwrap();
+        let waited = flight.wait(&Context::background());
+        assert!(matches!(waited, Waited::Finished(1)), "{waited:?}");
+        leading.join().unwrap();
         let shared = other.join().unwrap();
         assert!(shared == 1 || shared == 2);
         assert_eq!(flights.in_flight(), 0);
@@ -174,12 +174,12 @@ fn a_call_after_forget_sees_no_older_work() {
 fn a_cancellation_is_never_slept_through() {
     model(|| {
         let flights = flights();
-        let Joined::Leader(lead) = flights.join(0, "key") else {
+        let Joined::Leader(leader) = flights.join(0, "key") else {
             panic!("nobody else is there yet");
         };
         let (ctx, canceller) = Context::background().with_cancel();
-        let ticket = lead.ticket();
-        let waiting = thread::spawn(move || ticket.wait(&ctx));
+        let flight = leader.flight().clone();
+        let waiting = thread::spawn(move || flight.wait(&ctx));
         canceller.cancel();
         // The leader lands only after the waiter has left.
         let waited = waiting.join().unwrap();
@@ -187,6 +187,6 @@ fn a_cancellation_is_never_slept_through() {
             panic!("{waited:?}");
         };
         assert_eq!(error.kind(), ErrorKind::Cancelled);
-        lead.finish(&1);
+        leader.finish(&1);
     });
 }

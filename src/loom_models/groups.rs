@@ -13,34 +13,22 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::{Getter, getter_fn};
 use crate::group::Group;
-use crate::load::{HotAdmission, LoaderOptions};
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
-use crate::store::{Eviction, StoreOptions};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
 
 /// A small group in no registry.
 fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {
-    let options = LoaderOptions {
-        name: "model".into(),
-        getter: Box::new(getter),
-        store: StoreOptions {
-            capacity: 1 << 16,
-            eviction: Eviction::S3Fifo,
-            hot_fraction: 0.125,
-            shards: Some(1),
-            clock: Clock::manual(),
-        },
-        time_to_live: None,
-        hot_admission: HotAdmission::Always,
-        max_key_size: 100,
-        max_value_size: 100,
-        max_loader_threads: 1,
-        eviction_listener: None,
-    };
-    Group::new(options, peers)
+    Group::builder("model")
+        .max_capacity(1 << 16)
+        .shards(1)
+        .clock(Clock::manual())
+        .max_key_size(100)
+        .max_value_size(100)
+        .max_loader_threads(1)
+        .make(getter, peers)
 }
 
 #[test]
