@@ -124,13 +124,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_getter_must_set_something() {
+    fn getter_that_sets_nothing_fails() {
         let error = LoadSink::new("key", 10).finish().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NothingSet);
     }
 
     #[test]
-    fn a_second_value_is_refused_even_if_the_getter_does_not_look() {
+    fn second_value_fails_the_load_even_if_getter_ignores_it() {
         let mut sink = LoadSink::new("key", 10);
         sink.set_str("one").unwrap();
         assert_eq!(sink.set_str("two").unwrap_err().kind(), ErrorKind::SetTwice);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_over_the_limit_is_refused() {
+    fn value_over_the_limit_is_refused() {
         let mut sink = LoadSink::new("key", 3);
         assert_eq!(
             sink.set_str("four").unwrap_err().kind(),

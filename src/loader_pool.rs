@@ -57,7 +57,7 @@ impl LoaderPool {
         let (sender, receiver) = unbounded();
         LoaderPool {
             shared: Arc::new(PoolShared {
-                threads: Mutex::default(),
+                threads: Mutex::new(ThreadCounts::default()),
                 jobs: receiver,
                 idle_timeout,
             }),

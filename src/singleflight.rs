@@ -27,7 +27,7 @@ use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 /// assert_eq!(answer, Ok(42));
 /// ```
 pub struct Group<T> {
-    stripes: Box<[Arc<Stripe<T>>]>,
+    stripes: Box<[Stripe<T>]>,
     hasher: RandomState,
 }
 
@@ -47,7 +47,7 @@ impl<T> Group<T> {
     /// A group with no flight under way.
     pub fn new() -> Self {
         Group {
-            stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
+            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             hasher: RandomState::default(),
         }
     }
@@ -64,19 +64,24 @@ impl<T> Group<T> {
     }
 
     /// Leads the flight of `key`, or joins the one under way.
-    pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<T> {
-        let stripe = self.stripe(hash);
-        let mut flights = stripe.lock();
+    pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
+        let mut flights = self.stripe(hash).lock();
         if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
             return Joined::Waiter(flight.clone());
         }
         let flight = Arc::new(Flight::new(hash, key));
         flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
-        Joined::Leader(Leader {
-            stripe: Some(stripe.clone()),
+        Joined::Leader(self.lead(flight))
+    }
+
+    /// Resumes the lead of a flight whose leader was [detached](Leader::detach).
+    pub(crate) fn lead(&self, flight: Arc<Flight<T>>) -> Leader<'_, T> {
+        Leader {
+            stripe: Some(self.stripe(flight.hash)),
             flight,
             if_dropped: None,
-        })
+            is_detached: false,
+        }
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
@@ -102,7 +107,7 @@ impl<T> Group<T> {
         flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(2))
     }
 
-    fn stripe(&self, hash: u64) -> &Arc<Stripe<T>> {
+    fn stripe(&self, hash: u64) -> &Stripe<T> {
         &self.stripes[(hash >> 32) as usize % STRIPES]
     }
 
@@ -163,8 +168,8 @@ type Stripe<T> = CachePadded<Mutex<HashTable<Arc<Flight<T>>>>>;
 const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
 /// The role of a caller of [`Group::join`].
-pub(crate) enum Joined<T> {
-    Leader(Leader<T>),
+pub(crate) enum Joined<'a, T> {
+    Leader(Leader<'a, T>),
     Waiter(Arc<Flight<T>>),
 }
 
@@ -253,18 +258,20 @@ impl<T: Clone> Flight<T> {
 
 /// The caller that does the work of a flight. When it is dropped, the flight is over: the waiters get
 /// the value of [`finish`](Self::finish), else `if_dropped`, else one of them leads the next flight.
-pub(crate) struct Leader<T> {
+pub(crate) struct Leader<'a, T> {
     /// `None` once the flight has left it.
-    stripe: Option<Arc<Stripe<T>>>,
-    flight: Arc<Flight<T>>,
+    stripe: Option<&'a Stripe<T>>,
+    pub(crate) flight: Arc<Flight<T>>,
     /// The result if the work panics.
     pub(crate) if_dropped: Option<T>,
+    is_detached: bool,
 }
 
-impl<T> Leader<T> {
-    /// The flight, to wait for it while another thread does the work.
-    pub(crate) fn flight(&self) -> &Arc<Flight<T>> {
-        &self.flight
+impl<T> Leader<'_, T> {
+    /// The flight, to be waited for here and [led](Group::lead) on another thread.
+    pub(crate) fn detach(mut self) -> Arc<Flight<T>> {
+        self.is_detached = true;
+        self.flight.clone()
     }
 
     pub(crate) fn id(&self) -> LoadId {
@@ -301,9 +308,9 @@ impl<T> Leader<T> {
     }
 }
 
-impl<T> Drop for Leader<T> {
+impl<T> Drop for Leader<'_, T> {
     fn drop(&mut self) {
-        if !self.leave() {
+        if self.is_detached || !self.leave() {
             return;
         }
         if let Some(value) = self.if_dropped.take() {

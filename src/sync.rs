@@ -36,10 +36,12 @@ pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 /// A value on cache lines of its own, two of them, since processors fetch lines in pairs: what many
 /// threads write, kept apart from what they only read.
+#[cfg(feature = "http")]
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);
 
+#[cfg(feature = "http")]
 impl<T> std::ops::Deref for Padded<T> {
     type Target = T;
 

@@ -76,9 +76,9 @@ impl GroupBuilder {
     /// allocator and the tables take for them. Default: 64 MiB. 0 switches caching off; loads are
     /// still shared.
     ///
-    /// A value that takes the place of thousands is put in before all of them are out, so that
-    /// look-ups are not held up meanwhile: until the call that loaded it returns, the cache can be
-    /// over its capacity by that value.
+    /// A value that takes the place of thousands of entries is inserted before all of them are
+    /// evicted, so that look-ups are not delayed. Until the call that loaded it returns, the cache can
+    /// be over its capacity by that value.
     pub fn max_capacity(mut self, bytes: u64) -> Self {
         self.max_capacity = bytes;
         self
@@ -90,8 +90,8 @@ impl GroupBuilder {
         self
     }
 
-    /// The part of the capacity, 0 to 1, that copies of other processes' values may take while
-    /// own values need the rest. Default: 1/8, as golang/groupcache.
+    /// The part of the capacity, 0 to 1, that copies of other processes' values may take while own
+    /// values need the rest. Default: 1/8, as in golang/groupcache.
     pub fn hot_fraction(mut self, fraction: f64) -> Self {
         self.hot_fraction = fraction;
         self
@@ -106,14 +106,14 @@ impl GroupBuilder {
     /// The number of shards, each with a lock of its own, rounded up to a power of two. Default:
     /// four a core, at most 64, as long as each has 2 MiB.
     ///
-    /// More shards let more threads insert at once; fewer make better choices of what to evict.
+    /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
         self
     }
 
-    /// How long a value is good for once it is loaded. A getter can shorten it for its value
-    /// ([`Sink::expire_in`](crate::Sink::expire_in)). Default: until it is evicted.
+    /// How long a value is kept after it was loaded. A getter can shorten this for its value with
+    /// [`Sink::expire_in`](crate::Sink::expire_in). Default: until it is evicted.
     pub fn time_to_live(mut self, ttl: Duration) -> Self {
         self.time_to_live = Some(ttl);
         self
@@ -121,8 +121,8 @@ impl GroupBuilder {
 
     /// The longest key, in bytes, up to 65,535. Default: 8 KiB.
     ///
-    /// A key that does not fit into a peer's request head once it is escaped (8 KiB by default)
-    /// is loaded here, whoever owns it.
+    /// A key whose escaped form does not fit into a peer's request head (8 KiB by default) is loaded
+    /// here, even if a peer owns it.
     pub fn max_key_size(mut self, bytes: usize) -> Self {
         self.max_key_size = bytes;
         self
@@ -134,12 +134,12 @@ impl GroupBuilder {
         self
     }
 
-    /// The most threads that run loads for callers with a deadline. Default: 256, as many as the
-    /// connections of an [`http`](crate::http) server, so that a cold start turns no peer away for want
-    /// of them.
+    /// The most threads that run loads for callers with a deadline. Default: 256, the number of
+    /// connections of an [`http`](crate::http) server, so that a cold start refuses no peer for lack of
+    /// threads.
     ///
     /// They are started when needed and end after 10 s without work. When all are busy, such loads
-    /// fail with [`ErrorKind::Overloaded`] at once. A getter that hangs keeps one thread a key.
+    /// fail with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread a key.
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self
@@ -147,9 +147,9 @@ impl GroupBuilder {
 
     /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
     ///
-    /// It runs on the thread that caused it, after the fact and with no lock held, so it may call
-    /// the group. A slow listener slows that thread alone: callers that wait for a value loaded
-    /// there have it before. A panic goes on in the call that runs on that thread; a loader thread
+    /// It runs on the thread that removed the entry, afterwards and with no lock held, so it may call
+    /// the group. A slow listener delays only that thread: callers that wait for a value loaded there
+    /// receive it before. A panic propagates in the call that runs on that thread; a loader thread
     /// survives it.
     pub fn eviction_listener(
         mut self,

@@ -40,7 +40,7 @@ impl Executor {
     }
 }
 
-/// What a flight's work is.
+/// The source of a flight's value.
 #[derive(Clone)]
 pub(super) enum LoadFrom {
     /// The getter.
@@ -70,11 +70,11 @@ struct FlightGuard<'a> {
     busy: Option<BusyGuard<'a>>,
     /// Ends before the flight is freed: see `LoadId`.
     dependency: Dependency,
-    leader: Leader<Result<Loaded>>,
+    leader: Leader<'a, Result<Loaded>>,
 }
 
 impl<'a> FlightGuard<'a> {
-    fn new(busy: Option<BusyGuard<'a>>, mut leader: Leader<Result<Loaded>>) -> Result<Self> {
+    fn new(busy: Option<BusyGuard<'a>>, mut leader: Leader<'a, Result<Loaded>>) -> Result<Self> {
         let dependency = recursion::work_for(leader.id())?;
         leader.if_dropped = Some(Err(ErrorKind::GetterPanicked.into()));
         Ok(FlightGuard {
@@ -158,19 +158,19 @@ impl Inner {
     fn lead_on_pool(
         self: &Arc<Self>,
         from: &LoadFrom,
-        leader: Leader<Result<Loaded>>,
+        leader: Leader<'_, Result<Loaded>>,
         ctx: &Context,
         key: LoadKey<'_>,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let flight = leader.flight().clone();
+        let flight = leader.detach();
         let submitted = {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
+            let flight = flight.clone();
             let (hash, key) = (key.hash, String::from(key.key));
-            // If there is no thread, the leader is dropped with the closure, which abandons the
-            // flight: a waiter that has time, or needs no loader thread, leads the next.
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
+                let leader = from.flights(&group).lead(flight);
                 if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
                     group.lead(&from, guard, &ctx, key, generation);
                 }
@@ -178,7 +178,11 @@ impl Inner {
         };
         match submitted {
             Ok(()) => wait(&flight, ctx),
-            Err(refused) => Some(Err(refused)),
+            Err(refused) => {
+                // A waiter that has time, or needs no loader thread, leads the next flight.
+                from.flights(self).lead(flight).abandon();
+                Some(Err(refused))
+            }
         }
     }
 

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn each_owner_is_asked_once_and_then_for_what_it_lacked() {
+    fn each_owner_gets_one_batch_then_single_requests() {
         let (group, owners) = group(1);
         let keys = ["a1!", "own", "b1!", "a missing", "a2!", "b2", "c"];
         let results = group.get_many(&Context::background(), &keys);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_key_of_an_owner_is_asked_for_singly() {
+    fn single_key_of_an_owner_is_not_batched() {
         let (group, owners) = group(1);
         let results = group.get_many(&Context::background(), &["a1!", "b1!", "b2!"]);
         assert_eq!(texts(&results), ["a1! loaded", "b1!", "b2!"]);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_removed_meanwhile_is_not_kept() {
+    fn value_removed_during_batch_is_not_cached() {
         let (group, owners) = group(2);
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| group.get_many(&Context::background(), &["a1!", "a2!"]));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_be_cancelled_is_not_kept_by_an_exchange() {
+    fn cancellable_caller_fetches_key_by_key() {
         let (group, owners) = group(1);
         let (ctx, canceller) = Context::background().with_cancel();
         let results = group.get_many(&ctx, &["a1!", "a2!"]);
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_too_long_is_its_own_error() {
+    fn too_long_key_fails_alone() {
         let (group, _) = group(1);
         let long = format!("a{}", "x".repeat(1 << 20));
         let results = group.get_many(&Context::background(), &["a1!", &long, "a2!"]);

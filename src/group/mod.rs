@@ -4,7 +4,7 @@
 //!   mod.rs       Group and its Inner: the public methods
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
-//!   populate.rs  what is kept, and how long    counters.rs  what was done
+//!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //! ```
 
 mod builder;
@@ -38,16 +38,16 @@ pub use populate::{AdmissionFn, HotAdmission};
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///
-/// A get is answered from this process's store; else by the peer that owns the key; else, if the
-/// key is this process's own or no peer answers, by the getter. Calls for one key at one time share
-/// one load. A value never changes once loaded; a group is for data that are the same wherever they
-/// are loaded.
+/// A get is answered from this process's store; else by the peer that owns the key; else, if this
+/// process owns the key or no peer answers, by the getter. Concurrent calls for one key share one
+/// load. A loaded value never changes; a group is for data that are the same in whichever process
+/// they are loaded.
 ///
 /// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
-/// any time, also from getters. A getter that asks, on the thread it runs on, for the key it is
-/// loading, directly or through other getters of this process, gets [`ErrorKind::RecursiveLoad`].
-/// A getter that has another thread ask, or a circle through another process, is not found out:
-/// give such calls a deadline.
+/// any time, also from getters. A getter that gets the key it is loading, on its own thread, directly
+/// or through other getters of this process, receives [`ErrorKind::RecursiveLoad`]. A circle through
+/// a thread that the getter started, or through another process, is not detected: give such calls a
+/// deadline.
 #[derive(Clone)]
 pub struct Group {
     inner: Arc<Inner>,
@@ -119,8 +119,8 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if the getter, here or at the owner, says so;
-    /// [`ErrorKind::Getter`] if it failed; see [`ErrorKind`] for the others.
+    /// [`ErrorKind::NotFound`] if the getter, here or at the owner, returns
+    /// [`Error::not_found`]; [`ErrorKind::Getter`] if it failed; see [`ErrorKind`] for the others.
     ///
     /// # Panics
     ///
@@ -134,8 +134,8 @@ impl Group {
     /// The value of `key`, within the bounds of `ctx`.
     ///
     /// If `ctx` has a deadline or can be cancelled, the load runs on a thread of the group's loader
-    /// pool, so that this call returns on time whatever the getter does; the load goes on for
-    /// others and for the cache. `ctx` is also what the getter gets, if this call led to the load.
+    /// pool, so that this call returns on time even if the getter hangs. The load then continues for
+    /// other callers and for the cache. If this call starts the load, the getter receives `ctx`.
     ///
     /// # Errors
     ///
@@ -166,13 +166,13 @@ impl Group {
 
     /// The values of `keys`, in their order, each with its own result.
     ///
-    /// Keys that are not cached here are sorted by their owners, and each owner is asked once for
-    /// all of its keys, the owners at the same time: the first on this thread, the others on loader
-    /// threads. An owner answers from its cache; what it lacks is asked for and loaded one by one
-    /// on this thread, as [`get_with`](Self::get_with) does, and so are keys of this process's own.
-    /// Under a context that can be cancelled every key is asked for by itself.
+    /// Keys that are not cached here are sorted by their owners, and each owner gets one request for
+    /// all of its keys. The requests run in parallel: the first on this thread, the others on loader
+    /// threads. An owner answers from its cache. Keys that it lacks, and keys of this process's own,
+    /// are loaded one by one on this thread, as by [`get_with`](Self::get_with). Under a context that
+    /// can be cancelled, every key is fetched separately.
     ///
-    /// Two calls for one key at once may both ask its owner.
+    /// Two concurrent calls for one key may both ask its owner.
     ///
     /// ```
     /// use larder::{Context, Registry, getter_fn};
@@ -196,8 +196,8 @@ impl Group {
 
     /// The value of `key` for a peer: from the store or the getter, never from another peer.
     ///
-    /// [`HttpPool`](crate::http::HttpPool) calls this for requests that come in; call it from a
-    /// transport of your own.
+    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests; a transport of your own
+    /// has to call it, too.
     ///
     /// # Errors
     ///
@@ -210,8 +210,8 @@ impl Group {
         self.inner.get_for_peer(ctx, key)
     }
 
-    /// The value of `key` for a peer, if it is cached here. Loads nothing, and counts as a request
-    /// and a look-up only if there is a value: else the peer will ask with
+    /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
+    /// look-up only if there is a value: otherwise the peer sends another request, for
     /// [`serve_peer`](Self::serve_peer).
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hit = self.inner.store.get(self.inner.store.hash(key), key)?;
@@ -232,13 +232,13 @@ impl Group {
         self.peek(key).is_some()
     }
 
-    /// What is cached here, in no order. Loads nothing, counts nothing, and keeps no entry from
+    /// The entries cached here, in no order. Loads nothing, counts nothing, and keeps no entry from
     /// eviction.
     ///
-    /// It is a snapshot of one shard after the other, taken as the iterator gets there: what comes
-    /// or leaves meanwhile may be seen or not, but no key is seen twice unless it left and came
-    /// back. No lock is held while the caller looks at an entry. A shard's snapshot takes 32 bytes
-    /// an entry.
+    /// The iterator takes a snapshot of one shard after the other. An entry that is inserted or
+    /// removed meanwhile may be returned or not, but no key is returned twice unless it was removed
+    /// and inserted again. No lock is held between two calls of `next`. A shard's snapshot takes 32
+    /// bytes an entry.
     ///
     /// ```
     /// # use larder::{Registry, getter_fn};
@@ -252,11 +252,11 @@ impl Group {
         self.inner.store.iter()
     }
 
-    /// Takes `key` out of this process's cache. Other processes keep theirs.
+    /// Removes `key` from this process's cache. Other processes keep their copies.
     ///
-    /// Gets that begin after it returned do not see the value that was removed, and neither do
-    /// they wait for loads that began before; such a load's value reaches those who already wait
-    /// for it and is not cached.
+    /// Gets that begin after it returned neither see the removed value nor join a load that began
+    /// before. Such a load's value is returned to the callers that wait for it already, and is not
+    /// cached.
     pub fn invalidate(&self, key: &str) {
         self.inner.remove(key);
     }
@@ -266,28 +266,28 @@ impl Group {
         self.inner.remove(key)
     }
 
-    /// Takes everything out of this process's cache, key by key as
-    /// [`invalidate`](Self::invalidate) does, and gives the memory back.
+    /// Removes everything from this process's cache, with the effect of
+    /// [`invalidate`](Self::invalidate) for each key, and returns the memory to the system.
     pub fn clear(&self) {
         self.inner.clear();
     }
 
-    /// What the group has done so far.
+    /// The counters of the group since it was made.
     pub fn stats(&self) -> Stats {
         self.inner.stats()
     }
 
-    /// What one share of the cache holds and has done.
+    /// The contents and the counters of one share of the cache.
     pub fn cache_stats(&self, which: CacheType) -> CacheStats {
         self.inner.store.stats(which)
     }
 
-    /// The entries cached here, in both shares. Expired ones count until they are swept out.
+    /// The number of entries cached here, in both shares. Expired ones count until they are swept out.
     pub fn entry_count(&self) -> u64 {
         self.cache_stats(CacheType::Main).items + self.cache_stats(CacheType::Hot).items
     }
 
-    /// The bytes charged for what is cached here, in both shares.
+    /// The weight of the entries cached here, in both shares, in bytes.
     pub fn weighted_size(&self) -> u64 {
         self.cache_stats(CacheType::Main).bytes + self.cache_stats(CacheType::Hot).bytes
     }
@@ -297,18 +297,17 @@ impl Group {
         self.inner.store.capacity()
     }
 
-    /// Changes the most bytes that the cache takes. What is over them is evicted before this
-    /// returns, for the cause [`RemovalCause::Size`](crate::RemovalCause::Size), and the tables
-    /// shrink; gets at the same time wait for a few hundred evictions at most. How much of the
-    /// memory goes back to the system is the allocator's matter; [`clear`](Self::clear) does more
-    /// about that. 0 evicts everything and switches caching off.
+    /// Changes the most bytes that the cache takes. Evicts down to the new capacity before it returns,
+    /// with cause [`RemovalCause::Size`](crate::RemovalCause::Size), and shrinks the tables; concurrent
+    /// gets wait for a few hundred evictions at most. The allocator decides how much memory returns to
+    /// the system; [`clear`](Self::clear) returns more. 0 evicts everything and switches caching off.
     ///
-    /// The number of shards stays what it was at the start. A cache that is to grow a lot is better
-    /// built with a [`shards`](crate::GroupBuilder::shards) for its later size.
+    /// The number of shards does not change. For a cache that is to grow a lot, set
+    /// [`shards`](crate::GroupBuilder::shards) for its later size.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; nothing is changed then.
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
         self.inner.set_capacity(bytes)
     }

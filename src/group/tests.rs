@@ -100,10 +100,10 @@ impl Held {
         };
         let runs = self.runs();
         let mut callers = vec![call()];
-        // The leader works, and nobody takes its place.
+        // The leader works, and no other caller leads.
         eventually(|| self.runs() > runs);
         callers.extend((1..count).map(|_| call()));
-        // A leader on a loader thread has a caller who waits like the others.
+        // The caller of a leader on a loader thread waits like the others.
         let waiting = if ctx.has_deadline_or_cancel() {
             count
         } else {
@@ -113,7 +113,7 @@ impl Held {
         callers
     }
 
-    /// Those who wait for the flight that callers join: the one that asks peers, if there are any.
+    /// The waiters of the flight that callers join: the one that asks peers, if there are any.
     fn waiters(&self) -> usize {
         let flights = match self.group.peers.ask("test", |_| ()) {
             Some(()) => &self.group.peer_flights,
@@ -143,7 +143,7 @@ fn contexts() -> [Context; 2] {
 }
 
 #[test]
-fn a_hundred_callers_of_a_panicking_getter_all_learn_of_it_at_once() {
+fn panic_releases_a_hundred_waiters_within_10_ms() {
     for peers in [PickerSlot::default, dead_peer] {
         for ctx in contexts() {
             // The best of ten: other tests want this machine too.
@@ -179,7 +179,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
             }
         }
     }
-    // On a loader thread the panic is nobody's own.
+    // A panic on a loader thread propagates in no caller.
     let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
@@ -190,7 +190,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
 }
 
 #[test]
-fn an_error_is_shared_and_not_kept() {
+fn error_is_shared_and_not_cached() {
     for peers in [PickerSlot::default, dead_peer] {
         for ctx in contexts() {
             let held = held(1 << 20, peers());
@@ -212,7 +212,7 @@ fn an_error_is_shared_and_not_kept() {
 }
 
 #[test]
-fn without_a_cache_loads_are_shared_all_the_same() {
+fn loads_are_shared_without_a_cache() {
     for ctx in contexts() {
         let held = held(0, PickerSlot::default());
         for round in 1..=2 {
@@ -228,7 +228,7 @@ fn without_a_cache_loads_are_shared_all_the_same() {
 }
 
 #[test]
-fn loads_that_could_not_be_merged_leave_one_entry_and_load_once() {
+fn recheck_prevents_second_load() {
     // Callers that missed the store together, and come to the flights one after the other: each
     // finds in its second look what the one before it loaded.
     let held = held(1 << 20, PickerSlot::default());
@@ -247,7 +247,7 @@ fn loads_that_could_not_be_merged_leave_one_entry_and_load_once() {
 }
 
 #[test]
-fn an_early_leader_costs_its_followers_one_load_more_at_most() {
+fn leader_past_its_deadline_costs_waiters_one_more_load() {
     let held = held(1 << 20, PickerSlot::default());
     let short = Context::background().with_timeout(Duration::from_millis(20));
     let leader = held.callers(1, &short);
@@ -263,7 +263,7 @@ fn an_early_leader_costs_its_followers_one_load_more_at_most() {
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     }
     eventually(|| held.waiters() >= 50);
-    // The getter fails, and its caller's time is up: nobody's fault who still waits.
+    // The getter fails after its caller's deadline: the waiters load again.
     held.end_then_value(End::NotFound);
     for follower in followers {
         let value = follower.join().expect("no panic");

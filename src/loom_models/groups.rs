@@ -32,7 +32,7 @@ fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {
 }
 
 #[test]
-fn a_panicking_getter_keeps_nobody_waiting() {
+fn panicking_getter_releases_waiters() {
     model(|| {
         let works = Works::default();
         let counted = works.clone();
@@ -76,7 +76,7 @@ impl PeerPicker for Other {
 }
 
 #[test]
-fn nodes_whose_rings_disagree_never_wait_for_each_other() {
+fn nodes_with_different_rings_never_deadlock() {
     model(|| {
         let others = [Other::default(), Other::default()];
         let groups = others.clone().map(|other| {
@@ -167,27 +167,27 @@ fn serve(group: &Group) -> Result<ByteView> {
 }
 
 #[test]
-fn a_load_never_outlives_a_removal() {
+fn load_never_survives_removal() {
     removed_is_removed(no_peers, get, |group| group.invalidate("key"));
 }
 
 #[test]
-fn a_load_never_outlives_a_clear() {
+fn load_never_survives_clear() {
     removed_is_removed(no_peers, get, Group::clear);
 }
 
 #[test]
-fn a_peers_answer_never_outlives_a_removal() {
+fn peer_response_never_survives_removal() {
     removed_is_removed(a_peer, get, |group| group.invalidate("key"));
 }
 
 #[test]
-fn a_load_for_a_peer_never_outlives_a_removal() {
+fn load_for_peer_never_survives_removal() {
     removed_is_removed(a_peer, serve, |group| group.invalidate("key"));
 }
 
 #[test]
-fn two_gets_of_a_cold_key_load_once() {
+fn two_gets_of_cold_key_load_once() {
     model(|| {
         let works = Works::default();
         let counted = works.clone();
@@ -211,7 +211,7 @@ fn two_gets_of_a_cold_key_load_once() {
 }
 
 #[test]
-fn getters_that_ask_for_each_others_keys_end() {
+fn getters_of_each_others_keys_return() {
     model(|| {
         let own: Arc<OnceLock<Group>> = Arc::default();
         let itself = own.clone();

@@ -195,7 +195,7 @@ fn panic_in_clone_of_value_releases_waiters() {
     let Joined::Leader(leader) = flights.join(1, "key") else {
         panic!("no other caller leads");
     };
-    let flight = leader.flight().clone();
+    let flight = leader.flight.clone();
     let waiting = thread::spawn(move || flight.wait(&Context::background()));
     let landed = catch_unwind(AssertUnwindSafe(|| leader.finish(&Unclonable)));
     assert!(landed.is_err(), "the panic is the leader's");
@@ -205,16 +205,17 @@ fn panic_in_clone_of_value_releases_waiters() {
 }
 
 #[test]
-fn flight_finishes_after_its_group_was_dropped() {
+fn detached_flight_is_finished_by_another_leader() {
     let flights = Group::new();
     let Joined::Leader(leader) = flights.join(1, "key") else {
         panic!("no other caller leads");
     };
-    let flight = leader.flight().clone();
-    drop(flights);
-    leader.finish(&8);
+    let flight = leader.detach();
+    assert!(matches!(flights.join(1, "key"), Joined::Waiter(_)));
+    flights.lead(flight.clone()).finish(&8);
     let waited = flight.wait(&Context::background());
     assert!(matches!(waited, Waited::Finished(8)), "{waited:?}");
+    assert_eq!(flights.in_flight(), 0);
 }
 
 #[test]
@@ -237,7 +238,7 @@ fn finished_value_is_returned_after_the_deadline() {
     let Joined::Leader(leader) = flights.join(hash, "key") else {
         panic!("no other caller leads");
     };
-    let flight = leader.flight().clone();
+    let flight = leader.flight.clone();
     let late = Context::background().with_timeout(Duration::ZERO);
     let waited = flight.wait(&late);
     assert!(matches!(waited, Waited::Left(_)), "{waited:?}");

@@ -13,7 +13,7 @@ fn served(group: &Group, key: &str) -> String {
 }
 
 #[test]
-fn a_peers_request_is_never_sent_on() {
+fn request_from_peer_is_never_forwarded() {
     let peer = FakePeer::new(|_, _| Ok(PeerResponse::new("theirs")));
     let (getter, loads) = echo();
     let group = among("hop", all_keys_at(&[&peer, &peer]))
@@ -28,7 +28,7 @@ fn a_peers_request_is_never_sent_on() {
 }
 
 #[test]
-fn what_was_loaded_for_a_peer_that_took_us_for_the_owner_is_kept_ten_seconds() {
+fn value_loaded_for_mistaken_peer_is_kept_ten_seconds() {
     for (group_ttl, value_ttl, kept) in [
         (None, None, 10),
         (Some(60), None, 10),
@@ -61,7 +61,7 @@ fn what_was_loaded_for_a_peer_that_took_us_for_the_owner_is_kept_ten_seconds() {
 }
 
 #[test]
-fn an_own_key_loaded_for_a_peer_is_kept_as_any_other() {
+fn own_key_loaded_for_peer_is_kept_normally() {
     let clock = Clock::manual();
     let group = alone("owned")
         .clock(clock.clone())
@@ -75,7 +75,7 @@ fn an_own_key_loaded_for_a_peer_is_kept_as_any_other() {
 }
 
 #[test]
-fn a_peers_request_waits_for_no_load_that_asks_a_peer() {
+fn request_from_peer_does_not_wait_for_peer_flight() {
     let (gate, asked) = (Gate::new(), Gate::new());
     let peer = {
         let (gate, asked) = (gate.clone(), asked.clone());
@@ -108,7 +108,7 @@ fn a_peers_request_waits_for_no_load_that_asks_a_peer() {
 }
 
 #[test]
-fn a_peers_request_shares_the_load_of_a_getter_that_runs() {
+fn request_from_peer_joins_getter_flight() {
     let (gate, begun) = (Gate::new(), Gate::new());
     let loads = Count::default();
     let group = {
@@ -165,7 +165,7 @@ fn that_disagree(loads: &Count) -> [Group; 2] {
 }
 
 #[test]
-fn nodes_whose_rings_disagree_answer_all_the_same() {
+fn nodes_with_different_rings_answer() {
     for ctx in [larder::Context::background(), within(PATIENCE)] {
         let loads = Count::default();
         let groups = that_disagree(&loads);
@@ -188,7 +188,7 @@ fn nodes_whose_rings_disagree_answer_all_the_same() {
 }
 
 #[test]
-fn a_ring_that_leads_in_a_circle_ends_after_one_hop() {
+fn circular_rings_end_after_one_hop() {
     let loads = Count::default();
     let registries: Vec<Registry> = (0..5).map(|_| Registry::new()).collect();
     let groups: Vec<Group> = registries
@@ -217,7 +217,7 @@ fn a_ring_that_leads_in_a_circle_ends_after_one_hop() {
 }
 
 #[test]
-fn a_peers_bad_requests_are_refused_as_ones_own() {
+fn bad_request_from_peer_is_refused() {
     let group = alone("limits")
         .max_key_size(3)
         .build(echo().0)

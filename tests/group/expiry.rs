@@ -43,7 +43,7 @@ fn lifetime(clock: &Clock, group: &Group, key: &str) -> u64 {
 }
 
 #[test]
-fn a_value_lives_as_long_as_the_shorter_of_its_limits() {
+fn shorter_ttl_wins() {
     let clock = Clock::manual();
     for (group_ttl, key, lives) in [
         (None, "-", u64::MAX),
@@ -63,7 +63,7 @@ fn a_value_lives_as_long_as_the_shorter_of_its_limits() {
 }
 
 #[test]
-fn an_expired_value_is_loaded_once_more() {
+fn expired_value_is_loaded_again() {
     let clock = Clock::manual();
     let (group, loads) = group(&clock, None);
     for _ in 0..3 {
@@ -80,7 +80,7 @@ fn an_expired_value_is_loaded_once_more() {
 }
 
 #[test]
-fn a_hit_does_not_lengthen_a_life() {
+fn hit_does_not_extend_ttl() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let clock = Clock::manual();
         let group = alone("touched")
@@ -98,7 +98,7 @@ fn a_hit_does_not_lengthen_a_life() {
 }
 
 #[test]
-fn a_wall_clock_that_jumps_ends_nothing_early_or_late() {
+fn wall_clock_jump_does_not_change_expiry() {
     for jump in [3_600_000_000_000, -3_600_000_000_000] {
         let clock = Clock::manual();
         let (group, _) = group(&clock, Some(seconds(10)));
@@ -112,7 +112,7 @@ fn a_wall_clock_that_jumps_ends_nothing_early_or_late() {
 }
 
 #[test]
-fn a_peer_is_told_how_long_the_value_is_still_good_for() {
+fn peer_response_has_remaining_ttl() {
     let clock = Clock::manual();
     let (group, _) = group(&clock, None);
     let ttl = |key: &str| {
@@ -126,7 +126,7 @@ fn a_peer_is_told_how_long_the_value_is_still_good_for() {
 }
 
 #[test]
-fn what_a_peer_says_of_a_values_life_holds_here() {
+fn ttl_of_peer_response_holds_here() {
     let clock = Clock::manual();
     for (theirs, ours, lives) in [
         (None, None, u64::MAX),
@@ -157,7 +157,7 @@ fn what_a_peer_says_of_a_values_life_holds_here() {
 }
 
 #[test]
-fn expired_entries_are_swept_out_untouched() {
+fn expired_entries_are_swept_without_being_read() {
     let clock = Clock::manual();
     let causes = Arc::new(std::sync::Mutex::new(Vec::new()));
     let told = causes.clone();
@@ -193,7 +193,7 @@ fn expired_entries_are_swept_out_untouched() {
 }
 
 #[test]
-fn an_expired_value_is_not_what_remove_returns() {
+fn remove_does_not_return_expired_value() {
     let clock = Clock::manual();
     let (group, _) = group(&clock, None);
     group.get("10").expect("a value");
@@ -205,7 +205,7 @@ fn an_expired_value_is_not_what_remove_returns() {
 }
 
 #[test]
-fn a_value_that_grows_or_shrinks_over_its_lives_is_charged_for_what_it_is() {
+fn reloaded_value_of_other_size_has_its_own_weight() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let clock = Clock::manual();
         let sized = |sizes: &'static [usize]| {

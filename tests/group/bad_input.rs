@@ -1,4 +1,4 @@
-//! What is refused, with which kind, and that the text says what to do about it.
+//! Input that is refused: the error's kind, and the advice in its text.
 
 use larder::{Error, ErrorKind, Group, GroupBuilder, HotAdmission, Registry, Result, getter_fn};
 
@@ -14,7 +14,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T>, advice: &str) -> ErrorKind {
 }
 
 #[test]
-fn a_second_group_of_a_name_is_refused() {
+fn duplicate_group_name_is_refused() {
     let registry = Registry::new();
     let first = registry
         .new_group("name", 1 << 20, echo().0)
@@ -27,7 +27,7 @@ fn a_second_group_of_a_name_is_refused() {
 }
 
 #[test]
-fn of_many_threads_that_make_one_group_one_does() {
+fn one_of_many_threads_makes_the_group() {
     let registry = Registry::new();
     let made = Count::default();
     let counted = made.clone();
@@ -45,7 +45,7 @@ fn of_many_threads_that_make_one_group_one_does() {
 }
 
 #[test]
-fn a_group_name_has_1_to_256_bytes() {
+fn group_name_has_1_to_256_bytes() {
     let registry = Registry::new();
     let make = |name: &str| registry.new_group(name, 1 << 20, echo().0);
     assert_eq!(refused(make(""), "1 to 256"), ErrorKind::InvalidName);
@@ -60,7 +60,7 @@ fn a_group_name_has_1_to_256_bytes() {
 }
 
 #[test]
-fn a_capacity_too_small_for_an_entry_is_refused_with_the_smallest_that_is_not() {
+fn too_small_capacity_is_refused_with_the_minimum() {
     for capacity in [1, 10, 30] {
         let made = alone("small").max_capacity(capacity).build(echo().0);
         let text = made.as_ref().expect_err("too small").to_string();
@@ -83,7 +83,7 @@ fn a_capacity_too_small_for_an_entry_is_refused_with_the_smallest_that_is_not() 
 }
 
 #[test]
-fn a_capacity_of_zero_caches_nothing() {
+fn capacity_of_zero_caches_nothing() {
     let (getter, loads) = echo();
     let group = alone("off")
         .max_capacity(0)
@@ -100,7 +100,7 @@ fn a_capacity_of_zero_caches_nothing() {
 }
 
 #[test]
-fn a_key_over_the_limit_is_refused_before_anything_is_asked() {
+fn key_over_the_limit_is_refused_before_any_request() {
     let peer = FakePeer::echo();
     let (getter, loads) = echo();
     let group = among("keys", all_keys_at(&[&peer]))
@@ -121,7 +121,7 @@ fn a_key_over_the_limit_is_refused_before_anything_is_asked() {
 }
 
 #[test]
-fn the_default_limit_of_keys_is_8_kib_and_the_highest_65535() {
+fn key_limit_defaults_to_8_kib_and_is_at_most_65535() {
     let group = alone("default").build(echo().0).expect("a group");
     group.get(&"k".repeat(8 << 10)).expect("a value");
     let over = group.get(&"k".repeat((8 << 10) + 1));
@@ -139,7 +139,7 @@ fn the_default_limit_of_keys_is_8_kib_and_the_highest_65535() {
 }
 
 #[test]
-fn a_getter_sets_one_value_of_at_most_the_limit() {
+fn getter_sets_one_value_within_the_limit() {
     let group = alone("values")
         .max_value_size(10)
         .build(getter_fn(|_, key, dest| {
@@ -230,7 +230,7 @@ fn options_outside_their_range_are_refused() {
 }
 
 #[test]
-fn a_registration_that_comes_second_says_how_to_have_two() {
+fn second_registration_is_refused_with_advice() {
     let registry = Registry::new();
     let peer = FakePeer::echo();
     let picker = || all_keys_at(&[&peer]);
@@ -249,7 +249,7 @@ fn a_registration_that_comes_second_says_how_to_have_two() {
 }
 
 #[test]
-fn every_kind_has_a_text() {
+fn every_error_kind_has_a_text() {
     for kind in [
         ErrorKind::NotFound,
         ErrorKind::Getter,

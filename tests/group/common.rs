@@ -1,4 +1,4 @@
-//! What the suites share: gates, watchdogs, getters that count, and peers in this process.
+//! The helpers of these tests: gates, watchdogs, getters that count, and peers in this process.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -17,7 +17,7 @@ fn background() -> Context {
 }
 
 #[test]
-fn a_truncating_sink_takes_what_fits() {
+fn truncating_sink_takes_what_fits() {
     let group = group();
     let mut buffer = [b'.'; 100];
     let mut slice = &mut buffer[..];
@@ -43,7 +43,7 @@ fn a_truncating_sink_takes_what_fits() {
 }
 
 #[test]
-fn what_a_caller_does_to_its_copy_does_not_reach_the_cache() {
+fn changes_to_callers_copy_do_not_reach_the_cache() {
     let group = group();
     for _ in 0..2 {
         let mut vector = Vec::new();
@@ -81,7 +81,7 @@ fn what_a_caller_does_to_its_copy_does_not_reach_the_cache() {
 }
 
 #[test]
-fn what_a_getter_does_to_its_buffer_afterwards_does_not_reach_the_cache() {
+fn changes_to_getters_buffer_do_not_reach_the_cache() {
     let group = alone("buffer")
         .build(getter_fn(|_, _, dest| {
             let mut buffer = *b"value";
@@ -96,7 +96,7 @@ fn what_a_getter_does_to_its_buffer_afterwards_does_not_reach_the_cache() {
 }
 
 #[test]
-fn views_share_the_cached_bytes_and_outlive_them() {
+fn views_share_cached_bytes_and_survive_eviction() {
     let group = group();
     let first = group.get("key").expect("a value");
     let mut second = ByteView::new();
@@ -115,7 +115,7 @@ fn views_share_the_cached_bytes_and_outlive_them() {
 }
 
 #[test]
-fn text_sinks_take_text_and_refuse_other_bytes() {
+fn text_sinks_refuse_bytes_that_are_not_utf8() {
     let group = alone("bytes")
         .build(getter_fn(|_, _, dest| Ok(dest.set_bytes(&[0xff, 0xfe])?)))
         .expect("a group");
@@ -132,7 +132,7 @@ fn text_sinks_take_text_and_refuse_other_bytes() {
 }
 
 #[test]
-fn a_value_that_is_not_the_message_is_refused() {
+fn value_that_does_not_decode_is_refused() {
     let group = group();
     let mut town = Town::default();
     let refused = group.get_into(&background(), "key", ProtoSink::new(&mut town));
@@ -141,7 +141,7 @@ fn a_value_that_is_not_the_message_is_refused() {
 }
 
 #[test]
-fn a_sink_of_ones_own_is_a_destination() {
+fn user_defined_sink_is_filled() {
     struct Len(usize);
     impl Sink for Len {
         fn set_bytes(&mut self, value: &[u8]) -> Result<(), Error> {
@@ -157,7 +157,7 @@ fn a_sink_of_ones_own_is_a_destination() {
 }
 
 #[test]
-fn a_getter_may_set_text_bytes_a_message_or_a_view() {
+fn getter_may_set_text_bytes_message_or_view() {
     let shared = ByteView::from("shared");
     let town = Town {
         name: "Ys".into(),

@@ -8,14 +8,14 @@ use larder::{Context, ErrorKind, Group, PeerResponse};
 use crate::common::*;
 
 #[test]
-fn a_name_that_no_thread_could_have_is_a_name_for_a_group() {
+fn group_name_with_nul_is_valid() {
     let group = alone("nul\0name").build(echo().0).expect("a new group");
     let value = group.get_with(&within(PATIENCE), "key");
     assert_eq!(value.expect("a value"), "ECHO:key");
 }
 
 #[test]
-fn one_thread_is_enough_for_one_caller() {
+fn one_loader_thread_serves_one_caller() {
     let group = alone("one-thread")
         .max_capacity(0)
         .max_loader_threads(1)
@@ -28,7 +28,7 @@ fn one_thread_is_enough_for_one_caller() {
 }
 
 #[test]
-fn a_caller_that_needs_no_loader_thread_is_not_refused_one() {
+fn caller_without_deadline_is_never_overloaded() {
     let (asked, answer) = (Gate::new(), Gate::new());
     let peer = {
         let (asked, answer) = (asked.clone(), answer.clone());
@@ -75,7 +75,7 @@ fn a_caller_that_needs_no_loader_thread_is_not_refused_one() {
 }
 
 #[test]
-fn a_successor_that_is_not_punctual_makes_no_caller_late() {
+fn replica_that_ignores_deadlines_is_skipped() {
     let never = Gate::new();
     let owner = FakePeer::punctual(|_, _| Err(ErrorKind::Peer.into()));
     let successor = {
@@ -95,7 +95,7 @@ fn a_successor_that_is_not_punctual_makes_no_caller_late() {
 }
 
 #[test]
-fn what_a_peer_says_of_its_own_time_and_threads_is_no_answer() {
+fn peers_own_timeout_or_overload_is_not_an_answer() {
     for failure in [
         ErrorKind::Overloaded,
         ErrorKind::DeadlineExceeded,
@@ -128,7 +128,7 @@ impl Drop for Last {
 }
 
 #[test]
-fn a_thread_that_is_on_its_way_out_can_still_load() {
+fn thread_past_its_destructors_can_load() {
     for load_before in [true, false] {
         for load_after in [true, false] {
             let group = alone("last").max_capacity(0).build(echo().0).expect("new");

@@ -1,4 +1,4 @@
-//! What the nine counters of a group count, and those of its two shares.
+//! The nine counters of a group, and those of its two shares.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ fn nine(stats: Stats) -> [u64; 9] {
 }
 
 #[test]
-fn every_counter_counts_what_it_says() {
+fn every_counter_matches_its_doc() {
     let group = group();
     assert_eq!(nine(group.stats()), [0; 9]);
     let mut sum = [0; 9];
@@ -146,7 +146,7 @@ fn no_count_is_lost_between_threads() {
 }
 
 #[test]
-fn the_shares_count_their_own_entries_and_look_ups() {
+fn shares_count_their_own_entries_and_lookups() {
     let group = group();
     for key in ["own1", "own2", "peer"] {
         group.get(key).expect("a value");

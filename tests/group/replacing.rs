@@ -77,7 +77,7 @@ impl Replacing {
 }
 
 #[test]
-fn a_smaller_or_larger_value_is_charged_for_what_it_is() {
+fn replacement_has_its_own_weight() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         for (ours, theirs) in [(100, 10), (10, 100), (5_000, 0), (0, 5_000), (40, 41)] {
             let replaced = Replacing::new(eviction);
@@ -99,7 +99,7 @@ fn a_smaller_or_larger_value_is_charged_for_what_it_is() {
 }
 
 #[test]
-fn a_cache_of_many_replaced_values_holds_as_much_as_a_fresh_one() {
+fn replacements_leak_no_weight() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let (worn, fresh) = (Replacing::new(eviction), Replacing::new(eviction));
         for _ in 0..300 {

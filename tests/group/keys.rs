@@ -81,7 +81,7 @@ fn every_key_is_loaded_cached_and_removed_as_itself() {
 }
 
 #[test]
-fn a_peer_and_the_picker_get_the_key_as_it_is() {
+fn peer_and_picker_get_the_key_unchanged() {
     let peer = FakePeer::echo();
     let group = among("peers", all_keys_at(&[&peer]))
         .build(echo().0)
@@ -101,7 +101,7 @@ fn a_peer_and_the_picker_get_the_key_as_it_is() {
 }
 
 #[test]
-fn the_listener_and_custom_admission_get_the_key_as_it_is() {
+fn listener_and_admission_get_the_key_unchanged() {
     let gone = std::sync::Arc::new(Mutex::new(Vec::new()));
     let told = gone.clone();
     let group = alone("told")
@@ -119,7 +119,7 @@ fn the_listener_and_custom_admission_get_the_key_as_it_is() {
 }
 
 #[test]
-fn one_and_the_same_value_under_many_keys_stays_whole() {
+fn one_view_set_for_many_keys_stays_intact() {
     // A view that was cached under one key may be set for another.
     let first = alone("first").build(echo().0).expect("a group");
     let behind = first.clone();
@@ -136,7 +136,7 @@ fn one_and_the_same_value_under_many_keys_stays_whole() {
 }
 
 #[test]
-fn empty_values_are_values() {
+fn empty_values_are_cached() {
     let empty = FakePeer::new(|_, _| Ok(PeerResponse::new("")));
     let ours = alone("ours")
         .build(getter_fn(|_, _, dest| Ok(dest.set_str("")?)))

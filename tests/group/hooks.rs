@@ -20,7 +20,7 @@ fn called(name: &'static str) -> Arc<dyn PeerPicker> {
 }
 
 #[test]
-fn the_hook_sees_every_group_made_after_it() {
+fn new_group_hook_sees_every_later_group() {
     let registry = Registry::new();
     group(&registry, "before");
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -45,7 +45,7 @@ fn the_hook_sees_every_group_made_after_it() {
 }
 
 #[test]
-fn the_server_starts_with_the_first_group_and_never_again() {
+fn server_start_runs_once_with_first_group() {
     let registry = Registry::new();
     let starts = Count::default();
     let counted = starts.clone();
@@ -64,7 +64,7 @@ fn the_server_starts_with_the_first_group_and_never_again() {
 }
 
 #[test]
-fn a_server_start_that_would_never_run_is_refused() {
+fn server_start_after_first_group_is_refused() {
     let registry = Registry::new();
     group(&registry, "one");
     let error = registry.register_server_start(|| {}).expect_err("too late");
@@ -72,7 +72,7 @@ fn a_server_start_that_would_never_run_is_refused() {
 }
 
 #[test]
-fn one_picker_serves_all_groups_also_those_made_before() {
+fn picker_serves_groups_made_before_it() {
     let registry = Registry::new();
     let early = group(&registry, "early");
     assert_eq!(early.get("key").expect("a value"), "ECHO:key");
@@ -85,7 +85,7 @@ fn one_picker_serves_all_groups_also_those_made_before() {
 }
 
 #[test]
-fn each_group_can_have_a_picker_of_its_own() {
+fn each_group_can_have_its_own_picker() {
     let registry = Registry::new();
     registry
         .register_per_group_peer_picker(|name| match name {
@@ -105,7 +105,7 @@ fn each_group_can_have_a_picker_of_its_own() {
 }
 
 #[test]
-fn a_second_picker_is_refused_whichever_kind_came_first() {
+fn second_picker_of_any_kind_is_refused() {
     let shared = Registry::new();
     shared.register_peer_picker(called("a")).expect("the first");
     let each = Registry::new();
@@ -122,7 +122,7 @@ fn a_second_picker_is_refused_whichever_kind_came_first() {
 }
 
 #[test]
-fn without_peers_every_key_is_ours() {
+fn without_peers_every_key_is_local() {
     let (getter, loads) = echo();
     let group = among("lonely", Arc::new(NoPeers))
         .build(getter)
@@ -134,7 +134,7 @@ fn without_peers_every_key_is_ours() {
 }
 
 #[test]
-fn registries_do_not_know_each_other() {
+fn registries_are_independent() {
     let (one, other) = (Registry::new(), Registry::new());
     let first = group(&one, "same");
     let second = group(&other, "same");
@@ -145,7 +145,7 @@ fn registries_do_not_know_each_other() {
 }
 
 #[test]
-fn a_removed_group_frees_its_name_and_lives_on_for_its_holders() {
+fn removed_group_frees_its_name_and_stays_usable() {
     let registry = Registry::new();
     let old = group(&registry, "name");
     old.get("key").expect("a value");
@@ -158,7 +158,7 @@ fn a_removed_group_frees_its_name_and_lives_on_for_its_holders() {
 }
 
 #[test]
-fn the_global_functions_use_the_global_registry() {
+fn global_functions_use_global_registry() {
     let name = "hooks: a name of this test alone";
     let group = larder::new_group(name, 1 << 20, echo().0).expect("a new name");
     group.get("key").expect("a value");

@@ -17,7 +17,7 @@ fn group(peers: &[&std::sync::Arc<FakePeer>]) -> (Group, Count) {
 }
 
 #[test]
-fn the_owner_fails_then_its_successor_answers() {
+fn successor_answers_when_owner_fails() {
     let dead = FakePeer::failing(ErrorKind::Peer, REFUSED);
     let next = FakePeer::new(|_, _| Ok(PeerResponse::new("the successor's")));
     let (group, loads) = group(&[&dead, &next]);
@@ -31,7 +31,7 @@ fn the_owner_fails_then_its_successor_answers() {
 }
 
 #[test]
-fn both_fail_then_the_key_is_loaded_here() {
+fn key_is_loaded_here_when_both_peers_fail() {
     let dead = FakePeer::failing(ErrorKind::Peer, REFUSED);
     let (group, loads) = group(&[&dead, &dead, &dead, &dead]);
     assert_eq!(group.get("key").expect("a value"), "ECHO:key");
@@ -44,7 +44,7 @@ fn both_fail_then_the_key_is_loaded_here() {
 }
 
 #[test]
-fn a_dead_owners_value_is_kept_ten_seconds() {
+fn value_of_dead_owner_is_kept_ten_seconds() {
     let clock = Clock::manual();
     let dead = FakePeer::failing(ErrorKind::Peer, REFUSED);
     let (getter, loads) = echo();
@@ -71,7 +71,7 @@ fn a_dead_owners_value_is_kept_ten_seconds() {
 }
 
 #[test]
-fn a_peer_without_the_group_is_followed_by_a_load_here() {
+fn key_is_loaded_here_when_peer_lacks_the_group() {
     let new = FakePeer::failing(ErrorKind::UnknownGroup, "no such group");
     let next = FakePeer::echo();
     let (group, loads) = group(&[&new, &next]);
@@ -80,7 +80,7 @@ fn a_peer_without_the_group_is_followed_by_a_load_here() {
 }
 
 #[test]
-fn what_the_owner_says_of_a_key_is_the_answer() {
+fn error_of_owners_getter_is_the_answer() {
     for said in [
         ErrorKind::NotFound,
         ErrorKind::Getter,
@@ -106,7 +106,7 @@ fn what_the_owner_says_of_a_key_is_the_answer() {
 }
 
 #[test]
-fn the_getters_error_reaches_the_caller_with_kind_text_and_source() {
+fn getter_error_keeps_kind_text_and_source() {
     let group = alone("errors")
         .build(getter_fn(|_, key, _| {
             Err(match key {
@@ -136,7 +136,7 @@ fn the_getters_error_reaches_the_caller_with_kind_text_and_source() {
 }
 
 #[test]
-fn a_getter_that_fails_for_a_dead_peers_key_runs_once() {
+fn failing_getter_runs_once_for_key_of_dead_peer() {
     let dead = FakePeer::failing(ErrorKind::Peer, REFUSED);
     for ctx in [larder::Context::background(), within(PATIENCE)] {
         let runs = Count::default();
@@ -158,7 +158,7 @@ fn a_getter_that_fails_for_a_dead_peers_key_runs_once() {
 }
 
 #[test]
-fn a_getter_that_panics_for_a_dead_peers_key_runs_once() {
+fn panicking_getter_runs_once_for_key_of_dead_peer() {
     let dead = FakePeer::failing(ErrorKind::Peer, REFUSED);
     let runs = Count::default();
     let counted = runs.clone();
@@ -183,7 +183,7 @@ fn a_getter_that_panics_for_a_dead_peers_key_runs_once() {
 }
 
 #[test]
-fn a_peer_or_picker_that_panics_fails_that_call_alone() {
+fn panic_in_peer_or_picker_fails_only_that_call() {
     let group = {
         let peer = FakePeer::new(|_, key| match key {
             "bad" => std::panic::resume_unwind(Box::new("in the peer")),
@@ -210,7 +210,7 @@ fn a_peer_or_picker_that_panics_fails_that_call_alone() {
 }
 
 #[test]
-fn when_the_time_is_up_no_further_peer_is_asked() {
+fn no_peer_is_asked_after_the_deadline() {
     let slow = FakePeer::punctual(|ctx, _| {
         // Until the caller's time is up, as an exchange with a silent peer does.
         let closed = Gate::new();

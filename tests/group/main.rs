@@ -1,7 +1,7 @@
-//! What groups promise, through the public API: golang/groupcache's suite and its forks', by
+//! The behaviour of groups through the public API: golang/groupcache's suite and its forks', by
 //! behaviour, and this crate's own invariants.
 //!
-//! One binary, so that the helpers are compiled once and everything links once.
+//! One binary, so that the helpers are compiled and linked once.
 
 #![cfg(not(larder_loom))]
 

@@ -25,7 +25,7 @@ fn paused_at_c() -> (impl larder::Getter, Gate, Gate) {
 }
 
 #[test]
-fn a_slow_listener_holds_up_nobody_but_its_own_call() {
+fn slow_listener_delays_only_its_own_call() {
     let (getter, in_getter, go_on) = paused_at_c();
     let (in_listener, listener_ends) = (Gate::new(), Gate::new());
     let group = {
@@ -63,7 +63,7 @@ fn a_slow_listener_holds_up_nobody_but_its_own_call() {
 }
 
 #[test]
-fn a_panicking_listener_costs_the_other_callers_nothing() {
+fn panicking_listener_does_not_affect_waiters() {
     for ctx in [Context::background(), within(PATIENCE)] {
         let (getter, in_getter, go_on) = paused_at_c();
         let group = alone("panicking-listener")
@@ -88,14 +88,14 @@ fn a_panicking_listener_costs_the_other_callers_nothing() {
         assert_eq!(follower.end().expect("a value"), "c");
         match leader.outcome() {
             Err(panic) => assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the listener")),
-            // On a loader thread the panic is nobody's.
+            // A panic on a loader thread propagates in no caller.
             Ok(value) => assert_eq!(value.expect("a value"), "c"),
         }
     }
 }
 
 #[test]
-fn a_value_in_the_place_of_thousands_is_there_before_the_listener_has_heard_of_all() {
+fn large_value_is_cached_before_listener_saw_all_victims() {
     let (send, left) = channel();
     let send = Mutex::new(send);
     // Set once the group is built, so that the listener can look into it.
@@ -143,7 +143,7 @@ fn a_value_in_the_place_of_thousands_is_there_before_the_listener_has_heard_of_a
 }
 
 #[test]
-fn an_expired_entry_leaves_as_expired_however_it_leaves() {
+fn expired_entry_always_leaves_with_cause_expired() {
     let clock = Clock::manual();
     let (send, causes) = channel();
     let send = Mutex::new(send);
@@ -172,7 +172,7 @@ fn an_expired_entry_leaves_as_expired_however_it_leaves() {
 }
 
 #[test]
-fn a_listener_hears_what_a_smaller_capacity_evicts_and_may_ask_for_it_again() {
+fn listener_sees_victims_of_smaller_capacity_and_may_reload_them() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let again = Arc::new(OnceLock::<Group>::new());
     let group = {

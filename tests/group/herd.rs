@@ -1,4 +1,4 @@
-//! Many callers at once: one load, one entry; and a panic in it harms nobody for longer than itself.
+//! Many concurrent callers: one load, one entry; a panic in it affects only that load.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
@@ -29,7 +29,7 @@ fn contexts() -> [Context; 2] {
 }
 
 #[test]
-fn a_hundred_threads_load_a_cold_key_once() {
+fn hundred_threads_load_cold_key_once() {
     for ctx in contexts() {
         let (getter, loads) = echo();
         let group = alone("herd").build(getter).expect("a group");
@@ -49,7 +49,7 @@ fn a_hundred_threads_load_a_cold_key_once() {
 }
 
 #[test]
-fn a_hundred_threads_on_three_nodes_load_a_cold_key_once() {
+fn hundred_threads_on_three_nodes_load_cold_key_once() {
     let registries: Vec<Registry> = (0..3).map(|_| Registry::new()).collect();
     let loads = Count::default();
     let groups: Vec<Group> = registries
@@ -85,7 +85,7 @@ fn a_hundred_threads_on_three_nodes_load_a_cold_key_once() {
 }
 
 #[test]
-fn a_panic_reaches_its_own_caller_and_the_next_call_loads() {
+fn panic_propagates_in_its_caller_and_next_call_loads() {
     let runs = Count::default();
     let counted = runs.clone();
     let group = alone("panics")
@@ -107,7 +107,7 @@ fn a_panic_reaches_its_own_caller_and_the_next_call_loads() {
 }
 
 #[test]
-fn a_panic_on_a_loader_thread_is_an_error() {
+fn panic_on_loader_thread_is_an_error() {
     let group = alone("panics")
         .max_loader_threads(1)
         .build(getter_fn(|_, key, dest| {
@@ -134,7 +134,7 @@ fn a_panic_on_a_loader_thread_is_an_error() {
 }
 
 #[test]
-fn a_panic_before_or_after_the_value_was_set_keeps_nothing() {
+fn panic_before_or_after_value_is_set_caches_nothing() {
     let group = alone("panics")
         .build(getter_fn(|_, _, dest| {
             dest.set_str("half done")?;
@@ -147,7 +147,7 @@ fn a_panic_before_or_after_the_value_was_set_keeps_nothing() {
 }
 
 #[test]
-fn a_listener_that_panics_does_so_in_the_call_that_caused_it() {
+fn panic_in_listener_propagates_in_the_call_that_evicted() {
     let group = alone("listener")
         .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))
         .build(echo().0)
@@ -160,7 +160,7 @@ fn a_listener_that_panics_does_so_in_the_call_that_caused_it() {
 }
 
 #[test]
-fn callers_of_many_keys_and_removals_all_end() {
+fn concurrent_gets_and_removals_all_return() {
     let group = alone("mixed")
         .max_capacity(64 << 10)
         .build(getter_fn(|_, key, dest| {

@@ -41,7 +41,7 @@ fn slow(builder: GroupBuilder, dutiful: bool) -> (Group, Gate, Gate, Count) {
 }
 
 #[test]
-fn a_leader_that_leaves_early_fails_nobody_else() {
+fn deadline_of_leader_does_not_fail_waiters() {
     for (dutiful, runs) in [(false, 1), (true, 2)] {
         let (group, gate, begun, loads) = slow(alone("leader"), dutiful);
         let leader = {
@@ -69,7 +69,7 @@ fn a_leader_that_leaves_early_fails_nobody_else() {
 }
 
 #[test]
-fn a_follower_leaves_at_its_own_deadline() {
+fn waiter_leaves_at_its_own_deadline() {
     let (group, gate, begun, loads) = slow(alone("follower"), false);
     let leader = get(&group, Context::background(), "slow");
     begun.pass();
@@ -82,7 +82,7 @@ fn a_follower_leaves_at_its_own_deadline() {
 }
 
 #[test]
-fn a_cancelled_caller_leaves_at_once() {
+fn cancelled_caller_leaves_at_once() {
     let (group, gate, begun, loads) = slow(alone("cancelled"), false);
     let (leading, cancel_leader) = Context::background().with_cancel();
     let leader = get(&group, leading, "slow");
@@ -101,7 +101,7 @@ fn a_cancelled_caller_leaves_at_once() {
 }
 
 #[test]
-fn a_caller_whose_time_is_up_gets_what_is_cached_and_loads_nothing() {
+fn caller_past_its_deadline_gets_cached_value_and_loads_nothing() {
     let (getter, loads) = echo();
     let group = alone("late").build(getter).expect("a group");
     group.get("cached").expect("a value");
@@ -122,7 +122,7 @@ fn a_caller_whose_time_is_up_gets_what_is_cached_and_loads_nothing() {
 }
 
 #[test]
-fn a_hung_getter_holds_up_neither_other_keys_nor_other_groups() {
+fn hung_getter_delays_no_other_key_or_group() {
     let (hung, gate, begun, _) = slow(alone("hung").max_loader_threads(2), false);
     let other = alone("other").build(echo().0).expect("a group");
     let left = get(&hung, within(SHORT), "slow");
@@ -138,7 +138,7 @@ fn a_hung_getter_holds_up_neither_other_keys_nor_other_groups() {
 }
 
 #[test]
-fn a_hung_key_costs_one_thread_however_many_ask_for_it() {
+fn hung_key_costs_one_thread_for_any_number_of_callers() {
     let (group, gate, _, loads) = slow(alone("hung").max_loader_threads(2), false);
     for _ in 0..10 {
         let result = group.get_with(&within(millis(5)), "slow");
@@ -152,7 +152,7 @@ fn a_hung_key_costs_one_thread_however_many_ask_for_it() {
 }
 
 #[test]
-fn past_the_loader_threads_a_call_is_refused_at_once() {
+fn call_is_refused_at_once_when_all_loader_threads_are_busy() {
     let (group, gate, _, loads) = slow(alone("busy").max_loader_threads(2), false);
     let hung = ["slow1", "slow2"].map(|key| get(&group, within(PATIENCE), key));
     eventually("both run", || loads.get() == 2);
@@ -173,7 +173,7 @@ fn past_the_loader_threads_a_call_is_refused_at_once() {
 }
 
 #[test]
-fn an_overloaded_leader_leaves_its_key_to_callers_with_threads_of_their_own() {
+fn overloaded_leader_hands_over_to_caller_without_deadline() {
     let (group, gate, _, loads) = slow(alone("busy").max_loader_threads(1), false);
     let hung = get(&group, within(PATIENCE), "slow");
     eventually("it runs", || loads.get() == 1);
@@ -197,7 +197,7 @@ fn an_overloaded_leader_leaves_its_key_to_callers_with_threads_of_their_own() {
 }
 
 #[test]
-fn a_slow_peer_costs_no_more_than_the_callers_deadline() {
+fn slow_peer_costs_at_most_the_callers_deadline() {
     let gate = Gate::new();
     let peer = {
         let gate = gate.clone();
@@ -220,7 +220,7 @@ fn a_slow_peer_costs_no_more_than_the_callers_deadline() {
 }
 
 #[test]
-fn a_punctual_peers_caller_leaves_on_time_and_hands_over() {
+fn leader_at_peer_leaves_at_deadline_and_hands_over() {
     let (gate, asked) = (Gate::new(), Gate::new());
     let peer = {
         let (gate, asked) = (gate.clone(), asked.clone());
@@ -247,7 +247,7 @@ fn a_punctual_peers_caller_leaves_on_time_and_hands_over() {
 }
 
 #[test]
-fn the_getter_sees_its_callers_context() {
+fn getter_sees_context_of_its_caller() {
     struct Who(&'static str);
     let group = alone("context")
         .build(getter_fn(|ctx, _, dest| {
@@ -261,8 +261,8 @@ fn the_getter_sees_its_callers_context() {
 }
 
 #[test]
-fn a_getters_own_time_out_is_the_getters_error() {
-    // What a cache or a database behind the getter says of its own deadline is not this caller's.
+fn timeout_inside_getter_is_a_getter_error() {
+    // The deadline of a cache or a database behind the getter is not this caller's.
     let group = alone("behind")
         .build(getter_fn(|_, _, _| {
             Err(Error::new(ErrorKind::DeadlineExceeded, "the database is slow").into())

@@ -134,7 +134,7 @@ fn flood(group: &Group) {
 }
 
 #[test]
-fn a_key_flooded_out_is_filled_once_more() {
+fn evicted_key_is_filled_again() {
     for (eviction, asked) in [
         (Eviction::Lru, 10),
         (Eviction::Lru, 1),
@@ -164,7 +164,7 @@ fn a_key_flooded_out_is_filled_once_more() {
 }
 
 #[test]
-fn a_key_in_demand_outlives_a_flood_of_others() {
+fn hot_key_survives_scan() {
     let (getter, loads) = echo();
     let group = alone("scanned")
         .max_capacity(CAPACITY)
@@ -180,7 +180,7 @@ fn a_key_in_demand_outlives_a_flood_of_others() {
 }
 
 #[test]
-fn a_value_larger_than_the_cache_is_served_and_flushes_nothing() {
+fn value_larger_than_cache_is_served_and_evicts_nothing() {
     let loads = Count::default();
     let counted = loads.clone();
     let group = alone("large")
@@ -201,7 +201,7 @@ fn a_value_larger_than_the_cache_is_served_and_flushes_nothing() {
 }
 
 #[test]
-fn peeking_loads_nothing_counts_nothing_and_keeps_nothing() {
+fn peek_loads_counts_and_promotes_nothing() {
     let (getter, loads) = echo();
     let group = alone("peeked")
         .eviction(Eviction::Lru)

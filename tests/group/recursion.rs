@@ -27,7 +27,7 @@ fn knowing_itself(
 }
 
 #[test]
-fn a_getter_that_asks_for_its_own_key_is_told_so() {
+fn getter_that_gets_its_own_key_fails_with_recursive_load() {
     for ctx in contexts() {
         let group = knowing_itself(|group, ctx, key| {
             group.get_with(ctx, key).map(|value| format!("{value:?}"))
@@ -44,7 +44,7 @@ fn a_getter_that_asks_for_its_own_key_is_told_so() {
 }
 
 #[test]
-fn a_getter_may_go_on_after_it_was_told() {
+fn getter_may_continue_after_recursive_load() {
     for ctx in contexts() {
         let group = knowing_itself(|group, ctx, key| {
             let refused = group
@@ -63,7 +63,7 @@ fn a_getter_may_go_on_after_it_was_told() {
 }
 
 #[test]
-fn a_long_way_round_to_its_own_key_is_found() {
+fn long_recursion_is_detected() {
     // 0 asks 1, 1 asks 2, 2 asks 0; a getter that is handed a background context blocks for ever
     // if nobody tells it.
     for ctx in contexts() {
@@ -78,7 +78,7 @@ fn a_long_way_round_to_its_own_key_is_found() {
 }
 
 #[test]
-fn a_circle_of_two_keys_across_two_threads_ends() {
+fn circle_of_two_keys_across_threads_is_detected() {
     for nested in contexts() {
         for round in 0..20 {
             // Both getters run before either asks for the other's key.
@@ -109,7 +109,7 @@ fn a_circle_of_two_keys_across_two_threads_ends() {
 }
 
 #[test]
-fn a_circle_through_two_groups_ends() {
+fn circle_through_two_groups_is_detected() {
     let registry = Registry::new();
     for (name, other) in [("left", "right"), ("right", "left")] {
         let within = registry.clone();
@@ -128,7 +128,7 @@ fn a_circle_through_two_groups_ends() {
 }
 
 #[test]
-fn nested_gets_of_other_keys_work_and_are_shared() {
+fn nested_gets_of_other_keys_are_shared() {
     for ctx in contexts() {
         let loads = Count::default();
         let counted = loads.clone();
@@ -154,7 +154,7 @@ fn nested_gets_of_other_keys_work_and_are_shared() {
 }
 
 #[test]
-fn nested_gets_that_meet_without_a_circle_both_end() {
+fn nested_gets_without_circle_both_return() {
     // x and y both need z; whoever comes second waits for the first one's load of it.
     let both = Arc::new(Barrier::new(2));
     let loads = Count::default();
@@ -178,7 +178,7 @@ fn nested_gets_that_meet_without_a_circle_both_end() {
 }
 
 #[test]
-fn a_getter_may_remove_and_peek_what_it_likes() {
+fn getter_may_remove_and_peek_any_key() {
     let group = knowing_itself(|group, _, key| {
         assert!(group.peek(key).is_none());
         group.invalidate("other");
@@ -195,7 +195,7 @@ fn a_getter_may_remove_and_peek_what_it_likes() {
 }
 
 #[test]
-fn a_listener_may_use_the_group_it_listens_to() {
+fn listener_may_use_its_group() {
     let own: Arc<OnceLock<Group>> = Arc::default();
     let heard = Count::default();
     let (itself, counted) = (own.clone(), heard.clone());

@@ -87,7 +87,7 @@ fn first_failing() -> Vec<Arc<FakePeer>> {
 }
 
 #[test]
-fn each_node_is_asked_for_the_keys_it_owns() {
+fn each_peer_is_asked_for_the_keys_it_owns() {
     let cluster = Cluster::new(well(), None, false);
     let shares = cluster.shares();
     assert_eq!(cluster.pass(), shares);
@@ -99,7 +99,7 @@ fn each_node_is_asked_for_the_keys_it_owns() {
 }
 
 #[test]
-fn a_second_pass_asks_nobody() {
+fn second_pass_asks_no_peer() {
     let cluster = Cluster::new(well(), None, false);
     let [.., own] = cluster.pass();
     assert_eq!(cluster.pass(), [0; 4]);
@@ -113,7 +113,7 @@ fn a_second_pass_asks_nobody() {
 }
 
 #[test]
-fn an_absent_peers_keys_are_loaded_here() {
+fn keys_of_absent_peer_are_loaded_here() {
     let cluster = Cluster::new(well(), Some(0), false);
     let [a, b, c, own] = cluster.shares();
     assert_eq!(cluster.pass(), [0, b, c, own + a]);
@@ -121,7 +121,7 @@ fn an_absent_peers_keys_are_loaded_here() {
 }
 
 #[test]
-fn a_failing_peers_keys_are_served_all_the_same() {
+fn keys_of_failing_peer_are_served() {
     let cluster = Cluster::new(first_failing(), None, false);
     let [a, b, c, own] = cluster.shares();
     assert_eq!(cluster.pass(), [a, b, c, own + a]);
@@ -133,7 +133,7 @@ fn a_failing_peers_keys_are_served_all_the_same() {
 }
 
 #[test]
-fn a_failing_peers_keys_go_to_its_successors() {
+fn keys_of_failing_peer_go_to_its_successors() {
     let cluster = Cluster::new(first_failing(), None, true);
     let [a, b, c, own] = cluster.shares();
     let [asked_a, asked_b, asked_c, here] = cluster.pass();
@@ -146,7 +146,7 @@ fn a_failing_peers_keys_go_to_its_successors() {
 }
 
 #[test]
-fn hot_admission_decides_what_is_kept_of_others_values() {
+fn hot_admission_decides_which_copies_are_kept() {
     let picky = HotAdmission::Custom(Arc::new(|key, value| {
         assert_eq!(*value, format!("ECHO:{key}").as_str());
         key == "wanted"
@@ -183,7 +183,7 @@ fn hot_admission_decides_what_is_kept_of_others_values() {
 }
 
 #[test]
-fn own_keys_are_kept_whatever_the_hot_admission() {
+fn own_keys_ignore_hot_admission() {
     let (getter, loads) = echo();
     let group = alone("own")
         .hot_admission(HotAdmission::Never)
@@ -196,7 +196,7 @@ fn own_keys_are_kept_whatever_the_hot_admission() {
 }
 
 #[test]
-fn the_picker_is_asked_anew_for_every_load() {
+fn picker_is_called_for_every_load() {
     struct Changing {
         peer: Arc<FakePeer>,
         ours: AtomicBool,

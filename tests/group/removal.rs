@@ -106,7 +106,7 @@ fn every_case(case: impl Fn(&str, Source, Group, Begin, Context, fn(&Group))) {
 }
 
 #[test]
-fn a_load_that_a_removal_overtook_puts_nothing_in() {
+fn load_overtaken_by_removal_is_not_cached() {
     every_case(|what, source, group, begin, ctx, removal| {
         let early = {
             let group = group.clone();
@@ -130,7 +130,7 @@ fn a_load_that_a_removal_overtook_puts_nothing_in() {
 }
 
 #[test]
-fn a_get_after_a_removal_does_not_wait_for_an_older_load() {
+fn get_after_removal_does_not_join_older_load() {
     every_case(|what, source, group, begin, ctx, removal| {
         let early = {
             let (group, ctx) = (group.clone(), ctx.clone());
@@ -158,7 +158,7 @@ fn a_get_after_a_removal_does_not_wait_for_an_older_load() {
 }
 
 #[test]
-fn a_removal_says_what_it_removed() {
+fn remove_returns_the_removed_value() {
     let group = alone("removed").build(echo().0).expect("a group");
     assert_eq!(group.remove("key"), None);
     group.get("key").expect("a value");
@@ -176,7 +176,7 @@ fn a_removal_says_what_it_removed() {
 }
 
 #[test]
-fn other_keys_loads_are_kept_through_a_removal() {
+fn removal_does_not_affect_loads_of_other_keys() {
     // A neighbour's load may lose its place in the cache to a removal, never its value.
     let group = alone("neighbours").build(echo().0).expect("a group");
     for n in 0..1000 {
@@ -235,17 +235,17 @@ fn stress(removal: fn(&Group), ctx: &Context) {
 }
 
 #[test]
-fn a_removed_value_is_never_seen_again() {
+fn removed_value_is_never_returned_again() {
     stress(|group| group.invalidate("key"), &Context::background());
 }
 
 #[test]
-fn a_cleared_value_is_never_seen_again() {
+fn cleared_value_is_never_returned_again() {
     stress(Group::clear, &Context::background());
 }
 
 #[test]
-fn a_removed_value_is_never_seen_again_by_callers_with_deadlines() {
+fn removed_value_is_never_returned_again_to_callers_with_deadlines() {
     let ctx = Context::background().with_timeout(10 * PATIENCE);
     stress(|group| group.invalidate("key"), &ctx);
 }
