@@ -60,16 +60,18 @@ impl<T> Group<T> {
 
     /// The number of flights under way that new calls can join.
     pub fn in_flight(&self) -> usize {
-        self.stripes.iter().map(|stripe| stripe.lock().len()).sum()
+        let count = |stripe: &Stripe<T>| stripe.lock().flights.len();
+        self.stripes.iter().map(count).sum()
     }
 
     /// Leads the flight of `key`, or joins the one under way.
     pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
-        let mut flights = self.stripe(hash).lock();
+        let mut stripe = self.stripe(hash).lock();
+        let StripeState { flights, spare } = &mut *stripe;
         if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
             return Joined::Waiter(flight.clone());
         }
-        let flight = Arc::new(Flight::new(hash, key));
+        let flight = Flight::begin(spare.take(), hash, key);
         flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
         Joined::Leader(self.lead(flight))
     }
@@ -80,12 +82,13 @@ impl<T> Group<T> {
             stripe: Some(self.stripe(flight.hash)),
             flight,
             if_dropped: None,
-            is_detached: false,
+            has_waiters: false,
         }
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let mut flights = self.stripe(hash).lock();
+        let mut stripe = self.stripe(hash).lock();
+        let flights = &mut stripe.flights;
         if let Ok(flight) = flights.find_entry(hash, |flight| flight.is_for(hash, key)) {
             flight.remove();
         }
@@ -94,15 +97,15 @@ impl<T> Group<T> {
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            stripe.lock().clear();
+            stripe.lock().flights.clear();
         }
     }
 
     /// The number of callers that wait for the flight of `key`.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
-        let flights = self.stripe(hash).lock();
-        let flight = flights.find(hash, |flight| flight.is_for(hash, key));
+        let stripe = self.stripe(hash).lock();
+        let flight = stripe.flights.find(hash, |flight| flight.is_for(hash, key));
         // The table and the leader hold it, too.
         flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(2))
     }
@@ -161,7 +164,25 @@ impl<T> fmt::Debug for Group<T> {
 }
 
 /// A part of the flights that new callers can join. Padded against false sharing between stripes.
-type Stripe<T> = CachePadded<Mutex<HashTable<Arc<Flight<T>>>>>;
+type Stripe<T> = CachePadded<Mutex<StripeState<T>>>;
+
+struct StripeState<T> {
+    flights: HashTable<Arc<Flight<T>>>,
+    /// A flight that ended without a waiter, for the next one: most loads allocate none.
+    spare: Option<Arc<Flight<T>>>,
+}
+
+impl<T> Default for StripeState<T> {
+    fn default() -> Self {
+        StripeState {
+            flights: HashTable::new(),
+            spare: None,
+        }
+    }
+}
+
+/// The longest key that a spare flight keeps room for, in bytes.
+const MAX_SPARE_KEY: usize = 256;
 
 /// Enough that threads that load different keys rarely contend for a lock. One under loom, which
 /// would explore each.
@@ -176,7 +197,7 @@ pub(crate) enum Joined<'a, T> {
 /// A call under way. Its leader and its waiters hold it; so does its stripe, while callers can join.
 pub(crate) struct Flight<T> {
     hash: u64,
-    key: Box<str>,
+    key: String,
     /// Set under the lock after `result`, so that `changed` wakes every waiter that saw it unset
     /// under the lock.
     is_over: Mutex<bool>,
@@ -197,14 +218,23 @@ pub(crate) enum Waited<T> {
 }
 
 impl<T> Flight<T> {
-    fn new(hash: u64, key: &str) -> Self {
-        Flight {
+    /// A flight of `key`: the spare one, unless its last leader holds it still.
+    fn begin(spare: Option<Arc<Self>>, hash: u64, key: &str) -> Arc<Self> {
+        if let Some(mut flight) = spare {
+            if let Some(reused) = Arc::get_mut(&mut flight) {
+                reused.hash = hash;
+                reused.key.clear();
+                reused.key.push_str(key);
+                return flight;
+            }
+        }
+        Arc::new(Flight {
             hash,
-            key: key.into(),
+            key: key.to_owned(),
             is_over: Mutex::default(),
             changed: Condvar::new(),
             result: OnceLock::new(),
-        }
+        })
     }
 
     fn is_for(&self, hash: u64, key: &str) -> bool {
@@ -259,18 +289,19 @@ impl<T: Clone> Flight<T> {
 /// The caller that does the work of a flight. When it is dropped, the flight is over: the waiters get
 /// the value of [`finish`](Self::finish), else `if_dropped`, else one of them leads the next flight.
 pub(crate) struct Leader<'a, T> {
-    /// `None` once the flight has left it.
+    /// `None` once the flight has left it, or another thread leads it.
     stripe: Option<&'a Stripe<T>>,
     pub(crate) flight: Arc<Flight<T>>,
     /// The result if the work panics.
     pub(crate) if_dropped: Option<T>,
-    is_detached: bool,
+    /// Whether the flight had waiters when it left the stripe.
+    has_waiters: bool,
 }
 
 impl<T> Leader<'_, T> {
     /// The flight, to be waited for here and [led](Group::lead) on another thread.
     pub(crate) fn detach(mut self) -> Arc<Flight<T>> {
-        self.is_detached = true;
+        self.stripe = None;
         self.flight.clone()
     }
 
@@ -297,20 +328,27 @@ impl<T> Leader<'_, T> {
     /// Takes the flight out of its stripe, before the waiters wake up: a waiter that joins again must
     /// not find this flight. Returns whether there are waiters; no more can come.
     fn leave(&mut self) -> bool {
-        if let Some(stripe) = self.stripe.take() {
-            let this = |flight: &Arc<Flight<T>>| Arc::ptr_eq(flight, &self.flight);
-            // Not there if it was forgotten.
-            if let Ok(flight) = stripe.lock().find_entry(self.flight.hash, this) {
-                flight.remove();
+        let Some(stripe) = self.stripe.take() else {
+            return self.has_waiters;
+        };
+        let this = |flight: &Arc<Flight<T>>| Arc::ptr_eq(flight, &self.flight);
+        let mut stripe = stripe.lock();
+        // Not there if it was forgotten.
+        if let Ok(flight) = stripe.flights.find_entry(self.flight.hash, this) {
+            let (flight, _) = flight.remove();
+            if Arc::strong_count(&flight) == 2 && flight.key.capacity() <= MAX_SPARE_KEY {
+                stripe.spare = Some(flight);
+                return false;
             }
         }
-        Arc::strong_count(&self.flight) > 1
+        self.has_waiters = Arc::strong_count(&self.flight) > 1;
+        self.has_waiters
     }
 }
 
 impl<T> Drop for Leader<'_, T> {
     fn drop(&mut self) {
-        if self.is_detached || !self.leave() {
+        if !self.leave() {
             return;
         }
         if let Some(value) = self.if_dropped.take() {

@@ -227,6 +227,10 @@ fn keys_of_one_hash_with_common_prefix_are_kept_apart() {
         };
         assert!(matches!(flights.join(1, key), Joined::Waiter(_)));
         leader.finish(&0);
+        let stripe = flights.stripe(1).lock();
+        let spare = stripe.spare.as_ref();
+        let kept = spare.map_or(0, |flight| flight.key.capacity());
+        assert!(kept <= MAX_SPARE_KEY, "{kept} bytes are kept");
     }
     assert_eq!(flights.in_flight(), 0);
 }
