@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every example as a person would, servers with curl, and checks what they answer and print.
+# Runs every example as a user would, asks the servers with curl, and checks their answers and output.
 # `.ci/examples.sh`, or some of them: `.ci/examples.sh color json_sink`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +17,7 @@ example_color_tiny_http() {
     color_cluster --tiny-http
 }
 
-# The quick start of Go's example, then three processes, asked one after the other and all at once.
+# Checks the quick start of Go's example, then three processes, asked one after the other and at once.
 color_cluster() {
     local flags=("$@") ports dir port name answers loads i
     if ! command -v curl >/dev/null && ! install curl; then
@@ -25,7 +25,7 @@ color_cluster() {
         exit 77
     fi
     dir="$(mktemp -d)"
-    # Now: when the shell exits, this function's variables are gone.
+    # Expanded now, because the variables of this function are gone when the shell exits.
     # shellcheck disable=SC2064
     trap "[ \$? = 0 ] || tail -n 20 '$dir'/log.*; stop_all; rm -rf '$dir'" EXIT
 
@@ -62,12 +62,13 @@ color_cluster() {
     for port in "${ports[@]}"; do expect 404 "$port" no-such-colour; done
 }
 
-# By the command that the README gives, shortened.
+# Runs the command of the README, shortened.
 example_cluster() {
     local port
     capture bash -c "$(grep -m1 '^cargo run .*cluster' README.md) -- --seconds 5"
     says ': node 2 is killed '
-    says '^callers .* 0 errors$'
+    says ': node 2 is started again$'
+    says '^callers   [1-9].* 0 errors$'
     says '^values .* 0 values differ$'
     while read -r port; do
         is_closed "$port"
@@ -102,7 +103,7 @@ example_getter_redis() {
             echo "SKIPPED: getter_redis needs a redis-server"
             exit 77
         fi
-        # Debian starts one for everybody; the example starts its own.
+        # Debian starts a server; the example starts its own.
         service redis-server stop >/dev/null 2>&1 || true
     fi
     capture "$BIN/getter_redis"
@@ -126,7 +127,7 @@ example_proto_sink() {
     says '^4 gets, 2 from the cache, 2 loaded$'
 }
 
-# Runs a command as `show` does, and keeps what it writes to stdout in OUT; fails if the command does.
+# Runs a command as `show` does and keeps its stdout in OUT. Fails if the command fails.
 OUT=""
 capture() {
     local code=0
@@ -152,12 +153,12 @@ start_color() {
     PIDS+=("$!")
 }
 
-# How often any of them has loaded a colour.
+# Counts the loads of a colour by all processes.
 count_loads() {
     cat "$1"/log.* | grep -cF " loads \"$2\"" || true
 }
 
-# The URLs of processes, the first one's first: what --pool takes.
+# Prints the argument of --pool: the URLs of all processes, the URL of the process itself first.
 urls() {
     local own="$1" list port
     shift
@@ -168,7 +169,7 @@ urls() {
     echo "$list"
 }
 
-# Fails unless the answer to a colour's name begins as it should: a status, a space, a text.
+# Fails unless the answer to the name of a colour, a status and a text, begins as expected.
 expect() {
     local got
     got="$(ask "$2" "$3")"
@@ -183,7 +184,7 @@ ask() {
 
 PIDS=()
 
-# Ends what `start_color` started, and nothing else.
+# Ends the processes of `start_color`, and no others.
 stop_all() {
     local pid
     for pid in "${PIDS[@]}"; do kill "$pid" 2>/dev/null || true; done
@@ -191,29 +192,29 @@ stop_all() {
     PIDS=()
 }
 
-# Ports that the kernel says are free, all different.
+# Prints different ports that are free now, chosen by the kernel.
 free_ports() {
     perl -MIO::Socket::INET -e '
         my @held = map { IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1:0") or die $@ } 1 .. shift;
         print $_->sockport, "\n" for @held' "$1"
 }
 
-# Waits until somebody listens, 10 s at most.
+# Waits until a process listens on the port, 10 s at most.
 wait_open() {
     local try
     for try in {1..200}; do
         if is_open "$1"; then return; fi
         sleep 0.05
     done
-    echo "nobody listens on port $1 after $try tries"
+    echo "no process listens on port $1 after $try tries"
     cat "$2"/log.*
     return 1
 }
 
-# Fails if a process was left behind that listens.
+# Fails if a process still listens on the port.
 is_closed() {
     if is_open "$1"; then
-        echo "somebody still listens on port $1"
+        echo "a process still listens on port $1"
         return 1
     fi
 }
@@ -222,6 +223,6 @@ is_open() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-show cargo build --quiet --locked --release --all-features --examples
+show cargo build --quiet --locked --release --workspace --all-features --examples
 if (($#)); then EXAMPLES=("$@"); fi
 run_all example "${EXAMPLES[@]}"

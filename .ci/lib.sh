@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: running named checks one after the other, and installing packages.
+# Sourced by the scripts beside it: runs named checks one after the other, and installs packages.
 
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
-# Runs the functions `PREFIX_NAME` for the names given, each in a shell of its own, whatever became of
-# those before. One that exits 77 counts as skipped. Ends with a line of counts; fails if one failed.
+# Runs the functions `PREFIX_NAME` for the given names, each in a shell of its own, also after one has
+# failed. One that exits with 77 counts as skipped. The last line counts them; fails if one failed.
 run_all() {
     local prefix="$1" name start code result passed=0
     local failed=() skipped=()
@@ -38,15 +38,15 @@ run_all() {
 
 # Prints a command, then runs it, for 20 minutes at most.
 show() {
-    # timeout ends all that the command has started, except at a terminal, where they have to share
-    # its process group for Ctrl-C to reach them.
+    # timeout ends the command with all its processes, except at a terminal. There, the command stays
+    # in the process group of the terminal, so that Ctrl-C reaches it.
     local group=()
     if [ -t 1 ]; then group=(--foreground); fi
     echo "+ $*"
     timeout "${group[@]}" --kill-after=10 1200 "$@"
 }
 
-# Installs Debian's packages, `name=1.2*` for a version; says why if it cannot, and fails.
+# Installs Debian's packages, `name=1.2*` for a version. Prints the reason if it cannot, and fails.
 install() {
     local log
     if ! command -v apt-get >/dev/null; then
@@ -59,7 +59,7 @@ install() {
     fi
     log="$(mktemp)"
     export DEBIAN_FRONTEND=noninteractive
-    # Once in a run, whose scripts are processes of their own.
+    # Once in a run. A file says so, because the scripts of a run are processes of their own.
     if [ ! -e "${LARDER_CI_DIR:-/nowhere}/apt-updated" ]; then
         apt-get update -qq >"$log" 2>&1 || sed 's/^/apt-get update: /' "$log"
         if [ -n "${LARDER_CI_DIR:-}" ]; then touch "$LARDER_CI_DIR/apt-updated"; fi

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The library compiles with the oldest Rust that Cargo.toml allows, its cargo included, with each set
-# of features. That Rust is Debian's, installed beside the usual one. Exits 77 if it cannot be had.
+# of features. That Rust is Debian's, installed beside the usual one. Exits with 77 if it cannot be
+# installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
 MSRV="$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)"
 
-# Where Debian's packages put them, whatever else is earlier in PATH.
+# Debian's packages install them here. Others may be earlier in PATH.
 CARGO=/usr/bin/cargo
 export RUSTC=/usr/bin/rustc
 
@@ -28,7 +29,7 @@ fi
 # Settings for the usual toolchain.
 unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
 export CARGO_TARGET_DIR="$CARGO_TARGET_DIR/msrv"
-# Only the library: what the tests and examples depend on may ask for a newer Rust.
+# Only the library: the dependencies of tests, examples and benchmarks may need a newer Rust.
 for features in "" http tiny_http json tiny_http,json; do
-    show "$CARGO" check --locked --lib --no-default-features --features "$features"
+    show "$CARGO" check --locked -p larder --lib --no-default-features --features "$features"
 done

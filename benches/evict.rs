@@ -1,13 +1,12 @@
-//! Churn: a full cache under gets of which many miss, fill, and so push something out.
+//! Churn: gets in a full cache, of which many miss, fill, and so evict another entry.
 //!
-//! One operation in ten is for a key that was never asked for before: a certain miss. The others
-//! draw from 500,000 keys by Zipf 0.8 and fill if they miss. The cache has room for 50,000 entries,
-//! a tenth of those keys, by each cache's own way of weighing (see `common::caches`). It is filled
-//! by the uncounted round, and stays the same from round to round.
+//! One operation in ten is for a new key, so it misses. The others draw from 500,000 keys by Zipf 0.8
+//! and fill if they miss. The cache has room for 50,000 entries, a tenth of those keys, by its own
+//! weights (see `common::caches`). The warm-up round fills it, and all rounds use the same cache.
 //!
-//! `mops` is all operations of all threads. `hit_pct` is the operations that found their value,
-//! and `entries` what is kept at the end: a cache that keeps more, or better ones, has fewer fills
-//! to do.
+//! `mops` is all operations of all threads. `hit_pct` is the percentage of operations that hit, and
+//! `entries` the number of entries at the end. A cache that keeps more entries, or better ones, has
+//! fewer fills to do.
 
 mod common;
 
@@ -57,8 +56,8 @@ fn main() {
     report.finish();
 }
 
-/// A round's keys in their order: every tenth one new, the others drawn. Copies, so that a thread
-/// finds its next key in its caches, as one that has just made or received it does.
+/// The keys of a round in their order: every tenth one new, the others drawn. They are copies, so that
+/// a thread finds its next key in the processor's caches, as if it had just made or received it.
 fn operations(
     keys: &[String],
     mut new: impl Iterator<Item = String>,
@@ -66,7 +65,7 @@ fn operations(
 ) -> Vec<String> {
     (0..OPERATIONS)
         .map(|n| match n % 10 {
-            0 => new.next().expect("there is no end of them"),
+            0 => new.next().expect("new keys do not end"),
             _ => keys[draw()].clone(),
         })
         .collect()

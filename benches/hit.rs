@@ -1,7 +1,8 @@
-//! A get of a key that is cached: all threads together, beside other caches.
+//! A get of a cached key, by all threads together, compared with other caches.
 //!
-//! 100,000 keys of 16 bytes, values of 100 bytes, all present, nothing evicted. `larder` is the
-//! public `Group::get`, statistics included. In `one-hot-key-8` half of all gets are of one key.
+//! There are 100,000 keys of 16 bytes with values of 100 bytes. All are present, and nothing is evicted.
+//! `larder` is the public `Group::get`, statistics included. In `one-hot-key-8` half of all gets are of
+//! one key.
 
 mod common;
 
@@ -24,8 +25,8 @@ trait Cache: Sync {
     fn get(&self, key: &String) -> usize;
 }
 
-/// An implementation as the tables name it.
-type Named<'a> = (&'static str, &'a dyn Cache);
+/// An implementation and its name in the tables.
+type Named = (&'static str, Box<dyn Cache>);
 
 impl Cache for Group {
     fn get(&self, key: &String) -> usize {
@@ -71,71 +72,23 @@ impl Cache for Mutex<lru::LruCache<Box<str>, Shared>> {
     }
 }
 
-/// One way to get a value out of a group other than `Group::get`.
-struct Into<'a>(&'a Group, fn(&Group, &str) -> usize);
+/// Another way to get a value from a group than `Group::get`.
+struct Into(Group, fn(&Group, &str) -> usize);
 
-impl Cache for Into<'_> {
+impl Cache for Into {
     fn get(&self, key: &String) -> usize {
-        (self.1)(self.0, key)
+        (self.1)(&self.0, key)
     }
 }
 
 fn main() {
     let keys: Vec<String> = (0..KEYS).map(|n| format!("key-{n:012}")).collect();
-    let value = [7_u8; VALUE];
-
-    let group = Group::builder("hit")
-        .registry(&Registry::new())
-        .max_capacity(CAPACITY)
-        .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
-        .expect("the options are right");
-    let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
-    let moka = moka::sync::Cache::builder()
-        .max_capacity(CAPACITY)
-        .weigher(weigh)
-        .build();
-    let mini = mini_moka::sync::Cache::builder()
-        .max_capacity(CAPACITY)
-        .weigher(weigh)
-        .build();
-    let lru = Mutex::new(lru::LruCache::unbounded());
-    for key in &keys {
-        let owned = || Box::<str>::from(key.as_str());
-        group.get(key).expect("the getter answers");
-        quick.insert(owned(), Shared::from(&value[..]));
-        moka.insert(owned(), Shared::from(&value[..]));
-        mini.insert(key.clone(), Shared::from(&value[..]));
-        lru.lock().unwrap().put(owned(), Shared::from(&value[..]));
-    }
-    moka.run_pending_tasks();
-
-    let into_view = Into(&group, |group, key| {
-        let mut view = ByteView::new();
-        group
-            .get_into(&Context::background(), key, &mut view)
-            .map_or(0, |()| view.len())
-    });
-    let into_vec = Into(&group, |group, key| {
-        let mut bytes = Vec::new();
-        group
-            .get_into(&Context::background(), key, &mut bytes)
-            .map_or(0, |()| bytes.len())
-    });
-    let caches: [Named<'_>; 7] = [
-        ("larder", &group),
-        ("quick_cache", &quick),
-        ("moka", &moka),
-        ("mini-moka", &mini),
-        ("lru+Mutex", &lru),
-        ("larder get_into view", &into_view),
-        ("larder get_into Vec", &into_vec),
-    ];
-
+    let caches = filled(&keys);
     let mut rng = Rng(42);
     let order = shuffled(KEYS, &mut rng);
     let zipf = Zipf::new(KEYS, 0.99);
     let mut report = Report::new("hit");
-    let mut measure = |case: &str, caches: &[Named<'_>], draws: &dyn Fn(u64) -> Vec<Vec<u32>>| {
+    let mut measure = |case: &str, caches: &[Named], draws: &dyn Fn(u64) -> Vec<Vec<u32>>| {
         if !wanted(case) {
             return;
         }
@@ -143,8 +96,8 @@ fn main() {
             let draws = at_hand(&keys, &draws(round.number as u64));
             let gets: usize = draws.iter().map(Vec::len).sum();
             for n in round.order {
-                let (name, cache) = caches[n];
-                let seconds = run(cache, &draws);
+                let (name, cache) = &caches[n];
+                let seconds = run(&**cache, &draws);
                 if round.counted {
                     let mops = gets as f64 / seconds / 1e6;
                     report.add(case, name, "mops", "million gets/s", mops);
@@ -170,6 +123,58 @@ fn main() {
     report.finish();
 }
 
+/// All implementations, filled with all keys.
+fn filled(keys: &[String]) -> Vec<Named> {
+    let value = [7_u8; VALUE];
+
+    let group = Group::builder("hit")
+        .registry(&Registry::new())
+        .max_capacity(CAPACITY)
+        .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
+        .expect("the options are right");
+    let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
+    let moka = moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .weigher(weigh)
+        .build();
+    let mini = mini_moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .weigher(weigh)
+        .build();
+    let lru = Mutex::new(lru::LruCache::unbounded());
+    for key in keys {
+        let owned = || Box::<str>::from(key.as_str());
+        group.get(key).expect("the getter answers");
+        quick.insert(owned(), Shared::from(&value[..]));
+        moka.insert(owned(), Shared::from(&value[..]));
+        mini.insert(key.clone(), Shared::from(&value[..]));
+        lru.lock().unwrap().put(owned(), Shared::from(&value[..]));
+    }
+    moka.run_pending_tasks();
+
+    let into_view = Into(group.clone(), |group, key| {
+        let mut view = ByteView::new();
+        group
+            .get_into(&Context::background(), key, &mut view)
+            .map_or(0, |()| view.len())
+    });
+    let into_vec = Into(group.clone(), |group, key| {
+        let mut bytes = Vec::new();
+        group
+            .get_into(&Context::background(), key, &mut bytes)
+            .map_or(0, |()| bytes.len())
+    });
+    vec![
+        ("larder", Box::new(group)),
+        ("quick_cache", Box::new(quick)),
+        ("moka", Box::new(moka)),
+        ("mini-moka", Box::new(mini)),
+        ("lru+Mutex", Box::new(lru)),
+        ("larder get_into view", Box::new(into_view)),
+        ("larder get_into Vec", Box::new(into_vec)),
+    ]
+}
+
 fn weigh<K: AsRef<str>>(key: &K, value: &Shared) -> u32 {
     (key.as_ref().len() + value.len()) as u32
 }
@@ -188,14 +193,14 @@ fn draws(threads: usize, zipf: Option<&Zipf>, order: &[u32], seed: u64) -> Vec<V
         .collect()
 }
 
-/// The keys of the draws, in that order, each a copy: a thread finds its next key in its caches, as
-/// one that has just made or received it does.
+/// Copies of the drawn keys in their order, so that a thread finds its next key in the processor's
+/// caches, as if it had just made or received it.
 fn at_hand(keys: &[String], draws: &[Vec<u32>]) -> Vec<Vec<String>> {
     let keys_of = |draws: &Vec<u32>| draws.iter().map(|&n| keys[n as usize].clone()).collect();
     draws.iter().map(keys_of).collect()
 }
 
-/// The seconds that all threads need for their gets.
+/// The seconds that all threads take for their gets.
 fn run(cache: &dyn Cache, draws: &[Vec<String>]) -> f64 {
     let start = Barrier::new(draws.len() + 1);
     let end = Barrier::new(draws.len() + 1);

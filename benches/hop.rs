@@ -1,9 +1,9 @@
-//! A get that has to ask a peer, over loopback: cached at the owner, nothing kept at the caller.
+//! A get that asks a peer over loopback. The value is cached at the owner, and the caller keeps nothing.
 //!
-//! Server and client are two processes for each implementation: `larder`, with its default client and
-//! with ureq for everything; `raw`, the floor of this shape; and memcached and golang/groupcache where
-//! `benches/peers/install.sh` has put them. Each case runs them in turn, so that what else the machine
-//! does meets all of them.
+//! Server and client are two processes for each implementation: `larder` with its default client and
+//! with ureq for everything; `raw`, sockets without HTTP, the lower bound of this shape; and memcached
+//! and golang/groupcache, if `benches/peers/install.sh` has installed them. Each case runs all of them in
+//! turn, so that other load of the machine affects all.
 //!
 //! `--quick` runs each for 0.3 s instead of 1 s; `LARDER_ROUNDS` is the number of rounds, 5 by
 //! default; `LARDER_CASES` a comma-separated list of cases.
@@ -27,9 +27,9 @@ const CASES: [(&str, usize, usize, usize, i32); 10] = [
     ("10KB-32", 10_000, 1000, 32, 0),
     ("1MB-1", 1_000_000, 32, 1, 0),
     ("1MB-8", 1_000_000, 32, 8, 0),
-    // The same keys as 100B-8, and one get in twenty is of a key that takes 50 ms to load.
+    // The keys of 100B-8, and one get in twenty is of a key that takes 50 ms to load.
     ("mixed-8", 100, 1000, 8, 5),
-    // 100 keys a call; a request is a key.
+    // 100 keys a call. Each key counts as a request.
     ("get_many-100", 100, 1000, 1, MANY_AT_ONCE),
 ];
 
@@ -54,7 +54,7 @@ fn main() {
             slow_percent,
         };
         for pair in &mut pairs {
-            // The first gets load the values; they are not counted.
+            // The first gets load the values. They are not counted.
             pair.run(Load {
                 millis: 300,
                 slow_percent: 0,
@@ -63,7 +63,7 @@ fn main() {
         }
         for _ in 0..rounds() {
             for pair in &mut pairs {
-                // No key is slow at these two: they are caches and load nothing.
+                // These two load nothing, so they have no slow keys.
                 let skipped = match slow_percent {
                     MANY_AT_ONCE => !pair.name.starts_with("larder"),
                     _ => slow_percent > 0 && matches!(pair.name, "raw" | "memcached"),
@@ -84,7 +84,7 @@ fn main() {
 }
 
 fn add(report: &mut Report, case: &str, name: &'static str, measured: &Measured, slow: bool) {
-    // With slow keys most of the time is theirs: only the latency of the others says something.
+    // Slow keys take most of the time, so only the latency of the others is meaningful.
     if !slow {
         let per_get = 1e5 / measured.gets;
         report.add(
@@ -106,7 +106,7 @@ fn add(report: &mut Report, case: &str, name: &'static str, measured: &Measured,
     report.add(case, name, "p99_us", "µs", measured.p99_us);
 }
 
-/// What 256 connections that have carried a request each, and are idle, cost a server.
+/// The memory of a server for 256 idle connections that have each carried a request.
 fn idle(report: &mut Report) {
     let request = "GET /_groupcache/hop/key-100-1 HTTP/1.1\r\nHost: h\r\n\r\n";
     for _ in 0..rounds() {

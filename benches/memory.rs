@@ -1,9 +1,9 @@
-//! What a full cache takes of the machine: resident memory, from /proc, each case in a process of
-//! its own.
+//! The resident memory of a full cache, from /proc, each case in a process of its own.
 //!
-//! A 64 MiB cache is offered more than it holds; then cleared. `rss_over_capacity` is the growth
-//! of the resident set while filling, over 64 MiB; `entries` is what is cached at the end;
-//! `rss_after_clear_mib` is what is left of the growth after `clear`. Linux only.
+//! A 64 MiB cache is offered more entries than it holds, then cleared. `rss_over_capacity` is the growth
+//! of the resident set during the fill over 64 MiB, and `rss_later_over_capacity` the same after twice as
+//! many offers or more. `entries` is the number of entries after the fill. `rss_after_clear_mib` is the
+//! growth that is left after `clear`. Linux only.
 
 mod common;
 
@@ -15,7 +15,7 @@ use larder::{Context, Group, Registry, Sink};
 
 const CAPACITY: u64 = 64 << 20;
 
-/// How long the value of the n-th key is.
+/// The length of the value of the n-th key.
 type Size = fn(u64) -> usize;
 
 const CASES: [(&str, Size); 5] = [
@@ -24,7 +24,7 @@ const CASES: [(&str, Size); 5] = [
     ("1KiB", |_| 1024),
     ("64KiB", |_| 65536),
     ("mix", |n| {
-        // Most are small and a few are large, as in the key-value stores of the literature.
+        // Most values are small and a few are large, as in published traces of key-value stores.
         let mut rng = Rng(n);
         let exponent = rng.unit() * rng.unit() * 13.0;
         (10.0 * exponent.exp2()) as usize
@@ -80,7 +80,8 @@ fn main() {
     report.finish();
 }
 
-/// Fills, goes on filling, clears; prints growth, entries, what is left, and growth later.
+/// Fills, goes on, clears. Prints the growth, the entries, the growth after `clear`, and the growth
+/// before it.
 fn child(implementation: &str, case: &str) {
     let size = CASES
         .iter()

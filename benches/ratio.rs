@@ -1,21 +1,20 @@
-//! Hit ratios on real traces, replayed through a real group, beside other caches.
+//! Hit ratios of real traces, replayed through a real group and through other caches.
 //!
-//! The traces are not part of the project. They are looked for in `LARDER_TRACES`, else in
-//! `../shared/traces`; without them nothing is measured. The capacity is a part of what all objects
-//! of the trace take together, each cache's own way of weighing taken as it is: a group charges
-//! bytes with overhead, the others are given the same weights.
+//! The traces are not part of the project. Their directory is `LARDER_TRACES`, by default
+//! `../shared/traces`; without it nothing is measured. The capacity is a percentage of the weight of all
+//! objects of the trace. A weight is that of a group, with overhead; the others get the same weights.
 
 mod common;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::Report;
 use larder::{CacheType, Context, Eviction, Group, Registry, Sink};
 
-/// Requests: for each the object, and for each object its size in bytes.
+/// The object of each request, and the size of each object in bytes.
 struct Trace {
     name: String,
     requests: Vec<u32>,
@@ -23,10 +22,8 @@ struct Trace {
 }
 
 fn main() {
-    let directory = std::env::var_os("LARDER_TRACES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/traces"),
-        PathBuf::from,
-    );
+    let directory = std::env::var_os("LARDER_TRACES").unwrap_or("../shared/traces".into());
+    let directory = Path::new(common::ROOT).join(directory);
     if !directory.is_dir() {
         println!(
             "SKIPPED: no traces in {}; set LARDER_TRACES",
@@ -34,30 +31,7 @@ fn main() {
         );
         return;
     }
-    let histogram = Histogram::read(&directory.join("cachelib-kvcache_reg-sizes.json.xz"));
-    let mut traces = Vec::new();
-    for (name, file) in [
-        ("web12", "web12.trace.xz"),
-        ("orm-busy", "orm-busy.trace.xz"),
-    ] {
-        let keys = read_keys(&directory.join(file));
-        let objects = keys.iter().max().map_or(0, |&key| key as usize + 1);
-        traces.push(Trace {
-            name: name.into(),
-            requests: keys.clone(),
-            sizes: vec![0; objects],
-        });
-        let sizes = (0..objects as u64).map(|id| histogram.draw(id)).collect();
-        traces.push(Trace {
-            name: format!("{name}+kv"),
-            requests: keys,
-            sizes,
-        });
-    }
-    traces.push(read_sized(
-        "nasa1d",
-        &directory.join("nasa-19950801.csv.xz"),
-    ));
+    let traces = read_traces(&directory);
 
     let mut report = Report::new("ratio");
     for trace in &traces {
@@ -86,12 +60,41 @@ fn main() {
     report.finish();
 }
 
+/// The traces of a directory: those without sizes once with equal sizes, once with drawn ones.
+fn read_traces(directory: &Path) -> Vec<Trace> {
+    let histogram = Histogram::read(&directory.join("cachelib-kvcache_reg-sizes.json.xz"));
+    let mut traces = Vec::new();
+    for (name, file) in [
+        ("web12", "web12.trace.xz"),
+        ("orm-busy", "orm-busy.trace.xz"),
+    ] {
+        let keys = read_keys(&directory.join(file));
+        let objects = keys.iter().max().map_or(0, |&key| key as usize + 1);
+        traces.push(Trace {
+            name: name.into(),
+            requests: keys.clone(),
+            sizes: vec![0; objects],
+        });
+        let sizes = (0..objects as u64).map(|id| histogram.draw(id)).collect();
+        traces.push(Trace {
+            name: format!("{name}+kv"),
+            requests: keys,
+            sizes,
+        });
+    }
+    traces.push(read_sized(
+        "nasa1d",
+        &directory.join("nasa-19950801.csv.xz"),
+    ));
+    traces
+}
+
 impl Trace {
     fn total_charge(&self) -> u64 {
         (0..self.sizes.len()).map(|id| self.charge(id as u32)).sum()
     }
 
-    /// What a group charges for an object: measured, so that this file need not know the rules.
+    /// The weight of an object in a group. It is measured, so that this file does not repeat the rules.
     fn charge(&self, id: u32) -> u64 {
         thread_local! {
             static KNOWN: std::cell::RefCell<HashMap<usize, u64>> = Default::default();

@@ -5,7 +5,7 @@
 //! curl 'localhost:8080/color?name=green'
 //! ```
 //!
-//! curl prints `#00FF00`; the program says on stderr which colours it loads. It runs until it is
+//! curl prints `#00FF00`. The program prints on stderr each colour that it loads. It runs until it is
 //! stopped. For two processes that share the work, start each with its own URL first:
 //!
 //! ```text
@@ -13,9 +13,9 @@
 //! color --addr :8081 --pool http://127.0.0.1:8081,http://127.0.0.1:8080
 //! ```
 //!
-//! Peers and browsers reach the same port. By default larder's own server has it; with
+//! Peers and browsers use the same port. By default larder's own server listens on it; with
 //! `--tiny-http` a tiny_http server, as in a program that runs one already. The flags of the Go
-//! example, `-addr=:8080 -pool=...`, are understood too.
+//! example, `-addr=:8080 -pool=...`, work too.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -86,7 +86,7 @@ fn answer(colors: &Group, method: &str, path: &str, query: Option<&str>) -> (u16
     }
 }
 
-/// The same port in tiny_http's hands: what is the pool's goes there, the rest is answered here.
+/// The same port by tiny_http: the pool answers the requests of peers, and this program the others.
 fn serve_with_tiny_http(
     pool: &HttpPool,
     colors: &Group,
@@ -213,7 +213,7 @@ usage: color [--addr :8080] [--pool URL[,URL...]] [--tiny-http]
   --pool       the URLs of all processes, this one's first
   --tiny-http  serve with tiny_http in place of larder's own server";
 
-/// The threads that answer in tiny_http's case.
+/// The threads that answer with tiny_http.
 const WORKERS: usize = 8;
 
 const COLORS: [(&str, &str); 8] = [

@@ -1,4 +1,4 @@
-//! A request id that travels with a get: set by the caller, sent as a header, seen by the getter.
+//! A request id in a get: the caller sets it, a header carries it, and the getter reads it.
 //!
 //! ```text
 //! cargo run --example custom_transport
@@ -6,7 +6,7 @@
 //!
 //! Two nodes in this process, `a` and `b`. A caller at `a` asks for keys of `b`. The transport of
 //! `a` takes the id from the caller's context and adds it to the request; the context hook of `b`
-//! reads it back; the getter at `b` finds it as if the caller were there. Each step prints a line.
+//! reads it back; the getter at `b` finds it in its context. Each step prints a line.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, TcpListener};
@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use larder::http::{HttpPool, Request, Server, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Group, Registry};
 
-/// What the caller puts into its context.
+/// The caller's value in the context.
 struct RequestId(String);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // The ports first: a pool needs to know its own URL.
+    // The ports first, because a pool needs its own URL.
     let listeners = [listen()?, listen()?];
     let urls = [url_of(&listeners[0])?, url_of(&listeners[1])?];
     let [listener_a, listener_b] = listeners;
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is once a process in a real program.
+/// In a real program there is one of these in each process.
 struct Node {
     name: &'static str,
     pool: HttpPool,

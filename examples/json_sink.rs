@@ -4,7 +4,7 @@
 //! cargo run --features json --example json_sink
 //! ```
 //!
-//! Prints a record, loaded and then cached, and what happens when a value does not fit its type.
+//! Prints a record, loaded and then cached, and the error for a value that does not fit its type.
 
 use std::error::Error;
 

@@ -1,8 +1,8 @@
-//! The clock that expiry is measured by: the system's monotonic clock, or one that a test moves.
+//! The clock that measures expiry: the system's monotonic clock, or a manual one for tests.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A monotonic clock for expiry, with the wall clock beside it for the wire.
@@ -11,20 +11,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// ends an entry early nor keeps it too long. The wall clock is read only where a message to
 /// another process carries a point in time.
 ///
-/// Deadlines of callers are not measured by this clock: they are [`std::time::Instant`]s, because
+/// This clock does not measure the deadlines of callers: they are [`std::time::Instant`]s, because
 /// the operating system ends their waits.
 ///
-/// Cloning is cheap, and clones tell the same time.
+/// Cloning is cheap, and clones show the same time.
 #[derive(Clone)]
-pub struct Clock(Source);
+pub struct Clock(ClockKind);
 
 #[derive(Clone)]
-enum Source {
+enum ClockKind {
     System { origin: Instant },
-    Manual(Arc<Manual>),
+    Manual(Arc<ManualClock>),
 }
 
-struct Manual {
+struct ManualClock {
     nanos: AtomicU64,
     unix_offset_nanos: AtomicI64,
 }
@@ -32,7 +32,7 @@ struct Manual {
 impl Clock {
     /// The system's clocks: `CLOCK_MONOTONIC` for expiry, `CLOCK_REALTIME` for the wire.
     pub fn system() -> Self {
-        Clock(Source::System {
+        Clock(ClockKind::System {
             origin: Instant::now(),
         })
     }
@@ -41,51 +41,52 @@ impl Clock {
     ///
     /// Its wall clock starts at 2020-01-01T00:00:00Z and moves along.
     pub fn manual() -> Self {
-        Clock(Source::Manual(Arc::new(Manual {
+        Clock(ClockKind::Manual(Arc::new(ManualClock {
             nanos: AtomicU64::new(0),
             unix_offset_nanos: AtomicI64::new(1_577_836_800 * 1_000_000_000),
         })))
     }
 
-    /// Moves a manual clock, and its wall clock with it. A system clock is not changed.
+    /// Moves a manual clock, and its wall clock with it. It stops at the end of its range, 584
+    /// years after its origin. A system clock does not change.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(manual) = &self.0 {
-            manual
-                .nanos
-                .fetch_add(saturating_nanos(by), Ordering::SeqCst);
+        if let ClockKind::Manual(manual) = &self.0 {
+            let later = |nanos: u64| Some(nanos.saturating_add(saturating_nanos(by)));
+            let _ = manual.nanos.fetch_update(SeqCst, SeqCst, later);
         }
     }
 
-    /// Shifts a manual clock's wall clock alone, as an administrator or NTP would; negative is
-    /// back in time. A system clock is not changed.
+    /// Shifts a manual clock's wall clock alone, as an administrator or NTP would; a negative
+    /// number shifts it back in time. It stops at the ends of its range, 292 years from 1970. A
+    /// system clock does not change.
     pub fn shift_wall_clock(&self, by_nanos: i64) {
-        if let Source::Manual(manual) = &self.0 {
-            manual
+        if let ClockKind::Manual(manual) = &self.0 {
+            let shifted = |offset: i64| Some(offset.saturating_add(by_nanos));
+            let _ = manual
                 .unix_offset_nanos
-                .fetch_add(by_nanos, Ordering::SeqCst);
+                .fetch_update(SeqCst, SeqCst, shifted);
         }
     }
 
     /// The time since the clock's origin. Never goes back.
     pub fn now(&self) -> Tick {
         Tick(match &self.0 {
-            Source::System { origin } => saturating_nanos(origin.elapsed()),
-            Source::Manual(manual) => manual.nanos.load(Ordering::SeqCst),
+            ClockKind::System { origin } => saturating_nanos(origin.elapsed()),
+            ClockKind::Manual(manual) => manual.nanos.load(SeqCst),
         })
     }
 
-    /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z; 0 for a clock set before that.
+    /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z; 0 for a system clock set before
+    /// that.
     pub fn unix_nanos(&self) -> i64 {
         match &self.0 {
-            Source::System { .. } => SystemTime::now()
+            ClockKind::System { .. } => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
-            Source::Manual(manual) => {
-                let nanos = manual.nanos.load(Ordering::SeqCst);
-                i64::try_from(nanos)
-                    .unwrap_or(i64::MAX)
-                    .saturating_add(manual.unix_offset_nanos.load(Ordering::SeqCst))
-            }
+            ClockKind::Manual(manual) => manual
+                .unix_offset_nanos
+                .load(SeqCst)
+                .saturating_add_unsigned(manual.nanos.load(SeqCst)),
         }
     }
 }
@@ -99,8 +100,8 @@ impl Default for Clock {
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Source::System { .. } => "Clock::system",
-            Source::Manual(_) => "Clock::manual",
+            ClockKind::System { .. } => "Clock::system",
+            ClockKind::Manual(_) => "Clock::manual",
         })
     }
 }
@@ -110,7 +111,7 @@ impl fmt::Debug for Clock {
 pub struct Tick(u64);
 
 impl Tick {
-    /// What [`after`](Self::after) saturates at, which no clock comes to.
+    /// The tick at which [`after`](Self::after) saturates. It stands for "does not expire".
     pub(crate) const NEVER: Tick = Tick(u64::MAX);
 
     /// The tick `by` later; saturates after 584 years.
@@ -118,7 +119,7 @@ impl Tick {
         Tick(self.0.saturating_add(saturating_nanos(by)))
     }
 
-    /// How long `self` lies after `earlier`; zero if it does not.
+    /// The time from `earlier` to `self`; zero if `self` is not later.
     pub fn since(self, earlier: Tick) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn manual_clock_moves_only_when_told() {
+    fn manual_clock_moves_only_by_advance() {
         let clock = Clock::manual();
         let start = clock.now();
         assert_eq!(clock.now(), start);
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn wall_clock_shift_leaves_the_monotonic_reading_alone() {
+    fn shift_of_the_wall_clock_does_not_change_the_monotonic_reading() {
         let clock = Clock::manual();
         let (tick, unix) = (clock.now(), clock.unix_nanos());
         clock.shift_wall_clock(-3_600_000_000_000);

@@ -1,18 +1,20 @@
-//! What travels with one request: a deadline, cancellation, and typed values.
+//! The scope of one request: a deadline, cancellation, and typed values.
 
-use std::any::{Any, TypeId};
+use std::any::Any;
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
+use crate::panics::FirstPanic;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 
-/// The circumstances of one request, in the sense of Go's `context.Context`.
+/// The scope of one request, in the sense of Go's `context.Context`.
 ///
 /// A context is immutable; the `with_` methods make children. A child ends no later than its
 /// parent, is cancelled with it, and sees its values. Cloning costs one reference count, and
-/// [`Context::background`] costs nothing.
+/// [`Context::background`] costs nothing. Contexts may nest to any depth: no method recurses, and
+/// neither does the drop.
 ///
 /// ```
 /// use larder::Context;
@@ -28,22 +30,18 @@ use crate::sync::{Arc, Mutex};
 /// ```
 #[derive(Clone, Default)]
 pub struct Context {
-    node: Option<Arc<Node>>,
+    node: Option<Arc<ContextNode>>,
 }
 
-struct Node {
+/// The change by one `with_` method.
+struct ContextNode {
     parent: Context,
     /// The earliest deadline from here to the root.
     deadline: Option<Instant>,
     /// Whether this node or one above it can be cancelled.
     cancellable: bool,
-    kind: NodeKind,
-}
-
-enum NodeKind {
-    Deadline,
-    Cancel(Arc<CancelState>),
-    Value(TypeId, Box<dyn Any + Send + Sync>),
+    cancel: Option<Arc<CancelState>>,
+    value: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Context {
@@ -65,22 +63,24 @@ impl Context {
     #[must_use]
     pub fn with_deadline(&self, deadline: Instant) -> Context {
         let deadline = self.deadline().map_or(deadline, |own| own.min(deadline));
-        self.child(Some(deadline), self.cancellable(), NodeKind::Deadline)
+        self.child(|node| node.deadline = Some(deadline))
     }
 
-    /// A child that `CancelHandle::cancel` ends, and the handle to do it with.
+    /// A child that `CancelHandle::cancel` ends, and its handle.
     #[must_use]
     pub fn with_cancel(&self) -> (Context, CancelHandle) {
         let state = Arc::new(CancelState::default());
-        let ctx = self.child(self.deadline(), true, NodeKind::Cancel(state.clone()));
+        let ctx = self.child(|node| {
+            node.cancellable = true;
+            node.cancel = Some(state.clone());
+        });
         (ctx, CancelHandle { state })
     }
 
     /// A child that carries `value`, found by its type. It hides a value of the same type above.
     #[must_use]
     pub fn with_value<T: Any + Send + Sync>(&self, value: T) -> Context {
-        let kind = NodeKind::Value(TypeId::of::<T>(), Box::new(value));
-        self.child(self.deadline(), self.cancellable(), kind)
+        self.child(|node| node.value = Some(Box::new(value)))
     }
 
     /// When the request ends, if it does.
@@ -94,16 +94,13 @@ impl Context {
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// The nearest value of type `T`.
+    /// The nearest value of type `T`. Takes time in proportion to its distance.
     pub fn value<T: Any + Send + Sync>(&self) -> Option<&T> {
-        let wanted = TypeId::of::<T>();
-        self.nodes().find_map(|node| match &node.kind {
-            NodeKind::Value(id, value) if *id == wanted => value.downcast_ref(),
-            _ => None,
-        })
+        self.nodes()
+            .find_map(|node| node.value.as_ref()?.downcast_ref())
     }
 
-    /// Whether the request was cancelled; says nothing of the deadline.
+    /// Whether the request was cancelled; does not look at the deadline.
     pub fn is_cancelled(&self) -> bool {
         self.cancellable() && self.cancels().any(|state| state.is_cancelled())
     }
@@ -131,38 +128,38 @@ impl Context {
     }
 
     /// Calls `callback` when the request is cancelled, at once if it is already. Dropping the
-    /// guard takes it back; a cancellation under way on another thread may still call it.
+    /// guard withdraws it; a cancellation under way on another thread may still call it.
     ///
     /// The callback runs on the cancelling thread, with no lock of the context held.
-    pub(crate) fn on_cancel(&self, callback: impl Fn() + Send + Sync + 'static) -> Subscription {
-        let callback: Callback = Arc::new(callback);
-        let entries = self
-            .cancels()
-            .map(|state| (state.clone(), state.subscribe(callback.clone())))
-            .collect();
-        Subscription { entries }
+    pub(crate) fn on_cancel(&self, callback: impl Fn() + Send + Sync + 'static) -> OnCancel {
+        let callback: CancelCallback = Arc::new(callback);
+        let states: Vec<_> = self.cancels().cloned().collect();
+        for state in &states {
+            state.subscribe(&callback);
+        }
+        OnCancel { callback, states }
     }
 
-    fn child(&self, deadline: Option<Instant>, cancellable: bool, kind: NodeKind) -> Context {
+    fn child(&self, change: impl FnOnce(&mut ContextNode)) -> Context {
+        let mut node = ContextNode {
+            parent: self.clone(),
+            deadline: self.deadline(),
+            cancellable: self.cancellable(),
+            cancel: None,
+            value: None,
+        };
+        change(&mut node);
         Context {
-            node: Some(Arc::new(Node {
-                parent: self.clone(),
-                deadline,
-                cancellable,
-                kind,
-            })),
+            node: Some(Arc::new(node)),
         }
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Node> {
+    fn nodes(&self) -> impl Iterator<Item = &ContextNode> {
         std::iter::successors(self.node.as_deref(), |node| node.parent.node.as_deref())
     }
 
     fn cancels(&self) -> impl Iterator<Item = &Arc<CancelState>> {
-        self.nodes().filter_map(|node| match &node.kind {
-            NodeKind::Cancel(state) => Some(state),
-            _ => None,
-        })
+        self.nodes().filter_map(|node| node.cancel.as_ref())
     }
 }
 
@@ -172,6 +169,23 @@ impl fmt::Debug for Context {
             .field("remaining", &self.remaining())
             .field("cancelled", &self.is_cancelled())
             .finish()
+    }
+}
+
+/// Drops a chain in a loop, since recursion would overflow the stack. A value whose drop panics
+/// does not keep those above it from being dropped.
+impl Drop for ContextNode {
+    fn drop(&mut self) {
+        let mut panic = FirstPanic::default();
+        let (mut value, mut parent) = (self.value.take(), self.parent.node.take());
+        loop {
+            panic.catch(|| drop(value));
+            let Some(mut node) = parent.and_then(Arc::into_inner) else {
+                break;
+            };
+            (value, parent) = (node.value.take(), node.parent.node.take());
+        }
+        panic.resume();
     }
 }
 
@@ -186,7 +200,9 @@ pub struct CancelHandle {
 impl CancelHandle {
     /// Ends the request: waiting callers leave with [`ErrorKind::Cancelled`].
     pub fn cancel(&self) {
-        self.state.cancel();
+        for callback in self.state.cancel() {
+            callback();
+        }
     }
 }
 
@@ -198,19 +214,13 @@ impl fmt::Debug for CancelHandle {
     }
 }
 
-type Callback = Arc<dyn Fn() + Send + Sync>;
+type CancelCallback = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct CancelState {
     /// Set under the lock of `callbacks`, read without it.
     cancelled: AtomicBool,
-    callbacks: Mutex<Callbacks>,
-}
-
-#[derive(Default)]
-struct Callbacks {
-    next_id: u64,
-    waiting: Vec<(u64, Callback)>,
+    callbacks: Mutex<Vec<CancelCallback>>,
 }
 
 impl CancelState {
@@ -218,55 +228,39 @@ impl CancelState {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    fn cancel(&self) {
-        let waiting = {
-            let mut callbacks = self.callbacks.lock();
-            self.cancelled.store(true, Ordering::Release);
-            std::mem::take(&mut callbacks.waiting)
-        };
-        for (_, callback) in waiting {
-            callback();
-        }
+    /// Returns the callbacks to call.
+    fn cancel(&self) -> Vec<CancelCallback> {
+        let mut callbacks = self.callbacks.lock();
+        self.cancelled.store(true, Ordering::Release);
+        std::mem::take(&mut callbacks)
     }
 
     /// Registers `callback`, or calls it if `cancel` came first. Both look at `cancelled` under
     /// the lock, so a callback is never missed between the two.
-    fn subscribe(&self, callback: Callback) -> u64 {
+    fn subscribe(&self, callback: &CancelCallback) {
         let mut callbacks = self.callbacks.lock();
-        let id = callbacks.next_id;
-        callbacks.next_id += 1;
         if self.is_cancelled() {
             drop(callbacks);
             callback();
         } else {
-            callbacks.waiting.push((id, callback));
+            callbacks.push(callback.clone());
         }
-        id
-    }
-
-    fn unsubscribe(&self, id: u64) {
-        let mut callbacks = self.callbacks.lock();
-        let taken = callbacks
-            .waiting
-            .iter()
-            .position(|(other, _)| *other == id)
-            .map(|at| callbacks.waiting.swap_remove(at));
-        drop(callbacks);
-        // What the callback captured is dropped here, outside the lock.
-        drop(taken);
     }
 }
 
 /// Keeps a callback of [`Context::on_cancel`] registered.
 #[must_use]
-pub(crate) struct Subscription {
-    entries: Vec<(Arc<CancelState>, u64)>,
+pub(crate) struct OnCancel {
+    callback: CancelCallback,
+    states: Vec<Arc<CancelState>>,
 }
 
-impl Drop for Subscription {
+impl Drop for OnCancel {
     fn drop(&mut self) {
-        for (state, id) in &self.entries {
-            state.unsubscribe(*id);
+        for state in &self.states {
+            // `self` holds the callback too, so it is not dropped under the lock.
+            let mut callbacks = state.callbacks.lock();
+            callbacks.retain(|other| !Arc::ptr_eq(other, &self.callback));
         }
     }
 }
@@ -274,10 +268,10 @@ impl Drop for Subscription {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     #[test]
-    fn a_child_never_outlives_its_parent() {
+    fn child_ends_no_later_than_its_parent() {
         let parent = Context::background().with_timeout(Duration::from_secs(1));
         let child = parent.with_timeout(Duration::from_secs(60));
         assert_eq!(child.deadline(), parent.deadline());
@@ -301,43 +295,39 @@ mod tests {
     }
 
     #[test]
-    fn cancelling_reaches_children_and_not_parents() {
+    fn cancellation_reaches_children_and_not_parents() {
         let (parent, _keep) = Context::background().with_cancel();
-        let (ctx, canceller) = parent.with_cancel();
+        let (ctx, handle) = parent.with_cancel();
         let child = ctx.with_value(1).with_timeout(Duration::from_secs(60));
         assert!(child.err().is_none());
-        canceller.cancel();
+        handle.cancel();
         assert_eq!(child.err().map(|e| e.kind()), Some(ErrorKind::Cancelled));
         assert!(!parent.is_cancelled());
     }
 
     #[test]
-    fn a_callback_runs_once_and_not_after_its_guard() {
+    fn callback_runs_once_and_not_after_its_guard() {
         let calls = Arc::new(AtomicUsize::new(0));
         let count = |calls: &Arc<AtomicUsize>| {
             let calls = calls.clone();
             move || {
-                calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                calls.fetch_add(1, SeqCst);
             }
         };
-        let (ctx, canceller) = Context::background().with_cancel();
+        let (ctx, handle) = Context::background().with_cancel();
         drop(ctx.on_cancel(count(&calls)));
         let kept = ctx.on_cancel(count(&calls));
-        canceller.cancel();
-        canceller.cancel();
-        assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1);
+        handle.cancel();
+        handle.cancel();
+        assert_eq!(calls.load(SeqCst), 1);
         drop(kept);
         let _late = ctx.on_cancel(count(&calls));
-        assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 2);
+        assert_eq!(calls.load(SeqCst), 2);
     }
 
     #[test]
-    fn a_timeout_beyond_the_clock_is_no_deadline() {
-        assert!(
-            Context::background()
-                .with_timeout(Duration::MAX)
-                .deadline()
-                .is_none()
-        );
+    fn timeout_beyond_the_clock_is_no_deadline() {
+        let ctx = Context::background().with_timeout(Duration::MAX);
+        assert!(ctx.deadline().is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! One error type for everything that can go wrong, cheap to clone because flights share results.
+//! The crate's one error type. It is cheap to clone, because flights share results.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,10 +10,11 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, as a [`kind`](Error::kind) to match on and a text for people.
+/// An error: a [`kind`](Error::kind) to match on, and a text for people.
 ///
 /// Clones share their text and source: every caller that waited for one load gets the same error.
 /// [`source`](StdError::source) leads to the getter's own error where it ran in this process.
+/// Errors may be each other's source to any depth: neither the text nor the drop recurses.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -22,6 +23,8 @@ pub struct Error {
 
 struct Detail {
     message: String,
+    /// Whether the text goes on with that of the source, an [`Error`].
+    goes_on: bool,
     source: Option<BoxError>,
 }
 
@@ -29,11 +32,11 @@ struct Detail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The getter, here or at the key's owner, says that there is no such key.
+    /// The getter, here or at the key's owner, returned that there is no such key.
     NotFound,
     /// The getter, here or at the key's owner, returned an error.
     Getter,
-    /// The getter panicked. The thread it ran on sees the panic; everybody else sees this.
+    /// The getter panicked. The panic goes on in the thread that ran it; all other callers get this.
     GetterPanicked,
     /// The getter asked, on its own thread, for the key that it is loading.
     RecursiveLoad,
@@ -53,7 +56,7 @@ pub enum ErrorKind {
     Cancelled,
     /// Every loader thread is busy.
     Overloaded,
-    /// The peer could not be reached, or what it answered was not an answer.
+    /// The peer could not be reached, or its response was not valid.
     Peer,
     /// The peer has no group of this name.
     UnknownGroup,
@@ -80,13 +83,7 @@ pub enum ErrorKind {
 impl Error {
     /// An error of the given kind, with a text that says what to do about it.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error {
-            kind,
-            detail: Some(Arc::new(Detail {
-                message: message.into(),
-                source: None,
-            })),
-        }
+        Error::detailed(kind, message.into(), false, None)
     }
 
     /// An error of the given kind, whose text is `message` followed by the cause's.
@@ -96,16 +93,17 @@ impl Error {
         source: impl Into<BoxError>,
     ) -> Self {
         let source = source.into();
-        Error {
-            kind,
-            detail: Some(Arc::new(Detail {
-                message: format!("{message}: {source}"),
-                source: Some(source),
-            })),
-        }
+        // A chain of errors that all held the texts below them would grow with its square.
+        let goes_on = source.is::<Error>();
+        let message = if goes_on {
+            message.to_string()
+        } else {
+            format!("{message}: {source}")
+        };
+        Error::detailed(kind, message, goes_on, Some(source))
     }
 
-    /// What a getter returns for a key that does not exist.
+    /// The error that a getter returns for a key that does not exist.
     ///
     /// It reaches callers as [`ErrorKind::NotFound`], also callers in other processes; a peer
     /// answers it with 404.
@@ -123,29 +121,48 @@ impl Error {
         self.kind == ErrorKind::NotFound
     }
 
-    /// A kind on its own, without allocating: its text is [`ErrorKind`]'s.
-    pub(crate) const fn bare(kind: ErrorKind) -> Self {
-        Error { kind, detail: None }
-    }
-
-    /// What a getter returned, as callers see it: "not found" and what its own sink or its own
-    /// recursion refused pass with their kind; anything else becomes [`ErrorKind::Getter`] with the
-    /// getter's error as its source.
+    /// The error that callers get for one that a getter returned: "not found" and the errors of the
+    /// getter's own sink or recursion keep their kind; any other becomes [`ErrorKind::Getter`], with
+    /// the getter's error as its source.
     ///
-    /// An [`Error`] of another kind comes from a cache that the getter asked in turn. Passed as it
-    /// is, it would say that this group's peer, deadline or pool had failed.
+    /// An [`Error`] of another kind comes from another cache that the getter asked. With its kind it
+    /// would look like a failure of this group's peer, deadline or pool.
     pub(crate) fn from_getter(error: BoxError) -> Self {
         let other = match error.downcast::<Error>() {
             Ok(own) if own.kind.is_getters_own() => return *own,
             Ok(own) => own,
             Err(other) => other,
         };
+        let message = other.to_string();
+        Error::detailed(ErrorKind::Getter, message, false, Some(other))
+    }
+
+    fn detailed(kind: ErrorKind, message: String, goes_on: bool, source: Option<BoxError>) -> Self {
+        let detail = Detail {
+            message,
+            goes_on,
+            source,
+        };
         Error {
-            kind: ErrorKind::Getter,
-            detail: Some(Arc::new(Detail {
-                message: other.to_string(),
-                source: Some(other),
-            })),
+            kind,
+            detail: Some(Arc::new(detail)),
+        }
+    }
+
+    /// The error whose text follows this one's.
+    fn next(&self) -> Option<&Error> {
+        let detail = self.detail.as_ref().filter(|detail| detail.goes_on)?;
+        detail.source.as_ref()?.downcast_ref()
+    }
+}
+
+/// Drops a chain in a loop, since recursion would overflow the stack.
+impl Drop for Detail {
+    fn drop(&mut self) {
+        let mut source = self.source.take();
+        while let Some(Ok(error)) = source.map(|source| source.downcast::<Error>()) {
+            let detail = error.detail.and_then(Arc::into_inner);
+            source = detail.and_then(|mut detail| detail.source.take());
         }
     }
 }
@@ -209,9 +226,17 @@ impl fmt::Display for ErrorKind {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.detail {
-            Some(detail) => f.write_str(&detail.message),
-            None => f.write_str(self.kind.text()),
+        let mut error = self;
+        loop {
+            match &error.detail {
+                Some(detail) => f.write_str(&detail.message)?,
+                None => f.write_str(error.kind.text())?,
+            }
+            let Some(next) = error.next() else {
+                return Ok(());
+            };
+            f.write_str(": ")?;
+            error = next;
         }
     }
 }
@@ -231,7 +256,7 @@ impl StdError for Error {
 
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
-        Error::bare(kind)
+        Error { kind, detail: None }
     }
 }
 
@@ -240,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_getters_own_error_is_the_source() {
+    fn error_of_the_getter_is_the_source() {
         let io = std::io::Error::other("disk on fire");
         let error = Error::from_getter(Box::new(io)).clone();
         assert_eq!(error.kind(), ErrorKind::Getter);
@@ -250,22 +275,22 @@ mod tests {
     }
 
     #[test]
-    fn a_typed_error_passes_through_a_getter() {
+    fn not_found_keeps_its_kind_through_a_getter() {
         let error = Error::from_getter(Error::not_found("no colour mauve").into());
         assert!(error.is_not_found());
         assert_eq!(error.to_string(), "no colour mauve");
     }
 
     #[test]
-    fn a_failure_of_a_cache_behind_the_getter_is_the_getters() {
-        let error = Error::from_getter(Error::bare(ErrorKind::Overloaded).into());
+    fn failure_of_a_cache_behind_the_getter_becomes_a_getter_error() {
+        let error = Error::from_getter(Error::from(ErrorKind::Overloaded).into());
         assert_eq!(error.kind(), ErrorKind::Getter);
         let source = error.source().and_then(|s| s.downcast_ref::<Error>());
         assert_eq!(source.map(Error::kind), Some(ErrorKind::Overloaded));
     }
 
     #[test]
-    fn an_error_is_two_words() {
+    fn error_takes_two_words() {
         assert!(size_of::<Error>() <= 2 * size_of::<usize>());
     }
 }

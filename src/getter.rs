@@ -1,4 +1,4 @@
-//! The user's loader, and the sink that it fills.
+//! The user's getter, and the sink that it fills.
 
 use std::time::Duration;
 
@@ -9,17 +9,21 @@ use crate::sink::Sink;
 
 /// Loads the value of a key that no process has cached.
 ///
-/// Implemented by every closure of the shape of [`get`](Self::get), and by structs of one's own.
-/// Closures written in place need their types spelled out, or [`getter_fn`] around them.
+/// Every closure with the signature of [`get`](Self::get) is a getter, and structs can implement
+/// the trait. A closure written in place needs explicit types, or [`getter_fn`] around it.
 ///
-/// A getter is called by many threads at once. For one key of one process it is not called a
-/// second time while it runs, unless the key was removed or the cache cleared meanwhile: what runs
-/// then may bring the old value. It must give the same answer on every process of the cluster.
+/// Many threads call a getter at once. In one process it is not called a second time for a key
+/// while it runs for that key, unless the key was removed or the cache cleared meanwhile, since the
+/// call under way may return the old value. It must return the same value on every process of the
+/// cluster.
+///
+/// A getter may call any group, build and remove groups, and drop pools and servers, also those
+/// that it runs for. A nested get runs on the same stack.
 pub trait Getter: Send + Sync {
     /// Loads `key` and sets its value in `dest`, once.
     ///
     /// `ctx` is the context of the caller whose request led to the load; long loads should stop
-    /// when [`Context::err`] says so.
+    /// when [`Context::err`] returns an error.
     ///
     /// # Errors
     ///
@@ -50,13 +54,13 @@ where
     f
 }
 
-/// The sink that a getter fills: it takes one value, and makes it an entry at once.
+/// The sink that a getter fills. It takes one value, and makes it an entry at once.
 pub(crate) struct LoadSink<'a> {
     key: &'a str,
     max_value_size: usize,
     value: Option<ByteView>,
     ttl: Option<Duration>,
-    /// The first refusal. Kept, because a getter may drop the error and return `Ok`.
+    /// The first refusal, kept because a getter may drop the error and return `Ok`.
     refused: Option<Error>,
 }
 
@@ -106,8 +110,8 @@ impl Sink for LoadSink<'_> {
         Ok(())
     }
 
-    /// Shares the view's bytes; they are copied only if the store keeps them and they do not stand
-    /// behind this very key already.
+    /// Shares the view's bytes. They are copied only if the store keeps them and this key does not
+    /// precede them already.
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
         self.check(value.len())?;
         self.value = Some(value.clone());
@@ -124,13 +128,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn getter_that_sets_nothing_fails() {
+    fn getter_without_a_value_is_an_error() {
         let error = LoadSink::new("key", 10).finish().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NothingSet);
     }
 
     #[test]
-    fn second_value_fails_the_load_even_if_getter_ignores_it() {
+    fn second_value_is_an_error_even_if_the_getter_ignores_it() {
         let mut sink = LoadSink::new("key", 10);
         sink.set_str("one").unwrap();
         assert_eq!(sink.set_str("two").unwrap_err().kind(), ErrorKind::SetTwice);

@@ -1,11 +1,12 @@
 //! Threads for loads that their callers must be able to leave.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nesting::Origin;
+use crate::panics::caught;
 use crate::sync::{Arc, Mutex, thread};
 
 type Job = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
@@ -74,7 +75,8 @@ impl LoaderPool {
     ///
     /// [`ErrorKind::Overloaded`], at once, if all threads are busy or the system refuses a new one.
     pub(crate) fn submit(&self, job: impl FnOnce(BusyGuard<'_>) + Send + 'static) -> Result<()> {
-        let job = Box::new(job);
+        let origin = Origin::here();
+        let job = Box::new(move |busy: BusyGuard<'_>| origin.run(|| job(busy)));
         {
             let mut threads = self.shared.threads.lock();
             if threads.busy == self.max_threads {
@@ -116,7 +118,7 @@ impl PoolShared {
                 let busy = BusyGuard(self);
                 // The panic hook has reported a panic, and the job's guards have released its
                 // waiters; the thread goes on.
-                let _ = catch_unwind(AssertUnwindSafe(move || job(busy)));
+                caught(move || job(busy));
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {

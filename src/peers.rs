@@ -1,23 +1,22 @@
-//! How a group finds and asks its peers: traits, and the answer for a process without any.
+//! How a group finds and asks its peers: traits, and the picker of a process without peers.
 
-use std::fmt;
 use std::time::Duration;
 
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetRequest;
-use crate::sync::{Arc, OnceLock};
+use crate::sync::{Arc, RwLock};
 
 /// Finds the peer that owns a key.
 pub trait PeerPicker: Send + Sync {
     /// The owner of `key`, or `None` if that is this process.
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>>;
 
-    /// Whom to ask when `attempt` peers, the owner first, have failed for `key`; `None` to load
-    /// it here. Attempt 0 is [`pick_peer`](Self::pick_peer).
+    /// The peer to ask when `attempt` peers, the owner first, have failed for `key`; `None` to
+    /// load it here. Attempt 0 is [`pick_peer`](Self::pick_peer).
     ///
-    /// By default there is nobody else to ask.
+    /// By default there is none after the owner.
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         if attempt == 0 {
             self.pick_peer(key)
@@ -29,27 +28,28 @@ pub trait PeerPicker: Send + Sync {
 
 /// A peer that can be asked for a key.
 pub trait ProtoGetter: Send + Sync {
-    /// Asks the peer, which answers from its cache or its getter and never asks on.
+    /// Asks the peer, which answers from its cache or its getter and asks no other peer.
     ///
     /// # Errors
     ///
-    /// What the peer's getter said, by its kind ([`ErrorKind::NotFound`], [`ErrorKind::Getter`],
-    /// [`ErrorKind::GetterPanicked`]…): that is an answer, and the caller gets it as it is.
-    /// [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no answer: the next
-    /// peer is asked, then the getter here. [`ErrorKind::DeadlineExceeded`] only where `ctx`'s own
-    /// deadline has passed; a time-out of the exchange is [`ErrorKind::Peer`].
+    /// The error of the peer's getter, with its kind ([`ErrorKind::NotFound`],
+    /// [`ErrorKind::Getter`], [`ErrorKind::GetterPanicked`]…): it is an answer, and the caller gets
+    /// it unchanged. [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no
+    /// answer: the group asks the next peer, then its own getter. [`ErrorKind::DeadlineExceeded`]
+    /// only where `ctx`'s own deadline has passed; a time-out of the exchange is
+    /// [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
-    /// Asks the peer for what it has cached of `keys`, in as few exchanges as it can: an answer for
-    /// each, in their order, `None` where the key has to be asked for with [`get`](Self::get).
+    /// Asks the peer for the values of `keys` that it has cached, in as few exchanges as it can. The
+    /// result has an item for each key, in their order; `None` where the group has to ask for the
+    /// key with [`get`](Self::get).
     ///
-    /// The peer loads nothing, so no key waits for another. By default nothing is asked, and all
-    /// answers are `None`.
+    /// The peer loads nothing, so no key waits for another. By default all items are `None`.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), if it concerns all of the keys. An answer with another number of keys
-    /// is taken for all `None`.
+    /// As [`get`](Self::get), if it concerns all of the keys. A result of another length counts as
+    /// all `None`.
     fn get_many(
         &self,
         ctx: &Context,
@@ -60,8 +60,8 @@ pub trait ProtoGetter: Send + Sync {
         Ok(vec![None; keys.len()])
     }
 
-    /// Whether [`get`](Self::get) and [`get_many`](Self::get_many) return by `ctx`'s deadline
-    /// whatever happens.
+    /// Whether [`get`](Self::get) and [`get_many`](Self::get_many) always return by `ctx`'s
+    /// deadline.
     ///
     /// If not (the default), calls with a deadline run on a loader thread, so that callers can
     /// leave in time.
@@ -70,15 +70,15 @@ pub trait ProtoGetter: Send + Sync {
     }
 }
 
-/// What a peer answered.
+/// The answer of a peer.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PeerResponse {
     /// The value.
     pub value: ByteView,
-    /// How long it is good for, from now; `None`: until it is evicted.
+    /// How long the value may be cached, from now; `None`: until it is evicted.
     pub ttl: Option<Duration>,
-    /// How often the key is asked for at its owner, per minute, if the owner says.
+    /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
 }
 
@@ -87,8 +87,7 @@ impl PeerResponse {
     pub fn new(value: impl Into<ByteView>) -> Self {
         PeerResponse {
             value: value.into(),
-            ttl: None,
-            minute_qps: None,
+            ..PeerResponse::default()
         }
     }
 
@@ -100,7 +99,7 @@ impl PeerResponse {
     }
 }
 
-/// The picker of a process without peers: every key is its own.
+/// The picker of a process without peers, which owns every key.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoPeers;
 
@@ -120,38 +119,48 @@ pub trait PeerSet: Send + Sync {
     fn set_peers(&self, urls: &[String]) -> Result<()>;
 }
 
-/// The picker of all groups, or how to find that of a group by its name.
+/// How a registry's groups find their picker.
+#[derive(Clone)]
 pub(crate) enum Pickers {
     One(Arc<dyn PeerPicker>),
-    ByGroup(Box<PickerOf>),
+    ByGroup(Arc<PickerOf>),
 }
 
 type PickerOf = dyn Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync;
 
-/// Where a registry's peer picker is put, and where its groups look for it.
+/// The place of a registry's peer picker, which its groups share.
 #[derive(Clone, Default)]
 pub(crate) struct PickerSlot {
-    pickers: Arc<OnceLock<Pickers>>,
+    pickers: Arc<RwLock<Option<Pickers>>>,
 }
 
 impl PickerSlot {
-    /// Puts the picker in, once.
+    /// Puts pickers in, if there are none.
     pub(crate) fn register(&self, pickers: Pickers) -> Result<()> {
-        self.pickers.set(pickers).map_err(|_| {
-            Error::new(
+        let mut slot = self.pickers.write();
+        if slot.is_some() {
+            return Err(Error::new(
                 ErrorKind::AlreadyRegistered,
                 "this registry has a peer picker; make a Registry of its own for another pool",
-            )
-        })
+            ));
+        }
+        *slot = Some(pickers);
+        Ok(())
     }
 
-    /// Asks the picker of a group; `None` while none is registered.
-    ///
-    /// It is lent, not handed out: threads would meet at its reference count with every load.
+    /// The same until the returned guard is dropped.
+    #[cfg(feature = "http")]
+    pub(crate) fn lend(&self, picker: Arc<dyn PeerPicker>) -> Result<PickerGuard> {
+        self.register(Pickers::One(picker))?;
+        Ok(PickerGuard(self.clone()))
+    }
+
+    /// Asks the picker of a group; `None` while none is registered. No lock is held meanwhile.
     #[inline]
     pub(crate) fn ask<R>(&self, group: &str, ask: impl FnOnce(&dyn PeerPicker) -> R) -> Option<R> {
-        Some(match self.pickers.get()? {
-            Pickers::One(picker) => ask(&**picker),
+        let pickers = self.pickers.read().clone()?;
+        Some(match pickers {
+            Pickers::One(picker) => ask(&*picker),
             Pickers::ByGroup(picker_of) => ask(&*picker_of(group)),
         })
     }
@@ -163,8 +172,15 @@ impl PickerSlot {
     }
 }
 
-impl fmt::Debug for PickerSlot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PickerSlot").finish_non_exhaustive()
+/// Keeps a picker registered until it is dropped.
+#[cfg(feature = "http")]
+pub(crate) struct PickerGuard(PickerSlot);
+
+#[cfg(feature = "http")]
+impl Drop for PickerGuard {
+    fn drop(&mut self) {
+        let picker = self.0.pickers.write().take();
+        // Not under the lock: the drop may run user code.
+        drop(picker);
     }
 }

@@ -1,29 +1,45 @@
-//! The one place that chance comes from.
+//! Random numbers, and the mixing function that they and the hashes share.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number in 0..1, for decisions that need no secrecy. SplitMix64 (Steele et al., OOPSLA '14)
-/// over a counter, seeded per process.
+/// A number in 0..1, for decisions that need no secrecy: SplitMix64 over a counter that is seeded
+/// per process.
 pub(crate) fn unit() -> f64 {
     static COUNTER: LazyLock<AtomicU64> =
         LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0_u64)));
-    let mut z = COUNTER.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
+    let bits = mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed));
     // The upper 53 bits: as many as a double holds.
-    (z >> 11) as f64 / (1_u64 << 53) as f64
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
+
+/// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators", 2014): every bit of the input changes about half of the output's bits.
+pub(crate) fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// 2^64 divided by the golden ratio, odd: SplitMix64's step.
+pub(crate) const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn numbers_spread_over_the_unit_interval() {
-        let numbers: Vec<f64> = (0..10_000).map(|_| super::unit()).collect();
+        let numbers: Vec<f64> = (0..10_000).map(|_| unit()).collect();
         assert!(numbers.iter().all(|n| (0.0..1.0).contains(n)));
         let mean = numbers.iter().sum::<f64>() / 10_000.0;
         assert!((0.48..0.52).contains(&mean), "mean {mean}");
+    }
+
+    #[test]
+    fn mix_is_a_step_of_splitmix64() {
+        // The generator's first output for the seed 0.
+        assert_eq!(mix(GOLDEN_RATIO), 0xe220_a839_7b1d_cdaf);
     }
 }

@@ -9,28 +9,30 @@ use foldhash::fast::RandomState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
+use crate::panics::FirstPanic;
+#[cfg(feature = "http")]
+use crate::peers::PickerGuard;
 use crate::peers::{PeerPicker, PickerSlot, Pickers};
 use crate::sync::{Arc, Mutex, RwLock};
 
 /// A set of groups with different names, which share one peer picker.
 ///
-/// A process has one that is [global](Registry::global), which [`new_group`], [`get_group`] and
-/// [`HttpPool::new`](crate::http::HttpPool::new) use. Others can be made, to have several nodes in
-/// one process or none that is global.
+/// A process has one [global](Registry::global) registry, which [`new_group`], [`get_group`] and
+/// [`HttpPool::new`](crate::http::HttpPool::new) use. Make others to have several nodes in one
+/// process, or none that is global.
 ///
 /// Cloning is cheap, and clones are the same registry. All methods may be called from any thread
-/// at any time, also from hooks.
+/// at any time, also from hooks, getters and pickers: the registry holds no lock while one runs.
 #[derive(Clone, Default)]
 pub struct Registry {
-    inner: Arc<Inner>,
+    inner: Arc<RegistryInner>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct RegistryInner {
     /// Locked before `groups`, where both are.
     hooks: Mutex<Hooks>,
-    /// Read for each request of a peer. Strangers choose the names that are looked up: the hash is
-    /// seeded.
+    /// Read for each request of a peer. Clients choose the names, so the hash is seeded.
     groups: RwLock<HashMap<String, Group, RandomState>>,
     peers: PickerSlot,
 }
@@ -40,8 +42,8 @@ type NewGroupHook = dyn Fn(&Group) + Send + Sync;
 #[derive(Default)]
 struct Hooks {
     new_group_hook: Option<Arc<NewGroupHook>>,
-    /// Taken out by the first group.
     server_start: Option<Box<dyn FnOnce() + Send>>,
+    /// Whether a group was made, which takes `server_start` out.
     any_group_yet: bool,
 }
 
@@ -84,16 +86,18 @@ impl Registry {
         self.inner.groups.read().values().cloned().collect()
     }
 
-    /// Takes a group out. It lives on for those who hold it; peers are told that there is no such
-    /// group, and the name is free again.
+    /// Takes a group out, which frees its name. Its handles stay usable; peers get
+    /// [`ErrorKind::UnknownGroup`].
     pub fn remove_group(&self, name: &str) -> Option<Group> {
         self.inner.groups.write().remove(name)
     }
 
     /// Sets the picker that all groups ask for the owner of a key.
     ///
-    /// Groups use it from the next load on, also those made before. Without one, every key is this
-    /// process's own.
+    /// Groups use it from the next load on, also those made before. It stays for the life of the
+    /// registry. Without a picker, this process owns every key.
+    ///
+    /// An [`HttpPool`](crate::http::HttpPool) registers itself, until it is dropped.
     ///
     /// # Errors
     ///
@@ -102,8 +106,14 @@ impl Registry {
         self.inner.peers.register(Pickers::One(picker))
     }
 
-    /// Sets a function from a group's name to the picker that the group asks. It is called for
-    /// every load, and again where a second peer is asked, so it should only look the picker up.
+    /// Sets the picker until the returned guard is dropped.
+    #[cfg(feature = "http")]
+    pub(crate) fn lend_peer_picker(&self, picker: Arc<dyn PeerPicker>) -> Result<PickerGuard> {
+        self.inner.peers.lend(picker)
+    }
+
+    /// Sets a function from a group's name to the picker that the group asks. Every load calls it,
+    /// and calls it again before it asks a second peer, so it should only look the picker up.
     ///
     /// # Errors
     ///
@@ -114,11 +124,13 @@ impl Registry {
     ) -> Result<()> {
         self.inner
             .peers
-            .register(Pickers::ByGroup(Box::new(picker_of)))
+            .register(Pickers::ByGroup(Arc::new(picker_of)))
     }
 
-    /// Sets a hook that sees every group made from now on, on the thread that makes it, before
-    /// `build` returns.
+    /// Sets a hook that gets every group made from now on, on the thread that makes it, before
+    /// `build` returns. Other threads may find the group in the registry before.
+    ///
+    /// If the hook panics, so does `build`, and the group is not registered.
     ///
     /// # Errors
     ///
@@ -135,13 +147,16 @@ impl Registry {
         Ok(())
     }
 
-    /// Sets a function that runs once, when the first group is made: to start the server that
-    /// answers peers, for instance.
+    /// Sets a function that runs once, when the first group is made: for instance, to start the
+    /// server that answers peers.
+    ///
+    /// If it panics, so does the `build` of that group, and the group is not registered. Another
+    /// function can be set then.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyRegistered`] if there is one, or if a group was made already: then it
-    /// would never run.
+    /// [`ErrorKind::AlreadyRegistered`] if there is one, or if a group was made already, since the
+    /// function would never run.
     pub fn register_server_start(&self, start: impl FnOnce() + Send + 'static) -> Result<()> {
         let mut hooks = self.inner.hooks.lock();
         if hooks.server_start.is_some() {
@@ -185,12 +200,24 @@ impl Registry {
             hooks.any_group_yet = true;
             (hooks.server_start.take(), hooks.new_group_hook.clone())
         };
+        let mut panic = FirstPanic::default();
         if let Some(start) = start {
-            start();
+            panic.catch(start);
+            if panic.is_some() {
+                self.inner.hooks.lock().any_group_yet = false;
+            }
         }
-        if let Some(hook) = hook {
-            hook(&group);
+        if let Some(hook) = hook.filter(|_| !panic.is_some()) {
+            panic.catch(|| hook(&group));
         }
+        if panic.is_some() {
+            let mut groups = self.inner.groups.write();
+            // The hook may have put another group of this name in.
+            if groups.get(name).is_some_and(|other| other.is(&group)) {
+                groups.remove(name);
+            }
+        }
+        panic.resume();
         Ok(group)
     }
 }
@@ -219,9 +246,9 @@ pub fn get_group(name: &str) -> Option<Group> {
     Registry::global().get_group(name)
 }
 
-fn already(what: &str) -> Error {
+fn already(hook: &str) -> Error {
     Error::new(
         ErrorKind::AlreadyRegistered,
-        format!("this registry has {what}; make a Registry of its own for another"),
+        format!("this registry has {hook}; make a Registry of its own for another"),
     )
 }

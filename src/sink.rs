@@ -1,4 +1,4 @@
-//! Destinations of values: what a getter fills, and what a caller gets its value in.
+//! Destinations of values: a getter fills one, and a caller gets its value in one.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use crate::message::{ProtoDecode, ProtoMessage};
 
 /// Receives a value.
 ///
-/// A getter gets one to fill; `Group::get_into` fills the caller's. Only
-/// [`set_bytes`](Self::set_bytes) must be written to make a destination of one's own.
+/// A getter gets a sink to fill; `Group::get_into` fills the caller's. An implementation needs
+/// [`set_bytes`](Self::set_bytes) alone. It may panic: the panic reaches the caller of `get_into`,
+/// and the value stays cached.
 ///
-/// A getter sets exactly one value; its sink answers a second with [`ErrorKind::SetTwice`].
+/// A getter sets exactly one value; its sink refuses a second with [`ErrorKind::SetTwice`].
 pub trait Sink {
     /// Takes a copy of `value`.
     ///
@@ -37,7 +38,10 @@ pub trait Sink {
     /// [`ErrorKind::Sink`] if the message cannot be encoded; else as
     /// [`set_bytes`](Self::set_bytes).
     fn set_proto(&mut self, message: &dyn ProtoMessage) -> Result<()> {
-        self.set_bytes(&encode(message)?)
+        let encoded = message
+            .encode()
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the message cannot be encoded", e))?;
+        self.set_bytes(&encoded)
     }
 
     /// Takes a view, sharing its bytes where the destination can hold a view.
@@ -49,42 +53,44 @@ pub trait Sink {
         self.set_bytes(value)
     }
 
-    /// Says how long the value is good for, from now; a group's `time_to_live` can only shorten
-    /// it. Destinations of callers ignore it, getters may call it before or after setting.
+    /// Sets how long the value may be cached, from now; a group's `time_to_live` can only shorten
+    /// it. Getters may call it before or after they set the value; destinations of callers ignore
+    /// it. `Duration::MAX` is no limit.
     fn expire_in(&mut self, ttl: Duration) {
         let _ = ttl;
     }
 }
 
-fn encode(message: &dyn ProtoMessage) -> Result<Vec<u8>> {
-    message
-        .encode()
-        .map_err(|e| Error::with_source(ErrorKind::Sink, "the message cannot be encoded", e))
+/// The methods of a sink that passes values on to another one.
+macro_rules! forward {
+    ($self:ident => $to:expr) => {
+        fn set_bytes(&mut $self, value: &[u8]) -> Result<()> {
+            $to.set_bytes(value)
+        }
+
+        fn set_str(&mut $self, value: &str) -> Result<()> {
+            $to.set_str(value)
+        }
+
+        fn set_proto(&mut $self, message: &dyn ProtoMessage) -> Result<()> {
+            $to.set_proto(message)
+        }
+
+        fn set_view(&mut $self, value: &ByteView) -> Result<()> {
+            $to.set_view(value)
+        }
+
+        fn expire_in(&mut $self, ttl: Duration) {
+            $to.expire_in(ttl);
+        }
+    };
 }
 
 impl<S: Sink + ?Sized> Sink for &mut S {
-    fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
-        (**self).set_bytes(value)
-    }
-
-    fn set_str(&mut self, value: &str) -> Result<()> {
-        (**self).set_str(value)
-    }
-
-    fn set_proto(&mut self, message: &dyn ProtoMessage) -> Result<()> {
-        (**self).set_proto(message)
-    }
-
-    fn set_view(&mut self, value: &ByteView) -> Result<()> {
-        (**self).set_view(value)
-    }
-
-    fn expire_in(&mut self, ttl: Duration) {
-        (**self).expire_in(ttl);
-    }
+    forward!(self => (**self));
 }
 
-/// Replaces the vector's contents; its allocation is used again.
+/// Replaces the vector's contents and reuses its allocation.
 impl Sink for Vec<u8> {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         self.clear();
@@ -135,17 +141,7 @@ macro_rules! sink_around {
         }
 
         impl Sink for $name<'_> {
-            fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
-                self.0.set_bytes(value)
-            }
-
-            fn set_str(&mut self, value: &str) -> Result<()> {
-                self.0.set_str(value)
-            }
-
-            fn set_view(&mut self, value: &ByteView) -> Result<()> {
-                self.0.set_view(value)
-            }
+            forward!(self => self.0);
         }
     };
 }
@@ -161,7 +157,7 @@ sink_around!(
 );
 
 sink_around!(
-    /// Fills a `Vec<u8>` with a copy of the value, which the caller may change as it likes.
+    /// Fills a `Vec<u8>` with a copy of the value, which the caller may change.
     AllocatingByteSliceSink(Vec<u8>)
 );
 
@@ -245,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_setter_reaches_the_destination() {
+    fn every_setter_fills_the_destination() {
         let mut text = String::from("old");
         StringSink::new(&mut text).set_bytes(b"new").unwrap();
         assert_eq!(text, "new");
@@ -267,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn text_refuses_what_is_not_utf8_and_keeps_what_it_had() {
+    fn string_refuses_invalid_utf8_and_keeps_its_text() {
         let mut text = String::from("old");
         let error = text.set_bytes(&[0xff]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Sink);
@@ -287,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_of_ones_own_needs_only_set_bytes() {
+    fn sink_needs_only_set_bytes() {
         struct Count(usize);
         impl Sink for Count {
             fn set_bytes(&mut self, value: &[u8]) -> Result<()> {

@@ -1,11 +1,11 @@
-//! Counters: what a group did, what its shares hold.
+//! The counters of a group and of the two shares of its cache.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// A counter that any number of threads add to.
+/// A counter for any number of threads.
 ///
-/// It orders nothing: a reading can lag behind other memory, never behind itself.
+/// All accesses are relaxed: they order no other memory accesses.
 #[derive(Debug, Default)]
 pub struct AtomicInt(AtomicI64);
 
@@ -39,10 +39,10 @@ impl fmt::Display for AtomicInt {
     }
 }
 
-/// What a group has done since it was made. Each number only grows.
+/// The counters of a group since it was made. Each number only grows.
 ///
-/// The numbers are read one after the other while others count on, so sums across them can be off
-/// by the calls under way.
+/// The numbers are read one after the other while other threads count, so sums across them can be
+/// off by the calls under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -52,18 +52,18 @@ pub struct Stats {
     pub cache_hits: u64,
     /// Loads answered by a peer.
     pub peer_loads: u64,
-    /// Exchanges with a peer that failed: not reached, too late, not understood. A peer that
-    /// answers "not found", or that its getter failed, has answered.
+    /// Exchanges with a peer that failed: the peer was not reached, too late, or its response was
+    /// not valid. An error of the peer's getter, "not found" included, is no failed exchange.
     pub peer_errors: u64,
     /// Gets that found nothing cached: `gets - cache_hits`.
     pub loads: u64,
-    /// Loads left after those of the same key at the same time were merged: flights led here.
+    /// Loads left after those of one key at the same time were merged: the flights that started.
     pub loads_deduped: u64,
     /// Runs of the getter that set a value.
     pub local_loads: u64,
     /// Runs of the getter that failed; "not found" counts here.
     pub local_load_errs: u64,
-    /// Gets that came from peers.
+    /// Gets by peers.
     pub server_requests: u64,
 }
 
@@ -73,11 +73,11 @@ pub struct Stats {
 pub enum CacheType {
     /// Keys that this process owns.
     Main,
-    /// Copies of keys that other processes own, asked for here.
+    /// Copies of keys that other processes own.
     Hot,
 }
 
-/// What one share of a group's cache holds and has done.
+/// The contents and the counters of one share of a group's cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
@@ -89,7 +89,7 @@ pub struct CacheStats {
     pub gets: u64,
     /// Look-ups that found a live entry.
     pub hits: u64,
-    /// Entries pushed out to make room. Expiry, removal and replacement are not counted.
+    /// Entries evicted to make room. Expiry, removal and replacement do not count.
     pub evictions: u64,
 }
 
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_atomic_int_counts_from_all_threads() {
+    fn atomic_int_counts_all_threads() {
         let n = AtomicInt::new();
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -1,9 +1,9 @@
-//! The one place that imports locks, atomics and threads: std's, or loom's under `--cfg larder_loom`.
+//! Locks, atomics and threads: std's, or loom's under `--cfg larder_loom`.
 //!
-//! The locks here do not poison. A value that user code could leave half-changed is never behind
-//! one of them: user code (getters, hooks, listeners) is always called with no lock held.
+//! The locks here do not poison. User code (getters, hooks, listeners) always runs with no lock
+//! held, so its panic cannot leave a value behind a lock half-changed.
 
-// Reference counts are std's in both: no protocol of ours rests on them, and loom's `Arc` cannot
+// std's in both: no lock protocol of the crate depends on reference counts, and loom's `Arc` cannot
 // hold slices or trait objects.
 pub(crate) use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use std::sync as imp;
 #[cfg(larder_loom)]
 use loom::sync as imp;
 
-/// Loom's, which knows no `const` initializers.
+/// loom's, which takes no `const` initializers.
 #[cfg(larder_loom)]
 macro_rules! loom_thread_local {
     ($(#[$attr:meta])* static $name:ident: $type:ty = const $init:block;) => {
@@ -34,14 +34,12 @@ use std::time::Duration;
 
 pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
-/// A value on cache lines of its own, two of them, since processors fetch lines in pairs: what many
-/// threads write, kept apart from what they only read.
-#[cfg(feature = "http")]
+/// A value on two cache lines of its own, since processors fetch lines in pairs. It avoids false
+/// sharing between data that many threads write and data that they only read.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);
 
-#[cfg(feature = "http")]
 impl<T> std::ops::Deref for Padded<T> {
     type Target = T;
 
@@ -97,7 +95,8 @@ impl Condvar {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits at most `timeout`; may wake early, so callers check their condition and their clock.
+    /// Waits at most `timeout`. Wake-ups may be spurious, so callers check their condition and their
+    /// clock.
     pub(crate) fn wait_timeout<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -119,8 +118,8 @@ impl Condvar {
     }
 }
 
-/// A value set once, in sight of loom: std's own would hide who sets and who looks first, and loom
-/// would not try both.
+/// std's `OnceLock` with its synchronization visible to loom, which then explores both orders of a
+/// `set` and a `get`.
 #[cfg(larder_loom)]
 pub(crate) struct OnceLock<T> {
     is_set: atomic::AtomicBool,

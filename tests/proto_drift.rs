@@ -1,6 +1,6 @@
-//! The checked-in protobuf code is what pb-rs generates from the proto files beside it.
+//! The checked-in protobuf code is the output of pb-rs for the proto files.
 //!
-//! `LARDER_REGENERATE=1 cargo test --test proto_drift` writes it anew.
+//! `LARDER_REGENERATE=1 cargo test --test proto_drift` generates it again.
 
 use std::fs;
 use std::path::Path;
@@ -8,16 +8,26 @@ use std::path::Path;
 use pb_rs::{ConfigBuilder, types::FileDescriptor};
 
 #[test]
-fn the_peers_messages_match_their_proto_file() {
-    // Borrowed: a request or an answer is decoded without copying it.
+fn messages_of_peers_match_their_proto_file() {
+    // Borrowed, so that a request or an answer is decoded without a copy.
     check("proto/groupcache.proto", "src/pb/groupcachepb.rs", false);
 }
 
 #[test]
-fn the_tests_message_matches_its_proto_file() {
+fn message_of_tests_matches_its_proto_file() {
     check(
         "tests/testpb/message.proto",
         "tests/testpb/message.rs",
+        true,
+    );
+}
+
+#[test]
+fn message_of_example_matches_its_proto_file() {
+    let folder = "examples/proto_sink";
+    check(
+        &format!("{folder}/product.proto"),
+        &format!("{folder}/product.rs"),
         true,
     );
 }

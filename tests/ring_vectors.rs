@@ -1,14 +1,14 @@
-//! Who owns which key, as Go programs say it, and as our rings must.
+//! The rings have the owners that Go programs compute.
 //!
-//! `tests/interop/ring-vectors.json` was written by `tests/interop/go`: golang's rings by
-//! golang/groupcache itself, mailgun's and v3's by an implementation of their own there.
-//! `tests/interop/run.sh` writes it anew and compares.
+//! `tests/interop/go` wrote `tests/interop/ring-vectors.json`: the rings of golang by golang/groupcache
+//! itself, those of mailgun and v3 by a second implementation in Go. `tests/interop/run.sh` generates
+//! the file again and compares.
 
 use larder::consistent_hash::{Map, Preset};
 use serde_json::Value;
 
 #[test]
-fn owners_are_those_that_go_programs_find() {
+fn owners_equal_those_of_go_programs() {
     let vectors: Value = serde_json::from_str(include_str!("interop/ring-vectors.json")).unwrap();
     let texts = |name: &str| -> Vec<String> {
         let texts = vectors[name].as_array().unwrap().iter();
@@ -18,7 +18,7 @@ fn owners_are_those_that_go_programs_find() {
     assert_eq!((keys.len(), peers.len()), (1000, 50));
 
     let rings = vectors["rings"].as_array().unwrap();
-    // Of 3, 10 and 50 peers, with 50 and 160 replicas: golang's with three hashes, the other two.
+    // Of 3, 10 and 50 peers, with 50 and 160 replicas: golang with three hashes, and the other two.
     assert_eq!(rings.len(), 3 * 2 * (3 + 2));
     for vector in rings {
         let count = |name: &str| usize::try_from(vector[name].as_u64().unwrap()).unwrap();
@@ -30,7 +30,7 @@ fn owners_are_those_that_go_programs_find() {
             ("golang", "fnv1a%251") => Map::new(replicas, |bytes| (fnv1a_32(bytes) % 251).into()),
             ("mailgun", "") => Map::with_replicas(Preset::Mailgun, replicas),
             ("v3", "") => Map::with_replicas(Preset::GroupcacheGo, replicas),
-            other => panic!("a ring that is not known: {other:?}"),
+            other => panic!("unknown ring: {other:?}"),
         }
         .unwrap();
         ring.add(peers);
@@ -57,7 +57,7 @@ fn owners_are_those_that_go_programs_find() {
     }
 }
 
-/// A node as the vectors name it: A to Z, then a to z.
+/// The letter of a node in the vectors: A to Z, then a to z.
 fn letter(node: Option<&str>, peers: &[String]) -> char {
     let place = peers
         .iter()
@@ -66,7 +66,7 @@ fn letter(node: Option<&str>, peers: &[String]) -> char {
     char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[place])
 }
 
-/// The generator's hash of its own: FNV-1a, 32 bits.
+/// FNV-1a, 32 bits: the other hash of the generator.
 fn fnv1a_32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, &byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

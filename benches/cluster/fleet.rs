@@ -1,4 +1,4 @@
-//! The nodes as the parent sees them, and what they counted.
+//! The parent's handles of the nodes, and their counts.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::GETS;
 
-/// In so many steps the nodes get; between them all wait for each other.
+/// The steps of a run. Between two steps all nodes wait for each other.
 pub const STEPS: usize = 50;
 
-/// What was counted in one run of a cluster.
+/// The counts of one run of a cluster.
 pub struct Run {
-    /// Of all nodes together, after each step; at the beginning nothing.
+    /// Of all nodes together after each step; the first is zero.
     counts: Vec<Counts>,
     /// Keys that each node owns.
     pub owned: Vec<f64>,
@@ -29,7 +29,7 @@ struct Counts {
 }
 
 impl Run {
-    /// The part of the gets from one step to another that left their node.
+    /// The percentage of the gets from one step to another that left their node.
     pub fn leave_pct(&self, from: usize, to: usize) -> f64 {
         let asked = self.counts[to].asked - self.counts[from].asked;
         100.0 * asked / gets(from, to)
@@ -58,14 +58,14 @@ fn gets(from: usize, to: usize) -> f64 {
     ((to - from) * (GETS / STEPS)) as f64
 }
 
-/// The processes. Dropping it ends them.
+/// The processes, killed when it is dropped.
 pub struct Fleet {
     nodes: Vec<Node>,
     owned: Vec<f64>,
 }
 
 impl Fleet {
-    /// Starts the nodes and makes them known to each other.
+    /// Starts the nodes and gives each the list of all.
     pub fn start(size: usize, admission: &str, room: f64, round: u64) -> Fleet {
         let mut nodes: Vec<Node> = (0..size)
             .map(|n| {
@@ -83,7 +83,7 @@ impl Fleet {
             .map(|node| {
                 let line = node.answer();
                 let url = line.strip_prefix("at ");
-                url.unwrap_or_else(|| panic!("a node said {line}"))
+                url.unwrap_or_else(|| panic!("unexpected line of a node: {line}"))
                     .to_owned()
             })
             .collect();
@@ -99,7 +99,7 @@ impl Fleet {
     /// Runs it from the cold start to the end.
     pub fn run(mut self) -> Run {
         let mut counts = vec![Counts::default()];
-        // The first nodes get once more where the gets cannot be divided evenly.
+        // The first nodes do one more get where the gets cannot be divided evenly.
         let of_step = GETS / STEPS;
         let size = self.nodes.len();
         let mut loads_by_node = Vec::new();
@@ -180,8 +180,7 @@ impl Node {
         writeln!(self.input, "{line}").expect("the node listens");
     }
 
-    /// The next line. A node that says nothing for too long ends the benchmark, and that ends the
-    /// nodes.
+    /// The next line. A node that prints none for too long ends the benchmark and so the other nodes.
     fn answer(&mut self) -> String {
         let line = self.lines.recv_timeout(PATIENCE);
         line.unwrap_or_else(|error| panic!("a node does not answer: {error}"))

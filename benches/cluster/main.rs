@@ -1,28 +1,28 @@
 //! The miss path of a whole cluster: nodes in processes of their own, from a cold start to a steady
 //! state.
 //!
-//! 3 and 10 nodes share 10,000 keys of 16 bytes with values of 100, and get 400,000 times in all,
-//! each node as often as the others, by Zipf 1.0. A node's share of the data is all of it over the
-//! number of nodes. In the `roomy` cases it has room for 1.4 times its share: what it owns fits into
-//! the main share of its cache, and what is left, about a third of its share, keeps copies of
-//! others' values. In the `tight` ones it has room for half of its share, an eighth of which is for
-//! copies: the cluster as a whole keeps at most half of the data.
+//! 3 and 10 nodes share 10,000 keys of 16 bytes with values of 100. They do 400,000 gets in all, by
+//! Zipf 1.0, each node the same number. A node's share of the data is all data over the number of
+//! nodes. In the `roomy` cases a node has room for 1.4 times its share: the keys that it owns fit into
+//! the main share of its cache, and the rest, about a third of its share, keeps copies of others'
+//! values. In the `tight` cases it has room for half of its share, an eighth of which is for copies, so
+//! the whole cluster keeps at most half of the data.
 //!
-//! Implementations are ways to admit copies into the hot share: `larder` keeps all, as it does by
-//! default; `larder hot off` none; `larder coin 10 %` one in ten at random, as golang/groupcache does (the
-//! coin alone is Go's, the eviction is larder's).
+//! The implementations differ in the admission of copies into the hot share: `larder` admits all, which
+//! is the default, `larder hot off` none, and `larder coin 10 %` one in ten at random, like
+//! golang/groupcache (with larder's eviction).
 //!
-//! Everything is counted in gets, nothing in time, so figures do not depend on the machine's speed.
-//! The ports are chosen by the system, so every round has another ring.
+//! Everything is counted in gets, nothing in time, so the figures do not depend on the machine's speed.
+//! The system chooses the ports, so every round has another ring.
 //!
 //! - `leave_pct`: gets for which a node asked another, of all gets in the last fifth of the run;
 //!   `leave_pct_cold` the same in the first fifth
 //! - `origin_pct`: loads at the origin for each get, in the last fifth
 //! - `loads_per_key`: loads at the origin over the different keys that were loaded, in the whole run;
-//!   1 is what one cache that keeps everything would do
-//! - `owned_max_over_mean`, `loads_max_over_mean`: what the node with most of them has, over the mean:
-//!   of 200,000 keys, those that it owns; and of the loads, its own
-//! - `failed_exchanges`: should be 0, else the other figures are not to be trusted
+//!   1 is the figure of one cache that keeps everything
+//! - `owned_max_over_mean`, `loads_max_over_mean`: the maximum of the nodes over their mean, of the
+//!   owned keys among 200,000, and of the loads
+//! - `failed_exchanges`: must be 0, otherwise the other figures mean nothing
 //!
 //! The curves go to `target/larder-bench/cluster-*.svg`, each the mean of the rounds.
 //! `LARDER_CASES` is a comma-separated list of cases to run.
@@ -40,15 +40,14 @@ use plot::{Curve, Plot, Style};
 const KEYS: usize = 10_000;
 /// Of all nodes together.
 const GETS: usize = 400_000;
-/// Of which it is counted who owns them: so many that it is the ring that is seen, and not the luck
-/// of a few keys.
+/// The keys whose owners are counted: so many that the figure shows the ring and not chance.
 const OWNED_KEYS: usize = 200_000;
 
 /// Name, and the room of a node in shares of the data.
 const ROOMS: [(&str, f64); 2] = [("roomy", 1.4), ("tight", 0.5)];
 
-/// Implementation, the name of its admission, and the look of its curves: the later ones thinner, so
-/// that curves can be seen that lie below others.
+/// Implementation, the name of its admission, and the style of its curves. The later curves are thinner,
+/// so that the curves below them are visible.
 const ADMISSIONS: [(&str, &str, Style); 3] = [
     ("larder", "always", ("#1b6ca8", 4.0)),
     ("larder hot off", "never", ("#c0392b", 2.5)),
@@ -93,29 +92,33 @@ fn main() {
                 loads.push(curve(0, &|run, step| run.loads(step) / 1000.0));
             }
         }
-        if leaving.is_empty() {
-            continue;
+        if !leaving.is_empty() {
+            draw(nodes, leaving, loads);
         }
-        let plot = |title: String, y: &'static str, curves| Plot {
-            title,
-            x: "gets of all nodes, thousand",
-            y,
-            curves,
-        };
-        plot(
-            format!("Gets that leave the node, {nodes} nodes"),
-            "% of gets, each point over 8 thousand",
-            leaving,
-        )
-        .write(&format!("cluster-{nodes}-leaving.svg"));
-        plot(
-            format!("Loads at the origin since the cold start, {nodes} nodes"),
-            "loads, thousand",
-            loads,
-        )
-        .write(&format!("cluster-{nodes}-loads.svg"));
     }
     report.finish();
+}
+
+/// Writes the pictures of the clusters with this number of nodes.
+fn draw(nodes: usize, leaving: Vec<Curve>, loads: Vec<Curve>) {
+    let plot = |title: String, y: &'static str, curves| Plot {
+        title,
+        x: "gets of all nodes, thousand",
+        y,
+        curves,
+    };
+    plot(
+        format!("Gets that leave the node, {nodes} nodes"),
+        "% of gets, each point over 8 thousand",
+        leaving,
+    )
+    .write(&format!("cluster-{nodes}-leaving.svg"));
+    plot(
+        format!("Loads at the origin since the cold start, {nodes} nodes"),
+        "loads, thousand",
+        loads,
+    )
+    .write(&format!("cluster-{nodes}-loads.svg"));
 }
 
 fn thousand_gets(step: usize) -> f64 {

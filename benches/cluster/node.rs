@@ -1,13 +1,13 @@
-//! One node of the cluster: a process that answers the parent line by line.
+//! A node of the cluster: a process that answers the lines of its parent.
 //!
 //! It begins with the line `at URL`. Then, each answered by a line of numbers:
 //!
-//! - `peers URL URL …`: sets the peers; `OWNED`, the keys that are this node's
-//! - `run GETS`: gets so often; `ASKED FAILED LOADS`, since the start: exchanges with others, those
-//!   of them that failed, and runs of the getter
-//! - `loaded`: the numbers of the keys that were loaded here, those loaded twice twice
+//! - `peers URL URL …` sets the peers. Answer: `OWNED`, the number of keys that the node owns
+//! - `run GETS` does this number of gets. Answer: `ASKED FAILED LOADS` since the start, which are the
+//!   requests to other nodes, the failed ones among them, and the runs of the getter
+//! - `loaded`. Answer: the numbers of the keys that were loaded here, once for each load
 //!
-//! It ends when its input does, whatever it is doing.
+//! The process ends when its input does.
 
 use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver};
@@ -20,7 +20,7 @@ use larder::{Context, Group, HotAdmission, Registry, Sink};
 use crate::common::{Rng, Zipf};
 use crate::{KEYS, OWNED_KEYS};
 
-/// Plays a node. The arguments are the name of its admission, its room in shares of the data,
+/// Runs a node. The arguments are the name of its admission, its room in shares of the data,
 /// the number of nodes, and a seed for what it gets.
 pub fn be(arguments: &[String]) {
     let [admission, room, nodes, seed] = arguments else {
@@ -33,7 +33,7 @@ pub fn be(arguments: &[String]) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let registry = Registry::new();
-    // Long enough for the slowest machine: that a peer takes its time is not what is measured.
+    // Long enough for the slowest machine. Slow peers are not measured here.
     let pool = HttpPool::builder(&url)
         .registry(&registry)
         .connect_timeout(Duration::from_secs(5))
@@ -75,7 +75,7 @@ pub fn be(arguments: &[String]) {
                 let numbers: Vec<String> = loaded.iter().map(usize::to_string).collect();
                 println!("{}", numbers.join(" "));
             }
-            _ => panic!("not understood: {line}"),
+            _ => panic!("unknown command {line}"),
         }
     }
 }
@@ -118,7 +118,7 @@ fn group(registry: &Registry, admission: HotAdmission, capacity: u64, loaded: Lo
         .expect("the options are right")
 }
 
-/// What a group charges for an entry.
+/// The weight of an entry.
 fn weight() -> u64 {
     let group = group(
         &Registry::new(),

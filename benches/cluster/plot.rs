@@ -1,8 +1,8 @@
 //! Curves as an SVG picture of 800 by 500: axes from 0 with ticks, a grid, a legend.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
+
+use crate::common::write_result;
 
 /// A line through points, in the order of their x.
 pub struct Curve {
@@ -17,7 +17,7 @@ pub type Style = (&'static str, f64);
 
 pub struct Plot {
     pub title: String,
-    /// What the axes show, with the unit.
+    /// The labels of the axes, with the unit.
     pub x: &'static str,
     pub y: &'static str,
     pub curves: Vec<Curve>,
@@ -26,10 +26,7 @@ pub struct Plot {
 impl Plot {
     /// Writes the picture into `target/larder-bench`.
     pub fn write(&self, file: &str) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench");
-        fs::create_dir_all(&directory).expect("target/larder-bench can be made");
-        fs::write(directory.join(file), self.svg()).expect("the picture can be written");
-        println!("drawn: target/larder-bench/{file}");
+        write_result(file, &self.svg());
     }
 
     fn svg(&self) -> String {
@@ -98,9 +95,9 @@ impl Curve {
     }
 }
 
-/// Maps 0 and up onto a stretch of the picture.
+/// Maps values from 0 to the maximum onto a range of pixels.
 struct Scale {
-    /// From one tick to the next: 1, 2 or 5 times a power of ten.
+    /// The distance of two ticks: 1, 2 or 5 times a power of ten.
     step: f64,
     steps: usize,
     from: f64,
@@ -128,7 +125,7 @@ impl Scale {
         self.from + (self.to - self.from) * value / (self.step * self.steps as f64)
     }
 
-    /// Their values, and these as text.
+    /// The values of the ticks, and their labels.
     fn ticks(&self) -> impl Iterator<Item = (f64, String)> {
         let decimals = if self.step < 1.0 { 1 } else { 0 };
         (0..=self.steps).map(move |n| {

@@ -1,10 +1,9 @@
-//! Caches that fill themselves on a miss, each by its own means, with room for the same number of
+//! Caches that fill themselves on a miss, each in its own way, with room for the same number of
 //! entries.
 //!
-//! A value is 100 bytes, a key 16. Each cache weighs an entry in its own way, and its capacity is
-//! so many times the weight of one: larder charges what the allocator and the tables take too, the
-//! others are given the lengths of key and value. So all keep about the same number of entries,
-//! whatever a byte means to them.
+//! A value has 100 bytes, a key 16. Each cache weighs an entry in its own way: larder includes the
+//! memory of the allocator and the tables, the others get the lengths of key and value. The capacity
+//! is the weight of one entry times the number of entries, so all keep about the same number.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -12,24 +11,24 @@ use std::sync::{Arc, Mutex};
 
 use larder::{Context, Group, Registry, Sink};
 
-/// A cache as its callers see it.
+/// The common interface of the caches.
 pub trait Cache: Sync {
     /// The length of the key's value, loaded if it was missing. By `&String`, because mini-moka
     /// cannot look up a `&str`.
     #[allow(clippy::ptr_arg, reason = "see above")]
     fn get(&self, key: &String) -> usize;
 
-    /// What is kept now.
+    /// The number of entries now.
     fn entries(&self) -> u64;
 }
 
-/// What makes a cache for `entries` entries that calls `load` for each value it misses.
+/// Makes a cache for `entries` entries that calls `load` for each miss.
 pub type Make = fn(entries: usize, load: Load) -> Box<dyn Cache>;
 
-/// Where a value comes from: called on the thread of the caller that missed it.
+/// Makes a value, on the thread of the caller.
 pub type Load = fn();
 
-/// All of them, the first three with loads that callers of one key share.
+/// All caches. In the first three, callers of one key share a load.
 pub const ALL: [(&str, Make); 5] = [
     ("larder", larder),
     ("quick_cache", quick_cache),
@@ -38,7 +37,7 @@ pub const ALL: [(&str, Make); 5] = [
     ("lru+Mutex", lru),
 ];
 
-/// How many of [`ALL`] share loads.
+/// The number of caches in [`ALL`] that share loads.
 pub const SHARING: usize = 3;
 
 pub const VALUE: [u8; 100] = [7; 100];
@@ -50,18 +49,18 @@ thread_local! {
     static LOADS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The loads of this thread so far, of all caches together. Not one counter for all threads, which
-/// would be the slowest part of a fill.
+/// The loads of this thread so far, by all caches. Threads do not share a counter, because it would be
+/// the slowest part of a fill.
 pub fn loads() -> u64 {
     LOADS.get()
 }
 
-/// The cheapest load: counts itself.
+/// The cheapest load: it only counts itself.
 pub fn count_load() {
     LOADS.set(LOADS.get() + 1);
 }
 
-/// The `n`th key of a kind, which is a letter: 16 bytes.
+/// The `n`th key of a kind, which is a letter. It has 16 bytes.
 pub fn key(kind: char, n: u64) -> String {
     format!("{kind}{n:015}")
 }
@@ -92,7 +91,7 @@ impl Cache for Group {
     }
 }
 
-/// What the others keep: one allocation, and a clone is one reference more, as with larder.
+/// The value of the other caches: one allocation, and a clone is a new reference, as with larder.
 type Shared = Arc<[u8]>;
 
 fn bytes_of(entries: usize) -> u64 {

@@ -1,4 +1,4 @@
-//! What all benchmarks share: rounds, medians, the table, and the JSON file.
+//! The parts that all benchmarks share: rounds, medians, the table, and the JSON file.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -6,9 +6,9 @@ pub mod caches;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
-/// One figure of one implementation in one case, as measured in each round.
+/// One figure of one implementation in one case, with its values of all rounds.
 pub struct Row {
     pub case: String,
     pub implementation: &'static str,
@@ -81,8 +81,8 @@ impl Report {
         })
     }
 
-    /// Prints one table a metric: a line a case, a column an implementation, medians; and writes
-    /// the JSON file.
+    /// Prints a table of medians for each metric, with a line for each case and a column for each
+    /// implementation. Writes the JSON file.
     pub fn finish(&self) {
         let mut metrics: Vec<(&str, &str)> = Vec::new();
         for row in &self.rows {
@@ -93,11 +93,8 @@ impl Report {
         for (metric, unit) in metrics {
             self.print(metric, unit);
         }
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench");
-        let file = directory.join(format!("{}.json", self.name));
-        fs::create_dir_all(&directory).expect("target/larder-bench can be made");
-        fs::write(&file, self.json()).expect("the JSON file can be written");
-        println!("\nwritten: target/larder-bench/{}.json", self.name);
+        println!();
+        write_result(&format!("{}.json", self.name), &self.json());
     }
 
     fn print(&self, metric: &str, unit: &str) {
@@ -159,7 +156,22 @@ impl Report {
     }
 }
 
-/// A reproducible source of numbers (SplitMix64).
+/// The root of the repository. Cargo starts a benchmark in the folder of its package.
+pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// The path of a file in `target/larder-bench`.
+pub fn result_file(name: &str) -> PathBuf {
+    PathBuf::from(ROOT).join("target/larder-bench").join(name)
+}
+
+/// Writes a file into `target/larder-bench`.
+pub fn write_result(name: &str, text: &str) {
+    fs::create_dir_all(result_file("")).expect("target/larder-bench can be made");
+    fs::write(result_file(name), text).expect("the file can be written");
+    println!("written: target/larder-bench/{name}");
+}
+
+/// A reproducible random number generator (SplitMix64).
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -202,7 +214,7 @@ impl Zipf {
     }
 }
 
-/// A permutation of 0..n, so that popular ranks do not lie side by side in memory.
+/// A permutation of 0..n, so that popular ranks are not neighbours in memory.
 pub fn shuffled(n: usize, rng: &mut Rng) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     for i in (1..n).rev() {
@@ -211,7 +223,7 @@ pub fn shuffled(n: usize, rng: &mut Rng) -> Vec<u32> {
     order
 }
 
-/// Whether a flag such as `--quick` was given. Cargo passes `--bench`, which is ignored.
+/// Whether the flag, such as `--quick`, was given. Cargo passes `--bench`, which is ignored.
 pub fn flag(name: &str) -> bool {
     std::env::args().any(|arg| arg == name)
 }
@@ -219,15 +231,15 @@ pub fn flag(name: &str) -> bool {
 /// One round of a case: every implementation once.
 pub struct Round {
     pub number: usize,
-    /// Whether its figures count. Those of the first round, which warms everything up, do not.
+    /// Whether its figures count. Those of the first round, the warm-up, do not.
     pub counted: bool,
     /// The implementations by their numbers.
     pub order: Vec<usize>,
 }
 
-/// The rounds of a case: an uncounted one, then those of [`rounds`]. Each begins with another
-/// implementation, and every other one goes backwards, so that none is always the first, nor always
-/// after the same, on the caches that the one before has left.
+/// The rounds of a case: a warm-up, then the number of [`rounds`]. Each begins with another
+/// implementation, and every second one has the reverse order. So no implementation is always the
+/// first, or always after the same one and its state of the processor's caches.
 pub fn turns(implementations: usize) -> impl Iterator<Item = Round> {
     (0..=rounds()).map(move |number| {
         let mut order: Vec<usize> = (0..implementations).collect();
@@ -245,13 +257,13 @@ pub fn turns(implementations: usize) -> impl Iterator<Item = Round> {
     })
 }
 
-/// Whether to run a case: `LARDER_CASES` is a comma-separated list of cases, else it is all.
+/// Whether to run a case: `LARDER_CASES` is a comma-separated list of cases. Without it, all run.
 pub fn wanted(case: &str) -> bool {
     let chosen = std::env::var("LARDER_CASES").unwrap_or_default();
     chosen.is_empty() || chosen.split(',').any(|name| name == case)
 }
 
-/// Rounds to run: `LARDER_ROUNDS`, else 5.
+/// The number of rounds: `LARDER_ROUNDS`, or 5.
 pub fn rounds() -> usize {
     std::env::var("LARDER_ROUNDS")
         .ok()

@@ -1,8 +1,9 @@
-//! golang/groupcache: a process for each measurement, started with `fill`, which prints numbers.
+//! golang/groupcache: a process for each measurement, which prints its figures.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+use crate::common::result_file;
 use crate::one_key::{self, Measured};
 use crate::{FILLS, FULL};
 
@@ -10,9 +11,9 @@ pub struct Golang {
     program: PathBuf,
 }
 
-/// The program, where it has been built.
+/// The program, if it was built.
 pub fn node() -> Option<Golang> {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench/golang-node");
+    let program = result_file("golang-node");
     program.exists().then_some(Golang { program })
 }
 

@@ -1,12 +1,12 @@
-//! A miss that fills: the cost of one with a getter that costs nothing, and of many at once for one
-//! key with a getter that takes 1 ms.
+//! A miss that fills: the cost of one miss with a getter that costs nothing, and of many at once for
+//! one key with a getter that takes 1 ms.
 //!
-//! `ns_per_fill` is the time over the number of fills, all threads together, of keys that are all
-//! missing. In `fill-1` and `fill-8`, 1 and 8 threads fill an empty cache with room for twice as
-//! many; the time in which its tables grow and the allocator gets its memory counts. In
-//! `fill-evicting-1` the cache is full, and each fill has to evict. See `common::caches` for what
-//! the caches are told, `one_key` for the rest. golang/groupcache takes part, as a process of its
-//! own that measures the same, where `benches/peers/install.sh` has built it.
+//! `ns_per_fill` is the time over the number of fills of all threads, for keys that are all missing. In
+//! `fill-1` and `fill-8`, 1 and 8 threads fill an empty cache with room for twice as many entries. The
+//! growth of the tables and of the heap is part of the time. In `fill-evicting-1` the cache is full, and
+//! each fill has to evict. `common::caches` describes the capacities, and `one_key` the case
+//! `one-key-8`. If `benches/peers/install.sh` has built golang/groupcache, a process of it measures the
+//! same.
 //!
 //! `LARDER_CASES` is a comma-separated list of cases to run.
 
@@ -23,7 +23,7 @@ use common::{Report, turns, wanted};
 
 /// Fills of one round.
 const FILLS: usize = 200_000;
-/// What the cache that is full has room for.
+/// The room of the full cache, in entries.
 const FULL: usize = 50_000;
 
 /// Name, threads, whether the cache is full.
@@ -47,7 +47,7 @@ fn main() {
                         (*name, fill(*make, &keys, others, threads))
                     }
                     (None, Some(golang)) => ("golang", golang.fill(threads, evicting)),
-                    (None, None) => unreachable!("it has no turn"),
+                    (None, None) => unreachable!("no such implementation"),
                 };
                 if round.counted {
                     report.add(case, name, "ns_per_fill", "ns", ns);
@@ -71,8 +71,8 @@ fn main() {
     report.finish();
 }
 
-/// The nanoseconds of one of the fills that `threads` threads divide among them; into a cache that
-/// is full of others, or into an empty one.
+/// The nanoseconds of a fill, when `threads` threads share all fills. The cache is full of `others`, or
+/// empty.
 fn fill(make: Make, keys: &[String], others: Option<&[String]>, threads: usize) -> f64 {
     let room = if others.is_some() { FULL } else { 2 * FILLS };
     let cache = make(room, count_load);
@@ -101,5 +101,5 @@ fn get_all(cache: &dyn Cache, keys: &[String]) {
     let bytes: usize = keys.iter().map(|key| cache.get(key)).sum();
     let loads = common::caches::loads() - before;
     assert_eq!(bytes, keys.len() * VALUE.len());
-    assert_eq!(loads, keys.len() as u64, "a key was there already");
+    assert_eq!(loads, keys.len() as u64, "a key was present already");
 }

@@ -1,9 +1,9 @@
-//! Eight threads that want one key, missing, whose getter takes 1 ms: one load, and how much later
-//! than the value itself the waiting threads have it.
+//! Eight threads get one missing key with a getter that takes 1 ms: the number of loads, and the delay
+//! of the waiting threads.
 //!
-//! `getter_calls` is the runs of the getter for each key; 1 is right. `followers_p50_us` is the
-//! time from the end of the getter to the return of a get that had begun before and waited, the
-//! median over all such gets. The thread that ran the getter is not among them.
+//! `getter_calls` is the runs of the getter for each key; 1 is right. `followers_p50_us` is the time
+//! from the end of the getter to the return of a get that began earlier and waited: the median over all
+//! such gets, without those of the thread that ran the getter.
 
 use std::cell::Cell;
 use std::sync::Barrier;
@@ -33,7 +33,7 @@ impl Measured {
     }
 }
 
-/// The getter's end in nanoseconds since [`now`] was first called, of the key that all threads are about.
+/// The end of the getter for the current key, in nanoseconds since the first call of [`now`].
 static ENDED: AtomicU64 = AtomicU64::new(0);
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
@@ -57,7 +57,7 @@ pub fn measure(make: Make) -> Measured {
                         let asked = now();
                         cache.get(key);
                         let had = now();
-                        // What the getter wrote happened before its value came here.
+                        // The getter wrote this before its value arrived here.
                         let ended = ENDED.load(Ordering::Relaxed);
                         if !HAS_LED.get() && asked < ended {
                             late.push(had.saturating_sub(ended));

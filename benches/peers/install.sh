@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what `cargo bench --bench hop` compares larder with, from Debian's packages, and builds
-# our node of golang/groupcache, which `--bench fill` runs too. Run it as root, or with the packages there already.
+# Installs the competitors of `cargo bench --bench hop` from Debian's packages, and builds the node of
+# golang/groupcache, which `--bench fill` uses too. Run it as root, or with the packages installed.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/../../target/larder-bench

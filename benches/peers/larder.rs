@@ -1,4 +1,4 @@
-//! larder: an owner of all keys, and a node that owns none and keeps nothing.
+//! larder: a server that owns all keys, and a client that owns none and keeps nothing.
 
 use larder::http::{HttpClient, HttpPool};
 use larder::{Context, Group, HotAdmission, Registry, Sink};

@@ -1,4 +1,4 @@
-//! memcached, if it is installed, and a blocking client of its text protocol.
+//! memcached, if it is installed, and a blocking client for its text protocol.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +21,7 @@ pub fn start() -> Option<Process> {
         assert!(Instant::now() < deadline, "memcached does not answer");
         std::thread::sleep(Duration::from_millis(10));
     }
-    Some(server.saying(address.to_string()))
+    Some(server.with_first_line(address.to_string()))
 }
 
 pub fn connect(address: &str) -> Get<'static> {
@@ -39,7 +39,7 @@ pub fn connect(address: &str) -> Get<'static> {
             if let Some(len) = read_value(&mut stream, &mut buffer) {
                 return len;
             }
-            // Asked for the first time: what the others load, is put there.
+            // The first get of the key: the client stores the value that the other servers load.
             let (size, _) = describe(key);
             let set = format!("set {key} 0 0 {size}\r\n{}\r\n", "v".repeat(size));
             stream.write_all(set.as_bytes()).expect("it listens");
@@ -50,8 +50,8 @@ pub fn connect(address: &str) -> Get<'static> {
     })
 }
 
-/// Reads `VALUE key flags LEN\r\n`, the value, and `\r\nEND\r\n`; in one system call if they fit.
-/// Tells the length of the value; `None` if there is none.
+/// Reads `VALUE key flags LEN\r\n`, the value, and `\r\nEND\r\n`, in one system call if they fit.
+/// Returns the length of the value, or `None` without one.
 fn read_value(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<usize> {
     let mut filled = 0;
     loop {

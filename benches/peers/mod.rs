@@ -1,36 +1,34 @@
 //! Servers and clients in processes of their own, one pair for each implementation.
 //!
-//! A process is this benchmark again, with arguments, or a program of others. They are spoken to
-//! line by line:
+//! A process is this benchmark with other arguments, or another program. The protocol has lines:
 //!
-//! - a server prints the address it listens on, and ends when its input does;
-//! - a client prints `ready`, then answers each line `run SIZE KEYS THREADS MILLIS SLOW_PERCENT` by
-//!   `GETS SECONDS P50_US P99_US`, of the gets that were not slow; the percentage is -1 for calls
-//!   that get [`MANY`] keys each, which only larder's knows.
+//! - a server prints the address that it listens on, and ends when its input does;
+//! - a client prints `ready`, then answers each line `run SIZE KEYS THREADS MILLIS SLOW_PERCENT` with
+//!   `GETS SECONDS P50_US P99_US` of the gets that were not slow. The percentage is -1 for calls that
+//!   get [`MANY`] keys each, which only larder has.
 //!
-//! Keys are `key-SIZE-N`, and `slow-SIZE-N`, which take 50 ms to load. The values lie at the server
-//! from their first get on; a client keeps none.
+//! Keys are `key-SIZE-N`, and `slow-SIZE-N`, which take 50 ms to load. The server keeps the values from
+//! their first get on. A client keeps none.
 
 pub mod larder;
 pub mod memcached;
 pub mod raw;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::larder::http::HttpClient;
 
-use crate::common::Rng;
+use crate::common::{Rng, result_file};
 
-/// A peer as one thread of a client sees it: gets the key's value, and tells its length.
+/// The get of one thread of a client. Returns the length of the key's value.
 pub type Get<'a> = Box<dyn FnMut(&str) -> usize + Send + 'a>;
 
-/// The same for many keys: the lengths of their values together.
+/// A get of many keys. Returns the sum of the lengths of their values.
 pub type GetMany<'a> = dyn Fn(&[String]) -> usize + Sync + 'a;
 
-/// What one run of a client measured.
+/// The figures of one run of a client.
 pub struct Measured {
     pub gets: f64,
     pub seconds: f64,
@@ -40,21 +38,21 @@ pub struct Measured {
     pub cpu: f64,
 }
 
-/// One run: `threads` ask for random keys.
+/// One run: `threads` threads get random keys.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub size: usize,
     pub keys: usize,
     pub threads: usize,
     pub millis: u64,
-    /// Per cent of gets that are of slow keys; [`MANY_AT_ONCE`] for calls of many keys.
+    /// The percentage of gets of slow keys; [`MANY_AT_ONCE`] for calls of many keys.
     pub slow_percent: i32,
 }
 
 /// larder with ureq for everything.
 pub const BY_UREQ: &str = "larder by ureq";
 
-/// How many keys a call gets that gets many.
+/// The keys of a call that gets many.
 pub const MANY: usize = 100;
 
 pub const MANY_AT_ONCE: i32 = -1;
@@ -67,7 +65,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The implementations that are there.
+    /// The installed implementations.
     pub fn all() -> Vec<Pair> {
         let own = |name| {
             let server = Process::own(&[name, "server"]);
@@ -80,7 +78,7 @@ impl Pair {
             let client = |address: &str| Process::own(&["memcached", "client", address]);
             pairs.push(Pair::of("memcached", server, client));
         }
-        let node = golang_node();
+        let node = result_file("golang-node");
         if node.exists() {
             let start = |arguments: &[&str]| Process::start(Command::new(&node).args(arguments));
             pairs.push(Pair::of("golang", start(&["server"]), |address| {
@@ -122,17 +120,17 @@ impl Pair {
     }
 }
 
-/// A child process, ended with its handle.
+/// A child process, killed when it is dropped.
 pub struct Process {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    /// Said already, before the process was asked.
-    said: Option<String>,
+    /// A first line that does not come from the process.
+    first_line: Option<String>,
 }
 
 impl Process {
-    /// This benchmark again, as a server or client.
+    /// This program as a server or client.
     pub fn own(arguments: &[&str]) -> Process {
         let executable = std::env::current_exe().expect("this program has a path");
         Process::start(Command::new(executable).arg("--process").args(arguments))
@@ -148,26 +146,28 @@ impl Process {
             input: child.stdin.take().expect("a pipe"),
             output: BufReader::new(child.stdout.take().expect("a pipe")),
             child,
-            said: None,
+            first_line: None,
         }
     }
 
-    pub fn saying(mut self, line: String) -> Process {
-        self.said = Some(line);
+    pub fn with_first_line(mut self, line: String) -> Process {
+        self.first_line = Some(line);
         self
     }
 
     pub fn line(&mut self) -> String {
-        if let Some(said) = self.said.take() {
-            return said;
+        if let Some(line) = self.first_line.take() {
+            return line;
         }
         let mut line = String::new();
-        self.output.read_line(&mut line).expect("it speaks");
+        self.output
+            .read_line(&mut line)
+            .expect("the process prints a line");
         line.trim_end().to_owned()
     }
 
     fn ask(&mut self, line: &str) -> String {
-        writeln!(self.input, "{line}").expect("it listens");
+        writeln!(self.input, "{line}").expect("the process runs");
         self.line()
     }
 
@@ -203,7 +203,7 @@ impl Drop for Process {
     }
 }
 
-/// What a process started by [`Process::own`] does.
+/// The main function of a process of [`Process::own`].
 pub fn be(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
@@ -257,7 +257,7 @@ pub fn client<'a>(connect: impl Fn() -> Get<'a>, get_many: Option<&GetMany<'_>>)
     }
 }
 
-/// Asks for random keys until the time is over. The nanoseconds of each get that was not slow.
+/// Gets random keys until the time is over. Returns the nanoseconds of each get that was not slow.
 fn asking(mut get: Get<'_>, load: Load, thread: usize) -> Vec<u32> {
     let begun = Instant::now();
     let length = Duration::from_millis(load.millis);
@@ -283,7 +283,7 @@ fn asking(mut get: Get<'_>, load: Load, thread: usize) -> Vec<u32> {
     taken
 }
 
-/// Gets many keys a call. The nanoseconds of each key: its part of the call's.
+/// Gets many keys a call. Returns the nanoseconds of each key: its share of the call.
 fn asking_many(get_many: &GetMany<'_>, load: Load) -> Vec<u32> {
     let keys: Vec<String> = (0..load.keys)
         .map(|n| format!("key-{}-{n}", load.size))
@@ -310,14 +310,10 @@ pub fn describe(key: &str) -> (usize, bool) {
     (size.expect("a key of this benchmark"), slow)
 }
 
-/// How long a slow key takes to load.
+/// The time to load a slow key.
 pub const SLOW: Duration = Duration::from_millis(50);
 
-/// Ends this process, a server, when the one that started it has gone.
+/// Returns when the process that started this one ends, or drops its handle.
 pub fn wait_for_the_end() {
     let _ = std::io::stdin().lines().count();
-}
-
-fn golang_node() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/larder-bench/golang-node")
 }

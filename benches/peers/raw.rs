@@ -1,5 +1,5 @@
-//! The floor of this shape: blocking sockets, a thread a connection, frames with their length in
-//! front, values kept in a map.
+//! The lower bound of this shape: blocking sockets, a thread a connection, frames after their length,
+//! and values in a map.
 
 use std::collections::HashMap;
 use std::io::{IoSlice, Read, Write};
@@ -60,7 +60,7 @@ pub fn connect(address: &str) -> Get<'static> {
     })
 }
 
-/// Reads one frame, nothing behind it; in one system call if it fits the buffer.
+/// Reads one frame and nothing behind it, in one system call if it fits into the buffer.
 fn read_frame<'b>(mut stream: &TcpStream, buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
     let mut filled = 0;
     loop {

@@ -1,108 +1,141 @@
-//! Three processes share a cache of files; one is killed under load, and no caller notices.
+//! Three processes share a cache of files. One is killed under load, and no caller notices.
 //!
 //! ```text
-//! cargo run --release --example cluster [-- --dir DIR --seconds 10 --threads 2 --cache KIB]
+//! cargo run --release --example cluster [-- --dir DIR --seconds 10]
 //! ```
 //!
 //! Starts three processes on free ports of the loopback address. In each, threads get files of a
-//! directory (by default this crate's sources) through a group, popular ones much more often than
-//! others, and compare every byte with the file as it was at the start. Half way one process is
-//! killed (SIGKILL), and at three quarters it is started again on its port. Prints a table once a
-//! second and a summary at the end. The exit status is 1 if a byte differed or a caller saw an
-//! error.
+//! directory (by default the library's sources) through a group, popular files much more often than
+//! others. They compare every byte with the file as it was at the start. Half way, one process is
+//! killed with SIGKILL; at three quarters, it is started again on its port. A table shows once a
+//! second what each process did. The exit status is 1 if a byte differed or a caller got an error.
 //!
-//! A process's cache has room for all of the files by default: its own third, copies of the
-//! popular ones of others, and half of the third of a process that is gone. With less (`--cache`)
-//! more gets go to peers, and while a process is gone, to the files.
+//! `node.rs` is a process of the cluster, as a program of yours would be. `process.rs` starts and
+//! kills processes. This file is the operator of the cluster.
 
-mod corpus;
-mod driver;
 #[path = "../getter_file/file_getter.rs"]
 mod file_getter;
-mod fleet;
-mod latency;
 mod node;
-mod parent;
-mod protocol;
-mod summary;
-mod table;
-mod zipf;
+mod process;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use larder::BoxError;
 use lexopt::prelude::*;
 
-fn main() -> Result<(), BoxError> {
-    match Command::parse()? {
-        Command::Help => println!("{USAGE}"),
-        Command::Node(options) => node::run(&options)?,
-        Command::Cluster(options) => parent::run(&options)?,
-    }
-    Ok(())
-}
+use node::Counts;
+use process::Process;
 
-enum Command {
-    Help,
-    Cluster(parent::Options),
-    /// What the parent starts: this program again, with the hidden word `node`.
-    Node(node::Options),
-}
-
-impl Command {
-    fn parse() -> Result<Command, lexopt::Error> {
-        let mut dir: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/src").into();
-        let mut seconds: u64 = 10;
-        let mut threads: usize = 2;
-        let mut cache_kib: Option<u64> = None;
-        let mut is_node = false;
-        let mut port = 0;
-
-        let mut parser = lexopt::Parser::from_env();
-        while let Some(arg) = parser.next()? {
-            match arg {
-                Long("dir") => dir = parser.value()?.into(),
-                Long("seconds") => seconds = parser.value()?.parse()?,
-                Long("threads") => threads = parser.value()?.parse()?,
-                Long("cache") => cache_kib = Some(parser.value()?.parse()?),
-                Value(word) if word == "node" && !is_node => is_node = true,
-                Long("port") if is_node => port = parser.value()?.parse()?,
-                Short('h') | Long("help") => return Ok(Command::Help),
-                _ => return Err(arg.unexpected()),
-            }
-        }
-        if !(MIN_SECONDS..=3600).contains(&seconds) {
-            return Err(format!("--seconds is {MIN_SECONDS} to 3600").into());
-        }
-        if !(1..=64).contains(&threads) {
-            return Err("--threads is 1 to 64".into());
-        }
-        let cache = cache_kib.map(|kib| kib.saturating_mul(1024));
-        if is_node {
-            let cache = cache.ok_or("a node is told its --cache")?;
-            return Ok(Command::Node(node::Options {
-                dir,
-                port,
-                threads,
-                cache,
-            }));
-        }
-        Ok(Command::Cluster(parent::Options {
-            dir,
-            seconds,
-            threads,
-            cache,
-        }))
-    }
-}
-
-const USAGE: &str = "\
-usage: cluster [--dir DIR] [--seconds 10] [--threads 2] [--cache KIB]
-
-  --dir      the directory whose files are served
-  --seconds  how long the callers read, at least 4
-  --threads  callers in each of the three processes
-  --cache    the cache of each process; by default as large as the files";
-
-/// The kill, the time without the node, and the time after need a second each.
+const NODES: usize = 3;
+/// The node that is killed, counted from 0.
+const VICTIM: usize = 1;
+/// There is at least one report before the kill, one without the node, and one after its restart.
 const MIN_SECONDS: u64 = 4;
+
+fn main() -> Result<(), BoxError> {
+    let mut dir: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/../src").into();
+    let mut seconds: u64 = 10;
+    let mut node = None;
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("dir") => dir = parser.value()?.into(),
+            Long("seconds") => seconds = parser.value()?.parse()?,
+            // How the nodes are started: the port, and the bytes of its cache.
+            Long("node") => node = Some((parser.value()?.parse()?, parser.value()?.parse()?)),
+            Short('h') | Long("help") => {
+                println!("usage: cluster [--dir DIR] [--seconds 10]");
+                return Ok(());
+            }
+            _ => return Err(arg.unexpected().into()),
+        }
+    }
+    match node {
+        Some((port, cache)) => node::run(&dir, port, cache),
+        None => operate(&dir, seconds.max(MIN_SECONDS)),
+    }
+}
+
+/// Runs the cluster and prints what happens.
+fn operate(dir: &Path, seconds: u64) -> Result<(), BoxError> {
+    let files = node::read_files(dir)?;
+    let size: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
+    let (count, kib) = (files.len(), size >> 10);
+    println!("{NODES} nodes share {count} files, {kib} KiB");
+    // An eighth more than the files have: room for keys, and for the overhead of entries.
+    let cache = (size / 8 * 9).max(16 << 10);
+
+    let mut nodes = Vec::new();
+    let mut ports = Vec::new();
+    let mut peers = "peers".to_owned();
+    for number in 1..=NODES {
+        let node = Process::start(dir, 0, cache)?;
+        println!("node {number} listens on 127.0.0.1:{}", node.port);
+        ports.push(node.port);
+        peers += &format!(" http://127.0.0.1:{}", node.port);
+        nodes.push(Some(node));
+    }
+    // Each process is given the same list of URLs.
+    for node in nodes.iter_mut().flatten() {
+        node.ask(&peers)?;
+    }
+
+    println!("{HEADER}");
+    let began = Instant::now();
+    let mut sum = Counts::default();
+    for second in 1..=seconds {
+        let next = began + Duration::from_secs(second);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        for (n, node) in nodes.iter_mut().enumerate() {
+            let Some(node) = node else {
+                println!("{second:>4} s    {}  down", n + 1);
+                continue;
+            };
+            let (_, row) = node.report("report")?;
+            println!("{second:>4} s    {}  up   {row}", n + 1);
+        }
+        if second == seconds / 2 {
+            // The process is killed when its handle is dropped.
+            let victim = nodes[VICTIM].take();
+            sum = victim.ok_or("it is not running")?.report("report")?.0;
+            println!("{second} s: node {} is killed (SIGKILL)", VICTIM + 1);
+        }
+        if second == seconds * 3 / 4 {
+            let mut node = Process::start(dir, ports[VICTIM], cache)?;
+            node.ask(&peers)?;
+            nodes[VICTIM] = Some(node);
+            println!("{second} s: node {} is started again", VICTIM + 1);
+        }
+    }
+    for node in nodes.iter_mut().flatten() {
+        for (sum, count) in sum.iter_mut().zip(node.report("stop")?.0) {
+            *sum += count;
+        }
+    }
+    summarize(&sum, began.elapsed())
+}
+
+/// It is an error if a caller got an error or a wrong value.
+fn summarize(sum: &Counts, time: Duration) -> Result<(), BoxError> {
+    let (calls, errors, differing) = (sum[node::CALLS], sum[node::ERRORS], sum[node::DIFFERING]);
+    let (seconds, mib) = (time.as_secs_f64(), sum[node::BYTES] >> 20);
+    println!("\ncallers   {calls} gets in {seconds:.1} s, {errors} errors");
+    println!("values    {mib} MiB compared with the files, {differing} values differ");
+    match (calls, errors + differing) {
+        (0, _) => Err("the callers got nothing".into()),
+        (_, 0) => Ok(()),
+        _ => Err(format!("{errors} errors, {differing} values differ").into()),
+    }
+}
+
+const HEADER: &str = "
+gets/s   gets of the node's own callers and of other nodes
+main     share of these found in the share of the cache for keys that the node owns
+hot      share of these found in the share for copies of other nodes' keys
+peers/s  gets that another node answered
+failed   requests to other nodes that failed, so far
+disk     files read, so far
+
+  time node  state   gets/s     main      hot  peers/s  failed    disk";

@@ -1,128 +1,162 @@
 //! One process of the cluster: a group of files, its server, and its callers.
 
 use std::fs;
-use std::io::{self, BufRead, Write};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use larder::http::HttpPool;
-use larder::{BoxError, CacheType, Context, Getter, Group, Sink};
+use larder::{BoxError, CacheType, Group};
 
-use crate::corpus::MAX_FILE;
-use crate::driver::{Drivers, Reference};
 use crate::file_getter::FileGetter;
-use crate::latency::Histogram;
-use crate::protocol::{Counts, FromNode, Report, ToNode};
 
-pub struct Options {
-    pub dir: PathBuf,
-    /// 0 to let the system choose one.
-    pub port: u16,
-    pub threads: usize,
-    /// The capacity of the group, in bytes.
-    pub cache: u64,
-}
+/// Larger files are left out. Each node keeps all the others in memory, to compare with.
+const MAX_FILE: u64 = 4 << 20;
 
-/// Does what the parent says until it says no more.
+/// The threads of each node that get files.
+const CALLERS: u64 = 2;
+
+/// The numbers with which a report begins, by their places.
+pub type Counts = [u64; 4];
+pub const CALLS: usize = 0;
+pub const ERRORS: usize = 1;
+pub const DIFFERING: usize = 2;
+pub const BYTES: usize = 3;
+
+/// Runs a node: prints its port, then answers each line of standard input.
 ///
-/// Standard input ends when the parent does, however it does: so no node is left behind.
-pub fn run(options: &Options) -> Result<(), BoxError> {
-    let listener = listen(options.port)?;
+/// Standard input ends when the parent does, however it ends. So no node outlives it.
+pub fn run(dir: &Path, port: u16, cache: u64) -> Result<(), BoxError> {
+    let listener = listen(port)?;
     let port = listener.local_addr()?.port();
     let pool = HttpPool::new(&format!("http://127.0.0.1:{port}"))?;
     let group = Group::builder("files")
-        .max_capacity(options.cache)
-        .build(TellingGetter(FileGetter::new(&options.dir, MAX_FILE)?))?;
+        .max_capacity(cache)
+        .build(FileGetter::new(dir, MAX_FILE)?)?;
     let _server = pool.server().serve_listener(listener)?;
-    tell(FromNode::Listening(port));
+    println!("{port}");
 
-    let mut files = Vec::new();
-    let mut callers: Option<Drivers> = None;
-    let mut latency_told = Histogram::default();
-    for line in io::stdin().lock().lines() {
-        match line?.parse()? {
-            ToNode::File(name) => files.push(Reference {
-                bytes: read(&options.dir, &name)?,
-                name,
-            }),
-            ToNode::Peers(urls) => {
-                pool.set(&urls)?;
-                tell(FromNode::Ready);
-            }
-            ToNode::Run => {
-                let files = std::mem::take(&mut files);
-                let seed = u64::from(port) << 16 | u64::from(std::process::id());
-                let started = Drivers::start(options.threads, seed, &group, files, Arc::new(tell))?;
-                callers = Some(started);
-            }
-            ToNode::Report => report(&group, callers.as_ref(), &mut latency_told),
-            ToNode::Stop => {
-                if let Some(callers) = &mut callers {
-                    callers.stop();
+    let files = read_files(dir)?;
+    let callers = Callers::default();
+    let mut last = [0; 4];
+    thread::scope(|scope| {
+        for line in io::stdin().lines() {
+            let line = line?;
+            let mut words = line.split(' ');
+            match words.next() {
+                Some("peers") => {
+                    pool.set(words)?;
+                    for n in 1..=CALLERS {
+                        let seed = n << 32 | u64::from(port);
+                        let (callers, group, files) = (&callers, &group, &files);
+                        scope.spawn(move || callers.run(group, files, seed));
+                    }
+                    println!("ready");
                 }
-                report(&group, callers.as_ref(), &mut latency_told);
-                tell(FromNode::Stopped);
+                // After "stop" the server goes on: the callers of other nodes may still be at work.
+                Some(command @ ("report" | "stop")) => {
+                    callers.stop.fetch_or(command == "stop", Ordering::Relaxed);
+                    report(&callers, &group, &mut last);
+                }
+                _ => return Err(format!("unknown command {line:?}").into()),
+            }
+        }
+        std::process::exit(0);
+    })
+}
+
+/// Threads that get files until they are stopped.
+#[derive(Default)]
+struct Callers {
+    stop: AtomicBool,
+    counts: [AtomicU64; 4],
+}
+
+impl Callers {
+    fn run(&self, group: &Group, files: &[File], mut random: u64) {
+        let count = |at: usize, n: u64| self.counts[at].fetch_add(n, Ordering::Relaxed);
+        while !self.stop.load(Ordering::Relaxed) {
+            // xorshift64: Marsaglia, "Xorshift RNGs", 2003.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let uniform = (random >> 11) as f64 / (1_u64 << 53) as f64;
+            // The first files are popular, most are not.
+            let (name, bytes) = &files[(files.len() as f64 * uniform.powi(3)) as usize];
+            count(CALLS, 1);
+            match group.get(name) {
+                Ok(value) if value == *bytes => drop(count(BYTES, bytes.len() as u64)),
+                Ok(_) => {
+                    count(DIFFERING, 1);
+                    eprintln!("{name}: the value differs from the file");
+                }
+                Err(error) => {
+                    count(ERRORS, 1);
+                    eprintln!("{name}: {:?}: {error}", error.kind());
+                }
             }
         }
     }
-    // The parent is done with this node, or gone: nobody is left to finish a get for.
-    std::process::exit(0);
 }
 
-/// Reads files, and tells the parent of each.
-struct TellingGetter(FileGetter);
-
-impl Getter for TellingGetter {
-    fn get(&self, ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
-        tell(FromNode::Loaded(key.to_owned()));
-        self.0.get(ctx, key, dest)
-    }
-}
-
-fn report(group: &Group, callers: Option<&Drivers>, latency_told: &mut Histogram) {
-    let callers_counts = callers.map(Drivers::counts).unwrap_or_default();
-    let latency = callers.map(Drivers::latency).unwrap_or_default();
+/// Prints the counts of the callers, then a row of the table. The group's counters are the way to
+/// watch a node.
+fn report(callers: &Callers, group: &Group, last: &mut [u64; 4]) {
     let stats = group.stats();
-    let report = Report {
-        counts: Counts {
-            gets: stats.gets,
-            main_hits: group.cache_stats(CacheType::Main).hits,
-            hot_hits: group.cache_stats(CacheType::Hot).hits,
-            peer_loads: stats.peer_loads,
-            peer_errors: stats.peer_errors,
-            local_loads: stats.local_loads,
-            ..callers_counts
-        },
-        latency: latency.since(latency_told),
-    };
-    *latency_told = latency;
-    tell(FromNode::Report(Box::new(report)));
+    let main_hits = group.cache_stats(CacheType::Main).hits;
+    let hot_hits = group.cache_stats(CacheType::Hot).hits;
+    let now = [stats.gets, main_hits, hot_hits, stats.peer_loads];
+    let [gets, main, hot, peers] = std::array::from_fn(|i| now[i] - last[i]);
+    *last = now;
+    let (main, hot) = (
+        main as f64 / gets.max(1) as f64,
+        hot as f64 / gets.max(1) as f64,
+    );
+    for count in &callers.counts {
+        print!("{} ", count.load(Ordering::Relaxed));
+    }
+    let (failed, disk) = (stats.peer_errors, stats.local_loads);
+    println!("{gets:>9} {main:>8.3} {hot:>8.3} {peers:>8} {failed:>7} {disk:>7}");
 }
 
-/// Writes a line to the parent. Without a parent there is nothing left to do.
-fn tell(message: FromNode) {
-    let line = format!("{message}\n");
-    let mut out = io::stdout().lock();
-    if out
-        .write_all(line.as_bytes())
-        .and_then(|()| out.flush())
-        .is_err()
-    {
-        std::process::exit(0);
+/// The path below the directory, with forward slashes, which is the key; and the bytes.
+type File = (String, Vec<u8>);
+
+/// The files below a directory, in the order of their names. Hidden files, symbolic links and files
+/// over [`MAX_FILE`] are left out.
+pub fn read_files(dir: &Path) -> Result<Vec<File>, BoxError> {
+    let mut files = Vec::new();
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        let path = dir.join(&folder);
+        let entries =
+            fs::read_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let name = match entry.file_name().into_string() {
+                Ok(name) if !name.starts_with('.') => format!("{folder}{name}"),
+                _ => continue,
+            };
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(name + "/");
+            } else if kind.is_file() && entry.metadata()?.len() <= MAX_FILE {
+                files.push((name, fs::read(entry.path())?));
+            }
+        }
+    }
+    files.sort();
+    match files.len() {
+        0 => Err(format!("there are no files in {}", dir.display()).into()),
+        _ => Ok(files),
     }
 }
 
-fn read(dir: &Path, name: &str) -> Result<Vec<u8>, BoxError> {
-    fs::read(dir.join(name)).map_err(|error| format!("{name}: {error}").into())
-}
-
-/// Listens on a loopback port.
-///
-/// A port that was ours a moment ago is free, but for a connection of some process that the system
-/// may have given this port in the meantime: those come and go.
+/// Listens on a loopback port. After a restart the port may be in use for a moment, by a connection
+/// of another process.
 fn listen(port: u16) -> io::Result<TcpListener> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 
 use larder::{BoxError, Context, Error, Getter, Sink};
 
-/// Keys are paths relative to a directory, such as `http/mod.rs`.
+/// A getter whose keys are paths below a directory, such as `http/mod.rs`.
 pub struct FileGetter {
-    /// With symbolic links resolved: what a key leads to must begin with this.
+    /// Without symbolic links. The path of every file must begin with it.
     root: PathBuf,
     max_size: u64,
 }
@@ -23,12 +23,12 @@ impl FileGetter {
         Ok(FileGetter { root, max_size })
     }
 
-    /// The file that `key` means.
+    /// The file of `key`.
     ///
-    /// Keys come from strangers, by way of peers, so a key is checked twice. As text: only plain
-    /// names, no `..`, no leading slash, no drive. And once it is resolved: a symbolic link below
-    /// the directory must not lead out of it. Whoever can change the directory itself while this
-    /// runs is trusted.
+    /// Keys may come from strangers through peers, so each key is checked twice. As a text it has only
+    /// plain names, no `..`, no leading slash and no drive. After it is resolved, it must still be below
+    /// the directory, because a symbolic link can lead out of it. A program that changes the directory
+    /// while this runs is trusted.
     fn path_of(&self, key: &str) -> Result<PathBuf, BoxError> {
         let plain = Path::new(key)
             .components()
@@ -44,7 +44,7 @@ impl FileGetter {
         if !path.starts_with(&self.root) {
             return Err(outside(key));
         }
-        // Not a directory, and not a pipe, which would be waited for.
+        // Neither a directory nor a pipe; reading a pipe would wait.
         if !path.is_file() {
             return Err(no_such_file(key));
         }
@@ -56,8 +56,8 @@ impl Getter for FileGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         let file = File::open(self.path_of(key)?)?;
         let mut bytes = Vec::new();
-        // One byte more than allowed tells a file that is too large from one that just fits, also
-        // if it grows while it is read.
+        // Reads one byte more than allowed, to detect a file that is too large, also if it grows
+        // meanwhile.
         file.take(self.max_size.saturating_add(1))
             .read_to_end(&mut bytes)?;
         if bytes.len() as u64 > self.max_size {

@@ -1,11 +1,11 @@
-//! Caches files of a directory: not-found is typed, and no key leads out of the directory.
+//! Caches files of a directory. Not-found is typed, and no key leads out of the directory.
 //!
 //! ```text
 //! cargo run --example getter_file [-- --dir DIR [KEY...]]
 //! ```
 //!
-//! Gets each key, by default some of this crate's own sources, one of them twice, and some that
-//! are refused. Prints a line for each, then what the group counted.
+//! Gets each key, by default some of the library's sources, one of them twice, and some keys that are
+//! refused. Prints a line for each, then the counters of the group.
 
 mod file_getter;
 
@@ -78,7 +78,7 @@ impl Args {
         if keys.is_empty() {
             keys.extend(DEFAULT_KEYS.map(str::to_owned));
         }
-        let dir = dir.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/src").into());
+        let dir = dir.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../src").into());
         Ok(Some(Args { dir, keys }))
     }
 }

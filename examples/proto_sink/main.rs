@@ -4,8 +4,8 @@
 //! cargo run --example proto_sink
 //! ```
 //!
-//! Prints a message, loaded and then cached, the size of its bytes, and what happens when a value
-//! is not the message.
+//! Prints a message, loaded and then cached, the number of its bytes, and the error for a value that is
+//! not the message.
 //!
 //! `product.rs` is generated from `product.proto`, as a message that owns its strings:
 //! `pb-rs --dont_use_cow --single-mod --no-headers product.proto`.

@@ -1,7 +1,7 @@
 //! The larder preset shares the ring evenly; its number of replicas is the least that does.
 
-use super::hashes::mix;
 use super::{Map, Preset};
+use crate::random::mix;
 
 /// The arc of the busiest node, with the mean as 1. Exact but for the last rounding.
 fn busiest(ring: &Map) -> f64 {

@@ -25,14 +25,6 @@ pub(super) fn md5_hex(bytes: &[u8]) -> [u8; 32] {
     hex
 }
 
-/// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-/// generators", 2014): every bit of the input changes about half of the output's bits.
-pub(super) fn mix(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
-}
-
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -79,11 +71,5 @@ mod tests {
     #[test]
     fn md5_is_written_in_lower_case() {
         assert_eq!(&md5_hex(b"abc"), b"900150983cd24fb0d6963f7d28e17f72");
-    }
-
-    #[test]
-    fn mix_is_a_step_of_splitmix64() {
-        // The generator's first output for the seed 0.
-        assert_eq!(mix(0x9e37_79b9_7f4a_7c15), 0xe220_a839_7b1d_cdaf);
     }
 }

@@ -4,7 +4,8 @@ use std::cmp::Ordering;
 use std::fmt::{self, Write};
 use std::hash::Hasher;
 
-use super::hashes::{crc32, fnv1, md5_hex, mix};
+use super::hashes::{crc32, fnv1, md5_hex};
+use crate::random::{GOLDEN_RATIO, mix};
 use crate::sync::Arc;
 
 /// The rings that clusters agree on.
@@ -149,9 +150,6 @@ fn host_and_port(node: &str) -> &str {
         .rsplit_once('@')
         .map_or(authority, |(_, host)| host)
 }
-
-/// 2^64 divided by the golden ratio, odd: SplitMix64's step.
-const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]
 mod tests {

@@ -43,7 +43,7 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
-    eviction_listener: Option<Box<EvictionListener>>,
+    eviction_listener: Option<Arc<EvictionListener>>,
     clock: Clock,
 }
 
@@ -148,14 +148,21 @@ impl GroupBuilder {
     /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
     ///
     /// It runs on the thread that removed the entry, afterwards and with no lock held, so it may call
-    /// the group. A slow listener delays only that thread: callers that wait for a value loaded there
-    /// receive it before. A panic propagates in the call that runs on that thread; a loader thread
-    /// survives it.
+    /// the group, also for the key that left. A slow listener delays only that thread: callers that
+    /// wait for a value loaded there receive it before.
+    ///
+    /// Notifications that a listener's own calls cause wait until it has returned, and then run one
+    /// after the other on the same thread. A value that is loaded from within such a later
+    /// notification is returned and not cached, so a listener that loads its own victims comes to an
+    /// end.
+    ///
+    /// If the listener panics, the other entries are still notified, and the panic propagates at the
+    /// end of the call that runs on that thread; a loader thread survives it.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,
     ) -> Self {
-        self.eviction_listener = Some(Box::new(listener));
+        self.eviction_listener = Some(Arc::new(listener));
         self
     }
 

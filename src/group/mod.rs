@@ -25,6 +25,8 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
+use crate::nesting;
+use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight;
 use crate::sink::Sink;
@@ -69,7 +71,7 @@ struct Inner {
     hot_admission: HotAdmission,
     max_key_size: usize,
     max_value_size: usize,
-    eviction_listener: Option<Box<EvictionListener>>,
+    eviction_listener: Option<Arc<EvictionListener>>,
     counters: LoadCounters,
 }
 
@@ -105,6 +107,11 @@ impl Group {
     /// Begins a group of the given name; [`GroupBuilder::build`] registers it.
     pub fn builder(name: impl Into<String>) -> GroupBuilder {
         GroupBuilder::new(name.into())
+    }
+
+    /// Whether the two are handles of one group.
+    pub(crate) fn is(&self, other: &Group) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// The name the group was made with.
@@ -385,20 +392,26 @@ impl Inner {
         let cleared = self.store.clear();
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
-        // Last, so that a listener that panics leaves nothing undone.
-        if let Some(listener) = &self.eviction_listener {
+        let Some(listener) = self.eviction_listener.clone() else {
+            return;
+        };
+        let mut panic = FirstPanic::default();
+        nesting::run_or_queue(&mut panic, move |panic| {
             for entry in cleared.iter() {
-                listener(entry.key(), entry.value(), RemovalCause::Explicit);
+                panic.catch(|| listener(entry.key(), entry.value(), RemovalCause::Explicit));
             }
-        }
+        });
+        panic.resume();
     }
 
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
+        let mut panic = FirstPanic::default();
         while let Some(evicted) = self.store.evict_to_capacity() {
-            self.notify_and_drop(evicted);
+            self.notify_all(evicted, &mut panic);
         }
+        panic.resume();
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::{Inner, LoadKey, Loaded};
 use crate::byteview::ByteView;
+use crate::nesting;
+use crate::panics::FirstPanic;
 use crate::stats::CacheType;
 use crate::store::{Evicted, EvictedEntries, Generation, NewEntry};
 use crate::sync::Arc;
@@ -86,7 +88,8 @@ impl Inner {
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, &view);
-        if !admitted || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
+        let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
+        if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
             return (Loaded { view, expires }, EvictedEntries::default());
         }
         view.make_keyed(key);
@@ -103,18 +106,31 @@ impl Inner {
     }
 
     /// Calls the listener for entries that left the store, then drops them; and goes on evicting if
-    /// the store is still over its capacity. No lock is held here.
-    pub(super) fn notify_and_drop(&self, mut evicted: EvictedEntries) {
+    /// the store is still over its capacity. No lock is held here. A panic of the listener propagates
+    /// when all is done.
+    pub(super) fn notify_and_drop(&self, evicted: EvictedEntries) {
+        let mut panic = FirstPanic::default();
+        self.notify_all(evicted, &mut panic);
+        panic.resume();
+    }
+
+    pub(super) fn notify_all(&self, mut evicted: EvictedEntries, panic: &mut FirstPanic) {
         loop {
-            if let Some(listener) = &self.eviction_listener {
-                for Evicted { entry, cause } in evicted.iter() {
-                    listener(entry.key(), entry.value(), *cause);
-                }
+            let pending = evicted.pending();
+            let listener = self.eviction_listener.as_ref();
+            if let Some(listener) = listener.filter(|_| !evicted.is_empty()) {
+                let listener = listener.clone();
+                nesting::run_or_queue(panic, move |panic| {
+                    for Evicted { entry, cause } in evicted.iter() {
+                        panic.catch(|| listener(entry.key(), entry.value(), *cause));
+                    }
+                });
+            } else {
+                drop(evicted);
             }
-            let Some(pending) = evicted.pending() else {
+            let Some(pending) = pending else {
                 return;
             };
-            drop(evicted);
             evicted = self.store.finish_eviction(pending);
         }
     }

@@ -244,8 +244,8 @@ impl HttpPoolBuilder {
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
     /// `max_value_size` or `max_connections_per_peer`, or replicas out of range;
-    /// [`ErrorKind::AlreadyRegistered`] if the registry has a peer picker. Nothing is registered
-    /// then.
+    /// [`ErrorKind::AlreadyRegistered`] if the registry has a peer picker; that of an [`HttpPool`]
+    /// counts until the pool and its servers are dropped. Nothing is registered then.
     pub fn build(self) -> Result<HttpPool> {
         let own = PeerUrl::parse(&self.self_url)?;
         wire::check_base_path(&self.base_path)?;
@@ -281,7 +281,7 @@ impl HttpPoolBuilder {
             shared: self.shared,
         }));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
-        registry.register_peer_picker(picker.clone())?;
+        let registration = registry.lend_peer_picker(picker.clone())?;
         let endpoint = Endpoint {
             registry,
             base_path: self.base_path,
@@ -294,6 +294,7 @@ impl HttpPoolBuilder {
             picker,
             endpoint,
             shared_with_go,
+            registration,
         ))
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::client::picker::Picker;
 use crate::http::server::answer::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
-use crate::peers::{PeerPicker, PeerSet, ProtoGetter};
+use crate::peers::{PeerPicker, PeerSet, PickerGuard, ProtoGetter};
 use crate::sync::Arc;
 
 /// The peers that share a cache with this process, reached over HTTP.
@@ -34,10 +34,15 @@ use crate::sync::Arc;
 /// # Ok::<(), larder::Error>(())
 /// ```
 ///
-/// Clones are the same pool. Any thread may use it and set its peers at any time. The registry
-/// keeps the peers, and their connections, also when the last clone is gone: set an empty list to
-/// let go of them.
+/// Clones are the same pool. Any thread may use it and set its peers at any time.
+///
+/// The pool is the peer picker of its registry for as long as a clone of it, or a [`Server`] or a
+/// [`ServerBuilder`] that it made, exists; a server counts until its shutdown is over. After that,
+/// groups load every key with their own getter, and another pool can be made for the registry. A
+/// get that is asking a peer at that moment goes on, and then closes its connection. A server that
+/// outlives the last clone goes on with the peers that were set last.
 #[derive(Clone)]
+#[must_use = "dropping the pool and its servers ends the use of its peers"]
 pub struct HttpPool {
     shared: Arc<Shared>,
 }
@@ -49,6 +54,7 @@ struct Shared {
     endpoint: Endpoint,
     /// Whether peers can be Go programs.
     shared_with_go: bool,
+    registration: Arc<PickerGuard>,
 }
 
 impl HttpPool {
@@ -57,6 +63,7 @@ impl HttpPool {
         picker: Arc<Picker>,
         endpoint: Endpoint,
         shared_with_go: bool,
+        registration: PickerGuard,
     ) -> Self {
         HttpPool {
             shared: Arc::new(Shared {
@@ -64,6 +71,7 @@ impl HttpPool {
                 picker,
                 endpoint,
                 shared_with_go,
+                registration: Arc::new(registration),
             }),
         }
     }
@@ -107,7 +115,8 @@ impl HttpPool {
 
     /// A server that answers peers, with limits to set, and pages of the program's own beside them.
     pub fn server(&self) -> ServerBuilder {
-        let builder = ServerBuilder::new(Some(self.shared.endpoint.clone()));
+        let builder = ServerBuilder::new(Some(self.shared.endpoint.clone()))
+            .registration(self.shared.registration.clone());
         if self.shared.shared_with_go {
             builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
         } else {

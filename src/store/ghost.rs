@@ -107,12 +107,10 @@ fn shift_of(len: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::{GOLDEN_RATIO, mix};
 
-    /// SplitMix64's mixing steps.
     fn hash(n: u32) -> u32 {
-        let z = (u64::from(n) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) as u32
+        mix((u64::from(n) + 1).wrapping_mul(GOLDEN_RATIO)) as u32
     }
 
     #[test]

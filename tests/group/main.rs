@@ -26,3 +26,6 @@ mod replacing;
 mod sinks;
 mod stats;
 mod threads;
+mod user_code;
+#[cfg(feature = "http")]
+mod user_code_http;

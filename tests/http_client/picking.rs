@@ -192,7 +192,7 @@ fn options_out_of_range_are_refused_and_register_nothing() {
     ] {
         assert_eq!(builder.build().unwrap_err().kind(), kind);
     }
-    builder().build().unwrap();
+    let _first = builder().build().unwrap();
     let error = builder().build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyRegistered);
 }

@@ -1,4 +1,4 @@
-//! Who owns what: every node says the same, and so each key is loaded once.
+//! All nodes agree on the owner of every key, so each key is loaded once.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -7,13 +7,13 @@ use crate::cluster::{Node, Program, cluster, two_and_two};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn every_node_agrees_on_every_owner_and_each_key_is_loaded_once() {
+fn nodes_agree_on_owners_and_load_each_key_once() {
     let nodes = two_and_two();
     let keys = keys(10_000);
     let owners = agreed_owners(&nodes, &keys);
 
-    // All nodes at once, each in an order of its own, so that most keys are first asked for at
-    // another node than their owner.
+    // All nodes get at once, each in another order, so that most first gets of a key are at a node
+    // that does not own it.
     thread::scope(|scope| {
         for (place, node) in nodes.iter().enumerate() {
             let keys = &keys;
@@ -47,7 +47,7 @@ fn every_node_agrees_on_every_owner_and_each_key_is_loaded_once() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn nodes_agree_with_other_replicas_and_another_hash() {
+fn nodes_agree_on_owners_with_other_replicas_and_hash() {
     for flags in [
         &["--replicas", "160"][..],
         &["--hash", "fnv1a"],
@@ -67,7 +67,7 @@ fn nodes_agree_with_other_replicas_and_another_hash() {
     }
 }
 
-/// The owners that all nodes name. Each node owns some.
+/// The owners of the keys, on which all nodes agree. Each node owns some.
 fn agreed_owners(nodes: &[Node], keys: &[String]) -> Vec<String> {
     let owners = nodes[0].owners(keys);
     for node in &nodes[1..] {
@@ -84,7 +84,7 @@ fn agreed_owners(nodes: &[Node], keys: &[String]) -> Vec<String> {
     owners
 }
 
-/// Keys of many shapes, without those that Go nodes change among themselves: see `keys.rs`.
+/// Keys of many shapes, except those that Go nodes change among themselves: see `keys.rs`.
 fn keys(count: usize) -> Vec<String> {
     let shapes = [
         "key-{}",

@@ -1,4 +1,4 @@
-//! Nodes: processes that are started, asked through their front, stopped and killed.
+//! Nodes: processes that the tests start, ask through their front, stop and kill.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use larder::consistent_hash::{Map, Preset};
 use serde_json::{Value, json};
 
-/// Which program a node is.
+/// The program of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Go,
@@ -17,8 +17,8 @@ pub enum Program {
 }
 
 impl Program {
-    /// Starts a node, which listens when this returns. It ends when it is dropped, or with this
-    /// process, however that ends: its standard input does.
+    /// Starts a node and waits until it listens. It ends when its handle is dropped, or with this
+    /// process, because its standard input ends then.
     pub fn start(self, flags: &[&str]) -> Node {
         let (variable, command) = match self {
             Program::Go => ("LARDER_INTEROP_GO", Some("node")),
@@ -38,7 +38,7 @@ impl Program {
         let stdout = child.stdout.take().expect("a pipe");
         BufReader::new(stdout)
             .read_line(&mut line)
-            .expect("the node speaks");
+            .expect("the node prints a line");
         let url = line.trim().strip_prefix("listening ");
         Node {
             url: url.expect("the node listens").to_owned(),
@@ -58,7 +58,7 @@ pub struct Node {
     _stdin: Option<ChildStdin>,
 }
 
-/// What the front answered.
+/// An answer of the front.
 #[derive(Debug)]
 pub struct Got {
     pub status: u16,
@@ -101,13 +101,12 @@ impl Node {
         );
     }
 
-    /// How often this node's getter ran for each key. Keys that are not UTF-8 are spelled with
-    /// U+FFFD.
+    /// The runs of this node's getter for each key. Bytes of keys that are not UTF-8 are U+FFFD.
     pub fn loads(&self) -> BTreeMap<String, u64> {
         serde_json::from_value(self.json("/loads", &Value::Null)).expect("counts")
     }
 
-    /// How often this node's getter ran for `key`.
+    /// The runs of this node's getter for `key`.
     pub fn loads_of(&self, key: &str) -> u64 {
         self.loads().get(key).copied().unwrap_or(0)
     }
@@ -123,12 +122,12 @@ impl Node {
         self.json("/peers", &json!(urls));
     }
 
-    /// The owner of each key, as this node sees it.
+    /// The owner of each key by this node's ring.
     pub fn owners(&self, keys: &[String]) -> Vec<String> {
         serde_json::from_value(self.json("/owners", &json!(keys))).expect("URLs")
     }
 
-    /// Has the node ask itself for keys, and check their values.
+    /// Makes the node get keys of its own group and check their values.
     pub fn hammer(&self, keys: &[String], threads: usize, time: Duration) -> Value {
         let todo = json!({
             "group": "uncached",
@@ -139,7 +138,7 @@ impl Node {
         self.json("/hammer", &todo)
     }
 
-    /// Waits until a Go node is `serving`, or a larder node `loading`, `count` of them.
+    /// Waits until a Go node is `serving` `count` requests, or a larder node is `loading` `count` keys.
     pub fn wait_for(&self, what: &str, count: usize) {
         self.json(
             &format!("/wait?{what}={count}&timeout_ms=10000"),
@@ -157,12 +156,12 @@ impl Node {
         request("POST", &format!("{}{path}", self.url), body)
     }
 
-    /// Stops the process where it is: the kernel goes on answering for it, and nobody else does.
+    /// Stops the process (SIGSTOP). The kernel still accepts connections for it, but nothing answers.
     pub fn stop(&self) {
         self.signal("-STOP");
     }
 
-    /// Lets a stopped process go on.
+    /// Continues a stopped process.
     pub fn resume(&self) {
         self.signal("-CONT");
     }
@@ -180,7 +179,7 @@ impl Node {
     }
 
     fn end(&mut self) {
-        // Also a stopped process ends by this, which it would not when its input does.
+        // Ends a stopped process, too. The end of its input would not.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -198,12 +197,12 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// Two Go nodes, then two larder nodes, that have each other for peers.
+/// Two Go nodes, then two larder nodes, all peers of each other.
 pub fn two_and_two() -> Vec<Node> {
     cluster([Program::Go, Program::Go, Program::Larder, Program::Larder].map(|p| p.start(&[])))
 }
 
-/// Nodes that have each other for peers.
+/// Nodes that are peers of each other.
 pub fn cluster(nodes: impl IntoIterator<Item = Node>) -> Vec<Node> {
     let nodes: Vec<Node> = nodes.into_iter().collect();
     let urls: Vec<&str> = nodes.iter().map(|node| node.url.as_str()).collect();
@@ -213,7 +212,7 @@ pub fn cluster(nodes: impl IntoIterator<Item = Node>) -> Vec<Node> {
     nodes
 }
 
-/// The first `count` keys `PREFIX0`, `PREFIX1`… that one of `owners` owns, as `judge` sees it.
+/// The first `count` keys `PREFIX0`, `PREFIX1`… that one of `owners` owns, by the ring of `judge`.
 pub fn keys_owned_by(judge: &Node, owners: &[&Node], prefix: &str, count: usize) -> Vec<String> {
     let mut found = Vec::new();
     for start in (0..).step_by(1000) {
@@ -259,7 +258,7 @@ pub fn value_of(key: &[u8]) -> Vec<u8> {
     [b"value-of-", key].concat()
 }
 
-/// One request, outside of any cluster.
+/// One request by plain HTTP.
 pub fn request(method: &str, url: &str, body: &[u8]) -> Got {
     static AGENT: OnceLock<ureq::Agent> = OnceLock::new();
     let agent = AGENT.get_or_init(|| {

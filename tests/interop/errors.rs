@@ -1,16 +1,16 @@
-//! What one side's getter and groups say to the other.
+//! Errors of getters and missing groups, from one side to the other.
 
 use crate::cluster::{Node, keys_of_then, keys_owned_by, request, two_and_two, value_of};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_getter_error_at_a_go_owner_is_found_again_by_our_own_getter() {
+fn getter_error_of_go_owner_is_repeated_by_own_getter() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     for (kind, status) in [("error:", 500), ("missing:", 404)] {
         for key in &keys_of_then(&nodes, go, &nodes[1], kind) {
             let got = larder.get(key);
-            // Go answers 500 and a text, whatever the getter said: our own getter tells them apart.
+            // Go answers 500 and a text to every error. The kind comes from this side's own getter.
             assert_eq!(got.status, status, "{}", got.text());
             let text = format!("no luck with {key}");
             assert!(got.text().contains(&text), "{}", got.text());
@@ -22,7 +22,7 @@ fn a_getter_error_at_a_go_owner_is_found_again_by_our_own_getter() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_getter_error_at_a_larder_owner_makes_go_ask_its_own_getter() {
+fn getter_error_of_larder_owner_makes_go_run_its_own_getter() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     for kind in ["error:", "missing:"] {
@@ -35,7 +35,7 @@ fn a_getter_error_at_a_larder_owner_makes_go_ask_its_own_getter() {
             got.text()
         );
         assert_eq!((go.loads_of(key), larder.loads_of(key)), (1, 1), "{key}");
-        // Between larder nodes the owner's word is an answer.
+        // Between larder nodes the owner's error is the answer.
         let key = &keys_owned_by(go, &[larder], &format!("{kind}ours-"), 1)[0];
         nodes[3].get(key);
         assert_eq!(loads_in(&nodes, key), 1, "{key}");
@@ -44,7 +44,7 @@ fn a_getter_error_at_a_larder_owner_makes_go_ask_its_own_getter() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_group_that_only_one_side_has_is_loaded_there() {
+fn group_of_one_side_is_loaded_by_that_side() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     let gos = &keys_owned_by(go, &[go], "ours-", 1)[0];
@@ -66,10 +66,10 @@ fn a_group_that_only_one_side_has_is_loaded_there() {
     assert_eq!((go.loads_of(ours), loads_in(&nodes, ours)), (1, 1));
 }
 
-/// Why removals and shared exchanges stop at Go nodes.
+/// The reason that removals and batched requests end at Go nodes.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn go_takes_every_method_for_a_get() {
+fn go_answers_every_method_like_get() {
     let nodes = two_and_two();
     let go = &nodes[0];
     for method in ["DELETE", "PUT"] {
@@ -89,7 +89,7 @@ fn go_takes_every_method_for_a_get() {
     let url = format!("{}/_groupcache/values", go.url);
     let got = request("POST", &url, b"");
     assert_eq!((got.status, got.text().trim()), (400, "bad request"));
-    // The removal of groupcache-go v3 is a key to golang/groupcache.
+    // For golang/groupcache the removal request of groupcache-go v3 is a get of a key.
     request("POST", &format!("{url}/_remove-keys/"), b"");
     assert_eq!(loads_in(&nodes, "_remove-keys/"), 1);
 }

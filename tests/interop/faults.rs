@@ -1,4 +1,4 @@
-//! Nodes of one side that die or stop, and callers on the other.
+//! Killed and stopped nodes of one side, and callers of the other side.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::cluster::{Got, Node, Program, keys_of_then, keys_owned_by, two_and_tw
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn no_caller_sees_that_a_go_node_was_killed_or_came_back() {
+fn kill_and_restart_of_go_node_causes_no_error() {
     let mut nodes = two_and_two();
     let victim = nodes.remove(0);
     let (other_go, larder) = (&nodes[0], &nodes[1]);
@@ -26,7 +26,7 @@ fn no_caller_sees_that_a_go_node_was_killed_or_came_back() {
 
     let victim = restart(Program::Go, &url, &nodes);
     let begun = Instant::now();
-    // Keys that nobody has asked for: the others are kept for 10 s by who loaded them in its place.
+    // New keys. A node keeps the others for 10 s, because it loaded them in the owner's place.
     for round in 0.. {
         let fresh = keys_owned_by(other_go, &[&victim], &format!("{round}-after-"), 10);
         assert_clean(&larder.hammer(&fresh, 1, Duration::from_millis(20)));
@@ -43,7 +43,7 @@ fn no_caller_sees_that_a_go_node_was_killed_or_came_back() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn callers_leave_at_their_deadline_while_a_go_node_is_stopped() {
+fn callers_return_at_their_deadline_while_go_node_is_stopped() {
     let nodes = two_and_two();
     let (stopped, other_go, larder) = (&nodes[0], &nodes[1], &nodes[2]);
     let keys = keys_owned_by(other_go, &[stopped], "theirs-", 100);
@@ -62,8 +62,8 @@ fn callers_leave_at_their_deadline_while_a_go_node_is_stopped() {
     }
     println!("80 callers with {deadline:?}: {answered} values, the longest took {longest:?}");
 
-    // Without a deadline there is a value, from our own getter. The other Go node is not asked: it
-    // would ask the stopped one, and wait for ever.
+    // Without a deadline the caller gets the value of its own getter. The other Go node is not
+    // asked: it would ask the stopped node and wait for ever.
     let asked = other_go.stat("server_requests");
     let keys = keys_of_then(&nodes, stopped, other_go, "next-");
     let calls = in_parallel(&keys, keys.len(), |key| larder.get(key));
@@ -104,7 +104,7 @@ fn callers_leave_at_their_deadline_while_a_go_node_is_stopped() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn go_falls_back_while_a_larder_node_is_dead_and_asks_it_again() {
+fn go_loads_itself_while_larder_node_is_dead_and_asks_it_again_later() {
     let mut nodes = two_and_two();
     let victim = nodes.remove(3);
     let go = &nodes[0];
@@ -134,7 +134,7 @@ fn go_falls_back_while_a_larder_node_is_dead_and_asks_it_again() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_stopped_larder_node_holds_go_no_longer_than_gos_own_deadline() {
+fn stopped_larder_node_delays_go_until_gos_own_deadline() {
     let nodes = two_and_two();
     let (go, stopped) = (&nodes[0], &nodes[3]);
     let keys = keys_owned_by(go, &[stopped], "ours-", 20);
@@ -145,7 +145,7 @@ fn a_stopped_larder_node_holds_go_no_longer_than_gos_own_deadline() {
     for got in &calls {
         assert!(got.took <= deadline * 12 / 10, "left after {:?}", got.took);
     }
-    // Without one, Go waits for as long as it takes.
+    // Without a deadline, Go waits without an end.
     thread::scope(|scope| {
         let waiting = scope.spawn(|| go.expect(&keys[18]));
         stopped.resume();
@@ -154,7 +154,7 @@ fn a_stopped_larder_node_holds_go_no_longer_than_gos_own_deadline() {
     assert_eq!(stopped.loads_of(&keys[18]), 1);
 }
 
-/// Starts a node in the place of one that is gone.
+/// Starts a node in the place of one that has ended.
 fn restart(program: Program, url: &str, others: &[Node]) -> Node {
     let address = url.trim_start_matches("http://");
     let node = program.start(&["--listen", address]);
@@ -173,7 +173,7 @@ pub fn assert_clean(report: &Value) {
     assert_ne!(report["gets"], 0, "{report}");
 }
 
-/// Asks for all keys, `threads` at a time.
+/// Gets all keys by `threads` threads.
 fn in_parallel(keys: &[String], threads: usize, ask: impl Fn(&str) -> Got + Sync) -> Vec<Got> {
     thread::scope(|scope| {
         let ask = &ask;

@@ -1,4 +1,4 @@
-//! Keys that a path cannot carry as they are: what each side makes of each.
+//! Keys that a path cannot carry unchanged, in both directions.
 
 use crate::cluster::{Node, Program, value_of};
 
@@ -6,9 +6,9 @@ use Program::{Go, Larder};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn every_key_reaches_its_owner_as_far_as_go_lets_it() {
+fn keys_reach_their_owner_except_for_the_faults_of_go() {
     for (owner, flags) in [(Larder, &[][..]), (Go, &[]), (Go, &["--bare"])] {
-        // All keys are the owner's, whatever their hash.
+        // One node owns all keys.
         let owner = owner.start(flags);
         let askers = [Go, Larder].map(|program| program.start(&[]));
         for node in askers.iter().chain([&owner]) {
@@ -18,7 +18,7 @@ fn every_key_reaches_its_owner_as_far_as_go_lets_it() {
         println!("owner: {:?} {flags:?}", owner.program);
         for key in KEYS {
             for asker in &askers {
-                // A key of ours is text.
+                // larder's keys are text.
                 if asker.program == Larder && std::str::from_utf8(key).is_err() {
                     continue;
                 }
@@ -33,7 +33,7 @@ fn every_key_reaches_its_owner_as_far_as_go_lets_it() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn without_the_golang_preset_a_space_from_go_is_read_as_a_plus() {
+fn without_golang_preset_space_of_go_is_read_as_plus() {
     let owner = Larder.start(&["--preset", "larder"]);
     let go = Go.start(&[]);
     for node in [&owner, &go] {
@@ -55,7 +55,7 @@ fn keys_of_1_byte_to_8_kib_reach_their_owner_or_are_loaded_by_the_asker() {
                 if owner_program == Go { MAX_KEY } else { 8000 },
             ),
             (Larder, &[], 8000),
-            // With room for heads, a larder node takes all that Go sends.
+            // With a large `max_head_size`, a larder node accepts every request of Go.
             (Go, &["--max-head-size", "32768"], MAX_KEY),
         ] {
             let owner = match owner_program {
@@ -76,7 +76,7 @@ fn keys_of_1_byte_to_8_kib_reach_their_owner_or_are_loaded_by_the_asker() {
                         "{length} bytes, {escaped} times as many sent, {asker_program:?} to \
                          {owner_program:?} {flags:?}: {seen:?}"
                     );
-                    // Loaded once, by one or the other, and never wrong.
+                    // Loaded once, by one of the two, and never wrong.
                     assert!(matches!(seen, Seen::AtOwner | Seen::AtAsker), "{what}");
                     if length * escaped <= longest {
                         assert_eq!(seen, Seen::AtOwner, "{what}");
@@ -90,10 +90,10 @@ fn keys_of_1_byte_to_8_kib_reach_their_owner_or_are_loaded_by_the_asker() {
     }
 }
 
-/// What became of one key, asked for at a node that is not its owner.
+/// The result for one key at a node that does not own it.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    /// The owner loaded it, under its own name, and the asker did not.
+    /// The owner loaded it under this key, and the asker did not load it.
     AtOwner,
     /// The asker loaded it.
     AtAsker,
@@ -129,11 +129,11 @@ impl Seen {
 fn expected(asker: Program, owner: Program, mux: bool, key: &[u8]) -> Seen {
     let text = std::str::from_utf8(key);
     match (asker, owner) {
-        // Our server, asked by Go: a key is text here. Go gets 400 and loads the key itself.
+        // larder's server takes only text for a key. Go gets 400 and loads the key itself.
         (Go, Larder) if text.is_err() => Seen::AtAsker,
-        // http.ServeMux answers 301 for what it would clean, and no client of groupcache follows.
+        // http.ServeMux answers 301 to a path that is not clean, and no groupcache client follows.
         (_, Go) if mux && cleaned(key) => Seen::AtAsker,
-        // Go's client sends a space as a plus, and Go's server takes it for a plus.
+        // Go's client sends a space as a plus, and Go's server reads a plus.
         (Go, Go) if key.contains(&b' ') => {
             Seen::Respelled(String::from_utf8_lossy(key).replace(' ', "+"))
         }
@@ -144,7 +144,7 @@ fn expected(asker: Program, owner: Program, mux: bool, key: &[u8]) -> Seen {
 /// Whether Go's mux would clean the path of this key: an empty segment, `.` or `..`.
 fn cleaned(key: &[u8]) -> bool {
     let mut segments: Vec<&[u8]> = key.split(|&byte| byte == b'/').collect();
-    // A slash at the end stays.
+    // A slash at the end is clean.
     if segments.last().is_some_and(|last| last.is_empty()) {
         segments.pop();
     }

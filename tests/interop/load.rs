@@ -8,24 +8,24 @@ use crate::faults::assert_clean;
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn thirty_two_goroutines_and_thirty_two_threads_see_no_error() {
+fn load_of_32_goroutines_and_32_threads_causes_no_error() {
     let seconds = std::env::var("LARDER_INTEROP_SECONDS");
     let seconds: u64 = seconds.map_or(30, |text| text.parse().expect("seconds"));
     under_load(&["--idle", "32"], Duration::from_secs(seconds));
 }
 
-/// With two idle connections to a peer, most requests of 32 goroutines make a new one and close it.
+/// Go keeps two idle connections to a peer, so most requests of 32 goroutines open a new one.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn gos_default_transport_sees_no_error_either() {
+fn load_by_gos_default_transport_causes_no_error() {
     under_load(&[], Duration::from_secs(3));
 }
 
-/// The server limits the connections of one address, but not those from its own machine: the nodes
-/// need addresses of their own.
+/// The server limits the connections of one address, except from its own machine. So the nodes need
+/// different addresses.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn sixty_four_goroutines_of_another_machine_are_not_refused() {
+fn load_of_64_goroutines_of_another_address_is_not_refused() {
     let Ok(addresses) = std::env::var("LARDER_INTEROP_ADDRESSES") else {
         println!("SKIPPED: there are no addresses; run.sh makes them, in a namespace of its own");
         return;
@@ -60,10 +60,10 @@ fn under_load(go_flags: &[&str], time: Duration) {
         }
     });
     for node in [gos[0], larders[0]] {
-        // An error of a peer is nowhere to be seen but here: the getter makes up for it.
+        // Only this counter shows an error of a peer, because the getter runs instead.
         assert_eq!(node.stat("peer_errors"), 0, "{node:?}");
     }
-    // Each key that a larder node owns was loaded once; Go's group keeps nothing.
+    // Each key of a larder node was loaded once. Go's group keeps nothing.
     for larder in larders {
         assert!(
             larder.loads().values().all(|&count| count == 1),

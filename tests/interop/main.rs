@@ -1,8 +1,7 @@
 //! One cluster of golang/groupcache nodes and larder nodes, in processes of their own.
 //!
-//! Ignored unless asked for: `tests/interop/run.sh` builds the two programs, `go/` and
-//! `larder_node/`, and runs this. Each test starts its own nodes; `--nocapture` shows what they
-//! found.
+//! Ignored by default: `tests/interop/run.sh` builds the two programs, `go/` and `larder_node/`, and
+//! runs these tests. Each test starts its own nodes; `--nocapture` shows their figures.
 #![cfg(feature = "http")]
 
 mod agreement;

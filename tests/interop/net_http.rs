@@ -1,4 +1,4 @@
-//! Go's own HTTP client at our server.
+//! Go's own HTTP client and larder's server.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use crate::cluster::Program;
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn net_http_gets_along_with_our_server() {
+fn server_answers_net_http_in_all_its_ways() {
     let node = Program::Larder.start(&[]);
     let impatient = Program::Larder.start(&["--idle-timeout-ms", "1"]);
     let program = std::env::var_os("LARDER_INTEROP_GO").expect("run tests/interop/run.sh");

@@ -1,4 +1,4 @@
-//! Rings that disagree: to the Go node the larder node owns every key, and the other way round.
+//! Rings that disagree: by Go's ring the larder node owns every key, and the other way round.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use crate::cluster::{Node, Program, request, two_and_two};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn every_caller_gets_its_value_and_a_key_is_loaded_twice_at_most() {
+fn callers_get_their_values_with_at_most_two_loads_of_a_key() {
     let (go, larder) = at_odds();
     let begun = Instant::now();
     let longest = thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn every_caller_gets_its_value_and_a_key_is_loaded_twice_at_most() {
     for i in 0..500 {
         let key = format!("key-{i}");
         let loads = (go.loads_of(&key), larder.loads_of(&key));
-        // Whoever asks first, the request ends at the larder node, which never sends it on.
+        // Every request ends at the larder node, which never forwards it.
         assert_eq!(loads, (0, 1), "{key}");
     }
     println!(
@@ -37,7 +37,7 @@ fn every_caller_gets_its_value_and_a_key_is_loaded_twice_at_most() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn callers_of_one_key_at_both_nodes_share_its_load() {
+fn callers_of_one_key_at_both_nodes_share_one_load() {
     let (go, larder) = at_odds();
     for round in 0..5 {
         let key = &format!("slow:200:{round}");
@@ -58,7 +58,7 @@ fn callers_of_one_key_at_both_nodes_share_its_load() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_caller_that_leaves_at_its_deadline_frees_the_go_node() {
+fn deadline_of_caller_ends_request_at_go_node() {
     let (go, larder) = at_odds();
     let deadline = Duration::from_millis(800);
     for round in 0..3 {
@@ -79,9 +79,9 @@ fn a_caller_that_leaves_at_its_deadline_frees_the_go_node() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn go_waits_for_a_larder_node_no_longer_than_the_context_hook_says() {
+fn deadline_of_context_hook_limits_wait_of_go() {
     let (go, larder) = at_odds();
-    // As Go asks: without a deadline. The node's hook gives 1 s.
+    // Without a deadline, as Go asks. The node's hook sets 1 s.
     let url = format!("{}/_groupcache/values/slow:3000:one", larder.url);
     let got = request("GET", &url, b"");
     assert_eq!(got.status, 504, "{}", got.text());
@@ -106,10 +106,10 @@ fn go_waits_for_a_larder_node_no_longer_than_the_context_hook_says() {
     larder.wait_for("loading", 0);
 }
 
-/// As in the middle of a roll-out.
+/// The state in the middle of a roll-out.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_node_that_go_does_not_know_yet_costs_its_keys_a_second_load_and_no_more() {
+fn keys_of_node_unknown_to_go_are_loaded_at_most_twice() {
     let nodes = two_and_two();
     let known: Vec<&str> = nodes[..3].iter().map(|node| node.url.as_str()).collect();
     for go in &nodes[..2] {
@@ -127,7 +127,7 @@ fn a_node_that_go_does_not_know_yet_costs_its_keys_a_second_load_and_no_more() {
     let mut twice = 0;
     for (key, owner) in keys.iter().zip(&owners) {
         let total: u64 = loads.iter().filter_map(|loads| loads.get(key)).sum();
-        // Whom Go takes for the owner may have a copy of it already.
+        // The owner by Go's ring may have a copy already.
         let most = if *owner == nodes[3].url { 2 } else { 1 };
         assert!(
             (1..=most).contains(&total),

@@ -8,12 +8,11 @@ use crate::cluster::{Node, Program, cluster};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_cluster_rolls_over_to_larder_and_back_without_an_error() {
+fn rollover_to_larder_and_back_causes_no_error() {
     let nodes = cluster([Program::Go; 3].map(|program| program.start(&[])));
     let urls: Vec<String> = nodes.iter().map(|node| node.url.clone()).collect();
     let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
-    // A node that is being replaced gets no callers, as behind a load balancer; its peers still
-    // ask it.
+    // A node that is replaced gets no callers, as behind a load balancer. Its peers still ask it.
     let places: Vec<RwLock<Option<Node>>> = nodes
         .into_iter()
         .map(|node| RwLock::new(Some(node)))
@@ -27,7 +26,7 @@ fn a_cluster_rolls_over_to_larder_and_back_without_an_error() {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     let i = keys.fetch_add(1, Ordering::Relaxed);
-                    // Each key comes up again and again, at all nodes.
+                    // Callers get each key many times, at all nodes.
                     if let Ok(Some(node)) = places[i % 3].try_read().as_deref() {
                         node.expect(&format!("key-{}", i * 7 % 2000));
                         calls.fetch_add(1, Ordering::Relaxed);
@@ -45,7 +44,7 @@ fn a_cluster_rolls_over_to_larder_and_back_without_an_error() {
                     .expect("a node");
                 *loads.lock().expect("nobody panics") += old.loads().values().sum::<u64>();
                 old.kill();
-                // Its peers find nobody there for a while.
+                // For a while no process listens on its port.
                 wait_for_calls(&calls, 500);
                 let new = program.start(&["--listen", url.trim_start_matches("http://")]);
                 new.set_peers(&urls);
@@ -62,7 +61,7 @@ fn a_cluster_rolls_over_to_larder_and_back_without_an_error() {
     );
 }
 
-/// Waits until `more` calls were made. If the callers have all failed, there will be none.
+/// Waits until `more` calls were made, or all callers have failed.
 fn wait_for_calls(calls: &AtomicU64, more: u64) {
     let until = calls.load(Ordering::Relaxed) + more;
     let begun = std::time::Instant::now();

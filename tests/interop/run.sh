@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Go and larder in one cluster: installs what is missing, builds, and runs the tests of this folder.
+# Go and larder in one cluster: installs missing packages, builds, and runs the tests of this folder.
 # `tests/interop/run.sh`, or some tests of the cluster: `tests/interop/run.sh keys:: load::`.
 #
-# Needs cargo, and Debian's golang and golang-github-golang-groupcache-dev, which it installs where it
-# may. Where they cannot be had it says SKIPPED and exits with 77. Takes about two minutes, and less
-# than five with everything to build.
+# Needs cargo, and Debian's golang and golang-github-golang-groupcache-dev, which it installs as root.
+# Without them it prints SKIPPED and exits with 77. Takes about two minutes, and less than five with
+# everything to build.
 #
 #   LARDER_INTEROP_CASES    cases of the comparison with net/url (1000000)
 #   LARDER_INTEROP_SEED     its seed (1)
-#   LARDER_INTEROP_SECONDS  how long the load goes on (30)
+#   LARDER_INTEROP_SECONDS  length of the load (30)
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 cd "$here/../.."
@@ -36,7 +36,7 @@ fi
 work="$(mktemp -d)"
 running=
 
-# Ends what `count` started, with all its processes.
+# Ends the command of `count` with all its processes.
 end_running() {
     if [ -n "$running" ]; then kill -KILL -- "-$running" 2>/dev/null || true; fi
     running=
@@ -48,7 +48,7 @@ echo "== build: $(go version), $(cargo --version)"
 export CARGO_TERM_COLOR=never
 target="$(cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
 (cd "$here/go" && GO111MODULE=off GOPATH="$GOCODE" GOFLAGS='' GOCACHE="$target/gocache" go build -o "$work/interop" .)
-# With all features, so that what was built for the other tests is used again.
+# With all features, so that the builds for the other tests are used again.
 cargo build --quiet --locked --all-features --example interop_node
 cp "$target/debug/examples/interop_node" "$work/"
 cargo test --quiet --locked --all-features --no-run --lib --test interop
@@ -59,7 +59,7 @@ passed=0 failed=0
 # Runs a command, shows what it prints, and adds up the tests that it counts.
 count() {
     local code=0 counts
-    # A job of its own, so that it can be ended as a whole; waited for, so that a signal is heard.
+    # A job of its own, so that it can be ended as a whole. `wait` returns when a signal arrives.
     set -m
     {
         timeout --foreground --kill-after=5 240 "$@" 2>&1 | tee "$work/log"
@@ -69,7 +69,7 @@ count() {
     wait "$running" || code=$?
     end_running
     counts="$(sed -n 's/^test result:.* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$work/log")"
-    # It ended before it could count, or counted no failure and failed.
+    # It ended without a count, or it failed and counted no failure.
     if [ -z "$counts" ] || { [ "$code" != 0 ] && [ "${counts#* }" = 0 ]; }; then
         counts="${counts:-0 0}"
         counts="${counts% *} 1"
@@ -77,20 +77,20 @@ count() {
     passed=$((passed + ${counts% *})) failed=$((failed + ${counts#* }))
 }
 
-echo "== ring vectors are those that Go writes"
+echo "== ring vectors are those of Go"
 if "$work/interop" vectors | cmp - "$here/ring-vectors.json"; then
     passed=$((passed + 1))
 else
     failed=$((failed + 1))
-    echo "write them anew: the Go program's \`vectors > tests/interop/ring-vectors.json\`"
+    echo "generate them again: the Go program's \`vectors > tests/interop/ring-vectors.json\`"
 fi
 
 echo "== paths and keys, by net/url and by larder"
 count cargo test --locked --all-features --lib -- --ignored --nocapture wire::differential
 
 echo "== one cluster"
-# A network of its own has addresses besides 127.0.0.1, and nobody else's load. All its processes end
-# with the first.
+# A network namespace has addresses besides 127.0.0.1, and no other load. All its processes end with
+# the first.
 # shellcheck disable=SC2016 # for the inner shell
 in_namespace='ip link set lo up && ip addr add 10.99.0.1/32 dev lo && ip addr add 10.99.0.2/32 dev lo &&
     LARDER_INTEROP_ADDRESSES="10.99.0.1 10.99.0.2" exec "$@"'

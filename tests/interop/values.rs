@@ -8,7 +8,7 @@ use crate::cluster::{Node, cluster, keys_owned_by, two_and_two, value_of};
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn values_of_0_bytes_to_8_mib_cross_in_both_directions() {
-    // 8 MiB in a test build on a busy machine take longer than the default of 1 s.
+    // In a test build on a busy machine, 8 MiB take longer than the default of 1 s.
     let patient = ["--exchange-timeout-ms", "20000"];
     let starts = [
         (Go, &[][..]),
@@ -65,11 +65,11 @@ fn values_of_0_bytes_to_8_mib_cross_in_both_directions() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn a_value_over_our_limit_is_an_error_here_and_no_end_of_go() {
+fn value_over_the_limit_is_an_error_and_go_goes_on() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     let size = "size:17000000:";
-    // Go has no limit. Ours is 16 MiB: what Go sends is refused, and so is what our getter sets.
+    // Go has no limit. larder's is 16 MiB, for the answers of peers and for its own getter.
     let gos = &keys_owned_by(go, &[&nodes[1]], size, 1)[0];
     let refused = larder.get(gos);
     assert_eq!(refused.status, 500, "{}", refused.text());
@@ -78,7 +78,7 @@ fn a_value_over_our_limit_is_an_error_here_and_no_end_of_go() {
         "{}",
         refused.text()
     );
-    // Our answer makes Go load the value itself.
+    // larder's answer makes Go load the value itself.
     let ours = &keys_owned_by(go, &[larder], size, 1)[0];
     let found = go.get(ours);
     assert!(found.status == 200 && found.body == value_of(ours.as_bytes()));
@@ -87,7 +87,7 @@ fn a_value_over_our_limit_is_an_error_here_and_no_end_of_go() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn values_that_expire_here_do_not_disturb_go_and_never_expire_there() {
+fn values_expire_at_larder_and_never_at_go() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     let ask = |node: &Node, key: &str| {
@@ -98,7 +98,7 @@ fn values_that_expire_here_do_not_disturb_go_and_never_expire_there() {
             got.text()
         );
     };
-    // Our answer has two fields more than Go knows.
+    // larder's answer has two fields that Go does not have.
     let ours = keys_owned_by(go, &[larder], "ours-", 100);
     for key in &ours {
         ask(go, key);
@@ -109,8 +109,8 @@ fn values_that_expire_here_do_not_disturb_go_and_never_expire_there() {
         larder.loads_of(&ours[0]) > 1
     });
 
-    // Go's values are good for as long as our group says, from when they came; then Go is asked
-    // again, which has them still.
+    // Values of Go expire by the time to live of larder's group, counted from their arrival. Then Go
+    // is asked again, and still has them.
     let gos = &keys_owned_by(go, &[go], "gos-", 1)[0];
     ask(larder, gos);
     let asked = go.stat("server_requests");

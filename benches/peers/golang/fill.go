@@ -1,5 +1,5 @@
-// What `cargo bench --bench fill` measures, of golang/groupcache alone in its process. See
-// benches/fill/main.rs and one_key.rs for what the numbers mean.
+// The measurements of `cargo bench --bench fill` for golang/groupcache, in a process of its own. The
+// figures are described in benches/fill/main.rs and one_key.rs.
 package main
 
 import (
@@ -15,8 +15,8 @@ import (
 
 const valueSize = 100
 
-// Prints the nanoseconds of one of the fills that the threads divide among them. The cache has room
-// for `full` entries, of which it has seen twice as many; 0 is an empty cache with room for all.
+// Prints the nanoseconds of a fill, when the threads share all fills. The cache has room for `full`
+// entries and is full; with 0 it is empty and has room for all.
 func fill(fills, threads, full int) {
 	value := make([]byte, valueSize)
 	room := 2 * fills
@@ -48,8 +48,8 @@ func fill(fills, threads, full int) {
 	fmt.Println(float64(time.Since(begun).Nanoseconds()) / float64(fills))
 }
 
-// Prints the getter's calls a key, and how many microseconds after the getter's end the others had
-// its value, the median.
+// Prints the getter's calls for each key, and the median of the microseconds from the getter's end
+// until the other callers have the value.
 func oneKey(keys, threads int) {
 	begun := time.Now()
 	var ended, calls int64

@@ -1,5 +1,5 @@
-// golang/groupcache in the benchmarks. For `hop` a node, owner or asking client, one a process,
-// that speaks the line protocol of ../mod.rs; for `fill` see fill.go. Built by ../install.sh.
+// golang/groupcache in the benchmarks. For `hop`, a process is a server or a client with the protocol
+// of ../mod.rs. For `fill`, see fill.go. ../install.sh builds it.
 package main
 
 import (
@@ -79,7 +79,7 @@ func ask(address string) {
 	pool := groupcache.NewHTTPPoolOpts("http://127.0.0.1:1", nil)
 	pool.Transport = func(context.Context) http.RoundTripper { return transport }
 	pool.Set("http://" + address)
-	// Of capacity 0: nothing is kept here.
+	// With capacity 0 it keeps nothing.
 	asked := groupcache.NewGroup(group, 0, groupcache.GetterFunc(
 		func(context.Context, string, groupcache.Sink) error {
 			return fmt.Errorf("the peer did not answer")

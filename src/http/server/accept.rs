@@ -58,7 +58,10 @@ fn spawn(service: Arc<Service>, ticket: Ticket) -> io::Result<thread::JoinHandle
     thread::Builder::new()
         .name("larder-conn".to_owned())
         .stack_size(service.limits.stack_size)
-        .spawn(move || serve(&service, &ticket.link))
+        .spawn(move || {
+            let _ = ticket.link.thread.set(std::thread::current().id());
+            serve(&service, &ticket.link);
+        })
 }
 
 enum Refusal {

@@ -1,6 +1,5 @@
 //! What a peer's request is answered: the part that every front (our server, tiny_http) shares.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::handler::Request;
@@ -10,6 +9,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
+use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::registry::Registry;
 use crate::sync::Arc;
@@ -107,7 +107,7 @@ impl Endpoint {
             Some(found) => found,
             None => {
                 let ctx = self.context_of(request, timeout)?;
-                load(&group, &ctx, key).map_err(|error| failed(&error))?
+                load(&group, ctx, key).map_err(|error| failed(&error))?
             }
         };
         let ttl_nanos = found.ttl.map(nanos);
@@ -160,8 +160,8 @@ impl Endpoint {
         timeout: Option<Duration>,
     ) -> Result<Context, Response> {
         let base = match &self.context {
-            Some(hook) => catch_unwind(AssertUnwindSafe(|| hook(request)))
-                .map_err(|_| Response::text(500, "the context hook panicked"))?,
+            Some(hook) => caught(|| hook(request))
+                .ok_or_else(|| Response::text(500, "the context hook panicked"))?,
             None => Context::background(),
         };
         Ok(match timeout {
@@ -221,9 +221,10 @@ impl From<Reject> for Response {
 
 /// A getter that runs on this thread may panic through the group. The connection is not the
 /// getter's, so it goes on, and the peer is told.
-fn load(group: &Group, ctx: &Context, key: &str) -> Result<PeerResponse> {
-    catch_unwind(AssertUnwindSafe(|| group.serve_peer(ctx, key)))
-        .unwrap_or_else(|_| Err(ErrorKind::GetterPanicked.into()))
+fn load(group: &Group, ctx: Context, key: &str) -> Result<PeerResponse> {
+    // The context is dropped inside, as the drop of its values may panic too.
+    caught(move || group.serve_peer(&ctx, key))
+        .unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()))
 }
 
 fn failed(error: &Error) -> Response {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::answer::{Answer, Endpoint, Rest};
@@ -14,6 +13,7 @@ use super::limits::Limits;
 use super::listener::tune_accepted;
 use super::output::Output;
 use super::response::{Framing, Response};
+use crate::panics::caught;
 use crate::sync::Arc;
 
 /// What all connections of a server share.
@@ -134,8 +134,8 @@ impl Service {
             return answer;
         }
         Answer::Other(match &self.fallback {
-            Some(handler) => catch_unwind(AssertUnwindSafe(|| handler.handle(request)))
-                .unwrap_or_else(|_| Response::text(500, "the handler panicked")),
+            Some(handler) => caught(|| handler.handle(request))
+                .unwrap_or_else(|| Response::text(500, "the handler panicked")),
             None => Response::text(404, "there is nothing here"),
         })
     }

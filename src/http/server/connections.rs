@@ -2,17 +2,22 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::OnceLock;
+use std::thread::ThreadId;
 use std::time::Instant;
 
 use super::limits::Limits;
+use crate::nesting::Origin;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::thread::JoinHandle;
+use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Condvar, Mutex};
 
 /// One connection, as its own thread and a shutdown share it.
 pub(crate) struct Link {
     pub stream: TcpStream,
     pub addr: SocketAddr,
+    /// The thread that serves the connection, once it runs.
+    pub thread: OnceLock<ThreadId>,
     /// Whether a whole head was read and not yet answered.
     busy: AtomicBool,
 }
@@ -22,6 +27,7 @@ impl Link {
         Arc::new(Link {
             stream,
             addr,
+            thread: OnceLock::new(),
             busy: AtomicBool::new(false),
         })
     }
@@ -61,6 +67,8 @@ struct Open {
     link: Arc<Link>,
     /// `None` until the accept thread has come to put it in.
     thread: Option<JoinHandle<()>>,
+    /// Whether a call to shut down came from its own request, which cannot end before the call.
+    exempt: bool,
 }
 
 /// A connection's place among the open ones; dropping it gives the place up.
@@ -89,6 +97,7 @@ impl Connections {
         let open = Open {
             link: link.clone(),
             thread: None,
+            exempt: false,
         };
         state.open.insert(id, open);
         Some(Ticket {
@@ -111,6 +120,9 @@ impl Connections {
     pub(crate) fn reap(&self) {
         let finished = std::mem::take(&mut self.state.lock().finished);
         for thread in finished {
+            if thread.thread().id() == thread::current().id() {
+                continue;
+            }
             // It caught the panics of user code; one of its own has been reported by the hook.
             let _ = thread.join();
         }
@@ -122,7 +134,22 @@ impl Connections {
 
     /// From now on connections end with the request that they are busy with.
     pub(crate) fn stop(&self) {
+        let _state = self.state.lock();
         self.stopping.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    /// Lets shutdowns that come from within requests not wait for the connection whose request this
+    /// thread works for. Returns whether there is one.
+    pub(crate) fn exempt_caller(&self) -> bool {
+        let caller = Origin::here().thread();
+        let mut state = self.state.lock();
+        let mut all = state.open.values_mut();
+        match all.find(|open| open.link.thread.get() == Some(&caller)) {
+            Some(open) => open.exempt = true,
+            None => return false,
+        }
+        true
     }
 
     /// Ends the connections that wait for a request. Comes after [`stop`](Self::stop).
@@ -134,7 +161,7 @@ impl Connections {
     /// Only the reading side is shut: a thread that has read a request in this moment, and not yet
     /// said that it is busy, can still write the answer.
     pub(crate) fn close_idle(&self) {
-        for link in self.links() {
+        for link in self.links(false) {
             if !link.busy.load(Ordering::SeqCst) {
                 // An error means that the client closed it first.
                 let _ = link.stream.shutdown(Shutdown::Read);
@@ -142,20 +169,23 @@ impl Connections {
         }
     }
 
-    /// Cuts every connection, whatever it is busy with.
-    pub(crate) fn cut(&self) {
-        for link in self.links() {
+    /// Cuts every connection, whatever it is busy with, but exempt ones if the caller is one.
+    pub(crate) fn cut(&self, from_within: bool) {
+        for link in self.links(from_within) {
             let _ = link.stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Waits until no connection is open, or until `deadline`; tells how many are left.
-    pub(crate) fn wait_until_none(&self, deadline: Instant) -> usize {
+    /// Waits until no connection is open, or until `deadline`; returns how many are left. Exempt
+    /// ones do not count if the caller is one.
+    pub(crate) fn wait_until_none(&self, from_within: bool, deadline: Instant) -> usize {
         let mut state = self.state.lock();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if state.open.is_empty() || left.is_zero() {
-                return state.open.len();
+            let waited_for = |open: &&Open| !(from_within && open.exempt);
+            let open = state.open.values().filter(waited_for).count();
+            if open == 0 || left.is_zero() {
+                return open;
             }
             state = self.changed.wait_timeout(state, left);
         }
@@ -169,8 +199,9 @@ impl Connections {
 
     /// Waits until the server has stopped.
     pub(crate) fn wait_until_stopped(&self) {
+        let from_within = self.exempt_caller();
         let mut state = self.state.lock();
-        while !state.stopped {
+        while !(state.stopped || from_within && self.is_stopping()) {
             state = self.changed.wait(state);
         }
     }
@@ -180,9 +211,11 @@ impl Connections {
         self.state.lock().open.len()
     }
 
-    fn links(&self) -> Vec<Arc<Link>> {
+    fn links(&self, from_within: bool) -> Vec<Arc<Link>> {
         let state = self.state.lock();
-        state.open.values().map(|open| open.link.clone()).collect()
+        let open = state.open.values();
+        let some = open.filter(|open| !(from_within && open.exempt));
+        some.map(|open| open.link.clone()).collect()
     }
 }
 

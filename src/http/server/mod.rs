@@ -28,6 +28,7 @@ use self::handler::Handler;
 use self::limits::Limits;
 use self::listener::{Waker, prepare};
 use crate::error::{Error, ErrorKind, Result};
+use crate::peers::PickerGuard;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Mutex};
 
@@ -41,6 +42,7 @@ pub struct ServerBuilder {
     endpoint: Option<Endpoint>,
     fallback: Option<Arc<dyn Handler>>,
     limits: Limits,
+    registration: Option<Arc<PickerGuard>>,
 }
 
 impl ServerBuilder {
@@ -50,7 +52,14 @@ impl ServerBuilder {
             endpoint,
             fallback: None,
             limits: Limits::default(),
+            registration: None,
         }
+    }
+
+    /// Keeps a pool the picker of its registry until the server has stopped.
+    pub(crate) fn registration(mut self, registration: Arc<PickerGuard>) -> Self {
+        self.registration = Some(registration);
+        self
     }
 
     /// Who answers what lies outside the base path; by default nobody: 404.
@@ -189,7 +198,11 @@ impl ServerBuilder {
         Ok(Server {
             connections: service.connections.clone(),
             local_addr,
-            listening: Mutex::new(Some(Listening { waker, accept })),
+            listening: Mutex::new(Some(Listening {
+                waker,
+                accept,
+                registration: self.registration,
+            })),
         })
     }
 }
@@ -230,6 +243,8 @@ pub struct Server {
 struct Listening {
     waker: Waker,
     accept: JoinHandle<()>,
+    /// Released when the shutdown is over.
+    registration: Option<Arc<PickerGuard>>,
 }
 
 impl Server {
@@ -243,7 +258,8 @@ impl Server {
         self.connections.count()
     }
 
-    /// Blocks until another thread has shut the server down.
+    /// Blocks until another thread has shut the server down; in a handler or getter that runs for a
+    /// request of this server, until a shutdown has begun.
     pub fn wait(&self) {
         self.connections.wait_until_stopped();
     }
@@ -251,9 +267,11 @@ impl Server {
     /// Stops the server: the port is free, idle connections are closed, requests under way have
     /// `timeout` to finish, then their connections are cut.
     ///
-    /// When it returns `Ok`, every thread of the server has ended. Call it from any thread but
-    /// those of handlers and getters, which would wait for themselves. A second call waits as the
+    /// When it returns `Ok`, every thread of the server has ended. A second call waits as the
     /// first.
+    ///
+    /// A handler or getter that runs for a request of this server may call it too: its own
+    /// connection is not waited for and not cut, and ends with the answer to that request.
     ///
     /// # Errors
     ///
@@ -262,7 +280,14 @@ impl Server {
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.connections.stop();
         let listening = self.listening.lock().take();
-        if let Some(Listening { waker, accept }) = listening {
+        let _registration;
+        if let Some(Listening {
+            waker,
+            accept,
+            registration,
+        }) = listening
+        {
+            _registration = registration;
             waker.wake();
             // It does not panic; and if it did, it would have ended as well.
             let _ = accept.join();
@@ -270,11 +295,13 @@ impl Server {
             drop(waker);
         }
         self.connections.close_idle();
+        let from_within = self.connections.exempt_caller();
         let deadline = Instant::now() + timeout.min(LONGEST_SHUTDOWN);
-        let cut = self.connections.wait_until_none(deadline);
+        let cut = self.connections.wait_until_none(from_within, deadline);
         if cut > 0 {
-            self.connections.cut();
-            self.connections.wait_until_none(Instant::now() + AFTER_CUT);
+            self.connections.cut(from_within);
+            let deadline = Instant::now() + AFTER_CUT;
+            self.connections.wait_until_none(from_within, deadline);
         }
         self.connections.reap();
         self.connections.set_stopped();

@@ -21,10 +21,10 @@ import (
 	"github.com/golang/protobuf/proto"
 )
 
-// server is a larder node as net/http's client sees it.
+// server is the larder node that is tested.
 type server struct {
 	url string
-	// Another node, which closes connections after a millisecond without a request.
+	// A second node, which closes connections after a millisecond without a request.
 	impatient string
 }
 
@@ -34,8 +34,8 @@ type session struct {
 	dials int64
 }
 
-// runClient asks a larder node in the ways that net/http has, and prints a line for each. Whatever
-// the server does to one request, the next on the client must do.
+// runClient sends a larder node requests of all kinds that net/http has, and prints a line for each.
+// After any answer of the server, the next request of the same client must succeed.
 func runClient(args []string) error {
 	flags := flag.NewFlagSet("client", flag.ExitOnError)
 	var s server
@@ -92,7 +92,7 @@ func parallel(s server) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// A goroutine dials while another gives its connection back, now and then.
+	// Now and then, a goroutine dials while another one returns its connection.
 	if dials := atomic.LoadInt64(&c.dials); dials > 64 {
 		return "", fmt.Errorf("%d connections were made", dials)
 	}
@@ -159,7 +159,7 @@ func expectContinue(s server) (string, error) {
 
 func chunked(s server) (string, error) {
 	c := newSession(nil)
-	// A reader of no known length is sent in chunks.
+	// A body of unknown length is sent in chunks.
 	request := newRequest("POST", s.url+"/get", io.MultiReader(strings.NewReader("alive-0")))
 	response, _, err := c.ask(request)
 	if err != nil {
@@ -276,11 +276,11 @@ func tooLong(s server) (string, error) {
 	return c.still(s, 21)
 }
 
-// idleRace sends requests at the very time when the server closes the connection. net/http then
-// sends them again on another.
+// idleRace sends requests at the moment when the server closes the idle connection. net/http then
+// sends them again on another connection.
 func idleRace(s server) (string, error) {
 	c := newSession(func(t *http.Transport) { t.MaxIdleConnsPerHost = 32 })
-	// How often a connection is idle for long enough is a matter of the machine's speed.
+	// The number of connections that are idle for long enough depends on the machine's speed.
 	for round := 0; round < 10 && c.dials < 500; round++ {
 		err := in32Goroutines(func(i int) error {
 			if i%4 == 0 {
@@ -326,7 +326,7 @@ func (c *session) ask(request *http.Request) (*http.Response, []byte, error) {
 	return response, body, err
 }
 
-// getKey asks as groupcache does, and checks the value.
+// getKey sends the request of groupcache's client and checks the value.
 func (c *session) getKey(base, key string) error {
 	response, body, err := c.ask(newRequest("GET", keyURL(base, key), nil))
 	if err != nil {

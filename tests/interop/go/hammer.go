@@ -12,7 +12,7 @@ import (
 	"github.com/golang/groupcache"
 )
 
-// What to ask for, by how many goroutines and for how long.
+// The keys to get, the goroutines that get them, and the time.
 type hammering struct {
 	Group   string   `json:"group"`
 	Keys    []string `json:"keys"`
@@ -30,7 +30,7 @@ type hammered struct {
 	MaxMicros  int64  `json:"max_us"`
 }
 
-// hammer asks its own group for keys, as the program around a cache would, and checks every byte.
+// hammer gets keys of its own group, as the program around a cache would, and checks every byte.
 func (n *node) hammer(w http.ResponseWriter, r *http.Request) {
 	var todo hammering
 	if err := json.NewDecoder(r.Body).Decode(&todo); err != nil {

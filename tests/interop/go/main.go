@@ -1,9 +1,9 @@
 // The other side of larder's interoperability tests: programs on golang/groupcache and net/http.
 //
 //	node     a groupcache node with an HTTP front
-//	client   a net/http client that asks a larder server in all the ways it has
-//	urls     what net/url makes of paths and keys, over a pipe
-//	vectors  who owns which key on which ring, as JSON
+//	client   a net/http client that sends a larder server requests of all kinds
+//	urls     paths and keys as net/url reads and writes them, over a pipe
+//	vectors  the owner of each key on each ring, as JSON
 //
 // It builds with Go 1.13 or later and Debian's golang-github-golang-groupcache-dev.
 package main

@@ -22,16 +22,16 @@ import (
 	"github.com/golang/groupcache/consistenthash"
 )
 
-// node is a groupcache node and the front that tests drive it by.
+// node is a groupcache node and the HTTP front by which the tests control it.
 type node struct {
 	self   string
 	pool   *groupcache.HTTPPool
 	source *source
 
 	mu sync.Mutex
-	// Requests of peers that are being answered.
+	// The number of peers' requests under way.
 	serving int
-	// Closed, and replaced, whenever serving changes.
+	// Closed and replaced when serving changes.
 	changed chan struct{}
 }
 
@@ -184,7 +184,7 @@ func (n *node) count(delta int) {
 	n.changed = make(chan struct{})
 }
 
-// wait answers as soon as serving= requests of peers are being answered, for timeout_ms= at most.
+// wait answers when serving= requests of peers are under way, or after timeout_ms=.
 func (n *node) wait(w http.ResponseWriter, r *http.Request) {
 	wanted, _ := strconv.Atoi(r.URL.Query().Get("serving"))
 	ms, _ := strconv.Atoi(r.URL.Query().Get("timeout_ms"))
@@ -220,8 +220,8 @@ func (n *node) setPeers(w http.ResponseWriter, r *http.Request) {
 	answer(w, len(urls))
 }
 
-// owners tells of each key in the body which node this one would ask: what the pool picks, not what
-// a ring built like the pool's says.
+// owners answers with the node that the pool picks for each key in the body. It asks the pool itself,
+// not a ring that is built like the pool's.
 func (n *node) owners(w http.ResponseWriter, r *http.Request) {
 	var keys []string
 	if err := json.NewDecoder(r.Body).Decode(&keys); err != nil {

@@ -13,9 +13,9 @@ import (
 const basePath = "/_groupcache/"
 
 // runURLs answers questions about paths on its standard input until that ends. A question is a byte
-// and its texts, each with its length before it, 32 bits, little-endian; an answer is texts alone.
+// and texts. Each text follows its length, 32 bits, little-endian. An answer is texts only.
 //
-//	'r' target       what groupcache's server reads from a request with this target: "key" and group
+//	'r' target       groupcache's server's reading of a request with this target: "key" and group
 //	                 and key, or one of "refused" (net/http answers 400), "outside", "bad"
 //	's' group key    the target of the request that groupcache's client sends
 func runURLs([]string) error {
@@ -43,7 +43,7 @@ func runURLs([]string) error {
 			}
 			writeText(out, sentTarget(first, key))
 		}
-		// Whoever asks sends many questions ahead.
+		// The client sends many questions ahead.
 		if in.Buffered() == 0 {
 			if err := out.Flush(); err != nil {
 				return err
@@ -52,7 +52,7 @@ func runURLs([]string) error {
 	}
 }
 
-// readTarget takes a target apart as net/http does, then as groupcache's handler does.
+// readTarget parses a target like net/http, then like groupcache's handler.
 func readTarget(target string) []string {
 	u, err := url.ParseRequestURI(target)
 	if err != nil {

@@ -11,15 +11,15 @@ import (
 	"github.com/golang/groupcache"
 )
 
-// A source is where both programs' getters get their values: a function of the key alone, so that
-// whoever asked can tell a wrong byte, wherever it was loaded.
+// A source makes the values of both programs' getters. A value is a function of the key alone, so that
+// a caller can detect a wrong byte, wherever the value was loaded.
 //
 //	error:…     fails
-//	missing:…   fails; a larder node says "not found"
+//	missing:…   fails; in a larder node as "not found"
 //	slow:MS:…   takes MS milliseconds
 //	size:N:…    N bytes, of which byte i is i modulo 251
 //
-// Every other value, and that of a slow key, is value-of-KEY.
+// The value of any other key, and of a slow key, is value-of-KEY.
 type source struct {
 	delay time.Duration
 	log   func(key string)
@@ -55,7 +55,7 @@ func (s *source) Get(ctx context.Context, key string, dest groupcache.Sink) erro
 	return dest.SetBytes(valueOf(key))
 }
 
-// counts tells how often each key was loaded.
+// counts returns the number of loads of each key.
 func (s *source) counts() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,7 +80,7 @@ func valueOf(key string) []byte {
 	return []byte("value-of-" + key)
 }
 
-// cut splits at the first colon; without one, all is the first part.
+// cut splits at the first colon. Without one, the first part is the whole.
 func cut(s string) (before, after string) {
 	parts := strings.SplitN(s, ":", 2)
 	if len(parts) == 1 {

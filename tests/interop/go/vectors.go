@@ -10,8 +10,8 @@ import (
 	"github.com/golang/groupcache/consistenthash"
 )
 
-// vectors says who owns each key on each ring. An owner is a letter, its place among the ring's
-// peers: A to Z are 0 to 25, a to z go on; so a ring's owners are one text, a letter for each key.
+// vectors has the owner of each key on each ring. A letter stands for the owner's place among the
+// ring's peers: A to Z are 0 to 25, a to z go on. So a ring's owners are one text, a letter a key.
 type vectors struct {
 	Keys []string `json:"keys"`
 	// A ring has the first few of them.
@@ -22,7 +22,7 @@ type vectors struct {
 type ringVector struct {
 	// golang, mailgun or v3.
 	Preset string `json:"preset"`
-	// For golang: crc32, or a hash of the program's own.
+	// For golang: crc32, or another hash of this program.
 	Hash     string `json:"hash"`
 	Replicas int    `json:"replicas"`
 	Peers    int    `json:"peers"`
@@ -31,8 +31,8 @@ type ringVector struct {
 
 const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-// runVectors writes the vectors. golang's are what its own package says; those of the others come
-// from md5Ring, and only after it gave the owners that are known of them.
+// runVectors writes the vectors. Those of golang come from its own package. Those of the others come
+// from md5Ring, after a check of md5Ring against known owners.
 func runVectors([]string) error {
 	if err := checkKnownOwners(); err != nil {
 		return err
@@ -43,7 +43,7 @@ func runVectors([]string) error {
 	}{
 		{"crc32", nil},
 		{"fnv1a", fnv1a32},
-		// So few places that nearly all points are shared, and the order of the peers decides.
+		// So few places that peers share nearly all points. Then the order of the peers decides.
 		{"fnv1a%251", func(data []byte) uint32 { return fnv1a32(data) % 251 }},
 	}
 	v := vectors{Keys: vectorKeys(), Peers: vectorPeers(50)}
@@ -67,7 +67,7 @@ func runVectors([]string) error {
 			v.add("v3", "", replicas, count, newMD5Ring(names, replicas).owner)
 		}
 	}
-	// One ring a line, so that a change can be read.
+	// One ring a line, so that a diff is readable.
 	out := &strings.Builder{}
 	keys, err := json.Marshal(v.Keys)
 	if err != nil {
@@ -130,8 +130,8 @@ func vectorKeys() []string {
 	return keys
 }
 
-// checkKnownOwners compares the rings with owners that were found with the programs themselves,
-// among http://10.0.0.1:8080 to http://10.0.0.3:8080: golang's, mailgun's and v3's.
+// checkKnownOwners compares the rings with owners that the programs themselves computed, among
+// http://10.0.0.1:8080 to http://10.0.0.3:8080: golang's, mailgun's and v3's.
 func checkKnownOwners() error {
 	var peers []string
 	for i := 1; i <= 3; i++ {

@@ -1,4 +1,4 @@
-//! The front that the tests drive a node by, on the port that its peers reach.
+//! The HTTP front by which the tests control a node, on the port of its peers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use crate::hammer;
 use crate::source::Source;
 
-/// The same requests as those of `tests/interop/go/node.go`.
+/// Answers the same requests as `tests/interop/go/node.go`.
 pub struct Front {
     pool: HttpPool,
     source: Arc<Source>,
 }
 
 impl Front {
-    /// The front of the node with this pool and this source.
+    /// The front of a node.
     pub fn new(pool: HttpPool, source: Arc<Source>) -> Self {
         Front { pool, source }
     }

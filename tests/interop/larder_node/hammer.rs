@@ -1,4 +1,4 @@
-//! Load: many threads that ask this node for keys and check every byte.
+//! Load: many threads get keys at this node and check every byte.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::source::value_of;
 
-/// Asks as `tests/interop/go/hammer.go` does, and answers with the same counts.
+/// Does the same as `tests/interop/go/hammer.go` and returns the same counts.
 pub fn run(todo: Value) -> Result<Value, BoxError> {
     let text = |name: &str| todo[name].as_str().ok_or("text is missing");
     let group = larder::get_group(text("group")?).ok_or("no such group")?;
@@ -64,7 +64,7 @@ struct Counts {
     errors: u64,
     wrong: u64,
     first_error: String,
-    /// How long each get took.
+    /// The time of each get.
     micros: Vec<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! A larder node for the interoperability tests; `tests/interop/go/node.go` is the same on
+//! A larder node for the interoperability tests. `tests/interop/go/node.go` is its counterpart on
 //! golang/groupcache, with the same front.
 
 mod front;
@@ -27,7 +27,7 @@ fn main() -> Result<(), BoxError> {
     let serve_timeout = flags.millis("serve-timeout-ms", 1000)?;
     let mut pool = HttpPool::builder(self_url)
         .exchange_timeout(flags.millis("exchange-timeout-ms", 1000)?)
-        // Go tells its peers no deadline: this is the longest that a Go node waits for us.
+        // Go sends no deadline to its peers. This limits the time that a Go node waits for this one.
         .context(move |_request| Context::background().with_timeout(serve_timeout))
         .preset(match flags.get("preset", "golang") {
             "golang" => Preset::Golang,
@@ -57,7 +57,7 @@ fn main() -> Result<(), BoxError> {
         let (builder, getter) = group(name);
         builder.build(getter)?;
     }
-    // Keeps what it owns, and asks for the rest each time.
+    // Keeps the keys that it owns, and asks for the others each time.
     let (builder, getter) = group("uncached");
     builder.hot_admission(HotAdmission::Never).build(getter)?;
     let (builder, getter) = group("expiring");
@@ -74,7 +74,7 @@ fn main() -> Result<(), BoxError> {
         .serve_listener(listener)?;
     println!("listening {self_url}");
     std::io::stdin().read_to_end(&mut Vec::new())?;
-    // Whoever started this node is done with it, or gone: nobody waits for what it still does.
+    // The test has ended, so no caller waits for the requests under way.
     let _ = server.shutdown(Duration::ZERO);
     Ok(())
 }
@@ -112,7 +112,7 @@ impl Flags {
     }
 }
 
-/// How long the values of the group `expiring` are good for. Go's are for ever.
+/// The time to live of the group `expiring`. Go's values live for ever.
 const EXPIRING_TTL: Duration = Duration::from_millis(300);
 
 const NAMES: [&str; 11] = [

@@ -1,4 +1,4 @@
-//! Where both programs' getters get their values: a function of the key alone.
+//! The values of both programs' getters: a function of the key alone.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use larder::{BoxError, Context, Error, Sink};
 
-/// Answers by the rules of `tests/interop/go/values.go`, and counts.
+/// Makes values by the rules of `tests/interop/go/values.go`, and counts loads.
 pub struct Source {
     delay: Duration,
     state: Mutex<State>,
@@ -21,7 +21,7 @@ struct State {
 }
 
 impl Source {
-    /// A source whose every value takes `delay`.
+    /// A source in which every value takes `delay`.
     pub fn new(delay: Duration) -> Self {
         Source {
             delay,
@@ -47,7 +47,7 @@ impl Source {
         if kind == "slow" {
             delay = Duration::from_millis(rest.split(':').next().unwrap_or_default().parse()?);
         }
-        // The work that a load is, done in pieces as a getter should that can take long.
+        // The work of a load. It looks at the context from time to time, as a slow getter should.
         let done = Instant::now() + delay;
         while let Some(left) = done.checked_duration_since(Instant::now()) {
             if let Some(ended) = ctx.err() {
@@ -62,12 +62,12 @@ impl Source {
         }
     }
 
-    /// How often each key was loaded.
+    /// The loads of each key.
     pub fn loads(&self) -> HashMap<String, u64> {
         self.state().loads.clone()
     }
 
-    /// Waits until `count` loads are under way; says whether it came to that within `timeout`.
+    /// Waits until `count` loads are under way. Returns false after `timeout`.
     pub fn wait(&self, count: usize, timeout: Duration) -> bool {
         let waited = self
             .changed
@@ -81,11 +81,11 @@ impl Source {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().expect("nobody panics with it")
+        self.state.lock().expect("no panic under the lock")
     }
 }
 
-/// The value of a key, whichever program loads it.
+/// The value of a key, the same in both programs.
 pub fn value_of(key: &str) -> Vec<u8> {
     if let Some(rest) = key.strip_prefix("size:") {
         if let Ok(size) = rest.split(':').next().unwrap_or_default().parse::<usize>() {

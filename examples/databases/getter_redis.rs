@@ -1,7 +1,7 @@
-//! Caches strings of a Redis server in the process, and lets them expire together.
+//! Caches strings of a Redis server in the process, which expire when they do in Redis.
 //!
 //! ```text
-//! cargo run --example getter_redis [-- --url redis://127.0.0.1:6379]
+//! cargo run -p databases --example getter_redis [-- --url redis://127.0.0.1:6379]
 //! ```
 //!
 //! Starts a `redis-server` of its own on a free port, if one is installed, or uses the one at the
@@ -9,13 +9,15 @@
 //! each a thousand times from four threads, prints how many reads reached the server, then the
 //! answers to a key that does not exist and to one that is not a string.
 
+mod idle;
+
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use idle::Idle;
 use larder::{BoxError, Context, Getter, Group, Sink};
 use lexopt::prelude::*;
 use redis::{Client, Commands, Connection};
@@ -33,7 +35,7 @@ fn main() -> Result<(), BoxError> {
             _ => return Err(arg.unexpected().into()),
         }
     }
-    // Kept to the end: dropping it stops the server.
+    // Kept to the end, because dropping it stops the server.
     let (_server, url) = match url {
         Some(url) => (None, url),
         None => {
@@ -90,16 +92,14 @@ fn read(greetings: &Group) -> Result<(), BoxError> {
 /// Gets strings, with the time that Redis still keeps them.
 struct RedisGetter {
     client: Client,
-    /// A connection belongs to one thread at a time, and getters run on many. There are as many as
-    /// there were loads at one time.
-    idle: Mutex<Vec<Connection>>,
+    idle: Idle<Connection>,
 }
 
 impl RedisGetter {
     fn new(url: &str) -> Result<Self, BoxError> {
         Ok(RedisGetter {
             client: Client::open(url)?,
-            idle: Mutex::default(),
+            idle: Idle::new(),
         })
     }
 
@@ -109,26 +109,16 @@ impl RedisGetter {
         connection.set_write_timeout(Some(TIMEOUT))?;
         Ok(connection)
     }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Getter for RedisGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
-        // The guard is gone before a connection is made, which takes time.
-        let idle = self.idle().pop();
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => self.connect()?,
-        };
+        let mut connection = self.idle.take(|| self.connect())?;
         // One round trip for the value and the milliseconds it has left; negative without an end.
         let (value, left): (Option<Vec<u8>>, i64) =
             redis::pipe().get(key).pttl(key).query(&mut connection)?;
-        // After an error, above, a late answer may still be on its way: such a connection is
-        // dropped.
-        self.idle().push(connection);
+        // After an error a late answer may still arrive, so `?` above drops the connection.
+        self.idle.put(connection);
         let Some(value) = value else {
             return Err(larder::Error::not_found(format!("Redis has no {key:?}")).into());
         };
@@ -155,7 +145,7 @@ fn greeting(n: usize) -> String {
     format!("hello, number {n}")
 }
 
-/// A server of our own, on loopback, which writes no file and goes away with this.
+/// A server on loopback, which writes no file and ends when this is dropped.
 struct RedisServer {
     process: Child,
     port: u16,
@@ -163,8 +153,8 @@ struct RedisServer {
 
 impl RedisServer {
     fn start() -> Result<Self, BoxError> {
-        // The port is free when we look and may be taken before redis-server binds it: then it
-        // exits, and we look again.
+        // The port is free now, but may be in use when redis-server binds it. Then it exits, and this
+        // tries another port.
         for _ in 0..3 {
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
                 .local_addr()?
@@ -184,12 +174,12 @@ impl RedisServer {
         Err("redis-server did not start; pass --url redis://HOST:PORT".into())
     }
 
-    /// Whether it answers; `false` if it has exited.
+    /// Whether it answers: `false` if it has exited.
     fn wait_until_up(&mut self) -> Result<bool, BoxError> {
         let client = Client::open(self.url())?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.process.try_wait()?.is_none() {
-            // Whatever else may have the port, only a Redis answers a PING.
+            // Another program may have the port, but only Redis answers a PING.
             let up = client
                 .get_connection_with_timeout(TIMEOUT)
                 .and_then(|mut connection| redis::cmd("PING").query::<String>(&mut connection));

@@ -1,19 +1,21 @@
 //! Caches rows of an SQLite database that four threads read.
 //!
 //! ```text
-//! cargo run --release --example getter_sqlite
+//! cargo run --release -p databases --example getter_sqlite
 //! ```
 //!
 //! Fills a database file in the temporary directory with 2,000 rows, reads them 100,000 times
 //! through a group that has room for half of them, a few rows much more often than the rest, and
 //! prints how many reads reached the database.
 
+mod idle;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use idle::Idle;
 use larder::{BoxError, Context, Getter, Group, Sink};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
@@ -84,16 +86,14 @@ fn read(articles: &Group, seed: u64) -> Result<(), BoxError> {
 /// Looks keys up in a table.
 struct SqliteGetter {
     file: PathBuf,
-    /// A connection belongs to one thread at a time, and getters run on many. There are as many as
-    /// there were loads at one time.
-    idle: Mutex<Vec<Connection>>,
+    idle: Idle<Connection>,
 }
 
 impl SqliteGetter {
     fn new(file: &Path) -> Self {
         SqliteGetter {
             file: file.to_owned(),
-            idle: Mutex::default(),
+            idle: Idle::new(),
         }
     }
 
@@ -101,22 +101,13 @@ impl SqliteGetter {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         Connection::open_with_flags(&self.file, flags)
     }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Getter for SqliteGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
-        // The guard is gone before a connection is made, which takes time.
-        let idle = self.idle().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.connect()?,
-        };
+        let connection = self.idle.take(|| self.connect())?;
         let found = look_up(&connection, key);
-        self.idle().push(connection);
+        self.idle.put(connection);
         match found? {
             Some(text) => Ok(dest.set_str(&text)?),
             None => Err(larder::Error::not_found(format!("no article {key:?}")).into()),
@@ -131,7 +122,7 @@ fn look_up(connection: &Connection, key: &str) -> rusqlite::Result<Option<String
         .optional()
 }
 
-/// A directory that goes away with the program.
+/// A directory that is removed when this is dropped.
 struct TempDir {
     path: PathBuf,
 }

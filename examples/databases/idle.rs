@@ -1,0 +1,27 @@
+//! Idle connections to a database.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A connection belongs to one thread at a time, and getters run on many threads. So there are as many
+/// connections as there were loads at one time.
+pub struct Idle<C>(Mutex<Vec<C>>);
+
+impl<C> Idle<C> {
+    pub fn new() -> Self {
+        Idle(Mutex::default())
+    }
+
+    /// An idle connection; without one, a new one. The lock is not held while `connect` runs.
+    pub fn take<E>(&self, connect: impl FnOnce() -> Result<C, E>) -> Result<C, E> {
+        let idle = self.lock().pop();
+        idle.map_or_else(connect, Ok)
+    }
+
+    pub fn put(&self, connection: C) {
+        self.lock().push(connection);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<C>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,83 @@
+//! Three processes share a cache under load. One is killed and started again on its port.
+
+#![cfg(feature = "http")]
+
+mod node;
+mod process;
+
+use node::{CALLERS, Counts, KEYS};
+use process::Process;
+
+/// The gets of each node in each phase.
+const GETS: u64 = 3_000;
+
+/// The node that is killed.
+const VICTIM: usize = 1;
+
+#[test]
+fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
+    let mut nodes: Vec<_> = (0..3).map(|_| Process::start(0)).collect();
+    let ports: Vec<_> = nodes.iter().map(|node| node.port).collect();
+    let peers = node::peers(&ports);
+    for node in &mut nodes {
+        assert_eq!(node.ask(&peers), "ready");
+    }
+
+    // With all nodes up, the cluster runs the getter once for each key.
+    let before: Vec<Counts> = nodes.iter_mut().map(|node| node.report(GETS)).collect();
+    check(&before);
+    let loads: u64 = before.iter().map(|counts| counts.loads).sum();
+    assert!(loads <= KEYS, "{loads} loads of {KEYS} keys");
+    assert!(before.iter().all(|counts| counts.peer_loads > 0));
+    assert!(before.iter().all(|counts| counts.peer_errors == 0));
+
+    // The others go on without the killed node. They load its keys themselves.
+    let mut killed = nodes.remove(VICTIM);
+    killed.kill();
+    let down: Vec<Counts> = nodes
+        .iter_mut()
+        .zip([&before[0], &before[2]])
+        .map(|(node, before)| node.report(before.calls + GETS))
+        .collect();
+    check(&down);
+    let errors: u64 = down.iter().map(|counts| counts.peer_errors).sum();
+    assert!(errors > 0, "no request met the killed node");
+
+    // A new process on the old port has its old keys, and the others ask it for them.
+    let mut restarted = Process::start(ports[VICTIM]);
+    assert_eq!(restarted.ask(&peers), "ready");
+    nodes.push(restarted);
+    let calls = [down[0].calls, down[1].calls, 0];
+    let after: Vec<Counts> = nodes
+        .iter_mut()
+        .zip(calls)
+        .map(|(node, calls)| node.report(calls + GETS))
+        .collect();
+    check(&after);
+    assert!(after[2].loads > 0, "the restarted node loads nothing");
+
+    // Callers stop everywhere before the first server does.
+    for node in &mut nodes {
+        assert_eq!(node.ask("stop"), format!("{CALLERS} callers ended"));
+    }
+    let last: Vec<Counts> = nodes.iter_mut().map(|node| node.report(0)).collect();
+    check(&last);
+    assert!(last[2].served > 0, "no peer asks the restarted node");
+}
+
+/// No caller of any node got an error or a wrong value.
+fn check(nodes: &[Counts]) {
+    for counts in nodes {
+        assert!(counts.calls > 0, "a node without calls: {nodes:?}");
+        assert_eq!((counts.errors, counts.wrong), (0, 0), "{nodes:?}");
+    }
+}
+
+/// Not a test of its own: what the processes of the test above run.
+#[test]
+#[ignore = "a process of the test beside it"]
+fn node_process() {
+    if let Ok(port) = std::env::var(process::PORT) {
+        node::run(port.parse().expect("a port"));
+    }
+}
