@@ -26,17 +26,9 @@ pub struct ByteView {
 }
 
 impl ByteView {
-    /// The empty view. Allocates nothing, after the first on a thread.
+    /// The empty view.
     pub fn new() -> Self {
-        // One for each thread, so that threads do not count references in one place, as they would
-        // with std's default.
-        std::thread_local! {
-            static EMPTY: SharedBytes = SharedBytes::from(&[][..]);
-        }
-        // A thread that is past its destructors has none.
-        EMPTY
-            .try_with(|empty| empty.clone().into())
-            .unwrap_or_else(|_| SharedBytes::from(&[][..]).into())
+        ByteView::from(&[][..])
     }
 
     /// The window `start..end` of `data`.
@@ -47,11 +39,15 @@ impl ByteView {
 
     /// A copy of `value` that stands behind `key` in one allocation: the shape that the store
     /// keeps entries in, so that it can keep this one as it is.
-    // Inlined, so that the view is not returned through memory: see `Store::get`.
-    #[inline(always)]
     pub(crate) fn keyed(key: &str, value: &[u8]) -> Self {
-        let data = joined(key.as_bytes(), value);
-        ByteView::window(data, key.len(), key.len() + value.len())
+        let len = key.len() + value.len();
+        let mut data = SharedBytes::zeros(len);
+        data.fill(|bytes| {
+            let (front, back) = bytes.split_at_mut(key.len());
+            front.copy_from_slice(key.as_bytes());
+            back.copy_from_slice(value);
+        });
+        ByteView::window(data, key.len(), len)
     }
 
     /// Takes the shape of [`keyed`](Self::keyed) for this key, if it has another. The bytes stay
@@ -163,34 +159,6 @@ impl ByteView {
             position: 0,
         }
     }
-}
-
-fn joined(front: &[u8], back: &[u8]) -> SharedBytes {
-    match front.len() + back.len() {
-        0..=128 => joined_on_stack::<128>(front, back),
-        129..=512 => joined_on_stack::<512>(front, back),
-        _ => joined_in_place(front, back),
-    }
-}
-
-/// Two slices as one, by way of a buffer of `N` bytes, which they must fit: to copy this little
-/// twice is cheaper than to fill an allocation with zeros first.
-fn joined_on_stack<const N: usize>(front: &[u8], back: &[u8]) -> SharedBytes {
-    let mut buffer = [0; N];
-    let (room, rest) = buffer.split_at_mut(front.len());
-    room.copy_from_slice(front);
-    rest[..back.len()].copy_from_slice(back);
-    SharedBytes::from(&buffer[..front.len() + back.len()])
-}
-
-fn joined_in_place(front: &[u8], back: &[u8]) -> SharedBytes {
-    let mut data = SharedBytes::zeros(front.len() + back.len());
-    data.fill(|bytes| {
-        let (start, end) = bytes.split_at_mut(front.len());
-        start.copy_from_slice(front);
-        end.copy_from_slice(back);
-    });
-    data
 }
 
 impl Deref for ByteView {
@@ -405,13 +373,11 @@ mod tests {
     }
 
     #[test]
-    fn empty_views_of_a_thread_share_one_allocation() {
-        let (one, two) = (ByteView::new(), ByteView::default());
-        assert!(one.is_empty());
-        assert!(std::ptr::eq(&*one.data, &*two.data));
-        let other = std::thread::spawn(ByteView::new).join().expect("no panic");
-        assert!(!std::ptr::eq(&*one.data, &*other.data));
-        assert_eq!(one, other);
+    fn empty_views_are_equal() {
+        let view = ByteView::new();
+        assert!(view.is_empty());
+        assert_eq!(view, ByteView::default());
+        assert_eq!(view, "");
     }
 
     #[test]

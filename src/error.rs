@@ -31,9 +31,6 @@ struct Detail {
 /// The kinds of [`Error`]. More may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-// A word instead of a byte: a result is then moved in the words that it was written in. A load that
-// spans several smaller stores stalls (no store forwarding).
-#[repr(usize)]
 pub enum ErrorKind {
     /// The getter, here or at the key's owner, returned that there is no such key.
     NotFound,

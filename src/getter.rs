@@ -75,20 +75,13 @@ impl<'a> LoadSink<'a> {
         }
     }
 
-    /// The value and its time to live, once the getter has returned `Ok`. The value stays here until
-    /// [`into_value`](Self::into_value).
-    #[inline]
-    pub(crate) fn loaded(&mut self) -> Result<(&mut ByteView, Option<Duration>)> {
-        if let Some(error) = &self.refused {
-            return Err(error.clone());
+    /// The value and its time to live, once the getter has returned `Ok`.
+    pub(crate) fn finish(self) -> Result<(ByteView, Option<Duration>)> {
+        match (self.refused, self.value) {
+            (Some(error), _) => Err(error),
+            (None, Some(value)) => Ok((value, self.ttl)),
+            (None, None) => Err(ErrorKind::NothingSet.into()),
         }
-        let value = self.value.as_mut().ok_or(ErrorKind::NothingSet)?;
-        Ok((value, self.ttl))
-    }
-
-    #[inline]
-    pub(crate) fn into_value(self) -> Result<ByteView> {
-        self.value.ok_or_else(|| ErrorKind::NothingSet.into())
     }
 
     fn check(&mut self, len: usize) -> Result<()> {
@@ -136,7 +129,7 @@ mod tests {
 
     #[test]
     fn getter_without_a_value_is_an_error() {
-        let error = LoadSink::new("key", 10).loaded().unwrap_err();
+        let error = LoadSink::new("key", 10).finish().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NothingSet);
     }
 
@@ -145,7 +138,7 @@ mod tests {
         let mut sink = LoadSink::new("key", 10);
         sink.set_str("one").unwrap();
         assert_eq!(sink.set_str("two").unwrap_err().kind(), ErrorKind::SetTwice);
-        assert_eq!(sink.loaded().unwrap_err().kind(), ErrorKind::SetTwice);
+        assert_eq!(sink.finish().unwrap_err().kind(), ErrorKind::SetTwice);
     }
 
     #[test]
@@ -158,9 +151,8 @@ mod tests {
         let mut sink = LoadSink::new("key", 3);
         sink.set_str("thr").unwrap();
         sink.expire_in(Duration::from_secs(1));
-        let (value, ttl) = sink.loaded().unwrap();
-        assert_eq!(*value, "thr");
+        let (value, ttl) = sink.finish().unwrap();
+        assert_eq!(value, "thr");
         assert_eq!(ttl, Some(Duration::from_secs(1)));
-        assert_eq!(sink.into_value().unwrap(), "thr");
     }
 }

@@ -25,7 +25,6 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-mod builder;
 mod byteview;
 pub mod clock;
 pub mod consistent_hash;
@@ -38,7 +37,6 @@ mod getter;
 mod group;
 #[cfg(feature = "http")]
 pub mod http;
-mod load;
 mod loader_pool;
 #[cfg(all(test, larder_loom))]
 mod loom_models;
@@ -63,14 +61,12 @@ mod thread_counters;
 #[cfg(feature = "http")]
 mod wire;
 
-pub use builder::GroupBuilder;
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use getter::{Getter, getter_fn};
-pub use group::Group;
-pub use load::{AdmissionFn, HotAdmission};
+pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
 pub use registry::{Registry, get_group, new_group};

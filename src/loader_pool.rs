@@ -1,6 +1,5 @@
 //! Threads for loads that their callers must be able to leave.
 
-use std::fmt;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -10,42 +9,43 @@ use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::{Arc, Mutex, thread};
 
-type Job = Box<dyn FnOnce(Turn<'_>) + Send>;
+type Job = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
 
 /// Up to a fixed number of threads, started when needed and ended when idle.
 ///
-/// It queues nothing: a job gets a thread at once or is refused.
+/// It has no queue: a job gets a thread at once or is refused.
 pub(crate) struct LoaderPool {
-    shared: Arc<Shared>,
-    sender: Sender<Job>,
+    shared: Arc<PoolShared>,
+    /// The threads end when it is dropped with the pool. Holds no more jobs than there are threads
+    /// that are not busy. A rendezvous channel would refuse a job while the thread that is about to
+    /// receive it is on its way: see [`BusyGuard`].
+    jobs: Sender<Job>,
     name: String,
     max_threads: usize,
 }
 
-struct Shared {
-    threads: Mutex<Threads>,
+struct PoolShared {
+    threads: Mutex<ThreadCounts>,
     jobs: Receiver<Job>,
     idle_timeout: Duration,
 }
 
-struct Threads {
+#[derive(Default)]
+struct ThreadCounts {
     live: usize,
-    /// Threads that wait for a job, or are about to, and that nobody has promised one yet. A
-    /// submitter takes one off before it sends; so a sent job always has a thread that will
-    /// receive it.
-    idle: usize,
+    /// Threads with a job, jobs sent included. The others wait for a job or are about to.
+    busy: usize,
 }
 
-/// A thread's being busy with a job.
+/// One of the pool's threads is busy until this is dropped.
 ///
-/// The job drops it when its work is done and only the news is left to tell. Otherwise a caller
-/// that hears of its result and comes back at once could find the thread busy still, and be
-/// refused though there are as many threads as callers.
-pub(crate) struct Turn<'a>(&'a Shared);
+/// A job drops it before it publishes its result. Otherwise a caller that gets the result and submits
+/// another job at once could be refused, although there are as many threads as callers.
+pub(crate) struct BusyGuard<'a>(&'a PoolShared);
 
-impl Drop for Turn<'_> {
+impl Drop for BusyGuard<'_> {
     fn drop(&mut self) {
-        self.0.threads.lock().idle += 1;
+        self.0.threads.lock().busy -= 1;
     }
 }
 
@@ -55,53 +55,50 @@ impl LoaderPool {
     }
 
     fn with_idle_timeout(name: &str, max_threads: usize, idle_timeout: Duration) -> LoaderPool {
-        let (sender, jobs) = unbounded();
+        let (sender, receiver) = unbounded();
         LoaderPool {
-            shared: Arc::new(Shared {
-                threads: Mutex::new(Threads { live: 0, idle: 0 }),
-                jobs,
+            shared: Arc::new(PoolShared {
+                threads: Mutex::new(ThreadCounts::default()),
+                jobs: receiver,
                 idle_timeout,
             }),
-            sender,
+            jobs: sender,
             // The system's names end at a NUL, and std panics at one.
             name: format!("larder-load-{}", name.replace('\0', "?")),
             max_threads,
         }
     }
 
-    /// Runs `job` on a thread of the pool, which is busy until the job drops its [`Turn`].
+    /// Runs `job` on a thread of the pool, which is busy until the job drops its [`BusyGuard`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Overloaded`], at once, if all threads are busy or the system gives no more.
-    pub(crate) fn submit(&self, job: impl FnOnce(Turn<'_>) + Send + 'static) -> Result<()> {
+    /// [`ErrorKind::Overloaded`], at once, if all threads are busy or the system refuses a new one.
+    pub(crate) fn submit(&self, job: impl FnOnce(BusyGuard<'_>) + Send + 'static) -> Result<()> {
         let origin = Origin::here();
-        let job = move |turn: Turn<'_>| origin.run(|| job(turn));
-        let promised = {
+        let job = Box::new(move |busy: BusyGuard<'_>| origin.run(|| job(busy)));
+        {
             let mut threads = self.shared.threads.lock();
-            if threads.idle > 0 {
-                threads.idle -= 1;
-                true
-            } else if threads.live < self.max_threads {
-                threads.live += 1;
-                false
-            } else {
+            if threads.busy == self.max_threads {
                 return Err(ErrorKind::Overloaded.into());
             }
-        };
-        if promised {
-            // The pool holds a receiver, so the channel is open.
-            return self
-                .sender
-                .send(Box::new(job))
-                .map_err(|_| ErrorKind::Overloaded.into());
+            threads.busy += 1;
+            if threads.busy <= threads.live {
+                drop(threads);
+                // The pool holds a receiver, so the channel is open.
+                let sent = self.jobs.send(job);
+                return sent.map_err(|_| ErrorKind::Overloaded.into());
+            }
+            threads.live += 1;
         }
         let shared = self.shared.clone();
         let spawned = thread::Builder::new()
             .name(self.name.clone())
-            .spawn(move || shared.work(Box::new(job)));
+            .spawn(move || shared.work(job));
         spawned.map(drop).map_err(|e| {
-            self.shared.threads.lock().live -= 1;
+            let mut threads = self.shared.threads.lock();
+            threads.live -= 1;
+            threads.busy -= 1;
             Error::with_source(ErrorKind::Overloaded, "no thread for the load", e)
         })
     }
@@ -112,36 +109,27 @@ impl LoaderPool {
     }
 }
 
-impl Shared {
+impl PoolShared {
+    /// Runs jobs until none comes for `idle_timeout`.
     fn work(&self, first: Job) {
         let mut job = Some(first);
         loop {
-            if let Some(job) = job.take() {
-                let turn = Turn(self);
-                // A panic has been reported by the panic hook, and the job's own guards have told
-                // whoever waits for it; the thread goes on.
-                caught(move || job(turn));
+            if let Some(job) = job {
+                let busy = BusyGuard(self);
+                // The panic hook has reported a panic, and the job's guards have released its
+                // waiters; the thread goes on.
+                caught(move || job(busy));
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {
                 let mut threads = self.threads.lock();
-                // With no thread left unpromised, this one has a job coming: it must go on
-                // receiving, or a job would be sent that nobody takes.
-                if threads.idle > 0 {
-                    threads.idle -= 1;
+                // If all live threads count as busy, a job is on its way to this one.
+                if threads.busy < threads.live {
                     threads.live -= 1;
                     return;
                 }
             }
         }
-    }
-}
-
-impl fmt::Debug for LoaderPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoaderPool")
-            .field("max_threads", &self.max_threads)
-            .finish_non_exhaustive()
     }
 }
 
@@ -152,19 +140,19 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// Jobs that report when they began, and end when told.
+    /// A job that reports its start and ends on a signal.
     fn held(pool: &LoaderPool) -> (Result<()>, mpsc::Receiver<()>, mpsc::Sender<()>) {
         let (began, has_begun) = mpsc::channel();
-        let (end, told_to_end) = mpsc::channel();
-        let submitted = pool.submit(move |_turn| {
+        let (end, end_signal) = mpsc::channel();
+        let submitted = pool.submit(move |_busy| {
             let _ = began.send(());
-            let _ = told_to_end.recv();
+            let _ = end_signal.recv();
         });
         (submitted, has_begun, end)
     }
 
     #[test]
-    fn a_job_beyond_the_threads_is_refused_at_once() {
+    fn job_is_refused_at_once_when_all_threads_are_busy() {
         let pool = LoaderPool::new("test", 2);
         let jobs = [held(&pool), held(&pool)];
         jobs.iter()
@@ -174,14 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_whose_job_has_news_is_free_for_the_next() {
+    fn thread_is_idle_before_its_job_publishes() {
         let pool = LoaderPool::new("test", 1);
         let (done, wait) = mpsc::channel();
         let ids: std::collections::HashSet<_> = (0..1000)
             .map(|_| {
                 let done = done.clone();
-                pool.submit(move |turn| {
-                    drop(turn);
+                pool.submit(move |busy| {
+                    drop(busy);
                     let _ = done.send(thread::current().id());
                 })
                 .expect("the thread is free");
@@ -196,13 +184,13 @@ mod tests {
         let pool = LoaderPool::with_idle_timeout("test", 4, Duration::from_millis(1));
         for _ in 0..50 {
             let (done, wait) = mpsc::channel();
-            pool.submit(move |turn| {
-                drop(turn);
+            pool.submit(move |busy| {
+                drop(busy);
                 let _ = done.send(());
             })
             .expect("there is room");
             wait.recv().expect("it ran");
-            // Sometimes before the thread gives up, sometimes after, sometimes just then.
+            // The next job comes before, while or after the thread ends.
             while pool.live() > 3 {
                 thread::yield_now();
             }
@@ -213,16 +201,16 @@ mod tests {
     }
 
     #[test]
-    fn a_panicking_job_frees_its_thread() {
+    fn panicking_job_frees_its_thread() {
         let pool = LoaderPool::new("test", 1);
-        pool.submit(|_turn| std::panic::resume_unwind(Box::new("quietly")))
+        pool.submit(|_busy| std::panic::resume_unwind(Box::new("quietly")))
             .expect("there is room");
         let (done, wait) = mpsc::channel();
-        // The panicking job held on to its turn.
+        // The panicking job holds its guard until it has unwound.
         while pool
             .submit({
                 let done = done.clone();
-                move |_turn| {
+                move |_busy| {
                     let _ = done.send(());
                 }
             })

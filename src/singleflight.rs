@@ -1,22 +1,21 @@
-//! One call for many callers: whoever asks for a key first does the work, those who ask meanwhile
-//! wait for its result.
+//! One call for many callers: the first caller of a key does the work, and callers that come
+//! meanwhile wait for its result.
 
-mod stripes;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
-use std::borrow::Cow;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::BuildHasher;
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
 use crate::sync::{Arc, Condvar, Mutex, OnceLock};
-use stripes::{Stripe, Stripes};
 
 /// Merges calls for the same key at the same time into one.
 ///
@@ -28,11 +27,11 @@ use stripes::{Stripe, Stripes};
 /// assert_eq!(answer, Ok(42));
 /// ```
 pub struct Group<T> {
-    stripes: Arc<Stripes<T>>,
+    stripes: Box<[Stripe<T>]>,
     hasher: RandomState,
 }
 
-/// The caller that did the work for this key panicked; nothing is known of the result.
+/// The caller that did the work for this key panicked, so there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaderPanicked;
 
@@ -48,93 +47,81 @@ impl<T> Group<T> {
     /// A group with no flight under way.
     pub fn new() -> Self {
         Group {
-            stripes: Arc::default(),
+            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             hasher: RandomState::default(),
         }
     }
 
-    /// Lets calls for `key` that begin from now on start a flight of their own. Those that wait
+    /// Lets calls for `key` that begin from now on start a flight of their own. Calls that wait
     /// already get the result of the old one.
     pub fn forget(&self, key: &str) {
         self.forget_hashed(self.hash(key), key);
     }
 
-    /// The number of flights under way.
+    /// The number of flights under way that new calls can join.
     pub fn in_flight(&self) -> usize {
-        let count = |stripe: &Stripe<T>| {
-            let mut flights = stripe.lock();
-            let joinable = flights.iter_mut().filter(|flight| !flight.is_forgotten);
-            joinable.count()
-        };
-        self.stripes.0.iter().map(count).sum()
+        let count = |stripe: &Stripe<T>| stripe.lock().flights.len();
+        self.stripes.iter().map(count).sum()
     }
 
     /// Leads the flight of `key`, or joins the one under way.
     pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
-        let stripe = self.stripes.of(hash);
-        let mut flights = stripe.lock();
-        if let Some(flight) = flights.find(hash, key) {
-            return Joined::Follower(flight.ticket());
+        let mut stripe = self.stripe(hash).lock();
+        let StripeState { flights, spare } = &mut *stripe;
+        if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
+            return Joined::Waiter(flight.clone());
         }
-        let id = LoadId::new();
-        flights.begin(id, hash, key);
-        Joined::Leader(Lead {
-            stripes: Cow::Borrowed(&self.stripes),
-            hash,
-            id,
-            changes: stripe.changes(),
-            has_left: false,
-        })
+        let flight = Flight::begin(spare.take(), hash, key);
+        flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
+        Joined::Leader(self.lead(flight))
     }
 
-    /// A mark that tells whether flights of keys of this hash have ended, or were forgotten,
-    /// before another begins: see [`Lead::is_next_after`]. Takes no lock.
-    #[inline]
-    pub(crate) fn mark(&self, hash: u64) -> Mark {
-        Mark(self.stripes.of(hash).changes())
+    /// Resumes the lead of a flight whose leader was [detached](Leader::detach).
+    pub(crate) fn lead(&self, flight: Arc<Flight<T>>) -> Leader<'_, T> {
+        Leader {
+            stripe: Some(self.stripe(flight.hash)),
+            flight,
+            if_dropped: None,
+            has_waiters: false,
+        }
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let stripe = self.stripes.of(hash);
-        let mut flights = stripe.lock();
-        if let Some(flight) = flights.find(hash, key) {
-            flight.is_forgotten = true;
+        let mut stripe = self.stripe(hash).lock();
+        let flights = &mut stripe.flights;
+        if let Ok(flight) = flights.find_entry(hash, |flight| flight.is_for(hash, key)) {
+            flight.remove();
         }
-        stripe.count_change(&flights);
     }
 
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
-        for stripe in &self.stripes.0 {
-            let mut flights = stripe.lock();
-            for flight in flights.iter_mut() {
-                flight.is_forgotten = true;
-            }
-            stripe.count_change(&flights);
+        for stripe in &self.stripes {
+            stripe.lock().flights.clear();
         }
     }
 
-    /// How many callers wait for the flight of `key`, for tests that must know.
+    /// The number of callers that wait for the flight of `key`.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
-        let mut flights = self.stripes.of(hash).lock();
-        // The flight holds it too.
-        let queue = flights
-            .find(hash, key)
-            .and_then(|flight| flight.queue.as_ref());
-        queue.map_or(0, |queue| Arc::strong_count(queue) - 1)
+        let stripe = self.stripe(hash).lock();
+        let flight = stripe.flights.find(hash, |flight| flight.is_for(hash, key));
+        // The table and the leader hold it, too.
+        flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(2))
+    }
+
+    fn stripe(&self, hash: u64) -> &Stripe<T> {
+        &self.stripes[(hash >> 32) as usize % STRIPES]
     }
 
     fn hash(&self, key: &str) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(key.as_bytes());
-        hasher.finish()
+        self.hasher.hash_one(key)
     }
 }
 
 impl<T: Clone> Group<T> {
     /// Runs `work` and returns its result; or, while a call for the same key is under way, waits
-    /// for that one's and returns a clone of it.
+    /// for that call and returns a clone of its result.
     ///
     /// `work` runs on the calling thread with no lock held. It must not call `do_once` for its own
     /// key: it would wait for itself.
@@ -148,14 +135,14 @@ impl<T: Clone> Group<T> {
     /// If `work` panics, in the caller that ran it.
     pub fn do_once(&self, key: &str, work: impl FnOnce() -> T) -> Result<T, LeaderPanicked> {
         match self.join(self.hash(key), key) {
-            // A panic drops the lead, which tells the followers.
-            Joined::Leader(lead) => {
+            // If `work` panics, the leader is dropped, which releases the waiters.
+            Joined::Leader(leader) => {
                 let value = work();
-                lead.finish(&value);
+                leader.finish(&value);
                 Ok(value)
             }
-            Joined::Follower(ticket) => match ticket.wait_unsubscribed(&Context::background()) {
-                Waited::Landed(value) => Ok(value),
+            Joined::Waiter(flight) => match flight.wait_unsubscribed(&Context::background()) {
+                Waited::Finished(value) => Ok(value),
                 Waited::Abandoned | Waited::Left(_) => Err(LeaderPanicked),
             },
         }
@@ -176,182 +163,199 @@ impl<T> fmt::Debug for Group<T> {
     }
 }
 
-/// What the followers of one flight share.
-struct Queue<T> {
-    /// Whether the flight is over. Set under the lock after `result`, so that a waiter that saw it
-    /// unset under the lock is woken by `changed`.
+/// A part of the flights that new callers can join. Padded against false sharing between stripes.
+type Stripe<T> = CachePadded<Mutex<StripeState<T>>>;
+
+struct StripeState<T> {
+    flights: HashTable<Arc<Flight<T>>>,
+    /// A flight that ended without a waiter, for the next one: most loads allocate none.
+    spare: Option<Arc<Flight<T>>>,
+}
+
+impl<T> Default for StripeState<T> {
+    fn default() -> Self {
+        StripeState {
+            flights: HashTable::new(),
+            spare: None,
+        }
+    }
+}
+
+/// The longest key that a spare flight keeps room for, in bytes.
+const MAX_SPARE_KEY: usize = 256;
+
+/// Enough that threads that load different keys rarely contend for a lock. One under loom, which
+/// would explore each.
+const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
+
+/// The role of a caller of [`Group::join`].
+pub(crate) enum Joined<'a, T> {
+    Leader(Leader<'a, T>),
+    Waiter(Arc<Flight<T>>),
+}
+
+/// A call under way. Its leader and its waiters hold it; so does its stripe, while callers can join.
+pub(crate) struct Flight<T> {
+    hash: u64,
+    key: String,
+    /// Set under the lock after `result`, so that `changed` wakes every waiter that saw it unset
+    /// under the lock.
     is_over: Mutex<bool>,
     changed: Condvar,
-    /// The result; stays empty if the leader gave up. Not inside the lock, so that waiters clone
-    /// it at the same time.
+    /// Stays empty if the leader gives up. Outside the lock, so that waiters clone it in parallel.
     result: OnceLock<T>,
-}
-
-impl<T> Default for Queue<T> {
-    fn default() -> Self {
-        Queue {
-            is_over: Mutex::new(false),
-            changed: Condvar::new(),
-            result: OnceLock::new(),
-        }
-    }
-}
-
-/// What [`Group::join`] makes of a caller.
-pub(crate) enum Joined<'a, T> {
-    Leader(Lead<'a, T>),
-    Follower(Ticket<T>),
-}
-
-/// The duty to land a flight. Dropping it without [`finish`](Self::finish) abandons the flight: its
-/// waiters are told that there is no result, and one of them may lead the next.
-pub(crate) struct Lead<'a, T> {
-    stripes: Cow<'a, Arc<Stripes<T>>>,
-    hash: u64,
-    id: LoadId,
-    /// The stripe's when the flight began.
-    changes: u64,
-    has_left: bool,
-}
-
-/// What [`Group::mark`] made a note of.
-#[derive(Clone, Copy)]
-pub(crate) struct Mark(u64);
-
-impl<T> Lead<'_, T> {
-    pub(crate) fn id(&self) -> LoadId {
-        self.id
-    }
-
-    /// Whether no flight of the key ended or was forgotten between the mark and this one.
-    ///
-    /// For a caller that takes the mark before it lets go of a lock under which it found nothing: a
-    /// flight that puts its result there under the same lock does so after the mark, and ends later
-    /// still. So its end is counted after the mark, and before this flight began, since that was
-    /// under the lock that ends are counted under.
-    pub(crate) fn is_next_after(&self, mark: Mark) -> bool {
-        self.changes == mark.0
-    }
-
-    /// A way to wait for the flight that somebody else will land.
-    pub(crate) fn ticket(&self) -> Ticket<T> {
-        let mut flights = self.stripes.of(self.hash).lock();
-        let flight = flights.find_by(self.hash, |flight| flight.id == self.id);
-        flight.expect("a flight stays while it is led").ticket()
-    }
-
-    /// The same duty, for another thread.
-    pub(crate) fn into_owned(mut self) -> Lead<'static, T> {
-        self.has_left = true;
-        Lead {
-            stripes: Cow::Owned(Arc::clone(&self.stripes)),
-            hash: self.hash,
-            id: self.id,
-            changes: self.changes,
-            has_left: false,
-        }
-    }
-
-    /// Lands the flight: callers from now on start another, those waiting get clones of `value`.
-    pub(crate) fn finish(mut self, value: &T)
-    where
-        T: Clone,
-    {
-        if let Some(over) = self.leave() {
-            // An error would mean that a result is there already; a lead finishes once. If the
-            // clone panics, the waiters learn that there is no result.
-            let _ = over.0.result.set(value.clone());
-        }
-    }
-
-    /// Takes the flight out of its map. Who waits for it is told of what there is when the returned
-    /// value is dropped: a waiter that is told "abandoned" and asks again must not find this flight
-    /// once more.
-    fn leave(&mut self) -> Option<Over<T>> {
-        self.has_left = true;
-        self.stripes.of(self.hash).end(self.hash, self.id).map(Over)
-    }
-}
-
-impl<T> Drop for Lead<'_, T> {
-    fn drop(&mut self) {
-        if !self.has_left {
-            self.leave();
-        }
-    }
-}
-
-/// Tells a queue, when it is dropped, that its flight is over.
-struct Over<T>(Arc<Queue<T>>);
-
-impl<T> Drop for Over<T> {
-    fn drop(&mut self) {
-        *self.0.is_over.lock() = true;
-        self.0.changed.notify_all();
-    }
-}
-
-/// A place in the queue of waiters of one flight.
-pub(crate) struct Ticket<T> {
-    id: LoadId,
-    queue: Arc<Queue<T>>,
 }
 
 /// How a wait ended.
 #[derive(Debug)]
 pub(crate) enum Waited<T> {
-    /// The flight landed with this result.
-    Landed(T),
-    /// The leader gave up; ask again.
+    /// The flight has this result.
+    Finished(T),
+    /// The leader gave up; the caller has to join again.
     Abandoned,
     /// This waiter's own deadline or cancellation came first. The flight goes on.
     Left(Error),
 }
 
-impl<T: Clone> Ticket<T> {
-    pub(crate) fn id(&self) -> LoadId {
-        self.id
+impl<T> Flight<T> {
+    /// A flight of `key`: the spare one, unless its last leader holds it still.
+    fn begin(spare: Option<Arc<Self>>, hash: u64, key: &str) -> Arc<Self> {
+        if let Some(mut flight) = spare {
+            if let Some(reused) = Arc::get_mut(&mut flight) {
+                reused.hash = hash;
+                reused.key.clear();
+                reused.key.push_str(key);
+                return flight;
+            }
+        }
+        Arc::new(Flight {
+            hash,
+            key: key.to_owned(),
+            is_over: Mutex::default(),
+            changed: Condvar::new(),
+            result: OnceLock::new(),
+        })
     }
 
-    /// Waits until the flight is over or `ctx` is.
-    pub(crate) fn wait(&self, ctx: &Context) -> Waited<T>
+    fn is_for(&self, hash: u64, key: &str) -> bool {
+        self.hash == hash && *self.key == *key
+    }
+}
+
+impl<T: Clone> Flight<T> {
+    /// Waits until the flight is over or `ctx` has ended.
+    pub(crate) fn wait(self: &Arc<Self>, ctx: &Context) -> Waited<T>
     where
         T: Send + Sync + 'static,
     {
-        // A cancellation wakes all waiters of the flight; each looks at its own context. The
-        // callback takes the lock, so it cannot run between a waiter's look and its wait.
+        // A cancellation wakes all waiters of the flight, and each checks its own context. The
+        // callback takes the lock, so it cannot run between a waiter's check and its wait.
         let _subscription = ctx.cancellable().then(|| {
-            let queue = self.queue.clone();
+            let flight = self.clone();
             ctx.on_cancel(move || {
-                let _is_over = queue.is_over.lock();
-                queue.changed.notify_all();
+                let _is_over = flight.is_over.lock();
+                flight.changed.notify_all();
             })
         });
         self.wait_unsubscribed(ctx)
     }
 
-    /// The wait itself; a cancellation is seen only when something else wakes it.
+    /// As [`wait`](Self::wait), but a cancellation does not wake the waiter.
     fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
-        let mut is_over = self.queue.is_over.lock();
+        let mut is_over = self.is_over.lock();
         while !*is_over {
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }
             is_over = match ctx.deadline() {
-                None => self.queue.changed.wait(is_over),
+                None => self.changed.wait(is_over),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Waited::Left(ErrorKind::DeadlineExceeded.into());
                     }
-                    self.queue.changed.wait_timeout(is_over, left)
+                    self.changed.wait_timeout(is_over, left)
                 }
             };
         }
         drop(is_over);
-        match self.queue.result.get() {
-            Some(value) => Waited::Landed(value.clone()),
+        match self.result.get() {
+            Some(value) => Waited::Finished(value.clone()),
             None => Waited::Abandoned,
         }
+    }
+}
+
+/// The caller that does the work of a flight. When it is dropped, the flight is over: the waiters get
+/// the value of [`finish`](Self::finish), else `if_dropped`, else one of them leads the next flight.
+pub(crate) struct Leader<'a, T> {
+    /// `None` once the flight has left it, or another thread leads it.
+    stripe: Option<&'a Stripe<T>>,
+    pub(crate) flight: Arc<Flight<T>>,
+    /// The result if the work panics.
+    pub(crate) if_dropped: Option<T>,
+    /// Whether the flight had waiters when it left the stripe.
+    has_waiters: bool,
+}
+
+impl<T> Leader<'_, T> {
+    /// The flight, to be waited for here and [led](Group::lead) on another thread.
+    pub(crate) fn detach(mut self) -> Arc<Flight<T>> {
+        self.stripe = None;
+        self.flight.clone()
+    }
+
+    pub(crate) fn id(&self) -> LoadId {
+        LoadId::of(&self.flight)
+    }
+
+    /// Ends the flight: callers from now on start another, and the waiters get clones of `value`.
+    pub(crate) fn finish(mut self, value: &T)
+    where
+        T: Clone,
+    {
+        self.if_dropped = None;
+        if self.leave() {
+            self.if_dropped = Some(value.clone());
+        }
+    }
+
+    /// Ends the flight without a result.
+    pub(crate) fn abandon(mut self) {
+        self.if_dropped = None;
+    }
+
+    /// Takes the flight out of its stripe, before the waiters wake up: a waiter that joins again must
+    /// not find this flight. Returns whether there are waiters; no more can come.
+    fn leave(&mut self) -> bool {
+        let Some(stripe) = self.stripe.take() else {
+            return self.has_waiters;
+        };
+        let this = |flight: &Arc<Flight<T>>| Arc::ptr_eq(flight, &self.flight);
+        let mut stripe = stripe.lock();
+        // Not there if it was forgotten.
+        if let Ok(flight) = stripe.flights.find_entry(self.flight.hash, this) {
+            let (flight, _) = flight.remove();
+            if Arc::strong_count(&flight) == 2 && flight.key.capacity() <= MAX_SPARE_KEY {
+                stripe.spare = Some(flight);
+                return false;
+            }
+        }
+        self.has_waiters = Arc::strong_count(&self.flight) > 1;
+        self.has_waiters
+    }
+}
+
+impl<T> Drop for Leader<'_, T> {
+    fn drop(&mut self) {
+        if !self.leave() {
+            return;
+        }
+        if let Some(value) = self.if_dropped.take() {
+            // It cannot be set already: a flight has one leader.
+            let _ = self.flight.result.set(value);
+        }
+        *self.flight.is_over.lock() = true;
+        self.flight.changed.notify_all();
     }
 }

@@ -1,31 +1,27 @@
-//! Exact counts that cost who counts no locked instruction.
+//! Exact counters without atomic read-modify-write.
 //!
-//! A shared counter would cost each hit one more read-modify-write, which was a sixth of its time.
-//! Instead every thread has a small number, and the counters of that number to itself: it alone
-//! writes them, so a load and a store are enough. Readers sum over all numbers.
+//! Each thread has a number, and a set of counters of that number. Only this thread writes to the set,
+//! so a load and a store are enough to count. Readers sum over all sets.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Sets of counters. The first is shared by threads that are more than the others, and by those
-/// that are past their destructors; they pay for it with locked additions.
+use crossbeam_utils::CachePadded;
+
+/// Sets of counters. The first is shared: by threads for which no number is left, and by those past
+/// their destructors. They count with an atomic addition.
 const SETS: usize = 64;
 
-/// Counters that `T` consists of, by thread.
+/// The counters that `T` consists of, by thread.
 pub(crate) struct ThreadCounters<T> {
-    sets: Box<[Set<T>; SETS]>,
+    sets: Box<[CachePadded<T>; SETS]>,
 }
-
-/// One thread's counters: a cache line of their own, so that no two threads write to one.
-#[derive(Default)]
-#[repr(align(64))]
-struct Set<T>(T);
 
 impl<T: Default> ThreadCounters<T> {
     pub(crate) fn new() -> Self {
         ThreadCounters {
-            sets: Box::new(std::array::from_fn(|_| Set::default())),
+            sets: Box::new(std::array::from_fn(|_| CachePadded::default())),
         }
     }
 }
@@ -34,66 +30,62 @@ impl<T> ThreadCounters<T> {
     /// Adds one to the counter that `counter` picks.
     #[inline]
     pub(crate) fn add(&self, counter: impl Fn(&T) -> &AtomicU64) {
-        let number = NUMBER.get();
+        let number = NUMBER.try_with(|number| number.0.get()).unwrap_or(SHARED);
         if !(1..SETS).contains(&number) {
             return self.add_shared(counter);
         }
-        let counter = counter(&self.sets[number].0);
+        let counter = counter(&self.sets[number]);
         let count = counter.load(Ordering::Relaxed);
         counter.store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Counts for a thread that has no number; gets it one if it never asked.
+    /// Counts for a thread without a number, and gets it one for its next count if it never asked.
     #[cold]
     fn add_shared(&self, counter: impl Fn(&T) -> &AtomicU64) {
-        counter(&self.sets[0].0).fetch_add(1, Ordering::Relaxed);
-        if NUMBER.get() == UNSET {
-            // A thread that is past its destructors would keep a number for ever.
-            let number = TICKET.try_with(Ticket::take).unwrap_or(NONE_LEFT);
-            NUMBER.set(number);
-        }
+        counter(&self.sets[SHARED]).fetch_add(1, Ordering::Relaxed);
+        // A thread past its destructors could not give a number back.
+        let _ = NUMBER.try_with(|number| {
+            if number.0.get() == UNSET {
+                number.0.set(take_number());
+            }
+        });
     }
 
     /// The sum of one counter over all threads.
     pub(crate) fn sum(&self, counter: impl Fn(&T) -> &AtomicU64) -> u64 {
-        let counts = self.sets.iter().map(|set| counter(&set.0));
+        let counts = self.sets.iter().map(|set| counter(set));
         counts.map(|count| count.load(Ordering::Relaxed)).sum()
     }
 }
 
-/// Numbers of threads without counters of their own.
-const UNSET: usize = 0;
-const NONE_LEFT: usize = SETS;
+/// The set of threads without a number, and the number that stands for none left.
+const SHARED: usize = 0;
+const UNSET: usize = SETS;
 
 thread_local! {
-    /// This thread's number. Apart from the ticket, because a cell that has no destructor is read
-    /// without asking whether it was destroyed.
-    static NUMBER: Cell<usize> = const { Cell::new(UNSET) };
-    static TICKET: Ticket = const { Ticket };
+    static NUMBER: ThreadNumber = const { ThreadNumber(Cell::new(UNSET)) };
 }
 
-/// Numbers in use, as bits; the first is nobody's. The lock also orders a thread's last store to
-/// its counters before the first load of the next thread with that number. Std's, because nothing
-/// is waited for under it.
-static IN_USE: Mutex<u64> = Mutex::new(1);
+/// A thread's number, which is free again when the thread ends.
+struct ThreadNumber(Cell<usize>);
 
-/// Gives the thread's number back when the thread ends.
-struct Ticket;
+/// Numbers in use, as bits; the first is no thread's. The lock also orders a thread's last store to
+/// its counters before the first load of the next thread with that number.
+static IN_USE: Mutex<u64> = Mutex::new(1 << SHARED);
 
-impl Ticket {
-    fn take(&self) -> usize {
-        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = in_use.trailing_ones() as usize;
-        if number < SETS {
-            *in_use |= 1 << number;
-        }
-        number
+fn take_number() -> usize {
+    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = in_use.trailing_ones() as usize;
+    if number == SETS {
+        return SHARED;
     }
+    *in_use |= 1 << number;
+    number
 }
 
-impl Drop for Ticket {
+impl Drop for ThreadNumber {
     fn drop(&mut self) {
-        let number = NUMBER.replace(NONE_LEFT);
+        let number = self.0.get();
         if (1..SETS).contains(&number) {
             let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
             *in_use &= !(1 << number);
@@ -141,7 +133,7 @@ mod tests {
             std::thread::scope(|scope| {
                 let number = scope.spawn(|| {
                     counters.add(|two| &two.once);
-                    NUMBER.get()
+                    NUMBER.with(|number| number.0.get())
                 });
                 owned += usize::from((1..SETS).contains(&number.join().expect("no panic")));
             });

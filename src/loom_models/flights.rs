@@ -1,4 +1,4 @@
-//! Flights alone: who leads, who follows, and what they are told.
+//! Flights alone: leaders, waiters, and the results they get.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ fn flights() -> Flights {
     Arc::new(singleflight::Group::new())
 }
 
-fn callers_share_or_take_turns(threads: usize) {
+fn callers_share_or_follow_each_other(threads: usize) {
     model(move || {
         let (flights, works) = (flights(), Works::default());
         let call = |flights: &Flights, works: &Works| {
@@ -32,7 +32,7 @@ fn callers_share_or_take_turns(threads: usize) {
         let mut numbers = vec![call(&flights, &works)()];
         numbers.extend(others.into_iter().map(|other| other.join().unwrap()));
         let numbers: Vec<usize> = numbers.into_iter().map(|n| n.expect("no panic")).collect();
-        // Every work had its caller, and no caller got what was never made.
+        // Each result reached a caller, and each caller got a result that was made.
         for number in 0..works.done() {
             assert!(numbers.contains(&number));
         }
@@ -42,17 +42,17 @@ fn callers_share_or_take_turns(threads: usize) {
 }
 
 #[test]
-fn two_callers_share_or_take_turns() {
-    callers_share_or_take_turns(2);
+fn two_callers_share_or_follow_each_other() {
+    callers_share_or_follow_each_other(2);
 }
 
 #[test]
-fn three_callers_share_or_take_turns() {
-    callers_share_or_take_turns(3);
+fn three_callers_share_or_follow_each_other() {
+    callers_share_or_follow_each_other(3);
 }
 
 #[test]
-fn a_panic_releases_those_who_wait() {
+fn panic_releases_waiters() {
     model(|| {
         let flights = flights();
         let followers: Vec<_> = (1..3)
@@ -75,19 +75,18 @@ fn a_panic_releases_those_who_wait() {
     });
 }
 
-/// Leads or follows until there is a value, as `Loader::fly` does.
+/// Leads or waits until there is a value, as `Inner::load_once` does.
 fn until_landed(flights: &Flights, value: usize) -> usize {
     let mut abandoned = 0;
     loop {
         match flights.join(0, "key") {
-            Joined::Leader(lead) => {
-                lead.finish(&value);
+            Joined::Leader(leader) => {
+                leader.finish(&value);
                 return value;
             }
-            Joined::Follower(ticket) => match ticket.wait(&Context::background()) {
-                Waited::Landed(value) => return value,
-                // One flight is abandoned in these models; whoever is told so must not meet it
-                // again.
+            Joined::Waiter(flight) => match flight.wait(&Context::background()) {
+                Waited::Finished(value) => return value,
+                // One flight is abandoned in these models. A waiter of it must not join it again.
                 Waited::Abandoned => abandoned += 1,
                 Waited::Left(error) => panic!("nothing ends this context: {error}"),
             },
@@ -96,11 +95,11 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
     }
 }
 
-fn an_abandoned_flight_is_led_anew(followers: usize) {
+fn waiters_lead_after_abandoned_flight(followers: usize) {
     model(move || {
         let flights = flights();
-        let Joined::Leader(lead) = flights.join(0, "key") else {
-            panic!("nobody else is there yet");
+        let Joined::Leader(leader) = flights.join(0, "key") else {
+            panic!("no other caller leads");
         };
         let followers: Vec<_> = (1..=followers)
             .map(|n| {
@@ -108,7 +107,7 @@ fn an_abandoned_flight_is_led_anew(followers: usize) {
                 thread::spawn(move || until_landed(&flights, n))
             })
             .collect();
-        drop(lead);
+        drop(leader);
         for follower in followers {
             assert!(follower.join().unwrap() > 0);
         }
@@ -117,32 +116,35 @@ fn an_abandoned_flight_is_led_anew(followers: usize) {
 }
 
 #[test]
-fn an_abandoned_flight_is_led_anew_by_its_follower() {
-    an_abandoned_flight_is_led_anew(1);
+fn waiter_leads_after_abandoned_flight() {
+    waiters_lead_after_abandoned_flight(1);
 }
 
 #[test]
-fn an_abandoned_flight_is_led_anew_by_one_of_two() {
-    an_abandoned_flight_is_led_anew(2);
+fn one_of_two_waiters_leads_after_abandoned_flight() {
+    waiters_lead_after_abandoned_flight(2);
 }
 
 #[test]
-fn a_lead_on_another_thread_reaches_all_who_wait() {
+fn leader_on_another_thread_releases_all_waiters() {
     model(|| {
         let flights = flights();
-        let Joined::Leader(lead) = flights.join(0, "key") else {
-            panic!("nobody else is there yet");
+        let Joined::Leader(leader) = flights.join(0, "key") else {
+            panic!("no other caller leads");
         };
-        let (ticket, lead) = (lead.ticket(), lead.into_owned());
-        let leader = thread::spawn(move || lead.finish(&1));
+        let flight = leader.detach();
+        let leading = {
+            let (flights, flight) = (flights.clone(), flight.clone());
+            thread::spawn(move || flights.lead(flight).finish(&1))
+        };
         let other = {
             let flights = flights.clone();
             thread::spawn(move || until_landed(&flights, 2))
         };
         flights.forget("another");
-        let waited = ticket.wait(&Context::background());
-        assert!(matches!(waited, Waited::Landed(1)), "{waited:?}");
-        leader.join().unwrap();
+        let waited = flight.wait(&Context::background());
+        assert!(matches!(waited, Waited::Finished(1)), "{waited:?}");
+        leading.join().unwrap();
         let shared = other.join().unwrap();
         assert!(shared == 1 || shared == 2);
         assert_eq!(flights.in_flight(), 0);
@@ -150,7 +152,7 @@ fn a_lead_on_another_thread_reaches_all_who_wait() {
 }
 
 #[test]
-fn a_call_after_forget_sees_no_older_work() {
+fn call_after_forget_gets_no_older_result() {
     model(|| {
         let (flights, source) = (flights(), Arc::new(AtomicUsize::new(0)));
         let early: Vec<_> = (0..2)
@@ -171,15 +173,15 @@ fn a_call_after_forget_sees_no_older_work() {
 }
 
 #[test]
-fn a_cancellation_is_never_slept_through() {
+fn cancellation_always_wakes_the_waiter() {
     model(|| {
         let flights = flights();
-        let Joined::Leader(lead) = flights.join(0, "key") else {
-            panic!("nobody else is there yet");
+        let Joined::Leader(leader) = flights.join(0, "key") else {
+            panic!("no other caller leads");
         };
         let (ctx, canceller) = Context::background().with_cancel();
-        let ticket = lead.ticket();
-        let waiting = thread::spawn(move || ticket.wait(&ctx));
+        let flight = leader.flight.clone();
+        let waiting = thread::spawn(move || flight.wait(&ctx));
         canceller.cancel();
         // The leader lands only after the waiter has left.
         let waited = waiting.join().unwrap();
@@ -187,6 +189,6 @@ fn a_cancellation_is_never_slept_through() {
             panic!("{waited:?}");
         };
         assert_eq!(error.kind(), ErrorKind::Cancelled);
-        lead.finish(&1);
+        leader.finish(&1);
     });
 }

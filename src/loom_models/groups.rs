@@ -13,38 +13,26 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::{Getter, getter_fn};
 use crate::group::Group;
-use crate::load::{HotAdmission, LoaderOptions};
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
-use crate::store::{Eviction, StoreOptions};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
 
 /// A small group in no registry.
 fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {
-    let options = LoaderOptions {
-        name: "model".into(),
-        getter: Box::new(getter),
-        store: StoreOptions {
-            capacity: 1 << 16,
-            eviction: Eviction::S3Fifo,
-            hot_fraction: 0.125,
-            shards: Some(1),
-            clock: Clock::manual(),
-        },
-        time_to_live: None,
-        hot_admission: HotAdmission::Always,
-        max_key_size: 100,
-        max_value_size: 100,
-        max_loader_threads: 1,
-        eviction_listener: None,
-    };
-    Group::new(options, peers)
+    Group::builder("model")
+        .max_capacity(1 << 16)
+        .shards(1)
+        .clock(Clock::manual())
+        .max_key_size(100)
+        .max_value_size(100)
+        .max_loader_threads(1)
+        .make(getter, peers)
 }
 
 #[test]
-fn a_panicking_getter_keeps_nobody_waiting() {
+fn panicking_getter_releases_waiters() {
     model(|| {
         let works = Works::default();
         let counted = works.clone();
@@ -88,7 +76,7 @@ impl PeerPicker for Other {
 }
 
 #[test]
-fn nodes_whose_rings_disagree_never_wait_for_each_other() {
+fn nodes_with_different_rings_never_deadlock() {
     model(|| {
         let others = [Other::default(), Other::default()];
         let groups = others.clone().map(|other| {
@@ -179,27 +167,27 @@ fn serve(group: &Group) -> Result<ByteView> {
 }
 
 #[test]
-fn a_load_never_outlives_a_removal() {
+fn load_never_survives_removal() {
     removed_is_removed(no_peers, get, |group| group.invalidate("key"));
 }
 
 #[test]
-fn a_load_never_outlives_a_clear() {
+fn load_never_survives_clear() {
     removed_is_removed(no_peers, get, Group::clear);
 }
 
 #[test]
-fn a_peers_answer_never_outlives_a_removal() {
+fn peer_response_never_survives_removal() {
     removed_is_removed(a_peer, get, |group| group.invalidate("key"));
 }
 
 #[test]
-fn a_load_for_a_peer_never_outlives_a_removal() {
+fn load_for_peer_never_survives_removal() {
     removed_is_removed(a_peer, serve, |group| group.invalidate("key"));
 }
 
 #[test]
-fn two_gets_of_a_cold_key_load_once() {
+fn two_gets_of_cold_key_load_once() {
     model(|| {
         let works = Works::default();
         let counted = works.clone();
@@ -223,7 +211,7 @@ fn two_gets_of_a_cold_key_load_once() {
 }
 
 #[test]
-fn getters_that_ask_for_each_others_keys_end() {
+fn getters_of_each_others_keys_return() {
     model(|| {
         let own: Arc<OnceLock<Group>> = Arc::default();
         let itself = own.clone();

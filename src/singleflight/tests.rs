@@ -1,4 +1,3 @@
-use super::stripes::MAX_SPARE_KEY;
 use super::*;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A flight whose leader waits until it is told what to do.
+/// A flight whose leader waits for a signal.
 struct Held<T> {
     flights: Arc<Group<T>>,
     works: Arc<AtomicUsize>,
@@ -17,7 +16,7 @@ struct Held<T> {
     go: Sender<()>,
 }
 
-/// Begins a flight of "key" that ends as `work` does, once told to.
+/// Begins a flight of "key" that runs `work` after the signal.
 fn hold<T: Clone + Send + Sync + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Held<T> {
     let flights = Arc::new(Group::new());
     let works = Arc::new(AtomicUsize::new(0));
@@ -46,31 +45,31 @@ fn hold<T: Clone + Send + Sync + 'static>(work: impl FnOnce() -> T + Send + 'sta
 }
 
 impl<T: Clone + Send + Sync + 'static> Held<T> {
-    /// This many callers that wait for the flight by now.
-    fn followers(&self, count: usize) -> Vec<thread::JoinHandle<Result<T, LeaderPanicked>>> {
-        let followers = (0..count).map(|_| {
+    /// Starts callers and returns once all of them wait for the flight.
+    fn waiters(&self, count: usize) -> Vec<thread::JoinHandle<Result<T, LeaderPanicked>>> {
+        let waiters = (0..count).map(|_| {
             let flights = self.flights.clone();
             let works = self.works.clone();
             thread::spawn(move || {
                 flights.do_once("key", || {
                     works.fetch_add(1, Ordering::SeqCst);
-                    panic!("a follower works");
+                    panic!("a waiter does the work");
                 })
             })
         });
-        let followers = followers.collect();
+        let waiters = waiters.collect();
         let hash = self.flights.hash("key");
         let start = Instant::now();
         while self.flights.waiters(hash, "key") < count {
             assert!(start.elapsed() < PATIENCE, "they never wait");
             thread::yield_now();
         }
-        followers
+        waiters
     }
 }
 
 #[test]
-fn a_call_returns_what_its_work_returns() {
+fn call_returns_result_of_its_work() {
     let flights = Group::new();
     assert_eq!(flights.do_once("key", || "value"), Ok("value"));
     assert_eq!(
@@ -85,15 +84,15 @@ fn a_call_returns_what_its_work_returns() {
 }
 
 #[test]
-fn calls_for_one_key_at_one_time_share_one_work() {
+fn concurrent_calls_for_one_key_share_one_work() {
     let held = hold(|| String::from("value"));
-    let followers = held.followers(10);
+    let waiters = held.waiters(10);
     assert_eq!(held.flights.in_flight(), 1);
     drop(held.go);
     let led = held.leader.join().expect("no panic").expect("no panic");
     assert_eq!(led, Ok("value".into()));
-    for follower in followers {
-        assert_eq!(follower.join().expect("no panic"), Ok("value".into()));
+    for waiter in waiters {
+        assert_eq!(waiter.join().expect("no panic"), Ok("value".into()));
     }
     assert_eq!(held.works.load(Ordering::SeqCst), 1);
     assert_eq!(held.flights.in_flight(), 0);
@@ -109,15 +108,15 @@ fn calls_for_other_keys_do_not_wait() {
 }
 
 #[test]
-fn a_panic_is_the_leaders_own_and_releases_all_who_wait() {
+fn panic_propagates_in_leader_and_releases_waiters() {
     let held = hold::<i32>(|| resume_unwind(Box::new("in the work")));
-    let followers = held.followers(100);
+    let waiters = held.waiters(100);
     drop(held.go);
     let panic = held.leader.join().expect("it is caught");
     let panic = panic.expect_err("the leader sees the panic");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the work"));
-    for follower in followers {
-        assert_eq!(follower.join().expect("no panic"), Err(LeaderPanicked));
+    for waiter in waiters {
+        assert_eq!(waiter.join().expect("no panic"), Err(LeaderPanicked));
     }
     assert_eq!(
         held.flights.do_once("key", || 7),
@@ -128,35 +127,35 @@ fn a_panic_is_the_leaders_own_and_releases_all_who_wait() {
 }
 
 #[test]
-fn a_forgotten_flight_keeps_its_waiters_and_gets_no_more() {
+fn forgotten_flight_keeps_its_waiters_and_gets_no_more() {
     for forget in [
         (|flights, key| flights.forget(key)) as fn(&Group<&str>, &str),
         |flights, _| flights.forget_all(),
     ] {
         let held = hold(|| "old");
-        let followers = held.followers(3);
+        let waiters = held.waiters(3);
         forget(&held.flights, "key");
         assert_eq!(held.flights.in_flight(), 0);
         assert_eq!(held.flights.do_once("key", || "new"), Ok("new"));
         // A flight that has taken the key since is not disturbed by the end of the old one.
         let hash = held.flights.hash("key");
-        let Joined::Leader(lead) = held.flights.join(hash, "key") else {
+        let Joined::Leader(leader) = held.flights.join(hash, "key") else {
             panic!("the old flight is forgotten");
         };
         drop(held.go);
         let led = held.leader.join().expect("no panic").expect("no panic");
         assert_eq!(led, Ok("old"));
-        for follower in followers {
-            assert_eq!(follower.join().expect("no panic"), Ok("old"));
+        for waiter in waiters {
+            assert_eq!(waiter.join().expect("no panic"), Ok("old"));
         }
         assert_eq!(held.flights.in_flight(), 1);
-        lead.finish(&"newer");
+        leader.finish(&"newer");
         assert_eq!(held.flights.in_flight(), 0);
     }
 }
 
 #[test]
-fn forgetting_what_is_not_there_does_nothing() {
+fn forget_without_flight_does_nothing() {
     let flights: Group<i32> = Group::new();
     flights.forget("key");
     let held = hold(|| 1);
@@ -167,24 +166,24 @@ fn forgetting_what_is_not_there_does_nothing() {
 }
 
 #[test]
-fn an_abandoned_flight_tells_its_waiters_to_ask_again() {
+fn waiters_of_abandoned_flight_can_lead_the_next() {
     let flights: Group<i32> = Group::new();
     let hash = flights.hash("key");
-    let Joined::Leader(lead) = flights.join(hash, "key") else {
-        panic!("nobody leads yet");
+    let Joined::Leader(leader) = flights.join(hash, "key") else {
+        panic!("no other caller leads");
     };
-    let Joined::Follower(ticket) = flights.join(hash, "key") else {
-        panic!("somebody leads");
+    let Joined::Waiter(flight) = flights.join(hash, "key") else {
+        panic!("there is a leader");
     };
-    let waiting = thread::spawn(move || ticket.wait(&Context::background()));
-    drop(lead);
+    let waiting = thread::spawn(move || flight.wait(&Context::background()));
+    drop(leader);
     let waited = waiting.join().expect("no panic");
     assert!(matches!(waited, Waited::Abandoned), "{waited:?}");
     assert!(matches!(flights.join(hash, "key"), Joined::Leader(_)));
 }
 
 #[test]
-fn a_value_that_panics_when_it_is_cloned_releases_those_who_wait() {
+fn panic_in_clone_of_value_releases_waiters() {
     #[derive(Debug)]
     struct Unclonable;
     impl Clone for Unclonable {
@@ -193,12 +192,12 @@ fn a_value_that_panics_when_it_is_cloned_releases_those_who_wait() {
         }
     }
     let flights = Group::new();
-    let Joined::Leader(lead) = flights.join(1, "key") else {
-        panic!("nobody leads yet");
+    let Joined::Leader(leader) = flights.join(1, "key") else {
+        panic!("no other caller leads");
     };
-    let ticket = lead.ticket();
-    let waiting = thread::spawn(move || ticket.wait(&Context::background()));
-    let landed = catch_unwind(AssertUnwindSafe(|| lead.finish(&Unclonable)));
+    let flight = leader.flight.clone();
+    let waiting = thread::spawn(move || flight.wait(&Context::background()));
+    let landed = catch_unwind(AssertUnwindSafe(|| leader.finish(&Unclonable)));
     assert!(landed.is_err(), "the panic is the leader's");
     let waited = waiting.join().expect("no panic");
     assert!(matches!(waited, Waited::Abandoned), "{waited:?}");
@@ -206,61 +205,63 @@ fn a_value_that_panics_when_it_is_cloned_releases_those_who_wait() {
 }
 
 #[test]
-fn a_flight_lands_after_its_group_is_gone() {
+fn detached_flight_is_finished_by_another_leader() {
     let flights = Group::new();
-    let Joined::Leader(lead) = flights.join(1, "key") else {
-        panic!("nobody leads yet");
+    let Joined::Leader(leader) = flights.join(1, "key") else {
+        panic!("no other caller leads");
     };
-    let ticket = lead.ticket();
-    let lead = lead.into_owned();
-    drop(flights);
-    lead.finish(&8);
-    let waited = ticket.wait(&Context::background());
-    assert!(matches!(waited, Waited::Landed(8)), "{waited:?}");
+    let flight = leader.detach();
+    assert!(matches!(flights.join(1, "key"), Joined::Waiter(_)));
+    flights.lead(flight.clone()).finish(&8);
+    let waited = flight.wait(&Context::background());
+    assert!(matches!(waited, Waited::Finished(8)), "{waited:?}");
+    assert_eq!(flights.in_flight(), 0);
 }
 
 #[test]
-fn a_short_key_is_not_mistaken_for_a_longer_one_before_it() {
+fn keys_of_one_hash_with_common_prefix_are_kept_apart() {
     let flights = Group::new();
-    for key in ["a long key", "a", "", &"x".repeat(2 * MAX_SPARE_KEY), "y"] {
-        let Joined::Leader(lead) = flights.join(1, key) else {
-            panic!("nobody leads yet");
+    for key in ["a long key", "a", "", &"x".repeat(512), "y"] {
+        let Joined::Leader(leader) = flights.join(1, key) else {
+            panic!("no other caller leads");
         };
-        assert!(matches!(flights.join(1, key), Joined::Follower(_)));
-        lead.finish(&0);
-        let spare = flights.stripes.of(1).lock().spare_key();
-        assert!(spare <= MAX_SPARE_KEY, "{spare} bytes are kept");
+        assert!(matches!(flights.join(1, key), Joined::Waiter(_)));
+        leader.finish(&0);
+        let stripe = flights.stripe(1).lock();
+        let spare = stripe.spare.as_ref();
+        let kept = spare.map_or(0, |flight| flight.key.capacity());
+        assert!(kept <= MAX_SPARE_KEY, "{kept} bytes are kept");
     }
     assert_eq!(flights.in_flight(), 0);
 }
 
 #[test]
-fn a_landed_value_is_had_even_by_waiters_whose_time_is_up() {
+fn finished_value_is_returned_after_the_deadline() {
     let flights = Group::new();
     let hash = flights.hash("key");
-    let Joined::Leader(lead) = flights.join(hash, "key") else {
-        panic!("nobody leads yet");
+    let Joined::Leader(leader) = flights.join(hash, "key") else {
+        panic!("no other caller leads");
     };
-    let ticket = lead.ticket();
+    let flight = leader.flight.clone();
     let late = Context::background().with_timeout(Duration::ZERO);
-    let waited = ticket.wait(&late);
+    let waited = flight.wait(&late);
     assert!(matches!(waited, Waited::Left(_)), "{waited:?}");
-    lead.finish(&5);
-    let waited = ticket.wait(&late);
-    assert!(matches!(waited, Waited::Landed(5)), "{waited:?}");
+    leader.finish(&5);
+    let waited = flight.wait(&late);
+    assert!(matches!(waited, Waited::Finished(5)), "{waited:?}");
 }
 
 #[test]
 fn keys_of_one_hash_are_kept_apart() {
     let flights = Group::new();
     let Joined::Leader(one) = flights.join(42, "one") else {
-        panic!("nobody leads yet");
+        panic!("no other caller leads");
     };
     let Joined::Leader(two) = flights.join(42, "two") else {
         panic!("another key");
     };
     flights.forget_hashed(42, "two");
-    assert!(matches!(flights.join(42, "one"), Joined::Follower(_)));
+    assert!(matches!(flights.join(42, "one"), Joined::Waiter(_)));
     one.finish(&1);
     two.finish(&2);
     assert_eq!(flights.in_flight(), 0);

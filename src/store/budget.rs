@@ -2,42 +2,52 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
+
 use crate::stats::CacheType;
 
-/// The store's capacity and what is used of it.
+/// The store's capacity, and how much of it is used.
 ///
-/// It is a sum that each operation on a shard adds its [`Ledger`] to and checks after that, so it
-/// needs no lock and orders nothing. Two insertions at once may both see the store over capacity and
-/// evict one entry more than needed; neither can leave it over.
-///
-/// It has cache lines of its own, since every insertion writes to it and every look-up reads what
-/// else a store is made of.
+/// The used bytes are a sum: each operation on a shard adds its [`Ledger`] to it and then compares
+/// it with the capacity. So it needs no lock and orders nothing. Two concurrent insertions may both
+/// find the store over capacity and evict one entry more than needed; neither can leave it over.
 #[derive(Debug)]
-#[repr(align(128))]
-pub(crate) struct Budget {
+pub(super) struct Budget {
     capacity: AtomicU64,
-    used: AtomicU64,
+    /// Written by every insertion. Padded against false sharing with the rest of the store, which
+    /// every look-up reads.
+    used: CachePadded<AtomicU64>,
+    /// The hot share's part of the capacity, in units of 1/[`HOT_PARTS`].
+    hot_parts: u64,
+    /// The number of shards is a power of two; this is its exponent.
+    shards_log2: u32,
 }
 
+/// The whole capacity, in the units of the hot share's part.
+const HOT_PARTS: u128 = 1 << 32;
+
 impl Budget {
-    pub(crate) fn new(capacity: u64) -> Budget {
+    /// `shards` is a power of two, `hot_fraction` is 0 to 1.
+    pub(super) fn new(capacity: u64, hot_fraction: f64, shards: usize) -> Budget {
         Budget {
             capacity: AtomicU64::new(capacity),
-            used: AtomicU64::new(0),
+            used: CachePadded::default(),
+            hot_parts: (hot_fraction * HOT_PARTS as f64) as u64,
+            shards_log2: shards.trailing_zeros(),
         }
     }
 
-    pub(crate) fn capacity(&self) -> u64 {
+    pub(super) fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// The caller evicts what is over the new capacity. An insertion that read the old one may put
-    /// its entry in after that; the next insertion evicts again.
-    pub(crate) fn set_capacity(&self, capacity: u64) {
+    /// The caller evicts down to the new capacity. An insertion that read the old one may insert
+    /// its entry after that; the next insertion evicts again.
+    pub(super) fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
 
-    pub(crate) fn used(&self) -> u64 {
+    pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
@@ -45,25 +55,38 @@ impl Budget {
         self.used() > self.capacity()
     }
 
+    /// A shard's part of the capacity.
+    pub(super) fn shard_limits(&self) -> ShardLimits {
+        let total = self.capacity() >> self.shards_log2;
+        let hot = u128::from(total) * u128::from(self.hot_parts) / HOT_PARTS;
+        ShardLimits {
+            total,
+            hot: hot as u64,
+        }
+    }
+
     pub(super) fn ledger(&self) -> Ledger<'_> {
         Ledger {
+            limits: self.shard_limits(),
             budget: self,
             change: 0,
         }
     }
 }
 
-/// What one operation takes and releases, told to the budget at its end, in one addition or, if an
-/// entry took the place of one as large, in none: threads that fill different shards seldom write
-/// to what they share.
+/// The bytes that one operation takes and releases. They are added to the budget when it is
+/// dropped: in one addition, or in none if an entry replaced one of the same weight. So threads that
+/// fill different shards seldom write to the shared sum.
 ///
-/// It ends before the lock of its shard does, which a guard made first sees to. Else an entry's
-/// release could be told before its taking, and the sum fall below zero.
+/// Drop it before the lock of its shard is released. Otherwise an entry's release could be added
+/// before its taking, and the sum would fall below zero.
 ///
-/// Until the end others do not see it. So two insertions at once may each find room that only one of
-/// them has; whoever is told last finds the store over its capacity then, and evicts again.
+/// Until then other threads do not see the change. Two concurrent insertions may each find room that
+/// only one of them has. The one that is added last then finds the store over its capacity, and
+/// evicts again.
 #[derive(Debug)]
 pub(super) struct Ledger<'a> {
+    pub(super) limits: ShardLimits,
     budget: &'a Budget,
     /// Modulo 2^64, so that it can be negative.
     change: u64,
@@ -83,15 +106,12 @@ impl Ledger<'_> {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.used() > self.capacity()
+        !self.has_room(0)
     }
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.used().saturating_add(bytes) <= self.capacity()
-    }
-
-    fn used(&self) -> u64 {
-        self.budget.used().wrapping_add(self.change)
+        let used = self.budget.used().wrapping_add(self.change);
+        used.saturating_add(bytes) <= self.capacity()
     }
 }
 
@@ -103,15 +123,15 @@ impl Drop for Ledger<'_> {
     }
 }
 
-/// A shard's part of the capacity, and how much of that the hot share may hold.
+/// A shard's part of the capacity, and how much of that the hot share may hold, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Targets {
-    pub(crate) total: u64,
-    pub(crate) hot: u64,
+pub(super) struct ShardLimits {
+    pub(super) total: u64,
+    pub(super) hot: u64,
 }
 
-impl Targets {
-    /// What the queues of a share are sized by.
+impl ShardLimits {
+    /// The bytes that the queues of a share are sized by.
     pub(super) fn of(self, share: CacheType) -> u64 {
         match share {
             CacheType::Main => self.total,

@@ -1,132 +1,56 @@
 //! The sharded, byte-bounded, expiring store behind a group.
 //!
 //! ```text
-//!   mod.rs        which shard, which lock; the only file that locks
-//!   shard.rs      table + slots + queues of one shard
-//!   slab.rs       slots, and the lists through them
-//!   s3fifo.rs     which entry goes next     ghost.rs   keys that left too early
-//!   budget.rs     bytes of all shards       charge.rs  what an entry costs
-//!   graveyard.rs  entries on their way out  cleared.rs  all of them
-//!   aside.rs      what malloc keeps         iter.rs     a look at all entries
-//!   counters.rs   what look-ups found
+//!   mod.rs          the store: which shard, which lock; the only file that locks
+//!   shard.rs        one shard: a table from keys to slots
+//!   slab.rs         its slots, and the linked lists through them
+//!   policy.rs       which entry leaves next        ghost.rs     keys that left too early
+//!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
+//!   entry.rs        an entry                       evicted.rs   the entries that left
+//!   generations.rs  removals during a load         key_hash.rs  the hash of a key
+//!   give_back.rs    returns memory to the system after `clear`
 //! ```
 //!
-//! Three rules hold everywhere: no lock is taken while another is held; nothing that a user wrote
-//! runs under a lock; no value is dropped under one.
+//! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
+//! lock; no value is dropped under one.
 
-mod aside;
 mod budget;
-mod charge;
-mod cleared;
-mod counters;
+mod entry;
+mod evicted;
+mod generations;
 mod ghost;
-mod graveyard;
-mod iter;
-mod s3fifo;
+mod give_back;
+mod key_hash;
+mod policy;
 mod shard;
 mod slab;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod weight;
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
 
-use crate::byteview::ByteView;
-use crate::clock::{Clock, Tick};
-use crate::shared_bytes::SharedBytes;
+use crate::clock::Clock;
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::{Padded, RwLock};
-use budget::{Budget, Targets};
-use counters::Counters;
-use shard::{EVICTED_AT_ONCE, Shard};
+use crate::sync::RwLock;
+use crate::thread_counters::ThreadCounters;
+use budget::Budget;
+use shard::{EVICTED_AT_ONCE, Shard, Update};
 
-pub(crate) use charge::check_capacity;
-pub(crate) use cleared::Cleared;
-pub use graveyard::RemovalCause;
-pub(crate) use graveyard::{Departed, Graveyard, Unsettled};
-pub use iter::Entry;
-pub(crate) use iter::Iter;
+pub use entry::Entry;
+pub(crate) use entry::{Hit, NewEntry};
+pub use evicted::RemovalCause;
+pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
+pub(crate) use generations::Generation;
+pub(crate) use key_hash::KeyHash;
+pub use policy::Eviction;
+pub(crate) use weight::check_capacity;
 
-/// How the cache chooses what to evict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Eviction {
-    /// Size-aware S3-FIFO (Yang et al., SOSP '23). Better hit ratios than LRU on most workloads,
-    /// unharmed by scans, and a hit takes only a shared lock.
-    #[default]
-    S3Fifo,
-    /// Exact least-recently-used, as golang/groupcache. A hit takes the shard's lock alone.
-    Lru,
-}
-
-/// A key's hash, seeded per process.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Hash(u64);
-
-impl Hash {
-    /// The part that a slot keeps.
-    #[inline]
-    fn table(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    /// The part kept, for the table, which takes the place from the low bits and the tag from the
-    /// high ones.
-    #[inline]
-    fn spread(self) -> u64 {
-        Hash::spread_of(self.table())
-    }
-
-    #[inline]
-    fn spread_of(table: u32) -> u64 {
-        u64::from(table) << 32 | u64::from(table)
-    }
-
-    /// The shard, from bits that the table does not use.
-    #[inline]
-    fn shard(self, shards: usize) -> usize {
-        self.0 as usize & (shards - 1)
-    }
-
-    fn stripe(self, stripes: usize) -> usize {
-        (self.0 >> 16) as usize % stripes
-    }
-
-    /// The hash as a number, for other maps of this process.
-    pub(crate) fn get(self) -> u64 {
-        self.0
-    }
-}
-
-/// What was removed so far: see [`Store::peek_or_generation`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Generation {
-    stripe: u32,
-    clears: u32,
-}
-
-/// What a look-up found.
-#[derive(Clone, Debug)]
-pub(crate) struct Hit {
-    pub(crate) view: ByteView,
-    pub(crate) share: CacheType,
-    pub(crate) expires: Option<Tick>,
-}
-
-/// What is to be put in.
-pub(crate) struct NewEntry<'a> {
-    pub(crate) hash: Hash,
-    pub(crate) key: &'a str,
-    /// Key and value, side by side, as [`ByteView::keyed`] makes them. The caller's, so that what
-    /// is not put in is not dropped under the lock.
-    pub(crate) data: &'a SharedBytes,
-    pub(crate) share: CacheType,
-    pub(crate) expires: Option<Tick>,
-}
-
-/// What a store is made of.
+/// The options of a store.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreOptions {
     /// In bytes; 0 keeps nothing.
@@ -142,19 +66,23 @@ pub(crate) struct StoreOptions {
 /// Entries of two shares under one budget, found by key.
 pub(crate) struct Store {
     hasher: RandomState,
-    shards: Shards,
+    /// Padded against false sharing between threads at different shards.
+    shards: Box<[CachePadded<RwLock<Shard>>]>,
     budget: Budget,
-    /// The hot share's part of the capacity, in parts of [`HOT_PARTS`].
-    hot_parts: u64,
     eviction: Eviction,
     clock: Clock,
-    counters: Counters,
-    /// Where the search for a shard that is over its part goes on.
+    lookups: ThreadCounters<Lookups>,
+    /// The shard with which the next search for one that is over its part begins.
     cursor: AtomicUsize,
 }
 
-/// Threads at different shards write to different cache lines.
-type Shards = Box<[Padded<RwLock<Shard>>]>;
+/// Look-ups, by what they found.
+#[derive(Default)]
+struct Lookups {
+    main_hits: AtomicU64,
+    hot_hits: AtomicU64,
+    misses: AtomicU64,
+}
 
 impl Store {
     pub(crate) fn new(options: StoreOptions) -> Store {
@@ -166,22 +94,21 @@ impl Store {
         Store {
             hasher: RandomState::default(),
             shards: (0..shards)
-                .map(|_| Padded(RwLock::new(Shard::new(options.eviction))))
+                .map(|_| CachePadded::new(RwLock::new(Shard::new(options.eviction))))
                 .collect(),
-            budget: Budget::new(options.capacity),
-            hot_parts: (options.hot_fraction * HOT_PARTS as f64) as u64,
+            budget: Budget::new(options.capacity, options.hot_fraction, shards),
             eviction: options.eviction,
             clock: options.clock,
-            counters: Counters::new(),
+            lookups: ThreadCounters::new(),
             cursor: AtomicUsize::new(0),
         }
     }
 
     #[inline]
-    pub(crate) fn hash(&self, key: &str) -> Hash {
+    pub(crate) fn hash(&self, key: &str) -> KeyHash {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(key.as_bytes());
-        Hash(hasher.finish())
+        KeyHash::new(hasher.finish())
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -192,166 +119,101 @@ impl Store {
         self.budget.capacity()
     }
 
-    /// The value of a key, counted as a look-up and a use; or, if there is none, the generation as
-    /// [`peek_or_generation`](Self::peek_or_generation) tells it, and what `mark` returns.
-    ///
-    /// `mark` runs under the shard's lock: no entry comes between the look and the mark. It must
-    /// take no lock.
-    // Always, because a view that is returned through memory is written in words and read in pairs
-    // of them, which processors do not forward: a sixth of a hit.
-    #[inline(always)]
-    pub(crate) fn get<M>(
-        &self,
-        hash: Hash,
-        key: &str,
-        mark: impl FnOnce() -> M,
-    ) -> Result<ByteView, (Generation, M)> {
-        let shard = self.shard(hash).read();
-        let Some(entry) = shard.find(hash, key, &self.clock) else {
-            let missed = (shard.generation(hash), mark());
-            drop(shard);
-            self.counters.count_miss();
-            return Err(missed);
-        };
-        entry.mark.touch();
-        let share = entry.mark.share();
-        // In parts until the end: whole views are copied from place to place.
-        let (data, start) = entry.parts();
-        drop(shard);
-        self.counters.count_hit(share);
+    /// The live entry of a key, counted as a hit and as a use. If there is none, nothing is
+    /// counted: see [`count_miss`](Self::count_miss).
+    #[inline]
+    pub(crate) fn get(&self, hash: KeyHash, key: &str) -> Option<Hit> {
+        let hit = self.shard(hash).read().get(hash, key, &self.clock)?;
+        self.lookups.add(|lookups| match hit.share {
+            CacheType::Main => &lookups.main_hits,
+            CacheType::Hot => &lookups.hot_hits,
+        });
         if self.eviction == Eviction::Lru {
-            self.promote(hash, key);
-        }
-        let end = data.len();
-        Ok(ByteView::window(data, start, end))
-    }
-
-    /// The same with what a peer must know of the entry.
-    pub(crate) fn get_hit(&self, hash: Hash, key: &str) -> Option<Hit> {
-        let hit = self.get_present(hash, key);
-        if hit.is_none() {
-            self.counters.count_miss();
-        }
-        hit
-    }
-
-    /// The entry of a key, counted as a look-up and a use if there is one, and as nothing if not.
-    pub(crate) fn get_present(&self, hash: Hash, key: &str) -> Option<Hit> {
-        let shard = self.shard(hash).read();
-        let (hit, entry) = shard.find_hit(hash, key, &self.clock)?;
-        entry.mark.touch();
-        drop(shard);
-        self.counters.count_hit(hit.share);
-        if self.eviction == Eviction::Lru {
-            self.promote(hash, key);
+            // The entry may have left between the two locks; then nothing moves.
+            self.shard(hash).write().promote(hash, key);
         }
         Some(hit)
     }
 
-    /// Moves an entry to the front, under the shard's lock alone. It may have left between the two
-    /// locks; then there is nothing to move.
-    #[inline(never)]
-    fn promote(&self, hash: Hash, key: &str) {
-        self.shard(hash).write().promote(hash, key);
+    /// Counts a look-up that found nothing.
+    pub(crate) fn count_miss(&self) {
+        self.lookups.add(|lookups| &lookups.misses);
     }
 
-    /// The entry of a key, counted as nothing.
-    pub(crate) fn peek(&self, hash: Hash, key: &str) -> Option<Hit> {
+    /// The live entry of a key, counted as nothing; or, if there is none, the generation for an
+    /// [`insert`](Self::insert) of a load that begins now.
+    ///
+    /// A removal advances the key's generation under the shard's lock, and an insertion compares it
+    /// under that lock. So a value whose load began before a removal is either inserted before the
+    /// removal, which removes it, or refused after it.
+    pub(crate) fn peek(&self, hash: KeyHash, key: &str) -> Result<Hit, Generation> {
         let shard = self.shard(hash).read();
-        shard.find_hit(hash, key, &self.clock).map(|(hit, _)| hit)
+        let hit = shard.peek(hash, key, &self.clock);
+        hit.ok_or_else(|| shard.generation(hash))
     }
 
-    /// The entry of a key, counted as nothing; or, if there is none, the generation that a load
-    /// beginning now must give to [`insert`](Self::insert).
+    /// Inserts an entry in place of an older one of its key, and evicts to make room.
     ///
-    /// A removal counts the key's generation on under the shard's lock, and an insertion compares
-    /// it under that lock. So a value whose load began before a removal either goes in before it,
-    /// and is taken out by it, or is turned away after it.
-    pub(crate) fn peek_or_generation(&self, hash: Hash, key: &str) -> Result<Hit, Generation> {
-        let shard = self.shard(hash).read();
-        shard
-            .find_hit(hash, key, &self.clock)
-            .map(|(hit, _)| hit)
-            .ok_or_else(|| shard.generation(hash))
+    /// Inserts nothing if the key was removed since the load began, or if the policy declines. The
+    /// caller reports and drops the entries that left, and then
+    /// [finishes the eviction](Self::finish_eviction): a value that takes the place of thousands is
+    /// in the store before all of them have left.
+    pub(crate) fn insert(&self, new: NewEntry<'_>) -> EvictedEntries {
+        let mut evicted = EvictedEntries::default();
+        let mut shard = self.shard(new.hash).write();
+        shard.insert(&new, &mut self.update(&mut evicted));
+        drop(shard);
+        self.evict_elsewhere(new.hash, &mut evicted);
+        evicted
     }
 
-    /// Puts an entry in, in place of an older one of its key, and evicts what must go.
+    /// Continues an insertion whose first victims were dropped: evicts some more.
     ///
-    /// Nothing is put in if the key was removed since `loaded_at`, or if the policy declines. The
-    /// caller drops the graveyard, tells the listener of it, and then [settles](Self::settle): a
-    /// value that takes the place of thousands is in before all of them are out.
-    pub(crate) fn insert(
-        &self,
-        new: NewEntry<'_>,
-        loaded_at: Option<Generation>,
-        gone: &mut Graveyard,
-    ) {
-        let home = new.hash.shard(self.shards.len());
-        let stopped = self.shards[home].0.write().insert(
-            &new,
-            loaded_at,
-            (&mut self.budget.ledger(), self.targets()),
-            &self.clock,
-            gone,
-        );
-        if stopped {
-            gone.set_unsettled(new.hash);
-        } else if self.budget.is_over() {
-            self.evict_elsewhere(new.hash, gone);
+    /// Only some, so that look-ups wait for as many at most. Concurrent insertions find the store
+    /// over its capacity and evict for themselves and for this one. They also do if this is never
+    /// called, because a listener panicked.
+    pub(crate) fn finish_eviction(&self, pending: PendingEviction) -> EvictedEntries {
+        let mut evicted = EvictedEntries::default();
+        let mut shard = self.shard(pending.hash).write();
+        shard.finish_eviction(pending.hash, &mut self.update(&mut evicted));
+        drop(shard);
+        self.evict_elsewhere(pending.hash, &mut evicted);
+        evicted
+    }
+
+    /// If the store is still over its capacity, evicts from other shards than that of `hash`, which
+    /// is within its own part or empty: first from those over their part, then from any. A lone
+    /// entry of a shard is left for last. It may be one that is larger than a shard's part and fits
+    /// the store all the same.
+    fn evict_elsewhere(&self, hash: KeyHash, evicted: &mut EvictedEntries) {
+        if evicted.pending().is_some() || !self.budget.is_over() {
+            return;
         }
-    }
-
-    /// Goes on with an insertion whose first victims are buried: evicts some more.
-    ///
-    /// Some, so that look-ups wait for as many at most. Other insertions meanwhile find the store
-    /// over its capacity and evict for themselves and for this one. If nobody goes on, since a
-    /// listener panicked, they do.
-    pub(crate) fn settle(&self, Unsettled { hash }: Unsettled) -> Graveyard {
-        let mut gone = Graveyard::default();
-        let home = hash.shard(self.shards.len());
-        let stopped = self.shards[home].0.write().settle(
-            hash,
-            &mut self.budget.ledger(),
-            self.targets(),
-            &mut gone,
-        );
-        if stopped {
-            gone.set_unsettled(hash);
-        } else if self.budget.is_over() {
-            self.evict_elsewhere(hash, &mut gone);
-        }
-        gone
-    }
-
-    /// Evicts from other shards than that of `hash`, whose own part is used up or not reached:
-    /// first from those over their part, then from any. A lone entry is left for last, since it may
-    /// be one that is larger than a shard's part and fits the store all the same.
-    fn evict_elsewhere(&self, hash: Hash, gone: &mut Graveyard) {
-        let home = hash.shard(self.shards.len());
-        let targets = self.targets();
         let count = self.shards.len();
+        let home = hash.shard(count);
         let first = self.cursor.fetch_add(1, Ordering::Relaxed);
         let others = (0..count)
             .map(|n| (first + n) & (count - 1))
             .filter(|&n| n != home);
-        let rounds = [(targets.total, 1), (0, 1), (0, 0)];
+        let part = self.budget.shard_limits().total;
+        let rounds = [(part, 1), (0, 1), (0, 0)];
         let visits = rounds
             .into_iter()
             .flat_map(|(bytes, entries)| others.clone().map(move |n| (n, bytes, entries)))
             .chain([(home, 0, 0)]);
         for (visited, bytes, entries) in visits {
-            let mut shard = self.shards[visited].0.write();
-            let mut ledger = self.budget.ledger();
-            while ledger.is_over() && shard.bytes() > bytes && shard.len() > entries {
-                if gone.len() >= EVICTED_AT_ONCE {
-                    gone.set_unsettled(hash);
+            let mut shard = self.shards[visited].write();
+            let mut update = self.update(evicted);
+            while update.ledger.is_over() && shard.bytes() > bytes && shard.len() > entries {
+                if update.evicted.len() >= EVICTED_AT_ONCE {
+                    update.evicted.set_pending(hash);
                     return;
                 }
-                if !shard.evict_one(0, &mut ledger, targets, gone) {
+                if !shard.evict_one(&mut update) {
                     break;
                 }
             }
-            drop(ledger);
+            drop(update);
             drop(shard);
             if !self.budget.is_over() {
                 return;
@@ -359,101 +221,114 @@ impl Store {
         }
     }
 
-    /// Changes the capacity. The caller evicts with [`shed`](Self::shed) what is over it.
+    /// Changes the capacity. The caller evicts with
+    /// [`evict_to_capacity`](Self::evict_to_capacity).
     pub(crate) fn set_capacity(&self, capacity: u64) {
         self.budget.set_capacity(capacity);
     }
 
-    /// Evicts a part of what is over the capacity, some entries from each shard; `None` once
-    /// nothing is. A part, so that look-ups do not wait for all, and so that what was evicted can
-    /// be dropped before more is.
-    pub(crate) fn shed(&self) -> Option<Graveyard> {
-        let mut gone = Graveyard::default();
+    /// Evicts some entries of each shard while the store is over its capacity; `None` once it is
+    /// not. Only some, so that look-ups do not wait for all, and so that the caller can drop them
+    /// before more are evicted.
+    pub(crate) fn evict_to_capacity(&self) -> Option<EvictedEntries> {
+        let mut evicted = EvictedEntries::default();
         for shard in &self.shards {
-            let mut shard = shard.0.write();
-            let mut ledger = self.budget.ledger();
-            let targets = self.targets();
+            let mut shard = shard.write();
+            let mut update = self.update(&mut evicted);
             for _ in 0..EVICTED_AT_ONCE {
-                if !ledger.is_over() || !shard.evict_one(0, &mut ledger, targets, &mut gone) {
+                if !update.ledger.is_over() || !shard.evict_one(&mut update) {
                     break;
                 }
             }
+            drop(update);
             shard.fit_tables();
         }
-        (!gone.is_empty()).then_some(gone)
+        (!evicted.is_empty()).then_some(evicted)
     }
 
-    /// Takes a key out, for the cause [`RemovalCause::Explicit`] unless it had expired. A load of
-    /// it that is under way puts nothing in.
-    pub(crate) fn remove(&self, hash: Hash, key: &str) -> Graveyard {
-        let mut gone = Graveyard::default();
+    /// Removes a key, for the cause [`RemovalCause::Explicit`] unless it had expired. A load of it
+    /// that is under way is not cached.
+    pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
+        let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
-        let ledger = &mut self.budget.ledger();
-        shard.remove(hash, key, ledger, &self.clock, &mut gone);
-        gone
+        shard.remove(hash, key, &mut self.update(&mut evicted));
+        drop(shard);
+        evicted
     }
 
-    /// Takes everything out, shard by shard. Loads under way put nothing in.
-    pub(crate) fn clear(&self) -> Cleared {
-        let mut bytes = 0;
-        let shards = self.shards.iter().map(|shard| {
-            let mut shard = shard.0.write();
-            bytes += shard.bytes();
-            shard.clear(&mut self.budget.ledger())
-        });
-        let shards = shards.collect();
-        Cleared::new(shards, bytes)
+    /// Removes everything, shard by shard. Loads under way are not cached.
+    pub(crate) fn clear(&self) -> ClearedEntries {
+        let clear = |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger());
+        ClearedEntries(self.shards.iter().map(clear).collect())
     }
 
-    /// All live entries, counted as nothing.
-    pub(crate) fn iter(&self) -> Iter<'_> {
-        Iter::new(&self.shards, &self.clock)
+    /// All live entries, counted as nothing. No lock is held between two calls of `next`.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
+        let shards = self.shards.iter();
+        shards.flat_map(|shard| shard.read().snapshot(&self.clock))
     }
 
-    /// Look-ups and those that found something.
+    /// The look-ups, and those that found an entry.
     pub(crate) fn lookups(&self) -> (u64, u64) {
-        let counts = self.counters.read();
-        let hits = counts.main_hits + counts.hot_hits;
-        (hits + counts.misses, hits)
+        let [main_hits, hot_hits, misses] = self.lookup_counts();
+        let hits = main_hits + hot_hits;
+        (hits + misses, hits)
+    }
+
+    fn lookup_counts(&self) -> [u64; 3] {
+        [
+            self.lookups.sum(|lookups| &lookups.main_hits),
+            self.lookups.sum(|lookups| &lookups.hot_hits),
+            self.lookups.sum(|lookups| &lookups.misses),
+        ]
     }
 
     pub(crate) fn stats(&self, share: CacheType) -> CacheStats {
         let mut stats = CacheStats::default();
         for shard in &self.shards {
-            let (bytes, items, evictions) = shard.0.read().usage(share);
+            let (bytes, items, evictions) = shard.read().usage(share);
             stats.bytes += bytes;
             stats.items += items;
             stats.evictions += evictions;
         }
-        let counts = self.counters.read();
-        let main_misses = counts.hot_hits + counts.misses;
+        let [main_hits, hot_hits, misses] = self.lookup_counts();
         (stats.gets, stats.hits) = match share {
-            CacheType::Main => (counts.main_hits + main_misses, counts.main_hits),
-            CacheType::Hot => (main_misses, counts.hot_hits),
+            CacheType::Main => (main_hits + hot_hits + misses, main_hits),
+            CacheType::Hot => (hot_hits + misses, hot_hits),
         };
         stats
     }
 
-    /// Asked for by every insertion, so it divides and rounds nothing.
-    #[inline]
-    fn targets(&self) -> Targets {
-        // The number of shards is a power of two.
-        let total = self.budget.capacity() >> self.shards.len().trailing_zeros();
-        let hot = u128::from(total) * u128::from(self.hot_parts) / HOT_PARTS;
-        Targets {
-            total,
-            hot: hot as u64,
+    fn update<'a>(&'a self, evicted: &'a mut EvictedEntries) -> Update<'a> {
+        Update {
+            ledger: self.budget.ledger(),
+            clock: &self.clock,
+            evicted,
         }
     }
 
     #[inline]
-    fn shard(&self, hash: Hash) -> &RwLock<Shard> {
-        &self.shards[hash.shard(self.shards.len())].0
+    fn shard(&self, hash: KeyHash) -> &RwLock<Shard> {
+        &self.shards[hash.shard(self.shards.len())]
     }
 }
 
-/// All of the capacity.
-const HOT_PARTS: u128 = 1 << 32;
+/// The shards that a store consisted of when it was cleared.
+pub(crate) struct ClearedEntries(Vec<Shard>);
+
+impl ClearedEntries {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
+        self.0.iter().flat_map(Shard::entries)
+    }
+}
+
+impl Drop for ClearedEntries {
+    fn drop(&mut self) {
+        let weight = self.0.iter().map(Shard::bytes).sum();
+        let entries = self.0.drain(..).flat_map(Shard::into_data).collect();
+        give_back::give_back(entries, weight);
+    }
+}
 
 const MAX_SHARDS: usize = 256;
 

@@ -1,461 +1,312 @@
-//! One shard: a table, its slots, and the queues that choose victims. Single-threaded; the store
-//! locks around it.
+//! One shard: a table, its slots, and the policy of each share. It is single-threaded; the store
+//! locks it.
 
 use hashbrown::HashTable;
 
-use super::budget::{Ledger, Targets};
-use super::graveyard::{Departed, Graveyard};
-use super::slab::{Entry, Slab};
-use super::{Eviction, Generation, Hash, Hit, NewEntry, RemovalCause, charge, iter, s3fifo};
-use crate::clock::{Clock, Tick};
+use super::budget::Ledger;
+use super::entry::{Entry, Hit, NewEntry};
+use super::evicted::{EvictedEntries, RemovalCause};
+use super::generations::{Generation, Generations};
+use super::key_hash::{KeyHash, table_hash};
+use super::policy::{Eviction, Policy};
+use super::slab::Slab;
+use super::weight;
+use crate::clock::Clock;
+use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
-/// Generations are counted for groups of keys; a neighbour's removal costs a load its place in the
-/// cache, nothing more.
-const STRIPES: usize = 256;
-
-/// Slots looked at for expiry with each insertion: every slot is seen once in `slots / 8`
+/// Slots that each insertion examines for expiry: every slot is examined once in `slots / 8`
 /// insertions.
 const SWEEP_STEP: usize = 8;
 
-/// Entries that are evicted under one lock: look-ups wait for it.
+/// Entries evicted under one lock, since look-ups wait for it.
 pub(super) const EVICTED_AT_ONCE: usize = 256;
 
-/// Tables of this many slots are not made smaller.
+/// Tables of this many slots do not shrink.
 const MIN_SLOTS: usize = 64;
 
-/// What hits read comes first, and not in the cache line of the lock: a thread that takes the lock
-/// takes that line from the one before, which is still reading.
 #[derive(Debug)]
-#[repr(C, align(64))]
 pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
-    shares: Shares,
     eviction: Eviction,
-    /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until an entry that
-    /// expires comes; then as long as the slab.
-    expiries: Vec<Tick>,
+    /// By [`CacheType`], as the next.
+    policies: [Policy; 2],
+    evictions: [u64; 2],
+    /// The slot that the next sweep begins with.
     sweep_at: usize,
-    /// Removals of keys, by stripe. A load notes its key's before it runs and compares when it
-    /// puts its value in; both under the shard's lock.
-    generations: Box<[u32; STRIPES]>,
-    clears: u32,
+    generations: Generations,
 }
 
-#[derive(Debug, Default)]
-struct Shares {
-    main: Share,
-    hot: Share,
-}
-
-impl Shares {
-    fn of(&self, share: CacheType) -> &Share {
-        match share {
-            CacheType::Main => &self.main,
-            CacheType::Hot => &self.hot,
-        }
-    }
-
-    fn of_mut(&mut self, share: CacheType) -> &mut Share {
-        match share {
-            CacheType::Main => &mut self.main,
-            CacheType::Hot => &mut self.hot,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Share {
-    /// Under exact LRU only the main queue is used, in order of use.
-    queues: s3fifo::Queues,
-    evictions: u64,
-}
-
-/// What a shard held: its slots, and the tables that led to them.
+/// One operation that changes a shard: its share in the budget, its time, and the entries that leave.
 #[derive(Debug)]
-pub(super) struct Emptied {
-    pub(super) slab: Slab,
-    _table: HashTable<u32>,
-    _expiries: Vec<Tick>,
-    _queues: [s3fifo::Queues; 2],
+pub(super) struct Update<'a> {
+    pub(super) ledger: Ledger<'a>,
+    pub(super) clock: &'a Clock,
+    pub(super) evicted: &'a mut EvictedEntries,
+}
+
+/// The bytes that an insertion is about to add to a shard.
+#[derive(Clone, Copy, Default)]
+struct Incoming {
+    total: u64,
+    hot: u64,
 }
 
 impl Shard {
     pub(super) fn new(eviction: Eviction) -> Shard {
         Shard {
             table: HashTable::new(),
-            slab: Slab::default(),
-            shares: Shares::default(),
+            slab: Slab::with_capacity(0),
             eviction,
-            expiries: Vec::new(),
+            policies: [Policy::new(eviction), Policy::new(eviction)],
+            evictions: [0; 2],
             sweep_at: 0,
-            generations: Box::new([0; STRIPES]),
-            clears: 0,
+            generations: Generations::new(),
         }
     }
 
-    /// The live entry of a key.
-    #[inline(always)]
-    pub(super) fn find(&self, hash: Hash, key: &str, clock: &Clock) -> Option<Entry<'_>> {
-        let (_, entry) = self.live(hash, key, clock)?;
-        Some(entry)
+    /// The slot of a key's entry, expired or not.
+    #[inline]
+    fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
+        let short = hash.short();
+        let found = self
+            .table
+            .find(table_hash(short), |&index| self.slab.has_key(index, key));
+        found.copied()
     }
 
-    /// The live entry of a key, with what a peer must know of it.
-    pub(super) fn find_hit(
-        &self,
-        hash: Hash,
-        key: &str,
-        clock: &Clock,
-    ) -> Option<(Hit, Entry<'_>)> {
-        let (index, entry) = self.live(hash, key, clock)?;
-        let hit = Hit {
-            view: entry.view(),
-            share: entry.mark.share(),
-            expires: self.expiry(index),
-        };
-        Some((hit, entry))
-    }
-
-    #[inline(always)]
-    fn live(&self, hash: Hash, key: &str, clock: &Clock) -> Option<(u32, Entry<'_>)> {
+    /// The live entry of a key. Does not count as a use.
+    pub(super) fn peek(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<Hit> {
         let index = self.index_of(hash, key)?;
-        let entry = self.slab.entry(index)?;
-        // The clock is read only for entries that expire.
-        if entry.mark.expires() && self.has_expired(index, clock) {
+        self.slab
+            .hit(index)
+            .filter(|_| !self.slab.has_expired(index, clock))
+    }
+
+    /// The live entry of a key, which counts as used.
+    #[inline]
+    pub(super) fn get(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<Hit> {
+        let index = self.index_of(hash, key)?;
+        if self.slab.has_expired(index, clock) {
             return None;
         }
-        Some((index, entry))
+        self.slab.meta(index).count_hit();
+        self.slab.hit(index)
     }
 
     /// All live entries.
-    pub(super) fn snapshot(&self, clock: &Clock) -> Vec<iter::Entry> {
-        let slots = self.slab.iter();
-        let live = slots.filter(|(index, _)| !self.has_expired(*index, clock));
+    pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len());
-        entries.extend(live.map(|(_, entry)| entry.detached()));
+        let slots = self.slab.iter();
+        let live = slots.filter(|(index, _)| !self.slab.has_expired(*index, clock));
+        entries.extend(live.map(|(_, entry)| entry));
         entries
     }
 
-    fn has_expired(&self, index: u32, clock: &Clock) -> bool {
-        self.expiry(index).is_some_and(|end| end <= clock.now())
-    }
-
-    /// `cause`, unless the entry's time was over before.
-    fn cause(&self, index: u32, clock: &Clock, cause: RemovalCause) -> RemovalCause {
-        if self.has_expired(index, clock) {
-            RemovalCause::Expired
-        } else {
-            cause
-        }
-    }
-
     /// Moves a key's entry to the front, under exact LRU.
-    pub(super) fn promote(&mut self, hash: Hash, key: &str) {
+    pub(super) fn promote(&mut self, hash: KeyHash, key: &str) {
         if let Some(index) = self.index_of(hash, key) {
-            let share = self.shares.of_mut(self.slab.mark(index).share());
-            self.slab.move_to_head(&mut share.queues.main, index);
+            let share = self.slab.meta(index).share();
+            self.policies[share as usize].promote(&mut self.slab, index);
         }
     }
 
-    pub(super) fn generation(&self, hash: Hash) -> Generation {
-        Generation {
-            stripe: self.generations[hash.stripe(STRIPES)],
-            clears: self.clears,
-        }
+    pub(super) fn generation(&self, hash: KeyHash) -> Generation {
+        self.generations.of(hash)
     }
 
-    /// Puts an entry in and makes room for it, down to the shard's own part of the budget, or by so
-    /// many entries as are evicted under one lock: then it returns true.
-    /// Not if its key was removed since `loaded_at`, or if the policy declines.
-    pub(super) fn insert(
-        &mut self,
-        new: &NewEntry<'_>,
-        loaded_at: Option<Generation>,
-        (ledger, targets): (&mut Ledger<'_>, Targets),
-        clock: &Clock,
-        gone: &mut Graveyard,
-    ) -> bool {
-        if loaded_at.is_some_and(|then| then != self.generation(new.hash)) {
-            return false;
+    /// Inserts an entry and makes room for it: see [`make_room`](Self::make_room). Inserts nothing
+    /// if the key was removed since its load began, or if the policy declines.
+    pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) {
+        if new.loaded_at != self.generation(new.hash) {
+            return;
         }
-        let weight = charge::entry(new.data.len());
-        self.sweep(ledger, clock, gone);
+        self.sweep(update);
 
-        // Replacing is taking out and putting in, which keeps every charge exact. The entry keeps
-        // its hits and its place among the entries that have proved themselves.
-        let mut earned = (false, 0);
+        // Replacing is removing and inserting, which keeps every weight exact. The entry keeps its
+        // hits and its place among the proven entries.
+        let (mut proven, mut freq) = (false, 0);
         if let Some(index) = self.index_of(new.hash, new.key) {
-            let mark = self.slab.mark(index);
-            earned = (mark.in_main_queue(), mark.freq());
-            let cause = self.cause(index, clock, RemovalCause::Replaced);
-            self.depart(index, cause, ledger, gone);
+            let meta = self.slab.meta(index);
+            (proven, freq) = (meta.in_main_queue(), meta.freq());
+            self.remove_slot(index, RemovalCause::Replaced, update);
         }
 
-        if !self.admits(new, weight, earned.0, ledger, targets) {
-            return false;
+        let weight = weight::of_entry(new.data.len());
+        if !self.admits(new, weight, proven, &update.ledger) {
+            return;
         }
-        ledger.take(weight);
-        let hot = match new.share {
-            CacheType::Hot => weight,
-            CacheType::Main => 0,
+        update.ledger.take(weight);
+        let hot = if new.share == CacheType::Hot {
+            weight
+        } else {
+            0
         };
-        let mut stopped = false;
-        while ledger.is_over() && self.bytes() + weight > targets.total {
-            stopped = gone.len() >= EVICTED_AT_ONCE;
-            if stopped || !self.evict_one(hot, ledger, targets, gone) {
-                break;
-            }
-        }
-        self.fit_tables();
-        if !self.put(new, weight, earned) {
-            ledger.release(weight);
-        }
-        stopped
-    }
-
-    /// Puts an entry into the tables and its queue. False if there is no slot left.
-    fn put(&mut self, new: &NewEntry<'_>, weight: u64, earned: (bool, u8)) -> bool {
-        let data = (new.data.clone(), weight);
-        let slot = self
-            .slab
-            .insert(new.hash.table(), new.key.len(), data, new.share);
-        let Some(index) = slot else {
-            return false;
+        let incoming = Incoming { total: weight, hot };
+        self.make_room(new.hash, incoming, None, update);
+        let Some(index) = self.slab.insert(new, weight) else {
+            update.ledger.release(weight);
+            return;
         };
-        self.set_expiry(index, new.expires);
-        self.enqueue(index, earned);
+        self.slab.meta_mut(index).set_freq(freq);
+        self.policies[new.share as usize].push(&mut self.slab, index, proven);
         let slab = &self.slab;
         self.table
-            .insert_unique(new.hash.spread(), index, |&i| Hash::spread_of(slab.hash(i)));
-        true
+            .insert_unique(table_hash(new.hash.short()), index, |&index| {
+                table_hash(slab.hash(index))
+            });
     }
 
-    /// Whether the policy keeps an entry of this weight.
-    ///
-    /// Under S3-FIFO an entry larger than the small queue would push all newcomers out, so it is
-    /// kept only on its second request, or while there is room that nobody uses.
+    /// Whether an entry of this weight is cached. One too large to be always admitted is cached on
+    /// its second request, or while there is unused room.
     fn admits(
         &mut self,
         new: &NewEntry<'_>,
         weight: u64,
-        proved: bool,
-        ledger: &mut Ledger<'_>,
-        targets: Targets,
+        proven: bool,
+        ledger: &Ledger<'_>,
     ) -> bool {
-        if weight > ledger.capacity() || !Slab::holds(new.key.len(), weight) {
+        if weight > ledger.capacity() || !Slab::can_hold(new.key.len(), weight) {
             return false;
         }
-        let small = s3fifo::small_part(targets.of(new.share));
-        if self.eviction == Eviction::Lru || weight <= small || proved || ledger.has_room(weight) {
-            return true;
-        }
-        let queues = &mut self.shares.of_mut(new.share).queues;
-        let hash = new.hash.table();
-        let remembered = queues.remembers(hash);
-        if !remembered {
-            queues.remember(hash);
-        }
-        remembered
+        let policy = &mut self.policies[new.share as usize];
+        policy.admits(weight, ledger.limits.of(new.share))
+            || proven
+            || ledger.has_room(weight)
+            || policy.is_second_request(new.hash.short())
     }
 
-    fn enqueue(&mut self, index: u32, (proved, hits): (bool, u8)) {
-        let mark = self.slab.mark_mut(index);
-        mark.set_freq(hits);
-        let share = self.shares.of_mut(mark.share());
-        let to_main = proved || self.eviction == Eviction::Lru;
-        share.queues.push(&mut self.slab, index, to_main);
+    /// Continues an insertion that left the store over its capacity: evicts as many entries as one
+    /// lock may, but not the one that was inserted.
+    pub(super) fn finish_eviction(&mut self, hash: KeyHash, update: &mut Update<'_>) {
+        // It may have left meanwhile. Sparing another entry with its hash does no harm.
+        let short = hash.short();
+        let inserted = |index: &u32| self.slab.hash(*index) == short;
+        let spared = self.table.find(table_hash(short), inserted).copied();
+        self.make_room(hash, Incoming::default(), spared, update);
     }
 
-    /// Evicts one entry: from the hot share if it is over its part (with `coming` more bytes in
-    /// it), else from the main one. False if there is nothing left.
-    pub(super) fn evict_one(
+    /// Evicts while the store is over its capacity and this shard over its own part of it. Stops
+    /// after as many entries as one lock may evict; the eviction for `hash` is pending then.
+    fn make_room(
         &mut self,
-        coming: u64,
-        ledger: &mut Ledger<'_>,
-        targets: Targets,
-        gone: &mut Graveyard,
-    ) -> bool {
-        self.evict_other(None, coming, ledger, targets, gone)
-    }
-
-    /// The same, of the entries that are not to be spared.
-    fn evict_other(
-        &mut self,
+        hash: KeyHash,
+        incoming: Incoming,
         spared: Option<u32>,
-        coming: u64,
-        ledger: &mut Ledger<'_>,
-        targets: Targets,
-        gone: &mut Graveyard,
-    ) -> bool {
-        let from_hot = self.shares.hot.queues.bytes() + coming > targets.hot;
-        let (first, second) = if from_hot {
-            (CacheType::Hot, CacheType::Main)
-        } else {
-            (CacheType::Main, CacheType::Hot)
-        };
-        self.evict_from(first, spared, ledger, targets, gone)
-            || self.evict_from(second, spared, ledger, targets, gone)
-    }
-
-    /// Goes on with an insertion that was told to stop: evicts so many more entries as are evicted
-    /// under one lock, but not the one that went in. Returns true if that is not enough.
-    pub(super) fn settle(
-        &mut self,
-        hash: Hash,
-        ledger: &mut Ledger<'_>,
-        targets: Targets,
-        gone: &mut Graveyard,
-    ) -> bool {
-        // It may have left by now. If another with its hash is spared instead, no harm is done.
-        let same = |index: &u32| self.slab.hash(*index) == hash.table();
-        let spared = self.table.find(hash.spread(), same).copied();
-        let mut stopped = false;
-        while ledger.is_over() && self.bytes() > targets.total {
-            stopped = gone.len() >= EVICTED_AT_ONCE;
-            if stopped || !self.evict_other(spared, 0, ledger, targets, gone) {
+        update: &mut Update<'_>,
+    ) {
+        let total = update.ledger.limits.total;
+        while update.ledger.is_over() && self.bytes() + incoming.total > total {
+            if update.evicted.len() >= EVICTED_AT_ONCE {
+                update.evicted.set_pending(hash);
+                break;
+            }
+            if !self.evict(incoming.hot, spared, update) {
                 break;
             }
         }
         self.fit_tables();
-        stopped
     }
 
-    #[inline]
-    fn evict_from(
-        &mut self,
-        share: CacheType,
-        spared: Option<u32>,
-        ledger: &mut Ledger<'_>,
-        targets: Targets,
-        gone: &mut Graveyard,
-    ) -> bool {
-        let (slab, eviction) = (&mut self.slab, self.eviction);
-        let owner = self.shares.of_mut(share);
-        let victim = match eviction {
-            Eviction::S3Fifo => {
-                let small = s3fifo::small_part(targets.of(share));
-                owner.queues.evict(slab, small, spared)
+    /// Evicts one entry. False if there is none.
+    pub(super) fn evict_one(&mut self, update: &mut Update<'_>) -> bool {
+        self.evict(0, None, update)
+    }
+
+    /// Evicts one entry other than `spared`: from the hot share if it is over its part with
+    /// `incoming_hot` more bytes, else from the main one. False if there is none.
+    fn evict(&mut self, incoming_hot: u64, spared: Option<u32>, update: &mut Update<'_>) -> bool {
+        let limits = update.ledger.limits;
+        let hot_bytes = self.policies[CacheType::Hot as usize].bytes();
+        let mut order = [CacheType::Main, CacheType::Hot];
+        if hot_bytes + incoming_hot > limits.hot {
+            order.reverse();
+        }
+        for share in order {
+            let policy = &mut self.policies[share as usize];
+            if let Some(index) = policy.evict(&mut self.slab, limits.of(share), spared) {
+                self.evictions[share as usize] += 1;
+                self.release(index, RemovalCause::Size, update);
+                return true;
             }
-            Eviction::Lru => owner.queues.evict_oldest(slab, spared),
-        };
-        let Some(index) = victim else {
-            return false;
-        };
-        owner.evictions += 1;
-        self.release(index, RemovalCause::Size, ledger, gone);
-        true
+        }
+        false
     }
 
-    /// Takes a key out and counts its generation on, so that a load under way cannot put an older
-    /// value in.
-    pub(super) fn remove(
-        &mut self,
-        hash: Hash,
-        key: &str,
-        ledger: &mut Ledger<'_>,
-        clock: &Clock,
-        gone: &mut Graveyard,
-    ) {
-        let generation = &mut self.generations[hash.stripe(STRIPES)];
-        *generation = generation.wrapping_add(1);
+    /// Removes a key, and keeps loads of it that are under way from being cached.
+    pub(super) fn remove(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
+        self.generations.advance(hash);
         if let Some(index) = self.index_of(hash, key) {
-            let cause = self.cause(index, clock, RemovalCause::Explicit);
-            self.depart(index, cause, ledger, gone);
+            self.remove_slot(index, RemovalCause::Explicit, update);
         }
     }
 
-    /// Takes everything out, and lets no load under way put anything in. The tables go too: an
-    /// emptied cache gives its memory back.
-    pub(super) fn clear(&mut self, ledger: &mut Ledger<'_>) -> Emptied {
-        self.clears = self.clears.wrapping_add(1);
+    /// Removes everything, and keeps loads under way from being cached. Returns what the shard
+    /// held, tables included, to be dropped without the lock.
+    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>) -> Shard {
         ledger.release(self.bytes());
-        self.sweep_at = 0;
-        Emptied {
-            slab: std::mem::take(&mut self.slab),
-            _table: std::mem::take(&mut self.table),
-            _expiries: std::mem::take(&mut self.expiries),
-            _queues: [
-                std::mem::take(&mut self.shares.main.queues),
-                std::mem::take(&mut self.shares.hot.queues),
-            ],
-        }
+        let mut empty = Shard::new(self.eviction);
+        empty.evictions = self.evictions;
+        std::mem::swap(&mut empty.generations, &mut self.generations);
+        empty.generations.advance_all();
+        std::mem::replace(self, empty)
     }
 
-    /// Makes the tables smaller if they are much larger than what is in them.
-    #[inline]
-    pub(super) fn fit_tables(&mut self) {
-        // One comparison for most: few shards stay small.
-        if self.len() < self.slab.len() / 2 && self.slab.len() > MIN_SLOTS {
-            self.compact();
-        }
+    /// The entries of a shard that was cleared.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.slab.iter().map(|(_, entry)| entry)
     }
 
-    /// Moves the entries together, into tables of their number.
+    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
+        self.slab.into_data()
+    }
+
+    /// Shrinks the tables if they are much larger than their contents.
     ///
-    /// The memory of a free slot is charged to nobody. Without this, tables that once held many
-    /// small entries would stay beside the few large ones that took their place. Each entry moved
-    /// stands for one that left, so an insertion pays for a move or two in the long run.
-    fn compact(&mut self) {
+    /// A free slot's memory counts for no entry. Without this, tables that once held many small
+    /// entries would stay beside the few large ones that took their place. For each entry that is
+    /// moved another one left, so an insertion costs a move or two on average.
+    pub(super) fn fit_tables(&mut self) {
         let live = self.len();
-        let mut slab = Slab::with_capacity(live + 1);
-        let mut table = HashTable::with_capacity(live + 1);
-        let mut expiries = Vec::new();
-        let Shares { main, hot } = &mut self.shares;
-        let (main, hot) = (&mut main.queues, &mut hot.queues);
-        for queue in [
-            &mut main.small,
-            &mut main.main,
-            &mut hot.small,
-            &mut hot.main,
-        ] {
-            self.slab.move_list(queue, &mut slab, |old, new, hash| {
-                // There is room for all: nothing is hashed again.
-                table.insert_unique(Hash::spread_of(hash), new, |_| 0);
-                if let Some(&end) = self.expiries.get(old as usize) {
-                    expiries.resize(new as usize, Tick::NEVER);
-                    expiries.push(end);
-                }
-            });
-        }
-        main.shrink_ghost();
-        hot.shrink_ghost();
-        self.slab = slab;
-        self.table = table;
-        self.expiries = expiries;
-        self.sweep_at = 0;
-    }
-
-    /// Takes out what has expired among the next few slots.
-    fn sweep(&mut self, ledger: &mut Ledger<'_>, clock: &Clock, gone: &mut Graveyard) {
-        if self.expiries.is_empty() {
+        if live >= self.slab.len() / 2 || self.slab.len() <= MIN_SLOTS {
             return;
         }
-        let now = clock.now();
-        for _ in 0..SWEEP_STEP.min(self.expiries.len()) {
-            let at = self.sweep_at;
-            self.sweep_at = (at + 1) % self.expiries.len();
-            let index = at as u32;
-            if self.expiry(index).is_some_and(|end| end <= now) {
-                self.depart(index, RemovalCause::Expired, ledger, gone);
+        let mut slab = Slab::with_capacity(live + 1);
+        self.table = HashTable::with_capacity(live + 1);
+        for policy in &mut self.policies {
+            policy.move_to(&mut self.slab, &mut slab, |slab, index| {
+                // The table has room for all, so it never hashes again.
+                let hash = table_hash(slab.hash(index));
+                self.table.insert_unique(hash, index, |_| 0);
+            });
+        }
+        self.slab = slab;
+        self.sweep_at = 0;
+    }
+
+    /// Removes the expired entries among the next few slots.
+    fn sweep(&mut self, update: &mut Update<'_>) {
+        let slots = self.slab.expiring();
+        for _ in 0..SWEEP_STEP.min(slots) {
+            let index = self.sweep_at as u32;
+            self.sweep_at = (self.sweep_at + 1) % slots;
+            if self.slab.has_expired(index, update.clock) {
+                self.remove_slot(index, RemovalCause::Expired, update);
             }
         }
     }
 
-    /// The sum of all entries' charges, after checking that every entry can be found.
+    /// The sum of all entries' weights, after checking that every entry can be found.
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn audit(&self) -> u64 {
-        let mut sum = 0;
-        let mut live = 0;
-        for (index, _) in self.slab.iter() {
-            let place = Hash::spread_of(self.slab.hash(index));
-            assert!(self.table.find(place, |&other| other == index).is_some());
-            sum += self.slab.weight(index);
-            live += 1;
+        let live: Vec<u32> = self.slab.iter().map(|(index, _)| index).collect();
+        for &index in &live {
+            let hash = table_hash(self.slab.hash(index));
+            assert!(self.table.find(hash, |&other| other == index).is_some());
         }
-        assert_eq!(self.table.len(), live);
-        sum
+        assert_eq!(self.table.len(), live.len());
+        live.iter().map(|&index| self.slab.weight(index)).sum()
     }
 
     #[cfg(all(test, not(larder_loom)))]
@@ -464,7 +315,7 @@ impl Shard {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.shares.main.queues.bytes() + self.shares.hot.queues.bytes()
+        self.policies.iter().map(Policy::bytes).sum()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -473,65 +324,35 @@ impl Shard {
 
     /// Bytes, entries and evictions of a share.
     pub(super) fn usage(&self, share: CacheType) -> (u64, u64, u64) {
-        let share = self.shares.of(share);
+        let policy = &self.policies[share as usize];
         (
-            share.queues.bytes(),
-            share.queues.len().into(),
-            share.evictions,
+            policy.bytes(),
+            policy.len().into(),
+            self.evictions[share as usize],
         )
     }
 
-    #[inline(always)]
-    fn index_of(&self, hash: Hash, key: &str) -> Option<u32> {
-        let (half, key) = (hash.table(), key.as_bytes());
-        let found = self
-            .table
-            .find(hash.spread(), |&index| self.slab.has_key(index, half, key));
-        found.copied()
+    /// Removes a slot's entry for this cause, or as expired if its time is over.
+    fn remove_slot(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
+        let cause = if self.slab.has_expired(index, update.clock) {
+            RemovalCause::Expired
+        } else {
+            cause
+        };
+        let share = self.slab.meta(index).share();
+        self.policies[share as usize].remove(&mut self.slab, index);
+        self.release(index, cause, update);
     }
 
-    fn expiry(&self, index: u32) -> Option<Tick> {
-        let end = self.expiries.get(index as usize).copied();
-        end.filter(|&end| end != Tick::NEVER)
-    }
-
-    fn set_expiry(&mut self, index: u32, expires: Option<Tick>) {
-        self.slab.mark_mut(index).set_expires(expires.is_some());
-        if expires.is_some() || !self.expiries.is_empty() {
-            self.expiries.resize(self.slab.len(), Tick::NEVER);
-            self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
+    /// Removes an entry that is in no queue from the table and the slab.
+    fn release(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
+        update.ledger.release(self.slab.weight(index));
+        let hash = table_hash(self.slab.hash(index));
+        if let Ok(place) = self.table.find_entry(hash, |&other| other == index) {
+            place.remove();
         }
-    }
-
-    /// Takes an entry out of its queue, then out of everything else.
-    fn depart(
-        &mut self,
-        index: u32,
-        cause: RemovalCause,
-        ledger: &mut Ledger<'_>,
-        gone: &mut Graveyard,
-    ) {
-        let share = self.shares.of_mut(self.slab.mark(index).share());
-        share.queues.unlink(&mut self.slab, index);
-        self.release(index, cause, ledger, gone);
-    }
-
-    /// Takes an entry that is in no queue out of the table and the slab.
-    fn release(
-        &mut self,
-        index: u32,
-        cause: RemovalCause,
-        ledger: &mut Ledger<'_>,
-        gone: &mut Graveyard,
-    ) {
-        ledger.release(self.slab.weight(index));
-        let place = Hash::spread_of(self.slab.hash(index));
-        if let Ok(entry) = self.table.find_entry(place, |&other| other == index) {
-            entry.remove();
-        }
-        self.set_expiry(index, None);
-        if let Some(slot) = self.slab.remove(index) {
-            gone.push(Departed::of(slot, cause));
+        if let Some(entry) = self.slab.remove(index) {
+            update.evicted.push(entry, cause);
         }
     }
 }

@@ -1,53 +1,43 @@
-//! The slots of a shard and the intrusive lists through them.
+//! The slots of a shard, and the linked lists through them.
 //!
-//! A slot's parts lie in three arrays, by who reads them: a hit reads the entry's pointer (8 bytes)
-//! and its mark (4 bytes), and never the links (16 bytes). So what hits read is small and stays in
-//! the caches.
+//! A slot's fields lie in arrays of their own, by use. A hit reads the entry's pointer (8 bytes) and
+//! its meta data (4 bytes), but not the links (16 bytes), so more of what hits read stays in the
+//! processor's caches.
 
-use std::cmp::Reverse;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{charge, iter};
+use super::entry::{Entry, Hit, NewEntry};
+use super::weight;
 use crate::byteview::ByteView;
+use crate::clock::{Clock, Tick};
 use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
 /// No slot.
-pub(crate) const NIL: u32 = u32::MAX;
+const NIL: u32 = u32::MAX;
 
-/// Hits beyond this many are not counted; S3-FIFO needs no more.
-pub(crate) const MAX_FREQ: u8 = 7;
+/// Hits beyond this number are not counted; S3-FIFO needs no more.
+pub(super) const MAX_FREQ: u8 = 7;
 
-/// What is known of a slot's entry without touching the entry.
+/// The facts about a slot's entry that are read without touching the entry.
 #[derive(Debug)]
-pub(crate) struct Mark {
+pub(super) struct EntryMeta {
     key_len: u16,
-    /// Eight bits of the hash: of the strangers that the table's own seven bits let through they
-    /// turn away all but one in 256, without a look at the entry.
-    tag: u8,
     /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
-    /// shared lock with a plain load and store: two at once may count as one, which S3-FIFO does
-    /// not mind. The flags change under the exclusive lock alone, so no reader's store undoes one.
+    /// shared lock with a plain load and store. Two concurrent hits may count as one, which is good
+    /// enough for S3-FIFO. The flags change under the exclusive lock only, so no reader's store
+    /// undoes a change.
     state: AtomicU8,
 }
 
-/// The part of the state that counts hits.
+/// The bits of the state that count hits.
 const FREQ: u8 = MAX_FREQ;
 const HOT: u8 = 8;
 const IN_MAIN_QUEUE: u8 = 16;
-const EXPIRES: u8 = 32;
 
-impl Mark {
-    fn new(hash: u32, key_len: u16, share: CacheType) -> Mark {
-        Mark {
-            key_len,
-            tag: tag_of(hash),
-            state: AtomicU8::new(if share == CacheType::Hot { HOT } else { 0 }),
-        }
-    }
-
+impl EntryMeta {
     #[inline]
-    pub(crate) fn share(&self) -> CacheType {
+    pub(super) fn share(&self) -> CacheType {
         if self.has(HOT) {
             CacheType::Hot
         } else {
@@ -55,38 +45,35 @@ impl Mark {
         }
     }
 
-    #[inline]
-    pub(crate) fn expires(&self) -> bool {
-        self.has(EXPIRES)
-    }
-
-    pub(crate) fn set_expires(&mut self, expires: bool) {
-        self.set(EXPIRES, expires);
-    }
-
-    pub(crate) fn in_main_queue(&self) -> bool {
+    /// Whether the entry is in its share's main queue, not in the small one.
+    pub(super) fn in_main_queue(&self) -> bool {
         self.has(IN_MAIN_QUEUE)
     }
 
-    pub(crate) fn set_in_main_queue(&mut self, in_main: bool) {
-        self.set(IN_MAIN_QUEUE, in_main);
+    pub(super) fn set_in_main_queue(&mut self, in_main: bool) {
+        let state = self.state.get_mut();
+        *state = if in_main {
+            *state | IN_MAIN_QUEUE
+        } else {
+            *state & !IN_MAIN_QUEUE
+        };
     }
 
-    /// Counts a hit. A hot entry that is at the maximum is not written to, so its cache line stays
-    /// shared between the cores that read it.
+    /// Counts a hit. At the maximum nothing is written, so the cache line of an entry with many
+    /// hits stays shared between the cores that read it.
     #[inline]
-    pub(crate) fn touch(&self) {
+    pub(super) fn count_hit(&self) {
         let state = self.state.load(Ordering::Relaxed);
         if state & FREQ < MAX_FREQ {
             self.state.store(state + 1, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn freq(&self) -> u8 {
+    pub(super) fn freq(&self) -> u8 {
         self.state.load(Ordering::Relaxed) & FREQ
     }
 
-    pub(crate) fn set_freq(&mut self, freq: u8) {
+    pub(super) fn set_freq(&mut self, freq: u8) {
         let state = self.state.get_mut();
         *state = (*state & !FREQ) | freq.min(MAX_FREQ);
     }
@@ -95,74 +82,33 @@ impl Mark {
     fn has(&self, flag: u8) -> bool {
         self.state.load(Ordering::Relaxed) & flag != 0
     }
-
-    fn set(&mut self, flag: u8, on: bool) {
-        let state = self.state.get_mut();
-        *state = if on { *state | flag } else { *state & !flag };
-    }
 }
 
-/// The table takes a key's place from the low bits of its hash and tells keys apart by the high
-/// ones; these are between.
-#[inline]
-fn tag_of(hash: u32) -> u8 {
-    (hash >> 17) as u8
-}
-
-/// A slot's neighbours in its queue, and what is known of its entry without touching it.
-#[derive(Debug)]
+/// A slot's neighbours in its queue, and what the queues and the table need without touching the
+/// entry.
+#[derive(Clone, Copy, Debug)]
 struct Link {
     /// `next` also links the free slots.
     prev: u32,
     next: u32,
-    /// The upper half of the key's hash: enough to find the slot's place in the table without
-    /// touching the entry.
+    /// The short hash: enough to find the slot's place in the table.
     hash: u32,
-    /// What the entry is charged, packed.
-    charge: u32,
+    /// Packed, see [`weight::packed`].
+    weight: u32,
 }
 
-/// The bytes of a slot.
-pub(super) const SLOT: usize =
-    size_of::<Option<SharedBytes>>() + size_of::<Mark>() + size_of::<Link>();
-
-/// A live slot, for a reader.
-#[derive(Clone, Copy)]
-pub(crate) struct Entry<'a> {
-    pub(crate) mark: &'a Mark,
-    /// Key and value, side by side in one allocation.
-    data: &'a SharedBytes,
-}
-
-impl Entry<'_> {
-    /// The value, sharing the entry's allocation.
-    #[inline]
-    pub(crate) fn view(&self) -> ByteView {
-        let (data, start) = self.parts();
-        let end = data.len();
-        ByteView::window(data, start, end)
-    }
-
-    /// The same for a reader that lets go of the lock.
-    pub(crate) fn detached(self) -> iter::Entry {
-        iter::Entry::new(self.parts(), self.mark.share())
-    }
-
-    /// The entry's allocation, and where in it the value begins.
-    #[inline]
-    pub(crate) fn parts(&self) -> (SharedBytes, usize) {
-        (self.data.clone(), usize::from(self.mark.key_len))
-    }
-}
+const _: () = assert!(
+    weight::SLOT == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<Link>()
+);
 
 /// A queue through the slots: the newest at the head, the victim at the tail.
 #[derive(Debug)]
-pub(crate) struct List {
+pub(super) struct List {
     head: u32,
     tail: u32,
-    pub(crate) len: u32,
-    /// The weights of the members.
-    pub(crate) bytes: u64,
+    pub(super) len: u32,
+    /// The sum of the members' weights.
+    pub(super) bytes: u64,
 }
 
 impl Default for List {
@@ -177,216 +123,207 @@ impl Default for List {
 }
 
 impl List {
-    pub(crate) fn tail(&self) -> Option<u32> {
+    pub(super) fn tail(&self) -> Option<u32> {
         (self.tail != NIL).then_some(self.tail)
     }
 }
 
-/// All slots of a shard. What hits read comes first: see [`Shard`](super::shard::Shard).
+/// All slots of a shard.
 #[derive(Debug)]
-#[repr(C)]
-pub(crate) struct Slab {
+pub(super) struct Slab {
     /// `None` where the slot is free.
     data: Vec<Option<SharedBytes>>,
-    marks: Vec<Mark>,
+    metas: Vec<EntryMeta>,
     links: Vec<Link>,
+    /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until the first entry
+    /// that expires; from then on as long as the other arrays.
+    expiries: Vec<Tick>,
     free: u32,
 }
 
-impl Default for Slab {
-    fn default() -> Self {
-        Slab::with_capacity(0)
-    }
-}
-
 impl Slab {
-    pub(crate) fn with_capacity(slots: usize) -> Slab {
+    pub(super) fn with_capacity(slots: usize) -> Slab {
         Slab {
             data: Vec::with_capacity(slots),
-            marks: Vec::with_capacity(slots),
+            metas: Vec::with_capacity(slots),
             links: Vec::with_capacity(slots),
+            expiries: Vec::new(),
             free: NIL,
         }
     }
 
     /// The number of slots, free ones included.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.data.len()
     }
 
-    /// Whether the entry at `index` has this key and this hash, of which a few bits are compared.
-    #[inline(always)]
-    pub(crate) fn has_key(&self, index: u32, hash: u32, key: &[u8]) -> bool {
-        let mark = &self.marks[index as usize];
-        mark.tag == tag_of(hash)
-            && usize::from(mark.key_len) == key.len()
-            && self.data[index as usize]
+    /// Whether the slot's entry has this key.
+    #[inline]
+    pub(super) fn has_key(&self, index: u32, key: &str) -> bool {
+        let at = index as usize;
+        usize::from(self.metas[at].key_len) == key.len()
+            && self.data[at]
                 .as_ref()
-                .and_then(|data| data.get(..key.len()))
-                .is_some_and(|own| same_bytes(own, key))
+                .is_some_and(|data| data.starts_with(key.as_bytes()))
     }
 
-    /// The entry at `index`, if there is one.
+    /// The slot's entry as a look-up returns it.
     #[inline]
-    pub(crate) fn entry(&self, index: u32) -> Option<Entry<'_>> {
-        Some(Entry {
-            mark: &self.marks[index as usize],
-            data: self.data[index as usize].as_ref()?,
+    pub(super) fn hit(&self, index: u32) -> Option<Hit> {
+        let at = index as usize;
+        let data = self.data[at].as_ref()?;
+        let meta = &self.metas[at];
+        Some(Hit {
+            view: ByteView::window(data.clone(), usize::from(meta.key_len), data.len()),
+            share: meta.share(),
+            expires: self.expiry(index),
         })
     }
 
     #[inline]
-    pub(crate) fn mark(&self, index: u32) -> &Mark {
-        &self.marks[index as usize]
+    pub(super) fn meta(&self, index: u32) -> &EntryMeta {
+        &self.metas[index as usize]
     }
 
-    #[inline]
-    pub(crate) fn mark_mut(&mut self, index: u32) -> &mut Mark {
-        &mut self.marks[index as usize]
+    pub(super) fn meta_mut(&mut self, index: u32) -> &mut EntryMeta {
+        &mut self.metas[index as usize]
     }
 
-    /// The half of the hash that the entry came with.
-    #[inline]
-    pub(crate) fn hash(&self, index: u32) -> u32 {
+    /// The short hash of the slot's key.
+    pub(super) fn hash(&self, index: u32) -> u32 {
         self.links[index as usize].hash
     }
 
-    #[inline]
-    pub(crate) fn weight(&self, index: u32) -> u64 {
-        charge::unpacked(self.links[index as usize].charge)
+    pub(super) fn weight(&self, index: u32) -> u64 {
+        weight::unpacked(self.links[index as usize].weight)
     }
 
-    /// The live slots.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, Entry<'_>)> {
-        let slots = self.marks.iter().zip(&self.data);
-        (0..).zip(slots).filter_map(|(index, (mark, data))| {
-            Some((
-                index,
-                Entry {
-                    mark,
-                    data: data.as_ref()?,
-                },
-            ))
+    #[inline]
+    fn expiry(&self, index: u32) -> Option<Tick> {
+        let end = self.expiries.get(index as usize).copied();
+        end.filter(|&end| end != Tick::NEVER)
+    }
+
+    /// Whether the slot's entry has expired. Reads the clock only if it can expire.
+    #[inline]
+    pub(super) fn has_expired(&self, index: u32, clock: &Clock) -> bool {
+        self.expiry(index).is_some_and(|end| end <= clock.now())
+    }
+
+    /// The slots whose entries may expire are below this number.
+    pub(super) fn expiring(&self) -> usize {
+        self.expiries.len()
+    }
+
+    /// The slots in use, and their entries.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Entry)> {
+        let slots = self.metas.iter().zip(&self.data);
+        (0..).zip(slots).filter_map(|(index, (meta, data))| {
+            let data = data.clone()?;
+            let entry = Entry::new(data, usize::from(meta.key_len), meta.share());
+            Some((index, entry))
         })
     }
 
-    /// Whether a slot can tell this length of a key and this charge.
-    #[inline]
-    pub(crate) fn holds(key_len: usize, weight: u64) -> bool {
-        u16::try_from(key_len).is_ok() && charge::packed(weight).is_some()
+    /// The allocations of all entries.
+    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
+        self.data.into_iter().flatten()
     }
 
-    /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if no
-    /// slot [`holds`](Self::holds) it.
-    pub(crate) fn insert(
-        &mut self,
-        hash: u32,
-        key_len: usize,
-        (data, weight): (SharedBytes, u64),
-        share: CacheType,
-    ) -> Option<u32> {
-        let key_len = u16::try_from(key_len).ok()?;
-        let charge = charge::packed(weight)?;
-        self.put((hash, charge), Mark::new(hash, key_len, share), data)
+    /// Whether a slot's fields can hold this key length and this weight.
+    pub(super) fn can_hold(key_len: usize, weight: u64) -> bool {
+        u16::try_from(key_len).is_ok() && weight::packed(weight).is_some()
     }
 
-    /// The charge comes with the hash, because an entry that moves is not to be touched.
-    #[inline]
-    fn put(&mut self, (hash, charge): (u32, u32), mark: Mark, data: SharedBytes) -> Option<u32> {
+    /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if a
+    /// slot [cannot hold](Self::can_hold) it.
+    pub(super) fn insert(&mut self, new: &NewEntry<'_>, weight: u64) -> Option<u32> {
+        let meta = EntryMeta {
+            key_len: u16::try_from(new.key.len()).ok()?,
+            state: AtomicU8::new(if new.share == CacheType::Hot { HOT } else { 0 }),
+        };
         let link = Link {
             prev: NIL,
             next: NIL,
-            hash,
-            charge,
+            hash: new.hash.short(),
+            weight: weight::packed(weight)?,
         };
-        if self.free != NIL {
+        self.put(new.data.clone(), meta, link, new.expires)
+    }
+
+    #[inline]
+    fn put(
+        &mut self,
+        data: SharedBytes,
+        meta: EntryMeta,
+        link: Link,
+        expires: Option<Tick>,
+    ) -> Option<u32> {
+        let index = if self.free != NIL {
             let index = self.free;
             let at = index as usize;
             self.free = self.links[at].next;
             self.data[at] = Some(data);
-            self.marks[at] = mark;
+            self.metas[at] = meta;
             self.links[at] = link;
-            return Some(index);
+            index
+        } else {
+            let index = u32::try_from(self.len()).ok().filter(|&i| i != NIL)?;
+            self.data.push(Some(data));
+            self.metas.push(meta);
+            self.links.push(link);
+            index
+        };
+        if expires.is_some() || !self.expiries.is_empty() {
+            self.expiries.resize(self.len(), Tick::NEVER);
+            self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
         }
-        let index = u32::try_from(self.len()).ok().filter(|&i| i != NIL)?;
-        self.data.push(Some(data));
-        self.marks.push(mark);
-        self.links.push(link);
         Some(index)
     }
 
-    /// Moves the members of a list into another slab, in their order, and tells of each where it
-    /// was, where it is, and its hash. Their places here are not used again: this slab is given up.
-    pub(crate) fn move_list(
+    /// Frees a slot that is in no list, and returns its entry.
+    pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
+        let at = index as usize;
+        let data = self.data[at].take()?;
+        self.links[at].next = self.free;
+        self.free = index;
+        if let Some(end) = self.expiries.get_mut(at) {
+            *end = Tick::NEVER;
+        }
+        let meta = &self.metas[at];
+        Some(Entry::new(data, usize::from(meta.key_len), meta.share()))
+    }
+
+    /// Moves the members of a list into another slab, in their order, and calls `moved` with the new
+    /// slot of each. This slab's slots must not be used again.
+    pub(super) fn move_list(
         &mut self,
         list: &mut List,
         to: &mut Slab,
-        mut moved: impl FnMut(u32, u32, u32),
+        mut moved: impl FnMut(&Slab, u32),
     ) {
-        let mut there = List::default();
+        let mut new_list = List::default();
         while let Some(old) = list.tail() {
             self.unlink(list, old);
             let at = old as usize;
             let Some(data) = self.data[at].take() else {
                 break;
             };
-            let mark = Mark {
-                state: AtomicU8::new(*self.marks[at].state.get_mut()),
-                ..self.marks[at]
+            let meta = EntryMeta {
+                state: AtomicU8::new(*self.metas[at].state.get_mut()),
+                ..self.metas[at]
             };
-            let Link { hash, charge, .. } = self.links[at];
-            let Some(new) = to.put((hash, charge), mark, data) else {
+            let Some(new) = to.put(data, meta, self.links[at], self.expiry(old)) else {
                 break;
             };
-            to.push_head(&mut there, new);
-            moved(old, new, hash);
+            to.push_head(&mut new_list, new);
+            moved(to, new);
         }
-        *list = there;
-    }
-
-    /// Frees a slot that is in no list, and hands out the key's length and the data.
-    #[inline]
-    pub(crate) fn remove(&mut self, index: u32) -> Option<(usize, SharedBytes)> {
-        let at = index as usize;
-        let data = self.data[at].take();
-        self.links[at].next = self.free;
-        self.free = index;
-        Some((usize::from(self.marks[at].key_len), data?))
-    }
-
-    /// Brings the entries into the order of their addresses, from the highest to the lowest. Where
-    /// they were does not count any more: this slab is given up.
-    pub(crate) fn sort_by_address(&mut self) {
-        self.data
-            .sort_unstable_by_key(|data| Reverse(address(data)));
-        let live = self.data.partition_point(Option::is_some);
-        self.data.truncate(live);
-    }
-
-    /// Where the lowest entry of a sorted slab lies.
-    pub(crate) fn lowest(&self) -> Option<usize> {
-        address(self.data.last()?)
-    }
-
-    /// Where the highest entry of a sorted slab lies.
-    pub(crate) fn highest(&self) -> Option<usize> {
-        address(self.data.first()?)
-    }
-
-    /// Drops the entries of a sorted slab that lie below `limit`, and tells how many bytes these
-    /// were.
-    pub(crate) fn drop_below(&mut self, limit: usize) -> usize {
-        let kept = self
-            .data
-            .partition_point(|data| address(data) >= Some(limit));
-        let bytes = self.data[kept..].iter().flatten();
-        let bytes = bytes.map(|data| charge::block(data.len())).sum();
-        self.data.truncate(kept);
-        bytes
+        *list = new_list;
     }
 
     #[inline]
-    pub(crate) fn push_head(&mut self, list: &mut List, index: u32) {
+    pub(super) fn push_head(&mut self, list: &mut List, index: u32) {
         let head = list.head;
         let link = &mut self.links[index as usize];
         link.prev = NIL;
@@ -402,8 +339,8 @@ impl Slab {
     }
 
     #[inline]
-    pub(crate) fn unlink(&mut self, list: &mut List, index: u32) {
-        let &Link { prev, next, .. } = &self.links[index as usize];
+    pub(super) fn unlink(&mut self, list: &mut List, index: u32) {
+        let Link { prev, next, .. } = self.links[index as usize];
         list.bytes -= self.weight(index);
         list.len -= 1;
         match prev {
@@ -414,27 +351,5 @@ impl Slab {
             NIL => list.tail = prev,
             _ => self.links[next as usize].prev = prev,
         }
-    }
-
-    pub(crate) fn move_to_head(&mut self, list: &mut List, index: u32) {
-        if list.head != index {
-            self.unlink(list, index);
-            self.push_head(list, index);
-        }
-    }
-}
-
-fn address(data: &Option<SharedBytes>) -> Option<usize> {
-    data.as_ref().map(SharedBytes::address)
-}
-
-/// Whether two slices of one length are equal. Keys of 8 to 16 bytes are compared by their two ends,
-/// which overlap or meet: a call to memcmp costs more than that.
-#[inline]
-fn same_bytes(a: &[u8], b: &[u8]) -> bool {
-    if (8..=16).contains(&a.len()) {
-        a.first_chunk::<8>() == b.first_chunk() && a.last_chunk::<8>() == b.last_chunk()
-    } else {
-        a == b
     }
 }

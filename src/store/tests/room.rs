@@ -15,7 +15,7 @@ fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
             put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
         }
         let full = total_items(&store);
-        let large = || put_unsettled(&store, "large", &[1; 900_000], CacheType::Main, None);
+        let large = || put_pending(&store, "large", &[1; 900_000], CacheType::Main, None);
         let mut gone = large();
         if eviction == Eviction::S3Fifo {
             assert!(
@@ -33,11 +33,11 @@ fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
             let batch = gone.iter().count();
             assert!(batch <= EVICTED_AT_ONCE, "{batch} at once");
             evicted += batch as u64;
-            let Some(unsettled) = gone.unsettled() else {
+            let Some(unsettled) = gone.pending() else {
                 break;
             };
             assert_eq!(batch, EVICTED_AT_ONCE, "it stops for no other reason");
-            gone = store.settle(unsettled);
+            gone = store.finish_eviction(unsettled);
         }
         assert!(evicted > 10 * EVICTED_AT_ONCE as u64, "{evicted}");
         assert_eq!(total_items(&store), full + 1 - evicted);
@@ -54,8 +54,8 @@ fn insertions_go_on_where_one_was_left_unsettled() {
     for n in 0..20_000 {
         put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
     }
-    let gone = put_unsettled(&store, "large", &[1; 900_000], CacheType::Main, None);
-    assert!(gone.unsettled().is_some());
+    let gone = put_pending(&store, "large", &[1; 900_000], CacheType::Main, None);
+    assert!(gone.pending().is_some());
     assert!(total_bytes(&store) > 1 << 20);
     put(&store, "next", &[0; 50], CacheType::Main, None);
     assert!(total_bytes(&store) <= 1 << 20);
@@ -75,7 +75,7 @@ fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
         let full = total_items(&store);
         store.set_capacity(1 << 16);
         let mut evicted = 0;
-        while let Some(gone) = store.shed() {
+        while let Some(gone) = store.evict_to_capacity() {
             let batch = gone.iter().count();
             assert!(batch <= 4 * EVICTED_AT_ONCE, "{batch} at once");
             assert!(gone.iter().all(|one| one.cause == RemovalCause::Size));
@@ -84,17 +84,13 @@ fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
         assert_eq!(total_items(&store), full - evicted);
         assert!(total_bytes(&store) <= 1 << 16);
         assert!(total_bytes(&store) > (1 << 16) - 200, "no more than needed");
-        let slots: usize = store
-            .shards
-            .iter()
-            .map(|shard| shard.0.read().slots())
-            .sum();
+        let slots: usize = store.shards.iter().map(|shard| shard.read().slots()).sum();
         assert!(slots < full as usize / 4, "the tables shrank, too");
         store.set_capacity(1 << 21);
         fill(20_000);
         assert!(total_items(&store) > full, "the new room is used");
         store.set_capacity(0);
-        while store.shed().is_some() {}
+        while store.evict_to_capacity().is_some() {}
         fill(40_000);
         assert_eq!((total_items(&store), store.budget.used()), (0, 0));
     }

@@ -1,0 +1,253 @@
+//! The options of a group, each with its default.
+
+use std::time::Duration;
+
+use super::counters::LoadCounters;
+use super::{EvictionListener, Flights, Group, HotAdmission, Inner, check_name};
+use crate::byteview::ByteView;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::Getter;
+use crate::loader_pool::LoaderPool;
+use crate::peers::PickerSlot;
+use crate::registry::Registry;
+use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
+use crate::sync::Arc;
+
+/// Makes a [`Group`].
+///
+/// ```
+/// use larder::Group;
+/// use std::time::Duration;
+///
+/// let squares = Group::builder("squares")
+///     .max_capacity(16 << 20)
+///     .time_to_live(Duration::from_secs(60))
+///     .build(larder::getter_fn(|_ctx, key, dest| {
+///         let n: u64 = key.parse()?;
+///         Ok(dest.set_str(&(n * n).to_string())?)
+///     }))?;
+/// assert_eq!(squares.get("12")?, "144");
+/// # Ok::<(), larder::Error>(())
+/// ```
+#[must_use]
+pub struct GroupBuilder {
+    name: String,
+    registry: Registry,
+    max_capacity: u64,
+    eviction: Eviction,
+    hot_fraction: f64,
+    hot_admission: HotAdmission,
+    shards: Option<usize>,
+    time_to_live: Option<Duration>,
+    max_key_size: usize,
+    max_value_size: usize,
+    max_loader_threads: usize,
+    eviction_listener: Option<Arc<EvictionListener>>,
+    clock: Clock,
+}
+
+impl GroupBuilder {
+    pub(super) fn new(name: String) -> Self {
+        GroupBuilder {
+            name,
+            registry: Registry::global().clone(),
+            max_capacity: DEFAULT_CAPACITY,
+            eviction: Eviction::default(),
+            hot_fraction: DEFAULT_HOT_FRACTION,
+            hot_admission: HotAdmission::default(),
+            shards: None,
+            time_to_live: None,
+            max_key_size: DEFAULT_MAX_KEY_SIZE,
+            max_value_size: DEFAULT_MAX_VALUE_SIZE,
+            max_loader_threads: DEFAULT_LOADER_THREADS,
+            eviction_listener: None,
+            clock: Clock::system(),
+        }
+    }
+
+    /// The registry to put the group in. Default: [`Registry::global`].
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = registry.clone();
+        self
+    }
+
+    /// The most bytes that the cache takes, in both shares together: keys, values, and what the
+    /// allocator and the tables take for them. Default: 64 MiB. 0 switches caching off; loads are
+    /// still shared.
+    ///
+    /// A value that takes the place of thousands of entries is inserted before all of them are
+    /// evicted, so that look-ups are not delayed. Until the call that loaded it returns, the cache can
+    /// be over its capacity by that value.
+    pub fn max_capacity(mut self, bytes: u64) -> Self {
+        self.max_capacity = bytes;
+        self
+    }
+
+    /// How to choose what to evict. Default: [`Eviction::S3Fifo`].
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.eviction = eviction;
+        self
+    }
+
+    /// The part of the capacity, 0 to 1, that copies of other processes' values may take while own
+    /// values need the rest. Default: 1/8, as in golang/groupcache.
+    pub fn hot_fraction(mut self, fraction: f64) -> Self {
+        self.hot_fraction = fraction;
+        self
+    }
+
+    /// Which copies of other processes' values to keep. Default: [`HotAdmission::Always`].
+    pub fn hot_admission(mut self, admission: HotAdmission) -> Self {
+        self.hot_admission = admission;
+        self
+    }
+
+    /// The number of shards, each with a lock of its own, rounded up to a power of two. Default:
+    /// four a core, at most 64, as long as each has 2 MiB.
+    ///
+    /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = Some(shards);
+        self
+    }
+
+    /// How long a value is kept after it was loaded. A getter can shorten this for its value with
+    /// [`Sink::expire_in`](crate::Sink::expire_in). Default: until it is evicted.
+    pub fn time_to_live(mut self, ttl: Duration) -> Self {
+        self.time_to_live = Some(ttl);
+        self
+    }
+
+    /// The longest key, in bytes, up to 65,535. Default: 8 KiB.
+    ///
+    /// A key whose escaped form does not fit into a peer's request head (8 KiB by default) is loaded
+    /// here, even if a peer owns it.
+    pub fn max_key_size(mut self, bytes: usize) -> Self {
+        self.max_key_size = bytes;
+        self
+    }
+
+    /// The longest value that the getter may set, in bytes. Default: 16 MiB.
+    pub fn max_value_size(mut self, bytes: usize) -> Self {
+        self.max_value_size = bytes;
+        self
+    }
+
+    /// The most threads that run loads for callers with a deadline. Default: 256, the number of
+    /// connections of an [`http`](crate::http) server, so that a cold start refuses no peer for lack of
+    /// threads.
+    ///
+    /// They are started when needed and end after 10 s without work. When all are busy, such loads
+    /// fail with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread a key.
+    pub fn max_loader_threads(mut self, threads: usize) -> Self {
+        self.max_loader_threads = threads;
+        self
+    }
+
+    /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
+    ///
+    /// It runs on the thread that removed the entry, afterwards and with no lock held, so it may call
+    /// the group, also for the key that left. A slow listener delays only that thread: callers that
+    /// wait for a value loaded there receive it before.
+    ///
+    /// Notifications that a listener's own calls cause wait until it has returned, and then run one
+    /// after the other on the same thread. A value that is loaded from within such a later
+    /// notification is returned and not cached, so a listener that loads its own victims comes to an
+    /// end.
+    ///
+    /// If the listener panics, the other entries are still notified, and the panic propagates at the
+    /// end of the call that runs on that thread; a loader thread survives it.
+    pub fn eviction_listener(
+        mut self,
+        listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,
+    ) -> Self {
+        self.eviction_listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// The clock that expiry is measured by. Default: the system's.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Makes the group and registers it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::DuplicateGroup`] if the registry has a group of this name;
+    /// [`ErrorKind::InvalidName`]; [`ErrorKind::CapacityTooSmall`];
+    /// [`ErrorKind::InvalidOption`] for a number outside its range.
+    pub fn build(self, getter: impl Getter + 'static) -> Result<Group> {
+        check_name(&self.name)?;
+        self.check_numbers()?;
+        let (name, registry) = (self.name.clone(), self.registry.clone());
+        registry.register(&name, |peers| self.make(getter, peers))
+    }
+
+    /// Makes the group without registering it.
+    pub(crate) fn make(self, getter: impl Getter + 'static, peers: PickerSlot) -> Group {
+        let store = StoreOptions {
+            capacity: self.max_capacity,
+            eviction: self.eviction,
+            hot_fraction: self.hot_fraction,
+            shards: self.shards,
+            clock: self.clock,
+        };
+        let inner = Inner {
+            pool: LoaderPool::new(&self.name, self.max_loader_threads),
+            name: self.name,
+            getter: Box::new(getter),
+            store: Store::new(store),
+            peer_flights: Flights::new(),
+            getter_flights: Flights::new(),
+            peers,
+            time_to_live: self.time_to_live,
+            hot_admission: self.hot_admission,
+            max_key_size: self.max_key_size,
+            max_value_size: self.max_value_size,
+            eviction_listener: self.eviction_listener,
+            counters: LoadCounters::new(),
+        };
+        Group {
+            inner: Arc::new(inner),
+        }
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        check_capacity(self.max_capacity)?;
+        let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
+        if !(0.0..=1.0).contains(&self.hot_fraction) {
+            return invalid("hot_fraction is between 0 and 1");
+        }
+        if matches!(self.hot_admission, HotAdmission::Probability(p) if !(0.0..=1.0).contains(&p)) {
+            return invalid("a hot admission probability is between 0 and 1");
+        }
+        if self.max_key_size > usize::from(u16::MAX) {
+            return invalid("max_key_size is at most 65535");
+        }
+        if self.shards == Some(0) {
+            return invalid("there is at least one shard");
+        }
+        if self.max_loader_threads == 0 {
+            return invalid("max_loader_threads is at least 1");
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for GroupBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupBuilder")
+            .field("name", &self.name)
+            .field("max_capacity", &self.max_capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+const DEFAULT_CAPACITY: u64 = 64 << 20;
+const DEFAULT_HOT_FRACTION: f64 = 0.125;
+const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
+const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
+const DEFAULT_LOADER_THREADS: usize = 256;

@@ -1,0 +1,248 @@
+//! One load for many callers: one leads, the others wait; the work runs on the leader's thread or on
+//! the loader pool.
+
+use super::populate::Placement;
+use super::{Flights, Inner, LoadKey, Loaded};
+use crate::context::Context;
+use crate::error::{ErrorKind, Result};
+use crate::loader_pool::BusyGuard;
+use crate::peers::ProtoGetter;
+use crate::recursion::{self, Dependency, LoadId};
+use crate::singleflight::{Flight, Joined, Leader, Waited};
+use crate::store::Generation;
+use crate::sync::Arc;
+
+/// The thread that runs a flight's work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Executor {
+    /// The caller's: it has no deadline, or the work itself ends by the deadline.
+    Caller,
+    /// A thread of the loader pool, so that the caller can leave before the work is done.
+    LoaderPool,
+}
+
+impl Executor {
+    pub(super) fn for_getter(ctx: &Context) -> Executor {
+        if ctx.has_deadline_or_cancel() {
+            Executor::LoaderPool
+        } else {
+            Executor::Caller
+        }
+    }
+
+    /// A peer that returns by the deadline can be asked from the caller's thread.
+    pub(super) fn for_peer(ctx: &Context, peer: &dyn ProtoGetter) -> Executor {
+        if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !peer.honors_deadline()) {
+            Executor::LoaderPool
+        } else {
+            Executor::Caller
+        }
+    }
+}
+
+/// The source of a flight's value.
+#[derive(Clone)]
+pub(super) enum LoadFrom {
+    /// The getter.
+    Getter(Placement),
+    /// This peer, the owner; then its successor, then the getter.
+    Peers(Arc<dyn ProtoGetter>),
+    /// The getter, after peers failed: part of a load that is counted already.
+    GetterAfterPeers,
+}
+
+impl LoadFrom {
+    fn flights<'a>(&self, group: &'a Inner) -> &'a Flights {
+        match self {
+            LoadFrom::Peers(_) => &group.peer_flights,
+            LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => &group.getter_flights,
+        }
+    }
+}
+
+/// Guard of a running flight, and of the loader thread that runs it.
+///
+/// If the getter, a peer, the picker or the admission function panics, the waiters get
+/// [`ErrorKind::GetterPanicked`] when it is dropped. They must not retry in turn, as after
+/// [`abandon`](Self::abandon).
+struct FlightGuard<'a> {
+    // Dropped in this order. The thread is idle before the waiters wake up: see `BusyGuard`.
+    busy: Option<BusyGuard<'a>>,
+    /// Ends before the flight is freed: see `LoadId`.
+    dependency: Dependency,
+    leader: Leader<'a, Result<Loaded>>,
+}
+
+impl<'a> FlightGuard<'a> {
+    fn new(busy: Option<BusyGuard<'a>>, mut leader: Leader<'a, Result<Loaded>>) -> Result<Self> {
+        let dependency = recursion::work_for(leader.id())?;
+        leader.if_dropped = Some(Err(ErrorKind::GetterPanicked.into()));
+        Ok(FlightGuard {
+            busy,
+            dependency,
+            leader,
+        })
+    }
+
+    fn finish(self, result: &Result<Loaded>) {
+        drop(self.busy);
+        drop(self.dependency);
+        self.leader.finish(result);
+    }
+
+    fn abandon(self) {
+        drop(self.busy);
+        drop(self.dependency);
+        self.leader.abandon();
+    }
+}
+
+impl Inner {
+    /// Leads or joins a flight until there is a result or `ctx` ends.
+    pub(super) fn load_once(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        executor: Executor,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<Loaded> {
+        loop {
+            if let Some(ended) = ctx.err() {
+                return Err(ended);
+            }
+            let result = match from.flights(self).join(key.hash.get(), key.key) {
+                Joined::Waiter(flight) => wait(&flight, ctx),
+                Joined::Leader(leader) => {
+                    let generation = match self.recheck_cache(key) {
+                        Ok(value) => {
+                            let result = Ok(value);
+                            leader.finish(&result);
+                            return result;
+                        }
+                        Err(generation) => generation,
+                    };
+                    if !matches!(from, LoadFrom::GetterAfterPeers) {
+                        self.counters.add(|loads| &loads.loads_deduped);
+                    }
+                    match executor {
+                        Executor::Caller => {
+                            self.lead(from, FlightGuard::new(None, leader)?, ctx, key, generation)
+                        }
+                        Executor::LoaderPool => {
+                            self.lead_on_pool(from, leader, ctx, key, generation)
+                        }
+                    }
+                }
+            };
+            if let Some(result) = result {
+                return result;
+            }
+        }
+    }
+
+    /// Looks into the store once more, as the leader of a flight. Without this, two loads in a row
+    /// are possible for one key:
+    ///
+    /// 1. A misses the store.
+    /// 2. B misses the store, leads a flight, and loads.
+    /// 3. B puts the value into the store.
+    /// 4. B's flight ends.
+    /// 5. A looks for a flight, finds none, and leads another.
+    /// 6. A loads what has just been loaded.
+    pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
+        self.store.peek(key.hash, key.key).map(Loaded::from)
+    }
+
+    /// Does a flight's work on a loader thread, and waits for it as others do.
+    #[cold]
+    fn lead_on_pool(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        leader: Leader<'_, Result<Loaded>>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        generation: Generation,
+    ) -> Option<Result<Loaded>> {
+        let flight = leader.detach();
+        let submitted = {
+            let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
+            let flight = flight.clone();
+            let (hash, key) = (key.hash, String::from(key.key));
+            self.pool.submit(move |busy| {
+                let key = LoadKey { hash, key: &key };
+                let leader = from.flights(&group).lead(flight);
+                if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
+                    group.lead(&from, guard, &ctx, key, generation);
+                }
+            })
+        };
+        match submitted {
+            Ok(()) => wait(&flight, ctx),
+            Err(refused) => {
+                // A waiter that has time, or needs no loader thread, leads the next flight.
+                from.flights(self).lead(flight).abandon();
+                Some(Err(refused))
+            }
+        }
+    }
+
+    /// Does a flight's work and publishes the result. `None` if the work stopped because `ctx` ended:
+    /// then the flight is abandoned, because its waiters may have time left.
+    fn lead(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        mut guard: FlightGuard<'_>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        generation: Generation,
+    ) -> Option<Result<Loaded>> {
+        let on_pool = guard.busy.is_some();
+        let loaded = match from {
+            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, generation),
+            LoadFrom::GetterAfterPeers => {
+                self.run_getter(Placement::Fallback, ctx, key, generation)
+            }
+            LoadFrom::Peers(owner) => self.load_from_peers(owner, on_pool, ctx, key, generation),
+        };
+        let (result, evicted) = match loaded {
+            Ok((value, evicted)) => (Ok(value), evicted),
+            Err(_) if ctx.err().is_some() => {
+                guard.abandon();
+                return None;
+            }
+            Err(error) => (Err(error), Default::default()),
+        };
+        // The listener runs after the result is published, so that a slow or panicking listener does
+        // not affect the waiters. The loader thread is busy until it returns.
+        let busy = match self.eviction_listener {
+            Some(_) if !evicted.is_empty() => guard.busy.take(),
+            _ => None,
+        };
+        guard.finish(&result);
+        self.notify_and_drop(evicted);
+        drop(busy);
+        Some(result)
+    }
+}
+
+/// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
+/// to join again.
+fn wait(flight: &Arc<Flight<Result<Loaded>>>, ctx: &Context) -> Option<Result<Loaded>> {
+    let _dependency = match recursion::wait_for(LoadId::of(flight)) {
+        Ok(dependency) => dependency,
+        Err(circle) => return Some(Err(circle)),
+    };
+    match flight.wait(ctx) {
+        // A leader with a deadline asked a peer in vain and then found no loader thread. This caller
+        // needs none.
+        Waited::Finished(Err(error))
+            if error.kind() == ErrorKind::Overloaded && !ctx.has_deadline_or_cancel() =>
+        {
+            None
+        }
+        Waited::Finished(result) => Some(result),
+        Waited::Left(ended) => Some(Err(ended)),
+        // The leader ran out of time, or got no thread.
+        Waited::Abandoned => None,
+    }
+}

@@ -1,0 +1,180 @@
+//! Loads a key that is not cached: from its owner, or from the getter.
+
+use super::counters::GetterRun;
+use super::flight::{Executor, LoadFrom};
+use super::populate::Placement;
+use super::{Inner, LoadKey, Loaded};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::LoadSink;
+use crate::pb::GetRequest;
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::store::{EvictedEntries, Generation};
+use crate::sync::Arc;
+
+/// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
+const MAX_PEERS_ASKED: usize = 2;
+
+impl Inner {
+    /// Loads a key for a caller of this process: from the key's owner, or here if that is this
+    /// process.
+    #[cold]
+    pub(super) fn load(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<ByteView> {
+        self.check_key(key.key)?;
+        let loaded = match self.peers.owner(&self.name, key.key) {
+            None => self.load_locally(Placement::Main, ctx, key),
+            Some(owner) => {
+                let executor = Executor::for_peer(ctx, &*owner);
+                self.load_once(&LoadFrom::Peers(owner), executor, ctx, key)
+            }
+        };
+        loaded.map(|loaded| loaded.view)
+    }
+
+    /// Loads a key for a peer: here, even if another process owns the key. A request makes one hop
+    /// and no more, so two processes whose rings disagree never wait for each other.
+    #[cold]
+    pub(super) fn load_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<Loaded> {
+        self.check_key(key.key)?;
+        let placement = match self.peers.owner(&self.name, key.key) {
+            None => Placement::Main,
+            Some(_) => Placement::Fallback,
+        };
+        self.load_locally(placement, ctx, key)
+    }
+
+    fn load_locally(
+        self: &Arc<Self>,
+        placement: Placement,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<Loaded> {
+        let executor = Executor::for_getter(ctx);
+        self.load_once(&LoadFrom::Getter(placement), executor, ctx, key)
+    }
+
+    /// The work of a getter flight.
+    pub(super) fn run_getter(
+        &self,
+        placement: Placement,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        generation: Generation,
+    ) -> Result<(Loaded, EvictedEntries)> {
+        let mut run = GetterRun::new(&self.counters);
+        let mut sink = LoadSink::new(key.key, self.max_value_size);
+        let returned = self.getter.get(ctx, key.key, &mut sink);
+        returned.map_err(Error::from_getter)?;
+        let (view, ttl) = sink.finish()?;
+        run.has_loaded = true;
+        drop(run);
+        Ok(self.populate(placement, key, generation, view, ttl))
+    }
+
+    /// The work of a peer flight: asks the peers for a key, and runs the getter if none answers.
+    pub(super) fn load_from_peers(
+        self: &Arc<Self>,
+        owner: &Arc<dyn ProtoGetter>,
+        on_pool: bool,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        generation: Generation,
+    ) -> Result<(Loaded, EvictedEntries)> {
+        if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
+            let PeerResponse { value, ttl, .. } = answer?;
+            return Ok(self.populate(Placement::Hot, key, generation, value, ttl));
+        }
+        // On a loader thread the callers can leave this flight, so the getter needs no other thread.
+        let executor = if on_pool {
+            Executor::Caller
+        } else {
+            Executor::for_getter(ctx)
+        };
+        let value = self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key)?;
+        Ok((value, EvictedEntries::default()))
+    }
+
+    /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
+    fn ask_peers(
+        &self,
+        owner: &Arc<dyn ProtoGetter>,
+        on_pool: bool,
+        ctx: &Context,
+        key: &str,
+    ) -> Option<Result<PeerResponse>> {
+        let request = GetRequest {
+            group: self.name.as_str().into(),
+            key: key.into(),
+        };
+        let mut peer = owner.clone();
+        for attempt in 1..=MAX_PEERS_ASKED {
+            let error = match peer.get(ctx, &request) {
+                Ok(response) => {
+                    self.counters.add(|loads| &loads.peer_loads);
+                    return Some(Ok(response));
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
+                    self.counters.add(|loads| &loads.peer_errors);
+                    log::debug!("group {}: {error}", self.name);
+                }
+                // The peer is up and does not know the group: it has not made it yet, or the
+                // processes run different code. Its successor is no better placed than this process.
+                ErrorKind::UnknownGroup => {
+                    self.counters.add(|loads| &loads.peer_errors);
+                    return None;
+                }
+                // The peer's getter ran; its error is the answer.
+                _ => return Some(Err(error)),
+            }
+            if let Some(ended) = ctx.err() {
+                return Some(Err(ended));
+            }
+            if attempt == MAX_PEERS_ASKED {
+                break;
+            }
+            let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
+            peer = self.peers.ask(&self.name, pick).flatten()?;
+            // This is the caller's thread, because the owner honors deadlines. A replica that does
+            // not is skipped: it could make the caller late.
+            if !on_pool && Executor::for_peer(ctx, &*peer) == Executor::LoaderPool {
+                return None;
+            }
+        }
+        None
+    }
+
+    pub(super) fn check_key(&self, key: &str) -> Result<()> {
+        if key.len() <= self.max_key_size {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::KeyTooLong,
+            format!(
+                "the key has {} bytes, over the group's max_key_size of {}",
+                key.len(),
+                self.max_key_size
+            ),
+        ))
+    }
+}
+
+/// Whether a peer's error concerns the peer and not the key: it had no time or no means. Over HTTP
+/// such errors arrive as [`ErrorKind::Peer`].
+fn is_no_answer(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Peer
+            | ErrorKind::DeadlineExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::Overloaded
+            | ErrorKind::Io
+    )
+}

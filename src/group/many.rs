@@ -1,0 +1,350 @@
+//! Several keys at once: one request an owner, the owners in parallel.
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::populate::Placement;
+use super::{Inner, LoadKey};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::Result;
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::store::Generation;
+use crate::sync::Arc;
+
+/// A result for each key, in their order; `None` while there is none.
+type Results = Vec<Option<Result<ByteView>>>;
+
+/// The keys that one owner is asked for.
+struct OwnerQuery {
+    owner: Arc<dyn ProtoGetter>,
+    keys: Vec<QueryKey>,
+}
+
+struct QueryKey {
+    /// The index of the key in the caller's list.
+    at: usize,
+    key: Box<str>,
+    /// From before the owner is asked, so that a removal meanwhile is noticed.
+    generation: Generation,
+}
+
+impl OwnerQuery {
+    /// Pickers return clones of one `Arc` for one peer.
+    fn is_for(&self, owner: &Arc<dyn ProtoGetter>) -> bool {
+        Arc::as_ptr(&self.owner).cast::<()>() == Arc::as_ptr(owner).cast::<()>()
+    }
+}
+
+impl Inner {
+    /// The values of `keys`, in their order: from the store, then from the caches of their owners,
+    /// then one by one.
+    pub(super) fn get_many<K: AsRef<str>>(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[K],
+    ) -> Vec<Result<ByteView>> {
+        let cached = |key: &K| {
+            let LoadKey { hash, key } = self.key(key.as_ref());
+            let found = self.store.get(hash, key);
+            if found.is_none() {
+                self.store.count_miss();
+            }
+            found.map(|value| Ok(value.view))
+        };
+        let mut results: Results = keys.iter().map(cached).collect();
+        // A request in flight cannot be cancelled, so cancellable callers fetch key by key, on
+        // loader threads.
+        if !ctx.cancellable() {
+            let plan = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
+            let queries = self.peers.ask(&self.name, plan).unwrap_or_default();
+            self.ask_owners(ctx, queries, &mut results);
+        }
+        let load = |key: &K| self.load(ctx, self.key(key.as_ref()));
+        let missing = keys.iter().zip(results);
+        missing
+            .map(|(key, result)| result.unwrap_or_else(|| load(key)))
+            .collect()
+    }
+
+    /// Sorts the keys without a result by their owners. Leaves out keys that this process owns, and
+    /// those whose owner would get one key only: a plain request loads it, too.
+    fn plan<K: AsRef<str>>(
+        &self,
+        picker: &dyn PeerPicker,
+        ctx: &Context,
+        keys: &[K],
+        results: &mut Results,
+    ) -> Vec<OwnerQuery> {
+        let mut queries: Vec<OwnerQuery> = Vec::new();
+        for (at, (key, result)) in keys.iter().zip(results).enumerate() {
+            let key = key.as_ref();
+            if result.is_some() || self.check_key(key).is_err() {
+                continue;
+            }
+            let Some(owner) = picker.pick_peer(key) else {
+                continue;
+            };
+            if ctx.has_deadline_or_cancel() && !owner.honors_deadline() {
+                continue;
+            }
+            let generation = match self.recheck_cache(self.key(key)) {
+                Ok(value) => {
+                    *result = Some(Ok(value.view));
+                    continue;
+                }
+                Err(generation) => generation,
+            };
+            let key = QueryKey {
+                at,
+                key: key.into(),
+                generation,
+            };
+            match queries.iter_mut().find(|query| query.is_for(&owner)) {
+                Some(query) => query.keys.push(key),
+                None => queries.push(OwnerQuery {
+                    owner,
+                    keys: vec![key],
+                }),
+            }
+        }
+        queries.retain(|query| query.keys.len() > 1);
+        queries
+    }
+
+    /// Asks the first owner on this thread and the others on loader threads meanwhile; on this thread
+    /// too, if no loader thread is free.
+    fn ask_owners(
+        self: &Arc<Self>,
+        ctx: &Context,
+        queries: Vec<OwnerQuery>,
+        results: &mut Results,
+    ) {
+        let mut queries = queries.into_iter();
+        let Some(first) = queries.next() else {
+            return;
+        };
+        let (sender, answers) = unbounded();
+        for query in queries {
+            // Shared, because a job that is refused is dropped.
+            let query = Arc::new(query);
+            let submitted = {
+                let (group, ctx, query, sender) =
+                    (self.clone(), ctx.clone(), query.clone(), sender.clone());
+                self.pool.submit(move |busy| {
+                    let found = group.ask_owner(&ctx, &query);
+                    drop(busy);
+                    // Fails if the caller has left.
+                    let _ = sender.send(found);
+                })
+            };
+            if submitted.is_err() {
+                fill(results, self.ask_owner(ctx, &query));
+            }
+        }
+        drop(sender);
+        fill(results, self.ask_owner(ctx, &first));
+        while let Some(found) = next_by(ctx, &answers) {
+            fill(results, found);
+        }
+    }
+
+    /// The values that an owner has cached, kept as any value from a peer is. Keys that fail here are
+    /// fetched again one by one, which handles the error.
+    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Vec<(usize, ByteView)> {
+        let keys: Vec<&str> = query.keys.iter().map(|key| &*key.key).collect();
+        let answers = match query.owner.get_many(ctx, &self.name, &keys) {
+            Ok(answers) if answers.len() == keys.len() => answers,
+            Ok(_) => return Vec::new(),
+            Err(error) => {
+                log::debug!("group {}: {error}", self.name);
+                return Vec::new();
+            }
+        };
+        let mut found = Vec::new();
+        for (
+            QueryKey {
+                at,
+                key,
+                generation,
+            },
+            answer,
+        ) in query.keys.iter().zip(answers)
+        {
+            let Some(PeerResponse { value, ttl, .. }) = answer else {
+                continue;
+            };
+            self.counters.add(|loads| &loads.loads_deduped);
+            self.counters.add(|loads| &loads.peer_loads);
+            let (value, evicted) =
+                self.populate(Placement::Hot, self.key(key), *generation, value, ttl);
+            self.notify_and_drop(evicted);
+            found.push((*at, value.view));
+        }
+        found
+    }
+}
+
+fn fill(results: &mut Results, found: Vec<(usize, ByteView)>) {
+    for (at, view) in found {
+        results[at] = Some(Ok(view));
+    }
+}
+
+/// The next answer; `None` when all are there or have failed, or `ctx` has ended.
+fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
+    match ctx.deadline() {
+        None => answers.recv().ok(),
+        Some(deadline) => answers.recv_deadline(deadline).ok(),
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::group::Group;
+    use crate::pb::GetRequest;
+    use crate::registry::Registry;
+    use crate::sink::Sink;
+    use crate::sync::Mutex;
+
+    /// Owns the keys that begin with its name; has cached those that end in `!`.
+    struct Owner {
+        name: &'static str,
+        asked: Mutex<Vec<String>>,
+        alone: std::sync::Barrier,
+    }
+
+    impl ProtoGetter for Owner {
+        fn get(&self, _ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+            self.asked.lock().push(format!("get {}", request.key));
+            match &*request.key {
+                "a missing" => Err(Error::not_found("no such key")),
+                key => Ok(PeerResponse::new(format!("{key} loaded"))),
+            }
+        }
+
+        fn get_many(
+            &self,
+            _ctx: &Context,
+            group: &str,
+            keys: &[&str],
+        ) -> Result<Vec<Option<PeerResponse>>> {
+            assert_eq!(group, "many");
+            self.asked.lock().push(keys.join(","));
+            self.alone.wait();
+            let cached = |key: &&str| {
+                let there = key.ends_with('!');
+                there.then(|| PeerResponse::new(*key).with_ttl(Duration::from_secs(9)))
+            };
+            Ok(keys.iter().map(cached).collect())
+        }
+    }
+
+    struct Owners(Vec<Arc<Owner>>);
+
+    impl PeerPicker for Owners {
+        fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+            let owner = self.0.iter().find(|owner| key.starts_with(owner.name))?;
+            Some(owner.clone())
+        }
+    }
+
+    /// A group of two owners, whose exchanges end when `together` are under way.
+    fn group(together: usize) -> (Group, Vec<Arc<Owner>>) {
+        let alone = || std::sync::Barrier::new(together);
+        let owner = |name| {
+            Arc::new(Owner {
+                name,
+                asked: Mutex::default(),
+                alone: alone(),
+            })
+        };
+        let owners = vec![owner("a"), owner("b")];
+        let registry = Registry::new();
+        registry
+            .register_peer_picker(Arc::new(Owners(owners.clone())))
+            .expect("the first");
+        let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
+        let group = registry.new_group("many", 1 << 20, load).expect("a group");
+        (group, owners)
+    }
+
+    fn texts(results: &[Result<ByteView>]) -> Vec<String> {
+        let text = |result: &Result<ByteView>| match result {
+            Ok(view) => view.to_str().expect("text").to_owned(),
+            Err(error) => format!("{:?}", error.kind()),
+        };
+        results.iter().map(text).collect()
+    }
+
+    #[test]
+    fn each_owner_gets_one_batch_then_single_requests() {
+        let (group, owners) = group(1);
+        let keys = ["a1!", "own", "b1!", "a missing", "a2!", "b2", "c"];
+        let results = group.get_many(&Context::background(), &keys);
+        assert_eq!(
+            texts(&results),
+            ["a1!", "own", "b1!", "NotFound", "a2!", "b2 loaded", "c"]
+        );
+        assert_eq!(
+            *owners[0].asked.lock(),
+            ["a1!,a missing,a2!", "get a missing"]
+        );
+        assert_eq!(*owners[1].asked.lock(), ["b1!,b2", "get b2"]);
+
+        // All that there is, is kept now.
+        let results = group.get_many(&Context::background(), &keys[..3]);
+        assert_eq!(texts(&results), ["a1!", "own", "b1!"]);
+        assert_eq!(owners[0].asked.lock().len(), 2);
+        assert_eq!(group.stats().peer_loads, 4);
+    }
+
+    #[test]
+    fn single_key_of_an_owner_is_not_batched() {
+        let (group, owners) = group(1);
+        let results = group.get_many(&Context::background(), &["a1!", "b1!", "b2!"]);
+        assert_eq!(texts(&results), ["a1! loaded", "b1!", "b2!"]);
+        assert_eq!(*owners[0].asked.lock(), ["get a1!"]);
+    }
+
+    #[test]
+    fn value_removed_during_batch_is_not_cached() {
+        let (group, owners) = group(2);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| group.get_many(&Context::background(), &["a1!", "a2!"]));
+            while owners[0].asked.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            group.invalidate("a1!");
+            owners[0].alone.wait();
+            assert_eq!(texts(&asking.join().expect("no panic")), ["a1!", "a2!"]);
+        });
+        assert!(!group.contains_key("a1!"));
+        assert!(group.contains_key("a2!"));
+    }
+
+    #[test]
+    fn cancellable_caller_fetches_key_by_key() {
+        let (group, owners) = group(1);
+        let (ctx, canceller) = Context::background().with_cancel();
+        let results = group.get_many(&ctx, &["a1!", "a2!"]);
+        assert_eq!(texts(&results), ["a1! loaded", "a2! loaded"]);
+        assert_eq!(*owners[0].asked.lock(), ["get a1!", "get a2!"]);
+        canceller.cancel();
+        let results = group.get_many(&ctx, &["a1!", "a3!"]);
+        assert_eq!(texts(&results), ["a1! loaded", "Cancelled"]);
+    }
+
+    #[test]
+    fn too_long_key_fails_alone() {
+        let (group, _) = group(1);
+        let long = format!("a{}", "x".repeat(1 << 20));
+        let results = group.get_many(&Context::background(), &["a1!", &long, "a2!"]);
+        assert_eq!(texts(&results), ["a1!", "KeyTooLong", "a2!"]);
+        let kind = results[1].as_ref().expect_err("too long").kind();
+        assert_eq!(kind, ErrorKind::KeyTooLong);
+    }
+}

@@ -1,0 +1,449 @@
+//! A named cache that fills itself.
+//!
+//! ```text
+//!   mod.rs       Group and its Inner: the public methods
+//!   builder.rs   the options                   many.rs      several keys: one request an owner
+//!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
+//!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
+//! ```
+
+mod builder;
+mod counters;
+mod flight;
+mod load;
+mod many;
+mod populate;
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::byteview::ByteView;
+use crate::clock::{Clock, Tick};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::Getter;
+use crate::loader_pool::LoaderPool;
+use crate::nesting;
+use crate::panics::FirstPanic;
+use crate::peers::{PeerResponse, PickerSlot};
+use crate::singleflight;
+use crate::sink::Sink;
+use crate::stats::{CacheStats, CacheType, Stats};
+use crate::store::{Entry, Evicted, Hit, KeyHash, RemovalCause, Store, check_capacity};
+use crate::sync::Arc;
+use counters::LoadCounters;
+
+pub use builder::GroupBuilder;
+pub use populate::{AdmissionFn, HotAdmission};
+
+/// A named cache, shared with the processes that have a group of the same name.
+///
+/// A get is answered from this process's store; else by the peer that owns the key; else, if this
+/// process owns the key or no peer answers, by the getter. Concurrent calls for one key share one
+/// load. A loaded value never changes; a group is for data that are the same in whichever process
+/// they are loaded.
+///
+/// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
+/// any time, also from getters. A getter that gets the key it is loading, on its own thread, directly
+/// or through other getters of this process, receives [`ErrorKind::RecursiveLoad`]. A circle through
+/// a thread that the getter started, or through another process, is not detected: give such calls a
+/// deadline.
+#[derive(Clone)]
+pub struct Group {
+    inner: Arc<Inner>,
+}
+
+/// The store, the flights, and the options of a group.
+struct Inner {
+    name: String,
+    getter: Box<dyn Getter>,
+    store: Store,
+    /// Flights that ask a peer. Kept apart from those that run the getter: a request from a peer
+    /// joins only the latter, so a process never waits for one that waits for it.
+    peer_flights: Flights,
+    /// Flights that run the getter.
+    getter_flights: Flights,
+    peers: PickerSlot,
+    pool: LoaderPool,
+    time_to_live: Option<Duration>,
+    hot_admission: HotAdmission,
+    max_key_size: usize,
+    max_value_size: usize,
+    eviction_listener: Option<Arc<EvictionListener>>,
+    counters: LoadCounters,
+}
+
+type Flights = singleflight::Group<Result<Loaded>>;
+
+/// Called for entries that leave the cache, with key, value, and cause.
+type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
+
+/// A value, and when it expires.
+#[derive(Clone, Debug)]
+struct Loaded {
+    view: ByteView,
+    expires: Option<Tick>,
+}
+
+impl From<Hit> for Loaded {
+    fn from(hit: Hit) -> Loaded {
+        Loaded {
+            view: hit.view,
+            expires: hit.expires,
+        }
+    }
+}
+
+/// A key and its hash.
+#[derive(Clone, Copy)]
+struct LoadKey<'a> {
+    hash: KeyHash,
+    key: &'a str,
+}
+
+impl Group {
+    /// Begins a group of the given name; [`GroupBuilder::build`] registers it.
+    pub fn builder(name: impl Into<String>) -> GroupBuilder {
+        GroupBuilder::new(name.into())
+    }
+
+    /// Whether the two are handles of one group.
+    pub(crate) fn is(&self, other: &Group) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// The name the group was made with.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The value of `key`.
+    ///
+    /// A cached value costs a look-up under a shared lock and copies no byte. Otherwise the load
+    /// runs on this thread, or on a peer while this thread waits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if the getter, here or at the owner, returns
+    /// [`Error::not_found`]; [`ErrorKind::Getter`] if it failed; see [`ErrorKind`] for the others.
+    ///
+    /// # Panics
+    ///
+    /// If the getter panics on this thread. Other callers of the key get
+    /// [`ErrorKind::GetterPanicked`], and the next call loads again.
+    #[inline]
+    pub fn get(&self, key: &str) -> Result<ByteView> {
+        self.get_with(&Context::background(), key)
+    }
+
+    /// The value of `key`, within the bounds of `ctx`.
+    ///
+    /// If `ctx` has a deadline or can be cancelled, the load runs on a thread of the group's loader
+    /// pool, so that this call returns on time even if the getter hangs. The load then continues for
+    /// other callers and for the cache. If this call starts the load, the getter receives `ctx`.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get); and [`ErrorKind::DeadlineExceeded`], [`ErrorKind::Cancelled`], or
+    /// [`ErrorKind::Overloaded`] if the loader pool has no thread left. A cached value is returned
+    /// even past the deadline.
+    ///
+    /// # Panics
+    ///
+    /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
+    #[inline]
+    pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
+        self.inner.get(ctx, key)
+    }
+
+    /// Puts the value of `key` into `dest`; golang's `Group.Get`.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_with`](Self::get_with); and [`ErrorKind::Sink`] if `dest` refuses the value.
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn get_into(&self, ctx: &Context, key: &str, mut dest: impl Sink) -> Result<()> {
+        dest.set_view(&self.get_with(ctx, key)?)
+    }
+
+    /// The values of `keys`, in their order, each with its own result.
+    ///
+    /// Keys that are not cached here are sorted by their owners, and each owner gets one request for
+    /// all of its keys. The requests run in parallel: the first on this thread, the others on loader
+    /// threads. An owner answers from its cache. Keys that it lacks, and keys of this process's own,
+    /// are loaded one by one on this thread, as by [`get_with`](Self::get_with). Under a context that
+    /// can be cancelled, every key is fetched separately.
+    ///
+    /// Two concurrent calls for one key may both ask its owner.
+    ///
+    /// ```
+    /// use larder::{Context, Registry, getter_fn};
+    ///
+    /// let colors = Registry::new().new_group(
+    ///     "colors",
+    ///     1 << 20,
+    ///     getter_fn(|_ctx, name, dest| Ok(dest.set_str(&format!("the color {name}"))?)),
+    /// )?;
+    /// let both = colors.get_many(&Context::background(), &["red", "blue"]);
+    /// assert_eq!(both[1].as_ref().unwrap(), &"the color blue");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn get_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Vec<Result<ByteView>> {
+        self.inner.get_many(ctx, keys)
+    }
+
+    /// The value of `key` for a peer: from the store or the getter, never from another peer.
+    ///
+    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests; a transport of your own
+    /// has to call it, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_with`](Self::get_with).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
+        self.inner.get_for_peer(ctx, key)
+    }
+
+    /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
+    /// look-up only if there is a value: otherwise the peer sends another request, for
+    /// [`serve_peer`](Self::serve_peer).
+    pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
+        let hit = self.inner.store.get(self.inner.store.hash(key), key)?;
+        self.inner.counters.add(|loads| &loads.server_requests);
+        Some(self.inner.peer_response(hit.into()))
+    }
+
+    /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
+    /// the entry from eviction.
+    pub fn peek(&self, key: &str) -> Option<ByteView> {
+        let store = &self.inner.store;
+        let found = store.peek(store.hash(key), key);
+        found.ok().map(|hit| hit.view)
+    }
+
+    /// Whether a value of `key` is cached here. As [`peek`](Self::peek).
+    pub fn contains_key(&self, key: &str) -> bool {
+        self.peek(key).is_some()
+    }
+
+    /// The entries cached here, in no order. Loads nothing, counts nothing, and keeps no entry from
+    /// eviction.
+    ///
+    /// The iterator takes a snapshot of one shard after the other. An entry that is inserted or
+    /// removed meanwhile may be returned or not, but no key is returned twice unless it was removed
+    /// and inserted again. No lock is held between two calls of `next`. A shard's snapshot takes 32
+    /// bytes an entry.
+    ///
+    /// ```
+    /// # use larder::{Registry, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    /// colors.get("red")?;
+    /// let keys: Vec<String> = colors.iter().map(|entry| entry.key().into()).collect();
+    /// assert_eq!(keys, ["red"]);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.inner.store.iter()
+    }
+
+    /// Removes `key` from this process's cache. Other processes keep their copies.
+    ///
+    /// Gets that begin after it returned neither see the removed value nor join a load that began
+    /// before. Such a load's value is returned to the callers that wait for it already, and is not
+    /// cached.
+    pub fn invalidate(&self, key: &str) {
+        self.inner.remove(key);
+    }
+
+    /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
+    pub fn remove(&self, key: &str) -> Option<ByteView> {
+        self.inner.remove(key)
+    }
+
+    /// Removes everything from this process's cache, with the effect of
+    /// [`invalidate`](Self::invalidate) for each key, and returns the memory to the system.
+    pub fn clear(&self) {
+        self.inner.clear();
+    }
+
+    /// The counters of the group since it was made.
+    pub fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    /// The contents and the counters of one share of the cache.
+    pub fn cache_stats(&self, which: CacheType) -> CacheStats {
+        self.inner.store.stats(which)
+    }
+
+    /// The number of entries cached here, in both shares. Expired ones count until they are swept out.
+    pub fn entry_count(&self) -> u64 {
+        self.cache_stats(CacheType::Main).items + self.cache_stats(CacheType::Hot).items
+    }
+
+    /// The weight of the entries cached here, in both shares, in bytes.
+    pub fn weighted_size(&self) -> u64 {
+        self.cache_stats(CacheType::Main).bytes + self.cache_stats(CacheType::Hot).bytes
+    }
+
+    /// The most bytes that the cache takes, in both shares together; 0 if caching is off.
+    pub fn max_capacity(&self) -> u64 {
+        self.inner.store.capacity()
+    }
+
+    /// Changes the most bytes that the cache takes. Evicts down to the new capacity before it returns,
+    /// with cause [`RemovalCause::Size`](crate::RemovalCause::Size), and shrinks the tables; concurrent
+    /// gets wait for a few hundred evictions at most. The allocator decides how much memory returns to
+    /// the system; [`clear`](Self::clear) returns more. 0 evicts everything and switches caching off.
+    ///
+    /// The number of shards does not change. For a cache that is to grow a lot, set
+    /// [`shards`](crate::GroupBuilder::shards) for its later size.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
+    pub fn set_capacity(&self, bytes: u64) -> Result<()> {
+        self.inner.set_capacity(bytes)
+    }
+
+    /// The clock that expiry is measured by.
+    pub fn clock(&self) -> &Clock {
+        self.inner.store.clock()
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("name", &self.name())
+            .field("max_capacity", &self.max_capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
+        let hash = self.store.hash(key);
+        if let Some(hit) = self.store.get(hash, key) {
+            return Ok(hit.view);
+        }
+        self.store.count_miss();
+        self.load(ctx, LoadKey { hash, key })
+    }
+
+    fn key<'a>(&self, key: &'a str) -> LoadKey<'a> {
+        let hash = self.store.hash(key);
+        LoadKey { hash, key }
+    }
+
+    fn get_for_peer(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<PeerResponse> {
+        self.counters.add(|loads| &loads.server_requests);
+        let hash = self.store.hash(key);
+        let value = match self.store.get(hash, key) {
+            Some(hit) => hit.into(),
+            None => {
+                self.store.count_miss();
+                self.load_for_peer(ctx, LoadKey { hash, key })?
+            }
+        };
+        Ok(self.peer_response(value))
+    }
+
+    fn peer_response(&self, value: Loaded) -> PeerResponse {
+        let response = PeerResponse::new(value.view);
+        match value.expires {
+            Some(at) => response.with_ttl(at.since(self.store.clock().now())),
+            None => response,
+        }
+    }
+
+    fn remove(&self, key: &str) -> Option<ByteView> {
+        let hash = self.store.hash(key);
+        // First the store, which then refuses the values of loads under way; then the flights, so
+        // that a get that begins after this function does not join one of those loads. The other way
+        // round, a load could begin between the two: `forget` would miss it, and the store would
+        // refuse its value for nothing.
+        let removed = self.store.remove(hash, key);
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
+        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
+        let value = removed
+            .iter()
+            .find(live)
+            .map(|evicted| evicted.entry.value());
+        self.notify_and_drop(removed);
+        value
+    }
+
+    fn clear(&self) {
+        let cleared = self.store.clear();
+        self.getter_flights.forget_all();
+        self.peer_flights.forget_all();
+        let Some(listener) = self.eviction_listener.clone() else {
+            return;
+        };
+        let mut panic = FirstPanic::default();
+        nesting::run_or_queue(&mut panic, move |panic| {
+            for entry in cleared.iter() {
+                panic.catch(|| listener(entry.key(), entry.value(), RemovalCause::Explicit));
+            }
+        });
+        panic.resume();
+    }
+
+    fn set_capacity(&self, bytes: u64) -> Result<()> {
+        check_capacity(bytes)?;
+        self.store.set_capacity(bytes);
+        let mut panic = FirstPanic::default();
+        while let Some(evicted) = self.store.evict_to_capacity() {
+            self.notify_all(evicted, &mut panic);
+        }
+        panic.resume();
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let (gets, cache_hits) = self.store.lookups();
+        Stats {
+            gets,
+            cache_hits,
+            peer_loads: self.counters.sum(|loads| &loads.peer_loads),
+            peer_errors: self.counters.sum(|loads| &loads.peer_errors),
+            loads: gets.saturating_sub(cache_hits),
+            loads_deduped: self.counters.sum(|loads| &loads.loads_deduped),
+            local_loads: self.counters.sum(|loads| &loads.local_loads),
+            local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
+            server_requests: self.counters.sum(|loads| &loads.server_requests),
+        }
+    }
+}
+
+/// The longest group name, in bytes.
+pub(crate) const MAX_NAME: usize = 256;
+
+/// Checks a group's name.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(Error::new(
+            ErrorKind::InvalidName,
+            format!(
+                "a group's name is 1 to {MAX_NAME} bytes long, this one is {}",
+                name.len()
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! Puts loaded values into the store: which share, how long, and what is evicted for them.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{Inner, LoadKey, Loaded};
+use crate::byteview::ByteView;
+use crate::nesting;
+use crate::panics::FirstPanic;
+use crate::stats::CacheType;
+use crate::store::{Evicted, EvictedEntries, Generation, NewEntry};
+use crate::sync::Arc;
+
+/// Where a loaded value belongs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placement {
+    /// A value of a key that this process owns: in the main share.
+    Main,
+    /// A peer's value, received from it: in the hot share, if it is admitted.
+    Hot,
+    /// A peer's value, loaded here because the peer did not answer, or because it took this process
+    /// for the owner: in the main share, for [`FALLBACK_TTL`] at most. The hot share is too small for
+    /// all the keys of an owner that is down; they would be loaded over and over.
+    Fallback,
+}
+
+/// How long a process keeps the value of a key that it does not own but had to load: long enough
+/// that the keys of an owner that is down are not loaded again and again, short enough that the
+/// owner is soon asked again (the gutter of "Scaling Memcache at Facebook", NSDI '13, section 3.3).
+const FALLBACK_TTL: Duration = Duration::from_secs(10);
+
+/// Which copies of other processes' values are kept in the hot share.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum HotAdmission {
+    /// All of them; eviction drops those that are not used.
+    #[default]
+    Always,
+    /// None: every get of another process's key goes to its owner.
+    Never,
+    /// Each with this probability, 0 to 1. golang/groupcache keeps one in ten.
+    Probability(f64),
+    /// Those for which the function returns true, given key and value.
+    Custom(Arc<AdmissionFn>),
+}
+
+/// Decides for a key and its value whether to keep a copy.
+pub type AdmissionFn = dyn Fn(&str, &ByteView) -> bool + Send + Sync;
+
+impl HotAdmission {
+    fn admits(&self, key: &str, value: &ByteView) -> bool {
+        match self {
+            HotAdmission::Always => true,
+            HotAdmission::Never => false,
+            HotAdmission::Probability(p) => crate::random::unit() < *p,
+            HotAdmission::Custom(admit) => admit(key, value),
+        }
+    }
+}
+
+impl fmt::Debug for HotAdmission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HotAdmission::Always => f.write_str("Always"),
+            HotAdmission::Never => f.write_str("Never"),
+            HotAdmission::Probability(p) => f.debug_tuple("Probability").field(p).finish(),
+            HotAdmission::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+impl Inner {
+    /// Puts a loaded value into its share. Returns the value as it is kept, and the entries evicted
+    /// for it, for [`notify_and_drop`](Self::notify_and_drop).
+    pub(super) fn populate(
+        &self,
+        placement: Placement,
+        LoadKey { hash, key }: LoadKey<'_>,
+        generation: Generation,
+        mut view: ByteView,
+        ttl: Option<Duration>,
+    ) -> (Loaded, EvictedEntries) {
+        let ttl = shorter(ttl, self.time_to_live);
+        let (share, ttl) = match placement {
+            Placement::Main => (CacheType::Main, ttl),
+            Placement::Hot => (CacheType::Hot, ttl),
+            Placement::Fallback => (CacheType::Main, shorter(ttl, Some(FALLBACK_TTL))),
+        };
+        let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
+        let admitted = placement != Placement::Hot || self.hot_admission.admits(key, &view);
+        let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
+        if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
+            return (Loaded { view, expires }, EvictedEntries::default());
+        }
+        view.make_keyed(key);
+        let new = NewEntry {
+            hash,
+            key,
+            data: view.allocation(),
+            share,
+            expires,
+            loaded_at: generation,
+        };
+        let evicted = self.store.insert(new);
+        (Loaded { view, expires }, evicted)
+    }
+
+    /// Calls the listener for entries that left the store, then drops them; and goes on evicting if
+    /// the store is still over its capacity. No lock is held here. A panic of the listener propagates
+    /// when all is done.
+    pub(super) fn notify_and_drop(&self, evicted: EvictedEntries) {
+        let mut panic = FirstPanic::default();
+        self.notify_all(evicted, &mut panic);
+        panic.resume();
+    }
+
+    pub(super) fn notify_all(&self, mut evicted: EvictedEntries, panic: &mut FirstPanic) {
+        loop {
+            let pending = evicted.pending();
+            let listener = self.eviction_listener.as_ref();
+            if let Some(listener) = listener.filter(|_| !evicted.is_empty()) {
+                let listener = listener.clone();
+                nesting::run_or_queue(panic, move |panic| {
+                    for Evicted { entry, cause } in evicted.iter() {
+                        panic.catch(|| listener(entry.key(), entry.value(), *cause));
+                    }
+                });
+            } else {
+                drop(evicted);
+            }
+            let Some(pending) = pending else {
+                return;
+            };
+            evicted = self.store.finish_eviction(pending);
+        }
+    }
+}
+
+fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,292 @@
+//! Tests that must see the waiters of a flight; the others are in `tests/group/`.
+
+use super::*;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Instant;
+
+use crate::clock::Clock;
+use crate::error::BoxError;
+use crate::pb::GetRequest;
+use crate::peers::{PeerPicker, PeerResponse, Pickers, ProtoGetter};
+use crate::sink::Sink;
+use crate::stats::CacheType;
+use crate::sync::Mutex;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A group whose getter waits for a signal how to end, once for each run.
+struct Held {
+    group: Arc<Inner>,
+    runs: Arc<AtomicUsize>,
+    ends: Sender<End>,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Value,
+    NotFound,
+    Panic,
+}
+
+fn held(capacity: u64, peers: PickerSlot) -> Held {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (ends, told) = channel();
+    let (told, counted) = (Mutex::new(told), runs.clone());
+    let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let end = told.lock().recv_timeout(PATIENCE)?;
+        match end {
+            End::Value => Ok(dest.set_str(key)?),
+            End::NotFound => Err(Error::not_found("nowhere").into()),
+            End::Panic => resume_unwind(Box::new("in the getter")),
+        }
+    };
+    let group = Group::builder("test")
+        .max_capacity(capacity)
+        .shards(1)
+        .clock(Clock::manual())
+        .max_key_size(100)
+        .max_value_size(100)
+        .max_loader_threads(200)
+        .make(getter, peers);
+    Held {
+        group: group.inner,
+        runs,
+        ends,
+    }
+}
+
+/// A peer that owns every key and cannot be reached.
+fn dead_peer() -> PickerSlot {
+    struct Dead;
+    impl ProtoGetter for Dead {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+    }
+    impl PeerPicker for Dead {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(Arc::new(Dead))
+        }
+    }
+    let slot = PickerSlot::default();
+    slot.register(Pickers::One(Arc::new(Dead)))
+        .expect("the slot is empty");
+    slot
+}
+
+fn eventually(condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "it never comes");
+        thread::yield_now();
+    }
+}
+
+type Caller = thread::JoinHandle<thread::Result<Result<ByteView>>>;
+
+impl Held {
+    /// Callers that all wait for one flight of "key", the first of them leading it.
+    fn callers(&self, count: usize, ctx: &Context) -> Vec<Caller> {
+        let call = || {
+            let (group, ctx) = (self.group.clone(), ctx.clone());
+            thread::spawn(move || {
+                catch_unwind(AssertUnwindSafe(|| group.load(&ctx, group.key("key"))))
+            })
+        };
+        let runs = self.runs();
+        let mut callers = vec![call()];
+        // The leader works, and no other caller leads.
+        eventually(|| self.runs() > runs);
+        callers.extend((1..count).map(|_| call()));
+        // The caller of a leader on a loader thread waits like the others.
+        let waiting = if ctx.has_deadline_or_cancel() {
+            count
+        } else {
+            count - 1
+        };
+        eventually(|| self.waiters() >= waiting);
+        callers
+    }
+
+    /// The waiters of the flight that callers join: the one that asks peers, if there are any.
+    fn waiters(&self) -> usize {
+        let flights = match self.group.peers.ask("test", |_| ()) {
+            Some(()) => &self.group.peer_flights,
+            None => &self.group.getter_flights,
+        };
+        flights.waiters(self.group.store.hash("key").get(), "key")
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.load(Ordering::SeqCst)
+    }
+
+    fn end(&self, how: End) {
+        self.ends.send(how).expect("the getter listens");
+    }
+
+    /// Tells the waiting getter how to end, and whoever loads next that there is a value.
+    fn end_then_value(&self, how: End) {
+        self.end(how);
+        self.end(End::Value);
+    }
+}
+
+fn contexts() -> [Context; 2] {
+    let bounded = Context::background().with_timeout(PATIENCE);
+    [Context::background(), bounded]
+}
+
+#[test]
+fn panic_releases_a_hundred_waiters_within_10_ms() {
+    for peers in [PickerSlot::default, dead_peer] {
+        for ctx in contexts() {
+            // The best of ten: other tests want this machine too.
+            let rounds = (0..10).map(|_| a_panic_among_a_hundred_callers(peers(), &ctx));
+            let took = rounds.min().expect("ten rounds");
+            assert!(took <= Duration::from_millis(10), "{took:?}");
+        }
+    }
+}
+
+/// The time from the panic until the last of the callers is back.
+fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration {
+    let held = held(1 << 20, peers);
+    let callers = held.callers(100, ctx);
+    let told = Instant::now();
+    held.end_then_value(End::Panic);
+    let outcomes: Vec<_> = callers
+        .into_iter()
+        .map(|caller| caller.join().expect("it is caught"))
+        .collect();
+    let took = told.elapsed();
+    let (mut panics, mut errors) = (0, 0);
+    for outcome in outcomes {
+        match outcome {
+            Err(panic) => {
+                assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the getter"));
+                panics += 1;
+            }
+            Ok(result) => {
+                let error = result.expect_err("the getter panicked");
+                assert_eq!(error.kind(), ErrorKind::GetterPanicked);
+                errors += 1;
+            }
+        }
+    }
+    // A panic on a loader thread propagates in no caller.
+    let own = usize::from(!ctx.has_deadline_or_cancel());
+    assert_eq!((panics, errors), (own, 100 - own));
+    assert_eq!(held.runs(), 1);
+    let next = held.group.load(ctx, held.group.key("key"));
+    assert_eq!(next.expect("the next call loads"), "key");
+    assert_eq!(held.runs(), 2);
+    took
+}
+
+#[test]
+fn error_is_shared_and_not_cached() {
+    for peers in [PickerSlot::default, dead_peer] {
+        for ctx in contexts() {
+            let held = held(1 << 20, peers());
+            let callers = held.callers(20, &ctx);
+            held.end_then_value(End::NotFound);
+            for caller in callers {
+                let result = caller.join().expect("it is caught").expect("no panic");
+                let error = result.expect_err("nowhere");
+                assert_eq!(
+                    (error.is_not_found(), &*error.to_string()),
+                    (true, "nowhere")
+                );
+            }
+            assert_eq!(held.runs(), 1);
+            let next = held.group.load(&ctx, held.group.key("key"));
+            assert_eq!(next.expect("the next call loads"), "key");
+        }
+    }
+}
+
+#[test]
+fn loads_are_shared_without_a_cache() {
+    for ctx in contexts() {
+        let held = held(0, PickerSlot::default());
+        for round in 1..=2 {
+            let callers = held.callers(20, &ctx);
+            held.end(End::Value);
+            for caller in callers {
+                let result = caller.join().expect("it is caught").expect("no panic");
+                assert_eq!(result.expect("a value"), "key");
+            }
+            assert_eq!(held.runs(), round, "one load for all, and none is kept");
+        }
+    }
+}
+
+#[test]
+fn recheck_prevents_second_load() {
+    // Callers that missed the store together, and come to the flights one after the other: each
+    // finds in its second look what the one before it loaded.
+    let held = held(1 << 20, PickerSlot::default());
+    held.end_then_value(End::Value);
+    let key = held.group.key("key");
+    let mut charged = None;
+    for _ in 0..10 {
+        let value = held.group.load(&Context::background(), key);
+        assert_eq!(value.expect("a value"), "key");
+        let main = held.group.store.stats(CacheType::Main);
+        assert_eq!(main.items, 1);
+        assert_eq!(main.bytes, *charged.get_or_insert(main.bytes));
+    }
+    assert_eq!(held.runs(), 1);
+    assert_eq!(held.group.stats().loads_deduped, 1);
+}
+
+#[test]
+fn leader_past_its_deadline_costs_waiters_one_more_load() {
+    let held = held(1 << 20, PickerSlot::default());
+    let short = Context::background().with_timeout(Duration::from_millis(20));
+    let leader = held.callers(1, &short);
+    let followers: Vec<_> = (0..50)
+        .map(|n| {
+            let (group, ctx) = (held.group.clone(), contexts()[n % 2].clone());
+            thread::spawn(move || group.load(&ctx, group.key("key")))
+        })
+        .collect();
+    for caller in leader {
+        let result = caller.join().expect("it is caught").expect("no panic");
+        let error = result.expect_err("its time is up");
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    }
+    eventually(|| held.waiters() >= 50);
+    // The getter fails after its caller's deadline: the waiters load again.
+    held.end_then_value(End::NotFound);
+    for follower in followers {
+        let value = follower.join().expect("no panic");
+        assert_eq!(value.expect("a value"), "key");
+    }
+    assert_eq!(held.runs(), 2);
+}
+
+#[test]
+fn no_flight_is_left_behind() {
+    for peers in [PickerSlot::default, dead_peer] {
+        let held = held(1 << 20, peers());
+        for (how, ctx) in [
+            (End::Value, &contexts()[0]),
+            (End::Panic, &contexts()[1]),
+            (End::NotFound, &contexts()[1]),
+        ] {
+            held.group.clear();
+            let callers = held.callers(5, ctx);
+            held.end(how);
+            callers.into_iter().for_each(|caller| drop(caller.join()));
+        }
+        assert_eq!(held.group.getter_flights.in_flight(), 0);
+        assert_eq!(held.group.peer_flights.in_flight(), 0);
+    }
+}

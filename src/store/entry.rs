@@ -1,0 +1,77 @@
+//! An entry: as it is put in, as a look-up finds it, and as users see it.
+
+use std::fmt;
+
+use super::generations::Generation;
+use super::key_hash::KeyHash;
+use crate::byteview::ByteView;
+use crate::clock::Tick;
+use crate::shared_bytes::SharedBytes;
+use crate::stats::CacheType;
+
+/// A cached entry, as [`Group::iter`](crate::Group::iter) returns it. It keeps key and value alive,
+/// also after the cache has dropped them.
+#[derive(Clone)]
+pub struct Entry {
+    /// Key and value, side by side.
+    data: SharedBytes,
+    key_len: usize,
+    share: CacheType,
+}
+
+impl Entry {
+    pub(super) fn new(data: SharedBytes, key_len: usize, share: CacheType) -> Entry {
+        Entry {
+            data,
+            key_len,
+            share,
+        }
+    }
+
+    /// The key.
+    pub fn key(&self) -> &str {
+        // It was inserted as a `&str`.
+        std::str::from_utf8(&self.data[..self.key_len]).unwrap_or_default()
+    }
+
+    /// The value. Copies no byte.
+    pub fn value(&self) -> ByteView {
+        ByteView::window(self.data.clone(), self.key_len, self.data.len())
+    }
+
+    /// The share that holds it: the main one if this process owns the key, else the hot one.
+    pub fn cache_type(&self) -> CacheType {
+        self.share
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("key", &self.key())
+            .field("len", &(self.data.len() - self.key_len))
+            .field("cache_type", &self.share)
+            .finish()
+    }
+}
+
+/// A live entry that a look-up found.
+#[derive(Clone, Debug)]
+pub(crate) struct Hit {
+    pub(crate) view: ByteView,
+    pub(crate) share: CacheType,
+    pub(crate) expires: Option<Tick>,
+}
+
+/// An entry to be inserted.
+pub(crate) struct NewEntry<'a> {
+    pub(crate) hash: KeyHash,
+    pub(crate) key: &'a str,
+    /// Key and value, side by side, as [`ByteView::keyed`] makes them. Borrowed, so that a value
+    /// that is not inserted is not dropped under the lock.
+    pub(crate) data: &'a SharedBytes,
+    pub(crate) share: CacheType,
+    pub(crate) expires: Option<Tick>,
+    /// The generation when the load of the value began.
+    pub(crate) loaded_at: Generation,
+}

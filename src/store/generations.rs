@@ -1,0 +1,37 @@
+//! Counters of removals, by which an insertion detects that its value was loaded before a removal.
+
+use super::key_hash::KeyHash;
+
+/// The removals of the keys of one stripe, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation(u32);
+
+/// The removals so far, by stripe of keys. A removal in the same stripe only keeps a concurrent load
+/// from being cached.
+#[derive(Debug)]
+pub(super) struct Generations(Box<[u32; STRIPES]>);
+
+const STRIPES: usize = 256;
+
+impl Generations {
+    pub(super) fn new() -> Generations {
+        Generations(Box::new([0; STRIPES]))
+    }
+
+    pub(super) fn of(&self, hash: KeyHash) -> Generation {
+        Generation(self.0[hash.stripe(STRIPES)])
+    }
+
+    /// Counts a removal of a key.
+    pub(super) fn advance(&mut self, hash: KeyHash) {
+        let count = &mut self.0[hash.stripe(STRIPES)];
+        *count = count.wrapping_add(1);
+    }
+
+    /// Counts a removal of every key.
+    pub(super) fn advance_all(&mut self) {
+        for count in self.0.iter_mut() {
+            *count = count.wrapping_add(1);
+        }
+    }
+}

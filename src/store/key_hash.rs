@@ -1,0 +1,40 @@
+//! The hash of a key, and the parts of it that the store uses.
+
+/// A key's hash, seeded per process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyHash(u64);
+
+impl KeyHash {
+    pub(super) fn new(hash: u64) -> KeyHash {
+        KeyHash(hash)
+    }
+
+    /// The hash as a number, for other maps of this process.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The half that a slot keeps. The table and the ghost are keyed by it.
+    #[inline]
+    pub(super) fn short(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The shard, by bits that the short hash lacks. `shards` is a power of two.
+    #[inline]
+    pub(super) fn shard(self, shards: usize) -> usize {
+        self.0 as usize & (shards - 1)
+    }
+
+    /// The stripe of the generation counters.
+    pub(super) fn stripe(self, stripes: usize) -> usize {
+        (self.0 >> 16) as usize % stripes
+    }
+}
+
+/// A short hash as the table takes it. The table takes the place from the low bits and the tag from
+/// the high ones, so both halves are filled.
+#[inline]
+pub(super) fn table_hash(short: u32) -> u64 {
+    u64::from(short) << 32 | u64::from(short)
+}

@@ -1,0 +1,251 @@
+//! Removed is removed: a load that began before a removal of its key never puts the old value back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use larder::{ByteView, Context, ErrorKind, Group, PeerResponse, Result, getter_fn};
+
+use crate::common::*;
+
+/// A way to take a key out.
+type Removal = (&'static str, fn(&Group));
+
+const REMOVALS: [Removal; 3] = [
+    ("invalidate", |group| group.invalidate("key")),
+    ("remove", |group| drop(group.remove("key"))),
+    ("clear", Group::clear),
+];
+
+/// Where values come from: what it says, after the gate of the load has opened.
+#[derive(Clone)]
+struct Source {
+    value: Arc<Mutex<&'static str>>,
+    /// The first load waits here; later ones pass.
+    gate: Gate,
+    begun: Gate,
+    loads: Count,
+}
+
+impl Source {
+    fn new() -> Source {
+        Source {
+            value: Arc::new(Mutex::new("old")),
+            gate: Gate::new(),
+            begun: Gate::new(),
+            loads: Count::default(),
+        }
+    }
+
+    fn load(&self) -> &'static str {
+        let value = *self.value.lock().expect("no panic");
+        self.loads.add(1);
+        if self.loads.get() == 1 {
+            self.begun.open();
+            self.gate.pass();
+        }
+        value
+    }
+
+    fn change(&self) {
+        *self.value.lock().expect("no panic") = "new";
+    }
+}
+
+type Begin = fn(&Group, Context) -> Result<ByteView>;
+
+const GET: Begin = |group, ctx| group.get_with(&ctx, "key");
+const SERVE: Begin = |group, ctx| group.serve_peer(&ctx, "key").map(|answer| answer.value);
+
+/// Groups whose values come from a source by its getter, by a peer, and by the getter because the
+/// peer is dead.
+fn groups(source: &Source) -> Vec<(&'static str, Group, Begin)> {
+    let getter = |source: &Source| {
+        let source = source.clone();
+        getter_fn(move |_, _, dest| Ok(dest.set_str(source.load())?))
+    };
+    let asked = {
+        let source = source.clone();
+        FakePeer::new(move |_, _| Ok(PeerResponse::new(source.load())))
+    };
+    let dead = FakePeer::failing(ErrorKind::Peer, "connection refused");
+    let own = alone("own").build(getter(source)).expect("a group");
+    let peers = among("peers", all_keys_at(&[&asked]))
+        .build(echo().0)
+        .expect("a group");
+    let failing = || {
+        among("failing", all_keys_at(&[&dead]))
+            .build(getter(source))
+            .expect("a group")
+    };
+    vec![
+        ("own", own.clone(), GET),
+        ("own, for a peer", own, SERVE),
+        ("a peer's", peers, GET),
+        ("a dead peer's", failing(), GET),
+        ("a peer's, for a peer", failing(), SERVE),
+    ]
+}
+
+fn contexts() -> [Context; 2] {
+    // On the caller's own thread, and on a loader thread.
+    [Context::background(), within(PATIENCE)]
+}
+
+/// Runs `case` for every kind of load and every kind of removal.
+fn every_case(case: impl Fn(&str, Source, Group, Begin, Context, fn(&Group))) {
+    for (how, removal) in REMOVALS {
+        for ctx in contexts() {
+            for n in 0..5 {
+                let source = Source::new();
+                let (what, group, begin) = groups(&source).swap_remove(n);
+                let what = format!("{how} during a load of {what}");
+                case(&what, source, group, begin, ctx.clone(), removal);
+            }
+        }
+    }
+}
+
+#[test]
+fn load_overtaken_by_removal_is_not_cached() {
+    every_case(|what, source, group, begin, ctx, removal| {
+        let early = {
+            let group = group.clone();
+            start(move || begin(&group, ctx))
+        };
+        source.begun.pass();
+        source.change();
+        removal(&group);
+        source.gate.open();
+        assert_eq!(
+            early.end().expect("a value"),
+            "old",
+            "{what}: it began first"
+        );
+        assert_eq!(group.peek("key"), None, "{what}");
+        assert_eq!(group.get("key").expect("a value"), "new", "{what}");
+        assert_eq!(group.peek("key"), Some("new".into()), "{what}");
+        assert_eq!(source.loads.get(), 2, "{what}");
+        assert_eq!(group.entry_count(), 1, "{what}");
+    });
+}
+
+#[test]
+fn get_after_removal_does_not_join_older_load() {
+    every_case(|what, source, group, begin, ctx, removal| {
+        let early = {
+            let (group, ctx) = (group.clone(), ctx.clone());
+            start(move || begin(&group, ctx))
+        };
+        source.begun.pass();
+        source.change();
+        removal(&group);
+        let late = {
+            let group = group.clone();
+            start(move || begin(&group, ctx))
+        };
+        // The gate of the first load is still closed.
+        assert_eq!(late.end().expect("a value"), "new", "{what}");
+        assert_eq!(group.peek("key"), Some("new".into()), "{what}");
+        source.gate.open();
+        assert_eq!(early.end().expect("a value"), "old", "{what}");
+        assert_eq!(
+            group.peek("key"),
+            Some("new".into()),
+            "{what}: not put back"
+        );
+        assert_eq!(group.entry_count(), 1, "{what}");
+    });
+}
+
+#[test]
+fn remove_returns_the_removed_value() {
+    let group = alone("removed").build(echo().0).expect("a group");
+    assert_eq!(group.remove("key"), None);
+    group.get("key").expect("a value");
+    assert_eq!(group.remove("key"), Some("ECHO:key".into()));
+    assert_eq!(group.remove("key"), None);
+    group.invalidate("key");
+    group.clear();
+    assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
+    let stats = group.stats();
+    assert_eq!(
+        (stats.gets, stats.local_loads),
+        (1, 1),
+        "removals are no gets"
+    );
+}
+
+#[test]
+fn removal_does_not_affect_loads_of_other_keys() {
+    // A neighbour's load may lose its place in the cache to a removal, never its value.
+    let group = alone("neighbours").build(echo().0).expect("a group");
+    for n in 0..1000 {
+        let key = format!("key{n}");
+        group.get(&key).expect("a value");
+        group.invalidate("other");
+        assert!(group.contains_key(&key));
+    }
+}
+
+/// Threads that keep loads of a key under way, and one that changes the source, removes
+/// the key, and must then see nothing older.
+fn stress(removal: fn(&Group), ctx: &Context) {
+    const ROUNDS: u64 = if cfg!(debug_assertions) {
+        20_000
+    } else {
+        100_000
+    };
+    let version = Arc::new(AtomicU64::new(0));
+    let source = version.clone();
+    let group = alone("stress")
+        .build(getter_fn(move |_, _, dest| {
+            let value = source.load(Ordering::SeqCst);
+            // Between reading the source and bringing the value home, others get their chance.
+            std::thread::yield_now();
+            Ok(dest.set_bytes(&value.to_le_bytes())?)
+        }))
+        .expect("a group");
+    let read = |group: &Group, ctx: &Context| {
+        let value = group.get_with(ctx, "key").expect("a value");
+        u64::from_le_bytes(value[..].try_into().expect("eight bytes"))
+    };
+    let done = Gate::new();
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (group, done, ctx) = (group.clone(), done.clone(), ctx.clone());
+            start(move || {
+                let mut last = 0;
+                while !done.opens_within(millis(0)) {
+                    let seen = read(&group, &ctx);
+                    assert!(seen >= last, "{seen} after {last}");
+                    last = seen;
+                }
+            })
+        })
+        .collect();
+    for round in 1..=ROUNDS {
+        version.store(round, Ordering::SeqCst);
+        removal(&group);
+        let seen = read(&group, ctx);
+        assert_eq!(seen, round, "an old value after the removal returned");
+    }
+    done.open();
+    readers.into_iter().for_each(Call::end);
+    assert_eq!(group.entry_count(), 1);
+}
+
+#[test]
+fn removed_value_is_never_returned_again() {
+    stress(|group| group.invalidate("key"), &Context::background());
+}
+
+#[test]
+fn cleared_value_is_never_returned_again() {
+    stress(Group::clear, &Context::background());
+}
+
+#[test]
+fn removed_value_is_never_returned_again_to_callers_with_deadlines() {
+    let ctx = Context::background().with_timeout(10 * PATIENCE);
+    stress(|group| group.invalidate("key"), &ctx);
+}
