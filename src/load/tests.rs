@@ -195,9 +195,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
-    let next = held
-        .loader
-        .load(ctx, held.loader.store.hash("key"), "key");
+    let next = held.loader.load(ctx, held.loader.store.hash("key"), "key");
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -219,9 +217,7 @@ fn an_error_is_shared_and_not_kept() {
                 );
             }
             assert_eq!(held.runs(), 1);
-            let next = held
-                .loader
-                .load(&ctx, held.loader.store.hash("key"), "key");
+            let next = held.loader.load(&ctx, held.loader.store.hash("key"), "key");
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
