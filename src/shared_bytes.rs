@@ -1,23 +1,22 @@
-//! Bytes that are shared and never change, by a pointer of one word.
+//! Shared, immutable bytes behind a pointer of one word.
 
 use std::fmt;
 use std::ops::Deref;
 
 use triomphe::{Arc, ThinArc};
 
-/// Like std's `Arc<[u8]>`, but the length stands with the bytes, so that the pointer is one word.
+/// Like std's `Arc<[u8]>`, but the length is stored with the bytes, so the pointer is one word.
 ///
-/// Hits read the pointer, then the entry. Of pointers half as large twice as many stay in the
+/// A hit reads the pointer, then the entry. Twice as many pointers of half the size stay in the
 /// processor's caches.
 #[derive(Clone)]
 pub(crate) struct SharedBytes(ThinArc<(), u8>);
 
 impl SharedBytes {
-    /// The bytes of the allocation before those of the value: the count of references and the
-    /// length.
+    /// The bytes of the allocation before the shared ones: the reference count and the length.
     pub(crate) const HEADER: usize = 2 * size_of::<usize>();
 
-    /// So many zeros, to be [filled](Self::fill).
+    /// A number of zeros, to be [filled](Self::fill).
     pub(crate) fn zeros(len: usize) -> SharedBytes {
         SharedBytes(ThinArc::from_header_and_iter(
             (),
@@ -25,13 +24,12 @@ impl SharedBytes {
         ))
     }
 
-    /// Where they are. Reads nothing there, as the address of the first byte would: the length
-    /// comes with it.
+    /// The address of the allocation. Does not read it, as `as_ptr` would to build the slice.
     pub(crate) fn address(&self) -> usize {
         self.0.as_ptr().addr()
     }
 
-    /// Lets `fill` write the bytes, if nobody else has them.
+    /// Lets `fill` write the bytes; `None` if they are shared.
     pub(crate) fn fill<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         self.0
             .with_arc_mut(|arc| Arc::get_mut(arc).map(|bytes| fill(bytes.slice_mut())))
@@ -71,12 +69,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_is_one_word_whether_there_are_bytes_or_not() {
+    fn pointer_takes_one_word_also_in_an_option() {
         assert_eq!(size_of::<Option<SharedBytes>>(), size_of::<usize>());
     }
 
     #[test]
-    fn only_bytes_that_nobody_shares_are_filled() {
+    fn only_unshared_bytes_are_filled() {
         let mut bytes = SharedBytes::zeros(3);
         assert_eq!(bytes.fill(|room| room.copy_from_slice(b"one")), Some(()));
         let other = bytes.clone();
@@ -85,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_are_bytes_too() {
+    fn empty_bytes_are_allowed() {
         assert!(SharedBytes::zeros(0).is_empty());
         assert!(SharedBytes::from(&[][..]).is_empty());
     }

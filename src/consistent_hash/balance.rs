@@ -1,4 +1,4 @@
-//! The larder preset shares the ring evenly; its number of replicas is the least that does.
+//! The larder preset divides the ring evenly, with the least number of replicas that does.
 
 use super::{Map, Preset};
 use crate::random::mix;
@@ -40,14 +40,14 @@ fn failures(replicas: usize, sets: u64) -> usize {
 }
 
 #[test]
-fn the_busiest_of_ten_nodes_owns_at_most_a_tenth_more_than_the_mean() {
+fn busiest_of_ten_nodes_owns_at_most_a_tenth_over_the_mean() {
     assert_eq!(failures(Preset::Larder.replicas(), 30), 0);
 }
 
 /// Takes a quarter of a minute: `cargo test --release --lib -- --ignored least_power_of_two`.
 #[test]
 #[ignore = "thousands of rings; for release builds"]
-fn the_default_is_the_least_power_of_two_with_failures_under_one_in_a_thousand() {
+fn default_replicas_are_the_least_power_of_two_with_failures_under_one_in_a_thousand() {
     let sets = 20_000;
     let replicas = Preset::Larder.replicas();
     let (fewer, enough) = (failures(replicas / 2, sets), failures(replicas, sets));

@@ -1,4 +1,4 @@
-//! Owners that the rings must give for ever: other programs, and older larders, agree on them.
+//! Owners that must never change, since other programs and older versions agree on them.
 
 use super::{Map, Preset};
 
@@ -16,7 +16,7 @@ const OWNERS: [(&str, [u8; 4]); 8] = [
 ];
 
 #[test]
-fn owners_are_those_that_other_processes_know() {
+fn owners_match_other_programs() {
     for (column, preset) in [
         Preset::Golang,
         Preset::Mailgun,
@@ -36,7 +36,7 @@ fn owners_are_those_that_other_processes_know() {
 }
 
 #[test]
-fn v3_hashes_the_address_and_returns_the_node_as_it_was_added() {
+fn groupcache_go_hashes_the_address_and_returns_the_node_as_added() {
     let mut urls = Map::preset(Preset::GroupcacheGo);
     urls.add(["http://10.0.0.1:8080", "https://10.0.0.2:8080/cache/"]);
     let mut addresses = Map::preset(Preset::GroupcacheGo);
@@ -49,7 +49,7 @@ fn v3_hashes_the_address_and_returns_the_node_as_it_was_added() {
 }
 
 #[test]
-fn a_32_bit_hash_of_ones_own_gives_golangs_ring() {
+fn custom_32_bit_hash_gives_golangs_ring() {
     let mut own = Map::new(50, |bytes| super::hashes::crc32(bytes).into()).unwrap();
     let mut preset = Map::preset(Preset::Golang);
     for ring in [&mut own, &mut preset] {

@@ -7,8 +7,8 @@ pub(super) fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// FNV-1, 64 bits: multiplies, then mixes the byte in. The crate `fnv` is FNV-1a, which does it
-/// the other way round. Both are described in draft-eastlake-fnv.
+/// FNV-1, 64 bits: multiplies, then adds the byte by xor. The crate `fnv` is FNV-1a, which does it
+/// in the other order. Both are described in draft-eastlake-fnv.
 pub(super) fn fnv1(bytes: &[u8]) -> u64 {
     bytes.iter().fold(FNV_OFFSET, |hash, &byte| {
         hash.wrapping_mul(FNV_PRIME) ^ u64::from(byte)
@@ -56,20 +56,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crc32_gives_the_catalogue_check_value() {
+    fn crc32_of_the_check_string() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
         assert_eq!(crc32(b""), 0);
     }
 
     #[test]
-    fn fnv1_gives_the_published_values_and_not_those_of_fnv1a() {
+    fn fnv1_gives_its_published_values_not_those_of_fnv1a() {
         assert_eq!(fnv1(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1(b"a"), 0xaf63_bd4c_8601_b7be);
         assert_eq!(fnv1(b"foobar"), 0x340d_8765_a4dd_a9c2);
     }
 
     #[test]
-    fn md5_is_written_in_lower_case() {
+    fn md5_is_lower_case() {
         assert_eq!(&md5_hex(b"abc"), b"900150983cd24fb0d6963f7d28e17f72");
     }
 }

@@ -1,9 +1,9 @@
-//! The ring that says which node owns a key.
+//! The ring that maps keys to the nodes that own them.
 //!
-//! Every node has a number of points on a ring of 2^64 hashes, and owns the keys whose hash lies
-//! between its points and the points before them (Karger and others, "Consistent hashing and
-//! random trees", 1997). A node that joins takes keys from all others, and none move between
-//! those; a node that leaves gives its keys to all others.
+//! Every node has a number of points on a ring of 2^64 hashes. It owns the keys whose hash lies
+//! between one of its points and the point before (Karger and others, "Consistent hashing and random
+//! trees", 1997). A node that joins takes keys from all others, and no key moves between those. A
+//! node that leaves gives its keys to all others.
 //!
 //! ```
 //! use larder::consistent_hash::{Map, Preset};
@@ -12,7 +12,7 @@
 //! ring.add(["http://10.0.0.1:8080", "http://10.0.0.2:8080", "http://10.0.0.3:8080"]);
 //! assert_eq!(ring.get("foo"), Some("http://10.0.0.1:8080"));
 //!
-//! // Whom to ask when the owner is down: the node that would own the key without it.
+//! // If the owner is down, ask the node that would own the key without it.
 //! let next = ring.successors("foo").nth(1).map(str::to_owned);
 //! ring.remove("http://10.0.0.1:8080");
 //! assert_eq!(ring.get("foo"), next.as_deref());
@@ -38,29 +38,29 @@ use scheme::Scheme;
 
 /// A ring of nodes.
 ///
-/// Look-ups take `&self`, so a finished ring can be shared by any number of threads. A look-up is
-/// one hash and one binary search; it allocates nothing.
+/// Look-ups take `&self`, so any number of threads can share a finished ring. A look-up is one hash
+/// and one binary search, and allocates nothing.
 #[derive(Clone)]
 pub struct Map {
     scheme: Scheme,
-    /// Points of one node.
+    /// The points of one node.
     replicas: usize,
     /// In order of addition, each once.
     nodes: Vec<String>,
-    /// All points, ascending. Where nodes share a point it is here once for each, the winner
-    /// first: a look-up finds the winner, and removing it uncovers the next.
+    /// All points, ascending. A point that nodes share is listed once for each of them, the owner
+    /// first. So a look-up finds the owner, and the next one after its removal.
     hashes: Vec<u64>,
-    /// The place in `nodes` of each point's node. Apart from `hashes`, so that a search reads
-    /// nothing but hashes.
+    /// The index in `nodes` of each point's node. Not beside the hashes, so that a search reads
+    /// hashes only.
     owners: Vec<u32>,
 }
 
 impl Map {
-    /// A ring with a hash of one's own, for points and keys, and `replicas` points a node.
+    /// A ring with a hash function of your own, for points and keys, and `replicas` points a node.
     ///
-    /// Points have the shape that they have in Go: the hash of the decimal number of the replica
-    /// followed by the node, `0node`, `1node` and so on. On equal points the node that was added
-    /// last wins. For a 32-bit hash of a Go program, widen its result: only the order counts.
+    /// The points are those of Go: the hashes of the replica's decimal number followed by the node,
+    /// `0node`, `1node` and so on. A point that nodes share belongs to the one that was added last.
+    /// For a 32-bit hash of a Go program, widen its result, since only the order counts.
     ///
     /// ```
     /// use larder::consistent_hash::Map;
@@ -85,7 +85,7 @@ impl Map {
         Ok(Map::empty(Scheme::Custom(Arc::new(hash)), replicas))
     }
 
-    /// A ring as other processes know it, with the preset's own number of replicas.
+    /// A ring of a preset, with the preset's own number of replicas.
     pub fn preset(preset: Preset) -> Self {
         Map::empty(Scheme::Preset(preset), preset.replicas())
     }
@@ -102,8 +102,8 @@ impl Map {
 
     /// Adds nodes. Adding many in one call is faster than one by one.
     ///
-    /// A node that is there already counts as added last; that decides who owns a point which two
-    /// nodes share, except under [`Preset::Larder`], where the order never matters.
+    /// A node that is in the ring already counts as added last. The order decides which node owns a
+    /// shared point, except under [`Preset::Larder`], where it never matters.
     pub fn add<I>(&mut self, nodes: I)
     where
         I: IntoIterator,
@@ -115,7 +115,7 @@ impl Map {
             fresh.retain(|other| other != node);
             fresh.push(node.to_owned());
         }
-        // The user's iterator and hash run before anything changes, should they panic.
+        // The user's iterator and hash may panic, so they run before anything changes.
         let mut points = Vec::with_capacity(self.hashes.len() + fresh.len() * self.replicas);
         for (place, node) in (0_u32..).zip(&fresh) {
             self.scheme
@@ -138,10 +138,10 @@ impl Map {
         (self.hashes, self.owners) = points.into_iter().unzip();
     }
 
-    /// Removes a node; says whether it was there.
+    /// Removes a node, and returns whether it was in the ring.
     ///
-    /// The ring is then the one that would have been built without the node: points that it had
-    /// taken from other nodes are theirs again.
+    /// The ring is then the one that would have been built without the node. Other nodes get back
+    /// the points that they shared with it.
     pub fn remove(&mut self, node: &str) -> bool {
         let Some(gone) = self.nodes.iter().position(|other| other == node) else {
             return false;
@@ -167,22 +167,22 @@ impl Map {
         Some(&self.nodes[self.owner(self.hash(key))?])
     }
 
-    /// Where `key` lies. The one part of a look-up that can run code of the user's; the same for
-    /// all rings that were cloned from one.
+    /// The hash of `key`. It is the only part of a look-up that can run user code, and the same for
+    /// all clones of a ring.
     #[inline]
     pub(crate) fn hash(&self, key: &str) -> u64 {
         self.scheme.key(key)
     }
 
-    /// The place in [`nodes`](Self::nodes) of the node that owns the keys of this hash.
+    /// The index in [`nodes`](Self::nodes) of the node that owns the keys of this hash.
     #[inline]
     pub(crate) fn owner(&self, hash: u64) -> Option<usize> {
         let owner = *self.owners.get(self.first_point(hash))?;
         Some(owner as usize)
     }
 
-    /// All nodes, each once, in the order in which they would own `key` if those before them were
-    /// removed: the owner first.
+    /// All nodes, each once, the owner of `key` first. Each next node is the one that would own the
+    /// key if those before it were removed.
     ///
     /// Allocates one byte a node.
     pub fn successors(&self, key: &str) -> Successors<'_> {
@@ -204,7 +204,7 @@ impl Map {
         self.nodes.len()
     }
 
-    /// The nodes as they were added, in order of addition.
+    /// The nodes, in order of addition.
     pub fn nodes(&self) -> &[String] {
         &self.nodes
     }
@@ -219,8 +219,7 @@ impl Map {
         }
     }
 
-    /// The place of the first point at or after the key's hash, past the end of the ring the
-    /// first of all.
+    /// The index of the first point at or after the hash, or of the first of all if there is none.
     fn first_point(&self, hash: u64) -> usize {
         let at = self.hashes.partition_point(|&point| point < hash);
         if at == self.hashes.len() { 0 } else { at }
@@ -237,13 +236,13 @@ impl fmt::Debug for Map {
     }
 }
 
-/// What [`Map::successors`] returns.
+/// The iterator of [`Map::successors`].
 #[derive(Clone, Debug)]
 pub struct Successors<'a> {
     ring: &'a Map,
     at: usize,
     seen: Vec<bool>,
-    /// Nodes not seen yet. Each has a point, so walking on finds it.
+    /// Nodes that were not returned yet. Each has a point, so the walk finds it.
     left: usize,
 }
 
@@ -284,5 +283,5 @@ fn check_replicas(replicas: usize) -> Result<()> {
     ))
 }
 
-/// 768 KiB a node: beyond it a number is a mistake.
+/// 768 KiB a node. A larger number is a mistake.
 const MAX_REPLICAS: usize = 65_536;

@@ -1,4 +1,4 @@
-//! How a ring hashes: where a node's points lie, where a key lies, and who wins an equal point.
+//! How a ring hashes nodes and keys, and which node owns a point that nodes share.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write};
@@ -10,16 +10,16 @@ use crate::sync::Arc;
 
 /// The rings that clusters agree on.
 ///
-/// All processes of a cluster must use the same preset and the same number of replicas; else they
-/// disagree about owners, and keys are loaded more than once.
+/// All processes of a cluster must use the same preset and the same number of replicas. Otherwise
+/// they disagree about owners, and keys are loaded more than once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Preset {
     /// larder's own, made for balance: 2048 replicas, 64-bit FNV-1a of the key and of the node,
     /// each followed by SplitMix64's finalizer.
     ///
-    /// A node's points are the SplitMix64 sequence that its hash seeds. On equal points the node
-    /// that sorts first wins, so the order in which nodes were added never matters.
+    /// A node's points are the SplitMix64 sequence that its hash seeds. A point that nodes share
+    /// belongs to the one that sorts first, so the order of addition never matters.
     ///
     /// # Balance and memory
     ///
@@ -29,14 +29,14 @@ pub enum Preset {
     /// a node, 240 KiB for 10 nodes.
     #[default]
     Larder,
-    /// That of golang/groupcache: 50 replicas, CRC-32 (IEEE) of points and keys.
+    /// The ring of golang/groupcache: 50 replicas, CRC-32 (IEEE) of points and keys.
     Golang,
-    /// That of mailgun/groupcache: 50 replicas, 64-bit FNV-1 of the hexadecimal MD5 of a point,
+    /// The ring of mailgun/groupcache: 50 replicas, 64-bit FNV-1 of the hexadecimal MD5 of a point,
     /// 64-bit FNV-1 of a key.
     Mailgun,
-    /// That of groupcache-go v3: as [`Mailgun`](Self::Mailgun), but a node is hashed by its
-    /// `host:port`. Nodes may be URLs: scheme, user and path are left out of the hash, and
-    /// nothing else is changed, so write the port, and write the host as the Go nodes do.
+    /// The ring of groupcache-go v3: as [`Mailgun`](Self::Mailgun), but a node is hashed by its
+    /// `host:port`. Nodes may be URLs: scheme, user and path are not hashed. Nothing else is
+    /// changed, so write the port, and write the host as the Go nodes do.
     GroupcacheGo,
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Scheme {
 type HashFn = dyn Fn(&[u8]) -> u64 + Send + Sync;
 
 impl Scheme {
-    /// Where `key` lies on the ring.
+    /// The hash of `key`.
     #[inline]
     pub(super) fn key(&self, key: &str) -> u64 {
         let key = key.as_bytes();
@@ -73,7 +73,7 @@ impl Scheme {
         }
     }
 
-    /// Hands the `replicas` points of `node` to `push`, in no order.
+    /// Calls `push` with the `replicas` points of `node`, in no order.
     pub(super) fn points(&self, node: &str, replicas: usize, push: impl FnMut(u64)) {
         match self {
             Scheme::Preset(Preset::Larder) => splitmix(spread(node.as_bytes()), replicas, push),
@@ -91,8 +91,7 @@ impl Scheme {
         }
     }
 
-    /// Which of two nodes owns a point that both have: the lesser. `nodes` is in order of
-    /// addition.
+    /// Orders two nodes that share a point: the lesser owns it. `nodes` is in order of addition.
     pub(super) fn precedence(&self, nodes: &[String], a: u32, b: u32) -> Ordering {
         match self {
             Scheme::Preset(Preset::Larder) => nodes[a as usize].cmp(&nodes[b as usize]),
@@ -111,8 +110,8 @@ impl fmt::Debug for Scheme {
     }
 }
 
-/// FNV-1a barely moves the high bits for the last byte, which is where ports and numbered keys
-/// differ; the finalizer spreads it over all bits.
+/// FNV-1a followed by a finalizer. Ports and numbered keys differ in the last byte, which FNV-1a
+/// alone barely carries to the high bits.
 fn spread(bytes: &[u8]) -> u64 {
     let mut hasher = fnv::FnvHasher::default();
     hasher.write(bytes);
@@ -121,8 +120,8 @@ fn spread(bytes: &[u8]) -> u64 {
 
 /// The first outputs of the SplitMix64 generator with this seed.
 ///
-/// Not Go's number-before-node, which has no separator: there point 11 of `10.0.0.1:80` is point 1
-/// of `110.0.0.1:80`, and so on for every tenth point.
+/// Go's points have no separator between number and node: point 11 of `10.0.0.1:80` is point 1 of
+/// `110.0.0.1:80`, and so on for every tenth point.
 fn splitmix(seed: u64, replicas: usize, mut push: impl FnMut(u64)) {
     let mut state = seed;
     for _ in 0..replicas {
@@ -142,7 +141,7 @@ fn numbered(node: &str, replicas: usize, hash: impl Fn(&[u8]) -> u64, mut push: 
     }
 }
 
-/// The `host:port` of a URL, or of what already is one.
+/// The `host:port` of a URL, or of a node that already is one.
 fn host_and_port(node: &str) -> &str {
     let rest = node.split_once("://").map_or(node, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
@@ -156,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_is_hashed_by_host_and_port_whatever_surrounds_them() {
+    fn only_host_and_port_of_a_node_are_hashed() {
         for node in [
             "10.0.0.1:8080",
             "http://10.0.0.1:8080",
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn larders_hashes_stay_what_they_are() {
+    fn hashes_of_larder_do_not_change() {
         let scheme = Scheme::Preset(Preset::Larder);
         assert_eq!(scheme.key("foo"), 0x6c2f_e770_3e1b_0bca);
         let mut first = 0;
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn points_carry_their_number_before_the_node() {
+    fn points_begin_with_the_replica_number() {
         let scheme = Scheme::Custom(Arc::new(|point| {
             std::str::from_utf8(point).unwrap().parse().unwrap()
         }));

@@ -1,11 +1,11 @@
-//! What holds for every ring: who owns, who follows, and what a change of nodes moves.
+//! Every ring: owners, successors, and the keys that a change of nodes moves.
 
 use proptest::collection::{hash_set, vec};
 use proptest::prelude::*;
 
 use super::*;
 
-/// So few hashes that most points are shared.
+/// A ring of 23 hashes, so that most points are shared.
 fn crowded() -> Map {
     Map::new(4, |bytes| {
         bytes.iter().fold(7, |h, &b| (h * 31 + u64::from(b)) % 23)
@@ -32,7 +32,7 @@ fn keys() -> impl Iterator<Item = String> {
 }
 
 #[test]
-fn an_empty_ring_has_no_owner() {
+fn empty_ring_has_no_owner() {
     for mut ring in all_rings() {
         assert!(ring.is_empty());
         assert_eq!(ring.get("key"), None);
@@ -46,7 +46,7 @@ fn an_empty_ring_has_no_owner() {
 }
 
 #[test]
-fn a_replica_count_out_of_range_is_refused() {
+fn replica_count_out_of_range_is_refused() {
     for replicas in [0, MAX_REPLICAS + 1, usize::MAX] {
         for ring in [
             Map::new(replicas, |_| 0),
@@ -58,7 +58,7 @@ fn a_replica_count_out_of_range_is_refused() {
 }
 
 #[test]
-fn on_equal_points_the_last_added_wins_and_its_removal_gives_them_back() {
+fn shared_point_belongs_to_the_last_added_until_its_removal() {
     let mut ring = Map::new(1, |_| 1).unwrap();
     ring.add(["a", "b"]);
     ring.add(["c"]);
@@ -70,7 +70,7 @@ fn on_equal_points_the_last_added_wins_and_its_removal_gives_them_back() {
 }
 
 #[test]
-fn on_equal_points_of_larder_the_order_of_additions_does_not_matter() {
+fn larders_shared_points_do_not_depend_on_the_order() {
     // No two names are known to share a point, so the order is asked for directly.
     let scheme = Scheme::Preset(Preset::Larder);
     let nodes = ["b".to_owned(), "a".to_owned()];
@@ -79,7 +79,7 @@ fn on_equal_points_of_larder_the_order_of_additions_does_not_matter() {
 }
 
 #[test]
-fn a_panicking_hash_leaves_the_ring_as_it_was() {
+fn panicking_hash_leaves_the_ring_unchanged() {
     let mut ring = Map::new(2, |bytes| {
         assert!(!bytes.ends_with(b"bad"), "no such node");
         bytes.len() as u64
@@ -156,7 +156,7 @@ proptest! {
     }
 
     #[test]
-    fn a_successor_is_the_owner_without_those_before_it(nodes in names(), key in ".*") {
+    fn successor_is_the_owner_without_those_before_it(nodes in names(), key in ".*") {
         for mut ring in all_rings() {
             ring.add(&nodes);
             let all: Vec<String> = ring.successors(&key).map(str::to_owned).collect();

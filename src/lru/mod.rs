@@ -1,13 +1,13 @@
-//! A map that forgets what was used least recently.
+//! A map that evicts the least recently used entry.
 //!
-//! For programs that need a small cache of their own, on one thread or behind their own lock; a
-//! group's store is another thing, sharded and bounded by bytes.
+//! It is for programs that need a small cache of their own, on one thread or behind their own lock.
+//! A group does not use it: a group's store is sharded and bounded by bytes.
 //!
 //! ```
 //! use larder::lru::Cache;
 //!
 //! let mut cache = Cache::new(2).with_on_evicted(|key: &String, value: &u32| {
-//!     println!("{key} = {value} is gone");
+//!     println!("{key} = {value} was evicted");
 //! });
 //! cache.add("one".to_owned(), 1);
 //! cache.add("two".to_owned(), 2);
@@ -24,11 +24,11 @@ use std::hash::{BuildHasher, Hash};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-/// A cache of at most a number of entries, which evicts the least recently used.
+/// A cache of a bounded number of entries, which evicts the least recently used one.
 ///
 /// Every operation but [`clear`](Self::clear) and [`iter`](Self::iter) takes constant time. An
-/// entry costs its key and value, 16 bytes of links and hash, and 5 to 10 bytes of the table.
-/// Hashes are seeded anew in each process, so strangers who choose keys cannot aim for collisions.
+/// entry takes its key and value, 16 bytes of links and hash, and 5 to 10 bytes of the table.
+/// Hashes are seeded anew in each process, so an attacker that chooses keys cannot force collisions.
 ///
 /// Dropping the cache drops its entries without calling the function of
 /// [`set_on_evicted`](Self::set_on_evicted).
@@ -36,7 +36,7 @@ pub struct Cache<K, V> {
     max_entries: usize,
     /// Dense: a removal moves the last slot into the gap.
     slots: Vec<Slot<K, V>>,
-    /// Places in `slots`, by the hash of the key there.
+    /// Indices of `slots`, by the hash of the key there.
     table: HashTable<u32>,
     hash_builder: RandomState,
     newest: u32,
@@ -49,16 +49,16 @@ type OnEvicted<K, V> = dyn FnMut(&K, &V) + Send;
 struct Slot<K, V> {
     key: K,
     value: V,
-    /// Kept, so that moving slots and growing the table never run the key's own code.
+    /// Stored, so that moving slots and growing the table never call the key's `Hash`.
     hash: u64,
     newer: u32,
     older: u32,
 }
 
 impl<K, V> Cache<K, V> {
-    /// An empty cache that keeps `max_entries` entries; 0 stands for no limit.
+    /// An empty cache of at most `max_entries` entries; 0 means no limit.
     ///
-    /// Nothing is allocated ahead. Even without a limit it holds no more than 2^32 - 1 entries.
+    /// Nothing is allocated in advance. Even without a limit it holds at most 2^32 - 1 entries.
     pub fn new(max_entries: usize) -> Self {
         Cache {
             max_entries: match max_entries {
@@ -74,27 +74,28 @@ impl<K, V> Cache<K, V> {
         }
     }
 
-    /// The same, with a function as for [`set_on_evicted`](Self::set_on_evicted).
+    /// Sets the function of [`set_on_evicted`](Self::set_on_evicted), and returns the cache.
     #[must_use]
     pub fn with_on_evicted(mut self, on_evicted: impl FnMut(&K, &V) + Send + 'static) -> Self {
         self.set_on_evicted(on_evicted);
         self
     }
 
-    /// Has `on_evicted` called with each entry that leaves: evicted by [`add`](Self::add), taken
-    /// by [`remove`](Self::remove) or [`remove_oldest`](Self::remove_oldest), or dropped by
-    /// [`clear`](Self::clear). Not with values that [`add`](Self::add) replaces. (As in Go.)
+    /// Sets a function that is called with each entry that leaves: evicted by [`add`](Self::add),
+    /// removed by [`remove`](Self::remove) or [`remove_oldest`](Self::remove_oldest), or dropped by
+    /// [`clear`](Self::clear). As in Go, it is not called with values that [`add`](Self::add)
+    /// replaces.
     ///
-    /// It is called when the entry has left and the cache is in order again, so a panic in it
-    /// reaches the caller and leaves the cache usable.
+    /// It is called after the entry has left the cache. If it panics, the panic reaches the caller
+    /// and the cache stays usable.
     pub fn set_on_evicted(&mut self, on_evicted: impl FnMut(&K, &V) + Send + 'static) {
         self.on_evicted = Some(Box::new(on_evicted));
     }
 
-    /// Takes the least recently used entry out.
+    /// Removes the least recently used entry, and returns it.
     pub fn remove_oldest(&mut self) -> Option<(K, V)> {
         let slot = self.take_oldest()?;
-        Some(self.let_go(slot))
+        Some(self.report(slot))
     }
 
     /// The number of entries.
@@ -107,33 +108,33 @@ impl<K, V> Cache<K, V> {
         self.slots.is_empty()
     }
 
-    /// Drops all entries, the least recently used first, and gives their memory back.
+    /// Drops all entries, the least recently used first, and frees their memory.
     ///
     /// If the function of [`set_on_evicted`](Self::set_on_evicted) panics, the entries that it
-    /// was not called with stay.
+    /// was not called with stay in the cache.
     pub fn clear(&mut self) {
         if self.on_evicted.is_some() {
             while self.remove_oldest().is_some() {}
         }
         self.table = HashTable::new();
         (self.newest, self.oldest) = (NONE, NONE);
-        // Last, as values may panic when they are dropped.
+        // Last, because dropping a value may panic.
         self.slots = Vec::new();
     }
 
-    /// The entries, most recently used first. Uses none of them.
+    /// The entries, most recently used first. Does not count as a use.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         std::iter::successors(self.slot(self.newest), |slot| self.slot(slot.older))
             .map(|slot| (&slot.key, &slot.value))
     }
 
     fn slot(&self, at: u32) -> Option<&Slot<K, V>> {
-        // NONE lies past the end.
+        // NONE is past the end.
         self.slots.get(at as usize)
     }
 
-    /// Calls the user's function with a slot that is out of the cache.
-    fn let_go(&mut self, slot: Slot<K, V>) -> (K, V) {
+    /// Calls the user's function with a slot that has left the cache.
+    fn report(&mut self, slot: Slot<K, V>) -> (K, V) {
         if let Some(on_evicted) = &mut self.on_evicted {
             on_evicted(&slot.key, &slot.value);
         }
@@ -144,14 +145,14 @@ impl<K, V> Cache<K, V> {
         (self.oldest != NONE).then(|| self.take(self.oldest))
     }
 
-    /// Takes a slot out of list, table and slab.
+    /// Removes a slot from the list, the table and the vector.
     fn take(&mut self, at: u32) -> Slot<K, V> {
         self.unlink(at);
         self.unmap(at);
         let slot = self.slots.swap_remove(at as usize);
         let was = self.slots.len() as u32;
         if at != was {
-            // The last slot is now at `at`: whoever knew it by its old place is told.
+            // The last slot is now at `at`. Update the table and its neighbours.
             let Slot {
                 hash, newer, older, ..
             } = self.slots[at as usize];
@@ -181,7 +182,7 @@ impl<K, V> Cache<K, V> {
         self.join(newer, older);
     }
 
-    /// Makes two slots neighbours. `NONE` stands for the end of the list on its side.
+    /// Makes two slots neighbours. `NONE` is the end of the list on its side.
     fn join(&mut self, newer: u32, older: u32) {
         match self.slots.get_mut(newer as usize) {
             Some(slot) => slot.older = older,
@@ -202,10 +203,10 @@ impl<K, V> Cache<K, V> {
 }
 
 impl<K: Hash + Eq, V> Cache<K, V> {
-    /// Puts an entry in as the most recently used, and evicts the least recently used if there
-    /// are too many.
+    /// Inserts an entry as the most recently used, and evicts the least recently used if there are
+    /// too many.
     ///
-    /// Returns the value that it replaces, if the key was there.
+    /// Returns the value that it replaces, if the key was in the cache.
     pub fn add(&mut self, key: K, value: V) -> Option<V> {
         if let Some(at) = self.find(&key) {
             self.touch(at);
@@ -231,7 +232,7 @@ impl<K: Hash + Eq, V> Cache<K, V> {
             .insert_unique(hash, at, |&place| slots[place as usize].hash);
         self.push_newest(at);
         if let Some(slot) = evicted {
-            self.let_go(slot);
+            self.report(slot);
         }
         None
     }
@@ -245,7 +246,7 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         self.get_mut(key).map(|value| &*value)
     }
 
-    /// The value of `key`, to be changed in place. The key becomes the most recently used.
+    /// The value of `key`, mutable. The key becomes the most recently used.
     pub fn get_mut<Q>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
@@ -256,7 +257,7 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         Some(&mut self.slots[at as usize].value)
     }
 
-    /// The value of `key`, which does not count as used.
+    /// The value of `key`. Does not count as a use.
     pub fn peek<Q>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
@@ -266,7 +267,7 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         Some(&self.slots[at as usize].value)
     }
 
-    /// Whether `key` is there; it does not count as used.
+    /// Whether `key` is in the cache. Does not count as a use.
     pub fn contains<Q>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -275,7 +276,7 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         self.find(key).is_some()
     }
 
-    /// Takes `key` out; returns its value if it was there.
+    /// Removes `key`, and returns its value if it was in the cache.
     pub fn remove<Q>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
@@ -283,7 +284,7 @@ impl<K: Hash + Eq, V> Cache<K, V> {
     {
         let at = self.find(key)?;
         let slot = self.take(at);
-        Some(self.let_go(slot).1)
+        Some(self.report(slot).1)
     }
 
     fn find<Q>(&self, key: &Q) -> Option<u32>
@@ -305,7 +306,7 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Cache<K, V> {
     }
 }
 
-/// The place of no slot. Places below it are all that fit, hence the limit of entries.
+/// The index of no slot. It is also the limit of entries, since all indices are below it.
 const NONE: u32 = u32::MAX;
 
 #[cfg(test)]

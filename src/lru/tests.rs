@@ -1,4 +1,4 @@
-//! What the cache keeps, in which order it forgets, and whom it tells.
+//! Which entries the cache keeps, the order of eviction, and the calls of `on_evicted`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -13,7 +13,7 @@ struct Simple(i32, &'static str);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Nested(i32, Simple);
 
-/// A cache that sends what leaves it.
+/// A cache that sends the entries that leave it.
 fn watched(
     max_entries: usize,
 ) -> (
@@ -45,7 +45,7 @@ fn strings_and_structs_are_found_by_equality() {
 }
 
 #[test]
-fn the_least_recently_used_is_evicted_and_using_is_getting_or_replacing() {
+fn least_recently_used_is_evicted_and_get_and_replace_count_as_uses() {
     let mut cache = Cache::new(3);
     for key in ["one", "two", "three"] {
         cache.add(key, 1);
@@ -58,7 +58,7 @@ fn the_least_recently_used_is_evicted_and_using_is_getting_or_replacing() {
 }
 
 #[test]
-fn looking_without_getting_does_not_use() {
+fn peek_contains_and_iter_do_not_count_as_uses() {
     let mut cache = Cache::new(2);
     cache.add("a", 1);
     cache.add("b", 2);
@@ -70,7 +70,7 @@ fn looking_without_getting_does_not_use() {
 }
 
 #[test]
-fn a_value_can_be_changed_in_place() {
+fn value_can_be_changed_in_place() {
     let mut cache = Cache::new(2);
     cache.add("a", 1);
     cache.add("b", 2);
@@ -79,7 +79,7 @@ fn a_value_can_be_changed_in_place() {
 }
 
 #[test]
-fn a_removed_entry_is_gone_and_can_come_again() {
+fn removed_entry_can_be_added_again() {
     let mut cache = Cache::new(0);
     cache.add("key", 1234);
     assert_eq!(cache.remove("key"), Some(1234));
@@ -90,7 +90,7 @@ fn a_removed_entry_is_gone_and_can_come_again() {
 }
 
 #[test]
-fn zero_is_no_limit() {
+fn zero_means_no_limit() {
     let mut cache = Cache::new(0);
     for i in 0..10_000 {
         cache.add(i, i);
@@ -100,7 +100,7 @@ fn zero_is_no_limit() {
 }
 
 #[test]
-fn a_cleared_cache_is_empty_and_usable() {
+fn cleared_cache_is_empty_and_usable() {
     let mut cache = Cache::new(0);
     cache.clear();
     cache.add("foo", "bar");
@@ -113,7 +113,7 @@ fn a_cleared_cache_is_empty_and_usable() {
 }
 
 #[test]
-fn every_entry_that_leaves_is_told_in_order_and_a_replaced_value_is_not() {
+fn on_evicted_sees_every_entry_that_leaves_but_no_replaced_value() {
     let (mut cache, gone) = watched(2);
     cache.add("a", 1);
     cache.add("a", 2);
@@ -135,7 +135,7 @@ fn every_entry_that_leaves_is_told_in_order_and_a_replaced_value_is_not() {
 }
 
 #[test]
-fn a_panic_in_the_callback_leaves_the_cache_in_order() {
+fn panic_in_on_evicted_leaves_the_cache_usable() {
     let mut cache = Cache::new(2).with_on_evicted(|key: &i32, _| {
         assert!(key % 2 == 1, "even keys panic");
     });
@@ -160,7 +160,7 @@ fn a_panic_in_the_callback_leaves_the_cache_in_order() {
 }
 
 #[test]
-fn a_cache_of_sendable_things_can_be_sent() {
+fn cache_of_sendable_entries_is_send() {
     fn sendable<T: Send>(_: &T) {}
     sendable(&Cache::<String, Vec<u8>>::new(1));
 }
@@ -187,7 +187,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The same cache, slowly: entries in a vector, most recently used first.
+/// A slow model of the cache: entries in a vector, most recently used first.
 struct Model {
     max_entries: usize,
     entries: Vec<(u8, u32)>,
@@ -217,7 +217,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn it_does_what_a_vector_would_do(
+    fn behaves_as_the_model(
         max_entries in 0_usize..12,
         steps in prop::collection::vec(step(), 0..200),
     ) {

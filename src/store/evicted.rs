@@ -24,10 +24,12 @@ pub(crate) struct Evicted {
     pub(crate) cause: RemovalCause,
 }
 
-/// The entries that left in one operation.
+/// The entries that left in one operation. Holds one without an allocation, which is what most
+/// insertions evict.
 #[derive(Debug, Default)]
 pub(crate) struct EvictedEntries {
-    entries: Vec<Evicted>,
+    first: Option<Evicted>,
+    rest: Vec<Evicted>,
     pending: Option<PendingEviction>,
 }
 
@@ -40,24 +42,31 @@ pub(crate) struct PendingEviction {
 
 impl EvictedEntries {
     pub(super) fn push(&mut self, entry: Entry, cause: RemovalCause) {
-        self.entries.push(Evicted { entry, cause });
+        let evicted = Evicted { entry, cause };
+        if self.first.is_none() {
+            self.first = Some(evicted);
+        } else {
+            self.rest.push(evicted);
+        }
     }
 
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn append(&mut self, more: EvictedEntries) {
-        self.entries.extend(more.entries);
+        for one in more.first.into_iter().chain(more.rest) {
+            self.push(one.entry, one.cause);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        usize::from(self.first.is_some()) + self.rest.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.first.is_none()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Evicted> {
-        self.entries.iter()
+        self.first.iter().chain(&self.rest)
     }
 
     pub(super) fn set_pending(&mut self, hash: KeyHash) {

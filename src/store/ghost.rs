@@ -1,34 +1,33 @@
-//! The memory of keys that left the small queue lately: fingerprints only, four bytes each.
+//! Remembers keys that left the small queue recently, by fingerprints of four bytes.
 
 /// A direct-mapped table of (tag, time) pairs.
 ///
-/// Time is counted in insertions. A key counts as remembered while fewer keys than the share holds
-/// entries were inserted after it, as in a FIFO ghost queue of that length (S3-FIFO, SOSP '23,
-/// section 4.1), without the queue; and a few in any case, for large entries come into a share only
-/// through here, also into one that holds nothing yet. A tag of 16 bits, beside the bits that chose the place, lets a
-/// stranger's key pass as remembered once in 65,536 look-ups; such a key merely enters the main
-/// queue early.
+/// Time is counted in insertions. With n entries in the share, a key is remembered until n more keys
+/// were inserted, as in a FIFO ghost queue of that length (S3-FIFO, SOSP '23, section 4.1). A few
+/// keys are remembered in any case, because large entries enter a share only through the ghost, also
+/// a share that is empty. The tag has 16 bits beside those that choose the place, so one look-up in
+/// 65,536 finds a key that was not inserted. Such a key only enters the main queue early.
 #[derive(Debug, Default)]
-pub(crate) struct Ghost {
-    /// Tag in the upper half, time in units of `1 << shift` in the lower. Its length is a power of
-    /// two, or zero before the first insertion.
+pub(super) struct Ghost {
+    /// The tag in the upper half, the time in units of `1 << shift` in the lower. The length is a
+    /// power of two, or zero before the first insertion.
     cells: Vec<u32>,
     shift: u32,
-    /// Insertions so far. Starts at one table's length, so that empty cells are long forgotten.
+    /// Insertions so far. Starts at one table's length, so that empty cells are too old to count.
     time: u32,
 }
 
-/// Times are kept in 16 bits; a table's length in these units takes at most 14 of them, so that
-/// a time wraps only after four tables' worth of insertions.
+/// A cell's time has 16 bits. A table's length in the same units takes at most 14 of them, so a time
+/// wraps around only after four times as many insertions.
 const UNIT_BITS: u32 = 14;
 
-/// The shortest table, and the fewest insertions that a key is remembered for.
+/// The length of the shortest table, and the least number of insertions that a key is remembered for.
 const SMALLEST: usize = 16;
 
 impl Ghost {
-    /// Remembers a key among about `resident` live entries.
+    /// Remembers a key. The share holds about `resident` entries.
     #[inline]
-    pub(crate) fn insert(&mut self, hash: u32, resident: u32) {
+    pub(super) fn insert(&mut self, hash: u32, resident: u32) {
         if self.cells.len() < (resident as usize).max(SMALLEST) {
             self.fit(resident);
         }
@@ -39,7 +38,7 @@ impl Ghost {
     }
 
     /// Whether the key was inserted less than `resident` insertions ago, or less than [`SMALLEST`].
-    pub(crate) fn contains(&self, hash: u32, resident: u32) -> bool {
+    pub(super) fn contains(&self, hash: u32, resident: u32) -> bool {
         if self.cells.is_empty() {
             return false;
         }
@@ -49,8 +48,8 @@ impl Ghost {
             && u64::from(age) << self.shift < u64::from(resident).max(SMALLEST as u64)
     }
 
-    /// Forgets everything if the table is far longer than `resident` entries need, for its memory.
-    pub(crate) fn shrink(&mut self, resident: u32) {
+    /// Frees the table if it is far longer than `resident` entries need.
+    pub(super) fn shrink(&mut self, resident: u32) {
         if self.cells.len() > 4 * length_for(resident) {
             *self = Ghost::default();
         }
@@ -66,8 +65,8 @@ impl Ghost {
 
     /// Makes the table at least as long as there are live entries.
     ///
-    /// When it doubles, a cell's key may belong to either of two places, and the bit that tells is
-    /// lost; it is put into both. The stray half ages away.
+    /// When it doubles, a cell's key may belong to either of two places, and the bit that decides is
+    /// lost. So both get a copy. The wrong copy expires.
     #[cold]
     fn fit(&mut self, resident: u32) {
         let wanted = length_for(resident);
@@ -94,7 +93,7 @@ fn length_for(resident: u32) -> usize {
     (resident as usize).max(SMALLEST).next_power_of_two()
 }
 
-/// A cell's time in the units of another shift: its age, and from that the time again.
+/// Converts a cell's time to the units of another shift, by way of its age.
 fn rescaled(cell: u32, time: u32, old: u32, new: u32) -> u32 {
     let age = ((time >> old).wrapping_sub(cell) & 0xffff) << old;
     (time.wrapping_sub(age) >> new) & 0xffff
@@ -114,16 +113,16 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_ghost_remembers_nothing() {
+    fn empty_ghost_remembers_nothing() {
         let mut ghost = Ghost::default();
         assert!(!ghost.contains(0, 10));
         ghost.insert(hash(1), 10);
         assert!(!(2..2000).any(|n| ghost.contains(hash(n), 10)));
-        assert!(!ghost.contains(0, 10), "an empty cell is no key");
+        assert!(!ghost.contains(0, 10), "an empty cell matches no key");
     }
 
     #[test]
-    fn a_key_is_forgotten_after_as_many_insertions_as_entries() {
+    fn key_is_forgotten_after_as_many_insertions_as_entries() {
         let mut ghost = Ghost::default();
         ghost.insert(hash(0), 100);
         let mut forgotten_at = None;
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn growing_keeps_what_is_remembered() {
+    fn remembered_keys_survive_growth() {
         let mut ghost = Ghost::default();
         let keys: Vec<u32> = (0..4).map(hash).collect();
         for &key in &keys {
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn most_of_a_full_window_is_remembered() {
+    fn most_keys_of_a_full_window_are_remembered() {
         let mut ghost = Ghost::default();
         let resident = 1 << 16;
         for n in 0..resident {

@@ -48,7 +48,7 @@ pub(super) struct Update<'a> {
 
 /// The bytes that an insertion is about to add to a shard.
 #[derive(Clone, Copy, Default)]
-struct Incoming {
+struct IncomingWeight {
     total: u64,
     hot: u64,
 }
@@ -70,9 +70,9 @@ impl Shard {
     #[inline]
     fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
         let short = hash.short();
-        let found = self
-            .table
-            .find(table_hash(short), |&index| self.slab.has_key(index, key));
+        let found = self.table.find(table_hash(short), |&index| {
+            self.slab.has_key(index, short, key)
+        });
         found.copied()
     }
 
@@ -143,7 +143,7 @@ impl Shard {
         } else {
             0
         };
-        let incoming = Incoming { total: weight, hot };
+        let incoming = IncomingWeight { total: weight, hot };
         self.make_room(new.hash, incoming, None, update);
         let Some(index) = self.slab.insert(new, weight) else {
             update.ledger.release(weight);
@@ -184,7 +184,7 @@ impl Shard {
         let short = hash.short();
         let inserted = |index: &u32| self.slab.hash(*index) == short;
         let spared = self.table.find(table_hash(short), inserted).copied();
-        self.make_room(hash, Incoming::default(), spared, update);
+        self.make_room(hash, IncomingWeight::default(), spared, update);
     }
 
     /// Evicts while the store is over its capacity and this shard over its own part of it. Stops
@@ -192,7 +192,7 @@ impl Shard {
     fn make_room(
         &mut self,
         hash: KeyHash,
-        incoming: Incoming,
+        incoming: IncomingWeight,
         spared: Option<u32>,
         update: &mut Update<'_>,
     ) {

@@ -23,6 +23,9 @@ pub(super) const MAX_FREQ: u8 = 7;
 #[derive(Debug)]
 pub(super) struct EntryMeta {
     key_len: u16,
+    /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without touching the
+    /// entry.
+    tag: u8,
     /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
     /// shared lock with a plain load and store. Two concurrent hits may count as one, which is good
     /// enough for S3-FIFO. The flags change under the exclusive lock only, so no reader's store
@@ -87,7 +90,7 @@ impl EntryMeta {
 /// A slot's neighbours in its queue, and what the queues and the table need without touching the
 /// entry.
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct SlotLink {
     /// `next` also links the free slots.
     prev: u32,
     next: u32,
@@ -98,7 +101,8 @@ struct Link {
 }
 
 const _: () = assert!(
-    weight::SLOT == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<Link>()
+    weight::SLOT
+        == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<SlotLink>()
 );
 
 /// A queue through the slots: the newest at the head, the victim at the tail.
@@ -134,7 +138,7 @@ pub(super) struct Slab {
     /// `None` where the slot is free.
     data: Vec<Option<SharedBytes>>,
     metas: Vec<EntryMeta>,
-    links: Vec<Link>,
+    links: Vec<SlotLink>,
     /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until the first entry
     /// that expires; from then on as long as the other arrays.
     expiries: Vec<Tick>,
@@ -157,14 +161,15 @@ impl Slab {
         self.data.len()
     }
 
-    /// Whether the slot's entry has this key.
+    /// Whether the slot's entry has this key, which has this short hash.
     #[inline]
-    pub(super) fn has_key(&self, index: u32, key: &str) -> bool {
-        let at = index as usize;
-        usize::from(self.metas[at].key_len) == key.len()
-            && self.data[at]
+    pub(super) fn has_key(&self, index: u32, hash: u32, key: &str) -> bool {
+        let meta = &self.metas[index as usize];
+        meta.tag == tag_of(hash)
+            && usize::from(meta.key_len) == key.len()
+            && self.data[index as usize]
                 .as_ref()
-                .is_some_and(|data| data.starts_with(key.as_bytes()))
+                .is_some_and(|data| same_bytes(&data[..key.len()], key.as_bytes()))
     }
 
     /// The slot's entry as a look-up returns it.
@@ -240,9 +245,10 @@ impl Slab {
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, weight: u64) -> Option<u32> {
         let meta = EntryMeta {
             key_len: u16::try_from(new.key.len()).ok()?,
+            tag: tag_of(new.hash.short()),
             state: AtomicU8::new(if new.share == CacheType::Hot { HOT } else { 0 }),
         };
-        let link = Link {
+        let link = SlotLink {
             prev: NIL,
             next: NIL,
             hash: new.hash.short(),
@@ -256,7 +262,7 @@ impl Slab {
         &mut self,
         data: SharedBytes,
         meta: EntryMeta,
-        link: Link,
+        link: SlotLink,
         expires: Option<Tick>,
     ) -> Option<u32> {
         let index = if self.free != NIL {
@@ -340,7 +346,7 @@ impl Slab {
 
     #[inline]
     pub(super) fn unlink(&mut self, list: &mut List, index: u32) {
-        let Link { prev, next, .. } = self.links[index as usize];
+        let SlotLink { prev, next, .. } = self.links[index as usize];
         list.bytes -= self.weight(index);
         list.len -= 1;
         match prev {
@@ -351,5 +357,23 @@ impl Slab {
             NIL => list.tail = prev,
             _ => self.links[next as usize].prev = prev,
         }
+    }
+}
+
+/// The table uses the low bits of a hash for the place and the high ones for its own tag. These are
+/// between them.
+#[inline]
+fn tag_of(hash: u32) -> u8 {
+    (hash >> 17) as u8
+}
+
+/// Whether two slices of the same length are equal. Keys of 8 to 16 bytes are compared by their two
+/// ends, which meet or overlap; a call of memcmp takes longer.
+#[inline]
+fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+    if (8..=16).contains(&a.len()) {
+        a.first_chunk::<8>() == b.first_chunk() && a.last_chunk::<8>() == b.last_chunk()
+    } else {
+        a == b
     }
 }

@@ -1,4 +1,4 @@
-//! The store against a model, and the behaviours that its callers rest on.
+//! The store against a model, and the behaviour that its callers depend on.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -104,10 +104,10 @@ fn eviction() -> impl Strategy<Value = Eviction> {
 }
 
 proptest! {
-    /// Whatever happens: no value but the newest and unexpired one is ever seen, the charge is the
-    /// sum of the entries' charges, and it stays within the capacity.
+    /// No value but the newest and unexpired one is ever found, the used bytes are the sum of the
+    /// entries' weights, and they stay within the capacity.
     #[test]
-    fn holds_its_bounds_and_never_tells_an_old_value(
+    fn stays_within_capacity_and_never_returns_an_old_value(
         ops in ops(),
         eviction in eviction(),
         shards in prop_oneof![Just(1), Just(4)],
@@ -152,16 +152,16 @@ proptest! {
                     prop_assert_eq!(total_items(&store), 0);
                 }
             }
-            let charged: u64 = store.shards.iter().map(|shard| shard.read().audit()).sum();
-            prop_assert_eq!(charged, total_bytes(&store));
-            prop_assert_eq!(charged, store.budget.used());
-            prop_assert!(charged <= capacity, "{} of {}", charged, capacity);
+            let used: u64 = store.shards.iter().map(|shard| shard.read().audit()).sum();
+            prop_assert_eq!(used, total_bytes(&store));
+            prop_assert_eq!(used, store.budget.used());
+            prop_assert!(used <= capacity, "{} of {}", used, capacity);
         }
     }
 }
 
 #[test]
-fn a_replaced_value_keeps_the_charge_exact() {
+fn replacing_keeps_the_weight_exact() {
     let store = store(1 << 20, Eviction::S3Fifo, 1, &Clock::manual());
     for len in [100, 5000, 0, 100] {
         put(&store, "key", &vec![7; len], CacheType::Main, None);
@@ -172,7 +172,7 @@ fn a_replaced_value_keeps_the_charge_exact() {
 }
 
 #[test]
-fn a_value_larger_than_a_shard_is_kept_if_the_store_holds_it() {
+fn value_larger_than_a_shard_is_cached_if_the_store_can_hold_it() {
     let store = store(64_000, Eviction::S3Fifo, 4, &Clock::manual());
     for n in 0..200 {
         put(&store, &format!("k{n}"), &[0; 200], CacheType::Main, None);
@@ -190,7 +190,7 @@ fn a_value_larger_than_a_shard_is_kept_if_the_store_holds_it() {
 }
 
 #[test]
-fn a_value_larger_than_the_store_is_not_kept_and_flushes_nothing() {
+fn value_larger_than_the_store_is_not_cached_and_evicts_nothing() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let store = store(10_000, eviction, 1, &Clock::manual());
         put(&store, "small", b"value", CacheType::Main, None);
@@ -201,7 +201,7 @@ fn a_value_larger_than_the_store_is_not_kept_and_flushes_nothing() {
 }
 
 #[test]
-fn the_hot_share_gives_way_first() {
+fn hot_share_over_its_part_is_evicted_first() {
     let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
     for n in 0..1000 {
         put(&store, &format!("main{n}"), &[0; 50], CacheType::Main, None);
@@ -213,7 +213,7 @@ fn the_hot_share_gives_way_first() {
 }
 
 #[test]
-fn unused_room_of_one_share_serves_the_other() {
+fn hot_share_uses_the_free_room_of_the_main_one() {
     let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
     for n in 0..1000 {
         put(&store, &format!("hot{n}"), &[0; 50], CacheType::Hot, None);
@@ -222,7 +222,7 @@ fn unused_room_of_one_share_serves_the_other() {
 }
 
 #[test]
-fn large_values_get_their_share_from_many_small_ones_of_the_other() {
+fn large_values_of_one_share_evict_small_ones_of_the_other() {
     for share in [CacheType::Main, CacheType::Hot] {
         let other = match share {
             CacheType::Main => CacheType::Hot,
@@ -232,7 +232,7 @@ fn large_values_get_their_share_from_many_small_ones_of_the_other() {
         for n in 0..1000 {
             put(&store, &format!("small{n}"), &[0; 50], other, None);
         }
-        // Larger than the small queue of their share, which holds nothing yet.
+        // Larger than the small queue of their share, which is empty.
         let large = match share {
             CacheType::Main => vec![0; 25_000],
             CacheType::Hot => vec![0; 5_000],
@@ -246,7 +246,7 @@ fn large_values_get_their_share_from_many_small_ones_of_the_other() {
 }
 
 #[test]
-fn an_entry_asked_for_again_outlives_a_scan() {
+fn entry_used_again_survives_a_scan() {
     let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
     put(&store, "wanted", b"value", CacheType::Main, None);
     for n in 0..5000 {
@@ -256,7 +256,7 @@ fn an_entry_asked_for_again_outlives_a_scan() {
 }
 
 #[test]
-fn lru_evicts_what_was_used_longest_ago() {
+fn lru_evicts_the_least_recently_used() {
     let room_for_three = 3 * weight::of_entry(3);
     let store = store(room_for_three, Eviction::Lru, 1, &Clock::manual());
     for key in ["a", "b", "c"] {
@@ -270,7 +270,7 @@ fn lru_evicts_what_was_used_longest_ago() {
 }
 
 #[test]
-fn an_entry_expires_on_the_tick() {
+fn entry_expires_on_the_tick() {
     let clock = Clock::manual();
     let store = store(10_000, Eviction::S3Fifo, 1, &clock);
     put(
@@ -288,7 +288,7 @@ fn an_entry_expires_on_the_tick() {
 }
 
 #[test]
-fn expired_entries_are_swept_out_by_later_insertions() {
+fn insertions_sweep_expired_entries() {
     let clock = Clock::manual();
     let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
     for n in 0..1000 {
@@ -313,7 +313,7 @@ fn expired_entries_are_swept_out_by_later_insertions() {
 }
 
 #[test]
-fn a_load_that_began_before_a_removal_puts_nothing_in() {
+fn load_that_began_before_a_removal_is_not_cached() {
     let store = store(10_000, Eviction::S3Fifo, 1, &Clock::manual());
     for remove in [
         (|store, hash| drop(Store::remove(store, hash, "key"))) as fn(&Store, KeyHash),
@@ -342,7 +342,7 @@ fn a_load_that_began_before_a_removal_puts_nothing_in() {
 }
 
 #[test]
-fn nothing_is_evicted_for_a_key_that_no_slot_can_tell_the_length_of() {
+fn key_too_long_for_a_slot_evicts_nothing() {
     let store = store(200_000, Eviction::Lru, 1, &Clock::manual());
     for n in 0..2000 {
         put(&store, &format!("key{n}"), b"value", CacheType::Main, None);
@@ -354,18 +354,19 @@ fn nothing_is_evicted_for_a_key_that_no_slot_can_tell_the_length_of() {
 }
 
 #[test]
-fn the_graveyard_tells_what_left_and_why() {
+fn evicted_entries_have_key_value_and_cause() {
     let clock = Clock::manual();
     let store = store(2_000, Eviction::S3Fifo, 1, &clock);
-    let tell = |gone: EvictedEntries| -> Vec<(String, ByteView, RemovalCause)> {
-        gone.iter()
+    let list = |evicted: EvictedEntries| -> Vec<(String, ByteView, RemovalCause)> {
+        evicted
+            .iter()
             .map(|d| (d.entry.key().to_string(), d.entry.value(), d.cause))
             .collect()
     };
     put(&store, "a", b"1", CacheType::Main, None);
-    let replaced = tell(put(&store, "a", b"2", CacheType::Main, None));
+    let replaced = list(put(&store, "a", b"2", CacheType::Main, None));
     assert_eq!(replaced, [("a".into(), "1".into(), RemovalCause::Replaced)]);
-    let removed = tell(store.remove(store.hash("a"), "a"));
+    let removed = list(store.remove(store.hash("a"), "a"));
     assert_eq!(removed, [("a".into(), "2".into(), RemovalCause::Explicit)]);
     put(
         &store,
@@ -375,11 +376,11 @@ fn the_graveyard_tells_what_left_and_why() {
         Some(Duration::from_secs(1)),
     );
     clock.advance(Duration::from_secs(1));
-    let swept = tell(put(&store, "c", b"4", CacheType::Main, None));
+    let swept = list(put(&store, "c", b"4", CacheType::Main, None));
     assert_eq!(swept, [("b".into(), "3".into(), RemovalCause::Expired)]);
     let evicted: Vec<_> = (0..100)
         .flat_map(|n| {
-            tell(put(
+            list(put(
                 &store,
                 &format!("d{n}"),
                 &[0; 50],
@@ -397,7 +398,7 @@ fn the_graveyard_tells_what_left_and_why() {
 }
 
 #[test]
-fn tables_shrink_when_few_large_entries_take_the_place_of_many_small_ones() {
+fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let clock = Clock::manual();
         let store = store(1 << 20, eviction, 1, &clock);
@@ -419,8 +420,8 @@ fn tables_shrink_when_few_large_entries_take_the_place_of_many_small_ones() {
             );
         }
         assert!(slots() < many / 8, "{} slots", slots());
-        let charged = store.shards[0].read().audit();
-        assert_eq!(charged, store.budget.used());
+        let used = store.shards[0].read().audit();
+        assert_eq!(used, store.budget.used());
         for n in 0..400 {
             let hash = store.hash(&format!("large{n}"));
             if let Ok(hit) = store.peek(hash, &format!("large{n}")) {
@@ -433,7 +434,7 @@ fn tables_shrink_when_few_large_entries_take_the_place_of_many_small_ones() {
 }
 
 #[test]
-fn the_longest_time_to_live_is_for_ever() {
+fn longest_time_to_live_never_expires() {
     let clock = Clock::manual();
     let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
     put(&store, "key", b"x", CacheType::Main, Some(Duration::MAX));
@@ -442,7 +443,7 @@ fn the_longest_time_to_live_is_for_ever() {
 }
 
 #[test]
-fn look_ups_are_counted_by_share() {
+fn lookups_are_counted_by_share() {
     let store = store(10_000, Eviction::S3Fifo, 4, &Clock::manual());
     put(&store, "mine", b"1", CacheType::Main, None);
     put(&store, "theirs", b"2", CacheType::Hot, None);
@@ -458,7 +459,7 @@ fn look_ups_are_counted_by_share() {
 }
 
 #[test]
-fn many_threads_keep_the_books_straight() {
+fn used_bytes_stay_exact_under_many_threads() {
     let store = store(100_000, Eviction::S3Fifo, 4, &Clock::manual());
     std::thread::scope(|scope| {
         for thread in 0..4_usize {
@@ -475,13 +476,13 @@ fn many_threads_keep_the_books_straight() {
             });
         }
     });
-    let charged: u64 = store.shards.iter().map(|shard| shard.read().audit()).sum();
-    assert_eq!(charged, store.budget.used());
-    assert!(charged <= 100_000, "{charged}");
+    let used: u64 = store.shards.iter().map(|shard| shard.read().audit()).sum();
+    assert_eq!(used, store.budget.used());
+    assert!(used <= 100_000, "{used}");
 }
 
 #[test]
-fn all_live_entries_are_found_and_no_other() {
+fn iter_returns_all_live_entries_and_no_other() {
     let clock = Clock::manual();
     let store = store(1 << 20, Eviction::S3Fifo, 4, &clock);
     for n in 0..100_u64 {
@@ -509,5 +510,5 @@ fn all_live_entries_are_found_and_no_other() {
         .collect();
     assert_eq!(found, expected);
     let stats = store.lookups();
-    assert_eq!(stats, (0, 0), "looking counts as nothing");
+    assert_eq!(stats, (0, 0), "iterating counts as no look-up");
 }

@@ -1,9 +1,9 @@
-//! How room is made: by one large value for many small ones, and by a smaller capacity.
+//! Eviction of many entries: for one large value, and for a smaller capacity.
 
 use super::*;
 
 #[test]
-fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
+fn value_that_replaces_thousands_evicts_them_in_steps() {
     for (eviction, shards) in [
         (Eviction::Lru, 1),
         (Eviction::Lru, 4),
@@ -20,24 +20,24 @@ fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
         if eviction == Eviction::S3Fifo {
             assert!(
                 gone.is_empty(),
-                "one so large is kept on its second request"
+                "a value so large is cached on its second request"
             );
             gone = large();
         }
         assert!(
             get(&store, "large").is_some(),
-            "it does not wait for the others"
+            "it is cached before all others have left"
         );
         let mut evicted = 0;
         loop {
             let batch = gone.iter().count();
             assert!(batch <= EVICTED_AT_ONCE, "{batch} at once");
             evicted += batch as u64;
-            let Some(unsettled) = gone.pending() else {
+            let Some(pending) = gone.pending() else {
                 break;
             };
-            assert_eq!(batch, EVICTED_AT_ONCE, "it stops for no other reason");
-            gone = store.finish_eviction(unsettled);
+            assert_eq!(batch, EVICTED_AT_ONCE, "it stops only at the limit");
+            gone = store.finish_eviction(pending);
         }
         assert!(evicted > 10 * EVICTED_AT_ONCE as u64, "{evicted}");
         assert_eq!(total_items(&store), full + 1 - evicted);
@@ -49,7 +49,7 @@ fn a_value_in_the_place_of_thousands_evicts_them_by_and_by() {
 }
 
 #[test]
-fn insertions_go_on_where_one_was_left_unsettled() {
+fn insertion_finishes_a_pending_eviction_of_another() {
     let store = store(1 << 20, Eviction::Lru, 1, &Clock::manual());
     for n in 0..20_000 {
         put(&store, &n.to_string(), &[0; 50], CacheType::Main, None);
@@ -63,7 +63,7 @@ fn insertions_go_on_where_one_was_left_unsettled() {
 }
 
 #[test]
-fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
+fn smaller_capacity_is_evicted_to_and_larger_one_is_used() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let store = store(1 << 20, eviction, 4, &Clock::manual());
         let fill = |from: u64| {
@@ -85,7 +85,7 @@ fn a_smaller_capacity_evicts_down_to_it_and_a_larger_one_is_used() {
         assert!(total_bytes(&store) <= 1 << 16);
         assert!(total_bytes(&store) > (1 << 16) - 200, "no more than needed");
         let slots: usize = store.shards.iter().map(|shard| shard.read().slots()).sum();
-        assert!(slots < full as usize / 4, "the tables shrank, too");
+        assert!(slots < full as usize / 4, "the tables shrink too");
         store.set_capacity(1 << 21);
         fill(20_000);
         assert!(total_items(&store) > full, "the new room is used");
