@@ -14,7 +14,7 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use common::caches::{ALL, Cache, VALUE, count_load, key, loads};
-use common::{Report, Rng, Zipf, shuffled, turns, wanted};
+use common::{Report, Rng, Zipf, chosen, shuffled, turns, wanted};
 
 const KEYS: usize = 500_000;
 const ROOM: usize = KEYS / 10;
@@ -41,6 +41,9 @@ fn main() {
                 operations(&keys, &mut new_keys, || order[zipf.draw(&mut rng)] as usize);
             for n in round.order {
                 let (name, cache) = &caches[n];
+                if !chosen(name) {
+                    continue;
+                }
                 let (seconds, missed) = run(&**cache, &operations, threads);
                 if !round.counted {
                     continue;

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Instant;
 
-use common::{Report, Rng, Zipf, shuffled, turns, wanted};
+use common::{Report, Rng, Zipf, chosen, shuffled, turns, wanted};
 use larder::{ByteView, Context, Group, Registry, Sink};
 
 const KEYS: usize = 100_000;
@@ -97,6 +97,9 @@ fn main() {
             let gets: usize = draws.iter().map(Vec::len).sum();
             for n in round.order {
                 let (name, cache) = &caches[n];
+                if !chosen(name) {
+                    continue;
+                }
                 let seconds = run(&**cache, &draws);
                 if round.counted {
                     let mops = gets as f64 / seconds / 1e6;

@@ -10,7 +10,7 @@ mod common;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::{Report, Rng, rounds};
+use common::{Report, Rng, chosen, rounds};
 use larder::{Context, Group, Registry, Sink};
 
 const CAPACITY: u64 = 64 << 20;
@@ -55,6 +55,9 @@ fn main() {
     for _ in 0..rounds() {
         for (case, _) in CASES {
             for implementation in ["larder", "quick_cache", "moka"] {
+                if !chosen(implementation) {
+                    continue;
+                }
                 let output = Command::new(&itself)
                     .args(["--child", implementation, case])
                     .output()

@@ -34,20 +34,6 @@ use std::time::Duration;
 
 pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
-/// A value on two cache lines of its own, since processors fetch lines in pairs. It avoids false
-/// sharing between data that many threads write and data that they only read.
-#[derive(Debug)]
-#[repr(align(128))]
-pub(crate) struct Padded<T>(pub(crate) T);
-
-impl<T> std::ops::Deref for Padded<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
 /// A mutex that a panicking holder leaves usable.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(imp::Mutex<T>);

@@ -263,6 +263,13 @@ pub fn wanted(case: &str) -> bool {
     chosen.is_empty() || chosen.split(',').any(|name| name == case)
 }
 
+/// Whether to run an implementation: `LARDER_IMPLS` is a comma-separated list of names. Without it, all
+/// run.
+pub fn chosen(name: &str) -> bool {
+    let chosen = std::env::var("LARDER_IMPLS").unwrap_or_default();
+    chosen.is_empty() || chosen.split(',').any(|other| other == name)
+}
+
 /// The number of rounds: `LARDER_ROUNDS`, or 5.
 pub fn rounds() -> usize {
     std::env::var("LARDER_ROUNDS")

@@ -19,7 +19,7 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use common::caches::{ALL, Cache, Make, SHARING, VALUE, count_load, key};
-use common::{Report, turns, wanted};
+use common::{Report, chosen, turns, wanted};
 
 /// Fills of one round.
 const FILLS: usize = 200_000;
@@ -41,6 +41,9 @@ fn main() {
     for (case, threads, evicting) in CASES.into_iter().filter(|(case, ..)| wanted(case)) {
         for round in turns(ALL.len() + usize::from(golang.is_some())) {
             for n in round.order {
+                if !chosen(ALL.get(n).map_or("golang", |(name, _)| name)) {
+                    continue;
+                }
                 let (name, ns) = match (ALL.get(n), &golang) {
                     (Some((name, make)), _) => {
                         let others = evicting.then_some(&*others);
@@ -58,6 +61,9 @@ fn main() {
     if wanted(one_key::CASE) {
         for round in turns(SHARING + usize::from(golang.is_some())) {
             for n in round.order {
+                if !chosen(ALL[..SHARING].get(n).map_or("golang", |(name, _)| name)) {
+                    continue;
+                }
                 let (name, measured) = match &golang {
                     Some(golang) if n == SHARING => ("golang", golang.one_key()),
                     _ => (ALL[n].0, one_key::measure(ALL[n].1)),

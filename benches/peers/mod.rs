@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use ::larder::http::HttpClient;
 
-use crate::common::{Rng, result_file};
+use crate::common::{Rng, chosen, result_file};
 
 /// The get of one thread of a client. Returns the length of the key's value.
 pub type Get<'a> = Box<dyn FnMut(&str) -> usize + Send + 'a>;
@@ -85,6 +85,7 @@ impl Pair {
                 start(&["client", address])
             }));
         }
+        pairs.retain(|pair| chosen(pair.name));
         pairs
     }
 
