@@ -6,6 +6,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetRequest;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
 /// Finds the peer that owns a key.
@@ -131,13 +132,20 @@ type PickerOf = dyn Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync;
 /// The place of a registry's peer picker, which its groups share.
 #[derive(Clone, Default)]
 pub(crate) struct PickerSlot {
-    pickers: Arc<RwLock<Option<Pickers>>>,
+    shared: Arc<SharedPickers>,
+}
+
+#[derive(Default)]
+struct SharedPickers {
+    /// Whether there are pickers. Without any, a load takes no lock here.
+    is_set: AtomicBool,
+    pickers: RwLock<Option<Pickers>>,
 }
 
 impl PickerSlot {
     /// Puts pickers in, if there are none.
     pub(crate) fn register(&self, pickers: Pickers) -> Result<()> {
-        let mut slot = self.pickers.write();
+        let mut slot = self.shared.pickers.write();
         if slot.is_some() {
             return Err(Error::new(
                 ErrorKind::AlreadyRegistered,
@@ -145,6 +153,7 @@ impl PickerSlot {
             ));
         }
         *slot = Some(pickers);
+        self.shared.is_set.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -158,7 +167,10 @@ impl PickerSlot {
     /// Asks the picker of a group; `None` while none is registered. No lock is held meanwhile.
     #[inline]
     pub(crate) fn ask<R>(&self, group: &str, ask: impl FnOnce(&dyn PeerPicker) -> R) -> Option<R> {
-        let pickers = self.pickers.read().clone()?;
+        if !self.shared.is_set.load(Ordering::Acquire) {
+            return None;
+        }
+        let pickers = self.shared.pickers.read().clone()?;
         Some(match pickers {
             Pickers::One(picker) => ask(&*picker),
             Pickers::ByGroup(picker_of) => ask(&*picker_of(group)),
@@ -179,7 +191,11 @@ pub(crate) struct PickerGuard(PickerSlot);
 #[cfg(feature = "http")]
 impl Drop for PickerGuard {
     fn drop(&mut self) {
-        let picker = self.0.pickers.write().take();
+        let picker = {
+            let mut slot = self.0.shared.pickers.write();
+            self.0.shared.is_set.store(false, Ordering::Release);
+            slot.take()
+        };
         // Not under the lock: the drop may run user code.
         drop(picker);
     }

@@ -15,7 +15,8 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::{Arc, Condvar, Mutex, OnceLock};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 /// Merges calls for the same key at the same time into one.
 ///
@@ -27,7 +28,8 @@ use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 /// assert_eq!(answer, Ok(42));
 /// ```
 pub struct Group<T> {
-    stripes: Box<[Stripe<T>]>,
+    /// Padded against false sharing between stripes.
+    stripes: Box<[CachePadded<Stripe<T>>]>,
     hasher: RandomState,
 }
 
@@ -47,7 +49,7 @@ impl<T> Group<T> {
     /// A group with no flight under way.
     pub fn new() -> Self {
         Group {
-            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            stripes: (0..STRIPES).map(|_| CachePadded::default()).collect(),
             hasher: RandomState::default(),
         }
     }
@@ -60,7 +62,7 @@ impl<T> Group<T> {
 
     /// The number of flights under way that new calls can join.
     pub fn in_flight(&self) -> usize {
-        let count = |stripe: &Stripe<T>| stripe.lock().flights.len();
+        let count = |stripe: &CachePadded<Stripe<T>>| stripe.lock().flights.len();
         self.stripes.iter().map(count).sum()
     }
 
@@ -73,7 +75,19 @@ impl<T> Group<T> {
         }
         let flight = Flight::begin(spare.take(), hash, key);
         flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
-        Joined::Leader(self.lead(flight))
+        let epoch = self.epoch(hash);
+        drop(stripe);
+        Joined::Leader(self.lead(flight), epoch)
+    }
+
+    /// Changes when a flight of a key with this hash ends or is forgotten. Takes no lock.
+    ///
+    /// If a caller reads the same epoch before it releases a lock under which it found no result, and
+    /// when it becomes the leader, no flight has put a result under that lock in between: such a
+    /// flight would have ended after the first reading and before the second.
+    #[inline]
+    pub(crate) fn epoch(&self, hash: u64) -> Epoch {
+        Epoch(self.stripe(hash).epoch.load(Ordering::Relaxed))
     }
 
     /// Resumes the lead of a flight whose leader was [detached](Leader::detach).
@@ -81,13 +95,13 @@ impl<T> Group<T> {
         Leader {
             stripe: Some(self.stripe(flight.hash)),
             flight,
-            if_dropped: None,
             has_waiters: false,
+            end: FlightEnd::Panicked,
         }
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let mut stripe = self.stripe(hash).lock();
+        let mut stripe = self.stripe(hash).lock_and_advance();
         let flights = &mut stripe.flights;
         if let Ok(flight) = flights.find_entry(hash, |flight| flight.is_for(hash, key)) {
             flight.remove();
@@ -97,7 +111,7 @@ impl<T> Group<T> {
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            stripe.lock().flights.clear();
+            stripe.lock_and_advance().flights.clear();
         }
     }
 
@@ -136,14 +150,14 @@ impl<T: Clone> Group<T> {
     pub fn do_once(&self, key: &str, work: impl FnOnce() -> T) -> Result<T, LeaderPanicked> {
         match self.join(self.hash(key), key) {
             // If `work` panics, the leader is dropped, which releases the waiters.
-            Joined::Leader(leader) => {
+            Joined::Leader(leader, _) => {
                 let value = work();
                 leader.finish(&value);
                 Ok(value)
             }
             Joined::Waiter(flight) => match flight.wait_unsubscribed(&Context::background()) {
                 Waited::Finished(value) => Ok(value),
-                Waited::Abandoned | Waited::Left(_) => Err(LeaderPanicked),
+                Waited::Panicked | Waited::Abandoned | Waited::Left(_) => Err(LeaderPanicked),
             },
         }
     }
@@ -163,8 +177,39 @@ impl<T> fmt::Debug for Group<T> {
     }
 }
 
-/// A part of the flights that new callers can join. Padded against false sharing between stripes.
-type Stripe<T> = CachePadded<Mutex<StripeState<T>>>;
+/// A part of the flights that new callers can join.
+struct Stripe<T> {
+    state: Mutex<StripeState<T>>,
+    /// Changes under the lock, and is read without it.
+    epoch: AtomicU64,
+}
+
+impl<T> Default for Stripe<T> {
+    fn default() -> Self {
+        Stripe {
+            state: Mutex::default(),
+            epoch: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<T> Stripe<T> {
+    fn lock(&self) -> MutexGuard<'_, StripeState<T>> {
+        self.state.lock()
+    }
+
+    /// Locks the stripe to take flights out.
+    fn lock_and_advance(&self) -> MutexGuard<'_, StripeState<T>> {
+        let state = self.state.lock();
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        self.epoch.store(epoch + 1, Ordering::Relaxed);
+        state
+    }
+}
+
+/// See [`Group::epoch`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epoch(u64);
 
 struct StripeState<T> {
     flights: HashTable<Arc<Flight<T>>>,
@@ -190,7 +235,8 @@ const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
 /// The role of a caller of [`Group::join`].
 pub(crate) enum Joined<'a, T> {
-    Leader(Leader<'a, T>),
+    /// And the [epoch](Group::epoch) in which the flight began.
+    Leader(Leader<'a, T>, Epoch),
     Waiter(Arc<Flight<T>>),
 }
 
@@ -198,12 +244,20 @@ pub(crate) enum Joined<'a, T> {
 pub(crate) struct Flight<T> {
     hash: u64,
     key: String,
-    /// Set under the lock after `result`, so that `changed` wakes every waiter that saw it unset
-    /// under the lock.
-    is_over: Mutex<bool>,
+    /// `None` while the flight is under way. Set under the lock after `result`, so that `changed`
+    /// wakes every waiter that saw it unset under the lock.
+    end: Mutex<Option<FlightEnd>>,
     changed: Condvar,
-    /// Stays empty if the leader gives up. Outside the lock, so that waiters clone it in parallel.
+    /// Set if the flight is finished. Outside the lock, so that waiters clone it in parallel.
     result: OnceLock<T>,
+}
+
+/// How a flight ended.
+#[derive(Clone, Copy)]
+enum FlightEnd {
+    Finished,
+    Abandoned,
+    Panicked,
 }
 
 /// How a wait ended.
@@ -213,6 +267,8 @@ pub(crate) enum Waited<T> {
     Finished(T),
     /// The leader gave up; the caller has to join again.
     Abandoned,
+    /// The leader panicked.
+    Panicked,
     /// This waiter's own deadline or cancellation came first. The flight goes on.
     Left(Error),
 }
@@ -231,7 +287,7 @@ impl<T> Flight<T> {
         Arc::new(Flight {
             hash,
             key: key.to_owned(),
-            is_over: Mutex::default(),
+            end: Mutex::default(),
             changed: Condvar::new(),
             result: OnceLock::new(),
         })
@@ -253,7 +309,7 @@ impl<T: Clone> Flight<T> {
         let _subscription = ctx.cancellable().then(|| {
             let flight = self.clone();
             ctx.on_cancel(move || {
-                let _is_over = flight.is_over.lock();
+                let _end = flight.end.lock();
                 flight.changed.notify_all();
             })
         });
@@ -262,40 +318,41 @@ impl<T: Clone> Flight<T> {
 
     /// As [`wait`](Self::wait), but a cancellation does not wake the waiter.
     fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
-        let mut is_over = self.is_over.lock();
-        while !*is_over {
+        let mut end = self.end.lock();
+        while end.is_none() {
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }
-            is_over = match ctx.deadline() {
-                None => self.changed.wait(is_over),
+            end = match ctx.deadline() {
+                None => self.changed.wait(end),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Waited::Left(ErrorKind::DeadlineExceeded.into());
                     }
-                    self.changed.wait_timeout(is_over, left)
+                    self.changed.wait_timeout(end, left)
                 }
             };
         }
-        drop(is_over);
+        let panicked = matches!(*end, Some(FlightEnd::Panicked));
+        drop(end);
         match self.result.get() {
             Some(value) => Waited::Finished(value.clone()),
+            None if panicked => Waited::Panicked,
             None => Waited::Abandoned,
         }
     }
 }
 
-/// The caller that does the work of a flight. When it is dropped, the flight is over: the waiters get
-/// the value of [`finish`](Self::finish), else `if_dropped`, else one of them leads the next flight.
+/// The caller that does the work of a flight. To drop it without [`finish`](Self::finish) or
+/// [`abandon`](Self::abandon) is to panic: the waiters get [`Waited::Panicked`].
 pub(crate) struct Leader<'a, T> {
     /// `None` once the flight has left it, or another thread leads it.
     stripe: Option<&'a Stripe<T>>,
     pub(crate) flight: Arc<Flight<T>>,
-    /// The result if the work panics.
-    pub(crate) if_dropped: Option<T>,
     /// Whether the flight had waiters when it left the stripe.
     has_waiters: bool,
+    end: FlightEnd,
 }
 
 impl<T> Leader<'_, T> {
@@ -314,15 +371,17 @@ impl<T> Leader<'_, T> {
     where
         T: Clone,
     {
-        self.if_dropped = None;
         if self.leave() {
-            self.if_dropped = Some(value.clone());
+            // It cannot be set already: a flight has one leader. If the clone panics, the waiters
+            // learn of that panic.
+            let _ = self.flight.result.set(value.clone());
         }
+        self.end = FlightEnd::Finished;
     }
 
-    /// Ends the flight without a result.
+    /// Ends the flight without a result: one of the waiters leads the next flight.
     pub(crate) fn abandon(mut self) {
-        self.if_dropped = None;
+        self.end = FlightEnd::Abandoned;
     }
 
     /// Takes the flight out of its stripe, before the waiters wake up: a waiter that joins again must
@@ -332,7 +391,7 @@ impl<T> Leader<'_, T> {
             return self.has_waiters;
         };
         let this = |flight: &Arc<Flight<T>>| Arc::ptr_eq(flight, &self.flight);
-        let mut stripe = stripe.lock();
+        let mut stripe = stripe.lock_and_advance();
         // Not there if it was forgotten.
         if let Ok(flight) = stripe.flights.find_entry(self.flight.hash, this) {
             let (flight, _) = flight.remove();
@@ -348,14 +407,9 @@ impl<T> Leader<'_, T> {
 
 impl<T> Drop for Leader<'_, T> {
     fn drop(&mut self) {
-        if !self.leave() {
-            return;
+        if self.leave() {
+            *self.flight.end.lock() = Some(self.end);
+            self.flight.changed.notify_all();
         }
-        if let Some(value) = self.if_dropped.take() {
-            // It cannot be set already: a flight has one leader.
-            let _ = self.flight.result.set(value);
-        }
-        *self.flight.is_over.lock() = true;
-        self.flight.changed.notify_all();
     }
 }

@@ -2,14 +2,14 @@
 //! the loader pool.
 
 use super::populate::Placement;
-use super::{Flights, Inner, LoadKey, Loaded};
+use super::{Flights, Inner, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::BusyGuard;
 use crate::peers::ProtoGetter;
 use crate::recursion::{self, Dependency, LoadId};
 use crate::singleflight::{Flight, Joined, Leader, Waited};
-use crate::store::Generation;
+use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
 /// The thread that runs a flight's work.
@@ -74,14 +74,18 @@ struct FlightGuard<'a> {
 }
 
 impl<'a> FlightGuard<'a> {
-    fn new(busy: Option<BusyGuard<'a>>, mut leader: Leader<'a, Result<Loaded>>) -> Result<Self> {
-        let dependency = recursion::work_for(leader.id())?;
-        leader.if_dropped = Some(Err(ErrorKind::GetterPanicked.into()));
-        Ok(FlightGuard {
-            busy,
-            dependency,
-            leader,
-        })
+    fn new(busy: Option<BusyGuard<'a>>, leader: Leader<'a, Result<Loaded>>) -> Result<Self> {
+        match recursion::work_for(leader.id()) {
+            Ok(dependency) => Ok(FlightGuard {
+                busy,
+                dependency,
+                leader,
+            }),
+            Err(circle) => {
+                leader.abandon();
+                Err(circle)
+            }
+        }
     }
 
     fn finish(self, result: &Result<Loaded>) {
@@ -105,6 +109,7 @@ impl Inner {
         executor: Executor,
         ctx: &Context,
         key: LoadKey<'_>,
+        miss: Option<MissToken>,
     ) -> Result<Loaded> {
         loop {
             if let Some(ended) = ctx.err() {
@@ -112,14 +117,17 @@ impl Inner {
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(flight) => wait(&flight, ctx),
-                Joined::Leader(leader) => {
-                    let generation = match self.recheck_cache(key) {
-                        Ok(value) => {
-                            let result = Ok(value);
-                            leader.finish(&result);
-                            return result;
-                        }
-                        Err(generation) => generation,
+                Joined::Leader(leader, epoch) => {
+                    let generation = match miss {
+                        Some((generation, at_miss)) if at_miss == epoch => generation,
+                        _ => match self.recheck_cache(key) {
+                            Ok(value) => {
+                                let result = Ok(value);
+                                leader.finish(&result);
+                                return result;
+                            }
+                            Err(generation) => generation,
+                        },
                     };
                     if !matches!(from, LoadFrom::GetterAfterPeers) {
                         self.counters.add(|loads| &loads.loads_deduped);
@@ -149,6 +157,9 @@ impl Inner {
     /// 4. B's flight ends.
     /// 5. A looks for a flight, finds none, and leads another.
     /// 6. A loads what has just been loaded.
+    ///
+    /// Skipped if no flight of the key ended between A's miss and A becoming leader, which the epochs
+    /// show.
     pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
         self.store.peek(key.hash, key.key).map(Loaded::from)
     }
@@ -197,21 +208,22 @@ impl Inner {
         generation: Generation,
     ) -> Option<Result<Loaded>> {
         let on_pool = guard.busy.is_some();
-        let loaded = match from {
-            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, generation),
+        let mut evicted = EvictedEntries::default();
+        let result = match from {
+            LoadFrom::Getter(placement) => {
+                self.run_getter(*placement, ctx, key, generation, &mut evicted)
+            }
             LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, generation)
+                self.run_getter(Placement::Fallback, ctx, key, generation, &mut evicted)
             }
-            LoadFrom::Peers(owner) => self.load_from_peers(owner, on_pool, ctx, key, generation),
-        };
-        let (result, evicted) = match loaded {
-            Ok((value, evicted)) => (Ok(value), evicted),
-            Err(_) if ctx.err().is_some() => {
-                guard.abandon();
-                return None;
+            LoadFrom::Peers(owner) => {
+                self.load_from_peers(owner, on_pool, ctx, key, generation, &mut evicted)
             }
-            Err(error) => (Err(error), Default::default()),
         };
+        if result.is_err() && ctx.err().is_some() {
+            guard.abandon();
+            return None;
+        }
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread is busy until it returns.
         let busy = match self.eviction_listener {
@@ -241,6 +253,7 @@ fn wait(flight: &Arc<Flight<Result<Loaded>>>, ctx: &Context) -> Option<Result<Lo
             None
         }
         Waited::Finished(result) => Some(result),
+        Waited::Panicked => Some(Err(ErrorKind::GetterPanicked.into())),
         Waited::Left(ended) => Some(Err(ended)),
         // The leader ran out of time, or got no thread.
         Waited::Abandoned => None,

@@ -3,7 +3,7 @@
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
 use super::populate::Placement;
-use super::{Inner, LoadKey, Loaded};
+use super::{Inner, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,13 +20,18 @@ impl Inner {
     /// Loads a key for a caller of this process: from the key's owner, or here if that is this
     /// process.
     #[cold]
-    pub(super) fn load(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<ByteView> {
+    pub(super) fn load(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        miss: Option<MissToken>,
+    ) -> Result<ByteView> {
         self.check_key(key.key)?;
         let loaded = match self.peers.owner(&self.name, key.key) {
-            None => self.load_locally(Placement::Main, ctx, key),
+            None => self.load_locally(Placement::Main, ctx, key, miss),
             Some(owner) => {
                 let executor = Executor::for_peer(ctx, &*owner);
-                self.load_once(&LoadFrom::Peers(owner), executor, ctx, key)
+                self.load_once(&LoadFrom::Peers(owner), executor, ctx, key, None)
             }
         };
         loaded.map(|loaded| loaded.view)
@@ -39,13 +44,14 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         key: LoadKey<'_>,
+        miss: MissToken,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
         let placement = match self.peers.owner(&self.name, key.key) {
             None => Placement::Main,
             Some(_) => Placement::Fallback,
         };
-        self.load_locally(placement, ctx, key)
+        self.load_locally(placement, ctx, key, Some(miss))
     }
 
     fn load_locally(
@@ -53,9 +59,10 @@ impl Inner {
         placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
+        miss: Option<MissToken>,
     ) -> Result<Loaded> {
         let executor = Executor::for_getter(ctx);
-        self.load_once(&LoadFrom::Getter(placement), executor, ctx, key)
+        self.load_once(&LoadFrom::Getter(placement), executor, ctx, key, miss)
     }
 
     /// The work of a getter flight.
@@ -65,7 +72,8 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
         generation: Generation,
-    ) -> Result<(Loaded, EvictedEntries)> {
+        evicted: &mut EvictedEntries,
+    ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(key.key, self.max_value_size);
         let returned = self.getter.get(ctx, key.key, &mut sink);
@@ -73,7 +81,7 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        Ok(self.populate(placement, key, generation, view, ttl))
+        Ok(self.populate(placement, key, generation, view, ttl, evicted))
     }
 
     /// The work of a peer flight: asks the peers for a key, and runs the getter if none answers.
@@ -84,10 +92,11 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
         generation: Generation,
-    ) -> Result<(Loaded, EvictedEntries)> {
+        evicted: &mut EvictedEntries,
+    ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
             let PeerResponse { value, ttl, .. } = answer?;
-            return Ok(self.populate(Placement::Hot, key, generation, value, ttl));
+            return Ok(self.populate(Placement::Hot, key, generation, value, ttl, evicted));
         }
         // On a loader thread the callers can leave this flight, so the getter needs no other thread.
         let executor = if on_pool {
@@ -95,8 +104,7 @@ impl Inner {
         } else {
             Executor::for_getter(ctx)
         };
-        let value = self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key)?;
-        Ok((value, EvictedEntries::default()))
+        self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None)
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.

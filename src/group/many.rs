@@ -8,7 +8,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::Generation;
+use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
@@ -45,7 +45,7 @@ impl Inner {
     ) -> Vec<Result<ByteView>> {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
-            let found = self.store.get(hash, key);
+            let found = self.store.get(hash, key, || ()).ok();
             if found.is_none() {
                 self.store.count_miss();
             }
@@ -59,7 +59,7 @@ impl Inner {
             let queries = self.peers.ask(&self.name, plan).unwrap_or_default();
             self.ask_owners(ctx, queries, &mut results);
         }
-        let load = |key: &K| self.load(ctx, self.key(key.as_ref()));
+        let load = |key: &K| self.load(ctx, self.key(key.as_ref()), None);
         let missing = keys.iter().zip(results);
         missing
             .map(|(key, result)| result.unwrap_or_else(|| load(key)))
@@ -175,8 +175,9 @@ impl Inner {
             };
             self.counters.add(|loads| &loads.loads_deduped);
             self.counters.add(|loads| &loads.peer_loads);
-            let (value, evicted) =
-                self.populate(Placement::Hot, self.key(key), *generation, value, ttl);
+            let mut evicted = EvictedEntries::default();
+            let key = self.key(key);
+            let value = self.populate(Placement::Hot, key, *generation, value, ttl, &mut evicted);
             self.notify_and_drop(evicted);
             found.push((*at, value.view));
         }

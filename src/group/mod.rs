@@ -28,10 +28,10 @@ use crate::loader_pool::LoaderPool;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
-use crate::singleflight;
+use crate::singleflight::{self, Epoch};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::{Entry, Evicted, Hit, KeyHash, RemovalCause, Store, check_capacity};
+use crate::store::{Entry, Evicted, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity};
 use crate::sync::Arc;
 use counters::LoadCounters;
 
@@ -96,6 +96,9 @@ impl From<Hit> for Loaded {
     }
 }
 
+/// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
+type MissToken = (Generation, Epoch);
+
 /// A key and its hash.
 #[derive(Clone, Copy)]
 struct LoadKey<'a> {
@@ -135,7 +138,7 @@ impl Group {
     /// [`ErrorKind::GetterPanicked`], and the next call loads again.
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
-        self.get_with(&Context::background(), key)
+        self.inner.get(BACKGROUND, key)
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -221,7 +224,8 @@ impl Group {
     /// look-up only if there is a value: otherwise the peer sends another request, for
     /// [`serve_peer`](Self::serve_peer).
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
-        let hit = self.inner.store.get(self.inner.store.hash(key), key)?;
+        let hash = self.inner.store.hash(key);
+        let hit = self.inner.store.get(hash, key, || ()).ok()?;
         self.inner.counters.add(|loads| &loads.server_requests);
         Some(self.inner.peer_response(hit.into()))
     }
@@ -335,13 +339,19 @@ impl fmt::Debug for Group {
 }
 
 impl Inner {
+    #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
         let hash = self.store.hash(key);
-        if let Some(hit) = self.store.get(hash, key) {
-            return Ok(hit.view);
+        match self
+            .store
+            .get(hash, key, || self.getter_flights.epoch(hash.get()))
+        {
+            Ok(hit) => Ok(hit.view),
+            Err(miss) => {
+                self.store.count_miss();
+                self.load(ctx, LoadKey { hash, key }, Some(miss))
+            }
         }
-        self.store.count_miss();
-        self.load(ctx, LoadKey { hash, key })
     }
 
     fn key<'a>(&self, key: &'a str) -> LoadKey<'a> {
@@ -352,11 +362,14 @@ impl Inner {
     fn get_for_peer(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let hash = self.store.hash(key);
-        let value = match self.store.get(hash, key) {
-            Some(hit) => hit.into(),
-            None => {
+        let found = self
+            .store
+            .get(hash, key, || self.getter_flights.epoch(hash.get()));
+        let value = match found {
+            Ok(hit) => hit.into(),
+            Err(miss) => {
                 self.store.count_miss();
-                self.load_for_peer(ctx, LoadKey { hash, key })?
+                self.load_for_peer(ctx, LoadKey { hash, key }, miss)?
             }
         };
         Ok(self.peer_response(value))
@@ -430,6 +443,9 @@ impl Inner {
         }
     }
 }
+
+/// A context without a drop in the caller, which would move the result once more.
+const BACKGROUND: &Context = &Context::background();
 
 /// The longest group name, in bytes.
 pub(crate) const MAX_NAME: usize = 256;

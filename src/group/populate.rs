@@ -70,8 +70,8 @@ impl fmt::Debug for HotAdmission {
 }
 
 impl Inner {
-    /// Puts a loaded value into its share. Returns the value as it is kept, and the entries evicted
-    /// for it, for [`notify_and_drop`](Self::notify_and_drop).
+    /// Puts a loaded value into its share, and the entries evicted for it into `evicted`, for
+    /// [`notify_and_drop`](Self::notify_and_drop). Returns the value as it is kept.
     pub(super) fn populate(
         &self,
         placement: Placement,
@@ -79,7 +79,8 @@ impl Inner {
         generation: Generation,
         mut view: ByteView,
         ttl: Option<Duration>,
-    ) -> (Loaded, EvictedEntries) {
+        evicted: &mut EvictedEntries,
+    ) -> Loaded {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match placement {
             Placement::Main => (CacheType::Main, ttl),
@@ -90,7 +91,7 @@ impl Inner {
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, &view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
-            return (Loaded { view, expires }, EvictedEntries::default());
+            return Loaded { view, expires };
         }
         view.make_keyed(key);
         let new = NewEntry {
@@ -101,8 +102,8 @@ impl Inner {
             expires,
             loaded_at: generation,
         };
-        let evicted = self.store.insert(new);
-        (Loaded { view, expires }, evicted)
+        self.store.insert(new, evicted);
+        Loaded { view, expires }
     }
 
     /// Calls the listener for entries that left the store, then drops them; and goes on evicting if
@@ -116,6 +117,7 @@ impl Inner {
 
     pub(super) fn notify_all(&self, mut evicted: EvictedEntries, panic: &mut FirstPanic) {
         loop {
+            evicted.prefetch();
             let pending = evicted.pending();
             let listener = self.eviction_listener.as_ref();
             if let Some(listener) = listener.filter(|_| !evicted.is_empty()) {

@@ -95,7 +95,9 @@ impl Held {
         let call = || {
             let (group, ctx) = (self.group.clone(), ctx.clone());
             thread::spawn(move || {
-                catch_unwind(AssertUnwindSafe(|| group.load(&ctx, group.key("key"))))
+                catch_unwind(AssertUnwindSafe(|| {
+                    group.load(&ctx, group.key("key"), None)
+                }))
             })
         };
         let runs = self.runs();
@@ -183,7 +185,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
-    let next = held.group.load(ctx, held.group.key("key"));
+    let next = held.group.load(ctx, held.group.key("key"), None);
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -205,7 +207,7 @@ fn error_is_shared_and_not_cached() {
                 );
             }
             assert_eq!(held.runs(), 1);
-            let next = held.group.load(&ctx, held.group.key("key"));
+            let next = held.group.load(&ctx, held.group.key("key"), None);
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
@@ -236,7 +238,7 @@ fn recheck_prevents_second_load() {
     let key = held.group.key("key");
     let mut charged = None;
     for _ in 0..10 {
-        let value = held.group.load(&Context::background(), key);
+        let value = held.group.load(&Context::background(), key, None);
         assert_eq!(value.expect("a value"), "key");
         let main = held.group.store.stats(CacheType::Main);
         assert_eq!(main.items, 1);
@@ -254,7 +256,7 @@ fn leader_past_its_deadline_costs_waiters_one_more_load() {
     let followers: Vec<_> = (0..50)
         .map(|n| {
             let (group, ctx) = (held.group.clone(), contexts()[n % 2].clone());
-            thread::spawn(move || group.load(&ctx, group.key("key")))
+            thread::spawn(move || group.load(&ctx, group.key("key"), None))
         })
         .collect();
     for caller in leader {

@@ -28,6 +28,11 @@ impl Entry {
         }
     }
 
+    /// The byte of the allocation at `at`, if it is that long.
+    pub(super) fn byte(&self, at: usize) -> Option<u8> {
+        self.data.get(at).copied()
+    }
+
     /// The key.
     pub fn key(&self) -> &str {
         // It was inserted as a `&str`.
@@ -59,7 +64,6 @@ impl fmt::Debug for Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct Hit {
     pub(crate) view: ByteView,
-    pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
 }
 

@@ -34,6 +34,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
 
+use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::stats::{CacheStats, CacheType};
 use crate::sync::RwLock;
@@ -119,12 +120,28 @@ impl Store {
         self.budget.capacity()
     }
 
-    /// The live entry of a key, counted as a hit and as a use. If there is none, nothing is
-    /// counted: see [`count_miss`](Self::count_miss).
-    #[inline]
-    pub(crate) fn get(&self, hash: KeyHash, key: &str) -> Option<Hit> {
-        let hit = self.shard(hash).read().get(hash, key, &self.clock)?;
-        self.lookups.add(|lookups| match hit.share {
+    /// The live entry of a key, counted as a hit and as a use. If there is none, nothing is counted
+    /// (see [`count_miss`](Self::count_miss)), and the generation is as that of
+    /// [`peek`](Self::peek). `at_miss` then runs under the shard's lock, so no entry is inserted
+    /// between the look-up and its call. It must take no lock.
+    #[inline(always)]
+    pub(crate) fn get<M>(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        at_miss: impl FnOnce() -> M,
+    ) -> Result<Hit, (Generation, M)> {
+        let shard = self.shard(hash).read();
+        let Some(slot) = shard.find(hash, key, &self.clock) else {
+            return Err((shard.generation(hash), at_miss()));
+        };
+        slot.meta.count_hit();
+        let (share, expires) = (slot.meta.share(), slot.expires);
+        // The view is built last: a view that is built here and then moved goes through memory in
+        // pieces of other sizes, which stalls (no store forwarding).
+        let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
+        drop(shard);
+        self.lookups.add(|lookups| match share {
             CacheType::Main => &lookups.main_hits,
             CacheType::Hot => &lookups.hot_hits,
         });
@@ -132,7 +149,11 @@ impl Store {
             // The entry may have left between the two locks; then nothing moves.
             self.shard(hash).write().promote(hash, key);
         }
-        Some(hit)
+        let end = data.len();
+        Ok(Hit {
+            view: ByteView::window(data, start, end),
+            expires,
+        })
     }
 
     /// Counts a look-up that found nothing.
@@ -148,8 +169,13 @@ impl Store {
     /// removal, which removes it, or refused after it.
     pub(crate) fn peek(&self, hash: KeyHash, key: &str) -> Result<Hit, Generation> {
         let shard = self.shard(hash).read();
-        let hit = shard.peek(hash, key, &self.clock);
-        hit.ok_or_else(|| shard.generation(hash))
+        match shard.find(hash, key, &self.clock) {
+            Some(slot) => Ok(Hit {
+                view: slot.view(),
+                expires: slot.expires,
+            }),
+            None => Err(shard.generation(hash)),
+        }
     }
 
     /// Inserts an entry in place of an older one of its key, and evicts to make room.
@@ -158,13 +184,11 @@ impl Store {
     /// caller reports and drops the entries that left, and then
     /// [finishes the eviction](Self::finish_eviction): a value that takes the place of thousands is
     /// in the store before all of them have left.
-    pub(crate) fn insert(&self, new: NewEntry<'_>) -> EvictedEntries {
-        let mut evicted = EvictedEntries::default();
+    pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
         let mut shard = self.shard(new.hash).write();
-        shard.insert(&new, &mut self.update(&mut evicted));
+        shard.insert(&new, &mut self.update(evicted));
         drop(shard);
-        self.evict_elsewhere(new.hash, &mut evicted);
-        evicted
+        self.evict_elsewhere(new.hash, evicted);
     }
 
     /// Continues an insertion whose first victims were dropped: evicts some more.

@@ -4,12 +4,12 @@
 use hashbrown::HashTable;
 
 use super::budget::Ledger;
-use super::entry::{Entry, Hit, NewEntry};
+use super::entry::{Entry, NewEntry};
 use super::evicted::{EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
 use super::policy::{Eviction, Policy};
-use super::slab::Slab;
+use super::slab::{Slab, SlotRef};
 use super::weight;
 use crate::clock::Clock;
 use crate::shared_bytes::SharedBytes;
@@ -26,6 +26,7 @@ pub(super) const EVICTED_AT_ONCE: usize = 256;
 const MIN_SLOTS: usize = 64;
 
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
@@ -67,7 +68,7 @@ impl Shard {
     }
 
     /// The slot of a key's entry, expired or not.
-    #[inline]
+    #[inline(always)]
     fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
         let short = hash.short();
         let found = self.table.find(table_hash(short), |&index| {
@@ -76,23 +77,11 @@ impl Shard {
         found.copied()
     }
 
-    /// The live entry of a key. Does not count as a use.
-    pub(super) fn peek(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<Hit> {
-        let index = self.index_of(hash, key)?;
-        self.slab
-            .hit(index)
-            .filter(|_| !self.slab.has_expired(index, clock))
-    }
-
-    /// The live entry of a key, which counts as used.
-    #[inline]
-    pub(super) fn get(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<Hit> {
-        let index = self.index_of(hash, key)?;
-        if self.slab.has_expired(index, clock) {
-            return None;
-        }
-        self.slab.meta(index).count_hit();
-        self.slab.hit(index)
+    /// The live entry of a key.
+    #[inline(always)]
+    pub(super) fn find(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<SlotRef<'_>> {
+        let slot = self.slab.slot(self.index_of(hash, key)?)?;
+        (!slot.has_expired(clock)).then_some(slot)
     }
 
     /// All live entries.

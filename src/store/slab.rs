@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::entry::{Entry, Hit, NewEntry};
+use super::entry::{Entry, NewEntry};
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
@@ -22,7 +22,7 @@ pub(super) const MAX_FREQ: u8 = 7;
 /// The facts about a slot's entry that are read without touching the entry.
 #[derive(Debug)]
 pub(super) struct EntryMeta {
-    key_len: u16,
+    pub(super) key_len: u16,
     /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without touching the
     /// entry.
     tag: u8,
@@ -132,8 +132,30 @@ impl List {
     }
 }
 
+/// A slot's entry, borrowed from the slab.
+#[derive(Clone, Copy)]
+pub(super) struct SlotRef<'a> {
+    pub(super) data: &'a SharedBytes,
+    pub(super) meta: &'a EntryMeta,
+    pub(super) expires: Option<Tick>,
+}
+
+impl SlotRef<'_> {
+    pub(super) fn view(&self) -> ByteView {
+        let start = usize::from(self.meta.key_len);
+        ByteView::window(self.data.clone(), start, self.data.len())
+    }
+
+    /// Reads the clock only if the entry can expire.
+    #[inline]
+    pub(super) fn has_expired(&self, clock: &Clock) -> bool {
+        self.expires.is_some_and(|end| end <= clock.now())
+    }
+}
+
 /// All slots of a shard.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Slab {
     /// `None` where the slot is free.
     data: Vec<Option<SharedBytes>>,
@@ -172,15 +194,13 @@ impl Slab {
                 .is_some_and(|data| same_bytes(&data[..key.len()], key.as_bytes()))
     }
 
-    /// The slot's entry as a look-up returns it.
-    #[inline]
-    pub(super) fn hit(&self, index: u32) -> Option<Hit> {
+    /// The slot's entry, if it has one.
+    #[inline(always)]
+    pub(super) fn slot(&self, index: u32) -> Option<SlotRef<'_>> {
         let at = index as usize;
-        let data = self.data[at].as_ref()?;
-        let meta = &self.metas[at];
-        Some(Hit {
-            view: ByteView::window(data.clone(), usize::from(meta.key_len), data.len()),
-            share: meta.share(),
+        Some(SlotRef {
+            data: self.data[at].as_ref()?,
+            meta: &self.metas[at],
             expires: self.expiry(index),
         })
     }

@@ -55,11 +55,16 @@ fn put_pending(
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
         loaded_at: store.shard(hash).read().generation(hash),
     };
-    store.insert(new)
+    let mut evicted = EvictedEntries::default();
+    store.insert(new, &mut evicted);
+    evicted
 }
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
-    Some(store.get(store.hash(key), key)?.view)
+    store
+        .get(store.hash(key), key, || ())
+        .ok()
+        .map(|hit| hit.view)
 }
 
 fn total_bytes(store: &Store) -> u64 {
@@ -324,14 +329,15 @@ fn load_that_began_before_a_removal_is_not_cached() {
         remove(&store, hash);
         let [old, new] = ["old", "new"].map(|value| ByteView::keyed("key", value.as_bytes()));
         let loaded = |view: &ByteView, loaded_at| {
-            store.insert(NewEntry {
+            let new = NewEntry {
                 hash,
                 key: "key",
                 data: view.allocation(),
                 share: CacheType::Main,
                 expires: None,
                 loaded_at,
-            })
+            };
+            store.insert(new, &mut EvictedEntries::default());
         };
         loaded(&old, generation);
         let generation = store.peek(hash, "key").expect_err("still nothing");
@@ -426,7 +432,6 @@ fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
             let hash = store.hash(&format!("large{n}"));
             if let Ok(hit) = store.peek(hash, &format!("large{n}")) {
                 assert_eq!(hit.view, vec![n as u8; 10_000]);
-                assert_eq!(hit.share, [CacheType::Main, CacheType::Hot][n % 2]);
                 assert_eq!(hit.expires, ttl(n).map(|ttl| clock.now().after(ttl)));
             }
         }
