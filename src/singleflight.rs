@@ -15,7 +15,7 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 /// Merges calls for the same key at the same time into one.
@@ -62,7 +62,11 @@ impl<T> Group<T> {
 
     /// The number of flights under way that new calls can join.
     pub fn in_flight(&self) -> usize {
-        let count = |stripe: &CachePadded<Stripe<T>>| stripe.lock().flights.len();
+        let count = |stripe: &CachePadded<Stripe<T>>| {
+            let stripe = stripe.lock();
+            let joinable = |flight: &&Arc<Flight<T>>| !flight.is_forgotten.load(Ordering::Relaxed);
+            stripe.flights.iter().filter(joinable).count()
+        };
         self.stripes.iter().map(count).sum()
     }
 
@@ -74,10 +78,9 @@ impl<T> Group<T> {
             return Joined::Waiter(flight.clone());
         }
         let flight = Flight::begin(spare.take(), hash, key);
-        flights.insert_unique(hash, flight.clone(), |flight| flight.hash);
-        let epoch = self.epoch(hash);
-        drop(stripe);
-        Joined::Leader(self.lead(flight), epoch)
+        let leader = self.lead(&flight);
+        flights.insert_unique(hash, flight, |flight| flight.hash);
+        Joined::Leader(leader, self.epoch(hash))
     }
 
     /// Changes when a flight of a key with this hash ends or is forgotten. Takes no lock.
@@ -91,11 +94,12 @@ impl<T> Group<T> {
     }
 
     /// Resumes the lead of a flight whose leader was [detached](Leader::detach).
-    pub(crate) fn lead(&self, flight: Arc<Flight<T>>) -> Leader<'_, T> {
+    pub(crate) fn lead(&self, flight: &Arc<Flight<T>>) -> Leader<'_, T> {
         Leader {
             stripe: Some(self.stripe(flight.hash)),
-            flight,
-            has_waiters: false,
+            hash: flight.hash,
+            id: LoadId::of(flight),
+            left: None,
             end: FlightEnd::Panicked,
         }
     }
@@ -103,15 +107,17 @@ impl<T> Group<T> {
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
         let mut stripe = self.stripe(hash).lock_and_advance();
         let flights = &mut stripe.flights;
-        if let Ok(flight) = flights.find_entry(hash, |flight| flight.is_for(hash, key)) {
-            flight.remove();
+        if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
+            flight.is_forgotten.store(true, Ordering::Relaxed);
         }
     }
 
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            stripe.lock_and_advance().flights.clear();
+            for flight in &stripe.lock_and_advance().flights {
+                flight.is_forgotten.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -120,8 +126,8 @@ impl<T> Group<T> {
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
         let stripe = self.stripe(hash).lock();
         let flight = stripe.flights.find(hash, |flight| flight.is_for(hash, key));
-        // The table and the leader hold it, too.
-        flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(2))
+        // The table holds it, too.
+        flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(1))
     }
 
     fn stripe(&self, hash: u64) -> &Stripe<T> {
@@ -240,10 +246,12 @@ pub(crate) enum Joined<'a, T> {
     Waiter(Arc<Flight<T>>),
 }
 
-/// A call under way. Its leader and its waiters hold it; so does its stripe, while callers can join.
+/// A call under way. Its stripe and its waiters hold it.
 pub(crate) struct Flight<T> {
     hash: u64,
     key: String,
+    /// Whether new callers start another flight. Changes and is read under the stripe's lock.
+    is_forgotten: AtomicBool,
     /// `None` while the flight is under way. Set under the lock after `result`, so that `changed`
     /// wakes every waiter that saw it unset under the lock.
     end: Mutex<Option<FlightEnd>>,
@@ -281,12 +289,14 @@ impl<T> Flight<T> {
                 reused.hash = hash;
                 reused.key.clear();
                 reused.key.push_str(key);
+                reused.is_forgotten.store(false, Ordering::Relaxed);
                 return flight;
             }
         }
         Arc::new(Flight {
             hash,
             key: key.to_owned(),
+            is_forgotten: AtomicBool::new(false),
             end: Mutex::default(),
             changed: Condvar::new(),
             result: OnceLock::new(),
@@ -294,7 +304,7 @@ impl<T> Flight<T> {
     }
 
     fn is_for(&self, hash: u64, key: &str) -> bool {
-        self.hash == hash && *self.key == *key
+        self.hash == hash && *self.key == *key && !self.is_forgotten.load(Ordering::Relaxed)
     }
 }
 
@@ -349,21 +359,26 @@ impl<T: Clone> Flight<T> {
 pub(crate) struct Leader<'a, T> {
     /// `None` once the flight has left it, or another thread leads it.
     stripe: Option<&'a Stripe<T>>,
-    pub(crate) flight: Arc<Flight<T>>,
-    /// Whether the flight had waiters when it left the stripe.
-    has_waiters: bool,
+    hash: u64,
+    id: LoadId,
+    /// The flight, if it had waiters when it left the stripe.
+    left: Option<Arc<Flight<T>>>,
     end: FlightEnd,
 }
 
 impl<T> Leader<'_, T> {
     /// The flight, to be waited for here and [led](Group::lead) on another thread.
     pub(crate) fn detach(mut self) -> Arc<Flight<T>> {
-        self.stripe = None;
-        self.flight.clone()
+        let stripe = self.stripe.take().expect("a leader is detached once");
+        let stripe = stripe.lock();
+        let flight = stripe
+            .flights
+            .find(self.hash, |flight| LoadId::of(flight) == self.id);
+        flight.expect("a flight stays while it is led").clone()
     }
 
     pub(crate) fn id(&self) -> LoadId {
-        LoadId::of(&self.flight)
+        self.id
     }
 
     /// Ends the flight: callers from now on start another, and the waiters get clones of `value`.
@@ -371,10 +386,11 @@ impl<T> Leader<'_, T> {
     where
         T: Clone,
     {
-        if self.leave() {
+        self.leave();
+        if let Some(flight) = &self.left {
             // It cannot be set already: a flight has one leader. If the clone panics, the waiters
             // learn of that panic.
-            let _ = self.flight.result.set(value.clone());
+            let _ = flight.result.set(value.clone());
         }
         self.end = FlightEnd::Finished;
     }
@@ -385,31 +401,30 @@ impl<T> Leader<'_, T> {
     }
 
     /// Takes the flight out of its stripe, before the waiters wake up: a waiter that joins again must
-    /// not find this flight. Returns whether there are waiters; no more can come.
-    fn leave(&mut self) -> bool {
+    /// not find this flight.
+    fn leave(&mut self) {
         let Some(stripe) = self.stripe.take() else {
-            return self.has_waiters;
+            return;
         };
-        let this = |flight: &Arc<Flight<T>>| Arc::ptr_eq(flight, &self.flight);
         let mut stripe = stripe.lock_and_advance();
-        // Not there if it was forgotten.
-        if let Ok(flight) = stripe.flights.find_entry(self.flight.hash, this) {
+        let this = |flight: &Arc<Flight<T>>| LoadId::of(flight) == self.id;
+        if let Ok(flight) = stripe.flights.find_entry(self.hash, this) {
             let (flight, _) = flight.remove();
-            if Arc::strong_count(&flight) == 2 && flight.key.capacity() <= MAX_SPARE_KEY {
+            if Arc::strong_count(&flight) > 1 {
+                self.left = Some(flight);
+            } else if flight.key.capacity() <= MAX_SPARE_KEY {
                 stripe.spare = Some(flight);
-                return false;
             }
         }
-        self.has_waiters = Arc::strong_count(&self.flight) > 1;
-        self.has_waiters
     }
 }
 
 impl<T> Drop for Leader<'_, T> {
     fn drop(&mut self) {
-        if self.leave() {
-            *self.flight.end.lock() = Some(self.end);
-            self.flight.changed.notify_all();
+        self.leave();
+        if let Some(flight) = &self.left {
+            *flight.end.lock() = Some(self.end);
+            flight.changed.notify_all();
         }
     }
 }

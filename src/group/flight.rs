@@ -181,7 +181,9 @@ impl Inner {
             let (hash, key) = (key.hash, String::from(key.key));
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
-                let leader = from.flights(&group).lead(flight);
+                let leader = from.flights(&group).lead(&flight);
+                // Only waiters hold the flight.
+                drop(flight);
                 if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
                     group.lead(&from, guard, &ctx, key, generation);
                 }
@@ -191,7 +193,7 @@ impl Inner {
             Ok(()) => wait(&flight, ctx),
             Err(refused) => {
                 // A waiter that has time, or needs no loader thread, leads the next flight.
-                from.flights(self).lead(flight).abandon();
+                from.flights(self).lead(&flight).abandon();
                 Some(Err(refused))
             }
         }

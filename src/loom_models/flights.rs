@@ -88,6 +88,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
                 Waited::Finished(value) => return value,
                 // One flight is abandoned in these models. A waiter of it must not join it again.
                 Waited::Abandoned => abandoned += 1,
+                Waited::Panicked => panic!("no leader panics"),
                 Waited::Left(error) => panic!("nothing ends this context: {error}"),
             },
         }
@@ -107,7 +108,7 @@ fn waiters_lead_after_abandoned_flight(followers: usize) {
                 thread::spawn(move || until_landed(&flights, n))
             })
             .collect();
-        drop(leader);
+        leader.abandon();
         for follower in followers {
             assert!(follower.join().unwrap() > 0);
         }
@@ -135,7 +136,7 @@ fn leader_on_another_thread_releases_all_waiters() {
         let flight = leader.detach();
         let leading = {
             let (flights, flight) = (flights.clone(), flight.clone());
-            thread::spawn(move || flights.lead(flight).finish(&1))
+            thread::spawn(move || flights.lead(&flight).finish(&1))
         };
         let other = {
             let flights = flights.clone();
@@ -180,7 +181,9 @@ fn cancellation_always_wakes_the_waiter() {
             panic!("no other caller leads");
         };
         let (ctx, canceller) = Context::background().with_cancel();
-        let flight = leader.flight.clone();
+        let Joined::Waiter(flight) = flights.join(0, "key") else {
+            panic!("a flight is under way");
+        };
         let waiting = thread::spawn(move || flight.wait(&ctx));
         canceller.cancel();
         // The leader lands only after the waiter has left.

@@ -176,7 +176,7 @@ fn waiters_of_abandoned_flight_can_lead_the_next() {
         panic!("there is a leader");
     };
     let waiting = thread::spawn(move || flight.wait(&Context::background()));
-    drop(leader);
+    leader.abandon();
     let waited = waiting.join().expect("no panic");
     assert!(matches!(waited, Waited::Abandoned), "{waited:?}");
     assert!(matches!(flights.join(hash, "key"), Joined::Leader(..)));
@@ -195,12 +195,14 @@ fn panic_in_clone_of_value_releases_waiters() {
     let Joined::Leader(leader, _) = flights.join(1, "key") else {
         panic!("no other caller leads");
     };
-    let flight = leader.flight.clone();
+    let Joined::Waiter(flight) = flights.join(1, "key") else {
+        panic!("a flight is under way");
+    };
     let waiting = thread::spawn(move || flight.wait(&Context::background()));
     let landed = catch_unwind(AssertUnwindSafe(|| leader.finish(&Unclonable)));
     assert!(landed.is_err(), "the panic is the leader's");
     let waited = waiting.join().expect("no panic");
-    assert!(matches!(waited, Waited::Abandoned), "{waited:?}");
+    assert!(matches!(waited, Waited::Panicked), "{waited:?}");
     assert_eq!(flights.in_flight(), 0);
 }
 
@@ -212,7 +214,7 @@ fn detached_flight_is_finished_by_another_leader() {
     };
     let flight = leader.detach();
     assert!(matches!(flights.join(1, "key"), Joined::Waiter(_)));
-    flights.lead(flight.clone()).finish(&8);
+    flights.lead(&flight).finish(&8);
     let waited = flight.wait(&Context::background());
     assert!(matches!(waited, Waited::Finished(8)), "{waited:?}");
     assert_eq!(flights.in_flight(), 0);
@@ -242,7 +244,9 @@ fn finished_value_is_returned_after_the_deadline() {
     let Joined::Leader(leader, _) = flights.join(hash, "key") else {
         panic!("no other caller leads");
     };
-    let flight = leader.flight.clone();
+    let Joined::Waiter(flight) = flights.join(hash, "key") else {
+        panic!("a flight is under way");
+    };
     let late = Context::background().with_timeout(Duration::ZERO);
     let waited = flight.wait(&late);
     assert!(matches!(waited, Waited::Left(_)), "{waited:?}");
