@@ -112,6 +112,63 @@ impl<'h> RequestHead<'h> {
     }
 }
 
+/// A head that later heads of its connection are compared with.
+///
+/// A peer asks for one key after the other, with the same lines around each.
+pub(crate) struct ParsedHead<'h> {
+    head: RequestHead<'h>,
+    before_target: &'h [u8],
+    after_target: &'h [u8],
+}
+
+impl<'h> ParsedHead<'h> {
+    /// Parses a head that [`scan`](crate::wire::scan) found complete. Its headers are stored in
+    /// `fields`.
+    pub(crate) fn parse(
+        bytes: &'h [u8],
+        fields: &'h mut [MaybeUninit<Header<'h>>; MAX_FIELDS],
+    ) -> Result<Self, BadRequest> {
+        let head = parse(bytes, fields)?;
+        // One space ends the method and one the target. Neither contains a space.
+        let method_len = bytes.iter().take_while(|byte| **byte != b' ').count();
+        let (before_target, rest) = bytes.split_at(method_len + 1);
+        let target_len = rest.iter().take_while(|byte| **byte != b' ').count();
+        Ok(ParsedHead {
+            head,
+            before_target,
+            after_target: &rest[target_len..],
+        })
+    }
+
+    /// The length of the head at the start of `bytes`; `None` unless it is complete and differs from
+    /// this one in its target only.
+    ///
+    /// The target has no control character. So all lines end where those of this head end.
+    pub(crate) fn find_similar(&self, bytes: &[u8]) -> Option<usize> {
+        let rest = bytes.strip_prefix(self.before_target)?;
+        let is_end = |&byte: &u8| byte <= b' ' || byte == 0x7f;
+        let (target, rest) = rest.split_at(rest.iter().position(is_end)?);
+        rest.starts_with(self.after_target)
+            .then(|| self.before_target.len() + target.len() + self.after_target.len())
+    }
+
+    /// This head with the target of `similar`, which [`find_similar`](Self::find_similar) found.
+    pub(crate) fn with_target_of<'s>(
+        &'s self,
+        similar: &'s [u8],
+    ) -> Result<RequestHead<'s>, BadRequest> {
+        let end = similar.len() - self.after_target.len();
+        let target = std::str::from_utf8(&similar[self.before_target.len()..end]);
+        let target = target.map_err(|_| NOT_HTTP)?;
+        let (path, query) = split_target(self.head.method, target)?;
+        Ok(RequestHead {
+            path,
+            query,
+            ..self.head
+        })
+    }
+}
+
 /// Parses a head that [`scan`](crate::wire::scan) found complete. Its headers are stored in `fields`.
 pub(crate) fn parse<'h>(
     bytes: &'h [u8],
@@ -131,15 +188,17 @@ pub(crate) fn parse<'h>(
         Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => {
             return Err(bad("a malformed header"));
         }
-        Ok(_) | Err(_) => return Err(bad("not an HTTP request")),
+        Ok(_) | Err(_) => return Err(NOT_HTTP),
     }
     match (request.method, request.path, request.version) {
         (Some(method), Some(target), Some(minor)) => {
             RequestHead::new(method, target, minor == 0, request.headers)
         }
-        _ => Err(bad("not an HTTP request")),
+        _ => Err(NOT_HTTP),
     }
 }
+
+const NOT_HTTP: BadRequest = bad("not an HTTP request");
 
 /// Room for the headers of one head.
 pub(crate) const NO_FIELDS: [MaybeUninit<Header<'static>>; MAX_FIELDS] =

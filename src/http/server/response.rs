@@ -110,36 +110,36 @@ impl Response {
         body
     }
 
-    /// The head as it is sent.
-    pub(crate) fn head(&self, options: ResponseOptions) -> String {
-        let mut head = String::with_capacity(HEAD_CAPACITY);
-        let status = self.status.to_string();
-        for part in ["HTTP/1.1 ", &status, " ", reason(self.status), "\r\n"] {
-            head.push_str(part);
+    /// Appends the head as it is sent.
+    pub(crate) fn push_head(&self, options: ResponseOptions, head: &mut Vec<u8>) {
+        let digits = [100, 10, 1].map(|unit| b'0' + (self.status / unit % 10) as u8);
+        let status: [&[u8]; 5] = [
+            b"HTTP/1.1 ",
+            &digits,
+            b" ",
+            reason(self.status).as_bytes(),
+            b"\r\n",
+        ];
+        for part in status {
+            head.extend_from_slice(part);
         }
-        let mut field = |name: &str, value: &str| {
-            for part in [name, ": ", value, "\r\n"] {
-                head.push_str(part);
-            }
-        };
         let is_server = |(name, _): &(Cow<'_, str>, _)| name.eq_ignore_ascii_case("Server");
         if !self.fields.iter().any(is_server) {
-            field("Server", wire::SERVER);
+            push_field(head, "Server", wire::SERVER);
         }
         if !self.is_bodiless() {
-            field("Content-Type", &self.content_type);
-            field("Content-Length", &self.body.len().to_string());
+            push_field(head, "Content-Type", &self.content_type);
+            push_field(head, "Content-Length", &self.body.len().to_string());
         }
         for (name, value) in &self.fields {
-            field(name, value);
+            push_field(head, name, value);
         }
         if !options.keep_alive {
-            field("Connection", "close");
+            push_field(head, "Connection", "close");
         } else if options.http_10 {
-            field("Connection", "keep-alive");
+            push_field(head, "Connection", "keep-alive");
         }
-        head.push_str("\r\n");
-        head
+        head.extend_from_slice(b"\r\n");
     }
 
     /// The pieces of the body that are sent after the head; none of them is empty.
@@ -169,6 +169,12 @@ pub(crate) struct ResponseOptions {
     pub http_10: bool,
     /// Whether the request was `HEAD`.
     pub head_only: bool,
+}
+
+fn push_field(head: &mut Vec<u8>, name: &str, value: &str) {
+    for part in [name, ": ", value, "\r\n"] {
+        head.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// The reason phrases of RFC 9110, section 15. Clients ignore them.
@@ -221,9 +227,6 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Holds the head of a response to a peer.
-const HEAD_CAPACITY: usize = 256;
-
 const SET_BY_SERVER: [&str; 7] = [
     "content-type",
     "content-length",
@@ -246,9 +249,10 @@ mod tests {
     };
 
     fn sent(response: &Response, options: ResponseOptions) -> String {
-        let pieces: Vec<&[u8]> = response.pieces(options).collect();
-        let body = String::from_utf8(pieces.concat()).expect("UTF-8");
-        response.head(options) + &body
+        let mut bytes = Vec::new();
+        response.push_head(options, &mut bytes);
+        bytes.extend(response.pieces(options).flatten());
+        String::from_utf8(bytes).expect("UTF-8")
     }
 
     #[test]
