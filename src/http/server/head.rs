@@ -140,19 +140,20 @@ impl<'h> ParsedHead<'h> {
         })
     }
 
-    /// The length of the head at the start of `bytes`; `None` unless it is complete and differs from
-    /// this one in its target only.
+    /// Whether `bytes` are one complete head that differs from this one in its target only.
     ///
-    /// The target has no control character. So all lines end where those of this head end.
-    pub(crate) fn find_similar(&self, bytes: &[u8]) -> Option<usize> {
-        let rest = bytes.strip_prefix(self.before_target)?;
-        let is_end = |&byte: &u8| byte <= b' ' || byte == 0x7f;
-        let (target, rest) = rest.split_at(rest.iter().position(is_end)?);
-        rest.starts_with(self.after_target)
-            .then(|| self.before_target.len() + target.len() + self.after_target.len())
+    /// The target has no space and no control character. So the lines end where those of this head
+    /// end.
+    pub(crate) fn is_similar(&self, bytes: &[u8]) -> bool {
+        let rest = bytes.strip_prefix(self.before_target);
+        let target = rest.and_then(|rest| rest.strip_suffix(self.after_target));
+        let is_end = |byte: u8| byte <= b' ' || byte == 0x7f;
+        // A loop that always goes to the end is compiled to vector instructions.
+        let has_end = |target: &[u8]| target.iter().fold(false, |found, b| found | is_end(*b));
+        target.is_some_and(|target| !target.is_empty() && !has_end(target))
     }
 
-    /// This head with the target of `similar`, which [`find_similar`](Self::find_similar) found.
+    /// This head with the target of `similar`.
     pub(crate) fn with_target_of<'s>(
         &'s self,
         similar: &'s [u8],

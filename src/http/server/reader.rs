@@ -47,8 +47,8 @@ impl<'s> RequestReader<'s> {
         }
     }
 
-    /// Reads until the buffer begins with a whole head. Returns the head's length, and whether it
-    /// differs from `last` in its target only; then it is not searched for its end.
+    /// Reads until the buffer begins with a whole head. Returns the head's length, and whether it is
+    /// similar to `last`; then it was not searched for its end.
     ///
     /// The first head of a connection has to end within `head_timeout`, counted from the accept. The
     /// others have to begin within `idle_timeout`, and end within `head_timeout` once they have begun.
@@ -61,8 +61,8 @@ impl<'s> RequestReader<'s> {
         let mut scanned = 0;
         loop {
             let bytes = &self.buf[..self.filled];
-            if let Some(len) = last.and_then(|last| last.find_similar(bytes)) {
-                return Ok((len, true));
+            if last.is_some_and(|last| last.is_similar(bytes)) {
+                return Ok((bytes.len(), true));
             }
             match scan(bytes, scanned).map_err(bad)? {
                 Scan::Complete(len) => return Ok((len, false)),

@@ -38,7 +38,8 @@ impl<'s> ResponseWriter<'s> {
         match pieces.peek() {
             None => self.write(&mut [first]),
             Some(_) => {
-                let mut slices = vec![first];
+                let mut slices = Vec::with_capacity(2);
+                slices.push(first);
                 slices.extend(pieces.map(IoSlice::new));
                 self.write(&mut slices)
             }
