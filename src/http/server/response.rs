@@ -112,34 +112,33 @@ impl Response {
 
     /// Appends the head as it is sent.
     pub(crate) fn push_head(&self, options: ResponseOptions, head: &mut Vec<u8>) {
-        let digits = [100, 10, 1].map(|unit| b'0' + (self.status / unit % 10) as u8);
-        let status: [&[u8]; 5] = [
-            b"HTTP/1.1 ",
-            &digits,
-            b" ",
-            reason(self.status).as_bytes(),
-            b"\r\n",
-        ];
-        for part in status {
-            head.extend_from_slice(part);
-        }
+        let mut push = |part: &[u8]| head.extend_from_slice(part);
+        push(b"HTTP/1.1 ");
+        push(&[100, 10, 1].map(|unit| b'0' + (self.status / unit % 10) as u8));
+        push(b" ");
+        push(reason(self.status).as_bytes());
         let is_server = |(name, _): &(Cow<'_, str>, _)| name.eq_ignore_ascii_case("Server");
         if !self.fields.iter().any(is_server) {
-            push_field(head, "Server", wire::SERVER);
+            push(b"\r\nServer: ");
+            push(wire::SERVER.as_bytes());
         }
         if !self.is_bodiless() {
-            push_field(head, "Content-Type", &self.content_type);
-            push_field(head, "Content-Length", &self.body.len().to_string());
+            push(b"\r\nContent-Type: ");
+            push(self.content_type.as_bytes());
+            push(b"\r\nContent-Length: ");
+            push(self.body.len().to_string().as_bytes());
         }
         for (name, value) in &self.fields {
-            push_field(head, name, value);
+            for part in ["\r\n", name, ": ", value] {
+                push(part.as_bytes());
+            }
         }
         if !options.keep_alive {
-            push_field(head, "Connection", "close");
+            push(b"\r\nConnection: close");
         } else if options.http_10 {
-            push_field(head, "Connection", "keep-alive");
+            push(b"\r\nConnection: keep-alive");
         }
-        head.extend_from_slice(b"\r\n");
+        push(b"\r\n\r\n");
     }
 
     /// The pieces of the body that are sent after the head; none of them is empty.
@@ -169,12 +168,6 @@ pub(crate) struct ResponseOptions {
     pub http_10: bool,
     /// Whether the request was `HEAD`.
     pub head_only: bool,
-}
-
-fn push_field(head: &mut Vec<u8>, name: &str, value: &str) {
-    for part in [name, ": ", value, "\r\n"] {
-        head.extend_from_slice(part.as_bytes());
-    }
 }
 
 /// The reason phrases of RFC 9110, section 15. Clients ignore them.

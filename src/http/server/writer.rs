@@ -35,15 +35,15 @@ impl<'s> ResponseWriter<'s> {
             self.buf.extend_from_slice(piece);
         }
         let first = IoSlice::new(&self.buf);
-        match pieces.peek() {
-            None => self.write(&mut [first]),
-            Some(_) => {
-                let mut slices = Vec::with_capacity(2);
-                slices.push(first);
-                slices.extend(pieces.map(IoSlice::new));
-                self.write(&mut slices)
-            }
+        let Some(piece) = pieces.next() else {
+            return self.write(&mut [first]);
+        };
+        let two = [first, IoSlice::new(piece)];
+        if pieces.peek().is_none() {
+            return self.write(&mut { two });
         }
+        let all = two.into_iter().chain(pieces.map(IoSlice::new));
+        self.write(&mut all.collect::<Vec<_>>())
     }
 
     /// SO_SNDTIMEO is changed only if one system call does not take everything, and then set again,
