@@ -61,13 +61,8 @@ impl Endpoint {
         let group = self.group(group)?;
         let timeout = timeout_of(request)?;
         // A cached value needs no context, and without a hook none has to be made.
-        let uses_hook = self.context.is_some();
-        let cached = if uses_hook {
-            None
-        } else {
-            group.serve_peer_cached(key)
-        };
-        let found = match cached {
+        let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
+        let found = match cached.flatten() {
             Some(found) => found,
             None => self.load(request, timeout, &group, key)?,
         };
