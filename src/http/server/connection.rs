@@ -8,12 +8,12 @@ use std::time::Instant;
 use super::connections::{Connection, Connections};
 use super::endpoint::Endpoint;
 use super::handler::{Handler, Request};
-use super::head::{self, BODY_TOO_LARGE};
+use super::head::{self, BODY_TOO_LARGE, ParsedHead};
 use super::limits::Limits;
 use super::listener::tune_accepted;
 use super::reader::{RequestError, RequestReader};
 use super::response::{Response, ResponseOptions};
-use super::writer::send;
+use super::writer::ResponseWriter;
 use crate::panics::caught;
 use crate::sync::Arc;
 
@@ -31,80 +31,115 @@ pub(crate) struct Service {
 /// are answered in order, each with a write of its own, so TCP stops a client that sends on without
 /// reading.
 pub(crate) fn serve(service: &Service, connection: &Connection) {
-    let limits = &service.limits;
-    if tune_accepted(&connection.stream, limits.write_timeout).is_err() {
+    let (stream, limits) = (&connection.stream, &service.limits);
+    if tune_accepted(stream, limits.write_timeout).is_err() {
         return;
     }
-    let mut reader = RequestReader::new(&connection.stream, limits);
-    // The first head has to arrive within the head time-out, counted from the accept.
-    let mut deadline = Some(Instant::now() + limits.head_timeout);
-    loop {
-        connection.set_busy(false);
-        if service.connections.is_stopping() {
-            return;
+    let mut session = Session {
+        service,
+        connection,
+        reader: RequestReader::new(stream, limits),
+        writer: ResponseWriter::new(stream, limits.write_timeout),
+    };
+    match session.serve() {
+        Ok(()) => session.reader.linger(),
+        Err(RequestError::Closed) => {}
+        Err(RequestError::Bad(bad)) => {
+            let options = ResponseOptions {
+                keep_alive: false,
+                http_10: false,
+                head_only: false,
+            };
+            if session.writer.send(&bad.into(), options).is_ok() {
+                session.reader.linger();
+            }
         }
-        let answered = reader.read_head(deadline.take()).and_then(|head_len| {
-            connection.set_busy(true);
-            answer(service, connection, &mut reader, head_len)
-        });
-        let bad = match answered {
-            Ok(true) => continue,
-            Ok(false) => return reader.linger(),
-            Err(RequestError::Closed) => return,
-            Err(RequestError::Bad(bad)) => bad,
-        };
-        let options = ResponseOptions {
-            keep_alive: false,
-            http_10: false,
-            head_only: false,
-        };
-        let (stream, timeout) = (&connection.stream, limits.write_timeout);
-        if send(stream, &bad.into(), options, timeout).is_ok() {
-            reader.linger();
-        }
-        return;
     }
 }
 
-/// Answers the request at the start of the reader's buffer, and returns whether the connection stays
-/// open.
-fn answer(
-    service: &Service,
-    connection: &Connection,
-    reader: &mut RequestReader<'_>,
-    head_len: usize,
-) -> Result<bool, RequestError> {
-    let limits = &service.limits;
-    let (head, arrived, socket) = reader.split_at(head_len);
-    let mut fields = head::NO_FIELDS;
-    let head = head::parse(head, &mut fields)?;
-    // Before any of the body is read or memory is allocated for it.
-    let body_len = match usize::try_from(head.content_length) {
-        Ok(len) if len <= limits.max_body_size => len,
-        _ => return Err(BODY_TOO_LARGE.into()),
-    };
-    let arrived = &arrived[..body_len.min(arrived.len())];
-    let body = if arrived.len() == body_len {
-        Cow::Borrowed(arrived)
-    } else {
-        let deadline = Instant::now() + limits.body_timeout;
-        if head.expects_continue {
-            let written = (&connection.stream).write_all(CONTINUE);
-            written.map_err(|_| RequestError::Closed)?;
+/// A connection while it is served.
+struct Session<'s> {
+    service: &'s Service,
+    connection: &'s Connection,
+    reader: RequestReader<'s>,
+    writer: ResponseWriter<'s>,
+}
+
+impl Session<'_> {
+    /// Answers requests until a response says that it is the last one.
+    fn serve(&mut self) -> Result<(), RequestError> {
+        let mut next = Some(self.next_head(None)?.0);
+        while let Some(head_len) = next {
+            next = self.serve_similar(head_len)?;
         }
-        Cow::Owned(socket.read_body(arrived, body_len, deadline)?)
-    };
-    let response = respond(service, &Request::new(&head, &body, Some(connection.addr)));
-    let options = ResponseOptions {
-        keep_alive: head.keep_alive && !service.connections.is_stopping(),
-        http_10: head.http_10,
-        head_only: head.method == "HEAD",
-    };
-    send(&connection.stream, &response, options, limits.write_timeout)
-        .map_err(|_| RequestError::Closed)?;
-    let consumed = head_len + arrived.len();
-    reader.consume(consumed);
-    Ok(options.keep_alive)
+        Ok(())
+    }
+
+    /// Answers the request at the start of the reader's buffer and those after it whose heads differ
+    /// from its head in the target only. Returns the length of the head that differs more, or `None`
+    /// if the connection is to be closed.
+    fn serve_similar(&mut self, mut head_len: usize) -> Result<Option<usize>, RequestError> {
+        let bytes = self.reader.split_at(head_len).0.to_vec();
+        let mut fields = head::NO_FIELDS;
+        let first = ParsedHead::parse(&bytes, &mut fields)?;
+        loop {
+            if !self.answer(&first, head_len)? {
+                return Ok(None);
+            }
+            let (len, is_similar) = self.next_head(Some(&first))?;
+            if !is_similar {
+                return Ok(Some(len));
+            }
+            head_len = len;
+        }
+    }
+
+    /// Waits for a request; see [`RequestReader::read_head`].
+    fn next_head(&mut self, last: Option<&ParsedHead<'_>>) -> Result<(usize, bool), RequestError> {
+        self.connection.set_busy(false);
+        if self.service.connections.is_stopping() {
+            return Err(RequestError::Closed);
+        }
+        let next = self.reader.read_head(last)?;
+        self.connection.set_busy(true);
+        Ok(next)
+    }
+
+    /// Answers the request at the start of the reader's buffer, whose head is `similar` but for its
+    /// target. Returns whether the connection stays open.
+    fn answer(&mut self, similar: &ParsedHead<'_>, head_len: usize) -> Result<bool, RequestError> {
+        let limits = &self.service.limits;
+        let (head, arrived, socket) = self.reader.split_at(head_len);
+        let head = similar.with_target_of(head)?;
+        // Before any of the body is read or memory is allocated for it.
+        let body_len = match usize::try_from(head.content_length) {
+            Ok(len) if len <= limits.max_body_size => len,
+            _ => return Err(BODY_TOO_LARGE.into()),
+        };
+        let arrived = &arrived[..body_len.min(arrived.len())];
+        let body = if arrived.len() == body_len {
+            Cow::Borrowed(arrived)
+        } else {
+            let deadline = Instant::now() + limits.body_timeout;
+            if head.expects_continue {
+                let written = (&self.connection.stream).write_all(CONTINUE);
+                written.map_err(|_| RequestError::Closed)?;
+            }
+            Cow::Owned(socket.read_body(arrived, body_len, deadline)?)
+        };
+        let request = Request::new(&head, &body, Some(self.connection.addr));
+        let response = respond(self.service, &request);
+        let options = ResponseOptions {
+            keep_alive: head.keep_alive && !self.service.connections.is_stopping(),
+            http_10: head.http_10,
+            head_only: head.method == "HEAD",
+        };
+        let sent = self.writer.send(&response, options);
+        sent.map_err(|_| RequestError::Closed)?;
+        let consumed = head_len + arrived.len();
+        self.reader.consume(consumed);
+        Ok(options.keep_alive)
+    }
 }
 
 /// The response of the endpoint or of the fallback. Does not unwind.

@@ -59,16 +59,13 @@ impl Endpoint {
 
     fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Response, Response> {
         let group = self.group(group)?;
-        let ctx = self.context_of(request)?;
-        // A getter that runs on this thread may panic through the group, and so may the drop of a
-        // value of the context. Then the peer gets an error, and the connection stays open.
-        let load = {
-            let group = &group;
-            move || group.serve_peer(&ctx, key)
+        let timeout = timeout_of(request)?;
+        // A cached value needs no context, and without a hook none has to be made.
+        let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
+        let found = match cached.flatten() {
+            Some(found) => found,
+            None => self.load(request, timeout, &group, key)?,
         };
-        let found = caught(load)
-            .unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()))
-            .map_err(|error| failed(&error))?;
         let ttl_nanos = found.ttl.map(nanos);
         let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
         let body = wire::encode_response(found.value, ttl_nanos, expire, found.minute_qps);
@@ -109,27 +106,41 @@ impl Endpoint {
         })
     }
 
-    /// The program's context for this request, with the caller's deadline.
+    /// Loads a value in the program's context for this request, with the caller's deadline.
     ///
     /// The clients of golang/groupcache send no deadline: then the getter runs on this connection's
     /// thread, for as long as it takes.
-    fn context_of(&self, request: &Request<'_>) -> Result<Context, Response> {
-        let mut headers = request.headers();
-        let timeout = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));
-        let deadline = match timeout.map(|(_, value)| wire::parse_timeout(value)) {
-            None => None,
-            Some(Some(timeout)) => Some(Instant::now() + timeout),
-            Some(None) => return Err(Response::text(400, "the time-out is not a number")),
-        };
-        let ctx = match &self.context {
+    fn load(
+        &self,
+        request: &Request<'_>,
+        timeout: Option<Duration>,
+        group: &Group,
+        key: &str,
+    ) -> Result<PeerResponse, Response> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut ctx = match &self.context {
             Some(hook) => caught(|| hook(request))
                 .ok_or_else(|| Response::text(500, "the context hook panicked"))?,
             None => Context::background(),
         };
-        Ok(match deadline {
-            Some(deadline) => ctx.with_deadline(deadline),
-            None => ctx,
-        })
+        if let Some(deadline) = deadline {
+            ctx = ctx.with_deadline(deadline);
+        }
+        // A getter that runs on this thread may panic through the group, and so may the drop of a
+        // value of the context. Then the peer gets an error, and the connection stays open.
+        caught(move || group.serve_peer(&ctx, key))
+            .unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()))
+            .map_err(|error| failed(&error))
+    }
+}
+
+/// The time that the caller has left; `None` if it does not say.
+fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
+    let mut headers = request.headers();
+    let timeout = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));
+    match timeout.map(|(_, value)| wire::parse_timeout(value)) {
+        Some(None) => Err(Response::text(400, "the time-out is not a number")),
+        timeout => Ok(timeout.flatten()),
     }
 }
 

@@ -112,6 +112,64 @@ impl<'h> RequestHead<'h> {
     }
 }
 
+/// A head that later heads of its connection are compared with.
+///
+/// A peer asks for one key after the other, with the same lines around each.
+pub(crate) struct ParsedHead<'h> {
+    head: RequestHead<'h>,
+    before_target: &'h [u8],
+    after_target: &'h [u8],
+}
+
+impl<'h> ParsedHead<'h> {
+    /// Parses a head that [`scan`](crate::wire::scan) found complete. Its headers are stored in
+    /// `fields`.
+    pub(crate) fn parse(
+        bytes: &'h [u8],
+        fields: &'h mut [MaybeUninit<Header<'h>>; MAX_FIELDS],
+    ) -> Result<Self, BadRequest> {
+        let head = parse(bytes, fields)?;
+        // One space ends the method and one the target. Neither contains a space.
+        let method_len = bytes.iter().take_while(|byte| **byte != b' ').count();
+        let (before_target, rest) = bytes.split_at(method_len + 1);
+        let target_len = rest.iter().take_while(|byte| **byte != b' ').count();
+        Ok(ParsedHead {
+            head,
+            before_target,
+            after_target: &rest[target_len..],
+        })
+    }
+
+    /// Whether `bytes` are one complete head that differs from this one in its target only.
+    ///
+    /// The target has no space and no control character. So the lines end where those of this head
+    /// end.
+    pub(crate) fn is_similar(&self, bytes: &[u8]) -> bool {
+        let rest = bytes.strip_prefix(self.before_target);
+        let target = rest.and_then(|rest| rest.strip_suffix(self.after_target));
+        let is_end = |byte: u8| byte <= b' ' || byte == 0x7f;
+        // A loop that always goes to the end is compiled to vector instructions.
+        let has_end = |target: &[u8]| target.iter().fold(false, |found, b| found | is_end(*b));
+        target.is_some_and(|target| !target.is_empty() && !has_end(target))
+    }
+
+    /// This head with the target of `similar`.
+    pub(crate) fn with_target_of<'s>(
+        &'s self,
+        similar: &'s [u8],
+    ) -> Result<RequestHead<'s>, BadRequest> {
+        let end = similar.len() - self.after_target.len();
+        let target = std::str::from_utf8(&similar[self.before_target.len()..end]);
+        let target = target.map_err(|_| NOT_HTTP)?;
+        let (path, query) = split_target(self.head.method, target)?;
+        Ok(RequestHead {
+            path,
+            query,
+            ..self.head
+        })
+    }
+}
+
 /// Parses a head that [`scan`](crate::wire::scan) found complete. Its headers are stored in `fields`.
 pub(crate) fn parse<'h>(
     bytes: &'h [u8],
@@ -131,15 +189,17 @@ pub(crate) fn parse<'h>(
         Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => {
             return Err(bad("a malformed header"));
         }
-        Ok(_) | Err(_) => return Err(bad("not an HTTP request")),
+        Ok(_) | Err(_) => return Err(NOT_HTTP),
     }
     match (request.method, request.path, request.version) {
         (Some(method), Some(target), Some(minor)) => {
             RequestHead::new(method, target, minor == 0, request.headers)
         }
-        _ => Err(bad("not an HTTP request")),
+        _ => Err(NOT_HTTP),
     }
 }
+
+const NOT_HTTP: BadRequest = bad("not an HTTP request");
 
 /// Room for the headers of one head.
 pub(crate) const NO_FIELDS: [MaybeUninit<Header<'static>>; MAX_FIELDS] =

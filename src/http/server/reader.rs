@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::head::{BadRequest, bad};
+use super::head::{BadRequest, ParsedHead, bad};
 use super::limits::Limits;
 use crate::wire::{Scan, scan};
 
@@ -26,6 +26,8 @@ impl From<BadRequest> for RequestError {
 pub(crate) struct RequestReader<'s> {
     socket: TimedSocket<'s>,
     limits: &'s Limits,
+    /// When the first head has to be complete; `None` after it.
+    deadline: Option<Instant>,
     /// Initialised to its length, which is at most `max_head_size`: a head that does not fit is too
     /// large.
     buf: Vec<u8>,
@@ -39,23 +41,31 @@ impl<'s> RequestReader<'s> {
         RequestReader {
             socket: TimedSocket { stream, timeout },
             limits,
+            deadline: Some(Instant::now() + limits.head_timeout),
             buf: vec![0; CHUNK.min(limits.max_head_size)],
             filled: 0,
         }
     }
 
-    /// Reads until the buffer begins with a whole head, and returns the head's length.
+    /// Reads until the buffer begins with a whole head. Returns the head's length, and whether it is
+    /// similar to `last`; then it was not searched for its end.
     ///
-    /// Without a `deadline` the head has to begin within `idle_timeout`, and once it has begun it has
-    /// to end within `head_timeout`. A head that arrives in one piece costs one system call.
+    /// The first head of a connection has to end within `head_timeout`, counted from the accept. The
+    /// others have to begin within `idle_timeout`, and end within `head_timeout` once they have begun.
+    /// A head that arrives in one piece costs one system call.
     pub(crate) fn read_head(
         &mut self,
-        mut deadline: Option<Instant>,
-    ) -> Result<usize, RequestError> {
+        last: Option<&ParsedHead<'_>>,
+    ) -> Result<(usize, bool), RequestError> {
+        let mut deadline = self.deadline.take();
         let mut scanned = 0;
         loop {
-            match scan(&self.buf[..self.filled], scanned).map_err(bad)? {
-                Scan::Complete(len) => return Ok(len),
+            let bytes = &self.buf[..self.filled];
+            if last.is_some_and(|last| last.is_similar(bytes)) {
+                return Ok((bytes.len(), true));
+            }
+            match scan(bytes, scanned).map_err(bad)? {
+                Scan::Complete(len) => return Ok((len, false)),
                 Scan::Incomplete(at) => scanned = at,
             }
             let idle = self.filled == 0;

@@ -110,36 +110,35 @@ impl Response {
         body
     }
 
-    /// The head as it is sent.
-    pub(crate) fn head(&self, options: ResponseOptions) -> String {
-        let mut head = String::with_capacity(HEAD_CAPACITY);
-        let status = self.status.to_string();
-        for part in ["HTTP/1.1 ", &status, " ", reason(self.status), "\r\n"] {
-            head.push_str(part);
-        }
-        let mut field = |name: &str, value: &str| {
-            for part in [name, ": ", value, "\r\n"] {
-                head.push_str(part);
-            }
-        };
+    /// Appends the head as it is sent.
+    pub(crate) fn push_head(&self, options: ResponseOptions, head: &mut Vec<u8>) {
+        let mut push = |part: &[u8]| head.extend_from_slice(part);
+        push(b"HTTP/1.1 ");
+        push(&[100, 10, 1].map(|unit| b'0' + (self.status / unit % 10) as u8));
+        push(b" ");
+        push(reason(self.status).as_bytes());
         let is_server = |(name, _): &(Cow<'_, str>, _)| name.eq_ignore_ascii_case("Server");
         if !self.fields.iter().any(is_server) {
-            field("Server", wire::SERVER);
+            push(b"\r\nServer: ");
+            push(wire::SERVER.as_bytes());
         }
         if !self.is_bodiless() {
-            field("Content-Type", &self.content_type);
-            field("Content-Length", &self.body.len().to_string());
+            push(b"\r\nContent-Type: ");
+            push(self.content_type.as_bytes());
+            push(b"\r\nContent-Length: ");
+            push(self.body.len().to_string().as_bytes());
         }
         for (name, value) in &self.fields {
-            field(name, value);
+            for part in ["\r\n", name, ": ", value] {
+                push(part.as_bytes());
+            }
         }
         if !options.keep_alive {
-            field("Connection", "close");
+            push(b"\r\nConnection: close");
         } else if options.http_10 {
-            field("Connection", "keep-alive");
+            push(b"\r\nConnection: keep-alive");
         }
-        head.push_str("\r\n");
-        head
+        push(b"\r\n\r\n");
     }
 
     /// The pieces of the body that are sent after the head; none of them is empty.
@@ -221,9 +220,6 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Holds the head of a response to a peer.
-const HEAD_CAPACITY: usize = 256;
-
 const SET_BY_SERVER: [&str; 7] = [
     "content-type",
     "content-length",
@@ -246,9 +242,10 @@ mod tests {
     };
 
     fn sent(response: &Response, options: ResponseOptions) -> String {
-        let pieces: Vec<&[u8]> = response.pieces(options).collect();
-        let body = String::from_utf8(pieces.concat()).expect("UTF-8");
-        response.head(options) + &body
+        let mut bytes = Vec::new();
+        response.push_head(options, &mut bytes);
+        bytes.extend(response.pieces(options).flatten());
+        String::from_utf8(bytes).expect("UTF-8")
     }
 
     #[test]

@@ -118,7 +118,8 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
         options.keep_alive = false;
         bad.into()
     });
-    let mut bytes = response.head(options).into_bytes();
+    let mut bytes = Vec::new();
+    response.push_head(options, &mut bytes);
     for piece in response.pieces(options) {
         bytes.extend_from_slice(piece);
     }

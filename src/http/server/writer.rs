@@ -1,52 +1,93 @@
 //! Writes a response: one system call, within a total deadline.
 
 use std::io::{self, IoSlice, Write};
-use std::iter;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::response::{Response, ResponseOptions};
 
-/// Sends a response.
-///
-/// SO_SNDTIMEO is `timeout` already, inherited from the listener. It is changed only if one write does
-/// not take everything, and then set again, unless there is an error.
-pub(crate) fn send(
-    mut stream: &TcpStream,
-    response: &Response,
-    options: ResponseOptions,
+/// The writing side of a connection.
+pub(crate) struct ResponseWriter<'s> {
+    stream: &'s TcpStream,
+    /// SO_SNDTIMEO, which is inherited from the listener.
     timeout: Duration,
-) -> io::Result<()> {
-    let head = response.head(options);
-    let pieces = iter::once(head.as_bytes()).chain(response.pieces(options));
-    let mut slices: Vec<_> = pieces.map(IoSlice::new).collect();
-    let mut slices = &mut slices[..];
-    let deadline = Instant::now() + timeout;
-    let mut shortened = false;
-    loop {
-        match stream.write_vectored(slices) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => IoSlice::advance_slices(&mut slices, n),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-        if slices.is_empty() {
-            break;
-        }
-        // SO_SNDTIMEO is for one write: a client that reads a byte now and then would never exceed
-        // it.
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_write_timeout(Some(left))?;
-        shortened = true;
-    }
-    if shortened {
-        stream.set_write_timeout(Some(timeout))?;
-    }
-    Ok(())
+    /// The head of the last response.
+    buf: Vec<u8>,
 }
+
+impl<'s> ResponseWriter<'s> {
+    pub(crate) fn new(stream: &'s TcpStream, timeout: Duration) -> Self {
+        let buf = Vec::with_capacity(CAPACITY);
+        ResponseWriter {
+            stream,
+            timeout,
+            buf,
+        }
+    }
+
+    /// Sends a response. A short body is copied behind the head, so that the system call gets one
+    /// piece.
+    pub(crate) fn send(&mut self, response: &Response, options: ResponseOptions) -> io::Result<()> {
+        self.buf.clear();
+        response.push_head(options, &mut self.buf);
+        let mut pieces = response.pieces(options).peekable();
+        if let Some(piece) = pieces.next_if(|piece| piece.len() <= MAX_COPIED) {
+            self.buf.extend_from_slice(piece);
+        }
+        let first = IoSlice::new(&self.buf);
+        let Some(piece) = pieces.next() else {
+            return self.write(&mut [first]);
+        };
+        let two = [first, IoSlice::new(piece)];
+        if pieces.peek().is_none() {
+            return self.write(&mut { two });
+        }
+        let all = two.into_iter().chain(pieces.map(IoSlice::new));
+        self.write(&mut all.collect::<Vec<_>>())
+    }
+
+    /// SO_SNDTIMEO is changed only if one system call does not take everything, and then set again,
+    /// unless there is an error.
+    fn write(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut stream = self.stream;
+        let deadline = Instant::now() + self.timeout;
+        let mut shortened = false;
+        loop {
+            // The kernel does less for `write` than for one slice.
+            let written = match slices {
+                [slice] => stream.write(slice),
+                _ => stream.write_vectored(slices),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut slices, n),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if slices.is_empty() {
+                break;
+            }
+            // SO_SNDTIMEO is for one write: a client that reads a byte now and then would never exceed
+            // it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            stream.set_write_timeout(Some(left))?;
+            shortened = true;
+        }
+        if shortened {
+            stream.set_write_timeout(Some(self.timeout))?;
+        }
+        Ok(())
+    }
+}
+
+/// Holds the head of a response to a peer, and a short body.
+const CAPACITY: usize = 256 + MAX_COPIED;
+
+/// Holds a value that [`Body`](crate::wire::Body) copies, and the fields before it.
+const MAX_COPIED: usize = 1024 + 64;
 
 #[cfg(test)]
 mod tests {
@@ -77,7 +118,8 @@ mod tests {
                 head_only: false,
             };
             let response = Response::new(200, "x/y", value.clone());
-            send(&stream, &response, options, timeout).expect("sent");
+            let mut writer = ResponseWriter::new(&stream, timeout);
+            writer.send(&response, options).expect("sent");
             assert_eq!(stream.write_timeout().expect("time-out"), Some(timeout));
             stream.shutdown(std::net::Shutdown::Write).expect("the end");
             reading.join().expect("no panic").expect("all of it")

@@ -60,6 +60,71 @@ fn status_with(lines: &str) -> u16 {
     status(&format!("GET /k HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
 }
 
+/// All parts of a head.
+fn parts(head: &RequestHead<'_>) -> String {
+    let fields: Vec<_> = head.fields.iter().map(|f| (f.name, f.value)).collect();
+    format!(
+        "{:?} {fields:?}",
+        RequestHead {
+            fields: &[],
+            ..*head
+        }
+    )
+}
+
+/// The result of parsing the head at the start of `bytes`, with its length: by itself, and compared
+/// with a first head that is parsed; `None` if it is incomplete or not similar.
+type Parsed = Option<(usize, Result<String, BadRequest>)>;
+
+fn parse_after(first: &[u8], bytes: &[u8]) -> (Parsed, Parsed) {
+    let mut fields = NO_FIELDS;
+    let complete = |bytes| match scan(bytes, 0) {
+        Ok(Scan::Complete(len)) => Some(len),
+        _ => None,
+    };
+    let compared = complete(first).and_then(|len| {
+        let first = ParsedHead::parse(&first[..len], &mut fields).ok()?;
+        let head = first
+            .is_similar(bytes)
+            .then(|| first.with_target_of(bytes))?;
+        Some((bytes.len(), head.map(|head| parts(&head))))
+    });
+    let mut fields = NO_FIELDS;
+    let alone = complete(bytes).map(|len| {
+        let head = parse(&bytes[..len], &mut fields);
+        (len, head.map(|head| parts(&head)))
+    });
+    (alone, compared)
+}
+
+#[test]
+fn head_with_another_target_is_read_as_if_it_were_the_first() {
+    let lines = " HTTP/1.1\r\nHost: h\r\nlarder-timeout-ms: 1000\r\nX: y\r\n\r\n";
+    for start in ["GET ", "\r\nGET ", "BREW "] {
+        let first = format!("{start}/one{lines}");
+        for target in ["/", "/two?three", "/\u{e9}", "http://h/x", "*"] {
+            let bytes = format!("{start}{target}{lines}");
+            let (alone, compared) = parse_after(first.as_bytes(), bytes.as_bytes());
+            assert!(compared.is_some(), "{target}");
+            assert_eq!(compared, alone, "{target}");
+        }
+    }
+    let first = format!("GET /one{lines}");
+    for other in [
+        "GET /a b HTTP/1.1",
+        "GET  /a HTTP/1.1",
+        "GET  HTTP/1.1",
+        "GET /a\t HTTP/1.1",
+        "GET /a HTTP/1.0",
+        "PUT /a HTTP/1.1",
+        "GET /a HTTP/1.1\r\nContent-Length: 5",
+    ] {
+        let bytes = format!("{other}{}", &lines[9..]);
+        let (_, compared) = parse_after(first.as_bytes(), bytes.as_bytes());
+        assert_eq!(compared, None, "{other}");
+    }
+}
+
 #[test]
 fn ambiguous_lengths_are_refused() {
     for lines in [
@@ -291,6 +356,30 @@ fn head_like() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
+    #[test]
+    fn compared_head_is_read_as_by_itself(
+        method in "[A-Z]{1,4}",
+        lines in prop::sample::select(vec![
+            " HTTP/1.1\r\nHost: h\r\n\r\n",
+            " HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n",
+            " HTTP/1.0\r\nA:\tb\r\n\r\n",
+        ]),
+        target in prop_oneof![
+            "[ /a?%\r\n\t\x7f\u{e9}*]{0,6}".prop_map(String::into_bytes),
+            prop::collection::vec(any::<u8>(), 0..6),
+        ],
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let first = format!("{method} /{lines}");
+        let second = [method.as_bytes(), b" ", &target, lines.as_bytes()].concat();
+        for bytes in [&second[..], &second[..cut.index(second.len() + 1)]] {
+            let (alone, compared) = parse_after(first.as_bytes(), bytes);
+            if compared.is_some() {
+                prop_assert_eq!(&compared, &alone, "{:?}", second);
+            }
+        }
+    }
+
     #[test]
     fn result_does_not_depend_on_how_the_bytes_are_cut(
         bytes in head_like(),
