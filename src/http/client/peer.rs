@@ -14,7 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{
+    ResponseBytes, Transport, TransportRequest, TransportResponse,
+};
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::pb::GetRequest;
@@ -61,12 +63,13 @@ impl ProtoGetter for HttpPeer {
     /// Asks for one key, in a batch with the keys of other threads if there are many.
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
         let (group, key) = (&*request.group, &*request.key);
-        let deadline = self.deadline(ctx)?;
+        let now = Instant::now();
+        let deadline = self.deadline(ctx, now)?;
         if !self.policy.pays_off() {
-            return self.get_single(ctx, group, key, deadline);
+            return self.get_single(ctx, group, key, now, deadline);
         }
         let (result, place) = match self.batcher.join(group, key, deadline, Instant::now) {
-            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, deadline),
+            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, now, deadline),
             BatchRole::TimedOut => return Err(self.timed_out(ctx)),
             BatchRole::Waiter(result, place) => (result, place),
             BatchRole::Leader(mut leader) => {
@@ -85,7 +88,7 @@ impl ProtoGetter for HttpPeer {
             Some(Err(BatchError::Fallback)) | None => {}
         }
         drop(result);
-        self.get_single(ctx, group, key, deadline)
+        self.get_single(ctx, group, key, Instant::now(), deadline)
     }
 
     /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
@@ -100,7 +103,7 @@ impl ProtoGetter for HttpPeer {
     ) -> Result<Vec<Option<PeerResponse>>> {
         let mut found = Vec::with_capacity(keys.len());
         while found.len() < keys.len() && self.policy.is_enabled() {
-            let deadline = self.deadline(ctx)?;
+            let deadline = self.deadline(ctx, Instant::now())?;
             let rest = &keys[found.len()..];
             let batch = &rest[..self.batch_len(rest)];
             match self.send_batch(ctx, group, batch, deadline) {
@@ -128,10 +131,11 @@ impl HttpPeer {
         ctx: &Context,
         group: &str,
         key: &str,
+        now: Instant,
         deadline: Instant,
     ) -> Result<PeerResponse> {
-        let _permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let permit = self.permit(ctx, deadline)?;
+        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
         if left.is_zero() {
             return Err(self.timed_out(ctx));
         }
@@ -192,16 +196,16 @@ impl HttpPeer {
         Ok(values)
     }
 
-    /// The time by which a request that begins now must have ended.
+    /// The time by which a request that begins `now` must have ended.
     ///
     /// # Errors
     ///
     /// If `ctx` has ended.
-    fn deadline(&self, ctx: &Context) -> Result<Instant> {
+    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
-        let exchange_end = Instant::now() + self.config.exchange_timeout;
+        let exchange_end = now + self.config.exchange_timeout;
         let own = ctx.deadline().unwrap_or(exchange_end);
         Ok(own.min(exchange_end))
     }
@@ -326,7 +330,10 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     if length.is_some_and(|length| length > max) {
         return Err(TOO_LONG.into());
     }
-    let mut body = response.into_body();
+    let mut body = match response.into_bytes() {
+        ResponseBytes::Whole(bytes) => return Ok(bytes),
+        ResponseBytes::Reader(body) => body,
+    };
     let failed = |error: io::Error| format!("the answer broke off: {error}");
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
