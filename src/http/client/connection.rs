@@ -68,7 +68,7 @@ impl PeerConnection {
     /// connection that was closed within that time fails with [`StaleConnection`].
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         let idle = now.saturating_duration_since(self.begun);
-        !self.is_too_old(now) && (idle < UNCHECKED || is_silent(&self.stream))
+        idle < UNCHECKED || (idle < MAX_IDLE_AGE && is_silent(&self.stream))
     }
 
     /// When the last exchange began.

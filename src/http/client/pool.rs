@@ -98,7 +98,7 @@ mod tests {
 
     fn idle_ports(pool: &ConnectionPool) -> Vec<u16> {
         let idle = pool.idle.lock();
-        idle.iter().map(|idle| port(&idle.source)).collect()
+        idle.iter().map(|(_, idle)| port(&idle.source)).collect()
     }
 
     #[test]
@@ -111,9 +111,24 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_gets_the_connection_that_it_used_last() {
+        let (pool, ports, _others) = pool_with(3, 2);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let connection = pool.take(Instant::now()).unwrap();
+                pool.give_back(connection);
+            });
+            other.join().unwrap();
+        });
+        assert_eq!(idle_ports(&pool), ports);
+        assert_eq!(port(&pool.take(Instant::now()).unwrap().source), ports[0]);
+        assert_eq!(port(&pool.take(Instant::now()).unwrap().source), ports[1]);
+    }
+
+    #[test]
     fn old_connections_are_closed_as_others_come_back() {
         let (pool, ports, _others) = pool_with(10, 4);
-        for idle in pool.idle.lock().iter_mut().take(2) {
+        for (_, idle) in pool.idle.lock().iter_mut().take(2) {
             age(&mut idle.source, MAX_IDLE_AGE);
         }
         for first in 1..3 {
@@ -129,7 +144,7 @@ mod tests {
     #[test]
     fn connections_that_are_too_old_are_not_used() {
         let (pool, _, _others) = pool_with(3, 2);
-        for idle in pool.idle.lock().iter_mut() {
+        for (_, idle) in pool.idle.lock().iter_mut() {
             age(&mut idle.source, MAX_IDLE_AGE);
         }
         assert!(pool.take(Instant::now()).is_none());
