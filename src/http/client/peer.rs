@@ -34,6 +34,8 @@ pub(crate) struct HttpPeer {
     /// The path of the peer's URL and the base path: what precedes the group.
     base: String,
     config: Arc<Config>,
+    /// The header of a request that gets the whole exchange time-out, as most do.
+    full_timeout: HeaderValue,
     transport: Arc<dyn Transport>,
     /// One for each request under way: the peer's server refuses connections over its own limit.
     permits: Permits,
@@ -47,6 +49,7 @@ impl HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
+            full_timeout: wire::timeout_millis(config.exchange_timeout).into(),
             transport,
             permits: Permits::new(config.max_connections_per_peer),
             batcher: Batcher::new(
@@ -141,7 +144,11 @@ impl HttpPeer {
         }
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
-        request.set_parsed(TIMEOUT, wire::timeout_millis(left).into());
+        let timeout = match left == self.config.exchange_timeout {
+            true => self.full_timeout.clone(),
+            false => wire::timeout_millis(left).into(),
+        };
+        request.set_parsed(TIMEOUT, timeout);
         let response = self.transport.round_trip(ctx, request)?;
         if response.status() != 200 {
             return Err(self.error_of(response));
