@@ -84,7 +84,10 @@ impl BatchPolicy {
     pub(crate) fn note_len(&self, len: usize) {
         let mean = self.mean_len.load(Ordering::Relaxed);
         let moved = mean - mean / MEAN_OF + len / MEAN_OF;
-        self.mean_len.store(moved, Ordering::Relaxed);
+        // Written only if it moves: all callers read it.
+        if moved != mean {
+            self.mean_len.store(moved, Ordering::Relaxed);
+        }
     }
 }
 

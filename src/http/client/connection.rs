@@ -53,9 +53,9 @@ impl PeerConnection {
     }
 
     /// Begins an exchange that must be over at `deadline`.
-    pub(crate) fn begin(&mut self, deadline: Instant) {
+    pub(crate) fn begin(&mut self, now: Instant, deadline: Instant) {
         self.deadline = deadline;
-        self.begun = Instant::now();
+        self.begun = now;
         self.received = 0;
         self.exchanges += 1;
     }
@@ -68,7 +68,12 @@ impl PeerConnection {
     /// connection that was closed within that time fails with [`StaleConnection`].
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         let idle = now.saturating_duration_since(self.begun);
-        !self.is_too_old(now) && (idle < UNCHECKED || is_silent(&self.stream))
+        idle < UNCHECKED || (idle < MAX_IDLE_AGE && is_silent(&self.stream))
+    }
+
+    /// When the last exchange began.
+    pub(crate) fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// Whether the connection has been idle for too long to be used again.
@@ -315,7 +320,7 @@ pub(crate) mod tests {
     #[test]
     fn connection_is_used_again_until_it_is_too_old_or_the_peer_sends_something() {
         let (mut connection, mut peer) = pair();
-        connection.begin(soon());
+        connection.begin(Instant::now(), soon());
         connection.write_all(b"request").unwrap();
         peer.write_all(b"response").unwrap();
         assert_eq!(connection.read(&mut [0; 9]).unwrap(), 8);
@@ -342,7 +347,7 @@ pub(crate) mod tests {
             });
             let begun = Instant::now();
             let limit = Duration::from_millis(200);
-            connection.begin(begun + limit);
+            connection.begin(Instant::now(), begun + limit);
             let error = connection.write_all(&vec![0; 256 << 20]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
             let took = begun.elapsed();

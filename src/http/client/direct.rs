@@ -12,7 +12,7 @@ use crate::http::client::pool::{ConnectionPool, PooledConnection};
 use crate::http::client::response::{BodyFraming, ResponseReader};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    ResponseHeaders, Transport, TransportRequest, TransportResponse,
+    ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
 };
 use crate::sync::Arc;
 
@@ -39,8 +39,9 @@ impl DirectTransport {
         request: &TransportRequest<'_>,
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
-        if let Some(connection) = self.pool.take() {
-            let response = self.exchange(connection, request, deadline);
+        let now = Instant::now();
+        if let Some(connection) = self.pool.take(now) {
+            let response = self.exchange(connection, request, now, deadline);
             let Err(error) = &response else {
                 return response;
             };
@@ -53,29 +54,45 @@ impl DirectTransport {
             }
         }
         let connection = self.pool.target.connect(deadline)?;
-        self.exchange(ResponseReader::new(connection), request, deadline)
+        self.exchange(
+            ResponseReader::new(connection),
+            request,
+            Instant::now(),
+            deadline,
+        )
     }
 
     fn exchange(
         &self,
         mut connection: PooledConnection,
         request: &TransportRequest<'_>,
+        now: Instant,
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
-        connection.source.begin(deadline);
+        connection.source.begin(now, deadline);
         let bytes = encode(self.pool.target.url.authority(), request);
         connection.source.write_all(&bytes)?;
         let (head, bytes) = connection.read_head()?;
         let length = head.framing.length();
-        let mut body = ResponseBody {
-            pool: self.pool.clone(),
-            connection: Some(connection),
-            framing: head.framing,
-            keep_alive: head.keep_alive,
+        let body = match connection.take_whole(head.framing) {
+            Some(bytes) => {
+                if head.keep_alive {
+                    self.pool.give_back(connection);
+                }
+                ResponseBytes::Whole(bytes)
+            }
+            None => ResponseBytes::Reader(Box::new(ResponseBody {
+                pool: self.pool.clone(),
+                connection: Some(connection),
+                framing: head.framing,
+                keep_alive: head.keep_alive,
+            })),
         };
-        body.give_back_if_over();
-        let response = TransportResponse::with_reader(head.status, length, body);
-        Ok(response.with_headers(ResponseHeaders::Head(bytes), head.is_from_larder))
+        let response = TransportResponse::with_bytes(head.status, length, body);
+        Ok(response.with_headers(
+            ResponseHeaders::Head(bytes, head.is_protobuf),
+            head.is_from_larder,
+        ))
     }
 }
 
@@ -126,16 +143,6 @@ struct ResponseBody {
     keep_alive: bool,
 }
 
-impl ResponseBody {
-    fn give_back_if_over(&mut self) {
-        if self.framing.is_over() {
-            if let Some(connection) = self.connection.take().filter(|_| self.keep_alive) {
-                self.pool.give_back(connection);
-            }
-        }
-    }
-}
-
 impl Read for ResponseBody {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() || self.framing.is_over() {
@@ -148,7 +155,11 @@ impl Read for ResponseBody {
         if read.is_err() {
             self.connection = None;
         }
-        self.give_back_if_over();
+        if self.framing.is_over() {
+            if let Some(connection) = self.connection.take().filter(|_| self.keep_alive) {
+                self.pool.give_back(connection);
+            }
+        }
         read.map_err(|error| self.pool.target.explain_timeout(error))
     }
 }

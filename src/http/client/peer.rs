@@ -14,7 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{
+    ResponseBytes, Transport, TransportRequest, TransportResponse,
+};
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::pb::GetRequest;
@@ -32,6 +34,8 @@ pub(crate) struct HttpPeer {
     /// The path of the peer's URL and the base path: what precedes the group.
     base: String,
     config: Arc<Config>,
+    /// The header of a request that gets the whole exchange time-out, as most do.
+    full_timeout: HeaderValue,
     transport: Arc<dyn Transport>,
     /// One for each request under way: the peer's server refuses connections over its own limit.
     permits: Permits,
@@ -45,6 +49,7 @@ impl HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
+            full_timeout: wire::timeout_millis(config.exchange_timeout).into(),
             transport,
             permits: Permits::new(config.max_connections_per_peer),
             batcher: Batcher::new(
@@ -61,12 +66,13 @@ impl ProtoGetter for HttpPeer {
     /// Asks for one key, in a batch with the keys of other threads if there are many.
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
         let (group, key) = (&*request.group, &*request.key);
-        let deadline = self.deadline(ctx)?;
+        let now = Instant::now();
+        let deadline = self.deadline(ctx, now)?;
         if !self.policy.pays_off() {
-            return self.get_single(ctx, group, key, deadline);
+            return self.get_single(ctx, group, key, now, deadline);
         }
         let (result, place) = match self.batcher.join(group, key, deadline, Instant::now) {
-            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, deadline),
+            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, now, deadline),
             BatchRole::TimedOut => return Err(self.timed_out(ctx)),
             BatchRole::Waiter(result, place) => (result, place),
             BatchRole::Leader(mut leader) => {
@@ -85,7 +91,7 @@ impl ProtoGetter for HttpPeer {
             Some(Err(BatchError::Fallback)) | None => {}
         }
         drop(result);
-        self.get_single(ctx, group, key, deadline)
+        self.get_single(ctx, group, key, Instant::now(), deadline)
     }
 
     /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
@@ -100,7 +106,7 @@ impl ProtoGetter for HttpPeer {
     ) -> Result<Vec<Option<PeerResponse>>> {
         let mut found = Vec::with_capacity(keys.len());
         while found.len() < keys.len() && self.policy.is_enabled() {
-            let deadline = self.deadline(ctx)?;
+            let deadline = self.deadline(ctx, Instant::now())?;
             let rest = &keys[found.len()..];
             let batch = &rest[..self.batch_len(rest)];
             match self.send_batch(ctx, group, batch, deadline) {
@@ -128,16 +134,21 @@ impl HttpPeer {
         ctx: &Context,
         group: &str,
         key: &str,
+        now: Instant,
         deadline: Instant,
     ) -> Result<PeerResponse> {
-        let _permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let permit = self.permit(ctx, deadline)?;
+        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
         if left.is_zero() {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
-        request.set_parsed(TIMEOUT, wire::timeout_millis(left).into());
+        let timeout = match left == self.config.exchange_timeout {
+            true => self.full_timeout.clone(),
+            false => wire::timeout_millis(left).into(),
+        };
+        request.set_parsed(TIMEOUT, timeout);
         let response = self.transport.round_trip(ctx, request)?;
         if response.status() != 200 {
             return Err(self.error_of(response));
@@ -192,16 +203,16 @@ impl HttpPeer {
         Ok(values)
     }
 
-    /// The time by which a request that begins now must have ended.
+    /// The time by which a request that begins `now` must have ended.
     ///
     /// # Errors
     ///
     /// If `ctx` has ended.
-    fn deadline(&self, ctx: &Context) -> Result<Instant> {
+    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
-        let exchange_end = Instant::now() + self.config.exchange_timeout;
+        let exchange_end = now + self.config.exchange_timeout;
         let own = ctx.deadline().unwrap_or(exchange_end);
         Ok(own.min(exchange_end))
     }
@@ -326,7 +337,10 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     if length.is_some_and(|length| length > max) {
         return Err(TOO_LONG.into());
     }
-    let mut body = response.into_body();
+    let mut body = match response.into_bytes() {
+        ResponseBytes::Whole(bytes) => return Ok(bytes),
+        ResponseBytes::Reader(body) => body,
+    };
     let failed = |error: io::Error| format!("the answer broke off: {error}");
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {

@@ -34,14 +34,14 @@ impl Permits {
         let mut state = self.state.lock();
         if state.free > 0 {
             state.free -= 1;
-            return Some(Permit { permits: self });
+            return Some(Permit::new(self, None));
         }
         let waiter = Arc::new(Condvar::new());
         state.queue.push_back(waiter.clone());
         loop {
             let place = state.queue.iter().position(|one| Arc::ptr_eq(one, &waiter));
             let Some(place) = place else {
-                return Some(Permit { permits: self });
+                return Some(Permit::new(self, Some(Instant::now())));
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -56,6 +56,17 @@ impl Permits {
 /// The right to one request; dropping it passes it on.
 pub(crate) struct Permit<'p> {
     permits: &'p Permits,
+    /// When the wait for it ended; `None` if there was none.
+    pub(crate) waited_until: Option<Instant>,
+}
+
+impl<'p> Permit<'p> {
+    fn new(permits: &'p Permits, waited_until: Option<Instant>) -> Self {
+        Permit {
+            permits,
+            waited_until,
+        }
+    }
 }
 
 impl Drop for Permit<'_> {

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use foldhash::fast::RandomState;
+
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::auto::transport_for;
@@ -37,7 +39,7 @@ pub(crate) type TransportHook =
 struct PeerList {
     ring: Map,
     /// By the text that is on the ring; `None` is this process.
-    members: HashMap<String, Option<Arc<HttpPeer>>>,
+    members: HashMap<String, Option<Arc<HttpPeer>>, RandomState>,
 }
 
 impl Picker {
@@ -50,7 +52,7 @@ impl Picker {
     ) -> Self {
         let peers = RwLock::new(Arc::new(PeerList {
             ring: empty_ring.clone(),
-            members: HashMap::new(),
+            members: HashMap::default(),
         }));
         Picker {
             self_addr,

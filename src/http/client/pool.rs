@@ -1,6 +1,7 @@
 //! The idle connections of the direct transport.
 
 use std::collections::VecDeque;
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use crate::http::client::connection::PeerConnection;
@@ -15,7 +16,7 @@ pub(crate) type PooledConnection = ResponseReader<PeerConnection>;
 pub(crate) struct ConnectionPool {
     pub(crate) target: Arc<Target>,
     /// The connection used last is at the back.
-    idle: Mutex<VecDeque<PooledConnection>>,
+    idle: Mutex<VecDeque<(ThreadId, PooledConnection)>>,
 }
 
 impl ConnectionPool {
@@ -26,11 +27,19 @@ impl ConnectionPool {
         }
     }
 
-    /// The connection used last, so that the others may grow old.
-    pub(crate) fn take(&self) -> Option<PooledConnection> {
+    /// The connection that this thread used last, so that the peer's thread for it runs on the same
+    /// processor as before; or else the one used last, so that the others may grow old.
+    pub(crate) fn take(&self, now: Instant) -> Option<PooledConnection> {
+        let thread = thread::current().id();
         loop {
-            let connection = self.idle.lock().pop_back()?;
-            if connection.source.is_usable(Instant::now()) {
+            let (_, connection) = {
+                let mut idle = self.idle.lock();
+                match idle.iter().rposition(|(user, _)| *user == thread) {
+                    Some(own) => idle.remove(own),
+                    None => idle.pop_back(),
+                }?
+            };
+            if connection.source.is_usable(now) {
                 return Some(connection);
             }
         }
@@ -42,11 +51,13 @@ impl ConnectionPool {
         if !connection.is_empty() {
             return;
         }
+        let thread = thread::current().id();
+        let begun = connection.source.begun();
         // Closed when the lock is released.
         let _surplus = {
             let mut idle = self.idle.lock();
-            idle.push_back(connection);
-            let is_old = |oldest: &PooledConnection| oldest.source.is_too_old(Instant::now());
+            idle.push_back((thread, connection));
+            let is_old = |(_, oldest): &(_, PooledConnection)| oldest.source.is_too_old(begun);
             let surplus = idle.len() > self.target.config.max_idle_per_peer
                 || idle.front().is_some_and(is_old);
             surplus.then(|| idle.pop_front())
@@ -87,30 +98,45 @@ mod tests {
 
     fn idle_ports(pool: &ConnectionPool) -> Vec<u16> {
         let idle = pool.idle.lock();
-        idle.iter().map(|idle| port(&idle.source)).collect()
+        idle.iter().map(|(_, idle)| port(&idle.source)).collect()
     }
 
     #[test]
     fn connections_used_last_are_kept_and_no_more_than_allowed() {
         let (pool, ports, _others) = pool_with(3, 5);
         assert_eq!(idle_ports(&pool), ports[2..]);
-        assert_eq!(port(&pool.take().unwrap().source), ports[4]);
+        assert_eq!(port(&pool.take(Instant::now()).unwrap().source), ports[4]);
         pool.clear();
-        assert!(pool.take().is_none());
+        assert!(pool.take(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn a_thread_gets_the_connection_that_it_used_last() {
+        let (pool, ports, _others) = pool_with(3, 2);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let connection = pool.take(Instant::now()).unwrap();
+                pool.give_back(connection);
+            });
+            other.join().unwrap();
+        });
+        assert_eq!(idle_ports(&pool), ports);
+        assert_eq!(port(&pool.take(Instant::now()).unwrap().source), ports[0]);
+        assert_eq!(port(&pool.take(Instant::now()).unwrap().source), ports[1]);
     }
 
     #[test]
     fn old_connections_are_closed_as_others_come_back() {
         let (pool, ports, _others) = pool_with(10, 4);
-        for idle in pool.idle.lock().iter_mut().take(2) {
+        for (_, idle) in pool.idle.lock().iter_mut().take(2) {
             age(&mut idle.source, MAX_IDLE_AGE);
         }
         for first in 1..3 {
-            let connection = pool.take().unwrap();
+            let connection = pool.take(Instant::now()).unwrap();
             pool.give_back(connection);
             assert_eq!(idle_ports(&pool), ports[first..]);
         }
-        let connection = pool.take().unwrap();
+        let connection = pool.take(Instant::now()).unwrap();
         pool.give_back(connection);
         assert_eq!(idle_ports(&pool), ports[2..]);
     }
@@ -118,10 +144,10 @@ mod tests {
     #[test]
     fn connections_that_are_too_old_are_not_used() {
         let (pool, _, _others) = pool_with(3, 2);
-        for idle in pool.idle.lock().iter_mut() {
+        for (_, idle) in pool.idle.lock().iter_mut() {
             age(&mut idle.source, MAX_IDLE_AGE);
         }
-        assert!(pool.take().is_none());
+        assert!(pool.take(Instant::now()).is_none());
         assert!(idle_ports(&pool).is_empty());
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use httparse::{EMPTY_HEADER, Status};
 
+use crate::shared_bytes::SharedBytes;
 use crate::wire::{self, Scan, has_token, parse_length, scan};
 
 /// The statements of a head that the client needs. It is not an interim one.
@@ -15,6 +16,8 @@ pub(crate) struct ResponseHead {
     pub(crate) keep_alive: bool,
     /// Whether larder's own server sent it, and no proxy passed it on.
     pub(crate) is_from_larder: bool,
+    /// Whether the body is a protobuf message, by its content type.
+    pub(crate) is_protobuf: bool,
 }
 
 impl ResponseHead {
@@ -33,6 +36,7 @@ impl ResponseHead {
         let mut length = None;
         let (mut codings, mut chunked, mut close) = (0, false, !is_http_11);
         let (mut is_larder, mut is_forwarded) = (false, false);
+        let mut is_protobuf = None;
         for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             if is("content-length") {
@@ -49,6 +53,9 @@ impl ResponseHead {
                 is_larder |= value == wire::SERVER.as_bytes();
             } else if is("via") {
                 is_forwarded = true;
+            } else if is("content-type") {
+                // The first counts, as for `TransportResponse::header`.
+                is_protobuf = is_protobuf.or(Some(wire::is_protobuf(value)));
             }
         }
         if codings > 1 || (codings == 1 && (!chunked || length.is_some() || !is_http_11)) {
@@ -72,6 +79,7 @@ impl ResponseHead {
             framing,
             keep_alive: !close,
             is_from_larder: is_larder && !is_forwarded,
+            is_protobuf: is_protobuf.unwrap_or(false),
         })
     }
 
@@ -174,6 +182,7 @@ pub(crate) struct ResponseReader<R> {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    last: Option<LastHead>,
 }
 
 impl<R: Read> ResponseReader<R> {
@@ -183,6 +192,7 @@ impl<R: Read> ResponseReader<R> {
             bytes: vec![0; MAX_HEAD].into(),
             start: 0,
             end: 0,
+            last: None,
         }
     }
 
@@ -197,12 +207,18 @@ impl<R: Read> ResponseReader<R> {
         let mut skipped = 0;
         loop {
             let unused = &self.bytes[self.start..self.end];
+            let last = self.last.as_ref().filter(|_| skipped == 0);
+            if let Some((head, len)) = last.and_then(|last| last.repeated(unused)) {
+                self.start += len;
+                return Ok((head, unused[..len].into()));
+            }
             match scan(unused, scanned).map_err(|_| NOT_HTTP)? {
                 Scan::Complete(len) if skipped + len > MAX_HEAD => return Err(TOO_LONG.into()),
                 Scan::Complete(len) => {
                     self.start += len;
                     let bytes = &unused[..len];
                     if let Some(head) = ResponseHead::parse(bytes)? {
+                        self.last = LastHead::new(bytes, head);
                         return Ok((head, bytes.into()));
                     }
                     skipped += len;
@@ -214,6 +230,14 @@ impl<R: Read> ResponseReader<R> {
                 }
             }
         }
+    }
+
+    /// Takes a body that arrived as a whole with its head.
+    pub(crate) fn take_whole(&mut self, framing: BodyFraming) -> Option<SharedBytes> {
+        let length = usize::try_from(framing.length()?).ok()?;
+        let body = self.bytes[self.start..self.end].get(..length)?;
+        self.start += length;
+        Some(body.into())
     }
 
     /// Reads some of a body, at least a byte; 0 at its end. `into` has room for one.
@@ -319,6 +343,43 @@ impl<R: Read> ResponseReader<R> {
     }
 }
 
+/// The head of the last response, if the next one may begin with the same bytes up to its length.
+///
+/// Comparing a head costs a tenth of parsing it.
+#[derive(Debug)]
+struct LastHead {
+    /// The bytes in front of the digits of the `Content-Length`, which is the last field.
+    start: Box<[u8]>,
+    head: ResponseHead,
+}
+
+impl LastHead {
+    fn new(bytes: &[u8], head: ResponseHead) -> Option<Self> {
+        let is_digit = |byte: &u8| byte.is_ascii_digit();
+        let fields = bytes.strip_suffix(END).filter(|_| head.status == 200)?;
+        let start = &fields[..=fields.iter().rposition(|byte| !is_digit(byte))?];
+        let name = start.last_chunk::<{ LENGTH.len() }>()?;
+        name.eq_ignore_ascii_case(LENGTH).then(|| LastHead {
+            start: start.into(),
+            head,
+        })
+    }
+
+    /// The head at the start of `bytes` and its length, if it differs in the length of the body only.
+    fn repeated(&self, bytes: &[u8]) -> Option<(ResponseHead, usize)> {
+        let rest = bytes.strip_prefix(&*self.start)?;
+        let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
+        let (length, rest) = rest.split_at(digits);
+        let framing = BodyFraming::Length(parse_length(length).ok()?);
+        let head = ResponseHead {
+            framing,
+            ..self.head
+        };
+        rest.starts_with(END)
+            .then_some((head, self.start.len() + digits + END.len()))
+    }
+}
+
 /// Why a response is rejected.
 #[derive(Clone, Copy)]
 pub(crate) struct BadResponse(pub(crate) &'static str);
@@ -349,6 +410,12 @@ pub(crate) const MAX_HEAD: usize = 16 * 1024;
 
 /// The most header fields of a response, as many as ureq takes.
 const MAX_FIELDS: usize = 128;
+
+/// The name of the last field of a head that can repeat.
+const LENGTH: &[u8; 18] = b"\r\ncontent-length: ";
+
+/// The end of a head.
+const END: &[u8] = b"\r\n\r\n";
 
 /// The most digits of a chunk size: as many as fit.
 const MAX_SIZE_DIGITS: usize = 15;

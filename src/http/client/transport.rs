@@ -1,7 +1,7 @@
 //! The hook for wrapping or replacing how requests travel to a peer.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::time::Instant;
 
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
@@ -9,6 +9,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::shared_bytes::SharedBytes;
 use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
@@ -158,7 +159,14 @@ pub struct TransportResponse {
     headers: ResponseHeaders,
     is_from_larder: bool,
     length: Option<u64>,
-    body: Box<dyn Read + Send>,
+    body: ResponseBytes,
+}
+
+/// The body of a response.
+pub(crate) enum ResponseBytes {
+    /// It arrived with the head, and its connection is back in the pool.
+    Whole(SharedBytes),
+    Reader(Box<dyn Read + Send>),
 }
 
 impl TransportResponse {
@@ -166,18 +174,22 @@ impl TransportResponse {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
         let length = body.len() as u64;
-        TransportResponse::with_reader(status, Some(length), std::io::Cursor::new(body))
+        TransportResponse::with_reader(status, Some(length), Cursor::new(body))
     }
 
     /// An answer whose body is read from `body`. With a `length`, a body that ends before or goes
     /// on after it is an error.
     pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
+        TransportResponse::with_bytes(status, length, ResponseBytes::Reader(Box::new(body)))
+    }
+
+    pub(crate) fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
         TransportResponse {
             status,
             headers: ResponseHeaders::Parsed(HeaderMap::new()),
             is_from_larder: false,
             length,
-            body: Box::new(body),
+            body,
         }
     }
 
@@ -216,8 +228,13 @@ impl TransportResponse {
 
     /// Whether the body is a protobuf message, by its content type.
     pub(crate) fn is_protobuf(&self) -> bool {
-        let found = self.headers.get(CONTENT_TYPE.as_str());
-        found.is_some_and(wire::is_protobuf)
+        match &self.headers {
+            ResponseHeaders::Head(_, is_protobuf) => *is_protobuf,
+            ResponseHeaders::Parsed(map) => {
+                let found = map.get(CONTENT_TYPE);
+                found.is_some_and(|found| wire::is_protobuf(found.as_bytes()))
+            }
+        }
     }
 
     /// Whether larder's own server sent it, and no proxy passed it on.
@@ -232,6 +249,13 @@ impl TransportResponse {
 
     /// The body. Its connection is used again only if it is read to its end.
     pub fn into_body(self) -> Box<dyn Read + Send> {
+        match self.body {
+            ResponseBytes::Whole(bytes) => Box::new(Cursor::new(bytes)),
+            ResponseBytes::Reader(reader) => reader,
+        }
+    }
+
+    pub(crate) fn into_bytes(self) -> ResponseBytes {
         self.body
     }
 }
@@ -239,15 +263,16 @@ impl TransportResponse {
 /// The headers of a response.
 pub(crate) enum ResponseHeaders {
     Parsed(HeaderMap),
-    /// The bytes of a well-formed head. Of most responses one header is looked up, or none.
-    Head(Box<[u8]>),
+    /// The bytes of a well-formed head, and whether it announces a protobuf message. Of most
+    /// responses no other header is looked up.
+    Head(Box<[u8]>, bool),
 }
 
 impl ResponseHeaders {
     fn get(&self, name: &str) -> Option<&[u8]> {
         match self {
             ResponseHeaders::Parsed(map) => map.get(name).map(HeaderValue::as_bytes),
-            ResponseHeaders::Head(head) => {
+            ResponseHeaders::Head(head, _) => {
                 let mut fields = fields_of(head);
                 let (_, value) =
                     fields.find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))?;
@@ -257,7 +282,7 @@ impl ResponseHeaders {
     }
 
     fn parsed(&mut self) -> &mut HeaderMap {
-        if let ResponseHeaders::Head(head) = self {
+        if let ResponseHeaders::Head(head, _) = self {
             let fields = fields_of(head).filter_map(|(name, value)| {
                 let name = HeaderName::from_bytes(name).ok()?;
                 Some((name, HeaderValue::from_bytes(value).ok()?))
@@ -270,7 +295,7 @@ impl ResponseHeaders {
         }
         match self {
             ResponseHeaders::Parsed(map) => map,
-            ResponseHeaders::Head(_) => unreachable!("it was parsed"),
+            ResponseHeaders::Head(..) => unreachable!("it was parsed"),
         }
     }
 }
@@ -325,7 +350,7 @@ mod tests {
     #[test]
     fn headers_of_a_head_are_found_and_can_be_set() {
         let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
-        let headers = ResponseHeaders::Head(head[..].into());
+        let headers = ResponseHeaders::Head(head[..].into(), false);
         let mut response = TransportResponse::new(200, "").with_headers(headers, false);
         assert_eq!(response.header("x-one"), Some("1"));
         assert_eq!(response.header("X-Two"), Some("2"));

@@ -221,7 +221,8 @@ impl UreqIo for UreqStream {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         if !std::mem::replace(&mut self.is_writing, true) {
-            self.connection.begin(deadline_of(timeout));
+            let deadline = deadline_of(timeout);
+            self.connection.begin(Instant::now(), deadline);
         }
         let output = &self.buffers.output()[..amount];
         Ok(self.connection.write_all(output)?)

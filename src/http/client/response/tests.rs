@@ -196,3 +196,52 @@ fn chunk_size_is_hexadecimal_and_nothing_else() {
         assert_eq!(parse_chunk_size(line.as_bytes()), size, "{line:?}");
     }
 }
+
+#[test]
+fn head_that_repeats_is_read_as_if_it_were_parsed() {
+    let first = "HTTP/1.1 200 OK\r\nServer: larder\r\nContent-Length: 3\r\n\r\n";
+    for (next, want) in [
+        (first.to_owned(), Ok(3)),
+        (first.replace(": 3", ": 12345"), Ok(12345)),
+        (first.replace(": 3", ": "), Err(BAD_LENGTH.0)),
+        (first.replace(": 3", ": 3x"), Err(BAD_LENGTH.0)),
+        (first.replace(": 3", ": 9999999999999"), Err(BAD_LENGTH.0)),
+        (first.replace("larder", "other"), Ok(3)),
+        (
+            first.replace(": 3\r\n", ": 3\r\nContent-Length: 3\r\n"),
+            Err(TWO_LENGTHS.0),
+        ),
+    ] {
+        let both = format!("{first}{next}");
+        let mut reader = ResponseReader::new(both.as_bytes());
+        let (head, bytes) = reader.read_head().expect("the first head");
+        assert_eq!(head.framing.length(), Some(3));
+        assert_eq!(&*bytes, first.as_bytes());
+        match (reader.read_head(), want) {
+            (Ok((head, bytes)), Ok(length)) => {
+                assert_eq!(head.framing.length(), Some(length), "{next}");
+                assert_eq!(head.is_from_larder, next.contains("larder"), "{next}");
+                assert_eq!(&*bytes, next.as_bytes());
+            }
+            (found, want) => assert_eq!(
+                found.map(|_| 0).map_err(|error| error.to_string()),
+                want.map_err(str::to_owned),
+                "{next}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn only_a_head_that_ends_with_its_length_can_repeat() {
+    for head in [
+        "HTTP/1.1 204 OK\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nServer: larder\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-Content-Length: 3\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ] {
+        let mut reader = ResponseReader::new(head.as_bytes());
+        reader.read_head().expect(head);
+        assert!(reader.last.is_none(), "{head}");
+    }
+}
