@@ -50,7 +50,6 @@ pub mod pb;
 mod peers;
 mod random;
 mod recursion;
-mod registry;
 mod shared_bytes;
 pub mod singleflight;
 mod sink;
@@ -66,10 +65,10 @@ pub use clock::Clock;
 pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use getter::{Getter, getter_fn};
+pub use group::registry::{Registry, get_group, new_group};
 pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
-pub use registry::{Registry, get_group, new_group};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{

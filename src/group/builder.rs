@@ -8,9 +8,9 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
+use crate::group::registry::Registry;
 use crate::loader_pool::LoaderPool;
 use crate::peers::PickerSlot;
-use crate::registry::Registry;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
 

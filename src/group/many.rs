@@ -206,8 +206,8 @@ mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
     use crate::group::Group;
+    use crate::group::registry::Registry;
     use crate::pb::GetRequest;
-    use crate::registry::Registry;
     use crate::sink::Sink;
     use crate::sync::Mutex;
 

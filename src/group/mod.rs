@@ -5,6 +5,7 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
+//!   registry.rs  groups by name, their peers
 //! ```
 
 mod builder;
@@ -13,6 +14,7 @@ mod flight;
 mod load;
 mod many;
 mod populate;
+pub(crate) mod registry;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 

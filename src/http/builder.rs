@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::Result;
+use crate::group::registry::Registry;
 use crate::http::client::picker::{Picker, TransportHook};
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
@@ -13,7 +14,6 @@ use crate::http::config::{Config, HttpClient};
 use crate::http::pool::{HttpPool, PoolInner};
 use crate::http::server::endpoint::{ContextHook, Endpoint};
 use crate::http::server::handler::Request;
-use crate::registry::Registry;
 use crate::sync::Arc;
 
 impl HttpPool {

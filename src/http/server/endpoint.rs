@@ -8,10 +8,10 @@ use super::response::Response;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
+use crate::group::registry::Registry;
 use crate::http::config::Config;
 use crate::panics::caught;
 use crate::peers::PeerResponse;
-use crate::registry::Registry;
 use crate::sync::Arc;
 use crate::wire::{self, ManyBody, PathError};
 
