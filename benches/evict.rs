@@ -1,4 +1,4 @@
-//! Churn: gets in a full cache, of which many miss, fill, and so evict another entry.
+//! Churn: gets in a full cache. Many of them miss, fill, and so evict another entry.
 //!
 //! One operation in ten is for a new key, so it misses. The others draw from 500,000 keys by Zipf 0.8
 //! and fill if they miss. The cache has room for 50,000 entries, a tenth of those keys, by its own

@@ -5,8 +5,8 @@
 //! and golang/groupcache, if `benches/peers/install.sh` has installed them. Each case runs all of them in
 //! turn, so that other load of the machine affects all.
 //!
-//! `--quick` runs each for 0.3 s instead of 1 s; `LARDER_ROUNDS` is the number of rounds, 5 by
-//! default; `LARDER_CASES` a comma-separated list of cases.
+//! `--quick` runs each for 0.3 s instead of 1 s. `LARDER_ROUNDS` is the number of rounds, 5 by
+//! default. `LARDER_CASES` is a comma-separated list of cases.
 
 mod common;
 mod peers;
@@ -27,7 +27,7 @@ const CASES: [(&str, usize, usize, usize, i32); 10] = [
     ("10KB-32", 10_000, 1000, 32, 0),
     ("1MB-1", 1_000_000, 32, 1, 0),
     ("1MB-8", 1_000_000, 32, 8, 0),
-    // The keys of 100B-8, and one get in twenty is of a key that takes 50 ms to load.
+    // As 100B-8, but one get in twenty is of a key that takes 50 ms to load.
     ("mixed-8", 100, 1000, 8, 5),
     // 100 keys a call. Each key counts as a request.
     ("get_many-100", 100, 1000, 1, MANY_AT_ONCE),
@@ -119,7 +119,7 @@ fn idle(report: &mut Report) {
             assert!(read > 100, "a whole answer");
             stream
         };
-        // The first loads the value.
+        // The first request loads the value.
         let first = open();
         let before = server.rss_mib();
         let others: Vec<_> = (1..256).map(|_| open()).collect();

@@ -83,8 +83,8 @@ fn main() {
     report.finish();
 }
 
-/// Fills, goes on, clears. Prints the growth, the entries, the growth after `clear`, and the growth
-/// before it.
+/// Fills the cache, continues to fill it, and clears it. Prints the growth, the entries, the growth
+/// after `clear`, and the growth before it.
 fn child(implementation: &str, case: &str) {
     let size = CASES
         .iter()

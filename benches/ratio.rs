@@ -1,4 +1,4 @@
-//! Hit ratios of real traces, replayed through a real group and through other caches.
+//! Hit ratios of real traces, replayed through a group and through other caches.
 //!
 //! The traces are not part of the project. Their directory is `LARDER_TRACES`, by default
 //! `../shared/traces`; without it nothing is measured. The capacity is a percentage of the weight of all
@@ -60,7 +60,7 @@ fn main() {
     report.finish();
 }
 
-/// The traces of a directory: those without sizes once with equal sizes, once with drawn ones.
+/// The traces of a directory. A trace without sizes is used with equal sizes, and again with drawn ones.
 fn read_traces(directory: &Path) -> Vec<Trace> {
     let histogram = Histogram::read(&directory.join("cachelib-kvcache_reg-sizes.json.xz"));
     let mut traces = Vec::new();
@@ -94,7 +94,7 @@ impl Trace {
         (0..self.sizes.len()).map(|id| self.charge(id as u32)).sum()
     }
 
-    /// The weight of an object in a group. It is measured, so that this file does not repeat the rules.
+    /// The weight of an object in a group. It is measured, so that this file does not repeat the formula.
     fn charge(&self, id: u32) -> u64 {
         thread_local! {
             static KNOWN: std::cell::RefCell<HashMap<usize, u64>> = Default::default();

@@ -73,7 +73,7 @@ fn answer(colors: &Group, method: &str, path: &str, query: Option<&str>) -> (u16
         return (404, "try /color?name=green\n".into());
     }
     if !matches!(method, "GET" | "HEAD") {
-        return (405, "colours are only read\n".into());
+        return (405, "colours are read-only\n".into());
     }
     let Some(name) = query.and_then(|query| form_value(query, "name")) else {
         return (400, "which colour? Try /color?name=green\n".into());
@@ -86,7 +86,7 @@ fn answer(colors: &Group, method: &str, path: &str, query: Option<&str>) -> (u16
     }
 }
 
-/// The same port by tiny_http: the pool answers the requests of peers, and this program the others.
+/// Serves the port with tiny_http. The pool answers the requests of peers, and this program the others.
 fn serve_with_tiny_http(
     pool: &HttpPool,
     colors: &Group,
@@ -163,10 +163,10 @@ fn with_two_dashes(arg: OsString) -> OsString {
     }
 }
 
-/// Where to listen. `:8080` is every address of the machine, as in Go: by IPv6 and IPv4 in one
-/// socket, or by IPv4 alone where there is no IPv6.
+/// The address to listen on. `:8080` is every address of the machine, as in Go: IPv6 and IPv4 in one
+/// socket, or IPv4 alone where there is no IPv6.
 fn listen_addrs(addr: &str) -> Result<Vec<SocketAddr>, Box<dyn Error>> {
-    let wrong = |error: &dyn Error| format!("--addr {addr:?}: {error}; say :8080 or HOST:8080");
+    let wrong = |error: &dyn Error| format!("--addr {addr:?}: {error}; write :8080 or HOST:8080");
     match addr.strip_prefix(':') {
         Some(port) => {
             let port: u16 = port.parse().map_err(|error| wrong(&error))?;
@@ -182,7 +182,7 @@ fn listen_addrs(addr: &str) -> Result<Vec<SocketAddr>, Box<dyn Error>> {
     }
 }
 
-/// The first value of a field in a query, unescaped; `None` without the field, or if the value is
+/// The first value of a field in a query, unescaped. `None` without the field, or if the value is
 /// empty or not text.
 fn form_value(query: &str, field: &str) -> Option<String> {
     let value = query
@@ -213,7 +213,7 @@ usage: color [--addr :8080] [--pool URL[,URL...]] [--tiny-http]
   --pool       the URLs of all processes, this one's first
   --tiny-http  serve with tiny_http in place of larder's own server";
 
-/// The threads that answer with tiny_http.
+/// The number of threads that answer requests in tiny_http.
 const WORKERS: usize = 8;
 
 const COLORS: [(&str, &str); 8] = [

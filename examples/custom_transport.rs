@@ -20,7 +20,7 @@ use larder::{Context, Group, Registry};
 struct RequestId(String);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // The ports first, because a pool needs its own URL.
+    // The listeners come first, because a pool needs its own URL.
     let listeners = [listen()?, listen()?];
     let urls = [url_of(&listeners[0])?, url_of(&listeners[1])?];
     let [listener_a, listener_b] = listeners;
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// In a real program there is one of these in each process.
+/// One node. In a real program each process has one.
 struct Node {
     name: &'static str,
     pool: HttpPool,

@@ -1,10 +1,10 @@
-//! Values as JSON documents, read straight into a type that serde derives.
+//! Values as JSON documents, decoded directly into a type that derives serde's traits.
 //!
 //! ```text
 //! cargo run --features json --example json_sink
 //! ```
 //!
-//! Prints a record, loaded and then cached, and the error for a value that does not fit its type.
+//! Prints a record, loaded and then cached, and the error for a value of another type.
 
 use std::error::Error;
 

@@ -9,7 +9,7 @@ use pb_rs::{ConfigBuilder, types::FileDescriptor};
 
 #[test]
 fn messages_of_peers_match_their_proto_file() {
-    // Borrowed, so that a request or an answer is decoded without a copy.
+    // The messages borrow, so that requests and answers are decoded without a copy.
     check("proto/groupcache.proto", "src/pb/groupcachepb.rs", false);
 }
 

@@ -13,7 +13,7 @@ pub const STEPS: usize = 50;
 
 /// The counts of one run of a cluster.
 pub struct Run {
-    /// Of all nodes together after each step; the first is zero.
+    /// The counts of all nodes together after each step. The first ones are zero.
     counts: Vec<Counts>,
     /// Keys that each node owns.
     pub owned: Vec<f64>,
@@ -96,7 +96,7 @@ impl Fleet {
         fleet
     }
 
-    /// Runs it from the cold start to the end.
+    /// Runs the cluster from the cold start to the end.
     pub fn run(mut self) -> Run {
         let mut counts = vec![Counts::default()];
         // The first nodes do one more get where the gets cannot be divided evenly.
@@ -189,7 +189,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -12,7 +12,7 @@
 //! is the default, `larder hot off` none, and `larder coin 10 %` one in ten at random, like
 //! golang/groupcache (with larder's eviction).
 //!
-//! Everything is counted in gets, nothing in time, so the figures do not depend on the machine's speed.
+//! The figures are counts of gets, not times, so they do not depend on the machine's speed.
 //! The system chooses the ports, so every round has another ring.
 //!
 //! - `leave_pct`: gets for which a node asked another, of all gets in the last fifth of the run;
@@ -38,9 +38,10 @@ use fleet::{Fleet, Run, STEPS};
 use plot::{Curve, Plot, Style};
 
 const KEYS: usize = 10_000;
-/// Of all nodes together.
+/// The gets of all nodes together.
 const GETS: usize = 400_000;
-/// The keys whose owners are counted: so many that the figure shows the ring and not chance.
+/// The number of keys whose owners are counted. It is large, so that the figure shows the balance of
+/// the ring and not chance.
 const OWNED_KEYS: usize = 200_000;
 
 /// Name, and the room of a node in shares of the data.

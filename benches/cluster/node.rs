@@ -21,7 +21,7 @@ use crate::common::{Rng, Zipf};
 use crate::{KEYS, OWNED_KEYS};
 
 /// Runs a node. The arguments are the name of its admission, its room in shares of the data,
-/// the number of nodes, and a seed for what it gets.
+/// the number of nodes, and a seed for the choice of keys.
 pub fn be(arguments: &[String]) {
     let [admission, room, nodes, seed] = arguments else {
         panic!("not the arguments of a node: {arguments:?}");

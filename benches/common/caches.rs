@@ -1,4 +1,4 @@
-//! Caches that fill themselves on a miss, each in its own way, with room for the same number of
+//! Caches that fill themselves on a miss, each with its own API, with room for the same number of
 //! entries.
 //!
 //! A value has 100 bytes, a key 16. Each cache weighs an entry in its own way: larder includes the
@@ -55,7 +55,7 @@ pub fn loads() -> u64 {
     LOADS.get()
 }
 
-/// The cheapest load: it only counts itself.
+/// The cheapest load: it only counts.
 pub fn count_load() {
     LOADS.set(LOADS.get() + 1);
 }

@@ -1,4 +1,4 @@
-//! golang/groupcache: a process for each measurement, which prints its figures.
+//! golang/groupcache: each measurement is a process that prints its figures.
 
 use std::path::PathBuf;
 use std::process::Command;

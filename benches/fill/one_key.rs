@@ -57,7 +57,7 @@ pub fn measure(make: Make) -> Measured {
                         let asked = now();
                         cache.get(key);
                         let had = now();
-                        // The getter wrote this before its value arrived here.
+                        // The getter stored this before this thread got the value.
                         let ended = ENDED.load(Ordering::Relaxed);
                         if !HAS_LED.get() && asked < ended {
                             late.push(had.saturating_sub(ended));

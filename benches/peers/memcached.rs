@@ -56,7 +56,7 @@ fn read_value(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<usize> {
     let mut filled = 0;
     loop {
         let read = stream.read(&mut buffer[filled..]).expect("it answers");
-        assert!(read > 0, "it is gone");
+        assert!(read > 0, "the server closed the connection");
         filled += read;
         let Some(end) = buffer[..filled.min(300)].iter().position(|&b| b == b'\n') else {
             continue;

@@ -126,7 +126,7 @@ pub struct Process {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    /// A first line that does not come from the process.
+    /// The first line, for a program that does not print it.
     first_line: Option<String>,
 }
 
@@ -198,7 +198,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

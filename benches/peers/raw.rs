@@ -1,5 +1,5 @@
-//! The lower bound of this shape: blocking sockets, a thread a connection, frames after their length,
-//! and values in a map.
+//! The lower bound for this design: blocking sockets, a thread for each connection, frames with a
+//! length in front, and values in a map.
 
 use std::collections::HashMap;
 use std::io::{IoSlice, Read, Write};

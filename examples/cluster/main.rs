@@ -1,4 +1,4 @@
-//! Three processes share a cache of files. One is killed under load, and no caller notices.
+//! Three processes share a cache of files. One is killed under load, and no caller gets an error.
 //!
 //! ```text
 //! cargo run --release --example cluster [-- --dir DIR --seconds 10]
@@ -31,7 +31,7 @@ use process::Process;
 const NODES: usize = 3;
 /// The node that is killed, counted from 0.
 const VICTIM: usize = 1;
-/// There is at least one report before the kill, one without the node, and one after its restart.
+/// Long enough for a report before the kill, one without the node, and one after its restart.
 const MIN_SECONDS: u64 = 4;
 
 fn main() -> Result<(), BoxError> {
@@ -43,7 +43,7 @@ fn main() -> Result<(), BoxError> {
         match arg {
             Long("dir") => dir = parser.value()?.into(),
             Long("seconds") => seconds = parser.value()?.parse()?,
-            // How the nodes are started: the port, and the bytes of its cache.
+            // The arguments of a node: its port, and the bytes of its cache.
             Long("node") => node = Some((parser.value()?.parse()?, parser.value()?.parse()?)),
             Short('h') | Long("help") => {
                 println!("usage: cluster [--dir DIR] [--seconds 10]");
@@ -64,7 +64,7 @@ fn operate(dir: &Path, seconds: u64) -> Result<(), BoxError> {
     let size: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     let (count, kib) = (files.len(), size >> 10);
     println!("{NODES} nodes share {count} files, {kib} KiB");
-    // An eighth more than the files have: room for keys, and for the overhead of entries.
+    // An eighth more than the size of the files: room for keys and for the overhead of entries.
     let cache = (size / 8 * 9).max(16 << 10);
 
     let mut nodes = Vec::new();
@@ -117,7 +117,7 @@ fn operate(dir: &Path, seconds: u64) -> Result<(), BoxError> {
     summarize(&sum, began.elapsed())
 }
 
-/// It is an error if a caller got an error or a wrong value.
+/// Returns an error if a caller got an error or a wrong value.
 fn summarize(sum: &Counts, time: Duration) -> Result<(), BoxError> {
     let (calls, errors, differing) = (sum[node::CALLS], sum[node::ERRORS], sum[node::DIFFERING]);
     let (seconds, mib) = (time.as_secs_f64(), sum[node::BYTES] >> 20);

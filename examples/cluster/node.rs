@@ -13,13 +13,13 @@ use larder::{BoxError, CacheType, Group};
 
 use crate::file_getter::FileGetter;
 
-/// Larger files are left out. Each node keeps all the others in memory, to compare with.
+/// Larger files are left out. Each node keeps the other files in memory, to compare values with them.
 const MAX_FILE: u64 = 4 << 20;
 
 /// The threads of each node that get files.
 const CALLERS: u64 = 2;
 
-/// The numbers with which a report begins, by their places.
+/// The numbers at the beginning of a report, in their order.
 pub type Counts = [u64; 4];
 pub const CALLS: usize = 0;
 pub const ERRORS: usize = 1;
@@ -28,7 +28,7 @@ pub const BYTES: usize = 3;
 
 /// Runs a node: prints its port, then answers each line of standard input.
 ///
-/// Standard input ends when the parent does, however it ends. So no node outlives it.
+/// Standard input ends when the parent ends, also when it is killed. So no node outlives the parent.
 pub fn run(dir: &Path, port: u16, cache: u64) -> Result<(), BoxError> {
     let listener = listen(port)?;
     let port = listener.local_addr()?.port();
@@ -56,7 +56,7 @@ pub fn run(dir: &Path, port: u16, cache: u64) -> Result<(), BoxError> {
                     }
                     println!("ready");
                 }
-                // After "stop" the server goes on: the callers of other nodes may still be at work.
+                // After "stop" the server continues, because callers of other nodes may still ask it.
                 Some(command @ ("report" | "stop")) => {
                     callers.stop.fetch_or(command == "stop", Ordering::Relaxed);
                     report(&callers, &group, &mut last);
@@ -84,7 +84,7 @@ impl Callers {
             random ^= random >> 7;
             random ^= random << 17;
             let uniform = (random >> 11) as f64 / (1_u64 << 53) as f64;
-            // The first files are popular, most are not.
+            // A few files at the beginning are popular, most are not.
             let (name, bytes) = &files[(files.len() as f64 * uniform.powi(3)) as usize];
             count(CALLS, 1);
             match group.get(name) {
@@ -122,7 +122,7 @@ fn report(callers: &Callers, group: &Group, last: &mut [u64; 4]) {
     println!("{gets:>9} {main:>8.3} {hot:>8.3} {peers:>8} {failed:>7} {disk:>7}");
 }
 
-/// The path below the directory, with forward slashes, which is the key; and the bytes.
+/// The key, which is the path below the directory with forward slashes, and the bytes.
 type File = (String, Vec<u8>);
 
 /// The files below a directory, in the order of their names. Hidden files, symbolic links and files

@@ -1,4 +1,4 @@
-//! The handle of a node: a child process that answers each line with a line.
+//! The handle of a node. A node is a child process that answers each line with a line.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -20,7 +20,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a node on a port, or with 0 on one that the system chooses, and waits until it
+    /// Starts a node on a port, or with 0 on a port that the system chooses, and waits until it
     /// listens.
     pub fn start(dir: &Path, port: u16, cache: usize) -> Result<Process, BoxError> {
         let mut child = Command::new(std::env::current_exe()?)
@@ -66,7 +66,7 @@ impl Process {
         Ok((counts, row.to_owned()))
     }
 
-    /// The next line; an error if the process has ended, or prints none for too long.
+    /// The next line. An error if the process has ended, or prints no line for too long.
     fn line(&mut self) -> Result<String, BoxError> {
         let line = self.lines.recv_timeout(PATIENCE);
         line.map_err(|error| format!("the node on port {}: {error}", self.port).into())
@@ -75,7 +75,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if the process has ended already.
+        // Both calls fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

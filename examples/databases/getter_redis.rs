@@ -1,4 +1,4 @@
-//! Caches strings of a Redis server in the process, which expire when they do in Redis.
+//! Caches strings of a Redis server in the process. They expire at the same time as in Redis.
 //!
 //! ```text
 //! cargo run -p databases --example getter_redis [-- --url redis://127.0.0.1:6379]
@@ -35,7 +35,7 @@ fn main() -> Result<(), BoxError> {
             _ => return Err(arg.unexpected().into()),
         }
     }
-    // Kept to the end, because dropping it stops the server.
+    // The handle is kept to the end, because dropping it stops the server.
     let (_server, url) = match url {
         Some(url) => (None, url),
         None => {
@@ -89,7 +89,7 @@ fn read(greetings: &Group) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Gets strings, with the time that Redis still keeps them.
+/// Gets strings, with the time to live that they have left in Redis.
 struct RedisGetter {
     client: Client,
     idle: Idle<Connection>,
@@ -114,10 +114,10 @@ impl RedisGetter {
 impl Getter for RedisGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         let mut connection = self.idle.take(|| self.connect())?;
-        // One round trip for the value and the milliseconds it has left; negative without an end.
+        // One round trip for the value and its remaining milliseconds, negative without an expiry.
         let (value, left): (Option<Vec<u8>>, i64) =
             redis::pipe().get(key).pttl(key).query(&mut connection)?;
-        // After an error a late answer may still arrive, so `?` above drops the connection.
+        // After an error a late answer may still arrive. So `?` above drops the connection.
         self.idle.put(connection);
         let Some(value) = value else {
             return Err(larder::Error::not_found(format!("Redis has no {key:?}")).into());
@@ -145,7 +145,7 @@ fn greeting(n: usize) -> String {
     format!("hello, number {n}")
 }
 
-/// A server on loopback, which writes no file and ends when this is dropped.
+/// A server on loopback. It writes no file, and ends when this is dropped.
 struct RedisServer {
     process: Child,
     port: u16,
@@ -201,7 +201,7 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both calls fail only if the process has ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

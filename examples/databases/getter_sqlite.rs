@@ -83,7 +83,7 @@ fn read(articles: &Group, seed: u64) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Looks keys up in a table.
+/// A getter that looks keys up in a table.
 struct SqliteGetter {
     file: PathBuf,
     idle: Idle<Connection>,

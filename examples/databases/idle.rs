@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A connection belongs to one thread at a time, and getters run on many threads. So there are as many
-/// connections as there were loads at one time.
+/// A connection is used by one thread at a time, and getters run on many threads. So there are as many
+/// connections as there were concurrent loads.
 pub struct Idle<C>(Mutex<Vec<C>>);
 
 impl<C> Idle<C> {

@@ -8,7 +8,7 @@ use larder::{BoxError, Context, Error, Getter, Sink};
 
 /// A getter whose keys are paths below a directory, such as `http/mod.rs`.
 pub struct FileGetter {
-    /// Without symbolic links. The path of every file must begin with it.
+    /// The directory, without symbolic links. The path of every file must begin with it.
     root: PathBuf,
     max_size: u64,
 }
@@ -25,10 +25,10 @@ impl FileGetter {
 
     /// The file of `key`.
     ///
-    /// Keys may come from strangers through peers, so each key is checked twice. As a text it has only
-    /// plain names, no `..`, no leading slash and no drive. After it is resolved, it must still be below
-    /// the directory, because a symbolic link can lead out of it. A program that changes the directory
-    /// while this runs is trusted.
+    /// Peers may send any key, so each key is checked twice. Its text must have only plain names, no
+    /// `..`, no leading slash and no drive. Its resolved path must be below the directory, because a
+    /// symbolic link can lead out of it. This does not protect against a program that changes the
+    /// directory meanwhile.
     fn path_of(&self, key: &str) -> Result<PathBuf, BoxError> {
         let plain = Path::new(key)
             .components()
@@ -44,7 +44,7 @@ impl FileGetter {
         if !path.starts_with(&self.root) {
             return Err(outside(key));
         }
-        // Neither a directory nor a pipe; reading a pipe would wait.
+        // A directory and a pipe are refused. Reading a pipe would block.
         if !path.is_file() {
             return Err(no_such_file(key));
         }
@@ -68,18 +68,18 @@ impl Getter for FileGetter {
     }
 }
 
-/// Reaches the caller as `ErrorKind::NotFound`, also from another process.
+/// An error that reaches the caller as `ErrorKind::NotFound`, also from another process.
 fn no_such_file(key: &str) -> BoxError {
     Error::not_found(format!("there is no file {key:?}")).into()
 }
 
-/// Reaches the caller as `ErrorKind::Getter`, with this as its source.
+/// An error that reaches the caller as `ErrorKind::Getter`, with this as its source.
 fn outside(key: &str) -> BoxError {
     let message = format!("refused: {key:?} does not name a file below the directory");
     io::Error::new(io::ErrorKind::PermissionDenied, message).into()
 }
 
-/// A part of the path is missing, is a file where a directory should be, or cannot be a name.
+/// True if a part of the path is missing, is a file instead of a directory, or is not a valid name.
 fn names_nothing(error: &io::Error) -> bool {
     matches!(
         error.kind(),

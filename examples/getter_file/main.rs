@@ -1,4 +1,4 @@
-//! Caches files of a directory. Not-found is typed, and no key leads out of the directory.
+//! Caches files of a directory. A missing file is a typed error, and no key leads out of the directory.
 //!
 //! ```text
 //! cargo run --example getter_file [-- --dir DIR [KEY...]]

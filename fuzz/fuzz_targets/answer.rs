@@ -1,5 +1,6 @@
-//! Any bytes are a response or rejected, the same in whatever pieces they arrive. Bytes that follow a
-//! response do not change it, and one that keeps the connection is not whole before its last byte.
+//! Arbitrary bytes are a response or are rejected. The result does not depend on the pieces in which
+//! they arrive, nor on bytes after the response. A response that keeps the connection open is not
+//! complete before its last byte.
 #![no_main]
 
 use larder::fuzzing::read_response;

@@ -1,4 +1,5 @@
-//! Arbitrary bytes are a head, the beginning of a head, or refused, however they are cut into pieces.
+//! Arbitrary bytes are a head, the beginning of a head, or refused. The result does not depend on the
+//! pieces in which they arrive.
 #![no_main]
 
 use larder::fuzzing::parse_head;
@@ -10,7 +11,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     assert_eq!(parse_head(bytes, step.into()), whole);
     if let Some(Ok((len, ..))) = whole {
         assert!(len <= bytes.len());
-        // The bytes after a head do not change it.
+        // Bytes after a head do not change the result.
         assert_eq!(parse_head(&bytes[..len], len), whole);
     }
 });

@@ -1,4 +1,4 @@
-//! Arbitrary bodies are requests or responses for several keys, or refused; the limits hold.
+//! Arbitrary bodies are requests or responses for several keys, or refused. The limits are respected.
 #![no_main]
 
 use larder::fuzzing::{decode_many_request, decode_many_response};

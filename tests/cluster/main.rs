@@ -31,7 +31,7 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     assert!(before.iter().all(|counts| counts.peer_loads > 0));
     assert!(before.iter().all(|counts| counts.peer_errors == 0));
 
-    // The others go on without the killed node. They load its keys themselves.
+    // The other nodes go on without the killed node, and load its keys themselves.
     let mut killed = nodes.remove(VICTIM);
     killed.kill();
     let down: Vec<Counts> = nodes
@@ -43,7 +43,7 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     let errors: u64 = down.iter().map(|counts| counts.peer_errors).sum();
     assert!(errors > 0, "no request met the killed node");
 
-    // A new process on the old port has its old keys, and the others ask it for them.
+    // A new process on the old port owns the same keys, and the other nodes ask it for them.
     let mut restarted = Process::start(ports[VICTIM]);
     assert_eq!(restarted.ask(&peers), "ready");
     nodes.push(restarted);
@@ -56,7 +56,7 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     check(&after);
     assert!(after[2].loads > 0, "the restarted node loads nothing");
 
-    // Callers stop everywhere before the first server does.
+    // The callers of all nodes stop before the first server stops.
     for node in &mut nodes {
         assert_eq!(node.ask("stop"), format!("{CALLERS} callers ended"));
     }
@@ -73,7 +73,7 @@ fn check(nodes: &[Counts]) {
     }
 }
 
-/// Not a test of its own: what the processes of the test above run.
+/// Not a test of its own: the processes of the test above run this.
 #[test]
 #[ignore = "a process of the test beside it"]
 fn node_process() {

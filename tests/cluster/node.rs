@@ -57,20 +57,20 @@ pub fn peers(ports: &[u16]) -> String {
     format!("peers{}", urls.collect::<String>())
 }
 
-/// Serves on a port and answers the lines of standard input; ends the process when they end, so that
-/// no node outlives the test.
+/// Serves on a port and answers the lines of standard input. Ends the process when standard input
+/// ends, so that no node outlives the test.
 pub fn run(port: u16) {
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
     let port = listener.local_addr().expect("an address").port();
     let pool = HttpPool::builder(&format!("http://127.0.0.1:{port}"))
-        // So long that a slow machine does not matter.
+        // Long enough for a slow machine.
         .connect_timeout(Duration::from_secs(10))
         .exchange_timeout(Duration::from_secs(30))
         .build()
         .expect("a pool");
     let group = Group::builder("values")
         .max_capacity(64 << 20)
-        // Nodes ask each other all the time, also when a node is killed.
+        // Without copies, nodes ask each other all the time, also when a node is killed.
         .hot_admission(HotAdmission::Never)
         .build(getter_fn(|_ctx, key, dest| {
             Ok(dest.set_bytes(&value(key.parse()?))?)
@@ -119,7 +119,7 @@ struct Callers {
 
 impl Callers {
     fn run(&self, group: &Group, caller: u64) {
-        // All keys in turn, each caller with another first key.
+        // Gets all keys in turn. Each caller begins with another key.
         for n in caller * KEYS / CALLERS.. {
             if self.stop.load(Ordering::Relaxed) {
                 break;
@@ -139,7 +139,7 @@ impl Callers {
         }
     }
 
-    /// Waits for `calls` calls. The numbers of [`Counts`] in their order.
+    /// Waits for `calls` calls. Returns the numbers of [`Counts`] in their order.
     fn report(&self, group: &Group, calls: u64) -> String {
         let counts = self.counts.lock().expect("no panic");
         let counts = self.counted.wait_while(counts, |counts| counts[0] < calls);

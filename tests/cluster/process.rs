@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::node::Counts;
 
-/// The environment variable with the port of a node. With 0 the system chooses one.
+/// The environment variable with the port of a node. 0 lets the system choose a port.
 pub const PORT: &str = "LARDER_TEST_NODE_PORT";
 
 /// The lines of a node begin with this. The test harness prints lines of its own.
@@ -68,7 +68,7 @@ impl Process {
             .expect("counts")
     }
 
-    /// SIGKILL, and the end of the process.
+    /// Kills the process with SIGKILL and waits for its end.
     pub fn kill(&mut self) {
         self.child.kill().expect("the node runs");
         self.child.wait().expect("the node is a child");
@@ -82,7 +82,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if the process has ended already.
+        // Both calls fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,10 +1,10 @@
-//! Input that is refused: the error's kind, and the advice in its text.
+//! Invalid input is refused with the right kind of error, and with advice in its text.
 
 use larder::{Error, ErrorKind, Group, GroupBuilder, HotAdmission, Registry, Result, getter_fn};
 
 use crate::common::*;
 
-/// The error's kind, after checking that its text contains `advice`.
+/// Returns the error's kind, and checks that its text contains `advice`.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T>, advice: &str) -> ErrorKind {
     let error = result.expect_err("an error");
@@ -23,7 +23,10 @@ fn duplicate_group_name_is_refused() {
     let second = registry.new_group("name", 1 << 20, echo().0);
     assert_eq!(refused(second, "get_group"), ErrorKind::DuplicateGroup);
     let found = registry.get_group("name").expect("the first");
-    assert!(found.contains_key("key"), "the first one stays");
+    assert!(
+        found.contains_key("key"),
+        "the first group is still registered"
+    );
 }
 
 #[test]
@@ -67,7 +70,7 @@ fn too_small_capacity_is_refused_with_the_minimum() {
         assert_eq!(refused(made, "use 0"), ErrorKind::CapacityTooSmall);
         assert!(text.contains(&capacity.to_string()), "{text}");
     }
-    // The text names the smallest capacity; it is one that works, and one less does not.
+    // The text names the smallest capacity. That capacity works, and one byte less does not.
     let error = alone("small").max_capacity(1).build(echo().0);
     let text = error.expect_err("too small").to_string();
     let numbers = text.split(|c: char| !c.is_ascii_digit());
@@ -139,7 +142,7 @@ fn key_limit_defaults_to_8_kib_and_is_at_most_65535() {
 }
 
 #[test]
-fn getter_sets_one_value_within_the_limit() {
+fn getter_must_set_exactly_one_value_within_the_limit() {
     let group = alone("values")
         .max_value_size(10)
         .build(getter_fn(|_, key, dest| {

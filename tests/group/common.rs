@@ -1,4 +1,4 @@
-//! The helpers of these tests: gates, watchdogs, getters that count, and peers in this process.
+//! Helpers of these tests: gates, calls with a time limit, counting getters, and peers in this process.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,10 +11,10 @@ use larder::{
     ProtoGetter, Registry, Result, Sink,
 };
 
-/// How long a test waits for what must happen before it fails. Nothing takes this long.
+/// The time limit of each wait. A wait that takes longer fails the test.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Closed until it is opened; then open for ever. Clones are the same gate.
+/// Closed until `open` is called, then open for ever. Clones share the state.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -30,7 +30,10 @@ impl Gate {
 
     /// Waits until the gate is open.
     pub fn pass(&self) {
-        assert!(self.opens_within(PATIENCE), "the gate stays closed");
+        assert!(
+            self.opens_within(PATIENCE),
+            "the gate was not opened in time"
+        );
     }
 
     pub fn opens_within(&self, limit: Duration) -> bool {
@@ -44,22 +47,22 @@ impl Gate {
     }
 }
 
-/// A call on a thread of its own, which a test can wait for without waiting for ever.
+/// A call on a thread of its own. A test waits for its result, up to a time limit.
 pub struct Call<T>(mpsc::Receiver<thread::Result<T>>);
 
-/// Begins a call on a thread of its own.
+/// Starts a call on a thread of its own.
 pub fn start<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Call<T> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
-        // Nobody may be waiting any more.
+        // Sending fails if the test has dropped the call.
         let _ = send.send(result);
     });
     Call(receive)
 }
 
 impl<T> Call<T> {
-    /// The call's result; a panic in it goes on here.
+    /// The call's result. A panic of the call is resumed here.
     pub fn end(self) -> T {
         match self.outcome() {
             Ok(value) => value,
@@ -67,7 +70,7 @@ impl<T> Call<T> {
         }
     }
 
-    /// The call's result, or what it panicked with.
+    /// The call's result, or the payload of its panic.
     pub fn outcome(self) -> thread::Result<T> {
         match self.0.recv_timeout(PATIENCE) {
             Ok(outcome) => outcome,
@@ -86,7 +89,7 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// How long `f` took, and its result.
+/// The time that `f` took, and its result.
 pub fn timed<T>(f: impl FnOnce() -> T) -> (Duration, T) {
     let start = Instant::now();
     let value = f();
@@ -113,7 +116,7 @@ pub fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
 /// A number that getters and tests share.
 pub type Count = Arc<AtomicInt>;
 
-/// A getter that says `ECHO:key`, and how often it did.
+/// A getter whose value is `ECHO:key`, and the number of its calls.
 pub fn echo() -> (impl Getter + 'static, Count) {
     let loads = Count::default();
     let counted = loads.clone();
@@ -129,7 +132,7 @@ pub fn alone(name: &str) -> GroupBuilder {
     Group::builder(name).registry(&Registry::new())
 }
 
-/// A builder for a group in a registry of its own, which asks `picker`.
+/// A builder for a group in a registry of its own, with `picker`.
 pub fn among(name: &str, picker: Arc<dyn PeerPicker>) -> GroupBuilder {
     let registry = Registry::new();
     registry
@@ -148,7 +151,7 @@ where
     Arc::new(FakePicker(pick))
 }
 
-/// Every key is the first peer's; the others are asked in turn if those before fail.
+/// The first peer owns every key. The others are asked in turn if the peers before them fail.
 pub fn all_keys_at<P: ProtoGetter + 'static>(peers: &[&Arc<P>]) -> Arc<dyn PeerPicker> {
     let peers: Vec<Arc<P>> = peers.iter().map(|&peer| peer.clone()).collect();
     picker(move |_, attempt| {
@@ -172,7 +175,7 @@ where
 
 type Answer = dyn Fn(&Context, &str) -> Result<PeerResponse> + Send + Sync;
 
-/// A peer that answers as a function says, and counts how often it was asked.
+/// A peer that answers with the result of a function, and counts its requests.
 pub struct FakePeer {
     answer: Box<Answer>,
     honors_deadline: bool,
@@ -201,7 +204,7 @@ impl FakePeer {
         })
     }
 
-    /// A peer that says `ECHO:key`.
+    /// A peer whose value is `ECHO:key`.
     pub fn echo() -> Arc<FakePeer> {
         FakePeer::new(|_, key| Ok(PeerResponse::new(format!("ECHO:{key}"))))
     }
@@ -227,8 +230,8 @@ impl ProtoGetter for FakePeer {
     }
 }
 
-/// Another node of this process. It answers on a thread of its own, as behind a network: what the
-/// asking thread is doing is not known there.
+/// Another node in this process. It answers on a thread of its own, like a remote peer. So it does
+/// not see the state of the calling thread.
 pub struct Node(pub Registry);
 
 impl ProtoGetter for Node {

@@ -1,5 +1,5 @@
-//! A caller leaves at its own deadline, whatever the leader, the peer or the getter does; and its
-//! leaving fails nobody else.
+//! A caller returns at its own deadline, whatever the leader, the peer or the getter does. The other
+//! callers do not fail with it.
 
 use larder::{
     ByteView, Context, Error, ErrorKind, Group, GroupBuilder, PeerResponse, Result, getter_fn,
@@ -7,7 +7,7 @@ use larder::{
 
 use crate::common::*;
 
-/// Much less than the tests' patience, much more than a scheduler's hiccup.
+/// Much shorter than [`PATIENCE`], and much longer than a delay of the scheduler.
 const SOON: std::time::Duration = std::time::Duration::from_secs(2);
 
 const SHORT: std::time::Duration = std::time::Duration::from_millis(50);
@@ -17,8 +17,8 @@ fn get(group: &Group, ctx: Context, key: &'static str) -> Call<Result<ByteView>>
     start(move || group.get_with(&ctx, key))
 }
 
-/// A group whose getter waits at the gate for keys that begin with `slow`. If it is dutiful, it
-/// stops when its context ends.
+/// A group whose getter waits at the gate for keys that begin with `slow`. If it is `dutiful`, it
+/// returns when its context ends.
 fn slow(builder: GroupBuilder, dutiful: bool) -> (Group, Gate, Gate, Count) {
     let (gate, begun, loads) = (Gate::new(), Gate::new(), Count::default());
     let (pass, begins, counted) = (gate.clone(), begun.clone(), loads.clone());
@@ -57,7 +57,7 @@ fn deadline_of_leader_does_not_fail_waiters() {
         assert_eq!(kind(result), ErrorKind::DeadlineExceeded);
         assert!(
             (SHORT..SOON).contains(&took),
-            "the leader left after {took:?}"
+            "the leader returned after {took:?}"
         );
         gate.open();
         for follower in followers {
@@ -69,20 +69,20 @@ fn deadline_of_leader_does_not_fail_waiters() {
 }
 
 #[test]
-fn waiter_leaves_at_its_own_deadline() {
+fn waiter_returns_at_its_own_deadline() {
     let (group, gate, begun, loads) = slow(alone("follower"), false);
     let leader = get(&group, Context::background(), "slow");
     begun.pass();
     let (took, result) = timed(|| group.get_with(&within(SHORT), "slow"));
     assert_eq!(kind(result), ErrorKind::DeadlineExceeded);
-    assert!((SHORT..SOON).contains(&took), "it left after {took:?}");
+    assert!((SHORT..SOON).contains(&took), "it returned after {took:?}");
     gate.open();
     assert_eq!(leader.end().expect("a value"), "ECHO:slow");
     assert_eq!(loads.get(), 1);
 }
 
 #[test]
-fn cancelled_caller_leaves_at_once() {
+fn cancelled_caller_returns_at_once() {
     let (group, gate, begun, loads) = slow(alone("cancelled"), false);
     let (leading, cancel_leader) = Context::background().with_cancel();
     let leader = get(&group, leading, "slow");
@@ -101,7 +101,7 @@ fn cancelled_caller_leaves_at_once() {
 }
 
 #[test]
-fn caller_past_its_deadline_gets_cached_value_and_loads_nothing() {
+fn caller_past_its_deadline_gets_cached_value_but_loads_nothing() {
     let (getter, loads) = echo();
     let group = alone("late").build(getter).expect("a group");
     group.get("cached").expect("a value");
@@ -122,7 +122,7 @@ fn caller_past_its_deadline_gets_cached_value_and_loads_nothing() {
 }
 
 #[test]
-fn hung_getter_delays_no_other_key_or_group() {
+fn hung_getter_does_not_delay_other_keys_or_groups() {
     let (hung, gate, begun, _) = slow(alone("hung").max_loader_threads(2), false);
     let other = alone("other").build(echo().0).expect("a group");
     let left = get(&hung, within(SHORT), "slow");
@@ -138,7 +138,7 @@ fn hung_getter_delays_no_other_key_or_group() {
 }
 
 #[test]
-fn hung_key_costs_one_thread_for_any_number_of_callers() {
+fn hung_key_uses_one_loader_thread_for_any_number_of_callers() {
     let (group, gate, _, loads) = slow(alone("hung").max_loader_threads(2), false);
     for _ in 0..10 {
         let result = group.get_with(&within(millis(5)), "slow");
@@ -146,9 +146,12 @@ fn hung_key_costs_one_thread_for_any_number_of_callers() {
     }
     assert_eq!(loads.get(), 1);
     let quick = group.get_with(&within(PATIENCE), "quick");
-    assert_eq!(quick.expect("the other thread is free"), "ECHO:quick");
+    assert_eq!(
+        quick.expect("the other loader thread is free"),
+        "ECHO:quick"
+    );
     gate.open();
-    eventually("the late value is kept", || group.contains_key("slow"));
+    eventually("the late value is cached", || group.contains_key("slow"));
 }
 
 #[test]
@@ -157,11 +160,11 @@ fn call_is_refused_at_once_when_all_loader_threads_are_busy() {
     let hung = ["slow1", "slow2"].map(|key| get(&group, within(PATIENCE), key));
     eventually("both run", || loads.get() == 2);
     let (took, refused) = timed(|| group.get_with(&within(PATIENCE), "slow3"));
-    let error = refused.expect_err("no thread is left");
+    let error = refused.expect_err("all loader threads are busy");
     assert_eq!(error.kind(), ErrorKind::Overloaded);
     assert!(error.to_string().contains("max_loader_threads"), "{error}");
-    assert!(took < SOON, "at once, not after {took:?}");
-    // Whoever brings a thread of its own needs none of the pool's.
+    assert!(took < SOON, "it was refused after {took:?}");
+    // A caller without a deadline runs the getter on its own thread.
     assert_eq!(group.get("quick").expect("a value"), "ECHO:quick");
     gate.open();
     for call in hung {
@@ -212,7 +215,7 @@ fn slow_peer_costs_at_most_the_callers_deadline() {
         .expect("a group");
     let (took, result) = timed(|| group.get_with(&within(SHORT), "key"));
     assert_eq!(kind(result), ErrorKind::DeadlineExceeded);
-    assert!((SHORT..SOON).contains(&took), "it left after {took:?}");
+    assert!((SHORT..SOON).contains(&took), "it returned after {took:?}");
     let patient = get(&group, Context::background(), "key");
     gate.open();
     assert_eq!(patient.end().expect("a value"), "theirs");
@@ -220,7 +223,7 @@ fn slow_peer_costs_at_most_the_callers_deadline() {
 }
 
 #[test]
-fn leader_at_peer_leaves_at_deadline_and_hands_over() {
+fn leader_at_peer_returns_at_deadline_and_hands_over() {
     let (gate, asked) = (Gate::new(), Gate::new());
     let peer = {
         let (gate, asked) = (gate.clone(), asked.clone());
@@ -262,7 +265,7 @@ fn getter_sees_context_of_its_caller() {
 
 #[test]
 fn timeout_inside_getter_is_a_getter_error() {
-    // The deadline of a cache or a database behind the getter is not this caller's.
+    // A timeout of a database behind the getter is not the deadline of this caller.
     let group = alone("behind")
         .build(getter_fn(|_, _, _| {
             Err(Error::new(ErrorKind::DeadlineExceeded, "the database is slow").into())

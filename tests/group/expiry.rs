@@ -1,4 +1,4 @@
-//! Expiry: by the group, by the value, over the wire.
+//! Expiry by the time to live of the group, of the value, and of a peer's response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use larder::{CacheType, Clock, Eviction, Group, PeerResponse, RemovalCause, gett
 
 use crate::common::*;
 
-/// A group whose getter takes the time to live from the key, in seconds, `-` for none.
+/// A group whose getter reads the time to live from the key: a number of seconds, or `-` for none.
 fn group(clock: &Clock, group_ttl: Option<Duration>) -> (Group, Count) {
     let loads = Count::default();
     let counted = loads.clone();
@@ -28,7 +28,7 @@ fn group(clock: &Clock, group_ttl: Option<Duration>) -> (Group, Count) {
     (group, loads)
 }
 
-/// The second at which a value loaded now is no longer there.
+/// The seconds until a value that is loaded now has expired.
 fn lifetime(clock: &Clock, group: &Group, key: &str) -> u64 {
     group.clear();
     group.get(key).expect("a value");
@@ -120,13 +120,13 @@ fn peer_response_has_remaining_ttl() {
         answer.expect("an answer").ttl
     };
     assert_eq!(ttl("-"), None);
-    assert_eq!(ttl("10"), Some(seconds(10)), "as it is loaded");
+    assert_eq!(ttl("10"), Some(seconds(10)), "when it is loaded");
     clock.advance(seconds(4));
     assert_eq!(ttl("10"), Some(seconds(6)), "from the cache");
 }
 
 #[test]
-fn ttl_of_peer_response_holds_here() {
+fn ttl_of_peer_response_applies_to_the_copy() {
     let clock = Clock::manual();
     for (theirs, ours, lives) in [
         (None, None, u64::MAX),
@@ -160,12 +160,15 @@ fn ttl_of_peer_response_holds_here() {
 fn expired_entries_are_swept_without_being_read() {
     let clock = Clock::manual();
     let causes = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let told = causes.clone();
+    let noted = causes.clone();
     let group = alone("swept")
         .clock(clock.clone())
         .shards(1)
         .eviction_listener(move |key, _, cause| {
-            told.lock().expect("no panic").push((key.to_owned(), cause));
+            noted
+                .lock()
+                .expect("no panic")
+                .push((key.to_owned(), cause));
         })
         .build(getter_fn(|_, key, dest| {
             if key.starts_with("old") {

@@ -1,4 +1,4 @@
-//! A peer that does not answer costs a detour and no error; what a peer answers is the answer.
+//! A peer that does not answer causes no error. An answer of a peer is final, also if it is an error.
 
 use std::error::Error as _;
 
@@ -38,7 +38,7 @@ fn key_is_loaded_here_when_both_peers_fail() {
     assert_eq!(
         (dead.calls(), loads.get()),
         (2, 1),
-        "owner and successor, no more"
+        "only the owner and its successor are asked"
     );
     assert_eq!(group.stats().peer_errors, 2);
 }
@@ -59,7 +59,7 @@ fn value_of_dead_owner_is_kept_ten_seconds() {
     assert_eq!(
         group.cache_stats(CacheType::Hot).items,
         0,
-        "the hot share would be too small for all that a dead owner had"
+        "the hot share would be too small for all keys of a dead owner"
     );
     clock.advance(seconds(10));
     group.get("key").expect("a value");
@@ -81,7 +81,7 @@ fn key_is_loaded_here_when_peer_lacks_the_group() {
 
 #[test]
 fn error_of_owners_getter_is_the_answer() {
-    for said in [
+    for kind in [
         ErrorKind::NotFound,
         ErrorKind::Getter,
         ErrorKind::GetterPanicked,
@@ -89,18 +89,18 @@ fn error_of_owners_getter_is_the_answer() {
         ErrorKind::NothingSet,
         ErrorKind::RecursiveLoad,
     ] {
-        let owner = FakePeer::failing(said, "no colour mauve");
+        let owner = FakePeer::failing(kind, "no colour mauve");
         let next = FakePeer::echo();
         let (group, loads) = group(&[&owner, &next]);
         for calls in 1..=2 {
             let error = group.get("mauve").expect_err("the owner's error");
-            assert_eq!(error.kind(), said);
+            assert_eq!(error.kind(), kind);
             assert_eq!(error.to_string(), "no colour mauve");
             assert_eq!(owner.calls(), calls, "errors are not cached");
         }
-        assert_eq!((next.calls(), loads.get()), (0, 0), "{said:?}");
+        assert_eq!((next.calls(), loads.get()), (0, 0), "{kind:?}");
         let stats = group.stats();
-        assert_eq!((stats.peer_errors, stats.peer_loads), (0, 0), "{said:?}");
+        assert_eq!((stats.peer_errors, stats.peer_loads), (0, 0), "{kind:?}");
         assert_eq!(group.entry_count(), 0);
     }
 }
@@ -212,7 +212,7 @@ fn panic_in_peer_or_picker_fails_only_that_call() {
 #[test]
 fn no_peer_is_asked_after_the_deadline() {
     let slow = FakePeer::punctual(|ctx, _| {
-        // Until the caller's time is up, as an exchange with a silent peer does.
+        // Takes until the caller's deadline, like an exchange with a silent peer.
         let closed = Gate::new();
         closed.opens_within(ctx.remaining().unwrap_or(PATIENCE));
         Err(Error::new(ErrorKind::Peer, "timed out"))

@@ -1,4 +1,4 @@
-//! golang/groupcache's own suite, by behaviour: what is filled, how often, and what pushes it out.
+//! The behaviours that golang/groupcache's own suite tests: fills, shared loads and eviction.
 
 use larder::{
     ByteView, CacheType, Context, Error, Eviction, Getter, Group, ProtoSink, StringSink, getter_fn,
@@ -123,7 +123,7 @@ fn ten_gets_of_one_message_fill_once() {
 
 const CAPACITY: u64 = 1 << 20;
 
-/// Gets other keys until more bytes than the capacity have passed through, keys and values alone.
+/// Gets other keys until the bytes of their keys and values exceed the capacity.
 fn flood(group: &Group) {
     let mut flooded = 0;
     while flooded < CAPACITY + 1024 {
@@ -159,7 +159,7 @@ fn evicted_key_is_filled_again() {
         assert!(group.cache_stats(CacheType::Main).evictions > evicted);
         assert!(group.weighted_size() <= CAPACITY);
         assert!(!group.contains_key("the key"), "{eviction:?}");
-        assert_eq!(fills(10), 1, "{eviction:?}: filled again, and kept");
+        assert_eq!(fills(10), 1, "{eviction:?}: filled once more, then cached");
     }
 }
 
@@ -176,7 +176,7 @@ fn hot_key_survives_scan() {
     flood(&group);
     let before = loads.get();
     group.get("the key").expect("a value");
-    assert_eq!(loads.get(), before, "S3-FIFO lets a scan pass by");
+    assert_eq!(loads.get(), before, "S3-FIFO keeps a hot key during a scan");
 }
 
 #[test]
@@ -195,13 +195,13 @@ fn value_larger_than_cache_is_served_and_evicts_nothing() {
     for _ in 0..2 {
         assert_eq!(group.get("20000").expect("a value").len(), 20_000);
     }
-    assert_eq!(loads.get(), 3, "served each time, never kept");
+    assert_eq!(loads.get(), 3, "served each time, never cached");
     assert!(group.contains_key("10"));
     assert_eq!(group.entry_count(), 1);
 }
 
 #[test]
-fn peek_loads_counts_and_promotes_nothing() {
+fn peek_does_not_load_count_or_promote() {
     let (getter, loads) = echo();
     let group = alone("peeked")
         .eviction(Eviction::Lru)
@@ -214,10 +214,10 @@ fn peek_loads_counts_and_promotes_nothing() {
     assert_eq!(group.peek("key"), Some(ByteView::from("ECHO:key")));
     assert!(group.contains_key("key"));
     assert_eq!((group.stats().gets, group.stats().cache_hits), (1, 0));
-    // A key that is only looked at is the oldest all the same.
+    // The peek does not promote the key, so it is still the oldest.
     let mut next = 0;
     while group.cache_stats(CacheType::Main).evictions == 0 {
-        assert!(group.contains_key("key"), "it is the first to go");
+        assert!(group.contains_key("key"), "it is evicted first");
         group.get(&format!("other{next}")).expect("a value");
         next += 1;
     }

@@ -1,4 +1,4 @@
-//! Many concurrent callers: one load, one entry; a panic in it affects only that load.
+//! Many concurrent callers of a key cause one load and one entry. A panic affects only its own load.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
@@ -7,7 +7,7 @@ use larder::{ByteView, Context, ErrorKind, Group, Registry, Result, getter_fn};
 
 use crate::common::*;
 
-/// Calls from this many threads that all begin at once.
+/// Starts calls on this many threads at the same time.
 fn herd(
     threads: usize,
     call: impl Fn(usize) -> Result<ByteView> + Send + Sync + 'static,
@@ -81,7 +81,7 @@ fn hundred_threads_on_three_nodes_load_cold_key_once() {
         assert_eq!(loads.get(), round + 1);
     }
     let asked: u64 = groups[0].stats().server_requests;
-    assert_eq!(asked, 20, "each of the others asked once a key");
+    assert_eq!(asked, 20, "each other node asks once for each key");
 }
 
 #[test]
@@ -97,7 +97,8 @@ fn panic_propagates_in_its_caller_and_next_call_loads() {
             Ok(dest.set_str(key)?)
         }))
         .expect("a group");
-    let panic = catch_unwind(AssertUnwindSafe(|| group.get("key"))).expect_err("it ran here");
+    let panic = catch_unwind(AssertUnwindSafe(|| group.get("key")))
+        .expect_err("the getter ran on this thread");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the getter"));
     assert_eq!(group.stats().local_load_errs, 1);
     for other in ["key", "other"] {
@@ -119,7 +120,7 @@ fn panic_on_loader_thread_is_an_error() {
         .expect("a group");
     for _ in 0..3 {
         let get = |key| {
-            // The thread of the load before may not be back yet.
+            // The thread of the previous load may still be busy.
             let mut result = group.get_with(&within(PATIENCE), key);
             while matches!(&result, Err(e) if e.kind() == ErrorKind::Overloaded) {
                 std::thread::yield_now();
@@ -155,7 +156,10 @@ fn panic_in_listener_propagates_in_the_call_that_evicted() {
     group.get("key").expect("a value");
     let outcome = catch_unwind(AssertUnwindSafe(|| group.invalidate("key")));
     assert!(outcome.is_err());
-    assert!(!group.contains_key("key"), "it is gone all the same");
+    assert!(
+        !group.contains_key("key"),
+        "the entry is evicted despite the panic"
+    );
     assert_eq!(group.get("key").expect("a value"), "ECHO:key");
 }
 

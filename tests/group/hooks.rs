@@ -1,4 +1,4 @@
-//! Registries: names, the hooks that see groups being made, and pickers for all groups or each.
+//! Registries: names, hooks for new groups, and pickers for all groups or for each group.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,14 +6,14 @@ use larder::{ErrorKind, Group, NoPeers, PeerPicker, PeerResponse, Registry};
 
 use crate::common::*;
 
-/// Makes a group, on a thread of its own: a hook that runs under a lock would hang it.
+/// Makes a group on a thread of its own. It would hang if hooks ran under a lock.
 fn group(registry: &Registry, name: &'static str) -> Group {
     let registry = registry.clone();
     let made = start(move || registry.new_group(name, 1 << 20, echo().0));
     made.end().expect("a new name")
 }
 
-/// A peer that says its own name, for all keys.
+/// A picker with one peer for all keys. The peer's value is its name.
 fn called(name: &'static str) -> Arc<dyn PeerPicker> {
     let peer = FakePeer::new(move |_, _| Ok(PeerResponse::new(name)));
     all_keys_at(&[&peer])
@@ -165,6 +165,6 @@ fn global_functions_use_global_registry() {
     let found = larder::get_group(name).expect("it is there");
     assert!(found.contains_key("key"), "the same group");
     assert!(Registry::global().get_group(name).is_some());
-    assert!(larder::get_group("hooks: nobody's name").is_none());
+    assert!(larder::get_group("hooks: a name without a group").is_none());
     assert!(Registry::global().remove_group(name).is_some());
 }

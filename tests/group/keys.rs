@@ -1,4 +1,4 @@
-//! Keys are bytes of text and nothing else: no key is special, none is taken for another.
+//! Keys are plain text: no key is special, and no key is confused with another.
 
 use std::sync::Mutex;
 
@@ -6,7 +6,7 @@ use larder::{PeerResponse, getter_fn};
 
 use crate::common::*;
 
-/// Keys that paths, separators, encodings and tables could get wrong.
+/// Keys that code for paths, separators, encodings or tables could change.
 fn keys() -> Vec<String> {
     let mut keys: Vec<String> = [
         "",
@@ -103,11 +103,11 @@ fn peer_and_picker_get_the_key_unchanged() {
 #[test]
 fn listener_and_admission_get_the_key_unchanged() {
     let gone = std::sync::Arc::new(Mutex::new(Vec::new()));
-    let told = gone.clone();
-    let group = alone("told")
+    let noted = gone.clone();
+    let group = alone("gone")
         .eviction_listener(move |key, value, _| {
             assert_eq!(value, format!("ECHO:{key}").as_str());
-            told.lock().expect("no panic").push(key.to_owned());
+            noted.lock().expect("no panic").push(key.to_owned());
         })
         .build(echo().0)
         .expect("a group");

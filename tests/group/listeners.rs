@@ -1,4 +1,4 @@
-//! Eviction listeners: what they hold up, and what they are told.
+//! Eviction listeners: the calls that they delay, and the notifications that they get.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -10,7 +10,7 @@ use crate::common::*;
 /// A capacity for two entries of a few bytes, not for three.
 const TWO: u64 = 200;
 
-/// A getter that answers with the key, and for "c" opens one gate and passes the other first.
+/// A getter whose value is the key. For "c" it first opens one gate and waits at the other.
 fn paused_at_c() -> (impl larder::Getter, Gate, Gate) {
     let (in_getter, go_on) = (Gate::new(), Gate::new());
     let gates = (in_getter.clone(), go_on.clone());
@@ -53,7 +53,7 @@ fn slow_listener_delays_only_its_own_call() {
         let group = group.clone();
         move || group.get("c")
     });
-    // Whether it has joined by then does not matter to what must hold.
+    // The expectations hold whether or not the follower has joined the load by then.
     std::thread::sleep(millis(20));
     go_on.open();
     in_listener.pass();
@@ -88,14 +88,14 @@ fn panicking_listener_does_not_affect_waiters() {
         assert_eq!(follower.end().expect("a value"), "c");
         match leader.outcome() {
             Err(panic) => assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the listener")),
-            // A panic on a loader thread propagates in no caller.
+            // A panic on a loader thread does not propagate to a caller.
             Ok(value) => assert_eq!(value.expect("a value"), "c"),
         }
     }
 }
 
 #[test]
-fn large_value_is_cached_before_listener_saw_all_victims() {
+fn large_value_is_cached_before_listener_is_called_for_its_victims() {
     let (send, left) = channel();
     let send = Mutex::new(send);
     // Set once the group is built, so that the listener can look into it.
@@ -129,17 +129,21 @@ fn large_value_is_cached_before_listener_saw_all_victims() {
     group.get("large").expect("a value");
     assert!(
         group.weighted_size() <= 1 << 20,
-        "all is done when the call returns"
+        "all victims are evicted when the call returns"
     );
-    let told: Vec<_> = left.try_iter().collect();
-    assert!(told.len() > 5000, "{}", told.len());
-    assert_eq!(group.entry_count(), before + 1 - told.len() as u64);
-    let mut keys: Vec<_> = told.iter().map(|(key, ..)| key).collect();
+    let notices: Vec<_> = left.try_iter().collect();
+    assert!(notices.len() > 5000, "{}", notices.len());
+    assert_eq!(group.entry_count(), before + 1 - notices.len() as u64);
+    let mut keys: Vec<_> = notices.iter().map(|(key, ..)| key).collect();
     keys.sort();
     keys.dedup();
-    assert_eq!(keys.len(), told.len(), "of each once");
+    assert_eq!(
+        keys.len(),
+        notices.len(),
+        "one notification for each victim"
+    );
     let as_it_must = |(_, cause, is_there): &_| *cause == RemovalCause::Size && *is_there;
-    assert!(told.iter().all(as_it_must));
+    assert!(notices.iter().all(as_it_must));
 }
 
 #[test]
@@ -157,7 +161,7 @@ fn expired_entry_always_leaves_with_cause_expired() {
         .time_to_live(seconds(1))
         .build(echo().0)
         .expect("a new group");
-    // So many that the sweep of one insertion does not come to the last of them.
+    // More entries than the sweep of one insertion visits.
     for n in 0..20 {
         group.get(&format!("key{n}")).expect("a value");
     }
@@ -173,16 +177,16 @@ fn expired_entry_always_leaves_with_cause_expired() {
 
 #[test]
 fn listener_sees_victims_of_smaller_capacity_and_may_reload_them() {
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let notices = Arc::new(Mutex::new(Vec::new()));
     let again = Arc::new(OnceLock::<Group>::new());
     let group = {
-        let (told, again) = (told.clone(), again.clone());
+        let (notices, again) = (notices.clone(), again.clone());
         alone("smaller")
             .max_capacity(1 << 20)
             .eviction_listener(move |key, value, cause| {
                 assert_eq!(value, key);
-                told.lock().unwrap().push((key.to_owned(), cause));
-                // It takes no lock that the listener's caller holds.
+                notices.lock().unwrap().push((key.to_owned(), cause));
+                // The listener runs without locks, so it may load.
                 if let Some(group) = again.get() {
                     assert_eq!(group.get(key).expect("a value"), key);
                 }
@@ -203,8 +207,8 @@ fn listener_sees_victims_of_smaller_capacity_and_may_reload_them() {
     assert_eq!((group.entry_count(), group.max_capacity()), (100, 1 << 20));
     group.set_capacity(0).expect("caching can be switched off");
     assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
-    let mut told = std::mem::take(&mut *told.lock().unwrap());
-    told.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let mut notices = std::mem::take(&mut *notices.lock().unwrap());
+    notices.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     let all = keys.into_iter().map(|key| (key, RemovalCause::Size));
-    assert_eq!(told, all.collect::<Vec<_>>());
+    assert_eq!(notices, all.collect::<Vec<_>>());
 }

@@ -1,7 +1,7 @@
-//! The behaviour of groups through the public API: golang/groupcache's suite and its forks', by
-//! behaviour, and this crate's own invariants.
+//! Groups through the public API: the behaviours that the suites of golang/groupcache and its forks
+//! test, and this crate's own invariants.
 //!
-//! One binary, so that the helpers are compiled and linked once.
+//! All tests are in one binary, so that the helpers are compiled and linked once.
 
 #![cfg(not(larder_loom))]
 

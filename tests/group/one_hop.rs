@@ -1,5 +1,5 @@
-//! A peer's request is answered here: from the store or by the getter, never by another peer, and
-//! it waits for no load that asks one.
+//! A request from a peer is answered from the store or by the getter. It is never forwarded, and it
+//! does not wait for a load that asks a peer.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn request_from_peer_is_never_forwarded() {
     assert_eq!(served(&group, "key"), "ECHO:key");
     assert_eq!((peer.calls(), loads.get()), (0, 1));
     assert_eq!(group.get("other").expect("a value"), "theirs");
-    assert_eq!(served(&group, "other"), "theirs", "what is cached is sent");
+    assert_eq!(served(&group, "other"), "theirs", "a cached value is sent");
     assert_eq!((peer.calls(), loads.get()), (1, 1));
 }
 
@@ -138,7 +138,7 @@ fn request_from_peer_joins_getter_flight() {
     assert_eq!(loads.get(), 1);
 }
 
-/// Two nodes of one process, each of which takes the other for the owner of every key.
+/// Two nodes in one process. Each takes the other for the owner of every key.
 fn that_disagree(loads: &Count) -> [Group; 2] {
     let registries = [Registry::new(), Registry::new()];
     let groups = [0, 1].map(|n| {
@@ -147,7 +147,7 @@ fn that_disagree(loads: &Count) -> [Group; 2] {
             .registry(&registries[n])
             .build(getter_fn(move |_, key, dest| {
                 counted.add(1);
-                // Long enough for the other node's request to arrive meanwhile, now and then.
+                // Sometimes long enough for the other node's request to arrive meanwhile.
                 for _ in 0..50 {
                     std::thread::yield_now();
                 }
@@ -180,7 +180,7 @@ fn nodes_with_different_rings_answer() {
             for call in calls {
                 assert_eq!(call.end().expect("a value"), format!("key{round}").as_str());
             }
-            assert!(loads.get() - before <= 2, "one load a node at most");
+            assert!(loads.get() - before <= 2, "at most one load on each node");
         }
         let errors: u64 = groups.iter().map(|group| group.stats().peer_errors).sum();
         assert_eq!(errors, 0);

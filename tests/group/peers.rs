@@ -1,4 +1,4 @@
-//! Which peer is asked, how much, and what is kept of its answers.
+//! The peer that is asked for a key, the number of requests, and the copies that are kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +20,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// `absent` is known to be down: its keys are this process's. With `replicas`, the next node on
-    /// the ring is asked when a peer fails.
+    /// The picker has no peer for the node `absent`, so this process loads its keys. With `replicas`,
+    /// the next node on the ring is asked when a peer fails.
     fn new(peers: Vec<Arc<FakePeer>>, absent: Option<usize>, replicas: bool) -> Cluster {
         let mut ring = Map::preset(Preset::Larder);
         ring.add(NODES);
@@ -47,7 +47,7 @@ impl Cluster {
         }
     }
 
-    /// Gets every key; tells how many went to each peer, and last how many were loaded here.
+    /// Gets every key. Returns the number of requests to each peer, and last of loads here.
     fn pass(&self) -> [i64; 4] {
         let before = self.counts();
         for n in 0..KEYS {
@@ -91,7 +91,7 @@ fn each_peer_is_asked_for_the_keys_it_owns() {
     let cluster = Cluster::new(well(), None, false);
     let shares = cluster.shares();
     assert_eq!(cluster.pass(), shares);
-    // 50 keys each in the mean, give or take four standard deviations of a fair draw.
+    // The mean is 50 keys for each. The tolerance is four standard deviations of a fair draw.
     assert!(
         shares.iter().all(|share| (25..=75).contains(share)),
         "{shares:?}"
@@ -129,7 +129,7 @@ fn keys_of_failing_peer_are_served() {
     assert_eq!(stats.peer_errors, a as u64);
     assert_eq!(stats.peer_loads, (b + c) as u64);
     assert_eq!(stats.local_loads, (own + a) as u64);
-    assert_eq!(cluster.pass(), [0; 4], "what was loaded here is kept");
+    assert_eq!(cluster.pass(), [0; 4], "values loaded here are cached");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn keys_of_failing_peer_go_to_its_successors() {
     assert_eq!(asked_b + asked_c + here, KEYS as i64);
     assert!(
         asked_b > b && asked_c > c && here > own,
-        "each takes a part"
+        "each other node gets a part"
     );
 }
 

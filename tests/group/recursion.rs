@@ -1,4 +1,4 @@
-//! Getters that ask caches: for other keys as they like, for their own with an error and no hang.
+//! Getters that call groups. Other keys may be loaded; a load that waits for itself is an error.
 
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 
@@ -10,8 +10,8 @@ fn contexts() -> [Context; 2] {
     [Context::background(), within(PATIENCE)]
 }
 
-/// A group whose getter is handed the group itself.
-fn knowing_itself(
+/// A group whose getter uses the group itself.
+fn with_access_to_itself(
     get: impl Fn(&Group, &Context, &str) -> larder::Result<String> + Send + Sync + 'static,
 ) -> Group {
     let own: Arc<OnceLock<Group>> = Arc::default();
@@ -29,7 +29,7 @@ fn knowing_itself(
 #[test]
 fn getter_that_gets_its_own_key_fails_with_recursive_load() {
     for ctx in contexts() {
-        let group = knowing_itself(|group, ctx, key| {
+        let group = with_access_to_itself(|group, ctx, key| {
             group.get_with(ctx, key).map(|value| format!("{value:?}"))
         });
         let call = {
@@ -46,7 +46,7 @@ fn getter_that_gets_its_own_key_fails_with_recursive_load() {
 #[test]
 fn getter_may_continue_after_recursive_load() {
     for ctx in contexts() {
-        let group = knowing_itself(|group, ctx, key| {
+        let group = with_access_to_itself(|group, ctx, key| {
             let refused = group
                 .get_with(ctx, key)
                 .expect_err("it would wait for itself");
@@ -64,10 +64,10 @@ fn getter_may_continue_after_recursive_load() {
 
 #[test]
 fn long_recursion_is_detected() {
-    // 0 asks 1, 1 asks 2, 2 asks 0; a getter that is handed a background context blocks for ever
-    // if nobody tells it.
+    // 0 gets 1, 1 gets 2, 2 gets 0. Without detection, a getter with a background context would
+    // block for ever.
     for ctx in contexts() {
-        let group = knowing_itself(|group, _, key| {
+        let group = with_access_to_itself(|group, _, key| {
             let next = (key.parse::<u8>().expect("a number") + 1) % 3;
             let value = group.get(&next.to_string())?;
             Ok(value.to_str().expect("text").into())
@@ -81,10 +81,10 @@ fn long_recursion_is_detected() {
 fn circle_of_two_keys_across_threads_is_detected() {
     for nested in contexts() {
         for round in 0..20 {
-            // Both getters run before either asks for the other's key.
+            // Both getters run before either gets the other's key.
             let (both, nested) = (Arc::new(Barrier::new(2)), nested.clone());
             let first_runs = Mutex::new(2);
-            let group = knowing_itself(move |group, _, key| {
+            let group = with_access_to_itself(move |group, _, key| {
                 let first = {
                     let mut left = first_runs.lock().expect("no panic");
                     *left -= 1;
@@ -132,7 +132,7 @@ fn nested_gets_of_other_keys_are_shared() {
     for ctx in contexts() {
         let loads = Count::default();
         let counted = loads.clone();
-        let group = knowing_itself(move |group, ctx, key| {
+        let group = with_access_to_itself(move |group, ctx, key| {
             counted.add(1);
             let n: u32 = key.parse().expect("a number");
             if n < 2 {
@@ -155,11 +155,11 @@ fn nested_gets_of_other_keys_are_shared() {
 
 #[test]
 fn nested_gets_without_circle_both_return() {
-    // x and y both need z; whoever comes second waits for the first one's load of it.
+    // The getters of x and y both get z. The second one waits for the first one's load of z.
     let both = Arc::new(Barrier::new(2));
     let loads = Count::default();
     let counted = loads.clone();
-    let group = knowing_itself(move |group, _, key| {
+    let group = with_access_to_itself(move |group, _, key| {
         if key == "z" {
             counted.add(1);
             return Ok("z".into());
@@ -179,7 +179,7 @@ fn nested_gets_without_circle_both_return() {
 
 #[test]
 fn getter_may_remove_and_peek_any_key() {
-    let group = knowing_itself(|group, _, key| {
+    let group = with_access_to_itself(|group, _, key| {
         assert!(group.peek(key).is_none());
         group.invalidate("other");
         group.invalidate(key);
@@ -190,7 +190,7 @@ fn getter_may_remove_and_peek_any_key() {
         start(move || group.get("key"))
     };
     assert_eq!(call.end().expect("a value"), "value");
-    // The load's own key was removed while it ran: its value is not kept.
+    // The load's own key was removed while it ran, so its value is not cached.
     assert!(!group.contains_key("key"));
 }
 

@@ -1,4 +1,4 @@
-//! Removed is removed: a load that began before a removal of its key never puts the old value back.
+//! A load that began before a removal of its key never puts the old value back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use larder::{ByteView, Context, ErrorKind, Group, PeerResponse, Result, getter_f
 
 use crate::common::*;
 
-/// A way to take a key out.
+/// A name, and a call that removes the key.
 type Removal = (&'static str, fn(&Group));
 
 const REMOVALS: [Removal; 3] = [
@@ -16,11 +16,11 @@ const REMOVALS: [Removal; 3] = [
     ("clear", Group::clear),
 ];
 
-/// Where values come from: what it says, after the gate of the load has opened.
+/// The source of the values. A load reads the value, and the first load then waits at the gate.
 #[derive(Clone)]
 struct Source {
     value: Arc<Mutex<&'static str>>,
-    /// The first load waits here; later ones pass.
+    /// The first load waits here. Later ones do not.
     gate: Gate,
     begun: Gate,
     loads: Count,
@@ -56,8 +56,8 @@ type Begin = fn(&Group, Context) -> Result<ByteView>;
 const GET: Begin = |group, ctx| group.get_with(&ctx, "key");
 const SERVE: Begin = |group, ctx| group.serve_peer(&ctx, "key").map(|answer| answer.value);
 
-/// Groups whose values come from a source by its getter, by a peer, and by the getter because the
-/// peer is dead.
+/// Groups that load from a source by the getter, by a peer, and by the getter because the peer is
+/// dead.
 fn groups(source: &Source) -> Vec<(&'static str, Group, Begin)> {
     let getter = |source: &Source| {
         let source = source.clone();
@@ -87,7 +87,7 @@ fn groups(source: &Source) -> Vec<(&'static str, Group, Begin)> {
 }
 
 fn contexts() -> [Context; 2] {
-    // On the caller's own thread, and on a loader thread.
+    // The getter runs on the caller's own thread, and on a loader thread.
     [Context::background(), within(PATIENCE)]
 }
 
@@ -119,7 +119,7 @@ fn load_overtaken_by_removal_is_not_cached() {
         assert_eq!(
             early.end().expect("a value"),
             "old",
-            "{what}: it began first"
+            "{what}: it began before the removal"
         );
         assert_eq!(group.peek("key"), None, "{what}");
         assert_eq!(group.get("key").expect("a value"), "new", "{what}");
@@ -171,13 +171,13 @@ fn remove_returns_the_removed_value() {
     assert_eq!(
         (stats.gets, stats.local_loads),
         (1, 1),
-        "removals are no gets"
+        "a removal does not count as a get"
     );
 }
 
 #[test]
 fn removal_does_not_affect_loads_of_other_keys() {
-    // A neighbour's load may lose its place in the cache to a removal, never its value.
+    // A removal may keep a load of another key from being cached. The load returns its value.
     let group = alone("neighbours").build(echo().0).expect("a group");
     for n in 0..1000 {
         let key = format!("key{n}");
@@ -187,8 +187,8 @@ fn removal_does_not_affect_loads_of_other_keys() {
     }
 }
 
-/// Threads that keep loads of a key under way, and one that changes the source, removes
-/// the key, and must then see nothing older.
+/// Some threads load a key all the time. One thread changes the source and removes the key, and must
+/// then get no older value.
 fn stress(removal: fn(&Group), ctx: &Context) {
     const ROUNDS: u64 = if cfg!(debug_assertions) {
         20_000
@@ -200,7 +200,7 @@ fn stress(removal: fn(&Group), ctx: &Context) {
     let group = alone("stress")
         .build(getter_fn(move |_, _, dest| {
             let value = source.load(Ordering::SeqCst);
-            // Between reading the source and bringing the value home, others get their chance.
+            // Lets other threads run between the read of the source and the end of the load.
             std::thread::yield_now();
             Ok(dest.set_bytes(&value.to_le_bytes())?)
         }))

@@ -1,7 +1,7 @@
-//! A value that takes another's place leaves nothing of it behind.
+//! A value that replaces another has its own weight, and frees the weight of the other.
 //!
-//! Two loads of one key at one time are possible where two kinds of flight meet: one that asks the
-//! owner for a caller, and one that runs the getter for a peer that takes us for the owner.
+//! Two loads of one key can run at the same time, because there are two kinds of flight. One asks the
+//! owner for a caller. The other runs the getter for a peer that takes this process for the owner.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,12 +13,13 @@ use crate::common::*;
 
 const CAPACITY: u64 = 64 << 10;
 
-/// A group whose every key is a peer's, which answers when it is told, and with how many bytes.
+/// A group with a peer that owns every key. The peer answers when the test sends it the size of its
+/// value.
 struct Replacing {
     group: Group,
     asked: Receiver<()>,
     answer: Sender<usize>,
-    /// How many bytes the getter sets.
+    /// The number of bytes that the getter sets.
     ours: Arc<AtomicUsize>,
     causes: Arc<Mutex<Vec<RemovalCause>>>,
 }
@@ -29,19 +30,19 @@ impl Replacing {
         let (answer, answers) = channel();
         let answers = Mutex::new(answers);
         let peer = FakePeer::new(move |_, _| {
-            ask.send(()).expect("the test listens");
+            ask.send(()).expect("the test receives");
             let answers = answers.lock().expect("no panic");
             let size = answers.recv_timeout(PATIENCE).expect("an answer");
             Ok(PeerResponse::new(vec![2; size]))
         });
         let ours = Arc::new(AtomicUsize::new(0));
         let causes = Arc::new(Mutex::new(Vec::new()));
-        let (size, told) = (ours.clone(), causes.clone());
+        let (size, noted) = (ours.clone(), causes.clone());
         let group = among("replacing", all_keys_at(&[&peer]))
             .eviction(eviction)
             .max_capacity(CAPACITY)
             .eviction_listener(move |_, _, cause| {
-                told.lock().expect("no panic").push(cause);
+                noted.lock().expect("no panic").push(cause);
             })
             .build(getter_fn(move |_, _, dest| {
                 Ok(dest.set_bytes(&vec![1; size.load(Ordering::SeqCst)])?)
@@ -56,14 +57,14 @@ impl Replacing {
         }
     }
 
-    /// Caches a value of so many bytes, as if for a peer.
+    /// Caches a value of `size` bytes, as a request from a peer does.
     fn put(&self, key: &str, size: usize) {
         self.ours.store(size, Ordering::SeqCst);
         let served = self.group.serve_peer(&within(PATIENCE), key);
         assert_eq!(served.expect("a value").value.len(), size);
     }
 
-    /// Lets a value of the peer's take the place of one of ours that was loaded meanwhile.
+    /// Replaces a value of `ours` bytes, loaded meanwhile, by the peer's value of `theirs` bytes.
     fn replace(&self, ours: usize, theirs: usize) {
         let group = self.group.clone();
         let get = start(move || group.get("key"));
@@ -71,7 +72,7 @@ impl Replacing {
             .recv_timeout(PATIENCE)
             .expect("the peer is asked");
         self.put("key", ours);
-        self.answer.send(theirs).expect("the peer listens");
+        self.answer.send(theirs).expect("the peer receives");
         assert_eq!(get.end().expect("a value").len(), theirs);
     }
 }

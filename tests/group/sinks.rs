@@ -1,4 +1,4 @@
-//! Destinations: each gets the value, and none of them a hold on the cached bytes.
+//! Sinks: each gets the value, and none can change the cached bytes.
 
 use larder::{
     AllocatingByteSliceSink, ByteView, ByteViewSink, Context, Error, ErrorKind, Group, ProtoSink,
@@ -127,7 +127,7 @@ fn text_sinks_refuse_bytes_that_are_not_utf8() {
     assert_eq!(
         group.stats().local_loads,
         1,
-        "the value is good; it is kept"
+        "the value is valid, so it stays cached"
     );
 }
 

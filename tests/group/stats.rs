@@ -6,7 +6,7 @@ use larder::{CacheType, Error, ErrorKind, Group, PeerResponse, ProtoGetter, Stat
 
 use crate::common::*;
 
-/// A group whose keys are owned and answered as their first letters say.
+/// A group in which the first letter of a key determines its owner and the result of its load.
 fn group() -> Group {
     let well = FakePeer::new(|_, _| Ok(PeerResponse::new("theirs")));
     let dead = FakePeer::failing(ErrorKind::Peer, "connection refused");
@@ -75,7 +75,7 @@ fn every_counter_matches_its_doc() {
         &get("dead"),
         [1, 0, 1, 1, 0, 1, 1, 0, 0],
     );
-    // The peer has answered; that is neither an error of the peer nor a value loaded.
+    // The peer answers "not found". That counts neither as a peer error nor as a peer load.
     step(
         "a key its peer lacks",
         &get("n"),
@@ -89,7 +89,7 @@ fn every_counter_matches_its_doc() {
         [1, 1, 0, 0, 0, 0, 0, 0, 1],
     );
     step(
-        "a peer asks in vain",
+        "a peer asks, and the getter fails",
         &serve("e"),
         [1, 0, 1, 1, 0, 0, 0, 1, 1],
     );
@@ -159,7 +159,7 @@ fn shares_count_their_own_entries_and_lookups() {
         group.cache_stats(CacheType::Hot),
     );
     assert_eq!((main.items, main.gets, main.hits), (2, 7, 3));
-    // The three hits in main never look into hot.
+    // The three hits in main do not look up the hot share.
     assert_eq!((hot.items, hot.gets, hot.hits), (1, 4, 1));
     assert_eq!((main.evictions, hot.evictions), (0, 0));
     assert_eq!(group.entry_count(), 3);

@@ -1,4 +1,4 @@
-//! On whose thread a load runs, and what happens where threads are short or on their way out.
+//! The thread that runs a load, the limit of loader threads, and threads that are ending.
 
 use std::cell::RefCell;
 use std::sync::mpsc::channel;
@@ -56,7 +56,7 @@ fn caller_without_deadline_is_never_overloaded() {
         .max_loader_threads(1)
         .build(getter)
         .expect("a new group");
-    // The only loader thread is taken.
+    // The only loader thread is busy.
     let short = group.get_with(&within(millis(1)), "hung");
     assert_eq!(kind(short), ErrorKind::DeadlineExceeded);
     let call = |ctx: Context| {
@@ -66,7 +66,7 @@ fn caller_without_deadline_is_never_overloaded() {
     let bounded = call(within(PATIENCE));
     asked.pass();
     let patient = call(Context::background());
-    // Whether it has joined by then does not matter to what must hold.
+    // The expectations hold whether or not the call has joined the load by then.
     std::thread::sleep(millis(20));
     answer.open();
     assert_eq!(kind(bounded.end()), ErrorKind::Overloaded);
@@ -95,7 +95,7 @@ fn replica_that_ignores_deadlines_is_skipped() {
 }
 
 #[test]
-fn peers_own_timeout_or_overload_is_not_an_answer() {
+fn timeout_or_overload_of_peer_is_not_an_answer() {
     for failure in [
         ErrorKind::Overloaded,
         ErrorKind::DeadlineExceeded,
@@ -115,7 +115,7 @@ thread_local! {
     static AT_THE_END: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
 
-/// Asks a group when its thread ends.
+/// Gets a value when its thread ends.
 struct Last(Group, std::sync::mpsc::Sender<bool>);
 
 impl Drop for Last {
@@ -128,7 +128,7 @@ impl Drop for Last {
 }
 
 #[test]
-fn thread_past_its_destructors_can_load() {
+fn thread_can_load_while_its_thread_locals_are_dropped() {
     for load_before in [true, false] {
         for load_after in [true, false] {
             let group = alone("last").max_capacity(0).build(echo().0).expect("new");

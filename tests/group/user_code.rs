@@ -1,5 +1,5 @@
-//! Code of the user's in the wrong place: it panics, nests without a bound, calls back, or drops
-//! what it runs in. Nothing aborts, hangs or stays half done.
+//! User code in unusual places: it panics, nests deeply, calls back, or drops the objects that it
+//! runs in. Nothing aborts, hangs or stays half done.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
@@ -13,11 +13,11 @@ use larder::{
 
 use crate::common::*;
 
-/// Deeper than any stack of this process could follow.
+/// A recursion of this depth would overflow the stack of any thread of this process.
 const DEEP: usize = 1_000_000;
 
 fn panic_quietly() -> ! {
-    resume_unwind(Box::new("a panic of the test's"))
+    resume_unwind(Box::new("a panic of the test"))
 }
 
 /// Panics when it is dropped.
@@ -73,7 +73,7 @@ fn deep_chains_of_contexts_are_searched_cancelled_and_dropped_without_recursion(
             assert_eq!(ctx.err().map(|e| e.kind()), Some(ErrorKind::Cancelled));
             assert!(format!("{ctx:?}").contains("cancelled: true"));
         }
-        // A shared part of a chain stays.
+        // The part of a chain that is still shared is not dropped.
         let kept = leaves[0].clone();
         let (took, ()) = timed(|| drop(leaves));
         assert_eq!(dropped.get(), 0);
@@ -85,7 +85,7 @@ fn deep_chains_of_contexts_are_searched_cancelled_and_dropped_without_recursion(
 }
 
 #[test]
-fn waiting_under_a_deep_chain_of_cancellations_ends_with_any_of_them() {
+fn wait_with_deeply_nested_cancellations_ends_when_the_outermost_is_cancelled() {
     let call = start(|| {
         let (root, cancel) = Context::background().with_cancel();
         let mut ctx = root;
@@ -112,7 +112,7 @@ fn waiting_under_a_deep_chain_of_cancellations_ends_with_any_of_them() {
 }
 
 #[test]
-fn a_panic_in_the_drop_of_a_context_value_drops_the_values_below_it_too() {
+fn panic_in_drop_of_context_value_still_drops_the_values_below_it() {
     let call = start(|| {
         let dropped = Count::default();
         let ctx = Context::background()
@@ -122,7 +122,7 @@ fn a_panic_in_the_drop_of_a_context_value_drops_the_values_below_it_too() {
         let outcome = start(move || drop(ctx)).outcome();
         assert!(
             outcome.is_err(),
-            "the panic reaches the thread that dropped the context"
+            "the panic propagates to the thread that dropped the context"
         );
         dropped.get()
     });
@@ -130,7 +130,7 @@ fn a_panic_in_the_drop_of_a_context_value_drops_the_values_below_it_too() {
 }
 
 #[test]
-fn a_panic_in_the_drop_of_a_context_value_leaves_the_group_in_order() {
+fn panic_in_drop_of_context_value_leaves_the_group_usable() {
     let (getter, loads) = echo();
     let group = alone("drop-panics")
         .max_loader_threads(1)
@@ -145,12 +145,12 @@ fn a_panic_in_the_drop_of_a_context_value_leaves_the_group_in_order() {
             let (group, key) = (group.clone(), key.clone());
             move || {
                 let value = group.get_with(&ctx, &key);
-                // Not dropped here, so that the loader thread drops the last one.
+                // The context is not dropped here, so that the loader thread drops the last handle.
                 std::mem::forget(ctx);
                 value
             }
         });
-        // The only thread of the pool may still unwind.
+        // The only loader thread may still be unwinding from the previous load.
         match call.end() {
             Ok(value) => assert_eq!(value, format!("ECHO:{key}").as_str()),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded),
@@ -185,7 +185,7 @@ fn deep_chains_of_errors_are_shown_walked_and_dropped_without_recursion() {
 }
 
 #[test]
-fn errors_that_pass_through_many_getters_do_not_grow() {
+fn error_does_not_grow_when_it_passes_through_many_getters() {
     let call = start(|| {
         let failing = alone("failing")
             .build(getter_fn(|_: &Context, _, _| Err("no disk".into())))
@@ -208,10 +208,10 @@ fn errors_that_pass_through_many_getters_do_not_grow() {
     );
 }
 
-// Ends of ranges.
+// Limits of ranges.
 
 #[test]
-fn a_manual_clock_saturates() {
+fn manual_clock_saturates() {
     let clock = Clock::manual();
     clock.advance(Duration::MAX);
     let end = clock.now();
@@ -229,7 +229,7 @@ fn a_manual_clock_saturates() {
 }
 
 #[test]
-fn the_longest_durations_are_no_limits() {
+fn longest_durations_mean_no_limit() {
     let clock = Clock::manual();
     let group = alone("long")
         .clock(clock.clone())
@@ -247,7 +247,10 @@ fn the_longest_durations_are_no_limits() {
     clock.advance(seconds(500 * 365 * 86_400));
     assert!(group.contains_key("key"));
     clock.advance(Duration::MAX);
-    assert!(group.contains_key("key"), "the end of time does not come");
+    assert!(
+        group.contains_key("key"),
+        "a longest time to live never ends"
+    );
     group.get("another").expect("a value");
 
     let far = FakePeer::new(|_, _| Ok(PeerResponse::new("v").with_ttl(Duration::MAX)));
@@ -261,7 +264,7 @@ fn the_longest_durations_are_no_limits() {
 // Hooks and registries.
 
 #[test]
-fn a_new_group_hook_that_panics_registers_nothing() {
+fn new_group_hook_that_panics_registers_nothing() {
     let registry = Registry::new();
     let runs = Count::default();
     let counted = runs.clone();
@@ -279,7 +282,7 @@ fn a_new_group_hook_that_panics_registers_nothing() {
     };
     assert!(
         build(&registry).outcome().is_err(),
-        "the panic reaches the caller"
+        "the panic propagates to the caller"
     );
     assert!(registry.get_group("group").is_none());
     assert!(registry.groups().is_empty());
@@ -288,7 +291,7 @@ fn a_new_group_hook_that_panics_registers_nothing() {
 }
 
 #[test]
-fn a_hook_that_panics_removes_no_group_but_its_own() {
+fn panicking_hook_does_not_remove_a_group_that_it_registered_itself() {
     let registry = Registry::new();
     let within_hook = registry.clone();
     let first = Mutex::new(true);
@@ -311,12 +314,12 @@ fn a_hook_that_panics_removes_no_group_but_its_own() {
     assert!(build.outcome().is_err());
     assert!(
         registry.get_group("group").is_some(),
-        "the hook's own stays"
+        "the group that the hook made is still registered"
     );
 }
 
 #[test]
-fn a_server_start_that_panics_can_be_registered_again() {
+fn server_start_that_panics_can_be_registered_again() {
     let registry = Registry::new();
     registry
         .register_server_start(|| panic_quietly())
@@ -383,7 +386,7 @@ fn hooks_may_call_every_method_of_their_registry() {
 }
 
 #[test]
-fn a_getter_may_make_use_and_remove_groups() {
+fn getter_may_make_use_and_remove_groups() {
     let registry = Registry::new();
     let own = registry.clone();
     let outer = registry
@@ -394,7 +397,7 @@ fn a_getter_may_make_use_and_remove_groups() {
                 let inner = own.new_group(key, 1 << 20, texts())?;
                 let value = inner.get(key)?;
                 own.remove_group(key);
-                // The last handle of the inner group goes here; the outer one's name goes too.
+                // Drops the last handle of the inner group, and removes the name of the outer one.
                 own.remove_group("outer");
                 Ok(dest.set_view(&value)?)
             }),
@@ -412,7 +415,7 @@ fn a_getter_may_make_use_and_remove_groups() {
 }
 
 #[test]
-fn a_group_whose_last_handle_goes_while_its_getter_runs_ends_with_it() {
+fn group_is_dropped_after_its_getter_if_the_last_handle_is_dropped_meanwhile() {
     let (running, gate, dropped) = (Gate::new(), Gate::new(), Count::default());
     let group = {
         let (running, gate) = (running.clone(), gate.clone());
@@ -437,7 +440,7 @@ fn a_group_whose_last_handle_goes_while_its_getter_runs_ends_with_it() {
 // Pickers, peers and admission.
 
 #[test]
-fn a_picker_that_panics_reaches_the_caller_and_the_next_get_works() {
+fn picker_panic_propagates_to_the_caller_and_the_next_get_works() {
     let panics = Arc::new(Mutex::new(true));
     let own = panics.clone();
     let group = among(
@@ -477,7 +480,7 @@ fn a_picker_that_panics_reaches_the_caller_and_the_next_get_works() {
 }
 
 #[test]
-fn a_replica_picker_that_panics_fails_the_waiters_with_a_typed_error() {
+fn replica_picker_panic_fails_the_waiters_with_a_typed_error() {
     let (in_peer, go_on) = (Gate::new(), Gate::new());
     let peer = {
         let (in_peer, go_on) = (in_peer.clone(), go_on.clone());
@@ -506,14 +509,14 @@ fn a_replica_picker_that_panics_fails_the_waiters_with_a_typed_error() {
     std::thread::sleep(millis(20));
     go_on.open();
     assert!(leader.outcome().is_err());
-    // If it came late, it led a flight of its own and panicked too.
+    // If the waiter was late, it became leader of its own flight and panicked too.
     if let Ok(result) = waiter.outcome() {
         assert_eq!(kind(result), ErrorKind::GetterPanicked);
     }
 }
 
 #[test]
-fn a_per_group_picker_function_may_panic_or_use_the_registry() {
+fn per_group_picker_function_may_panic_or_use_the_registry() {
     let registry = Registry::new();
     let (own, runs) = (registry.clone(), Count::default());
     let counted = runs.clone();
@@ -541,7 +544,7 @@ fn a_per_group_picker_function_may_panic_or_use_the_registry() {
 }
 
 #[test]
-fn a_picker_may_call_the_group_it_picks_for() {
+fn picker_may_call_the_group_it_picks_for() {
     let own: Arc<OnceLock<Group>> = Arc::default();
     let itself = own.clone();
     let group = among(
@@ -562,7 +565,7 @@ fn a_picker_may_call_the_group_it_picks_for() {
 }
 
 #[test]
-fn a_hot_admission_function_may_panic_and_may_call_the_group() {
+fn hot_admission_function_may_panic_and_may_call_the_group() {
     let own: Arc<OnceLock<Group>> = Arc::default();
     let itself = own.clone();
     let peer = FakePeer::echo();
@@ -591,7 +594,7 @@ fn a_hot_admission_function_may_panic_and_may_call_the_group() {
     assert!(get("panics").outcome().is_err());
     assert!(
         get("panics").outcome().is_err(),
-        "no flight was left behind"
+        "the next get starts a flight of its own"
     );
     for key in ["asks for itself", "asks for another"] {
         assert_eq!(
@@ -613,7 +616,7 @@ fn a_hot_admission_function_may_panic_and_may_call_the_group() {
 }
 
 #[test]
-fn a_peer_that_panics_fails_its_flight_alone() {
+fn peer_panic_fails_only_its_own_flight() {
     let peer = FakePeer::new(|_, _| panic_quietly());
     let group = among("peer-panics", all_keys_at(&[&peer]))
         .build(texts())
@@ -628,7 +631,7 @@ fn a_peer_that_panics_fails_its_flight_alone() {
 
 // Listeners.
 
-/// A group with room for two small entries, whose listener gets the group itself.
+/// A group with room for two small entries, whose listener is called with the group itself.
 fn listened(
     name: &str,
     listen: impl Fn(&Group, &str, RemovalCause) + Send + Sync + 'static,
@@ -649,7 +652,7 @@ fn listened(
 }
 
 #[test]
-fn a_listener_may_get_its_own_victim() {
+fn listener_may_get_its_own_victim() {
     let notified = Count::default();
     let counted = notified.clone();
     let group = listened("victim", move |group, key, _| {
@@ -675,7 +678,7 @@ fn a_listener_may_get_its_own_victim() {
 }
 
 #[test]
-fn a_listener_that_gets_its_victims_on_loader_threads_comes_to_an_end() {
+fn listener_that_gets_its_victims_on_loader_threads_terminates() {
     let notified = Count::default();
     let counted = notified.clone();
     let group = listened("victim-on-pool", move |group, key, _| {
@@ -705,7 +708,7 @@ fn a_listener_that_gets_its_victims_on_loader_threads_comes_to_an_end() {
 }
 
 #[test]
-fn two_groups_whose_listeners_get_from_each_other_end() {
+fn listeners_of_two_groups_that_get_from_each_other_terminate() {
     let groups: Arc<OnceLock<[Group; 2]>> = Arc::default();
     let make = |name: &str, other: usize| {
         let groups = groups.clone();
@@ -726,7 +729,7 @@ fn two_groups_whose_listeners_get_from_each_other_end() {
 }
 
 #[test]
-fn notifications_that_cause_each_other_queue_up_and_the_stack_does_not_grow() {
+fn notifications_caused_by_listeners_are_queued_and_do_not_grow_the_stack() {
     const KEYS: usize = 100_000;
     let own: Arc<OnceLock<Group>> = Arc::default();
     let (itself, notified) = (own.clone(), Arc::new(Mutex::new(Vec::new())));
@@ -767,7 +770,7 @@ fn notifications_that_cause_each_other_queue_up_and_the_stack_does_not_grow() {
 }
 
 #[test]
-fn a_listener_may_shrink_and_clear_the_group() {
+fn listener_may_shrink_and_clear_the_group() {
     let group = alone("shrinks");
     let own: Arc<OnceLock<Group>> = Arc::default();
     let (itself, notified) = (own.clone(), Count::default());
@@ -802,7 +805,7 @@ fn a_listener_may_shrink_and_clear_the_group() {
 }
 
 #[test]
-fn a_listener_that_panics_leaves_no_call_half_done() {
+fn listener_panic_leaves_no_call_half_done() {
     let notified = Count::default();
     let counted = notified.clone();
     let make = move || {
@@ -827,14 +830,21 @@ fn a_listener_that_panics_leaves_no_call_half_done() {
             let group = group.clone();
             move || call(&group)
         });
-        assert!(outcome.outcome().is_err(), "the panic reaches the caller");
+        assert!(
+            outcome.outcome().is_err(),
+            "the panic propagates to the caller"
+        );
         assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
-        assert_eq!(notified.get() - before, 2000, "every entry is told of");
+        assert_eq!(
+            notified.get() - before,
+            2000,
+            "one notification for each entry"
+        );
     }
 }
 
 #[test]
-fn a_listener_whose_panic_follows_another_notification_leaves_the_thread_usable() {
+fn listener_panic_after_a_nested_notification_leaves_the_thread_usable() {
     let group = listened("panics-nested", |group, key, _| {
         if key == "first" {
             group.invalidate("second");
@@ -849,7 +859,7 @@ fn a_listener_whose_panic_follows_another_notification_leaves_the_thread_usable(
         move || {
             let panics = std::panic::AssertUnwindSafe(|| group.invalidate("first"));
             assert!(std::panic::catch_unwind(panics).is_err());
-            // The same thread: what is left of its notifications would be told here.
+            // The same thread would deliver notifications here that were left over.
             group.get("third").expect("a value");
             group.invalidate("third");
             group.entry_count()
@@ -859,7 +869,7 @@ fn a_listener_whose_panic_follows_another_notification_leaves_the_thread_usable(
 }
 
 #[test]
-fn a_listener_may_drop_the_last_handle_of_its_group() {
+fn listener_may_drop_the_last_handle_of_its_group() {
     let own: Arc<Mutex<Option<Group>>> = Arc::default();
     let (itself, dropped) = (own.clone(), Count::default());
     let kept = DropCounts(dropped.clone());
@@ -874,13 +884,13 @@ fn a_listener_may_drop_the_last_handle_of_its_group() {
     *own.lock().expect("no panic") = Some(group.clone());
     let call = start(move || group.invalidate("key"));
     call.end();
-    eventually("the group is gone", || dropped.get() == 1);
+    eventually("the group is dropped", || dropped.get() == 1);
 }
 
 // Sinks, messages, errors.
 
 #[test]
-fn a_destination_that_panics_costs_nothing_but_its_own_call() {
+fn sink_panic_affects_only_its_own_call() {
     struct Panics;
     impl Sink for Panics {
         fn set_bytes(&mut self, _: &[u8]) -> Result<()> {
@@ -895,11 +905,11 @@ fn a_destination_that_panics_costs_nothing_but_its_own_call() {
     });
     assert!(call.outcome().is_err());
     assert_eq!(group.get("key").expect("a value"), "ECHO:key");
-    assert_eq!(loads.get(), 1, "the value had been loaded and kept");
+    assert_eq!(loads.get(), 1, "the value was loaded and cached before");
 }
 
 #[test]
-fn a_destination_may_call_the_group() {
+fn sink_may_call_the_group() {
     struct Calls(Group, Vec<ByteView>);
     impl Sink for Calls {
         fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
@@ -941,7 +951,7 @@ impl ProtoDecode for Message {
 }
 
 #[test]
-fn a_message_that_panics_leaves_the_destination_and_the_key_as_they_were() {
+fn message_panic_leaves_the_destination_and_the_key_unchanged() {
     let next = Arc::new(Mutex::new(0));
     let values = next.clone();
     let group = alone("proto-panics")
@@ -984,7 +994,7 @@ impl std::fmt::Display for TextPanics {
 impl std::error::Error for TextPanics {}
 
 #[test]
-fn an_error_whose_text_panics_is_a_panic_of_the_getter() {
+fn panic_in_the_text_of_an_error_counts_as_getter_panic() {
     for ctx in [Context::background(), within(PATIENCE)] {
         let group = alone("text-panics")
             .build(getter_fn(|_: &Context, _, _| Err(TextPanics.into())))
@@ -1009,7 +1019,7 @@ fn an_error_whose_text_panics_is_a_panic_of_the_getter() {
 }
 
 #[test]
-fn a_panic_whose_payload_panics_when_it_is_dropped_costs_no_loader_thread() {
+fn panic_payload_that_panics_on_drop_does_not_end_a_loader_thread() {
     let group = alone("payload")
         .max_loader_threads(1)
         .build(getter_fn(|_: &Context, key, dest| {
@@ -1033,7 +1043,7 @@ fn a_panic_whose_payload_panics_when_it_is_dropped_costs_no_loader_thread() {
 }
 
 #[test]
-fn a_getter_that_panics_in_turn_with_removals_leaves_no_flight() {
+fn getter_panics_between_removals_leave_no_flight() {
     let both = Arc::new(Barrier::new(2));
     let entered = both.clone();
     let group = alone("panic-and-remove")

@@ -1,5 +1,5 @@
-//! Code of the user's in the wrong place, over HTTP: pools that come and go, servers that are shut
-//! down by their own requests, hooks and hashes that panic.
+//! User code in unusual places, over HTTP: pools that are dropped and made again, servers that are
+//! shut down by their own requests, hooks and hashes that panic.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,10 +19,10 @@ fn builder(registry: &Registry) -> HttpPoolBuilder {
 }
 
 fn panic_quietly() -> ! {
-    resume_unwind(Box::new("a panic of the test's"))
+    resume_unwind(Box::new("a panic of the test"))
 }
 
-/// A group whose getter names the process that it ran in.
+/// A group whose value is the name of the process that ran the getter.
 fn naming(registry: &Registry, name: &'static str) -> Group {
     let getter = move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_str(name)?);
     registry
@@ -30,7 +30,7 @@ fn naming(registry: &Registry, name: &'static str) -> Group {
         .expect("a group")
 }
 
-/// A server of another process, as far as the test can tell, and its URL.
+/// A server that stands for another process, and its URL.
 fn other() -> (Server, String) {
     let registry = Registry::new();
     naming(&registry, "the peer");
@@ -47,12 +47,12 @@ fn fetch(addr: SocketAddr, path: &str, header: &str) -> String {
     let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
     stream.write_all(head.as_bytes()).expect("it reads");
     let mut response = Vec::new();
-    // A connection that was cut gives what arrived before.
+    // If the connection was cut, the response is the part that arrived before.
     let _ = stream.read_to_end(&mut response);
     String::from_utf8_lossy(&response).into_owned()
 }
 
-/// Does it on another thread, since it must not hang.
+/// Does the same on another thread, so that a hang fails the test.
 fn fetching(addr: SocketAddr, path: &'static str, header: &'static str) -> Call<String> {
     start(move || fetch(addr, path, header))
 }
@@ -60,7 +60,7 @@ fn fetching(addr: SocketAddr, path: &'static str, header: &'static str) -> Call<
 // Pools.
 
 #[test]
-fn a_second_pool_works_after_the_first_was_dropped() {
+fn second_pool_works_after_the_first_was_dropped() {
     let (_server, url) = other();
     let registry = Registry::new();
     let group = naming(&registry, "this process");
@@ -93,7 +93,7 @@ fn a_second_pool_works_after_the_first_was_dropped() {
 }
 
 #[test]
-fn a_pool_that_is_refused_leaves_the_first_registered() {
+fn refused_pool_leaves_the_first_pool_registered() {
     let registry = Registry::new();
     let first = builder(&registry).build().expect("a pool");
     for _ in 0..2 {
@@ -110,7 +110,7 @@ fn a_pool_that_is_refused_leaves_the_first_registered() {
 }
 
 #[test]
-fn a_server_keeps_the_peers_until_its_shutdown() {
+fn server_keeps_the_pool_registered_until_its_shutdown() {
     let (_other, url) = other();
     let registry = Registry::new();
     let group = naming(&registry, "this process");
@@ -126,7 +126,7 @@ fn a_server_keeps_the_peers_until_its_shutdown() {
         ErrorKind::AlreadyRegistered
     );
     server.shutdown(PATIENCE).expect("nothing is under way");
-    // The handle of the server is still there.
+    // The handle of the server is not dropped yet.
     assert_eq!(group.get("two").expect("a value"), "this process");
     let pool = builder(&registry).build().expect("no pool is registered");
     let server = pool.serve("127.0.0.1:0").expect("a server");
@@ -135,7 +135,7 @@ fn a_server_keeps_the_peers_until_its_shutdown() {
 }
 
 #[test]
-fn a_request_that_hangs_does_not_keep_the_pool_of_a_stopped_server() {
+fn hung_request_does_not_keep_the_pool_of_a_stopped_server_registered() {
     let registry = Registry::new();
     let (running, gate) = (Gate::new(), Gate::new());
     let (entered, end) = (running.clone(), gate.clone());
@@ -162,7 +162,7 @@ fn a_request_that_hangs_does_not_keep_the_pool_of_a_stopped_server() {
 }
 
 #[test]
-fn a_get_that_asks_a_peer_ends_well_after_the_pool_was_dropped() {
+fn get_that_asks_a_peer_succeeds_after_the_pool_was_dropped() {
     let theirs = Registry::new();
     let (running, gate) = (Gate::new(), Gate::new());
     let (entered, end) = (running.clone(), gate.clone());
@@ -195,7 +195,7 @@ fn a_get_that_asks_a_peer_ends_well_after_the_pool_was_dropped() {
 }
 
 #[test]
-fn setting_peers_while_other_handles_are_dropped_ends_with_no_pool() {
+fn pool_is_unregistered_after_peers_are_set_while_its_handles_are_dropped() {
     let (_server, url) = other();
     let registry = Registry::new();
     let group = naming(&registry, "this process");
@@ -220,7 +220,7 @@ fn setting_peers_while_other_handles_are_dropped_ends_with_no_pool() {
 }
 
 #[test]
-fn the_last_handle_of_a_pool_may_go_in_a_getter_on_a_server_thread() {
+fn last_handle_of_a_pool_may_be_dropped_in_a_getter_on_a_server_thread() {
     for header in ["", "larder-timeout-ms: 10000\r\n"] {
         let registry = Registry::new();
         let held: Arc<Mutex<Option<(HttpPool, Server)>>> = Arc::default();
@@ -247,7 +247,7 @@ fn the_last_handle_of_a_pool_may_go_in_a_getter_on_a_server_thread() {
 }
 
 #[test]
-fn a_pool_may_be_made_and_dropped_in_hooks_and_getters() {
+fn pool_may_be_made_and_dropped_in_hooks_and_getters() {
     let registry = Registry::new();
     let own = registry.clone();
     let made: Arc<Mutex<Option<HttpPool>>> = Arc::default();
@@ -291,7 +291,7 @@ fn a_pool_may_be_made_and_dropped_in_hooks_and_getters() {
 // Hooks that panic.
 
 #[test]
-fn a_hash_that_panics_changes_no_peers() {
+fn hash_panic_leaves_the_peers_unchanged() {
     let (_server, url) = other();
     let registry = Registry::new();
     let group = naming(&registry, "this process");
@@ -329,7 +329,7 @@ fn a_hash_that_panics_changes_no_peers() {
 }
 
 #[test]
-fn a_transport_hook_may_panic_or_set_peers_itself() {
+fn transport_hook_may_panic_or_set_peers_itself() {
     let (_server, url) = other();
     let registry = Registry::new();
     let group = naming(&registry, "this process");
@@ -360,7 +360,11 @@ fn a_transport_hook_may_panic_or_set_peers_itself() {
     set(vec!["http://sets.example".into(), url.clone()])
         .end()
         .expect("URLs");
-    assert_eq!(pool.peers().len(), 2, "the last to finish wins");
+    assert_eq!(
+        pool.peers().len(),
+        2,
+        "the last call that returns sets the list"
+    );
 }
 
 /// Panics when it is dropped.
@@ -373,7 +377,7 @@ impl Drop for DropPanics {
 }
 
 #[test]
-fn code_that_panics_within_a_request_costs_that_request_alone() {
+fn panic_within_a_request_affects_only_that_request() {
     let registry = Registry::new();
     let getter = getter_fn(|_: &Context, key, dest| match key {
         "panics" => panic_quietly(),
@@ -400,7 +404,7 @@ fn code_that_panics_within_a_request_costs_that_request_alone() {
         })
         .bind("127.0.0.1:0")
         .expect("a server");
-    // All on one connection, which goes on.
+    // All requests use one connection, which stays open.
     let mut stream = TcpStream::connect(server.local_addr()).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("valid");
     for (path, status) in [
@@ -423,9 +427,9 @@ fn code_that_panics_within_a_request_costs_that_request_alone() {
     assert_eq!(server.connections(), 1);
 }
 
-// Servers that are shut down from within.
+// Servers that are shut down by their own requests.
 
-/// A server whose page `/quit` does something with the server itself.
+/// A server whose page `/quit` runs a function with the server itself.
 fn quitting(quit: fn(Server) -> String) -> (SocketAddr, Arc<Mutex<Option<Server>>>) {
     let held: Arc<Mutex<Option<Server>>> = Arc::default();
     let own = held.clone();
@@ -446,7 +450,7 @@ fn quitting(quit: fn(Server) -> String) -> (SocketAddr, Arc<Mutex<Option<Server>
 }
 
 #[test]
-fn a_handler_may_shut_down_or_drop_its_own_server() {
+fn handler_may_shut_down_or_drop_its_own_server() {
     let quits: [fn(Server) -> String; 3] = [
         |server| format!("ended {:?}", server.shutdown(PATIENCE).is_ok()),
         |server| {
@@ -506,7 +510,7 @@ fn handlers_that_shut_down_at_the_same_time_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn a_shutdown_from_outside_waits_for_one_from_within() {
+fn shutdown_waits_for_a_shutdown_by_a_request_of_the_server() {
     let server: Arc<OnceLock<Server>> = Arc::default();
     let (own, (running, gate)) = (server.clone(), (Gate::new(), Gate::new()));
     let (entered, end) = (running.clone(), gate.clone());
@@ -537,7 +541,7 @@ fn a_shutdown_from_outside_waits_for_one_from_within() {
 }
 
 #[test]
-fn a_getter_may_shut_down_the_server_that_it_runs_for() {
+fn getter_may_shut_down_the_server_of_its_request() {
     for header in ["", "larder-timeout-ms: 15000\r\n"] {
         let held: Arc<Mutex<Option<Server>>> = Arc::default();
         let own = held.clone();

@@ -12,8 +12,8 @@ fn nodes_agree_on_owners_and_load_each_key_once() {
     let keys = keys(10_000);
     let owners = agreed_owners(&nodes, &keys);
 
-    // All nodes get at once, each in another order, so that most first gets of a key are at a node
-    // that does not own it.
+    // All nodes get the keys at the same time, each in another order. So most first gets of a key are
+    // at a node that does not own it.
     thread::scope(|scope| {
         for (place, node) in nodes.iter().enumerate() {
             let keys = &keys;
@@ -84,7 +84,7 @@ fn agreed_owners(nodes: &[Node], keys: &[String]) -> Vec<String> {
     owners
 }
 
-/// Keys of many shapes, except those that Go nodes change among themselves: see `keys.rs`.
+/// Keys of many shapes, except the keys that Go nodes change on the way. See `keys.rs`.
 fn keys(count: usize) -> Vec<String> {
     let shapes = [
         "key-{}",

@@ -1,4 +1,4 @@
-//! Nodes: processes that the tests start, ask through their front, stop and kill.
+//! Nodes: processes that the tests start, control through their front, stop and kill.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -101,7 +101,7 @@ impl Node {
         );
     }
 
-    /// The runs of this node's getter for each key. Bytes of keys that are not UTF-8 are U+FFFD.
+    /// The runs of this node's getter for each key. U+FFFD replaces the bytes that are not UTF-8.
     pub fn loads(&self) -> BTreeMap<String, u64> {
         serde_json::from_value(self.json("/loads", &Value::Null)).expect("counts")
     }
@@ -156,7 +156,7 @@ impl Node {
         request("POST", &format!("{}{path}", self.url), body)
     }
 
-    /// Stops the process (SIGSTOP). The kernel still accepts connections for it, but nothing answers.
+    /// Stops the process (SIGSTOP). The kernel still accepts its connections, but it does not answer.
     pub fn stop(&self) {
         self.signal("-STOP");
     }
@@ -179,7 +179,7 @@ impl Node {
     }
 
     fn end(&mut self) {
-        // Ends a stopped process, too. The end of its input would not.
+        // SIGKILL also ends a stopped process. The end of its input would not.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

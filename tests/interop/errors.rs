@@ -1,4 +1,4 @@
-//! Errors of getters and missing groups, from one side to the other.
+//! Errors of getters and missing groups, between Go nodes and larder nodes.
 
 use crate::cluster::{Node, keys_of_then, keys_owned_by, request, two_and_two, value_of};
 
@@ -10,7 +10,7 @@ fn getter_error_of_go_owner_is_repeated_by_own_getter() {
     for (kind, status) in [("error:", 500), ("missing:", 404)] {
         for key in &keys_of_then(&nodes, go, &nodes[1], kind) {
             let got = larder.get(key);
-            // Go answers 500 and a text to every error. The kind comes from this side's own getter.
+            // Go answers every error with 500 and a text. The kind comes from larder's own getter.
             assert_eq!(got.status, status, "{}", got.text());
             let text = format!("no luck with {key}");
             assert!(got.text().contains(&text), "{}", got.text());
@@ -35,7 +35,7 @@ fn getter_error_of_larder_owner_makes_go_run_its_own_getter() {
             got.text()
         );
         assert_eq!((go.loads_of(key), larder.loads_of(key)), (1, 1), "{key}");
-        // Between larder nodes the owner's error is the answer.
+        // Between larder nodes the owner's error is final.
         let key = &keys_owned_by(go, &[larder], &format!("{kind}ours-"), 1)[0];
         nodes[3].get(key);
         assert_eq!(loads_in(&nodes, key), 1, "{key}");
@@ -44,7 +44,7 @@ fn getter_error_of_larder_owner_makes_go_run_its_own_getter() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn group_of_one_side_is_loaded_by_that_side() {
+fn group_that_only_the_asker_has_is_loaded_by_the_asker() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     let gos = &keys_owned_by(go, &[go], "ours-", 1)[0];
@@ -66,7 +66,7 @@ fn group_of_one_side_is_loaded_by_that_side() {
     assert_eq!((go.loads_of(ours), loads_in(&nodes, ours)), (1, 1));
 }
 
-/// The reason that removals and batched requests end at Go nodes.
+/// The reason that removals and batched requests do not work at Go nodes.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn go_answers_every_method_like_get() {
@@ -84,7 +84,11 @@ fn go_answers_every_method_like_get() {
             "{method} loads the key, if it is not cached"
         );
         go.expect(key);
-        assert_eq!(go.loads_of(key), 1, "and leaves it cached as it was");
+        assert_eq!(
+            go.loads_of(key),
+            1,
+            "the method does not remove the cached value"
+        );
     }
     let url = format!("{}/_groupcache/values", go.url);
     let got = request("POST", &url, b"");

@@ -6,7 +6,7 @@ use Program::{Go, Larder};
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn keys_reach_their_owner_except_for_the_faults_of_go() {
+fn keys_reach_their_owner_except_for_known_faults_of_go() {
     for (owner, flags) in [(Larder, &[][..]), (Go, &[]), (Go, &["--bare"])] {
         // One node owns all keys.
         let owner = owner.start(flags);
@@ -76,7 +76,7 @@ fn keys_of_1_byte_to_8_kib_reach_their_owner_or_are_loaded_by_the_asker() {
                         "{length} bytes, {escaped} times as many sent, {asker_program:?} to \
                          {owner_program:?} {flags:?}: {seen:?}"
                     );
-                    // Loaded once, by one of the two, and never wrong.
+                    // One of the two nodes loads the key once, and the value is right.
                     assert!(matches!(seen, Seen::AtOwner | Seen::AtAsker), "{what}");
                     if length * escaped <= longest {
                         assert_eq!(seen, Seen::AtOwner, "{what}");
@@ -131,7 +131,7 @@ fn expected(asker: Program, owner: Program, mux: bool, key: &[u8]) -> Seen {
     match (asker, owner) {
         // larder's server takes only text for a key. Go gets 400 and loads the key itself.
         (Go, Larder) if text.is_err() => Seen::AtAsker,
-        // http.ServeMux answers 301 to a path that is not clean, and no groupcache client follows.
+        // http.ServeMux answers 301 to a path that is not clean. No groupcache client follows it.
         (_, Go) if mux && cleaned(key) => Seen::AtAsker,
         // Go's client sends a space as a plus, and Go's server reads a plus.
         (Go, Go) if key.contains(&b' ') => {

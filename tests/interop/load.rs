@@ -63,7 +63,7 @@ fn under_load(go_flags: &[&str], time: Duration) {
         // Only this counter shows an error of a peer, because the getter runs instead.
         assert_eq!(node.stat("peer_errors"), 0, "{node:?}");
     }
-    // Each key of a larder node was loaded once. Go's group keeps nothing.
+    // Each key of a larder node was loaded once. Go's group caches nothing.
     for larder in larders {
         assert!(
             larder.loads().values().all(|&count| count == 1),

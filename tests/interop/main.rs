@@ -1,4 +1,4 @@
-//! One cluster of golang/groupcache nodes and larder nodes, in processes of their own.
+//! Clusters of golang/groupcache nodes and larder nodes, in processes of their own.
 //!
 //! Ignored by default: `tests/interop/run.sh` builds the two programs, `go/` and `larder_node/`, and
 //! runs these tests. Each test starts its own nodes; `--nocapture` shows their figures.

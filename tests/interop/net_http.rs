@@ -6,7 +6,7 @@ use crate::cluster::Program;
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn server_answers_net_http_in_all_its_ways() {
+fn server_answers_all_kinds_of_requests_of_net_http() {
     let node = Program::Larder.start(&[]);
     let impatient = Program::Larder.start(&["--idle-timeout-ms", "1"]);
     let program = std::env::var_os("LARDER_INTEROP_GO").expect("run tests/interop/run.sh");

@@ -1,4 +1,4 @@
-//! Rings that disagree: by Go's ring the larder node owns every key, and the other way round.
+//! Rings that disagree: in Go's ring the larder node owns every key, and in larder's ring the Go node.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ fn deadline_of_caller_ends_request_at_go_node() {
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn deadline_of_context_hook_limits_wait_of_go() {
     let (go, larder) = at_odds();
-    // Without a deadline, as Go asks. The node's hook sets 1 s.
+    // A request without a deadline, as from Go. The node's hook sets 1 s.
     let url = format!("{}/_groupcache/values/slow:3000:one", larder.url);
     let got = request("GET", &url, b"");
     assert_eq!(got.status, 504, "{}", got.text());
@@ -106,7 +106,7 @@ fn deadline_of_context_hook_limits_wait_of_go() {
     larder.wait_for("loading", 0);
 }
 
-/// The state in the middle of a roll-out.
+/// The state in the middle of a roll-out: only some nodes have the new list.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn keys_of_node_unknown_to_go_are_loaded_at_most_twice() {

@@ -65,7 +65,7 @@ fn values_of_0_bytes_to_8_mib_cross_in_both_directions() {
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn value_over_the_limit_is_an_error_and_go_goes_on() {
+fn value_over_the_limit_is_an_error_and_go_loads_it_itself() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     let size = "size:17000000:";
@@ -126,7 +126,7 @@ fn wait_until(happened: impl Fn() -> bool) {
     while !happened() {
         assert!(
             begun.elapsed() < Duration::from_secs(10),
-            "it never happens"
+            "the condition does not hold in time"
         );
     }
 }

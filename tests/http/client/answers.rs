@@ -1,4 +1,4 @@
-//! What is made of each answer that a peer can give.
+//! The client's result for each answer that a peer can give.
 
 use larder::ErrorKind;
 
@@ -22,7 +22,7 @@ fn values_of_all_sizes_arrive() {
 }
 
 #[test]
-fn a_chunked_answer_is_an_answer() {
+fn chunked_answer_is_accepted() {
     let value = vec![b'x'; 100_000];
     let mut answer =
         format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
@@ -40,11 +40,11 @@ fn a_chunked_answer_is_an_answer() {
     assert_eq!(server.connections(), 1);
 }
 
-/// What says that the connection ends with this answer.
+/// HTTP versions and headers with which a connection ends after the answer.
 const CLOSING: [(&str, &str); 2] = [("HTTP/1.1", "Connection: close\r\n"), ("HTTP/1.0", "")];
 
 #[test]
-fn an_answer_that_closes_its_connection_is_whole_without_the_end() {
+fn answer_with_close_is_complete_before_the_connection_is_closed() {
     for (version, close) in CLOSING {
         for value in [&b""[..], b"#f00", &[b'x'; 100_000]] {
             let whole = body(value);
@@ -56,8 +56,8 @@ fn an_answer_that_closes_its_connection_is_whole_without_the_end() {
             let refusal = format!(
                 "{version} 404 No\r\nlarder-error: not-found\r\n{close}Content-Length: 5\r\n\r\nmauve"
             );
-            // The first answer says who it is, the others end their connections, which the server
-            // keeps open for all that.
+            // The first answer names larder as the server. The others announce the end of their
+            // connections, but the server keeps these open.
             let first = ok(&body(b"first"));
             let server = RawServer::start(move |mut connection| {
                 connection.read_head();
@@ -86,7 +86,7 @@ fn an_answer_that_closes_its_connection_is_whole_without_the_end() {
 }
 
 #[test]
-fn a_short_value_that_is_over_the_limit_is_refused() {
+fn small_value_over_the_limit_is_refused() {
     let server = RawServer::answering(ok(&body(&[b'x'; 2000])));
     let pool = pool_with(&server.url, |builder| builder.max_value_size(100));
     for _ in 0..2 {
@@ -96,7 +96,7 @@ fn a_short_value_that_is_over_the_limit_is_refused() {
 }
 
 #[test]
-fn a_hundred_headers_are_not_too_many() {
+fn hundred_headers_are_accepted() {
     let whole = body(b"#f00");
     let (length, others) = (whole.len(), "x-proxy: 1\r\n".repeat(98));
     let head = format!("HTTP/1.1 200 OK\r\n{others}{PROTOBUF}Content-Length: {length}\r\n\r\n");
@@ -105,7 +105,7 @@ fn a_hundred_headers_are_not_too_many() {
 }
 
 #[test]
-fn an_empty_body_is_an_empty_value() {
+fn empty_body_is_an_empty_value() {
     let server = RawServer::answering(ok(b""));
     let pool = pool_of(&server.url);
     for _ in 0..2 {
@@ -114,8 +114,8 @@ fn an_empty_body_is_an_empty_value() {
     assert_eq!(server.connections(), 1);
 }
 
-#[test]
-fn what_is_no_answer_is_the_peers_error() {
+/// A table of answers that the client rejects, each with a name.
+fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
     let html = "<!DOCTYPE html><html><title>Sign in</title></html>";
     let chunked = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
     let whole = body(b"#f00");
@@ -125,12 +125,12 @@ fn what_is_no_answer_is_the_peers_error() {
         [head.as_bytes(), &whole].concat()
     };
     let truncated = ok(&[b'x'; 1000])[..200].to_vec();
-    let cases: Vec<(&str, Vec<u8>)> = vec![
+    vec![
         ("corrupt protobuf", ok(b"\x0a\xff")),
         ("corrupt in the middle", ok(b"\x0a\x01x\x0a\x05y")),
         ("truncated body", truncated),
-        ("page with 200", ok(html.as_bytes())),
-        ("page with its type", {
+        ("HTML page with status 200", ok(html.as_bytes())),
+        ("HTML page with its own type", {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 50\r\n\r\n";
             [head, html].concat().into_bytes()
         }),
@@ -159,7 +159,7 @@ fn what_is_no_answer_is_the_peers_error() {
             let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}\r\n");
             [head.as_bytes(), &whole].concat()
         }),
-        ("no length, of old", {
+        ("no length, HTTP/1.0", {
             let head = format!("HTTP/1.0 200 OK\r\n{PROTOBUF}\r\n");
             [head.as_bytes(), &whole].concat()
         }),
@@ -181,11 +181,11 @@ fn what_is_no_answer_is_the_peers_error() {
             "a length and another coding",
             with_type(&format!("{PROTOBUF}Transfer-Encoding: gzip\r\n")),
         ),
-        ("chunks that are coded", {
+        ("chunks with another coding", {
             let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked, gzip\r\n");
             [head.as_bytes(), b"\r\n3\r\n\x0a\x01x\r\n0\r\n\r\n"].concat()
         }),
-        ("chunks, of old", {
+        ("chunks, HTTP/1.0", {
             let head = format!("HTTP/1.0 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n");
             [head.as_bytes(), b"\r\n3\r\n\x0a\x01x\r\n0\r\n\r\n"].concat()
         }),
@@ -227,8 +227,12 @@ fn what_is_no_answer_is_the_peers_error() {
             answer.extend(&[b'y'; 100_000]);
             answer
         }),
-    ];
-    for (name, answer) in cases {
+    ]
+}
+
+#[test]
+fn malformed_or_foreign_answer_is_an_error_of_the_peer() {
+    for (name, answer) in rejected_answers() {
         let server = RawServer::start(move |mut connection| {
             connection.read_head();
             connection.send(&answer);
@@ -240,8 +244,8 @@ fn what_is_no_answer_is_the_peers_error() {
 }
 
 #[test]
-fn a_value_of_the_greatest_size_is_taken_and_no_greater_one() {
-    for (size, taken) in [(50_000, true), (50_001, false), (51_100, false)] {
+fn value_of_max_value_size_is_accepted_and_a_larger_one_is_refused() {
+    for (size, accepted) in [(50_000, true), (50_001, false), (51_100, false)] {
         let chunk = body(&vec![b'x'; size]);
         let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
         let chunked = [
@@ -254,7 +258,7 @@ fn a_value_of_the_greatest_size_is_taken_and_no_greater_one() {
         for answer in [ok(&chunk), chunked] {
             let server = RawServer::answering(answer);
             let pool = pool_with(&server.url, |builder| builder.max_value_size(50_000));
-            if taken {
+            if accepted {
                 assert_eq!(get(&pool, "k").unwrap().value.len(), size);
             } else {
                 let text = peer_error(&pool, "k");
@@ -265,9 +269,9 @@ fn a_value_of_the_greatest_size_is_taken_and_no_greater_one() {
 }
 
 #[test]
-fn an_endless_answer_is_left_off() {
+fn client_stops_reading_an_endless_answer() {
     for (chunk, why) in [
-        // Counted as they come over the wire, six to a byte of the body.
+        // The limit counts the bytes on the wire: six for each byte of the body.
         ("1\r\nx\r\n".repeat(10_000), "the answer is too long"),
         (format!("ffff\r\n{:65535}\r\n", ""), "max_value_size"),
     ] {
@@ -288,7 +292,7 @@ fn an_endless_answer_is_left_off() {
 }
 
 #[test]
-fn what_the_owner_says_comes_through() {
+fn error_of_the_owner_reaches_the_caller_with_kind_and_text() {
     let cases = [
         (
             "404 Not Found",
@@ -317,7 +321,7 @@ fn what_the_owner_says_comes_through() {
 }
 
 #[test]
-fn a_404_without_our_header_is_an_unknown_group() {
+fn not_found_without_larder_header_is_an_unknown_group() {
     let unknown = "larder-error: unknown-group\r\n";
     for header in ["", unknown] {
         let server = RawServer::answering(failure("404 Not Found", header, "no such group: c\n"));
@@ -332,7 +336,7 @@ fn a_404_without_our_header_is_an_unknown_group() {
 }
 
 #[test]
-fn a_peer_that_ran_out_of_time_says_nothing_of_the_key() {
+fn deadline_status_is_an_error_of_the_peer() {
     let server = RawServer::answering(failure(
         "504 Gateway Timeout",
         "larder-error: deadline\r\n",
@@ -342,7 +346,7 @@ fn a_peer_that_ran_out_of_time_says_nothing_of_the_key() {
 }
 
 #[test]
-fn a_key_too_long_for_a_url_is_not_sent() {
+fn key_too_long_for_a_url_is_not_sent() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_of(&server.url);
     let text = peer_error(&pool, &"k".repeat(100_000));

@@ -1,5 +1,5 @@
-//! The default client's choice of a transport, a peer at a time. Each transport has connections of its
-//! own, so that the choice shows in the connection on which a request arrives.
+//! The default client chooses a transport for each peer. Each transport has its own connections, so the
+//! connection on which a request arrives shows the choice.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -16,13 +16,14 @@ fn auto_pool(url: &str) -> HttpPool {
     pool_with(url, |builder| builder.http_client(HttpClient::Auto))
 }
 
-/// The number of the connection on which the request arrived, which is the value.
+/// Gets a value, which is the number of the connection on which the request arrived.
 fn connection_of(pool: &HttpPool, key: &str) -> String {
     let value = get(pool, key).unwrap().value;
     value.to_str().unwrap().to_owned()
 }
 
-/// Answers each request by the number of its connection, and `headers` in turn; the last for good.
+/// Answers each request with the number of its connection, and with the next of `headers`. The last of
+/// them is used for all later requests.
 fn server_with(headers: &'static [&'static str]) -> RawServer {
     let requests = Arc::new(AtomicUsize::new(0));
     RawServer::start(move |mut connection| {
@@ -36,7 +37,7 @@ fn server_with(headers: &'static [&'static str]) -> RawServer {
 }
 
 #[test]
-fn peer_is_asked_directly_once_an_answer_comes_from_larder() {
+fn direct_client_is_used_after_an_answer_of_a_larder_server() {
     let server = server_with(&["Server: nginx\r\n", "", LARDER]);
     let pool = auto_pool(&server.url);
     let connections: Vec<_> = (0..6).map(|_| connection_of(&pool, "k")).collect();
@@ -44,7 +45,7 @@ fn peer_is_asked_directly_once_an_answer_comes_from_larder() {
 }
 
 #[test]
-fn answers_that_do_not_come_straight_from_larder_send_the_peer_back_to_ureq() {
+fn ureq_is_used_again_after_an_answer_that_is_not_directly_from_larder() {
     let others = [
         "",
         "Server: nginx\r\n",
@@ -79,14 +80,14 @@ fn each_peer_has_a_transport_of_its_own() {
 }
 
 #[test]
-fn peer_that_restarts_as_another_server_is_asked_by_ureq_again() {
+fn ureq_is_used_again_for_a_peer_that_restarts_as_another_server() {
     let server = RawServer::start(|mut connection| {
         let number = connection.number;
         let headers = if number < 2 { LARDER } else { "" };
         while connection.read_head().is_some() {
             connection.send(&ok_with(headers, &body(number.to_string().as_bytes())));
             if number == 1 {
-                // It closes after its first answer.
+                // The server closes this connection after its first answer.
                 return;
             }
         }
@@ -98,7 +99,7 @@ fn peer_that_restarts_as_another_server_is_asked_by_ureq_again() {
 }
 
 #[test]
-fn protocol_error_sends_the_peer_back_to_ureq() {
+fn ureq_is_used_again_after_a_protocol_error() {
     let server = RawServer::start(|mut connection| {
         while connection.read_head().is_some() {
             match connection.number {
@@ -118,7 +119,7 @@ fn protocol_error_sends_the_peer_back_to_ureq() {
 }
 
 #[test]
-fn transport_that_is_not_used_any_more_closes_its_connections() {
+fn transport_that_is_no_longer_used_closes_its_connections() {
     let (sender, closed) = mpsc::channel();
     let answers = Arc::new(AtomicUsize::new(0));
     let server = RawServer::start(move |mut connection| {

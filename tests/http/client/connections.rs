@@ -1,4 +1,4 @@
-//! Which connection a request travels on, and what is done when it turns out to be closed.
+//! The connection that a request uses, and retries when an idle connection was closed.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -11,7 +11,7 @@ use super::raw_server::{RawServer, body, failure, ok};
 use super::{ask, get, peer_error, pool_of, pool_with};
 
 #[test]
-fn requests_ride_one_connection() {
+fn requests_reuse_one_connection() {
     let server = RawServer::answering(ok(&body(b"#f00")));
     let pool = pool_of(&server.url);
     for _ in 0..3 {
@@ -21,7 +21,7 @@ fn requests_ride_one_connection() {
 }
 
 #[test]
-fn an_error_leaves_the_connection_usable() {
+fn connection_is_reused_after_an_error_answer() {
     let text = "no such color\n".repeat(100);
     let headers = "larder-error: not-found\r\n";
     let server = RawServer::answering(failure("404 Not Found", headers, &text));
@@ -33,7 +33,7 @@ fn an_error_leaves_the_connection_usable() {
 }
 
 #[test]
-fn a_request_is_as_short_as_it_can_be() {
+fn request_has_only_the_necessary_headers() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_of(&format!("{}/proxy/", server.url));
     get(&pool, "a b/c+d").unwrap();
@@ -50,7 +50,7 @@ fn a_request_is_as_short_as_it_can_be() {
 }
 
 #[test]
-fn a_connection_closed_while_idle_is_replaced() {
+fn connection_closed_while_idle_is_replaced() {
     let server = RawServer::start(|mut connection| {
         connection.read_head();
         connection.send(&ok(&body(b"#0f0")));
@@ -63,7 +63,7 @@ fn a_connection_closed_while_idle_is_replaced() {
 }
 
 #[test]
-fn the_second_attempt_is_the_last() {
+fn request_is_retried_once() {
     let server = RawServer::start(|mut connection| {
         connection.read_head();
         if connection.number == 0 {
@@ -78,7 +78,7 @@ fn the_second_attempt_is_the_last() {
 }
 
 #[test]
-fn a_new_connection_that_is_closed_is_not_tried_again() {
+fn request_on_a_new_connection_is_not_retried() {
     let server = RawServer::start(|mut connection| {
         connection.read_head();
     });
@@ -87,7 +87,7 @@ fn a_new_connection_that_is_closed_is_not_tried_again() {
 }
 
 #[test]
-fn a_reset_is_tried_again_before_a_byte_of_the_answer_and_not_after() {
+fn request_is_retried_after_a_reset_before_the_first_byte_but_not_later() {
     for (bytes, connections) in [(&b""[..], 2), (b"H", 1)] {
         let server = RawServer::start(move |mut connection| {
             connection.read_head();
@@ -104,7 +104,7 @@ fn a_reset_is_tried_again_before_a_byte_of_the_answer_and_not_after() {
 }
 
 #[test]
-fn an_answer_that_breaks_off_is_not_tried_again() {
+fn request_is_not_retried_after_a_truncated_answer() {
     let server = RawServer::start(|mut connection| {
         connection.read_head();
         connection.send(&ok(&body(b"#0f0")));
@@ -118,8 +118,8 @@ fn an_answer_that_breaks_off_is_not_tried_again() {
 }
 
 #[test]
-fn after_one_stale_connection_the_other_idle_ones_are_not_tried() {
-    // Four connections at once, all closed after their first answer: the peer was restarted.
+fn retry_after_a_stale_connection_uses_a_new_connection() {
+    // Four connections at once, all closed after their first answer, as by a restart of the peer.
     let together = std::sync::Arc::new(Barrier::new(4));
     let server = RawServer::start(move |mut connection| {
         connection.read_head();
@@ -142,14 +142,14 @@ fn after_one_stale_connection_the_other_idle_ones_are_not_tried() {
     for _ in 0..6 {
         assert_eq!(get(&pool, "k").unwrap().value, "new");
     }
-    // One for the second attempt, which there is none of if they lay for so long that they were
-    // found closed; one for all that follow.
+    // One new connection for the retry, and one for all later requests. There is no retry if the pool
+    // has already detected that the idle connections are closed.
     let connections = server.connections();
     assert!((5..=6).contains(&connections), "{connections}");
 }
 
 #[test]
-fn an_answer_that_was_not_read_to_its_end_costs_its_connection() {
+fn connection_is_closed_after_an_answer_that_was_not_read_to_its_end() {
     let huge = "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\
                 Content-Length: 10000000000\r\n\r\n";
     let server = RawServer::answering([huge.as_bytes(), &[0; 100]].concat());
@@ -161,7 +161,7 @@ fn an_answer_that_was_not_read_to_its_end_costs_its_connection() {
 }
 
 #[test]
-fn bytes_behind_an_answer_never_become_the_next_one() {
+fn bytes_after_an_answer_are_not_taken_for_the_next_answer() {
     let server = RawServer::start(|mut connection| {
         while let Some(head) = connection.read_head() {
             let value = if head.contains("/a ") { b"A" } else { b"B" };
@@ -174,11 +174,11 @@ fn bytes_behind_an_answer_never_become_the_next_one() {
 }
 
 #[test]
-fn bytes_that_come_while_a_connection_rests_answer_nothing() {
-    // What a proxy says before it closes, and the rest of an answer that was longer than it said.
+fn bytes_that_arrive_on_an_idle_connection_are_not_taken_for_an_answer() {
+    // The answer of a proxy that closes the connection, and a second answer without a request.
     let timeout = failure("408 Request Timeout", "Connection: close\r\n", "");
     for surplus in [timeout, ok(&body(b"forged"))] {
-        let (sent, rested) = std::sync::mpsc::channel();
+        let (sent, surplus_sent) = std::sync::mpsc::channel();
         let server = RawServer::start(move |mut connection| {
             connection.read_head();
             connection.send(&ok(&body(b"A")));
@@ -191,7 +191,7 @@ fn bytes_that_come_while_a_connection_rests_answer_nothing() {
         });
         let pool = pool_of(&server.url);
         assert_eq!(get(&pool, "a").unwrap().value, "A");
-        rested.recv().unwrap();
+        surplus_sent.recv().unwrap();
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(get(&pool, "b").unwrap().value, "A");
         assert_eq!(server.connections(), 2);
@@ -223,7 +223,7 @@ fn threads_get_their_own_answers_and_few_connections() {
 }
 
 #[test]
-fn no_more_connections_are_made_than_allowed_and_nobody_goes_without() {
+fn requests_over_the_connection_limit_wait_and_succeed() {
     let server = RawServer::start(|mut connection| {
         while connection.read_head().is_some() {
             std::thread::sleep(Duration::from_millis(2));
@@ -251,7 +251,7 @@ fn no_more_connections_are_made_than_allowed_and_nobody_goes_without() {
 }
 
 #[test]
-fn who_waits_for_a_connection_leaves_in_time() {
+fn caller_that_waits_for_a_connection_returns_at_its_deadline() {
     let server = RawServer::start(|mut connection| {
         connection.wait_for_close();
     });
@@ -274,11 +274,11 @@ fn who_waits_for_a_connection_leaves_in_time() {
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
         assert!(begun.elapsed() < 2 * limit, "{:?}", begun.elapsed());
     });
-    assert_eq!(server.heads().len(), 1, "the second was not sent");
+    assert_eq!(server.heads().len(), 1, "the second request was not sent");
 }
 
 #[test]
-fn no_idle_connections_means_a_new_one_each() {
+fn without_idle_connections_each_request_opens_a_new_one() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_with(&server.url, |builder| builder.max_idle_per_peer(0));
     for _ in 0..3 {
@@ -288,7 +288,7 @@ fn no_idle_connections_means_a_new_one_each() {
 }
 
 #[test]
-fn a_peer_that_is_not_there_is_an_error_soon() {
+fn refused_connection_is_an_error_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -299,10 +299,10 @@ fn a_peer_that_is_not_there_is_an_error_soon() {
 }
 
 #[test]
-fn a_host_name_is_found() {
+fn host_name_is_resolved() {
     let server = RawServer::answering(ok(&body(b"x")));
     let port = server.url.rsplit(':').next().unwrap();
-    // Where ::1 comes first, it refuses, and 127.0.0.1 is tried.
+    // If the name resolves to ::1 first, that address refuses, and the client tries 127.0.0.1.
     let pool = pool_with(&format!("http://localhost:{port}"), |builder| {
         builder
             .connect_timeout(Duration::from_secs(5))
@@ -313,7 +313,7 @@ fn a_host_name_is_found() {
 }
 
 #[test]
-fn a_name_that_is_not_found_is_an_error_of_that_peer_alone() {
+fn unresolved_host_name_is_an_error_of_that_peer_only() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_of(&server.url);
     pool.set(["http://nobody.invalid:1", &server.url]).unwrap();
@@ -331,24 +331,24 @@ fn a_name_that_is_not_found_is_an_error_of_that_peer_alone() {
 }
 
 #[test]
-fn the_proxy_of_the_environment_is_ignored() {
+fn proxy_of_the_environment_is_ignored() {
     if std::env::var_os("http_proxy").is_some() {
-        // This is the child.
-        return requests_ride_one_connection();
+        // This is the child process.
+        return requests_reuse_one_connection();
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "client::connections::the_proxy_of_the_environment_is_ignored",
+            "client::connections::proxy_of_the_environment_is_ignored",
         ])
         .envs(["http_proxy", "HTTP_PROXY", "ALL_PROXY"].map(|name| (name, "http://127.0.0.1:1")))
         .env_remove("no_proxy")
         .env_remove("NO_PROXY")
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && told.contains("1 passed"),
-        "{told}"
+        output.status.success() && stdout.contains("1 passed"),
+        "{stdout}"
     );
 }

@@ -1,4 +1,4 @@
-//! Transports of the user's own.
+//! Transports that the user supplies.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ impl Transport for Signed {
 }
 
 #[test]
-fn a_transport_can_wrap_the_default() {
+fn transport_can_wrap_the_default() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_with(&server.url, |builder| {
         builder.transport(|_, default| Arc::new(Signed(default)))
@@ -55,7 +55,7 @@ impl Transport for ForHost {
 }
 
 #[test]
-fn a_host_of_ones_own_is_the_only_one_and_the_length_is_the_transports() {
+fn transport_may_replace_the_host_header_but_not_the_length() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_with(&server.url, |builder| {
         builder.transport(|_, default| Arc::new(ForHost(default)))
@@ -88,7 +88,7 @@ fn protobuf(length: Option<u64>, value: &[u8]) -> Result<TransportResponse> {
 }
 
 #[test]
-fn a_transport_can_replace_the_default() {
+fn transport_can_replace_the_default() {
     for answer in [|| protobuf(None, b"abc"), || protobuf(Some(5), b"abc")] {
         assert_eq!(get(&canned(answer), "k").unwrap().value, "abc");
     }
@@ -97,17 +97,17 @@ fn a_transport_can_replace_the_default() {
 }
 
 #[test]
-fn a_length_that_is_wrong_is_found_out_for_any_transport() {
+fn wrong_length_is_an_error_for_any_transport() {
     for answer in [|| protobuf(Some(4), b"abc"), || protobuf(Some(6), b"abc")] {
         peer_error(&canned(answer), "k");
     }
-    // Beyond the size that is given its memory in advance.
+    // Larger than the buffer that the client allocates in advance.
     peer_error(&canned(|| protobuf(Some(500_000), &[0; 400_000])), "k");
     peer_error(&canned(|| protobuf(Some(300_000), &[0; 400_000])), "k");
 }
 
 #[test]
-fn the_hook_is_called_once_for_each_new_peer() {
+fn hook_is_called_once_for_each_new_peer() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let calls = Arc::new(AtomicUsize::new(0));
     let (urls, count) = (seen.clone(), calls.clone());
@@ -133,6 +133,6 @@ fn the_hook_is_called_once_for_each_new_peer() {
     assert_eq!(
         calls.load(Ordering::SeqCst),
         3,
-        "none for this process itself"
+        "no call for this process itself"
     );
 }

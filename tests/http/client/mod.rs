@@ -1,12 +1,12 @@
-//! The client against servers of all kinds, also broken ones. The tests run under each of the HTTP clients.
+//! The client with servers of all kinds, also broken ones. The tests run with each of the HTTP clients.
 
 mod answers;
 mod auto;
+mod batches;
 mod connections;
 mod hooks;
 mod picking;
 mod raw_server;
-mod shared;
 mod time;
 
 use std::borrow::Cow;
@@ -16,7 +16,7 @@ use larder::http::{HttpClient, HttpPool, HttpPoolBuilder};
 use larder::pb::GetRequest;
 use larder::{Context, ErrorKind, PeerPicker, PeerResponse, Registry, Result};
 
-/// A pool that knows one peer and owns nothing, so that every key is asked for at that peer.
+/// A pool with one peer that owns every key, so that all requests go to that peer.
 fn pool_of(url: &str) -> HttpPool {
     pool_with(url, |builder| builder)
 }
@@ -45,7 +45,7 @@ fn get(pool: &HttpPool, key: &str) -> Result<PeerResponse> {
     ask(pool, &Context::background(), key)
 }
 
-/// The text of the error, which must be the peer's and name it.
+/// The text of the error, which must be of kind `Peer` and name the peer.
 fn peer_error(pool: &HttpPool, key: &str) -> String {
     let error = get(pool, key).expect_err(key);
     assert_eq!(error.kind(), ErrorKind::Peer, "{error}");
@@ -54,7 +54,7 @@ fn peer_error(pool: &HttpPool, key: &str) -> String {
     error.to_string()
 }
 
-/// Names the client that is tested in a child process, instead of the default one.
+/// Environment variable with the name of the client that a child process tests.
 const CLIENT: &str = "LARDER_TEST_CLIENT";
 
 fn client() -> HttpClient {
@@ -68,7 +68,7 @@ fn client() -> HttpClient {
 #[test]
 fn other_clients_pass_the_same_tests() {
     if std::env::var_os(CLIENT).is_some() {
-        // This is a child.
+        // This is a child process.
         return;
     }
     for name in ["direct", "ureq"] {
@@ -79,7 +79,7 @@ fn other_clients_pass_the_same_tests() {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{name}: {text}");
-        // Without it, a filter that matches nothing would pass.
+        // Without this check, a filter that matches no test would pass.
         assert!(text.contains("values_of_all_sizes_arrive ... ok"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Which peer is asked for a key, and the effect of a new list of peers.
+//! The peer that is picked for a key, and the effect of a new list of peers.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ const NODES: [&str; 3] = [
     "http://10.0.0.3:8080",
 ];
 
-/// A transport whose error is the URL of its peer.
+/// A transport whose error text is the URL of its peer.
 struct Named(String);
 
 impl Transport for Named {
@@ -44,7 +44,7 @@ fn url_of(peer: Option<Arc<dyn ProtoGetter>>) -> Option<String> {
 }
 
 #[test]
-fn owners_are_those_of_go_clusters() {
+fn owners_equal_those_of_go_clusters() {
     let keys = [
         "foo", "bar", "", "12345", "user:42", "Ben", "key-0", "a b/c,d",
     ];
@@ -66,7 +66,7 @@ fn owners_are_those_of_go_clusters() {
 }
 
 #[test]
-fn second_peer_is_the_next_owner_and_there_is_no_third() {
+fn replica_is_the_next_node_on_the_ring_and_there_is_only_one() {
     let pool = builder(NODES[0]).build().unwrap();
     let (mut own, mut alone, mut both) = (0, 0, 0);
     for n in 0..300 {
@@ -94,7 +94,7 @@ fn second_peer_is_the_next_owner_and_there_is_no_third() {
     assert!(own > 0 && alone > 0 && both > 0);
 }
 
-/// A Go peer would ask the owner again, which has just failed to answer.
+/// A Go peer would ask the owner again, although the owner has just failed to answer.
 #[test]
 fn cluster_with_go_peers_has_no_failover_by_default() {
     for (preset, failover, expected) in [
@@ -198,8 +198,8 @@ fn invalid_option_is_an_error_and_registers_nothing() {
 }
 
 #[test]
-fn custom_hash_places_the_keys() {
-    // The points of a node are its number behind 0 and 1: 05 and 15, 08 and 18.
+fn custom_hash_determines_the_owners() {
+    // The points of node 5 are 05 and 15, those of node 8 are 08 and 18.
     let hash = |bytes: &[u8]| {
         let digits = bytes.iter().filter(|c| c.is_ascii_digit());
         digits.fold(0, |n, c| n * 10 + u64::from(c - b'0'))
@@ -232,7 +232,7 @@ fn peer_that_stays_keeps_its_connections() {
 }
 
 #[test]
-fn request_under_way_outlives_the_removal_of_its_peer() {
+fn request_in_flight_succeeds_after_the_removal_of_its_peer() {
     let (arrived, has_arrived) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
     let (arrived, released) = (Mutex::new(arrived), Mutex::new(released));
@@ -254,7 +254,7 @@ fn request_under_way_outlives_the_removal_of_its_peer() {
 }
 
 #[test]
-fn of_concurrent_lists_one_wins_as_a_whole() {
+fn concurrent_set_calls_leave_one_complete_list() {
     let pool = builder("http://self").build().unwrap();
     let lists: Vec<Vec<String>> = (0..4)
         .map(|list| (0..5).map(|n| format!("http://peer-{list}-{n}")).collect())
@@ -271,7 +271,7 @@ fn of_concurrent_lists_one_wins_as_a_whole() {
     assert_eq!(pool.owner("k"), Some(asked));
 }
 
-/// Go's client opens a connection for each request that it has under way.
+/// Go's client opens a connection for each request in flight.
 #[test]
 fn server_for_go_peers_takes_more_connections_from_an_address() {
     for (preset, expected) in [

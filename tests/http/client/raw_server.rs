@@ -1,4 +1,4 @@
-//! A server whose every byte is the test's.
+//! A server that sends exactly the bytes of the test.
 
 use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -27,7 +27,7 @@ pub struct Connection {
 }
 
 impl RawServer {
-    /// Runs `script` for each connection, on a thread of its own; it is closed when that returns.
+    /// Runs `script` for each connection on a thread of its own. The connection is closed when it returns.
     pub fn start(script: impl Fn(Connection) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let server = RawServer {
@@ -74,7 +74,7 @@ impl RawServer {
 }
 
 impl Connection {
-    /// Waits for a request, reads it whole and returns its head; `None` if the client closed.
+    /// Waits for a request, reads all of it, and returns its head. `None` if the client closed.
     pub fn read_head(&mut self) -> Option<String> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -93,17 +93,17 @@ impl Connection {
         Some(head)
     }
 
-    /// Sends bytes; says whether the client still takes them.
+    /// Sends bytes. Returns false if the client has closed the connection.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
-    /// Waits for a request, and resets the connection instead of reading it, after `bytes`.
+    /// Waits for a request and sends `bytes`, then resets the connection without reading the request.
     pub fn reset_after(self, bytes: &[u8]) {
         let mut stream = self.stream.into_inner();
         stream.peek(&mut [0]).expect("a request");
         stream.write_all(bytes).expect("the client is there");
-        // Closing with something unread sends a reset.
+        // Closing a socket with unread bytes sends a reset.
     }
 
     /// Waits until the client closes.
@@ -126,7 +126,7 @@ pub fn ok(body: &[u8]) -> Vec<u8> {
     ok_with("", body)
 }
 
-/// The same with further headers, each with its line end.
+/// The same with further headers, each with its line break.
 pub fn ok_with(headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(

@@ -1,4 +1,4 @@
-//! Deadlines, and how long a value is good for.
+//! Deadlines of requests, and the time to live of values.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use larder::{Context, ErrorKind, ProtoMessage};
 use super::raw_server::{RawServer, body, ok};
 use super::{ask, get, peer_error, pool_of, pool_with};
 
-/// Sends a byte every 10 ms, without an end in sight.
+/// Sends a byte every 10 ms, for longer than any deadline of these tests.
 fn drip(head_first: bool) -> RawServer {
     RawServer::start(move |mut connection| {
         connection.read_head();
@@ -31,7 +31,7 @@ fn silent() -> RawServer {
 }
 
 #[test]
-fn bytes_that_drip_do_not_prolong_the_exchange() {
+fn exchange_timeout_is_not_extended_by_a_slow_stream_of_bytes() {
     for head_first in [false, true] {
         let server = drip(head_first);
         let pool = pool_with(&server.url, |builder| {
@@ -46,7 +46,7 @@ fn bytes_that_drip_do_not_prolong_the_exchange() {
 }
 
 #[test]
-fn a_silent_peer_costs_the_exchange_timeout() {
+fn request_to_a_silent_peer_ends_at_the_exchange_timeout() {
     let server = silent();
     let pool = pool_with(&server.url, |builder| {
         builder.exchange_timeout(Duration::from_millis(100))
@@ -58,7 +58,7 @@ fn a_silent_peer_costs_the_exchange_timeout() {
 }
 
 #[test]
-fn a_callers_earlier_deadline_is_its_own() {
+fn request_ends_at_an_earlier_deadline_of_the_caller() {
     for server in [silent(), drip(true)] {
         let pool = pool_of(&server.url);
         let ctx = Context::background().with_timeout(Duration::from_millis(100));
@@ -71,8 +71,8 @@ fn a_callers_earlier_deadline_is_its_own() {
 }
 
 #[test]
-fn a_short_deadline_leaves_no_trace_on_the_connection() {
-    // The socket's own time-out is that of the first caller; the second has ten times as long.
+fn short_deadline_does_not_affect_the_next_request_of_the_connection() {
+    // The first caller sets a short time-out on the socket. The second has ten times as long.
     let server = RawServer::start(|mut connection| {
         connection.read_head();
         connection.send(&ok(&body(b"quick")));
@@ -88,7 +88,7 @@ fn a_short_deadline_leaves_no_trace_on_the_connection() {
 }
 
 #[test]
-fn a_long_deadline_leaves_no_trace_on_the_connection() {
+fn long_deadline_does_not_affect_the_next_request_of_the_connection() {
     let server = RawServer::start(|mut connection| {
         connection.read_head();
         connection.send(&ok(&body(b"quick")));
@@ -106,7 +106,7 @@ fn a_long_deadline_leaves_no_trace_on_the_connection() {
 }
 
 #[test]
-fn a_context_that_has_ended_asks_nobody() {
+fn ended_context_sends_no_request() {
     let server = silent();
     let pool = pool_of(&server.url);
     let (ctx, canceller) = Context::background().with_cancel();
@@ -124,13 +124,13 @@ fn a_context_that_has_ended_asks_nobody() {
 }
 
 #[test]
-fn the_peer_is_told_how_long_its_caller_waits() {
+fn request_has_the_remaining_time_of_the_caller() {
     let server = RawServer::answering(ok(&body(b"x")));
     let pool = pool_of(&server.url);
     get(&pool, "k").unwrap();
     let ctx = Context::background().with_timeout(Duration::from_millis(300));
     ask(&pool, &ctx, "k").unwrap();
-    let told: Vec<u64> = server
+    let sent: Vec<u64> = server
         .heads()
         .iter()
         .filter_map(|head| {
@@ -142,12 +142,12 @@ fn the_peer_is_told_how_long_its_caller_waits() {
                 .ok()
         })
         .collect();
-    assert_eq!(told[0], 1000, "{told:?}");
-    assert!((1..=300).contains(&told[1]), "{told:?}");
+    assert_eq!(sent[0], 1000, "{sent:?}");
+    assert!((1..=300).contains(&sent[1]), "{sent:?}");
 }
 
 #[test]
-fn the_time_left_is_preferred_to_the_time_of_day() {
+fn remaining_ttl_takes_precedence_over_wall_clock_expiry() {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Whole nodes, in one process: pools, servers and groups.
+//! Complete nodes in one process: pools, servers and groups.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,9 +14,9 @@ struct Node {
     pool: HttpPool,
     group: Group,
     server: Option<Server>,
-    /// The keys that its getter was asked for.
+    /// The keys that the getter has loaded.
     loads: Arc<Mutex<Vec<String>>>,
-    /// While a test holds it, its getter stays in keys that begin with `held`.
+    /// While a test holds this lock, the getter blocks on keys that begin with `held`.
     hold: Arc<Mutex<()>>,
 }
 
@@ -77,7 +77,7 @@ fn total_loads(nodes: &[Node]) -> usize {
 }
 
 #[test]
-fn a_key_is_loaded_once_and_by_its_owner() {
+fn key_is_loaded_once_by_its_owner() {
     let nodes = cluster(3);
     for n in 0..30 {
         let key = format!("a/b {n}+é");
@@ -92,7 +92,7 @@ fn a_key_is_loaded_once_and_by_its_owner() {
 }
 
 #[test]
-fn what_the_owners_getter_says_is_what_the_caller_gets() {
+fn getter_error_of_the_owner_reaches_the_caller() {
     let nodes = cluster(2);
     for n in 0..10 {
         let mauve = nodes[0].group.get(&format!("missing-{n}")).unwrap_err();
@@ -102,12 +102,16 @@ fn what_the_owners_getter_says_is_what_the_caller_gets() {
         assert_eq!(broken.kind(), ErrorKind::Getter);
         assert_eq!(broken.to_string(), "disk on fire");
     }
-    assert_eq!(total_loads(&nodes), 20, "each once in the cluster");
+    assert_eq!(
+        total_loads(&nodes),
+        20,
+        "one load of each key in the cluster"
+    );
     assert!(nodes[1].loads() > 0);
 }
 
 #[test]
-fn many_keys_cost_one_exchange_an_owner() {
+fn get_many_sends_one_request_to_each_owner() {
     struct Counted(Arc<dyn Transport>, Arc<AtomicUsize>);
     impl Transport for Counted {
         fn round_trip(
@@ -149,7 +153,7 @@ fn many_keys_cost_one_exchange_an_owner() {
 }
 
 #[test]
-fn a_slow_load_holds_up_no_cached_key() {
+fn slow_load_does_not_delay_requests_for_cached_keys() {
     let nodes = cluster(2);
     let owned = |prefix: &str, n: usize| {
         let mut keys = (0..).map(|n| format!("{prefix}-{n}"));
@@ -186,7 +190,7 @@ fn a_slow_load_holds_up_no_cached_key() {
 }
 
 #[test]
-fn a_dead_owner_costs_no_caller_its_value() {
+fn callers_get_values_when_the_owner_is_dead() {
     let mut nodes = cluster(3);
     let dead = nodes.remove(2);
     drop(dead.server);
@@ -200,7 +204,7 @@ fn a_dead_owner_costs_no_caller_its_value() {
 }
 
 #[test]
-fn a_group_that_the_peer_lacks_is_loaded_here() {
+fn group_that_the_peer_does_not_have_is_loaded_here() {
     let nodes = cluster(2);
     let lone = nodes[0].pool.clone();
     let registry = Registry::new();
@@ -221,7 +225,7 @@ fn a_group_that_the_peer_lacks_is_loaded_here() {
 }
 
 #[test]
-fn nodes_that_take_each_other_for_the_owner_load_and_end() {
+fn nodes_that_take_each_other_for_the_owner_do_not_wait_for_each_other() {
     let nodes = [Node::start(|b| b), Node::start(|b| b)];
     nodes[0].pool.set([nodes[1].pool.self_url()]).unwrap();
     nodes[1].pool.set([nodes[0].pool.self_url()]).unwrap();
@@ -234,7 +238,7 @@ fn nodes_that_take_each_other_for_the_owner_load_and_end() {
 }
 
 #[test]
-fn the_context_hook_sees_the_request_and_reaches_the_getter() {
+fn context_hook_passes_a_request_header_to_the_getter() {
     let owner = Node::start(|builder| {
         builder.context(|request| {
             let id = request.header("x-trace").unwrap_or("absent").to_owned();
@@ -261,7 +265,7 @@ impl larder::http::Transport for Traced {
 }
 
 #[test]
-fn what_lies_below_the_base_path_is_the_pools() {
+fn pool_matches_only_paths_below_its_base_path() {
     let pool = HttpPool::builder("http://a")
         .registry(&Registry::new())
         .base_path("/cache/")
@@ -274,7 +278,7 @@ fn what_lies_below_the_base_path_is_the_pools() {
 
 #[cfg(feature = "tiny_http")]
 #[test]
-fn a_tiny_http_server_can_host_the_pool() {
+fn tiny_http_server_can_host_the_pool() {
     let host = larder::http::tiny::bind("127.0.0.1:0").unwrap();
     let port = host.server_addr().to_ip().unwrap().port();
     let owner = Node::start(|builder| builder);

@@ -13,7 +13,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 
 use super::support::{Client, PROTOBUF, Reply, RequestId, ask, get, pool, pool_with};
 
-/// A server of a pool, until it is dropped.
+/// A server of a pool. Dropping it stops it.
 trait Front {
     fn addr(&self) -> SocketAddr;
 }
@@ -40,7 +40,7 @@ impl Tiny {
             for request in receiving.incoming_requests() {
                 if pool.matches(request.url()) {
                     pool.handle(request)
-                        .expect("a client that is gone is no error");
+                        .expect("a closed connection is not an error");
                 } else {
                     let response = tiny_http::Response::empty(404);
                     request.respond(response).expect("the client is there");
@@ -206,7 +206,11 @@ fn other_methods_are_405_with_allow() {
         let mut client = Client::sending(addr, get("k").replace("GET", "HEAD"));
         assert_eq!(client.reply_head().status, 405);
         client.send(get("next"));
-        assert_eq!(client.reply().value(), "next", "no body came between");
+        assert_eq!(
+            client.reply().value(),
+            "next",
+            "no body between the responses"
+        );
     });
 }
 
@@ -247,7 +251,7 @@ fn expiring_value_has_ttl_and_wall_clock_expiry() {
 }
 
 #[test]
-fn connection_header_of_the_client_is_obeyed() {
+fn connection_header_of_the_client_is_respected() {
     on_both(pool, |addr| {
         let mut client = Client::connect(addr);
         for key in ["a", "b", "missing", "c"] {

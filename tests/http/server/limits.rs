@@ -9,7 +9,7 @@ use super::support::{Client, ask, eventually, get, serve};
 
 const SHORT: Duration = Duration::from_millis(150);
 
-/// Much longer than [`SHORT`] takes on a busy machine, and shorter than any default.
+/// Longer than a wait of [`SHORT`] takes on a busy machine, and shorter than any default.
 const SOON: Duration = Duration::from_secs(4);
 
 #[test]
@@ -19,7 +19,7 @@ fn incomplete_head_is_refused_at_the_deadline_however_it_arrives() {
     let mut still = Client::sending(server.local_addr(), "GET / HTTP/1.1\r\nHost: h\r\n");
     let mut dripping = Client::connect(server.local_addr());
     for byte in b"GET /a-path-that-is-never-whole".iter().cycle() {
-        // Each byte arrives well within the time limit; all of them together do not.
+        // Each byte arrives well within the time limit. All of them together take longer.
         std::thread::sleep(SHORT / 10);
         if started.elapsed() > 2 * SHORT || dripping.try_send(&[*byte]).is_err() {
             break;
@@ -29,7 +29,7 @@ fn incomplete_head_is_refused_at_the_deadline_however_it_arrives() {
         assert_eq!(client.reply().status, 408);
         assert!(client.is_closed());
     }
-    assert!(started.elapsed() >= SHORT, "not before the deadline");
+    assert!(started.elapsed() >= SHORT, "refused before the deadline");
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 }
 
@@ -93,7 +93,7 @@ fn connections_over_the_limit_are_refused_until_one_ends() {
 
 #[test]
 fn connection_is_refused_if_no_thread_can_be_started() {
-    // More address space than there is: the same error as when threads run out.
+    // The stack is larger than the address space. The error is the same as when threads run out.
     let server = serve(|server| server.stack_size(1 << 46));
     for _ in 0..20 {
         assert_eq!(ask(server.local_addr(), get("k")).status, 503);
@@ -113,7 +113,7 @@ fn heads_over_the_limit_are_refused_and_not_buffered() {
     let head = get("k").replace("Host: h", &format!("{fields}Host: h"));
     assert_eq!(ask(addr, head).status, 431);
 
-    // A field without an end: the server stops reading long before 100 MB.
+    // A field that does not end. The server stops reading long before 100 MB.
     let mut client = Client::sending(addr, "GET / HTTP/1.1\r\nHost: h\r\nA: ");
     let megabyte = vec![b'a'; 1 << 20];
     let sent = (0..100).take_while(|_| client.try_send(&megabyte).is_ok());
@@ -122,7 +122,7 @@ fn heads_over_the_limit_are_refused_and_not_buffered() {
     let fits = "k".repeat(8 << 10);
     let fits = &fits[..fits.len() - get("").len()];
     assert_eq!(get(fits).len(), 8 << 10);
-    // Whether the key is too long for the group or not: the head was read.
+    // The status shows that the head was read, whether or not the group accepts the key.
     assert_ne!(ask(addr, get(fits)).status, 431);
 }
 
@@ -191,7 +191,7 @@ fn endless_pipelining_is_bounded_by_tcp() {
     assert_eq!(
         received % (ROUNDS * PIPELINED),
         0,
-        "every response, and whole"
+        "every response is complete"
     );
     assert!(received / (ROUNDS * PIPELINED) > answer_len);
 }
@@ -201,14 +201,14 @@ fn connection_of_a_client_that_reads_nothing_is_closed() {
     let server = serve(|server| server.write_timeout(SHORT));
     let mut client = Client::connect(server.local_addr());
     let batch = get("k").repeat(500);
-    // Until the buffers of both sides are full and the server waits to write; then it closes the
-    // connection.
+    // Sends until the buffers of both sides are full. Then the server waits to write, and closes the
+    // connection at its time limit.
     while client.try_send(batch.as_bytes()).is_ok() {}
     eventually(|| server.connections() == 0);
 }
 
 #[test]
-fn large_response_is_whole_for_a_slow_reader_and_cut_for_one_that_is_too_slow() {
+fn large_response_is_complete_for_a_slow_reader_and_cut_for_a_too_slow_reader() {
     let value: ByteView = (0..8 << 20)
         .map(|n: u32| (n % 251) as u8)
         .collect::<Vec<u8>>()
@@ -244,5 +244,5 @@ fn large_response_is_whole_for_a_slow_reader_and_cut_for_one_that_is_too_slow() 
     while let Ok(n @ 1..) = client.read(&mut chunk) {
         rest.extend_from_slice(&chunk[..n]);
     }
-    assert!(rest.len() < value.len(), "it was cut off");
+    assert!(rest.len() < value.len(), "the response was cut off");
 }

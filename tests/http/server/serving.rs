@@ -1,4 +1,4 @@
-//! Well-behaved clients and the fallback handler.
+//! Correct clients, and the fallback handler.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn mirror(request: &Request<'_>) -> Response {
     );
     Response::text(200, text)
         .with_header("X-Answered", "yes")
-        .expect("a good header")
+        .expect("a valid header")
 }
 
 #[test]

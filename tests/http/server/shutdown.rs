@@ -19,7 +19,7 @@ fn waiting_server() -> (Server, Receiver<()>, Sender<()>) {
         server.fallback(move |_: &Request| {
             let gate = gate.lock().expect("no panic");
             gate.0.send(()).expect("the test receives");
-            // A dropped sender releases it too.
+            // Dropping the sender releases the handler too.
             let _ = gate.1.recv();
             Response::text(200, "released")
         })
@@ -54,13 +54,13 @@ fn shutdown_lets_a_request_finish() {
     let (server, entries, release) = waiting_server();
     let addr = server.local_addr();
     let mut client = Client::sending(addr, WAIT.repeat(2));
-    entries.recv().expect("it is entered");
+    entries.recv().expect("the handler is called");
     let server = Arc::new(server);
     let stopping = {
         let server = server.clone();
         std::thread::spawn(move || server.shutdown(Duration::from_secs(9)))
     };
-    // The listener is closed before the connections are waited for.
+    // The server closes the listener before it waits for the connections.
     eventually(|| TcpListener::bind(addr).is_ok());
     assert!(!stopping.is_finished());
     release.send(()).expect("the handler waits");
@@ -78,11 +78,11 @@ fn shutdown_lets_a_request_finish() {
 fn shutdown_cuts_a_request_off_at_the_deadline() {
     let (server, entries, release) = waiting_server();
     let mut client = Client::sending(server.local_addr(), WAIT);
-    entries.recv().expect("it is entered");
+    entries.recv().expect("the handler is called");
     let started = Instant::now();
     let error = server
         .shutdown(Duration::from_millis(100))
-        .expect_err("it still runs");
+        .expect_err("the handler still runs");
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(started.elapsed() < Duration::from_secs(4));
     assert!(client.is_closed());
@@ -121,7 +121,8 @@ fn shutdown_under_load_sends_no_partial_response() {
                         Ok(Some(reply)) => assert_eq!(reply.value(), key),
                         Ok(None) => return answered,
                         Err(error) => {
-                            // The request crossed with the close; no byte of a response arrived.
+                            // The server closed the connection before it read this request. No
+                            // byte of a response arrived.
                             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
                             return answered;
                         }

@@ -1,4 +1,4 @@
-//! Accepting while the process has no descriptors left.
+//! The server accepts connections again after the process ran out of file descriptors.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::support::{Client, get, serve};
 
-/// Set in the process that the test starts.
+/// Environment variable that is set in the child process.
 const CHILD: &str = "LARDER_TEST_STARVED";
 
-/// Runs itself in a process that may open only 40 descriptors.
+/// Runs itself in a child process that may open only 40 descriptors.
 #[test]
 fn server_accepts_again_after_descriptors_ran_out() {
     if std::env::var_os(CHILD).is_some() {
@@ -25,11 +25,11 @@ fn server_accepts_again_after_descriptors_ran_out() {
         .env(CHILD, "1")
         .output()
         .expect("a shell");
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
     assert!(
-        told.contains("1 passed"),
-        "the name is that of this test: {told}"
+        stdout.contains("1 passed"),
+        "the child process ran no test of this name: {stdout}"
     );
 }
 

@@ -9,7 +9,7 @@ use larder::pb::GetResponse;
 use larder::{BoxError, Context, Error, Registry, Sink};
 use quick_protobuf::{BytesReader, MessageRead};
 
-/// A pool with the group `echo`, which answers most keys with themselves; see [`load`].
+/// A pool with the group `echo`, in which the value of most keys is the key itself. See [`load`].
 pub fn pool() -> HttpPool {
     pool_with(|builder| builder)
 }
@@ -87,7 +87,7 @@ impl Reply {
         std::str::from_utf8(&self.body).expect("text")
     }
 
-    /// The value in a response of the cache.
+    /// The value in a response of a pool.
     pub fn value(&self) -> String {
         assert_eq!(self.status, 200, "{self:?}");
         assert_eq!(self.header("Content-Type"), Some(PROTOBUF));
@@ -152,7 +152,7 @@ impl Client {
         self.stream().shutdown(Shutdown::Write).expect("shutdown");
     }
 
-    /// The next response, which has to be whole.
+    /// The next response, which must be complete.
     pub fn reply(&mut self) -> Reply {
         self.try_reply(true)
             .expect("a response")
@@ -233,7 +233,10 @@ pub fn ask(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> Reply {
 pub fn eventually(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < deadline, "it did not happen in 10 s");
+        assert!(
+            Instant::now() < deadline,
+            "the condition does not hold after 10 s"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

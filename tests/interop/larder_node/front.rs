@@ -1,4 +1,4 @@
-//! The HTTP front by which the tests control a node, on the port of its peers.
+//! The HTTP front by which the tests control a node. It uses the same port as the peers.
 
 use std::sync::Arc;
 use std::time::Duration;

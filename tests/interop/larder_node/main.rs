@@ -57,7 +57,7 @@ fn main() -> Result<(), BoxError> {
         let (builder, getter) = group(name);
         builder.build(getter)?;
     }
-    // Keeps the keys that it owns, and asks for the others each time.
+    // Caches the keys that the node owns, and asks the owner for the others each time.
     let (builder, getter) = group("uncached");
     builder.hot_admission(HotAdmission::Never).build(getter)?;
     let (builder, getter) = group("expiring");
@@ -74,7 +74,7 @@ fn main() -> Result<(), BoxError> {
         .serve_listener(listener)?;
     println!("listening {self_url}");
     std::io::stdin().read_to_end(&mut Vec::new())?;
-    // The test has ended, so no caller waits for the requests under way.
+    // The test has ended, so no caller waits for the requests in flight.
     let _ = server.shutdown(Duration::ZERO);
     Ok(())
 }

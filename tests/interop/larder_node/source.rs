@@ -16,7 +16,7 @@ pub struct Source {
 #[derive(Default)]
 struct State {
     loads: HashMap<String, u64>,
-    /// Loads under way.
+    /// Loads that are running.
     loading: usize,
 }
 
@@ -47,7 +47,7 @@ impl Source {
         if kind == "slow" {
             delay = Duration::from_millis(rest.split(':').next().unwrap_or_default().parse()?);
         }
-        // The work of a load. It looks at the context from time to time, as a slow getter should.
+        // The work of a load. It checks the context from time to time, as a slow getter should.
         let done = Instant::now() + delay;
         while let Some(left) = done.checked_duration_since(Instant::now()) {
             if let Some(ended) = ctx.err() {
@@ -67,7 +67,7 @@ impl Source {
         self.state().loads.clone()
     }
 
-    /// Waits until `count` loads are under way. Returns false after `timeout`.
+    /// Waits until `count` loads are running. Returns false after `timeout`.
     pub fn wait(&self, count: usize, timeout: Duration) -> bool {
         let waited = self
             .changed

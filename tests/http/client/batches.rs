@@ -1,4 +1,4 @@
-//! Batched requests: whatever happens to a batch, each caller gets its own value.
+//! Batched requests. Each caller gets its own value, also when the batch fails.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -14,7 +14,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 use super::raw_server::{Connection, RawServer, body, failure, ok};
 use super::{ask, get, pool_of, pool_with};
 
-/// A pool with one connection beside those for batches: when two threads ask, the second is batched.
+/// A pool with one connection beside those for batches, so that the second of two requests is batched.
 fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
     pool_with(url, |builder| options(builder.max_connections_per_peer(3)))
 }
@@ -25,7 +25,7 @@ fn last_segment(head: &str) -> String {
     path.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// The keys of a batched request. Each is its own value.
+/// The keys of a batched request.
 fn keys_of(connection: &Connection) -> Vec<String> {
     let body = &connection.body;
     let request = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
@@ -104,7 +104,7 @@ fn concurrent_requests_are_batched_and_each_gets_its_own_value() {
 }
 
 #[test]
-fn few_threads_do_not_wait_for_each_other() {
+fn requests_of_few_threads_are_not_batched() {
     let server = echo(|connection| {
         let keys = keys_of(connection);
         connection.send(&answer_to(&keys, |_| false))
@@ -136,7 +136,7 @@ fn batches_and_single_requests_use_the_same_connections() {
 }
 
 #[test]
-fn keys_that_the_owner_has_not_cached_are_asked_for_one_by_one() {
+fn keys_that_the_owner_has_not_cached_are_requested_one_by_one() {
     let lacks = |key: &str| key.ends_with(['1', '3', '5', '7', '9']);
     let server = echo(move |connection| {
         let keys = keys_of(connection);
@@ -155,7 +155,7 @@ fn broken_connection_fails_none_of_32_batched_callers() {
         while came.load(Ordering::SeqCst) < 32 {
             std::thread::yield_now();
         }
-        // The last callers are about to join the next batch.
+        // Lets the last callers join the next batch.
         std::thread::sleep(Duration::from_millis(20));
         let keys = keys_of(connection);
         let answer = answer_to(&keys, |_| false);
@@ -199,7 +199,7 @@ fn peer_without_batches_gets_single_requests_from_then_on() {
         storm(&pool, 8, 20);
         assert_eq!(posts(&server), at_first);
     }
-    // A response that is not a larder one, or that the peer is busy, affects one batch only.
+    // A response of a foreign or busy server affects only one batch.
     for answer in [
         plain.to_vec(),
         failure("503 Service Unavailable", "", "too many connections"),
@@ -232,7 +232,7 @@ fn unknown_group_is_the_error_of_all_batched_callers() {
 
 #[test]
 fn batched_callers_return_at_their_own_deadlines() {
-    // Batches hang. Their waiters return in time, and so does the leader.
+    // Batches hang. Their waiters and leaders still return at their deadlines.
     let server = echo(|connection| {
         connection.wait_for_close();
         false
