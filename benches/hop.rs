@@ -1,7 +1,7 @@
 //! A get that asks a peer over loopback. The value is cached at the owner, and the caller keeps nothing.
 //!
 //! Server and client are two processes for each implementation: `larder` with its default client and
-//! with ureq for everything; `raw`, sockets without HTTP, the lower bound of this shape; and memcached
+//! with ureq for everything; `raw`, sockets without HTTP, the lower bound for this design; and memcached
 //! and golang/groupcache, if `benches/peers/install.sh` has installed them. Each case runs all of them in
 //! turn, so that other load of the machine affects all.
 //!

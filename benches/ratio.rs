@@ -1,8 +1,8 @@
 //! Hit ratios of real traces, replayed through a group and through other caches.
 //!
 //! The traces are not part of the project. Their directory is `LARDER_TRACES`, by default
-//! `../shared/traces`; without it nothing is measured. The capacity is a percentage of the weight of all
-//! objects of the trace. A weight is that of a group, with overhead; the others get the same weights.
+//! `../shared/traces`. Without it nothing is measured. The capacity is a percentage of the weight of all
+//! objects of the trace. A weight is that of a group, with overhead. The others get the same weights.
 
 mod common;
 

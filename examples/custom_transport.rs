@@ -4,9 +4,9 @@
 //! cargo run --example custom_transport
 //! ```
 //!
-//! Two nodes in this process, `a` and `b`. A caller at `a` asks for keys of `b`. The transport of
-//! `a` takes the id from the caller's context and adds it to the request; the context hook of `b`
-//! reads it back; the getter at `b` finds it in its context. Each step prints a line.
+//! There are two nodes in this process, `a` and `b`. A caller at `a` gets keys that `b` owns. The
+//! transport of `a` adds the id from the caller's context to the request. The context hook of `b` reads
+//! it from the request, and the getter at `b` reads it from its context. Each step prints a line.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, TcpListener};

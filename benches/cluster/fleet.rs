@@ -106,7 +106,7 @@ impl Fleet {
         for _ in 0..STEPS {
             for (n, node) in self.nodes.iter_mut().enumerate() {
                 let gets = of_step / size + usize::from(n < of_step % size);
-                node.tell(&format!("run {gets}"));
+                node.send_line(&format!("run {gets}"));
             }
             let answers = self.answers();
             let sum = |at: usize| answers.iter().map(|numbers| numbers[at]).sum();
@@ -129,7 +129,7 @@ impl Fleet {
 
     fn ask_all(&mut self, line: &str) -> Vec<Vec<f64>> {
         for node in &mut self.nodes {
-            node.tell(line);
+            node.send_line(line);
         }
         self.answers()
     }
@@ -176,7 +176,7 @@ impl Node {
         }
     }
 
-    fn tell(&mut self, line: &str) {
+    fn send_line(&mut self, line: &str) {
         writeln!(self.input, "{line}").expect("the node listens");
     }
 

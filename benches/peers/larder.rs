@@ -1,4 +1,4 @@
-//! larder: a server that owns all keys, and a client that owns none and keeps nothing.
+//! larder: a server that owns all keys, and a client that owns none and caches nothing.
 
 use larder::http::{HttpClient, HttpPool};
 use larder::{Context, Group, HotAdmission, Registry, Sink};

@@ -11,7 +11,7 @@ impl<C> Idle<C> {
         Idle(Mutex::default())
     }
 
-    /// An idle connection; without one, a new one. The lock is not held while `connect` runs.
+    /// Returns an idle connection, or a new one if there is none. `connect` runs without the lock.
     pub fn take<E>(&self, connect: impl FnOnce() -> Result<C, E>) -> Result<C, E> {
         let idle = self.lock().pop();
         idle.map_or_else(connect, Ok)

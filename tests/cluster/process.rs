@@ -40,7 +40,7 @@ impl Process {
         thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
                 if let Some((_, line)) = line.split_once(MARK) {
-                    // The receiver is gone once the node is dropped.
+                    // Sending fails after the node's handle is dropped.
                     let _ = sender.send(line.to_owned());
                 }
             }

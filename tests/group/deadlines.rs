@@ -200,7 +200,7 @@ fn overloaded_leader_hands_over_to_caller_without_deadline() {
 }
 
 #[test]
-fn slow_peer_costs_at_most_the_callers_deadline() {
+fn call_to_slow_peer_returns_at_the_callers_deadline() {
     let gate = Gate::new();
     let peer = {
         let gate = gate.clone();
@@ -251,15 +251,15 @@ fn leader_at_peer_returns_at_deadline_and_hands_over() {
 
 #[test]
 fn getter_sees_context_of_its_caller() {
-    struct Who(&'static str);
+    struct UserName(&'static str);
     let group = alone("context")
         .build(getter_fn(|ctx, _, dest| {
             assert!(ctx.remaining().is_some_and(|left| left <= PATIENCE));
-            let who = ctx.value::<Who>().map_or("nobody", |who| who.0);
-            Ok(dest.set_str(who)?)
+            let name = ctx.value::<UserName>().map_or("absent", |name| name.0);
+            Ok(dest.set_str(name)?)
         }))
         .expect("a group");
-    let ctx = within(PATIENCE).with_value(Who("me"));
+    let ctx = within(PATIENCE).with_value(UserName("me"));
     assert_eq!(group.get_with(&ctx, "key").expect("a value"), "me");
 }
 

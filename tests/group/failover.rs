@@ -80,7 +80,7 @@ fn key_is_loaded_here_when_peer_lacks_the_group() {
 }
 
 #[test]
-fn error_of_owners_getter_is_the_answer() {
+fn error_of_owners_getter_is_final() {
     for kind in [
         ErrorKind::NotFound,
         ErrorKind::Getter,

@@ -85,7 +85,7 @@ fn hundred_threads_on_three_nodes_load_cold_key_once() {
 }
 
 #[test]
-fn panic_propagates_in_its_caller_and_next_call_loads() {
+fn panic_propagates_to_its_caller_and_next_get_loads() {
     let runs = Count::default();
     let counted = runs.clone();
     let group = alone("panics")
@@ -148,7 +148,7 @@ fn panic_before_or_after_value_is_set_caches_nothing() {
 }
 
 #[test]
-fn panic_in_listener_propagates_in_the_call_that_evicted() {
+fn panic_in_listener_propagates_to_the_call_that_evicted() {
     let group = alone("listener")
         .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))
         .build(echo().0)

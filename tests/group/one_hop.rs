@@ -188,7 +188,7 @@ fn nodes_with_different_rings_answer() {
 }
 
 #[test]
-fn circular_rings_end_after_one_hop() {
+fn calls_with_circular_rings_end_after_one_hop() {
     let loads = Count::default();
     let registries: Vec<Registry> = (0..5).map(|_| Registry::new()).collect();
     let groups: Vec<Group> = registries

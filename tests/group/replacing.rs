@@ -100,7 +100,7 @@ fn replacement_has_its_own_weight() {
 }
 
 #[test]
-fn replacements_leak_no_weight() {
+fn replacements_do_not_leak_weight() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let (worn, fresh) = (Replacing::new(eviction), Replacing::new(eviction));
         for _ in 0..300 {

@@ -95,7 +95,7 @@ fn replica_that_ignores_deadlines_is_skipped() {
 }
 
 #[test]
-fn timeout_or_overload_of_peer_is_not_an_answer() {
+fn key_is_loaded_here_after_timeout_or_overload_of_peer() {
     for failure in [
         ErrorKind::Overloaded,
         ErrorKind::DeadlineExceeded,

@@ -163,7 +163,7 @@ fn panic_in_drop_of_context_value_leaves_the_group_usable() {
 }
 
 #[test]
-fn deep_chains_of_errors_are_shown_walked_and_dropped_without_recursion() {
+fn deep_chains_of_errors_are_formatted_walked_and_dropped_without_recursion() {
     let call = start(|| {
         let mut error = Error::with_source(ErrorKind::Io, "0", std::io::Error::other("disk"));
         for _ in 0..DEEP {

@@ -40,7 +40,7 @@ fn other() -> (Server, String) {
     (server, url)
 }
 
-/// Sends a GET on a connection of its own; returns the whole response.
+/// Sends a GET on a connection of its own. Returns the whole response.
 fn fetch(addr: SocketAddr, path: &str, header: &str) -> String {
     let mut stream = TcpStream::connect(addr).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("valid");

@@ -4,7 +4,7 @@ use crate::cluster::{Node, keys_of_then, keys_owned_by, request, two_and_two, va
 
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
-fn getter_error_of_go_owner_is_repeated_by_own_getter() {
+fn getter_error_of_go_owner_makes_larder_run_its_own_getter() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
     for (kind, status) in [("error:", 500), ("missing:", 404)] {

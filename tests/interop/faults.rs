@@ -26,7 +26,7 @@ fn kill_and_restart_of_go_node_causes_no_error() {
 
     let victim = restart(Program::Go, &url, &nodes);
     let begun = Instant::now();
-    // Gets new keys, because a node keeps the old ones for 10 s after it loaded them in the owner's place.
+    // Gets new keys. A node keeps the old ones for 10 s, because it loaded them in the owner's place.
     for round in 0.. {
         let fresh = keys_owned_by(other_go, &[&victim], &format!("{round}-after-"), 10);
         assert_clean(&larder.hammer(&fresh, 1, Duration::from_millis(20)));
@@ -58,11 +58,7 @@ fn callers_return_at_their_deadline_while_go_node_is_stopped() {
     let answered = calls.iter().filter(|got| got.status == 200).count();
     for got in &calls {
         assert!(matches!(got.status, 200 | 504), "{}", got.text());
-        assert!(
-            got.took <= deadline * 11 / 10,
-            "returned after {:?}",
-            got.took
-        );
+        assert!(got.took <= deadline * 11 / 10, "took {:?}", got.took);
     }
     println!("80 callers with {deadline:?}: {answered} values, the longest took {longest:?}");
 
@@ -147,11 +143,7 @@ fn stopped_larder_node_delays_go_until_gos_own_deadline() {
     let deadline = Duration::from_millis(500);
     let calls = in_parallel(&keys[1..17], 16, |key| go.get_within(key, deadline));
     for got in &calls {
-        assert!(
-            got.took <= deadline * 12 / 10,
-            "returned after {:?}",
-            got.took
-        );
+        assert!(got.took <= deadline * 12 / 10, "took {:?}", got.took);
     }
     // Without a deadline, Go waits for ever.
     thread::scope(|scope| {

@@ -129,7 +129,7 @@ impl Seen {
 fn expected(asker: Program, owner: Program, mux: bool, key: &[u8]) -> Seen {
     let text = std::str::from_utf8(key);
     match (asker, owner) {
-        // larder's server takes only text for a key. Go gets 400 and loads the key itself.
+        // larder's server accepts only text as a key. Go gets 400 and loads the key itself.
         (Go, Larder) if text.is_err() => Seen::AtAsker,
         // http.ServeMux answers 301 to a path that is not clean. No groupcache client follows it.
         (_, Go) if mux && cleaned(key) => Seen::AtAsker,

@@ -37,18 +37,14 @@ fn rollover_to_larder_and_back_causes_no_error() {
         for program in [Program::Larder, Program::Go] {
             for (place, url) in places.iter().zip(&urls) {
                 wait_for_calls(&calls, 2000);
-                let old = place
-                    .write()
-                    .expect("nobody panics")
-                    .take()
-                    .expect("a node");
-                *loads.lock().expect("nobody panics") += old.loads().values().sum::<u64>();
+                let old = place.write().expect("no panic").take().expect("a node");
+                *loads.lock().expect("no panic") += old.loads().values().sum::<u64>();
                 old.kill();
                 // For a while no process listens on its port.
                 wait_for_calls(&calls, 500);
                 let new = program.start(&["--listen", url.trim_start_matches("http://")]);
                 new.set_peers(&urls);
-                *place.write().expect("nobody panics") = Some(new);
+                *place.write().expect("no panic") = Some(new);
             }
         }
         wait_for_calls(&calls, 2000);
@@ -57,7 +53,7 @@ fn rollover_to_larder_and_back_causes_no_error() {
     println!(
         "3 nodes, Go to larder to Go: {} calls, no error; {} loads before the last nodes",
         calls.load(Ordering::Relaxed),
-        loads.lock().expect("nobody panics")
+        loads.lock().expect("no panic")
     );
 }
 

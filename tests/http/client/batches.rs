@@ -147,7 +147,7 @@ fn keys_that_the_owner_has_not_cached_are_requested_one_by_one() {
 }
 
 #[test]
-fn broken_connection_fails_none_of_32_batched_callers() {
+fn broken_connection_does_not_fail_32_batched_callers() {
     let asking = Arc::new(AtomicUsize::new(0));
     let killed = Arc::new(AtomicUsize::new(0));
     let (came, kills) = (asking.clone(), killed.clone());

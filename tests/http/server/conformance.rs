@@ -159,7 +159,7 @@ fn path_outside_the_base_is_404_without_a_code() {
 }
 
 #[test]
-fn errors_carry_their_kind_and_text() {
+fn error_responses_have_kind_and_text() {
     on_both(pool, |addr| {
         for (key, status, code, text) in [
             ("missing", 404, "not-found", "no key called missing"),
@@ -456,7 +456,7 @@ fn batch_is_bounded_in_keys_and_bytes() {
 fn malformed_batches_are_refused() {
     on_both(pool, |addr| {
         let body = many_request(&["a"], 1000);
-        let reply = post(addr, "nobody", &body);
+        let reply = post(addr, "unknown", &body);
         assert_eq!(
             (reply.status, error_code(&reply)),
             (404, Some("unknown-group"))

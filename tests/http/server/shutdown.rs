@@ -91,7 +91,7 @@ fn shutdown_cuts_a_request_off_at_the_deadline() {
 }
 
 #[test]
-fn drop_shuts_down() {
+fn dropping_the_server_shuts_it_down() {
     let server = serve(|server| server);
     let addr = server.local_addr();
     let mut client = Client::sending(addr, get("k"));

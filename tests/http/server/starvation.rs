@@ -43,9 +43,8 @@ fn starve() {
         files.push(file);
         assert!(files.len() < 40);
     }
-    // Each client takes a descriptor, and the server needs another one to accept it. Timing decides
-    // whether the accept thread gets the ones that are free in between; it cannot accept all of these
-    // clients.
+    // Each client takes a descriptor, and the server needs another one to accept it. The accept thread
+    // may get some of the descriptors that are free in between, but it cannot accept all clients.
     let mut late = Vec::new();
     while late.len() < 3 {
         files.pop().expect("descriptors are left to give back");
