@@ -12,12 +12,12 @@ use crate::sync::Arc;
 
 /// A cached value: bytes that never change, shared by all callers that got them.
 ///
-/// Cloning and slicing count a reference and copy no byte, so a view can be kept, sent to other
-/// threads, or sliced at little cost. It dereferences to `[u8]`.
+/// Cloning and slicing copy no bytes and only add a reference. So it costs little to keep a view, to
+/// send it to another thread, or to slice it. A view dereferences to `[u8]`.
 ///
-/// A view keeps its whole allocation alive: the value and the key it was cached under. It does so
-/// also after the cache has evicted the entry and no longer counts its bytes. To keep a small slice
-/// of a large value for long, keep a [`to_vec`](slice::to_vec) of it instead.
+/// A view keeps its whole allocation alive: the value and the key it was cached under. The allocation
+/// stays alive even after the cache has evicted the entry and no longer counts its bytes. To keep a
+/// small slice of a large value for a long time, copy the slice with [`to_vec`](slice::to_vec).
 #[derive(Clone)]
 pub struct ByteView {
     data: SharedBytes,
@@ -37,8 +37,8 @@ impl ByteView {
         ByteView { data, start, end }
     }
 
-    /// A copy of `value`, in one allocation behind a copy of `key`. This is the layout of an entry,
-    /// so the store can keep the allocation as it is.
+    /// One allocation with a copy of `key` followed by a copy of `value`. The view covers the value.
+    /// Entries have the same layout, so the store can keep the allocation as it is.
     pub(crate) fn keyed(key: &str, value: &[u8]) -> Self {
         let len = key.len() + value.len();
         let join = |bytes: &mut [u8]| {
@@ -59,7 +59,7 @@ impl ByteView {
         ByteView::window(data, key.len(), len)
     }
 
-    /// Copies the bytes to the layout of [`keyed`](Self::keyed) for this key, if they have another.
+    /// Copies the bytes to the layout of [`keyed`](Self::keyed) for this key, unless they have it.
     #[inline]
     pub(crate) fn make_keyed(&mut self, key: &str) {
         let fits = self.start == key.len() && self.end == self.data.len();
@@ -85,7 +85,7 @@ impl ByteView {
         self.start == self.end
     }
 
-    /// The bytes, as by dereferencing.
+    /// The bytes. Dereferencing returns the same slice.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.data[self.start..self.end]
@@ -105,11 +105,11 @@ impl ByteView {
         std::str::from_utf8(self.as_bytes())
     }
 
-    /// A view of a part, which shares the bytes.
+    /// A view of a range of the bytes. Shares the allocation.
     ///
     /// # Panics
     ///
-    /// If the range does not lie within the view.
+    /// If the range is not within the view.
     #[must_use]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> ByteView {
         let from = match range.start_bound() {
@@ -134,7 +134,7 @@ impl ByteView {
         }
     }
 
-    /// A view of all bytes from `from` on, which shares them.
+    /// A view of all bytes from index `from` on. Shares the allocation.
     ///
     /// # Panics
     ///
@@ -196,7 +196,7 @@ impl Default for ByteView {
     }
 }
 
-/// Copies the bytes, because a view uses another layout than an `Arc`.
+/// Copies the bytes, because the layout of a view differs from that of an `Arc`.
 impl From<Arc<[u8]>> for ByteView {
     fn from(data: Arc<[u8]>) -> Self {
         ByteView::from(&*data)
@@ -277,7 +277,8 @@ impl<const N: usize> PartialEq<&[u8; N]> for ByteView {
     }
 }
 
-/// The bytes escaped as in a byte-string literal, cut after 64.
+/// Writes the bytes as a byte-string literal. A longer view is cut after 64 bytes, and its length
+/// follows.
 impl fmt::Debug for ByteView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 64;
@@ -290,7 +291,7 @@ impl fmt::Debug for ByteView {
     }
 }
 
-/// Reads a [`ByteView`] from a position that [`Seek`] moves.
+/// A reader of a [`ByteView`]. [`Seek`] moves its position.
 #[derive(Clone, Debug)]
 pub struct Reader {
     view: ByteView,
@@ -320,7 +321,10 @@ impl Seek for Reader {
             SeekFrom::Current(n) => self.position.checked_add_signed(n),
         };
         self.position = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position")
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "seek to a negative or overflowing position",
+            )
         })?;
         Ok(self.position)
     }

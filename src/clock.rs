@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A monotonic clock for expiry, with the wall clock beside it for the wire.
+/// A monotonic clock for expiry, and a wall clock for points in time that other processes read.
 ///
-/// Entries expire by the monotonic reading alone, so a wall clock that jumps by an hour neither
-/// ends an entry early nor keeps it too long. The wall clock is read only where a message to
-/// another process carries a point in time.
+/// Only the monotonic clock decides when entries expire. If the wall clock jumps by an hour, no entry
+/// expires early or late. The wall clock is read only where a message to another process contains a
+/// point in time.
 ///
-/// This clock does not measure the deadlines of callers: they are [`std::time::Instant`]s, because
-/// the operating system ends their waits.
+/// The deadlines of callers are [`std::time::Instant`]s and do not use this clock, because the
+/// operating system times their waits.
 ///
 /// Cloning is cheap, and clones show the same time.
 #[derive(Clone)]
@@ -37,9 +37,9 @@ impl Clock {
         })
     }
 
-    /// A clock that stands still until [`advance`](Self::advance) moves it. For tests.
+    /// A clock for tests. It stands still until [`advance`](Self::advance) moves it.
     ///
-    /// Its wall clock starts at 2020-01-01T00:00:00Z and moves along.
+    /// Its wall clock starts at 2020-01-01T00:00:00Z, and `advance` moves it, too.
     pub fn manual() -> Self {
         Clock(ClockKind::Manual(Arc::new(ManualClock {
             nanos: AtomicU64::new(0),
@@ -47,8 +47,8 @@ impl Clock {
         })))
     }
 
-    /// Moves a manual clock, and its wall clock with it. It stops at the end of its range, 584
-    /// years after its origin. A system clock does not change.
+    /// Moves a manual clock and its wall clock forward. The clock stops at the end of its range, 584
+    /// years after its origin. Has no effect on a system clock.
     pub fn advance(&self, by: Duration) {
         if let ClockKind::Manual(manual) = &self.0 {
             let later = |nanos: u64| Some(nanos.saturating_add(saturating_nanos(by)));
@@ -56,9 +56,9 @@ impl Clock {
         }
     }
 
-    /// Shifts a manual clock's wall clock alone, as an administrator or NTP would; a negative
-    /// number shifts it back in time. It stops at the ends of its range, 292 years from 1970. A
-    /// system clock does not change.
+    /// Shifts only the wall clock of a manual clock, as an administrator or NTP would. A negative
+    /// number shifts it back in time. The wall clock stops at the ends of its range, 292 years before
+    /// and after 1970. Has no effect on a system clock.
     pub fn shift_wall_clock(&self, by_nanos: i64) {
         if let ClockKind::Manual(manual) = &self.0 {
             let shifted = |offset: i64| Some(offset.saturating_add(by_nanos));
@@ -68,7 +68,7 @@ impl Clock {
         }
     }
 
-    /// The time since the clock's origin. Never goes back.
+    /// The time since the clock's origin. It never decreases.
     pub fn now(&self) -> Tick {
         Tick(match &self.0 {
             ClockKind::System { origin } => saturating_nanos(origin.elapsed()),
@@ -114,7 +114,7 @@ impl Tick {
     /// The tick at which [`after`](Self::after) saturates. It stands for "does not expire".
     pub(crate) const NEVER: Tick = Tick(u64::MAX);
 
-    /// The tick `by` later; saturates after 584 years.
+    /// The tick `by` later. Saturates 584 years after the clock's origin.
     pub fn after(self, by: Duration) -> Tick {
         Tick(self.0.saturating_add(saturating_nanos(by)))
     }

@@ -11,10 +11,9 @@ use crate::sync::{Arc, Mutex};
 
 /// The scope of one request, in the sense of Go's `context.Context`.
 ///
-/// A context is immutable; the `with_` methods make children. A child ends no later than its
-/// parent, is cancelled with it, and sees its values. Cloning costs one reference count, and
-/// [`Context::background`] costs nothing. Contexts may nest to any depth: no method recurses, and
-/// neither does the drop.
+/// A context is immutable; the `with_` methods make children. A child ends no later than its parent,
+/// is cancelled with it, and has its values. Cloning adds one reference, and [`Context::background`]
+/// allocates nothing. Contexts may nest to any depth: neither the methods nor the drop recurse.
 ///
 /// ```
 /// use larder::Context;
@@ -33,7 +32,7 @@ pub struct Context {
     node: Option<Arc<ContextNode>>,
 }
 
-/// The change by one `with_` method.
+/// The change that one `with_` method makes.
 struct ContextNode {
     parent: Context,
     /// The earliest deadline from here to the root.
@@ -50,7 +49,8 @@ impl Context {
         Context { node: None }
     }
 
-    /// A child that ends `timeout` from now. A timeout too long for the clock is no deadline.
+    /// A child that ends `timeout` from now. If the clock cannot represent that time, the child has
+    /// only its parent's deadline.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Context {
         match Instant::now().checked_add(timeout) {
@@ -66,7 +66,7 @@ impl Context {
         self.child(|node| node.deadline = Some(deadline))
     }
 
-    /// A child that `CancelHandle::cancel` ends, and its handle.
+    /// A child, and the handle whose [`cancel`](CancelHandle::cancel) ends it.
     #[must_use]
     pub fn with_cancel(&self) -> (Context, CancelHandle) {
         let state = Arc::new(CancelState::default());
@@ -77,37 +77,38 @@ impl Context {
         (ctx, CancelHandle { state })
     }
 
-    /// A child that carries `value`, found by its type. It hides a value of the same type above.
+    /// A child with `value`, which [`value`](Self::value) finds by its type. It hides a value of the
+    /// same type in the parents.
     #[must_use]
     pub fn with_value<T: Any + Send + Sync>(&self, value: T) -> Context {
         self.child(|node| node.value = Some(Box::new(value)))
     }
 
-    /// When the request ends, if it does.
+    /// The deadline of the request, if it has one.
     pub fn deadline(&self) -> Option<Instant> {
         self.node.as_ref()?.deadline
     }
 
-    /// The time left: `None` without a deadline, zero once it has passed.
+    /// The time until the deadline: `None` without a deadline, zero once it has passed.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline()
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// The nearest value of type `T`. Takes time in proportion to its distance.
+    /// The nearest value of type `T`. Takes time in proportion to the number of contexts in between.
     pub fn value<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.nodes()
             .find_map(|node| node.value.as_ref()?.downcast_ref())
     }
 
-    /// Whether the request was cancelled; does not look at the deadline.
+    /// Whether the request was cancelled. Ignores the deadline.
     pub fn is_cancelled(&self) -> bool {
         self.cancellable() && self.cancels().any(|state| state.is_cancelled())
     }
 
-    /// Why the request should stop now: `None` while it should go on.
+    /// The reason to stop the request now, or `None` to continue.
     ///
-    /// Long loads poll this between steps.
+    /// Long loads should check this between steps.
     pub fn err(&self) -> Option<Error> {
         if self.is_cancelled() {
             return Some(ErrorKind::Cancelled.into());
@@ -116,7 +117,7 @@ impl Context {
         (Instant::now() >= deadline).then(|| ErrorKind::DeadlineExceeded.into())
     }
 
-    /// Whether anything but completion can end this request.
+    /// Whether a deadline or a cancellation can end this request.
     pub(crate) fn has_deadline_or_cancel(&self) -> bool {
         self.node
             .as_ref()
@@ -127,10 +128,13 @@ impl Context {
         self.node.as_ref().is_some_and(|node| node.cancellable)
     }
 
-    /// Calls `callback` when the request is cancelled, at once if it is already. Dropping the
-    /// guard withdraws it; a cancellation under way on another thread may still call it.
+    /// Calls `callback` when the request is cancelled, or at once if it was cancelled already. If
+    /// several contexts of the chain are cancelled, it is called for each. Dropping the guard
+    /// unregisters the callback. A cancellation that is under way on another thread may still call
+    /// it.
     ///
-    /// The callback runs on the cancelling thread, with no lock of the context held.
+    /// The callback runs on the thread that cancels, or on this thread if the request was cancelled
+    /// already. No lock of the context is held.
     pub(crate) fn on_cancel(&self, callback: impl Fn() + Send + Sync + 'static) -> OnCancel {
         let callback: CancelCallback = Arc::new(callback);
         let states: Vec<_> = self.cancels().cloned().collect();
@@ -172,8 +176,8 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Drops a chain in a loop, since recursion would overflow the stack. A value whose drop panics
-/// does not keep those above it from being dropped.
+/// Drops a chain in a loop, because recursion could overflow the stack. If the drop of a value
+/// panics, the values above it are dropped all the same.
 impl Drop for ContextNode {
     fn drop(&mut self) {
         let mut panic = FirstPanic::default();
@@ -189,16 +193,16 @@ impl Drop for ContextNode {
     }
 }
 
-/// Cancels the context it came with, and that context's children.
+/// Cancels the context that [`Context::with_cancel`] returned with it, and that context's children.
 ///
-/// Dropping it cancels nothing. Any thread may cancel, any number of times.
+/// Dropping the handle cancels nothing. It may cancel on any thread, any number of times.
 #[derive(Clone)]
 pub struct CancelHandle {
     state: Arc<CancelState>,
 }
 
 impl CancelHandle {
-    /// Ends the request: waiting callers leave with [`ErrorKind::Cancelled`].
+    /// Ends the request: callers that wait return with [`ErrorKind::Cancelled`].
     pub fn cancel(&self) {
         for callback in self.state.cancel() {
             callback();
@@ -218,7 +222,7 @@ type CancelCallback = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct CancelState {
-    /// Set under the lock of `callbacks`, read without it.
+    /// Set under the lock of `callbacks`. Read with or without it.
     cancelled: AtomicBool,
     callbacks: Mutex<Vec<CancelCallback>>,
 }
@@ -228,15 +232,16 @@ impl CancelState {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Returns the callbacks to call.
+    /// Marks the request as cancelled, and returns the callbacks to call.
     fn cancel(&self) -> Vec<CancelCallback> {
         let mut callbacks = self.callbacks.lock();
         self.cancelled.store(true, Ordering::Release);
         std::mem::take(&mut callbacks)
     }
 
-    /// Registers `callback`, or calls it if `cancel` came first. Both look at `cancelled` under
-    /// the lock, so a callback is never missed between the two.
+    /// Registers `callback`, or calls it if `cancel` came first. `cancel` sets `cancelled` and takes
+    /// the callbacks under one lock, so it cannot miss a callback that is registered at the same
+    /// time.
     fn subscribe(&self, callback: &CancelCallback) {
         let mut callbacks = self.callbacks.lock();
         if self.is_cancelled() {
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn callback_runs_once_and_not_after_its_guard() {
+    fn callback_runs_once_and_not_after_its_guard_is_dropped() {
         let calls = Arc::new(AtomicUsize::new(0));
         let count = |calls: &Arc<AtomicUsize>| {
             let calls = calls.clone();

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// Any error, as getters return it.
+/// The error type that getters return.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
 /// The result of this crate's functions.
@@ -12,9 +12,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error: a [`kind`](Error::kind) to match on, and a text for people.
 ///
-/// Clones share their text and source: every caller that waited for one load gets the same error.
-/// [`source`](StdError::source) leads to the getter's own error where it ran in this process.
-/// Errors may be each other's source to any depth: neither the text nor the drop recurses.
+/// Clones share their text and source, so every caller that waited for one load gets the same error.
+/// If the getter ran in this process, its own error is this error or its
+/// [`source`](StdError::source). A chain in which each error is the source of the next may have any
+/// length: neither formatting nor dropping it recurses.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -23,7 +24,7 @@ pub struct Error {
 
 struct Detail {
     message: String,
-    /// Whether the text goes on with that of the source, an [`Error`].
+    /// Whether the source is an [`Error`], whose text follows this one's.
     goes_on: bool,
     source: Option<BoxError>,
 }
@@ -32,19 +33,22 @@ struct Detail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The getter, here or at the key's owner, returned that there is no such key.
+    /// The getter, here or at the key's owner, returned [`Error::not_found`].
     NotFound,
     /// The getter, here or at the key's owner, returned an error.
     Getter,
-    /// The getter panicked. The panic goes on in the thread that ran it; all other callers get this.
+    /// The getter panicked. The panic continues on the thread that ran the getter. All other callers
+    /// get this error.
     GetterPanicked,
-    /// The getter asked, on its own thread, for the key that it is loading.
+    /// The getter requested the key that it is loading, directly or through other getters of this
+    /// process.
     RecursiveLoad,
     /// The getter returned `Ok` without setting a value.
     NothingSet,
     /// The getter set a value twice.
     SetTwice,
-    /// The destination refused the value: not UTF-8, not the expected message, not the expected JSON.
+    /// The destination refused the value, because it is not UTF-8, not the expected message, or not
+    /// the expected JSON; or a message could not be encoded.
     Sink,
     /// The key is longer than the group's limit.
     KeyTooLong,
@@ -54,7 +58,7 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The caller's context was cancelled.
     Cancelled,
-    /// Every loader thread is busy.
+    /// Every loader thread is busy, or the system cannot start one.
     Overloaded,
     /// The peer could not be reached, or its response was not valid.
     Peer,
@@ -64,7 +68,7 @@ pub enum ErrorKind {
     DuplicateGroup,
     /// The group name is empty or too long.
     InvalidName,
-    /// The capacity is not zero and yet too small for a single entry.
+    /// The capacity is not zero, but too small for one entry.
     CapacityTooSmall,
     /// An option is outside its range.
     InvalidOption,
@@ -81,19 +85,20 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// An error of the given kind, with a text that says what to do about it.
+    /// An error of the given kind. `message` is its text, and should help to fix the cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error::detailed(kind, message.into(), false, None)
     }
 
-    /// An error of the given kind, whose text is `message` followed by the cause's.
+    /// An error of the given kind. Its text is `message`, followed by the text of `source`.
     pub fn with_source(
         kind: ErrorKind,
         message: impl fmt::Display,
         source: impl Into<BoxError>,
     ) -> Self {
         let source = source.into();
-        // A chain of errors that all held the texts below them would grow with its square.
+        // If each error of a chain held the texts of all errors below it, its memory would grow with
+        // the square of its length.
         let goes_on = source.is::<Error>();
         let message = if goes_on {
             message.to_string()
@@ -105,8 +110,8 @@ impl Error {
 
     /// The error that a getter returns for a key that does not exist.
     ///
-    /// It reaches callers as [`ErrorKind::NotFound`], also callers in other processes; a peer
-    /// answers it with 404.
+    /// Callers get it as [`ErrorKind::NotFound`], also callers in other processes: a peer's server
+    /// answers with status 404.
     pub fn not_found(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::NotFound, message)
     }
@@ -116,17 +121,17 @@ impl Error {
         self.kind
     }
 
-    /// Whether the key does not exist, as opposed to could not be loaded.
+    /// Whether the key does not exist. False if the key could not be loaded.
     pub fn is_not_found(&self) -> bool {
         self.kind == ErrorKind::NotFound
     }
 
-    /// The error that callers get for one that a getter returned: "not found" and the errors of the
-    /// getter's own sink or recursion keep their kind; any other becomes [`ErrorKind::Getter`], with
-    /// the getter's error as its source.
+    /// Converts an error that a getter returned to the error that callers get. "Not found" and the
+    /// errors of the getter's own sink or recursion keep their kind. Any other error becomes
+    /// [`ErrorKind::Getter`], with the getter's error as its source.
     ///
-    /// An [`Error`] of another kind comes from another cache that the getter asked. With its kind it
-    /// would look like a failure of this group's peer, deadline or pool.
+    /// An [`Error`] of another kind comes from another cache that the getter called. If it kept its
+    /// kind, it would look like a failure of this group's peer, deadline or pool.
     pub(crate) fn from_getter(error: BoxError) -> Self {
         let other = match error.downcast::<Error>() {
             Ok(own) if own.kind.is_getters_own() => return *own,
@@ -156,7 +161,7 @@ impl Error {
     }
 }
 
-/// Drops a chain in a loop, since recursion would overflow the stack.
+/// Drops a chain in a loop, because recursion could overflow the stack.
 impl Drop for Detail {
     fn drop(&mut self) {
         let mut source = self.source.take();
@@ -186,7 +191,7 @@ impl ErrorKind {
             ErrorKind::Getter => "the getter failed",
             ErrorKind::GetterPanicked => "the getter panicked",
             ErrorKind::RecursiveLoad => {
-                "the getter asked for the key it is loading; it would wait for itself"
+                "the getter requested the key that it is loading; it would wait for itself"
             }
             ErrorKind::NothingSet => {
                 "the getter returned Ok without a value; call one of the sink's set methods, \
@@ -206,7 +211,7 @@ impl ErrorKind {
             ErrorKind::DuplicateGroup => "a group of this name exists; use get_group",
             ErrorKind::InvalidName => "a group's name is 1 to 256 bytes long",
             ErrorKind::CapacityTooSmall => {
-                "the capacity holds no entry; use 0 to switch caching off"
+                "the capacity is too small for one entry; use 0 to switch caching off"
             }
             ErrorKind::InvalidOption => "an option is out of range",
             ErrorKind::InvalidBasePath => "a base path begins and ends with a slash",

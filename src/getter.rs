@@ -9,21 +9,21 @@ use crate::sink::Sink;
 
 /// Loads the value of a key that no process has cached.
 ///
-/// Every closure with the signature of [`get`](Self::get) is a getter, and structs can implement
-/// the trait. A closure written in place needs explicit types, or [`getter_fn`] around it.
+/// Every closure with the signature of [`get`](Self::get) is a getter, and structs can implement the
+/// trait. A closure written in place needs explicit parameter types, or [`getter_fn`] around it.
 ///
-/// Many threads call a getter at once. In one process it is not called a second time for a key
-/// while it runs for that key, unless the key was removed or the cache cleared meanwhile, since the
-/// call under way may return the old value. It must return the same value on every process of the
-/// cluster.
+/// Several threads may call a getter at the same time. A process does not call it for a key while it
+/// runs for that key. The exception is a key that was removed, or a cache that was cleared, in the
+/// meantime: the call under way may return the old value. The getter must return the same value in
+/// every process of the cluster.
 ///
-/// A getter may call any group, build and remove groups, and drop pools and servers, also those
-/// that it runs for. A nested get runs on the same stack.
+/// A getter may call any group, build and remove groups, and drop pools and servers, including those
+/// for which it runs. A nested get runs on the same stack.
 pub trait Getter: Send + Sync {
     /// Loads `key` and sets its value in `dest`, once.
     ///
-    /// `ctx` is the context of the caller whose request led to the load; long loads should stop
-    /// when [`Context::err`] returns an error.
+    /// `ctx` is the context of the caller that started the load. Long loads should stop when
+    /// [`Context::err`] returns an error.
     ///
     /// # Errors
     ///
@@ -54,13 +54,14 @@ where
     f
 }
 
-/// The sink that a getter fills. It takes one value, and makes it an entry at once.
+/// The sink that a getter fills. It takes one value, and copies bytes straight to the layout of an
+/// entry.
 pub(crate) struct LoadSink<'a> {
     key: &'a str,
     max_value_size: usize,
     value: Option<ByteView>,
     ttl: Option<Duration>,
-    /// The first refusal, kept because a getter may drop the error and return `Ok`.
+    /// The first error. It is kept because a getter may ignore it and return `Ok`.
     refused: Option<Error>,
 }
 
@@ -110,8 +111,8 @@ impl Sink for LoadSink<'_> {
         Ok(())
     }
 
-    /// Shares the view's bytes. They are copied only if the store keeps them and this key does not
-    /// precede them already.
+    /// Shares the view's bytes. They are copied later only if the store keeps the value and the view
+    /// does not have the layout of an entry of this key.
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
         self.check(value.len())?;
         self.value = Some(value.clone());

@@ -1,25 +1,26 @@
-// The README is the first part of the documentation. Of two definitions of a link the first one counts,
-// so its link to the guide leads to the guide's page in the documentation.
+// The README is the first part of the documentation. If a link has two definitions, the first one
+// counts. The definition here comes before README's, so the link to the guide leads to the guide's
+// page in the documentation.
 #![cfg_attr(
     feature = "http",
     doc = "[From Go groupcache]: manual::from_go_groupcache\n\n",
     doc = include_str!("../README.md"),
 )]
 //!
-//! # The map
+//! # Overview
 //!
-//! | where | what |
+//! | item | purpose |
 //! |---|---|
 //! | [`Group`], [`GroupBuilder`] | a named cache: gets, removal, counters; its options, each with its default |
 //! | [`Registry`], [`new_group`], [`get_group`] | groups by name and the peers they share; the global registry |
 //! | [`Getter`], [`getter_fn`], [`Sink`] | the getter that fills a cache, and the sink to which it writes the value |
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
-//! | [`Error`], [`ErrorKind`] | errors, with a kind to match on and a text to read |
+//! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
 //! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |
-//! | [`consistent_hash`], [`lru`], [`singleflight`] | the parts, useful by themselves and independent of groups |
+//! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
 #![forbid(unsafe_code)]

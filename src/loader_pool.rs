@@ -1,4 +1,4 @@
-//! Threads for loads that their callers must be able to leave.
+//! Threads for loads whose callers must be able to return before the load ends.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::sync::{Arc, Mutex, thread};
 
 type Job = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
 
-/// Up to a fixed number of threads, started when needed and ended when idle.
+/// A pool of up to a fixed number of threads, which start when needed and end when idle.
 ///
 /// It has no queue: a job gets a thread at once or is refused.
 pub(crate) struct LoaderPool {
     shared: Arc<PoolShared>,
-    /// The threads end when it is dropped with the pool. Holds no more jobs than there are threads
-    /// that are not busy. A rendezvous channel would refuse a job while the thread that is about to
-    /// receive it is on its way: see [`BusyGuard`].
+    /// Dropped with the pool, which ends the threads. The channel holds no more jobs than there are
+    /// threads without one. It is not a rendezvous channel, which would refuse a job while an idle
+    /// thread is not yet receiving: see [`BusyGuard`].
     jobs: Sender<Job>,
     name: String,
     max_threads: usize,
@@ -33,11 +33,12 @@ struct PoolShared {
 #[derive(Default)]
 struct ThreadCounts {
     live: usize,
-    /// Threads with a job, jobs sent included. The others wait for a job or are about to.
+    /// Threads that have a job, or will receive one that was sent. The others wait for a job or are
+    /// about to.
     busy: usize,
 }
 
-/// One of the pool's threads is busy until this is dropped.
+/// Counts one of the pool's threads as busy until it is dropped.
 ///
 /// A job drops it before it publishes its result. Otherwise a caller that gets the result and submits
 /// another job at once could be refused, although there are as many threads as callers.
@@ -63,7 +64,7 @@ impl LoaderPool {
                 idle_timeout,
             }),
             jobs: sender,
-            // The system's names end at a NUL, and std panics at one.
+            // std panics if a thread's name contains a NUL.
             name: format!("larder-load-{}", name.replace('\0', "?")),
             max_threads,
         }
@@ -85,7 +86,7 @@ impl LoaderPool {
             threads.busy += 1;
             if threads.busy <= threads.live {
                 drop(threads);
-                // The pool holds a receiver, so the channel is open.
+                // The pool holds a receiver, so the channel is open and `send` succeeds.
                 let sent = self.jobs.send(job);
                 return sent.map_err(|_| ErrorKind::Overloaded.into());
             }
@@ -110,20 +111,20 @@ impl LoaderPool {
 }
 
 impl PoolShared {
-    /// Runs jobs until none comes for `idle_timeout`.
+    /// Runs jobs until none comes for `idle_timeout`, or until the pool is dropped.
     fn work(&self, first: Job) {
         let mut job = Some(first);
         loop {
             if let Some(job) = job {
                 let busy = BusyGuard(self);
-                // The panic hook has reported a panic, and the job's guards have released its
-                // waiters; the thread goes on.
+                // If the job panics, the panic hook reports the panic, and the job's guards release
+                // its waiters. The thread continues.
                 caught(move || job(busy));
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {
                 let mut threads = self.threads.lock();
-                // If all live threads count as busy, a job is on its way to this one.
+                // If all live threads count as busy, a job was sent that this thread has to receive.
                 if threads.busy < threads.live {
                     threads.live -= 1;
                     return;
@@ -172,7 +173,7 @@ mod tests {
                     drop(busy);
                     let _ = done.send(thread::current().id());
                 })
-                .expect("the thread is free");
+                .expect("the thread is idle");
                 wait.recv().expect("it ran")
             })
             .collect();
@@ -188,7 +189,7 @@ mod tests {
                 drop(busy);
                 let _ = done.send(());
             })
-            .expect("there is room");
+            .expect("not all threads are busy");
             wait.recv().expect("it ran");
             // The next job comes before, while or after the thread ends.
             while pool.live() > 3 {
@@ -204,7 +205,7 @@ mod tests {
     fn panicking_job_frees_its_thread() {
         let pool = LoaderPool::new("test", 1);
         pool.submit(|_busy| std::panic::resume_unwind(Box::new("quietly")))
-            .expect("there is room");
+            .expect("not all threads are busy");
         let (done, wait) = mpsc::channel();
         // The panicking job holds its guard until it has unwound.
         while pool

@@ -4,7 +4,7 @@ use quick_protobuf::{BytesReader, MessageRead, MessageWrite, Writer};
 
 use crate::error::BoxError;
 
-/// A message that encodes itself, for [`Sink::set_proto`](crate::Sink::set_proto).
+/// A message that can be encoded, for [`Sink::set_proto`](crate::Sink::set_proto).
 ///
 /// Every message that pb-rs generates implements it. Implement it by hand for messages of another
 /// protobuf library.
@@ -31,8 +31,8 @@ impl<M: MessageWrite> ProtoMessage for M {
 /// messages with strings or bytes generated with `--dont_use_cow`. For a message that borrows from
 /// the encoded bytes, get a [`ByteView`](crate::ByteView) and decode from it.
 ///
-/// quick-protobuf recurses into nested messages without a bound: decode recursive message types
-/// only from values that your own getter made.
+/// quick-protobuf recurses into nested messages without a limit. Decode recursive message types only
+/// from values that your own getter made.
 pub trait ProtoDecode: Sized {
     /// Decodes all of `bytes` as one message.
     ///

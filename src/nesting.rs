@@ -1,11 +1,13 @@
-//! Calls into the crate from user code that the crate runs: their thread, and how deep they nest.
+//! Nested calls: user code that the crate runs may call the crate again. This module records the
+//! thread that such a call works for, and how deeply notifications nest.
 //!
 //! A listener may call a group, which may evict, which notifies a listener. Nested calls would grow
-//! the stack without a bound. So each thread runs one notification at a time and queues those that
-//! it causes; the outermost call runs them in a loop.
+//! the stack without a limit. So each thread runs one notification at a time and queues the
+//! notifications that it causes. The outermost call runs them in a loop.
 //!
-//! A listener that loads its own victim evicts another entry for it, and so on for ever. So a
-//! value that is loaded because of a notification that another notification caused is not kept.
+//! A listener may load the evicted key again. This evicts another entry and notifies the listener
+//! again, without end. So a value is not cached if it is loaded in a notification that another
+//! notification caused.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -17,9 +19,9 @@ use crate::sync::thread_local;
 /// The caller that a thread works for.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin {
-    /// The thread that waits for a loader thread's work; `None` for the thread itself.
+    /// The thread that waits for this loader thread's work; `None` if this thread works for itself.
     thread: Option<ThreadId>,
-    /// The number of notifications, each caused by the one before.
+    /// The number of nested notifications, each caused by the one before.
     depth: u8,
 }
 
@@ -42,7 +44,7 @@ thread_local! {
 }
 
 impl Origin {
-    /// The origin of what this thread has another thread do.
+    /// The origin of work that this thread hands to another thread.
     pub(crate) fn here() -> Origin {
         let origin = NESTING.with(|nesting| nesting.origin.get());
         Origin {
@@ -55,7 +57,7 @@ impl Origin {
         self.thread.unwrap_or_else(|| thread::current().id())
     }
 
-    /// Runs `code` as called from here.
+    /// Runs `code` with this origin.
     pub(crate) fn run(self, code: impl FnOnce()) {
         struct Outer(Origin);
         impl Drop for Outer {
@@ -68,7 +70,8 @@ impl Origin {
     }
 }
 
-/// Runs `notify`, and then what it queued; or queues it, if this thread runs a notification.
+/// Runs `notify`, and then the notifications that it queued. If this thread already runs a
+/// notification, queues `notify` instead.
 pub(crate) fn run_or_queue(panic: &mut FirstPanic, notify: impl FnOnce(&mut FirstPanic) + 'static) {
     struct Outermost;
     impl Drop for Outermost {
@@ -90,7 +93,7 @@ pub(crate) fn run_or_queue(panic: &mut FirstPanic, notify: impl FnOnce(&mut Firs
     }
 }
 
-/// Whether to keep a value that this thread loads.
+/// Whether a value that this thread loads may be cached.
 pub(crate) fn may_keep() -> bool {
     NESTING.with(|nesting| nesting.origin.get().depth < 2)
 }

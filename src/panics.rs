@@ -1,4 +1,4 @@
-//! Panics of user code, caught where they must not end what the crate has to finish.
+//! Catches panics of user code where the crate has to finish its own work first.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -8,7 +8,7 @@ pub(crate) fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).map_err(discard).ok()
 }
 
-/// The first panic of several calls, which goes on once all of them are made.
+/// Keeps the first panic of several calls, to resume it after the last call.
 #[derive(Default)]
 pub(crate) struct FirstPanic(Option<Box<dyn Any + Send>>);
 
@@ -25,7 +25,8 @@ impl FirstPanic {
         self.0.is_some()
     }
 
-    /// Continues the panic, except on a thread that unwinds already, which would abort.
+    /// Resumes the panic. A thread that unwinds already only drops it, because a second panic would
+    /// abort the process.
     pub(crate) fn resume(self) {
         match self.0 {
             Some(panic) if std::thread::panicking() => discard(panic),
@@ -35,7 +36,7 @@ impl FirstPanic {
     }
 }
 
-/// Drops what a panic carried. Its drop may panic too; what that panic carries is leaked.
+/// Drops the payload of a panic. If that drop panics too, the second payload is leaked.
 fn discard(panic: Box<dyn Any + Send>) {
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(second);

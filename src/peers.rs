@@ -14,10 +14,10 @@ pub trait PeerPicker: Send + Sync {
     /// The owner of `key`, or `None` if that is this process.
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>>;
 
-    /// The peer to ask when `attempt` peers, the owner first, have failed for `key`; `None` to
-    /// load it here. Attempt 0 is [`pick_peer`](Self::pick_peer).
+    /// The peer to ask for `key` after `attempt` peers have failed, the owner being the first. `None`
+    /// means to load the key in this process. Attempt 0 is [`pick_peer`](Self::pick_peer).
     ///
-    /// By default there is none after the owner.
+    /// The default implementation returns no peer after the owner.
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         if attempt == 0 {
             self.pick_peer(key)
@@ -33,24 +33,26 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// The error of the peer's getter, with its kind ([`ErrorKind::NotFound`],
-    /// [`ErrorKind::Getter`], [`ErrorKind::GetterPanicked`]…): it is an answer, and the caller gets
-    /// it unchanged. [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no
-    /// answer: the group asks the next peer, then its own getter. [`ErrorKind::DeadlineExceeded`]
-    /// only where `ctx`'s own deadline has passed; a time-out of the exchange is
-    /// [`ErrorKind::Peer`].
+    /// The error of the peer's getter, with its kind ([`ErrorKind::NotFound`], [`ErrorKind::Getter`],
+    /// [`ErrorKind::GetterPanicked`]…). Such an error is an answer, and the caller gets it unchanged.
+    ///
+    /// [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no answer. After
+    /// `Peer` the group asks the next peer, then its own getter. After `UnknownGroup` it runs its own
+    /// getter at once. Return [`ErrorKind::DeadlineExceeded`] only if `ctx`'s own deadline has
+    /// passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
-    /// Asks the peer for the values of `keys` that it has cached, in as few exchanges as it can. The
-    /// result has an item for each key, in their order; `None` where the group has to ask for the
-    /// key with [`get`](Self::get).
+    /// Asks the peer for those values of `keys` that it has cached, in as few exchanges as possible.
+    /// The result has one item for each key, in the order of `keys`. `None` means that the group has
+    /// to ask for the key with [`get`](Self::get).
     ///
-    /// The peer loads nothing, so no key waits for another. By default all items are `None`.
+    /// The peer loads nothing, so no key waits for the load of another. The default implementation
+    /// returns only `None`.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), if it concerns all of the keys. A result of another length counts as
-    /// all `None`.
+    /// As [`get`](Self::get), for an error that concerns all keys. A result of the wrong length
+    /// counts as all `None`.
     fn get_many(
         &self,
         ctx: &Context,
@@ -64,8 +66,8 @@ pub trait ProtoGetter: Send + Sync {
     /// Whether [`get`](Self::get) and [`get_many`](Self::get_many) always return by `ctx`'s
     /// deadline.
     ///
-    /// If not (the default), calls with a deadline run on a loader thread, so that callers can
-    /// leave in time.
+    /// If not (the default), calls with a deadline run on a loader thread, so that callers can return
+    /// in time.
     fn honors_deadline(&self) -> bool {
         false
     }
@@ -77,7 +79,7 @@ pub trait ProtoGetter: Send + Sync {
 pub struct PeerResponse {
     /// The value.
     pub value: ByteView,
-    /// How long the value may be cached, from now; `None`: until it is evicted.
+    /// The time that the value may be cached, from now. `None` means until it is evicted.
     pub ttl: Option<Duration>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
@@ -92,7 +94,7 @@ impl PeerResponse {
         }
     }
 
-    /// The same with a time to live.
+    /// The same response with a time to live.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -100,7 +102,7 @@ impl PeerResponse {
     }
 }
 
-/// The picker of a process without peers, which owns every key.
+/// The picker of a process without peers. The process owns every key.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoPeers;
 
@@ -129,7 +131,7 @@ pub(crate) enum Pickers {
 
 type PickerOf = dyn Fn(&str) -> Arc<dyn PeerPicker> + Send + Sync;
 
-/// The place of a registry's peer picker, which its groups share.
+/// Holds a registry's peer picker. The registry's groups share it.
 #[derive(Clone, Default)]
 pub(crate) struct PickerSlot {
     shared: Arc<SharedPickers>,
@@ -137,19 +139,20 @@ pub(crate) struct PickerSlot {
 
 #[derive(Default)]
 struct SharedPickers {
-    /// Whether there are pickers. Without any, a load takes no lock here.
+    /// Whether there are pickers. If there are none, a load takes no lock here.
     is_set: AtomicBool,
     pickers: RwLock<Option<Pickers>>,
 }
 
 impl PickerSlot {
-    /// Puts pickers in, if there are none.
+    /// Registers pickers, if there are none yet.
     pub(crate) fn register(&self, pickers: Pickers) -> Result<()> {
         let mut slot = self.shared.pickers.write();
         if slot.is_some() {
             return Err(Error::new(
                 ErrorKind::AlreadyRegistered,
-                "this registry has a peer picker; make a Registry of its own for another pool",
+                "this registry has a peer picker already; make a Registry of its own for another \
+                 pool",
             ));
         }
         *slot = Some(pickers);
@@ -157,14 +160,15 @@ impl PickerSlot {
         Ok(())
     }
 
-    /// The same until the returned guard is dropped.
+    /// As [`register`](Self::register), until the returned guard is dropped.
     #[cfg(feature = "http")]
     pub(crate) fn lend(&self, picker: Arc<dyn PeerPicker>) -> Result<PickerGuard> {
         self.register(Pickers::One(picker))?;
         Ok(PickerGuard(self.clone()))
     }
 
-    /// Asks the picker of a group; `None` while none is registered. No lock is held meanwhile.
+    /// Calls `ask` with the picker of a group; `None` while none is registered. No lock is held
+    /// during the call.
     #[inline]
     pub(crate) fn ask<R>(&self, group: &str, ask: impl FnOnce(&dyn PeerPicker) -> R) -> Option<R> {
         if !self.shared.is_set.load(Ordering::Acquire) {
@@ -196,7 +200,7 @@ impl Drop for PickerGuard {
             self.0.shared.is_set.store(false, Ordering::Release);
             slot.take()
         };
-        // Not under the lock: the drop may run user code.
+        // Dropped after the lock is released, because the drop may run user code.
         drop(picker);
     }
 }

@@ -10,7 +10,7 @@ pub(crate) fn unit() -> f64 {
     static COUNTER: LazyLock<AtomicU64> =
         LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0_u64)));
     let bits = mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed));
-    // The upper 53 bits: as many as a double holds.
+    // A double has 53 bits of precision, so use the upper 53 bits.
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// 2^64 divided by the golden ratio, odd: SplitMix64's step.
+/// The step of SplitMix64: 2^64 divided by the golden ratio, rounded to an odd number.
 pub(crate) const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Detects loads that would wait for each other in a circle.
 //!
-//! A getter may ask a cache for other keys, whose getters ask for others in turn. If the chain comes
-//! back to a key whose load it is part of, every load in it would wait for the next one for ever, on
-//! one thread or across several. So each thread records the flight it works for. Before a getter's
-//! nested request waits for a flight or leads one, this module follows the chain of "works for, waits
-//! for" from there. If it leads back to one of the thread's own flights, the request is refused.
+//! A getter may request other keys, whose getters request others in turn. If such a chain returns to
+//! a key whose load it is part of, every load in it waits for the next one, without end. The chain
+//! may run on one thread or on several. So each thread records the flight that it works for, and this
+//! module records which flight each flight waits for. Before a getter's nested request waits for a
+//! flight or leads one, this module follows these records from that flight. If they lead back to a
+//! flight of the requesting thread, the request is refused.
 //!
-//! A request that does not come from a getter costs one read of a thread-local.
+//! A request that does not come from a getter only reads a thread-local variable.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -30,14 +31,15 @@ thread_local! {
     static WORKING_FOR: Cell<Option<LoadId>> = const { Cell::new(None) };
 }
 
-/// The flight that each flight's work waits for. The work of a flight is on one thread, so it waits
-/// for one flight at most. A lock of std, because no thread waits under it.
+/// The flight that each flight waits for. One thread runs a flight, so it waits for one other at
+/// most. This is a lock of std, because no thread blocks while it holds the lock.
 ///
-/// A thread that leads a nested flight adds an entry for it, so the chain leads from each flight that
-/// the thread works for to the innermost one. Only that one need be looked for.
+/// A thread that leads a nested flight adds an entry from its outer flight to the nested one. So the
+/// records lead from every flight of the thread to its innermost one, and the search compares with
+/// that one only.
 static WAITING_FOR: Mutex<BTreeMap<LoadId, LoadId>> = Mutex::new(BTreeMap::new());
 
-/// The work of this thread's innermost flight depends on another flight until this is dropped.
+/// Guard of a record: this thread's innermost flight depends on another flight until it is dropped.
 #[must_use]
 pub(crate) struct Dependency {
     dependent: Option<LoadId>,
@@ -57,7 +59,7 @@ pub(crate) fn wait_for(id: LoadId) -> Result<Dependency> {
     Ok(Dependency { dependent })
 }
 
-/// As [`wait_for`], and this thread does the work of that flight.
+/// As [`wait_for`], but this thread runs that flight.
 #[inline]
 pub(crate) fn work_for(id: LoadId) -> Result<Dependency> {
     let dependency = wait_for(id)?;
@@ -79,7 +81,7 @@ impl Drop for Dependency {
 fn insert(innermost: LoadId, id: LoadId) -> Result<()> {
     let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
     // The lock is held from the search to the insertion. If two threads close a circle from both
-    // sides, the second one sees the entry of the first.
+    // sides, the second one finds the entry of the first.
     let mut next = Some(id);
     while let Some(flight) = next {
         if flight == innermost {

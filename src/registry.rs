@@ -18,11 +18,12 @@ use crate::sync::{Arc, Mutex, RwLock};
 /// A set of groups with different names, which share one peer picker.
 ///
 /// A process has one [global](Registry::global) registry, which [`new_group`], [`get_group`] and
-/// [`HttpPool::new`](crate::http::HttpPool::new) use. Make others to have several nodes in one
-/// process, or none that is global.
+/// [`HttpPool::new`](crate::http::HttpPool::new) use. Make further registries to have several nodes
+/// in one process, or to avoid global state.
 ///
-/// Cloning is cheap, and clones are the same registry. All methods may be called from any thread
-/// at any time, also from hooks, getters and pickers: the registry holds no lock while one runs.
+/// Cloning is cheap, and clones are the same registry. All methods may be called from any thread at
+/// any time, also from hooks, getters and pickers: the registry holds no lock while it runs user
+/// code.
 #[derive(Clone, Default)]
 pub struct Registry {
     inner: Arc<RegistryInner>,
@@ -30,9 +31,10 @@ pub struct Registry {
 
 #[derive(Default)]
 struct RegistryInner {
-    /// Locked before `groups`, where both are.
+    /// Where both are locked, `hooks` is locked before `groups`.
     hooks: Mutex<Hooks>,
-    /// Read for each request of a peer. Clients choose the names, so the hash is seeded.
+    /// Read for each request of a peer. The hash is seeded, because clients choose the names in
+    /// requests.
     groups: RwLock<HashMap<String, Group, RandomState>>,
     peers: PickerSlot,
 }
@@ -43,7 +45,7 @@ type NewGroupHook = dyn Fn(&Group) + Send + Sync;
 struct Hooks {
     new_group_hook: Option<Arc<NewGroupHook>>,
     server_start: Option<Box<dyn FnOnce() + Send>>,
-    /// Whether a group was made, which takes `server_start` out.
+    /// Whether a group was made. The first group takes `server_start`.
     any_group_yet: bool,
 }
 
@@ -81,27 +83,27 @@ impl Registry {
         self.inner.groups.read().get(name).cloned()
     }
 
-    /// All groups, in no order.
+    /// All groups, in no particular order.
     pub fn groups(&self) -> Vec<Group> {
         self.inner.groups.read().values().cloned().collect()
     }
 
-    /// Takes a group out, which frees its name. Its handles stay usable; peers get
-    /// [`ErrorKind::UnknownGroup`].
+    /// Removes a group, so that its name can be used again. Handles of the group stay usable. Peers
+    /// that request it get [`ErrorKind::UnknownGroup`].
     pub fn remove_group(&self, name: &str) -> Option<Group> {
         self.inner.groups.write().remove(name)
     }
 
-    /// Sets the picker that all groups ask for the owner of a key.
+    /// Sets the picker that finds the owner of a key for all groups.
     ///
-    /// Groups use it from the next load on, also those made before. It stays for the life of the
-    /// registry. Without a picker, this process owns every key.
+    /// Groups that exist already use it from their next load on. It stays registered as long as the
+    /// registry exists. Without a picker, this process owns every key.
     ///
-    /// An [`HttpPool`](crate::http::HttpPool) registers itself, until it is dropped.
+    /// An [`HttpPool`](crate::http::HttpPool) registers itself, and unregisters when it is dropped.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyRegistered`] if there is one.
+    /// [`ErrorKind::AlreadyRegistered`] if there is a picker.
     pub fn register_peer_picker(&self, picker: Arc<dyn PeerPicker>) -> Result<()> {
         self.inner.peers.register(Pickers::One(picker))
     }
@@ -112,8 +114,8 @@ impl Registry {
         self.inner.peers.lend(picker)
     }
 
-    /// Sets a function from a group's name to the picker that the group asks. Every load calls it,
-    /// and calls it again before it asks a second peer, so it should only look the picker up.
+    /// Sets a function that returns the picker for a group's name. Every load calls it, and calls it
+    /// again before it asks a second peer. So it should only look the picker up.
     ///
     /// # Errors
     ///
@@ -127,14 +129,15 @@ impl Registry {
             .register(Pickers::ByGroup(Arc::new(picker_of)))
     }
 
-    /// Sets a hook that gets every group made from now on, on the thread that makes it, before
-    /// `build` returns. Other threads may find the group in the registry before.
+    /// Sets a hook that is called with every group made from now on. It runs on the thread that makes
+    /// the group, before `build` returns. Other threads may find the group in the registry before the
+    /// hook runs.
     ///
     /// If the hook panics, so does `build`, and the group is not registered.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyRegistered`] if there is one.
+    /// [`ErrorKind::AlreadyRegistered`] if there is a hook.
     pub fn register_new_group_hook(
         &self,
         hook: impl Fn(&Group) + Send + Sync + 'static,
@@ -155,8 +158,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyRegistered`] if there is one, or if a group was made already, since the
-    /// function would never run.
+    /// [`ErrorKind::AlreadyRegistered`] if there is such a function, or if a group was made already,
+    /// because the function would never run.
     pub fn register_server_start(&self, start: impl FnOnce() + Send + 'static) -> Result<()> {
         let mut hooks = self.inner.hooks.lock();
         if hooks.server_start.is_some() {
@@ -191,7 +194,7 @@ impl Registry {
         let (start, hook) = {
             let mut hooks = self.inner.hooks.lock();
             let mut groups = self.inner.groups.write();
-            // Another thread may have registered the name since the look above.
+            // Another thread may have registered the name since the check above.
             if groups.contains_key(name) {
                 drop((groups, hooks));
                 return Err(taken());
@@ -212,7 +215,7 @@ impl Registry {
         }
         if panic.is_some() {
             let mut groups = self.inner.groups.write();
-            // The hook may have put another group of this name in.
+            // The hook may have replaced the group by another of this name.
             if groups.get(name).is_some_and(|other| other.is(&group)) {
                 groups.remove(name);
             }
@@ -249,6 +252,6 @@ pub fn get_group(name: &str) -> Option<Group> {
 fn already(hook: &str) -> Error {
     Error::new(
         ErrorKind::AlreadyRegistered,
-        format!("this registry has {hook}; make a Registry of its own for another"),
+        format!("this registry has {hook} already; make a Registry of its own for another"),
     )
 }

@@ -7,16 +7,17 @@ use triomphe::{Arc, ThinArc};
 
 /// Like std's `Arc<[u8]>`, but the length is stored with the bytes, so the pointer is one word.
 ///
-/// A hit reads the pointer, then the entry. Twice as many pointers of half the size stay in the
-/// processor's caches.
+/// A hit reads the pointer and then the entry. Pointers of half the size let twice as many fit into
+/// the processor's caches.
 #[derive(Clone)]
 pub(crate) struct SharedBytes(ThinArc<(), u8>);
 
 impl SharedBytes {
-    /// The bytes of the allocation before the shared ones: the reference count and the length.
+    /// The size of the header before the bytes, in bytes. It holds the reference count and the
+    /// length.
     pub(crate) const HEADER: usize = 2 * size_of::<usize>();
 
-    /// A number of zeros, to be [filled](Self::fill).
+    /// `len` zero bytes, which [`fill`](Self::fill) can overwrite.
     pub(crate) fn zeros(len: usize) -> SharedBytes {
         SharedBytes(ThinArc::from_header_and_iter(
             (),
@@ -24,7 +25,7 @@ impl SharedBytes {
         ))
     }
 
-    /// The address of the allocation. Does not read it, as `as_ptr` would to build the slice.
+    /// The address of the allocation. Does not read the allocation, unlike `as_ptr` of the slice.
     pub(crate) fn address(&self) -> usize {
         self.0.as_ptr().addr()
     }

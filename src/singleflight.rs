@@ -18,7 +18,7 @@ use crate::recursion::LoadId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
-/// Merges calls for the same key at the same time into one.
+/// Merges concurrent calls for the same key into one.
 ///
 /// ```
 /// use larder::singleflight::Group;
@@ -54,8 +54,8 @@ impl<T> Group<T> {
         }
     }
 
-    /// Lets calls for `key` that begin from now on start a flight of their own. Calls that wait
-    /// already get the result of the old one.
+    /// Makes calls for `key` that begin from now on start a new flight. Calls that wait already get
+    /// the result of the old one.
     pub fn forget(&self, key: &str) {
         self.forget_hashed(self.hash(key), key);
     }
@@ -70,7 +70,7 @@ impl<T> Group<T> {
         self.stripes.iter().map(count).sum()
     }
 
-    /// Leads the flight of `key`, or joins the one under way.
+    /// Starts a flight of `key` and leads it, or joins the one under way.
     pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
         let mut stripe = self.stripe(hash).lock();
         let StripeState { flights, spare } = &mut *stripe;
@@ -83,17 +83,18 @@ impl<T> Group<T> {
         Joined::Leader(leader, self.epoch(hash))
     }
 
-    /// Changes when a flight of a key with this hash ends or is forgotten. Takes no lock.
+    /// Changes when a flight of this hash's stripe ends or is forgotten. Takes no lock.
     ///
-    /// If a caller reads the same epoch before it releases a lock under which it found no result, and
-    /// when it becomes the leader, no flight has put a result under that lock in between: such a
-    /// flight would have ended after the first reading and before the second.
+    /// Suppose a caller looks for a result under a lock, finds none, and reads the epoch before it
+    /// releases that lock. Later it becomes the leader. If the epoch is the same then, no flight of
+    /// the key has stored a result under that lock in between: such a flight would have ended after
+    /// the first reading and before the second.
     #[inline]
     pub(crate) fn epoch(&self, hash: u64) -> Epoch {
         Epoch(self.stripe(hash).epoch.load(Ordering::Relaxed))
     }
 
-    /// Resumes the lead of a flight whose leader was [detached](Leader::detach).
+    /// Leads a flight whose leader was [detached](Leader::detach).
     pub(crate) fn lead(&self, flight: &Arc<Flight<T>>) -> Leader<'_, T> {
         Leader {
             stripe: Some(self.stripe(flight.hash)),
@@ -126,7 +127,7 @@ impl<T> Group<T> {
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
         let stripe = self.stripe(hash).lock();
         let flight = stripe.flights.find(hash, |flight| flight.is_for(hash, key));
-        // The table holds it, too.
+        // The stripe holds one reference, too.
         flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(1))
     }
 
@@ -140,11 +141,11 @@ impl<T> Group<T> {
 }
 
 impl<T: Clone> Group<T> {
-    /// Runs `work` and returns its result; or, while a call for the same key is under way, waits
-    /// for that call and returns a clone of its result.
+    /// Runs `work` and returns its result. If a call for the same key is under way, waits for that
+    /// call instead, and returns a clone of its result.
     ///
     /// `work` runs on the calling thread with no lock held. It must not call `do_once` for its own
-    /// key: it would wait for itself.
+    /// key, because it would wait for itself.
     ///
     /// # Errors
     ///
@@ -183,10 +184,10 @@ impl<T> fmt::Debug for Group<T> {
     }
 }
 
-/// A part of the flights that new callers can join.
+/// The flights of a part of the keys, including forgotten ones.
 struct Stripe<T> {
     state: Mutex<StripeState<T>>,
-    /// Changes under the lock, and is read without it.
+    /// Changed under the lock, and read without it.
     epoch: AtomicU64,
 }
 
@@ -204,7 +205,7 @@ impl<T> Stripe<T> {
         self.state.lock()
     }
 
-    /// Locks the stripe to take flights out.
+    /// Locks the stripe to end or forget flights, and advances the epoch.
     fn lock_and_advance(&self) -> MutexGuard<'_, StripeState<T>> {
         let state = self.state.lock();
         let epoch = self.epoch.load(Ordering::Relaxed);
@@ -219,7 +220,8 @@ pub(crate) struct Epoch(u64);
 
 struct StripeState<T> {
     flights: HashTable<Arc<Flight<T>>>,
-    /// A flight that ended without a waiter, for the next one: most loads allocate none.
+    /// A flight that ended without waiters. The next flight reuses it, so most loads allocate no
+    /// flight.
     spare: Option<Arc<Flight<T>>>,
 }
 
@@ -235,28 +237,28 @@ impl<T> Default for StripeState<T> {
 /// The longest key that a spare flight keeps room for, in bytes.
 const MAX_SPARE_KEY: usize = 256;
 
-/// Enough that threads that load different keys rarely contend for a lock. One under loom, which
-/// would explore each.
+/// The number of stripes. With 16, threads that load different keys rarely contend for a lock. Under
+/// loom there is one, because loom would explore each.
 const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
 /// The role of a caller of [`Group::join`].
 pub(crate) enum Joined<'a, T> {
-    /// And the [epoch](Group::epoch) in which the flight began.
+    /// The caller leads a new flight, which began in this [epoch](Group::epoch).
     Leader(Leader<'a, T>, Epoch),
     Waiter(Arc<Flight<T>>),
 }
 
-/// A call under way. Its stripe and its waiters hold it.
+/// A call under way. Its stripe and its waiters hold references to it.
 pub(crate) struct Flight<T> {
     hash: u64,
     key: String,
-    /// Whether new callers start another flight. Changes and is read under the stripe's lock.
+    /// Whether new callers start another flight. Changed and read under the stripe's lock.
     is_forgotten: AtomicBool,
-    /// `None` while the flight is under way. Set under the lock after `result`, so that `changed`
-    /// wakes every waiter that saw it unset under the lock.
+    /// `None` while the flight is under way. Set under the lock, after `result`. A waiter checks it
+    /// under the same lock before it waits, so it does not miss the wake-up of `changed`.
     end: Mutex<Option<FlightEnd>>,
     changed: Condvar,
-    /// Set if the flight is finished. Outside the lock, so that waiters clone it in parallel.
+    /// The result of a finished flight. It is outside the lock, so that waiters clone it in parallel.
     result: OnceLock<T>,
 }
 
@@ -273,7 +275,7 @@ enum FlightEnd {
 pub(crate) enum Waited<T> {
     /// The flight has this result.
     Finished(T),
-    /// The leader gave up; the caller has to join again.
+    /// The leader abandoned the flight. The waiter has to join again.
     Abandoned,
     /// The leader panicked.
     Panicked,
@@ -282,9 +284,10 @@ pub(crate) enum Waited<T> {
 }
 
 impl<T> Flight<T> {
-    /// A flight of `key`: the spare one, unless its last leader holds it still.
+    /// A flight of `key`: the spare one if there is one, else a new one.
     fn begin(spare: Option<Arc<Self>>, hash: u64, key: &str) -> Arc<Self> {
         if let Some(mut flight) = spare {
+            // It had no waiters, so `end` and `result` are unset and no other reference is left.
             if let Some(reused) = Arc::get_mut(&mut flight) {
                 reused.hash = hash;
                 reused.key.clear();
@@ -354,10 +357,11 @@ impl<T: Clone> Flight<T> {
     }
 }
 
-/// The caller that does the work of a flight. To drop it without [`finish`](Self::finish) or
-/// [`abandon`](Self::abandon) is to panic: the waiters get [`Waited::Panicked`].
+/// Held by the caller that does the work of a flight. If it is dropped without
+/// [`finish`](Self::finish) or [`abandon`](Self::abandon), the leader panicked: the waiters get
+/// [`Waited::Panicked`].
 pub(crate) struct Leader<'a, T> {
-    /// `None` once the flight has left it, or another thread leads it.
+    /// `None` once the flight has left its stripe, or another thread leads it.
     stripe: Option<&'a Stripe<T>>,
     hash: u64,
     id: LoadId,
@@ -367,14 +371,17 @@ pub(crate) struct Leader<'a, T> {
 }
 
 impl<T> Leader<'_, T> {
-    /// The flight, to be waited for here and [led](Group::lead) on another thread.
+    /// Gives up the lead. The caller waits for the returned flight, and another thread
+    /// [leads](Group::lead) it.
     pub(crate) fn detach(mut self) -> Arc<Flight<T>> {
         let stripe = self.stripe.take().expect("a leader is detached once");
         let stripe = stripe.lock();
         let flight = stripe
             .flights
             .find(self.hash, |flight| LoadId::of(flight) == self.id);
-        flight.expect("a flight stays while it is led").clone()
+        flight
+            .expect("a flight stays in its stripe while it is led")
+            .clone()
     }
 
     pub(crate) fn id(&self) -> LoadId {
@@ -388,8 +395,8 @@ impl<T> Leader<'_, T> {
     {
         self.leave();
         if let Some(flight) = &self.left {
-            // It cannot be set already: a flight has one leader. If the clone panics, the waiters
-            // learn of that panic.
+            // The result is unset, because a flight has one leader. If the clone panics, the waiters
+            // get [`Waited::Panicked`].
             let _ = flight.result.set(value.clone());
         }
         self.end = FlightEnd::Finished;
@@ -400,8 +407,8 @@ impl<T> Leader<'_, T> {
         self.end = FlightEnd::Abandoned;
     }
 
-    /// Takes the flight out of its stripe, before the waiters wake up: a waiter that joins again must
-    /// not find this flight.
+    /// Removes the flight from its stripe. This comes before the waiters wake up, because a waiter
+    /// that joins again must not find this flight.
     fn leave(&mut self) {
         let Some(stripe) = self.stripe.take() else {
             return;

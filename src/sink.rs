@@ -1,4 +1,4 @@
-//! Destinations of values: a getter fills one, and a caller gets its value in one.
+//! Destinations of values: a getter fills one, and `Group::get_into` fills the caller's.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use crate::message::{ProtoDecode, ProtoMessage};
 
 /// Receives a value.
 ///
-/// A getter gets a sink to fill; `Group::get_into` fills the caller's. An implementation needs
-/// [`set_bytes`](Self::set_bytes) alone. It may panic: the panic reaches the caller of `get_into`,
-/// and the value stays cached.
+/// A getter receives a sink to fill. `Group::get_into` fills the caller's sink. An implementation
+/// needs only [`set_bytes`](Self::set_bytes). If it panics, the panic propagates to the caller of
+/// `get_into`, and the value stays cached.
 ///
-/// A getter sets exactly one value; its sink refuses a second with [`ErrorKind::SetTwice`].
+/// A getter sets exactly one value. Its sink refuses a second one with [`ErrorKind::SetTwice`].
 pub trait Sink {
     /// Takes a copy of `value`.
     ///
@@ -53,15 +53,15 @@ pub trait Sink {
         self.set_bytes(value)
     }
 
-    /// Sets how long the value may be cached, from now; a group's `time_to_live` can only shorten
-    /// it. Getters may call it before or after they set the value; destinations of callers ignore
-    /// it. `Duration::MAX` is no limit.
+    /// Sets how long the value may be cached, counted from the end of the load. A group's
+    /// `time_to_live` can only shorten it. Getters may call this before or after they set the value.
+    /// Destinations of callers ignore it. `Duration::MAX` means no limit.
     fn expire_in(&mut self, ttl: Duration) {
         let _ = ttl;
     }
 }
 
-/// The methods of a sink that passes values on to another one.
+/// The methods of a sink that forwards values to another sink.
 macro_rules! forward {
     ($self:ident => $to:expr) => {
         fn set_bytes(&mut $self, value: &[u8]) -> Result<()> {
@@ -103,7 +103,7 @@ impl Sink for Vec<u8> {
 impl Sink for String {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         let text = std::str::from_utf8(value)
-            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not text", e))?;
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not UTF-8", e))?;
         self.set_str(text)
     }
 
@@ -114,7 +114,7 @@ impl Sink for String {
     }
 }
 
-/// Becomes a view of the cached bytes themselves; [`set_view`](Sink::set_view) copies nothing.
+/// Becomes a view of the cached bytes. [`set_view`](Sink::set_view) copies nothing.
 impl Sink for ByteView {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         *self = ByteView::from(value);
@@ -152,7 +152,7 @@ sink_around!(
 );
 
 sink_around!(
-    /// Fills a [`ByteView`] with the cached bytes themselves.
+    /// Fills a [`ByteView`] with a view of the cached bytes.
     ByteViewSink(ByteView)
 );
 
@@ -193,8 +193,8 @@ impl Sink for TruncatingByteSliceSink<'_, '_> {
     }
 }
 
-/// Decodes the value as a protobuf message; refuses one that does not decode with
-/// [`ErrorKind::Sink`], and leaves the destination as it was.
+/// Decodes the value as a protobuf message. If the value does not decode, the sink refuses it with
+/// [`ErrorKind::Sink`], and the destination does not change.
 #[derive(Debug)]
 pub struct ProtoSink<'a, M>(&'a mut M);
 
@@ -208,13 +208,13 @@ impl<'a, M: ProtoDecode> ProtoSink<'a, M> {
 impl<M: ProtoDecode> Sink for ProtoSink<'_, M> {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         *self.0 = M::decode(value)
-            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not the message", e))?;
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not this message", e))?;
         Ok(())
     }
 }
 
-/// Decodes the value as a JSON document; refuses one that does not parse with
-/// [`ErrorKind::Sink`], and leaves the destination as it was.
+/// Decodes the value as a JSON document. If the value does not parse, the sink refuses it with
+/// [`ErrorKind::Sink`], and the destination does not change.
 #[cfg(feature = "json")]
 #[derive(Debug)]
 pub struct JsonSink<'a, T>(&'a mut T);
@@ -231,7 +231,7 @@ impl<'a, T: serde::de::DeserializeOwned> JsonSink<'a, T> {
 impl<T: serde::de::DeserializeOwned> Sink for JsonSink<'_, T> {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         *self.0 = serde_json::from_slice(value)
-            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not the JSON", e))?;
+            .map_err(|e| Error::with_source(ErrorKind::Sink, "the value is not this JSON", e))?;
         Ok(())
     }
 }

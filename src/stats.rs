@@ -41,8 +41,8 @@ impl fmt::Display for AtomicInt {
 
 /// The counters of a group since it was made. Each number only grows.
 ///
-/// The numbers are read one after the other while other threads count, so sums across them can be
-/// off by the calls under way.
+/// The numbers are read one after the other while other threads count. So they may disagree with each
+/// other by the calls under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -52,12 +52,12 @@ pub struct Stats {
     pub cache_hits: u64,
     /// Loads answered by a peer.
     pub peer_loads: u64,
-    /// Exchanges with a peer that failed: the peer was not reached, too late, or its response was
-    /// not valid. An error of the peer's getter, "not found" included, is no failed exchange.
+    /// Failed exchanges with peers: the peer was not reached, was too late, has no such group, or its
+    /// response was not valid. An error of the peer's getter, "not found" included, does not count.
     pub peer_errors: u64,
     /// Gets that found nothing cached: `gets - cache_hits`.
     pub loads: u64,
-    /// Loads left after those of one key at the same time were merged: the flights that started.
+    /// Loads after concurrent loads of one key were merged: the number of flights that started.
     pub loads_deduped: u64,
     /// Runs of the getter that set a value.
     pub local_loads: u64,
@@ -81,11 +81,11 @@ pub enum CacheType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
-    /// Bytes charged now: keys, values, and what the allocator and the tables take for them.
+    /// Current weight in bytes: keys, values, and what the allocator and the tables take for them.
     pub bytes: u64,
     /// Entries now.
     pub items: u64,
-    /// Look-ups. Every get looks into main; those that miss there look into hot.
+    /// Look-ups. Every get counts in main, and if it misses there, also in hot.
     pub gets: u64,
     /// Look-ups that found a live entry.
     pub hits: u64,

@@ -3,8 +3,8 @@
 //! The locks here do not poison. User code (getters, hooks, listeners) always runs with no lock
 //! held, so its panic cannot leave a value behind a lock half-changed.
 
-// std's in both: no lock protocol of the crate depends on reference counts, and loom's `Arc` cannot
-// hold slices or trait objects.
+// std's `Arc` also under loom: no lock protocol of the crate depends on reference counts, and loom's
+// `Arc` cannot hold slices or trait objects.
 pub(crate) use std::sync::Arc;
 
 #[cfg(not(larder_loom))]
@@ -19,7 +19,7 @@ use std::sync as imp;
 #[cfg(larder_loom)]
 use loom::sync as imp;
 
-/// loom's, which takes no `const` initializers.
+/// loom's `thread_local!`, which accepts no `const` initializers.
 #[cfg(larder_loom)]
 macro_rules! loom_thread_local {
     ($(#[$attr:meta])* static $name:ident: $type:ty = const $init:block;) => {
@@ -34,7 +34,7 @@ use std::time::Duration;
 
 pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
-/// A mutex that a panicking holder leaves usable.
+/// A mutex that stays usable after a thread panicked while it held the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
 
@@ -48,7 +48,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A reader-writer lock that a panicking holder leaves usable.
+/// A reader-writer lock that stays usable after a thread panicked while it held the lock.
 #[derive(Debug, Default)]
 pub(crate) struct RwLock<T>(imp::RwLock<T>);
 

@@ -1,6 +1,6 @@
 //! Exact counters without atomic read-modify-write.
 //!
-//! Each thread has a number, and a set of counters of that number. Only this thread writes to the set,
+//! Each thread has a number, which selects its set of counters. Only this thread writes to the set,
 //! so a load and a store are enough to count. Readers sum over all sets.
 
 use std::cell::Cell;
@@ -9,11 +9,11 @@ use std::sync::{Mutex, PoisonError};
 
 use crossbeam_utils::CachePadded;
 
-/// Sets of counters. The first is shared: by threads for which no number is left, and by those past
-/// their destructors. They count with an atomic addition.
+/// The number of sets. The first set is shared by threads for which no number was left, and by
+/// threads past their destructors. They count with an atomic addition.
 const SETS: usize = 64;
 
-/// The counters that `T` consists of, by thread.
+/// The counters of `T`, one set for each thread.
 pub(crate) struct ThreadCounters<T> {
     sets: Box<[CachePadded<T>; SETS]>,
 }
@@ -39,11 +39,12 @@ impl<T> ThreadCounters<T> {
         counter.store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Counts for a thread without a number, and gets it one for its next count if it never asked.
+    /// Counts for a thread without a number. On the thread's first count, takes a number for the next
+    /// ones.
     #[cold]
     fn add_shared(&self, counter: impl Fn(&T) -> &AtomicU64) {
         counter(&self.sets[SHARED]).fetch_add(1, Ordering::Relaxed);
-        // A thread past its destructors could not give a number back.
+        // Not for a thread past its destructors, which could not return the number.
         let _ = NUMBER.try_with(|number| {
             if number.0.get() == UNSET {
                 number.0.set(take_number());
@@ -58,8 +59,9 @@ impl<T> ThreadCounters<T> {
     }
 }
 
-/// The set of threads without a number, and the number that stands for none left.
+/// The shared set, and the number of a thread for which no other was left.
 const SHARED: usize = 0;
+/// The number of a thread that has not counted yet.
 const UNSET: usize = SETS;
 
 thread_local! {
@@ -69,8 +71,8 @@ thread_local! {
 /// A thread's number, which is free again when the thread ends.
 struct ThreadNumber(Cell<usize>);
 
-/// Numbers in use, as bits; the first is no thread's. The lock also orders a thread's last store to
-/// its counters before the first load of the next thread with that number.
+/// The numbers in use, as bits; the first is reserved for the shared set. The lock also orders a
+/// thread's last store to its counters before the first load of the next thread with that number.
 static IN_USE: Mutex<u64> = Mutex::new(1 << SHARED);
 
 fn take_number() -> usize {

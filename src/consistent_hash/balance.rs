@@ -1,9 +1,10 @@
-//! The larder preset divides the ring evenly, with the least number of replicas that does.
+//! Tests that the larder preset divides the ring evenly, and that half its replicas would not.
 
 use super::{Map, Preset};
 use crate::random::mix;
 
-/// The arc of the busiest node, with the mean as 1. Exact but for the last rounding.
+/// The part of the ring that the busiest node owns, with the mean as 1. Exact but for the last
+/// rounding.
 fn busiest(ring: &Map) -> f64 {
     let mut arcs = vec![0_u128; ring.len()];
     let mut previous = *ring.hashes.last().unwrap();
@@ -28,7 +29,7 @@ fn ten_nodes(set: u64) -> Vec<String> {
     (0..10).map(name).collect()
 }
 
-/// Sets among `sets` whose busiest node owns more than 1.10 of the mean.
+/// The number of sets, among `sets`, whose busiest node owns more than 1.10 times the mean.
 fn failures(replicas: usize, sets: u64) -> usize {
     (0..sets)
         .filter(|&set| {
@@ -44,7 +45,7 @@ fn busiest_of_ten_nodes_owns_at_most_a_tenth_over_the_mean() {
     assert_eq!(failures(Preset::Larder.replicas(), 30), 0);
 }
 
-/// Takes a quarter of a minute: `cargo test --release --lib -- --ignored least_power_of_two`.
+/// Takes about 15 s: `cargo test --release --lib -- --ignored least_power_of_two`.
 #[test]
 #[ignore = "thousands of rings; for release builds"]
 fn default_replicas_are_the_least_power_of_two_with_failures_under_one_in_a_thousand() {
@@ -70,7 +71,8 @@ fn keys_and_ports_that_differ_in_the_last_digit_spread_evenly() {
             let digit = owner.as_bytes()[owner.len() - 1] - b'0';
             owned[usize::from(digit)] += 1;
         }
-        // A tenth for the arcs, and four standard deviations of 2000 for the sample.
+        // The mean is 2000. Allow a tenth for the arcs, and four standard deviations of 45 for the
+        // sample.
         let most = owned.iter().max().unwrap();
         assert!(*most <= 2200 + 4 * 45, "{shape:?}: {owned:?}");
     }

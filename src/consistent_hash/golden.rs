@@ -1,9 +1,9 @@
-//! Owners that must never change, since other programs and older versions agree on them.
+//! Owners that must never change, because other programs and older versions compute the same.
 
 use super::{Map, Preset};
 
-/// Key, and the last number of its owner's address under golang, mailgun, v3 and larder. Larder's
-/// column was computed by a second implementation, in Python.
+/// A key, and the last number of its owner's address under golang, mailgun, v3 and larder. A second
+/// implementation, in Python, computed larder's column.
 const OWNERS: [(&str, [u8; 4]); 8] = [
     ("foo", [1, 2, 1, 2]),
     ("bar", [2, 2, 1, 2]),

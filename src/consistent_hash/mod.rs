@@ -1,7 +1,7 @@
 //! The ring that maps keys to the nodes that own them.
 //!
-//! Every node has a number of points on a ring of 2^64 hashes. It owns the keys whose hash lies
-//! between one of its points and the point before (Karger and others, "Consistent hashing and random
+//! Every node has a number of points on a ring of 2^64 hashes. It owns the keys whose hash is
+//! between the previous point and one of its own (Karger and others, "Consistent hashing and random
 //! trees", 1997). A node that joins takes keys from all others, and no key moves between those. A
 //! node that leaves gives its keys to all others.
 //!
@@ -48,9 +48,9 @@ pub struct Map {
     /// In order of addition, each once.
     nodes: Vec<String>,
     /// All points, ascending. A point that nodes share is listed once for each of them, the owner
-    /// first. So a look-up finds the owner, and the next one after its removal.
+    /// first. So a look-up finds the owner, and after the owner's removal the next node.
     hashes: Vec<u64>,
-    /// The index in `nodes` of each point's node. Not beside the hashes, so that a search reads
+    /// The index in `nodes` of each point's node. Kept apart from the hashes, so that a search reads
     /// hashes only.
     owners: Vec<u32>,
 }
@@ -60,7 +60,7 @@ impl Map {
     ///
     /// The points are those of Go: the hashes of the replica's decimal number followed by the node,
     /// `0node`, `1node` and so on. A point that nodes share belongs to the one that was added last.
-    /// For a 32-bit hash of a Go program, widen its result, since only the order counts.
+    /// To use a 32-bit hash of a Go program, widen its result: only the order of the hashes counts.
     ///
     /// ```
     /// use larder::consistent_hash::Map;
@@ -90,7 +90,7 @@ impl Map {
         Map::empty(Scheme::Preset(preset), preset.replicas())
     }
 
-    /// A preset with another number of replicas. All processes must use the same.
+    /// A ring of a preset with another number of replicas. All processes must use the same number.
     ///
     /// # Errors
     ///
@@ -102,8 +102,8 @@ impl Map {
 
     /// Adds nodes. Adding many in one call is faster than one by one.
     ///
-    /// A node that is in the ring already counts as added last. The order decides which node owns a
-    /// shared point, except under [`Preset::Larder`], where it never matters.
+    /// A node that is already in the ring counts as added last. The order of addition decides which
+    /// node owns a shared point. Under [`Preset::Larder`] it never matters.
     pub fn add<I>(&mut self, nodes: I)
     where
         I: IntoIterator,
@@ -242,7 +242,7 @@ pub struct Successors<'a> {
     ring: &'a Map,
     at: usize,
     seen: Vec<bool>,
-    /// Nodes that were not returned yet. Each has a point, so the walk finds it.
+    /// The number of nodes not returned yet. Each has a point, so the iteration finds it.
     left: usize,
 }
 
@@ -283,5 +283,5 @@ fn check_replicas(replicas: usize) -> Result<()> {
     ))
 }
 
-/// 768 KiB a node. A larger number is a mistake.
+/// The most replicas of a node, which take 768 KiB. A larger number is taken for a mistake.
 const MAX_REPLICAS: usize = 65_536;

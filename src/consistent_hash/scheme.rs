@@ -8,18 +8,18 @@ use super::hashes::{crc32, fnv1, md5_hex};
 use crate::random::{GOLDEN_RATIO, mix};
 use crate::sync::Arc;
 
-/// The rings that clusters agree on.
+/// The rings of larder and of other groupcache implementations.
 ///
 /// All processes of a cluster must use the same preset and the same number of replicas. Otherwise
 /// they disagree about owners, and keys are loaded more than once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Preset {
-    /// larder's own, made for balance: 2048 replicas, 64-bit FNV-1a of the key and of the node,
-    /// each followed by SplitMix64's finalizer.
+    /// Larder's own ring, designed for balance: 2048 replicas, 64-bit FNV-1a of the key and of the
+    /// node, each followed by SplitMix64's finalizer.
     ///
     /// A node's points are the SplitMix64 sequence that its hash seeds. A point that nodes share
-    /// belongs to the one that sorts first, so the order of addition never matters.
+    /// belongs to the node whose name sorts first, so the order of addition never matters.
     ///
     /// # Balance and memory
     ///
@@ -91,7 +91,7 @@ impl Scheme {
         }
     }
 
-    /// Orders two nodes that share a point: the lesser owns it. `nodes` is in order of addition.
+    /// Orders two nodes that share a point: the lesser one owns it. `nodes` is in order of addition.
     pub(super) fn precedence(&self, nodes: &[String], a: u32, b: u32) -> Ordering {
         match self {
             Scheme::Preset(Preset::Larder) => nodes[a as usize].cmp(&nodes[b as usize]),
@@ -110,8 +110,8 @@ impl fmt::Debug for Scheme {
     }
 }
 
-/// FNV-1a followed by a finalizer. Ports and numbered keys differ in the last byte, which FNV-1a
-/// alone barely carries to the high bits.
+/// FNV-1a followed by a finalizer. Ports and numbered keys differ in the last byte, and FNV-1a alone
+/// barely carries that difference to the high bits.
 fn spread(bytes: &[u8]) -> u64 {
     let mut hasher = fnv::FnvHasher::default();
     hasher.write(bytes);
@@ -120,8 +120,8 @@ fn spread(bytes: &[u8]) -> u64 {
 
 /// The first outputs of the SplitMix64 generator with this seed.
 ///
-/// Go's points have no separator between number and node: point 11 of `10.0.0.1:80` is point 1 of
-/// `110.0.0.1:80`, and so on for every tenth point.
+/// This avoids a weakness of Go's points, which have no separator between number and node: point 11
+/// of `10.0.0.1:80` is point 1 of `110.0.0.1:80`, and so on for every tenth point.
 fn splitmix(seed: u64, replicas: usize, mut push: impl FnMut(u64)) {
     let mut state = seed;
     for _ in 0..replicas {

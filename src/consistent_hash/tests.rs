@@ -1,4 +1,4 @@
-//! Every ring: owners, successors, and the keys that a change of nodes moves.
+//! Tests of every ring: owners, successors, and the keys that a change of nodes moves.
 
 use proptest::collection::{hash_set, vec};
 use proptest::prelude::*;
@@ -71,7 +71,7 @@ fn shared_point_belongs_to_the_last_added_until_its_removal() {
 
 #[test]
 fn larders_shared_points_do_not_depend_on_the_order() {
-    // No two names are known to share a point, so the order is asked for directly.
+    // No two names are known to share a point, so the test calls `precedence` directly.
     let scheme = Scheme::Preset(Preset::Larder);
     let nodes = ["b".to_owned(), "a".to_owned()];
     assert!(scheme.precedence(&nodes, 1, 0).is_lt());
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// Some order of the nodes.
+/// A sort key that gives some order of the nodes.
 fn scheme_key(node: &str, seed: u64) -> u64 {
     Scheme::Preset(Preset::Larder).key(node) ^ seed
 }

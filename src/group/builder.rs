@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
 
-/// Makes a [`Group`].
+/// Builds a [`Group`].
 ///
 /// ```
 /// use larder::Group;
@@ -72,26 +72,26 @@ impl GroupBuilder {
         self
     }
 
-    /// The most bytes that the cache takes, in both shares together: keys, values, and what the
-    /// allocator and the tables take for them. Default: 64 MiB. 0 switches caching off; loads are
-    /// still shared.
+    /// The most bytes that both shares of the cache take together: keys, values, and what the
+    /// allocator and the tables take for them. Default: 64 MiB. 0 switches caching off; concurrent
+    /// loads of a key are still merged.
     ///
-    /// A value that takes the place of thousands of entries is inserted before all of them are
-    /// evicted, so that look-ups are not delayed. Until the call that loaded it returns, the cache can
-    /// be over its capacity by that value.
+    /// A value that replaces thousands of entries is inserted before all of them are evicted, so that
+    /// look-ups are not delayed. Until the call that loaded it returns, the cache can be over its
+    /// capacity by that value.
     pub fn max_capacity(mut self, bytes: u64) -> Self {
         self.max_capacity = bytes;
         self
     }
 
-    /// How to choose what to evict. Default: [`Eviction::S3Fifo`].
+    /// How the cache chooses the entries to evict. Default: [`Eviction::S3Fifo`].
     pub fn eviction(mut self, eviction: Eviction) -> Self {
         self.eviction = eviction;
         self
     }
 
-    /// The part of the capacity, 0 to 1, that copies of other processes' values may take while own
-    /// values need the rest. Default: 1/8, as in golang/groupcache.
+    /// The part of the capacity, 0 to 1, for copies of other processes' values. They may take more
+    /// while this process's own values do not need the rest. Default: 1/8, as in golang/groupcache.
     pub fn hot_fraction(mut self, fraction: f64) -> Self {
         self.hot_fraction = fraction;
         self
@@ -103,8 +103,8 @@ impl GroupBuilder {
         self
     }
 
-    /// The number of shards, each with a lock of its own, rounded up to a power of two. Default:
-    /// four a core, at most 64, as long as each has 2 MiB.
+    /// The number of shards, each with a lock of its own. It is rounded up to a power of two, and is
+    /// at most 256. Default: four for each core, at most 64, and so few that each has 2 MiB.
     ///
     /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
     pub fn shards(mut self, shards: usize) -> Self {
@@ -112,8 +112,9 @@ impl GroupBuilder {
         self
     }
 
-    /// How long a value is kept after it was loaded. A getter can shorten this for its value with
-    /// [`Sink::expire_in`](crate::Sink::expire_in). Default: until it is evicted.
+    /// How long a value is kept after its load. A getter can shorten this for its value with
+    /// [`Sink::expire_in`](crate::Sink::expire_in). Default: no limit; a value is kept until it is
+    /// evicted.
     pub fn time_to_live(mut self, ttl: Duration) -> Self {
         self.time_to_live = Some(ttl);
         self
@@ -122,7 +123,7 @@ impl GroupBuilder {
     /// The longest key, in bytes, up to 65,535. Default: 8 KiB.
     ///
     /// A key whose escaped form does not fit into a peer's request head (8 KiB by default) is loaded
-    /// here, even if a peer owns it.
+    /// in this process, even if a peer owns it.
     pub fn max_key_size(mut self, bytes: usize) -> Self {
         self.max_key_size = bytes;
         self
@@ -134,30 +135,30 @@ impl GroupBuilder {
         self
     }
 
-    /// The most threads that run loads for callers with a deadline. Default: 256, the number of
-    /// connections of an [`http`](crate::http) server, so that a cold start refuses no peer for lack of
-    /// threads.
+    /// The most threads that run loads for callers with a deadline or a cancellation. Default: 256,
+    /// as many as the default connections of an [`http`](crate::http) server, so that a server with an
+    /// empty cache refuses no peer for lack of threads.
     ///
-    /// They are started when needed and end after 10 s without work. When all are busy, such loads
-    /// fail with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread a key.
+    /// Threads start when needed and end after 10 s without work. When all are busy, such loads fail
+    /// with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread for each key.
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self
     }
 
-    /// Called for every entry that leaves the cache: evicted, expired, replaced, or removed.
+    /// Sets a function that is called for every entry that leaves the cache: evicted, expired,
+    /// replaced, or removed.
     ///
-    /// It runs on the thread that removed the entry, afterwards and with no lock held, so it may call
-    /// the group, also for the key that left. A slow listener delays only that thread: callers that
-    /// wait for a value loaded there receive it before.
+    /// It runs on the thread that removed the entry, after the removal and with no lock held. So it
+    /// may call the group, also for the key that left. A slow listener delays only that thread:
+    /// callers that wait for a value loaded there receive the value before the listener runs.
     ///
-    /// Notifications that a listener's own calls cause wait until it has returned, and then run one
-    /// after the other on the same thread. A value that is loaded from within such a later
-    /// notification is returned and not cached, so a listener that loads its own victims comes to an
-    /// end.
+    /// Notifications that a listener's own calls cause wait until it has returned. They then run one
+    /// after the other on the same thread. A value that is loaded in such a later notification is
+    /// returned, but not cached. So a listener that loads evicted keys again does not loop forever.
     ///
-    /// If the listener panics, the other entries are still notified, and the panic propagates at the
-    /// end of the call that runs on that thread; a loader thread survives it.
+    /// If the listener panics, it is still called for the other entries. The panic then propagates at
+    /// the end of the call that runs on that thread; a loader thread survives it.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&str, ByteView, RemovalCause) + Send + Sync + 'static,
@@ -166,7 +167,7 @@ impl GroupBuilder {
         self
     }
 
-    /// The clock that expiry is measured by. Default: the system's.
+    /// The clock that measures expiry. Default: the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -219,19 +220,19 @@ impl GroupBuilder {
         check_capacity(self.max_capacity)?;
         let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
         if !(0.0..=1.0).contains(&self.hot_fraction) {
-            return invalid("hot_fraction is between 0 and 1");
+            return invalid("hot_fraction must be between 0 and 1");
         }
         if matches!(self.hot_admission, HotAdmission::Probability(p) if !(0.0..=1.0).contains(&p)) {
-            return invalid("a hot admission probability is between 0 and 1");
+            return invalid("a hot admission probability must be between 0 and 1");
         }
         if self.max_key_size > usize::from(u16::MAX) {
-            return invalid("max_key_size is at most 65535");
+            return invalid("max_key_size must be at most 65535");
         }
         if self.shards == Some(0) {
-            return invalid("there is at least one shard");
+            return invalid("there must be at least one shard");
         }
         if self.max_loader_threads == 0 {
-            return invalid("max_loader_threads is at least 1");
+            return invalid("max_loader_threads must be at least 1");
         }
         Ok(())
     }

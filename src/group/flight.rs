@@ -1,5 +1,5 @@
-//! One load for many callers: one leads, the others wait; the work runs on the leader's thread or on
-//! the loader pool.
+//! One load for many callers: one caller leads, and the others wait. The load runs on the leader's
+//! thread or on the loader pool.
 
 use super::populate::Placement;
 use super::{Flights, Inner, LoadKey, Loaded, MissToken};
@@ -15,9 +15,9 @@ use crate::sync::Arc;
 /// The thread that runs a flight's work.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Executor {
-    /// The caller's: it has no deadline, or the work itself ends by the deadline.
+    /// The caller's thread: its context cannot end, or the work itself ends by the deadline.
     Caller,
-    /// A thread of the loader pool, so that the caller can leave before the work is done.
+    /// A thread of the loader pool, so that the caller can return before the work is done.
     LoaderPool,
 }
 
@@ -30,7 +30,8 @@ impl Executor {
         }
     }
 
-    /// A peer that returns by the deadline can be asked from the caller's thread.
+    /// A peer that honors deadlines is asked on the caller's thread, unless the caller can be
+    /// cancelled.
     pub(super) fn for_peer(ctx: &Context, peer: &dyn ProtoGetter) -> Executor {
         if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !peer.honors_deadline()) {
             Executor::LoaderPool
@@ -45,9 +46,9 @@ impl Executor {
 pub(super) enum LoadFrom {
     /// The getter.
     Getter(Placement),
-    /// This peer, the owner; then its successor, then the getter.
+    /// The owner of the key, given here. If it fails, its successor, and then the getter.
     Peers(Arc<dyn ProtoGetter>),
-    /// The getter, after peers failed: part of a load that is counted already.
+    /// The getter, after the peers failed. The load that it is part of is counted already.
     GetterAfterPeers,
 }
 
@@ -62,11 +63,11 @@ impl LoadFrom {
 
 /// Guard of a running flight, and of the loader thread that runs it.
 ///
-/// If the getter, a peer, the picker or the admission function panics, the waiters get
-/// [`ErrorKind::GetterPanicked`] when it is dropped. They must not retry in turn, as after
-/// [`abandon`](Self::abandon).
+/// If the getter, a peer, the picker or the admission function panics, the guard is dropped and the
+/// waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as they do
+/// after [`abandon`](Self::abandon).
 struct FlightGuard<'a> {
-    // Dropped in this order. The thread is idle before the waiters wake up: see `BusyGuard`.
+    // Dropped in this order, so that the thread is idle before the waiters wake up: see `BusyGuard`.
     busy: Option<BusyGuard<'a>>,
     /// Ends before the flight is freed: see `LoadId`.
     dependency: Dependency,
@@ -156,15 +157,15 @@ impl Inner {
     /// 3. B puts the value into the store.
     /// 4. B's flight ends.
     /// 5. A looks for a flight, finds none, and leads another.
-    /// 6. A loads what has just been loaded.
+    /// 6. A loads the value again.
     ///
-    /// Skipped if no flight of the key ended between A's miss and A becoming leader, which the epochs
-    /// show.
+    /// Skipped if the epochs are equal: then no flight of the key ended between A's miss and A
+    /// becoming leader.
     pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
         self.store.peek(key.hash, key.key).map(Loaded::from)
     }
 
-    /// Does a flight's work on a loader thread, and waits for it as others do.
+    /// Runs a flight on a loader thread, and waits for it like a waiter.
     #[cold]
     fn lead_on_pool(
         self: &Arc<Self>,
@@ -182,7 +183,7 @@ impl Inner {
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(&flight);
-                // Only waiters hold the flight.
+                // Dropped before the work, because the leader counts other references as waiters.
                 drop(flight);
                 if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
                     group.lead(&from, guard, &ctx, key, generation);
@@ -192,15 +193,16 @@ impl Inner {
         match submitted {
             Ok(()) => wait(&flight, ctx),
             Err(refused) => {
-                // A waiter that has time, or needs no loader thread, leads the next flight.
+                // The waiters join again. One that has time left, or needs no loader thread, leads
+                // the next flight.
                 from.flights(self).lead(&flight).abandon();
                 Some(Err(refused))
             }
         }
     }
 
-    /// Does a flight's work and publishes the result. `None` if the work stopped because `ctx` ended:
-    /// then the flight is abandoned, because its waiters may have time left.
+    /// Runs a flight and publishes the result. Returns `None` if the work failed and `ctx` has ended:
+    /// the flight is then abandoned, because its waiters may have time left.
     fn lead(
         self: &Arc<Self>,
         from: &LoadFrom,
@@ -227,7 +229,7 @@ impl Inner {
             return None;
         }
         // The listener runs after the result is published, so that a slow or panicking listener does
-        // not affect the waiters. The loader thread is busy until it returns.
+        // not affect the waiters. The loader thread counts as busy until the listener returns.
         let busy = match self.eviction_listener {
             Some(_) if !evicted.is_empty() => guard.busy.take(),
             _ => None,
@@ -247,8 +249,8 @@ fn wait(flight: &Arc<Flight<Result<Loaded>>>, ctx: &Context) -> Option<Result<Lo
         Err(circle) => return Some(Err(circle)),
     };
     match flight.wait(ctx) {
-        // A leader with a deadline asked a peer in vain and then found no loader thread. This caller
-        // needs none.
+        // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
+        // getter. This caller needs no loader thread, so it joins again.
         Waited::Finished(Err(error))
             if error.kind() == ErrorKind::Overloaded && !ctx.has_deadline_or_cancel() =>
         {

@@ -13,12 +13,12 @@ use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
-/// Peers asked for one key before the getter runs here: the owner and its successor on the ring.
+/// The number of peers asked for one key before the getter runs here: the owner and its successor.
 const MAX_PEERS_ASKED: usize = 2;
 
 impl Inner {
-    /// Loads a key for a caller of this process: from the key's owner, or here if that is this
-    /// process.
+    /// Loads a key for a caller of this process: from the key's owner, or here if this process owns
+    /// the key.
     #[cold]
     pub(super) fn load(
         self: &Arc<Self>,
@@ -37,8 +37,9 @@ impl Inner {
         loaded.map(|loaded| loaded.view)
     }
 
-    /// Loads a key for a peer: here, even if another process owns the key. A request makes one hop
-    /// and no more, so two processes whose rings disagree never wait for each other.
+    /// Loads a key for a peer with the getter of this process, even if another process owns the key.
+    /// A request is never passed on a second time, so two processes whose rings disagree never wait
+    /// for each other.
     #[cold]
     pub(super) fn load_for_peer(
         self: &Arc<Self>,
@@ -65,7 +66,7 @@ impl Inner {
         self.load_once(&LoadFrom::Getter(placement), executor, ctx, key, miss)
     }
 
-    /// The work of a getter flight.
+    /// Runs the getter. This is the work of a getter flight.
     pub(super) fn run_getter(
         &self,
         placement: Placement,
@@ -84,7 +85,8 @@ impl Inner {
         Ok(self.populate(placement, key, generation, view, ttl, evicted))
     }
 
-    /// The work of a peer flight: asks the peers for a key, and runs the getter if none answers.
+    /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
+    /// flight.
     pub(super) fn load_from_peers(
         self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
@@ -98,7 +100,8 @@ impl Inner {
             let PeerResponse { value, ttl, .. } = answer?;
             return Ok(self.populate(Placement::Hot, key, generation, value, ttl, evicted));
         }
-        // On a loader thread the callers can leave this flight, so the getter needs no other thread.
+        // On a loader thread the getter can run at once: callers wait on their own threads and can
+        // return before it ends.
         let executor = if on_pool {
             Executor::Caller
         } else {
@@ -133,8 +136,8 @@ impl Inner {
                     self.counters.add(|loads| &loads.peer_errors);
                     log::debug!("group {}: {error}", self.name);
                 }
-                // The peer is up and does not know the group: it has not made it yet, or the
-                // processes run different code. Its successor is no better placed than this process.
+                // The peer is up but does not have the group: it has not made it yet, or the
+                // processes run different code. Its successor is no better choice than this process.
                 ErrorKind::UnknownGroup => {
                     self.counters.add(|loads| &loads.peer_errors);
                     return None;
@@ -151,7 +154,7 @@ impl Inner {
             let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
             peer = self.peers.ask(&self.name, pick).flatten()?;
             // This is the caller's thread, because the owner honors deadlines. A replica that does
-            // not is skipped: it could make the caller late.
+            // not honor them is skipped, because the caller could miss its deadline.
             if !on_pool && Executor::for_peer(ctx, &*peer) == Executor::LoaderPool {
                 return None;
             }
@@ -174,8 +177,8 @@ impl Inner {
     }
 }
 
-/// Whether a peer's error concerns the peer and not the key: it had no time or no means. Over HTTP
-/// such errors arrive as [`ErrorKind::Peer`].
+/// Whether a peer's error concerns the peer and not the key: for example, the peer had no time or no
+/// thread left. Over HTTP such errors arrive as [`ErrorKind::Peer`].
 fn is_no_answer(kind: ErrorKind) -> bool {
     matches!(
         kind,

@@ -1,4 +1,4 @@
-//! Several keys at once: one request an owner, the owners in parallel.
+//! Gets several keys at once: one request to each owner, and the owners in parallel.
 
 use crossbeam_channel::{Receiver, unbounded};
 
@@ -24,12 +24,12 @@ struct QueryKey {
     /// The index of the key in the caller's list.
     at: usize,
     key: Box<str>,
-    /// From before the owner is asked, so that a removal meanwhile is noticed.
+    /// Read before the owner is asked, so that a removal in the meantime is detected.
     generation: Generation,
 }
 
 impl OwnerQuery {
-    /// Pickers return clones of one `Arc` for one peer.
+    /// Compares pointers, because pickers return clones of one `Arc` for one peer.
     fn is_for(&self, owner: &Arc<dyn ProtoGetter>) -> bool {
         Arc::as_ptr(&self.owner).cast::<()>() == Arc::as_ptr(owner).cast::<()>()
     }
@@ -66,8 +66,8 @@ impl Inner {
             .collect()
     }
 
-    /// Sorts the keys without a result by their owners. Leaves out keys that this process owns, and
-    /// those whose owner would get one key only: a plain request loads it, too.
+    /// Groups the keys without a result by their owners. Leaves out keys that this process owns. Also
+    /// leaves out an owner of a single key, because a plain request looks it up and loads it, too.
     fn plan<K: AsRef<str>>(
         &self,
         picker: &dyn PeerPicker,
@@ -111,8 +111,8 @@ impl Inner {
         queries
     }
 
-    /// Asks the first owner on this thread and the others on loader threads meanwhile; on this thread
-    /// too, if no loader thread is free.
+    /// Asks the first owner on this thread, and the others on loader threads at the same time. An
+    /// owner for which no loader thread is idle is asked on this thread, too.
     fn ask_owners(
         self: &Arc<Self>,
         ctx: &Context,
@@ -125,7 +125,7 @@ impl Inner {
         };
         let (sender, answers) = unbounded();
         for query in queries {
-            // Shared, because a job that is refused is dropped.
+            // Shared, because a refused job is dropped with its copy.
             let query = Arc::new(query);
             let submitted = {
                 let (group, ctx, query, sender) =
@@ -133,7 +133,7 @@ impl Inner {
                 self.pool.submit(move |busy| {
                     let found = group.ask_owner(&ctx, &query);
                     drop(busy);
-                    // Fails if the caller has left.
+                    // Fails if the caller has returned already.
                     let _ = sender.send(found);
                 })
             };
@@ -148,8 +148,8 @@ impl Inner {
         }
     }
 
-    /// The values that an owner has cached, kept as any value from a peer is. Keys that fail here are
-    /// fetched again one by one, which handles the error.
+    /// Asks an owner for the values that it has cached, and caches them like any value from a peer.
+    /// Keys that fail here are fetched again one by one, which handles the error.
     fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Vec<(usize, ByteView)> {
         let keys: Vec<&str> = query.keys.iter().map(|key| &*key.key).collect();
         let answers = match query.owner.get_many(ctx, &self.name, &keys) {
@@ -191,7 +191,7 @@ fn fill(results: &mut Results, found: Vec<(usize, ByteView)>) {
     }
 }
 
-/// The next answer; `None` when all are there or have failed, or `ctx` has ended.
+/// The next answer; `None` once all have arrived or failed, or the deadline has passed.
 fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
     match ctx.deadline() {
         None => answers.recv().ok(),
@@ -253,7 +253,8 @@ mod tests {
         }
     }
 
-    /// A group of two owners, whose exchanges end when `together` are under way.
+    /// A group with two owners. A batch to an owner returns once `together` threads wait at its
+    /// barrier.
     fn group(together: usize) -> (Group, Vec<Arc<Owner>>) {
         let alone = || std::sync::Barrier::new(together);
         let owner = |name| {
@@ -296,7 +297,7 @@ mod tests {
         );
         assert_eq!(*owners[1].asked.lock(), ["b1!,b2", "get b2"]);
 
-        // All that there is, is kept now.
+        // All values that exist are cached now.
         let results = group.get_many(&Context::background(), &keys[..3]);
         assert_eq!(texts(&results), ["a1!", "own", "b1!"]);
         assert_eq!(owners[0].asked.lock().len(), 2);

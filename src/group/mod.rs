@@ -40,10 +40,10 @@ pub use populate::{AdmissionFn, HotAdmission};
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///
-/// A get is answered from this process's store; else by the peer that owns the key; else, if this
-/// process owns the key or no peer answers, by the getter. Concurrent calls for one key share one
-/// load. A loaded value never changes; a group is for data that are the same in whichever process
-/// they are loaded.
+/// A get returns the value from this process's store. If the store does not have it, the peer that
+/// owns the key is asked. If this process owns the key, or no peer answers, the getter runs.
+/// Concurrent calls for one key share one load. A loaded value never changes, so a group is for data
+/// that are the same in every process that loads them.
 ///
 /// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
 /// any time, also from getters. A getter that gets the key it is loading, on its own thread, directly
@@ -60,8 +60,8 @@ struct Inner {
     name: String,
     getter: Box<dyn Getter>,
     store: Store,
-    /// Flights that ask a peer. Kept apart from those that run the getter: a request from a peer
-    /// joins only the latter, so a process never waits for one that waits for it.
+    /// Flights that ask a peer. They are kept apart from those that run the getter. A request from a
+    /// peer joins only getter flights, so two processes never wait for each other.
     peer_flights: Flights,
     /// Flights that run the getter.
     getter_flights: Flights,
@@ -80,7 +80,7 @@ type Flights = singleflight::Group<Result<Loaded>>;
 /// Called for entries that leave the cache, with key, value, and cause.
 type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 
-/// A value, and when it expires.
+/// A value and its expiry.
 #[derive(Clone, Debug)]
 struct Loaded {
     view: ByteView,
@@ -107,7 +107,7 @@ struct LoadKey<'a> {
 }
 
 impl Group {
-    /// Begins a group of the given name; [`GroupBuilder::build`] registers it.
+    /// Starts to build a group of the given name. [`GroupBuilder::build`] registers it.
     pub fn builder(name: impl Into<String>) -> GroupBuilder {
         GroupBuilder::new(name.into())
     }
@@ -124,8 +124,8 @@ impl Group {
 
     /// The value of `key`.
     ///
-    /// A cached value costs a look-up under a shared lock and copies no byte. Otherwise the load
-    /// runs on this thread, or on a peer while this thread waits.
+    /// If the value is cached, this is a look-up under a shared lock and copies no bytes. Otherwise
+    /// the load runs on this thread, or on a peer while this thread waits.
     ///
     /// # Errors
     ///
@@ -155,7 +155,8 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// If the getter panics on this thread, which it can only do if `ctx` cannot end.
+    /// If the getter panics on this thread. It runs on this thread only if `ctx` has no deadline and
+    /// cannot be cancelled.
     #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
         self.inner.get(ctx, key)
@@ -178,7 +179,7 @@ impl Group {
     ///
     /// Keys that are not cached here are sorted by their owners, and each owner gets one request for
     /// all of its keys. The requests run in parallel: the first on this thread, the others on loader
-    /// threads. An owner answers from its cache. Keys that it lacks, and keys of this process's own,
+    /// threads. An owner answers from its cache. Keys that it lacks, and keys that this process owns,
     /// are loaded one by one on this thread, as by [`get_with`](Self::get_with). Under a context that
     /// can be cancelled, every key is fetched separately.
     ///
@@ -206,8 +207,8 @@ impl Group {
 
     /// The value of `key` for a peer: from the store or the getter, never from another peer.
     ///
-    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests; a transport of your own
-    /// has to call it, too.
+    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
+    /// must call it, too.
     ///
     /// # Errors
     ///
@@ -221,8 +222,8 @@ impl Group {
     }
 
     /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
-    /// look-up only if there is a value: otherwise the peer sends another request, for
-    /// [`serve_peer`](Self::serve_peer).
+    /// look-up only if there is a value. Without one the peer sends another request, which
+    /// [`serve_peer`](Self::serve_peer) answers and counts.
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
         let hit = self.inner.store.get(hash, key, || ()).ok()?;
@@ -230,26 +231,27 @@ impl Group {
         Some(self.inner.peer_response(hit.into()))
     }
 
-    /// The value of `key` if it is cached here. Loads nothing, counts nothing, and does not keep
-    /// the entry from eviction.
+    /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
+    /// protects the entry from eviction.
     pub fn peek(&self, key: &str) -> Option<ByteView> {
         let store = &self.inner.store;
         let found = store.peek(store.hash(key), key);
         found.ok().map(|hit| hit.view)
     }
 
-    /// Whether a value of `key` is cached here. As [`peek`](Self::peek).
+    /// Whether a value of `key` is cached here. Like [`peek`](Self::peek), it loads and counts
+    /// nothing.
     pub fn contains_key(&self, key: &str) -> bool {
         self.peek(key).is_some()
     }
 
-    /// The entries cached here, in no order. Loads nothing, counts nothing, and keeps no entry from
-    /// eviction.
+    /// The entries cached here, in no particular order. Loads nothing, counts nothing, and protects
+    /// no entry from eviction.
     ///
     /// The iterator takes a snapshot of one shard after the other. An entry that is inserted or
     /// removed meanwhile may be returned or not, but no key is returned twice unless it was removed
-    /// and inserted again. No lock is held between two calls of `next`. A shard's snapshot takes 32
-    /// bytes an entry.
+    /// and inserted again. No lock is held between two calls of `next`. A shard's snapshot takes 24
+    /// bytes for each entry.
     ///
     /// ```
     /// # use larder::{Registry, getter_fn};
@@ -265,9 +267,9 @@ impl Group {
 
     /// Removes `key` from this process's cache. Other processes keep their copies.
     ///
-    /// Gets that begin after it returned neither see the removed value nor join a load that began
-    /// before. Such a load's value is returned to the callers that wait for it already, and is not
-    /// cached.
+    /// A get that begins after this call has returned does not get the removed value. It also does
+    /// not join a load that began before the removal. The value of such a load is returned to the
+    /// callers that wait for it already, and is not cached.
     pub fn invalidate(&self, key: &str) {
         self.inner.remove(key);
     }
@@ -293,7 +295,8 @@ impl Group {
         self.inner.store.stats(which)
     }
 
-    /// The number of entries cached here, in both shares. Expired ones count until they are swept out.
+    /// The number of entries cached here, in both shares. Expired entries count until an insertion
+    /// removes them.
     pub fn entry_count(&self) -> u64 {
         self.cache_stats(CacheType::Main).items + self.cache_stats(CacheType::Hot).items
     }
@@ -308,12 +311,12 @@ impl Group {
         self.inner.store.capacity()
     }
 
-    /// Changes the most bytes that the cache takes. Evicts down to the new capacity before it returns,
-    /// with cause [`RemovalCause::Size`](crate::RemovalCause::Size), and shrinks the tables; concurrent
-    /// gets wait for a few hundred evictions at most. The allocator decides how much memory returns to
-    /// the system; [`clear`](Self::clear) returns more. 0 evicts everything and switches caching off.
+    /// Changes the capacity, in bytes. Evicts down to the new capacity before it returns, with cause
+    /// [`RemovalCause::Size`](crate::RemovalCause::Size), and shrinks the tables. Concurrent gets
+    /// wait for a few hundred evictions at most. The allocator decides how much memory returns to the
+    /// system; [`clear`](Self::clear) returns more. 0 evicts everything and switches caching off.
     ///
-    /// The number of shards does not change. For a cache that is to grow a lot, set
+    /// The number of shards does not change. If the cache will grow much, set
     /// [`shards`](crate::GroupBuilder::shards) for its later size.
     ///
     /// # Errors
@@ -323,7 +326,7 @@ impl Group {
         self.inner.set_capacity(bytes)
     }
 
-    /// The clock that expiry is measured by.
+    /// The clock that measures expiry.
     pub fn clock(&self) -> &Clock {
         self.inner.store.clock()
     }
@@ -385,10 +388,10 @@ impl Inner {
 
     fn remove(&self, key: &str) -> Option<ByteView> {
         let hash = self.store.hash(key);
-        // First the store, which then refuses the values of loads under way; then the flights, so
-        // that a get that begins after this function does not join one of those loads. The other way
-        // round, a load could begin between the two: `forget` would miss it, and the store would
-        // refuse its value for nothing.
+        // The store comes first: from then on it refuses the values of loads under way. The flights
+        // come second, so that a get that begins after this function does not join one of those
+        // loads. In the other order, a load could begin between the two steps. `forget` would miss
+        // it, and the store would refuse its value although it is new.
         let removed = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
@@ -444,7 +447,8 @@ impl Inner {
     }
 }
 
-/// A context without a drop in the caller, which would move the result once more.
+/// A context by reference. A local one would be dropped in the caller, which moves the result once
+/// more.
 const BACKGROUND: &Context = &Context::background();
 
 /// The longest group name, in bytes.

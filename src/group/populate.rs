@@ -1,4 +1,5 @@
-//! Puts loaded values into the store: which share, how long, and what is evicted for them.
+//! Puts loaded values into the store: chooses the share and the time to live, and handles the evicted
+//! entries.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,19 +15,21 @@ use crate::sync::Arc;
 /// Where a loaded value belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placement {
-    /// A value of a key that this process owns: in the main share.
+    /// The value of a key that this process owns. It goes to the main share.
     Main,
-    /// A peer's value, received from it: in the hot share, if it is admitted.
+    /// A value received from a peer. It goes to the hot share, if it is admitted.
     Hot,
-    /// A peer's value, loaded here because the peer did not answer, or because it took this process
-    /// for the owner: in the main share, for [`FALLBACK_TTL`] at most. The hot share is too small for
-    /// all the keys of an owner that is down; they would be loaded over and over.
+    /// The value of a peer's key, loaded here because the peer did not answer, or because a peer
+    /// asked this process for it. It goes to the main share, for [`FALLBACK_TTL`] at most. The hot
+    /// share is too small for all keys of an owner that is down, so they would be loaded again and
+    /// again.
     Fallback,
 }
 
-/// How long a process keeps the value of a key that it does not own but had to load: long enough
-/// that the keys of an owner that is down are not loaded again and again, short enough that the
-/// owner is soon asked again (the gutter of "Scaling Memcache at Facebook", NSDI '13, section 3.3).
+/// How long a process keeps a value that it had to load although another process owns the key. This
+/// is long enough that the keys of an owner that is down are not loaded again and again. It is short
+/// enough that the owner is soon asked again (the gutter of "Scaling Memcache at Facebook", NSDI '13,
+/// section 3.3).
 const FALLBACK_TTL: Duration = Duration::from_secs(10);
 
 /// Which copies of other processes' values are kept in the hot share.
@@ -70,8 +73,8 @@ impl fmt::Debug for HotAdmission {
 }
 
 impl Inner {
-    /// Puts a loaded value into its share, and the entries evicted for it into `evicted`, for
-    /// [`notify_and_drop`](Self::notify_and_drop). Returns the value as it is kept.
+    /// Puts a loaded value into its share, and adds the entries evicted for it to `evicted`, for
+    /// [`notify_and_drop`](Self::notify_and_drop). Returns the value and its expiry.
     pub(super) fn populate(
         &self,
         placement: Placement,
@@ -106,9 +109,9 @@ impl Inner {
         Loaded { view, expires }
     }
 
-    /// Calls the listener for entries that left the store, then drops them; and goes on evicting if
-    /// the store is still over its capacity. No lock is held here. A panic of the listener propagates
-    /// when all is done.
+    /// Calls the listener for entries that left the store, and then drops them. Continues to evict
+    /// while the store is over its capacity. No lock is held during the calls. A panic of the
+    /// listener propagates at the end.
     pub(super) fn notify_and_drop(&self, evicted: EvictedEntries) {
         let mut panic = FirstPanic::default();
         self.notify_all(evicted, &mut panic);

@@ -1,4 +1,4 @@
-//! Tests that must see the waiters of a flight; the others are in `tests/group/`.
+//! Tests that count the waiters of a flight. The other tests of groups are in `tests/group/`.
 
 use super::*;
 
@@ -18,7 +18,7 @@ use crate::sync::Mutex;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A group whose getter waits for a signal how to end, once for each run.
+/// A group whose getter waits in each run for a signal, which determines how the run ends.
 struct Held {
     group: Arc<Inner>,
     runs: Arc<AtomicUsize>,
@@ -82,7 +82,7 @@ fn dead_peer() -> PickerSlot {
 fn eventually(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "it never comes");
+        assert!(start.elapsed() < PATIENCE, "the condition is not met");
         thread::yield_now();
     }
 }
@@ -90,7 +90,7 @@ fn eventually(condition: impl Fn() -> bool) {
 type Caller = thread::JoinHandle<thread::Result<Result<ByteView>>>;
 
 impl Held {
-    /// Callers that all wait for one flight of "key", the first of them leading it.
+    /// Starts callers, and returns once all wait for one flight of "key". The first caller leads it.
     fn callers(&self, count: usize, ctx: &Context) -> Vec<Caller> {
         let call = || {
             let (group, ctx) = (self.group.clone(), ctx.clone());
@@ -102,10 +102,10 @@ impl Held {
         };
         let runs = self.runs();
         let mut callers = vec![call()];
-        // The leader works, and no other caller leads.
+        // The leader's getter runs, so no later caller leads.
         eventually(|| self.runs() > runs);
         callers.extend((1..count).map(|_| call()));
-        // The caller of a leader on a loader thread waits like the others.
+        // If the leader is on a loader thread, its caller waits like the others.
         let waiting = if ctx.has_deadline_or_cancel() {
             count
         } else {
@@ -115,7 +115,7 @@ impl Held {
         callers
     }
 
-    /// The waiters of the flight that callers join: the one that asks peers, if there are any.
+    /// The waiters of the flight that callers join: the peer flight, if there are peers.
     fn waiters(&self) -> usize {
         let flights = match self.group.peers.ask("test", |_| ()) {
             Some(()) => &self.group.peer_flights,
@@ -129,10 +129,10 @@ impl Held {
     }
 
     fn end(&self, how: End) {
-        self.ends.send(how).expect("the getter listens");
+        self.ends.send(how).expect("the getter waits");
     }
 
-    /// Tells the waiting getter how to end, and whoever loads next that there is a value.
+    /// Ends the getter's current run in this way, and its next run with a value.
     fn end_then_value(&self, how: End) {
         self.end(how);
         self.end(End::Value);
@@ -148,7 +148,7 @@ fn contexts() -> [Context; 2] {
 fn panic_releases_a_hundred_waiters_within_10_ms() {
     for peers in [PickerSlot::default, dead_peer] {
         for ctx in contexts() {
-            // The best of ten: other tests want this machine too.
+            // The best of ten, because other tests use this machine, too.
             let rounds = (0..10).map(|_| a_panic_among_a_hundred_callers(peers(), &ctx));
             let took = rounds.min().expect("ten rounds");
             assert!(took <= Duration::from_millis(10), "{took:?}");
@@ -156,7 +156,7 @@ fn panic_releases_a_hundred_waiters_within_10_ms() {
     }
 }
 
-/// The time from the panic until the last of the callers is back.
+/// The time from the panic until the last caller has returned.
 fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration {
     let held = held(1 << 20, peers);
     let callers = held.callers(100, ctx);
@@ -164,7 +164,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     held.end_then_value(End::Panic);
     let outcomes: Vec<_> = callers
         .into_iter()
-        .map(|caller| caller.join().expect("it is caught"))
+        .map(|caller| caller.join().expect("panic is caught"))
         .collect();
     let took = told.elapsed();
     let (mut panics, mut errors) = (0, 0);
@@ -199,7 +199,7 @@ fn error_is_shared_and_not_cached() {
             let callers = held.callers(20, &ctx);
             held.end_then_value(End::NotFound);
             for caller in callers {
-                let result = caller.join().expect("it is caught").expect("no panic");
+                let result = caller.join().expect("panic is caught").expect("no panic");
                 let error = result.expect_err("nowhere");
                 assert_eq!(
                     (error.is_not_found(), &*error.to_string()),
@@ -221,18 +221,18 @@ fn loads_are_shared_without_a_cache() {
             let callers = held.callers(20, &ctx);
             held.end(End::Value);
             for caller in callers {
-                let result = caller.join().expect("it is caught").expect("no panic");
+                let result = caller.join().expect("panic is caught").expect("no panic");
                 assert_eq!(result.expect("a value"), "key");
             }
-            assert_eq!(held.runs(), round, "one load for all, and none is kept");
+            assert_eq!(held.runs(), round, "one shared load, and no value cached");
         }
     }
 }
 
 #[test]
 fn recheck_prevents_second_load() {
-    // Callers that missed the store together, and come to the flights one after the other: each
-    // finds in its second look what the one before it loaded.
+    // The callers missed the store at the same time, but join the flights one after the other. Each
+    // looks again, and finds the value that the one before it loaded.
     let held = held(1 << 20, PickerSlot::default());
     held.end_then_value(End::Value);
     let key = held.group.key("key");
@@ -249,7 +249,7 @@ fn recheck_prevents_second_load() {
 }
 
 #[test]
-fn leader_past_its_deadline_costs_waiters_one_more_load() {
+fn waiters_load_once_more_after_leader_fails_past_its_deadline() {
     let held = held(1 << 20, PickerSlot::default());
     let short = Context::background().with_timeout(Duration::from_millis(20));
     let leader = held.callers(1, &short);
@@ -260,8 +260,8 @@ fn leader_past_its_deadline_costs_waiters_one_more_load() {
         })
         .collect();
     for caller in leader {
-        let result = caller.join().expect("it is caught").expect("no panic");
-        let error = result.expect_err("its time is up");
+        let result = caller.join().expect("panic is caught").expect("no panic");
+        let error = result.expect_err("the deadline has passed");
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     }
     eventually(|| held.waiters() >= 50);

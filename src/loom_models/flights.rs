@@ -32,7 +32,7 @@ fn callers_share_or_follow_each_other(threads: usize) {
         let mut numbers = vec![call(&flights, &works)()];
         numbers.extend(others.into_iter().map(|other| other.join().unwrap()));
         let numbers: Vec<usize> = numbers.into_iter().map(|n| n.expect("no panic")).collect();
-        // Each result reached a caller, and each caller got a result that was made.
+        // Each result was returned to a caller, and each caller got a result of the work.
         for number in 0..works.done() {
             assert!(numbers.contains(&number));
         }
@@ -65,7 +65,7 @@ fn panic_releases_waiters() {
             flights.do_once("key", || resume_unwind(Box::new("in the work")))
         }));
         if let Ok(shared) = led {
-            assert!(matches!(shared, Ok(1 | 2)), "it followed: {shared:?}");
+            assert!(matches!(shared, Ok(1 | 2)), "it was a waiter: {shared:?}");
         }
         for follower in followers {
             let got = follower.join().unwrap();
@@ -89,7 +89,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
                 // One flight is abandoned in these models. A waiter of it must not join it again.
                 Waited::Abandoned => abandoned += 1,
                 Waited::Panicked => panic!("no leader panics"),
-                Waited::Left(error) => panic!("nothing ends this context: {error}"),
+                Waited::Left(error) => panic!("this context cannot end: {error}"),
             },
         }
         assert!(abandoned <= 1, "the same flight was abandoned twice");
@@ -186,7 +186,7 @@ fn cancellation_always_wakes_the_waiter() {
         };
         let waiting = thread::spawn(move || flight.wait(&ctx));
         canceller.cancel();
-        // The leader lands only after the waiter has left.
+        // The leader finishes only after the waiter has returned.
         let waited = waiting.join().unwrap();
         let Waited::Left(error) = waited else {
             panic!("{waited:?}");

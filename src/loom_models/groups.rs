@@ -1,4 +1,4 @@
-//! Whole groups: loads against removals, against each other, and against other nodes.
+//! Whole groups: loads concurrent with removals, with each other, and with loads of other nodes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::OnceLock;
@@ -58,7 +58,7 @@ fn panicking_getter_releases_waiters() {
     });
 }
 
-/// Every key is another node's, which is asked on this thread.
+/// The peer of a node: another node, which owns every key. It is asked on this thread.
 #[derive(Clone, Default)]
 struct Other(Arc<OnceLock<Group>>);
 
@@ -99,7 +99,7 @@ fn nodes_with_different_rings_never_deadlock() {
     });
 }
 
-/// Every key is this peer's, which answers with what the source says.
+/// A peer that owns every key. Its answer is the current number of the source.
 #[derive(Clone)]
 struct Peer(Arc<AtomicUsize>);
 
@@ -119,8 +119,8 @@ fn said(source: &AtomicUsize) -> ByteView {
     source.load(Ordering::SeqCst).to_string().into()
 }
 
-/// A load against a removal: the source changes, the key is removed, and what is asked for then is
-/// what the source says now, for ever.
+/// Runs a load concurrently with a removal. The source changes, and then the key is removed. Every
+/// get after that must return the new value.
 fn removed_is_removed(
     slot: fn(&Arc<AtomicUsize>) -> PickerSlot,
     load: fn(&Group) -> Result<ByteView>,
@@ -142,7 +142,11 @@ fn removed_is_removed(
         assert_eq!(group.get("key").expect("a value"), "1");
         let early = loading.join().unwrap().expect("a value");
         assert!(early == "0" || early == "1");
-        assert_eq!(group.peek("key"), Some("1".into()), "not put back");
+        assert_eq!(
+            group.peek("key"),
+            Some("1".into()),
+            "the old value is not cached again"
+        );
     });
 }
 
@@ -204,7 +208,7 @@ fn two_gets_of_cold_key_load_once() {
         assert_eq!(
             works.done(),
             1,
-            "the second look finds what was just loaded"
+            "the second look-up finds the value that was just loaded"
         );
         assert_eq!(group.entry_count(), 1);
     });

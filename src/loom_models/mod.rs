@@ -1,9 +1,9 @@
-//! Models of the protocols between threads, run in every order by loom.
+//! Models of the protocols between threads. Loom runs them in every order.
 //!
 //! `RUSTFLAGS="--cfg larder_loom" cargo test --release --lib --no-default-features --features http loom`
 //!
 //! A deadlock, a lost wake-up or a broken assertion in any order fails the test. All orders take
-//! some 45 s; `LOOM_MAX_PREEMPTIONS=3` bounds the search and takes one.
+//! about 45 s. `LOOM_MAX_PREEMPTIONS=3` bounds the search, which then takes 1 s.
 
 mod flights;
 mod groups;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::sync::Arc;
 
-/// How often work was done; each work returns its number.
+/// Counts the runs of the work. Each run returns its number, beginning with 0.
 #[derive(Clone, Default)]
 struct Works(Arc<AtomicUsize>);
 

@@ -34,7 +34,7 @@ use hashbrown::HashTable;
 /// [`set_on_evicted`](Self::set_on_evicted).
 pub struct Cache<K, V> {
     max_entries: usize,
-    /// Dense: a removal moves the last slot into the gap.
+    /// Has no gaps: a removal moves the last slot into the free place.
     slots: Vec<Slot<K, V>>,
     /// Indices of `slots`, by the hash of the key there.
     table: HashTable<u32>,
@@ -306,7 +306,7 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Cache<K, V> {
     }
 }
 
-/// The index of no slot. It is also the limit of entries, since all indices are below it.
+/// The index of no slot. It is also the limit of entries, because all indices are below it.
 const NONE: u32 = u32::MAX;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ struct Simple(i32, &'static str);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Nested(i32, Simple);
 
-/// A cache that sends the entries that leave it.
+/// A cache whose `on_evicted` sends the entries to the receiver.
 fn watched(
     max_entries: usize,
 ) -> (
@@ -113,7 +113,7 @@ fn cleared_cache_is_empty_and_usable() {
 }
 
 #[test]
-fn on_evicted_sees_every_entry_that_leaves_but_no_replaced_value() {
+fn on_evicted_gets_every_entry_that_leaves_but_no_replaced_value() {
     let (mut cache, gone) = watched(2);
     cache.add("a", 1);
     cache.add("a", 2);

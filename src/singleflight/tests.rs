@@ -61,7 +61,7 @@ impl<T: Clone + Send + Sync + 'static> Held<T> {
         let hash = self.flights.hash("key");
         let start = Instant::now();
         while self.flights.waiters(hash, "key") < count {
-            assert!(start.elapsed() < PATIENCE, "they never wait");
+            assert!(start.elapsed() < PATIENCE, "the callers do not wait");
             thread::yield_now();
         }
         waiters
@@ -75,7 +75,7 @@ fn call_returns_result_of_its_work() {
     assert_eq!(
         flights.do_once("key", || "other"),
         Ok("other"),
-        "nothing is kept"
+        "no result is kept"
     );
     let errors: Group<Result<(), String>> = Group::new();
     let failed = errors.do_once("key", || Err("some error".into()));
@@ -112,8 +112,8 @@ fn panic_propagates_in_leader_and_releases_waiters() {
     let held = hold::<i32>(|| resume_unwind(Box::new("in the work")));
     let waiters = held.waiters(100);
     drop(held.go);
-    let panic = held.leader.join().expect("it is caught");
-    let panic = panic.expect_err("the leader sees the panic");
+    let panic = held.leader.join().expect("the panic is caught");
+    let panic = panic.expect_err("the panic propagates in the leader");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"in the work"));
     for waiter in waiters {
         assert_eq!(waiter.join().expect("no panic"), Err(LeaderPanicked));
@@ -121,7 +121,7 @@ fn panic_propagates_in_leader_and_releases_waiters() {
     assert_eq!(
         held.flights.do_once("key", || 7),
         Ok(7),
-        "the key is usable"
+        "the key stays usable"
     );
     assert_eq!(held.works.load(Ordering::SeqCst), 1);
 }
@@ -137,7 +137,7 @@ fn forgotten_flight_keeps_its_waiters_and_gets_no_more() {
         forget(&held.flights, "key");
         assert_eq!(held.flights.in_flight(), 0);
         assert_eq!(held.flights.do_once("key", || "new"), Ok("new"));
-        // A flight that has taken the key since is not disturbed by the end of the old one.
+        // The end of the old flight does not affect a newer flight of the key.
         let hash = held.flights.hash("key");
         let Joined::Leader(leader, _) = held.flights.join(hash, "key") else {
             panic!("the old flight is forgotten");
@@ -200,7 +200,7 @@ fn panic_in_clone_of_value_releases_waiters() {
     };
     let waiting = thread::spawn(move || flight.wait(&Context::background()));
     let landed = catch_unwind(AssertUnwindSafe(|| leader.finish(&Unclonable)));
-    assert!(landed.is_err(), "the panic is the leader's");
+    assert!(landed.is_err(), "the panic propagates in the leader");
     let waited = waiting.join().expect("no panic");
     assert!(matches!(waited, Waited::Panicked), "{waited:?}");
     assert_eq!(flights.in_flight(), 0);

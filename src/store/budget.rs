@@ -8,13 +8,14 @@ use crate::stats::CacheType;
 
 /// The store's capacity, and how much of it is used.
 ///
-/// The used bytes are a sum: each operation on a shard adds its [`Ledger`] to it and then compares
-/// it with the capacity. So it needs no lock and orders nothing. Two concurrent insertions may both
-/// find the store over capacity and evict one entry more than needed; neither can leave it over.
+/// The used bytes are a sum. Each operation on a shard adds its [`Ledger`] to the sum, and then
+/// compares the sum with the capacity. So it needs no lock and no memory ordering. Two concurrent
+/// insertions may both find the store over its capacity, and evict one entry more than needed.
+/// Neither can leave the store over its capacity.
 #[derive(Debug)]
 pub(super) struct Budget {
     capacity: AtomicU64,
-    /// Written by every insertion. Padded against false sharing with the rest of the store, which
+    /// Written by most insertions. Padded against false sharing with the rest of the store, which
     /// every look-up reads.
     used: CachePadded<AtomicU64>,
     /// The hot share's part of the capacity, in units of 1/[`HOT_PARTS`].
@@ -41,8 +42,8 @@ impl Budget {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// The caller evicts down to the new capacity. An insertion that read the old one may insert
-    /// its entry after that; the next insertion evicts again.
+    /// The caller evicts down to the new capacity. An insertion that has read the old one may insert
+    /// its entry afterwards. The next insertion then evicts again.
     pub(super) fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
@@ -74,16 +75,16 @@ impl Budget {
     }
 }
 
-/// The bytes that one operation takes and releases. They are added to the budget when it is
-/// dropped: in one addition, or in none if an entry replaced one of the same weight. So threads that
-/// fill different shards seldom write to the shared sum.
+/// The bytes that one operation takes and releases. The difference is added to the budget when the
+/// ledger is dropped: in one addition, or in none if an entry replaced one of the same weight. So
+/// threads that fill different shards rarely write to the shared sum.
 ///
-/// Drop it before the lock of its shard is released. Otherwise an entry's release could be added
-/// before its taking, and the sum would fall below zero.
+/// Drop it before the lock of its shard is released. Otherwise the release of an entry could be added
+/// before its insertion, and the sum would fall below zero.
 ///
-/// Until then other threads do not see the change. Two concurrent insertions may each find room that
-/// only one of them has. The one that is added last then finds the store over its capacity, and
-/// evicts again.
+/// Other threads do not see the change before the drop. Two concurrent insertions may each find room
+/// that is enough for only one of them. The one whose ledger is added last then finds the store over
+/// its capacity, and evicts again.
 #[derive(Debug)]
 pub(super) struct Ledger<'a> {
     pub(super) limits: ShardLimits,
@@ -131,7 +132,7 @@ pub(super) struct ShardLimits {
 }
 
 impl ShardLimits {
-    /// The bytes that the queues of a share are sized by.
+    /// The capacity in bytes from which the queue sizes of a share are computed.
     pub(super) fn of(self, share: CacheType) -> u64 {
         match share {
             CacheType::Main => self.total,

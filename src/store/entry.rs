@@ -1,4 +1,4 @@
-//! An entry: as it is put in, as a look-up finds it, and as users see it.
+//! The forms of an entry: to be inserted, found by a look-up, and returned to users.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
 /// A cached entry, as [`Group::iter`](crate::Group::iter) returns it. It keeps key and value alive,
-/// also after the cache has dropped them.
+/// even after the cache has dropped them.
 #[derive(Clone)]
 pub struct Entry {
     /// Key and value, side by side.
@@ -28,14 +28,14 @@ impl Entry {
         }
     }
 
-    /// The byte of the allocation at `at`, if it is that long.
+    /// The byte at this index of key and value together, or `None` past the end.
     pub(super) fn byte(&self, at: usize) -> Option<u8> {
         self.data.get(at).copied()
     }
 
     /// The key.
     pub fn key(&self) -> &str {
-        // It was inserted as a `&str`.
+        // The key was inserted as a `&str`, so it is UTF-8.
         std::str::from_utf8(&self.data[..self.key_len]).unwrap_or_default()
     }
 

@@ -9,15 +9,15 @@ use crate::shared_bytes::SharedBytes;
 /// The bytes of a cache line.
 const CACHE_LINE: usize = 64;
 
-/// The lines that are fetched after the first. The processor itself fetches the later lines of a
-/// longer block, which is written in order.
+/// The number of cache lines fetched after the first. Longer blocks are written in order, so the
+/// processor itself fetches their later lines.
 const PREFETCHED_LINES: usize = 3;
 
 /// Why an entry left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemovalCause {
-    /// Its time to live was over, whichever operation removed it then.
+    /// Its time to live was over. Any operation may have removed it then.
     Expired,
     /// It was removed, or the cache was cleared.
     Explicit,
@@ -34,8 +34,8 @@ pub(crate) struct Evicted {
     pub(crate) cause: RemovalCause,
 }
 
-/// The entries that left in one operation. Holds one without an allocation, which is what most
-/// insertions evict.
+/// The entries that left in one operation. Most insertions evict one entry, so the first one needs no
+/// allocation.
 #[derive(Debug, Default)]
 pub(crate) struct EvictedEntries {
     first: Option<Evicted>,
@@ -46,7 +46,7 @@ pub(crate) struct EvictedEntries {
 /// An insertion that left the store over its capacity: see `Store::finish_eviction`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PendingEviction {
-    /// Of the key that was inserted.
+    /// The hash of the key that was inserted.
     pub(super) hash: KeyHash,
 }
 
@@ -79,11 +79,13 @@ impl EvictedEntries {
         self.first.iter().chain(&self.rest)
     }
 
-    /// Reads the cache lines of the first entry, so that the processor fetches them all at once.
+    /// Reads the first cache lines of the first entry, so that the processor fetches them in
+    /// parallel.
     ///
-    /// An evicted entry was not used lately and is in no cache. Its drop waits for the first line, with
-    /// the reference count. Then malloc reuses its block for the next value, and the writes to it wait
-    /// for the other lines. Read together, they take the time of one.
+    /// An evicted entry was not used lately, so it is not in the processor's caches. Its drop waits
+    /// for the first line, which holds the reference count. Then malloc reuses its block for the next
+    /// value, and the writes to it wait for the other lines. Fetched in parallel, they take the time
+    /// of one.
     pub(crate) fn prefetch(&self) {
         let Some(Evicted { entry, .. }) = &self.first else {
             return;
@@ -97,7 +99,7 @@ impl EvictedEntries {
         self.pending = Some(PendingEviction { hash });
     }
 
-    /// The insertion that these entries left for, if more have to leave once these are dropped.
+    /// The insertion that evicted these entries, if it has to evict more once these are dropped.
     pub(crate) fn pending(&self) -> Option<PendingEviction> {
         self.pending
     }

@@ -1,13 +1,13 @@
-//! Counters of removals, by which an insertion detects that its value was loaded before a removal.
+//! Counters of removals. An insertion uses them to detect that its value was loaded before a removal.
 
 use super::key_hash::KeyHash;
 
-/// The removals of the keys of one stripe, at one moment.
+/// The number of removals in one stripe of keys, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation(u32);
 
-/// The removals so far, by stripe of keys. A removal in the same stripe only keeps a concurrent load
-/// from being cached.
+/// The number of removals so far, for each stripe of keys. A removal in the same stripe only keeps a
+/// concurrent load from being cached.
 #[derive(Debug)]
 pub(super) struct Generations(Box<[u32; STRIPES]>);
 

@@ -3,22 +3,23 @@
 /// A direct-mapped table of (tag, time) pairs.
 ///
 /// Time is counted in insertions. With n entries in the share, a key is remembered until n more keys
-/// were inserted, as in a FIFO ghost queue of that length (S3-FIFO, SOSP '23, section 4.1). A few
-/// keys are remembered in any case, because large entries enter a share only through the ghost, also
-/// a share that is empty. The tag has 16 bits beside those that choose the place, so one look-up in
-/// 65,536 finds a key that was not inserted. Such a key only enters the main queue early.
+/// were inserted, as in a FIFO ghost queue of that length (S3-FIFO, SOSP '23, section 4.1). A key is
+/// remembered for at least [`SMALLEST`] insertions, even if the share is empty, because large entries
+/// enter a share only through the ghost. In a table of up to 65,536 cells the tag has 16 bits that do
+/// not choose the place. Then one look-up in 65,536 finds a key that was not inserted. The
+/// only effect is that the key enters the main queue early.
 #[derive(Debug, Default)]
 pub(super) struct Ghost {
     /// The tag in the upper half, the time in units of `1 << shift` in the lower. The length is a
     /// power of two, or zero before the first insertion.
     cells: Vec<u32>,
     shift: u32,
-    /// Insertions so far. Starts at one table's length, so that empty cells are too old to count.
+    /// Insertions so far. Starts at the table's length, so that empty cells are too old to match.
     time: u32,
 }
 
-/// A cell's time has 16 bits. A table's length in the same units takes at most 14 of them, so a time
-/// wraps around only after four times as many insertions.
+/// A cell's time has 16 bits. A table's length in the same units has at most 14. So the time wraps
+/// around only after four times as many insertions as the table has cells.
 const UNIT_BITS: u32 = 14;
 
 /// The length of the shortest table, and the least number of insertions that a key is remembered for.
@@ -63,10 +64,10 @@ impl Ghost {
         (time >> self.shift) & 0xffff
     }
 
-    /// Makes the table at least as long as there are live entries.
+    /// Grows the table to at least `resident` cells.
     ///
-    /// When it doubles, a cell's key may belong to either of two places, and the bit that decides is
-    /// lost. So both get a copy. The wrong copy expires.
+    /// When the table doubles, each cell has two possible places. The bit of the hash that chooses
+    /// between them was not stored, so both get a copy. The wrong copy expires.
     #[cold]
     fn fit(&mut self, resident: u32) {
         let wanted = length_for(resident);
@@ -93,7 +94,7 @@ fn length_for(resident: u32) -> usize {
     (resident as usize).max(SMALLEST).next_power_of_two()
 }
 
-/// Converts a cell's time to the units of another shift, by way of its age.
+/// Converts a cell's time from units of `1 << old` to units of `1 << new`, by way of its age.
 fn rescaled(cell: u32, time: u32, old: u32, new: u32) -> u32 {
     let age = ((time >> old).wrapping_sub(cell) & 0xffff) << old;
     (time.wrapping_sub(age) >> new) & 0xffff

@@ -1,9 +1,9 @@
 //! Works around glibc's thread cache and trim threshold, so that `clear` returns memory to the
 //! system.
 //!
-//! glibc (malloc/malloc.c) returns memory from the end of its heap only, so one block in use near
-//! the end keeps the whole heap resident. Other allocators need none of this, and it does no harm
-//! there.
+//! glibc (malloc/malloc.c) returns memory from the end of its heap only, so one block in use near the
+//! end keeps the whole heap resident. Other allocators do not need this module, and it does no harm
+//! with them.
 
 use std::cmp::Reverse;
 use std::hint::black_box;
@@ -11,18 +11,19 @@ use std::hint::black_box;
 use super::weight;
 use crate::shared_bytes::SharedBytes;
 
-/// Drops the entries of a cleared store, which had this weight together, so that glibc returns
-/// their memory.
+/// Drops the entries of a cleared store so that glibc returns their memory. `weight` is the sum of
+/// their weights.
 ///
-/// Dropping them in any order leaves the resident set almost as it was. The thread cache keeps
-/// seven freed blocks of each size, wherever they lie, and counts them as in use. And memory that
-/// joins the heap's end bit by bit is returned only where it is longer than the trim threshold,
-/// which is twice the longest table or value that was ever mapped and freed.
+/// If they are dropped in an arbitrary order, almost all memory stays resident, for two reasons. The
+/// thread cache keeps seven freed blocks of each size, wherever they are, and glibc counts them as in
+/// use. And memory that joins the end of the heap in small pieces is returned only where it is longer
+/// than the trim threshold. This threshold is twice the longest table or value that was ever mapped
+/// and freed.
 ///
-/// So the lowest entries are dropped first, and the thread cache is filled from the room that they
-/// leave. No block of the others is kept after that. They are dropped while one more block is held
-/// behind them all; with that one they join the heap's end at once. Blocks in other threads' caches
-/// stay where they are.
+/// So the lowest entries are dropped first, and the thread cache is filled with blocks from their
+/// room. After that, the cache keeps no block of the other entries. While those are dropped, one more
+/// block is held behind them all. When it is freed, they join the end of the heap together with it,
+/// in one piece. Blocks in other threads' caches stay where they are.
 pub(super) fn give_back(mut entries: Vec<SharedBytes>, weight: u64) {
     if weight < WORTH_IT {
         return;
@@ -41,10 +42,10 @@ pub(super) fn give_back(mut entries: Vec<SharedBytes>, weight: u64) {
     drop(last);
 }
 
-/// Memory that is not written to, so that it costs next to nothing.
+/// Memory that is never written to, so it adds almost nothing to the resident set.
 type Block = Vec<u8>;
 
-/// Long blocks that fill the gaps of the heap up to `highest`, and one behind it. By address.
+/// Long blocks that fill the gaps of the heap up to `highest`, and one behind it. Sorted by address.
 fn fill_up_to(highest: usize) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(MAX_FILLERS);
     let mut is_behind = false;
@@ -56,18 +57,18 @@ fn fill_up_to(highest: usize) -> Vec<Block> {
     by_address(blocks)
 }
 
-/// Replaces the blocks in this thread's cache by the lowest that there are, if the heap's gaps are
-/// at most `gaps` bytes together.
+/// Replaces the blocks in this thread's cache by the lowest ones of the heap, if the heap's gaps have
+/// at most `gaps` bytes in total.
 fn cache_lowest_blocks(gaps: usize) {
     let mut rooms = lowest_rooms(gaps);
-    // First free more blocks of each size than the cache holds, so that it is full, then take as
-    // many as it holds, so that it is empty. With fewer than seven there, glibc would fetch more
-    // from anywhere (`tcache_put` in `_int_malloc`). A few blocks are longer than requested, as some
-    // gaps are, and count for another size.
+    // First free more blocks of each size than the cache holds, so that it is full. Then take as many
+    // as it holds, so that it is empty. If the cache had fewer than seven, glibc would add others
+    // from anywhere (`tcache_put` in `_int_malloc`). Some blocks are longer than requested, because
+    // their gaps were, and count for another size.
     drop(of_each_size(3 * CACHED));
     let before = of_each_size(CACHED);
-    // A block that is cut off the end of a low one is low. It goes to the cache, or is the first
-    // that the allocator finds.
+    // `shrink_to` frees the end of a low block. This piece is low, too. It goes to the cache, or is
+    // the first one that the allocator finds for the next request.
     let mut low = Vec::with_capacity(before.len());
     for room in &mut rooms {
         for size in sizes() {
@@ -79,31 +80,31 @@ fn cache_lowest_blocks(gaps: usize) {
     drop(before);
 }
 
-/// Room for one block of each size, as many times as the cache holds one.
+/// The lowest blocks of [`ROOM`] bytes, [`CACHED`] of them. Each has room for one block of each size.
 ///
-/// glibc takes the shortest gap that is long enough, wherever it is, and the heap's end last. So
+/// glibc takes the shortest gap that is long enough, wherever it is, and the end of the heap last. So
 /// all gaps are filled to find the lowest.
 fn lowest_rooms(gaps: usize) -> Vec<Block> {
     let count = (gaps / ROOM).clamp(CACHED, MAX_ROOMS);
     let rooms = (0..count).map(|_| block(ROOM));
     let mut rooms = by_address(rooms.collect());
     rooms.truncate(CACHED);
-    // glibc gives all of a gap that is a little longer than requested. Then the first block that is
-    // cut off would be too long.
+    // If a gap is a little longer than requested, glibc gives out all of it. Without this, the first
+    // piece that is cut off would be too long.
     for room in &mut rooms {
         room.shrink_to(ROOM - 64);
     }
     rooms
 }
 
-/// From the lowest to the highest.
+/// Sorts by address, the lowest first.
 fn by_address(mut blocks: Vec<Block>) -> Vec<Block> {
     blocks.sort_unstable_by_key(address);
-    // A compiler may omit allocations that are not used.
+    // Without `black_box`, a compiler may omit allocations that are not used.
     black_box(blocks)
 }
 
-/// An unused block, or an empty one where memory is short.
+/// An unused block of this size, or an empty one if the allocation fails.
 fn block(size: usize) -> Block {
     let mut block = Block::new();
     let _ = block.try_reserve_exact(size);
@@ -125,31 +126,32 @@ fn of_each_size(count: usize) -> Vec<Block> {
     black_box(blocks)
 }
 
-/// Fewer bytes are not worth the work.
+/// The least weight, in bytes, for which the work is worth it.
 const WORTH_IT: u64 = 2 << 20;
 
-/// Twelve times what the thread cache holds: there may be tables and other blocks between the
-/// entries.
+/// The bytes of entries that are dropped first: twelve times what the thread cache holds, because
+/// tables and other blocks may lie between the entries.
 const ROOM_FOR_CACHE: usize = 3 << 20;
 
-/// The freed blocks of one size that a thread's cache keeps (`TCACHE_FILL_COUNT`).
+/// The number of freed blocks of one size that a thread's cache keeps (`TCACHE_FILL_COUNT`).
 const CACHED: usize = 7;
 
-/// A word in front of each block.
+/// The bytes of glibc's header in front of each block: one word.
 const HEADER: usize = size_of::<usize>();
 
-/// Long enough that glibc examines the heap's end when one is freed
-/// (`FASTBIN_CONSOLIDATION_THRESHOLD`, 64 KiB), too short to be mapped (`M_MMAP_THRESHOLD`,
-/// 128 KiB at least).
+/// The bytes of a filler. It is so long that glibc examines the end of the heap when one is freed
+/// (`FASTBIN_CONSOLIDATION_THRESHOLD`, 64 KiB). It is too short to be mapped (`M_MMAP_THRESHOLD`, 128
+/// KiB at least).
 const FILLER: usize = 100 << 10;
 
-/// Longer than one block of each size together, which is 34,304 bytes.
+/// The bytes of a room. One block of each size together takes less: 34,304 bytes.
 const ROOM: usize = 34 << 10;
 
-/// Gaps of up to 25 MiB are filled. More would be of no use where the highest entry is mapped.
+/// The most fillers, which fill gaps of up to 25 MiB. If the highest entry is mapped, no filler gets
+/// behind it, and the search ends here.
 const MAX_FILLERS: usize = 256;
 
-/// Gaps of up to 34 MiB are filled.
+/// The most rooms, which fill gaps of up to 34 MiB.
 const MAX_ROOMS: usize = 1024;
 
 #[cfg(all(test, target_os = "linux", target_env = "gnu", not(larder_loom)))]
@@ -160,7 +162,7 @@ mod tests {
     fn thread_cache_holds_lowest_blocks_afterwards() {
         let mut entries: Vec<Block> = (0..2000).map(|_| block(2000)).collect();
         entries.sort_unstable_by_key(address);
-        // The thread cache keeps these, at the other end.
+        // Fills the thread cache with blocks from behind the entries.
         drop(of_each_size(CACHED));
         let ends = fill_up_to(address(&entries[1999]));
         let end = ends.last().map(address);

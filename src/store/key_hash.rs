@@ -14,13 +14,13 @@ impl KeyHash {
         self.0
     }
 
-    /// The half that a slot keeps. The table and the ghost are keyed by it.
+    /// The half that a slot stores. The table and the ghost use it as their hash.
     #[inline]
     pub(super) fn short(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// The shard, by bits that the short hash lacks. `shards` is a power of two.
+    /// The shard, chosen by bits that are not in the short hash. `shards` is a power of two.
     #[inline]
     pub(super) fn shard(self, shards: usize) -> usize {
         self.0 as usize & (shards - 1)
@@ -32,8 +32,8 @@ impl KeyHash {
     }
 }
 
-/// A short hash as the table takes it. The table takes the place from the low bits and the tag from
-/// the high ones, so both halves are filled.
+/// A short hash, widened for the table. The table takes the place from the low bits and the tag from
+/// the high ones, so both halves hold the short hash.
 #[inline]
 pub(super) fn table_hash(short: u32) -> u64 {
     u64::from(short) << 32 | u64::from(short)

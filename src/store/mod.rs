@@ -59,7 +59,7 @@ pub(crate) struct StoreOptions {
     pub(crate) eviction: Eviction,
     /// The hot share's part of the capacity, 0 to 1.
     pub(crate) hot_fraction: f64,
-    /// Rounded up to a power of two; `None` chooses.
+    /// Rounded up to a power of two. `None` chooses by capacity and cores.
     pub(crate) shards: Option<usize>,
     pub(crate) clock: Clock,
 }
@@ -73,11 +73,11 @@ pub(crate) struct Store {
     eviction: Eviction,
     clock: Clock,
     lookups: ThreadCounters<Lookups>,
-    /// The shard with which the next search for one that is over its part begins.
+    /// The shard where the next search for a shard over its part begins.
     cursor: AtomicUsize,
 }
 
-/// Look-ups, by what they found.
+/// Counts of look-ups, by their result.
 #[derive(Default)]
 struct Lookups {
     main_hits: AtomicU64,
@@ -121,9 +121,9 @@ impl Store {
     }
 
     /// The live entry of a key, counted as a hit and as a use. If there is none, nothing is counted
-    /// (see [`count_miss`](Self::count_miss)), and the generation is as that of
-    /// [`peek`](Self::peek). `at_miss` then runs under the shard's lock, so no entry is inserted
-    /// between the look-up and its call. It must take no lock.
+    /// (see [`count_miss`](Self::count_miss)), and the generation is the one that
+    /// [`peek`](Self::peek) would return. In this case `at_miss` runs under the shard's lock, so no
+    /// entry is inserted between the look-up and its call. It must take no lock.
     #[inline(always)]
     pub(crate) fn get<M>(
         &self,
@@ -137,8 +137,8 @@ impl Store {
         };
         slot.meta.count_hit();
         let (share, expires) = (slot.meta.share(), slot.expires);
-        // The view is built last: a view that is built here and then moved goes through memory in
-        // pieces of other sizes, which stalls (no store forwarding).
+        // The view is built last. If it were built here and then moved, it would be loaded in pieces
+        // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
         drop(shard);
         self.lookups.add(|lookups| match share {
@@ -146,7 +146,7 @@ impl Store {
             CacheType::Hot => &lookups.hot_hits,
         });
         if self.eviction == Eviction::Lru {
-            // The entry may have left between the two locks; then nothing moves.
+            // The entry may have left between the two locks. Then `promote` does nothing.
             self.shard(hash).write().promote(hash, key);
         }
         let end = data.len();
@@ -161,7 +161,7 @@ impl Store {
         self.lookups.add(|lookups| &lookups.misses);
     }
 
-    /// The live entry of a key, counted as nothing; or, if there is none, the generation for an
+    /// The live entry of a key. Counts nothing. If there is none, returns the generation for an
     /// [`insert`](Self::insert) of a load that begins now.
     ///
     /// A removal advances the key's generation under the shard's lock, and an insertion compares it
@@ -180,10 +180,10 @@ impl Store {
 
     /// Inserts an entry in place of an older one of its key, and evicts to make room.
     ///
-    /// Inserts nothing if the key was removed since the load began, or if the policy declines. The
-    /// caller reports and drops the entries that left, and then
-    /// [finishes the eviction](Self::finish_eviction): a value that takes the place of thousands is
-    /// in the store before all of them have left.
+    /// Inserts nothing if the key was removed since the load began, or if the policy does not admit
+    /// the entry. The caller reports and drops the entries that left, and then [finishes the
+    /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
+    /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
         let mut shard = self.shard(new.hash).write();
         shard.insert(&new, &mut self.update(evicted));
@@ -191,11 +191,11 @@ impl Store {
         self.evict_elsewhere(new.hash, evicted);
     }
 
-    /// Continues an insertion whose first victims were dropped: evicts some more.
+    /// Evicts more entries for an insertion whose first victims were dropped.
     ///
-    /// Only some, so that look-ups wait for as many at most. Concurrent insertions find the store
-    /// over its capacity and evict for themselves and for this one. They also do if this is never
-    /// called, because a listener panicked.
+    /// It evicts a limited number, so that look-ups wait for no more than that. Concurrent insertions
+    /// find the store over its capacity, and evict for themselves and for this one. So the store
+    /// shrinks even if this is never called.
     pub(crate) fn finish_eviction(&self, pending: PendingEviction) -> EvictedEntries {
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(pending.hash).write();
@@ -205,10 +205,10 @@ impl Store {
         evicted
     }
 
-    /// If the store is still over its capacity, evicts from other shards than that of `hash`, which
-    /// is within its own part or empty: first from those over their part, then from any. A lone
-    /// entry of a shard is left for last. It may be one that is larger than a shard's part and fits
-    /// the store all the same.
+    /// If the store is still over its capacity, evicts from shards other than that of `hash`, which
+    /// is within its own part or empty. The shards over their part come first, then all others. The
+    /// last entry of a shard is evicted last of all, because it may be larger than a shard's part and
+    /// still fit into the store.
     fn evict_elsewhere(&self, hash: KeyHash, evicted: &mut EvictedEntries) {
         if evicted.pending().is_some() || !self.budget.is_over() {
             return;
@@ -251,9 +251,9 @@ impl Store {
         self.budget.set_capacity(capacity);
     }
 
-    /// Evicts some entries of each shard while the store is over its capacity; `None` once it is
-    /// not. Only some, so that look-ups do not wait for all, and so that the caller can drop them
-    /// before more are evicted.
+    /// Evicts some entries of each shard while the store is over its capacity; `None` once it is not.
+    /// The number is limited so that look-ups do not wait for all evictions, and so that the caller
+    /// can drop these entries before more are evicted.
     pub(crate) fn evict_to_capacity(&self) -> Option<EvictedEntries> {
         let mut evicted = EvictedEntries::default();
         for shard in &self.shards {
@@ -270,8 +270,8 @@ impl Store {
         (!evicted.is_empty()).then_some(evicted)
     }
 
-    /// Removes a key, for the cause [`RemovalCause::Explicit`] unless it had expired. A load of it
-    /// that is under way is not cached.
+    /// Removes a key with cause [`RemovalCause::Explicit`], or [`RemovalCause::Expired`] if it had
+    /// expired. The value of a load that is under way is not cached.
     pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
@@ -280,19 +280,19 @@ impl Store {
         evicted
     }
 
-    /// Removes everything, shard by shard. Loads under way are not cached.
+    /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
         let clear = |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger());
         ClearedEntries(self.shards.iter().map(clear).collect())
     }
 
-    /// All live entries, counted as nothing. No lock is held between two calls of `next`.
+    /// All live entries. Counts nothing. No lock is held between two calls of `next`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
         let shards = self.shards.iter();
         shards.flat_map(|shard| shard.read().snapshot(&self.clock))
     }
 
-    /// The look-ups, and those that found an entry.
+    /// The number of look-ups, and of those that found an entry.
     pub(crate) fn lookups(&self) -> (u64, u64) {
         let [main_hits, hot_hits, misses] = self.lookup_counts();
         let hits = main_hits + hot_hits;
@@ -337,7 +337,7 @@ impl Store {
     }
 }
 
-/// The shards that a store consisted of when it was cleared.
+/// The former contents of a cleared store, by shard.
 pub(crate) struct ClearedEntries(Vec<Shard>);
 
 impl ClearedEntries {
@@ -356,7 +356,8 @@ impl Drop for ClearedEntries {
 
 const MAX_SHARDS: usize = 256;
 
-/// Smaller shards choose worse victims and split large values.
+/// The smallest shard by default, in bytes. Smaller shards choose worse victims, and large values
+/// exceed their part.
 const MIN_SHARD_BYTES: u64 = 2 << 20;
 
 /// Four shards a core, as long as each keeps two mebibytes.

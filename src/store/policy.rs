@@ -1,14 +1,14 @@
 //! Which entry leaves next: size-aware S3-FIFO, or exact LRU.
 //!
-//! S3-FIFO has a small queue that newcomers pass through, a main queue for entries that were used
+//! S3-FIFO has a small queue that new entries pass through, a main queue for entries that were used
 //! again, and a ghost that remembers the keys that left too early. It is from "FIFO Queues are All
 //! You Need for Cache Eviction" (Yang et al., SOSP '23), with one change: an entry many times larger
-//! than the mean needs more hits to stay, because it takes the place of many.
+//! than the mean needs more hits to stay, because it takes the room of many.
 
 use super::ghost::Ghost;
 use super::slab::{List, Slab};
 
-/// How the cache chooses what to evict.
+/// How the cache chooses the entries to evict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Eviction {
@@ -30,8 +30,8 @@ pub(super) struct Policy {
     ghost: Ghost,
 }
 
-/// The entries that a search for one victim may move on instead of evicting. It bounds the time
-/// under the lock; past it the next tail is evicted, whatever its hits.
+/// The most entries that a search for one victim moves instead of evicting. This bounds the time
+/// under the lock. After that, the next tail is evicted, whatever its hits.
 const MAX_MOVES: u32 = 32;
 
 impl Policy {
@@ -55,13 +55,13 @@ impl Policy {
     /// Whether an entry of this weight is always admitted. `target` is the share's part of the
     /// capacity, in bytes.
     ///
-    /// Under S3-FIFO an entry larger than the small queue would evict all other newcomers.
+    /// Under S3-FIFO an entry larger than the small queue would evict all other new entries.
     pub(super) fn admits(&self, weight: u64, target: u64) -> bool {
         self.eviction == Eviction::Lru || weight <= small_part(target)
     }
 
-    /// Whether a key requested a second time: the ghost remembers it. If not, the ghost does from
-    /// now on.
+    /// Whether the ghost remembers a key, so that this is its second request. If not, the ghost
+    /// remembers it from now on.
     pub(super) fn is_second_request(&mut self, hash: u32) -> bool {
         let len = self.len();
         let remembered = self.ghost.contains(hash, len);
@@ -115,7 +115,8 @@ impl Policy {
         let mut moves = 0;
         loop {
             let (bytes, len) = (self.bytes(), self.len());
-            // If the spared entry is the tail of the main queue, it is alone there.
+            // If the spared entry is the tail of the main queue, the victim comes from the small
+            // queue.
             let oldest = self.main.tail().filter(is_victim);
             let from_small = self.small.bytes > small_part(target) || oldest.is_none();
             let queue = self.queue_of(!from_small);

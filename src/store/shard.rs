@@ -1,4 +1,4 @@
-//! One shard: a table, its slots, and the policy of each share. It is single-threaded; the store
+//! One shard: a table, its slots, and the policy of each share. A shard does no locking; the store
 //! locks it.
 
 use hashbrown::HashTable;
@@ -15,14 +15,14 @@ use crate::clock::Clock;
 use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
-/// Slots that each insertion examines for expiry: every slot is examined once in `slots / 8`
-/// insertions.
+/// The number of slots that each insertion checks for expiry. Every slot is checked once in
+/// `slots / 8` insertions.
 const SWEEP_STEP: usize = 8;
 
-/// Entries evicted under one lock, since look-ups wait for it.
+/// The most entries evicted under one lock, because look-ups wait for it.
 pub(super) const EVICTED_AT_ONCE: usize = 256;
 
-/// Tables of this many slots do not shrink.
+/// Tables of at most this many slots do not shrink.
 const MIN_SLOTS: usize = 64;
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
     eviction: Eviction,
-    /// By [`CacheType`], as the next.
+    /// Indexed by [`CacheType`], like `evictions`.
     policies: [Policy; 2],
     evictions: [u64; 2],
     /// The slot that the next sweep begins with.
@@ -39,7 +39,8 @@ pub(super) struct Shard {
     generations: Generations,
 }
 
-/// One operation that changes a shard: its share in the budget, its time, and the entries that leave.
+/// The state of one operation that changes a shard: its ledger, the clock, and the entries that
+/// leave.
 #[derive(Debug)]
 pub(super) struct Update<'a> {
     pub(super) ledger: Ledger<'a>,
@@ -106,15 +107,16 @@ impl Shard {
     }
 
     /// Inserts an entry and makes room for it: see [`make_room`](Self::make_room). Inserts nothing
-    /// if the key was removed since its load began, or if the policy declines.
+    /// if the key was removed since its load began, or if the policy does not admit the entry. In the
+    /// second case an older entry of the key is removed all the same.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) {
         if new.loaded_at != self.generation(new.hash) {
             return;
         }
         self.sweep(update);
 
-        // Replacing is removing and inserting, which keeps every weight exact. The entry keeps its
-        // hits and its place among the proven entries.
+        // A replacement is a removal and an insertion, which keeps every weight exact. The new entry
+        // keeps the hits of the old one, and its place in the main queue if it was there.
         let (mut proven, mut freq) = (false, 0);
         if let Some(index) = self.index_of(new.hash, new.key) {
             let meta = self.slab.meta(index);
@@ -147,8 +149,9 @@ impl Shard {
             });
     }
 
-    /// Whether an entry of this weight is cached. One too large to be always admitted is cached on
-    /// its second request, or while there is unused room.
+    /// Whether an entry of this weight is cached. An entry that is too large to be always admitted is
+    /// cached on its second request, in place of an entry of the main queue, or while there is unused
+    /// room.
     fn admits(
         &mut self,
         new: &NewEntry<'_>,
@@ -166,18 +169,19 @@ impl Shard {
             || policy.is_second_request(new.hash.short())
     }
 
-    /// Continues an insertion that left the store over its capacity: evicts as many entries as one
-    /// lock may, but not the one that was inserted.
+    /// Evicts more entries for an insertion that left the store over its capacity: up to
+    /// [`EVICTED_AT_ONCE`], but not the inserted one.
     pub(super) fn finish_eviction(&mut self, hash: KeyHash, update: &mut Update<'_>) {
-        // It may have left meanwhile. Sparing another entry with its hash does no harm.
+        // The inserted entry may have left meanwhile. Sparing another entry with its hash does no
+        // harm.
         let short = hash.short();
         let inserted = |index: &u32| self.slab.hash(*index) == short;
         let spared = self.table.find(table_hash(short), inserted).copied();
         self.make_room(hash, IncomingWeight::default(), spared, update);
     }
 
-    /// Evicts while the store is over its capacity and this shard over its own part of it. Stops
-    /// after as many entries as one lock may evict; the eviction for `hash` is pending then.
+    /// Evicts while the store is over its capacity and this shard is over its own part. Stops after
+    /// [`EVICTED_AT_ONCE`] entries, and then marks the eviction for `hash` as pending.
     fn make_room(
         &mut self,
         hash: KeyHash,
@@ -223,7 +227,7 @@ impl Shard {
         false
     }
 
-    /// Removes a key, and keeps loads of it that are under way from being cached.
+    /// Removes a key, and keeps the values of its loads under way from being cached.
     pub(super) fn remove(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
         self.generations.advance(hash);
         if let Some(index) = self.index_of(hash, key) {
@@ -231,8 +235,8 @@ impl Shard {
         }
     }
 
-    /// Removes everything, and keeps loads under way from being cached. Returns what the shard
-    /// held, tables included, to be dropped without the lock.
+    /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
+    /// contents with their tables, to be dropped without the lock.
     pub(super) fn clear(&mut self, mut ledger: Ledger<'_>) -> Shard {
         ledger.release(self.bytes());
         let mut empty = Shard::new(self.eviction);
@@ -253,9 +257,9 @@ impl Shard {
 
     /// Shrinks the tables if they are much larger than their contents.
     ///
-    /// A free slot's memory counts for no entry. Without this, tables that once held many small
-    /// entries would stay beside the few large ones that took their place. For each entry that is
-    /// moved another one left, so an insertion costs a move or two on average.
+    /// The memory of free slots is in no entry's weight. Without this, the tables would stay large
+    /// when a few large entries replace many small ones. For each entry that is moved, another one
+    /// has left before. So an insertion costs one or two moves on average.
     pub(super) fn fit_tables(&mut self) {
         let live = self.len();
         if live >= self.slab.len() / 2 || self.slab.len() <= MIN_SLOTS {
@@ -265,7 +269,7 @@ impl Shard {
         self.table = HashTable::with_capacity(live + 1);
         for policy in &mut self.policies {
             policy.move_to(&mut self.slab, &mut slab, |slab, index| {
-                // The table has room for all, so it never hashes again.
+                // The table has room for all entries, so it never needs their hashes again.
                 let hash = table_hash(slab.hash(index));
                 self.table.insert_unique(hash, index, |_| 0);
             });
@@ -321,7 +325,7 @@ impl Shard {
         )
     }
 
-    /// Removes a slot's entry for this cause, or as expired if its time is over.
+    /// Removes a slot's entry with this cause, or as expired if its time to live is over.
     fn remove_slot(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
         let cause = if self.slab.has_expired(index, update.clock) {
             RemovalCause::Expired

@@ -1,8 +1,8 @@
 //! The slots of a shard, and the linked lists through them.
 //!
-//! A slot's fields lie in arrays of their own, by use. A hit reads the entry's pointer (8 bytes) and
-//! its meta data (4 bytes), but not the links (16 bytes), so more of what hits read stays in the
-//! processor's caches.
+//! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer (8
+//! bytes) and its meta data (4 bytes), but not the links (16 bytes). So more of the data that hits
+//! read stays in the processor's caches.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -13,17 +13,17 @@ use crate::clock::{Clock, Tick};
 use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
-/// No slot.
+/// The index of no slot.
 const NIL: u32 = u32::MAX;
 
 /// Hits beyond this number are not counted; S3-FIFO needs no more.
 pub(super) const MAX_FREQ: u8 = 7;
 
-/// The facts about a slot's entry that are read without touching the entry.
+/// The data about a slot's entry that are read without reading the entry itself.
 #[derive(Debug)]
 pub(super) struct EntryMeta {
     pub(super) key_len: u16,
-    /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without touching the
+    /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without reading the
     /// entry.
     tag: u8,
     /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
@@ -87,12 +87,12 @@ impl EntryMeta {
     }
 }
 
-/// A slot's neighbours in its queue, and what the queues and the table need without touching the
-/// entry.
+/// A slot's neighbours in its queue, and the data that the queues and the table need without reading
+/// the entry.
 #[derive(Clone, Copy, Debug)]
 struct SlotLink {
-    /// `next` also links the free slots.
     prev: u32,
+    /// Also links the free slots.
     next: u32,
     /// The short hash: enough to find the slot's place in the table.
     hash: u32,
@@ -235,7 +235,7 @@ impl Slab {
         self.expiry(index).is_some_and(|end| end <= clock.now())
     }
 
-    /// The slots whose entries may expire are below this number.
+    /// All slots whose entries may expire have an index below this number.
     pub(super) fn expiring(&self) -> usize {
         self.expiries.len()
     }
@@ -380,15 +380,15 @@ impl Slab {
     }
 }
 
-/// The table uses the low bits of a hash for the place and the high ones for its own tag. These are
-/// between them.
+/// Bits 17 to 24 of the short hash. The table uses the low bits for the place and the high ones for
+/// its own tag.
 #[inline]
 fn tag_of(hash: u32) -> u8 {
     (hash >> 17) as u8
 }
 
-/// Whether two slices of the same length are equal. Keys of 8 to 16 bytes are compared by their two
-/// ends, which meet or overlap; a call of memcmp takes longer.
+/// Whether two slices of the same length are equal. Keys of 8 to 16 bytes are compared by their first
+/// and last 8 bytes, which meet or overlap. This is faster than a call of memcmp.
 #[inline]
 fn same_bytes(a: &[u8], b: &[u8]) -> bool {
     if (8..=16).contains(&a.len()) {

@@ -1,4 +1,4 @@
-//! The store against a model, and the behaviour that its callers depend on.
+//! Tests the store against a model, and the behaviour that its callers depend on.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -109,8 +109,8 @@ fn eviction() -> impl Strategy<Value = Eviction> {
 }
 
 proptest! {
-    /// No value but the newest and unexpired one is ever found, the used bytes are the sum of the
-    /// entries' weights, and they stay within the capacity.
+    /// Look-ups find only the newest value, and only before it expires. The used bytes are the sum of
+    /// the entries' weights, and stay within the capacity.
     #[test]
     fn stays_within_capacity_and_never_returns_an_old_value(
         ops in ops(),
@@ -186,12 +186,15 @@ fn value_larger_than_a_shard_is_cached_if_the_store_can_hold_it() {
     put(&store, "large", &large, CacheType::Main, None);
     assert!(
         get(&store, "large").is_none(),
-        "once is not enough for the room of a hundred"
+        "a value as large as a hundred others is not cached on its first request"
     );
     put(&store, "large", &large, CacheType::Main, None);
     assert!(get(&store, "large").is_some());
     assert!(total_bytes(&store) <= 64_000);
-    assert!(total_items(&store) > 50, "the rest shares what is left");
+    assert!(
+        total_items(&store) > 50,
+        "the small entries keep the remaining room"
+    );
 }
 
 #[test]
@@ -313,7 +316,7 @@ fn insertions_sweep_expired_entries() {
     assert_eq!(
         store.stats(CacheType::Main).evictions,
         0,
-        "expiry is no eviction"
+        "expiry does not count as an eviction"
     );
 }
 
@@ -444,7 +447,7 @@ fn longest_time_to_live_never_expires() {
     let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
     put(&store, "key", b"x", CacheType::Main, Some(Duration::MAX));
     clock.advance(Duration::from_secs(1 << 33));
-    assert_eq!(get(&store, "key").expect("it lives"), "x");
+    assert_eq!(get(&store, "key").expect("it does not expire"), "x");
 }
 
 #[test]
@@ -515,5 +518,5 @@ fn iter_returns_all_live_entries_and_no_other() {
         .collect();
     assert_eq!(found, expected);
     let stats = store.lookups();
-    assert_eq!(stats, (0, 0), "iterating counts as no look-up");
+    assert_eq!(stats, (0, 0), "iterating does not count as a look-up");
 }

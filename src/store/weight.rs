@@ -23,8 +23,8 @@ pub(super) fn of_block(len: usize) -> usize {
     allocated(len.saturating_add(SharedBytes::HEADER))
 }
 
-/// A weight in 32 bits, in units of [`GRANULE`]. `None` for one over 2^32 granules: 64 GiB, half of
-/// it where a word has 32 bits.
+/// A weight in 32 bits, in units of [`GRANULE`]. `None` from 2^32 granules on: 64 GiB, or 32 GiB
+/// where a word has 32 bits.
 #[inline]
 pub(super) fn packed(weight: u64) -> Option<u32> {
     u32::try_from(weight.saturating_sub(TABLES as u64) / GRANULE).ok()
@@ -36,7 +36,7 @@ pub(super) fn unpacked(granules: u32) -> u64 {
     u64::from(granules) * GRANULE + TABLES as u64
 }
 
-/// The size of every block is a multiple of this.
+/// The size of every block, in bytes, is a multiple of this.
 const GRANULE: u64 = 2 * size_of::<usize>() as u64;
 
 /// Checks a capacity: 0, or room for an empty key and value at least.
@@ -48,8 +48,8 @@ pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
     Err(Error::new(
         ErrorKind::CapacityTooSmall,
         format!(
-            "a capacity of {bytes} bytes holds no entry; the smallest takes {smallest}; use 0 to \
-             switch caching off"
+            "a capacity of {bytes} bytes is too small; the smallest entry takes {smallest}; use 0 \
+             to switch caching off"
         ),
     ))
 }
@@ -57,11 +57,11 @@ pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
 /// The bytes that malloc takes for a block of `size` bytes.
 ///
 /// These are glibc's rules (malloc/malloc.c, `request2size` and `sysmalloc_mmap`): a header of one
-/// word, rounding to two words, four words at least; from 128 KiB on, pages of its own. Blocks
-/// between 1 KiB and 128 KiB are split and joined as sizes come and go. With mixed sizes the gaps
-/// between them take up to an eighth more. (`cargo bench --bench memory`, case `mix`: with a tenth
-/// the resident set was up to 1.16 times the capacity.) The size classes of musl and jemalloc take
-/// no less than this for small sizes, and differ by less than an eighth.
+/// word, rounding to two words, and four words at least. From 128 KiB on, a block has whole pages of
+/// its own. Blocks between 1 KiB and 128 KiB are split and joined as sizes change. With mixed sizes,
+/// the gaps between them take up to an eighth more. (`cargo bench --bench memory`, case `mix`: with a
+/// tenth, the resident set was up to 1.16 times the capacity.) The size classes of musl and jemalloc
+/// take no less than this for small sizes, and differ by less than an eighth.
 #[inline]
 fn allocated(size: usize) -> usize {
     const WORD: usize = size_of::<usize>();
@@ -105,7 +105,7 @@ mod tests {
             let (this, next) = (allocated(request), allocated(request + 1));
             assert!(this >= request && next >= this, "request of {request}");
         }
-        // The gaps between blocks over a kibibyte.
+        // Includes the gaps between blocks of more than a kibibyte.
         assert!(allocated(10_240) >= 11_520);
     }
 

@@ -20,7 +20,7 @@ fn value_that_replaces_thousands_evicts_them_in_steps() {
         if eviction == Eviction::S3Fifo {
             assert!(
                 gone.is_empty(),
-                "a value so large is cached on its second request"
+                "a value this large is cached on its second request"
             );
             gone = large();
         }
@@ -63,7 +63,7 @@ fn insertion_finishes_a_pending_eviction_of_another() {
 }
 
 #[test]
-fn smaller_capacity_is_evicted_to_and_larger_one_is_used() {
+fn evicts_to_smaller_capacity_and_uses_larger_one() {
     for eviction in [Eviction::S3Fifo, Eviction::Lru] {
         let store = store(1 << 20, eviction, 4, &Clock::manual());
         let fill = |from: u64| {
