@@ -321,7 +321,10 @@ impl Seek for Reader {
             SeekFrom::Current(n) => self.position.checked_add_signed(n),
         };
         self.position = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative or overflowing position")
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "seek to a negative or overflowing position",
+            )
         })?;
         Ok(self.position)
     }

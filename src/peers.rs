@@ -151,7 +151,8 @@ impl PickerSlot {
         if slot.is_some() {
             return Err(Error::new(
                 ErrorKind::AlreadyRegistered,
-                "this registry has a peer picker already; make a Registry of its own for another pool",
+                "this registry has a peer picker already; make a Registry of its own for another \
+                 pool",
             ));
         }
         *slot = Some(pickers);

@@ -379,7 +379,9 @@ impl<T> Leader<'_, T> {
         let flight = stripe
             .flights
             .find(self.hash, |flight| LoadId::of(flight) == self.id);
-        flight.expect("a flight stays in its stripe while it is led").clone()
+        flight
+            .expect("a flight stays in its stripe while it is led")
+            .clone()
     }
 
     pub(crate) fn id(&self) -> LoadId {

@@ -82,7 +82,7 @@ fn dead_peer() -> PickerSlot {
 fn eventually(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "the condition is not met in time");
+        assert!(start.elapsed() < PATIENCE, "the condition is not met");
         thread::yield_now();
     }
 }
@@ -164,7 +164,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     held.end_then_value(End::Panic);
     let outcomes: Vec<_> = callers
         .into_iter()
-        .map(|caller| caller.join().expect("panics are caught"))
+        .map(|caller| caller.join().expect("panic is caught"))
         .collect();
     let took = told.elapsed();
     let (mut panics, mut errors) = (0, 0);
@@ -199,7 +199,7 @@ fn error_is_shared_and_not_cached() {
             let callers = held.callers(20, &ctx);
             held.end_then_value(End::NotFound);
             for caller in callers {
-                let result = caller.join().expect("panics are caught").expect("no panic");
+                let result = caller.join().expect("panic is caught").expect("no panic");
                 let error = result.expect_err("nowhere");
                 assert_eq!(
                     (error.is_not_found(), &*error.to_string()),
@@ -221,10 +221,10 @@ fn loads_are_shared_without_a_cache() {
             let callers = held.callers(20, &ctx);
             held.end(End::Value);
             for caller in callers {
-                let result = caller.join().expect("panics are caught").expect("no panic");
+                let result = caller.join().expect("panic is caught").expect("no panic");
                 assert_eq!(result.expect("a value"), "key");
             }
-            assert_eq!(held.runs(), round, "one load for all callers, and no value is cached");
+            assert_eq!(held.runs(), round, "one shared load, and no value cached");
         }
     }
 }
@@ -260,7 +260,7 @@ fn waiters_load_once_more_after_leader_fails_past_its_deadline() {
         })
         .collect();
     for caller in leader {
-        let result = caller.join().expect("panics are caught").expect("no panic");
+        let result = caller.join().expect("panic is caught").expect("no panic");
         let error = result.expect_err("the deadline has passed");
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     }

@@ -65,7 +65,7 @@ fn panic_releases_waiters() {
             flights.do_once("key", || resume_unwind(Box::new("in the work")))
         }));
         if let Ok(shared) = led {
-            assert!(matches!(shared, Ok(1 | 2)), "it waited for another leader: {shared:?}");
+            assert!(matches!(shared, Ok(1 | 2)), "it was a waiter: {shared:?}");
         }
         for follower in followers {
             let got = follower.join().unwrap();

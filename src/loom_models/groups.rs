@@ -142,7 +142,11 @@ fn removed_is_removed(
         assert_eq!(group.get("key").expect("a value"), "1");
         let early = loading.join().unwrap().expect("a value");
         assert!(early == "0" || early == "1");
-        assert_eq!(group.peek("key"), Some("1".into()), "the old value is not cached again");
+        assert_eq!(
+            group.peek("key"),
+            Some("1".into()),
+            "the old value is not cached again"
+        );
     });
 }
 

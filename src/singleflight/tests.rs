@@ -61,7 +61,7 @@ impl<T: Clone + Send + Sync + 'static> Held<T> {
         let hash = self.flights.hash("key");
         let start = Instant::now();
         while self.flights.waiters(hash, "key") < count {
-            assert!(start.elapsed() < PATIENCE, "the callers do not wait in time");
+            assert!(start.elapsed() < PATIENCE, "the callers do not wait");
             thread::yield_now();
         }
         waiters

@@ -191,7 +191,10 @@ fn value_larger_than_a_shard_is_cached_if_the_store_can_hold_it() {
     put(&store, "large", &large, CacheType::Main, None);
     assert!(get(&store, "large").is_some());
     assert!(total_bytes(&store) <= 64_000);
-    assert!(total_items(&store) > 50, "the small entries keep the remaining room");
+    assert!(
+        total_items(&store) > 50,
+        "the small entries keep the remaining room"
+    );
 }
 
 #[test]

@@ -48,8 +48,8 @@ pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
     Err(Error::new(
         ErrorKind::CapacityTooSmall,
         format!(
-            "a capacity of {bytes} bytes is too small; the smallest entry takes {smallest}; use 0 to \
-             switch caching off"
+            "a capacity of {bytes} bytes is too small; the smallest entry takes {smallest}; use 0 \
+             to switch caching off"
         ),
     ))
 }
