@@ -180,10 +180,10 @@ impl HttpPoolBuilder {
     /// How many idle connections to one peer are kept for the next request; 24 by default. 0 makes
     /// a new connection for each request.
     ///
-    /// A connection is closed if its last request began over 15 s ago, when a later request to the
-    /// peer begins or ends. This crate's own client closes one such connection with each request
-    /// that ends; ureq closes all of them. An idle connection holds buffers of 16 KiB, and of 40
-    /// KiB with ureq.
+    /// A connection whose last request is 15 s old is not used again, and is closed as later
+    /// requests end. This crate's own client closes one such connection with each request that
+    /// ends; ureq closes all of them. An idle connection holds buffers of 16 KiB, and of 40 KiB
+    /// with ureq.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.config.max_idle_per_peer = connections;
         self

@@ -64,8 +64,8 @@ fn paths_and_keys_are_read_as_in_go() {
     let seed = number("LARDER_INTEROP_SEED", 1);
     let (mut child, stdin, stdout) = start_helper();
 
-    // A thread of its own writes the questions, or both pipes could fill and block both processes. The
-    // two threads draw the same cases.
+    // Another thread writes the questions. Otherwise both pipes could fill and block both
+    // processes. The two threads draw the same cases.
     let asking = thread::spawn(move || {
         let mut questions = BufWriter::with_capacity(1 << 16, stdin);
         for case in draw(seed, cases) {
@@ -100,7 +100,8 @@ fn paths_and_keys_are_read_as_in_go() {
 enum Case {
     /// A target that any client could send.
     Target(String),
-    /// The same, with a raw `+` read as a space. In Go it never is: the question has `%20` instead.
+    /// The same, with a raw `+` read as a space. Go never reads it so, so the question has `%20`
+    /// instead.
     PlusTarget(String),
     /// The target that this crate sends for a group and a key.
     Ours(String, String),
@@ -143,7 +144,7 @@ impl Case {
             Case::Golangs(group, key) => {
                 let sent = String::from_utf8(take_text(answers)).expect("Go escapes the rest");
                 let key = Reading::Key(group.clone(), key.clone());
-                // Here this crate reads, and Go knows the key.
+                // Here this crate reads the target, and the key comes from Go.
                 explain(&sent, &read(&sent, true), &key)
             }
         }
