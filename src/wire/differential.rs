@@ -16,7 +16,7 @@ use crate::random::{GOLDEN_RATIO, mix};
 enum Difference {
     /// This crate splits the path, then decodes it; Go decodes it, then splits it. In `a%2Fb/c` a Go
     /// server reads the group `a`. No group of a Go program that has peers can have a slash in its
-    /// name; a key can, and is read in the same way.
+    /// name; a key can, and is read in the same way on both sides.
     SlashInGroup,
     /// Go compares the base path after decoding it. No client escapes it.
     EscapedBase,
@@ -130,7 +130,7 @@ impl Case {
         }
     }
 
-    /// Reads the helper's answer, and compares the two results.
+    /// Reads the helper's response, and compares the two results.
     fn compare(&self, answers: &mut impl Read) -> Result<Verdict, String> {
         match self {
             Case::Target(target) => explain(target, &read(target, false), &take_reading(answers)),

@@ -403,8 +403,7 @@ pub(crate) const TOO_LONG: BadResponse =
     BadResponse("the head or a line of the answer is too long");
 const NOT_HTTP: BadResponse = BadResponse("the answer is not HTTP/1.1");
 const TWO_LENGTHS: BadResponse = BadResponse("the answer's length can be read in two ways");
-const NO_LENGTH: BadResponse =
-    BadResponse("the answer has no length and is not chunked");
+const NO_LENGTH: BadResponse = BadResponse("the answer has no length and is not chunked");
 const BAD_LENGTH: BadResponse = BadResponse("the Content-Length of the answer is not a length");
 const BAD_CHUNKS: BadResponse = BadResponse("the chunks of the answer are malformed");
 

@@ -107,7 +107,10 @@ impl Response {
     pub fn body(&self) -> &[u8] {
         let mut pieces = self.body.iter();
         let body = pieces.next().unwrap_or_default();
-        debug_assert!(pieces.next().is_none(), "only bodies of the endpoint have several pieces");
+        debug_assert!(
+            pieces.next().is_none(),
+            "only bodies of the endpoint have several pieces"
+        );
         body
     }
 

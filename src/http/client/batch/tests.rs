@@ -314,7 +314,9 @@ mod threads {
                     assert!(result.is_none_or(|asked| asked[place] == key));
                 }
                 BatchRole::Single(Some(_guard)) => thread::yield_now(),
-                BatchRole::TimedOut => assert!(patience < LONG, "a waiter with a long deadline timed out"),
+                BatchRole::TimedOut => {
+                    assert!(patience < LONG, "a waiter with a long deadline timed out")
+                }
                 BatchRole::Single(None) => {}
             }
         };
