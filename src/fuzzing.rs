@@ -39,9 +39,9 @@ pub fn encode_response((value, ttl_nanos, expire, minute_qps): Response<'_>) -> 
     body.iter().collect::<Vec<_>>().concat()
 }
 
-/// A request's head: its length, method, path, announced body length, and whether the connection stays
-/// open; or the status that refuses it. `None` if it is not complete. The bytes arrive in pieces of
-/// `step`.
+/// Parses a request's head, whose bytes arrive in pieces of `step`. Returns its length, method,
+/// path, announced body length, and whether the connection stays open; or the status that refuses
+/// it; or `None` if it is not complete.
 #[allow(clippy::type_complexity, reason = "for one caller")]
 pub fn parse_head(
     bytes: &[u8],
@@ -66,9 +66,9 @@ pub fn parse_head(
     }))
 }
 
-/// Status and body of the response at the beginning of `bytes`, whether it keeps the connection, and
-/// how many bytes it takes, if it is one. It arrives in pieces of `step` bytes, its body is read in
-/// pieces of `room`.
+/// Reads the response at the beginning of `bytes`, which arrives in pieces of `step` bytes and
+/// whose body is read in pieces of `room`. Returns its status and body, whether the connection
+/// stays open, and how many bytes the response takes; `None` if it is refused.
 pub fn read_response(
     bytes: &[u8],
     step: usize,

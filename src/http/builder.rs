@@ -17,10 +17,10 @@ use crate::http::server::handler::Request;
 use crate::sync::Arc;
 
 impl HttpPool {
-    /// A pool with the default options, the peer picker of [`Registry::global`].
+    /// A pool with the default options. It is the peer picker of [`Registry::global`].
     ///
-    /// `self_url` is the URL of this process, as it stands in the list of peers. There are no peers
-    /// until [`set`](Self::set) is called: every key is this process's own.
+    /// `self_url` is the URL of this process, as it is written in the list of peers. There are no
+    /// peers until [`set`](Self::set) is called, so this process owns every key.
     ///
     /// [`Registry::global`]: crate::Registry::global
     ///
@@ -68,7 +68,8 @@ pub struct HttpPoolBuilder {
 type HashFn = dyn Fn(&[u8]) -> u64 + Send + Sync;
 
 impl HttpPoolBuilder {
-    /// The path of a peer's URLs below which the cache lies; `/_groupcache/` by default, as in Go.
+    /// The base path: the path of a peer's groups, after the peer's URL; `/_groupcache/` by
+    /// default, as in Go.
     pub fn base_path(mut self, base_path: &str) -> Self {
         self.config.base_path = base_path.to_owned();
         self
@@ -78,13 +79,13 @@ impl HttpPoolBuilder {
     /// with Go programs, use their preset.
     ///
     /// Under [`Preset::Golang`], a raw `+` in the path of a request is read as a space, because
-    /// golang/groupcache sends one for it.
+    /// golang/groupcache sends `+` for a space.
     pub fn preset(mut self, preset: Preset) -> Self {
         self.preset = preset;
         self
     }
 
-    /// The points of a peer on the ring, 1 to 65,536; by default those of the
+    /// The number of points of each peer on the ring, 1 to 65,536; by default that of the
     /// [preset](Preset::replicas), or 50 with a [`hash_fn`](Self::hash_fn), as in Go.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = Some(replicas);
@@ -95,16 +96,17 @@ impl HttpPoolBuilder {
     /// key is loaded here. The default is true under [`Preset::Larder`], so that the processes do
     /// not all load the key, and false under the other presets.
     ///
-    /// A Go peer forwards a request to the peer that it takes for the owner. If it is asked in the
-    /// owner's place, it asks the owner once more, and waits without a limit. Set this to true once
-    /// no Go peer is left.
+    /// A Go peer that does not own a key forwards the request to the owner. So a Go peer that is
+    /// asked in the owner's place asks the owner once more, and waits without a limit. Set this to
+    /// true once no Go peer is left.
     pub fn failover(mut self, failover: bool) -> Self {
         self.failover = Some(failover);
         self
     }
 
     /// Hashes points and keys in place of the preset's hash; see [`Map::new`]. In a cluster shared
-    /// with Go programs, set their [`preset`](Self::preset) too: it decides more than the hash.
+    /// with Go programs, set their [`preset`](Self::preset) too, because it has other effects as
+    /// well.
     pub fn hash_fn(mut self, hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
         self.hash = Some(Box::new(hash));
         self
@@ -128,8 +130,8 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Makes the context in which a peer's request is answered, which the getter then gets; by
-    /// default [`Context::background`]. The remaining time of the asking peer is added to it.
+    /// Makes the context of a peer's request, which is passed to the getter; by default
+    /// [`Context::background`]. The remaining time of the asking peer is added to it as a deadline.
     pub fn context(
         mut self,
         hook: impl Fn(&Request<'_>) -> Context + Send + Sync + 'static,
@@ -152,10 +154,10 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// How long one exchange with a peer may take, from connecting to the last byte of the answer;
-    /// 1 s by default. A caller whose own deadline is earlier leaves then.
+    /// How long one exchange with a peer may take, from connecting to the last byte of the
+    /// response; 1 s by default. If the caller's own deadline is earlier, the exchange ends then.
     ///
-    /// The peer's getter runs within this time: make it longer for slow getters.
+    /// The time includes the run of the peer's getter, so raise it for slow getters.
     pub fn exchange_timeout(mut self, timeout: Duration) -> Self {
         self.config.exchange_timeout = timeout;
         self
@@ -163,52 +165,58 @@ impl HttpPoolBuilder {
 
     /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
     ///
-    /// A further request waits for one, in its turn, until its own deadline or the end of the
-    /// [`exchange_timeout`](Self::exchange_timeout), which includes the wait. If it gets none, that
-    /// is an error of the peer. Keep the number below what the peers' servers take from one address
-    /// ([`max_connections_per_addr`](crate::http::ServerBuilder::max_connections_per_addr), 32): a
-    /// connection that they refuse is an error at once.
+    /// A further request waits for a free connection; requests get connections in the order in
+    /// which they came. The wait ends at the caller's deadline or at the end of the
+    /// [`exchange_timeout`](Self::exchange_timeout), which includes the wait. A request that gets
+    /// no connection is an error of the peer. Keep the number below the limit of the peers' servers
+    /// for one address
+    /// ([`max_connections_per_addr`](crate::http::ServerBuilder::max_connections_per_addr), 32 by
+    /// default), because a connection that a server refuses is an error at once.
     pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
         self.config.max_connections_per_peer = connections;
         self
     }
 
-    /// How many idle connections to one peer are kept for the next request; 24 by default. 0 makes a
-    /// new connection for each request. Those whose last request is 15 s old are closed, one with each
-    /// request that ends. Each holds 8 KiB, and up to 64 KiB once it has carried longer responses.
+    /// How many idle connections to one peer are kept for the next request; 24 by default. 0 makes
+    /// a new connection for each request.
+    ///
+    /// A connection whose last request is 15 s old is not used again, and is closed as later
+    /// requests end. This crate's own client closes one such connection with each request that
+    /// ends; ureq closes all of them. An idle connection holds buffers of 16 KiB, and of 40 KiB
+    /// with ureq.
     pub fn max_idle_per_peer(mut self, connections: usize) -> Self {
         self.config.max_idle_per_peer = connections;
         self
     }
 
-    /// The longest value that is taken from a peer, in bytes; 16 MiB by default. A longer one is
-    /// an error of the peer, detected at the latest 64 KiB after this many bytes.
+    /// The longest value that is taken from a peer, in bytes; 16 MiB by default. A longer one is an
+    /// error of the peer. It is detected at the latest 64 KiB after this many bytes.
     pub fn max_value_size(mut self, bytes: usize) -> Self {
         self.config.max_value_size = bytes;
         self
     }
 
-    /// The most keys in one batched request to a peer, and the most that peers get in one response
-    /// from here; 128 by default. 0 and 1 turn batches off.
+    /// The most keys in one batched request to a peer, and the most keys whose values this process
+    /// sends in one response; 128 by default. With 0 or 1, this process sends no batches.
     ///
-    /// Up to 16 threads ask a peer by requests of their own, fewer if
-    /// [`max_connections_per_peer`](Self::max_connections_per_peer) is below 18. When more threads
-    /// ask, their keys are batched, until fewer than 8 ask: while two batches are under way, further
-    /// keys gather and go in the next. The keys of one [`get_many`](crate::Group::get_many) are
-    /// batched in any case.
+    /// Up to 16 threads at a time send requests of their own to a peer; fewer if
+    /// [`max_connections_per_peer`](Self::max_connections_per_peer) is below 18. The keys of
+    /// further threads are batched, until fewer than 8 threads ask. While two batches are under
+    /// way, further keys gather and are sent in the next batch. The keys of one
+    /// [`get_many`](crate::Group::get_many) are batched in any case.
     ///
-    /// The peer answers a batch from its cache, at once. Keys that it would have to load are then
-    /// asked for one by one, so that a slow load never delays the others. A peer that does not
-    /// support batches (one of Go) gets one request a key from then on. Where the mean length of
-    /// values is over 16 KiB, threads do not wait for each other.
+    /// The peer answers a batch from its cache alone, without loading. Keys that it has not cached
+    /// are then requested one by one, so that a slow load never delays the others. A peer that does
+    /// not support batches, such as a Go program, gets one request for each key from then on. If
+    /// the mean length of the peer's values is over 16 KiB, threads do not wait for each other.
     pub fn max_batch_keys(mut self, keys: usize) -> Self {
         self.config.max_batch_keys = keys;
         self
     }
 
     /// The most bytes of values in the response to one batched request; 1 MiB by default, both for
-    /// requests of this process and for those of peers. Values that do not fit are asked for one by
-    /// one. The keys of a request may have as many bytes, and 64 KiB at most.
+    /// requests of this process and for those of peers. Values that do not fit are requested one by
+    /// one. The keys of one request have at most as many bytes too, and at most 64 KiB.
     pub fn max_batch_bytes(mut self, bytes: usize) -> Self {
         self.config.max_batch_bytes = bytes;
         self
@@ -221,8 +229,9 @@ impl HttpPoolBuilder {
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
     /// `max_value_size` or `max_connections_per_peer`, or replicas out of range;
-    /// [`ErrorKind::AlreadyRegistered`] if the registry has a peer picker; that of an [`HttpPool`]
-    /// counts until the pool and its servers are dropped. Nothing is registered then.
+    /// [`ErrorKind::AlreadyRegistered`] if the registry already has a peer picker. The picker of
+    /// another [`HttpPool`] is registered until that pool and its servers are dropped. After an
+    /// error, nothing is registered.
     ///
     /// [`ErrorKind::InvalidPeer`]: crate::ErrorKind::InvalidPeer
     /// [`ErrorKind::InvalidBasePath`]: crate::ErrorKind::InvalidBasePath

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire;
 
-/// Every number of a pool; the setters of `HttpPoolBuilder` document each.
+/// The options of a pool; the setters of `HttpPoolBuilder` document each.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) base_path: String,
@@ -36,7 +36,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The options of unit tests: time for everything.
+    /// The options of unit tests, with time-outs that no test reaches.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn for_test() -> Self {
         Config {
@@ -71,17 +71,18 @@ impl Config {
         Ok(())
     }
 
-    /// The most bytes of the keys in one batch: well below what servers take as a body.
+    /// The most bytes of the keys in one batch. It is well below the longest body that servers
+    /// accept (1 MiB by default).
     pub(crate) fn max_batch_key_bytes(&self) -> usize {
         self.max_batch_bytes.min(MAX_KEY_BYTES)
     }
 
-    /// The longest body of an answer to one key.
+    /// The longest body of the response for one key.
     pub(crate) fn max_body(&self) -> u64 {
         (self.max_value_size as u64).saturating_add(MAX_FIELDS)
     }
 
-    /// The longest body of an answer to a batch.
+    /// The longest body of the response to a batch.
     pub(crate) fn max_batch_body(&self) -> u64 {
         let around = (self.max_batch_keys as u64).saturating_mul(MAX_AROUND);
         (self.max_batch_bytes as u64)
@@ -92,27 +93,28 @@ impl Config {
 
 /// Which HTTP client asks the peers.
 ///
-/// Each takes the answers of any server that keeps to HTTP/1.1, under the same limits and with the same
-/// errors.
+/// Each accepts the responses of any HTTP/1.1 server, with the same limits and the same errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HttpClient {
-    /// ureq for servers of all kinds, this crate's own client for larder's, which takes less CPU time
-    /// (`cargo bench --bench hop` has this and `Ureq` beside each other). The default.
+    /// ureq for servers of all kinds, and this crate's own client for larder's server. The latter
+    /// takes less CPU time (`cargo bench --bench hop` compares this with `Ureq`). The default.
     ///
-    /// A peer is asked by ureq until one of its answers says that it comes from larder (`Server: larder`,
-    /// and no `Via` of a proxy). From then on it is asked by this crate's own client, until an answer
-    /// does not say so, or is not HTTP. Each client has connections of its own.
+    /// ureq sends the requests to a peer until a response comes from larder's server (`Server:
+    /// larder`, and no `Via` of a proxy). From then on, this crate's own client sends them. ureq
+    /// takes over again if a response comes from another server or is not valid HTTP/1.1. Each
+    /// client has connections of its own.
     #[default]
     Auto,
     /// ureq for everything.
     Ureq,
-    /// This crate's own client for everything: as much HTTP/1.1 as peers speak.
+    /// This crate's own client for everything. It has the parts of HTTP/1.1 that peers use: no
+    /// redirects, proxies or TLS.
     Direct,
 }
 
-/// The bytes of a body on top of the values: the fields of this version take 50, later versions may add
-/// some.
+/// The most bytes of a body in addition to its values. The fields of this version take 50; later
+/// versions may add some.
 const MAX_FIELDS: u64 = 1024;
 
 fn refuse(message: impl Into<String>) -> Error {
@@ -123,5 +125,6 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 const MAX_KEY_BYTES: usize = 64 << 10;
 
-/// The bytes around each value of a batch: its tag and length, its state, its time to live.
+/// The most bytes that each value of a batch adds to the body: its tag and length, its state, its
+/// time to live.
 const MAX_AROUND: u64 = 32;

@@ -1,11 +1,11 @@
 //! Peers over HTTP: the pool, its client and its server.
 //!
 //! - `pool`, `builder`: [`HttpPool`] and its options.
-//! - `config`: the numbers that all of them share.
+//! - `config`: the options that pool, client and server share.
 //! - `client`: finds the peer that owns a key and asks it.
-//! - `server`: answers peers, and mounts the same answers in a tiny_http server.
+//! - `server`: responds to peers, by itself or inside a tiny_http server.
 //!
-//! Client and server do not import each other. What both need lies in `crate::wire`.
+//! Client and server do not import each other. Code that both use is in `crate::wire`.
 
 mod builder;
 mod client;

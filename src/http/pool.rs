@@ -34,13 +34,13 @@ use crate::sync::Arc;
 /// # Ok::<(), larder::Error>(())
 /// ```
 ///
-/// Clones are the same pool. Any thread may use it and set its peers at any time.
+/// A clone is a handle of the same pool. Any thread may use it and set its peers at any time.
 ///
-/// The pool is the peer picker of its registry for as long as a clone of it, or a [`Server`] or a
-/// [`ServerBuilder`] that it made, exists; a server counts until its shutdown is over. After that,
-/// groups load every key with their own getter, and another pool can be made for the registry. A
-/// get that is asking a peer at that moment goes on, and then closes its connection. A server that
-/// outlives the last clone goes on with the peers that were set last.
+/// The pool is the peer picker of its registry as long as one of these exists: a clone of the pool,
+/// a [`ServerBuilder`] that it made, or a [`Server`] whose shutdown is not over. After that, groups
+/// load every key with their own getter, and another pool can be made for the registry. A request
+/// to a peer that is under way at that moment completes, and then its connection is closed. A
+/// server that outlives the last clone uses the peers that were set last.
 #[derive(Clone)]
 #[must_use = "dropping the pool and its servers ends the use of its peers"]
 pub struct HttpPool {
@@ -50,7 +50,8 @@ pub struct HttpPool {
 pub(crate) struct PoolInner {
     pub(crate) self_url: String,
     pub(crate) picker: Arc<Picker>,
-    /// Answers peers. Its registry holds `picker`, which holds nothing of this.
+    /// Responds to peers. Its registry holds `picker`. There is no reference cycle, because
+    /// `picker` does not hold the registry.
     pub(crate) endpoint: Endpoint,
     /// Whether peers can be Go programs.
     pub(crate) shared_with_go: bool,
@@ -71,18 +72,19 @@ impl HttpPool {
     /// no keys and asks peers for all of them.
     ///
     /// A URL is `http://host:port`, with a path if the peer is mounted below one. The port is 80 by
-    /// default. The host is a name or an address, IPv6 in brackets. This process finds itself in the
-    /// list even if its URL is written in another way there (case of the host, port 80, slash at the
+    /// default. The host is a name or an address, IPv6 in brackets. This process recognises its own
+    /// URL even if it is written differently in the list (case of the host, port 80, slash at the
     /// end).
     ///
-    /// This call opens no connection and waits for no name. Names are looked up in the background,
-    /// and a name that is not found is an error of the requests to that peer alone. Peers whose text
-    /// was in the list before keep their connections. Requests under way go on with the old list. Of
-    /// two concurrent calls, the last to finish wins, as a whole.
+    /// This call opens no connection and does not wait for name look-ups. Names are looked up in
+    /// the background. If a name is not found, only the requests to that peer fail. A peer whose
+    /// URL was in the old list, with the same text, keeps its connections. Requests under way use
+    /// the old list. Of two concurrent calls, the list of the one that finishes last is used. Two
+    /// lists are never mixed.
     ///
     /// # Errors
     ///
-    /// [`InvalidPeer`] or [`DuplicatePeer`]; the peers stay as they were.
+    /// [`InvalidPeer`] or [`DuplicatePeer`]. After an error, the peers are unchanged.
     ///
     /// [`InvalidPeer`]: crate::ErrorKind::InvalidPeer
     /// [`DuplicatePeer`]: crate::ErrorKind::DuplicatePeer
@@ -104,7 +106,7 @@ impl HttpPool {
         self.server().bind(addr)
     }
 
-    /// A builder of a server that answers peers, to set limits and add pages of the program.
+    /// A builder of a server that answers peers. It can set limits and add pages of the program.
     pub fn server(&self) -> ServerBuilder {
         let builder =
             ServerBuilder::new(self.inner.endpoint.clone(), self.inner.registration.clone());
@@ -115,13 +117,13 @@ impl HttpPool {
         }
     }
 
-    /// Answers a peer's request that a tiny_http server received. For programs that run one;
-    /// tiny_http has faults that [`serve`](Self::serve) does not have, see
+    /// Answers a peer's request that a tiny_http server received. It is for programs that already
+    /// run such a server: tiny_http has faults that [`serve`](Self::serve) does not have, see
     /// [`tiny`](crate::http::tiny).
     ///
     /// Blocks until the response is written, and may run the getter meanwhile: receive requests on
     /// several threads. A request outside the base path gets 404: call [`matches`](Self::matches)
-    /// first. A client that has closed its connection is no error.
+    /// first. It is not an error if the client has closed its connection.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -193,6 +195,6 @@ impl fmt::Debug for HttpPool {
     }
 }
 
-/// Go's HTTP client opens a connection for each request that finds none idle, keeps two, and has no
-/// limit of its own. Half of what the server takes in all.
+/// Go's HTTP client opens a connection for each request that finds no idle one, keeps two idle
+/// ones, and has no limit of its own. The number is half of the default of `max_connections`.
 const GO_CONNECTIONS_PER_ADDR: usize = 128;

@@ -22,7 +22,7 @@ pub(crate) struct Decoded<'a> {
     pub minute_qps: Option<f64>,
 }
 
-/// The body of a response with `value`, whose bytes end the message.
+/// The body of a response with `value`, which is the last field.
 ///
 /// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
 /// tell it from a missing one.
@@ -62,10 +62,10 @@ pub(crate) fn encode_response(
 /// # Errors
 ///
 /// [`ErrorKind::Peer`] unless the body is a sequence of whole fields, those of `GetResponse` with
-/// their types. A text is rarely one: a body that begins with `<`, `{` or `[` never is, since these
-/// bytes are the tags of groups, which are not accepted. A text that begins with a line feed, which
-/// is the tag of the value, can pass by chance, and a body that is cut between two fields always
-/// passes: the caller has checked the content type and the length.
+/// their types. A text that begins with `<`, `{` or `[` is always refused, since these bytes are
+/// the tags of groups, which are not accepted. Two kinds of wrong bodies can pass. A text that
+/// begins with a line feed, which is the tag of the value, can pass by chance. A body that is cut
+/// between two fields always passes. So the caller checks the content type and the length first.
 pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
     check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS], usize::MAX)
         .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
@@ -87,10 +87,10 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
 
 /// Checks the things that the generated readers do not check.
 ///
-/// The readers skip a known field of the wrong type as if it were unknown, truncate numbers that are
-/// too large, and add lengths without a check, which overflows where `usize` has 32 bits. A body that
-/// passes is read by them to its end, and with the same meaning. `max_fields` bounds how much they
-/// allocate for a field that can come more than once.
+/// The readers skip a known field of the wrong type as if it were unknown, truncate numbers that
+/// are too large, and add lengths without a check, which overflows where `usize` has 32 bits. If a
+/// body passes, the readers read it to its end, and with the same meaning. `max_fields` bounds how
+/// much they allocate for a field that can come more than once.
 pub(super) fn check_fields(
     mut rest: &[u8],
     known: &[FieldType],

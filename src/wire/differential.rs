@@ -16,7 +16,7 @@ use crate::random::{GOLDEN_RATIO, mix};
 enum Difference {
     /// This crate splits the path, then decodes it; Go decodes it, then splits it. In `a%2Fb/c` a Go
     /// server reads the group `a`. No group of a Go program that has peers can have a slash in its
-    /// name; a key can, and is read in the same way.
+    /// name; a key can, and is read in the same way on both sides.
     SlashInGroup,
     /// Go compares the base path after decoding it. No client escapes it.
     EscapedBase,
@@ -64,8 +64,8 @@ fn paths_and_keys_are_read_as_in_go() {
     let seed = number("LARDER_INTEROP_SEED", 1);
     let (mut child, stdin, stdout) = start_helper();
 
-    // A thread of its own writes the questions, or both pipes could fill and block both processes. The
-    // two threads draw the same cases.
+    // Another thread writes the questions. Otherwise both pipes could fill and block both
+    // processes. The two threads draw the same cases.
     let asking = thread::spawn(move || {
         let mut questions = BufWriter::with_capacity(1 << 16, stdin);
         for case in draw(seed, cases) {
@@ -100,7 +100,8 @@ fn paths_and_keys_are_read_as_in_go() {
 enum Case {
     /// A target that any client could send.
     Target(String),
-    /// The same, with a raw `+` read as a space. In Go it never is: the question has `%20` instead.
+    /// The same, with a raw `+` read as a space. Go never reads it so, so the question has `%20`
+    /// instead.
     PlusTarget(String),
     /// The target that this crate sends for a group and a key.
     Ours(String, String),
@@ -129,7 +130,7 @@ impl Case {
         }
     }
 
-    /// Reads the helper's answer, and compares the two results.
+    /// Reads the helper's response, and compares the two results.
     fn compare(&self, answers: &mut impl Read) -> Result<Verdict, String> {
         match self {
             Case::Target(target) => explain(target, &read(target, false), &take_reading(answers)),
@@ -143,7 +144,7 @@ impl Case {
             Case::Golangs(group, key) => {
                 let sent = String::from_utf8(take_text(answers)).expect("Go escapes the rest");
                 let key = Reading::Key(group.clone(), key.clone());
-                // Here this crate reads, and Go knows the key.
+                // Here this crate reads the target, and the key comes from Go.
                 explain(&sent, &read(&sent, true), &key)
             }
         }

@@ -1,7 +1,7 @@
 //! The end of an HTTP head, and the header values that requests and responses have in common.
 //!
-//! httparse reads a head once it is complete. These functions find out when it is, and are strict
-//! where httparse is not.
+//! httparse reads a head once it is complete. These functions detect when a head is complete, and
+//! are strict where httparse is not.
 
 /// The result of [`scan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

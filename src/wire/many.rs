@@ -77,12 +77,12 @@ pub(crate) struct ManyBody {
 }
 
 impl ManyBody {
-    /// The next key has no value here.
+    /// Adds the next key, which has no value here.
     pub(crate) fn push_missing(&mut self) {
         self.found.push(MISSING);
     }
 
-    /// The next key has this value.
+    /// Adds the next key, which has this value.
     pub(crate) fn push(&mut self, value: ByteView, ttl_nanos: Option<u64>) {
         match ttl_nanos {
             None => self.found.push(FOUND),
@@ -96,7 +96,8 @@ impl ManyBody {
         self.body.push_value(value);
     }
 
-    /// The whole body. The states of the keys follow the values, since only then they are known.
+    /// The whole body. The states of the keys follow the values, because they are complete only
+    /// then.
     pub(crate) fn finish(mut self) -> Body {
         let out = &mut self.body.copied;
         push_tag(out, KEYS_FOUND);
@@ -121,7 +122,7 @@ pub(crate) struct ManyValue {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Peer`] unless the whole body is such a response, for exactly so many keys.
+/// [`ErrorKind::Peer`] unless the whole body is such a response, for exactly `keys` keys.
 pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Option<ManyValue>>> {
     let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
     let max_fields = keys.saturating_mul(2).saturating_add(SPARE_FIELDS);

@@ -1,6 +1,6 @@
 //! The messages between peers, as pure functions over bytes: no sockets, no HTTP library.
 //!
-//! Client and server stand on either side of each pair:
+//! Each arrow goes from the function that writes a message to the one that reads it:
 //!
 //! | file | request | response |
 //! |---|---|---|

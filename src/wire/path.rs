@@ -1,9 +1,9 @@
 //! The path of a request: base, group and key, escaped so that any key is one segment.
 //!
-//! `{base}{group}/{key}`. Every byte is escaped but RFC 3986's unreserved ones (letters, digits,
-//! `-._~`), as by Go's `url.QueryEscape`, except that a space becomes `%20` and never `+`:
-//! golang/groupcache's client sends `+` for a space, but its server, which decodes by the rules of
-//! paths, reads it as a plus.
+//! `{base}{group}/{key}`. Every byte is escaped except RFC 3986's unreserved ones (letters, digits,
+//! `-._~`). Go's `url.QueryEscape` escapes the same bytes, but a space becomes `%20` here and `+`
+//! there. golang/groupcache's client sends `+` for a space, but its server decodes by the rules of
+//! paths and reads it as a plus.
 
 use std::borrow::Cow;
 
@@ -30,7 +30,7 @@ pub(crate) enum PathError {
     Malformed(&'static str),
 }
 
-/// Checks that `base` can stand in front of a group in a request.
+/// Checks that `base` can precede a group in the path of a request.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ pub(crate) fn check_base_path(base: &str) -> Result<()> {
 ///
 /// The dots of a group or key that is `.` or `..` are escaped, because software that normalises
 /// paths removes such a segment. Go's `net/url` and [`parse_path`] decode them again. A client or
-/// proxy that follows the WHATWG URL standard treats `%2E%2E` like `..`; no spelling avoids that.
+/// proxy that follows the WHATWG URL standard treats `%2E%2E` like `..`; no escape avoids that.
 pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
     let mut path = String::with_capacity(base.len() + group.len() + 1 + key.len());
     path.push_str(base);
@@ -80,10 +80,10 @@ pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
 
 /// Reads the group and key from `raw_path`, the request's target as it arrived, still escaped.
 ///
-/// A query is ignored: no implementation sends one. The rest is split while it is still escaped, then
-/// decoded, once. The key is everything after the slash that ends the group, further slashes included,
-/// since some clients send them raw; it is never resolved as a path. With `plus_is_space` a raw `+`
-/// is a space, as golang/groupcache's client means it.
+/// A query is ignored: no implementation sends one. The rest is split first and then decoded once.
+/// The key is everything after the slash that ends the group, further slashes included, since some
+/// clients send them raw; it is never resolved as a path. With `plus_is_space` a raw `+` is a
+/// space, as golang/groupcache's client sends it.
 pub(crate) fn parse_path<'a>(
     base: &str,
     raw_path: &'a str,

@@ -13,8 +13,8 @@ pub(crate) const ERROR_HEADER: &str = "larder-error";
 
 /// The HTTP status and the [`ERROR_HEADER`] of a response that reports an error of `kind`.
 ///
-/// Kinds that arise while a program sets something up reach this function only if a getter returned
-/// one. They, and a getter's own [`ErrorKind::Peer`], are failures of the getter.
+/// Some kinds arise only during set-up. They reach this function only if a getter returned one, and
+/// count as failures of the getter, like a getter's own [`ErrorKind::Peer`].
 pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
     match kind {
         ErrorKind::NotFound => (404, NOT_FOUND),
@@ -26,7 +26,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         ErrorKind::Sink => (503, SINK),
         // The key is part of the request's target; 400 is for targets that do not parse.
         ErrorKind::KeyTooLong => (414, KEY_TOO_LONG),
-        // Not 413, which blames the request: the getter made the value.
+        // Not 413, which is for a request that is too large. Here the getter's value is.
         ErrorKind::ValueTooLarge => (503, VALUE_TOO_LARGE),
         ErrorKind::DeadlineExceeded => (504, DEADLINE),
         ErrorKind::Cancelled => (503, CANCELLED),
@@ -47,11 +47,11 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
 
 /// The error that a response other than 200 stands for: the inverse of [`status_of`].
 ///
-/// An error of the owner's getter or group keeps its kind and its text. The others do not answer the
-/// request, and the caller's group asks another peer or its own getter:
+/// An error of the owner's getter or group keeps its kind and its text. After one of the others,
+/// the caller's group asks another peer or its own getter:
 ///
-/// - [`ErrorKind::Peer`] if the owner ran out of time, was cancelled, had no free thread or could not
-///   start one. None of this says anything about the key. (The caller checks its own deadline.)
+/// - [`ErrorKind::Peer`] if the owner ran out of time, was cancelled, had no free thread or could
+///   not start one. None of this is a property of the key. (The caller checks its own deadline.)
 /// - [`ErrorKind::UnknownGroup`] if the owner has no such group. A 404 without the header means the
 ///   same: golang/groupcache and its descendants send it. Some send it for a missing key as well; then
 ///   the caller's getter reports that.

@@ -7,8 +7,8 @@ pub(crate) const TIMEOUT_HEADER: &str = "larder-timeout-ms";
 
 /// The value of [`TIMEOUT_HEADER`] for `remaining`.
 ///
-/// It is rounded up: rounded down, less than a millisecond would read as no time at all. It is at
-/// most [`MAX_TIMEOUT`].
+/// It is rounded up. Rounded down, less than a millisecond would become 0, which means that the
+/// time is over. It is at most [`MAX_TIMEOUT`].
 pub(crate) fn timeout_millis(remaining: Duration) -> u64 {
     let capped = remaining.min(MAX_TIMEOUT);
     capped.as_secs() * 1000 + u64::from(capped.subsec_nanos().div_ceil(NANOS_PER_MILLI))
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_over_a_day_is_a_day_on_both_sides() {
+    fn time_over_a_day_is_capped_on_both_sides() {
         assert_eq!(timeout_millis(Duration::MAX), 86_400_000);
         for header in ["86400000", "86400001", "9999999999999999999"] {
             assert_eq!(

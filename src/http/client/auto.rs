@@ -1,4 +1,4 @@
-//! The transport that a pool uses for a peer by default, and the choice between the two that there are.
+//! Makes the transport of a peer: ureq, direct, or by default one that chooses between the two.
 
 use std::error::Error as _;
 use std::io;
@@ -23,8 +23,8 @@ pub(crate) fn transport_for(url: &PeerUrl, config: &Arc<Config>) -> Arc<dyn Tran
     }
 }
 
-/// Asks a peer by ureq until a response comes from larder's own server, and directly from then on; by
-/// ureq again if one does not, or is not HTTP.
+/// Sends requests by ureq until a response comes from larder's own server, and by the direct
+/// transport from then on. Returns to ureq if a response comes from another server or is rejected.
 struct AutoTransport {
     target: Arc<Target>,
     chosen: RwLock<Chosen>,
@@ -47,7 +47,8 @@ impl AutoTransport {
         }
     }
 
-    /// Replaces the transport. Its idle connections are closed; requests in flight end on theirs.
+    /// Replaces the transport. The idle connections of the old one are closed; requests in flight
+    /// complete on their own connections.
     fn choose(&self, is_direct: bool) {
         let target = self.target.clone();
         let transport: Arc<dyn Transport> = match is_direct {
@@ -55,7 +56,7 @@ impl AutoTransport {
             false => Arc::new(UreqTransport::new(target)),
         };
         let mut chosen = self.chosen.write();
-        // Another thread may have been faster.
+        // Another thread may have replaced it meanwhile.
         if chosen.is_direct != is_direct {
             *chosen = Chosen {
                 is_direct,
@@ -84,7 +85,7 @@ impl Transport for AutoTransport {
     }
 }
 
-/// Whether the peer did not answer as HTTP/1.1 demands.
+/// Whether the response was rejected: it is not valid HTTP/1.1, or too long.
 fn is_protocol_error(error: &Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref());
     cause.is_some_and(|cause: &io::Error| cause.kind() == io::ErrorKind::InvalidData)

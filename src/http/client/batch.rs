@@ -47,22 +47,23 @@ struct OpenBatch<T> {
     group: Box<str>,
     keys: Vec<Box<str>>,
     bytes: usize,
-    /// Callers that count on this batch; those that timed out before it began do not.
+    /// Callers that lead this batch or wait for it. Those that timed out before it began are not
+    /// counted.
     members: usize,
     signal: Arc<BatchSignal<T>>,
 }
 
-/// Where the waiters of one batch wait. It has a lock of its own, so that waiters that are woken
-/// together do not contend for the lock of the state.
+/// The phase of one batch, for which its waiters wait. It has a lock of its own, so that waiters
+/// that are woken together do not contend for the lock of the state.
 struct BatchSignal<T> {
-    /// Locked last, where the state is locked too.
+    /// Where the state is locked too, it is locked first.
     phase: Mutex<BatchPhase<T>>,
     changed: Condvar,
 }
 
 enum BatchPhase<T> {
     Gathering,
-    /// The batch may begin: the first waiter that sees this leads it.
+    /// The batch may begin: the first waiter that reads this leads it.
     Called,
     Led,
     /// Holds no result if the leader gave up.
@@ -71,7 +72,7 @@ enum BatchPhase<T> {
 
 /// How a caller gets its value.
 pub(crate) enum BatchRole<'b, T> {
-    /// By a request of its own. The guard is held until it is answered; there is none if all
+    /// By a request of its own. The guard is held until the response was read. There is none if all
     /// batches are full.
     Single(Option<SingleGuard<'b, T>>),
     /// By a batch that it sends.
@@ -187,7 +188,7 @@ impl<T: Clone> Batcher<T> {
         let next = {
             let mut state = self.state.lock();
             let Some(at) = state.position(signal) else {
-                // The batch has begun; its leader counts this caller off.
+                // The batch has begun, so its leader subtracts this caller from `callers`.
                 return;
             };
             let is_called = matches!(*signal.phase.lock(), BatchPhase::Called);
@@ -208,8 +209,8 @@ impl<T: Clone> Batcher<T> {
 }
 
 impl<T> BatcherState<T> {
-    /// Takes out the batch that the calling thread leads. It is there: only its leader takes it
-    /// out, and a waiter removes it only if there is no other.
+    /// Takes out the batch that the calling thread leads. The state still has it: only the leader
+    /// takes a batch out, and a waiter that times out removes it only if no other waiter is left.
     fn take(&mut self, signal: &Arc<BatchSignal<T>>) -> OpenBatch<T> {
         let at = self.position(signal);
         at.and_then(|at| self.gathering.remove(at))
@@ -221,8 +222,8 @@ impl<T> BatcherState<T> {
         batches.position(|batch| Arc::ptr_eq(&batch.signal, signal))
     }
 
-    /// Lets the oldest batch that is not called yet take the place of one that ended. The caller
-    /// notifies one of its waiters.
+    /// Calls the oldest batch that is not called yet, in place of one that ended. If there is one,
+    /// the caller notifies one of its waiters.
     #[must_use]
     fn call_next(&mut self) -> Option<Arc<BatchSignal<T>>> {
         for next in &self.gathering {
@@ -272,7 +273,7 @@ impl<T: Clone> BatchSignal<T> {
             }
             let left = deadline.saturating_duration_since(now());
             if left.is_zero() {
-                // Also if called: a leader without time would fail the batch.
+                // A called waiter leaves too: a leader without time would fail the batch.
                 return None;
             }
             if let BatchPhase::Called = *phase {
@@ -309,12 +310,12 @@ impl<T> BatchLeader<'_, T> {
         self.batch.keys.iter().map(|key| &**key).collect()
     }
 
-    /// The place of the leader's own key among them.
+    /// The place of the leader's own key in the batch.
     pub(crate) fn place(&self) -> usize {
         self.place
     }
 
-    /// Sets what the waiters get.
+    /// Sets the result that the waiters get.
     pub(crate) fn set_result(&mut self, result: T) {
         self.result = Some(result);
     }
@@ -322,8 +323,8 @@ impl<T> BatchLeader<'_, T> {
 
 impl<T> Drop for BatchLeader<'_, T> {
     fn drop(&mut self) {
-        // Wake the waiters before the next leader. Where processors are few, they run before it,
-        // and those that ask again at once get a place in its batch.
+        // Wake the waiters before the next leader. With few processors, they run before it, and
+        // those that ask again at once are added to its batch.
         *self.batch.signal.phase.lock() = BatchPhase::Done(self.result.take());
         self.batch.signal.changed.notify_all();
         let next = {

@@ -18,7 +18,7 @@ pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
 pub(crate) enum BatchError {
     /// The request failed, or the peer does not support batches: ask for each key by itself.
     Fallback,
-    /// The peer's answer for all of the keys.
+    /// The peer reported this error for the whole request.
     Peer(Error),
 }
 
@@ -75,7 +75,8 @@ impl BatchPolicy {
         self.enabled.store(false, Ordering::Relaxed);
     }
 
-    /// Whether waiting for other threads saves time. Long values take longer to send than to ask for.
+    /// Whether waiting for other threads saves time. It does not if the values are long, because
+    /// then most of the time is spent on sending them.
     pub(crate) fn pays_off(&self) -> bool {
         self.is_enabled() && self.mean_len.load(Ordering::Relaxed) <= LONG_VALUES
     }
@@ -91,8 +92,8 @@ impl BatchPolicy {
     }
 }
 
-/// Where the mean length of values is above this, threads do not wait for each other.
+/// If the mean length of values is above this, threads do not wait for each other.
 const LONG_VALUES: usize = 16 << 10;
 
-/// About how many of the latest values the mean is of.
+/// The mean is that of about this many of the latest values.
 const MEAN_OF: usize = 16;

@@ -11,11 +11,11 @@ use crate::http::client::response::BadResponse;
 /// A connection that carries one exchange after the other.
 pub(crate) struct PeerConnection {
     stream: TcpStream,
-    /// When the present exchange must be over.
+    /// When the current exchange must be over.
     deadline: Instant,
     /// The most bytes of one response, head included.
     max_response: u64,
-    /// The bytes received of the present response.
+    /// The bytes received of the current response.
     received: u64,
     /// The exchanges begun on this connection.
     exchanges: u64,
@@ -62,10 +62,11 @@ impl PeerConnection {
 
     /// Whether the connection can carry another exchange.
     ///
-    /// A system call is made only if the last exchange began over [`UNCHECKED`] ago. The peer may have
-    /// closed the connection since, or sent bytes that answer no request: proxies send a 408 before they
-    /// close an idle connection. Such bytes would be taken for the response to the next request. A
-    /// connection that was closed within that time fails with [`StaleConnection`].
+    /// A system call is made only if the last exchange began over [`UNCHECKED`] ago. The peer may
+    /// have closed the connection since, or sent bytes that answer no request: proxies send a 408
+    /// before they close an idle connection. Such bytes would be taken for the response to the next
+    /// request. If the peer closed the connection within that time, the exchange fails with
+    /// [`StaleConnection`].
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         let idle = now.saturating_duration_since(self.begun);
         idle < UNCHECKED || (idle < MAX_IDLE_AGE && is_silent(&self.stream))
@@ -81,14 +82,14 @@ impl PeerConnection {
         now.saturating_duration_since(self.begun) >= MAX_IDLE_AGE
     }
 
-    /// Marks the failures that a second attempt can mend: the connection carried an exchange before, and
-    /// the peer closed it before the first byte of the response.
+    /// Marks the failures after which the request can be sent again: the connection carried an
+    /// exchange before, and the peer closed it before the first byte of the response.
     fn explain(&self, error: io::Error) -> io::Error {
         let closed = matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset
-                // Windows has both, for one cause.
+                // Windows reports either of these two for the same cause.
                 | io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::BrokenPipe
         );
@@ -96,13 +97,13 @@ impl PeerConnection {
             kind if closed && self.exchanges > 1 && self.received == 0 => {
                 io::Error::new(kind, StaleConnection)
             }
-            // The deadline has passed, or the call would have been repeated.
+            // The deadline has passed; otherwise the call would have been repeated.
             _ if did_nothing(&error) => io::ErrorKind::TimedOut.into(),
             _ => error,
         }
     }
 
-    /// Calls `io` until it does something or the deadline passes.
+    /// Calls `io` until it transfers bytes or fails, or the deadline passes.
     fn until_deadline(
         &self,
         mut io: impl FnMut(Duration) -> io::Result<usize>,
@@ -124,8 +125,8 @@ impl PeerConnection {
 ///
 /// # Errors
 ///
-/// `TimedOut` at the deadline; [`StaleConnection`] where a second attempt can help; and where the
-/// response is too long, or ends before it began.
+/// `TimedOut` at the deadline; [`StaleConnection`] if the request can be sent again; another error
+/// if the response is too long, or the connection ends before the response begins.
 impl Read for PeerConnection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let allowed = usize::try_from(self.max_response - self.received).unwrap_or(usize::MAX);
@@ -193,16 +194,16 @@ impl fmt::Display for StaleConnection {
 
 impl std::error::Error for StaleConnection {}
 
-/// A time-out as it is set at the socket.
+/// The time-out that is set at the socket.
 #[derive(Clone, Copy, Default)]
 struct SocketTimeout(Option<Duration>);
 
 impl SocketTimeout {
-    /// Makes a system call end when `left` is over, or at most a sixteenth of it later.
+    /// Makes the next system call end when `left` is over, or at most a sixteenth of it later.
     ///
-    /// Exchanges begin with nearly the same time left, so that the time-out of the first serves the
-    /// following ones without a system call. One that is too short is kept if it is at least half of
-    /// `left`: the call is repeated then.
+    /// Most exchanges begin with nearly the same time left. So the time-out that was set for one is
+    /// kept for the next, without a system call. A time-out shorter than `left` is kept if it is at
+    /// least half of it; the call is then repeated.
     fn prepare(
         &mut self,
         left: Duration,
@@ -218,8 +219,8 @@ impl SocketTimeout {
     }
 }
 
-/// Connects to the addresses in turn. Each gets an even share of the time that is left, so that one
-/// that drops packets does not use up the time of the next.
+/// Connects to the addresses in turn. Each gets an even share of the time that is left, so that an
+/// address that drops packets does not use up the time of the next one.
 fn connect_to_any<T>(
     addresses: &[SocketAddr],
     deadline: Instant,
@@ -242,9 +243,9 @@ fn connect_to_any<T>(
 
 /// Connects to `address`, and refuses a connection to itself.
 ///
-/// If the peer is on this machine and down, the kernel may choose the very port that is dialled for
-/// this end, and the two ends meet (RFC 9293, section 3.5, simultaneous open). Kept, the connection
-/// would occupy the peer's port when it starts again.
+/// If the peer is on this machine and does not run, the kernel may choose the peer's port as the
+/// local port. Then the socket connects to itself (RFC 9293, section 3.5, simultaneous open). Such
+/// a connection would occupy the peer's port, and the peer could not start again.
 fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
     if stream.local_addr()? == address {
@@ -254,7 +255,7 @@ fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether neither bytes nor an end have arrived.
+/// Whether the peer has neither sent bytes nor closed the connection.
 fn is_silent(stream: &TcpStream) -> bool {
     let peek = || {
         stream.set_nonblocking(true)?;
@@ -265,8 +266,8 @@ fn is_silent(stream: &TcpStream) -> bool {
     peek().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Whether a system call ended before it did anything: by a signal, or by the socket's time-out, which
-/// can be shorter than the time left.
+/// Whether a system call ended before it transferred anything: because of a signal, or of the
+/// socket's time-out, which can be shorter than the time left.
 fn did_nothing(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -274,18 +275,19 @@ fn did_nothing(error: &io::Error) -> bool {
     )
 }
 
-/// How long after its last request a connection is used again. Servers keep theirs longer (ours a
-/// minute), so that few are closed by the other side.
+/// How long after the start of its last exchange a connection is used again. Servers keep idle
+/// connections longer (larder's 60 s), so the client closes most of them first.
 pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
 
-/// How long after its last request a connection is used without a check. Long enough for busy ones, short
-/// beside the times after which any server closes one.
+/// How long after the start of its last exchange a connection is used without a check. A busy
+/// connection is used again within this time. Servers wait much longer before they close an idle
+/// one.
 const UNCHECKED: Duration = Duration::from_millis(10);
 
-/// The finest time-out worth asking the kernel for; Linux rounds up to its tick, 1 to 10 ms.
+/// The shortest time-out that is set. Linux rounds a time-out up to its tick, 1 to 10 ms.
 const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 
-const MET_ITSELF: &str = "refused: the connection met itself, as no server listens";
+const MET_ITSELF: &str = "refused: it connected to itself, because no server listens";
 
 #[cfg(all(test, not(larder_loom)))]
 pub(crate) mod tests {
@@ -360,7 +362,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn exchanges_of_one_length_set_the_sockets_timeout_once() {
+    fn exchanges_with_similar_time_left_set_the_socket_timeout_once() {
         let mut timeout = SocketTimeout::default();
         let mut set = Vec::new();
         let mut prepare = |millis| {
@@ -380,7 +382,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn timeout_that_could_not_be_set_is_not_remembered() {
+    fn timeout_that_could_not_be_set_is_set_again() {
         let mut timeout = SocketTimeout::default();
         let left = Duration::from_secs(10);
         assert!(
@@ -433,8 +435,8 @@ pub(crate) mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn connection_to_itself_is_refused() {
-        // Linux gives even ports to connections first. Without a listener every attempt is refused,
-        // until the port of this end is the one that is dialled.
+        // Linux prefers even local ports for outgoing connections. Without a listener, every
+        // attempt is refused until the kernel chooses the port of `address` as the local port.
         let listener = (40_000..60_000)
             .step_by(2)
             .find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok())

@@ -1,4 +1,5 @@
-//! HTTP/1.1 over our own sockets, as much of it as peers speak: no redirects, proxies or TLS.
+//! HTTP/1.1 over this crate's own sockets, with the parts that peers use: no redirects, proxies or
+//! TLS.
 
 use std::io::{self, Read, Write};
 use std::time::Instant;
@@ -30,10 +31,10 @@ impl DirectTransport {
 
     /// Sends the request on an idle connection, or else on a new one.
     ///
-    /// A request that fails because the peer had closed the connection while it was idle is sent once
-    /// more, on a new one: neither a get nor a batch changes anything at the peer. A peer that closed
-    /// one idle connection, or does not answer on it, has probably lost the others too, so they are
-    /// dropped.
+    /// A request that fails because the peer had closed the connection while it was idle is sent
+    /// once more, on a new one. This is safe, because neither a get nor a batch changes anything at
+    /// the peer. If the peer closed one idle connection, or does not answer on it, the other idle
+    /// connections are probably dead too, so they are closed.
     fn attempt(
         &self,
         request: &TransportRequest<'_>,
@@ -112,7 +113,7 @@ impl Transport for DirectTransport {
 fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
     let body = request.body();
     let mut bytes = Vec::with_capacity(EXPECTED_HEAD + body.len());
-    // The path is escaped, and the types of the headers admit no line ends.
+    // No part can contain a line end: the path is escaped, and the types of the headers exclude it.
     for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
         bytes.extend_from_slice(part.as_bytes());
     }
@@ -133,11 +134,11 @@ fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Reads a body to its end, and then returns the connection to the pool. Dropped before, it closes the
-/// connection.
+/// Reads a body to its end, and then returns the connection to the pool. If it is dropped before
+/// the end, the connection is closed.
 struct ResponseBody {
     pool: Arc<ConnectionPool>,
-    /// `None` once the body is over, or has failed.
+    /// `None` once the body was read to its end, or a read failed.
     connection: Option<PooledConnection>,
     framing: BodyFraming,
     keep_alive: bool,

@@ -3,10 +3,10 @@
 //! - `picker`: the list of peers, and the owner of a key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
-//! - `permits`: a bound for the requests that are under way.
+//! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
 //! - `transport`: the trait that carries a request; `auto` chooses between `ureq` and `direct`.
-//! - `target`: the peer as both of these see it.
+//! - `target`: the URL, options and addresses of a peer, which both of these use.
 //! - `pool`, `connection`, `response`: the parts of `direct`.
 
 pub(crate) mod auto;

@@ -28,16 +28,19 @@ use crate::wire;
 /// One peer.
 ///
 /// A failure between this process and the peer is [`ErrorKind::Peer`] and names the peer. An error
-/// of the peer's getter passes as it is. Only the former is a sign of the peer's health.
+/// of the peer's getter is returned unchanged. Only [`ErrorKind::Peer`] is a sign of the peer's
+/// health.
 pub(crate) struct HttpPeer {
     url: PeerUrl,
-    /// The path of the peer's URL and the base path: what precedes the group.
+    /// The path of the peer's URL and the base path: the part of a request's path before the group.
     base: String,
     config: Arc<Config>,
-    /// The header of a request that gets the whole exchange time-out, as most do.
+    /// The time-out header of a request with the whole exchange time-out left, as most requests
+    /// have.
     full_timeout: HeaderValue,
     transport: Arc<dyn Transport>,
-    /// One for each request under way: the peer's server refuses connections over its own limit.
+    /// Limits the requests under way, because the peer's server refuses connections over its own
+    /// limit.
     permits: Permits,
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
@@ -96,8 +99,8 @@ impl ProtoGetter for HttpPeer {
 
     /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
     ///
-    /// An error is [`ErrorKind::UnknownGroup`] or the end of `ctx`; after any other failure the keys
-    /// are `None`.
+    /// An error is [`ErrorKind::UnknownGroup`] or the end of `ctx`; after any other failure the
+    /// remaining keys are `None`.
     fn get_many(
         &self,
         ctx: &Context,
@@ -183,7 +186,7 @@ impl HttpPeer {
             if is_larder && error.kind() == ErrorKind::UnknownGroup {
                 return Err(BatchError::Peer(error));
             }
-            // Other statuses pass: too busy, too many, too slow.
+            // Other statuses can be temporary: the peer is overloaded or too slow.
             if !is_larder && matches!(status, 400 | 404 | 405 | 411 | 415 | 501) {
                 self.policy.disable();
             }
@@ -316,8 +319,8 @@ impl fmt::Debug for HttpPeer {
     }
 }
 
-/// How long a value may be kept. Zero if its time has passed: the caller gets it, and it is not
-/// kept.
+/// How long a value may be kept. Zero if its time has passed: the value is then returned to the
+/// caller but not cached.
 fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
     if let Some(nanos) = decoded.ttl_nanos {
         return Some(Duration::from_nanos(nanos));
@@ -330,7 +333,7 @@ fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
 
 /// Reads a body of at most `max` bytes to its end, which also returns its connection to the pool.
 ///
-/// A short body of known length is read into the allocation in which its value stays. Others grow
+/// A short body of known length is read into the allocation that will hold its value. Others grow
 /// as they arrive, so that an announced length alone costs no memory.
 fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, String> {
     let length = response.length();

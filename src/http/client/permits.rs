@@ -53,7 +53,7 @@ impl Permits {
     }
 }
 
-/// The right to one request; dropping it passes it on.
+/// The right to one request. Dropping it passes the right to the first waiter, or frees it.
 pub(crate) struct Permit<'p> {
     permits: &'p Permits,
     /// When the wait for it ended; `None` if there was none.

@@ -1,4 +1,4 @@
-//! Finds the peer that owns a key: the ring and the clients of its peers, replaced as one.
+//! Finds the peer that owns a key: the ring and the clients of its peers, replaced together.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,8 +17,8 @@ use crate::sync::{Arc, RwLock};
 
 /// Picks peers by the list that was set last.
 ///
-/// Apart from `HttpPool`, which holds the registry that holds this: as one they would keep each
-/// other alive for ever.
+/// It is separate from `HttpPool`, because the registry holds it and the pool holds the registry.
+/// If the registry held the pool itself, the two would keep each other alive for ever.
 pub(crate) struct Picker {
     /// [`PeerUrl::canonical`] of this process.
     self_addr: String,
@@ -38,7 +38,7 @@ pub(crate) type TransportHook =
 
 struct PeerList {
     ring: Map,
-    /// By the text that is on the ring; `None` is this process.
+    /// The client of each node, by its text on the ring; `None` is this process.
     members: HashMap<String, Option<Arc<HttpPeer>>, RandomState>,
 }
 
@@ -144,8 +144,9 @@ impl PeerPicker for Picker {
         peers.member(peers.ring.get(key)?)
     }
 
-    /// The owner, then the node that would own `key` without it, then none: two peers that do not
-    /// answer have cost the caller enough time. If this process comes first, it loads.
+    /// Attempt 0 gives the owner, and attempt 1 the node that would own `key` without the owner.
+    /// There is no third attempt, because two peers that do not answer have cost the caller enough
+    /// time. If this process is reached first, the result is `None`, and it loads the key itself.
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         match attempt {
             0 => self.pick_peer(key),

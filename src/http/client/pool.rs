@@ -9,10 +9,10 @@ use crate::http::client::response::ResponseReader;
 use crate::http::client::target::Target;
 use crate::sync::{Arc, Mutex};
 
-/// A connection, and what was read from it.
+/// A connection, with the bytes that were read from it and not used yet.
 pub(crate) type PooledConnection = ResponseReader<PeerConnection>;
 
-/// The connections to one peer that wait for the next request.
+/// The idle connections to one peer.
 pub(crate) struct ConnectionPool {
     pub(crate) target: Arc<Target>,
     /// The connection used last is at the back.
@@ -27,8 +27,9 @@ impl ConnectionPool {
         }
     }
 
-    /// The connection that this thread used last, so that the peer's thread for it runs on the same
-    /// processor as before; or else the one used last, so that the others may grow old.
+    /// Takes the connection that this thread used last, so that the peer's thread for it runs on
+    /// the same processor as before. If there is none, takes the connection used last, so that
+    /// surplus ones reach their maximum age and are closed.
     pub(crate) fn take(&self, now: Instant) -> Option<PooledConnection> {
         let thread = thread::current().id();
         loop {
@@ -45,15 +46,15 @@ impl ConnectionPool {
         }
     }
 
-    /// Takes a connection back whose response was read to its end. A connection with further bytes is
-    /// dropped: they belong to no request.
+    /// Returns a connection whose response was read to its end. A connection with leftover bytes is
+    /// closed, because the bytes belong to no request.
     pub(crate) fn give_back(&self, connection: PooledConnection) {
         if !connection.is_empty() {
             return;
         }
         let thread = thread::current().id();
         let begun = connection.source.begun();
-        // Closed when the lock is released.
+        // Closed after the lock is released.
         let _surplus = {
             let mut idle = self.idle.lock();
             idle.push_back((thread, connection));
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_used_last_are_kept_and_no_more_than_allowed() {
+    fn pool_keeps_the_connections_used_last_up_to_its_limit() {
         let (pool, ports, _others) = pool_with(3, 5);
         assert_eq!(idle_ports(&pool), ports[2..]);
         assert_eq!(port(&pool.take(Instant::now()).unwrap().source), ports[4]);
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_gets_the_connection_that_it_used_last() {
+    fn thread_gets_the_connection_that_it_used_last() {
         let (pool, ports, _others) = pool_with(3, 2);
         std::thread::scope(|scope| {
             let other = scope.spawn(|| {
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn old_connections_are_closed_as_others_come_back() {
+    fn old_connections_are_closed_as_others_are_returned() {
         let (pool, ports, _others) = pool_with(10, 4);
         for (_, idle) in pool.idle.lock().iter_mut().take(2) {
             age(&mut idle.source, MAX_IDLE_AGE);

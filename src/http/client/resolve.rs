@@ -86,7 +86,7 @@ impl Addresses {
         }
     }
 
-    /// Looks the name up again, in the background. For a caller that reached no address.
+    /// Looks the name up again, in the background. Called if no address could be connected to.
     pub(crate) fn refresh(&self) {
         if let Addresses::Name(name) = self {
             name.refresh(PAUSE);

@@ -1,4 +1,4 @@
-//! A response as it is read from a connection: its head, and the end of its body.
+//! Reads responses from a connection: parses their heads, and finds the ends of their bodies.
 
 use std::io::{self, Read};
 
@@ -7,27 +7,28 @@ use httparse::{EMPTY_HEADER, Status};
 use crate::shared_bytes::SharedBytes;
 use crate::wire::{self, Scan, has_token, parse_length, scan};
 
-/// The statements of a head that the client needs. It is not an interim one.
+/// The parts of a head that the client needs. The head is not that of an interim response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResponseHead {
     pub(crate) status: u16,
     pub(crate) framing: BodyFraming,
     /// Whether the connection can carry another exchange.
     pub(crate) keep_alive: bool,
-    /// Whether larder's own server sent it, and no proxy passed it on.
+    /// Whether larder's own server sent the response, and no proxy forwarded it.
     pub(crate) is_from_larder: bool,
     /// Whether the body is a protobuf message, by its content type.
     pub(crate) is_protobuf: bool,
 }
 
 impl ResponseHead {
-    /// Takes from the header fields where the body ends (RFC 9112, section 6.3), and the rest.
+    /// Finds in the header fields where the body ends (RFC 9112, section 6.3), and reads the other
+    /// parts.
     ///
     /// # Errors
     ///
-    /// If two readers could come to different ends, as they would not agree on where the next response
-    /// begins; and if a body with status 200 ends where the connection does, as it would look whole
-    /// when the peer dies.
+    /// If two readers could find different ends of the body: they would disagree on where the next
+    /// response begins. Also if a body with status 200 ends with the connection: it would look
+    /// complete if the peer crashed while sending it.
     pub(crate) fn new<'f>(
         status: u16,
         is_http_11: bool,
@@ -93,7 +94,7 @@ impl ResponseHead {
         else {
             return Err(NOT_HTTP.into());
         };
-        // `scan` and httparse agree on where a head ends.
+        // `scan` has found the end of the head. The lengths differ only if httparse disagrees.
         if len != bytes.len() || status < 100 || status == 101 {
             return Err(NOT_HTTP.into());
         }
@@ -141,7 +142,7 @@ pub(crate) enum ChunkPart {
     Data(u64),
     /// The end of the line after a chunk.
     DataEnd,
-    /// Lines, the last of them empty.
+    /// The lines after the last chunk, up to an empty line.
     Trailer,
     End,
 }
@@ -201,7 +202,8 @@ impl<R: Read> ResponseReader<R> {
         self.start == self.end
     }
 
-    /// Reads the head of a response, with its bytes, and skips interim ones (RFC 9110, section 15.2).
+    /// Reads the head of a response, and returns it with its bytes. Skips interim responses (RFC
+    /// 9110, section 15.2).
     pub(crate) fn read_head(&mut self) -> io::Result<(ResponseHead, Box<[u8]>)> {
         let mut scanned = 0;
         let mut skipped = 0;
@@ -232,7 +234,7 @@ impl<R: Read> ResponseReader<R> {
         }
     }
 
-    /// Takes a body that arrived as a whole with its head.
+    /// Takes a body that arrived as a whole with its head; `None` if it did not.
     pub(crate) fn take_whole(&mut self, framing: BodyFraming) -> Option<SharedBytes> {
         let length = usize::try_from(framing.length()?).ok()?;
         let body = self.bytes[self.start..self.end].get(..length)?;
@@ -240,7 +242,7 @@ impl<R: Read> ResponseReader<R> {
         Some(body.into())
     }
 
-    /// Reads some of a body, at least a byte; 0 at its end. `into` has room for one.
+    /// Reads at least one byte of a body; returns 0 at its end. `into` is not empty.
     pub(crate) fn read_body(
         &mut self,
         framing: &mut BodyFraming,
@@ -290,7 +292,7 @@ impl<R: Read> ResponseReader<R> {
         let room = into.len().min(usize::try_from(most).unwrap_or(usize::MAX));
         let into = &mut into[..room];
         if self.is_empty() {
-            // The rest of a body and long pieces are read to their place, without a copy in between.
+            // The rest of a body, and long pieces of it, are read directly into `into`.
             if room as u64 == most || room >= self.bytes.len() {
                 return self.source.read(into);
             }
@@ -303,7 +305,7 @@ impl<R: Read> ResponseReader<R> {
         Ok(taken)
     }
 
-    /// Takes the next line, and returns the result of `parse`, which gets it without its end.
+    /// Takes the next line, and returns the result of `parse`, which gets the line without CR LF.
     fn read_line<T>(&mut self, parse: impl FnOnce(&[u8]) -> Option<T>) -> io::Result<T> {
         let mut searched = 0;
         loop {
@@ -328,8 +330,8 @@ impl<R: Read> ResponseReader<R> {
         }
     }
 
-    /// Reads some bytes behind those that are not used yet; 0 at the end of the source, or if there is no
-    /// room for more.
+    /// Reads some bytes, and appends them to those that are not used yet; 0 at the end of the
+    /// source, or if there is no room for more.
     fn read_more(&mut self) -> io::Result<usize> {
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -343,7 +345,8 @@ impl<R: Read> ResponseReader<R> {
     }
 }
 
-/// The head of the last response, if the next one may begin with the same bytes up to its length.
+/// The last head, if it can be compared with the next one. Successive heads of a server often
+/// differ only in their `Content-Length`, the last field.
 ///
 /// Comparing a head costs a tenth of parsing it.
 #[derive(Debug)]
@@ -400,9 +403,8 @@ pub(crate) const TOO_LONG: BadResponse =
     BadResponse("the head or a line of the answer is too long");
 const NOT_HTTP: BadResponse = BadResponse("the answer is not HTTP/1.1");
 const TWO_LENGTHS: BadResponse = BadResponse("the answer's length can be read in two ways");
-const NO_LENGTH: BadResponse =
-    BadResponse("the answer says neither its length nor that it is chunked");
-const BAD_LENGTH: BadResponse = BadResponse("the Content-Length of the answer is no length");
+const NO_LENGTH: BadResponse = BadResponse("the answer has no length and is not chunked");
+const BAD_LENGTH: BadResponse = BadResponse("the Content-Length of the answer is not a length");
 const BAD_CHUNKS: BadResponse = BadResponse("the chunks of the answer are malformed");
 
 /// The longest head of a response, interim ones included, and the longest line between chunks.
@@ -417,7 +419,7 @@ const LENGTH: &[u8; 18] = b"\r\ncontent-length: ";
 /// The end of a head.
 const END: &[u8] = b"\r\n\r\n";
 
-/// The most digits of a chunk size: as many as fit.
+/// The most digits of a chunk size: 15 hexadecimal digits always fit in 64 bits.
 const MAX_SIZE_DIGITS: usize = 15;
 
 /// A response that is read from bytes which arrive in pieces, for tests and the fuzz target.

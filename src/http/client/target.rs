@@ -1,4 +1,4 @@
-//! The peer of a transport, and the rules that every exchange with it keeps.
+//! The peer of a transport, and the limits of every exchange with it.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::sync::Arc;
 
-/// A peer as its transports see it.
+/// The URL, options and addresses of a peer, shared by its transports.
 pub(crate) struct Target {
     pub(crate) url: PeerUrl,
     pub(crate) config: Arc<Config>,
@@ -57,7 +57,8 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// `TimedOut` at `deadline`, or at the end of the connect time-out if that is earlier.
+    /// `TimedOut` at `deadline`, or at the end of the connect time-out if that is earlier;
+    /// otherwise the error of the look-up or of the last address.
     pub(crate) fn connect(&self, deadline: Instant) -> io::Result<PeerConnection> {
         let deadline = deadline.min(Instant::now() + self.config.connect_timeout);
         let max_response = self.max_body().saturating_add(MAX_FRAMING);
@@ -69,7 +70,7 @@ impl Target {
         self.config.max_body().max(self.config.max_batch_body())
     }
 
-    /// The error of an exchange that failed by `error`.
+    /// The error of an exchange that failed with `error`.
     pub(crate) fn explain(&self, ctx: &Context, error: io::Error) -> Error {
         let url = &self.url;
         if let Some(ended) = ctx.err() {
@@ -96,12 +97,12 @@ impl fmt::Debug for Target {
     }
 }
 
-/// The longest line of a request's head: ureq writes it as a whole or not at all. By default a server
-/// of ours takes no head above 8 KiB.
+/// The longest line of a request's head: ureq writes a line into its output buffer as a whole, so
+/// the buffer has this size. By default, larder's server accepts no head over 8 KiB.
 pub(crate) const MAX_LINE: usize = 8 * 1024;
 
-/// The longest path: method and version stand in the same line.
+/// The longest path: method and version are on the same line.
 const MAX_PATH: usize = MAX_LINE - 32;
 
-/// The most bytes of a response on top of its body: the head, and the lines between chunks.
+/// The most bytes of a response in addition to its body: the head, and the lines between chunks.
 const MAX_FRAMING: u64 = 63 * 1024;

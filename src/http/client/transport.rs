@@ -1,4 +1,4 @@
-//! The hook for wrapping or replacing how requests travel to a peer.
+//! The trait that carries requests to a peer, with its request and response.
 
 use std::fmt;
 use std::io::{Cursor, Read};
@@ -17,7 +17,7 @@ use crate::wire;
 /// The builder's `transport` option gets the default transport of each peer and returns the one to
 /// use: the same, one that wraps it (to trace, to sign, to count), or another.
 ///
-/// Many threads call it at once.
+/// Many threads call a transport at the same time.
 ///
 /// ```
 /// use larder::http::{Transport, TransportRequest, TransportResponse};
@@ -34,15 +34,15 @@ use crate::wire;
 /// }
 /// ```
 pub trait Transport: Send + Sync {
-    /// Sends `request` and returns the head of the answer; its body is read afterwards.
+    /// Sends `request` and returns the head of the response; its body is read afterwards.
     ///
-    /// Both must end by the deadline of `ctx`: callers rely on it to leave in time.
+    /// This call and the reading of the body must end by the deadline of `ctx`: callers rely on it.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Peer`] if the peer could not be reached or did not answer;
-    /// [`ErrorKind::DeadlineExceeded`] if the deadline of `ctx` passed. An answer with any status
-    /// is not an error.
+    /// [`ErrorKind::DeadlineExceeded`] if the deadline of `ctx` passed. A response is not an error,
+    /// whatever its status.
     fn round_trip(&self, ctx: &Context, request: TransportRequest<'_>)
     -> Result<TransportResponse>;
 }
@@ -54,7 +54,7 @@ pub struct TransportRequest<'a> {
     /// Each name once.
     headers: Vec<(HeaderName, HeaderValue)>,
     body: &'a [u8],
-    /// When the last byte of the answer must have arrived.
+    /// When the last byte of the response must have arrived.
     deadline: Instant,
 }
 
@@ -70,7 +70,7 @@ impl<'a> TransportRequest<'a> {
         }
     }
 
-    /// A request for the keys that `body` names.
+    /// A request for several keys, which are encoded in `body`.
     pub(crate) fn batch(path: String, body: &'a [u8], deadline: Instant) -> Self {
         TransportRequest {
             method: "POST",
@@ -90,7 +90,7 @@ impl<'a> TransportRequest<'a> {
         self.method
     }
 
-    /// The path as it is sent: with the path of the peer's URL and the base path, and escaped.
+    /// The path as it is sent: escaped, and with the path of the peer's URL and the base path.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -112,9 +112,9 @@ impl<'a> TransportRequest<'a> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value, or name and value together are
-    /// over 4 KiB; and for `Content-Length` and `Transfer-Encoding`: with two of them, it could be read
-    /// in two ways where the body ends.
+    /// [`ErrorKind::InvalidOption`] if the name or the value is not valid in HTTP, if both together
+    /// are over 4 KiB, or if the name is `Content-Length` or `Transfer-Encoding`. A second one of
+    /// these two would make the end of the body ambiguous.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let (name, value) = parse_header(name, value)?;
         if name.as_str().len() + value.len() > MAX_HEADER {
@@ -129,7 +129,7 @@ impl<'a> TransportRequest<'a> {
         Ok(())
     }
 
-    /// As [`set_header`](Self::set_header), where name and value need no look.
+    /// As [`set_header`](Self::set_header), for a name and a value that need no check.
     pub(crate) fn set_parsed(&mut self, name: HeaderName, value: HeaderValue) {
         match self.headers.iter_mut().find(|(found, _)| *found == name) {
             Some((_, old)) => *old = value,
@@ -153,7 +153,7 @@ impl fmt::Debug for TransportRequest<'_> {
     }
 }
 
-/// A peer's answer: its head, and a reader of its body.
+/// A peer's response: its head, and a reader of its body.
 pub struct TransportResponse {
     status: u16,
     headers: ResponseHeaders,
@@ -170,15 +170,15 @@ pub(crate) enum ResponseBytes {
 }
 
 impl TransportResponse {
-    /// An answer with a body of known length. For transports of one's own, and tests.
+    /// A response with a body of known length, for custom transports and for tests.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
         let length = body.len() as u64;
         TransportResponse::with_reader(status, Some(length), Cursor::new(body))
     }
 
-    /// An answer whose body is read from `body`. With a `length`, a body that ends before or goes
-    /// on after it is an error.
+    /// A response whose body is read from `body`. If `length` is given, a shorter or longer body is
+    /// an error.
     pub fn with_reader(status: u16, length: Option<u64>, body: impl Read + Send + 'static) -> Self {
         TransportResponse::with_bytes(status, length, ResponseBytes::Reader(Box::new(body)))
     }
@@ -193,7 +193,7 @@ impl TransportResponse {
         }
     }
 
-    /// The same with headers, and with the knowledge of who sent it.
+    /// The same response with headers, and with the fact whether larder's own server sent it.
     pub(crate) fn with_headers(self, headers: ResponseHeaders, is_from_larder: bool) -> Self {
         TransportResponse {
             headers,
@@ -237,7 +237,7 @@ impl TransportResponse {
         }
     }
 
-    /// Whether larder's own server sent it, and no proxy passed it on.
+    /// Whether larder's own server sent the response, and no proxy forwarded it.
     pub(crate) fn is_from_larder(&self) -> bool {
         self.is_from_larder
     }
@@ -263,7 +263,7 @@ impl TransportResponse {
 /// The headers of a response.
 pub(crate) enum ResponseHeaders {
     Parsed(HeaderMap),
-    /// The bytes of a well-formed head, and whether it announces a protobuf message. Of most
+    /// The bytes of a well-formed head, and whether it announces a protobuf message. For most
     /// responses no other header is looked up.
     Head(Box<[u8]>, bool),
 }
@@ -318,7 +318,7 @@ impl fmt::Debug for TransportResponse {
     }
 }
 
-/// The longest header of a request: some find room in the head that servers of ours take by default.
+/// The longest header of a request: half of the head that larder's server accepts by default.
 const MAX_HEADER: usize = 4096;
 
 fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_cannot_smuggle_a_line() {
+    fn invalid_or_too_long_header_is_refused() {
         let mut request = TransportRequest::get("/x".into(), Instant::now());
         for (name, value) in [("x", "a\r\nb: c"), ("x\r\n", "a"), ("", "a"), ("x y", "a")] {
             let error = request.set_header(name, value).unwrap_err();

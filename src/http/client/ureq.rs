@@ -1,4 +1,4 @@
-//! ureq, for servers of all kinds: one agent a peer, with ureq's own pool and body reader.
+//! ureq, for servers of all kinds: one agent for each peer, with ureq's own pool and body reader.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -96,7 +96,7 @@ impl UreqTransport {
         let (mut head, ()) = http::Request::new(()).into_parts();
         head.method = Method::from_bytes(request.method().as_bytes())?;
         head.uri = self.target.url.with_path(request.path())?;
-        // ureq would make it anew for each request.
+        // Without it, ureq would build the header for each request.
         let host = self.target.url.host_header().clone();
         head.headers.insert(HOST, host);
         for (name, value) in request.headers() {
@@ -151,15 +151,15 @@ fn agent_config(config: &Config) -> AgentConfig {
         .max_response_header_size(MAX_HEAD)
         .input_buffer_size(INPUT_BUFFER)
         .output_buffer_size(MAX_LINE)
-        // Headers that would be sent with each request and that no peer reads.
+        // ureq sends these headers with each request by default, but no peer reads them.
         .user_agent("")
         .accept("")
         .accept_encoding("")
         .build()
 }
 
-/// ureq resolves before each request, even if it has an idle connection. The connector looks the
-/// addresses up where they are needed.
+/// Resolves nothing, because ureq resolves before each request, even if it has an idle connection.
+/// The connector looks the addresses up when it needs them.
 #[derive(Debug)]
 struct NoResolver;
 
@@ -189,7 +189,8 @@ impl Connector for PeerConnector {
         details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<UreqStream>, ureq::Error> {
-        // Read first: a connection that is made while others are found stale may be dropped with them.
+        // Read the generation before connecting. If others are found stale meanwhile, this
+        // connection is dropped with them.
         let made_in = self.generation.load(Ordering::Relaxed);
         Ok(Some(UreqStream {
             connection: self.target.connect(deadline_of(details.timeout))?,
@@ -206,10 +207,11 @@ impl Connector for PeerConnector {
 struct UreqStream {
     connection: PeerConnection,
     buffers: LazyBuffers,
-    /// Whether the last operation was a write. A write after a read begins a request.
+    /// Whether the last operation was a write. The first write, or a write after a read, begins an
+    /// exchange.
     is_writing: bool,
-    /// Raised when an idle connection is found stale, because the peer was restarted: the others made
-    /// before probably are, too.
+    /// Incremented when an idle connection is found stale. The peer was probably restarted, so all
+    /// connections made before are dropped.
     generation: Arc<AtomicU64>,
     made_in: u64,
 }
@@ -239,7 +241,7 @@ impl UreqIo for UreqStream {
         Ok(read > 0)
     }
 
-    /// ureq asks this before it uses an idle connection, and before it keeps one.
+    /// ureq calls this before it uses an idle connection, and before it keeps one.
     fn is_open(&mut self) -> bool {
         self.made_in == self.generation.load(Ordering::Relaxed)
             && self.connection.is_usable(Instant::now())
@@ -250,7 +252,8 @@ fn deadline_of(timeout: NextTimeout) -> Instant {
     Instant::now() + (*timeout.after).min(LONGEST)
 }
 
-/// Bounds sums of times. Requests have far shorter ones.
+/// Keeps the sum of an `Instant` and a time-out from overflowing. The time-outs of requests are far
+/// shorter.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// Holds the longest head of a response, and most bodies.

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) struct PeerUrl {
     text: String,
     authority: Authority,
-    /// The same as a request's `Host`.
+    /// The authority, as the value of a request's `Host`.
     host_header: HeaderValue,
     host: Host,
     port: u16,
@@ -124,7 +124,7 @@ impl PeerUrl {
         self.authority.as_str()
     }
 
-    /// The same as a request's `Host`.
+    /// The authority, as the value of a request's `Host`.
     pub(crate) fn host_header(&self) -> &HeaderValue {
         &self.host_header
     }

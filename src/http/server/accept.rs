@@ -12,9 +12,9 @@ use crate::sync::{Arc, thread};
 
 /// Accepts until the server stops.
 ///
-/// An error of `accept` does not concern the listener: no descriptor (EMFILE, ENFILE) or memory is
-/// left, or the client was gone before it was accepted. So the error is logged, and `accept` is called
-/// again after a pause, in which connections may end.
+/// An error of `accept` leaves the listener intact. If no descriptor (EMFILE, ENFILE) or memory is
+/// left, the error is logged, and `accept` is called again after a pause, in which connections may
+/// end. If the client disconnected before it was accepted, `accept` is called again at once.
 pub(crate) fn run(listener: &TcpListener, service: &Arc<Service>) {
     let mut refused = RefusedConnections::default();
     let mut log = RateLimitedLog::default();
@@ -60,7 +60,7 @@ fn spawn(service: Arc<Service>, guard: ConnectionGuard) -> io::Result<thread::Jo
         .name("larder-conn".to_owned())
         .stack_size(service.limits.stack_size)
         .spawn(move || {
-            // The thread of a connection is set once.
+            // An error would mean that the thread is set already, but only this line sets it.
             let _ = guard.connection.thread.set(std::thread::current().id());
             serve(&service, &guard.connection);
         })
@@ -85,8 +85,8 @@ impl fmt::Display for ConnectionRefused {
 /// Connections that were answered with 503 and not read, kept open for a moment.
 ///
 /// Closing one at once would often reset it, because its request is on the way or unread, and the
-/// client would not see the response. There is no thread to wait, so the accept thread keeps the last
-/// few, and closes them when others arrive.
+/// client would not see the response. No thread waits for the client. So the accept thread keeps
+/// the last few refused connections, and closes them when others are refused.
 #[derive(Default)]
 struct RefusedConnections(VecDeque<(Instant, Arc<Connection>)>);
 

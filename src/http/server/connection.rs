@@ -27,9 +27,9 @@ pub(crate) struct Service {
 
 /// Serves a connection until the client, a limit or a shutdown ends it.
 ///
-/// Requests that the client sent ahead wait in the buffer, and in the kernel when that is full. They
-/// are answered in order, each with a write of its own, so TCP stops a client that sends on without
-/// reading.
+/// Pipelined requests wait in the buffer, and in the kernel when the buffer is full. They are
+/// answered in order, each with a write of its own. So TCP's flow control stops a client that sends
+/// requests without reading the responses.
 pub(crate) fn serve(service: &Service, connection: &Connection) {
     let (stream, limits) = (&connection.stream, &service.limits);
     if tune_accepted(stream, limits.write_timeout).is_err() {
@@ -66,7 +66,7 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
-    /// Answers requests until a response says that it is the last one.
+    /// Answers requests until one of them ends the connection.
     fn serve(&mut self) -> Result<(), RequestError> {
         let mut next = Some(self.next_head(None)?.0);
         while let Some(head_len) = next {
@@ -105,13 +105,13 @@ impl Session<'_> {
         Ok(next)
     }
 
-    /// Answers the request at the start of the reader's buffer, whose head is `similar` but for its
-    /// target. Returns whether the connection stays open.
+    /// Answers the request at the start of the reader's buffer, whose head differs from `similar`
+    /// in its target only. Returns whether the connection stays open.
     fn answer(&mut self, similar: &ParsedHead<'_>, head_len: usize) -> Result<bool, RequestError> {
         let limits = &self.service.limits;
         let (head, arrived, socket) = self.reader.split_at(head_len);
         let head = similar.with_target_of(head)?;
-        // Before any of the body is read or memory is allocated for it.
+        // Check the length before any of the body is read or memory is allocated for it.
         let body_len = match usize::try_from(head.content_length) {
             Ok(len) if len <= limits.max_body_size => len,
             _ => return Err(BODY_TOO_LARGE.into()),

@@ -37,7 +37,8 @@ impl Connection {
         self.busy.store(busy, Ordering::SeqCst);
     }
 
-    /// The address whose limit applies; `None` for this machine, which has no limit of its own.
+    /// The address whose limit applies; `None` for a loopback address, which has no limit of its
+    /// own.
     fn limited_addr(&self) -> Option<IpAddr> {
         let ip = self.addr.ip().to_canonical();
         (!ip.is_loopback()).then_some(ip)
@@ -129,7 +130,7 @@ impl Connections {
             if thread.thread().id() == thread::current().id() {
                 continue;
             }
-            // It catches the panics of user code; the panic hook has reported any other.
+            // The thread catches panics of user code. The panic hook has reported any other panic.
             let _ = thread.join();
         }
     }
@@ -145,8 +146,8 @@ impl Connections {
         self.changed.notify_all();
     }
 
-    /// Lets shutdowns that come from within requests not wait for the connection whose request this
-    /// thread works for. Returns whether there is one.
+    /// Exempts the connection whose request this thread works for: a shutdown that is called from
+    /// within a request does not wait for it. Returns whether there is such a connection.
     pub(crate) fn exempt_caller(&self) -> bool {
         let caller = Origin::here().thread();
         let mut table = self.table.lock();
@@ -175,16 +176,16 @@ impl Connections {
         }
     }
 
-    /// Closes every connection, also in the middle of a request; except exempt ones if the caller
-    /// is one.
+    /// Closes every connection, also in the middle of a request. With `from_within`, exempt
+    /// connections stay open.
     pub(crate) fn cut(&self, from_within: bool) {
         for connection in self.all(from_within) {
             let _ = connection.stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Waits until no connection is open, or until `deadline`; returns how many are left. Exempt
-    /// ones do not count if the caller is one.
+    /// Waits until no connection is open, or until `deadline`; returns how many are left. With
+    /// `from_within`, exempt connections do not count.
     pub(crate) fn wait_until_none(&self, from_within: bool, deadline: Instant) -> usize {
         let mut table = self.table.lock();
         loop {
@@ -198,7 +199,7 @@ impl Connections {
         }
     }
 
-    /// Lets [`wait_until_stopped`](Self::wait_until_stopped) return.
+    /// Makes [`wait_until_stopped`](Self::wait_until_stopped) return.
     pub(crate) fn set_stopped(&self) {
         self.table.lock().stopped = true;
         self.changed.notify_all();
@@ -241,7 +242,7 @@ mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
-    /// A connection that claims to come from `ip`.
+    /// A connection whose client has the address `ip`.
     fn connection_from(ip: impl Into<IpAddr>) -> Arc<Connection> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let stream = TcpStream::connect(listener.local_addr().expect("addr")).expect("connect");

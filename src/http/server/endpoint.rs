@@ -1,4 +1,4 @@
-//! Responses to the requests of peers; the server and tiny_http share it.
+//! Responds to the requests of peers, for this crate's server and for tiny_http.
 
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,15 @@ use crate::peers::PeerResponse;
 use crate::sync::Arc;
 use crate::wire::{self, ManyBody, PathError};
 
-/// Makes the context of a peer's request: request ids, tighter deadlines.
+/// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
 
-/// The path below which peers reach the groups of a registry.
+/// Gives peers access to the groups of a registry, below the base path.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     pub registry: Registry,
     pub config: Arc<Config>,
-    /// Whether a raw `+` in a path is a space, as golang/groupcache's client means it.
+    /// Whether a raw `+` in a path is a space, as golang/groupcache's client sends it.
     pub plus_is_space: bool,
     pub context: Option<Arc<ContextHook>>,
 }
@@ -60,7 +60,8 @@ impl Endpoint {
     fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Response, Response> {
         let group = self.group(group)?;
         let timeout = timeout_of(request)?;
-        // A cached value needs no context, and without a hook none has to be made.
+        // A cached value needs no context. But if there is a hook, it runs for each request for one
+        // key.
         let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
         let found = match cached.flatten() {
             Some(found) => found,
@@ -108,8 +109,8 @@ impl Endpoint {
 
     /// Loads a value in the program's context for this request, with the caller's deadline.
     ///
-    /// The clients of golang/groupcache send no deadline: then the getter runs on this connection's
-    /// thread, for as long as it takes.
+    /// The clients of golang/groupcache send no deadline. The getter then runs on this connection's
+    /// thread, without a time limit.
     fn load(
         &self,
         request: &Request<'_>,
@@ -134,7 +135,7 @@ impl Endpoint {
     }
 }
 
-/// The time that the caller has left; `None` if it does not say.
+/// The time that the caller has left; `None` if the request has no such header.
 fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     let mut headers = request.headers();
     let timeout = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));

@@ -1,4 +1,4 @@
-//! A request as the program sees it, and the trait with which the program answers its own requests.
+//! A request, and the trait with which the program answers requests that are not for the cache.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -105,7 +105,8 @@ impl<'r> Request<'r> {
     }
 }
 
-/// Method, path and size only: headers and bodies can hold secrets.
+/// Shows the method, the path, the size and the address only, because headers and bodies can hold
+/// secrets.
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")

@@ -114,7 +114,7 @@ impl<'h> RequestHead<'h> {
 
 /// A head that later heads of its connection are compared with.
 ///
-/// A peer asks for one key after the other, with the same lines around each.
+/// Successive requests of a peer differ only in the key, which is in the target.
 pub(crate) struct ParsedHead<'h> {
     head: RequestHead<'h>,
     before_target: &'h [u8],
@@ -148,7 +148,7 @@ impl<'h> ParsedHead<'h> {
         let rest = bytes.strip_prefix(self.before_target);
         let target = rest.and_then(|rest| rest.strip_suffix(self.after_target));
         let is_end = |byte: u8| byte <= b' ' || byte == 0x7f;
-        // A loop that always goes to the end is compiled to vector instructions.
+        // A loop without an early exit is compiled to vector instructions.
         let has_end = |target: &[u8]| target.iter().fold(false, |found, b| found | is_end(*b));
         target.is_some_and(|target| !target.is_empty() && !has_end(target))
     }

@@ -35,7 +35,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses limits with which a server could not answer anything.
+    /// Refuses limits that are out of range, with which a server could not answer requests.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |message| Err(Error::new(ErrorKind::InvalidOption, message));
         if self.max_connections == 0 || self.max_connections_per_addr == 0 {
@@ -60,12 +60,13 @@ impl Limits {
     }
 }
 
-/// The default of the longest body of a request.
+/// The default of the longest body of a request, 1 MiB.
 pub(crate) const DEFAULT_MAX_BODY_SIZE: usize = 1 << 20;
 
 const MIN_HEAD_SIZE: usize = 1024;
 const MIN_STACK_SIZE: usize = 64 << 10;
 
-/// Long enough for the resolution of a socket option, short enough to be added to any `Instant`.
+/// The range of the time-outs. A socket option can express the shortest, and the longest can be
+/// added to any `Instant`.
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);

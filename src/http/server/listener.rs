@@ -4,8 +4,9 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Sets TCP_NODELAY and SO_SNDTIMEO on the listener; the sockets that it accepts inherit them. This is
-/// the only way to set them on tiny_http's sockets, and saves two system calls for each of the others.
+/// Sets TCP_NODELAY and SO_SNDTIMEO on the listener; the sockets that it accepts inherit them. This
+/// is the only way to set them on tiny_http's sockets, and saves two system calls for each
+/// connection of this crate's server.
 ///
 /// SO_RCVTIMEO is not set, because it also ends `accept`.
 #[cfg(target_os = "linux")]
@@ -50,7 +51,7 @@ impl Waker {
 
     /// Stops listening: `accept` fails from now on.
     pub(crate) fn wake(&self) {
-        // An error means that it does not listen any more.
+        // An error means that the socket does not listen any more.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }
@@ -68,7 +69,7 @@ impl Waker {
         Ok(Waker { addr })
     }
 
-    /// Lets `accept` return once, by connecting to it.
+    /// Makes `accept` return once, by connecting to the listener.
     pub(crate) fn wake(&self) {
         let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
     }

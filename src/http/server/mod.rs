@@ -3,7 +3,8 @@
 //! - `limits`, `listener`: the numbers of the builder; options of the listening socket.
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
-//! - `endpoint`: responses to peers. `handler`: the program's own. `response`: what both return.
+//! - `endpoint`: responds to peers. `handler`: the program's own pages. `response`: the result of
+//!   both.
 //! - `tiny`: the endpoint in a tiny_http server.
 
 mod accept;
@@ -37,8 +38,9 @@ use crate::sync::{Arc, Mutex};
 
 /// Sets up a [`Server`].
 ///
-/// Every default is meant for a port that strangers can reach. These numbers bound the cost of one
-/// connection; together with [`max_connections`](Self::max_connections) they bound the cost of all.
+/// The defaults are safe for a port that untrusted clients can reach. The limits bound the cost of
+/// one connection; together with [`max_connections`](Self::max_connections) they bound the cost of
+/// all.
 #[must_use = "nothing listens before `bind` or `serve_listener`"]
 pub struct ServerBuilder {
     endpoint: Endpoint,
@@ -76,9 +78,10 @@ impl ServerBuilder {
     /// The most connections from one IP address. Default: 32; 128 for a pool with the preset of a
     /// Go program, whose client opens a connection for each concurrent request.
     ///
-    /// Further ones are answered with 503 and closed. Connections from loopback addresses are limited
-    /// by [`max_connections`](Self::max_connections) alone: they come from a proxy with many clients,
-    /// or from the machine's owner. Raise the limit if many peers share one address.
+    /// Further ones are answered with 503 and closed. Connections from loopback addresses are
+    /// limited by [`max_connections`](Self::max_connections) alone: they come from a proxy with
+    /// many clients, or from programs on this machine. Raise the limit if many peers share one
+    /// address.
     pub fn max_connections_per_addr(mut self, count: usize) -> Self {
         self.limits.max_connections_per_addr = count;
         self
@@ -221,9 +224,9 @@ impl fmt::Debug for ServerBuilder {
 /// order. One thread serves one connection; a request that arrives in one piece costs one system call
 /// to read and one to answer, and a cached value is sent without a copy.
 ///
-/// Requests that two servers could read in two ways are answered with 400 and end the connection: two
-/// lengths, a length that is not a number, a line that ends in LF alone, a missing Host, and so on.
-/// Bodies need a `Content-Length`; transfer codings are answered with 411.
+/// Ambiguous requests, which two servers could read in two ways, are answered with 400 and end the
+/// connection: two lengths, a length that is not a number, a line that ends in LF alone, a missing
+/// Host, and so on. Bodies need a `Content-Length`; transfer codings are answered with 411.
 ///
 /// Writing to a client that has disconnected raises SIGPIPE. Rust's start-up code makes the process
 /// ignore it. If `main` is not Rust's, as for a library in a C program, ignore it yourself: by default
@@ -254,8 +257,8 @@ impl Server {
         self.connections.count()
     }
 
-    /// Blocks until another thread has shut the server down; in a handler or getter that runs for a
-    /// request of this server, until a shutdown has begun.
+    /// Blocks until another thread has shut the server down; a call from a handler or getter that
+    /// runs for a request of this server returns once a shutdown has begun.
     pub fn wait(&self) {
         self.connections.wait_until_stopped();
     }
@@ -267,7 +270,8 @@ impl Server {
     /// first.
     ///
     /// A handler or getter that runs for a request of this server may call it too: its own
-    /// connection is not waited for and not cut, and ends with the answer to that request.
+    /// connection is not waited for and not cut. That connection ends after the response to its
+    /// request.
     ///
     /// # Errors
     ///
@@ -313,7 +317,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A shutdown has waited already.
+        // An earlier shutdown has waited already.
         if self.listening.lock().is_none() {
             return;
         }
@@ -342,5 +346,5 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time that threads get to notice that their connection was closed.
 const AFTER_CUT: Duration = Duration::from_millis(250);
 
-/// A day can be added to any `Instant`.
+/// The longest time-out of a shutdown. A day can be added to any `Instant`.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);

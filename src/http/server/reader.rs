@@ -10,7 +10,7 @@ use crate::wire::{Scan, scan};
 
 /// The reason that no request could be read, or not all of it.
 pub(crate) enum RequestError {
-    /// The client is gone or was idle for too long: no response is sent.
+    /// The client has disconnected or was idle for too long: no response is sent.
     Closed,
     /// The client gets a response, then the connection ends.
     Bad(BadRequest),
@@ -47,8 +47,8 @@ impl<'s> RequestReader<'s> {
         }
     }
 
-    /// Reads until the buffer begins with a whole head. Returns the head's length, and whether it is
-    /// similar to `last`; then it was not searched for its end.
+    /// Reads until the buffer begins with a whole head. Returns the head's length, and whether it
+    /// is similar to `last`. The end of a similar head is not searched for.
     ///
     /// The first head of a connection has to end within `head_timeout`, counted from the accept. The
     /// others have to begin within `idle_timeout`, and end within `head_timeout` once they have begun.
@@ -106,7 +106,7 @@ impl<'s> RequestReader<'s> {
         self.buf.copy_within(len..self.filled, 0);
         self.filled -= len;
         if self.filled == 0 && self.buf.len() > CHUNK {
-            // An idle connection takes little memory.
+            // Release the memory, because connections can be idle for long.
             self.buf.truncate(CHUNK);
             self.buf.shrink_to_fit();
         }
@@ -115,8 +115,8 @@ impl<'s> RequestReader<'s> {
     /// Closes the connection in a way that lets the client read the last response.
     ///
     /// Closing a socket with unread bytes sends a reset, and the client then discards what it has
-    /// received and not read. So the sending side is closed first, and what the client still sends is
-    /// read and discarded for a while.
+    /// received and not read. So the sending side is closed first, and further bytes from the
+    /// client are read and discarded for a while.
     pub(crate) fn linger(&mut self) {
         if self.socket.stream.shutdown(Shutdown::Write).is_err() {
             return;

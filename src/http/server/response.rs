@@ -9,7 +9,8 @@ use crate::wire::{self, Body};
 /// The response of a [`Handler`](super::Handler): a status, a content type and a body.
 ///
 /// The server adds `Content-Length`, `Server: larder` unless there is one, and, where needed,
-/// `Connection`. It sends no `Date`: the boards that this crate also runs on have no clock to trust.
+/// `Connection`. It sends no `Date`, because this crate also runs on boards without a reliable
+/// clock.
 #[derive(Clone, Debug)]
 pub struct Response {
     status: u16,
@@ -85,7 +86,7 @@ impl Response {
         Ok(self)
     }
 
-    /// The same with one more header, whose name and value are known to be valid.
+    /// The same with one more header, whose name and value are valid.
     pub(crate) fn with_own_header(mut self, name: &'static str, value: &str) -> Self {
         debug_assert!(name.bytes().all(is_token_byte) && is_field_value(value));
         self.fields.push((Cow::Borrowed(name), value.to_owned()));
@@ -106,7 +107,10 @@ impl Response {
     pub fn body(&self) -> &[u8] {
         let mut pieces = self.body.iter();
         let body = pieces.next().unwrap_or_default();
-        debug_assert!(pieces.next().is_none(), "only the endpoint makes several");
+        debug_assert!(
+            pieces.next().is_none(),
+            "only bodies of the endpoint have several pieces"
+        );
         body
     }
 
@@ -164,7 +168,8 @@ impl From<BadRequest> for Response {
 pub(crate) struct ResponseOptions {
     /// Whether the connection stays open.
     pub keep_alive: bool,
-    /// Whether the request was HTTP/1.0, where a connection stays open only if a header says so.
+    /// Whether the request was HTTP/1.0, where a connection stays open only if a header asks for
+    /// it.
     pub http_10: bool,
     /// Whether the request was `HEAD`.
     pub head_only: bool,

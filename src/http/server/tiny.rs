@@ -1,4 +1,4 @@
-//! The peer path in a tiny_http server that the program runs already.
+//! Answers peers through a tiny_http server that the program runs already.
 //!
 //! Feature `tiny_http`, on by default. A program that has a [`tiny_http::Server`] of its own needs
 //! no second port: it calls [`HttpPool::matches`] with each request's URL, passes the requests that
@@ -18,7 +18,7 @@
 //! | announces a body of 200 TB | the process aborts when the request is dropped: the rest of a body is read into one allocation of its announced size |
 //! | asks for `HTTP/2.0` | the thread that reads the connection deadlocks |
 //! | holds so many connections that `accept` fails once because no descriptor is left | the listener is closed and never opened again |
-//! | sends half a head, or reads no answer | a thread is blocked without a time limit; threads, heads and pipelined requests are unbounded |
+//! | sends half a head, or does not read the response | a thread is blocked without a time limit; threads, heads and pipelined requests are unbounded |
 //! | sends two lengths, or a signed one | the first is used, or none: behind a proxy that uses the other, one request becomes two |
 //! | connects with TLS, where the program enabled it | tiny_http's TLS is rustls 0.20, in which a client can cause an endless loop (RUSTSEC-2024-0336), and client certificates are impossible |
 //!
@@ -62,8 +62,8 @@ pub fn bind(addr: impl ToSocketAddrs) -> Result<tiny_http::Server> {
 /// Answers `request` as [`Server`](super::Server) does, as far as that is possible without the
 /// connection.
 ///
-/// A request that is not below the base path gets 404; the program calls [`Endpoint::owns`] first. A
-/// client that is gone is not an error.
+/// A request that is not below the base path gets 404; the program calls [`Endpoint::owns`] first.
+/// A client that has disconnected is not an error.
 pub(crate) fn handle(endpoint: &Endpoint, mut request: tiny_http::Request) -> io::Result<()> {
     let written = match read_body(&mut request) {
         Err(bad) => refuse(request, bad),
@@ -108,7 +108,8 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
     let response = fields_of(request).and_then(|fields| {
         let method = request.method().as_str();
         let head = RequestHead::new(method, request.url(), options.http_10, &fields)?;
-        // tiny_http ignores a second `Connection` header, but the response says that it closes.
+        // tiny_http ignores a second `Connection` header. The response announces the close all the
+        // same.
         options.keep_alive &= head.keep_alive;
         let peer_addr = request.remote_addr().copied();
         let response = endpoint.respond(&Request::new(&head, body, peer_addr));
@@ -128,14 +129,14 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
 
 /// Answers a request whose body is not read.
 ///
-/// Not with `into_writer`, which reads the rest of the body before it returns: a client that waits for
-/// the response before it sends the body would wait for ever.
+/// `into_writer` cannot be used, because it reads the rest of the body before it returns: a client
+/// that waits for the response before it sends the body would wait for ever.
 fn refuse(request: tiny_http::Request, bad: BadRequest) -> io::Result<()> {
     let response = tiny_http::Response::from_string(bad.reason);
     request.respond(response.with_status_code(bad.status))
 }
 
-/// The headers as `head::parse` returns them, under its rules if tiny_http has none.
+/// The headers, as `head::parse` returns them. Its rules are applied where tiny_http has none.
 fn fields_of(request: &tiny_http::Request) -> Result<Vec<Header<'_>>, BadRequest> {
     let headers = request.headers();
     if headers.len() > MAX_FIELDS {
@@ -158,7 +159,7 @@ fn fields_of(request: &tiny_http::Request) -> Result<Vec<Header<'_>>, BadRequest
 }
 
 /// Whether tiny_http will read another request from this connection. This is exactly its own rule,
-/// because the response has to say the same.
+/// because the response's `Connection` header has to agree with it.
 fn stays_open(request: &tiny_http::Request) -> bool {
     let connection = request
         .headers()

@@ -11,7 +11,7 @@ pub(crate) struct ResponseWriter<'s> {
     stream: &'s TcpStream,
     /// SO_SNDTIMEO, which is inherited from the listener.
     timeout: Duration,
-    /// The head of the last response.
+    /// The head of the last response, with its body if that is short.
     buf: Vec<u8>,
 }
 
@@ -46,14 +46,14 @@ impl<'s> ResponseWriter<'s> {
         self.write(&mut all.collect::<Vec<_>>())
     }
 
-    /// SO_SNDTIMEO is changed only if one system call does not take everything, and then set again,
-    /// unless there is an error.
+    /// Writes all bytes by the deadline. SO_SNDTIMEO is changed only if one system call does not
+    /// write everything. It is restored afterwards, unless there was an error.
     fn write(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         let mut stream = self.stream;
         let deadline = Instant::now() + self.timeout;
         let mut shortened = false;
         loop {
-            // The kernel does less for `write` than for one slice.
+            // `write` costs the kernel less than `write_vectored` with one slice.
             let written = match slices {
                 [slice] => stream.write(slice),
                 _ => stream.write_vectored(slices),
@@ -101,7 +101,8 @@ mod tests {
         let addr = listener.local_addr().expect("addr");
         let mut reader = TcpStream::connect(addr).expect("connect");
         let (stream, _) = listener.accept().expect("accept");
-        // The kernel takes as much as its buffers hold, waits this long, and reports a part.
+        // The kernel takes as many bytes as its buffers hold, waits this long, and reports a
+        // partial write.
         let short = Duration::from_millis(50);
         stream.set_write_timeout(Some(short)).expect("time-out");
         let value: Vec<u8> = (0..16 << 20).map(|n: u32| (n % 251) as u8).collect();

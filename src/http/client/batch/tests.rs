@@ -4,7 +4,7 @@ use super::*;
 use crate::sync::thread;
 use std::time::Duration;
 
-/// The keys of a batch: a caller checks that its own key stands at its place.
+/// The keys of a batch: a caller checks that its own key is at its place.
 type Asked = Vec<String>;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -42,7 +42,8 @@ fn batcher() -> Batcher<Asked> {
     Batcher::new(100, 1000, 100)
 }
 
-/// Callers that fill all places: further keys gather until this is dropped.
+/// Callers that fill all single requests and all running batches: further keys gather until this is
+/// dropped.
 struct Busy<'b> {
     leaders: Vec<BatchLeader<'b, Asked>>,
     singles: Vec<SingleGuard<'b, Asked>>,
@@ -51,7 +52,7 @@ struct Busy<'b> {
 fn busy(batcher: &Batcher<Asked>) -> Busy<'_> {
     let singles = (0..BATCH_ABOVE).map(|_| match join(batcher, "group", "single") {
         BatchRole::Single(Some(guard)) => guard,
-        _ => panic!("few callers are there"),
+        _ => panic!("few callers ask"),
     });
     let singles = singles.collect();
     let leaders = (0..MAX_RUNNING).map(|_| match join(batcher, "group", "lead") {
@@ -97,7 +98,7 @@ mod threads {
         let mut singles: Vec<_> = (0..BATCH_ABOVE).map(|_| join(&batcher, "g", "k")).collect();
         let leader = join(&batcher, "g", "k");
         assert!(matches!(leader, BatchRole::Leader(_)));
-        // With the leader, BATCH_UNTIL callers are there.
+        // With the leader, there are BATCH_UNTIL callers.
         singles.truncate(BATCH_UNTIL - 1);
         assert!(matches!(join(&batcher, "g", "k"), BatchRole::Leader(_)));
         singles.pop();
@@ -215,8 +216,8 @@ mod threads {
         assert!(matches!(refused, BatchRole::Single(None)));
     }
 
-    /// A deadline by a clock that the test moves, and that clock. Condition variables are waited at
-    /// by real time, for [`STEP`] at most.
+    /// A deadline, and a clock that passes it once the test advances `clock`. Condition variables
+    /// wait in real time, for at most [`STEP`].
     fn deadline_by(clock: &Clock) -> (Instant, impl FnMut() -> Instant + '_) {
         let (start, origin): (Instant, Tick) = (Instant::now(), clock.now());
         let now = move || start + STEP * u32::from(clock.now() > origin);
@@ -301,7 +302,7 @@ mod threads {
             match batcher.join(group, &key, Instant::now() + patience, Instant::now) {
                 BatchRole::Leader(leader) => match n % 4 {
                     0 => drop(leader),
-                    // Without a report of the panic.
+                    // Unlike `panic!`, this does not run the panic hook.
                     1 => resume_unwind(Box::new("in the transport")),
                     _ => {
                         thread::yield_now();
@@ -313,7 +314,9 @@ mod threads {
                     assert!(result.is_none_or(|asked| asked[place] == key));
                 }
                 BatchRole::Single(Some(_guard)) => thread::yield_now(),
-                BatchRole::TimedOut => assert!(patience < LONG, "no waiter was called"),
+                BatchRole::TimedOut => {
+                    assert!(patience < LONG, "a waiter with a long deadline timed out")
+                }
                 BatchRole::Single(None) => {}
             }
         };
@@ -399,7 +402,8 @@ mod model {
             };
             let leaving = {
                 let batcher = batcher.clone();
-                // The deadline passes before the second look: the waiter has waited and was woken.
+                // The deadline passes before the clock is read a second time: the waiter has waited
+                // and was woken.
                 let deadline = Instant::now() + LONG;
                 let mut looks = [deadline - LONG].into_iter();
                 let now = move || looks.next().unwrap_or(deadline);

@@ -59,7 +59,7 @@ fn responses() -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn response_is_the_same_in_all_pieces(
+    fn response_does_not_depend_on_the_pieces_it_arrives_in(
         step in prop_oneof![1..40_usize, 1..70_000_usize],
         room in prop_oneof![1..40_usize, 1..70_000_usize],
     ) {
@@ -74,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn response_that_is_cut_off_is_none(cut in 1..40_usize, step in 1..70_000_usize) {
+    fn truncated_response_is_refused(cut in 1..40_usize, step in 1..70_000_usize) {
         for (bytes, _) in responses() {
             let cut = &bytes[..bytes.len() - cut.min(bytes.len())];
             prop_assert_eq!(read_response(cut, Pieces { step, ..WHOLE }), None);
@@ -99,7 +99,7 @@ fn parse(head: &str) -> io::Result<Option<ResponseHead>> {
 }
 
 #[test]
-fn body_ends_where_the_head_says() {
+fn head_determines_the_end_of_the_body() {
     for (lines, framing, keep_alive) in [
         (
             "1.1 200 OK\r\nContent-Length: 5\r\n",
@@ -168,7 +168,7 @@ fn head_that_can_be_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn interim_head_is_no_response() {
+fn head_of_an_interim_response_is_skipped() {
     for status in [100, 102, 103] {
         let head = format!("HTTP/1.1 {status} Soon\r\n\r\n");
         assert_eq!(parse(&head).unwrap(), None);
@@ -198,7 +198,7 @@ fn chunk_size_is_hexadecimal_and_nothing_else() {
 }
 
 #[test]
-fn head_that_repeats_is_read_as_if_it_were_parsed() {
+fn repeated_head_is_read_as_by_the_parser() {
     let first = "HTTP/1.1 200 OK\r\nServer: larder\r\nContent-Length: 3\r\n\r\n";
     for (next, want) in [
         (first.to_owned(), Ok(3)),

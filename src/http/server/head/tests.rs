@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::wire::{Scan, scan};
 
-/// The parts of a head, or its error, that outlive the buffers.
+/// The result of parsing a head, without references to the buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Incomplete,
@@ -72,10 +72,11 @@ fn parts(head: &RequestHead<'_>) -> String {
     )
 }
 
-/// The result of parsing the head at the start of `bytes`, with its length: by itself, and compared
-/// with a first head that is parsed; `None` if it is incomplete or not similar.
+/// The length of a head and the result of reading it; `None` if it is incomplete, or not similar to
+/// the head that it is compared with.
 type Parsed = Option<(usize, Result<String, BadRequest>)>;
 
+/// Reads the head at the start of `bytes` in two ways: by parsing it, and by comparing it with `first`.
 fn parse_after(first: &[u8], bytes: &[u8]) -> (Parsed, Parsed) {
     let mut fields = NO_FIELDS;
     let complete = |bytes| match scan(bytes, 0) {
@@ -98,7 +99,7 @@ fn parse_after(first: &[u8], bytes: &[u8]) -> (Parsed, Parsed) {
 }
 
 #[test]
-fn head_with_another_target_is_read_as_if_it_were_the_first() {
+fn head_with_another_target_is_read_as_by_the_parser() {
     let lines = " HTTP/1.1\r\nHost: h\r\nlarder-timeout-ms: 1000\r\nX: y\r\n\r\n";
     for start in ["GET ", "\r\nGET ", "BREW "] {
         let first = format!("{start}/one{lines}");
@@ -357,7 +358,7 @@ fn head_like() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn compared_head_is_read_as_by_itself(
+    fn similar_head_is_read_as_by_the_parser(
         method in "[A-Z]{1,4}",
         lines in prop::sample::select(vec![
             " HTTP/1.1\r\nHost: h\r\n\r\n",
