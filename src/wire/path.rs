@@ -70,7 +70,8 @@ pub(crate) fn check_base_path(base: &str) -> Result<()> {
 /// paths removes such a segment. Go's `net/url` and [`parse_path`] decode them again. A client or
 /// proxy that follows the WHATWG URL standard treats `%2E%2E` like `..`; no escape avoids that.
 pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
-    let mut path = String::with_capacity(base.len() + group.len() + 1 + key.len());
+    let len = base.len() + escaped_len(group) + 1 + escaped_len(key);
+    let mut path = String::with_capacity(len);
     path.push_str(base);
     push_escaped(&mut path, group);
     path.push('/');
@@ -122,6 +123,16 @@ pub(super) fn push_escaped(out: &mut String, segment: &str) {
             out.push(char::from(HEX[usize::from(byte & 15)]));
         }
     }
+}
+
+fn escaped_len(segment: &str) -> usize {
+    let escapes = if is_dots(segment) {
+        segment.len()
+    } else {
+        let bytes = segment.bytes();
+        bytes.filter(|&byte| !is_unreserved(byte)).count()
+    };
+    segment.len() + 2 * escapes
 }
 
 pub(super) fn unescape(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>, PathError> {
