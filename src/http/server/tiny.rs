@@ -5,8 +5,8 @@
 //! match to [`HttpPool::handle`], and answers the others itself. Several threads may do so with one
 //! server.
 //!
-//! [`HttpPool::matches`]: super::HttpPool::matches
-//! [`HttpPool::handle`]: super::HttpPool::handle
+//! [`HttpPool::matches`]: crate::http::HttpPool::matches
+//! [`HttpPool::handle`]: crate::http::HttpPool::handle
 //!
 //! Do this on loopback or on a trusted network only, and use [`Server`](super::Server) elsewhere.
 //! tiny_http 0.12.0, the newest version, has faults that its callers cannot avoid, because they occur
