@@ -34,11 +34,11 @@ enum End {
 
 fn held(capacity: u64, peers: PickerSlot) -> Held {
     let runs = Arc::new(AtomicUsize::new(0));
-    let (ends, told) = channel();
-    let (told, counted) = (Mutex::new(told), runs.clone());
+    let (ends, received) = channel();
+    let (received, counted) = (Mutex::new(received), runs.clone());
     let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
         counted.fetch_add(1, Ordering::SeqCst);
-        let end = told.lock().recv_timeout(PATIENCE)?;
+        let end = received.lock().recv_timeout(PATIENCE)?;
         match end {
             End::Value => Ok(dest.set_str(key)?),
             End::NotFound => Err(Error::not_found("nowhere").into()),
@@ -160,13 +160,13 @@ fn panic_releases_a_hundred_waiters_within_10_ms() {
 fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration {
     let held = held(1 << 20, peers);
     let callers = held.callers(100, ctx);
-    let told = Instant::now();
+    let began = Instant::now();
     held.end_then_value(End::Panic);
     let outcomes: Vec<_> = callers
         .into_iter()
         .map(|caller| caller.join().expect("panic is caught"))
         .collect();
-    let took = told.elapsed();
+    let took = began.elapsed();
     let (mut panics, mut errors) = (0, 0);
     for outcome in outcomes {
         match outcome {
