@@ -9,14 +9,12 @@ use crate::http::client::direct::DirectTransport;
 use crate::http::client::target::Target;
 use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
 use crate::http::client::ureq::UreqTransport;
-use crate::http::client::url::PeerUrl;
-use crate::http::config::{Config, HttpClient};
+use crate::http::config::HttpClient;
 use crate::sync::{Arc, RwLock};
 
-/// The default transport of the peer at `url`.
-pub(crate) fn transport_for(url: &PeerUrl, config: &Arc<Config>) -> Arc<dyn Transport> {
-    let target = Target::new(url, config);
-    match config.client {
+/// The default transport of the peer `target`.
+pub(crate) fn transport_for(target: Arc<Target>) -> Arc<dyn Transport> {
+    match target.config.client {
         HttpClient::Auto => Arc::new(AutoTransport::new(target)),
         HttpClient::Ureq => Arc::new(UreqTransport::new(target)),
         HttpClient::Direct => Arc::new(DirectTransport::new(target)),

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
+use crate::http::client::target::Target;
 use crate::http::client::transport::{
     ResponseBytes, Transport, TransportRequest, TransportResponse,
 };
@@ -38,6 +39,7 @@ pub(crate) struct HttpPeer {
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
     full_timeout: HeaderValue,
+    target: Arc<Target>,
     transport: Arc<dyn Transport>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
@@ -47,7 +49,8 @@ pub(crate) struct HttpPeer {
 }
 
 impl HttpPeer {
-    pub(crate) fn new(url: &PeerUrl, transport: Arc<dyn Transport>, config: &Arc<Config>) -> Self {
+    pub(crate) fn new(target: Arc<Target>, transport: Arc<dyn Transport>) -> Self {
+        let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
@@ -61,7 +64,12 @@ impl HttpPeer {
                 config.max_connections_per_peer,
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
+            target,
         }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::context::Context;
@@ -27,6 +28,12 @@ impl Target {
             config: config.clone(),
             addresses: Addresses::new(url),
         })
+    }
+
+    /// Whether the peer has this address, as far as is known.
+    pub(crate) fn is_at(&self, ip: IpAddr) -> bool {
+        let known = self.addresses.known();
+        known.iter().any(|addr| addr.ip().to_canonical() == ip)
     }
 
     /// When the exchange of `request` must be over.
