@@ -47,6 +47,12 @@ pub trait Transport: Send + Sync {
     -> Result<TransportResponse>;
 }
 
+/// The idle connections of a default transport.
+pub(crate) trait IdleConnections: Send + Sync {
+    /// Closes them, because one of them brought the response to another request.
+    fn close_idle(&self);
+}
+
 /// A request on its way to a peer.
 pub struct TransportRequest<'a> {
     method: &'static str,

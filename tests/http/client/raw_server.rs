@@ -10,6 +10,8 @@ use std::thread;
 use larder::ProtoMessage;
 use larder::pb::GetResponse;
 
+use crate::key_hash;
+
 pub struct RawServer {
     pub url: String,
     connections: Arc<AtomicUsize>,
@@ -112,10 +114,26 @@ impl Connection {
     }
 }
 
+/// The key of a GET, which needs no escape.
+pub fn key_of(head: &str) -> String {
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    path.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
 /// The protobuf body of an answer with this value.
 pub fn body(value: &[u8]) -> Vec<u8> {
     let message = GetResponse {
         value: Some(Cow::Borrowed(value)),
+        ..GetResponse::default()
+    };
+    message.encode().expect("it encodes")
+}
+
+/// The same with the hash of the key, as larder's server sends it. The group is `colors`.
+pub fn keyed_body(key: &str, value: &[u8]) -> Vec<u8> {
+    let message = GetResponse {
+        value: Some(Cow::Borrowed(value)),
+        key_hash: Some(key_hash("colors", key)),
         ..GetResponse::default()
     };
     message.encode().expect("it encodes")
