@@ -262,7 +262,13 @@ mod tests {
         let one = encoded(&[Some((b"x".to_vec(), None))]);
         assert!(decode(&one, 1).is_ok());
         assert!(decode(&one, 2).is_err());
-        assert!(decode(&[&one[..], &[0xba, 6, 8, 0, 0, 0, 0, 0, 0, 0, 0]].concat(), 1).is_err());
+        assert!(
+            decode(
+                &[&one[..], &[0xba, 6, 8, 0, 0, 0, 0, 0, 0, 0, 0]].concat(),
+                1
+            )
+            .is_err()
+        );
     }
 
     proptest! {

@@ -50,6 +50,14 @@ pub(crate) fn is_protobuf(content_type: &[u8]) -> bool {
         .eq_ignore_ascii_case(CONTENT_TYPE.as_bytes())
 }
 
+/// Whether a `Content-Encoding` says that the body is coded. No request asks for a coding.
+pub(crate) fn is_encoded(content_encoding: &[u8]) -> bool {
+    !matches!(content_encoding.trim_ascii(), [])
+        && !content_encoding
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"identity")
+}
+
 /// The `Content-Type` of protobuf bodies.
 pub(crate) const CONTENT_TYPE: &str = "application/x-protobuf";
 

@@ -76,8 +76,7 @@ impl PeerConnection {
         let idle = now.saturating_duration_since(self.begun);
         // The process id costs a system call, 50 to 300 ns. A count of forks would need unsafe code.
         self.opened_by == std::process::id()
-            && ((is_keyed && idle < UNCHECKED)
-                || (idle < MAX_IDLE_AGE && is_silent(&self.stream)))
+            && ((is_keyed && idle < UNCHECKED) || (idle < MAX_IDLE_AGE && is_silent(&self.stream)))
     }
 
     /// When the last exchange began.

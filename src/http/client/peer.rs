@@ -275,6 +275,9 @@ impl HttpPeer {
         max: u64,
     ) -> Result<SharedBytes> {
         if !response.is_protobuf() {
+            if response.is_encoded() {
+                return Err(self.failure("it sent a content encoding that no request asked for"));
+            }
             let found = response.header("content-type").unwrap_or_default();
             let found: String = found.chars().take(80).collect();
             return Err(self.failure(format_args!(
@@ -305,11 +308,15 @@ impl HttpPeer {
             }
         }
         let mut text = Vec::new();
+        let is_encoded = response.is_encoded();
         // If reading fails, the status and the part of the text that arrived are still useful.
         let _ = response
             .into_body()
             .take(MAX_ERROR_TEXT)
             .read_to_end(&mut text);
+        if is_encoded {
+            text.clear();
+        }
         let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
         match error.kind() {
             kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {

@@ -253,7 +253,9 @@ impl UreqIo for UreqStream {
     /// ureq calls this before it uses an idle connection, and before it keeps one.
     fn is_open(&mut self) -> bool {
         self.made_in == self.generation.load(Ordering::Relaxed)
-            && self.connection.is_usable(Instant::now(), self.target.is_keyed())
+            && self
+                .connection
+                .is_usable(Instant::now(), self.target.is_keyed())
     }
 }
 

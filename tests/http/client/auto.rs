@@ -31,7 +31,10 @@ fn server_with(headers: &'static [&'static str]) -> RawServer {
             let request = requests.fetch_add(1, Ordering::SeqCst);
             let headers = headers[request.min(headers.len() - 1)];
             let number = connection.number.to_string();
-            connection.send(&ok_with(headers, &keyed_body(&key_of(&head), number.as_bytes())));
+            connection.send(&ok_with(
+                headers,
+                &keyed_body(&key_of(&head), number.as_bytes()),
+            ));
         }
     })
 }
@@ -85,7 +88,10 @@ fn ureq_is_used_again_for_a_peer_that_restarts_as_another_server() {
         let number = connection.number;
         let headers = if number < 2 { LARDER } else { "" };
         while let Some(head) = connection.read_head() {
-            connection.send(&ok_with(headers, &keyed_body(&key_of(&head), number.to_string().as_bytes())));
+            connection.send(&ok_with(
+                headers,
+                &keyed_body(&key_of(&head), number.to_string().as_bytes()),
+            ));
             if number == 1 {
                 // The server closes this connection after its first answer.
                 return;

@@ -11,9 +11,8 @@ use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::raw_server::{Connection, RawServer, body, failure, key_of, ok};
+use super::raw_server::{Connection, RawServer, body, failure, key_hash, key_of, ok};
 use super::{ask, get, pool_of, pool_with};
-use crate::key_hash;
 
 /// A pool with one connection beside those for batches, so that the second of two requests is batched.
 fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {

@@ -10,8 +10,6 @@ use std::thread;
 use larder::ProtoMessage;
 use larder::pb::GetResponse;
 
-use crate::key_hash;
-
 pub struct RawServer {
     pub url: String,
     connections: Arc<AtomicUsize>,
@@ -129,7 +127,15 @@ pub fn body(value: &[u8]) -> Vec<u8> {
     message.encode().expect("it encodes")
 }
 
-/// The same with the hash of the key, as larder's server sends it. The group is `colors`.
+/// The hash with which larder's server says which key it answers: FNV-1a of 64 bits.
+pub fn key_hash(group: &str, key: &str) -> u64 {
+    let bytes = group.bytes().chain([0xff]).chain(key.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// The same as [`body`] with the hash of the key, as larder's server sends it. The group is `colors`.
 pub fn keyed_body(key: &str, value: &[u8]) -> Vec<u8> {
     let message = GetResponse {
         value: Some(Cow::Borrowed(value)),

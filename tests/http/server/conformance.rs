@@ -12,7 +12,7 @@ use larder::{Context, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
 use super::support::{Client, PROTOBUF, Reply, RequestId, ask, get, pool, pool_with};
-use crate::key_hash;
+use crate::client::raw_server::key_hash;
 
 /// A server of a pool. Dropping it stops it.
 trait Front {
@@ -381,7 +381,9 @@ fn ask_many(addr: SocketAddr, group: &str, keys: &[&str], max_bytes: u64) -> Vec
     );
     let mut values = message.keyed_values.iter();
     let mut value = |key: &str| {
-        let value = values.next()?.strip_prefix(&key_hash(group, key).to_le_bytes())?;
+        let value = values
+            .next()?
+            .strip_prefix(&key_hash(group, key).to_le_bytes())?;
         String::from_utf8(value.to_vec()).ok()
     };
     let slots = found.iter().zip(keys).map(|(&state, key)| {
