@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::auto::transport_for;
+use crate::http::client::auto::DefaultTransport;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
@@ -119,11 +119,11 @@ impl Picker {
 
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
-        let mut transport = transport_for(target.clone());
+        let mut by = DefaultTransport::new(target.clone());
         if let Some(hook) = &self.transport {
-            transport = hook(url.as_str(), transport);
+            by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(target, transport))
+        Arc::new(HttpPeer::new(target, by))
     }
 
     /// The URL of the owner of `key`, this process or another.
