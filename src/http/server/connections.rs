@@ -349,9 +349,14 @@ impl Connections {
         }
     }
 
-    /// How many connections are open.
+    /// How many connections are open, without those that end to make room.
     pub(crate) fn count(&self) -> usize {
-        self.table.lock().open.len()
+        let table = self.table.lock();
+        // A shutdown evicts all of them, and is over when they have ended.
+        if self.is_stopping() {
+            return table.open.len();
+        }
+        table.count(|_| true)
     }
 
     fn all(&self, from_within: bool) -> Vec<Arc<Connection>> {

@@ -328,7 +328,8 @@ impl Server {
         self.local_addr
     }
 
-    /// How many connections are open, idle ones included.
+    /// How many connections are open, idle ones included. Those that are closed to make room do not
+    /// count, except during a shutdown.
     pub fn connections(&self) -> usize {
         self.connections.count()
     }

@@ -168,6 +168,8 @@ fn evicted_connection_stays_evicted_until_it_ends() {
     assert!(is_evicted(&idle));
     idle.connection.set_idle();
     assert!(is_evicted(&idle));
+    assert_eq!(tested.connections.count(), 1);
+    tested.connections.stop();
     assert_eq!(tested.connections.count(), 2);
 }
 
