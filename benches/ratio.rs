@@ -42,15 +42,15 @@ fn main() {
                 |name, ratio: f64| report.add(&case, name, "object_hit_pct", "%", 100.0 * ratio);
             add(
                 "larder unsharded",
-                replay_group(trace, capacity, Eviction::S3Fifo, Some(1)),
+                replay_group(trace, capacity, Eviction::Tide, Some(1)),
             );
             add(
                 "larder",
-                replay_group(trace, capacity, Eviction::S3Fifo, None),
+                replay_group(trace, capacity, Eviction::Tide, None),
             );
             add(
                 "larder 8 shards",
-                replay_group(trace, capacity, Eviction::S3Fifo, Some(8)),
+                replay_group(trace, capacity, Eviction::Tide, Some(8)),
             );
             add("LRU", replay_group(trace, capacity, Eviction::Lru, Some(1)));
             add("quick_cache", replay_quick(trace, capacity));
@@ -105,7 +105,7 @@ impl Trace {
 }
 
 fn charge_of(size: usize) -> u64 {
-    let group = group_of(move |_| size, u64::MAX / 2, Eviction::S3Fifo, Some(1));
+    let group = group_of(move |_| size, u64::MAX / 2, Eviction::Tide, Some(1));
     group.get(&key(0)).expect("the getter answers");
     group.weighted_size()
 }
