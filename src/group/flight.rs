@@ -7,8 +7,8 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::BusyGuard;
 use crate::peers::ProtoGetter;
-use crate::recursion::{self, Dependency, LoadId};
-use crate::singleflight::{Flight, Joined, Leader, Waited};
+use crate::recursion::{self, Dependency};
+use crate::singleflight::{Joined, Leader, Waited, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
@@ -69,7 +69,6 @@ impl LoadFrom {
 struct FlightGuard<'a> {
     // Dropped in this order, so that the thread is idle before the waiters wake up: see `BusyGuard`.
     busy: Option<BusyGuard<'a>>,
-    /// Ends before the flight is freed: see `LoadId`.
     dependency: Dependency,
     leader: Leader<'a, Result<Loaded>>,
 }
@@ -117,7 +116,7 @@ impl Inner {
                 return Err(ended);
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
-                Joined::Waiter(flight) => wait(&flight, ctx),
+                Joined::Waiter(waiter) => wait(&waiter, ctx),
                 Joined::Leader(leader, epoch) => {
                     let generation = match miss {
                         Some((generation, at_miss)) if at_miss == epoch => generation,
@@ -175,27 +174,25 @@ impl Inner {
         key: LoadKey<'_>,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let flight = leader.detach();
+        let waiter = leader.detach();
+        let (hash, id) = (key.hash, waiter.id());
         let submitted = {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
-            let flight = flight.clone();
-            let (hash, key) = (key.hash, String::from(key.key));
+            let key = String::from(key.key);
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
-                let leader = from.flights(&group).lead(&flight);
-                // Dropped before the work, because the leader counts other references as waiters.
-                drop(flight);
+                let leader = from.flights(&group).lead(hash.get(), id);
                 if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
                     group.lead(&from, guard, &ctx, key, generation);
                 }
             })
         };
         match submitted {
-            Ok(()) => wait(&flight, ctx),
+            Ok(()) => wait(&waiter, ctx),
             Err(refused) => {
                 // The waiters join again. One that has time left, or needs no loader thread, leads
                 // the next flight.
-                from.flights(self).lead(&flight).abandon();
+                from.flights(self).lead(hash.get(), id).abandon();
                 Some(Err(refused))
             }
         }
@@ -243,12 +240,12 @@ impl Inner {
 
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
-fn wait(flight: &Arc<Flight<Result<Loaded>>>, ctx: &Context) -> Option<Result<Loaded>> {
-    let _dependency = match recursion::wait_for(LoadId::of(flight)) {
+fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
+    let _dependency = match recursion::wait_for(waiter.id()) {
         Ok(dependency) => dependency,
         Err(circle) => return Some(Err(circle)),
     };
-    match flight.wait(ctx) {
+    match waiter.wait(ctx) {
         // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
         // getter. This caller needs no loader thread, so it joins again.
         Waited::Finished(Err(error))
