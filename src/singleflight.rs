@@ -61,10 +61,10 @@ impl<T> Group<T> {
 
     /// The number of flights under way that new calls can join.
     pub fn in_flight(&self) -> usize {
-        let joinable = |flight: &&Flight<T>| !flight.is_forgotten;
         let count = |stripe: &CachePadded<Stripe<T>>| {
-            let stripe = stripe.lock();
-            stripe.flights.iter().filter(joinable).count()
+            let mut stripe = stripe.lock();
+            let flights = stripe.live().iter();
+            flights.filter(|flight| !flight.is_forgotten).count()
         };
         self.stripes.iter().map(count).sum()
     }
@@ -113,7 +113,7 @@ impl<T> Group<T> {
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            for flight in &mut stripe.lock_and_advance().flights {
+            for flight in stripe.lock_and_advance().live() {
                 flight.is_forgotten = true;
             }
         }
@@ -216,44 +216,64 @@ impl<T> Stripe<T> {
 pub(crate) struct Epoch(u64);
 
 struct StripeState<T> {
-    /// In no order. A thread leads few flights at a time, so a search by key reads few of them.
+    /// The first `live` flights are under way, in no order. A thread leads few flights at a time, so
+    /// a search by key compares with few. A flight that ended may follow them, for the next one to
+    /// reuse.
     flights: Vec<Flight<T>>,
+    live: usize,
     /// The number of flights that began here.
     begun: u64,
-    /// The key of a flight that ended. The next flight reuses its allocation.
-    spare_key: String,
 }
 
 impl<T> Default for StripeState<T> {
     fn default() -> Self {
         StripeState {
             flights: Vec::new(),
+            live: 0,
             begun: 0,
-            spare_key: String::new(),
         }
     }
 }
 
 impl<T> StripeState<T> {
+    fn live(&mut self) -> &mut [Flight<T>] {
+        &mut self.flights[..self.live]
+    }
+
     /// The flight that callers of this key join.
     fn find(&mut self, hash: u64, key: &str) -> Option<&mut Flight<T>> {
-        let same = |flight: &Flight<T>| {
+        let joins = |flight: &&mut Flight<T>| {
             flight.hash == hash && *flight.key == *key && !flight.is_forgotten
         };
-        self.flights.iter_mut().find(|flight| same(flight))
+        self.live().iter_mut().find(joins)
     }
 
     fn begin(&mut self, id: LoadId, hash: u64, key: &str) {
-        let mut own_key = std::mem::take(&mut self.spare_key);
-        own_key.clear();
-        own_key.push_str(key);
-        self.flights.push(Flight {
-            id,
-            hash,
-            key: own_key,
-            is_forgotten: false,
-            outcome: None,
-        });
+        if self.live == self.flights.len() {
+            self.flights.push(Flight::new(id));
+        }
+        // Written in place. A new flight would be moved right after it was written, which stalls (no
+        // store forwarding), and its key would be allocated.
+        let flight = &mut self.flights[self.live];
+        flight.id = id;
+        flight.hash = hash;
+        flight.key.clear();
+        flight.key.push_str(key);
+        flight.is_forgotten = false;
+        self.live += 1;
+    }
+
+    /// Ends a flight. Returns its outcome if it has waiters.
+    fn end(&mut self, id: LoadId) -> Option<Arc<Outcome<T>>> {
+        let at = self.live().iter().position(|flight| flight.id == id)?;
+        self.live -= 1;
+        self.flights.swap(at, self.live);
+        self.flights.truncate(self.live + 1);
+        let ended = &mut self.flights[self.live];
+        if ended.key.capacity() > MAX_SPARE_KEY {
+            ended.key = String::new();
+        }
+        ended.outcome.take()
     }
 }
 
@@ -283,6 +303,16 @@ struct Flight<T> {
 }
 
 impl<T> Flight<T> {
+    fn new(id: LoadId) -> Flight<T> {
+        Flight {
+            id,
+            hash: 0,
+            key: String::new(),
+            is_forgotten: false,
+            outcome: None,
+        }
+    }
+
     fn waiter(&mut self) -> Waiter<T> {
         Waiter {
             id: self.id,
@@ -408,7 +438,7 @@ impl<T> Leader<'_, T> {
     pub(crate) fn detach(mut self) -> Waiter<T> {
         let stripe = self.stripe.take().expect("a leader is detached once");
         let mut stripe = stripe.lock();
-        let flight = stripe.flights.iter_mut().find(|f| f.id == self.id);
+        let flight = stripe.live().iter_mut().find(|f| f.id == self.id);
         let flight = flight.expect("a flight stays in its stripe while it is led");
         flight.waiter()
     }
@@ -440,13 +470,8 @@ impl<T> Leader<'_, T> {
     /// Removes the flight from its stripe. This comes before the waiters wake up, because a waiter
     /// that joins again must not find this flight.
     fn leave(&mut self) -> Option<WakeWaiters<T>> {
-        let mut stripe = self.stripe.take()?.lock_and_advance();
-        let at = stripe.flights.iter().position(|f| f.id == self.id)?;
-        let flight = stripe.flights.swap_remove(at);
-        if flight.key.capacity() <= MAX_SPARE_KEY {
-            stripe.spare_key = flight.key;
-        }
-        flight.outcome.map(|outcome| WakeWaiters {
+        let outcome = self.stripe.take()?.lock_and_advance().end(self.id)?;
+        Some(WakeWaiters {
             outcome,
             end: FlightEnd::Panicked,
         })

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::BusyGuard;
 use crate::peers::ProtoGetter;
-use crate::recursion::{self, Dependency};
+use crate::recursion;
 use crate::singleflight::{Joined, Leader, Waited, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
@@ -61,46 +61,6 @@ impl LoadFrom {
     }
 }
 
-/// Guard of a running flight, and of the loader thread that runs it.
-///
-/// If the getter, a peer, the picker or the admission function panics, the guard is dropped and the
-/// waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as they do
-/// after [`abandon`](Self::abandon).
-struct FlightGuard<'a> {
-    // Dropped in this order, so that the thread is idle before the waiters wake up: see `BusyGuard`.
-    busy: Option<BusyGuard<'a>>,
-    dependency: Dependency,
-    leader: Leader<'a, Result<Loaded>>,
-}
-
-impl<'a> FlightGuard<'a> {
-    fn new(busy: Option<BusyGuard<'a>>, leader: Leader<'a, Result<Loaded>>) -> Result<Self> {
-        match recursion::work_for(leader.id()) {
-            Ok(dependency) => Ok(FlightGuard {
-                busy,
-                dependency,
-                leader,
-            }),
-            Err(circle) => {
-                leader.abandon();
-                Err(circle)
-            }
-        }
-    }
-
-    fn finish(self, result: &Result<Loaded>) {
-        drop(self.busy);
-        drop(self.dependency);
-        self.leader.finish(result);
-    }
-
-    fn abandon(self) {
-        drop(self.busy);
-        drop(self.dependency);
-        self.leader.abandon();
-    }
-}
-
 impl Inner {
     /// Leads or joins a flight until there is a result or `ctx` ends.
     pub(super) fn load_once(
@@ -133,9 +93,7 @@ impl Inner {
                         self.counters.add(|loads| &loads.loads_deduped);
                     }
                     match executor {
-                        Executor::Caller => {
-                            self.lead(from, FlightGuard::new(None, leader)?, ctx, key, generation)
-                        }
+                        Executor::Caller => self.lead(from, leader, None, ctx, key, generation),
                         Executor::LoaderPool => {
                             self.lead_on_pool(from, leader, ctx, key, generation)
                         }
@@ -182,9 +140,7 @@ impl Inner {
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
-                if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
-                    group.lead(&from, guard, &ctx, key, generation);
-                }
+                group.lead(&from, leader, Some(busy), &ctx, key, generation);
             })
         };
         match submitted {
@@ -198,19 +154,34 @@ impl Inner {
         }
     }
 
-    /// Runs a flight and publishes the result. Returns `None` if the work failed and `ctx` has ended:
-    /// the flight is then abandoned, because its waiters may have time left.
+    /// Runs a flight, on the loader thread of `busy` if there is one, and publishes the result.
+    /// Returns `None` if the work failed and `ctx` has ended: the flight is then abandoned, because
+    /// its waiters may have time left.
+    ///
+    /// If the getter, a peer, the picker or the admission function panics, the leader is dropped, and
+    /// the waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as
+    /// they do after [`abandon`](Leader::abandon).
     fn lead(
         self: &Arc<Self>,
         from: &LoadFrom,
-        mut guard: FlightGuard<'_>,
+        leader: Leader<'_, Result<Loaded>>,
+        // After the leader, so that a panic drops it before. The thread is idle before the waiters
+        // wake up: see `BusyGuard`.
+        mut busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: LoadKey<'_>,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let on_pool = guard.busy.is_some();
+        let dependency = match recursion::work_for(leader.id()) {
+            Ok(dependency) => dependency,
+            Err(circle) => {
+                leader.abandon();
+                return Some(Err(circle));
+            }
+        };
+        let on_pool = busy.is_some();
         let mut evicted = EvictedEntries::default();
-        let result = match from {
+        let mut result = Some(match from {
             LoadFrom::Getter(placement) => {
                 self.run_getter(*placement, ctx, key, generation, &mut evicted)
             }
@@ -220,21 +191,25 @@ impl Inner {
             LoadFrom::Peers(owner) => {
                 self.load_from_peers(owner, on_pool, ctx, key, generation, &mut evicted)
             }
-        };
-        if result.is_err() && ctx.err().is_some() {
-            guard.abandon();
-            return None;
+        });
+        if matches!(result, Some(Err(_))) && ctx.err().is_some() {
+            result = None;
         }
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
-        let busy = match self.eviction_listener {
-            Some(_) if !evicted.is_empty() => guard.busy.take(),
+        let notifying = match self.eviction_listener {
+            Some(_) if !evicted.is_empty() => busy.take(),
             _ => None,
         };
-        guard.finish(&result);
-        self.notify_and_drop(evicted);
         drop(busy);
-        Some(result)
+        drop(dependency);
+        match &result {
+            Some(result) => leader.finish(result),
+            None => leader.abandon(),
+        }
+        self.notify_and_drop(evicted);
+        drop(notifying);
+        result
     }
 }
 
