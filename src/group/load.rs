@@ -82,7 +82,10 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        Ok(self.populate(placement, key, generation, view, ttl, evicted))
+        let expires = self.populate(placement, key, generation, view, ttl, evicted);
+        // The view is moved last. A move right after the writes would stall (no store forwarding).
+        let view = sink.into_value();
+        Ok(Loaded { view, expires })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -97,8 +100,13 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let PeerResponse { value, ttl, .. } = answer?;
-            return Ok(self.populate(Placement::Hot, key, generation, value, ttl, evicted));
+            let PeerResponse {
+                value: mut view,
+                ttl,
+                ..
+            } = answer?;
+            let expires = self.populate(Placement::Hot, key, generation, &mut view, ttl, evicted);
+            return Ok(Loaded { view, expires });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
