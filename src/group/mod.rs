@@ -5,7 +5,7 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
-//!   registry.rs  groups by name, their peers
+//!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //! ```
 
 mod builder;
@@ -17,6 +17,7 @@ mod populate;
 pub(crate) mod registry;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod weak;
 
 use std::fmt;
 use std::time::Duration;
@@ -41,6 +42,7 @@ use counters::LoadCounters;
 
 pub use builder::GroupBuilder;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///
