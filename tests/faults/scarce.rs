@@ -63,21 +63,44 @@ fn flood(node: &mut Process) -> (Vec<Option<u16>>, Duration) {
 }
 
 #[test]
-fn server_out_of_descriptors_lives_and_accepts_again() {
+fn server_leaves_half_of_the_descriptors_to_the_program() {
     let mut node = Process::start_with_limits("ulimit -n 40", "");
+    let before: usize = node.number("descriptors");
+    let clients: Vec<_> = (0..100).map(|_| connect(&node)).collect();
+    thread::sleep(millis(100));
+    let connections: usize = node.number("connections");
+    assert!((1..=20).contains(&connections), "{connections} connections");
+    assert!(node.number::<usize>("descriptors") < 40);
+    drop(clients);
+    assert!(before < 20, "{before} descriptors of the node's own");
+}
+
+#[test]
+fn server_out_of_descriptors_lives_and_accepts_again() {
+    let mut node = Process::start_with_limits("ulimit -n 40", "connections=100");
     let (statuses, took) = flood(&mut node);
     let served = statuses
         .iter()
         .filter(|status| **status == Some(200))
         .count();
-    // More than 40 in turn, because connections that are idle for a moment make room.
-    assert!((1..100).contains(&served), "{served} of 100 were served");
+    assert!((1..40).contains(&served), "{served} of 100 were served");
     let control = wake_up_delay(10);
     assert!(
         took < millis(1000) + 10 * control,
         "{took:?}, control {control:?}"
     );
     assert_eq!(node.ask("get k"), "value of k");
+}
+
+#[test]
+fn logger_that_panics_does_not_end_the_server() {
+    let mut node = Process::start_with_limits("ulimit -n 40", "connections=100 logger=panics");
+    // The server warns that it cannot accept.
+    let (statuses, _) = flood(&mut node);
+    assert!(statuses.iter().any(Option::is_none));
+    assert_eq!(node.ask("get k"), "value of k");
+    let took: u64 = node.number("shutdown 5000");
+    assert!(took < 5000, "{took} ms");
 }
 
 /// A user without other processes, because the limit is for all threads of a user.

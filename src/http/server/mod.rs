@@ -37,6 +37,7 @@ use self::limits::Limits;
 use self::listener::{Listener, Waker, enlarge_queue, prepare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::config::KnownPeers;
+use crate::panics::caught;
 use crate::peers::PickerGuard;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Mutex};
@@ -399,7 +400,8 @@ impl Drop for Server {
             return;
         }
         if let Err(error) = self.shutdown(DROP_TIMEOUT) {
-            log::warn!("{error}");
+            // A panic of the program's logger in a drop could abort the process.
+            caught(|| log::warn!("{error}"));
         }
     }
 }
