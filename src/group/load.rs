@@ -1,5 +1,6 @@
 //! Loads a key that is not cached: from its owner, or from the getter.
 
+use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
 use super::populate::Placement;
@@ -47,13 +48,17 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
         miss: MissToken,
+        waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
         let placement = match self.peers.owner(&self.name, key.key) {
             None => Placement::Main,
             Some(_) => Placement::Fallback,
         };
-        self.load_locally(placement, ctx, key, Some(miss))
+        match waiter {
+            None => self.load_locally(placement, ctx, key, Some(miss)),
+            Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
+        }
     }
 
     fn load_locally(

@@ -7,6 +7,7 @@ use super::{Inner, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
+use crate::loader_pool::JobFor;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
@@ -130,7 +131,7 @@ impl Inner {
             let submitted = {
                 let (group, ctx, query, sender) =
                     (self.clone(), ctx.clone(), query.clone(), sender.clone());
-                self.pool.submit(move |busy| {
+                self.pool.submit(JobFor::Own, move |busy| {
                     let found = group.ask_owner(&ctx, &query);
                     drop(busy);
                     // Fails if the caller has returned already.
