@@ -72,7 +72,7 @@ impl Inner {
                     over => return over,
                 }
             };
-            if let Some(result) = wait_by(flight.id(), wait) {
+            if let Some(result) = wait_by(&flight, wait) {
                 return result;
             }
         }

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::{BusyGuard, JobFor};
 use crate::peers::ProtoGetter;
-use crate::recursion::{self, LoadId};
+use crate::recursion;
 use crate::singleflight::{Epoch, Joined, Leader, Waited, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
@@ -235,7 +235,7 @@ impl Inner {
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
 fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
-    let result = wait_by(waiter.id(), || waiter.wait(ctx))?;
+    let result = wait_by(waiter, || waiter.wait(ctx))?;
     // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
     // getter. This caller needs no loader thread, so it joins again.
     let overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
@@ -243,12 +243,12 @@ fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>
     (!joins_again).then_some(result)
 }
 
-/// Waits for the flight `id` by `wait`. `None` if it is over and the caller has to join again.
+/// Waits for a flight by `wait`. `None` if it is over and the caller has to join again.
 pub(super) fn wait_by(
-    id: LoadId,
+    waiter: &Waiter<Result<Loaded>>,
     wait: impl FnOnce() -> Waited<Result<Loaded>>,
 ) -> Option<Result<Loaded>> {
-    let _dependency = match recursion::wait_for(id) {
+    let _dependency = match recursion::wait_for(waiter.id()) {
         Ok(dependency) => dependency,
         Err(circle) => return Some(Err(circle)),
     };
