@@ -2,7 +2,7 @@
 //! thread or on the loader pool.
 
 use super::populate::Placement;
-use super::{Flights, Inner, LoadKey, Loaded, MissToken};
+use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::BusyGuard;
@@ -77,7 +77,7 @@ impl Inner {
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(waiter) => wait(&waiter, ctx),
-                Joined::Leader(leader, epoch) => {
+                Joined::Leader(leader, epoch, forgets) => {
                     let generation = match miss {
                         Some((generation, at_miss)) if at_miss == epoch => generation,
                         _ => match self.recheck_cache(key) {
@@ -89,14 +89,16 @@ impl Inner {
                             Err(generation) => generation,
                         },
                     };
+                    let begun = LoadBegin {
+                        generation,
+                        forgets,
+                    };
                     if !matches!(from, LoadFrom::GetterAfterPeers) {
                         self.counters.add(|loads| &loads.loads_deduped);
                     }
                     match executor {
-                        Executor::Caller => self.lead(from, leader, None, ctx, key, generation),
-                        Executor::LoaderPool => {
-                            self.lead_on_pool(from, leader, ctx, key, generation)
-                        }
+                        Executor::Caller => self.lead(from, leader, None, ctx, key, begun),
+                        Executor::LoaderPool => self.lead_on_pool(from, leader, ctx, key, begun),
                     }
                 }
             };
@@ -130,7 +132,7 @@ impl Inner {
         leader: Leader<'_, Result<Loaded>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
         let waiter = leader.detach();
         let (hash, id) = (key.hash, waiter.id());
@@ -140,7 +142,7 @@ impl Inner {
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
-                group.lead(&from, leader, Some(busy), &ctx, key, generation);
+                group.lead(&from, leader, Some(busy), &ctx, key, begun);
             })
         };
         match submitted {
@@ -170,7 +172,7 @@ impl Inner {
         mut busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
         let dependency = match recursion::work_for(leader.id()) {
             Ok(dependency) => dependency,
@@ -183,13 +185,13 @@ impl Inner {
         let mut evicted = EvictedEntries::default();
         let mut result = Some(match from {
             LoadFrom::Getter(placement) => {
-                self.run_getter(*placement, ctx, key, generation, &mut evicted)
+                self.run_getter(*placement, ctx, key, begun, &mut evicted)
             }
             LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, generation, &mut evicted)
+                self.run_getter(Placement::Fallback, ctx, key, begun, &mut evicted)
             }
             LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, generation, &mut evicted)
+                self.load_from_peers(owner, on_pool, ctx, key, begun, &mut evicted)
             }
         });
         if matches!(result, Some(Err(_))) && ctx.err().is_some() {

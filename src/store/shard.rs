@@ -110,7 +110,7 @@ impl Shard {
     /// if the key was removed since its load began, or if the policy does not admit the entry. In the
     /// second case an older entry of the key is removed all the same.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) {
-        if new.loaded_at != self.generation(new.hash) {
+        if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
             return;
         }
         self.sweep(update);
