@@ -8,6 +8,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
+use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::EvictedEntries;
@@ -77,7 +78,12 @@ impl Inner {
     ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(key.key, self.max_value_size);
-        let returned = self.getter.get(ctx, key.key, &mut sink);
+        let returned = if std::thread::panicking() {
+            // A drop calls the group while its thread unwinds. A second panic would abort the process.
+            caught(|| self.getter.get(ctx, key.key, &mut sink)).ok_or(ErrorKind::GetterPanicked)?
+        } else {
+            self.getter.get(ctx, key.key, &mut sink)
+        };
         returned.map_err(Error::from_getter)?;
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;

@@ -17,7 +17,7 @@ const PREFETCHED_LINES: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemovalCause {
-    /// Its time to live was over. Any operation may have removed it then.
+    /// Its time to live was over. Any operation may have removed it then, for whatever reason.
     Expired,
     /// It was removed, or the cache was cleared.
     Explicit,
@@ -48,6 +48,8 @@ pub(crate) struct EvictedEntries {
 pub(crate) struct PendingEviction {
     /// The hash of the key that was inserted.
     pub(super) hash: KeyHash,
+    /// It is taken back rather than that an entry with a lower score leaves.
+    pub(super) limit: u64,
 }
 
 impl EvictedEntries {
@@ -67,7 +69,7 @@ impl EvictedEntries {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.rest.len()
     }
 
@@ -95,8 +97,8 @@ impl EvictedEntries {
         }
     }
 
-    pub(super) fn set_pending(&mut self, hash: KeyHash) {
-        self.pending = Some(PendingEviction { hash });
+    pub(super) fn set_pending(&mut self, pending: Option<PendingEviction>) {
+        self.pending = pending;
     }
 
     /// The insertion that evicted these entries, if it has to evict more once these are dropped.
