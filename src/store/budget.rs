@@ -53,7 +53,11 @@ impl Budget {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.used() > self.capacity()
+        !self.has_room(0)
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.used().saturating_add(bytes) <= self.capacity()
     }
 
     /// A shard's part of the capacity.

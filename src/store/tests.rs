@@ -9,6 +9,7 @@ use super::*;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 
+mod expired;
 mod room;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
@@ -62,7 +63,7 @@ fn put_pending(
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
     store
-        .get(store.hash(key), key, || ())
+        .get(store.hash(key), key, || (), || ())
         .ok()
         .map(|hit| hit.view)
 }
