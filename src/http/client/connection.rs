@@ -434,9 +434,8 @@ pub(crate) mod tests {
     fn waits_end_at_the_deadline_although_each_ends_late() {
         let millis = Duration::from_millis;
         for limit in [1, 3, 20, 67, 100, 300, 512, 700, 1000, 30_000].map(millis) {
-            let mut timeout = SocketTimeout::default();
-            // A time-out of an earlier exchange, as long as may be kept.
-            timeout.0 = Some(limit / 8 * 7);
+            // The time-out of an earlier exchange is as long as may be kept.
+            let mut timeout = SocketTimeout(Some(limit / 8 * 7));
             let (mut over, mut waits) = (Duration::ZERO, 0);
             while over < limit {
                 timeout.prepare(limit - over, |_| Ok(())).unwrap();
