@@ -124,7 +124,6 @@ impl Inner {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let failed = ctx.value::<FailedPeers>();
         let mut patience = Patience::new(ctx, self.max_load_wait);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
@@ -135,39 +134,12 @@ impl Inner {
             };
             // Picked in advance only if the time that the first peer gets depends on it.
             let picked = ctx.deadline().map(|_| next());
-            if !failed.is_some_and(|failed| failed.contain(&peer)) {
-                let has_next = matches!(picked, Some(Some(_)));
-                let error = match patience.ask(&*peer, &request, has_next) {
-                    Ok(response) => {
-                        self.counters.add(|loads| &loads.peer_loads);
-                        return Some(Ok(response));
-                    }
-                    Err(error) => error,
-                };
-                match error.kind() {
-                    kind if is_no_answer(kind) && ctx.err().is_none()
-                        || kind == ErrorKind::Peer =>
-                    {
-                        self.note_failure(&error);
-                        if let Some(failed) = failed {
-                            failed.add(&peer);
-                        }
-                    }
-                    // The peer is up but does not have the group: it has not made it yet, or the
-                    // processes run different code. Its successor is no better choice than this
-                    // process.
-                    ErrorKind::UnknownGroup => {
-                        self.note_failure(&error);
-                        return None;
-                    }
-                    // The peer's getter ran; its error is the answer.
-                    _ => return Some(Err(error)),
-                }
-                if let Some(ended) = ctx.err() {
-                    return Some(Err(ended));
-                }
+            let has_next = matches!(picked, Some(Some(_)));
+            match self.ask_peer(&peer, &request, &mut patience, has_next) {
+                Asked::Answer(answer) => return Some(answer),
+                Asked::LoadHere => return None,
+                Asked::NextPeer => peer = picked.unwrap_or_else(next)?,
             }
-            peer = picked.unwrap_or_else(next)?;
             // This is the caller's thread, because the owner honors deadlines. A replica that does
             // not honor them is skipped, because the caller could miss its deadline.
             if !on_pool && Executor::for_peer(ctx, &*peer) == Executor::LoaderPool {
@@ -175,6 +147,48 @@ impl Inner {
             }
         }
         None
+    }
+
+    /// Asks one peer, unless it failed already during the caller's call for several keys.
+    fn ask_peer(
+        &self,
+        peer: &Arc<dyn ProtoGetter>,
+        request: &GetRequest<'_>,
+        patience: &mut Patience<'_>,
+        has_next: bool,
+    ) -> Asked {
+        let ctx = patience.ctx;
+        let failed = ctx.value::<FailedPeers>();
+        if failed.is_some_and(|failed| failed.contain(peer)) {
+            return Asked::NextPeer;
+        }
+        let error = match patience.ask(&**peer, request, has_next) {
+            Ok(response) => {
+                self.counters.add(|loads| &loads.peer_loads);
+                return Asked::Answer(Ok(response));
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
+                self.note_failure(&error);
+                if let Some(failed) = failed {
+                    failed.add(peer);
+                }
+                match ctx.err() {
+                    Some(ended) => Asked::Answer(Err(ended)),
+                    None => Asked::NextPeer,
+                }
+            }
+            // The peer is up but does not have the group: it has not made it yet, or the processes
+            // run different code. Its successor is no better choice than this process.
+            ErrorKind::UnknownGroup => {
+                self.note_failure(&error);
+                Asked::LoadHere
+            }
+            // The peer's getter ran; its error is the answer.
+            _ => Asked::Answer(Err(error)),
+        }
     }
 
     /// Counts an exchange with a peer that brought no answer.
@@ -196,6 +210,13 @@ impl Inner {
             ),
         ))
     }
+}
+
+/// The outcome of asking one peer.
+enum Asked {
+    Answer(Result<PeerResponse>),
+    NextPeer,
+    LoadHere,
 }
 
 /// The time that peers get for one load.
@@ -235,10 +256,9 @@ impl<'c> Patience<'c> {
             let latest = || self.ctx.deadline().unwrap_or(now + self.max_load_wait);
             let end = *self.load_wait_end.get_or_insert_with(latest);
             if end <= now + SHORTEST_ASK {
-                return result.map_err(|error| match self.ctx.deadline() {
-                    Some(_) => ErrorKind::DeadlineExceeded.into(),
-                    None => error,
-                });
+                // A caller's deadline has then passed, so that no other peer is asked.
+                std::thread::sleep(end.saturating_duration_since(now));
+                return result;
             }
             result = peer.get(self.ctx, request);
             // A peer that answers at once although it is loading is not asked in a busy loop.
