@@ -8,6 +8,7 @@ use super::{Inner, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
+use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::{EvictedEntries, Generation};
@@ -151,7 +152,7 @@ impl Inner {
             let submitted = {
                 let (group, ctx, query, sender) =
                     (self.clone(), ctx.clone(), query.clone(), sender.clone());
-                self.pool.submit(move |busy| {
+                self.pool.submit(JobFor::Own, move |busy| {
                     let found = group.ask_owner(&ctx, &query);
                     drop(busy);
                     // Fails if the caller has returned already.
@@ -212,12 +213,19 @@ impl Inner {
     /// Puts a peer's answer into the cache and returns its value.
     fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
-        let PeerResponse { value, ttl, .. } = answer;
+        let PeerResponse { mut value, ttl, .. } = answer;
         let mut evicted = EvictedEntries::default();
         let (at, generation) = (self.key(&key.key), key.generation);
-        let value = self.populate(Placement::Hot, at, generation, value, ttl, &mut evicted);
+        self.populate(
+            Placement::Hot,
+            at,
+            generation,
+            &mut value,
+            ttl,
+            &mut evicted,
+        );
         self.notify_and_drop(evicted);
-        value.view
+        value
     }
 
     /// Asks for all keys of an owner at once. A key without an answer is to be fetched by itself.
