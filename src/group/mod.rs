@@ -80,6 +80,7 @@ struct Inner {
     hot_admission: HotAdmission,
     max_key_size: usize,
     max_value_size: usize,
+    max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
     counters: LoadCounters,
 }

@@ -19,6 +19,7 @@ mod hooks;
 mod keys;
 mod listeners;
 mod one_hop;
+mod patience;
 mod peers;
 mod recursion;
 mod removal;
