@@ -33,7 +33,7 @@ use crate::loader_pool::LoaderPool;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
-use crate::singleflight::{self, Epoch};
+use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
@@ -108,6 +108,14 @@ impl From<Hit> for Loaded {
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
 type MissToken = (Generation, Epoch);
 
+/// The state when a load began. Its value is cached only if neither has changed.
+#[derive(Clone, Copy)]
+struct LoadBegin {
+    generation: Generation,
+    /// Of the flights that the load belongs to.
+    forgets: ForgetCount,
+}
+
 /// A key and its hash.
 #[derive(Clone, Copy)]
 struct LoadKey<'a> {
@@ -171,7 +179,7 @@ impl Group {
         self.inner.get(ctx, key)
     }
 
-    /// Puts the value of `key` into `dest`; golang's `Group.Get`.
+    /// Puts the value of `key` into `dest`.
     ///
     /// # Errors
     ///
@@ -431,6 +439,10 @@ impl Inner {
         // come second, so that a get that begins after this function does not join one of those
         // loads. In the other order, a load could begin between the two steps. `forget` would miss
         // it, and the store would refuse its value although it is new.
+        //
+        // A load that begins between the two steps is forgotten, but the store would accept its
+        // value. Suppose a later load, of a newer value, ends first. The older value would replace
+        // the newer one. So an insertion also checks that its flight was not forgotten.
         let removed = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
