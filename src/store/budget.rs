@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use super::ceilings::Ceilings;
 use crate::stats::CacheType;
 
 /// The store's capacity, and how much of it is used.
@@ -15,6 +16,7 @@ use crate::stats::CacheType;
 #[derive(Debug)]
 pub(super) struct Budget {
     capacity: AtomicU64,
+    pub(super) ceilings: Ceilings,
     /// Written by most insertions. Padded against false sharing with the rest of the store, which
     /// every look-up reads.
     used: CachePadded<AtomicU64>,
@@ -32,13 +34,19 @@ impl Budget {
     pub(super) fn new(capacity: u64, hot_fraction: f64, shards: usize) -> Budget {
         Budget {
             capacity: AtomicU64::new(capacity),
+            ceilings: Ceilings::new(),
             used: CachePadded::default(),
             hot_parts: (hot_fraction * HOT_PARTS as f64) as u64,
             shards_log2: shards.trailing_zeros(),
         }
     }
 
+    /// The capacity now, which a temporary limit may lower.
     pub(super) fn capacity(&self) -> u64 {
+        self.full_capacity().min(self.ceilings.lowest())
+    }
+
+    pub(super) fn full_capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
 
