@@ -36,6 +36,7 @@ pub struct GroupBuilder {
     registry: Registry,
     max_capacity: u64,
     eviction: Eviction,
+    favor_objects: bool,
     hot_fraction: f64,
     hot_admission: HotAdmission,
     shards: Option<usize>,
@@ -54,6 +55,7 @@ impl GroupBuilder {
             registry: Registry::global().clone(),
             max_capacity: DEFAULT_CAPACITY,
             eviction: Eviction::default(),
+            favor_objects: false,
             hot_fraction: DEFAULT_HOT_FRACTION,
             hot_admission: HotAdmission::default(),
             shards: None,
@@ -84,9 +86,20 @@ impl GroupBuilder {
         self
     }
 
-    /// How the cache chooses the entries to evict. Default: [`Eviction::S3Fifo`].
+    /// How the cache chooses the entries to evict. Default: [`Eviction::Tide`].
     pub fn eviction(mut self, eviction: Eviction) -> Self {
         self.eviction = eviction;
+        self
+    }
+
+    /// Whether [`Eviction::Tide`] evicts large values sooner, for more hits. Default: no.
+    ///
+    /// An entry leaves for the room that it took and the time that it took it. By default the room
+    /// counts by its square root, otherwise in full. Then more gets hit, because many small values stay
+    /// instead of a few large ones, but the hits have fewer bytes. It has no effect on
+    /// [`Eviction::Lru`], nor if all values have about the same size.
+    pub fn favor_objects(mut self, favor: bool) -> Self {
+        self.favor_objects = favor;
         self
     }
 
@@ -157,6 +170,10 @@ impl GroupBuilder {
     /// after the other on the same thread. A value that is loaded in such a later notification is
     /// returned, but not cached. So a listener that loads evicted keys again does not loop forever.
     ///
+    /// It is not called for the entries of a group that is dropped; [`clear`](Group::clear) the group
+    /// before if it should be. A listener that holds a [`Group`] of its own group keeps that group
+    /// alive for ever: let it hold a [`WeakGroup`](crate::WeakGroup).
+    ///
     /// If the listener panics, it is still called for the other entries. The panic then propagates at
     /// the end of the call that runs on that thread; a loader thread survives it.
     pub fn eviction_listener(
@@ -192,6 +209,7 @@ impl GroupBuilder {
         let store = StoreOptions {
             capacity: self.max_capacity,
             eviction: self.eviction,
+            favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
             clock: self.clock,

@@ -5,7 +5,8 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
-//!   registry.rs  groups by name, their peers    limit.rs     a temporary limit
+//!   registry.rs  groups by name, their peers  weak.rs      a handle that keeps nothing alive
+//!   limit.rs     a temporary limit
 //! ```
 
 mod builder;
@@ -18,6 +19,7 @@ mod populate;
 pub(crate) mod registry;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod weak;
 
 use std::fmt;
 use std::time::Duration;
@@ -43,6 +45,7 @@ use counters::LoadCounters;
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///

@@ -20,6 +20,7 @@ mod keys;
 mod listeners;
 mod one_hop;
 mod peers;
+mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
@@ -27,5 +28,3 @@ mod sinks;
 mod stats;
 mod threads;
 mod user_code;
-#[cfg(feature = "http")]
-mod user_code_http;
