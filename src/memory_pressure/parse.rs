@@ -74,7 +74,7 @@ fn cgroup_mount(line: &str) -> Option<CgroupMount> {
     let kind = system.next()?;
     let mut options = system.nth(1)?.split(',');
     let is_v2 = kind == "cgroup2";
-    if !is_v2 && !(kind == "cgroup" && options.any(|option| option == "memory")) {
+    if !is_v2 && (kind != "cgroup" || options.all(|option| option != "memory")) {
         return None;
     }
     Some(CgroupMount {
