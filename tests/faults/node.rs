@@ -70,8 +70,11 @@ pub fn run(options: &str) {
         .build()
         .expect("a pool");
     let mut server = pool.server();
-    if let Some(connections) = number("connections") {
-        server = server.max_connections(connections as usize);
+    if let Some(most) = number("max_connections") {
+        server = server.max_connections(usize::try_from(most).expect("a small number"));
+    }
+    if let Some(ms) = number("max_request_ms") {
+        server = server.max_request_time(Duration::from_millis(ms));
     }
     let server = server.serve_listener(listener).expect("a server");
     let mut node = Node {

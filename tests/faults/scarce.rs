@@ -77,7 +77,7 @@ fn server_leaves_half_of_the_descriptors_to_the_program() {
 
 #[test]
 fn server_out_of_descriptors_lives_and_accepts_again() {
-    let mut node = Process::start_with_limits("ulimit -n 40", "connections=100");
+    let mut node = Process::start_with_limits("ulimit -n 40", "max_connections=256");
     let (statuses, took) = flood(&mut node);
     let served = statuses
         .iter()
@@ -94,7 +94,7 @@ fn server_out_of_descriptors_lives_and_accepts_again() {
 
 #[test]
 fn logger_that_panics_does_not_end_the_server() {
-    let mut node = Process::start_with_limits("ulimit -n 40", "connections=100 logger=panics");
+    let mut node = Process::start_with_limits("ulimit -n 40", "logger=panics max_connections=256");
     // The server warns that it cannot accept.
     let (statuses, _) = flood(&mut node);
     assert!(statuses.iter().any(Option::is_none));
