@@ -283,7 +283,8 @@ impl Policy {
         if self.last_search.at == now {
             if let Some(tail) = self.queues.tail(self.last_search.queue) {
                 let score = self.score_of(tail, now);
-                if score / 7 >= self.last_search.second / 8 {
+                let second = self.last_search.second;
+                if score >= second - second / 8 {
                     return Some((tail.queue, score));
                 }
             }

@@ -11,6 +11,7 @@ use crate::clock::Tick;
 
 mod fits;
 mod room;
+mod tide;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
