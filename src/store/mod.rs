@@ -206,7 +206,7 @@ impl Store {
         let inserted = PendingEviction { hash, limit };
         if room == Room::Pending {
             evicted.set_pending(Some(inserted));
-        } else {
+        } else if self.budget.is_over() {
             self.make_room(Some(inserted), evicted);
         }
     }
