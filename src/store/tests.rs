@@ -9,6 +9,7 @@ use super::*;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 
+mod expired;
 mod fits;
 mod room;
 mod tide;
@@ -65,7 +66,7 @@ fn put_pending(
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
     store
-        .get(store.hash(key), key, || ())
+        .get(store.hash(key), key, || (), || ())
         .ok()
         .map(|hit| hit.view)
 }
