@@ -64,7 +64,7 @@ fn flood(node: &mut Process) -> (Vec<Option<u16>>, Duration) {
 
 #[test]
 fn server_out_of_descriptors_lives_and_accepts_again() {
-    let mut node = Process::start_with_limits("ulimit -n 40", "");
+    let mut node = Process::start_with_limits("ulimit -n 40", "max_connections=256");
     let (statuses, took) = flood(&mut node);
     let served = statuses
         .iter()
@@ -81,7 +81,7 @@ fn server_out_of_descriptors_lives_and_accepts_again() {
 
 #[test]
 fn logger_that_panics_does_not_end_the_server() {
-    let mut node = Process::start_with_limits("ulimit -n 40", "logger=panics");
+    let mut node = Process::start_with_limits("ulimit -n 40", "logger=panics max_connections=256");
     // The server warns that it cannot accept.
     let (statuses, _) = flood(&mut node);
     assert!(statuses.iter().any(Option::is_none));
