@@ -94,6 +94,10 @@ impl Budget {
         self.used().saturating_add(bytes) <= self.capacity()
     }
 
+    pub(super) fn is_sharded(&self) -> bool {
+        self.is_sharded
+    }
+
     /// The time of the eviction policy.
     pub(super) fn now(&self) -> u32 {
         self.usage.clock.load(Ordering::Relaxed)
