@@ -119,7 +119,7 @@ fn deadline_is_not_overshot() {
             let pool = pool_of(&server.url);
             // A slow machine may fail this one.
             let _ = ask(&pool, &Context::background().with_timeout(earlier), "k");
-            // What the machine itself adds to a wait of this length.
+            // Measures how much later than asked a wait of this length ends on this machine.
             let control = thread::spawn(move || {
                 let begun = Instant::now();
                 thread::sleep(limit);

@@ -277,7 +277,6 @@ fn pool_matches_only_paths_below_its_base_path() {
     assert!(!pool.matches("/cache"));
 }
 
-#[cfg(feature = "tiny_http")]
 /// A proxy between a node and its peer: changes the path of each request, and passes everything else on.
 fn proxy_to(peer: &str, change: fn(&str) -> String) -> String {
     let to = peer.strip_prefix("http://").unwrap().to_owned();
@@ -370,6 +369,7 @@ fn check_own_value(key: &str, result: larder::Result<larder::ByteView>, round: u
     }
 }
 
+#[cfg(feature = "tiny_http")]
 #[test]
 fn tiny_http_server_can_host_the_pool() {
     let host = larder::http::tiny::bind("127.0.0.1:0").unwrap();
