@@ -4,14 +4,14 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use super::load::{FailedPeers, half_of, is_no_answer, is_same};
 use super::populate::Placement;
-use super::{Inner, LoadKey};
+use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{EvictedEntries, Generation};
+use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
@@ -41,7 +41,7 @@ struct QueryKey {
     at: usize,
     key: Box<str>,
     /// Read before the owner is asked, so that a removal in the meantime is detected.
-    generation: Generation,
+    begun: LoadBegin,
 }
 
 impl Inner {
@@ -99,6 +99,7 @@ impl Inner {
             if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
             }
+            let forgets = self.peer_flights.forgets(self.key(key).hash.get());
             let generation = match self.recheck_cache(self.key(key)) {
                 Ok(value) => {
                     *result = Some(Ok(value.view));
@@ -124,7 +125,10 @@ impl Inner {
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                generation,
+                begun: LoadBegin {
+                    generation,
+                    forgets,
+                },
             });
         }
         plan
@@ -215,15 +219,8 @@ impl Inner {
         self.counters.add(|loads| &loads.peer_loads);
         let PeerResponse { mut value, ttl, .. } = answer;
         let mut evicted = EvictedEntries::default();
-        let (at, generation) = (self.key(&key.key), key.generation);
-        self.populate(
-            Placement::Hot,
-            at,
-            generation,
-            &mut value,
-            ttl,
-            &mut evicted,
-        );
+        let (at, begun) = (self.key(&key.key), key.begun);
+        self.populate(Placement::Hot, at, begun, &mut value, ttl, &mut evicted);
         self.notify_and_drop(evicted);
         value
     }

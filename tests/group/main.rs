@@ -21,6 +21,7 @@ mod listeners;
 mod one_hop;
 mod patience;
 mod peers;
+mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
