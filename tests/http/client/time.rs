@@ -133,8 +133,9 @@ fn deadline_is_not_overshot() {
             assert!(took >= limit, "{took:?}");
             took.saturating_sub(control.join().unwrap())
         };
-        let least = (0..4).map(|_| excess()).min().unwrap();
-        assert!(least <= Duration::from_millis(8), "{limit:?} and {least:?}");
+        // A busy machine can be late more than once.
+        let is_punctual = (0..15).any(|_| excess() <= Duration::from_millis(8));
+        assert!(is_punctual, "{limit:?}");
     }
 }
 
