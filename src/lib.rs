@@ -23,7 +23,7 @@
 //! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 mod byteview;
@@ -36,6 +36,7 @@ mod error;
 pub mod fuzzing;
 mod getter;
 mod group;
+mod heap;
 #[cfg(feature = "http")]
 pub mod http;
 mod loader_pool;
@@ -51,7 +52,6 @@ pub mod pb;
 mod peers;
 mod random;
 mod recursion;
-mod shared_bytes;
 pub mod singleflight;
 mod sink;
 mod stats;

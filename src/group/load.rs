@@ -76,7 +76,7 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
-        let mut sink = LoadSink::new(key.key, self.max_value_size);
+        let mut sink = LoadSink::new(&self.store, key.hash, key.key, self.max_value_size);
         let returned = self.getter.get(ctx, key.key, &mut sink);
         returned.map_err(Error::from_getter)?;
         let (view, ttl) = sink.finish()?;

@@ -429,6 +429,7 @@ impl Inner {
         while let Some(evicted) = self.store.evict_to_capacity() {
             self.notify_all(evicted, &mut panic);
         }
+        self.store.release_free_pages();
         panic.resume();
         Ok(())
     }

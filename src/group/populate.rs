@@ -96,7 +96,9 @@ impl Inner {
         if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
             return Loaded { view, expires };
         }
-        view.make_keyed(key);
+        if !self.store.adopt(hash, key, &mut view) {
+            return Loaded { view, expires };
+        }
         let new = NewEntry {
             hash,
             key,

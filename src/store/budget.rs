@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
 use crate::stats::CacheType;
+use crate::sync::Arc;
 
 /// The store's capacity, and how much of it is used.
 ///
@@ -18,6 +19,8 @@ pub(super) struct Budget {
     /// Written by most insertions. Padded against false sharing with the rest of the store, which
     /// every look-up reads.
     used: CachePadded<AtomicU64>,
+    /// Bytes that no entry uses and that no other entry can have: see `Heap::excess`.
+    excess: Arc<CachePadded<AtomicU64>>,
     /// The hot share's part of the capacity, in units of 1/[`HOT_PARTS`].
     hot_parts: u64,
     /// The number of shards is a power of two; this is its exponent.
@@ -29,10 +32,16 @@ const HOT_PARTS: u128 = 1 << 32;
 
 impl Budget {
     /// `shards` is a power of two, `hot_fraction` is 0 to 1.
-    pub(super) fn new(capacity: u64, hot_fraction: f64, shards: usize) -> Budget {
+    pub(super) fn new(
+        capacity: u64,
+        hot_fraction: f64,
+        shards: usize,
+        excess: Arc<CachePadded<AtomicU64>>,
+    ) -> Budget {
         Budget {
             capacity: AtomicU64::new(capacity),
             used: CachePadded::default(),
+            excess,
             hot_parts: (hot_fraction * HOT_PARTS as f64) as u64,
             shards_log2: shards.trailing_zeros(),
         }
@@ -53,7 +62,11 @@ impl Budget {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.used() > self.capacity()
+        self.used().saturating_add(self.excess()) > self.capacity()
+    }
+
+    fn excess(&self) -> u64 {
+        self.excess.load(Ordering::Relaxed)
     }
 
     /// A shard's part of the capacity.
@@ -112,6 +125,7 @@ impl Ledger<'_> {
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         let used = self.budget.used().wrapping_add(self.change);
+        let used = used.saturating_add(self.budget.excess());
         used.saturating_add(bytes) <= self.capacity()
     }
 }

@@ -8,7 +8,6 @@
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
 //!   entry.rs        an entry                       evicted.rs   the entries that left
 //!   generations.rs  removals during a load         key_hash.rs  the hash of a key
-//!   give_back.rs    returns memory to the system after `clear`
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -19,7 +18,6 @@ mod entry;
 mod evicted;
 mod generations;
 mod ghost;
-mod give_back;
 mod key_hash;
 mod policy;
 mod shard;
@@ -36,8 +34,9 @@ use foldhash::fast::RandomState;
 
 use crate::byteview::ByteView;
 use crate::clock::Clock;
+use crate::heap::Heap;
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::RwLock;
+use crate::sync::{Arc, RwLock};
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
 use shard::{EVICTED_AT_ONCE, Shard, Update};
@@ -70,6 +69,8 @@ pub(crate) struct Store {
     /// Padded against false sharing between threads at different shards.
     shards: Box<[CachePadded<RwLock<Shard>>]>,
     budget: Budget,
+    /// Holds the keys and values of all entries.
+    heap: Arc<Heap>,
     eviction: Eviction,
     clock: Clock,
     lookups: ThreadCounters<Lookups>,
@@ -92,12 +93,19 @@ impl Store {
             .unwrap_or_else(|| default_shards(options.capacity))
             .clamp(1, MAX_SHARDS)
             .next_power_of_two();
+        let heap = Arc::new(Heap::new(options.capacity, shards));
         Store {
             hasher: RandomState::default(),
             shards: (0..shards)
                 .map(|_| CachePadded::new(RwLock::new(Shard::new(options.eviction))))
                 .collect(),
-            budget: Budget::new(options.capacity, options.hot_fraction, shards),
+            budget: Budget::new(
+                options.capacity,
+                options.hot_fraction,
+                shards,
+                heap.excess(),
+            ),
+            heap,
             eviction: options.eviction,
             clock: options.clock,
             lookups: ThreadCounters::new(),
@@ -118,6 +126,41 @@ impl Store {
 
     pub(crate) fn capacity(&self) -> u64 {
         self.budget.capacity()
+    }
+
+    /// A view of a copy of `value`, for [`insert`](Self::insert). The copy lies behind one of its key in
+    /// the store's memory, or on malloc if the store cannot keep it.
+    #[inline]
+    pub(crate) fn keyed(&self, hash: KeyHash, key: &str, value: &[u8]) -> ByteView {
+        let len = key.len() + value.len();
+        let block = if weight::of_entry(len) <= self.capacity() {
+            self.heap.allocate(hash.get(), [key.as_bytes(), value])
+        } else {
+            None
+        };
+        match block {
+            Some(block) => ByteView::window(block, key.len(), len),
+            None => ByteView::from(value),
+        }
+    }
+
+    /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
+    /// be cached. False if there is no memory left.
+    #[inline]
+    pub(crate) fn adopt(&self, hash: KeyHash, key: &str, view: &mut ByteView) -> bool {
+        let is_owned =
+            |view: &ByteView| view.is_keyed(key) && self.heap.owns(hash.get(), view.allocation());
+        if is_owned(view) || weight::of_entry(key.len() + view.len()) > self.capacity() {
+            return true;
+        }
+        *view = self.keyed(hash, key, view);
+        is_owned(view)
+    }
+
+    /// Returns all memory that holds no entry to the system. Entries that left and are still held are
+    /// not waited for.
+    pub(crate) fn release_free_pages(&self) {
+        self.heap.release_free_pages();
     }
 
     /// The live entry of a key, counted as a hit and as a use. If there is none, nothing is counted
@@ -283,7 +326,10 @@ impl Store {
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
         let clear = |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger());
-        ClearedEntries(self.shards.iter().map(clear).collect())
+        ClearedEntries {
+            shards: self.shards.iter().map(clear).collect(),
+            heap: self.heap.clone(),
+        }
     }
 
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
@@ -337,20 +383,22 @@ impl Store {
     }
 }
 
-/// The former contents of a cleared store, by shard.
-pub(crate) struct ClearedEntries(Vec<Shard>);
+/// The former contents of a cleared store. The drop returns their memory to the system.
+pub(crate) struct ClearedEntries {
+    shards: Vec<Shard>,
+    heap: Arc<Heap>,
+}
 
 impl ClearedEntries {
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
-        self.0.iter().flat_map(Shard::entries)
+        self.shards.iter().flat_map(Shard::entries)
     }
 }
 
 impl Drop for ClearedEntries {
     fn drop(&mut self) {
-        let weight = self.0.iter().map(Shard::bytes).sum();
-        let entries = self.0.drain(..).flat_map(Shard::into_data).collect();
-        give_back::give_back(entries, weight);
+        self.shards.clear();
+        self.heap.release_free_pages();
     }
 }
 

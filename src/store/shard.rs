@@ -12,7 +12,6 @@ use super::policy::{Eviction, Policy};
 use super::slab::{Slab, SlotRef};
 use super::weight;
 use crate::clock::Clock;
-use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
 /// The number of slots that each insertion checks for expiry. Every slot is checked once in
@@ -124,7 +123,10 @@ impl Shard {
             self.remove_slot(index, RemovalCause::Replaced, update);
         }
 
-        let weight = weight::of_entry(new.data.len());
+        let mut weight = weight::of_entry(new.data.len());
+        if new.expires.is_some() || self.slab.expiring() > 0 {
+            weight += weight::EXPIRY;
+        }
         if !self.admits(new, weight, proven, &update.ledger) {
             return;
         }
@@ -249,10 +251,6 @@ impl Shard {
     /// The entries of a shard that was cleared.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
         self.slab.iter().map(|(_, entry)| entry)
-    }
-
-    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
-        self.slab.into_data()
     }
 
     /// Shrinks the tables if they are much larger than their contents.
