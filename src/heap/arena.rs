@@ -253,7 +253,8 @@ impl Arena {
             return;
         }
         segment.pages.free(run as usize % PAGES, count);
-        if self.figures.spare_pages() > self.max_spare {
+        // A value as long as this one may come next.
+        if self.figures.spare_pages() > self.max_spare.max(count) {
             self.release(unmapped);
         }
     }
@@ -261,7 +262,9 @@ impl Arena {
     /// Returns all spare pages to the system.
     pub(super) fn release(&mut self, unmapped: &mut Vec<Mapping>) {
         for id in 0..self.segments.len() {
-            let Some(segment) = self.segments[id].as_mut() else {
+            let segment = self.segments[id].as_mut();
+            // A segment for one block is unmapped when that block is freed.
+            let Some(segment) = segment.filter(|segment| !segment.is_for_one()) else {
                 continue;
             };
             if segment.pages.is_unused() {

@@ -14,8 +14,10 @@ mod arena;
 pub(crate) mod classes;
 mod pages;
 mod raw;
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -35,6 +37,8 @@ pub(crate) struct Heap {
     arenas: Box<[CachePadded<SharedArena>]>,
     /// See [`excess`](Self::excess).
     excess: Arc<CachePadded<AtomicU64>>,
+    /// The arena that is collected next.
+    next_collected: AtomicUsize,
     /// The gaps of an arena that count for nothing, in bytes.
     allowed_gaps: usize,
 }
@@ -60,16 +64,17 @@ impl Heap {
         let spread = 1 << spread.ilog2();
         let arena = |n| {
             let spare = if n == spread {
-                capacity / 16
+                capacity / 32
             } else {
-                capacity / 64 / spread
+                capacity / 128 / spread
             };
             CachePadded::new(SharedArena::new(spare.max(MIN_SPARE) / PAGE))
         };
         Heap {
             arenas: (0..=spread).map(arena).collect(),
             excess: Arc::default(),
-            allowed_gaps: MIN_GAPS + capacity / 32 / (spread + 1),
+            next_collected: AtomicUsize::new(0),
+            allowed_gaps: MIN_GAPS + capacity / 64 / (spread + 1),
         }
     }
 
@@ -83,10 +88,15 @@ impl Heap {
         for block in shared.freed.take() {
             state.arena.free(block, &mut unmapped);
         }
+        let resident = state.arena.figures.resident_pages;
         let vacant = state.arena.allocate(size, &shared.freed);
+        let has_grown = state.arena.figures.resident_pages > resident;
         self.note_excess(&mut state);
         drop(state);
         drop(unmapped);
+        if has_grown {
+            self.collect_another();
+        }
         // Copied without the lock.
         vacant.map(|vacant| vacant.fill(parts))
     }
@@ -122,30 +132,44 @@ impl Heap {
         }
     }
 
-    /// Returns all pages that hold no block to the system. Does not wait for blocks that are in use.
+    /// Frees the dropped blocks of one arena. Their room would stay taken while all new entries go to
+    /// another arena, for example because they are longer.
+    #[cold]
+    fn collect_another(&self) {
+        let next = self.next_collected.fetch_add(1, Ordering::Relaxed);
+        self.collect(&self.arenas[next % self.arenas.len()], false);
+    }
+
+    /// Returns all pages that hold no block to the system, and the memory that malloc keeps, such as
+    /// that of former tables. Does not wait for blocks that are in use.
     pub(crate) fn release_free_pages(&self) {
         for shared in &self.arenas {
-            let mut freed = shared.freed.take();
-            let mut unmapped = Vec::new();
-            loop {
-                // A few at a time, so that allocations do not wait for all.
-                let batch = freed.by_ref().take(256);
-                let mut state = shared.state.lock();
-                let before = state.arena.figures.blocks;
-                batch.for_each(|block| state.arena.free(block, &mut unmapped));
-                if state.arena.figures.blocks == before {
-                    state.arena.release(&mut unmapped);
-                    self.note_excess(&mut state);
-                    break;
-                }
-                drop(state);
-                unmapped.clear();
+            self.collect(shared, true);
+        }
+        raw::trim_malloc();
+    }
+
+    /// Frees the dropped blocks of an arena. With `release`, the arena keeps no spare pages.
+    fn collect(&self, shared: &SharedArena, release: bool) {
+        let mut freed = shared.freed.take().peekable();
+        let mut unmapped = Vec::new();
+        while freed.peek().is_some() {
+            let mut state = shared.state.lock();
+            // A limited number, because allocations wait for it.
+            for block in freed.by_ref().take(COLLECTED_AT_ONCE) {
+                state.arena.free(block, &mut unmapped);
             }
+            self.note_excess(&mut state);
+            drop(state);
+            unmapped.clear();
+        }
+        if release {
+            shared.state.lock().arena.release(&mut unmapped);
         }
     }
 
     /// The resident bytes.
-    #[cfg(test)]
+    #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn resident(&self) -> usize {
         let pages =
             |shared: &CachePadded<SharedArena>| shared.state.lock().arena.figures.resident_pages;
@@ -189,7 +213,10 @@ const MIN_ARENA: usize = 8 << 20;
 const MIN_SPARE: usize = 64 << 10;
 
 /// The gaps that are allowed in an arena of a small store, in bytes: about half a slab of each class.
-const MIN_GAPS: usize = 256 << 10;
+const MIN_GAPS: usize = 192 << 10;
+
+/// The blocks that are freed at once, at most, when none is allocated.
+const COLLECTED_AT_ONCE: usize = 256;
 
 /// A change of the excess is noted from this many bytes on.
 const NOTED: u64 = 16 << 10;
