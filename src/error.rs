@@ -58,8 +58,11 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The caller's context was cancelled.
     Cancelled,
-    /// Every loader thread is busy, or the system cannot start one.
+    /// Every loader thread is busy, or the system cannot start one; here or at the key's owner.
     Overloaded,
+    /// The key's owner is alive, and its getter still runs. A group asks the owner again and never
+    /// returns this error.
+    Loading,
     /// The peer could not be reached, or its response was not valid.
     Peer,
     /// The peer has no group of this name.
@@ -206,6 +209,7 @@ impl ErrorKind {
             ErrorKind::Overloaded => {
                 "every loader thread is busy; raise max_loader_threads or shed load"
             }
+            ErrorKind::Loading => "the owner of the key is still loading it",
             ErrorKind::Peer => "the peer did not answer",
             ErrorKind::UnknownGroup => "the peer has no such group",
             ErrorKind::DuplicateGroup => "a group of this name exists; use get_group",

@@ -19,13 +19,14 @@ pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(St
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of a response: value, time to live, expiry, rate.
-pub type Response<'a> = (&'a [u8], Option<u64>, Option<i64>, Option<f64>);
+/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate.
+pub type Response<'a> = (u64, &'a [u8], Option<u64>, Option<i64>, Option<f64>);
 
 /// The fields of a body, if it is a response.
 pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     let decoded = wire::decode_response(body).ok()?;
     Some((
+        decoded.key_hash.unwrap_or_default(),
         decoded.value,
         decoded.ttl_nanos,
         decoded.expire_unix_nanos,
@@ -34,8 +35,8 @@ pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
 }
 
 /// The body of a response.
-pub fn encode_response((value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
-    let body = wire::encode_response(value.into(), ttl_nanos, expire, minute_qps);
+pub fn encode_response((hash, value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
+    let body = wire::encode_response(hash, value.into(), ttl_nanos, expire, minute_qps);
     body.iter().collect::<Vec<_>>().concat()
 }
 
@@ -84,9 +85,9 @@ pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> 
     Some(request.keys.iter().map(|key| key.to_string()).collect())
 }
 
-/// The places of the values in a response for `keys` keys, if it is valid.
-pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range<usize>>>> {
-    let values = wire::decode_many_response(body, keys).ok()?;
+/// The places of the values in a response for keys with these hashes, if it is valid.
+pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Range<usize>>>> {
+    let values = wire::decode_many_response(body, hashes.iter().copied()).ok()?;
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
 }
 

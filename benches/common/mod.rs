@@ -94,6 +94,11 @@ impl Report {
             self.print(metric, unit);
         }
         println!();
+        self.write();
+    }
+
+    /// Writes the JSON file, for a benchmark that has printed its figures.
+    pub fn write(&self) {
         write_result(&format!("{}.json", self.name), &self.json());
     }
 

@@ -17,7 +17,7 @@ pub struct Workload {
     way: Way,
 }
 
-/// What happens besides insertions of new keys.
+/// The operations besides insertions of new keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Nothing,

@@ -185,7 +185,7 @@ fn is_no_answer(kind: ErrorKind) -> bool {
         ErrorKind::Peer
             | ErrorKind::DeadlineExceeded
             | ErrorKind::Cancelled
-            | ErrorKind::Overloaded
+            | ErrorKind::Loading
             | ErrorKind::Io
     )
 }

@@ -45,9 +45,9 @@ impl Inner {
     ) -> Vec<Result<ByteView>> {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
-            let found = self.store.get(hash, key, || ()).ok();
+            let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
             if found.is_none() {
-                self.store.count_miss();
+                self.count_miss();
             }
             found.map(|value| Ok(value.view))
         };

@@ -120,10 +120,10 @@ fn ones(bits: &Bits) -> usize {
 fn next(bits: &Bits, from: usize, wanted: bool) -> usize {
     let flip = if wanted { 0 } else { u64::MAX };
     let mut mask = u64::MAX << (from % 64);
-    for word in from / 64..bits.len() {
-        let found = (bits[word] ^ flip) & mask;
+    for (index, word) in bits.iter().enumerate().skip(from / 64) {
+        let found = (word ^ flip) & mask;
         if found != 0 {
-            return word * 64 + found.trailing_zeros() as usize;
+            return index * 64 + found.trailing_zeros() as usize;
         }
         mask = u64::MAX;
     }

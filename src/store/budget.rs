@@ -62,7 +62,12 @@ impl Budget {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.used().saturating_add(self.excess()) > self.capacity()
+        !self.has_room(0)
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let used = self.used().saturating_add(self.excess());
+        used.saturating_add(bytes) <= self.capacity()
     }
 
     fn excess(&self) -> u64 {

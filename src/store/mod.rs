@@ -5,9 +5,10 @@
 //!   shard.rs        one shard: a table from keys to slots
 //!   slab.rs         its slots, and the linked lists through them
 //!   policy.rs       which entry leaves next        ghost.rs     keys that left too early
+//!   expiry.rs       which entries have expired     evicted.rs   the entries that left
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
-//!   entry.rs        an entry                       evicted.rs   the entries that left
-//!   generations.rs  removals during a load         key_hash.rs  the hash of a key
+//!   entry.rs        an entry                       key_hash.rs  the hash of a key
+//!   generations.rs  removals during a load
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -16,6 +17,7 @@
 mod budget;
 mod entry;
 mod evicted;
+mod expiry;
 mod generations;
 mod ghost;
 mod key_hash;
@@ -33,13 +35,16 @@ use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
 
 use crate::byteview::ByteView;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::heap::Heap;
 use crate::stats::{CacheStats, CacheType};
 use crate::sync::{Arc, RwLock};
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
-use shard::{EVICTED_AT_ONCE, Shard, Update};
+use expiry::NextExpiries;
+use shard::{Shard, Update};
+
+pub(crate) use shard::EVICTED_AT_ONCE;
 
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
@@ -71,6 +76,7 @@ pub(crate) struct Store {
     budget: Budget,
     /// Holds the keys and values of all entries.
     heap: Arc<Heap>,
+    next_expiries: NextExpiries,
     eviction: Eviction,
     clock: Clock,
     lookups: ThreadCounters<Lookups>,
@@ -106,6 +112,7 @@ impl Store {
                 heap.excess(),
             ),
             heap,
+            next_expiries: NextExpiries::new(shards),
             eviction: options.eviction,
             clock: options.clock,
             lookups: ThreadCounters::new(),
@@ -167,12 +174,16 @@ impl Store {
     /// (see [`count_miss`](Self::count_miss)), and the generation is the one that
     /// [`peek`](Self::peek) would return. In this case `at_miss` runs under the shard's lock, so no
     /// entry is inserted between the look-up and its call. It must take no lock.
+    ///
+    /// Every [`LOOKUPS_PER_PURGE`]th hit of a thread calls `purge`, which removes expired entries. A
+    /// hit holds the shared lock, so it removes none itself.
     #[inline(always)]
     pub(crate) fn get<M>(
         &self,
         hash: KeyHash,
         key: &str,
         at_miss: impl FnOnce() -> M,
+        purge: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(slot) = shard.find(hash, key, &self.clock) else {
@@ -184,10 +195,13 @@ impl Store {
         // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
         drop(shard);
-        self.lookups.add(|lookups| match share {
+        let hits = self.lookups.add(|lookups| match share {
             CacheType::Main => &lookups.main_hits,
             CacheType::Hot => &lookups.hot_hits,
         });
+        if hits % LOOKUPS_PER_PURGE == 0 {
+            purge();
+        }
         if self.eviction == Eviction::Lru {
             // The entry may have left between the two locks. Then `promote` does nothing.
             self.shard(hash).write().promote(hash, key);
@@ -199,9 +213,10 @@ impl Store {
         })
     }
 
-    /// Counts a look-up that found nothing.
-    pub(crate) fn count_miss(&self) {
-        self.lookups.add(|lookups| &lookups.misses);
+    /// Counts a look-up that found nothing. True if the caller should remove expired entries.
+    pub(crate) fn count_miss(&self) -> bool {
+        let misses = self.lookups.add(|lookups| &lookups.misses);
+        misses % LOOKUPS_PER_PURGE == 0
     }
 
     /// The live entry of a key. Counts nothing. If there is none, returns the generation for an
@@ -228,10 +243,69 @@ impl Store {
     /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
-        let mut shard = self.shard(new.hash).write();
+        if self.next_expiries.any() {
+            self.make_room_from_expired(new.data.len(), evicted);
+        }
+        let home = new.hash.shard(self.shards.len());
+        let mut shard = self.shards[home].write();
         shard.insert(&new, &mut self.update(evicted));
+        if let Some(end) = new.expires {
+            self.next_expiries.lower(home, end);
+        }
         drop(shard);
         self.evict_elsewhere(new.hash, evicted);
+    }
+
+    /// Removes expired entries of any shard while the store has no room for an entry of `len` bytes.
+    /// So none of them causes the eviction of another entry.
+    fn make_room_from_expired(&self, len: usize, evicted: &mut EvictedEntries) {
+        let weight = weight::of_entry(len) + weight::EXPIRY as u64;
+        if !self.budget.has_room(weight) && weight <= self.capacity() {
+            let now = self.clock.now();
+            self.remove_expired(now, evicted, |update| !update.ledger.has_room(weight));
+        }
+    }
+
+    /// Removes entries that had expired by `now`, shard by shard, while `more` returns true. No lock
+    /// is held for more than [`EVICTED_AT_ONCE`] of them.
+    fn remove_expired(
+        &self,
+        now: Tick,
+        evicted: &mut EvictedEntries,
+        more: impl Fn(&Update<'_>) -> bool,
+    ) {
+        for visited in self.next_expiries.due(now) {
+            let mut next = now;
+            while next <= now {
+                let mut shard = self.shards[visited].write();
+                let mut update = self.update(evicted);
+                update.now = Some(now);
+                let most = update.evicted.len() + EVICTED_AT_ONCE;
+                shard.remove_expired(&mut update, |update| {
+                    update.evicted.len() < most && more(update)
+                });
+                let is_done = !more(&update);
+                drop(update);
+                shard.fit_tables();
+                next = shard.next_expiry();
+                self.next_expiries.set(visited, next);
+                if is_done {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Removes up to `at_most` entries that had expired by `now`; `None` once there is none.
+    pub(crate) fn purge_expired(&self, now: Tick, at_most: usize) -> Option<EvictedEntries> {
+        let mut evicted = EvictedEntries::default();
+        self.remove_expired(now, &mut evicted, |update| update.evicted.len() < at_most);
+        (!evicted.is_empty()).then_some(evicted)
+    }
+
+    /// Whether an entry may expire.
+    pub(crate) fn may_expire(&self) -> bool {
+        self.next_expiries.any()
     }
 
     /// Evicts more entries for an insertion whose first victims were dropped.
@@ -240,7 +314,7 @@ impl Store {
     /// find the store over its capacity, and evict for themselves and for this one. So the store
     /// shrinks even if this is never called.
     pub(crate) fn finish_eviction(&self, pending: PendingEviction) -> EvictedEntries {
-        let mut evicted = EvictedEntries::default();
+        let mut evicted = self.expired_while_over().unwrap_or_default();
         let mut shard = self.shard(pending.hash).write();
         shard.finish_eviction(pending.hash, &mut self.update(&mut evicted));
         drop(shard);
@@ -288,16 +362,31 @@ impl Store {
         }
     }
 
+    /// Removes some expired entries while the store is over its capacity.
+    fn expired_while_over(&self) -> Option<EvictedEntries> {
+        if !self.budget.is_over() || !self.next_expiries.any() {
+            return None;
+        }
+        let mut evicted = EvictedEntries::default();
+        self.remove_expired(self.clock.now(), &mut evicted, |update| {
+            update.evicted.len() < EVICTED_AT_ONCE && update.ledger.is_over()
+        });
+        (!evicted.is_empty()).then_some(evicted)
+    }
+
     /// Changes the capacity. The caller evicts with
     /// [`evict_to_capacity`](Self::evict_to_capacity).
     pub(crate) fn set_capacity(&self, capacity: u64) {
         self.budget.set_capacity(capacity);
     }
 
-    /// Evicts some entries of each shard while the store is over its capacity; `None` once it is not.
-    /// The number is limited so that look-ups do not wait for all evictions, and so that the caller
-    /// can drop these entries before more are evicted.
+    /// Evicts some entries of each shard while the store is over its capacity, the expired ones first;
+    /// `None` once it is not. The number is limited so that look-ups do not wait for all evictions,
+    /// and so that the caller can drop these entries before more are evicted.
     pub(crate) fn evict_to_capacity(&self) -> Option<EvictedEntries> {
+        if let Some(expired) = self.expired_while_over() {
+            return Some(expired);
+        }
         let mut evicted = EvictedEntries::default();
         for shard in &self.shards {
             let mut shard = shard.write();
@@ -325,9 +414,12 @@ impl Store {
 
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
-        let clear = |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger());
+        let now = self.clock.now();
+        let clear =
+            |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);
         ClearedEntries {
             shards: self.shards.iter().map(clear).collect(),
+            now,
             heap: self.heap.clone(),
         }
     }
@@ -356,10 +448,7 @@ impl Store {
     pub(crate) fn stats(&self, share: CacheType) -> CacheStats {
         let mut stats = CacheStats::default();
         for shard in &self.shards {
-            let (bytes, items, evictions) = shard.read().usage(share);
-            stats.bytes += bytes;
-            stats.items += items;
-            stats.evictions += evictions;
+            shard.read().add_usage(share, &mut stats);
         }
         let [main_hits, hot_hits, misses] = self.lookup_counts();
         (stats.gets, stats.hits) = match share {
@@ -373,6 +462,7 @@ impl Store {
         Update {
             ledger: self.budget.ledger(),
             clock: &self.clock,
+            now: None,
             evicted,
         }
     }
@@ -386,12 +476,14 @@ impl Store {
 /// The former contents of a cleared store. The drop returns their memory to the system.
 pub(crate) struct ClearedEntries {
     shards: Vec<Shard>,
+    /// When it was cleared.
+    now: Tick,
     heap: Arc<Heap>,
 }
 
 impl ClearedEntries {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
-        self.shards.iter().flat_map(Shard::entries)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Evicted> {
+        self.shards.iter().flat_map(|shard| shard.cleared(self.now))
     }
 }
 
@@ -401,6 +493,9 @@ impl Drop for ClearedEntries {
         self.heap.release_free_pages();
     }
 }
+
+/// The hits, or the misses, of one thread after which it removes expired entries.
+const LOOKUPS_PER_PURGE: u64 = 256;
 
 const MAX_SHARDS: usize = 256;
 

@@ -5,21 +5,20 @@ use hashbrown::HashTable;
 
 use super::budget::Ledger;
 use super::entry::{Entry, NewEntry};
-use super::evicted::{EvictedEntries, RemovalCause};
+use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
 use super::policy::{Eviction, Policy};
 use super::slab::{Slab, SlotRef};
 use super::weight;
-use crate::clock::Clock;
-use crate::stats::CacheType;
+use crate::clock::{Clock, Tick};
+use crate::stats::{CacheStats, CacheType};
 
-/// The number of slots that each insertion checks for expiry. Every slot is checked once in
-/// `slots / 8` insertions.
-const SWEEP_STEP: usize = 8;
+/// The most expired entries that an insertion removes although it does not need their room.
+const SWEPT_AT_ONCE: usize = 8;
 
 /// The most entries evicted under one lock, because look-ups wait for it.
-pub(super) const EVICTED_AT_ONCE: usize = 256;
+pub(crate) const EVICTED_AT_ONCE: usize = 256;
 
 /// Tables of at most this many slots do not shrink.
 const MIN_SLOTS: usize = 64;
@@ -30,13 +29,14 @@ pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
     eviction: Eviction,
-    /// Indexed by [`CacheType`], like `evictions`.
+    /// Indexed by [`CacheType`], like `removals`.
     policies: [Policy; 2],
-    evictions: [u64; 2],
-    /// The slot that the next sweep begins with.
-    sweep_at: usize,
+    removals: [Removals; 2],
     generations: Generations,
 }
+
+/// The entries of a share that left so far, by their [`RemovalCause`].
+type Removals = [u64; 4];
 
 /// The state of one operation that changes a shard: its ledger, the clock, and the entries that
 /// leave.
@@ -44,7 +44,15 @@ pub(super) struct Shard {
 pub(super) struct Update<'a> {
     pub(super) ledger: Ledger<'a>,
     pub(super) clock: &'a Clock,
+    /// The time of the operation, read from the clock once it is needed.
+    pub(super) now: Option<Tick>,
     pub(super) evicted: &'a mut EvictedEntries,
+}
+
+impl Update<'_> {
+    fn now(&mut self) -> Tick {
+        *self.now.get_or_insert_with(|| self.clock.now())
+    }
 }
 
 /// The bytes that an insertion is about to add to a shard.
@@ -61,8 +69,7 @@ impl Shard {
             slab: Slab::with_capacity(0),
             eviction,
             policies: [Policy::new(eviction), Policy::new(eviction)],
-            evictions: [0; 2],
-            sweep_at: 0,
+            removals: Default::default(),
             generations: Generations::new(),
         }
     }
@@ -87,8 +94,9 @@ impl Shard {
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len());
-        let slots = self.slab.iter();
-        let live = slots.filter(|(index, _)| !self.slab.has_expired(*index, clock));
+        let now = clock.now();
+        let live = |index| self.slab.expiry(index).is_none_or(|end| end > now);
+        let live = self.slab.iter().filter(|(index, _)| live(*index));
         entries.extend(live.map(|(_, entry)| entry));
         entries
     }
@@ -105,14 +113,24 @@ impl Shard {
         self.generations.of(hash)
     }
 
-    /// Inserts an entry and makes room for it: see [`make_room`](Self::make_room). Inserts nothing
+    /// Inserts an entry and makes room for it: first from expired entries, and then as
+    /// [`make_room`](Self::make_room) does. Inserts nothing
     /// if the key was removed since its load began, or if the policy does not admit the entry. In the
     /// second case an older entry of the key is removed all the same.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) {
         if new.loaded_at != self.generation(new.hash) {
             return;
         }
-        self.sweep(update);
+        let mut weight = weight::of_entry(new.data.len());
+        if new.expires.is_some() || !self.slab.expiries().is_empty() {
+            weight += weight::EXPIRY as u64;
+        }
+        let before = update.evicted.len();
+        self.remove_expired(update, |update| {
+            let removed = update.evicted.len() - before;
+            let needed = !update.ledger.has_room(weight) && removed < EVICTED_AT_ONCE;
+            needed || removed < SWEPT_AT_ONCE
+        });
 
         // A replacement is a removal and an insertion, which keeps every weight exact. The new entry
         // keeps the hits of the old one, and its place in the main queue if it was there.
@@ -123,10 +141,6 @@ impl Shard {
             self.remove_slot(index, RemovalCause::Replaced, update);
         }
 
-        let mut weight = weight::of_entry(new.data.len());
-        if new.expires.is_some() || self.slab.expiring() > 0 {
-            weight += weight::EXPIRY;
-        }
         if !self.admits(new, weight, proven, &update.ledger) {
             return;
         }
@@ -221,7 +235,6 @@ impl Shard {
         for share in order {
             let policy = &mut self.policies[share as usize];
             if let Some(index) = policy.evict(&mut self.slab, limits.of(share), spared) {
-                self.evictions[share as usize] += 1;
                 self.release(index, RemovalCause::Size, update);
                 return true;
             }
@@ -239,18 +252,30 @@ impl Shard {
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
     /// contents with their tables, to be dropped without the lock.
-    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>) -> Shard {
+    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>, now: Tick) -> Shard {
         ledger.release(self.bytes());
+        for share in [CacheType::Main, CacheType::Hot] {
+            let count = u64::from(self.policies[share as usize].len());
+            self.removals[share as usize][RemovalCause::Explicit as usize] += count;
+        }
+        for index in self.slab.expiries().all_expired(now) {
+            let removals = &mut self.removals[self.slab.meta(index).share() as usize];
+            removals[RemovalCause::Explicit as usize] -= 1;
+            removals[RemovalCause::Expired as usize] += 1;
+        }
         let mut empty = Shard::new(self.eviction);
-        empty.evictions = self.evictions;
+        empty.removals = self.removals;
         std::mem::swap(&mut empty.generations, &mut self.generations);
         empty.generations.advance_all();
         std::mem::replace(self, empty)
     }
 
-    /// The entries of a shard that was cleared.
-    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
-        self.slab.iter().map(|(_, entry)| entry)
+    /// The entries of a shard that was cleared at this time.
+    pub(super) fn cleared(&self, now: Tick) -> impl Iterator<Item = Evicted> {
+        self.slab.iter().map(move |(index, entry)| Evicted {
+            entry,
+            cause: self.cause(index, RemovalCause::Explicit, now),
+        })
     }
 
     /// Shrinks the tables if they are much larger than their contents.
@@ -273,19 +298,26 @@ impl Shard {
             });
         }
         self.slab = slab;
-        self.sweep_at = 0;
     }
 
-    /// Removes the expired entries among the next few slots.
-    fn sweep(&mut self, update: &mut Update<'_>) {
-        let slots = self.slab.expiring();
-        for _ in 0..SWEEP_STEP.min(slots) {
-            let index = self.sweep_at as u32;
-            self.sweep_at = (self.sweep_at + 1) % slots;
-            if self.slab.has_expired(index, update.clock) {
-                self.remove_slot(index, RemovalCause::Expired, update);
-            }
+    /// Removes expired entries while `more` returns true.
+    pub(super) fn remove_expired(
+        &mut self,
+        update: &mut Update<'_>,
+        more: impl Fn(&Update<'_>) -> bool,
+    ) {
+        if self.next_expiry() == Tick::NEVER {
+            return;
         }
+        let now = update.now();
+        while let Some(index) = self.slab.expiries().expired(now).filter(|_| more(update)) {
+            self.remove_slot(index, RemovalCause::Expired, update);
+        }
+    }
+
+    /// The time when the first entry expires; [`Tick::NEVER`] if none does.
+    pub(super) fn next_expiry(&self) -> Tick {
+        self.slab.expiries().earliest()
     }
 
     /// The sum of all entries' weights, after checking that every entry can be found.
@@ -313,37 +345,48 @@ impl Shard {
         self.table.len()
     }
 
-    /// Bytes, entries and evictions of a share.
-    pub(super) fn usage(&self, share: CacheType) -> (u64, u64, u64) {
+    /// Adds the contents of a share, and the entries that left it, to `stats`.
+    pub(super) fn add_usage(&self, share: CacheType, stats: &mut CacheStats) {
         let policy = &self.policies[share as usize];
-        (
-            policy.bytes(),
-            policy.len().into(),
-            self.evictions[share as usize],
-        )
+        stats.bytes += policy.bytes();
+        stats.items += u64::from(policy.len());
+        let removals = &self.removals[share as usize];
+        stats.evictions += removals[RemovalCause::Size as usize];
+        stats.expired += removals[RemovalCause::Expired as usize];
+        stats.removed += removals[RemovalCause::Explicit as usize];
+        stats.replaced += removals[RemovalCause::Replaced as usize];
     }
 
-    /// Removes a slot's entry with this cause, or as expired if its time to live is over.
+    /// Removes a slot's entry.
     fn remove_slot(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
-        let cause = if self.slab.has_expired(index, update.clock) {
-            RemovalCause::Expired
-        } else {
-            cause
-        };
         let share = self.slab.meta(index).share();
         self.policies[share as usize].remove(&mut self.slab, index);
         self.release(index, cause, update);
     }
 
-    /// Removes an entry that is in no queue from the table and the slab.
+    /// Removes an entry that is in no queue from the table and the slab. It leaves with this cause,
+    /// or as expired if its time to live is over.
     fn release(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
         update.ledger.release(self.slab.weight(index));
+        let cause = match self.slab.expiry(index) {
+            Some(_) => self.cause(index, cause, update.now()),
+            None => cause,
+        };
         let hash = table_hash(self.slab.hash(index));
         if let Ok(place) = self.table.find_entry(hash, |&other| other == index) {
             place.remove();
         }
         if let Some(entry) = self.slab.remove(index) {
+            self.removals[entry.cache_type() as usize][cause as usize] += 1;
             update.evicted.push(entry, cause);
+        }
+    }
+
+    /// The cause with which a slot's entry leaves at this time.
+    fn cause(&self, index: u32, cause: RemovalCause, now: Tick) -> RemovalCause {
+        match self.slab.expiry(index) {
+            Some(end) if end <= now => RemovalCause::Expired,
+            _ => cause,
         }
     }
 }

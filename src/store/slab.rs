@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, NewEntry};
+use super::expiry::Expiries;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
@@ -161,9 +162,7 @@ pub(super) struct Slab {
     data: Vec<Option<SharedBytes>>,
     metas: Vec<EntryMeta>,
     links: Vec<SlotLink>,
-    /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until the first entry
-    /// that expires; from then on as long as the other arrays.
-    expiries: Vec<Tick>,
+    expiries: Expiries,
     free: u32,
 }
 
@@ -173,7 +172,7 @@ impl Slab {
             data: Vec::with_capacity(slots),
             metas: Vec::with_capacity(slots),
             links: Vec::with_capacity(slots),
-            expiries: Vec::new(),
+            expiries: Expiries::default(),
             free: NIL,
         }
     }
@@ -224,20 +223,12 @@ impl Slab {
     }
 
     #[inline]
-    fn expiry(&self, index: u32) -> Option<Tick> {
-        let end = self.expiries.get(index as usize).copied();
-        end.filter(|&end| end != Tick::NEVER)
+    pub(super) fn expiry(&self, index: u32) -> Option<Tick> {
+        self.expiries.get(index)
     }
 
-    /// Whether the slot's entry has expired. Reads the clock only if it can expire.
-    #[inline]
-    pub(super) fn has_expired(&self, index: u32, clock: &Clock) -> bool {
-        self.expiry(index).is_some_and(|end| end <= clock.now())
-    }
-
-    /// All slots whose entries may expire have an index below this number.
-    pub(super) fn expiring(&self) -> usize {
-        self.expiries.len()
+    pub(super) fn expiries(&self) -> &Expiries {
+        &self.expiries
     }
 
     /// The slots in use, and their entries.
@@ -295,10 +286,7 @@ impl Slab {
             self.links.push(link);
             index
         };
-        if expires.is_some() || !self.expiries.is_empty() {
-            self.expiries.resize(self.len(), Tick::NEVER);
-            self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
-        }
+        self.expiries.set(index, self.data.len(), expires);
         Some(index)
     }
 
@@ -308,9 +296,7 @@ impl Slab {
         let data = self.data[at].take()?;
         self.links[at].next = self.free;
         self.free = index;
-        if let Some(end) = self.expiries.get_mut(at) {
-            *end = Tick::NEVER;
-        }
+        self.expiries.reset(index);
         let meta = &self.metas[at];
         Some(Entry::new(data, usize::from(meta.key_len), meta.share()))
     }

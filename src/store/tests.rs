@@ -10,6 +10,7 @@ use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::heap::SharedBytes;
 
+mod expired;
 mod room;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
@@ -69,7 +70,7 @@ fn put_pending(
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
     store
-        .get(store.hash(key), key, || ())
+        .get(store.hash(key), key, || (), || ())
         .ok()
         .map(|hit| hit.view)
 }

@@ -31,6 +31,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         ErrorKind::DeadlineExceeded => (504, DEADLINE),
         ErrorKind::Cancelled => (503, CANCELLED),
         ErrorKind::Overloaded => (503, OVERLOADED),
+        ErrorKind::Loading => (503, LOADING),
         ErrorKind::Io => (503, IO),
         ErrorKind::Getter
         | ErrorKind::Peer
@@ -47,11 +48,14 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
 
 /// The error that a response other than 200 stands for: the inverse of [`status_of`].
 ///
-/// An error of the owner's getter or group keeps its kind and its text. After one of the others,
-/// the caller's group asks another peer or its own getter:
+/// An error of the owner's getter or group keeps its kind and its text, and so does
+/// [`ErrorKind::Overloaded`]. After one of the others, the caller's group asks again, or asks another
+/// peer or its own getter:
 ///
-/// - [`ErrorKind::Peer`] if the owner ran out of time, was cancelled, had no free thread or could
-///   not start one. None of this is a property of the key. (The caller checks its own deadline.)
+/// - [`ErrorKind::Loading`] if the owner is alive and its getter still runs: see [`loading_after`](super::loading_after).
+///   The caller asks the same owner again.
+/// - [`ErrorKind::Peer`] if the owner ran out of time or was cancelled, or a system call failed there.
+///   None of this is a property of the key. (The caller checks its own deadline.)
 /// - [`ErrorKind::UnknownGroup`] if the owner has no such group. A 404 without the header means the
 ///   same: golang/groupcache and its descendants send it. Some send it for a missing key as well; then
 ///   the caller's getter reports that.
@@ -88,7 +92,9 @@ fn kind_at_caller(code: &str) -> ErrorKind {
         SINK => ErrorKind::Sink,
         KEY_TOO_LONG => ErrorKind::KeyTooLong,
         VALUE_TOO_LARGE => ErrorKind::ValueTooLarge,
-        // DEADLINE, CANCELLED, OVERLOADED, IO, and the values of later versions.
+        OVERLOADED => ErrorKind::Overloaded,
+        LOADING => ErrorKind::Loading,
+        // DEADLINE, CANCELLED, IO, and the values of later versions.
         _ => ErrorKind::Peer,
     }
 }
@@ -118,6 +124,7 @@ const VALUE_TOO_LARGE: &str = "value-too-large";
 const DEADLINE: &str = "deadline";
 const CANCELLED: &str = "cancelled";
 const OVERLOADED: &str = "overloaded";
+const LOADING: &str = "loading";
 const IO: &str = "io";
 
 #[cfg(test)]
@@ -127,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Kind at the owner, status, header, kind at the caller.
-    const MAPPINGS: [(K, u16, &str, K); 23] = [
+    const MAPPINGS: [(K, u16, &str, K); 24] = [
         (K::NotFound, 404, "not-found", K::NotFound),
         (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
         (K::Getter, 503, "getter", K::Getter),
@@ -140,7 +147,8 @@ mod tests {
         (K::ValueTooLarge, 503, "value-too-large", K::ValueTooLarge),
         (K::DeadlineExceeded, 504, "deadline", K::Peer),
         (K::Cancelled, 503, "cancelled", K::Peer),
-        (K::Overloaded, 503, "overloaded", K::Peer),
+        (K::Overloaded, 503, "overloaded", K::Overloaded),
+        (K::Loading, 503, "loading", K::Loading),
         (K::Io, 503, "io", K::Peer),
         (K::Peer, 503, "getter", K::Getter),
         (K::DuplicateGroup, 503, "getter", K::Getter),

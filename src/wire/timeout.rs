@@ -14,6 +14,15 @@ pub(crate) fn timeout_millis(remaining: Duration) -> u64 {
     capped.as_secs() * 1000 + u64::from(capped.subsec_nanos().div_ceil(NANOS_PER_MILLI))
 }
 
+/// How long an owner waits for its getter before it answers that the key is
+/// [loading](crate::ErrorKind::Loading), if its caller waits for `timeout`.
+///
+/// The sixteenth that is left, at most 50 ms, is for the way of the answer.
+#[allow(dead_code, reason = "the server uses it next")]
+pub(crate) fn loading_after(timeout: Duration) -> Duration {
+    timeout - (timeout / 16).min(MAX_WAY)
+}
+
 /// Reads a [`TIMEOUT_HEADER`]: 1 to 19 decimal digits, no sign and no space; `None` if it is anything
 /// else. Zero means that the time is over.
 ///
@@ -32,6 +41,9 @@ pub(crate) fn parse_timeout(header: &[u8]) -> Option<Duration> {
 
 /// The longest time that is sent or read: 24 hours.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The most time that is kept for the way of an answer.
+const MAX_WAY: Duration = Duration::from_millis(50);
 
 const MAX_DIGITS: usize = 19;
 const NANOS_PER_MILLI: u32 = 1_000_000;
@@ -65,6 +77,14 @@ mod tests {
                 Some(MAX_TIMEOUT),
                 "{header}"
             );
+        }
+    }
+
+    #[test]
+    fn owner_waits_for_nearly_the_whole_time() {
+        for (millis, want) in [(0, 0), (16, 15), (800, 750), (1000, 950), (30_000, 29_950)] {
+            let timeout = Duration::from_millis(millis);
+            assert_eq!(loading_after(timeout), Duration::from_millis(want));
         }
     }
 

@@ -266,6 +266,7 @@ fn every_error_kind_has_a_text() {
         ErrorKind::DeadlineExceeded,
         ErrorKind::Cancelled,
         ErrorKind::Overloaded,
+        ErrorKind::Loading,
         ErrorKind::Peer,
         ErrorKind::UnknownGroup,
     ] {

@@ -95,9 +95,20 @@ fn replica_that_ignores_deadlines_is_skipped() {
 }
 
 #[test]
-fn key_is_loaded_here_after_timeout_or_overload_of_peer() {
+fn overload_of_the_owner_is_the_answer() {
+    let owner = FakePeer::failing(ErrorKind::Overloaded, "no thread left");
+    let (getter, loads) = echo();
+    let group = among("overloaded-peer", all_keys_at(&[&owner]))
+        .build(getter)
+        .expect("a new group");
+    assert_eq!(kind(group.get("key")), ErrorKind::Overloaded);
+    assert_eq!(group.stats().peer_errors, 0);
+    assert_eq!(loads.get(), 0);
+}
+
+#[test]
+fn key_is_loaded_here_after_timeout_of_peer() {
     for failure in [
-        ErrorKind::Overloaded,
         ErrorKind::DeadlineExceeded,
         ErrorKind::Cancelled,
         ErrorKind::Io,
