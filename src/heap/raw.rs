@@ -61,6 +61,7 @@ impl SharedBytes {
     pub(crate) const HEADER: usize = size_of::<BlockHead>();
 
     /// `len` zero bytes on malloc, which [`fill`](Self::fill) can overwrite.
+    #[cfg(any(test, feature = "http"))]
     pub(crate) fn zeros(len: usize) -> SharedBytes {
         // SAFETY: `bytes` is the start of `len` writable bytes.
         Self::on_malloc(len, |bytes| unsafe { bytes.write_bytes(0, len) })
@@ -97,6 +98,7 @@ impl SharedBytes {
     }
 
     /// Lets `fill` write the bytes; `None` if they are shared.
+    #[cfg(any(test, feature = "http"))]
     pub(crate) fn fill<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         if self.head().refs.load(Ordering::Acquire) != 1 {
             return None;
