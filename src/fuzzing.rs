@@ -1,7 +1,9 @@
 //! The protocol's functions, for the targets in `fuzz/`; only under `--cfg larder_fuzz`.
 
 use std::ops::Range;
+use std::time::Duration;
 
+use crate::error::Error;
 use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
 use crate::wire::{self, Scan};
 
@@ -94,4 +96,37 @@ pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Ra
 /// The text of a peer's URL, if it is one.
 pub fn parse_url(text: &str) -> Option<String> {
     Some(PeerUrl::parse(text).ok()?.as_str().to_owned())
+}
+
+/// The path of a request for several keys of a group.
+pub fn group_path(base: &str, group: &str) -> String {
+    wire::group_path(base, group)
+}
+
+/// The group of such a path, if it is valid.
+pub fn parse_group_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<String> {
+    let group = wire::parse_group_path(base, raw_path, plus_is_space)?;
+    Some(group.ok()?.into_owned())
+}
+
+/// The path and the query of a request's target, if it is valid.
+pub fn split_target<'t>(method: &str, target: &'t str) -> Option<(&'t str, Option<&'t str>)> {
+    head::split_target(method, target).ok()
+}
+
+/// The time that a header announces, if it is valid.
+pub fn parse_timeout(header: &[u8]) -> Option<Duration> {
+    wire::parse_timeout(header)
+}
+
+/// Whether a body of this type and coding is a message of a peer.
+pub fn is_message(content_type: &[u8], content_encoding: &[u8]) -> bool {
+    wire::is_protobuf(content_type) && !wire::is_encoded(content_encoding)
+}
+
+/// The error that a response stands for, and the response that it would be sent as.
+pub fn read_error(status: u16, header: Option<&str>, text: &str) -> (Error, u16, &'static str) {
+    let error = wire::error_of(status, header, text);
+    let (status, header) = wire::status_of(error.kind());
+    (error, status, header)
 }

@@ -86,13 +86,20 @@ impl<'a> LoadSink<'a> {
         }
     }
 
-    /// The value and its time to live, once the getter has returned `Ok`.
-    pub(crate) fn finish(self) -> Result<(ByteView, Option<Duration>)> {
-        match (self.refused, self.value) {
+    /// Checks, once the getter has returned `Ok`, that it set one value. Returns that value's time to
+    /// live.
+    pub(crate) fn finish(&mut self) -> Result<(&mut ByteView, Option<Duration>)> {
+        match (self.refused.take(), &mut self.value) {
             (Some(error), _) => Err(error),
             (None, Some(value)) => Ok((value, self.ttl)),
             (None, None) => Err(ErrorKind::NothingSet.into()),
         }
+    }
+
+    /// The value, after [`finish`](Self::finish).
+    #[inline]
+    pub(crate) fn into_value(self) -> ByteView {
+        self.value.unwrap_or_default()
     }
 
     fn check(&mut self, len: usize) -> Result<()> {
@@ -143,6 +150,7 @@ mod tests {
         Store::new(StoreOptions {
             capacity: 1 << 20,
             eviction: Eviction::default(),
+            favor_objects: false,
             hot_fraction: 0.0,
             shards: None,
             clock: Clock::manual(),

@@ -35,7 +35,7 @@ const CELLS: [(&str, &[f64]); 7] = [
 /// Replays a trace with a capacity in bytes.
 type Replay = fn(&Trace, u64) -> Ratios;
 
-const IMPLEMENTATIONS: [(&str, Replay); 6] = [
+const IMPLEMENTATIONS: [(&str, Replay); 7] = [
     ("larder unsharded", |trace, capacity| {
         replay_group(trace, group(capacity).shards(1))
     }),
@@ -44,6 +44,9 @@ const IMPLEMENTATIONS: [(&str, Replay); 6] = [
     }),
     ("larder 8 shards", |trace, capacity| {
         replay_group(trace, group(capacity).shards(8))
+    }),
+    ("larder favor_objects", |trace, capacity| {
+        replay_group(trace, group(capacity).shards(1).favor_objects(true))
     }),
     ("larder LRU", |trace, capacity| {
         replay_group(trace, group(capacity).shards(1).eviction(Eviction::Lru))

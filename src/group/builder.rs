@@ -36,6 +36,7 @@ pub struct GroupBuilder {
     registry: Registry,
     max_capacity: u64,
     eviction: Eviction,
+    favor_objects: bool,
     hot_fraction: f64,
     hot_admission: HotAdmission,
     shards: Option<usize>,
@@ -54,6 +55,7 @@ impl GroupBuilder {
             registry: Registry::global().clone(),
             max_capacity: DEFAULT_CAPACITY,
             eviction: Eviction::default(),
+            favor_objects: false,
             hot_fraction: DEFAULT_HOT_FRACTION,
             hot_admission: HotAdmission::default(),
             shards: None,
@@ -84,9 +86,20 @@ impl GroupBuilder {
         self
     }
 
-    /// How the cache chooses the entries to evict. Default: [`Eviction::S3Fifo`].
+    /// How the cache chooses the entries to evict. Default: [`Eviction::Tide`].
     pub fn eviction(mut self, eviction: Eviction) -> Self {
         self.eviction = eviction;
+        self
+    }
+
+    /// Whether [`Eviction::Tide`] evicts large values sooner, for more hits. Default: no.
+    ///
+    /// An entry leaves for the room that it took and the time that it took it. By default the room
+    /// counts by its square root, otherwise in full. Then more gets hit, because many small values stay
+    /// instead of a few large ones, but the hits have fewer bytes. It has no effect on
+    /// [`Eviction::Lru`], nor if all values have about the same size.
+    pub fn favor_objects(mut self, favor: bool) -> Self {
+        self.favor_objects = favor;
         self
     }
 
@@ -135,9 +148,12 @@ impl GroupBuilder {
         self
     }
 
-    /// The most threads that run loads for callers with a deadline or a cancellation. Default: 256,
-    /// as many as the default connections of an [`http`](crate::http) server, so that a server with an
-    /// empty cache refuses no peer for lack of threads.
+    /// The most threads that run loads for callers with a deadline or a cancellation, and for clients
+    /// of an [`http`](crate::http) server. Default: 512.
+    ///
+    /// Loads for the server's clients take at most half of them, rounded up, so that clients cannot
+    /// keep this process's own callers from loading. 256 peers' loads at a time are as many as the
+    /// threads of 10 peers with default options can ask for.
     ///
     /// Threads start when needed and end after 10 s without work. When all are busy, such loads fail
     /// with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread for each key.
@@ -156,6 +172,10 @@ impl GroupBuilder {
     /// Notifications that a listener's own calls cause wait until it has returned. They then run one
     /// after the other on the same thread. A value that is loaded in such a later notification is
     /// returned, but not cached. So a listener that loads evicted keys again does not loop forever.
+    ///
+    /// It is not called for the entries of a group that is dropped; [`clear`](Group::clear) the group
+    /// before if it should be. A listener that holds a [`Group`] of its own group keeps that group
+    /// alive for ever: let it hold a [`WeakGroup`](crate::WeakGroup).
     ///
     /// If the listener panics, it is still called for the other entries. The panic then propagates at
     /// the end of the call that runs on that thread; a loader thread survives it.
@@ -192,6 +212,7 @@ impl GroupBuilder {
         let store = StoreOptions {
             capacity: self.max_capacity,
             eviction: self.eviction,
+            favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
             clock: self.clock,
@@ -251,4 +272,4 @@ const DEFAULT_CAPACITY: u64 = 64 << 20;
 const DEFAULT_HOT_FRACTION: f64 = 0.125;
 const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
-const DEFAULT_LOADER_THREADS: usize = 256;
+const DEFAULT_LOADER_THREADS: usize = 512;

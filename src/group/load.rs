@@ -1,5 +1,6 @@
 //! Loads a key that is not cached: from its owner, or from the getter.
 
+use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
 use super::populate::Placement;
@@ -8,6 +9,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
+use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::{EvictedEntries, Generation};
@@ -46,13 +48,17 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
         miss: MissToken,
+        waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
         let placement = match self.peers.owner(&self.name, key.key) {
             None => Placement::Main,
             Some(_) => Placement::Fallback,
         };
-        self.load_locally(placement, ctx, key, Some(miss))
+        match waiter {
+            None => self.load_locally(placement, ctx, key, Some(miss)),
+            Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
+        }
     }
 
     fn load_locally(
@@ -77,12 +83,20 @@ impl Inner {
     ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(&self.store, key.hash, key.key, self.max_value_size);
-        let returned = self.getter.get(ctx, key.key, &mut sink);
+        let returned = if std::thread::panicking() {
+            // A drop calls the group while its thread unwinds. A second panic would abort the process.
+            caught(|| self.getter.get(ctx, key.key, &mut sink)).ok_or(ErrorKind::GetterPanicked)?
+        } else {
+            self.getter.get(ctx, key.key, &mut sink)
+        };
         returned.map_err(Error::from_getter)?;
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        Ok(self.populate(placement, key, generation, view, ttl, evicted))
+        let expires = self.populate(placement, key, generation, view, ttl, evicted);
+        // The view is moved last. A move right after the writes would stall (no store forwarding).
+        let view = sink.into_value();
+        Ok(Loaded { view, expires })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -97,8 +111,13 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let PeerResponse { value, ttl, .. } = answer?;
-            return Ok(self.populate(Placement::Hot, key, generation, value, ttl, evicted));
+            let PeerResponse {
+                value: mut view,
+                ttl,
+                ..
+            } = answer?;
+            let expires = self.populate(Placement::Hot, key, generation, &mut view, ttl, evicted);
+            return Ok(Loaded { view, expires });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.

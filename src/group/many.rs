@@ -7,6 +7,7 @@ use super::{Inner, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
+use crate::loader_pool::JobFor;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
@@ -130,7 +131,7 @@ impl Inner {
             let submitted = {
                 let (group, ctx, query, sender) =
                     (self.clone(), ctx.clone(), query.clone(), sender.clone());
-                self.pool.submit(move |busy| {
+                self.pool.submit(JobFor::Own, move |busy| {
                     let found = group.ask_owner(&ctx, &query);
                     drop(busy);
                     // Fails if the caller has returned already.
@@ -170,16 +171,23 @@ impl Inner {
             answer,
         ) in query.keys.iter().zip(answers)
         {
-            let Some(PeerResponse { value, ttl, .. }) = answer else {
+            let Some(PeerResponse { mut value, ttl, .. }) = answer else {
                 continue;
             };
             self.counters.add(|loads| &loads.loads_deduped);
             self.counters.add(|loads| &loads.peer_loads);
             let mut evicted = EvictedEntries::default();
             let key = self.key(key);
-            let value = self.populate(Placement::Hot, key, *generation, value, ttl, &mut evicted);
+            self.populate(
+                Placement::Hot,
+                key,
+                *generation,
+                &mut value,
+                ttl,
+                &mut evicted,
+            );
             self.notify_and_drop(evicted);
-            found.push((*at, value.view));
+            found.push((*at, value));
         }
         found
     }

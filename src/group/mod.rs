@@ -5,10 +5,12 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
-//!   registry.rs  groups by name, their peers
+//!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
+//!   client_load.rs  a load that a client of the server waits for
 //! ```
 
 mod builder;
+pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod load;
@@ -17,6 +19,7 @@ mod populate;
 pub(crate) mod registry;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod weak;
 
 use std::fmt;
 use std::time::Duration;
@@ -37,10 +40,12 @@ use crate::store::{
     EVICTED_AT_ONCE, Entry, Evicted, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
 };
 use crate::sync::Arc;
+use client_load::ClientWaiter;
 use counters::LoadCounters;
 
 pub use builder::GroupBuilder;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///
@@ -222,7 +227,19 @@ impl Group {
     ///
     /// As [`get_with`](Self::get_with).
     pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
-        self.inner.get_for_peer(ctx, key)
+        self.inner.get_for_peer(ctx, key, None)
+    }
+
+    /// As [`serve_peer`](Self::serve_peer), but the getter always runs on a loader thread, and
+    /// `waiter` decides how long this thread waits.
+    #[cfg(feature = "http")]
+    pub(crate) fn serve_client(
+        &self,
+        ctx: &Context,
+        key: &str,
+        waiter: &mut dyn ClientWaiter,
+    ) -> Result<PeerResponse> {
+        self.inner.get_for_peer(ctx, key, Some(waiter))
     }
 
     /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
@@ -381,7 +398,12 @@ impl Inner {
         LoadKey { hash, key }
     }
 
-    fn get_for_peer(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<PeerResponse> {
+    fn get_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: &str,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
@@ -389,7 +411,7 @@ impl Inner {
             Ok(hit) => hit.into(),
             Err(miss) => {
                 self.count_miss();
-                self.load_for_peer(ctx, LoadKey { hash, key }, miss)?
+                self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
             }
         };
         Ok(self.peer_response(value))

@@ -77,6 +77,21 @@ impl Expiries {
         ticks.filter_map(move |(slot, &tick)| (tick <= now).then_some(slot))
     }
 
+    /// Frees the memory of all slots from `slots` on, in which nothing expires.
+    pub(super) fn shrink(&mut self, slots: usize) {
+        if slots >= self.ticks.len() {
+            return;
+        }
+        self.ticks.truncate(slots);
+        let mut smaller = Expiries::default();
+        if self.ticks.iter().any(|&tick| tick != Tick::NEVER) {
+            smaller.ticks = self.ticks.clone();
+            let len = fill_up(&mut smaller.ticks, slots);
+            smaller.add_levels(len);
+        }
+        *self = smaller;
+    }
+
     fn grow(&mut self, slots: usize) {
         if slots <= self.ticks.len() {
             return;
@@ -85,6 +100,11 @@ impl Expiries {
         for level in &mut self.levels {
             len = fill_up(level, len / FAN_OUT);
         }
+        self.add_levels(len);
+    }
+
+    /// Adds the levels that are missing above the highest, which has `len` words.
+    fn add_levels(&mut self, mut len: usize) {
         while len > FAN_OUT || self.levels.is_empty() {
             let below = self.levels.last().unwrap_or(&self.ticks);
             let mut level: Vec<Tick> = below.chunks(FAN_OUT).map(earliest_of).collect();
@@ -224,6 +244,17 @@ mod tests {
                     prop_assert_eq!(tree.all_expired(tick(now)).collect::<Vec<_>>(), expired);
                 }
             }
+            let used = list.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            tree.shrink(used);
+            list.truncate(used);
+            let earliest = list.iter().flatten().min();
+            prop_assert_eq!(tree.earliest(), earliest.map_or(Tick::NEVER, |&n| tick(n)));
+            for slot in 0..700 {
+                let nanos = list.get(slot as usize).copied().flatten();
+                prop_assert_eq!(tree.get(slot), nanos.map(tick));
+            }
+            tree.set(650, 651, Some(tick(1000)));
+            prop_assert_eq!(tree.get(650), Some(tick(1000)));
         }
     }
 

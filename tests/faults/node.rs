@@ -41,6 +41,10 @@ pub fn run(options: &str) {
     };
     let millis = |name: &str| number(name).map_or(PATIENCE, Duration::from_millis);
 
+    if options.get("logger") == Some(&"panics") {
+        log::set_logger(&PanickingLogger).expect("the first logger");
+        log::set_max_level(log::LevelFilter::Trace);
+    }
     let port = number("port").unwrap_or(0);
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).expect("the port is free");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -77,6 +81,23 @@ pub fn run(options: &str) {
         println!("{MARK}{}", node.run(&line));
     }
     std::process::exit(0);
+}
+
+/// A logger that panics for each record of larder.
+struct PanickingLogger;
+
+impl log::Log for PanickingLogger {
+    fn enabled(&self, record: &log::Metadata<'_>) -> bool {
+        record.target().starts_with("larder")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            std::panic::resume_unwind(Box::new("a panic of the logger"));
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 impl Node {

