@@ -46,9 +46,9 @@ impl Inner {
         while let Some(mut until) = waiter.next_step() {
             let flight = match self.getter_flights.join(key.hash.get(), key.key) {
                 Joined::Waiter(flight) => flight,
-                Joined::Leader(leader, epoch) => {
-                    let begun = self.begin(&from, leader, epoch, key, Some(miss));
-                    let (leader, generation) = match begun {
+                Joined::Leader(leader, epoch, forgets) => {
+                    let begun = self.begin(&from, leader, (epoch, forgets), key, Some(miss));
+                    let (leader, begun) = match begun {
                         Ok(begun) => begun,
                         Err(cached) => return Ok(cached),
                     };
@@ -60,7 +60,7 @@ impl Inner {
                         }
                     };
                     let job_for = JobFor::Client(kept);
-                    self.lead_on_pool(&from, leader, ctx, key, generation, job_for)?
+                    self.lead_on_pool(&from, leader, ctx, key, begun, job_for)?
                 }
             };
             let wait = || loop {

@@ -2,13 +2,13 @@
 //! thread or on the loader pool.
 
 use super::populate::Placement;
-use super::{Flights, Inner, LoadKey, Loaded, MissToken};
+use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::{BusyGuard, JobFor};
 use crate::peers::ProtoGetter;
 use crate::recursion;
-use crate::singleflight::{Epoch, Joined, Leader, Waited, Waiter};
+use crate::singleflight::{Epoch, ForgetCount, Joined, Leader, Waited, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
@@ -77,16 +77,16 @@ impl Inner {
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(waiter) => wait(&waiter, ctx),
-                Joined::Leader(leader, epoch) => {
-                    let (leader, generation) = match self.begin(from, leader, epoch, key, miss) {
+                Joined::Leader(leader, epoch, forgets) => {
+                    let begun = self.begin(from, leader, (epoch, forgets), key, miss);
+                    let (leader, begun) = match begun {
                         Ok(begun) => begun,
                         Err(cached) => return Ok(cached),
                     };
                     match executor {
-                        Executor::Caller => self.lead(from, leader, None, ctx, key, generation),
+                        Executor::Caller => self.lead(from, leader, None, ctx, key, begun),
                         Executor::LoaderPool => {
-                            let job_for = JobFor::Own;
-                            match self.lead_on_pool(from, leader, ctx, key, generation, job_for) {
+                            match self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own) {
                                 Ok(waiter) => wait(&waiter, ctx),
                                 Err(refused) => Some(Err(refused)),
                             }
@@ -106,10 +106,10 @@ impl Inner {
         &self,
         from: &LoadFrom,
         leader: Leader<'a, Result<Loaded>>,
-        epoch: Epoch,
+        (epoch, forgets): (Epoch, ForgetCount),
         key: LoadKey<'_>,
         miss: Option<MissToken>,
-    ) -> Result<(Leader<'a, Result<Loaded>>, Generation), Loaded> {
+    ) -> Result<(Leader<'a, Result<Loaded>>, LoadBegin), Loaded> {
         let generation = match miss {
             Some((generation, at_miss)) if at_miss == epoch => generation,
             _ => match self.recheck_cache(key) {
@@ -123,7 +123,11 @@ impl Inner {
         if !matches!(from, LoadFrom::GetterAfterPeers) {
             self.counters.add(|loads| &loads.loads_deduped);
         }
-        Ok((leader, generation))
+        let begun = LoadBegin {
+            generation,
+            forgets,
+        };
+        Ok((leader, begun))
     }
 
     /// Looks into the store once more, as the leader of a flight. Without this, two loads in a row
@@ -150,7 +154,7 @@ impl Inner {
         leader: Leader<'_, Result<Loaded>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
         job_for: JobFor,
     ) -> Result<Waiter<Result<Loaded>>> {
         let waiter = leader.detach();
@@ -161,7 +165,7 @@ impl Inner {
             self.pool.submit(job_for, move |busy| {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
-                group.lead(&from, leader, Some(busy), &ctx, key, generation);
+                group.lead(&from, leader, Some(busy), &ctx, key, begun);
             })
         };
         if let Err(refused) = submitted {
@@ -189,7 +193,7 @@ impl Inner {
         mut busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
         let dependency = match recursion::work_for(leader.id()) {
             Ok(dependency) => dependency,
@@ -202,13 +206,13 @@ impl Inner {
         let mut evicted = EvictedEntries::default();
         let mut result = Some(match from {
             LoadFrom::Getter(placement) => {
-                self.run_getter(*placement, ctx, key, generation, &mut evicted)
+                self.run_getter(*placement, ctx, key, begun, &mut evicted)
             }
             LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, generation, &mut evicted)
+                self.run_getter(Placement::Fallback, ctx, key, begun, &mut evicted)
             }
             LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, generation, &mut evicted)
+                self.load_from_peers(owner, on_pool, ctx, key, begun, &mut evicted)
             }
         });
         if matches!(result, Some(Err(_))) && ctx.err().is_some() {

@@ -92,6 +92,17 @@ impl Demand {
             spared: None,
         }
     }
+
+    /// All shards are searched before the first victim leaves, and none is refused. This is for a
+    /// thread that makes the store smaller. It is slower, but does not depend on earlier operations.
+    pub(super) fn of_oldest() -> Demand {
+        Demand {
+            floors: [u64::MAX; 2],
+            limit: 0,
+            share: None,
+            spared: None,
+        }
+    }
 }
 
 /// The least score that counts as no worse than `score`. With less tolerance, operations would search
@@ -193,7 +204,7 @@ impl Shard {
     /// Inserts nothing if the key was removed since its load began, or if the policy refuses the entry.
     /// In the second case an older entry of the key is removed all the same.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
-        if new.loaded_at != self.generation(new.hash) {
+        if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
             return Insertion::ENDED;
         }
         let mut weight = weight::of_entry(new.data.len());
