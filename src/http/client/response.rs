@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use httparse::{EMPTY_HEADER, Status};
 
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::wire::{self, Scan, has_token, parse_length, scan};
 
 /// The parts of a head that the client needs. The head is not that of an interim response.
