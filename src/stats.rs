@@ -77,6 +77,15 @@ pub enum CacheType {
     Hot,
 }
 
+impl CacheType {
+    pub(crate) fn other(self) -> CacheType {
+        match self {
+            CacheType::Main => CacheType::Hot,
+            CacheType::Hot => CacheType::Main,
+        }
+    }
+}
+
 /// The contents and the counters of one share of a group's cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

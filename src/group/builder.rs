@@ -36,6 +36,7 @@ pub struct GroupBuilder {
     registry: Registry,
     max_capacity: u64,
     eviction: Eviction,
+    favor_objects: bool,
     hot_fraction: f64,
     hot_admission: HotAdmission,
     shards: Option<usize>,
@@ -54,6 +55,7 @@ impl GroupBuilder {
             registry: Registry::global().clone(),
             max_capacity: DEFAULT_CAPACITY,
             eviction: Eviction::default(),
+            favor_objects: false,
             hot_fraction: DEFAULT_HOT_FRACTION,
             hot_admission: HotAdmission::default(),
             shards: None,
@@ -84,9 +86,20 @@ impl GroupBuilder {
         self
     }
 
-    /// How the cache chooses the entries to evict. Default: [`Eviction::S3Fifo`].
+    /// How the cache chooses the entries to evict. Default: [`Eviction::Tide`].
     pub fn eviction(mut self, eviction: Eviction) -> Self {
         self.eviction = eviction;
+        self
+    }
+
+    /// Whether [`Eviction::Tide`] evicts large values sooner, for more hits. Default: no.
+    ///
+    /// An entry leaves for the room that it took and the time that it took it. By default the room
+    /// counts by its square root, otherwise in full. Then more gets hit, because many small values stay
+    /// instead of a few large ones, but the hits have fewer bytes. It has no effect on
+    /// [`Eviction::Lru`], nor if all values have about the same size.
+    pub fn favor_objects(mut self, favor: bool) -> Self {
+        self.favor_objects = favor;
         self
     }
 
@@ -192,6 +205,7 @@ impl GroupBuilder {
         let store = StoreOptions {
             capacity: self.max_capacity,
             eviction: self.eviction,
+            favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
             clock: self.clock,

@@ -1,9 +1,10 @@
-//! The bytes that all shards of a store share.
+//! The bytes that all shards of a store share, and what else they have to know of each other.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use super::policy::Moment;
 use crate::stats::CacheType;
 
 /// The store's capacity, and how much of it is used.
@@ -15,27 +16,42 @@ use crate::stats::CacheType;
 #[derive(Debug)]
 pub(super) struct Budget {
     capacity: AtomicU64,
+    /// How much of the capacity the hot share may hold if the main one needs the rest, in bytes.
+    hot_capacity: AtomicU64,
+    hot_fraction: f64,
+    /// Whether there is more than one shard.
+    is_sharded: bool,
+    /// By share: the highest score that a victim had of late, or the highest score of all shards'
+    /// oldest entries, as far as an operation has seen them.
+    levels: [AtomicU64; 2],
     /// Written by most insertions. Padded against false sharing with the rest of the store, which
     /// every look-up reads.
-    used: CachePadded<AtomicU64>,
-    /// The hot share's part of the capacity, in units of 1/[`HOT_PARTS`].
-    hot_parts: u64,
-    /// The number of shards is a power of two; this is its exponent.
-    shards_log2: u32,
+    usage: CachePadded<Usage>,
 }
 
-/// The whole capacity, in the units of the hot share's part.
-const HOT_PARTS: u128 = 1 << 32;
+/// The sums over all shards, modulo 2^64 or 2^32.
+#[derive(Debug, Default)]
+struct Usage {
+    bytes: AtomicU64,
+    hot_bytes: AtomicU64,
+    entries: AtomicU32,
+    /// Counts misses, which are the time of the eviction policy.
+    clock: AtomicU32,
+}
 
 impl Budget {
-    /// `shards` is a power of two, `hot_fraction` is 0 to 1.
+    /// `hot_fraction` is 0 to 1.
     pub(super) fn new(capacity: u64, hot_fraction: f64, shards: usize) -> Budget {
-        Budget {
-            capacity: AtomicU64::new(capacity),
-            used: CachePadded::default(),
-            hot_parts: (hot_fraction * HOT_PARTS as f64) as u64,
-            shards_log2: shards.trailing_zeros(),
-        }
+        let budget = Budget {
+            capacity: AtomicU64::default(),
+            hot_capacity: AtomicU64::default(),
+            hot_fraction,
+            is_sharded: shards > 1,
+            levels: Default::default(),
+            usage: CachePadded::default(),
+        };
+        budget.set_capacity(capacity);
+        budget
     }
 
     pub(super) fn capacity(&self) -> u64 {
@@ -46,38 +62,55 @@ impl Budget {
     /// its entry afterwards. The next insertion then evicts again.
     pub(super) fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Relaxed);
+        let hot = (capacity as f64 * self.hot_fraction) as u64;
+        self.hot_capacity.store(hot, Ordering::Relaxed);
     }
 
     pub(super) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.usage.bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.used() > self.capacity()
     }
 
-    /// A shard's part of the capacity.
-    pub(super) fn shard_limits(&self) -> ShardLimits {
-        let total = self.capacity() >> self.shards_log2;
-        let hot = u128::from(total) * u128::from(self.hot_parts) / HOT_PARTS;
-        ShardLimits {
-            total,
-            hot: hot as u64,
+    /// The time of the eviction policy.
+    pub(super) fn now(&self) -> u32 {
+        self.usage.clock.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn level(&self, share: CacheType) -> u64 {
+        self.levels[share as usize].load(Ordering::Relaxed)
+    }
+
+    /// Corrects the level of a share after all shards were searched.
+    pub(super) fn set_level(&self, share: CacheType, score: u64) {
+        self.levels[share as usize].store(score, Ordering::Relaxed);
+    }
+
+    /// Notes the score of a victim. Written only if it is much above the level, so that threads rarely
+    /// write to the shared number.
+    pub(super) fn note_victim(&self, share: CacheType, score: u64) {
+        let level = &self.levels[share as usize];
+        let known = level.load(Ordering::Relaxed);
+        if self.is_sharded && score > known + known / 8 {
+            level.store(score, Ordering::Relaxed);
         }
     }
 
     pub(super) fn ledger(&self) -> Ledger<'_> {
         Ledger {
-            limits: self.shard_limits(),
             budget: self,
-            change: 0,
+            bytes: 0,
+            hot_bytes: 0,
+            entries: 0,
         }
     }
 }
 
-/// The bytes that one operation takes and releases. The difference is added to the budget when the
-/// ledger is dropped: in one addition, or in none if an entry replaced one of the same weight. So
-/// threads that fill different shards rarely write to the shared sum.
+/// The bytes that one operation takes and releases. The differences are added to the budget when the
+/// ledger is dropped: in one addition each, or in none if an entry replaced one of the same weight. So
+/// threads that fill different shards rarely write to the shared sums.
 ///
 /// Drop it before the lock of its shard is released. Otherwise the release of an entry could be added
 /// before its insertion, and the sum would fall below zero.
@@ -87,56 +120,82 @@ impl Budget {
 /// its capacity, and evicts again.
 #[derive(Debug)]
 pub(super) struct Ledger<'a> {
-    pub(super) limits: ShardLimits,
-    budget: &'a Budget,
-    /// Modulo 2^64, so that it can be negative.
-    change: u64,
+    pub(super) budget: &'a Budget,
+    /// The changes so far, modulo 2^64 and 2^32, so that they can be negative.
+    bytes: u64,
+    hot_bytes: u64,
+    entries: u32,
 }
 
 impl Ledger<'_> {
-    pub(super) fn take(&mut self, bytes: u64) {
-        self.change = self.change.wrapping_add(bytes);
+    /// Adds an entry of this weight.
+    pub(super) fn take(&mut self, share: CacheType, bytes: u64) {
+        self.bytes = self.bytes.wrapping_add(bytes);
+        self.entries = self.entries.wrapping_add(1);
+        if share == CacheType::Hot {
+            self.hot_bytes = self.hot_bytes.wrapping_add(bytes);
+        }
     }
 
-    pub(super) fn release(&mut self, bytes: u64) {
-        self.change = self.change.wrapping_sub(bytes);
+    /// Subtracts an entry of this weight.
+    pub(super) fn release(&mut self, share: CacheType, bytes: u64) {
+        self.release_all(share, bytes, 1);
     }
 
-    pub(super) fn capacity(&self) -> u64 {
-        self.budget.capacity()
+    /// Subtracts entries of this weight together.
+    pub(super) fn release_all(&mut self, share: CacheType, bytes: u64, entries: u32) {
+        self.bytes = self.bytes.wrapping_sub(bytes);
+        self.entries = self.entries.wrapping_sub(entries);
+        if share == CacheType::Hot {
+            self.hot_bytes = self.hot_bytes.wrapping_sub(bytes);
+        }
+    }
+
+    /// Counts a miss, and returns the state of the store.
+    pub(super) fn miss(&self) -> Moment {
+        self.budget.usage.clock.fetch_add(1, Ordering::Relaxed);
+        self.moment()
+    }
+
+    /// The state of the store now.
+    pub(super) fn moment(&self) -> Moment {
+        let usage = &self.budget.usage;
+        let entries = usage.entries.load(Ordering::Relaxed);
+        Moment {
+            now: self.budget.now(),
+            entries: entries.wrapping_add(self.entries),
+            bytes: usage.bytes.load(Ordering::Relaxed).wrapping_add(self.bytes),
+        }
     }
 
     pub(super) fn is_over(&self) -> bool {
-        !self.has_room(0)
+        self.budget.used().wrapping_add(self.bytes) > self.budget.capacity()
     }
 
-    pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let used = self.budget.used().wrapping_add(self.change);
-        used.saturating_add(bytes) <= self.capacity()
+    /// The share that has to give room: the hot one if it is over its part of the capacity, else the
+    /// main one.
+    pub(super) fn giving_share(&self) -> CacheType {
+        let used = self.budget.usage.hot_bytes.load(Ordering::Relaxed);
+        let hot = used.wrapping_add(self.hot_bytes);
+        if hot > self.budget.hot_capacity.load(Ordering::Relaxed) {
+            CacheType::Hot
+        } else {
+            CacheType::Main
+        }
     }
 }
 
 impl Drop for Ledger<'_> {
     fn drop(&mut self) {
-        if self.change != 0 {
-            self.budget.used.fetch_add(self.change, Ordering::Relaxed);
+        let usage = &self.budget.usage;
+        if self.bytes != 0 {
+            usage.bytes.fetch_add(self.bytes, Ordering::Relaxed);
         }
-    }
-}
-
-/// A shard's part of the capacity, and how much of that the hot share may hold, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ShardLimits {
-    pub(super) total: u64,
-    pub(super) hot: u64,
-}
-
-impl ShardLimits {
-    /// The capacity in bytes from which the queue sizes of a share are computed.
-    pub(super) fn of(self, share: CacheType) -> u64 {
-        match share {
-            CacheType::Main => self.total,
-            CacheType::Hot => self.hot,
+        if self.hot_bytes != 0 {
+            usage.hot_bytes.fetch_add(self.hot_bytes, Ordering::Relaxed);
+        }
+        if self.entries != 0 {
+            usage.entries.fetch_add(self.entries, Ordering::Relaxed);
         }
     }
 }

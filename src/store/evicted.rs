@@ -48,6 +48,8 @@ pub(crate) struct EvictedEntries {
 pub(crate) struct PendingEviction {
     /// The hash of the key that was inserted.
     pub(super) hash: KeyHash,
+    /// It is taken back rather than that an entry with a lower score leaves.
+    pub(super) limit: u64,
 }
 
 impl EvictedEntries {
@@ -95,8 +97,8 @@ impl EvictedEntries {
         }
     }
 
-    pub(super) fn set_pending(&mut self, hash: KeyHash) {
-        self.pending = Some(PendingEviction { hash });
+    pub(super) fn set_pending(&mut self, pending: Option<PendingEviction>) {
+        self.pending = pending;
     }
 
     /// The insertion that evicted these entries, if it has to evict more once these are dropped.

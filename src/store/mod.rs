@@ -3,8 +3,9 @@
 //! ```text
 //!   mod.rs          the store: which shard, which lock; the only file that locks
 //!   shard.rs        one shard: a table from keys to slots
-//!   slab.rs         its slots, and the linked lists through them
-//!   policy.rs       which entry leaves next        ghost.rs     keys that left too early
+//!   slab.rs         its slots
+//!   policy.rs       which entry leaves next        main_factor.rs  what it learns
+//!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
 //!   entry.rs        an entry                       evicted.rs   the entries that left
 //!   generations.rs  removals during a load         key_hash.rs  the hash of a key
@@ -21,7 +22,9 @@ mod generations;
 mod ghost;
 mod give_back;
 mod key_hash;
+mod main_factor;
 mod policy;
+mod queues;
 mod shard;
 mod slab;
 #[cfg(all(test, not(larder_loom)))]
@@ -40,7 +43,10 @@ use crate::stats::{CacheStats, CacheType};
 use crate::sync::RwLock;
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
-use shard::{EVICTED_AT_ONCE, Shard, Update};
+use policy::Cost;
+#[cfg(all(test, not(larder_loom)))]
+use shard::EVICTED_AT_ONCE;
+use shard::{Demand, Insertion, Room, Shard, Update, tolerated};
 
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
@@ -57,6 +63,8 @@ pub(crate) struct StoreOptions {
     /// In bytes; 0 keeps nothing.
     pub(crate) capacity: u64,
     pub(crate) eviction: Eviction,
+    /// Under Tide, whether hits count by objects alone, and not by bytes at all.
+    pub(crate) favor_objects: bool,
     /// The hot share's part of the capacity, 0 to 1.
     pub(crate) hot_fraction: f64,
     /// Rounded up to a power of two. `None` chooses by capacity and cores.
@@ -73,7 +81,7 @@ pub(crate) struct Store {
     eviction: Eviction,
     clock: Clock,
     lookups: ThreadCounters<Lookups>,
-    /// The shard where the next search for a shard over its part begins.
+    /// The shard where the last search for a victim in all shards ended.
     cursor: AtomicUsize,
 }
 
@@ -92,10 +100,15 @@ impl Store {
             .unwrap_or_else(|| default_shards(options.capacity))
             .clamp(1, MAX_SHARDS)
             .next_power_of_two();
+        let cost = match options.eviction {
+            Eviction::Lru => Cost::Constant,
+            Eviction::Tide if options.favor_objects => Cost::Weight,
+            Eviction::Tide => Cost::SquareRoot,
+        };
         Store {
             hasher: RandomState::default(),
             shards: (0..shards)
-                .map(|_| CachePadded::new(RwLock::new(Shard::new(options.eviction))))
+                .map(|_| CachePadded::new(RwLock::new(Shard::new(cost))))
                 .collect(),
             budget: Budget::new(options.capacity, options.hot_fraction, shards),
             eviction: options.eviction,
@@ -147,7 +160,8 @@ impl Store {
         });
         if self.eviction == Eviction::Lru {
             // The entry may have left between the two locks. Then `promote` does nothing.
-            self.shard(hash).write().promote(hash, key);
+            let now = self.budget.now();
+            self.shard(hash).write().promote(hash, key, now);
         }
         let end = data.len();
         Ok(Hit {
@@ -186,9 +200,15 @@ impl Store {
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
         let mut shard = self.shard(new.hash).write();
-        shard.insert(&new, &mut self.update(evicted));
+        let Insertion { room, limit } = shard.insert(&new, &mut self.update(evicted));
         drop(shard);
-        self.evict_elsewhere(new.hash, evicted);
+        let hash = new.hash;
+        let inserted = PendingEviction { hash, limit };
+        if room == Room::Pending {
+            evicted.set_pending(Some(inserted));
+        } else {
+            self.make_room(Some(inserted), evicted);
+        }
     }
 
     /// Evicts more entries for an insertion whose first victims were dropped.
@@ -198,50 +218,89 @@ impl Store {
     /// shrinks even if this is never called.
     pub(crate) fn finish_eviction(&self, pending: PendingEviction) -> EvictedEntries {
         let mut evicted = EvictedEntries::default();
-        let mut shard = self.shard(pending.hash).write();
-        shard.finish_eviction(pending.hash, &mut self.update(&mut evicted));
-        drop(shard);
-        self.evict_elsewhere(pending.hash, &mut evicted);
+        self.make_room(Some(pending), &mut evicted);
         evicted
     }
 
-    /// If the store is still over its capacity, evicts from shards other than that of `hash`, which
-    /// is within its own part or empty. The shards over their part come first, then all others. The
-    /// last entry of a shard is evicted last of all, because it may be larger than a shard's part and
-    /// still fit into the store.
-    fn evict_elsewhere(&self, hash: KeyHash, evicted: &mut EvictedEntries) {
-        if evicted.pending().is_some() || !self.budget.is_over() {
-            return;
-        }
-        let count = self.shards.len();
-        let home = hash.shard(count);
-        let first = self.cursor.fetch_add(1, Ordering::Relaxed);
-        let others = (0..count)
-            .map(|n| (first + n) & (count - 1))
-            .filter(|&n| n != home);
-        let part = self.budget.shard_limits().total;
-        let rounds = [(part, 1), (0, 1), (0, 0)];
-        let visits = rounds
-            .into_iter()
-            .flat_map(|(bytes, entries)| others.clone().map(move |n| (n, bytes, entries)))
-            .chain([(home, 0, 0)]);
-        for (visited, bytes, entries) in visits {
-            let mut shard = self.shards[visited].write();
-            let mut update = self.update(evicted);
-            while update.ledger.is_over() && shard.bytes() > bytes && shard.len() > entries {
-                if update.evicted.len() >= EVICTED_AT_ONCE {
-                    update.evicted.set_pending(hash);
+    /// Evicts while the store is over its capacity: the oldest entries of all shards, but not the
+    /// `inserted` one if there are others. Stops after [`EVICTED_AT_ONCE`] entries, and then marks the
+    /// eviction as pending.
+    fn make_room(&self, inserted: Option<PendingEviction>, evicted: &mut EvictedEntries) {
+        let mut demand = Demand::new(&self.budget, inserted.map_or(0, |inserted| inserted.limit));
+        let mut first = self.cursor.load(Ordering::Relaxed);
+        let mut tours = 0;
+        while self.budget.is_over() {
+            let (room, best) = self.tour(first, &mut demand, inserted, evicted);
+            match room {
+                Room::Made => {}
+                Room::Pending => {
+                    evicted.set_pending(inserted);
                     return;
                 }
-                if !shard.evict_one(&mut update) {
-                    break;
+                Room::Refused => {
+                    self.take_back(inserted, evicted);
+                    demand.limit = 0;
+                }
+                Room::Below(share, Some(score)) => {
+                    self.budget.set_level(share, score);
+                    tours += 1;
+                    // Entries with hits were moved instead, so all shards are searched again.
+                    let floor = if tours < MAX_TOURS {
+                        tolerated(score)
+                    } else {
+                        0
+                    };
+                    demand.floors[share as usize] = floor;
+                    first = best;
+                }
+                Room::Below(share, None) if demand.share.is_none() => {
+                    demand.share = Some(share.other());
+                }
+                Room::Below(_, None) => {
+                    // Only the inserted entry is left, and the capacity has become too small for it.
+                    self.take_back(inserted, evicted);
+                    return;
                 }
             }
-            drop(update);
+        }
+    }
+
+    /// Lets one shard after the other make room, beginning with `first`. Returns the first result other
+    /// than [`Room::Below`], or the best of all, and its shard.
+    fn tour(
+        &self,
+        first: usize,
+        demand: &mut Demand,
+        inserted: Option<PendingEviction>,
+        evicted: &mut EvictedEntries,
+    ) -> (Room, usize) {
+        let count = self.shards.len();
+        let (mut share, mut best) = (CacheType::Main, (None, first));
+        for at in (0..count).map(|n| (first + n) & (count - 1)) {
+            let spared = inserted.filter(|inserted| inserted.hash.shard(count) == at);
+            demand.spared = spared.map(|inserted| inserted.hash.short());
+            let mut shard = self.shards[at].write();
+            let room = shard.make_room(demand, &mut self.update(evicted));
             drop(shard);
-            if !self.budget.is_over() {
-                return;
+            let Room::Below(lacking, score) = room else {
+                if at != first {
+                    self.cursor.store(at, Ordering::Relaxed);
+                }
+                return (room, at);
+            };
+            if lacking != share {
+                (share, best) = (lacking, (None, first));
             }
+            best = best.max((score, at));
+        }
+        (Room::Below(share, best.0), best.1)
+    }
+
+    /// Evicts an inserted entry that turned out not to be worth its room.
+    fn take_back(&self, inserted: Option<PendingEviction>, evicted: &mut EvictedEntries) {
+        if let Some(PendingEviction { hash, .. }) = inserted {
+            let mut shard = self.shard(hash).write();
+            shard.take_back(hash, &mut self.update(evicted));
         }
     }
 
@@ -251,22 +310,12 @@ impl Store {
         self.budget.set_capacity(capacity);
     }
 
-    /// Evicts some entries of each shard while the store is over its capacity; `None` once it is not.
-    /// The number is limited so that look-ups do not wait for all evictions, and so that the caller
-    /// can drop these entries before more are evicted.
+    /// Evicts some entries while the store is over its capacity; `None` once it is not. The number is
+    /// limited so that look-ups do not wait for all evictions, and so that the caller can drop these
+    /// entries before more are evicted.
     pub(crate) fn evict_to_capacity(&self) -> Option<EvictedEntries> {
         let mut evicted = EvictedEntries::default();
-        for shard in &self.shards {
-            let mut shard = shard.write();
-            let mut update = self.update(&mut evicted);
-            for _ in 0..EVICTED_AT_ONCE {
-                if !update.ledger.is_over() || !shard.evict_one(&mut update) {
-                    break;
-                }
-            }
-            drop(update);
-            shard.fit_tables();
-        }
+        self.make_room(None, &mut evicted);
         (!evicted.is_empty()).then_some(evicted)
     }
 
@@ -355,6 +404,9 @@ impl Drop for ClearedEntries {
 }
 
 const MAX_SHARDS: usize = 256;
+
+/// The most tours in which all shards only moved entries with hits, before one is evicted.
+const MAX_TOURS: u32 = 16;
 
 /// The smallest shard by default, in bytes. Smaller shards choose worse victims, and large values
 /// exceed their part.

@@ -3,13 +3,13 @@
 
 use hashbrown::HashTable;
 
-use super::budget::Ledger;
+use super::budget::{Budget, Ledger};
 use super::entry::{Entry, NewEntry};
 use super::evicted::{EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
-use super::policy::{Eviction, Policy};
-use super::slab::{Slab, SlotRef};
+use super::policy::{Choice, Cost, Policy};
+use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
 use crate::clock::Clock;
 use crate::shared_bytes::SharedBytes;
@@ -22,6 +22,9 @@ const SWEEP_STEP: usize = 8;
 /// The most entries evicted under one lock, because look-ups wait for it.
 pub(super) const EVICTED_AT_ONCE: usize = 256;
 
+/// The most slots that are removed under one lock.
+const REMOVED_SLOTS_AT_ONCE: usize = 2 * EVICTED_AT_ONCE;
+
 /// Tables of at most this many slots do not shrink.
 const MIN_SLOTS: usize = 64;
 
@@ -30,7 +33,7 @@ const MIN_SLOTS: usize = 64;
 pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
-    eviction: Eviction,
+    cost: Cost,
     /// Indexed by [`CacheType`], like `evictions`.
     policies: [Policy; 2],
     evictions: [u64; 2],
@@ -48,20 +51,91 @@ pub(super) struct Update<'a> {
     pub(super) evicted: &'a mut EvictedEntries,
 }
 
-/// The bytes that an insertion is about to add to a shard.
-#[derive(Clone, Copy, Default)]
-struct IncomingWeight {
-    total: u64,
-    hot: u64,
+/// The demands of an operation that needs room in a shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Demand {
+    /// The least score of a victim, by share.
+    pub(super) floors: [u64; 2],
+    /// The new entry is refused rather than that an entry with a lower score leaves.
+    pub(super) limit: u64,
+    /// The share that gives room. `None` chooses by the parts of the capacity that the shares hold.
+    pub(super) share: Option<CacheType>,
+    /// The short hash of the new entry, if it is in the shard already. It does not leave.
+    pub(super) spared: Option<u32>,
+}
+
+impl Demand {
+    /// Victims are entries that are among the oldest of all shards, as far as is known.
+    ///
+    /// If the limit is above the scores of all known victims, a shard's own entries decide.
+    pub(super) fn new(budget: &Budget, limit: u64) -> Demand {
+        let floor = |share| {
+            let level = budget.level(share);
+            let floor = tolerated(level);
+            if limit <= level {
+                floor.max(limit)
+            } else {
+                floor
+            }
+        };
+        Demand {
+            floors: [CacheType::Main, CacheType::Hot].map(floor),
+            limit,
+            share: None,
+            spared: None,
+        }
+    }
+}
+
+/// The least score that counts as no worse than `score`. With less tolerance, operations would search
+/// other shards more often, for victims that are hardly better.
+pub(super) fn tolerated(score: u64) -> u64 {
+    score - score / 4
+}
+
+/// The result of an insertion.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Insertion {
+    pub(super) room: Room,
+    /// See [`Demand::limit`].
+    pub(super) limit: u64,
+}
+
+impl Insertion {
+    const ENDED: Insertion = Insertion {
+        room: Room::Made,
+        limit: 0,
+    };
+}
+
+/// An entry that another one of its key replaces; all zero if there is none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Replaced {
+    weight: u64,
+    in_main: bool,
+    freq: u8,
+}
+
+/// How far a shard met a [`Demand`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// The store is within its capacity.
+    Made,
+    /// [`EVICTED_AT_ONCE`] entries have left, and more have to leave.
+    Pending,
+    /// The new entry is not worth its room.
+    Refused,
+    /// The best victim of this share has a score below the floor. `None` if the share is empty.
+    Below(CacheType, Option<u64>),
 }
 
 impl Shard {
-    pub(super) fn new(eviction: Eviction) -> Shard {
+    pub(super) fn new(cost: Cost) -> Shard {
         Shard {
             table: HashTable::new(),
             slab: Slab::with_capacity(0),
-            eviction,
-            policies: [Policy::new(eviction), Policy::new(eviction)],
+            cost,
+            policies: [Policy::new(cost), Policy::new(cost)],
             evictions: [0; 2],
             sweep_at: 0,
             generations: Generations::new(),
@@ -95,10 +169,10 @@ impl Shard {
     }
 
     /// Moves a key's entry to the front, under exact LRU.
-    pub(super) fn promote(&mut self, hash: KeyHash, key: &str) {
+    pub(super) fn promote(&mut self, hash: KeyHash, key: &str, now: u32) {
         if let Some(index) = self.index_of(hash, key) {
             let share = self.slab.meta(index).share();
-            self.policies[share as usize].promote(&mut self.slab, index);
+            self.policies[share as usize].promote(&mut self.slab, index, now);
         }
     }
 
@@ -106,125 +180,135 @@ impl Shard {
         self.generations.of(hash)
     }
 
-    /// Inserts an entry and makes room for it: see [`make_room`](Self::make_room). Inserts nothing
-    /// if the key was removed since its load began, or if the policy does not admit the entry. In the
-    /// second case an older entry of the key is removed all the same.
-    pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) {
+    /// Inserts an entry, and evicts entries of this shard for it while the store is over its capacity
+    /// and they are among the oldest of all shards. The caller evicts the others.
+    ///
+    /// Inserts nothing if the key was removed since its load began, or if the policy refuses the entry.
+    /// In the second case an older entry of the key is removed all the same.
+    pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         if new.loaded_at != self.generation(new.hash) {
-            return;
+            return Insertion::ENDED;
         }
         self.sweep(update);
 
-        // A replacement is a removal and an insertion, which keeps every weight exact. The new entry
-        // keeps the hits of the old one, and its place in the main queue if it was there.
-        let (mut proven, mut freq) = (false, 0);
-        if let Some(index) = self.index_of(new.hash, new.key) {
-            let meta = self.slab.meta(index);
-            (proven, freq) = (meta.in_main_queue(), meta.freq());
-            self.remove_slot(index, RemovalCause::Replaced, update);
-        }
-
         let weight = weight::of_entry(new.data.len());
-        if !self.admits(new, weight, proven, &update.ledger) {
-            return;
+        let replaced = self.replace(new, update);
+        let is_possible = weight <= update.ledger.budget.capacity();
+        if !is_possible || !Slab::can_hold(new.key.len(), weight) {
+            return Insertion::ENDED;
         }
-        update.ledger.take(weight);
-        let hot = if new.share == CacheType::Hot {
-            weight
-        } else {
-            0
-        };
-        let incoming = IncomingWeight { total: weight, hot };
-        self.make_room(new.hash, incoming, None, update);
+        let moment = update.ledger.miss();
+        let policy = &mut self.policies[new.share as usize];
+        let mut admission = policy.admit(new.hash.short(), weight, moment);
+        admission.proven |= replaced.in_main;
+        if weight / 2 <= replaced.weight {
+            admission.limit = 0;
+        }
+        update.ledger.take(new.share, weight);
+        let demand = Demand::new(update.ledger.budget, admission.limit);
+        let room = self.make_room(&demand, update);
+        if room == Room::Refused {
+            update.ledger.release(new.share, weight);
+            self.policies[new.share as usize].refuse(new.hash.short(), moment);
+            return Insertion::ENDED;
+        }
         let Some(index) = self.slab.insert(new, weight) else {
-            update.ledger.release(weight);
-            return;
+            update.ledger.release(new.share, weight);
+            return Insertion::ENDED;
         };
-        self.slab.meta_mut(index).set_freq(freq);
-        self.policies[new.share as usize].push(&mut self.slab, index, proven);
+        self.slab.meta_mut(index).set_freq(replaced.freq);
+        let policy = &mut self.policies[new.share as usize];
+        policy.push(&mut self.slab, index, admission.proven, moment.now);
         let slab = &self.slab;
         self.table
             .insert_unique(table_hash(new.hash.short()), index, |&index| {
                 table_hash(slab.hash(index))
             });
-    }
-
-    /// Whether an entry of this weight is cached. An entry that is too large to be always admitted is
-    /// cached on its second request, in place of an entry of the main queue, or while there is unused
-    /// room.
-    fn admits(
-        &mut self,
-        new: &NewEntry<'_>,
-        weight: u64,
-        proven: bool,
-        ledger: &Ledger<'_>,
-    ) -> bool {
-        if weight > ledger.capacity() || !Slab::can_hold(new.key.len(), weight) {
-            return false;
+        Insertion {
+            room,
+            limit: admission.limit,
         }
-        let policy = &mut self.policies[new.share as usize];
-        policy.admits(weight, ledger.limits.of(new.share))
-            || proven
-            || ledger.has_room(weight)
-            || policy.is_second_request(new.hash.short())
     }
 
-    /// Evicts more entries for an insertion that left the store over its capacity: up to
-    /// [`EVICTED_AT_ONCE`], but not the inserted one.
-    pub(super) fn finish_eviction(&mut self, hash: KeyHash, update: &mut Update<'_>) {
-        // The inserted entry may have left meanwhile. Sparing another entry with its hash does no
-        // harm.
-        let short = hash.short();
-        let inserted = |index: &u32| self.slab.hash(*index) == short;
-        let spared = self.table.find(table_hash(short), inserted).copied();
-        self.make_room(hash, IncomingWeight::default(), spared, update);
+    /// Removes the older entry of a key that is about to be inserted.
+    ///
+    /// A replacement is a removal and an insertion, which keeps every weight exact. The new entry
+    /// keeps the hits of the old one, and its place in the main queue if it was there.
+    fn replace(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Replaced {
+        let Some(index) = self.index_of(new.hash, new.key) else {
+            return Replaced::default();
+        };
+        let meta = self.slab.meta(index);
+        let replaced = Replaced {
+            weight: self.slab.weight(index),
+            in_main: meta.in_main_queue(),
+            freq: meta.freq(),
+        };
+        self.remove_slot(index, RemovalCause::Replaced, update);
+        replaced
     }
 
-    /// Evicts while the store is over its capacity and this shard is over its own part. Stops after
-    /// [`EVICTED_AT_ONCE`] entries, and then marks the eviction for `hash` as pending.
-    fn make_room(
-        &mut self,
-        hash: KeyHash,
-        incoming: IncomingWeight,
-        spared: Option<u32>,
-        update: &mut Update<'_>,
-    ) {
-        let total = update.ledger.limits.total;
-        while update.ledger.is_over() && self.bytes() + incoming.total > total {
+    /// Evicts while the store is over its capacity, as far as `demand` allows and at most
+    /// [`EVICTED_AT_ONCE`] entries.
+    pub(super) fn make_room(&mut self, demand: &Demand, update: &mut Update<'_>) -> Room {
+        // The spared entry is in no queue meanwhile. It may have left the shard before; then another
+        // entry with its hash is spared, which does no harm.
+        let spared = demand.spared.and_then(|hash| {
+            let is_spared = |&index: &u32| self.slab.hash(index) == hash;
+            self.table.find(table_hash(hash), is_spared).copied()
+        });
+        if let Some(index) = spared {
+            let share = self.slab.meta(index).share();
+            self.policies[share as usize].remove(&mut self.slab, index);
+        }
+        let room = self.evict_while_over(demand, update);
+        if let Some(index) = spared {
+            let meta = self.slab.meta(index);
+            let (share, in_main) = (meta.share(), meta.in_main_queue());
+            let now = update.ledger.moment().now;
+            self.policies[share as usize].push(&mut self.slab, index, in_main, now);
+        }
+        self.fit_tables(update);
+        room
+    }
+
+    fn evict_while_over(&mut self, demand: &Demand, update: &mut Update<'_>) -> Room {
+        while update.ledger.is_over() {
             if update.evicted.len() >= EVICTED_AT_ONCE {
-                update.evicted.set_pending(hash);
-                break;
+                return Room::Pending;
             }
-            if !self.evict(incoming.hot, spared, update) {
-                break;
-            }
-        }
-        self.fit_tables();
-    }
-
-    /// Evicts one entry. False if there is none.
-    pub(super) fn evict_one(&mut self, update: &mut Update<'_>) -> bool {
-        self.evict(0, None, update)
-    }
-
-    /// Evicts one entry other than `spared`: from the hot share if it is over its part with
-    /// `incoming_hot` more bytes, else from the main one. False if there is none.
-    fn evict(&mut self, incoming_hot: u64, spared: Option<u32>, update: &mut Update<'_>) -> bool {
-        let limits = update.ledger.limits;
-        let hot_bytes = self.policies[CacheType::Hot as usize].bytes();
-        let mut order = [CacheType::Main, CacheType::Hot];
-        if hot_bytes + incoming_hot > limits.hot {
-            order.reverse();
-        }
-        for share in order {
+            let share = demand.share.unwrap_or(update.ledger.giving_share());
+            let (moment, floor) = (update.ledger.moment(), demand.floors[share as usize]);
             let policy = &mut self.policies[share as usize];
-            if let Some(index) = policy.evict(&mut self.slab, limits.of(share), spared) {
-                self.evictions[share as usize] += 1;
-                self.release(index, RemovalCause::Size, update);
-                return true;
+            match policy.evict(&mut self.slab, moment, floor, demand.limit) {
+                Choice::Victim(index, score) => {
+                    update.ledger.budget.note_victim(share, score);
+                    self.evictions[share as usize] += 1;
+                    self.release(index, RemovalCause::Size, update);
+                }
+                Choice::Below(score) => return Room::Below(share, Some(score)),
+                Choice::Empty => return Room::Below(share, None),
+                Choice::Refused => return Room::Refused,
             }
         }
-        false
+        Room::Made
+    }
+
+    /// Evicts an entry that was inserted but turned out not to be worth its room. False if it has left
+    /// meanwhile.
+    pub(super) fn take_back(&mut self, hash: KeyHash, update: &mut Update<'_>) -> bool {
+        let short = hash.short();
+        let is_inserted = |&index: &u32| self.slab.hash(index) == short;
+        let Some(&index) = self.table.find(table_hash(short), is_inserted) else {
+            return false;
+        };
+        let share = self.slab.meta(index).share();
+        let policy = &mut self.policies[share as usize];
+        policy.remove(&mut self.slab, index);
+        policy.refuse(short, update.ledger.moment());
+        self.evictions[share as usize] += 1;
+        self.release(index, RemovalCause::Size, update);
+        true
     }
 
     /// Removes a key, and keeps the values of its loads under way from being cached.
@@ -238,8 +322,11 @@ impl Shard {
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
     /// contents with their tables, to be dropped without the lock.
     pub(super) fn clear(&mut self, mut ledger: Ledger<'_>) -> Shard {
-        ledger.release(self.bytes());
-        let mut empty = Shard::new(self.eviction);
+        for share in [CacheType::Main, CacheType::Hot] {
+            let policy = &self.policies[share as usize];
+            ledger.release_all(share, policy.bytes(), policy.len());
+        }
+        let mut empty = Shard::new(self.cost);
         empty.evictions = self.evictions;
         std::mem::swap(&mut empty.generations, &mut self.generations);
         empty.generations.advance_all();
@@ -255,38 +342,56 @@ impl Shard {
         self.slab.into_data()
     }
 
-    /// Shrinks the tables if they are much larger than their contents.
+    /// Shrinks the tables if they are much larger than their contents, by some slots at a time.
     ///
     /// The memory of free slots is in no entry's weight. Without this, the tables would stay large
-    /// when a few large entries replace many small ones. For each entry that is moved, another one
-    /// has left before. So an insertion costs one or two moves on average.
-    pub(super) fn fit_tables(&mut self) {
-        let live = self.len();
-        if live >= self.slab.len() / 2 || self.slab.len() <= MIN_SLOTS {
+    /// when a few large entries replace many small ones. An entry in a slot that is removed moves to
+    /// another one, which the sweep may have passed. So an expired one is removed at once.
+    fn fit_tables(&mut self, update: &mut Update<'_>) {
+        let excess = self.slab.len().saturating_sub(2 * self.len() + MIN_SLOTS);
+        if excess == 0 {
             return;
         }
-        let mut slab = Slab::with_capacity(live + 1);
-        self.table = HashTable::with_capacity(live + 1);
-        for policy in &mut self.policies {
-            policy.move_to(&mut self.slab, &mut slab, |slab, index| {
-                // The table has room for all entries, so it never needs their hashes again.
-                let hash = table_hash(slab.hash(index));
-                self.table.insert_unique(hash, index, |_| 0);
-            });
+        for _ in 0..excess.min(REMOVED_SLOTS_AT_ONCE) {
+            let last = self.slab.len() - 1;
+            if update.evicted.len() < EVICTED_AT_ONCE {
+                self.remove_expired(last as u32, update);
+            }
+            let Some((from, to)) = self.slab.remove_last_slot() else {
+                continue;
+            };
+            let hash = table_hash(self.slab.hash(to));
+            if let Some(index) = self.table.find_mut(hash, |&index| index == from) {
+                *index = to;
+            }
+            let share = self.slab.meta(to).share();
+            self.policies[share as usize].moved(&mut self.slab, to);
         }
-        self.slab = slab;
-        self.sweep_at = 0;
+        self.slab.shrink();
+        for policy in &mut self.policies {
+            policy.shrink();
+        }
+        if self.table.capacity() / 4 > self.len() + MIN_SLOTS {
+            let slab = &self.slab;
+            let hash = |&index: &u32| table_hash(slab.hash(index));
+            self.table.shrink_to(2 * self.table.len(), hash);
+        }
     }
 
     /// Removes the expired entries among the next few slots.
     fn sweep(&mut self, update: &mut Update<'_>) {
         let slots = self.slab.expiring();
         for _ in 0..SWEEP_STEP.min(slots) {
-            let index = self.sweep_at as u32;
-            self.sweep_at = (self.sweep_at + 1) % slots;
-            if self.slab.has_expired(index, update.clock) {
-                self.remove_slot(index, RemovalCause::Expired, update);
-            }
+            let at = self.sweep_at % slots;
+            self.sweep_at = at + 1;
+            let index = at as u32;
+            self.remove_expired(index, update);
+        }
+    }
+
+    fn remove_expired(&mut self, index: u32, update: &mut Update<'_>) {
+        if self.slab.has_expired(index, update.clock) {
+            self.remove_slot(index, RemovalCause::Expired, update);
         }
     }
 
@@ -339,7 +444,8 @@ impl Shard {
 
     /// Removes an entry that is in no queue from the table and the slab.
     fn release(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
-        update.ledger.release(self.slab.weight(index));
+        let share = self.slab.meta(index).share();
+        update.ledger.release(share, self.slab.weight(index));
         let hash = table_hash(self.slab.hash(index));
         if let Ok(place) = self.table.find_entry(hash, |&other| other == index) {
             place.remove();

@@ -1,7 +1,7 @@
-//! The slots of a shard, and the linked lists through them.
+//! The slots of a shard.
 //!
 //! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer (8
-//! bytes) and its meta data (4 bytes), but not the links (16 bytes). So more of the data that hits
+//! bytes) and its meta data (4 bytes), but not the links (20 bytes). So more of the data that hits
 //! read stays in the processor's caches.
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -14,10 +14,10 @@ use crate::shared_bytes::SharedBytes;
 use crate::stats::CacheType;
 
 /// The index of no slot.
-const NIL: u32 = u32::MAX;
+pub(super) const NIL: u32 = u32::MAX;
 
-/// Hits beyond this number are not counted; S3-FIFO needs no more.
-pub(super) const MAX_FREQ: u8 = 7;
+/// Hits beyond this number are not counted; the policy needs no more.
+pub(super) const MAX_FREQ: u8 = 4;
 
 /// The data about a slot's entry that are read without reading the entry itself.
 #[derive(Debug)]
@@ -28,13 +28,13 @@ pub(super) struct EntryMeta {
     tag: u8,
     /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
     /// shared lock with a plain load and store. Two concurrent hits may count as one, which is good
-    /// enough for S3-FIFO. The flags change under the exclusive lock only, so no reader's store
+    /// enough for the policy. The flags change under the exclusive lock only, so no reader's store
     /// undoes a change.
     state: AtomicU8,
 }
 
 /// The bits of the state that count hits.
-const FREQ: u8 = MAX_FREQ;
+const FREQ: u8 = 7;
 const HOT: u8 = 8;
 const IN_MAIN_QUEUE: u8 = 16;
 
@@ -87,50 +87,30 @@ impl EntryMeta {
     }
 }
 
-/// A slot's neighbours in its queue, and the data that the queues and the table need without reading
-/// the entry.
+/// A slot's neighbours in its queue or among the free slots, and the data that the policy and the
+/// table need without reading the entry.
 #[derive(Clone, Copy, Debug)]
-struct SlotLink {
-    prev: u32,
-    /// Also links the free slots.
-    next: u32,
+pub(super) struct SlotLink {
+    pub(super) prev: u32,
+    pub(super) next: u32,
     /// The short hash: enough to find the slot's place in the table.
-    hash: u32,
+    pub(super) hash: u32,
     /// Packed, see [`weight::packed`].
     weight: u32,
+    /// When the entry entered its queue, in the time of the policy.
+    pub(super) born: u32,
+}
+
+impl SlotLink {
+    pub(super) fn weight(&self) -> u64 {
+        weight::unpacked(self.weight)
+    }
 }
 
 const _: () = assert!(
     weight::SLOT
         == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<SlotLink>()
 );
-
-/// A queue through the slots: the newest at the head, the victim at the tail.
-#[derive(Debug)]
-pub(super) struct List {
-    head: u32,
-    tail: u32,
-    pub(super) len: u32,
-    /// The sum of the members' weights.
-    pub(super) bytes: u64,
-}
-
-impl Default for List {
-    fn default() -> Self {
-        List {
-            head: NIL,
-            tail: NIL,
-            len: 0,
-            bytes: 0,
-        }
-    }
-}
-
-impl List {
-    pub(super) fn tail(&self) -> Option<u32> {
-        (self.tail != NIL).then_some(self.tail)
-    }
-}
 
 /// A slot's entry, borrowed from the slab.
 #[derive(Clone, Copy)]
@@ -205,22 +185,13 @@ impl Slab {
         })
     }
 
-    #[inline]
-    pub(super) fn meta(&self, index: u32) -> &EntryMeta {
-        &self.metas[index as usize]
-    }
-
-    pub(super) fn meta_mut(&mut self, index: u32) -> &mut EntryMeta {
-        &mut self.metas[index as usize]
-    }
-
     /// The short hash of the slot's key.
     pub(super) fn hash(&self, index: u32) -> u32 {
         self.links[index as usize].hash
     }
 
     pub(super) fn weight(&self, index: u32) -> u64 {
-        weight::unpacked(self.links[index as usize].weight)
+        self.links[index as usize].weight()
     }
 
     #[inline]
@@ -273,6 +244,7 @@ impl Slab {
             next: NIL,
             hash: new.hash.short(),
             weight: weight::packed(weight)?,
+            born: 0,
         };
         self.put(new.data.clone(), meta, link, new.expires)
     }
@@ -288,7 +260,7 @@ impl Slab {
         let index = if self.free != NIL {
             let index = self.free;
             let at = index as usize;
-            self.free = self.links[at].next;
+            self.unlink_free(index);
             self.data[at] = Some(data);
             self.metas[at] = meta;
             self.links[at] = link;
@@ -311,8 +283,7 @@ impl Slab {
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
         let at = index as usize;
         let data = self.data[at].take()?;
-        self.links[at].next = self.free;
-        self.free = index;
+        self.link_free(index);
         if let Some(end) = self.expiries.get_mut(at) {
             *end = Tick::NEVER;
         }
@@ -320,63 +291,93 @@ impl Slab {
         Some(Entry::new(data, usize::from(meta.key_len), meta.share()))
     }
 
-    /// Moves the members of a list into another slab, in their order, and calls `moved` with the new
-    /// slot of each. This slab's slots must not be used again.
-    pub(super) fn move_list(
-        &mut self,
-        list: &mut List,
-        to: &mut Slab,
-        mut moved: impl FnMut(&Slab, u32),
-    ) {
-        let mut new_list = List::default();
-        while let Some(old) = list.tail() {
-            self.unlink(list, old);
-            let at = old as usize;
-            let Some(data) = self.data[at].take() else {
-                break;
-            };
-            let meta = EntryMeta {
-                state: AtomicU8::new(*self.metas[at].state.get_mut()),
-                ..self.metas[at]
-            };
-            let Some(new) = to.put(data, meta, self.links[at], self.expiry(old)) else {
-                break;
-            };
-            to.push_head(&mut new_list, new);
-            moved(to, new);
-        }
-        *list = new_list;
-    }
-
-    #[inline]
-    pub(super) fn push_head(&mut self, list: &mut List, index: u32) {
-        let head = list.head;
+    fn link_free(&mut self, index: u32) {
         let link = &mut self.links[index as usize];
-        link.prev = NIL;
-        link.next = head;
-        list.bytes += self.weight(index);
-        list.len += 1;
-        if head == NIL {
-            list.tail = index;
-        } else {
-            self.links[head as usize].prev = index;
+        (link.prev, link.next) = (NIL, self.free);
+        if self.free != NIL {
+            self.links[self.free as usize].prev = index;
         }
-        list.head = index;
+        self.free = index;
     }
 
-    #[inline]
-    pub(super) fn unlink(&mut self, list: &mut List, index: u32) {
+    fn unlink_free(&mut self, index: u32) {
         let SlotLink { prev, next, .. } = self.links[index as usize];
-        list.bytes -= self.weight(index);
-        list.len -= 1;
         match prev {
-            NIL => list.head = next,
+            NIL => self.free = next,
             _ => self.links[prev as usize].next = next,
         }
-        match next {
-            NIL => list.tail = prev,
-            _ => self.links[next as usize].prev = prev,
+        if next != NIL {
+            self.links[next as usize].prev = prev;
         }
+    }
+
+    /// Removes the last slot. If it has an entry, the entry moves to a free slot, whose index is
+    /// returned with the old one; the caller corrects its neighbours and its place in the table. There
+    /// must be a free slot.
+    pub(super) fn remove_last_slot(&mut self) -> Option<(u32, u32)> {
+        let last = self.len().checked_sub(1)?;
+        let moved = if self.data[last].is_none() {
+            self.unlink_free(last as u32);
+            None
+        } else {
+            let to = self.free;
+            self.unlink_free(to);
+            let at = to as usize;
+            self.data[at] = self.data[last].take();
+            self.metas.swap(at, last);
+            self.links[at] = self.links[last];
+            if !self.expiries.is_empty() {
+                self.expiries[at] = self.expiries[last];
+            }
+            Some((last as u32, to))
+        };
+        self.data.truncate(last);
+        self.metas.truncate(last);
+        self.links.truncate(last);
+        self.expiries.truncate(last);
+        moved
+    }
+
+    /// Frees the memory of removed slots if it is more than that of the others.
+    pub(super) fn shrink(&mut self) {
+        let len = self.len();
+        if self.data.capacity() / 2 <= len {
+            return;
+        }
+        self.data.shrink_to(len);
+        self.metas.shrink_to(len);
+        self.links.shrink_to(len);
+        self.expiries.shrink_to(len);
+    }
+}
+
+/// The slots of entries, as the queues and the policy use them. They need no keys and no values.
+pub(super) trait Slots {
+    fn link(&self, index: u32) -> &SlotLink;
+    fn link_mut(&mut self, index: u32) -> &mut SlotLink;
+    fn meta(&self, index: u32) -> &EntryMeta;
+    fn meta_mut(&mut self, index: u32) -> &mut EntryMeta;
+}
+
+impl Slots for Slab {
+    #[inline]
+    fn link(&self, index: u32) -> &SlotLink {
+        &self.links[index as usize]
+    }
+
+    #[inline]
+    fn link_mut(&mut self, index: u32) -> &mut SlotLink {
+        &mut self.links[index as usize]
+    }
+
+    #[inline]
+    fn meta(&self, index: u32) -> &EntryMeta {
+        &self.metas[index as usize]
+    }
+
+    #[inline]
+    fn meta_mut(&mut self, index: u32) -> &mut EntryMeta {
+        &mut self.metas[index as usize]
     }
 }
 

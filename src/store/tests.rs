@@ -9,12 +9,14 @@ use super::*;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 
+mod fits;
 mod room;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
         capacity,
         eviction,
+        favor_objects: false,
         hot_fraction: 0.125,
         shards: Some(shards),
         clock: clock.clone(),
@@ -105,7 +107,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 fn eviction() -> impl Strategy<Value = Eviction> {
-    prop_oneof![Just(Eviction::S3Fifo), Just(Eviction::Lru)]
+    prop_oneof![Just(Eviction::Tide), Just(Eviction::Lru)]
 }
 
 proptest! {
@@ -167,7 +169,7 @@ proptest! {
 
 #[test]
 fn replacing_keeps_the_weight_exact() {
-    let store = store(1 << 20, Eviction::S3Fifo, 1, &Clock::manual());
+    let store = store(1 << 20, Eviction::Tide, 1, &Clock::manual());
     for len in [100, 5000, 0, 100] {
         put(&store, "key", &vec![7; len], CacheType::Main, None);
         assert_eq!(total_bytes(&store), weight::of_entry(3 + len));
@@ -178,7 +180,7 @@ fn replacing_keeps_the_weight_exact() {
 
 #[test]
 fn value_larger_than_a_shard_is_cached_if_the_store_can_hold_it() {
-    let store = store(64_000, Eviction::S3Fifo, 4, &Clock::manual());
+    let store = store(64_000, Eviction::Tide, 4, &Clock::manual());
     for n in 0..200 {
         put(&store, &format!("k{n}"), &[0; 200], CacheType::Main, None);
     }
@@ -199,7 +201,7 @@ fn value_larger_than_a_shard_is_cached_if_the_store_can_hold_it() {
 
 #[test]
 fn value_larger_than_the_store_is_not_cached_and_evicts_nothing() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         let store = store(10_000, eviction, 1, &Clock::manual());
         put(&store, "small", b"value", CacheType::Main, None);
         put(&store, "large", &[0; 10_000], CacheType::Main, None);
@@ -210,7 +212,7 @@ fn value_larger_than_the_store_is_not_cached_and_evicts_nothing() {
 
 #[test]
 fn hot_share_over_its_part_is_evicted_first() {
-    let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
+    let store = store(40_000, Eviction::Tide, 1, &Clock::manual());
     for n in 0..1000 {
         put(&store, &format!("main{n}"), &[0; 50], CacheType::Main, None);
         put(&store, &format!("hot{n}"), &[0; 50], CacheType::Hot, None);
@@ -222,7 +224,7 @@ fn hot_share_over_its_part_is_evicted_first() {
 
 #[test]
 fn hot_share_uses_the_free_room_of_the_main_one() {
-    let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
+    let store = store(40_000, Eviction::Tide, 1, &Clock::manual());
     for n in 0..1000 {
         put(&store, &format!("hot{n}"), &[0; 50], CacheType::Hot, None);
     }
@@ -236,7 +238,7 @@ fn large_values_of_one_share_evict_small_ones_of_the_other() {
             CacheType::Main => CacheType::Hot,
             CacheType::Hot => CacheType::Main,
         };
-        let store = store(100_000, Eviction::S3Fifo, 1, &Clock::manual());
+        let store = store(100_000, Eviction::Tide, 1, &Clock::manual());
         for n in 0..1000 {
             put(&store, &format!("small{n}"), &[0; 50], other, None);
         }
@@ -255,7 +257,7 @@ fn large_values_of_one_share_evict_small_ones_of_the_other() {
 
 #[test]
 fn entry_used_again_survives_a_scan() {
-    let store = store(40_000, Eviction::S3Fifo, 1, &Clock::manual());
+    let store = store(40_000, Eviction::Tide, 1, &Clock::manual());
     put(&store, "wanted", b"value", CacheType::Main, None);
     for n in 0..5000 {
         assert!(get(&store, "wanted").is_some(), "gone after {n}");
@@ -280,7 +282,7 @@ fn lru_evicts_the_least_recently_used() {
 #[test]
 fn entry_expires_on_the_tick() {
     let clock = Clock::manual();
-    let store = store(10_000, Eviction::S3Fifo, 1, &clock);
+    let store = store(10_000, Eviction::Tide, 1, &clock);
     put(
         &store,
         "key",
@@ -298,7 +300,7 @@ fn entry_expires_on_the_tick() {
 #[test]
 fn insertions_sweep_expired_entries() {
     let clock = Clock::manual();
-    let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
+    let store = store(1 << 20, Eviction::Tide, 1, &clock);
     for n in 0..1000 {
         put(
             &store,
@@ -322,7 +324,7 @@ fn insertions_sweep_expired_entries() {
 
 #[test]
 fn load_that_began_before_a_removal_is_not_cached() {
-    let store = store(10_000, Eviction::S3Fifo, 1, &Clock::manual());
+    let store = store(10_000, Eviction::Tide, 1, &Clock::manual());
     for remove in [
         (|store, hash| drop(Store::remove(store, hash, "key"))) as fn(&Store, KeyHash),
         |store, _| drop(store.clear()),
@@ -365,7 +367,7 @@ fn key_too_long_for_a_slot_evicts_nothing() {
 #[test]
 fn evicted_entries_have_key_value_and_cause() {
     let clock = Clock::manual();
-    let store = store(2_000, Eviction::S3Fifo, 1, &clock);
+    let store = store(2_000, Eviction::Tide, 1, &clock);
     let list = |evicted: EvictedEntries| -> Vec<(String, ByteView, RemovalCause)> {
         evicted
             .iter()
@@ -408,7 +410,7 @@ fn evicted_entries_have_key_value_and_cause() {
 
 #[test]
 fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         let clock = Clock::manual();
         let store = store(1 << 20, eviction, 1, &clock);
         let ttl = |n: usize| (n % 3 == 0).then_some(Duration::from_secs(n as u64));
@@ -418,7 +420,7 @@ fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
         let slots = || store.shards[0].read().slots();
         let many = slots();
         assert!(many > 5000, "{many} slots");
-        for n in 0..400 {
+        for n in 0..2000 {
             let share = [CacheType::Main, CacheType::Hot][n % 2];
             put(
                 &store,
@@ -431,7 +433,7 @@ fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
         assert!(slots() < many / 8, "{} slots", slots());
         let used = store.shards[0].read().audit();
         assert_eq!(used, store.budget.used());
-        for n in 0..400 {
+        for n in 0..2000 {
             let hash = store.hash(&format!("large{n}"));
             if let Ok(hit) = store.peek(hash, &format!("large{n}")) {
                 assert_eq!(hit.view, vec![n as u8; 10_000]);
@@ -444,7 +446,7 @@ fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
 #[test]
 fn longest_time_to_live_never_expires() {
     let clock = Clock::manual();
-    let store = store(1 << 20, Eviction::S3Fifo, 1, &clock);
+    let store = store(1 << 20, Eviction::Tide, 1, &clock);
     put(&store, "key", b"x", CacheType::Main, Some(Duration::MAX));
     clock.advance(Duration::from_secs(1 << 33));
     assert_eq!(get(&store, "key").expect("it does not expire"), "x");
@@ -452,7 +454,7 @@ fn longest_time_to_live_never_expires() {
 
 #[test]
 fn lookups_are_counted_by_share() {
-    let store = store(10_000, Eviction::S3Fifo, 4, &Clock::manual());
+    let store = store(10_000, Eviction::Tide, 4, &Clock::manual());
     put(&store, "mine", b"1", CacheType::Main, None);
     put(&store, "theirs", b"2", CacheType::Hot, None);
     for key in ["mine", "mine", "theirs"] {
@@ -468,7 +470,7 @@ fn lookups_are_counted_by_share() {
 
 #[test]
 fn used_bytes_stay_exact_under_many_threads() {
-    let store = store(100_000, Eviction::S3Fifo, 4, &Clock::manual());
+    let store = store(100_000, Eviction::Tide, 4, &Clock::manual());
     std::thread::scope(|scope| {
         for thread in 0..4_usize {
             let store = &store;
@@ -492,7 +494,7 @@ fn used_bytes_stay_exact_under_many_threads() {
 #[test]
 fn iter_returns_all_live_entries_and_no_other() {
     let clock = Clock::manual();
-    let store = store(1 << 20, Eviction::S3Fifo, 4, &clock);
+    let store = store(1 << 20, Eviction::Tide, 4, &clock);
     for n in 0..100_u64 {
         let share = [CacheType::Main, CacheType::Hot][n as usize % 2];
         let ttl = (n % 3 == 0).then_some(Duration::from_secs(1));

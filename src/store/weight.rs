@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::shared_bytes::SharedBytes;
 
 /// The bytes of a slot: a pointer, the entry's meta data, and its links. `slab.rs` asserts it.
-pub(super) const SLOT: usize = size_of::<usize>() + 4 + 16;
+pub(super) const SLOT: usize = size_of::<usize>() + 4 + 20;
 
 /// An entry's place in the shard's tables: its slot, its index in the hash table (4 bytes and a
 /// control byte, at a load between 7/16 and 7/8), and its word in the ghost table.

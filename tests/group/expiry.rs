@@ -81,7 +81,7 @@ fn expired_value_is_loaded_again() {
 
 #[test]
 fn hit_does_not_extend_ttl() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         let clock = Clock::manual();
         let group = alone("touched")
             .clock(clock.clone())
@@ -209,7 +209,7 @@ fn remove_does_not_return_expired_value() {
 
 #[test]
 fn reloaded_value_of_other_size_has_its_own_weight() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         let clock = Clock::manual();
         let sized = |sizes: &'static [usize]| {
             let turn = AtomicUsize::new(0);

@@ -135,11 +135,7 @@ fn flood(group: &Group) {
 
 #[test]
 fn evicted_key_is_filled_again() {
-    for (eviction, asked) in [
-        (Eviction::Lru, 10),
-        (Eviction::Lru, 1),
-        (Eviction::S3Fifo, 1),
-    ] {
+    for (eviction, asked) in [(Eviction::Lru, 10), (Eviction::Lru, 1), (Eviction::Tide, 1)] {
         let (getter, loads) = echo();
         let group = alone("flooded")
             .eviction(eviction)
@@ -176,7 +172,7 @@ fn hot_key_survives_scan() {
     flood(&group);
     let before = loads.get();
     group.get("the key").expect("a value");
-    assert_eq!(loads.get(), before, "S3-FIFO keeps a hot key during a scan");
+    assert_eq!(loads.get(), before, "Tide keeps a hot key during a scan");
 }
 
 #[test]

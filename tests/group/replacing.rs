@@ -79,7 +79,7 @@ impl Replacing {
 
 #[test]
 fn replacement_has_its_own_weight() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         for (ours, theirs) in [(100, 10), (10, 100), (5_000, 0), (0, 5_000), (40, 41)] {
             let replaced = Replacing::new(eviction);
             replaced.replace(ours, theirs);
@@ -101,7 +101,7 @@ fn replacement_has_its_own_weight() {
 
 #[test]
 fn replacements_do_not_leak_weight() {
-    for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
         let (worn, fresh) = (Replacing::new(eviction), Replacing::new(eviction));
         for _ in 0..300 {
             worn.replace(500, 1_000);
