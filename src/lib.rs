@@ -76,4 +76,4 @@ pub use sink::{
     AllocatingByteSliceSink, ByteViewSink, ProtoSink, Sink, StringSink, TruncatingByteSliceSink,
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
-pub use store::{Entry, Eviction, RemovalCause};
+pub use store::{Entry, Eviction, Forecast, ForecastPoint, RemovalCause};

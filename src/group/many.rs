@@ -47,7 +47,7 @@ impl Inner {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || ()).ok();
             if found.is_none() {
-                self.store.count_miss();
+                self.store.count_miss(hash);
             }
             found.map(|value| Ok(value.view))
         };

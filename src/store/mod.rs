@@ -7,6 +7,8 @@
 //!   policy.rs       which entry leaves next        main_factor.rs  what it learns
 //!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
+//!   forecast.rs     the hit ratio at other capacities
+//!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       evicted.rs   the entries that left
 //!   generations.rs  removals during a load         key_hash.rs  the hash of a key
 //!   give_back.rs    returns memory to the system after `clear`
@@ -18,11 +20,13 @@
 mod budget;
 mod entry;
 mod evicted;
+mod forecast;
 mod generations;
 mod ghost;
 mod give_back;
 mod key_hash;
 mod main_factor;
+mod miniature;
 mod policy;
 mod queues;
 mod shard;
@@ -43,6 +47,8 @@ use crate::stats::{CacheStats, CacheType};
 use crate::sync::RwLock;
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
+use forecast::Forecaster;
+use miniature::SampledValue;
 use policy::Cost;
 #[cfg(all(test, not(larder_loom)))]
 use shard::EVICTED_AT_ONCE;
@@ -52,6 +58,7 @@ pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
+pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
 pub(crate) use key_hash::KeyHash;
 pub use policy::Eviction;
@@ -69,6 +76,8 @@ pub(crate) struct StoreOptions {
     pub(crate) hot_fraction: f64,
     /// Rounded up to a power of two. `None` chooses by capacity and cores.
     pub(crate) shards: Option<usize>,
+    /// Whether to forecast the hit ratio at other capacities.
+    pub(crate) forecast: bool,
     pub(crate) clock: Clock,
 }
 
@@ -80,14 +89,15 @@ pub(crate) struct Store {
     budget: Budget,
     eviction: Eviction,
     clock: Clock,
-    lookups: ThreadCounters<Lookups>,
+    lookups: ThreadCounters<LookupCounters>,
+    forecaster: Forecaster,
     /// The shard where the last search for a victim in all shards ended.
     cursor: AtomicUsize,
 }
 
 /// Counts of look-ups, by their result.
 #[derive(Default)]
-struct Lookups {
+struct LookupCounters {
     main_hits: AtomicU64,
     hot_hits: AtomicU64,
     misses: AtomicU64,
@@ -111,6 +121,11 @@ impl Store {
                 .map(|_| CachePadded::new(RwLock::new(Shard::new(cost))))
                 .collect(),
             budget: Budget::new(options.capacity, options.hot_fraction, shards),
+            forecaster: Forecaster::new(
+                options.capacity,
+                options.forecast.then_some(cost),
+                &options.clock,
+            ),
             eviction: options.eviction,
             clock: options.clock,
             lookups: ThreadCounters::new(),
@@ -164,6 +179,9 @@ impl Store {
             self.shard(hash).write().promote(hash, key, now);
         }
         let end = data.len();
+        if self.forecaster.samples(hash) {
+            self.observe_get(hash, Some(SampledValue::new(end, expires)));
+        }
         Ok(Hit {
             view: ByteView::window(data, start, end),
             expires,
@@ -171,8 +189,22 @@ impl Store {
     }
 
     /// Counts a look-up that found nothing.
-    pub(crate) fn count_miss(&self) {
+    pub(crate) fn count_miss(&self, hash: KeyHash) {
         self.lookups.add(|lookups| &lookups.misses);
+        if self.forecaster.samples(hash) {
+            self.observe_get(hash, None);
+        }
+    }
+
+    #[cold]
+    fn observe_get(&self, hash: KeyHash, value: Option<SampledValue>) {
+        let (forecaster, clock) = (&self.forecaster, &self.clock);
+        forecaster.observe_get(hash, value, clock, || self.lookups());
+    }
+
+    /// The hit ratio at other capacities. `None` if forecasts are off or there is too little to go by.
+    pub(crate) fn forecast(&self) -> Option<Forecast> {
+        self.forecaster.forecast(self.lookups())
     }
 
     /// The live entry of a key. Counts nothing. If there is none, returns the generation for an
@@ -199,6 +231,10 @@ impl Store {
     /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        if self.forecaster.samples(new.hash) {
+            let value = SampledValue::new(new.data.len(), new.expires);
+            self.forecaster.observe_load(new.hash, value, &self.clock);
+        }
         let mut shard = self.shard(new.hash).write();
         let Insertion { room, limit } = shard.insert(&new, &mut self.update(evicted));
         drop(shard);
@@ -308,6 +344,7 @@ impl Store {
     /// [`evict_to_capacity`](Self::evict_to_capacity).
     pub(crate) fn set_capacity(&self, capacity: u64) {
         self.budget.set_capacity(capacity);
+        self.forecaster.set_capacity(capacity, self.lookups());
     }
 
     /// Evicts some entries while the store is over its capacity; `None` once it is not. The number is
@@ -322,6 +359,9 @@ impl Store {
     /// Removes a key with cause [`RemovalCause::Explicit`], or [`RemovalCause::Expired`] if it had
     /// expired. The value of a load that is under way is not cached.
     pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
+        if self.forecaster.samples(hash) {
+            self.forecaster.observe_removal(hash);
+        }
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
         shard.remove(hash, key, &mut self.update(&mut evicted));
@@ -331,6 +371,7 @@ impl Store {
 
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
+        self.forecaster.observe_clear();
         let clear = |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger());
         ClearedEntries(self.shards.iter().map(clear).collect())
     }
