@@ -114,6 +114,11 @@ impl Tick {
     /// The tick at which [`after`](Self::after) saturates. It stands for "does not expire".
     pub(crate) const NEVER: Tick = Tick(u64::MAX);
 
+    /// The nanoseconds since the clock's origin.
+    pub(crate) fn nanos(self) -> u64 {
+        self.0
+    }
+
     /// The tick `by` later. Saturates 584 years after the clock's origin.
     pub fn after(self, by: Duration) -> Tick {
         Tick(self.0.saturating_add(saturating_nanos(by)))

@@ -1,5 +1,6 @@
 //! The crate's one error type. It is cheap to clone, because flights share results.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
@@ -17,13 +18,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// [`source`](StdError::source). A chain in which each error is the source of the next may have any
 /// length: neither formatting nor dropping it recurses.
 #[derive(Clone)]
-pub struct Error {
-    kind: ErrorKind,
-    detail: Option<Arc<Detail>>,
-}
+pub struct Error(Arc<Detail>);
 
 struct Detail {
-    message: String,
+    kind: ErrorKind,
+    message: Cow<'static, str>,
     /// Whether the source is an [`Error`], whose text follows this one's.
     goes_on: bool,
     source: Option<BoxError>,
@@ -90,7 +89,7 @@ pub enum ErrorKind {
 impl Error {
     /// An error of the given kind. `message` is its text, and should help to fix the cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error::detailed(kind, message.into(), false, None)
+        Error::detailed(kind, message.into().into(), false, None)
     }
 
     /// An error of the given kind. Its text is `message`, followed by the text of `source`.
@@ -108,7 +107,7 @@ impl Error {
         } else {
             format!("{message}: {source}")
         };
-        Error::detailed(kind, message, goes_on, Some(source))
+        Error::detailed(kind, message.into(), goes_on, Some(source))
     }
 
     /// The error that a getter returns for a key that does not exist.
@@ -121,12 +120,12 @@ impl Error {
 
     /// The kind, for matching.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// Whether the key does not exist. False if the key could not be loaded.
     pub fn is_not_found(&self) -> bool {
-        self.kind == ErrorKind::NotFound
+        self.kind() == ErrorKind::NotFound
     }
 
     /// Converts an error that a getter returned to the error that callers get. "Not found" and the
@@ -137,30 +136,32 @@ impl Error {
     /// kind, it would look like a failure of this group's peer, deadline or pool.
     pub(crate) fn from_getter(error: BoxError) -> Self {
         let other = match error.downcast::<Error>() {
-            Ok(own) if own.kind.is_getters_own() => return *own,
+            Ok(own) if own.kind().is_getters_own() => return *own,
             Ok(own) => own,
             Err(other) => other,
         };
         let message = other.to_string();
-        Error::detailed(ErrorKind::Getter, message, false, Some(other))
+        Error::detailed(ErrorKind::Getter, message.into(), false, Some(other))
     }
 
-    fn detailed(kind: ErrorKind, message: String, goes_on: bool, source: Option<BoxError>) -> Self {
-        let detail = Detail {
+    fn detailed(
+        kind: ErrorKind,
+        message: Cow<'static, str>,
+        goes_on: bool,
+        source: Option<BoxError>,
+    ) -> Self {
+        Error(Arc::new(Detail {
+            kind,
             message,
             goes_on,
             source,
-        };
-        Error {
-            kind,
-            detail: Some(Arc::new(detail)),
-        }
+        }))
     }
 
     /// The error whose text follows this one's.
     fn next(&self) -> Option<&Error> {
-        let detail = self.detail.as_ref().filter(|detail| detail.goes_on)?;
-        detail.source.as_ref()?.downcast_ref()
+        let source = self.0.source.as_ref().filter(|_| self.0.goes_on)?;
+        source.downcast_ref()
     }
 }
 
@@ -169,8 +170,7 @@ impl Drop for Detail {
     fn drop(&mut self) {
         let mut source = self.source.take();
         while let Some(Ok(error)) = source.map(|source| source.downcast::<Error>()) {
-            let detail = error.detail.and_then(Arc::into_inner);
-            source = detail.and_then(|mut detail| detail.source.take());
+            source = Arc::into_inner(error.0).and_then(|mut detail| detail.source.take());
         }
     }
 }
@@ -237,10 +237,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut error = self;
         loop {
-            match &error.detail {
-                Some(detail) => f.write_str(&detail.message)?,
-                None => f.write_str(error.kind.text())?,
-            }
+            f.write_str(&error.0.message)?;
             let Some(next) = error.next() else {
                 return Ok(());
             };
@@ -252,26 +249,27 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}({:?})", self.kind, self.to_string())
+        write!(f, "{:?}({:?})", self.kind(), self.to_string())
     }
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        let source = self.detail.as_ref()?.source.as_deref()?;
+        let source = self.0.source.as_deref()?;
         Some(source)
     }
 }
 
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
-        Error { kind, detail: None }
+        Error::detailed(kind, kind.text().into(), false, None)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::byteview::ByteView;
 
     #[test]
     fn error_of_the_getter_is_the_source() {
@@ -299,7 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn error_takes_two_words() {
-        assert!(size_of::<Error>() <= 2 * size_of::<usize>());
+    fn result_takes_no_more_than_its_value() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+        assert_eq!(size_of::<Result<ByteView>>(), size_of::<ByteView>());
     }
 }

@@ -1,7 +1,9 @@
 //! The protocol's functions, for the targets in `fuzz/`; only under `--cfg larder_fuzz`.
 
 use std::ops::Range;
+use std::time::Duration;
 
+use crate::error::Error;
 use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
 use crate::wire::{self, Scan};
 
@@ -19,13 +21,14 @@ pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(St
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of a response: value, time to live, expiry, rate.
-pub type Response<'a> = (&'a [u8], Option<u64>, Option<i64>, Option<f64>);
+/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate.
+pub type Response<'a> = (u64, &'a [u8], Option<u64>, Option<i64>, Option<f64>);
 
 /// The fields of a body, if it is a response.
 pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     let decoded = wire::decode_response(body).ok()?;
     Some((
+        decoded.key_hash.unwrap_or_default(),
         decoded.value,
         decoded.ttl_nanos,
         decoded.expire_unix_nanos,
@@ -34,8 +37,8 @@ pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
 }
 
 /// The body of a response.
-pub fn encode_response((value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
-    let body = wire::encode_response(value.into(), ttl_nanos, expire, minute_qps);
+pub fn encode_response((hash, value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
+    let body = wire::encode_response(hash, value.into(), ttl_nanos, expire, minute_qps);
     body.iter().collect::<Vec<_>>().concat()
 }
 
@@ -84,13 +87,46 @@ pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> 
     Some(request.keys.iter().map(|key| key.to_string()).collect())
 }
 
-/// The places of the values in a response for `keys` keys, if it is valid.
-pub fn decode_many_response(body: &[u8], keys: usize) -> Option<Vec<Option<Range<usize>>>> {
-    let values = wire::decode_many_response(body, keys).ok()?;
+/// The places of the values in a response for keys with these hashes, if it is valid.
+pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Range<usize>>>> {
+    let values = wire::decode_many_response(body, hashes.iter().copied()).ok()?;
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
 }
 
 /// The text of a peer's URL, if it is one.
 pub fn parse_url(text: &str) -> Option<String> {
     Some(PeerUrl::parse(text).ok()?.as_str().to_owned())
+}
+
+/// The path of a request for several keys of a group.
+pub fn group_path(base: &str, group: &str) -> String {
+    wire::group_path(base, group)
+}
+
+/// The group of such a path, if it is valid.
+pub fn parse_group_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<String> {
+    let group = wire::parse_group_path(base, raw_path, plus_is_space)?;
+    Some(group.ok()?.into_owned())
+}
+
+/// The path and the query of a request's target, if it is valid.
+pub fn split_target<'t>(method: &str, target: &'t str) -> Option<(&'t str, Option<&'t str>)> {
+    head::split_target(method, target).ok()
+}
+
+/// The time that a header announces, if it is valid.
+pub fn parse_timeout(header: &[u8]) -> Option<Duration> {
+    wire::parse_timeout(header)
+}
+
+/// Whether a body of this type and coding is a message of a peer.
+pub fn is_message(content_type: &[u8], content_encoding: &[u8]) -> bool {
+    wire::is_protobuf(content_type) && !wire::is_encoded(content_encoding)
+}
+
+/// The error that a response stands for, and the response that it would be sent as.
+pub fn read_error(status: u16, header: Option<&str>, text: &str) -> (Error, u16, &'static str) {
+    let error = wire::error_of(status, header, text);
+    let (status, header) = wire::status_of(error.kind());
+    (error, status, header)
 }

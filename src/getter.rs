@@ -76,13 +76,20 @@ impl<'a> LoadSink<'a> {
         }
     }
 
-    /// The value and its time to live, once the getter has returned `Ok`.
-    pub(crate) fn finish(self) -> Result<(ByteView, Option<Duration>)> {
-        match (self.refused, self.value) {
+    /// Checks, once the getter has returned `Ok`, that it set one value. Returns that value's time to
+    /// live.
+    pub(crate) fn finish(&mut self) -> Result<(&mut ByteView, Option<Duration>)> {
+        match (self.refused.take(), &mut self.value) {
             (Some(error), _) => Err(error),
             (None, Some(value)) => Ok((value, self.ttl)),
             (None, None) => Err(ErrorKind::NothingSet.into()),
         }
+    }
+
+    /// The value, after [`finish`](Self::finish).
+    #[inline]
+    pub(crate) fn into_value(self) -> ByteView {
+        self.value.unwrap_or_default()
     }
 
     fn check(&mut self, len: usize) -> Result<()> {

@@ -67,7 +67,7 @@ pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use getter::{Getter, getter_fn};
 pub use group::registry::{Registry, get_group, new_group};
-pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission};
+pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
 #[cfg(feature = "json")]

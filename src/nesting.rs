@@ -11,6 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::mem::{self, ManuallyDrop};
 use std::thread::{self, ThreadId};
 
 use crate::panics::FirstPanic;
@@ -27,10 +28,13 @@ pub(crate) struct Origin {
 
 type Notification = Box<dyn FnOnce(&mut FirstPanic)>;
 
+/// Has no destructor. A thread-local value with one cannot be used by the destructors of the
+/// program's own thread-local values, and these may call a group.
 struct Nesting {
     origin: Cell<Origin>,
     is_notifying: Cell<bool>,
-    queue: RefCell<VecDeque<(Origin, Notification)>>,
+    /// Empty and without an allocation while the thread runs no notification.
+    queue: RefCell<ManuallyDrop<VecDeque<(Origin, Notification)>>>,
 }
 
 thread_local! {
@@ -38,7 +42,7 @@ thread_local! {
         Nesting {
             origin: Cell::new(Origin { thread: None, depth: 0 }),
             is_notifying: Cell::new(false),
-            queue: RefCell::new(VecDeque::new()),
+            queue: RefCell::new(ManuallyDrop::new(VecDeque::new())),
         }
     };
 }
@@ -76,7 +80,11 @@ pub(crate) fn run_or_queue(panic: &mut FirstPanic, notify: impl FnOnce(&mut Firs
     struct Outermost;
     impl Drop for Outermost {
         fn drop(&mut self) {
-            NESTING.with(|nesting| nesting.is_notifying.set(false));
+            let queue = NESTING.with(|nesting| {
+                nesting.is_notifying.set(false);
+                mem::take(&mut *nesting.queue.borrow_mut())
+            });
+            drop(ManuallyDrop::into_inner(queue));
         }
     }
     let mut origin = NESTING.with(|nesting| nesting.origin.get());

@@ -14,15 +14,21 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Arc, thread_local};
+use crate::sync::thread_local;
 
-/// The address of a flight. Each [`Dependency`] on a flight ends before the flight is freed.
+/// Identifies a flight of this process. Each [`Dependency`] on a flight ends before its stripe is
+/// freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct LoadId(usize);
+pub(crate) struct LoadId {
+    number: u64,
+    /// The address of the stripe, which numbers its flights.
+    stripe: usize,
+}
 
 impl LoadId {
-    pub(crate) fn of<T>(flight: &Arc<T>) -> LoadId {
-        LoadId(Arc::as_ptr(flight).addr())
+    pub(crate) fn new<S>(stripe: &S, number: u64) -> LoadId {
+        let stripe = std::ptr::from_ref(stripe).addr();
+        LoadId { number, stripe }
     }
 }
 
@@ -107,15 +113,15 @@ mod tests {
         result.err().map(|e| e.kind())
     }
 
-    fn flights<const N: usize>() -> ([Arc<u8>; N], [LoadId; N]) {
-        let flights = [(); N].map(|()| Arc::new(0));
-        let ids = flights.each_ref().map(LoadId::of);
-        (flights, ids)
+    static STRIPE: u8 = 0;
+
+    fn ids<const N: usize>() -> [LoadId; N] {
+        std::array::from_fn(|number| LoadId::new(&STRIPE, number as u64))
     }
 
     #[test]
     fn wait_for_own_flight_is_refused() {
-        let (_flights, [a, b]) = flights();
+        let [a, b] = ids();
         let _outer = work_for(a);
         let _inner = work_for(b);
         assert_eq!(kind(wait_for(a)), Some(ErrorKind::RecursiveLoad));
@@ -124,7 +130,7 @@ mod tests {
 
     #[test]
     fn circle_through_another_thread_is_refused() {
-        let (_flights, [a, b, c]) = flights();
+        let [a, b, c] = ids();
         let _a = work_for(a);
         let _a_waits = wait_for(b).expect("b waits for no flight");
         std::thread::scope(|scope| {
@@ -138,7 +144,7 @@ mod tests {
 
     #[test]
     fn dependency_ends_with_its_guard() {
-        let (_flights, [a, b]) = flights();
+        let [a, b] = ids();
         {
             let _a = work_for(a);
             drop(wait_for(b));

@@ -10,12 +10,11 @@ use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 /// Merges concurrent calls for the same key into one.
@@ -63,23 +62,27 @@ impl<T> Group<T> {
     /// The number of flights under way that new calls can join.
     pub fn in_flight(&self) -> usize {
         let count = |stripe: &CachePadded<Stripe<T>>| {
-            let stripe = stripe.lock();
-            let joinable = |flight: &&Arc<Flight<T>>| !flight.is_forgotten.load(Ordering::Relaxed);
-            stripe.flights.iter().filter(joinable).count()
+            let mut stripe = stripe.lock();
+            let flights = stripe.live().iter();
+            flights.filter(|flight| !flight.is_forgotten).count()
         };
         self.stripes.iter().map(count).sum()
     }
 
     /// Starts a flight of `key` and leads it, or joins the one under way.
     pub(crate) fn join(&self, hash: u64, key: &str) -> Joined<'_, T> {
-        let mut stripe = self.stripe(hash).lock();
-        let StripeState { flights, spare } = &mut *stripe;
-        if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
-            return Joined::Waiter(flight.clone());
+        let stripe = self.stripe(hash);
+        let mut state = stripe.lock();
+        if let Some(flight) = state.find(hash, key) {
+            return Joined::Waiter(flight.waiter());
         }
-        let flight = Flight::begin(spare.take(), hash, key);
-        let leader = self.lead(&flight);
-        flights.insert_unique(hash, flight, |flight| flight.hash);
+        state.begun += 1;
+        let id = LoadId::new(stripe, state.begun);
+        state.begin(id, hash, key);
+        let leader = Leader {
+            stripe: Some(stripe),
+            id,
+        };
         Joined::Leader(leader, self.epoch(hash))
     }
 
@@ -95,29 +98,23 @@ impl<T> Group<T> {
     }
 
     /// Leads a flight whose leader was [detached](Leader::detach).
-    pub(crate) fn lead(&self, flight: &Arc<Flight<T>>) -> Leader<'_, T> {
-        Leader {
-            stripe: Some(self.stripe(flight.hash)),
-            hash: flight.hash,
-            id: LoadId::of(flight),
-            left: None,
-            end: FlightEnd::Panicked,
-        }
+    pub(crate) fn lead(&self, hash: u64, id: LoadId) -> Leader<'_, T> {
+        let stripe = Some(self.stripe(hash));
+        Leader { stripe, id }
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
         let mut stripe = self.stripe(hash).lock_and_advance();
-        let flights = &mut stripe.flights;
-        if let Some(flight) = flights.find(hash, |flight| flight.is_for(hash, key)) {
-            flight.is_forgotten.store(true, Ordering::Relaxed);
+        if let Some(flight) = stripe.find(hash, key) {
+            flight.is_forgotten = true;
         }
     }
 
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            for flight in &stripe.lock_and_advance().flights {
-                flight.is_forgotten.store(true, Ordering::Relaxed);
+            for flight in stripe.lock_and_advance().live() {
+                flight.is_forgotten = true;
             }
         }
     }
@@ -125,10 +122,10 @@ impl<T> Group<T> {
     /// The number of callers that wait for the flight of `key`.
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
-        let stripe = self.stripe(hash).lock();
-        let flight = stripe.flights.find(hash, |flight| flight.is_for(hash, key));
-        // The stripe holds one reference, too.
-        flight.map_or(0, |flight| Arc::strong_count(flight).saturating_sub(1))
+        let mut stripe = self.stripe(hash).lock();
+        let outcome = stripe.find(hash, key).and_then(|f| f.outcome.as_ref());
+        // The flight holds one reference, too.
+        outcome.map_or(0, |outcome| Arc::strong_count(outcome) - 1)
     }
 
     fn stripe(&self, hash: u64) -> &Stripe<T> {
@@ -162,7 +159,7 @@ impl<T: Clone> Group<T> {
                 leader.finish(&value);
                 Ok(value)
             }
-            Joined::Waiter(flight) => match flight.wait_unsubscribed(&Context::background()) {
+            Joined::Waiter(waiter) => match waiter.wait_unsubscribed(&Context::background()) {
                 Waited::Finished(value) => Ok(value),
                 Waited::Panicked | Waited::Abandoned | Waited::Left(_) => Err(LeaderPanicked),
             },
@@ -219,22 +216,68 @@ impl<T> Stripe<T> {
 pub(crate) struct Epoch(u64);
 
 struct StripeState<T> {
-    flights: HashTable<Arc<Flight<T>>>,
-    /// A flight that ended without waiters. The next flight reuses it, so most loads allocate no
-    /// flight.
-    spare: Option<Arc<Flight<T>>>,
+    /// The first `live` flights are under way, in no order. A thread leads few flights at a time, so
+    /// a search by key compares with few. A flight that ended may follow them, for the next one to
+    /// reuse.
+    flights: Vec<Flight<T>>,
+    live: usize,
+    /// The number of flights that began here.
+    begun: u64,
 }
 
 impl<T> Default for StripeState<T> {
     fn default() -> Self {
         StripeState {
-            flights: HashTable::new(),
-            spare: None,
+            flights: Vec::new(),
+            live: 0,
+            begun: 0,
         }
     }
 }
 
-/// The longest key that a spare flight keeps room for, in bytes.
+impl<T> StripeState<T> {
+    fn live(&mut self) -> &mut [Flight<T>] {
+        &mut self.flights[..self.live]
+    }
+
+    /// The flight that callers of this key join.
+    fn find(&mut self, hash: u64, key: &str) -> Option<&mut Flight<T>> {
+        let joins = |flight: &&mut Flight<T>| {
+            flight.hash == hash && *flight.key == *key && !flight.is_forgotten
+        };
+        self.live().iter_mut().find(joins)
+    }
+
+    fn begin(&mut self, id: LoadId, hash: u64, key: &str) {
+        if self.live == self.flights.len() {
+            self.flights.push(Flight::new(id));
+        }
+        // Written in place. A new flight would be moved right after it was written, which stalls (no
+        // store forwarding), and its key would be allocated.
+        let flight = &mut self.flights[self.live];
+        flight.id = id;
+        flight.hash = hash;
+        flight.key.clear();
+        flight.key.push_str(key);
+        flight.is_forgotten = false;
+        self.live += 1;
+    }
+
+    /// Ends a flight. Returns its outcome if it has waiters.
+    fn end(&mut self, id: LoadId) -> Option<Arc<Outcome<T>>> {
+        let at = self.live().iter().position(|flight| flight.id == id)?;
+        self.live -= 1;
+        self.flights.swap(at, self.live);
+        self.flights.truncate(self.live + 1);
+        let ended = &mut self.flights[self.live];
+        if ended.key.capacity() > MAX_SPARE_KEY {
+            ended.key = String::new();
+        }
+        ended.outcome.take()
+    }
+}
+
+/// The longest key that a stripe keeps the allocation of, in bytes.
 const MAX_SPARE_KEY: usize = 256;
 
 /// The number of stripes. With 16, threads that load different keys rarely contend for a lock. Under
@@ -245,21 +288,57 @@ const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 pub(crate) enum Joined<'a, T> {
     /// The caller leads a new flight, which began in this [epoch](Group::epoch).
     Leader(Leader<'a, T>, Epoch),
-    Waiter(Arc<Flight<T>>),
+    Waiter(Waiter<T>),
 }
 
-/// A call under way. Its stripe and its waiters hold references to it.
-pub(crate) struct Flight<T> {
+/// A call under way.
+struct Flight<T> {
+    id: LoadId,
     hash: u64,
     key: String,
-    /// Whether new callers start another flight. Changed and read under the stripe's lock.
-    is_forgotten: AtomicBool,
+    /// Whether new callers start another flight.
+    is_forgotten: bool,
+    /// Made for the first waiter. Most flights have none.
+    outcome: Option<Arc<Outcome<T>>>,
+}
+
+impl<T> Flight<T> {
+    fn new(id: LoadId) -> Flight<T> {
+        Flight {
+            id,
+            hash: 0,
+            key: String::new(),
+            is_forgotten: false,
+            outcome: None,
+        }
+    }
+
+    fn waiter(&mut self) -> Waiter<T> {
+        Waiter {
+            id: self.id,
+            outcome: self.outcome.get_or_insert_default().clone(),
+        }
+    }
+}
+
+/// The end and the result of a flight. Its waiters share it.
+struct Outcome<T> {
     /// `None` while the flight is under way. Set under the lock, after `result`. A waiter checks it
     /// under the same lock before it waits, so it does not miss the wake-up of `changed`.
     end: Mutex<Option<FlightEnd>>,
     changed: Condvar,
     /// The result of a finished flight. It is outside the lock, so that waiters clone it in parallel.
     result: OnceLock<T>,
+}
+
+impl<T> Default for Outcome<T> {
+    fn default() -> Self {
+        Outcome {
+            end: Mutex::default(),
+            changed: Condvar::new(),
+            result: OnceLock::new(),
+        }
+    }
 }
 
 /// How a flight ended.
@@ -283,47 +362,29 @@ pub(crate) enum Waited<T> {
     Left(Error),
 }
 
-impl<T> Flight<T> {
-    /// A flight of `key`: the spare one if there is one, else a new one.
-    fn begin(spare: Option<Arc<Self>>, hash: u64, key: &str) -> Arc<Self> {
-        if let Some(mut flight) = spare {
-            // It had no waiters, so `end` and `result` are unset and no other reference is left.
-            if let Some(reused) = Arc::get_mut(&mut flight) {
-                reused.hash = hash;
-                reused.key.clear();
-                reused.key.push_str(key);
-                reused.is_forgotten.store(false, Ordering::Relaxed);
-                return flight;
-            }
-        }
-        Arc::new(Flight {
-            hash,
-            key: key.to_owned(),
-            is_forgotten: AtomicBool::new(false),
-            end: Mutex::default(),
-            changed: Condvar::new(),
-            result: OnceLock::new(),
-        })
-    }
-
-    fn is_for(&self, hash: u64, key: &str) -> bool {
-        self.hash == hash && *self.key == *key && !self.is_forgotten.load(Ordering::Relaxed)
-    }
+/// Waits for a flight that another caller leads.
+pub(crate) struct Waiter<T> {
+    id: LoadId,
+    outcome: Arc<Outcome<T>>,
 }
 
-impl<T: Clone> Flight<T> {
+impl<T: Clone> Waiter<T> {
+    pub(crate) fn id(&self) -> LoadId {
+        self.id
+    }
+
     /// Waits until the flight is over or `ctx` has ended.
-    pub(crate) fn wait(self: &Arc<Self>, ctx: &Context) -> Waited<T>
+    pub(crate) fn wait(&self, ctx: &Context) -> Waited<T>
     where
         T: Send + Sync + 'static,
     {
         // A cancellation wakes all waiters of the flight, and each checks its own context. The
         // callback takes the lock, so it cannot run between a waiter's check and its wait.
         let _subscription = ctx.cancellable().then(|| {
-            let flight = self.clone();
+            let outcome = self.outcome.clone();
             ctx.on_cancel(move || {
-                let _end = flight.end.lock();
-                flight.changed.notify_all();
+                let _end = outcome.end.lock();
+                outcome.changed.notify_all();
             })
         });
         self.wait_unsubscribed(ctx)
@@ -331,25 +392,30 @@ impl<T: Clone> Flight<T> {
 
     /// As [`wait`](Self::wait), but a cancellation does not wake the waiter.
     fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
-        let mut end = self.end.lock();
+        let Outcome {
+            end,
+            changed,
+            result,
+        } = &*self.outcome;
+        let mut end = end.lock();
         while end.is_none() {
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }
             end = match ctx.deadline() {
-                None => self.changed.wait(end),
+                None => changed.wait(end),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Waited::Left(ErrorKind::DeadlineExceeded.into());
                     }
-                    self.changed.wait_timeout(end, left)
+                    changed.wait_timeout(end, left)
                 }
             };
         }
         let panicked = matches!(*end, Some(FlightEnd::Panicked));
         drop(end);
-        match self.result.get() {
+        match result.get() {
             Some(value) => Waited::Finished(value.clone()),
             None if panicked => Waited::Panicked,
             None => Waited::Abandoned,
@@ -361,27 +427,20 @@ impl<T: Clone> Flight<T> {
 /// [`finish`](Self::finish) or [`abandon`](Self::abandon), the leader panicked: the waiters get
 /// [`Waited::Panicked`].
 pub(crate) struct Leader<'a, T> {
-    /// `None` once the flight has left its stripe, or another thread leads it.
+    /// `None` once the flight has ended, or another thread leads it.
     stripe: Option<&'a Stripe<T>>,
-    hash: u64,
     id: LoadId,
-    /// The flight, if it had waiters when it left the stripe.
-    left: Option<Arc<Flight<T>>>,
-    end: FlightEnd,
 }
 
 impl<T> Leader<'_, T> {
-    /// Gives up the lead. The caller waits for the returned flight, and another thread
-    /// [leads](Group::lead) it.
-    pub(crate) fn detach(mut self) -> Arc<Flight<T>> {
+    /// Gives up the lead. The caller waits for the flight, and another thread [leads](Group::lead)
+    /// it.
+    pub(crate) fn detach(mut self) -> Waiter<T> {
         let stripe = self.stripe.take().expect("a leader is detached once");
-        let stripe = stripe.lock();
-        let flight = stripe
-            .flights
-            .find(self.hash, |flight| LoadId::of(flight) == self.id);
-        flight
-            .expect("a flight stays in its stripe while it is led")
-            .clone()
+        let mut stripe = stripe.lock();
+        let flight = stripe.live().iter_mut().find(|f| f.id == self.id);
+        let flight = flight.expect("a flight stays in its stripe while it is led");
+        flight.waiter()
     }
 
     pub(crate) fn id(&self) -> LoadId {
@@ -393,45 +452,47 @@ impl<T> Leader<'_, T> {
     where
         T: Clone,
     {
-        self.leave();
-        if let Some(flight) = &self.left {
+        if let Some(mut waiters) = self.leave() {
             // The result is unset, because a flight has one leader. If the clone panics, the waiters
             // get [`Waited::Panicked`].
-            let _ = flight.result.set(value.clone());
+            let _ = waiters.outcome.result.set(value.clone());
+            waiters.end = FlightEnd::Finished;
         }
-        self.end = FlightEnd::Finished;
     }
 
     /// Ends the flight without a result: one of the waiters leads the next flight.
     pub(crate) fn abandon(mut self) {
-        self.end = FlightEnd::Abandoned;
+        if let Some(mut waiters) = self.leave() {
+            waiters.end = FlightEnd::Abandoned;
+        }
     }
 
     /// Removes the flight from its stripe. This comes before the waiters wake up, because a waiter
     /// that joins again must not find this flight.
-    fn leave(&mut self) {
-        let Some(stripe) = self.stripe.take() else {
-            return;
-        };
-        let mut stripe = stripe.lock_and_advance();
-        let this = |flight: &Arc<Flight<T>>| LoadId::of(flight) == self.id;
-        if let Ok(flight) = stripe.flights.find_entry(self.hash, this) {
-            let (flight, _) = flight.remove();
-            if Arc::strong_count(&flight) > 1 {
-                self.left = Some(flight);
-            } else if flight.key.capacity() <= MAX_SPARE_KEY {
-                stripe.spare = Some(flight);
-            }
-        }
+    fn leave(&mut self) -> Option<WakeWaiters<T>> {
+        let outcome = self.stripe.take()?.lock_and_advance().end(self.id)?;
+        Some(WakeWaiters {
+            outcome,
+            end: FlightEnd::Panicked,
+        })
     }
 }
 
 impl<T> Drop for Leader<'_, T> {
     fn drop(&mut self) {
         self.leave();
-        if let Some(flight) = &self.left {
-            *flight.end.lock() = Some(self.end);
-            flight.changed.notify_all();
-        }
+    }
+}
+
+/// Wakes the waiters of a flight when it is dropped.
+struct WakeWaiters<T> {
+    outcome: Arc<Outcome<T>>,
+    end: FlightEnd,
+}
+
+impl<T> Drop for WakeWaiters<T> {
+    fn drop(&mut self) {
+        *self.outcome.end.lock() = Some(self.end);
+        self.outcome.changed.notify_all();
     }
 }

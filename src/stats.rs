@@ -100,6 +100,12 @@ pub struct CacheStats {
     pub hits: u64,
     /// Entries evicted to make room. Expiry, removal and replacement do not count.
     pub evictions: u64,
+    /// Entries that left after they had expired, for whatever reason they left.
+    pub expired: u64,
+    /// Entries removed before they expired: by key, or because the cache was cleared.
+    pub removed: u64,
+    /// Entries replaced by another value of their key before they expired.
+    pub replaced: u64,
 }
 
 #[cfg(test)]

@@ -27,9 +27,9 @@ impl<T: Default> ThreadCounters<T> {
 }
 
 impl<T> ThreadCounters<T> {
-    /// Adds one to the counter that `counter` picks.
+    /// Adds one to the counter that `counter` picks, and returns the new count of this thread's set.
     #[inline]
-    pub(crate) fn add(&self, counter: impl Fn(&T) -> &AtomicU64) {
+    pub(crate) fn add(&self, counter: impl Fn(&T) -> &AtomicU64) -> u64 {
         let number = NUMBER.try_with(|number| number.0.get()).unwrap_or(SHARED);
         if !(1..SETS).contains(&number) {
             return self.add_shared(counter);
@@ -37,19 +37,22 @@ impl<T> ThreadCounters<T> {
         let counter = counter(&self.sets[number]);
         let count = counter.load(Ordering::Relaxed);
         counter.store(count.wrapping_add(1), Ordering::Relaxed);
+        // Loaded again, so that the compiler adds in one instruction.
+        counter.load(Ordering::Relaxed)
     }
 
     /// Counts for a thread without a number. On the thread's first count, takes a number for the next
     /// ones.
     #[cold]
-    fn add_shared(&self, counter: impl Fn(&T) -> &AtomicU64) {
-        counter(&self.sets[SHARED]).fetch_add(1, Ordering::Relaxed);
+    fn add_shared(&self, counter: impl Fn(&T) -> &AtomicU64) -> u64 {
+        let count = counter(&self.sets[SHARED]).fetch_add(1, Ordering::Relaxed);
         // Not for a thread past its destructors, which could not return the number.
         let _ = NUMBER.try_with(|number| {
             if number.0.get() == UNSET {
                 number.0.set(take_number());
             }
         });
+        count.wrapping_add(1)
     }
 
     /// The sum of one counter over all threads.

@@ -4,13 +4,14 @@
 use larder::fuzzing::{decode_many_request, decode_many_response};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (u8, &[u8])| {
-    let (keys, body) = input;
-    if let Some(asked) = decode_many_request(body, keys.into()) {
-        assert!(asked.len() <= keys.into());
+fuzz_target!(|input: (Vec<u64>, &[u8])| {
+    let (hashes, body) = input;
+    let keys = hashes.len();
+    if let Some(asked) = decode_many_request(body, keys) {
+        assert!(asked.len() <= keys);
     }
-    if let Some(values) = decode_many_response(body, keys.into()) {
-        assert_eq!(values.len(), usize::from(keys));
+    if let Some(values) = decode_many_response(body, &hashes) {
+        assert_eq!(values.len(), keys);
         for range in values.into_iter().flatten() {
             assert!(body.get(range).is_some());
         }

@@ -7,8 +7,8 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::BusyGuard;
 use crate::peers::ProtoGetter;
-use crate::recursion::{self, Dependency, LoadId};
-use crate::singleflight::{Flight, Joined, Leader, Waited};
+use crate::recursion;
+use crate::singleflight::{Joined, Leader, Waited, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
@@ -61,47 +61,6 @@ impl LoadFrom {
     }
 }
 
-/// Guard of a running flight, and of the loader thread that runs it.
-///
-/// If the getter, a peer, the picker or the admission function panics, the guard is dropped and the
-/// waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as they do
-/// after [`abandon`](Self::abandon).
-struct FlightGuard<'a> {
-    // Dropped in this order, so that the thread is idle before the waiters wake up: see `BusyGuard`.
-    busy: Option<BusyGuard<'a>>,
-    /// Ends before the flight is freed: see `LoadId`.
-    dependency: Dependency,
-    leader: Leader<'a, Result<Loaded>>,
-}
-
-impl<'a> FlightGuard<'a> {
-    fn new(busy: Option<BusyGuard<'a>>, leader: Leader<'a, Result<Loaded>>) -> Result<Self> {
-        match recursion::work_for(leader.id()) {
-            Ok(dependency) => Ok(FlightGuard {
-                busy,
-                dependency,
-                leader,
-            }),
-            Err(circle) => {
-                leader.abandon();
-                Err(circle)
-            }
-        }
-    }
-
-    fn finish(self, result: &Result<Loaded>) {
-        drop(self.busy);
-        drop(self.dependency);
-        self.leader.finish(result);
-    }
-
-    fn abandon(self) {
-        drop(self.busy);
-        drop(self.dependency);
-        self.leader.abandon();
-    }
-}
-
 impl Inner {
     /// Leads or joins a flight until there is a result or `ctx` ends.
     pub(super) fn load_once(
@@ -117,7 +76,7 @@ impl Inner {
                 return Err(ended);
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
-                Joined::Waiter(flight) => wait(&flight, ctx),
+                Joined::Waiter(waiter) => wait(&waiter, ctx),
                 Joined::Leader(leader, epoch) => {
                     let generation = match miss {
                         Some((generation, at_miss)) if at_miss == epoch => generation,
@@ -134,9 +93,7 @@ impl Inner {
                         self.counters.add(|loads| &loads.loads_deduped);
                     }
                     match executor {
-                        Executor::Caller => {
-                            self.lead(from, FlightGuard::new(None, leader)?, ctx, key, generation)
-                        }
+                        Executor::Caller => self.lead(from, leader, None, ctx, key, generation),
                         Executor::LoaderPool => {
                             self.lead_on_pool(from, leader, ctx, key, generation)
                         }
@@ -175,45 +132,56 @@ impl Inner {
         key: LoadKey<'_>,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let flight = leader.detach();
+        let waiter = leader.detach();
+        let (hash, id) = (key.hash, waiter.id());
         let submitted = {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
-            let flight = flight.clone();
-            let (hash, key) = (key.hash, String::from(key.key));
+            let key = String::from(key.key);
             self.pool.submit(move |busy| {
                 let key = LoadKey { hash, key: &key };
-                let leader = from.flights(&group).lead(&flight);
-                // Dropped before the work, because the leader counts other references as waiters.
-                drop(flight);
-                if let Ok(guard) = FlightGuard::new(Some(busy), leader) {
-                    group.lead(&from, guard, &ctx, key, generation);
-                }
+                let leader = from.flights(&group).lead(hash.get(), id);
+                group.lead(&from, leader, Some(busy), &ctx, key, generation);
             })
         };
         match submitted {
-            Ok(()) => wait(&flight, ctx),
+            Ok(()) => wait(&waiter, ctx),
             Err(refused) => {
                 // The waiters join again. One that has time left, or needs no loader thread, leads
                 // the next flight.
-                from.flights(self).lead(&flight).abandon();
+                from.flights(self).lead(hash.get(), id).abandon();
                 Some(Err(refused))
             }
         }
     }
 
-    /// Runs a flight and publishes the result. Returns `None` if the work failed and `ctx` has ended:
-    /// the flight is then abandoned, because its waiters may have time left.
+    /// Runs a flight, on the loader thread of `busy` if there is one, and publishes the result.
+    /// Returns `None` if the work failed and `ctx` has ended: the flight is then abandoned, because
+    /// its waiters may have time left.
+    ///
+    /// If the getter, a peer, the picker or the admission function panics, the leader is dropped, and
+    /// the waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as
+    /// they do after [`abandon`](Leader::abandon).
     fn lead(
         self: &Arc<Self>,
         from: &LoadFrom,
-        mut guard: FlightGuard<'_>,
+        leader: Leader<'_, Result<Loaded>>,
+        // After the leader, so that a panic drops it before. The thread is idle before the waiters
+        // wake up: see `BusyGuard`.
+        mut busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: LoadKey<'_>,
         generation: Generation,
     ) -> Option<Result<Loaded>> {
-        let on_pool = guard.busy.is_some();
+        let dependency = match recursion::work_for(leader.id()) {
+            Ok(dependency) => dependency,
+            Err(circle) => {
+                leader.abandon();
+                return Some(Err(circle));
+            }
+        };
+        let on_pool = busy.is_some();
         let mut evicted = EvictedEntries::default();
-        let result = match from {
+        let mut result = Some(match from {
             LoadFrom::Getter(placement) => {
                 self.run_getter(*placement, ctx, key, generation, &mut evicted)
             }
@@ -223,32 +191,36 @@ impl Inner {
             LoadFrom::Peers(owner) => {
                 self.load_from_peers(owner, on_pool, ctx, key, generation, &mut evicted)
             }
-        };
-        if result.is_err() && ctx.err().is_some() {
-            guard.abandon();
-            return None;
+        });
+        if matches!(result, Some(Err(_))) && ctx.err().is_some() {
+            result = None;
         }
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
-        let busy = match self.eviction_listener {
-            Some(_) if !evicted.is_empty() => guard.busy.take(),
+        let notifying = match self.eviction_listener {
+            Some(_) if !evicted.is_empty() => busy.take(),
             _ => None,
         };
-        guard.finish(&result);
-        self.notify_and_drop(evicted);
         drop(busy);
-        Some(result)
+        drop(dependency);
+        match &result {
+            Some(result) => leader.finish(result),
+            None => leader.abandon(),
+        }
+        self.notify_and_drop(evicted);
+        drop(notifying);
+        result
     }
 }
 
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
-fn wait(flight: &Arc<Flight<Result<Loaded>>>, ctx: &Context) -> Option<Result<Loaded>> {
-    let _dependency = match recursion::wait_for(LoadId::of(flight)) {
+fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
+    let _dependency = match recursion::wait_for(waiter.id()) {
         Ok(dependency) => dependency,
         Err(circle) => return Some(Err(circle)),
     };
-    match flight.wait(ctx) {
+    match waiter.wait(ctx) {
         // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
         // getter. This caller needs no loader thread, so it joins again.
         Waited::Finished(Err(error))

@@ -8,6 +8,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
+use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::{EvictedEntries, Generation};
@@ -77,12 +78,20 @@ impl Inner {
     ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(key.key, self.max_value_size);
-        let returned = self.getter.get(ctx, key.key, &mut sink);
+        let returned = if std::thread::panicking() {
+            // A drop calls the group while its thread unwinds. A second panic would abort the process.
+            caught(|| self.getter.get(ctx, key.key, &mut sink)).ok_or(ErrorKind::GetterPanicked)?
+        } else {
+            self.getter.get(ctx, key.key, &mut sink)
+        };
         returned.map_err(Error::from_getter)?;
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        Ok(self.populate(placement, key, generation, view, ttl, evicted))
+        let expires = self.populate(placement, key, generation, view, ttl, evicted);
+        // The view is moved last. A move right after the writes would stall (no store forwarding).
+        let view = sink.into_value();
+        Ok(Loaded { view, expires })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -97,8 +106,13 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let PeerResponse { value, ttl, .. } = answer?;
-            return Ok(self.populate(Placement::Hot, key, generation, value, ttl, evicted));
+            let PeerResponse {
+                value: mut view,
+                ttl,
+                ..
+            } = answer?;
+            let expires = self.populate(Placement::Hot, key, generation, &mut view, ttl, evicted);
+            return Ok(Loaded { view, expires });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.

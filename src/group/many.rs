@@ -45,9 +45,9 @@ impl Inner {
     ) -> Vec<Result<ByteView>> {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
-            let found = self.store.get(hash, key, || ()).ok();
+            let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
             if found.is_none() {
-                self.store.count_miss(hash);
+                self.count_miss(hash);
             }
             found.map(|value| Ok(value.view))
         };
@@ -170,16 +170,23 @@ impl Inner {
             answer,
         ) in query.keys.iter().zip(answers)
         {
-            let Some(PeerResponse { value, ttl, .. }) = answer else {
+            let Some(PeerResponse { mut value, ttl, .. }) = answer else {
                 continue;
             };
             self.counters.add(|loads| &loads.loads_deduped);
             self.counters.add(|loads| &loads.peer_loads);
             let mut evicted = EvictedEntries::default();
             let key = self.key(key);
-            let value = self.populate(Placement::Hot, key, *generation, value, ttl, &mut evicted);
+            self.populate(
+                Placement::Hot,
+                key,
+                *generation,
+                &mut value,
+                ttl,
+                &mut evicted,
+            );
             self.notify_and_drop(evicted);
-            found.push((*at, value.view));
+            found.push((*at, value));
         }
         found
     }

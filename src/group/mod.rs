@@ -5,7 +5,7 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
-//!   registry.rs  groups by name, their peers
+//!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //! ```
 
 mod builder;
@@ -17,6 +17,7 @@ mod populate;
 pub(crate) mod registry;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod weak;
 
 use std::fmt;
 use std::time::Duration;
@@ -34,13 +35,15 @@ use crate::singleflight::{self, Epoch};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
-    Entry, Evicted, Forecast, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
+    EVICTED_AT_ONCE, Entry, Evicted, Forecast, Generation, Hit, KeyHash, RemovalCause, Store,
+    check_capacity,
 };
 use crate::sync::Arc;
 use counters::LoadCounters;
 
 pub use builder::GroupBuilder;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
 ///
@@ -230,7 +233,8 @@ impl Group {
     /// [`serve_peer`](Self::serve_peer) answers and counts.
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
-        let hit = self.inner.store.get(hash, key, || ()).ok()?;
+        let purge = || self.inner.purge_some();
+        let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
         self.inner.counters.add(|loads| &loads.server_requests);
         Some(self.inner.peer_response(hit.into()))
     }
@@ -289,6 +293,22 @@ impl Group {
         self.inner.clear();
     }
 
+    /// Drops all entries that have expired, with cause
+    /// [`RemovalCause::Expired`](crate::RemovalCause::Expired), and returns their number. Entries that
+    /// expire during the call may stay.
+    ///
+    /// There is no need to call this. Expired entries are never returned, and they leave before any
+    /// other entry is evicted or refused for want of room. Insertions and look-ups remove them: every
+    /// 256 hits or misses of one thread remove up to 64. Concurrent gets wait for the removal of 256
+    /// entries at most.
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics.
+    pub fn purge_expired(&self) -> u64 {
+        self.inner.purge_expired()
+    }
+
     /// The counters of the group since it was made.
     pub fn stats(&self) -> Stats {
         self.inner.stats()
@@ -327,8 +347,8 @@ impl Group {
         self.inner.store.forecast()
     }
 
-    /// The number of entries cached here, in both shares. Expired entries count until an insertion
-    /// removes them.
+    /// The number of entries cached here, in both shares. Expired entries count until they are
+    /// [removed](Self::purge_expired).
     pub fn entry_count(&self) -> u64 {
         self.cache_stats(CacheType::Main).items + self.cache_stats(CacheType::Hot).items
     }
@@ -377,13 +397,11 @@ impl Inner {
     #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
         let hash = self.store.hash(key);
-        match self
-            .store
-            .get(hash, key, || self.getter_flights.epoch(hash.get()))
-        {
+        let epoch = || self.getter_flights.epoch(hash.get());
+        match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) => Ok(hit.view),
             Err(miss) => {
-                self.store.count_miss(hash);
+                self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
             }
         }
@@ -397,13 +415,11 @@ impl Inner {
     fn get_for_peer(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let hash = self.store.hash(key);
-        let found = self
-            .store
-            .get(hash, key, || self.getter_flights.epoch(hash.get()));
-        let value = match found {
+        let epoch = || self.getter_flights.epoch(hash.get());
+        let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) => hit.into(),
             Err(miss) => {
-                self.store.count_miss(hash);
+                self.count_miss(hash);
                 self.load_for_peer(ctx, LoadKey { hash, key }, miss)?
             }
         };
@@ -445,11 +461,41 @@ impl Inner {
         };
         let mut panic = FirstPanic::default();
         nesting::run_or_queue(&mut panic, move |panic| {
-            for entry in cleared.iter() {
-                panic.catch(|| listener(entry.key(), entry.value(), RemovalCause::Explicit));
+            for Evicted { entry, cause } in cleared.iter() {
+                panic.catch(|| listener(entry.key(), entry.value(), cause));
             }
         });
         panic.resume();
+    }
+
+    fn count_miss(&self, hash: KeyHash) {
+        if self.store.count_miss(hash) {
+            self.purge_some();
+        }
+    }
+
+    /// Removes a few expired entries, so that look-ups alone remove them all.
+    #[cold]
+    fn purge_some(&self) {
+        if !self.store.may_expire() {
+            return;
+        }
+        let now = self.store.clock().now();
+        if let Some(expired) = self.store.purge_expired(now, PURGED_BY_LOOKUP) {
+            self.notify_and_drop(expired);
+        }
+    }
+
+    fn purge_expired(&self) -> u64 {
+        let now = self.store.clock().now();
+        let mut panic = FirstPanic::default();
+        let mut count = 0;
+        while let Some(expired) = self.store.purge_expired(now, EVICTED_AT_ONCE) {
+            count += expired.len() as u64;
+            self.notify_all(expired, &mut panic);
+        }
+        panic.resume();
+        count
     }
 
     fn set_capacity(&self, bytes: u64) -> Result<()> {
@@ -478,6 +524,9 @@ impl Inner {
         }
     }
 }
+
+/// The most expired entries that a look-up removes.
+const PURGED_BY_LOOKUP: usize = 64;
 
 /// A context by reference. A local one would be dropped in the caller, which moves the result once
 /// more.

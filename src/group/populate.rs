@@ -4,8 +4,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Inner, LoadKey, Loaded};
+use super::{Inner, LoadKey};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
@@ -74,16 +75,16 @@ impl fmt::Debug for HotAdmission {
 
 impl Inner {
     /// Puts a loaded value into its share, and adds the entries evicted for it to `evicted`, for
-    /// [`notify_and_drop`](Self::notify_and_drop). Returns the value and its expiry.
+    /// [`notify_and_drop`](Self::notify_and_drop). Returns the expiry.
     pub(super) fn populate(
         &self,
         placement: Placement,
         LoadKey { hash, key }: LoadKey<'_>,
         generation: Generation,
-        mut view: ByteView,
+        view: &mut ByteView,
         ttl: Option<Duration>,
         evicted: &mut EvictedEntries,
-    ) -> Loaded {
+    ) -> Option<Tick> {
         let ttl = shorter(ttl, self.time_to_live);
         let (share, ttl) = match placement {
             Placement::Main => (CacheType::Main, ttl),
@@ -91,10 +92,10 @@ impl Inner {
             Placement::Fallback => (CacheType::Main, shorter(ttl, Some(FALLBACK_TTL))),
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
-        let admitted = placement != Placement::Hot || self.hot_admission.admits(key, &view);
+        let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
-            return Loaded { view, expires };
+            return expires;
         }
         view.make_keyed(key);
         let new = NewEntry {
@@ -106,7 +107,7 @@ impl Inner {
             loaded_at: generation,
         };
         self.store.insert(new, evicted);
-        Loaded { view, expires }
+        expires
     }
 
     /// Calls the listener for entries that left the store, and then drops them. Continues to evict

@@ -113,7 +113,7 @@ pub enum HttpClient {
     Direct,
 }
 
-/// The most bytes of a body in addition to its values. The fields of this version take 50; later
+/// The most bytes of a body in addition to its values. The fields of this version take 60; later
 /// versions may add some.
 const MAX_FIELDS: u64 = 1024;
 
@@ -125,6 +125,6 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 const MAX_KEY_BYTES: usize = 64 << 10;
 
-/// The most bytes that each value of a batch adds to the body: its tag and length, its state, its
-/// time to live.
+/// The most bytes that each value of a batch adds to the body: its tag and length, the hash of its
+/// key, its state, its time to live.
 const MAX_AROUND: u64 = 32;

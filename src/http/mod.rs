@@ -18,7 +18,7 @@ mod server;
 pub(crate) mod fuzzed {
     pub(crate) use super::client::response::{Pieces, read_response};
     pub(crate) use super::client::url::PeerUrl;
-    pub(crate) use super::server::head::{NO_FIELDS, parse};
+    pub(crate) use super::server::head::{NO_FIELDS, parse, split_target};
 }
 
 pub use builder::HttpPoolBuilder;

@@ -36,6 +36,17 @@ use crate::sync::Arc;
 ///
 /// A clone is a handle of the same pool. Any thread may use it and set its peers at any time.
 ///
+/// An answer of larder's server carries a hash of its group and key. An answer to another request is
+/// refused, and its connection is closed. It happens behind a proxy that changes paths, and where a
+/// response arrives late or twice. The key is then loaded from the next peer or here. Other servers,
+/// such as Go programs, send no hash. Behind a proxy that changes paths, they can answer for another
+/// key without being detected.
+///
+/// After a `fork` without `exec`, parent and child open connections of their own. Everything else is
+/// copied as it is at that moment. The child has no server thread and no loader thread, and a lock
+/// that another thread of the parent held stays locked. So make groups and pools after the fork, or
+/// fork while no other thread uses them.
+///
 /// The pool is the peer picker of its registry as long as one of these exists: a clone of the pool,
 /// a [`ServerBuilder`] that it made, or a [`Server`] whose shutdown is not over. After that, groups
 /// load every key with their own getter, and another pool can be made for the registry. A request

@@ -84,7 +84,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
                 leader.finish(&value);
                 return value;
             }
-            Joined::Waiter(flight) => match flight.wait(&Context::background()) {
+            Joined::Waiter(waiter) => match waiter.wait(&Context::background()) {
                 Waited::Finished(value) => return value,
                 // One flight is abandoned in these models. A waiter of it must not join it again.
                 Waited::Abandoned => abandoned += 1,
@@ -133,17 +133,17 @@ fn leader_on_another_thread_releases_all_waiters() {
         let Joined::Leader(leader, _) = flights.join(0, "key") else {
             panic!("no other caller leads");
         };
-        let flight = leader.detach();
+        let waiter = leader.detach();
         let leading = {
-            let (flights, flight) = (flights.clone(), flight.clone());
-            thread::spawn(move || flights.lead(&flight).finish(&1))
+            let (flights, id) = (flights.clone(), waiter.id());
+            thread::spawn(move || flights.lead(0, id).finish(&1))
         };
         let other = {
             let flights = flights.clone();
             thread::spawn(move || until_landed(&flights, 2))
         };
         flights.forget("another");
-        let waited = flight.wait(&Context::background());
+        let waited = waiter.wait(&Context::background());
         assert!(matches!(waited, Waited::Finished(1)), "{waited:?}");
         leading.join().unwrap();
         let shared = other.join().unwrap();
@@ -181,10 +181,10 @@ fn cancellation_always_wakes_the_waiter() {
             panic!("no other caller leads");
         };
         let (ctx, canceller) = Context::background().with_cancel();
-        let Joined::Waiter(flight) = flights.join(0, "key") else {
+        let Joined::Waiter(waiter) = flights.join(0, "key") else {
             panic!("a flight is under way");
         };
-        let waiting = thread::spawn(move || flight.wait(&ctx));
+        let waiting = thread::spawn(move || waiter.wait(&ctx));
         canceller.cancel();
         // The leader finishes only after the waiter has returned.
         let waited = waiting.join().unwrap();

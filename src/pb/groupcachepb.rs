@@ -47,6 +47,7 @@ pub struct GetResponse<'a> {
     pub minute_qps: Option<f64>,
     pub expire: Option<i64>,
     pub ttl_nanos: Option<u64>,
+    pub key_hash: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for GetResponse<'a> {
@@ -58,6 +59,7 @@ impl<'a> MessageRead<'a> for GetResponse<'a> {
                 Ok(17) => msg.minute_qps = Some(r.read_double(bytes)?),
                 Ok(24) => msg.expire = Some(r.read_int64(bytes)?),
                 Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
+                Ok(809) => msg.key_hash = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -73,6 +75,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         + self.minute_qps.as_ref().map_or(0, |_| 1 + 8)
         + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
         + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.key_hash.as_ref().map_or(0, |_| 2 + 8)
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -80,6 +83,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         if let Some(ref s) = self.minute_qps { w.write_with_tag(17, |w| w.write_double(*s))?; }
         if let Some(ref s) = self.expire { w.write_with_tag(24, |w| w.write_int64(*s))?; }
         if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.key_hash { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }
@@ -123,7 +127,7 @@ impl<'a> MessageWrite for GetManyRequest<'a> {
 #[allow(clippy::derive_partial_eq_without_eq)]
 #[derive(Debug, Default, PartialEq, Clone)]
 pub struct GetManyResponse<'a> {
-    pub values: Vec<Cow<'a, [u8]>>,
+    pub keyed_values: Vec<Cow<'a, [u8]>>,
     pub found: Option<Cow<'a, [u8]>>,
     pub ttl_nanos: Vec<u64>,
 }
@@ -133,7 +137,7 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
         let mut msg = Self::default();
         while !r.is_eof() {
             match r.next_tag(bytes) {
-                Ok(802) => msg.values.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(826) => msg.keyed_values.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
@@ -147,13 +151,13 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
 impl<'a> MessageWrite for GetManyResponse<'a> {
     fn get_size(&self) -> usize {
         0
-        + self.values.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
+        + self.keyed_values.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
         + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
-        for s in &self.values { w.write_with_tag(802, |w| w.write_bytes(&**s))?; }
+        for s in &self.keyed_values { w.write_with_tag(826, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         Ok(())

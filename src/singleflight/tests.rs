@@ -212,10 +212,10 @@ fn detached_flight_is_finished_by_another_leader() {
     let Joined::Leader(leader, _) = flights.join(1, "key") else {
         panic!("no other caller leads");
     };
-    let flight = leader.detach();
+    let waiter = leader.detach();
     assert!(matches!(flights.join(1, "key"), Joined::Waiter(_)));
-    flights.lead(&flight).finish(&8);
-    let waited = flight.wait(&Context::background());
+    flights.lead(1, waiter.id()).finish(&8);
+    let waited = waiter.wait(&Context::background());
     assert!(matches!(waited, Waited::Finished(8)), "{waited:?}");
     assert_eq!(flights.in_flight(), 0);
 }
@@ -230,11 +230,41 @@ fn keys_of_one_hash_with_common_prefix_are_kept_apart() {
         assert!(matches!(flights.join(1, key), Joined::Waiter(_)));
         leader.finish(&0);
         let stripe = flights.stripe(1).lock();
-        let spare = stripe.spare.as_ref();
-        let kept = spare.map_or(0, |flight| flight.key.capacity());
+        assert_eq!(stripe.flights.len(), 1, "one ended flight is kept");
+        let kept = stripe.flights[0].key.capacity();
         assert!(kept <= MAX_SPARE_KEY, "{kept} bytes are kept");
     }
     assert_eq!(flights.in_flight(), 0);
+}
+
+#[test]
+fn flights_of_one_stripe_end_in_any_order() {
+    let keys = ["a", "b", "c"];
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let flights = Group::new();
+        let mut leaders = keys.map(|key| match flights.join(1, key) {
+            Joined::Leader(leader, _) => Some(leader),
+            Joined::Waiter(_) => None,
+        });
+        let waiters = keys.map(|key| match flights.join(1, key) {
+            Joined::Waiter(waiter) => waiter,
+            Joined::Leader(..) => panic!("a flight is under way"),
+        });
+        for n in order {
+            let leader = leaders[n].take().expect("no other caller leads");
+            leader.finish(&keys[n]);
+            let waited = waiters[n].wait(&Context::background());
+            assert!(matches!(waited, Waited::Finished(key) if key == keys[n]));
+        }
+        assert_eq!(flights.in_flight(), 0);
+    }
 }
 
 #[test]

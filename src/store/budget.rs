@@ -71,7 +71,11 @@ impl Budget {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.used() > self.capacity()
+        !self.has_room(0)
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.used().saturating_add(bytes) <= self.capacity()
     }
 
     /// The time of the eviction policy.
@@ -169,7 +173,12 @@ impl Ledger<'_> {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.budget.used().wrapping_add(self.bytes) > self.budget.capacity()
+        !self.has_room(0)
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let used = self.budget.used().wrapping_add(self.bytes);
+        used.saturating_add(bytes) <= self.budget.capacity()
     }
 
     /// The share that has to give room: the hot one if it is over its part of the capacity, else the

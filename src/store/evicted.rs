@@ -17,7 +17,7 @@ const PREFETCHED_LINES: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemovalCause {
-    /// Its time to live was over. Any operation may have removed it then.
+    /// Its time to live was over. Any operation may have removed it then, for whatever reason.
     Expired,
     /// It was removed, or the cache was cleared.
     Explicit,
@@ -69,7 +69,7 @@ impl EvictedEntries {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.rest.len()
     }
 

@@ -63,7 +63,12 @@ pub(super) struct SampledValue {
 impl SampledValue {
     /// `len` is the length of key and value together.
     pub(super) fn new(len: usize, expires: Option<Tick>) -> SampledValue {
-        let weight = weight::of_entry(len);
+        let expiry = if expires.is_some() {
+            weight::EXPIRY as u64
+        } else {
+            0
+        };
+        let weight = weight::of_entry(len).saturating_add(expiry);
         SampledValue { weight, expires }
     }
 }
@@ -586,7 +591,7 @@ mod tests {
                 miniatures.get(key(id, LOWEST_LEVEL), Some(value), &clock);
 
                 let hash = store.hash(&name);
-                let Err((generation, ())) = store.get(hash, &name, || ()) else {
+                let Err((generation, ())) = store.get(hash, &name, || (), || ()) else {
                     continue;
                 };
                 store.count_miss(hash);

@@ -6,12 +6,12 @@
 //!   slab.rs         its slots
 //!   policy.rs       which entry leaves next        main_factor.rs  what it learns
 //!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
+//!   expiry.rs       which entries have expired     evicted.rs   the entries that left
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
 //!   forecast.rs     the hit ratio at other capacities
 //!   miniature.rs    the caches that it comes from
-//!   entry.rs        an entry                       evicted.rs   the entries that left
-//!   generations.rs  removals during a load         key_hash.rs  the hash of a key
-//!   give_back.rs    returns memory to the system after `clear`
+//!   entry.rs        an entry                       key_hash.rs  the hash of a key
+//!   generations.rs  removals during a load         give_back.rs returns memory after `clear`
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -20,6 +20,7 @@
 mod budget;
 mod entry;
 mod evicted;
+mod expiry;
 mod forecast;
 mod generations;
 mod ghost;
@@ -42,17 +43,18 @@ use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
 
 use crate::byteview::ByteView;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::stats::{CacheStats, CacheType};
 use crate::sync::RwLock;
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
+use expiry::NextExpiries;
 use forecast::Forecaster;
 use miniature::SampledValue;
 use policy::Cost;
-#[cfg(all(test, not(larder_loom)))]
-use shard::EVICTED_AT_ONCE;
 use shard::{Demand, Insertion, Room, Shard, Update, tolerated};
+
+pub(crate) use shard::EVICTED_AT_ONCE;
 
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
@@ -87,6 +89,7 @@ pub(crate) struct Store {
     /// Padded against false sharing between threads at different shards.
     shards: Box<[CachePadded<RwLock<Shard>>]>,
     budget: Budget,
+    next_expiries: NextExpiries,
     eviction: Eviction,
     clock: Clock,
     lookups: ThreadCounters<LookupCounters>,
@@ -126,6 +129,7 @@ impl Store {
                 options.forecast.then_some(cost),
                 &options.clock,
             ),
+            next_expiries: NextExpiries::new(shards),
             eviction: options.eviction,
             clock: options.clock,
             lookups: ThreadCounters::new(),
@@ -152,12 +156,16 @@ impl Store {
     /// (see [`count_miss`](Self::count_miss)), and the generation is the one that
     /// [`peek`](Self::peek) would return. In this case `at_miss` runs under the shard's lock, so no
     /// entry is inserted between the look-up and its call. It must take no lock.
+    ///
+    /// Every [`LOOKUPS_PER_PURGE`]th hit of a thread calls `purge`, which removes expired entries. A
+    /// hit holds the shared lock, so it removes none itself.
     #[inline(always)]
     pub(crate) fn get<M>(
         &self,
         hash: KeyHash,
         key: &str,
         at_miss: impl FnOnce() -> M,
+        purge: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(slot) = shard.find(hash, key, &self.clock) else {
@@ -169,10 +177,13 @@ impl Store {
         // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
         drop(shard);
-        self.lookups.add(|lookups| match share {
+        let hits = self.lookups.add(|lookups| match share {
             CacheType::Main => &lookups.main_hits,
             CacheType::Hot => &lookups.hot_hits,
         });
+        if hits % LOOKUPS_PER_PURGE == 0 {
+            purge();
+        }
         if self.eviction == Eviction::Lru {
             // The entry may have left between the two locks. Then `promote` does nothing.
             let now = self.budget.now();
@@ -188,12 +199,13 @@ impl Store {
         })
     }
 
-    /// Counts a look-up that found nothing.
-    pub(crate) fn count_miss(&self, hash: KeyHash) {
-        self.lookups.add(|lookups| &lookups.misses);
+    /// Counts a look-up that found nothing. True if the caller should remove expired entries.
+    pub(crate) fn count_miss(&self, hash: KeyHash) -> bool {
+        let misses = self.lookups.add(|lookups| &lookups.misses);
         if self.forecaster.samples(hash) {
             self.observe_get(hash, None);
         }
+        misses % LOOKUPS_PER_PURGE == 0
     }
 
     #[cold]
@@ -235,16 +247,75 @@ impl Store {
             let value = SampledValue::new(new.data.len(), new.expires);
             self.forecaster.observe_load(new.hash, value, &self.clock);
         }
-        let mut shard = self.shard(new.hash).write();
+        if self.next_expiries.any() {
+            self.make_room_from_expired(new.data.len(), evicted);
+        }
+        let home = new.hash.shard(self.shards.len());
+        let mut shard = self.shards[home].write();
         let Insertion { room, limit } = shard.insert(&new, &mut self.update(evicted));
+        if let Some(end) = new.expires {
+            self.next_expiries.lower(home, end);
+        }
         drop(shard);
         let hash = new.hash;
         let inserted = PendingEviction { hash, limit };
         if room == Room::Pending {
             evicted.set_pending(Some(inserted));
-        } else {
+        } else if self.budget.is_over() {
             self.make_room(Some(inserted), evicted);
         }
+    }
+
+    /// Removes expired entries of any shard while the store has no room for an entry of `len` bytes.
+    /// So none of them causes the eviction of another entry.
+    fn make_room_from_expired(&self, len: usize, evicted: &mut EvictedEntries) {
+        let weight = weight::of_entry(len) + weight::EXPIRY as u64;
+        if !self.budget.has_room(weight) && weight <= self.capacity() {
+            let now = self.clock.now();
+            self.remove_expired(now, evicted, |update| !update.ledger.has_room(weight));
+        }
+    }
+
+    /// Removes entries that had expired by `now`, shard by shard, while `more` returns true. No lock
+    /// is held for more than [`EVICTED_AT_ONCE`] of them.
+    fn remove_expired(
+        &self,
+        now: Tick,
+        evicted: &mut EvictedEntries,
+        more: impl Fn(&Update<'_>) -> bool,
+    ) {
+        for visited in self.next_expiries.due(now) {
+            let mut next = now;
+            while next <= now {
+                let mut shard = self.shards[visited].write();
+                let mut update = self.update(evicted);
+                update.now = Some(now);
+                let most = update.evicted.len() + EVICTED_AT_ONCE;
+                shard.remove_expired(&mut update, |update| {
+                    update.evicted.len() < most && more(update)
+                });
+                let is_done = !more(&update);
+                drop(update);
+                shard.fit_tables();
+                next = shard.next_expiry();
+                self.next_expiries.set(visited, next);
+                if is_done {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Removes up to `at_most` entries that had expired by `now`; `None` once there is none.
+    pub(crate) fn purge_expired(&self, now: Tick, at_most: usize) -> Option<EvictedEntries> {
+        let mut evicted = EvictedEntries::default();
+        self.remove_expired(now, &mut evicted, |update| update.evicted.len() < at_most);
+        (!evicted.is_empty()).then_some(evicted)
+    }
+
+    /// Whether an entry may expire.
+    pub(crate) fn may_expire(&self) -> bool {
+        self.next_expiries.any()
     }
 
     /// Evicts more entries for an insertion whose first victims were dropped.
@@ -253,7 +324,7 @@ impl Store {
     /// find the store over its capacity, and evict for themselves and for this one. So the store
     /// shrinks even if this is never called.
     pub(crate) fn finish_eviction(&self, pending: PendingEviction) -> EvictedEntries {
-        let mut evicted = EvictedEntries::default();
+        let mut evicted = self.expired_while_over().unwrap_or_default();
         self.make_room(Some(pending), &mut evicted);
         evicted
     }
@@ -340,6 +411,18 @@ impl Store {
         }
     }
 
+    /// Removes some expired entries while the store is over its capacity.
+    fn expired_while_over(&self) -> Option<EvictedEntries> {
+        if !self.budget.is_over() || !self.next_expiries.any() {
+            return None;
+        }
+        let mut evicted = EvictedEntries::default();
+        self.remove_expired(self.clock.now(), &mut evicted, |update| {
+            update.evicted.len() < EVICTED_AT_ONCE && update.ledger.is_over()
+        });
+        (!evicted.is_empty()).then_some(evicted)
+    }
+
     /// Changes the capacity. The caller evicts with
     /// [`evict_to_capacity`](Self::evict_to_capacity).
     pub(crate) fn set_capacity(&self, capacity: u64) {
@@ -347,10 +430,13 @@ impl Store {
         self.forecaster.set_capacity(capacity, self.lookups());
     }
 
-    /// Evicts some entries while the store is over its capacity; `None` once it is not. The number is
-    /// limited so that look-ups do not wait for all evictions, and so that the caller can drop these
-    /// entries before more are evicted.
+    /// Evicts some entries while the store is over its capacity, the expired ones first; `None` once
+    /// it is not. The number is limited so that look-ups do not wait for all evictions, and so that the
+    /// caller can drop these entries before more are evicted.
     pub(crate) fn evict_to_capacity(&self) -> Option<EvictedEntries> {
+        if let Some(expired) = self.expired_while_over() {
+            return Some(expired);
+        }
         let mut evicted = EvictedEntries::default();
         self.make_room(None, &mut evicted);
         (!evicted.is_empty()).then_some(evicted)
@@ -372,8 +458,11 @@ impl Store {
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
         self.forecaster.observe_clear();
-        let clear = |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger());
-        ClearedEntries(self.shards.iter().map(clear).collect())
+        let now = self.clock.now();
+        let clear =
+            |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);
+        let shards = self.shards.iter().map(clear).collect();
+        ClearedEntries { shards, now }
     }
 
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
@@ -400,10 +489,7 @@ impl Store {
     pub(crate) fn stats(&self, share: CacheType) -> CacheStats {
         let mut stats = CacheStats::default();
         for shard in &self.shards {
-            let (bytes, items, evictions) = shard.read().usage(share);
-            stats.bytes += bytes;
-            stats.items += items;
-            stats.evictions += evictions;
+            shard.read().add_usage(share, &mut stats);
         }
         let [main_hits, hot_hits, misses] = self.lookup_counts();
         (stats.gets, stats.hits) = match share {
@@ -417,6 +503,7 @@ impl Store {
         Update {
             ledger: self.budget.ledger(),
             clock: &self.clock,
+            now: None,
             evicted,
         }
     }
@@ -427,22 +514,29 @@ impl Store {
     }
 }
 
-/// The former contents of a cleared store, by shard.
-pub(crate) struct ClearedEntries(Vec<Shard>);
+/// The former contents of a cleared store.
+pub(crate) struct ClearedEntries {
+    shards: Vec<Shard>,
+    /// When it was cleared.
+    now: Tick,
+}
 
 impl ClearedEntries {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
-        self.0.iter().flat_map(Shard::entries)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Evicted> {
+        self.shards.iter().flat_map(|shard| shard.cleared(self.now))
     }
 }
 
 impl Drop for ClearedEntries {
     fn drop(&mut self) {
-        let weight = self.0.iter().map(Shard::bytes).sum();
-        let entries = self.0.drain(..).flat_map(Shard::into_data).collect();
+        let weight = self.shards.iter().map(Shard::bytes).sum();
+        let entries = self.shards.drain(..).flat_map(Shard::into_data).collect();
         give_back::give_back(entries, weight);
     }
 }
+
+/// The hits, or the misses, of one thread after which it removes expired entries.
+const LOOKUPS_PER_PURGE: u64 = 256;
 
 const MAX_SHARDS: usize = 256;
 

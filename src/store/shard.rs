@@ -5,22 +5,21 @@ use hashbrown::HashTable;
 
 use super::budget::{Budget, Ledger};
 use super::entry::{Entry, NewEntry};
-use super::evicted::{EvictedEntries, RemovalCause};
+use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
 use super::policy::{Choice, Cost, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::shared_bytes::SharedBytes;
-use crate::stats::CacheType;
+use crate::stats::{CacheStats, CacheType};
 
-/// The number of slots that each insertion checks for expiry. Every slot is checked once in
-/// `slots / 8` insertions.
-const SWEEP_STEP: usize = 8;
+/// The most expired entries that an insertion removes although it does not need their room.
+const SWEPT_AT_ONCE: usize = 8;
 
 /// The most entries evicted under one lock, because look-ups wait for it.
-pub(super) const EVICTED_AT_ONCE: usize = 256;
+pub(crate) const EVICTED_AT_ONCE: usize = 256;
 
 /// The most slots that are removed under one lock.
 const REMOVED_SLOTS_AT_ONCE: usize = 2 * EVICTED_AT_ONCE;
@@ -34,13 +33,14 @@ pub(super) struct Shard {
     table: HashTable<u32>,
     slab: Slab,
     cost: Cost,
-    /// Indexed by [`CacheType`], like `evictions`.
+    /// Indexed by [`CacheType`], like `removals`.
     policies: [Policy; 2],
-    evictions: [u64; 2],
-    /// The slot that the next sweep begins with.
-    sweep_at: usize,
+    removals: [Removals; 2],
     generations: Generations,
 }
+
+/// The entries of a share that left so far, by their [`RemovalCause`].
+type Removals = [u64; 4];
 
 /// The state of one operation that changes a shard: its ledger, the clock, and the entries that
 /// leave.
@@ -48,7 +48,15 @@ pub(super) struct Shard {
 pub(super) struct Update<'a> {
     pub(super) ledger: Ledger<'a>,
     pub(super) clock: &'a Clock,
+    /// The time of the operation, read from the clock once it is needed.
+    pub(super) now: Option<Tick>,
     pub(super) evicted: &'a mut EvictedEntries,
+}
+
+impl Update<'_> {
+    fn now(&mut self) -> Tick {
+        *self.now.get_or_insert_with(|| self.clock.now())
+    }
 }
 
 /// The demands of an operation that needs room in a shard.
@@ -136,8 +144,7 @@ impl Shard {
             slab: Slab::with_capacity(0),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
-            evictions: [0; 2],
-            sweep_at: 0,
+            removals: Default::default(),
             generations: Generations::new(),
         }
     }
@@ -162,8 +169,9 @@ impl Shard {
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len());
-        let slots = self.slab.iter();
-        let live = slots.filter(|(index, _)| !self.slab.has_expired(*index, clock));
+        let now = clock.now();
+        let live = |index| self.slab.expiry(index).is_none_or(|end| end > now);
+        let live = self.slab.iter().filter(|(index, _)| live(*index));
         entries.extend(live.map(|(_, entry)| entry));
         entries
     }
@@ -180,8 +188,8 @@ impl Shard {
         self.generations.of(hash)
     }
 
-    /// Inserts an entry, and evicts entries of this shard for it while the store is over its capacity
-    /// and they are among the oldest of all shards. The caller evicts the others.
+    /// Inserts an entry. Room for it comes from expired entries first, and then from entries of this
+    /// shard that are among the oldest of all shards. The caller evicts the others.
     ///
     /// Inserts nothing if the key was removed since its load began, or if the policy refuses the entry.
     /// In the second case an older entry of the key is removed all the same.
@@ -189,9 +197,16 @@ impl Shard {
         if new.loaded_at != self.generation(new.hash) {
             return Insertion::ENDED;
         }
-        self.sweep(update);
-
-        let weight = weight::of_entry(new.data.len());
+        let mut weight = weight::of_entry(new.data.len());
+        if new.expires.is_some() || !self.slab.expiries().is_empty() {
+            weight += weight::EXPIRY as u64;
+        }
+        let before = update.evicted.len();
+        self.remove_expired(update, |update| {
+            let removed = update.evicted.len() - before;
+            let needed = !update.ledger.has_room(weight) && removed < EVICTED_AT_ONCE;
+            needed || removed < SWEPT_AT_ONCE
+        });
         let replaced = self.replace(new, update);
         let is_possible = weight <= update.ledger.budget.capacity();
         if !is_possible || !Slab::can_hold(new.key.len(), weight) {
@@ -268,7 +283,7 @@ impl Shard {
             let now = update.ledger.moment().now;
             self.policies[share as usize].push(&mut self.slab, index, in_main, now);
         }
-        self.fit_tables(update);
+        self.fit_tables();
         room
     }
 
@@ -283,7 +298,6 @@ impl Shard {
             match policy.evict(&mut self.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
-                    self.evictions[share as usize] += 1;
                     self.release(index, RemovalCause::Size, update);
                 }
                 Choice::Below(score) => return Room::Below(share, Some(score)),
@@ -306,7 +320,6 @@ impl Shard {
         let policy = &mut self.policies[share as usize];
         policy.remove(&mut self.slab, index);
         policy.refuse(short, update.ledger.moment());
-        self.evictions[share as usize] += 1;
         self.release(index, RemovalCause::Size, update);
         true
     }
@@ -321,21 +334,31 @@ impl Shard {
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
     /// contents with their tables, to be dropped without the lock.
-    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>) -> Shard {
+    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>, now: Tick) -> Shard {
         for share in [CacheType::Main, CacheType::Hot] {
             let policy = &self.policies[share as usize];
             ledger.release_all(share, policy.bytes(), policy.len());
+            let removals = &mut self.removals[share as usize];
+            removals[RemovalCause::Explicit as usize] += u64::from(policy.len());
+        }
+        for index in self.slab.expiries().all_expired(now) {
+            let removals = &mut self.removals[self.slab.meta(index).share() as usize];
+            removals[RemovalCause::Explicit as usize] -= 1;
+            removals[RemovalCause::Expired as usize] += 1;
         }
         let mut empty = Shard::new(self.cost);
-        empty.evictions = self.evictions;
+        empty.removals = self.removals;
         std::mem::swap(&mut empty.generations, &mut self.generations);
         empty.generations.advance_all();
         std::mem::replace(self, empty)
     }
 
-    /// The entries of a shard that was cleared.
-    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
-        self.slab.iter().map(|(_, entry)| entry)
+    /// The entries of a shard that was cleared at this time.
+    pub(super) fn cleared(&self, now: Tick) -> impl Iterator<Item = Evicted> {
+        self.slab.iter().map(move |(index, entry)| Evicted {
+            entry,
+            cause: self.cause(index, RemovalCause::Explicit, now),
+        })
     }
 
     pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
@@ -345,18 +368,13 @@ impl Shard {
     /// Shrinks the tables if they are much larger than their contents, by some slots at a time.
     ///
     /// The memory of free slots is in no entry's weight. Without this, the tables would stay large
-    /// when a few large entries replace many small ones. An entry in a slot that is removed moves to
-    /// another one, which the sweep may have passed. So an expired one is removed at once.
-    fn fit_tables(&mut self, update: &mut Update<'_>) {
+    /// when a few large entries replace many small ones.
+    pub(super) fn fit_tables(&mut self) {
         let excess = self.slab.len().saturating_sub(2 * self.len() + MIN_SLOTS);
         if excess == 0 {
             return;
         }
         for _ in 0..excess.min(REMOVED_SLOTS_AT_ONCE) {
-            let last = self.slab.len() - 1;
-            if update.evicted.len() < EVICTED_AT_ONCE {
-                self.remove_expired(last as u32, update);
-            }
             let Some((from, to)) = self.slab.remove_last_slot() else {
                 continue;
             };
@@ -378,21 +396,24 @@ impl Shard {
         }
     }
 
-    /// Removes the expired entries among the next few slots.
-    fn sweep(&mut self, update: &mut Update<'_>) {
-        let slots = self.slab.expiring();
-        for _ in 0..SWEEP_STEP.min(slots) {
-            let at = self.sweep_at % slots;
-            self.sweep_at = at + 1;
-            let index = at as u32;
-            self.remove_expired(index, update);
+    /// Removes expired entries while `more` returns true.
+    pub(super) fn remove_expired(
+        &mut self,
+        update: &mut Update<'_>,
+        more: impl Fn(&Update<'_>) -> bool,
+    ) {
+        if self.next_expiry() == Tick::NEVER {
+            return;
+        }
+        let now = update.now();
+        while let Some(index) = self.slab.expiries().expired(now).filter(|_| more(update)) {
+            self.remove_slot(index, RemovalCause::Expired, update);
         }
     }
 
-    fn remove_expired(&mut self, index: u32, update: &mut Update<'_>) {
-        if self.slab.has_expired(index, update.clock) {
-            self.remove_slot(index, RemovalCause::Expired, update);
-        }
+    /// The time when the first entry expires; [`Tick::NEVER`] if none does.
+    pub(super) fn next_expiry(&self) -> Tick {
+        self.slab.expiries().earliest()
     }
 
     /// The sum of all entries' weights, after checking that every entry can be found.
@@ -420,38 +441,49 @@ impl Shard {
         self.table.len()
     }
 
-    /// Bytes, entries and evictions of a share.
-    pub(super) fn usage(&self, share: CacheType) -> (u64, u64, u64) {
+    /// Adds the contents of a share, and the entries that left it, to `stats`.
+    pub(super) fn add_usage(&self, share: CacheType, stats: &mut CacheStats) {
         let policy = &self.policies[share as usize];
-        (
-            policy.bytes(),
-            policy.len().into(),
-            self.evictions[share as usize],
-        )
+        stats.bytes += policy.bytes();
+        stats.items += u64::from(policy.len());
+        let removals = &self.removals[share as usize];
+        stats.evictions += removals[RemovalCause::Size as usize];
+        stats.expired += removals[RemovalCause::Expired as usize];
+        stats.removed += removals[RemovalCause::Explicit as usize];
+        stats.replaced += removals[RemovalCause::Replaced as usize];
     }
 
-    /// Removes a slot's entry with this cause, or as expired if its time to live is over.
+    /// Removes a slot's entry.
     fn remove_slot(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
-        let cause = if self.slab.has_expired(index, update.clock) {
-            RemovalCause::Expired
-        } else {
-            cause
-        };
         let share = self.slab.meta(index).share();
         self.policies[share as usize].remove(&mut self.slab, index);
         self.release(index, cause, update);
     }
 
-    /// Removes an entry that is in no queue from the table and the slab.
+    /// Removes an entry that is in no queue from the table and the slab. It leaves with this cause,
+    /// or as expired if its time to live is over.
     fn release(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
         let share = self.slab.meta(index).share();
         update.ledger.release(share, self.slab.weight(index));
+        let cause = match self.slab.expiry(index) {
+            Some(_) => self.cause(index, cause, update.now()),
+            None => cause,
+        };
         let hash = table_hash(self.slab.hash(index));
         if let Ok(place) = self.table.find_entry(hash, |&other| other == index) {
             place.remove();
         }
         if let Some(entry) = self.slab.remove(index) {
+            self.removals[share as usize][cause as usize] += 1;
             update.evicted.push(entry, cause);
+        }
+    }
+
+    /// The cause with which a slot's entry leaves at this time.
+    fn cause(&self, index: u32, cause: RemovalCause, now: Tick) -> RemovalCause {
+        match self.slab.expiry(index) {
+            Some(end) if end <= now => RemovalCause::Expired,
+            _ => cause,
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, NewEntry};
+use super::expiry::Expiries;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
@@ -152,9 +153,7 @@ pub(super) struct Slab {
     data: Vec<Option<SharedBytes>>,
     metas: Vec<EntryMeta>,
     links: Vec<SlotLink>,
-    /// When the slot's entry expires, [`Tick::NEVER`] if it does not. Empty until the first entry
-    /// that expires; from then on as long as the other arrays.
-    expiries: Vec<Tick>,
+    expiries: Expiries,
     free: u32,
 }
 
@@ -164,7 +163,7 @@ impl Slab {
             data: Vec::with_capacity(slots),
             metas: Vec::with_capacity(slots),
             links: Vec::with_capacity(slots),
-            expiries: Vec::new(),
+            expiries: Expiries::default(),
             free: NIL,
         }
     }
@@ -206,20 +205,12 @@ impl Slab {
     }
 
     #[inline]
-    fn expiry(&self, index: u32) -> Option<Tick> {
-        let end = self.expiries.get(index as usize).copied();
-        end.filter(|&end| end != Tick::NEVER)
+    pub(super) fn expiry(&self, index: u32) -> Option<Tick> {
+        self.expiries.get(index)
     }
 
-    /// Whether the slot's entry has expired. Reads the clock only if it can expire.
-    #[inline]
-    pub(super) fn has_expired(&self, index: u32, clock: &Clock) -> bool {
-        self.expiry(index).is_some_and(|end| end <= clock.now())
-    }
-
-    /// All slots whose entries may expire have an index below this number.
-    pub(super) fn expiring(&self) -> usize {
-        self.expiries.len()
+    pub(super) fn expiries(&self) -> &Expiries {
+        &self.expiries
     }
 
     /// The slots in use, and their entries.
@@ -277,10 +268,7 @@ impl Slab {
             self.links.push(link);
             index
         };
-        if expires.is_some() || !self.expiries.is_empty() {
-            self.expiries.resize(self.len(), Tick::NEVER);
-            self.expiries[index as usize] = expires.unwrap_or(Tick::NEVER);
-        }
+        self.expiries.set(index, self.data.len(), expires);
         Some(index)
     }
 
@@ -289,9 +277,7 @@ impl Slab {
         let at = index as usize;
         let data = self.data[at].take()?;
         self.link_free(index);
-        if let Some(end) = self.expiries.get_mut(at) {
-            *end = Tick::NEVER;
-        }
+        self.expiries.reset(index);
         let meta = &self.metas[at];
         Some(Entry::new(data, usize::from(meta.key_len), meta.share()))
     }
@@ -331,15 +317,13 @@ impl Slab {
             self.data[at] = self.data[last].take();
             self.metas.swap(at, last);
             self.links[at] = self.links[last];
-            if !self.expiries.is_empty() {
-                self.expiries[at] = self.expiries[last];
-            }
+            self.expiries.set(to, last, self.expiry(last as u32));
             Some((last as u32, to))
         };
         self.data.truncate(last);
         self.metas.truncate(last);
         self.links.truncate(last);
-        self.expiries.truncate(last);
+        self.expiries.reset(last as u32);
         moved
     }
 
@@ -352,7 +336,7 @@ impl Slab {
         self.data.shrink_to(len);
         self.metas.shrink_to(len);
         self.links.shrink_to(len);
-        self.expiries.shrink_to(len);
+        self.expiries.shrink(len);
     }
 }
 

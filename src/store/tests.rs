@@ -9,8 +9,10 @@ use super::*;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 
+mod expired;
 mod fits;
 mod room;
+mod tide;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
@@ -65,7 +67,7 @@ fn put_pending(
 
 fn get(store: &Store, key: &str) -> Option<ByteView> {
     store
-        .get(store.hash(key), key, || ())
+        .get(store.hash(key), key, || (), || ())
         .ok()
         .map(|hit| hit.view)
 }

@@ -11,6 +11,11 @@ pub(super) const SLOT: usize = size_of::<usize>() + 4 + 20;
 /// control byte, at a load between 7/16 and 7/8), and its word in the ghost table.
 const TABLES: usize = SLOT + 8 + 6;
 
+/// The expiry of a slot: 8 bytes, and its part of the tree above (a 7th). Charged for each entry
+/// that is inserted once an entry of its shard expires, because from then on every slot has it.
+/// (`expiry.rs` tests it.)
+pub(super) const EXPIRY: usize = 10;
+
 /// The weight of an entry whose key and value are `len` bytes together.
 #[inline]
 pub(super) fn of_entry(len: usize) -> u64 {
@@ -23,18 +28,27 @@ pub(super) fn of_block(len: usize) -> usize {
     allocated(len.saturating_add(SharedBytes::HEADER))
 }
 
-/// A weight in 32 bits, in units of [`GRANULE`]. `None` from 2^32 granules on: 64 GiB, or 32 GiB
-/// where a word has 32 bits.
+/// A weight in 32 bits: in units of [`GRANULE`], with a bit for [`EXPIRY`]. `None` from 2^31 granules
+/// on: 32 GiB, or 16 GiB where a word has 32 bits.
 #[inline]
 pub(super) fn packed(weight: u64) -> Option<u32> {
-    u32::try_from(weight.saturating_sub(TABLES as u64) / GRANULE).ok()
+    let block = weight.saturating_sub(TABLES as u64);
+    // A block is a whole number of granules, but EXPIRY is not.
+    let expiry = block % GRANULE != 0;
+    let granules = block.saturating_sub(u64::from(expiry) * EXPIRY as u64) / GRANULE;
+    let granules = u32::try_from(granules).ok().filter(|&n| n < WITH_EXPIRY)?;
+    Some(granules | if expiry { WITH_EXPIRY } else { 0 })
 }
 
 /// The weight that was packed.
 #[inline]
-pub(super) fn unpacked(granules: u32) -> u64 {
-    u64::from(granules) * GRANULE + TABLES as u64
+pub(super) fn unpacked(packed: u32) -> u64 {
+    let expiry = u64::from(packed / WITH_EXPIRY) * EXPIRY as u64;
+    u64::from(packed % WITH_EXPIRY) * GRANULE + expiry + TABLES as u64
 }
+
+/// The bit of a packed weight that includes [`EXPIRY`].
+const WITH_EXPIRY: u32 = 1 << 31;
 
 /// The size of every block, in bytes, is a multiple of this.
 const GRANULE: u64 = 2 * size_of::<usize>() as u64;
@@ -113,7 +127,9 @@ mod tests {
     fn weight_survives_packing() {
         let lens = (0..5000).chain((0..).map(|n| n * 1021).take_while(|&len| len < 1 << 24));
         for weight in lens.map(of_entry) {
-            assert_eq!(packed(weight).map(unpacked), Some(weight));
+            for weight in [weight, weight + EXPIRY as u64] {
+                assert_eq!(packed(weight).map(unpacked), Some(weight));
+            }
         }
         assert_eq!(packed(u64::MAX), None);
     }

@@ -20,13 +20,16 @@ pub(crate) struct Decoded<'a> {
     pub expire_unix_nanos: Option<i64>,
     /// Finite and not negative.
     pub minute_qps: Option<f64>,
+    /// The [hash](super::key_hash) of the key that the peer answers.
+    pub key_hash: Option<u64>,
 }
 
-/// The body of a response with `value`, which is the last field.
+/// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
 ///
 /// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
 /// tell it from a missing one.
 pub(crate) fn encode_response(
+    key_hash: u64,
     value: ByteView,
     ttl_nanos: Option<u64>,
     expire_unix_nanos: Option<i64>,
@@ -47,6 +50,8 @@ pub(crate) fn encode_response(
         push_tag(out, TTL_NANOS);
         push_varint(out, ttl);
     }
+    push_tag(out, KEY_HASH);
+    out.extend_from_slice(&key_hash.to_le_bytes());
     push_tag(out, VALUE);
     push_varint(out, value.len() as u64);
     body.push_value(value);
@@ -67,7 +72,7 @@ pub(crate) fn encode_response(
 /// begins with a line feed, which is the tag of the value, can pass by chance. A body that is cut
 /// between two fields always passes. So the caller checks the content type and the length first.
 pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
-    check_fields(body, &[VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS], usize::MAX)
+    check_fields(body, &KNOWN, usize::MAX)
         .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
     let message = GetResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
@@ -82,6 +87,7 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
         minute_qps: message
             .minute_qps
             .filter(|qps| qps.is_finite() && *qps >= 0.0),
+        key_hash: message.key_hash,
     })
 }
 
@@ -170,8 +176,11 @@ const I32: u8 = 5;
 const VALUE: FieldType = (1, LEN);
 const MINUTE_QPS: FieldType = (2, I64);
 const EXPIRE: FieldType = (3, VARINT);
-/// A field of larder.
+/// Fields of larder.
 const TTL_NANOS: FieldType = (100, VARINT);
+const KEY_HASH: FieldType = (101, I64);
+
+const KNOWN: [FieldType; 5] = [VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH];
 
 const MAX_VARINT: usize = 10;
 
@@ -187,6 +196,11 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
+    const HASH: u64 = 0x0807_0605_0403_0201;
+
+    /// The field with [`HASH`].
+    const HASH_FIELD: [u8; 10] = [0xa9, 0x06, 1, 2, 3, 4, 5, 6, 7, 8];
+
     fn generated_read(body: &[u8]) -> GetResponse<'_> {
         GetResponse::from_reader(&mut BytesReader::from_bytes(body), body).expect("it decodes")
     }
@@ -198,18 +212,20 @@ mod tests {
     }
 
     fn encoded(value: &[u8], ttl: Option<u64>, expire: Option<i64>, qps: Option<f64>) -> Vec<u8> {
-        let body = encode_response(value.into(), ttl, expire, qps);
+        let body = encode_response(HASH, value.into(), ttl, expire, qps);
         body.iter().collect::<Vec<_>>().concat()
     }
 
     #[test]
     fn encoded_bytes_match_the_proto_file() {
-        assert_eq!(encoded(b"red", None, None, None), b"\x0a\x03red");
-        assert_eq!(encoded(b"", None, None, None), [0x0a, 0]);
-        assert_eq!(
-            encoded(&[7; 300], None, None, None),
-            [&[0x0a, 0xac, 0x02][..], &[7; 300]].concat()
-        );
+        for (value, field) in [
+            (&b"red"[..], &b"\x0a\x03red"[..]),
+            (b"", &[0x0a, 0]),
+            (&[7; 300], &[&[0x0a, 0xac, 0x02][..], &[7; 300]].concat()),
+        ] {
+            let want = [&HASH_FIELD, field].concat();
+            assert_eq!(encoded(value, None, None, None), want);
+        }
         assert_eq!(
             encoded(b"x", Some(150), Some(-1), Some(1.0)),
             [
@@ -218,6 +234,7 @@ mod tests {
                     0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01
                 ],
                 &[0xa0, 0x06, 0x96, 0x01],
+                &HASH_FIELD,
                 &[0x0a, 1, b'x'],
             ]
             .concat()
@@ -229,7 +246,7 @@ mod tests {
         let body = encoded(b"red", None, None, None);
         let value = decode_response(&body).expect("it decodes").value;
         assert_eq!(value, b"red");
-        assert_eq!(value.as_ptr(), body[2..].as_ptr());
+        assert_eq!(value.as_ptr(), body[body.len() - 3..].as_ptr());
 
         for body in [&[][..], &[0x0a, 0], &[0x18, 0]] {
             let decoded = decode_response(body).expect("it decodes");
@@ -243,7 +260,7 @@ mod tests {
         let unknown = [
             &[0x20, 0x96, 0x01][..],
             &[0x31, 1, 2, 3, 4, 5, 6, 7, 8],
-            &[0xaa, 0x06, 2, b'h', b'i'],
+            &[0xc2, 0x07, 2, b'h', b'i'],
             &[0x3d, 1, 2, 3, 4],
         ]
         .concat();
@@ -284,6 +301,7 @@ mod tests {
             (&[0x12, 1, b'x'], "wrong type"),
             (&[0x1a, 1, b'x'], "wrong type"),
             (&[0xa1, 0x06, 1, 2, 3, 4, 5, 6, 7, 8], "wrong type"),
+            (&[0xa8, 0x06, 1], "wrong type"),
             (&[0x02, 1, b'x'], "field number"),
             (&[0x8a, 0x80, 0x80, 0x80, 0x10, 1, b'x'], "field number"),
             (&[0x13, 0x14], "wrong type"),
@@ -351,6 +369,7 @@ mod tests {
                 minute_qps: qps,
                 expire,
                 ttl_nanos: ttl,
+                key_hash: Some(HASH),
             };
             prop_assert_eq!(&generated_read(&body), &message);
             let decoded = Decoded {
@@ -358,6 +377,7 @@ mod tests {
                 ttl_nanos: ttl,
                 expire_unix_nanos: expire,
                 minute_qps: qps,
+                key_hash: Some(HASH),
             };
             prop_assert_eq!(decode_response(&body).unwrap(), decoded);
             let generated = message.encode().unwrap();

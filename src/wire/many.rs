@@ -82,8 +82,8 @@ impl ManyBody {
         self.found.push(MISSING);
     }
 
-    /// Adds the next key, which has this value.
-    pub(crate) fn push(&mut self, value: ByteView, ttl_nanos: Option<u64>) {
+    /// Adds the next key, which has this value. `key_hash` is the [hash](super::key_hash) of the key.
+    pub(crate) fn push(&mut self, key_hash: u64, value: ByteView, ttl_nanos: Option<u64>) {
         match ttl_nanos {
             None => self.found.push(FOUND),
             Some(ttl) => {
@@ -91,8 +91,10 @@ impl ManyBody {
                 self.ttls.push(ttl);
             }
         }
-        push_tag(&mut self.body.copied, VALUES);
-        push_varint(&mut self.body.copied, value.len() as u64);
+        let out = &mut self.body.copied;
+        push_tag(out, KEYED_VALUES);
+        push_varint(out, (HASH_LEN + value.len()) as u64);
+        out.extend_from_slice(&key_hash.to_le_bytes());
         self.body.push_value(value);
     }
 
@@ -118,15 +120,21 @@ pub(crate) struct ManyValue {
     pub ttl_nanos: Option<u64>,
 }
 
-/// Reads the body of a response to a request for `keys` keys; `None` for each key without a value.
+/// Reads the body of a response to a request for the keys with these [hashes](super::key_hash);
+/// `None` for each key without a value.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Peer`] unless the whole body is such a response, for exactly `keys` keys.
-pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Option<ManyValue>>> {
+/// [`ErrorKind::Peer`] unless the whole body is such a response, for exactly as many keys, and each
+/// value is that of its key.
+pub(crate) fn decode_many_response(
+    body: &[u8],
+    hashes: impl ExactSizeIterator<Item = u64>,
+) -> Result<Vec<Option<ManyValue>>> {
     let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
+    let keys = hashes.len();
     let max_fields = keys.saturating_mul(2).saturating_add(SPARE_FIELDS);
-    check_fields(body, &[VALUES, KEYS_FOUND, TTL_NANOS], max_fields).map_err(corrupt)?;
+    check_fields(body, &[KEYED_VALUES, KEYS_FOUND, TTL_NANOS], max_fields).map_err(corrupt)?;
     let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
     let found = message.found.as_deref().unwrap_or_default();
@@ -134,15 +142,17 @@ pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Optio
         return Err(corrupt("it is for another number of keys"));
     }
     let start = body.as_ptr().addr();
-    let mut values = message.values.iter();
+    let mut values = message.keyed_values.iter();
     let mut ttls = message.ttl_nanos.iter();
     let mut slots = Vec::with_capacity(keys);
-    for &state in found {
+    for (&state, hash) in found.iter().zip(hashes) {
         if state == MISSING {
             slots.push(None);
             continue;
         }
-        let value = values.next().ok_or_else(|| corrupt("a value is missing"))?;
+        let keyed = values.next().ok_or_else(|| corrupt("a value is missing"))?;
+        let value = keyed.strip_prefix(&hash.to_le_bytes());
+        let value = value.ok_or_else(|| corrupt("a value is that of another key"))?;
         let ttl_nanos = match state {
             FOUND => None,
             FOUND_WITH_TTL => {
@@ -151,11 +161,8 @@ pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Optio
             }
             _ => return Err(corrupt("a key in no known state")),
         };
-        // The generated reader only borrows; an empty value may lie anywhere.
-        let from = match value.is_empty() {
-            true => 0,
-            false => value.as_ptr().addr() - start,
-        };
+        // The generated reader only borrows, so the value is a part of the body.
+        let from = value.as_ptr().addr() - start;
         slots.push(Some(ManyValue {
             range: from..from + value.len(),
             ttl_nanos,
@@ -170,9 +177,12 @@ pub(crate) fn decode_many_response(body: &[u8], keys: usize) -> Result<Vec<Optio
 const KEYS: FieldType = (100, LEN);
 const MAX_BYTES: FieldType = (101, VARINT);
 
-const VALUES: FieldType = (100, LEN);
 const KEYS_FOUND: FieldType = (101, LEN);
 const TTL_NANOS: FieldType = (102, VARINT);
+const KEYED_VALUES: FieldType = (103, LEN);
+
+/// The bytes of the hash in front of each value.
+const HASH_LEN: usize = size_of::<u64>();
 
 const MISSING: u8 = 0;
 const FOUND: u8 = 1;
@@ -192,13 +202,33 @@ mod tests {
 
     fn encoded(values: &[Option<(Vec<u8>, Option<u64>)>]) -> Vec<u8> {
         let mut body = ManyBody::default();
-        for value in values {
+        for (hash, value) in (0..).zip(values) {
             match value {
                 None => body.push_missing(),
-                Some((value, ttl)) => body.push(value.as_slice().into(), *ttl),
+                Some((value, ttl)) => body.push(hash, value.as_slice().into(), *ttl),
             }
         }
         body.finish().iter().collect::<Vec<_>>().concat()
+    }
+
+    /// Reads a response for the keys with the hashes 0, 1, 2…
+    fn decode(body: &[u8], keys: u32) -> Result<Vec<Option<ManyValue>>> {
+        let hashes: Vec<u64> = (0..keys.into()).collect();
+        decode_many_response(body, hashes.into_iter())
+    }
+
+    #[test]
+    fn value_of_another_key_is_refused() {
+        let value = |text: &str| Some((text.as_bytes().to_vec(), None));
+        let body = encoded(&[value("a"), None, value("c")]);
+        assert!(decode(&body, 3).is_ok());
+        for hashes in [[2, 1, 0], [0, 2, 1], [1, 2, 3]] {
+            let error = decode_many_response(&body, hashes.into_iter()).expect_err("refused");
+            assert!(error.to_string().contains("another key"), "{error}");
+        }
+        // The field of a value that is too short for a hash.
+        let short = [0xba, 6, 1, b'x', 0xaa, 6, 1, FOUND];
+        assert!(decode(&short, 1).is_err());
     }
 
     #[test]
@@ -226,13 +256,19 @@ mod tests {
     fn body_of_another_message_is_refused() {
         // An empty value in a `GetResponse`.
         for body in [&b""[..], &[0x0a, 0], b"<html>"] {
-            let error = decode_many_response(body, 1).expect_err("refused");
+            let error = decode(body, 1).expect_err("refused");
             assert_eq!(error.kind(), ErrorKind::Peer);
         }
         let one = encoded(&[Some((b"x".to_vec(), None))]);
-        assert!(decode_many_response(&one, 1).is_ok());
-        assert!(decode_many_response(&one, 2).is_err());
-        assert!(decode_many_response(&[&one[..], &[0xa2, 6, 0]].concat(), 1).is_err());
+        assert!(decode(&one, 1).is_ok());
+        assert!(decode(&one, 2).is_err());
+        assert!(
+            decode(
+                &[&one[..], &[0xba, 6, 8, 0, 0, 0, 0, 0, 0, 0, 0]].concat(),
+                1
+            )
+            .is_err()
+        );
     }
 
     proptest! {
@@ -244,7 +280,7 @@ mod tests {
             ),
         ) {
             let body = encoded(&values);
-            let decoded = decode_many_response(&body, values.len()).unwrap();
+            let decoded = decode(&body, values.len() as u32).unwrap();
             let back: Vec<_> = decoded
                 .into_iter()
                 .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos)))
@@ -262,10 +298,10 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_do_not_panic(body in vec(any::<u8>(), 0..200), keys in 0_usize..9) {
-            let _ = decode_many_request(&body, keys);
-            if let Ok(slots) = decode_many_response(&body, keys) {
-                prop_assert_eq!(slots.len(), keys);
+        fn arbitrary_bytes_do_not_panic(body in vec(any::<u8>(), 0..200), keys in 0_u32..9) {
+            let _ = decode_many_request(&body, keys as usize);
+            if let Ok(slots) = decode(&body, keys) {
+                prop_assert_eq!(slots.len(), keys as usize);
             }
         }
     }

@@ -10,6 +10,8 @@
 //! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
 //! | `status` | | [`status_of`] → [`error_of`] |
 //!
+//! An answer says with a hash which key it answers: `key_hash`.
+//!
 //! Both sides use `head`, which finds the end of an HTTP head. `pieces` is a body whose values are
 //! not copied.
 
@@ -17,6 +19,7 @@ mod body;
 #[cfg(all(test, not(larder_loom)))]
 mod differential;
 mod head;
+mod key_hash;
 mod many;
 mod path;
 mod pieces;
@@ -25,6 +28,7 @@ mod timeout;
 
 pub(crate) use body::{Decoded, decode_response, encode_response};
 pub(crate) use head::{Scan, has_token, parse_length, scan};
+pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
     ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
     parse_group_path,
@@ -44,6 +48,14 @@ pub(crate) fn is_protobuf(content_type: &[u8]) -> bool {
     essence
         .trim_ascii()
         .eq_ignore_ascii_case(CONTENT_TYPE.as_bytes())
+}
+
+/// Whether a `Content-Encoding` says that the body is coded. No request asks for a coding.
+pub(crate) fn is_encoded(content_encoding: &[u8]) -> bool {
+    !matches!(content_encoding.trim_ascii(), [])
+        && !content_encoding
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"identity")
 }
 
 /// The `Content-Type` of protobuf bodies.

@@ -241,3 +241,100 @@ fn reloaded_value_of_other_size_has_its_own_weight() {
         }
     }
 }
+
+/// A group whose entries expire after 10 s, except "-". It holds `entries` that have expired, and
+/// reports those that leave.
+fn group_with_expired(
+    entries: usize,
+    on_leave: impl Fn(&str, RemovalCause) + Send + Sync + 'static,
+) -> Group {
+    let clock = Clock::manual();
+    let group = alone("expired")
+        .clock(clock.clone())
+        .shards(8)
+        .max_capacity(16 << 20)
+        .eviction_listener(move |key, _, cause| on_leave(key, cause))
+        .build(getter_fn(|_, key, dest| {
+            if key != "-" {
+                dest.expire_in(seconds(10));
+            }
+            Ok(dest.set_str(key)?)
+        }))
+        .expect("a group");
+    group.get("-").expect("a value");
+    for n in 0..entries {
+        group.get(&n.to_string()).expect("a value");
+    }
+    assert_eq!(group.entry_count(), 1 + entries as u64);
+    clock.advance(seconds(10));
+    group
+}
+
+#[test]
+fn hits_alone_remove_expired_entries() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = told.clone();
+    let group = group_with_expired(10_000, move |_, cause| {
+        assert_eq!(cause, RemovalCause::Expired);
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    // Ten seconds of 10,000 hits, on one key in one of eight shards.
+    for _ in 0..100_000 {
+        group.get("-").expect("a value");
+    }
+    assert_eq!(group.entry_count(), 1);
+    assert_eq!(told.load(Ordering::Relaxed), 10_000);
+    assert_eq!(group.cache_stats(CacheType::Main).expired, 10_000);
+    assert_eq!(group.cache_stats(CacheType::Main).evictions, 0);
+}
+
+#[test]
+fn misses_that_load_nothing_remove_expired_entries() {
+    let clock = Clock::manual();
+    let group = alone("misses")
+        .clock(clock.clone())
+        .time_to_live(seconds(10))
+        .build(getter_fn(|_, key, dest| match key {
+            "missing" => Err(larder::Error::not_found("missing").into()),
+            _ => Ok(dest.set_str(key)?),
+        }))
+        .expect("a group");
+    for n in 0..1000 {
+        group.get(&n.to_string()).expect("a value");
+    }
+    clock.advance(seconds(10));
+    for _ in 0..10_000 {
+        group.get("missing").expect_err("not found");
+    }
+    assert_eq!(group.entry_count(), 0);
+}
+
+#[test]
+fn purge_tells_the_listener_and_holds_no_lock() {
+    let group = Arc::new(std::sync::OnceLock::<Group>::new());
+    let inner = group.clone();
+    let expired = group_with_expired(1000, move |key, cause| {
+        assert_eq!(cause, RemovalCause::Expired);
+        let group = inner.get().expect("set before the purge");
+        group.peek(key).ok_or(()).expect_err("it has left");
+        assert!(group.contains_key("-"));
+        assert_eq!(group.remove("none"), None, "no lock is held");
+    });
+    group.set(expired.clone()).expect("set once");
+    assert_eq!(expired.purge_expired(), 1000);
+    assert_eq!(expired.purge_expired(), 0);
+    assert_eq!(expired.entry_count(), 1);
+}
+
+#[test]
+fn clear_reports_expired_entries_as_expired() {
+    let causes = Arc::new([const { AtomicUsize::new(0) }; 2]);
+    let counted = causes.clone();
+    let group = group_with_expired(100, move |_, cause| {
+        let at = usize::from(cause == RemovalCause::Expired);
+        counted[at].fetch_add(1, Ordering::Relaxed);
+    });
+    group.clear();
+    let [explicit, expired] = [0, 1].map(|at| causes[at].load(Ordering::Relaxed));
+    assert_eq!((explicit, expired), (1, 100));
+}

@@ -27,5 +27,3 @@ mod sinks;
 mod stats;
 mod threads;
 mod user_code;
-#[cfg(feature = "http")]
-mod user_code_http;

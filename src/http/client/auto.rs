@@ -7,19 +7,38 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::http::client::direct::DirectTransport;
 use crate::http::client::target::Target;
-use crate::http::client::transport::{Transport, TransportRequest, TransportResponse};
+use crate::http::client::transport::{
+    IdleConnections, Transport, TransportRequest, TransportResponse,
+};
 use crate::http::client::ureq::UreqTransport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, HttpClient};
 use crate::sync::{Arc, RwLock};
 
-/// The default transport of the peer at `url`.
-pub(crate) fn transport_for(url: &PeerUrl, config: &Arc<Config>) -> Arc<dyn Transport> {
-    let target = Target::new(url, config);
-    match config.client {
-        HttpClient::Auto => Arc::new(AutoTransport::new(target)),
-        HttpClient::Ureq => Arc::new(UreqTransport::new(target)),
-        HttpClient::Direct => Arc::new(DirectTransport::new(target)),
+/// A transport that this crate made, and its idle connections.
+#[derive(Clone)]
+pub(crate) struct DefaultTransport {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) connections: Arc<dyn IdleConnections>,
+}
+
+impl DefaultTransport {
+    /// The default transport of the peer at `url`.
+    pub(crate) fn new(url: &PeerUrl, config: &Arc<Config>) -> Self {
+        let target = Target::new(url, config);
+        match config.client {
+            HttpClient::Auto => DefaultTransport::of(AutoTransport::new(target)),
+            HttpClient::Ureq => DefaultTransport::of(UreqTransport::new(target)),
+            HttpClient::Direct => DefaultTransport::of(DirectTransport::new(target)),
+        }
+    }
+
+    fn of<T: Transport + IdleConnections + 'static>(made: T) -> Self {
+        let made = Arc::new(made);
+        DefaultTransport {
+            transport: made.clone(),
+            connections: made,
+        }
     }
 }
 
@@ -30,10 +49,9 @@ struct AutoTransport {
     chosen: RwLock<Chosen>,
 }
 
-#[derive(Clone)]
 struct Chosen {
     is_direct: bool,
-    transport: Arc<dyn Transport>,
+    by: DefaultTransport,
 }
 
 impl AutoTransport {
@@ -41,7 +59,7 @@ impl AutoTransport {
         AutoTransport {
             chosen: RwLock::new(Chosen {
                 is_direct: false,
-                transport: Arc::new(UreqTransport::new(target.clone())),
+                by: DefaultTransport::of(UreqTransport::new(target.clone())),
             }),
             target,
         }
@@ -51,18 +69,24 @@ impl AutoTransport {
     /// complete on their own connections.
     fn choose(&self, is_direct: bool) {
         let target = self.target.clone();
-        let transport: Arc<dyn Transport> = match is_direct {
-            true => Arc::new(DirectTransport::new(target)),
-            false => Arc::new(UreqTransport::new(target)),
+        let by = match is_direct {
+            true => DefaultTransport::of(DirectTransport::new(target)),
+            false => DefaultTransport::of(UreqTransport::new(target)),
         };
         let mut chosen = self.chosen.write();
         // Another thread may have replaced it meanwhile.
         if chosen.is_direct != is_direct {
-            *chosen = Chosen {
-                is_direct,
-                transport,
-            };
+            *chosen = Chosen { is_direct, by };
         }
+    }
+}
+
+impl IdleConnections for AutoTransport {
+    /// Closes those of the present transport, and returns to ureq: a proxy may have come between.
+    fn close_idle(&self) {
+        let connections = self.chosen.read().by.connections.clone();
+        connections.close_idle();
+        self.choose(false);
     }
 }
 
@@ -72,13 +96,16 @@ impl Transport for AutoTransport {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        let chosen = self.chosen.read().clone();
-        let response = chosen.transport.round_trip(ctx, request);
+        let (was_direct, transport) = {
+            let chosen = self.chosen.read();
+            (chosen.is_direct, chosen.by.transport.clone())
+        };
+        let response = transport.round_trip(ctx, request);
         let is_direct = match &response {
             Ok(response) => response.is_from_larder(),
-            Err(error) => chosen.is_direct && !is_protocol_error(error),
+            Err(error) => was_direct && !is_protocol_error(error),
         };
-        if is_direct != chosen.is_direct {
+        if is_direct != was_direct {
             self.choose(is_direct);
         }
         response

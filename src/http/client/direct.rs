@@ -13,7 +13,7 @@ use crate::http::client::pool::{ConnectionPool, PooledConnection};
 use crate::http::client::response::{BodyFraming, ResponseReader};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
+    IdleConnections, ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
 };
 use crate::sync::Arc;
 
@@ -74,6 +74,7 @@ impl DirectTransport {
         let bytes = encode(self.pool.target.url.authority(), request);
         connection.source.write_all(&bytes)?;
         let (head, bytes) = connection.read_head()?;
+        self.pool.target.note_keyed(head.is_from_larder);
         let length = head.framing.length();
         let body = match connection.take_whole(head.framing) {
             Some(bytes) => {
@@ -94,6 +95,12 @@ impl DirectTransport {
             ResponseHeaders::Head(bytes, head.is_protobuf),
             head.is_from_larder,
         ))
+    }
+}
+
+impl IdleConnections for DirectTransport {
+    fn close_idle(&self) {
+        self.pool.clear();
     }
 }
 

@@ -11,11 +11,12 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::transport::{
-    ResponseBytes, Transport, TransportRequest, TransportResponse,
+    IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
@@ -39,6 +40,8 @@ pub(crate) struct HttpPeer {
     /// have.
     full_timeout: HeaderValue,
     transport: Arc<dyn Transport>,
+    /// Those of the default transport, which the transport may wrap.
+    connections: Arc<dyn IdleConnections>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
     permits: Permits,
@@ -47,13 +50,14 @@ pub(crate) struct HttpPeer {
 }
 
 impl HttpPeer {
-    pub(crate) fn new(url: &PeerUrl, transport: Arc<dyn Transport>, config: &Arc<Config>) -> Self {
+    pub(crate) fn new(url: &PeerUrl, by: DefaultTransport, config: &Arc<Config>) -> Self {
         HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
             full_timeout: wire::timeout_millis(config.exchange_timeout).into(),
-            transport,
+            transport: by.transport,
+            connections: by.connections,
             permits: Permits::new(config.max_connections_per_peer),
             batcher: Batcher::new(
                 config.max_batch_keys,
@@ -153,10 +157,11 @@ impl HttpPeer {
         };
         request.set_parsed(TIMEOUT, timeout);
         let response = self.transport.round_trip(ctx, request)?;
+        let hash = wire::key_hash(group, key);
         if response.status() != 200 {
-            return Err(self.error_of(response));
+            return Err(self.error_of(response, Some(hash)));
         }
-        let value = self.value_of(ctx, response)?;
+        let value = self.value_of(ctx, response, hash)?;
         self.policy.note_len(value.value.len());
         Ok(value)
     }
@@ -182,7 +187,7 @@ impl HttpPeer {
         let status = response.status();
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
-            let error = self.error_of(response);
+            let error = self.error_of(response, None);
             if is_larder && error.kind() == ErrorKind::UnknownGroup {
                 return Err(BatchError::Peer(error));
             }
@@ -194,9 +199,11 @@ impl HttpPeer {
         }
         let max = self.config.max_batch_body();
         let body = self.read_message(ctx, response, max).map_err(failed)?;
-        let slots = wire::decode_many_response(&body, keys.len()).map_err(|error| {
-            // It answers 200 to anything, so it is not a larder server.
+        let hashes = keys.iter().map(|key| wire::key_hash(group, key));
+        let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
+            // It answers 200 to anything, so it is not a larder server; or it answers other keys.
             self.policy.disable();
+            self.connections.close_idle();
             failed(error)
         })?;
         let values = BatchValues { body, slots };
@@ -227,10 +234,19 @@ impl HttpPeer {
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
 
-    /// The value in a response with status 200.
-    fn value_of(&self, ctx: &Context, response: TransportResponse) -> Result<PeerResponse> {
+    /// The value in a response with status 200 to the request for the key with this hash.
+    fn value_of(
+        &self,
+        ctx: &Context,
+        response: TransportResponse,
+        hash: u64,
+    ) -> Result<PeerResponse> {
+        let is_from_larder = response.is_from_larder();
         let body = self.read_message(ctx, response, self.config.max_body())?;
         let decoded = wire::decode_response(&body).map_err(|error| self.failure(error))?;
+        if decoded.key_hash != Some(hash) && (is_from_larder || decoded.key_hash.is_some()) {
+            return Err(self.other_key());
+        }
         if decoded.value.len() > self.config.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
@@ -259,6 +275,9 @@ impl HttpPeer {
         max: u64,
     ) -> Result<SharedBytes> {
         if !response.is_protobuf() {
+            if response.is_encoded() {
+                return Err(self.failure("it sent a content encoding that no request asked for"));
+            }
             let found = response.header("content-type").unwrap_or_default();
             let found: String = found.chars().take(80).collect();
             return Err(self.failure(format_args!(
@@ -270,16 +289,34 @@ impl HttpPeer {
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 
-    /// The error of a response with a status other than 200.
-    fn error_of(&self, response: TransportResponse) -> Error {
+    /// The error for a response that answers another request.
+    fn other_key(&self) -> Error {
+        self.connections.close_idle();
+        self.failure(OTHER_KEY)
+    }
+
+    /// The error of a response with a status other than 200. `hash` is that of the key, if one was
+    /// requested.
+    fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
+        if let Some(hash) = hash.filter(|_| header.is_some()) {
+            let found = response.header(wire::KEY_HEADER);
+            let is_other = found.map(|found| found != wire::key_header(hash));
+            if is_other.unwrap_or(response.is_from_larder()) {
+                return self.other_key();
+            }
+        }
         let mut text = Vec::new();
+        let is_encoded = response.is_encoded();
         // If reading fails, the status and the part of the text that arrived are still useful.
         let _ = response
             .into_body()
             .take(MAX_ERROR_TEXT)
             .read_to_end(&mut text);
+        if is_encoded {
+            text.clear();
+        }
         let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
         match error.kind() {
             kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {
@@ -380,5 +417,7 @@ const MAX_ERROR_TEXT: u64 = 64 * 1024;
 const TIMEOUT: HeaderName = HeaderName::from_static(wire::TIMEOUT_HEADER);
 
 const TOO_LONG: &str = "the answer is longer than max_value_size allows";
+
+const OTHER_KEY: &str = "it answered for another key; does a proxy change the paths of requests?";
 
 const ALL_BUSY: &str = "all connections to it stayed busy; see max_connections_per_peer";

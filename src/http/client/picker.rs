@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::auto::transport_for;
+use crate::http::client::auto::DefaultTransport;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
@@ -116,11 +116,11 @@ impl Picker {
     }
 
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
-        let mut transport = transport_for(url, &self.config);
+        let mut by = DefaultTransport::new(url, &self.config);
         if let Some(hook) = &self.transport {
-            transport = hook(url.as_str(), transport);
+            by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(url, transport, &self.config))
+        Arc::new(HttpPeer::new(url, by, &self.config))
     }
 
     /// The URL of the owner of `key`, this process or another.

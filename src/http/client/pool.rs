@@ -40,7 +40,7 @@ impl ConnectionPool {
                     None => idle.pop_back(),
                 }?
             };
-            if connection.source.is_usable(now) {
+            if connection.source.is_usable(now, self.target.is_keyed()) {
                 return Some(connection);
             }
         }

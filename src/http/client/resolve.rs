@@ -132,8 +132,9 @@ impl HostName {
         };
         let thread = thread::Builder::new().name("larder-lookup".into());
         if let Err(error) = thread.spawn(run) {
-            log::warn!("cannot look up {}: {error}", self.host);
+            let message = format!("cannot look up {}: {error}", self.host);
             self.finish(Err(error));
+            log::warn!("{message}");
         }
     }
 

@@ -16,7 +16,7 @@ pub(crate) struct ResponseHead {
     pub(crate) keep_alive: bool,
     /// Whether larder's own server sent the response, and no proxy forwarded it.
     pub(crate) is_from_larder: bool,
-    /// Whether the body is a protobuf message, by its content type.
+    /// Whether the body is a protobuf message, by its content type, and has no content coding.
     pub(crate) is_protobuf: bool,
 }
 
@@ -37,7 +37,7 @@ impl ResponseHead {
         let mut length = None;
         let (mut codings, mut chunked, mut close) = (0, false, !is_http_11);
         let (mut is_larder, mut is_forwarded) = (false, false);
-        let mut is_protobuf = None;
+        let (mut is_protobuf, mut is_encoded) = (None, false);
         for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             if is("content-length") {
@@ -57,6 +57,8 @@ impl ResponseHead {
             } else if is("content-type") {
                 // The first counts, as for `TransportResponse::header`.
                 is_protobuf = is_protobuf.or(Some(wire::is_protobuf(value)));
+            } else if is("content-encoding") {
+                is_encoded |= wire::is_encoded(value);
             }
         }
         if codings > 1 || (codings == 1 && (!chunked || length.is_some() || !is_http_11)) {
@@ -80,7 +82,7 @@ impl ResponseHead {
             framing,
             keep_alive: !close,
             is_from_larder: is_larder && !is_forwarded,
-            is_protobuf: is_protobuf.unwrap_or(false),
+            is_protobuf: is_protobuf.unwrap_or(false) && !is_encoded,
         })
     }
 

@@ -12,12 +12,15 @@ use crate::http::client::transport::TransportRequest;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The URL, options and addresses of a peer, shared by its transports.
 pub(crate) struct Target {
     pub(crate) url: PeerUrl,
     pub(crate) config: Arc<Config>,
     addresses: Addresses,
+    /// See [`is_keyed`](Self::is_keyed).
+    is_keyed: AtomicBool,
 }
 
 impl Target {
@@ -26,7 +29,22 @@ impl Target {
             url: url.clone(),
             config: config.clone(),
             addresses: Addresses::new(url),
+            is_keyed: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the last response came from larder's server, whose responses carry the hash of their
+    /// key.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.is_keyed.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether a response came from larder's server.
+    pub(crate) fn note_keyed(&self, is_keyed: bool) {
+        // Written only if it changes, because all callers read it.
+        if self.is_keyed() != is_keyed {
+            self.is_keyed.store(is_keyed, Ordering::Relaxed);
+        }
     }
 
     /// When the exchange of `request` must be over.

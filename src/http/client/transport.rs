@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{Cursor, Read};
 use std::time::Instant;
 
-use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use ureq::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
@@ -45,6 +45,12 @@ pub trait Transport: Send + Sync {
     /// whatever its status.
     fn round_trip(&self, ctx: &Context, request: TransportRequest<'_>)
     -> Result<TransportResponse>;
+}
+
+/// The idle connections of a default transport.
+pub(crate) trait IdleConnections: Send + Sync {
+    /// Closes them, because one of them brought the response to another request.
+    fn close_idle(&self);
 }
 
 /// A request on its way to a peer.
@@ -226,13 +232,26 @@ impl TransportResponse {
         Ok(())
     }
 
-    /// Whether the body is a protobuf message, by its content type.
+    /// Whether the body is a protobuf message, by its content type, and has no content coding.
     pub(crate) fn is_protobuf(&self) -> bool {
         match &self.headers {
             ResponseHeaders::Head(_, is_protobuf) => *is_protobuf,
             ResponseHeaders::Parsed(map) => {
                 let found = map.get(CONTENT_TYPE);
-                found.is_some_and(|found| wire::is_protobuf(found.as_bytes()))
+                found.is_some_and(|found| wire::is_protobuf(found.as_bytes())) && !self.is_encoded()
+            }
+        }
+    }
+
+    /// Whether the body has a content coding.
+    pub(crate) fn is_encoded(&self) -> bool {
+        match &self.headers {
+            ResponseHeaders::Head(head, _) => fields_of(head).any(|(name, value)| {
+                name.eq_ignore_ascii_case(b"content-encoding") && wire::is_encoded(value)
+            }),
+            ResponseHeaders::Parsed(map) => {
+                let mut codings = map.get_all(CONTENT_ENCODING).iter();
+                codings.any(|coding| wire::is_encoded(coding.as_bytes()))
             }
         }
     }
@@ -263,7 +282,8 @@ impl TransportResponse {
 /// The headers of a response.
 pub(crate) enum ResponseHeaders {
     Parsed(HeaderMap),
-    /// The bytes of a well-formed head, and whether it announces a protobuf message. For most
+    /// The bytes of a well-formed head, and whether it announces a protobuf message without a content
+    /// coding. For most
     /// responses no other header is looked up.
     Head(Box<[u8]>, bool),
 }

@@ -17,7 +17,7 @@ use crate::http::client::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnect
 use crate::http::client::response::{MAX_HEAD, ResponseHead, TOO_LONG};
 use crate::http::client::target::{MAX_LINE, Target};
 use crate::http::client::transport::{
-    ResponseHeaders, Transport, TransportRequest, TransportResponse,
+    IdleConnections, ResponseHeaders, Transport, TransportRequest, TransportResponse,
 };
 use crate::http::config::Config;
 use crate::sync::Arc;
@@ -52,7 +52,7 @@ impl UreqTransport {
     ) -> io::Result<TransportResponse> {
         let mut response = self.run(request, deadline);
         if response.as_ref().is_err_and(StaleConnection::caused) {
-            self.generation.fetch_add(1, Ordering::Relaxed);
+            self.close_idle();
             response = self.run(request, deadline);
         }
         let (parts, body) = response?.into_parts();
@@ -60,6 +60,7 @@ impl UreqTransport {
         let fields = fields.map(|(name, value)| (name.as_str(), value.as_bytes()));
         let is_http_11 = parts.version == Version::HTTP_11;
         let head = ResponseHead::new(parts.status.as_u16(), is_http_11, fields)?;
+        self.target.note_keyed(head.is_from_larder);
         // ureq refuses a body of exactly as many bytes as the limit.
         let limit = self.target.max_body().saturating_add(1);
         let body = UreqBody {
@@ -103,6 +104,12 @@ impl UreqTransport {
             head.headers.insert(name, value.clone());
         }
         Ok(head)
+    }
+}
+
+impl IdleConnections for UreqTransport {
+    fn close_idle(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -196,6 +203,7 @@ impl Connector for PeerConnector {
             connection: self.target.connect(deadline_of(details.timeout))?,
             buffers: LazyBuffers::new(INPUT_BUFFER, MAX_LINE),
             is_writing: false,
+            target: self.target.clone(),
             generation: self.generation.clone(),
             made_in,
         }))
@@ -210,6 +218,7 @@ struct UreqStream {
     /// Whether the last operation was a write. The first write, or a write after a read, begins an
     /// exchange.
     is_writing: bool,
+    target: Arc<Target>,
     /// Incremented when an idle connection is found stale. The peer was probably restarted, so all
     /// connections made before are dropped.
     generation: Arc<AtomicU64>,
@@ -244,7 +253,9 @@ impl UreqIo for UreqStream {
     /// ureq calls this before it uses an idle connection, and before it keeps one.
     fn is_open(&mut self) -> bool {
         self.made_in == self.generation.load(Ordering::Relaxed)
-            && self.connection.is_usable(Instant::now())
+            && self
+                .connection
+                .is_usable(Instant::now(), self.target.is_keyed())
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Service, serve};
 use super::connections::{Connection, ConnectionGuard};
+use crate::panics::caught;
 use crate::sync::{Arc, thread};
 
 /// Accepts until the server stops.
@@ -138,7 +139,8 @@ impl RateLimitedLog {
     fn warn(&mut self, message: impl FnOnce() -> String) {
         if self.last.is_none_or(|last| last.elapsed() >= LOG_PAUSE) {
             self.last = Some(Instant::now());
-            log::warn!("{}", message());
+            // A panic of the program's logger must not end the accept thread.
+            caught(|| log::warn!("{}", message()));
         }
     }
 }

@@ -52,12 +52,25 @@ impl Endpoint {
             Err(PathError::Outside) => return None,
             _ if request.method() != "GET" => Err(method_not_allowed()),
             Err(error) => Err(bad_path(error)),
-            Ok(path) => self.get(request, &path.group, &path.key),
+            Ok(path) => {
+                let hash = wire::key_hash(&path.group, &path.key);
+                let response = self.get(request, &path.group, &path.key, hash);
+                let mark = |error: Response| {
+                    error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash))
+                };
+                response.map_err(mark)
+            }
         };
         Some(response.unwrap_or_else(|error| error))
     }
 
-    fn get(&self, request: &Request<'_>, group: &str, key: &str) -> Result<Response, Response> {
+    fn get(
+        &self,
+        request: &Request<'_>,
+        group: &str,
+        key: &str,
+        hash: u64,
+    ) -> Result<Response, Response> {
         let group = self.group(group)?;
         let timeout = timeout_of(request)?;
         // A cached value needs no context. But if there is a hook, it runs for each request for one
@@ -69,14 +82,14 @@ impl Endpoint {
         };
         let ttl_nanos = found.ttl.map(nanos);
         let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
-        let body = wire::encode_response(found.value, ttl_nanos, expire, found.minute_qps);
+        let body = wire::encode_response(hash, found.value, ttl_nanos, expire, found.minute_qps);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
     }
 
     /// Responds to a request for several keys, from the store alone: a key that would have to be loaded
     /// never delays the others. Neither the getter nor the context hook runs.
-    fn get_many(&self, request: &Request<'_>, group: &str) -> Result<Response, Response> {
-        let group = self.group(group)?;
+    fn get_many(&self, request: &Request<'_>, name: &str) -> Result<Response, Response> {
+        let group = self.group(name)?;
         let asked = wire::decode_many_request(request.body(), MAX_KEYS)
             .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
         let wanted = asked.max_bytes.and_then(|most| usize::try_from(most).ok());
@@ -92,7 +105,7 @@ impl Endpoint {
             match found.filter(fits) {
                 Some(found) => {
                     room -= found.value.len();
-                    body.push(found.value, found.ttl.map(nanos));
+                    body.push(wire::key_hash(name, key), found.value, found.ttl.map(nanos));
                 }
                 None => body.push_missing(),
             }

@@ -32,6 +32,7 @@ use self::handler::Handler;
 use self::limits::Limits;
 use self::listener::{Waker, prepare};
 use crate::error::{Error, ErrorKind, Result};
+use crate::panics::caught;
 use crate::peers::PickerGuard;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Mutex};
@@ -322,7 +323,8 @@ impl Drop for Server {
             return;
         }
         if let Err(error) = self.shutdown(DROP_TIMEOUT) {
-            log::warn!("{error}");
+            // A panic of the program's logger in a drop could abort the process.
+            caught(|| log::warn!("{error}"));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use larder::ErrorKind;
 
-use super::raw_server::{RawServer, body, failure, ok};
+use super::raw_server::{RawServer, body, failure, keyed_body, ok};
 use super::{get, peer_error, pool_of, pool_with};
 
 const SERVER: &str = "Server: larder\r\n";
@@ -47,7 +47,7 @@ const CLOSING: [(&str, &str); 2] = [("HTTP/1.1", "Connection: close\r\n"), ("HTT
 fn answer_with_close_is_complete_before_the_connection_is_closed() {
     for (version, close) in CLOSING {
         for value in [&b""[..], b"#f00", &[b'x'; 100_000]] {
-            let whole = body(value);
+            let whole = keyed_body("k", value);
             let length = whole.len();
             let head = format!(
                 "{version} 200 OK\r\n{SERVER}{PROTOBUF}{close}Content-Length: {length}\r\n\r\n"
@@ -58,7 +58,7 @@ fn answer_with_close_is_complete_before_the_connection_is_closed() {
             );
             // The first answer names larder as the server. The others announce the end of their
             // connections, but the server keeps these open.
-            let first = ok(&body(b"first"));
+            let first = ok(&keyed_body("k", b"first"));
             let server = RawServer::start(move |mut connection| {
                 connection.read_head();
                 if connection.number == 0 {

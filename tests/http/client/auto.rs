@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larder::http::{HttpClient, HttpPool};
 
-use super::raw_server::{RawServer, body, ok, ok_with};
+use super::raw_server::{RawServer, body, key_of, keyed_body, ok, ok_with};
 use super::{get, peer_error, pool_with};
 
 const LARDER: &str = "Server: larder\r\n";
@@ -27,11 +27,14 @@ fn connection_of(pool: &HttpPool, key: &str) -> String {
 fn server_with(headers: &'static [&'static str]) -> RawServer {
     let requests = Arc::new(AtomicUsize::new(0));
     RawServer::start(move |mut connection| {
-        while connection.read_head().is_some() {
+        while let Some(head) = connection.read_head() {
             let request = requests.fetch_add(1, Ordering::SeqCst);
             let headers = headers[request.min(headers.len() - 1)];
             let number = connection.number.to_string();
-            connection.send(&ok_with(headers, &body(number.as_bytes())));
+            connection.send(&ok_with(
+                headers,
+                &keyed_body(&key_of(&head), number.as_bytes()),
+            ));
         }
     })
 }
@@ -84,8 +87,11 @@ fn ureq_is_used_again_for_a_peer_that_restarts_as_another_server() {
     let server = RawServer::start(|mut connection| {
         let number = connection.number;
         let headers = if number < 2 { LARDER } else { "" };
-        while connection.read_head().is_some() {
-            connection.send(&ok_with(headers, &body(number.to_string().as_bytes())));
+        while let Some(head) = connection.read_head() {
+            connection.send(&ok_with(
+                headers,
+                &keyed_body(&key_of(&head), number.to_string().as_bytes()),
+            ));
             if number == 1 {
                 // The server closes this connection after its first answer.
                 return;
@@ -101,9 +107,9 @@ fn ureq_is_used_again_for_a_peer_that_restarts_as_another_server() {
 #[test]
 fn ureq_is_used_again_after_a_protocol_error() {
     let server = RawServer::start(|mut connection| {
-        while connection.read_head().is_some() {
+        while let Some(head) = connection.read_head() {
             match connection.number {
-                0 => connection.send(&ok_with(LARDER, &body(b"by ureq"))),
+                0 => connection.send(&ok_with(LARDER, &keyed_body(&key_of(&head), b"by ureq"))),
                 1 => connection.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
                 _ => connection.send(&ok(&body(b"by ureq again"))),
             };
@@ -123,10 +129,10 @@ fn transport_that_is_no_longer_used_closes_its_connections() {
     let (sender, closed) = mpsc::channel();
     let answers = Arc::new(AtomicUsize::new(0));
     let server = RawServer::start(move |mut connection| {
-        while connection.read_head().is_some() {
+        while let Some(head) = connection.read_head() {
             let is_larder = answers.fetch_add(1, Ordering::SeqCst) < 2;
             let headers = if is_larder { LARDER } else { "" };
-            connection.send(&ok_with(headers, &body(b"x")));
+            connection.send(&ok_with(headers, &keyed_body(&key_of(&head), b"x")));
         }
         sender.send(connection.number).unwrap();
     });

@@ -11,18 +11,12 @@ use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::raw_server::{Connection, RawServer, body, failure, ok};
+use super::raw_server::{Connection, RawServer, body, failure, key_hash, key_of, ok};
 use super::{ask, get, pool_of, pool_with};
 
 /// A pool with one connection beside those for batches, so that the second of two requests is batched.
 fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
     pool_with(url, |builder| options(builder.max_connections_per_peer(3)))
-}
-
-/// The last segment of the path in a head: the key of a GET.
-fn last_segment(head: &str) -> String {
-    let path = head.split(' ').nth(1).unwrap_or_default();
-    path.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// The keys of a batched request.
@@ -37,10 +31,13 @@ fn keys_of(connection: &Connection) -> Vec<String> {
 fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
     let there = |key: &&String| !missing(key);
     let message = GetManyResponse {
-        values: keys
+        keyed_values: keys
             .iter()
             .filter(there)
-            .map(|key| Cow::Borrowed(key.as_bytes()))
+            .map(|key| {
+                let hash = key_hash("colors", key).to_le_bytes();
+                Cow::Owned([&hash, key.as_bytes()].concat())
+            })
             .collect(),
         found: Some(keys.iter().map(|key| u8::from(!missing(key))).collect()),
         ttl_nanos: Vec::new(),
@@ -57,7 +54,7 @@ fn echo(post: impl Fn(&mut Connection) -> bool + Send + Sync + 'static) -> RawSe
                     return;
                 }
             } else {
-                connection.send(&ok(&body(last_segment(&head).as_bytes())));
+                connection.send(&ok(&body(key_of(&head).as_bytes())));
             }
         }
     })

@@ -4,9 +4,11 @@ mod answers;
 mod auto;
 mod batches;
 mod connections;
+mod fork;
 mod hooks;
+mod other_keys;
 mod picking;
-mod raw_server;
+pub(crate) mod raw_server;
 mod time;
 
 use std::borrow::Cow;

@@ -112,10 +112,34 @@ impl Connection {
     }
 }
 
+/// The key of a GET, which needs no escape.
+pub fn key_of(head: &str) -> String {
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    path.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
 /// The protobuf body of an answer with this value.
 pub fn body(value: &[u8]) -> Vec<u8> {
     let message = GetResponse {
         value: Some(Cow::Borrowed(value)),
+        ..GetResponse::default()
+    };
+    message.encode().expect("it encodes")
+}
+
+/// The hash with which larder's server says which key it answers: FNV-1a of 64 bits.
+pub fn key_hash(group: &str, key: &str) -> u64 {
+    let bytes = group.bytes().chain([0xff]).chain(key.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// The same as [`body`] with the hash of the key, as larder's server sends it. The group is `colors`.
+pub fn keyed_body(key: &str, value: &[u8]) -> Vec<u8> {
+    let message = GetResponse {
+        value: Some(Cow::Borrowed(value)),
+        key_hash: Some(key_hash("colors", key)),
         ..GetResponse::default()
     };
     message.encode().expect("it encodes")

@@ -1,12 +1,13 @@
 //! Complete nodes in one process: pools, servers and groups.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder::http::{
-    HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
+    HttpClient, HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
 };
 use larder::{BoxError, Context, Error, ErrorKind, Group, Registry, Sink};
 
@@ -277,6 +278,98 @@ fn pool_matches_only_paths_below_its_base_path() {
 }
 
 #[cfg(feature = "tiny_http")]
+/// A proxy between a node and its peer: changes the path of each request, and passes everything else on.
+fn proxy_to(peer: &str, change: fn(&str) -> String) -> String {
+    let to = peer.strip_prefix("http://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(&to).unwrap());
+            let (mut back, mut answers) =
+                (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            std::thread::spawn(move || pass_on(client, server, change));
+        }
+    });
+    url
+}
+
+fn pass_on(client: TcpStream, mut server: TcpStream, change: fn(&str) -> String) -> Option<()> {
+    let mut requests = BufReader::new(client);
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if requests.read_line(&mut head).ok()? == 0 {
+                return None;
+            }
+        }
+        let path = head.split(' ').nth(1)?.to_owned();
+        let length = head.split_once("content-length: ").map_or(0, |(_, rest)| {
+            let digits = rest.split("\r\n").next().unwrap_or_default();
+            digits.parse().expect("a length")
+        });
+        let mut body = vec![0; length];
+        requests.read_exact(&mut body).ok()?;
+        let head = head.replacen(&path, &change(&path), 1);
+        server.write_all(&[head.as_bytes(), &body].concat()).ok()?;
+    }
+}
+
+#[test]
+fn proxy_that_changes_paths_never_brings_the_value_of_another_key() {
+    let decode: fn(&str) -> String = |path| path.replace("%2F", "/").replace("%2E", ".");
+    let merge: fn(&str) -> String = |path| {
+        let decoded = path.replace("%2F", "/");
+        let parts: Vec<_> = decoded.split('/').filter(|part| !part.is_empty()).collect();
+        format!("/{}", parts.join("/"))
+    };
+    let lower: fn(&str) -> String = |path| path.to_ascii_lowercase();
+    let cut: fn(&str) -> String = |path| path.trim_end_matches("%20").to_owned();
+    let keys = [
+        "a/b", "a//b", "/a/b", "a/b/", "A/B", "a/B", "Red", "red", "red ", "..", "a/../b",
+        "missing", "MISSING", "missing ", "broken", "Broken",
+    ];
+    for client in [HttpClient::Auto, HttpClient::Ureq, HttpClient::Direct] {
+        for change in [decode, merge, lower, cut] {
+            let nodes: Vec<_> = (0..2)
+                .map(|_| Node::start(|builder| builder.http_client(client)))
+                .collect();
+            // Node 0 asks node 1 for every key, through the proxy.
+            let behind = proxy_to(nodes[1].pool.self_url(), change);
+            nodes[0].pool.set([&behind]).unwrap();
+            for round in 0..3 {
+                for key in keys {
+                    check_own_value(key, nodes[0].group.get(key), round);
+                }
+                let many = nodes[0].group.get_many(&Context::background(), &keys);
+                for (key, result) in keys.iter().zip(many) {
+                    check_own_value(key, result, round);
+                }
+                nodes[0].group.clear();
+            }
+        }
+    }
+}
+
+/// Checks that the value or error is what a getter returns for this key.
+fn check_own_value(key: &str, result: larder::Result<larder::ByteView>, round: usize) {
+    match result {
+        Ok(value) => {
+            let text = value.to_str().unwrap();
+            assert!(
+                text.starts_with(&format!("{key} http")),
+                "{key}: {text}, round {round}"
+            );
+        }
+        Err(error) if key.starts_with("missing") => assert!(error.is_not_found(), "{error}"),
+        Err(error) => {
+            assert!(key.starts_with("broken"), "{key}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Getter, "{error}");
+        }
+    }
+}
+
 #[test]
 fn tiny_http_server_can_host_the_pool() {
     let host = larder::http::tiny::bind("127.0.0.1:0").unwrap();

@@ -12,6 +12,7 @@ use larder::{Context, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
 use super::support::{Client, PROTOBUF, Reply, RequestId, ask, get, pool, pool_with};
+use crate::client::raw_server::key_hash;
 
 /// A server of a pool. Dropping it stops it.
 trait Front {
@@ -378,10 +379,15 @@ fn ask_many(addr: SocketAddr, group: &str, keys: &[&str], max_bytes: u64) -> Vec
         message.ttl_nanos.len(),
         "a time to live for each value that has one"
     );
-    let mut values = message.values.iter();
-    let mut value = || String::from_utf8(values.next()?.to_vec()).ok();
-    let slots = found.iter().map(|&state| {
-        let value = (state > 0).then(&mut value);
+    let mut values = message.keyed_values.iter();
+    let mut value = |key: &str| {
+        let value = values
+            .next()?
+            .strip_prefix(&key_hash(group, key).to_le_bytes())?;
+        String::from_utf8(value.to_vec()).ok()
+    };
+    let slots = found.iter().zip(keys).map(|(&state, key)| {
+        let value = (state > 0).then(|| value(key));
         value.map(|value| value.expect("a value for each key that was found"))
     });
     let slots = slots.collect();

@@ -1,0 +1,150 @@
+//! Peers whose answers are slow, broken or endless.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use larder::http::HttpClient;
+use larder::{Context, ErrorKind, Group, Sink};
+
+use crate::cluster::{Node, Setup, assert_on_time, lateness};
+use crate::common::{Count, kind, millis, timed, within};
+use crate::raw_server::{RawServer, body, failure, ok};
+
+const EXCHANGE: Duration = Duration::from_millis(400);
+
+const CLIENTS: [HttpClient; 3] = [HttpClient::Auto, HttpClient::Direct, HttpClient::Ureq];
+
+/// A node that asks `server` for every key, and counts the runs of its own getter.
+fn node_of(server: &RawServer, client: HttpClient) -> (Node, Count) {
+    let runs = Count::default();
+    let counted = runs.clone();
+    let setup = Setup {
+        pool: Box::new(move |pool| {
+            pool.http_client(client)
+                .exchange_timeout(EXCHANGE)
+                .max_value_size(1 << 20)
+        }),
+        ..Setup::default()
+    };
+    let node = setup.start(move |_: &Context, key: &str, dest: &mut dyn Sink| {
+        counted.add(1);
+        Ok(dest.set_str(&format!("{key}, loaded here"))?)
+    });
+    node.pool.set([&server.url]).expect("a URL");
+    (node, runs)
+}
+
+fn value(group: &Group, key: &str) -> String {
+    group
+        .get(key)
+        .expect("a value")
+        .to_str()
+        .expect("text")
+        .to_owned()
+}
+
+#[test]
+fn answer_that_arrives_byte_by_byte_ends_by_the_total_deadline() {
+    for client in CLIENTS {
+        let server = RawServer::start(|mut connection| {
+            connection.read_head();
+            for byte in ok(&body(&[b'x'; 1000])) {
+                if !connection.send(&[byte]) {
+                    return;
+                }
+                thread::sleep(millis(20));
+            }
+        });
+        let (node, runs) = node_of(&server, client);
+        let get = || timed(|| node.group.get_with(&within(millis(200)), "dripping"));
+        let (late, (took, result)) = lateness(millis(200), get);
+        assert_eq!(kind(result), ErrorKind::DeadlineExceeded);
+        assert_on_time(took, millis(200), late);
+        // Without a deadline of its own, the caller goes on at the end of the exchange time-out.
+        let get = || timed(|| value(&node.group, "key"));
+        let (late, (took, value)) = lateness(EXCHANGE, get);
+        assert_eq!(value, "key, loaded here");
+        assert_on_time(took, EXCHANGE, late);
+        assert_eq!(runs.get(), 1);
+    }
+}
+
+/// A table of answers that are no values, each with a name.
+fn bad_answers() -> Vec<(&'static str, Vec<u8>)> {
+    let html = "<!DOCTYPE html><html><title>Sign in</title></html>";
+    let whole = body(b"a stranger's value");
+    let with = |fields: &str| {
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
+        [head.as_bytes(), &whole].concat()
+    };
+    let chunked = "Content-Type: application/x-protobuf\r\nTransfer-Encoding: chunked\r\n";
+    let length = format!("Content-Length: {}", whole.len());
+    vec![
+        ("corrupt protobuf", ok(b"\x0a\xff")),
+        ("truncated body", ok(&body(&[b'x'; 1000]))[..300].to_vec()),
+        (
+            "wrong type",
+            with(&format!("Content-Type: text/plain\r\n{length}")),
+        ),
+        ("no type", with(&length)),
+        ("HTML", ok(html.as_bytes())),
+        (
+            "a page with its own type",
+            failure("200 OK", "Content-Type: text/html\r\n", html),
+        ),
+        ("chunked garbage", with(&format!("{chunked}\r\nzz"))),
+        ("a gateway's error", failure("502 Bad Gateway", "", html)),
+        ("not HTTP", b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
+        ("nothing", Vec::new()),
+    ]
+}
+
+#[test]
+fn bad_answer_leads_to_a_local_load_and_is_never_cached() {
+    for client in CLIENTS {
+        for (name, answer) in bad_answers() {
+            let server = RawServer::start(move |mut connection| {
+                // Some of the answers are complete only at the end of the connection.
+                connection.read_head();
+                connection.send(&answer);
+            });
+            let (node, runs) = node_of(&server, client);
+            for key in ["one", "two", "one"] {
+                let local = format!("{key}, loaded here");
+                assert_eq!(value(&node.group, key), local, "{client:?}: {name}");
+            }
+            assert_eq!(runs.get(), 2, "{client:?}: {name}");
+            assert!(node.group.stats().peer_errors >= 2, "{client:?}: {name}");
+        }
+    }
+}
+
+#[test]
+fn endless_answer_is_read_to_the_limit_and_no_further() {
+    let announced = "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\
+                     Content-Length: 10000000000\r\n\r\n";
+    let chunked = "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\
+                   Transfer-Encoding: chunked\r\n\r\n";
+    let chunk = [b"8000\r\n", &[b'x'; 0x8000][..], b"\r\n"].concat();
+    for client in CLIENTS {
+        for (head, piece) in [(announced, vec![b'x'; 0x8000]), (chunked, chunk.clone())] {
+            let sent = Arc::new(AtomicUsize::new(0));
+            let counted = sent.clone();
+            let server = RawServer::start(move |mut connection| {
+                connection.read_head();
+                connection.send(head.as_bytes());
+                while connection.send(&piece) {
+                    counted.fetch_add(piece.len(), Ordering::SeqCst);
+                }
+            });
+            let (node, _) = node_of(&server, client);
+            assert_eq!(value(&node.group, "key"), "key, loaded here");
+            let sent = sent.load(Ordering::SeqCst);
+            // The limit of this test, 64 KiB more, and the buffers of both sockets.
+            let limit = (1 << 20) + (64 << 10) + (10 << 20);
+            assert!(sent <= limit, "{client:?}: {sent} bytes");
+        }
+    }
+}

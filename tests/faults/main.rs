@@ -1,0 +1,42 @@
+//! Faults: each test makes one happen, for real where it can, and checks the effect on callers.
+//!
+//! - `getters`: the getter fails, panics, hangs or is slow.
+//! - `rings`: nodes have different lists of peers; many callers want one key; the wall clock jumps.
+//! - `scarce`: a server runs out of descriptors or threads, or is shut down under load.
+//! - `hostile_clients`: clients that are slow, send floods, or send ambiguous requests.
+//! - `hostile_servers`: peers whose answers are slow, broken or endless.
+//!
+//! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of
+//! time is compared with a control that is measured in the same moment, so that a slow machine
+//! fails no test.
+
+#![cfg(all(feature = "http", unix, not(larder_loom)))]
+
+mod cluster;
+mod node;
+mod process;
+
+#[allow(dead_code, reason = "the helpers of another test program")]
+#[path = "../group/common.rs"]
+mod common;
+#[allow(dead_code, reason = "the helpers of another test program")]
+#[path = "../http/server/support.rs"]
+mod raw_client;
+#[allow(dead_code, reason = "the helpers of another test program")]
+#[path = "../http/client/raw_server.rs"]
+mod raw_server;
+
+mod getters;
+mod hostile_clients;
+mod hostile_servers;
+mod rings;
+mod scarce;
+
+/// Not a test of its own: the other tests start this program again for it.
+#[test]
+#[ignore = "a node of the other tests"]
+fn node_process() {
+    if let Ok(options) = std::env::var(process::OPTIONS) {
+        node::run(&options);
+    }
+}

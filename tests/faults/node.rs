@@ -1,0 +1,213 @@
+//! The program of a node process: a server and a group, driven by the lines of standard input.
+//!
+//! Options are words such as `port=0 exchange_ms=1000`. The commands are the arms of [`Node::run`].
+//! The first word of a key says what the getter does: see [`load`].
+
+use std::collections::HashMap;
+use std::io;
+use std::net::TcpListener;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use larder::http::{HttpPool, Server};
+use larder::{BoxError, Context, Error, Group, Registry, Sink};
+
+use crate::cluster::GROUP;
+use crate::common::PATIENCE;
+use crate::process::MARK;
+
+struct Node {
+    group: Group,
+    pool: HttpPool,
+    server: Option<Server>,
+    loads: Arc<Loads>,
+}
+
+/// The runs of the getter for each key.
+#[derive(Default)]
+struct Loads(Mutex<HashMap<String, u64>>);
+
+/// Runs until standard input ends, so that no node outlives the test.
+pub fn run(options: &str) {
+    let options: HashMap<&str, &str> = options
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .collect();
+    let number = |name: &str| {
+        options
+            .get(name)
+            .map(|n| n.parse::<u64>().expect("a number"))
+    };
+    let millis = |name: &str| number(name).map_or(PATIENCE, Duration::from_millis);
+
+    if options.get("logger") == Some(&"panics") {
+        log::set_logger(&PanickingLogger).expect("the first logger");
+        log::set_max_level(log::LevelFilter::Trace);
+    }
+    let port = number("port").unwrap_or(0);
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).expect("the port is free");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let registry = Registry::new();
+    let loads = Arc::new(Loads::default());
+    let counted = loads.clone();
+    let group = Group::builder(GROUP)
+        .registry(&registry)
+        .build(move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
+            *counted
+                .0
+                .lock()
+                .expect("no panic")
+                .entry(key.into())
+                .or_default() += 1;
+            load(ctx, key, dest)
+        })
+        .expect("a group");
+    let pool = HttpPool::builder(&url)
+        .registry(&registry)
+        .connect_timeout(millis("connect_ms"))
+        .exchange_timeout(millis("exchange_ms"))
+        .build()
+        .expect("a pool");
+    let server = pool.server().serve_listener(listener).expect("a server");
+    let mut node = Node {
+        group,
+        pool,
+        server: Some(server),
+        loads,
+    };
+    println!("{MARK}{url}");
+    for line in io::stdin().lines().map_while(Result::ok) {
+        println!("{MARK}{}", node.run(&line));
+    }
+    std::process::exit(0);
+}
+
+/// A logger that panics for each record of larder.
+struct PanickingLogger;
+
+impl log::Log for PanickingLogger {
+    fn enabled(&self, record: &log::Metadata<'_>) -> bool {
+        record.target().starts_with("larder")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            std::panic::resume_unwind(Box::new("a panic of the logger"));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+impl Node {
+    fn run(&mut self, line: &str) -> String {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["peers", ..] => {
+                self.pool.set(&words[1..]).expect("good URLs");
+                "ready".into()
+            }
+            // The value, or the kind of the error.
+            ["get", key] => shown(self.group.get(key)),
+            ["get", key, ms] => shown(self.group.get_with(&within(ms), key)),
+            // How many of so many threads got the right value of one key.
+            ["herd", threads, key] => self.herd(threads.parse().expect("a number"), key),
+            ["loads", key] => {
+                let loads = self.loads.0.lock().expect("no panic");
+                loads.get(key).copied().unwrap_or_default().to_string()
+            }
+            ["peer-errors"] => self.group.stats().peer_errors.to_string(),
+            ["memory"] => of_process("VmRSS:").to_string(),
+            // The threads whose names begin so.
+            ["threads", name] => threads(name).to_string(),
+            ["descriptors"] => descriptors().to_string(),
+            ["connections"] => self
+                .server
+                .as_ref()
+                .map_or(0, Server::connections)
+                .to_string(),
+            // Milliseconds that the shutdown took.
+            ["shutdown", ms] => {
+                let server = self.server.take().expect("it runs");
+                let start = Instant::now();
+                let timeout = Duration::from_millis(ms.parse().expect("a number"));
+                let ended = server.shutdown(timeout);
+                let took = start.elapsed().as_millis();
+                ended.map_or_else(|error| error.to_string(), |()| took.to_string())
+            }
+            _ => panic!("unknown command {line:?}"),
+        }
+    }
+
+    fn herd(&self, threads: usize, key: &str) -> String {
+        let together = Barrier::new(threads);
+        let right = thread::scope(|scope| {
+            let get = || {
+                together.wait();
+                let value = self.group.get(key);
+                value.is_ok_and(|value| value == value_of(key).as_slice())
+            };
+            let calls: Vec<_> = (0..threads).map(|_| scope.spawn(get)).collect();
+            let ended = calls.into_iter().map(|call| call.join().unwrap_or(false));
+            ended.filter(|right| *right).count()
+        });
+        right.to_string()
+    }
+}
+
+fn shown(result: larder::Result<larder::ByteView>) -> String {
+    match result {
+        Ok(value) => String::from_utf8_lossy(&value).into_owned(),
+        Err(error) => format!("{:?}: {error}", error.kind()),
+    }
+}
+
+fn within(ms: &str) -> Context {
+    let ms = ms.parse().expect("a number");
+    Context::background().with_timeout(Duration::from_millis(ms))
+}
+
+/// The getter of a node. Keys are words with colons between them; the first one says what it does:
+/// `slow:MS`, `hang`, `fail`, `missing`, `panic`. For all others it returns [`value_of`] at once.
+pub fn load(_: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
+    match key.split(':').collect::<Vec<_>>()[..] {
+        ["slow", ms, ..] => thread::sleep(Duration::from_millis(ms.parse()?)),
+        ["hang", ..] => loop {
+            thread::park();
+        },
+        ["fail", ..] => return Err("no paint left".into()),
+        ["missing", ..] => return Err(Error::not_found("no such color").into()),
+        ["panic", ..] => std::panic::resume_unwind(Box::new("a panic of the test")),
+        _ => {}
+    }
+    Ok(dest.set_bytes(&value_of(key))?)
+}
+
+/// The value of a key: `large:BYTES:...` has as many bytes, others a short text.
+pub fn value_of(key: &str) -> Vec<u8> {
+    let mut value = format!("value of {key}").into_bytes();
+    if let ["large", bytes, ..] = key.split(':').collect::<Vec<_>>()[..] {
+        value.resize(bytes.parse().expect("a number"), b'.');
+    }
+    value
+}
+
+/// A number of /proc/self/status; memory in KiB.
+fn of_process(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.expect("a number")
+}
+
+fn threads(name: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|comm| comm.starts_with(name)).count()
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("Linux").count() - 1
+}

@@ -1,0 +1,80 @@
+//! Parent and child of a fork use connections of their own.
+
+use std::process::Command;
+use std::sync::Barrier;
+
+use larder::http::HttpPool;
+
+use super::raw_server::{RawServer, key_of, keyed_body, ok_with};
+use super::{get, pool_of};
+
+/// The gets of each process with each kind of server.
+const GETS: usize = 5_000;
+
+#[test]
+#[cfg(target_os = "linux")]
+fn parent_and_child_of_a_fork_get_their_own_values() {
+    // In a process of its own, so that no other test runs while it forks.
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "client::fork::forking_process", "--ignored"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "the process of another test"]
+fn forking_process() {
+    for headers in ["", "Server: larder\r\n"] {
+        let server = RawServer::start(move |mut connection| {
+            while let Some(head) = connection.read_head() {
+                let key = key_of(&head);
+                connection.send(&ok_with(headers, &keyed_body(&key, key.as_bytes())));
+            }
+        });
+        let pool = pool_of(&server.url);
+        warm(&pool);
+        // SAFETY: the child uses the pool, whose locks no other thread holds, and exits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let gets = gets_of(&pool, "child");
+            // SAFETY: ends this process only.
+            unsafe { libc::_exit(i32::from(gets.is_err())) };
+        }
+        let gets = gets_of(&pool, "parent");
+        let mut status = 0;
+        // SAFETY: `status` is valid for the call.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!((gets, status), (Ok(()), 0), "{headers}");
+    }
+}
+
+/// Opens several connections.
+fn warm(pool: &HttpPool) {
+    let start = Barrier::new(4);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let start = &start;
+            scope.spawn(move || {
+                for n in 0..20 {
+                    start.wait();
+                    get(pool, &format!("warm-{thread}-{n}")).unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// Gets many keys; an error if one has no value or that of another key.
+fn gets_of(pool: &HttpPool, process: &str) -> Result<(), String> {
+    for n in 0..GETS {
+        let key = format!("{process}-{n}");
+        match get(pool, &key) {
+            Ok(answer) if answer.value == key => {}
+            other => return Err(format!("{key}: {other:?}")),
+        }
+    }
+    Ok(())
+}
