@@ -1,4 +1,4 @@
-//! The scope of one request: a deadline, cancellation, and typed values.
+//! Contexts: the scope of one request.
 
 use std::any::Any;
 use std::fmt;
@@ -9,7 +9,7 @@ use crate::panics::FirstPanic;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 
-/// The scope of one request, in the sense of Go's `context.Context`.
+/// The scope of one request: a deadline, cancellation, and typed values.
 ///
 /// A context is immutable; the `with_` methods make children. A child ends no later than its parent,
 /// is cancelled with it, and has its values. Cloning adds one reference, and [`Context::background`]

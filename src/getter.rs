@@ -41,7 +41,7 @@ where
     }
 }
 
-/// Lets the compiler infer the types of a getter closure; Go's `GetterFunc`.
+/// Lets the compiler infer the types of a getter closure.
 ///
 /// ```
 /// let getter = larder::getter_fn(|_ctx, key, dest| Ok(dest.set_str(&key.to_uppercase())?));

@@ -1,5 +1,6 @@
 //! Threads for loads whose callers must be able to return before the load ends.
 
+use std::any::Any;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -9,7 +10,21 @@ use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::{Arc, Mutex, thread};
 
-type Job = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
+/// The caller that a job works for.
+pub(crate) enum JobFor {
+    /// A caller of this process.
+    Own,
+    /// A client of the server. Such jobs take at most half of the threads, so that clients cannot
+    /// keep this process's own callers from loading. The value is dropped when the job has ended.
+    Client(Option<Arc<dyn Any + Send + Sync>>),
+}
+
+struct Job {
+    for_client: bool,
+    /// Dropped after `run`.
+    kept: Option<Arc<dyn Any + Send + Sync>>,
+    run: Box<dyn FnOnce(BusyGuard<'_>) + Send>,
+}
 
 /// A pool of up to a fixed number of threads, which start when needed and end when idle.
 ///
@@ -36,17 +51,34 @@ struct ThreadCounts {
     /// Threads that have a job, or will receive one that was sent. The others wait for a job or are
     /// about to.
     busy: usize,
+    /// The busy threads whose job is [`JobFor::Client`].
+    busy_for_clients: usize,
+}
+
+impl ThreadCounts {
+    fn begin(&mut self, for_client: bool) {
+        self.busy += 1;
+        self.busy_for_clients += usize::from(for_client);
+    }
+
+    fn end(&mut self, for_client: bool) {
+        self.busy -= 1;
+        self.busy_for_clients -= usize::from(for_client);
+    }
 }
 
 /// Counts one of the pool's threads as busy until it is dropped.
 ///
 /// A job drops it before it publishes its result. Otherwise a caller that gets the result and submits
 /// another job at once could be refused, although there are as many threads as callers.
-pub(crate) struct BusyGuard<'a>(&'a PoolShared);
+pub(crate) struct BusyGuard<'a> {
+    pool: &'a PoolShared,
+    for_client: bool,
+}
 
 impl Drop for BusyGuard<'_> {
     fn drop(&mut self) {
-        self.0.threads.lock().busy -= 1;
+        self.pool.threads.lock().end(self.for_client);
     }
 }
 
@@ -74,16 +106,32 @@ impl LoaderPool {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Overloaded`], at once, if all threads are busy or the system refuses a new one.
-    pub(crate) fn submit(&self, job: impl FnOnce(BusyGuard<'_>) + Send + 'static) -> Result<()> {
+    /// [`ErrorKind::Overloaded`], at once, if all threads that the job may have are busy or the system
+    /// refuses a new one.
+    pub(crate) fn submit(
+        &self,
+        job_for: JobFor,
+        job: impl FnOnce(BusyGuard<'_>) + Send + 'static,
+    ) -> Result<()> {
         let origin = Origin::here();
-        let job = Box::new(move |busy: BusyGuard<'_>| origin.run(|| job(busy)));
+        let run = Box::new(move |busy: BusyGuard<'_>| origin.run(|| job(busy)));
+        let (for_client, kept) = match job_for {
+            JobFor::Own => (false, None),
+            JobFor::Client(kept) => (true, kept),
+        };
+        let job = Job {
+            for_client,
+            kept,
+            run,
+        };
         {
             let mut threads = self.shared.threads.lock();
-            if threads.busy == self.max_threads {
+            if threads.busy == self.max_threads
+                || for_client && threads.busy_for_clients == self.max_threads.div_ceil(2)
+            {
                 return Err(ErrorKind::Overloaded.into());
             }
-            threads.busy += 1;
+            threads.begin(for_client);
             if threads.busy <= threads.live {
                 drop(threads);
                 // The pool holds a receiver, so the channel is open and `send` succeeds.
@@ -99,7 +147,7 @@ impl LoaderPool {
         spawned.map(drop).map_err(|e| {
             let mut threads = self.shared.threads.lock();
             threads.live -= 1;
-            threads.busy -= 1;
+            threads.end(for_client);
             Error::with_source(ErrorKind::Overloaded, "no thread for the load", e)
         })
     }
@@ -116,10 +164,17 @@ impl PoolShared {
         let mut job = Some(first);
         loop {
             if let Some(job) = job {
-                let busy = BusyGuard(self);
+                let Job {
+                    for_client,
+                    kept,
+                    run,
+                } = job;
+                let pool = self;
+                let busy = BusyGuard { pool, for_client };
                 // If the job panics, the panic hook reports the panic, and the job's guards release
                 // its waiters. The thread continues.
-                caught(move || job(busy));
+                caught(move || run(busy));
+                drop(kept);
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {
@@ -142,10 +197,13 @@ mod tests {
     use std::sync::mpsc;
 
     /// A job that reports its start and ends on a signal.
-    fn held(pool: &LoaderPool) -> (Result<()>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    fn held(
+        pool: &LoaderPool,
+        job_for: JobFor,
+    ) -> (Result<()>, mpsc::Receiver<()>, mpsc::Sender<()>) {
         let (began, has_begun) = mpsc::channel();
         let (end, end_signal) = mpsc::channel();
-        let submitted = pool.submit(move |_busy| {
+        let submitted = pool.submit(job_for, move |_busy| {
             let _ = began.send(());
             let _ = end_signal.recv();
         });
@@ -155,11 +213,31 @@ mod tests {
     #[test]
     fn job_is_refused_at_once_when_all_threads_are_busy() {
         let pool = LoaderPool::new("test", 2);
-        let jobs = [held(&pool), held(&pool)];
+        let jobs = [held(&pool, JobFor::Own), held(&pool, JobFor::Own)];
         jobs.iter()
             .for_each(|(_, begun, _)| begun.recv().expect("it runs"));
-        let (refused, ..) = held(&pool);
+        let (refused, ..) = held(&pool, JobFor::Own);
         assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
+    }
+
+    #[test]
+    fn clients_leave_half_of_the_threads_to_own_callers() {
+        let pool = LoaderPool::new("test", 3);
+        let clients = [
+            held(&pool, JobFor::Client(None)),
+            held(&pool, JobFor::Client(None)),
+        ];
+        let (refused, ..) = held(&pool, JobFor::Client(None));
+        assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
+        let (own, begun, _end) = held(&pool, JobFor::Own);
+        own.expect("a thread is left");
+        begun.recv().expect("it runs");
+        let [(_, begun, end), _kept] = clients;
+        begun.recv().expect("it runs");
+        drop(end);
+        while held(&pool, JobFor::Client(None)).0.is_err() {
+            thread::yield_now();
+        }
     }
 
     #[test]
@@ -169,7 +247,7 @@ mod tests {
         let ids: std::collections::HashSet<_> = (0..1000)
             .map(|_| {
                 let done = done.clone();
-                pool.submit(move |busy| {
+                pool.submit(JobFor::Own, move |busy| {
                     drop(busy);
                     let _ = done.send(thread::current().id());
                 })
@@ -185,7 +263,7 @@ mod tests {
         let pool = LoaderPool::with_idle_timeout("test", 4, Duration::from_millis(1));
         for _ in 0..50 {
             let (done, wait) = mpsc::channel();
-            pool.submit(move |busy| {
+            pool.submit(JobFor::Own, move |busy| {
                 drop(busy);
                 let _ = done.send(());
             })
@@ -204,12 +282,14 @@ mod tests {
     #[test]
     fn panicking_job_frees_its_thread() {
         let pool = LoaderPool::new("test", 1);
-        pool.submit(|_busy| std::panic::resume_unwind(Box::new("quietly")))
-            .expect("not all threads are busy");
+        pool.submit(JobFor::Own, |_busy| {
+            std::panic::resume_unwind(Box::new("quietly"))
+        })
+        .expect("not all threads are busy");
         let (done, wait) = mpsc::channel();
         // The panicking job holds its guard until it has unwound.
         while pool
-            .submit({
+            .submit(JobFor::Own, {
                 let done = done.clone();
                 move |_busy| {
                     let _ = done.send(());

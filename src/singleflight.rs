@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 /// Merges concurrent calls for the same key into one.
@@ -83,7 +83,7 @@ impl<T> Group<T> {
             stripe: Some(stripe),
             id,
         };
-        Joined::Leader(leader, self.epoch(hash))
+        Joined::Leader(leader, self.epoch(hash), self.forgets(hash))
     }
 
     /// Changes when a flight of this hash's stripe ends or is forgotten. Takes no lock.
@@ -97,6 +97,17 @@ impl<T> Group<T> {
         Epoch(self.stripe(hash).epoch.load(Ordering::Relaxed))
     }
 
+    /// Changes when a flight of this hash is forgotten. Takes no lock.
+    ///
+    /// A leader stores its result elsewhere, under another lock, only if this is the same there as
+    /// when its flight began. Then no forgotten flight replaces the result of a newer flight of its
+    /// key: the newer one began after the change, so its leader's unlock of that lock makes the
+    /// change visible to the older leader.
+    #[inline]
+    pub(crate) fn forgets(&self, hash: u64) -> ForgetCount {
+        ForgetCount(self.stripe(hash).forgets[forget_slot(hash)].load(Ordering::Relaxed))
+    }
+
     /// Leads a flight whose leader was [detached](Leader::detach).
     pub(crate) fn lead(&self, hash: u64, id: LoadId) -> Leader<'_, T> {
         let stripe = Some(self.stripe(hash));
@@ -104,8 +115,10 @@ impl<T> Group<T> {
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
-        let mut stripe = self.stripe(hash).lock_and_advance();
-        if let Some(flight) = stripe.find(hash, key) {
+        let stripe = self.stripe(hash);
+        let mut state = stripe.lock_and_advance();
+        stripe.forgets[forget_slot(hash)].fetch_add(1, Ordering::Relaxed);
+        if let Some(flight) = state.find(hash, key) {
             flight.is_forgotten = true;
         }
     }
@@ -113,7 +126,11 @@ impl<T> Group<T> {
     /// As [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            for flight in stripe.lock_and_advance().live() {
+            let mut state = stripe.lock_and_advance();
+            for count in &stripe.forgets {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            for flight in state.live() {
                 flight.is_forgotten = true;
             }
         }
@@ -154,7 +171,7 @@ impl<T: Clone> Group<T> {
     pub fn do_once(&self, key: &str, work: impl FnOnce() -> T) -> Result<T, LeaderPanicked> {
         match self.join(self.hash(key), key) {
             // If `work` panics, the leader is dropped, which releases the waiters.
-            Joined::Leader(leader, _) => {
+            Joined::Leader(leader, ..) => {
                 let value = work();
                 leader.finish(&value);
                 Ok(value)
@@ -186,6 +203,8 @@ struct Stripe<T> {
     state: Mutex<StripeState<T>>,
     /// Changed under the lock, and read without it.
     epoch: AtomicU64,
+    /// Like `epoch`. See [`Group::forgets`].
+    forgets: [AtomicU32; FORGET_SLOTS],
 }
 
 impl<T> Default for Stripe<T> {
@@ -193,6 +212,7 @@ impl<T> Default for Stripe<T> {
         Stripe {
             state: Mutex::default(),
             epoch: AtomicU64::new(0),
+            forgets: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
 }
@@ -214,6 +234,18 @@ impl<T> Stripe<T> {
 /// See [`Group::epoch`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
+
+/// See [`Group::forgets`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ForgetCount(u32);
+
+/// The number of counts in a stripe. A `forget` in the same slot only keeps the result of another
+/// key's flight from being stored.
+const FORGET_SLOTS: usize = if cfg!(larder_loom) { 1 } else { 64 };
+
+fn forget_slot(hash: u64) -> usize {
+    (hash >> 40) as usize % FORGET_SLOTS
+}
 
 struct StripeState<T> {
     /// The first `live` flights are under way, in no order. A thread leads few flights at a time, so
@@ -286,8 +318,9 @@ const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
 /// The role of a caller of [`Group::join`].
 pub(crate) enum Joined<'a, T> {
-    /// The caller leads a new flight, which began in this [epoch](Group::epoch).
-    Leader(Leader<'a, T>, Epoch),
+    /// The caller leads a new flight, which began in this [epoch](Group::epoch) and with this [count
+    /// of forgets](Group::forgets).
+    Leader(Leader<'a, T>, Epoch, ForgetCount),
     Waiter(Waiter<T>),
 }
 

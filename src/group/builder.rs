@@ -150,9 +150,12 @@ impl GroupBuilder {
         self
     }
 
-    /// The most threads that run loads for callers with a deadline or a cancellation. Default: 256,
-    /// as many as the default connections of an [`http`](crate::http) server, so that a server with an
-    /// empty cache refuses no peer for lack of threads.
+    /// The most threads that run loads for callers with a deadline or a cancellation, and for clients
+    /// of an [`http`](crate::http) server. Default: 512.
+    ///
+    /// Loads for the server's clients take at most half of them, rounded up, so that clients cannot
+    /// keep this process's own callers from loading. 256 peers' loads at a time are as many as the
+    /// threads of 10 peers with default options can ask for.
     ///
     /// Threads start when needed and end after 10 s without work. When all are busy, such loads fail
     /// with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread for each key.
@@ -283,4 +286,4 @@ const DEFAULT_CAPACITY: u64 = 64 << 20;
 const DEFAULT_HOT_FRACTION: f64 = 0.125;
 const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
-const DEFAULT_LOADER_THREADS: usize = 256;
+const DEFAULT_LOADER_THREADS: usize = 512;

@@ -2,13 +2,13 @@
 //! thread or on the loader pool.
 
 use super::populate::Placement;
-use super::{Flights, Inner, LoadKey, Loaded, MissToken};
+use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
-use crate::error::{ErrorKind, Result};
-use crate::loader_pool::BusyGuard;
+use crate::error::{Error, ErrorKind, Result};
+use crate::loader_pool::{BusyGuard, JobFor};
 use crate::peers::ProtoGetter;
 use crate::recursion;
-use crate::singleflight::{Joined, Leader, Waited, Waiter};
+use crate::singleflight::{Epoch, ForgetCount, Joined, Leader, Waited, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
@@ -77,25 +77,19 @@ impl Inner {
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(waiter) => wait(&waiter, ctx),
-                Joined::Leader(leader, epoch) => {
-                    let generation = match miss {
-                        Some((generation, at_miss)) if at_miss == epoch => generation,
-                        _ => match self.recheck_cache(key) {
-                            Ok(value) => {
-                                let result = Ok(value);
-                                leader.finish(&result);
-                                return result;
-                            }
-                            Err(generation) => generation,
-                        },
+                Joined::Leader(leader, epoch, forgets) => {
+                    let begun = self.begin(from, leader, (epoch, forgets), key, miss);
+                    let (leader, begun) = match begun {
+                        Ok(begun) => begun,
+                        Err(cached) => return Ok(cached),
                     };
-                    if !matches!(from, LoadFrom::GetterAfterPeers) {
-                        self.counters.add(|loads| &loads.loads_deduped);
-                    }
                     match executor {
-                        Executor::Caller => self.lead(from, leader, None, ctx, key, generation),
+                        Executor::Caller => self.lead(from, leader, None, ctx, key, begun),
                         Executor::LoaderPool => {
-                            self.lead_on_pool(from, leader, ctx, key, generation)
+                            match self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own) {
+                                Ok(waiter) => wait(&waiter, ctx),
+                                Err(refused) => Some(Err(refused)),
+                            }
                         }
                     }
                 }
@@ -104,6 +98,36 @@ impl Inner {
                 return result;
             }
         }
+    }
+
+    /// Begins the work of a flight, unless the value is cached by now. Then that value is the result
+    /// of the flight.
+    pub(super) fn begin<'a>(
+        &self,
+        from: &LoadFrom,
+        leader: Leader<'a, Result<Loaded>>,
+        (epoch, forgets): (Epoch, ForgetCount),
+        key: LoadKey<'_>,
+        miss: Option<MissToken>,
+    ) -> Result<(Leader<'a, Result<Loaded>>, LoadBegin), Loaded> {
+        let generation = match miss {
+            Some((generation, at_miss)) if at_miss == epoch => generation,
+            _ => match self.recheck_cache(key) {
+                Ok(value) => {
+                    leader.finish(&Ok(value.clone()));
+                    return Err(value);
+                }
+                Err(generation) => generation,
+            },
+        };
+        if !matches!(from, LoadFrom::GetterAfterPeers) {
+            self.counters.add(|loads| &loads.loads_deduped);
+        }
+        let begun = LoadBegin {
+            generation,
+            forgets,
+        };
+        Ok((leader, begun))
     }
 
     /// Looks into the store once more, as the leader of a flight. Without this, two loads in a row
@@ -122,36 +146,35 @@ impl Inner {
         self.store.peek(key.hash, key.key).map(Loaded::from)
     }
 
-    /// Runs a flight on a loader thread, and waits for it like a waiter.
+    /// Runs a flight on a loader thread. The caller waits for it like a waiter.
     #[cold]
-    fn lead_on_pool(
+    pub(super) fn lead_on_pool(
         self: &Arc<Self>,
         from: &LoadFrom,
         leader: Leader<'_, Result<Loaded>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
-    ) -> Option<Result<Loaded>> {
+        begun: LoadBegin,
+        job_for: JobFor,
+    ) -> Result<Waiter<Result<Loaded>>> {
         let waiter = leader.detach();
         let (hash, id) = (key.hash, waiter.id());
         let submitted = {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
             let key = String::from(key.key);
-            self.pool.submit(move |busy| {
+            self.pool.submit(job_for, move |busy| {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
-                group.lead(&from, leader, Some(busy), &ctx, key, generation);
+                group.lead(&from, leader, Some(busy), &ctx, key, begun);
             })
         };
-        match submitted {
-            Ok(()) => wait(&waiter, ctx),
-            Err(refused) => {
-                // The waiters join again. One that has time left, or needs no loader thread, leads
-                // the next flight.
-                from.flights(self).lead(hash.get(), id).abandon();
-                Some(Err(refused))
-            }
+        if let Err(refused) = submitted {
+            // The waiters join again. One that has time left, or needs no loader thread, leads the
+            // next flight.
+            from.flights(self).lead(hash.get(), id).abandon();
+            return Err(refused);
         }
+        Ok(waiter)
     }
 
     /// Runs a flight, on the loader thread of `busy` if there is one, and publishes the result.
@@ -170,7 +193,7 @@ impl Inner {
         mut busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
         let dependency = match recursion::work_for(leader.id()) {
             Ok(dependency) => dependency,
@@ -183,13 +206,13 @@ impl Inner {
         let mut evicted = EvictedEntries::default();
         let mut result = Some(match from {
             LoadFrom::Getter(placement) => {
-                self.run_getter(*placement, ctx, key, generation, &mut evicted)
+                self.run_getter(*placement, ctx, key, begun, &mut evicted)
             }
             LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, generation, &mut evicted)
+                self.run_getter(Placement::Fallback, ctx, key, begun, &mut evicted)
             }
             LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, generation, &mut evicted)
+                self.load_from_peers(owner, on_pool, ctx, key, begun, &mut evicted)
             }
         });
         if matches!(result, Some(Err(_))) && ctx.err().is_some() {
@@ -216,18 +239,24 @@ impl Inner {
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
 fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
+    let result = wait_by(waiter, || waiter.wait(ctx))?;
+    // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
+    // getter. This caller needs no loader thread, so it joins again.
+    let overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
+    let joins_again = result.as_ref().is_err_and(overloaded) && !ctx.has_deadline_or_cancel();
+    (!joins_again).then_some(result)
+}
+
+/// Waits for a flight by `wait`. `None` if it is over and the caller has to join again.
+pub(super) fn wait_by(
+    waiter: &Waiter<Result<Loaded>>,
+    wait: impl FnOnce() -> Waited<Result<Loaded>>,
+) -> Option<Result<Loaded>> {
     let _dependency = match recursion::wait_for(waiter.id()) {
         Ok(dependency) => dependency,
         Err(circle) => return Some(Err(circle)),
     };
-    match waiter.wait(ctx) {
-        // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
-        // getter. This caller needs no loader thread, so it joins again.
-        Waited::Finished(Err(error))
-            if error.kind() == ErrorKind::Overloaded && !ctx.has_deadline_or_cancel() =>
-        {
-            None
-        }
+    match wait() {
         Waited::Finished(result) => Some(result),
         Waited::Panicked => Some(Err(ErrorKind::GetterPanicked.into())),
         Waited::Left(ended) => Some(Err(ended)),

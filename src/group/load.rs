@@ -1,9 +1,10 @@
 //! Loads a key that is not cached: from its owner, or from the getter.
 
+use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
 use super::populate::Placement;
-use super::{Inner, LoadKey, Loaded, MissToken};
+use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -11,7 +12,7 @@ use crate::getter::LoadSink;
 use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{EvictedEntries, Generation};
+use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
 /// The number of peers asked for one key before the getter runs here: the owner and its successor.
@@ -47,13 +48,17 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
         miss: MissToken,
+        waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
         let placement = match self.peers.owner(&self.name, key.key) {
             None => Placement::Main,
             Some(_) => Placement::Fallback,
         };
-        self.load_locally(placement, ctx, key, Some(miss))
+        match waiter {
+            None => self.load_locally(placement, ctx, key, Some(miss)),
+            Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
+        }
     }
 
     fn load_locally(
@@ -73,7 +78,7 @@ impl Inner {
         placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
@@ -88,7 +93,7 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let expires = self.populate(placement, key, generation, view, ttl, evicted);
+        let expires = self.populate(placement, key, begun, view, ttl, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
         Ok(Loaded { view, expires })
@@ -102,7 +107,7 @@ impl Inner {
         on_pool: bool,
         ctx: &Context,
         key: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
@@ -111,7 +116,7 @@ impl Inner {
                 ttl,
                 ..
             } = answer?;
-            let expires = self.populate(Placement::Hot, key, generation, &mut view, ttl, evicted);
+            let expires = self.populate(Placement::Hot, key, begun, &mut view, ttl, evicted);
             return Ok(Loaded { view, expires });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can

@@ -3,12 +3,13 @@
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::populate::Placement;
-use super::{Inner, LoadKey};
+use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
+use crate::loader_pool::JobFor;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
-use crate::store::{EvictedEntries, Generation};
+use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
 /// A result for each key, in their order; `None` while there is none.
@@ -25,7 +26,7 @@ struct QueryKey {
     at: usize,
     key: Box<str>,
     /// Read before the owner is asked, so that a removal in the meantime is detected.
-    generation: Generation,
+    begun: LoadBegin,
 }
 
 impl OwnerQuery {
@@ -87,6 +88,7 @@ impl Inner {
             if ctx.has_deadline_or_cancel() && !owner.honors_deadline() {
                 continue;
             }
+            let forgets = self.peer_flights.forgets(self.key(key).hash.get());
             let generation = match self.recheck_cache(self.key(key)) {
                 Ok(value) => {
                     *result = Some(Ok(value.view));
@@ -97,7 +99,10 @@ impl Inner {
             let key = QueryKey {
                 at,
                 key: key.into(),
-                generation,
+                begun: LoadBegin {
+                    generation,
+                    forgets,
+                },
             };
             match queries.iter_mut().find(|query| query.is_for(&owner)) {
                 Some(query) => query.keys.push(key),
@@ -130,7 +135,7 @@ impl Inner {
             let submitted = {
                 let (group, ctx, query, sender) =
                     (self.clone(), ctx.clone(), query.clone(), sender.clone());
-                self.pool.submit(move |busy| {
+                self.pool.submit(JobFor::Own, move |busy| {
                     let found = group.ask_owner(&ctx, &query);
                     drop(busy);
                     // Fails if the caller has returned already.
@@ -161,15 +166,7 @@ impl Inner {
             }
         };
         let mut found = Vec::new();
-        for (
-            QueryKey {
-                at,
-                key,
-                generation,
-            },
-            answer,
-        ) in query.keys.iter().zip(answers)
-        {
+        for (QueryKey { at, key, begun }, answer) in query.keys.iter().zip(answers) {
             let Some(PeerResponse { mut value, ttl, .. }) = answer else {
                 continue;
             };
@@ -177,14 +174,7 @@ impl Inner {
             self.counters.add(|loads| &loads.peer_loads);
             let mut evicted = EvictedEntries::default();
             let key = self.key(key);
-            self.populate(
-                Placement::Hot,
-                key,
-                *generation,
-                &mut value,
-                ttl,
-                &mut evicted,
-            );
+            self.populate(Placement::Hot, key, *begun, &mut value, ttl, &mut evicted);
             self.notify_and_drop(evicted);
             found.push((*at, value));
         }

@@ -6,9 +6,11 @@
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
+//!   client_load.rs  a load that a client of the server waits for
 //! ```
 
 mod builder;
+pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod load;
@@ -31,7 +33,7 @@ use crate::loader_pool::LoaderPool;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
-use crate::singleflight::{self, Epoch};
+use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
@@ -39,6 +41,7 @@ use crate::store::{
     check_capacity,
 };
 use crate::sync::Arc;
+use client_load::ClientWaiter;
 use counters::LoadCounters;
 
 pub use builder::GroupBuilder;
@@ -106,6 +109,14 @@ impl From<Hit> for Loaded {
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
 type MissToken = (Generation, Epoch);
 
+/// The state when a load began. Its value is cached only if neither has changed.
+#[derive(Clone, Copy)]
+struct LoadBegin {
+    generation: Generation,
+    /// Of the flights that the load belongs to.
+    forgets: ForgetCount,
+}
+
 /// A key and its hash.
 #[derive(Clone, Copy)]
 struct LoadKey<'a> {
@@ -169,7 +180,7 @@ impl Group {
         self.inner.get(ctx, key)
     }
 
-    /// Puts the value of `key` into `dest`; golang's `Group.Get`.
+    /// Puts the value of `key` into `dest`.
     ///
     /// # Errors
     ///
@@ -225,7 +236,19 @@ impl Group {
     ///
     /// As [`get_with`](Self::get_with).
     pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
-        self.inner.get_for_peer(ctx, key)
+        self.inner.get_for_peer(ctx, key, None)
+    }
+
+    /// As [`serve_peer`](Self::serve_peer), but the getter always runs on a loader thread, and
+    /// `waiter` decides how long this thread waits.
+    #[cfg(feature = "http")]
+    pub(crate) fn serve_client(
+        &self,
+        ctx: &Context,
+        key: &str,
+        waiter: &mut dyn ClientWaiter,
+    ) -> Result<PeerResponse> {
+        self.inner.get_for_peer(ctx, key, Some(waiter))
     }
 
     /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
@@ -412,7 +435,12 @@ impl Inner {
         LoadKey { hash, key }
     }
 
-    fn get_for_peer(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<PeerResponse> {
+    fn get_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: &str,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
@@ -420,7 +448,7 @@ impl Inner {
             Ok(hit) => hit.into(),
             Err(miss) => {
                 self.count_miss(hash);
-                self.load_for_peer(ctx, LoadKey { hash, key }, miss)?
+                self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
             }
         };
         Ok(self.peer_response(value))
@@ -440,6 +468,10 @@ impl Inner {
         // come second, so that a get that begins after this function does not join one of those
         // loads. In the other order, a load could begin between the two steps. `forget` would miss
         // it, and the store would refuse its value although it is new.
+        //
+        // A load that begins between the two steps is forgotten, but the store would accept its
+        // value. Suppose a later load, of a newer value, ends first. The older value would replace
+        // the newer one. So an insertion also checks that its flight was not forgotten.
         let removed = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);

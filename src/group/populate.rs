@@ -4,13 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Inner, LoadKey};
+use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
-use crate::store::{Evicted, EvictedEntries, Generation, NewEntry};
+use crate::store::{Evicted, EvictedEntries, NewEntry};
 use crate::sync::Arc;
 
 /// Where a loaded value belongs.
@@ -80,16 +80,19 @@ impl Inner {
         &self,
         placement: Placement,
         LoadKey { hash, key }: LoadKey<'_>,
-        generation: Generation,
+        begun: LoadBegin,
         view: &mut ByteView,
         ttl: Option<Duration>,
         evicted: &mut EvictedEntries,
     ) -> Option<Tick> {
         let ttl = shorter(ttl, self.time_to_live);
-        let (share, ttl) = match placement {
-            Placement::Main => (CacheType::Main, ttl),
-            Placement::Hot => (CacheType::Hot, ttl),
-            Placement::Fallback => (CacheType::Main, shorter(ttl, Some(FALLBACK_TTL))),
+        let (share, flights, ttl) = match placement {
+            Placement::Main => (CacheType::Main, &self.getter_flights, ttl),
+            Placement::Hot => (CacheType::Hot, &self.peer_flights, ttl),
+            Placement::Fallback => {
+                let ttl = shorter(ttl, Some(FALLBACK_TTL));
+                (CacheType::Main, &self.getter_flights, ttl)
+            }
         };
         let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
@@ -104,7 +107,8 @@ impl Inner {
             data: view.allocation(),
             share,
             expires,
-            loaded_at: generation,
+            loaded_at: begun.generation,
+            is_forgotten: &|| flights.forgets(hash.get()) != begun.forgets,
         };
         self.store.insert(new, evicted);
         expires

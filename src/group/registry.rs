@@ -235,7 +235,7 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Makes a group in [`Registry::global`]; golang's `NewGroup`.
+/// Makes a group in [`Registry::global`].
 ///
 /// # Errors
 ///
@@ -244,7 +244,7 @@ pub fn new_group(name: &str, max_capacity: u64, getter: impl Getter + 'static) -
     Registry::global().new_group(name, max_capacity, getter)
 }
 
-/// The group of this name in [`Registry::global`]; golang's `GetGroup`.
+/// The group of this name in [`Registry::global`].
 pub fn get_group(name: &str) -> Option<Group> {
     Registry::global().get_group(name)
 }

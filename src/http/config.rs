@@ -1,5 +1,6 @@
 //! The options that a pool and the clients of its peers share.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -89,6 +90,15 @@ impl Config {
             .saturating_add(around)
             .saturating_add(MAX_FIELDS)
     }
+}
+
+/// The addresses of the peers in the pool's list. The server keeps connections for them.
+pub(crate) trait KnownPeers: Send + Sync {
+    /// How many peers have this address. The address of a peer's name is known once it was looked up.
+    fn peers_at(&self, ip: IpAddr) -> usize;
+
+    /// Whether there are peers other than this process.
+    fn any(&self) -> bool;
 }
 
 /// Which HTTP client asks the peers.

@@ -119,8 +119,12 @@ impl HttpPool {
 
     /// A builder of a server that answers peers. It can set limits and add pages of the program.
     pub fn server(&self) -> ServerBuilder {
-        let builder =
-            ServerBuilder::new(self.inner.endpoint.clone(), self.inner.registration.clone());
+        let inner = &self.inner;
+        let builder = ServerBuilder::new(
+            inner.endpoint.clone(),
+            inner.picker.clone(),
+            inner.registration.clone(),
+        );
         if self.inner.shared_with_go {
             builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
         } else {

@@ -80,7 +80,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
     let mut abandoned = 0;
     loop {
         match flights.join(0, "key") {
-            Joined::Leader(leader, _) => {
+            Joined::Leader(leader, ..) => {
                 leader.finish(&value);
                 return value;
             }
@@ -99,7 +99,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
 fn waiters_lead_after_abandoned_flight(followers: usize) {
     model(move || {
         let flights = flights();
-        let Joined::Leader(leader, _) = flights.join(0, "key") else {
+        let Joined::Leader(leader, ..) = flights.join(0, "key") else {
             panic!("no other caller leads");
         };
         let followers: Vec<_> = (1..=followers)
@@ -130,7 +130,7 @@ fn one_of_two_waiters_leads_after_abandoned_flight() {
 fn leader_on_another_thread_releases_all_waiters() {
     model(|| {
         let flights = flights();
-        let Joined::Leader(leader, _) = flights.join(0, "key") else {
+        let Joined::Leader(leader, ..) = flights.join(0, "key") else {
             panic!("no other caller leads");
         };
         let waiter = leader.detach();
@@ -177,7 +177,7 @@ fn call_after_forget_gets_no_older_result() {
 fn cancellation_always_wakes_the_waiter() {
     model(|| {
         let flights = flights();
-        let Joined::Leader(leader, _) = flights.join(0, "key") else {
+        let Joined::Leader(leader, ..) = flights.join(0, "key") else {
             panic!("no other caller leads");
         };
         let (ctx, canceller) = Context::background().with_cancel();

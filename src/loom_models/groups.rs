@@ -119,6 +119,15 @@ fn said(source: &AtomicUsize) -> ByteView {
     source.load(Ordering::SeqCst).to_string().into()
 }
 
+/// A source whose value changes, and a group that loads from it.
+fn changing(slot: fn(&Arc<AtomicUsize>) -> PickerSlot) -> (Arc<AtomicUsize>, Group) {
+    let source = Arc::new(AtomicUsize::new(0));
+    let theirs = source.clone();
+    let getter = getter_fn(move |_, _, dest| Ok(dest.set_view(&said(&theirs))?));
+    let group = group(slot(&source), getter);
+    (source, group)
+}
+
 /// Runs a load concurrently with a removal. The source changes, and then the key is removed. Every
 /// get after that must return the new value.
 fn removed_is_removed(
@@ -127,12 +136,7 @@ fn removed_is_removed(
     remove: fn(&Group),
 ) {
     model(move || {
-        let source = Arc::new(AtomicUsize::new(0));
-        let theirs = source.clone();
-        let group = group(
-            slot(&source),
-            getter_fn(move |_, _, dest| Ok(dest.set_view(&said(&theirs))?)),
-        );
+        let (source, group) = changing(slot);
         let loading = {
             let group = group.clone();
             thread::spawn(move || load(&group))
@@ -188,6 +192,40 @@ fn peer_response_never_survives_removal() {
 #[test]
 fn load_for_peer_never_survives_removal() {
     removed_is_removed(a_peer, serve, |group| group.invalidate("key"));
+}
+
+/// Runs a load concurrently with a removal. The source changes again after the removal, and a newer
+/// load may end before the first one.
+fn older_load_never_replaces_newer(slot: fn(&Arc<AtomicUsize>) -> PickerSlot, remove: fn(&Group)) {
+    model(move || {
+        let (source, group) = changing(slot);
+        let loading = {
+            let group = group.clone();
+            thread::spawn(move || group.get("key"))
+        };
+        source.store(1, Ordering::SeqCst);
+        remove(&group);
+        source.store(2, Ordering::SeqCst);
+        let seen = group.get("key").expect("a value");
+        loading.join().unwrap().expect("a value");
+        let later = group.get("key").expect("a value");
+        assert!(later[..] >= seen[..], "{later:?} after {seen:?}");
+    });
+}
+
+#[test]
+fn older_load_never_replaces_newer_after_removal() {
+    older_load_never_replaces_newer(no_peers, |group| group.invalidate("key"));
+}
+
+#[test]
+fn older_load_never_replaces_newer_after_clear() {
+    older_load_never_replaces_newer(no_peers, Group::clear);
+}
+
+#[test]
+fn older_peer_response_never_replaces_newer() {
+    older_load_never_replaces_newer(a_peer, |group| group.invalidate("key"));
 }
 
 #[test]

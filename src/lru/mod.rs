@@ -83,8 +83,7 @@ impl<K, V> Cache<K, V> {
 
     /// Sets a function that is called with each entry that leaves: evicted by [`add`](Self::add),
     /// removed by [`remove`](Self::remove) or [`remove_oldest`](Self::remove_oldest), or dropped by
-    /// [`clear`](Self::clear). As in Go, it is not called with values that [`add`](Self::add)
-    /// replaces.
+    /// [`clear`](Self::clear). It is not called with values that [`add`](Self::add) replaces.
     ///
     /// It is called after the entry has left the cache. If it panics, the panic reaches the caller
     /// and the cache stays usable.

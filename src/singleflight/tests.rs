@@ -139,7 +139,7 @@ fn forgotten_flight_keeps_its_waiters_and_gets_no_more() {
         assert_eq!(held.flights.do_once("key", || "new"), Ok("new"));
         // The end of the old flight does not affect a newer flight of the key.
         let hash = held.flights.hash("key");
-        let Joined::Leader(leader, _) = held.flights.join(hash, "key") else {
+        let Joined::Leader(leader, ..) = held.flights.join(hash, "key") else {
             panic!("the old flight is forgotten");
         };
         drop(held.go);
@@ -169,7 +169,7 @@ fn forget_without_flight_does_nothing() {
 fn waiters_of_abandoned_flight_can_lead_the_next() {
     let flights: Group<i32> = Group::new();
     let hash = flights.hash("key");
-    let Joined::Leader(leader, _) = flights.join(hash, "key") else {
+    let Joined::Leader(leader, ..) = flights.join(hash, "key") else {
         panic!("no other caller leads");
     };
     let Joined::Waiter(flight) = flights.join(hash, "key") else {
@@ -192,7 +192,7 @@ fn panic_in_clone_of_value_releases_waiters() {
         }
     }
     let flights = Group::new();
-    let Joined::Leader(leader, _) = flights.join(1, "key") else {
+    let Joined::Leader(leader, ..) = flights.join(1, "key") else {
         panic!("no other caller leads");
     };
     let Joined::Waiter(flight) = flights.join(1, "key") else {
@@ -209,7 +209,7 @@ fn panic_in_clone_of_value_releases_waiters() {
 #[test]
 fn detached_flight_is_finished_by_another_leader() {
     let flights = Group::new();
-    let Joined::Leader(leader, _) = flights.join(1, "key") else {
+    let Joined::Leader(leader, ..) = flights.join(1, "key") else {
         panic!("no other caller leads");
     };
     let waiter = leader.detach();
@@ -224,7 +224,7 @@ fn detached_flight_is_finished_by_another_leader() {
 fn keys_of_one_hash_with_common_prefix_are_kept_apart() {
     let flights = Group::new();
     for key in ["a long key", "a", "", &"x".repeat(512), "y"] {
-        let Joined::Leader(leader, _) = flights.join(1, key) else {
+        let Joined::Leader(leader, ..) = flights.join(1, key) else {
             panic!("no other caller leads");
         };
         assert!(matches!(flights.join(1, key), Joined::Waiter(_)));
@@ -250,7 +250,7 @@ fn flights_of_one_stripe_end_in_any_order() {
     ] {
         let flights = Group::new();
         let mut leaders = keys.map(|key| match flights.join(1, key) {
-            Joined::Leader(leader, _) => Some(leader),
+            Joined::Leader(leader, ..) => Some(leader),
             Joined::Waiter(_) => None,
         });
         let waiters = keys.map(|key| match flights.join(1, key) {
@@ -271,7 +271,7 @@ fn flights_of_one_stripe_end_in_any_order() {
 fn finished_value_is_returned_after_the_deadline() {
     let flights = Group::new();
     let hash = flights.hash("key");
-    let Joined::Leader(leader, _) = flights.join(hash, "key") else {
+    let Joined::Leader(leader, ..) = flights.join(hash, "key") else {
         panic!("no other caller leads");
     };
     let Joined::Waiter(flight) = flights.join(hash, "key") else {
@@ -288,10 +288,10 @@ fn finished_value_is_returned_after_the_deadline() {
 #[test]
 fn keys_of_one_hash_are_kept_apart() {
     let flights = Group::new();
-    let Joined::Leader(one, _) = flights.join(42, "one") else {
+    let Joined::Leader(one, ..) = flights.join(42, "one") else {
         panic!("no other caller leads");
     };
-    let Joined::Leader(two, _) = flights.join(42, "two") else {
+    let Joined::Leader(two, ..) = flights.join(42, "two") else {
         panic!("another key");
     };
     flights.forget_hashed(42, "two");

@@ -78,4 +78,6 @@ pub(crate) struct NewEntry<'a> {
     pub(crate) expires: Option<Tick>,
     /// The generation when the load of the value began.
     pub(crate) loaded_at: Generation,
+    /// Called under the shard's lock. If it returns true, nothing is inserted. It must take no lock.
+    pub(crate) is_forgotten: &'a dyn Fn() -> bool,
 }

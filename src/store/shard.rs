@@ -194,7 +194,7 @@ impl Shard {
     /// Inserts nothing if the key was removed since its load began, or if the policy refuses the entry.
     /// In the second case an older entry of the key is removed all the same.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
-        if new.loaded_at != self.generation(new.hash) {
+        if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
             return Insertion::ENDED;
         }
         let mut weight = weight::of_entry(new.data.len());

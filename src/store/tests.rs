@@ -59,6 +59,7 @@ fn put_pending(
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
         loaded_at: store.shard(hash).read().generation(hash),
+        is_forgotten: &|| false,
     };
     let mut evicted = EvictedEntries::default();
     store.insert(new, &mut evicted);
@@ -344,6 +345,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
                 share: CacheType::Main,
                 expires: None,
                 loaded_at,
+                is_forgotten: &|| false,
             };
             store.insert(new, &mut EvictedEntries::default());
         };

@@ -36,9 +36,7 @@ pub(crate) use many::{
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
-#[allow(unused_imports, reason = "the server uses `loading_after` next")]
-pub(crate) use timeout::loading_after;
-pub(crate) use timeout::{TIMEOUT_HEADER, parse_timeout, timeout_millis};
+pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};
 
 /// Whether a `Content-Type` is that of protobuf bodies. golang/groupcache sends exactly this type;
 /// parameters after it are ignored.

@@ -38,7 +38,12 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
     const ATTACKERS: usize = 500;
     let limit = millis(1500);
     let setup = Setup {
-        server: Box::new(move |server| server.head_timeout(limit).body_timeout(limit)),
+        server: Box::new(move |server| {
+            server
+                .max_connections(256)
+                .head_timeout(limit)
+                .body_timeout(limit)
+        }),
         ..Setup::default()
     };
     let nodes = [(); 3].map(|()| setup.start(echo()));

@@ -11,8 +11,7 @@ use crate::http::client::transport::{
     IdleConnections, Transport, TransportRequest, TransportResponse,
 };
 use crate::http::client::ureq::UreqTransport;
-use crate::http::client::url::PeerUrl;
-use crate::http::config::{Config, HttpClient};
+use crate::http::config::HttpClient;
 use crate::sync::{Arc, RwLock};
 
 /// A transport that this crate made, and its idle connections.
@@ -23,13 +22,12 @@ pub(crate) struct DefaultTransport {
 }
 
 impl DefaultTransport {
-    /// The default transport of the peer at `url`.
-    pub(crate) fn new(url: &PeerUrl, config: &Arc<Config>) -> Self {
-        let target = Target::new(url, config);
-        match config.client {
-            HttpClient::Auto => DefaultTransport::of(AutoTransport::new(target)),
-            HttpClient::Ureq => DefaultTransport::of(UreqTransport::new(target)),
-            HttpClient::Direct => DefaultTransport::of(DirectTransport::new(target)),
+    /// The default transport of the peer `target`.
+    pub(crate) fn new(target: Arc<Target>) -> Self {
+        match target.config.client {
+            HttpClient::Auto => Self::of(AutoTransport::new(target)),
+            HttpClient::Ureq => Self::of(UreqTransport::new(target)),
+            HttpClient::Direct => Self::of(DirectTransport::new(target)),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
+use crate::http::client::target::Target;
 use crate::http::client::transport::{
     IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
 };
@@ -39,6 +40,7 @@ pub(crate) struct HttpPeer {
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
     full_timeout: HeaderValue,
+    target: Arc<Target>,
     transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     connections: Arc<dyn IdleConnections>,
@@ -50,7 +52,8 @@ pub(crate) struct HttpPeer {
 }
 
 impl HttpPeer {
-    pub(crate) fn new(url: &PeerUrl, by: DefaultTransport, config: &Arc<Config>) -> Self {
+    pub(crate) fn new(target: Arc<Target>, by: DefaultTransport) -> Self {
+        let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
@@ -65,7 +68,12 @@ impl HttpPeer {
                 config.max_connections_per_peer,
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
+            target,
         }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 }
 

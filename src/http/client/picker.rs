@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
 
@@ -9,9 +10,10 @@ use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::auto::DefaultTransport;
 use crate::http::client::peer::HttpPeer;
+use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
-use crate::http::config::Config;
+use crate::http::config::{Config, KnownPeers};
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
 
@@ -116,11 +118,12 @@ impl Picker {
     }
 
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
-        let mut by = DefaultTransport::new(url, &self.config);
+        let target = Target::new(url, &self.config);
+        let mut by = DefaultTransport::new(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(url, by, &self.config))
+        Arc::new(HttpPeer::new(target, by))
     }
 
     /// The URL of the owner of `key`, this process or another.
@@ -135,6 +138,18 @@ impl Picker {
 
     fn peers(&self) -> Arc<PeerList> {
         self.peers.read().clone()
+    }
+}
+
+impl KnownPeers for Picker {
+    fn peers_at(&self, ip: IpAddr) -> usize {
+        let peers = self.peers();
+        let others = peers.members.values().flatten();
+        others.filter(|peer| peer.target().is_at(ip)).count()
+    }
+
+    fn any(&self) -> bool {
+        self.peers().members.values().flatten().next().is_some()
     }
 }
 

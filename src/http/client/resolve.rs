@@ -86,6 +86,14 @@ impl Addresses {
         }
     }
 
+    /// The addresses that are known now; none before the first look-up has ended.
+    pub(crate) fn known(&self) -> Arc<[SocketAddr]> {
+        match self {
+            Addresses::Literal(addresses) => addresses.clone(),
+            Addresses::Name(name) => name.state.lock().known.clone(),
+        }
+    }
+
     /// Looks the name up again, in the background. Called if no address could be connected to.
     pub(crate) fn refresh(&self) {
         if let Addresses::Name(name) = self {

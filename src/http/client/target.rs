@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::context::Context;
@@ -31,6 +32,12 @@ impl Target {
             addresses: Addresses::new(url),
             is_keyed: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the peer has this address, as far as is known.
+    pub(crate) fn is_at(&self, ip: IpAddr) -> bool {
+        let known = self.addresses.known();
+        known.iter().any(|addr| addr.ip().to_canonical() == ip)
     }
 
     /// Whether the last response came from larder's server, whose responses carry the hash of their

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use super::connection::{Service, serve};
 use super::connections::{Connection, ConnectionGuard};
+use super::listener::Listener;
 use crate::panics::caught;
 use crate::sync::{Arc, thread};
 
@@ -16,25 +17,25 @@ use crate::sync::{Arc, thread};
 /// An error of `accept` leaves the listener intact. If no descriptor (EMFILE, ENFILE) or memory is
 /// left, the error is logged, and `accept` is called again after a pause, in which connections may
 /// end. If the client disconnected before it was accepted, `accept` is called again at once.
-pub(crate) fn run(listener: &TcpListener, service: &Arc<Service>) {
+pub(crate) fn run(listener: &mut Listener, service: &Arc<Service>) {
     let mut refused = RefusedConnections::default();
     let mut log = RateLimitedLog::default();
     loop {
-        let accepted = listener.accept();
+        let accepted = listener.accept(refused.next_end());
         if service.connections.is_stopping() {
             return;
         }
         service.connections.reap();
+        refused.close_old();
         match accepted {
             Ok((stream, addr)) => {
-                let connection = Connection::new(stream, addr);
+                let connection = Connection::new(stream, addr, &*service.peers);
                 if let Err(why) = start(service, &connection) {
                     log.warn(|| format!("refusing connections, for one from {addr}: {why}"));
                     refused.add(connection);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) if is_no_failure(&error) => {}
             Err(error) => {
                 log.warn(|| format!("cannot accept connections: {error}; trying again"));
                 refused.clear();
@@ -44,11 +45,22 @@ pub(crate) fn run(listener: &TcpListener, service: &Arc<Service>) {
     }
 }
 
+/// Whether `accept` returned without a connection, and is to be called again.
+fn is_no_failure(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::TimedOut
+    )
+}
+
 /// Starts the thread of a connection, unless there are too many connections or threads.
 fn start(service: &Arc<Service>, connection: &Arc<Connection>) -> Result<(), ConnectionRefused> {
     let guard = service
         .connections
-        .admit(connection, &service.limits)
+        .admit(connection, &service.limits, &*service.peers)
         .ok_or(ConnectionRefused::TooMany)?;
     let id = guard.id;
     let thread = spawn(service.clone(), guard).map_err(ConnectionRefused::NoThread)?;
@@ -87,19 +99,13 @@ impl fmt::Display for ConnectionRefused {
 ///
 /// Closing one at once would often reset it, because its request is on the way or unread, and the
 /// client would not see the response. No thread waits for the client. So the accept thread keeps
-/// the last few refused connections, and closes them when others are refused.
+/// the last few refused connections, and closes each after [`KEPT_FOR`].
 #[derive(Default)]
 struct RefusedConnections(VecDeque<(Instant, Arc<Connection>)>);
 
 impl RefusedConnections {
     fn add(&mut self, connection: Arc<Connection>) {
-        let now = Instant::now();
-        while self
-            .0
-            .front()
-            .is_some_and(|(since, _)| now - *since > KEPT_FOR)
-            || self.0.len() >= KEPT
-        {
+        if self.0.len() >= KEPT {
             self.close_first();
         }
         // The socket is new, so the response fits its buffer. An error concerns this client only.
@@ -107,7 +113,18 @@ impl RefusedConnections {
         let _ = stream.set_nonblocking(true);
         let _ = stream.write_all(TOO_MANY_CONNECTIONS);
         let _ = stream.shutdown(Shutdown::Write);
-        self.0.push_back((now, connection));
+        self.0.push_back((Instant::now() + KEPT_FOR, connection));
+    }
+
+    /// When the next one is to be closed.
+    fn next_end(&self) -> Option<Instant> {
+        self.0.front().map(|(end, _)| *end)
+    }
+
+    fn close_old(&mut self) {
+        while self.next_end().is_some_and(|end| end <= Instant::now()) {
+            self.close_first();
+        }
     }
 
     fn close_first(&mut self) {
@@ -148,8 +165,7 @@ impl RateLimitedLog {
 /// Short enough that connections are accepted well within a second after descriptors are free.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// At most `KEPT` refused connections are kept. One that is older than `KEPT_FOR` is closed when the
-/// next one is refused.
+/// At most `KEPT` refused connections are kept, each for `KEPT_FOR`.
 const KEPT: usize = 16;
 const KEPT_FOR: Duration = Duration::from_secs(1);
 

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::io::Write;
 use std::time::Instant;
 
+use super::abandoned::AbandonedLoads;
 use super::connections::{Connection, Connections};
 use super::endpoint::Endpoint;
 use super::handler::{Handler, Request};
@@ -13,7 +14,9 @@ use super::limits::Limits;
 use super::listener::tune_accepted;
 use super::reader::{RequestError, RequestReader};
 use super::response::{Response, ResponseOptions};
+use super::wait::LoadLimits;
 use super::writer::ResponseWriter;
+use crate::http::config::KnownPeers;
 use crate::panics::caught;
 use crate::sync::Arc;
 
@@ -22,6 +25,8 @@ pub(crate) struct Service {
     pub endpoint: Endpoint,
     pub fallback: Option<Arc<dyn Handler>>,
     pub limits: Limits,
+    pub peers: Arc<dyn KnownPeers>,
+    pub abandoned: Arc<AbandonedLoads>,
     pub connections: Arc<Connections>,
 }
 
@@ -32,14 +37,14 @@ pub(crate) struct Service {
 /// requests without reading the responses.
 pub(crate) fn serve(service: &Service, connection: &Connection) {
     let (stream, limits) = (&connection.stream, &service.limits);
-    if tune_accepted(stream, limits.write_timeout).is_err() {
+    if tune_accepted(stream, limits.socket_options()).is_err() {
         return;
     }
     let mut session = Session {
         service,
         connection,
         reader: RequestReader::new(stream, limits),
-        writer: ResponseWriter::new(stream, limits.write_timeout),
+        writer: ResponseWriter::new(connection, limits),
     };
     match session.serve() {
         Ok(()) => session.reader.linger(),
@@ -96,24 +101,25 @@ impl Session<'_> {
 
     /// Waits for a request; see [`RequestReader::read_head`].
     fn next_head(&mut self, last: Option<&ParsedHead<'_>>) -> Result<(usize, bool), RequestError> {
-        self.connection.set_busy(false);
-        if self.service.connections.is_stopping() {
+        self.connection.set_idle();
+        if is_ending(self.service, self.connection) {
             return Err(RequestError::Closed);
         }
         let next = self.reader.read_head(last)?;
-        self.connection.set_busy(true);
+        self.connection.set_busy();
         Ok(next)
     }
 
     /// Answers the request at the start of the reader's buffer, whose head differs from `similar`
     /// in its target only. Returns whether the connection stays open.
     fn answer(&mut self, similar: &ParsedHead<'_>, head_len: usize) -> Result<bool, RequestError> {
-        let limits = &self.service.limits;
+        let (service, limits) = (self.service, &self.service.limits);
         let (head, arrived, socket) = self.reader.split_at(head_len);
         let head = similar.with_target_of(head)?;
         // Check the length before any of the body is read or memory is allocated for it.
         let body_len = match usize::try_from(head.content_length) {
-            Ok(len) if len <= limits.max_body_size => len,
+            Ok(0) => 0,
+            Ok(len) if len <= limits.max_body(service.endpoint.is_below_base(head.path)) => len,
             _ => return Err(BODY_TOO_LARGE.into()),
         };
         let arrived = &arrived[..body_len.min(arrived.len())];
@@ -128,9 +134,9 @@ impl Session<'_> {
             Cow::Owned(socket.read_body(arrived, body_len, deadline)?)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
-        let response = respond(self.service, &request);
+        let response = respond(service, self.connection, &request);
         let options = ResponseOptions {
-            keep_alive: head.keep_alive && !self.service.connections.is_stopping(),
+            keep_alive: head.keep_alive && !is_ending(service, self.connection),
             http_10: head.http_10,
             head_only: head.method == "HEAD",
         };
@@ -142,9 +148,18 @@ impl Session<'_> {
     }
 }
 
+/// Whether the connection has to end, because the server stops or another client needs the room.
+fn is_ending(service: &Service, connection: &Connection) -> bool {
+    service.connections.is_stopping() || connection.is_evicted()
+}
+
 /// The response of the endpoint or of the fallback. Does not unwind.
-fn respond(service: &Service, request: &Request<'_>) -> Response {
-    let response = service.endpoint.respond(request);
+fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Response {
+    let limits = LoadLimits {
+        max_request_time: service.limits.max_request_time,
+        connection: Some((connection, &service.abandoned)),
+    };
+    let response = service.endpoint.respond(request, limits);
     response.unwrap_or_else(|| match &service.fallback {
         Some(handler) => caught(|| handler.handle(request))
             .unwrap_or_else(|| Response::text(500, "the handler panicked")),

@@ -1,40 +1,124 @@
-//! The open connections: how many there may be, which are idle, and how all of them end.
+//! The open connections: how many there may be, which of them make room for others, and how all of
+//! them end.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::thread::ThreadId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::limits::Limits;
+use crate::http::config::KnownPeers;
 use crate::nesting::Origin;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Condvar, Mutex};
 
-/// One connection, shared by its own thread and a shutdown.
+/// One connection, shared by its own thread, the accept thread and a shutdown.
 pub(crate) struct Connection {
     pub stream: TcpStream,
     pub addr: SocketAddr,
     /// The thread that serves the connection, once it runs.
     pub thread: OnceLock<ThreadId>,
-    /// Whether a whole head was read and not yet answered.
-    busy: AtomicBool,
+    /// How many peers of the pool have this address; 0 for a stranger.
+    peers: usize,
+    accepted: Instant,
+    /// [`BUSY`] while a request is under way, [`GONE`] if its client seems to have left, [`EVICTED`]
+    /// once the connection has to make room, or the time since `accepted` when it became idle, in
+    /// milliseconds.
+    state: AtomicU64,
 }
 
+const BUSY: u64 = u64::MAX;
+const EVICTED: u64 = u64::MAX - 1;
+const GONE: u64 = u64::MAX - 2;
+
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, addr: SocketAddr) -> Arc<Self> {
+    pub(crate) fn new(stream: TcpStream, addr: SocketAddr, peers: &dyn KnownPeers) -> Arc<Self> {
         Arc::new(Connection {
             stream,
             addr,
             thread: OnceLock::new(),
-            busy: AtomicBool::new(false),
+            peers: peers.peers_at(addr.ip().to_canonical()),
+            accepted: Instant::now(),
+            state: AtomicU64::new(0),
         })
     }
 
-    /// Sets whether a request is under way; see [`Connections::close_idle`].
-    pub(crate) fn set_busy(&self, busy: bool) {
-        self.busy.store(busy, Ordering::SeqCst);
+    /// Marks the connection as busy with a request; see [`Connections::close_idle`].
+    pub(crate) fn set_busy(&self) {
+        self.change(BUSY);
+    }
+
+    /// Marks the connection as one that may be closed to make room, and that a shutdown closes.
+    pub(crate) fn set_idle(&self) {
+        self.change(millis(self.accepted.elapsed()));
+    }
+
+    /// Marks the connection as the first to make room: its client reads no response.
+    pub(crate) fn set_gone(&self) {
+        self.change(GONE);
+    }
+
+    /// Whether the connection has to end after its current request.
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == EVICTED
+    }
+
+    pub(crate) fn is_from_peer(&self) -> bool {
+        self.peers > 0
+    }
+
+    /// Whether the client will send nothing more. Not detected behind requests that are still unread.
+    pub(crate) fn has_ended(&self) -> bool {
+        let stream = &self.stream;
+        let peeked = stream
+            .set_nonblocking(true)
+            .and_then(|()| stream.peek(&mut [0]));
+        let blocking = stream.set_nonblocking(false);
+        let nothing_yet = io::ErrorKind::WouldBlock;
+        blocking.is_err() || peeked.map_or_else(|error| error.kind() != nothing_yet, |n| n == 0)
+    }
+
+    fn change(&self, state: u64) {
+        if self.state.swap(state, Ordering::SeqCst) == EVICTED {
+            self.state.store(EVICTED, Ordering::SeqCst);
+        }
+    }
+
+    /// How long the connection has been idle; `None` if it is busy or evicted.
+    fn idle(&self) -> Option<Duration> {
+        match self.state.load(Ordering::SeqCst) {
+            BUSY | EVICTED => None,
+            GONE => Some(Duration::MAX),
+            since => Some(
+                self.accepted
+                    .elapsed()
+                    .saturating_sub(Duration::from_millis(since)),
+            ),
+        }
+    }
+
+    /// Ends the connection if it is idle. Returns whether it was.
+    ///
+    /// Only the receiving side is closed: a thread that has just read a request, and not yet marked
+    /// its connection busy, can still write the response.
+    fn evict(&self) -> bool {
+        let state = self.state.load(Ordering::SeqCst);
+        let (before, after) = (Ordering::SeqCst, Ordering::Relaxed);
+        if matches!(state, BUSY | EVICTED)
+            || self
+                .state
+                .compare_exchange(state, EVICTED, before, after)
+                .is_err()
+        {
+            return false;
+        }
+        // An error means that the client closed it first.
+        let _ = self.stream.shutdown(Shutdown::Read);
+        true
     }
 
     /// The address whose limit applies; `None` for a loopback address, which has no limit of its
@@ -43,6 +127,10 @@ impl Connection {
         let ip = self.addr.ip().to_canonical();
         (!ip.is_loopback()).then_some(ip)
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_secs() * 1000 + u64::from(time.subsec_millis())
 }
 
 /// All connections of one server.
@@ -63,6 +151,34 @@ struct ConnectionTable {
     stopped: bool,
 }
 
+impl ConnectionTable {
+    /// The number of open connections for which `matches` is true, without evicted ones.
+    fn count(&self, matches: impl Fn(&Connection) -> bool) -> usize {
+        let open = self.open.values().map(|open| &*open.connection);
+        open.filter(|one| matches(one) && !one.is_evicted()).count()
+    }
+
+    /// Ends the connection that has been idle longest of those for which `matches` is true, a
+    /// stranger's first. Returns whether there is one.
+    ///
+    /// A connection that became idle a moment ago does not count: its client may be sending the next
+    /// request.
+    fn evict(&self, matches: impl Fn(&Connection) -> bool) -> bool {
+        let mut idle: Vec<_> = self
+            .open
+            .values()
+            .map(|open| &*open.connection)
+            .filter(|one| matches(one))
+            .filter_map(|one| Some((one.idle().filter(|idle| *idle >= MIN_IDLE)?, one)))
+            .collect();
+        idle.sort_by_key(|(idle, one)| (one.is_from_peer(), Reverse(*idle)));
+        idle.iter().any(|(_, one)| one.evict())
+    }
+}
+
+/// See [`ConnectionTable::evict`].
+const MIN_IDLE: Duration = Duration::from_millis(100);
+
 struct OpenConnection {
     connection: Arc<Connection>,
     /// `None` until the accept thread has set it.
@@ -80,24 +196,46 @@ pub(crate) struct ConnectionGuard {
 
 impl Connections {
     /// Adds `connection` to the open ones; `None` if a limit is reached.
+    ///
+    /// At a limit, the connection that has been idle longest makes room: for a peer one of any
+    /// client, strangers first, for a stranger one of a stranger. A quarter of the connections is
+    /// kept for peers: strangers cannot take it, and their new connections do not end those of peers.
     pub(crate) fn admit(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
         limits: &Limits,
+        peers: &dyn KnownPeers,
     ) -> Option<ConnectionGuard> {
         let mut table = self.table.lock();
-        if table.open.len() >= limits.max_connections {
+        // An evicted connection ends soon. This bounds those that have not ended yet.
+        if table.open.len() >= 2 * limits.max_connections {
             return None;
         }
-        if let Some(addr) = connection.limited_addr() {
-            let addrs = table
-                .open
-                .values()
-                .map(|open| open.connection.limited_addr());
-            if addrs.filter(|other| *other == Some(addr)).count() >= limits.max_connections_per_addr
-            {
-                return None;
-            }
+        let addr = connection.limited_addr();
+        let same_addr = |other: &Connection| addr.is_some() && other.limited_addr() == addr;
+        let stranger = |other: &Connection| !other.is_from_peer();
+        let any = |_: &Connection| true;
+        let is_peer = connection.is_from_peer();
+        let reserved = if peers.any() {
+            limits.max_connections / 4
+        } else {
+            0
+        };
+        let has_room = if table.count(same_addr)
+            >= limits
+                .max_connections_per_addr
+                .saturating_mul(connection.peers.max(1))
+        {
+            table.evict(same_addr)
+        } else if !is_peer && table.count(stranger) >= limits.max_connections - reserved {
+            table.evict(stranger)
+        } else if table.count(any) >= limits.max_connections {
+            table.evict(if is_peer { any } else { stranger })
+        } else {
+            true
+        };
+        if !has_room {
+            return None;
         }
         let id = table.next_id;
         table.next_id += 1;
@@ -165,14 +303,9 @@ impl Connections {
     /// A shutdown marks the server as stopping and then checks whether the connection is idle. In
     /// every order of these four steps, at least one of the two checks succeeds.
     ///
-    /// Only the receiving side is closed: a thread that has just read a request, and not yet marked
-    /// its connection busy, can still write the response.
     pub(crate) fn close_idle(&self) {
         for connection in self.all(false) {
-            if !connection.busy.load(Ordering::SeqCst) {
-                // An error means that the client closed it first.
-                let _ = connection.stream.shutdown(Shutdown::Read);
-            }
+            connection.evict();
         }
     }
 
@@ -180,6 +313,8 @@ impl Connections {
     /// connections stay open.
     pub(crate) fn cut(&self, from_within: bool) {
         for connection in self.all(from_within) {
+            // A thread that waits for a load sees the state, and one that writes gets an error.
+            connection.state.store(EVICTED, Ordering::SeqCst);
             let _ = connection.stream.shutdown(Shutdown::Both);
         }
     }
@@ -214,9 +349,14 @@ impl Connections {
         }
     }
 
-    /// How many connections are open.
+    /// How many connections are open, without those that end to make room.
     pub(crate) fn count(&self) -> usize {
-        self.table.lock().open.len()
+        let table = self.table.lock();
+        // A shutdown evicts all of them, and is over when they have ended.
+        if self.is_stopping() {
+            return table.open.len();
+        }
+        table.count(|_| true)
     }
 
     fn all(&self, from_within: bool) -> Vec<Arc<Connection>> {
@@ -237,58 +377,12 @@ impl Drop for ConnectionGuard {
     }
 }
 
+/// A connection of a unit test.
 #[cfg(all(test, not(larder_loom)))]
-mod tests {
-    use super::*;
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
-
-    /// A connection whose client has the address `ip`.
-    fn connection_from(ip: impl Into<IpAddr>) -> Arc<Connection> {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let stream = TcpStream::connect(listener.local_addr().expect("addr")).expect("connect");
-        Connection::new(stream, SocketAddr::new(ip.into(), 1))
-    }
-
-    #[test]
-    fn limit_per_address_counts_open_connections_only() {
-        let connections = Arc::new(Connections::default());
-        let limits = Limits {
-            max_connections: 4,
-            max_connections_per_addr: 2,
-            ..Limits::default()
-        };
-        let admit = |ip: Ipv4Addr| connections.admit(&connection_from(ip), &limits);
-        let (a, b) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
-        let first = admit(a).expect("the first");
-        let mapped = connections.admit(&connection_from(a.to_ipv6_mapped()), &limits);
-        assert!(mapped.is_some(), "the second, as a mapped address");
-        assert!(admit(a).is_none(), "over the limit");
-        let _other = admit(b).expect("another address");
-        drop(first);
-        let _again = admit(a).expect("below the limit again");
-        assert_eq!(connections.count(), 3);
-    }
-
-    #[test]
-    fn loopback_is_limited_by_the_total_alone() {
-        let connections = Arc::new(Connections::default());
-        let limits = Limits {
-            max_connections: 3,
-            max_connections_per_addr: 1,
-            ..Limits::default()
-        };
-        let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
-        let ips: [IpAddr; 4] = [
-            Ipv4Addr::new(127, 0, 0, 9).into(),
-            Ipv6Addr::LOCALHOST.into(),
-            mapped.into(),
-            mapped.into(),
-        ];
-        let guards: Vec<_> = ips
-            .into_iter()
-            .map(|ip| connections.admit(&connection_from(ip), &limits))
-            .collect();
-        let admitted = guards.iter().map(Option::is_some);
-        assert!(admitted.eq([true, true, true, false]));
-    }
+pub(crate) fn test_connection(stream: TcpStream) -> Arc<Connection> {
+    let addr = stream.peer_addr().expect("it is connected");
+    Connection::new(stream, addr, &tests::Peers(Vec::new()))
 }
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests;

@@ -1,10 +1,11 @@
 //! Responds to the requests of peers, for this crate's server and for tiny_http.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::handler::Request;
 use super::head::split_target;
 use super::response::Response;
+use super::wait::{LoadLimits, LoadWait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
@@ -31,14 +32,22 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Whether a request with this target, still escaped, is for the groups.
     pub(crate) fn owns(&self, target: &str) -> bool {
-        split_target("GET", target).is_ok_and(|(path, _)| path.starts_with(&self.config.base_path))
+        split_target("GET", target).is_ok_and(|(path, _)| self.is_below_base(path))
+    }
+
+    pub(crate) fn is_below_base(&self, path: &str) -> bool {
+        path.starts_with(&self.config.base_path)
     }
 
     /// The response to `request`; `None` if its path is not below the base path.
     ///
-    /// Does not unwind. Runs user code on this thread: the context hook, and the getter if the request
-    /// has no deadline.
-    pub(crate) fn respond(&self, request: &Request<'_>) -> Option<Response> {
+    /// Does not unwind. Runs the context hook on this thread, and the getter on a loader thread.
+    /// `limits` bounds the wait for the getter.
+    pub(crate) fn respond(
+        &self,
+        request: &Request<'_>,
+        limits: LoadLimits<'_>,
+    ) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
@@ -54,7 +63,7 @@ impl Endpoint {
             Err(error) => Err(bad_path(error)),
             Ok(path) => {
                 let hash = wire::key_hash(&path.group, &path.key);
-                let response = self.get(request, &path.group, &path.key, hash);
+                let response = self.get(request, limits, &path.group, &path.key, hash);
                 let mark = |error: Response| {
                     error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash))
                 };
@@ -67,6 +76,7 @@ impl Endpoint {
     fn get(
         &self,
         request: &Request<'_>,
+        limits: LoadLimits<'_>,
         group: &str,
         key: &str,
         hash: u64,
@@ -78,7 +88,7 @@ impl Endpoint {
         let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
         let found = match cached.flatten() {
             Some(found) => found,
-            None => self.load(request, timeout, &group, key)?,
+            None => self.load(request, LoadWait::new(limits, timeout), &group, key)?,
         };
         let ttl_nanos = found.ttl.map(nanos);
         let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
@@ -122,29 +132,32 @@ impl Endpoint {
 
     /// Loads a value in the program's context for this request, with the caller's deadline.
     ///
-    /// The clients of golang/groupcache send no deadline. The getter then runs on this connection's
-    /// thread, without a time limit.
+    /// The clients of golang/groupcache send no deadline. Then the getter has none, but the wait for it
+    /// has.
     fn load(
         &self,
         request: &Request<'_>,
-        timeout: Option<Duration>,
+        mut wait: LoadWait<'_>,
         group: &Group,
         key: &str,
     ) -> Result<PeerResponse, Response> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut ctx = match &self.context {
             Some(hook) => caught(|| hook(request))
                 .ok_or_else(|| Response::text(500, "the context hook panicked"))?,
             None => Context::background(),
         };
-        if let Some(deadline) = deadline {
-            ctx = ctx.with_deadline(deadline);
+        if wait.has_timeout {
+            ctx = ctx.with_deadline(wait.deadline);
         }
-        // A getter that runs on this thread may panic through the group, and so may the drop of a
-        // value of the context. Then the peer gets an error, and the connection stays open.
-        caught(move || group.serve_peer(&ctx, key))
-            .unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()))
-            .map_err(|error| failed(&error))
+        let loaded = caught(|| group.serve_client(&ctx, key, &mut wait));
+        // The drop of a value of the context may panic. The response is that of the load all the same.
+        caught(move || drop(ctx));
+        let loaded = match (wait.end, loaded) {
+            (Some(end), _) => Err(end.into()),
+            (None, Some(loaded)) => loaded,
+            (None, None) => Err(ErrorKind::GetterPanicked.into()),
+        };
+        loaded.map_err(|error| failed(&error))
     }
 }
 

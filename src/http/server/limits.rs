@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::listener::SocketOptions;
 use crate::error::{Error, ErrorKind, Result};
 
 /// See the setters of [`ServerBuilder`](super::ServerBuilder), which document each.
@@ -11,9 +12,13 @@ pub(crate) struct Limits {
     pub max_connections_per_addr: usize,
     pub max_head_size: usize,
     pub max_body_size: usize,
+    pub max_request_time: Duration,
+    pub max_abandoned_loads: usize,
     pub head_timeout: Duration,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
+    pub min_write_rate: usize,
+    pub socket_buffer_size: usize,
     pub idle_timeout: Duration,
     pub stack_size: usize,
 }
@@ -21,13 +26,17 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            max_connections: 256,
+            max_connections: default_max_connections(),
             max_connections_per_addr: 32,
             max_head_size: 8 << 10,
             max_body_size: DEFAULT_MAX_BODY_SIZE,
+            max_request_time: DEFAULT_MAX_REQUEST_TIME,
+            max_abandoned_loads: 32,
             head_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(30),
+            min_write_rate: 16 << 10,
+            socket_buffer_size: DEFAULT_SOCKET_BUFFER_SIZE,
             idle_timeout: Duration::from_secs(60),
             stack_size: 512 << 10,
         }
@@ -47,9 +56,13 @@ impl Limits {
         if self.stack_size < MIN_STACK_SIZE {
             return wrong("stack_size is at least 65536 bytes");
         }
+        if self.socket_buffer_size < MIN_SOCKET_BUFFER_SIZE {
+            return wrong("socket_buffer_size is at least 4096 bytes");
+        }
         let timeouts = [
             self.head_timeout,
             self.body_timeout,
+            self.max_request_time,
             self.write_timeout,
             self.idle_timeout,
         ];
@@ -58,11 +71,69 @@ impl Limits {
         }
         Ok(())
     }
+
+    /// The options of the connections' sockets.
+    pub(crate) fn socket_options(&self) -> SocketOptions {
+        SocketOptions {
+            write_step: WRITE_STEP.min(self.write_timeout),
+            deaf_timeout: match self.min_write_rate {
+                0 => self.write_timeout,
+                _ => DEAF_TIMEOUT.min(self.write_timeout),
+            },
+            buffer_size: self.socket_buffer_size,
+        }
+    }
+
+    /// The longest body that is read of a request to a peer's path or to another one.
+    pub(crate) fn max_body(&self, is_for_peers: bool) -> usize {
+        if is_for_peers {
+            self.max_body_size.min(MAX_PEER_BODY)
+        } else {
+            self.max_body_size
+        }
+    }
 }
+
+/// Room for the connections of 64 peers, 24 each, and a quarter more. But half of the descriptors
+/// that the process may open are left to the program.
+fn default_max_connections() -> usize {
+    let half = max_descriptors().map_or(usize::MAX, |most| most / 2);
+    MAX_CONNECTIONS.min(half).max(MIN_CONNECTIONS)
+}
+
+/// The soft limit of open files, where the system shows it as Linux does.
+fn max_descriptors() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+const MAX_CONNECTIONS: usize = 2048;
+const MIN_CONNECTIONS: usize = 16;
 
 /// The default of the longest body of a request, 1 MiB.
 pub(crate) const DEFAULT_MAX_BODY_SIZE: usize = 1 << 20;
 
+/// The default of the longest time of a request.
+pub(crate) const DEFAULT_MAX_REQUEST_TIME: Duration = Duration::from_secs(30);
+
+/// The longest body of a request below the base path. The keys of a batch have at most 64 KiB, and each
+/// has a few bytes around it.
+pub(crate) const MAX_PEER_BODY: usize = 128 << 10;
+
+/// The default size of a socket's buffers. Responses of 1 MB take as long as with those that the system
+/// chooses, up to several MiB.
+pub(crate) const DEFAULT_SOCKET_BUFFER_SIZE: usize = 64 << 10;
+
+/// The longest wait of one system call that writes: a client's progress is checked as often.
+const WRITE_STEP: Duration = Duration::from_secs(1);
+
+/// How long a client may have no room for sent bytes, also after the server has closed the connection.
+const DEAF_TIMEOUT: Duration = Duration::from_secs(8);
+
+const MIN_SOCKET_BUFFER_SIZE: usize = 4096;
 const MIN_HEAD_SIZE: usize = 1024;
 const MIN_STACK_SIZE: usize = 64 << 10;
 
@@ -70,3 +141,16 @@ const MIN_STACK_SIZE: usize = 64 << 10;
 /// added to any `Instant`.
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_descriptors_are_left_to_the_program() {
+        let most = max_descriptors().expect("Linux shows it");
+        let connections = Limits::default().max_connections;
+        assert!(connections == MIN_CONNECTIONS || connections <= most / 2);
+        assert!(connections == MAX_CONNECTIONS || connections >= (most / 2).min(MIN_CONNECTIONS));
+    }
+}

@@ -3,10 +3,12 @@
 //! - `limits`, `listener`: the numbers of the builder; options of the listening socket.
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
+//! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
 //! - `endpoint`: responds to peers. `handler`: the program's own pages. `response`: the result of
 //!   both.
 //! - `tiny`: the endpoint in a tiny_http server.
 
+mod abandoned;
 mod accept;
 mod connection;
 mod connections;
@@ -19,19 +21,22 @@ mod reader;
 pub(crate) mod response;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
+mod wait;
 mod writer;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use self::abandoned::AbandonedLoads;
 use self::connection::Service;
 use self::connections::Connections;
 use self::endpoint::Endpoint;
 use self::handler::Handler;
 use self::limits::Limits;
-use self::listener::{Waker, prepare};
+use self::listener::{Listener, Waker, enlarge_queue, prepare};
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::config::KnownPeers;
 use crate::panics::caught;
 use crate::peers::PickerGuard;
 use crate::sync::thread::{self, JoinHandle};
@@ -47,17 +52,23 @@ pub struct ServerBuilder {
     endpoint: Endpoint,
     fallback: Option<Arc<dyn Handler>>,
     limits: Limits,
+    peers: Arc<dyn KnownPeers>,
     /// Keeps the pool's picker registered until the server has stopped.
     registration: Arc<PickerGuard>,
 }
 
 impl ServerBuilder {
-    /// A server for the groups of `endpoint`.
-    pub(crate) fn new(endpoint: Endpoint, registration: Arc<PickerGuard>) -> Self {
+    /// A server for the groups of `endpoint`, with a share of the connections for `peers`.
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        peers: Arc<dyn KnownPeers>,
+        registration: Arc<PickerGuard>,
+    ) -> Self {
         ServerBuilder {
             endpoint,
             fallback: None,
             limits: Limits::default(),
+            peers,
             registration,
         }
     }
@@ -68,9 +79,18 @@ impl ServerBuilder {
         self
     }
 
-    /// The most connections that are open at a time, each with a thread of its own. Default: 256.
+    /// The most connections that are open at a time, each with a thread of its own. Default: 2,048,
+    /// but at most half of the descriptors that the process may open (`ulimit -n`), so that clients
+    /// cannot take those that the program needs.
     ///
-    /// Further ones are answered with 503 and closed.
+    /// 64 peers have 1,536 connections with the default of
+    /// [`max_connections_per_peer`](super::HttpPoolBuilder::max_connections_per_peer), 24. A connection
+    /// without a request takes 512 KiB of address space, and about 20 KiB of memory.
+    ///
+    /// A quarter is kept for the addresses of the peers in the pool's list, if there are any. If a new
+    /// connection finds none free, the one that has been idle longest is closed, a stranger's before a
+    /// peer's; a stranger's new connection never closes one of a peer. If none has been idle for 100
+    /// ms, the new one is answered with 503 and closed.
     pub fn max_connections(mut self, count: usize) -> Self {
         self.limits.max_connections = count;
         self
@@ -79,12 +99,37 @@ impl ServerBuilder {
     /// The most connections from one IP address. Default: 32; 128 for a pool with the preset of a
     /// Go program, whose client opens a connection for each concurrent request.
     ///
-    /// Further ones are answered with 503 and closed. Connections from loopback addresses are
-    /// limited by [`max_connections`](Self::max_connections) alone: they come from a proxy with
-    /// many clients, or from programs on this machine. Raise the limit if many peers share one
-    /// address.
+    /// An address of several peers of the pool's list may have as many for each. At the limit, the
+    /// connection of this address that has been idle longest is closed; if there is none, the new one
+    /// is answered with 503 and closed. Connections from loopback addresses are limited by
+    /// [`max_connections`](Self::max_connections) alone: they come from a proxy with many clients, or
+    /// from programs on this machine. Raise the limit if many clients share one address.
     pub fn max_connections_per_addr(mut self, count: usize) -> Self {
         self.limits.max_connections_per_addr = count;
+        self
+    }
+
+    /// The longest time that a request waits for a load. Default: 30 s, as long as a client of larder
+    /// waits for a load without a deadline of its own.
+    ///
+    /// A longer time-out of the request is shortened to it. When it is over, the request is answered
+    /// with 504. The load goes on, for other requests and for the cache: a getter that hangs occupies
+    /// one loader thread for each key, and no connection. A request whose client has left is given up
+    /// within a second. The time of a [`fallback`](Self::fallback) handler is not limited.
+    pub fn max_request_time(mut self, time: Duration) -> Self {
+        self.limits.max_request_time = time;
+        self
+    }
+
+    /// The most loads of clients of one IP address that still run although the client has not waited
+    /// for them. Default: 32, an eighth of the loader threads that a group has for its peers.
+    ///
+    /// Further loads of this address are refused with
+    /// [`Overloaded`](crate::ErrorKind::Overloaded). Cached values are served all the same, and so are
+    /// loads that run already. The limit does not apply to the addresses of peers in the pool's list,
+    /// which give up when a load takes longer than their time-out, and ask again.
+    pub fn max_abandoned_loads(mut self, count: usize) -> Self {
+        self.limits.max_abandoned_loads = count;
         self
     }
 
@@ -99,7 +144,9 @@ impl ServerBuilder {
 
     /// The most bytes of a request's body. Default: 1 MiB.
     ///
-    /// A longer one is answered with 413, before any of it is read.
+    /// Below the base path it is 128 KiB, if this number is not lower: the keys of a batch have at most
+    /// 64 KiB. A longer body is answered with 413, before any of it is read. Memory is taken as the
+    /// bytes of a body arrive, not when they are announced.
     pub fn max_body_size(mut self, bytes: usize) -> Self {
         self.limits.max_body_size = bytes;
         self
@@ -124,9 +171,31 @@ impl ServerBuilder {
 
     /// The time a client may take to receive one response. Default: 30 s.
     ///
-    /// The connection of a slower client is closed.
+    /// The connection of a slower client is reset.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.limits.write_timeout = timeout;
+        self
+    }
+
+    /// The bytes in a second that a client has to read of a response. Default: 16 KiB; 0 switches the
+    /// check off.
+    ///
+    /// The check is made each second, and a client may be 5 s behind. The connection of a slower client
+    /// is reset, so that the system frees what was not sent. So is a connection whose client has had no
+    /// room for sent bytes for 8 s (on Linux).
+    pub fn min_write_rate(mut self, bytes_per_second: usize) -> Self {
+        self.limits.min_write_rate = bytes_per_second;
+        self
+    }
+
+    /// The size of the buffers, one to send and one to receive, that the system keeps for a connection,
+    /// in bytes. Default: 64 KiB, at least 4 KiB. Linux takes the double, for its own overhead.
+    ///
+    /// It bounds what clients that read nothing can hold: the system's own limit is over 1 MiB a
+    /// connection. A response is sent at most this fast for each round trip: 64 MB/s at 1 ms. Raise it
+    /// for large values and distant clients.
+    pub fn socket_buffer_size(mut self, bytes: usize) -> Self {
+        self.limits.socket_buffer_size = bytes;
         self
     }
 
@@ -141,10 +210,10 @@ impl ServerBuilder {
 
     /// The stack of each connection's thread, in bytes. Default: 512 KiB, at least 64 KiB.
     ///
-    /// Getters of requests without a deadline run on these threads, and so does the fallback; the
+    /// The fallback and the context hook run on these threads; getters run on loader threads. The
     /// server itself needs less than 32 KiB. A stack reserves address space: only the pages that were
     /// used take memory, so the default costs no more than a smaller one. 128 KiB are enough for simple
-    /// getters if address space is scarce or all memory is locked.
+    /// handlers if address space is scarce or all memory is locked.
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.limits.stack_size = bytes;
         self
@@ -158,7 +227,12 @@ impl ServerBuilder {
     /// be started; [`ErrorKind::InvalidOption`] if a limit is out of its range. Time-outs are
     /// between 1 ms and a day.
     pub fn bind(self, addr: impl ToSocketAddrs) -> Result<Server> {
-        let listener = TcpListener::bind(addr).map_err(|e| failed("cannot listen", e))?;
+        let bind = || {
+            let listener = TcpListener::bind(addr)?;
+            enlarge_queue(&listener)?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(|e| failed("cannot listen", e))?;
         self.serve_listener(listener)
     }
 
@@ -176,7 +250,7 @@ impl ServerBuilder {
         self.limits.check()?;
         let setup = || {
             listener.set_nonblocking(false)?;
-            prepare(&listener, self.limits.write_timeout)?;
+            prepare(&listener, self.limits.socket_options())?;
             let addr = listener.local_addr()?;
             Ok((addr, Waker::new(&listener, addr)?))
         };
@@ -185,6 +259,8 @@ impl ServerBuilder {
         let service = Arc::new(Service {
             endpoint: self.endpoint,
             fallback: self.fallback,
+            peers: self.peers,
+            abandoned: AbandonedLoads::new(self.limits.max_abandoned_loads),
             limits: self.limits,
             connections: Arc::new(Connections::default()),
         });
@@ -192,7 +268,7 @@ impl ServerBuilder {
             .name("larder-accept".to_owned())
             .spawn({
                 let service = service.clone();
-                move || accept::run(&listener, &service)
+                move || accept::run(&mut Listener::new(listener), &service)
             })
             .map_err(|e| failed("cannot start the accept thread", e))?;
         Ok(Server {
@@ -253,7 +329,8 @@ impl Server {
         self.local_addr
     }
 
-    /// How many connections are open, idle ones included.
+    /// How many connections are open, idle ones included. Those that are closed to make room do not
+    /// count, except during a shutdown.
     pub fn connections(&self) -> usize {
         self.connections.count()
     }

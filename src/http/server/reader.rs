@@ -142,7 +142,8 @@ pub(crate) struct TimedSocket<'s> {
 impl TimedSocket<'_> {
     /// Reads the rest of a body of `len` bytes that begins with `arrived`.
     ///
-    /// Memory grows with the bytes that arrive: a large `Content-Length` alone costs nothing.
+    /// Memory grows with the bytes that arrive, to a quarter more at most: a large `Content-Length`
+    /// alone costs nothing.
     pub(crate) fn read_body(
         &mut self,
         arrived: &[u8],
@@ -152,7 +153,9 @@ impl TimedSocket<'_> {
         let mut body = arrived.to_vec();
         while body.len() < len {
             let filled = body.len();
-            body.resize(len.min(filled + BODY_CHUNK), 0);
+            let chunk = BODY_CHUNK.max(filled / 4).min(len - filled);
+            body.reserve_exact(chunk);
+            body.resize(filled + chunk, 0);
             let n = self.read(&mut body[filled..], time_left(deadline))?;
             body.truncate(filled + n);
         }
@@ -187,7 +190,7 @@ fn time_left(deadline: Instant) -> Duration {
 }
 
 /// Unix reports `WouldBlock` after SO_RCVTIMEO, Windows `TimedOut`.
-fn is_timeout(error: &io::Error) -> bool {
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
@@ -198,8 +201,8 @@ fn is_timeout(error: &io::Error) -> bool {
 /// bytes unless they ask for many keys.
 const CHUNK: usize = 4096;
 
-/// The most memory that a body takes beyond the bytes that have arrived, apart from `Vec`'s growth.
-const BODY_CHUNK: usize = 16 << 10;
+/// The memory that a short body takes beyond the bytes that have arrived.
+const BODY_CHUNK: usize = 8 << 10;
 
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;

@@ -35,9 +35,10 @@ use httparse::Header;
 use super::endpoint::Endpoint;
 use super::handler::Request;
 use super::head::{BODY_TOO_LARGE, BadRequest, MAX_FIELDS, RequestHead, TOO_MANY_FIELDS, bad};
-use super::limits::DEFAULT_MAX_BODY_SIZE;
-use super::listener::prepare;
+use super::limits::{DEFAULT_MAX_REQUEST_TIME, DEFAULT_SOCKET_BUFFER_SIZE, MAX_PEER_BODY};
+use super::listener::{SocketOptions, prepare};
 use super::response::{Response, ResponseOptions};
+use super::wait::LoadLimits;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Listens on `addr` as `tiny_http::Server::http` does, on a socket that is set up for small responses.
@@ -53,7 +54,12 @@ use crate::error::{Error, ErrorKind, Result};
 pub fn bind(addr: impl ToSocketAddrs) -> Result<tiny_http::Server> {
     let listener = TcpListener::bind(addr)
         .map_err(|e| Error::with_source(ErrorKind::Io, "cannot listen", e))?;
-    prepare(&listener, SEND_TIMEOUT)
+    let options = SocketOptions {
+        write_step: SEND_TIMEOUT,
+        deaf_timeout: SEND_TIMEOUT,
+        buffer_size: DEFAULT_SOCKET_BUFFER_SIZE,
+    };
+    prepare(&listener, options)
         .map_err(|e| Error::with_source(ErrorKind::Io, "cannot set up the listening socket", e))?;
     tiny_http::Server::from_listener(listener, None)
         .map_err(|e| Error::with_source(ErrorKind::Io, "cannot start tiny_http", e))
@@ -86,7 +92,7 @@ pub(crate) fn handle(endpoint: &Endpoint, mut request: tiny_http::Request) -> io
 fn read_body(request: &mut tiny_http::Request) -> Result<Vec<u8>, BadRequest> {
     let mut body = Vec::new();
     let len = request.body_length().unwrap_or(0);
-    if len > DEFAULT_MAX_BODY_SIZE {
+    if len > MAX_PEER_BODY {
         return Err(BODY_TOO_LARGE);
     }
     if len > 0 {
@@ -112,7 +118,11 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
         // same.
         options.keep_alive &= head.keep_alive;
         let peer_addr = request.remote_addr().copied();
-        let response = endpoint.respond(&Request::new(&head, body, peer_addr));
+        let limits = LoadLimits {
+            max_request_time: DEFAULT_MAX_REQUEST_TIME,
+            connection: None,
+        };
+        let response = endpoint.respond(&Request::new(&head, body, peer_addr), limits);
         Ok(response.unwrap_or_else(|| Response::text(404, "there is nothing here")))
     });
     let response = response.unwrap_or_else(|bad| {

@@ -1,26 +1,29 @@
-//! Writes a response: one system call, within a total deadline.
+//! Writes a response: one system call, or several while the client keeps reading.
 
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use super::connections::Connection;
+use super::limits::Limits;
+use super::listener::reset_on_close;
+use super::reader::is_timeout;
 use super::response::{Response, ResponseOptions};
 
 /// The writing side of a connection.
 pub(crate) struct ResponseWriter<'s> {
-    stream: &'s TcpStream,
-    /// SO_SNDTIMEO, which is inherited from the listener.
-    timeout: Duration,
+    connection: &'s Connection,
+    limits: &'s Limits,
     /// The head of the last response, with its body if that is short.
     buf: Vec<u8>,
 }
 
 impl<'s> ResponseWriter<'s> {
-    pub(crate) fn new(stream: &'s TcpStream, timeout: Duration) -> Self {
+    pub(crate) fn new(connection: &'s Connection, limits: &'s Limits) -> Self {
         let buf = Vec::with_capacity(CAPACITY);
         ResponseWriter {
-            stream,
-            timeout,
+            connection,
+            limits,
             buf,
         }
     }
@@ -46,42 +49,84 @@ impl<'s> ResponseWriter<'s> {
         self.write(&mut all.collect::<Vec<_>>())
     }
 
-    /// Writes all bytes by the deadline. SO_SNDTIMEO is changed only if one system call does not
-    /// write everything. It is restored afterwards, unless there was an error.
+    /// Writes all bytes. If one system call does not take them, or the client does not, the clock is
+    /// read for the first time.
     fn write(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        let mut stream = self.stream;
-        let deadline = Instant::now() + self.timeout;
-        let mut shortened = false;
+        match write_some(&self.connection.stream, slices) {
+            Ok(n) => IoSlice::advance_slices(&mut slices, n),
+            Err(error) if is_timeout(&error) => {}
+            Err(error) => return Err(error),
+        }
+        if slices.is_empty() {
+            return Ok(());
+        }
+        let written = self.write_slowly(slices);
+        if written.is_err() {
+            reset_on_close(&self.connection.stream);
+        }
+        written
+    }
+
+    /// Writes to a client that has not taken the first bytes within [`SocketOptions::write_step`], the
+    /// longest time of one system call. After each call, checks that the client keeps reading.
+    ///
+    /// While it does not, the connection may be closed to make room for another.
+    ///
+    /// [`SocketOptions::write_step`]: super::listener::SocketOptions::write_step
+    #[cold]
+    fn write_slowly(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let now = Instant::now();
+        let step = self.limits.socket_options().write_step;
+        let began = now.checked_sub(step).unwrap_or(now);
+        let mut sent = 0;
         loop {
-            // `write` costs the kernel less than `write_vectored` with one slice.
-            let written = match slices {
-                [slice] => stream.write(slice),
-                _ => stream.write_vectored(slices),
-            };
-            match written {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => IoSlice::advance_slices(&mut slices, n),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            let is_stuck = match write_some(&self.connection.stream, slices) {
+                Ok(n) => {
+                    sent += n;
+                    IoSlice::advance_slices(&mut slices, n);
+                    false
+                }
+                Err(error) if is_timeout(&error) => true,
                 Err(error) => return Err(error),
-            }
+            };
             if slices.is_empty() {
-                break;
+                self.connection.set_busy();
+                return Ok(());
             }
-            // SO_SNDTIMEO is for one write: a client that reads a byte now and then would never exceed
-            // it.
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if is_stuck {
+                self.connection.set_gone();
+            } else {
+                self.connection.set_busy();
+            }
+            let time = began.elapsed();
+            let rated = time.saturating_sub(GRACE).as_secs_f64();
+            let is_slow = (sent as f64) < self.limits.min_write_rate as f64 * rated;
+            if is_slow || time >= self.limits.write_timeout || self.connection.is_evicted() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            stream.set_write_timeout(Some(left))?;
-            shortened = true;
         }
-        if shortened {
-            stream.set_write_timeout(Some(self.timeout))?;
-        }
-        Ok(())
     }
 }
+
+/// Writes at least one byte, by one system call.
+fn write_some(mut stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    loop {
+        // `write` costs the kernel less than `write_vectored` with one slice.
+        let written = match slices {
+            [slice] => stream.write(slice),
+            _ => stream.write_vectored(slices),
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            written => return written,
+        }
+    }
+}
+
+/// The time that a client gets beyond the bytes that it has taken: it may read in large pieces, with
+/// pauses in between.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Holds the head of a response to a peer, and a short body.
 const CAPACITY: usize = 256 + MAX_COPIED;
@@ -92,8 +137,15 @@ const MAX_COPIED: usize = 1024 + 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::server::connections::test_connection;
     use std::io::Read;
     use std::net::TcpListener;
+
+    const OPTIONS: ResponseOptions = ResponseOptions {
+        keep_alive: true,
+        http_10: false,
+        head_only: false,
+    };
 
     #[test]
     fn partial_write_continues_where_it_stopped() {
@@ -105,6 +157,7 @@ mod tests {
         // partial write.
         let short = Duration::from_millis(50);
         stream.set_write_timeout(Some(short)).expect("time-out");
+        let connection = test_connection(stream);
         let value: Vec<u8> = (0..16 << 20).map(|n: u32| (n % 251) as u8).collect();
         let received = std::thread::scope(|scope| {
             let reading = scope.spawn(|| {
@@ -112,17 +165,12 @@ mod tests {
                 let mut received = Vec::new();
                 reader.read_to_end(&mut received).map(|_| received)
             });
-            let timeout = Duration::from_secs(20);
-            let options = ResponseOptions {
-                keep_alive: true,
-                http_10: false,
-                head_only: false,
-            };
+            let limits = Limits::default();
             let response = Response::new(200, "x/y", value.clone());
-            let mut writer = ResponseWriter::new(&stream, timeout);
-            writer.send(&response, options).expect("sent");
-            assert_eq!(stream.write_timeout().expect("time-out"), Some(timeout));
-            stream.shutdown(std::net::Shutdown::Write).expect("the end");
+            let mut writer = ResponseWriter::new(&connection, &limits);
+            writer.send(&response, OPTIONS).expect("sent");
+            let end = connection.stream.shutdown(std::net::Shutdown::Write);
+            end.expect("the end");
             reading.join().expect("no panic").expect("all of it")
         });
         assert!(received.starts_with(b"HTTP/1.1 200 OK\r\n") && received.ends_with(&value));

@@ -1,9 +1,12 @@
 //! The server and the peer path in tiny_http.
 
 mod conformance;
+mod deaf;
 mod limits;
+mod room;
 mod serving;
 mod shutdown;
 #[cfg(target_os = "linux")]
 mod starvation;
 mod support;
+mod waiting;

@@ -1,0 +1,81 @@
+//! A load for a request of the server: it runs on a loader thread, and the request's thread waits for
+//! it in steps. Between two steps the thread can leave, for example because its client has left.
+
+use std::any::Any;
+use std::time::Instant;
+
+use super::flight::{LoadFrom, wait_by};
+use super::populate::Placement;
+use super::{BACKGROUND, Inner, LoadKey, Loaded, MissToken};
+use crate::context::Context;
+use crate::error::{ErrorKind, Result};
+use crate::loader_pool::JobFor;
+use crate::singleflight::{Joined, Waited};
+use crate::sync::Arc;
+
+/// Decides how long a request's thread waits for a load.
+pub(crate) trait ClientWaiter {
+    /// Called before this request starts a load. The returned value is dropped when the load has
+    /// ended.
+    ///
+    /// # Errors
+    ///
+    /// If the client may not start a load now. The request ends with this error.
+    fn start(&mut self) -> Result<Option<Arc<dyn Any + Send + Sync>>>;
+
+    /// The end of the next step; `None` if the thread is to leave. The load goes on without it.
+    fn next_step(&mut self) -> Option<Instant>;
+}
+
+impl Inner {
+    /// Leads or joins a getter flight until there is a result or `waiter` leaves. The getter runs on
+    /// a loader thread even if `ctx` has no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::DeadlineExceeded`] if `waiter` left.
+    pub(super) fn load_in_steps(
+        self: &Arc<Self>,
+        placement: Placement,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        miss: MissToken,
+        waiter: &mut dyn ClientWaiter,
+    ) -> Result<Loaded> {
+        let from = LoadFrom::Getter(placement);
+        while let Some(mut until) = waiter.next_step() {
+            let flight = match self.getter_flights.join(key.hash.get(), key.key) {
+                Joined::Waiter(flight) => flight,
+                Joined::Leader(leader, epoch, forgets) => {
+                    let begun = self.begin(&from, leader, (epoch, forgets), key, Some(miss));
+                    let (leader, begun) = match begun {
+                        Ok(begun) => begun,
+                        Err(cached) => return Ok(cached),
+                    };
+                    let kept = match waiter.start() {
+                        Ok(kept) => kept,
+                        Err(refused) => {
+                            leader.abandon();
+                            return Err(refused);
+                        }
+                    };
+                    let job_for = JobFor::Client(kept);
+                    self.lead_on_pool(&from, leader, ctx, key, begun, job_for)?
+                }
+            };
+            let wait = || loop {
+                match flight.wait(&BACKGROUND.with_deadline(until)) {
+                    Waited::Left(ended) => match waiter.next_step() {
+                        Some(next) => until = next,
+                        None => return Waited::Left(ended),
+                    },
+                    over => return over,
+                }
+            };
+            if let Some(result) = wait_by(&flight, wait) {
+                return result;
+            }
+        }
+        Err(ErrorKind::DeadlineExceeded.into())
+    }
+}

@@ -1,0 +1,63 @@
+//! Clients that do not read their responses.
+#![cfg(target_os = "linux")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use larder::ByteView;
+use larder::http::{Request, Response};
+
+use super::room::Sockets;
+use super::support::{Client, ask, eventually, get, serve};
+
+const DEAF: usize = 300;
+
+#[test]
+fn deaf_clients_hold_little_memory_and_are_reset() {
+    let value: ByteView = vec![b'v'; 1_000_000].into();
+    let server = serve(|server| {
+        server.fallback(move |_: &Request| Response::new(200, "x/y", value.clone()))
+    });
+    let addr = server.local_addr();
+    let began = Instant::now();
+    // As long as the limit of the test, measured beside it.
+    let limit = thread::spawn(move || {
+        thread::sleep(Duration::from_secs(10));
+        began.elapsed()
+    });
+    let large = "GET /large HTTP/1.1\r\nHost: h\r\n\r\n";
+    let clients: Vec<_> = (0..DEAF).map(|_| Client::sending(addr, large)).collect();
+    eventually(|| Sockets::of(addr.port()).unsent > DEAF * 10_000);
+    let mut most = 0;
+    loop {
+        assert_eq!(ask(addr, get("k")).value(), "k");
+        let sockets = Sockets::of(addr.port());
+        most = most.max(sockets.unsent);
+        if sockets.open + sockets.orphans == 0 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+        assert!(began.elapsed() < Duration::from_secs(60), "{sockets:?}");
+    }
+    let took = began.elapsed();
+    assert!(most <= 64 << 20, "{most} bytes");
+    assert_eq!(server.connections(), 0);
+    let limit = limit.join().expect("no panic");
+    assert!(took <= limit, "{took:?}");
+    drop(clients);
+}
+
+#[test]
+fn client_that_reads_in_pauses_gets_the_whole_response() {
+    let value: ByteView = vec![b'v'; 1_000_000].into();
+    let server = serve(|server| {
+        let value = value.clone();
+        server.fallback(move |_: &Request| Response::new(200, "x/y", value.clone()))
+    });
+    let mut client = Client::sending(server.local_addr(), "GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    // Longer than one check of its progress, and than the next one.
+    thread::sleep(Duration::from_millis(2500));
+    assert!(client.reply().body == *value);
+    client.send(get("k"));
+    assert_eq!(client.reply().value(), "k");
+}

@@ -1,0 +1,297 @@
+//! How long a request waits for a load: its client leaves, its time ends, or the getter hangs.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use larder::http::{HttpPool, Server, ServerBuilder};
+use larder::{Context, ErrorKind, Group, GroupBuilder, Registry, Sink};
+
+use super::support::{Client, Reply, ask, eventually, get};
+
+/// A server whose getter hangs for keys that begin with `hang`, until it is released.
+struct Hanging {
+    server: Server,
+    group: Group,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    is_open: bool,
+    /// The runs of the getter for each key.
+    runs: HashMap<String, usize>,
+    /// The names of the threads that ran it.
+    threads: Vec<String>,
+}
+
+impl Hanging {
+    fn new(server: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
+        Hanging::with_group(|group| group, server)
+    }
+
+    fn with_group(
+        group: impl FnOnce(GroupBuilder) -> GroupBuilder,
+        server: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Self {
+        let registry = Registry::new();
+        let gate = Arc::new(Gate::default());
+        let getter = {
+            let gate = gate.clone();
+            move |_: &Context, key: &str, dest: &mut dyn Sink| {
+                gate.pass(key);
+                Ok(dest.set_str(key)?)
+            }
+        };
+        let group = group(Group::builder("echo").registry(&registry))
+            .build(getter)
+            .expect("a group");
+        let pool = HttpPool::builder("http://127.0.0.1:1").registry(&registry);
+        let pool = pool.build().expect("a pool");
+        let server = server(pool.server()).bind("127.0.0.1:0").expect("a server");
+        Hanging {
+            server,
+            group,
+            gate,
+        }
+    }
+
+    fn ask(&self, request: impl AsRef<[u8]>) -> Reply {
+        ask(self.server.local_addr(), request)
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.server.local_addr())
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.gate.open();
+    }
+}
+
+impl Gate {
+    fn pass(&self, key: &str) {
+        let mut state = self.state.lock().expect("no panic");
+        *state.runs.entry(key.to_owned()).or_default() += 1;
+        let thread = std::thread::current();
+        state.threads.push(thread.name().unwrap_or("").to_owned());
+        while key.starts_with("hang") && !state.is_open {
+            state = self.changed.wait(state).expect("no panic");
+        }
+    }
+
+    fn open(&self) {
+        self.state.lock().expect("no panic").is_open = true;
+        self.changed.notify_all();
+    }
+
+    fn runs(&self, key: &str) -> usize {
+        let state = self.state.lock().expect("no panic");
+        state.runs.get(key).copied().unwrap_or(0)
+    }
+}
+
+/// A request with a time-out in milliseconds.
+fn get_within(key: &str, timeout: &str) -> String {
+    get(key).replace(
+        "Host: h",
+        &format!("Host: h\r\nlarder-timeout-ms: {timeout}"),
+    )
+}
+
+const SHORT: Duration = Duration::from_millis(150);
+
+/// Longer than a wait of [`SHORT`] takes on a busy machine, and shorter than any default.
+const SOON: Duration = Duration::from_secs(4);
+
+#[test]
+fn clients_that_left_a_hanging_getter_hold_no_connection() {
+    const CLIENTS: usize = 300;
+    let tested = Hanging::new(|server| server);
+    let control = Hanging::new(|server| server);
+    for _ in 0..CLIENTS {
+        drop(Client::sending(tested.server.local_addr(), get("hang")));
+    }
+    let left = Instant::now();
+    // The other clients are served, also while the connections are still open.
+    for n in 0..20 {
+        let time = |server: &Hanging| {
+            let started = Instant::now();
+            assert_eq!(server.ask(get(&format!("{n}"))).value(), n.to_string());
+            started.elapsed()
+        };
+        let (took, usual) = (time(&tested), time(&control));
+        assert!(
+            took <= Duration::from_millis(100) + 8 * usual,
+            "{took:?}, elsewhere {usual:?}"
+        );
+    }
+    let ends = std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_secs(1));
+        Instant::now()
+    });
+    eventually(|| tested.server.connections() == 0);
+    let took = left.elapsed();
+    let control = ends.join().expect("no panic") - left;
+    assert!(took <= control + Duration::from_millis(500), "{took:?}");
+    assert_eq!(tested.gate.runs("hang"), 1);
+}
+
+#[test]
+fn getter_runs_on_a_loader_thread_also_without_a_deadline() {
+    let tested = Hanging::new(|server| server);
+    assert_eq!(tested.ask(get("key")).value(), "key");
+    let state = tested.gate.state.lock().expect("no panic");
+    assert_eq!(state.threads, ["larder-load-echo"]);
+}
+
+#[test]
+fn request_without_a_deadline_ends_at_max_request_time() {
+    let tested = Hanging::new(|server| server.max_request_time(SHORT));
+    let started = Instant::now();
+    let mut client = tested.connect();
+    client.send(get("hang"));
+    let reply = client.reply();
+    let took = started.elapsed();
+    assert_eq!(
+        (reply.status, reply.header("larder-error")),
+        (504, Some("deadline"))
+    );
+    assert!((SHORT..SOON).contains(&took), "{took:?}");
+    // The connection stays open, and the load goes on.
+    client.send(get("other"));
+    assert_eq!(client.reply().value(), "other");
+    client.send(get("hang"));
+    tested.gate.open();
+    assert_eq!(client.reply().value(), "hang");
+    assert_eq!(tested.gate.runs("hang"), 1);
+}
+
+#[test]
+fn long_timeout_of_a_request_is_shortened_to_max_request_time() {
+    let tested = Hanging::new(|server| server.max_request_time(SHORT));
+    for timeout in ["151", "99999999999", "9999999999999999999"] {
+        let started = Instant::now();
+        let reply = tested.ask(get_within("hang", timeout));
+        assert_eq!(
+            (reply.status, reply.header("larder-error")),
+            (503, Some("loading"))
+        );
+        assert!(started.elapsed() < SOON, "{timeout}");
+    }
+}
+
+#[test]
+fn owner_answers_that_it_is_loading_before_the_time_is_over() {
+    let tested = Hanging::new(|server| server);
+    let mut client = tested.connect();
+    let started = Instant::now();
+    client.send(get_within("hang", "400"));
+    let reply = client.reply();
+    let took = started.elapsed();
+    assert_eq!(
+        (reply.status, reply.header("larder-error")),
+        (503, Some("loading"))
+    );
+    assert!(took >= Duration::from_millis(350), "{took:?}");
+    client.send(get_within("hang", "9000"));
+    tested.gate.open();
+    assert_eq!(client.reply().value(), "hang");
+    assert_eq!(tested.gate.runs("hang"), 1);
+}
+
+#[test]
+fn request_with_no_time_left_starts_no_load() {
+    let tested = Hanging::new(|server| server);
+    let reply = tested.ask(get_within("key", "0"));
+    assert_eq!(
+        (reply.status, reply.header("larder-error")),
+        (504, Some("deadline"))
+    );
+    assert_eq!(tested.gate.runs("key"), 0);
+}
+
+#[test]
+fn client_that_closed_its_sending_side_gets_a_response_that_is_ready_soon() {
+    let tested = Hanging::new(|server| server);
+    let mut client = tested.connect();
+    client.send(get("hang"));
+    client.stream().shutdown(Shutdown::Write).expect("shutdown");
+    eventually(|| tested.gate.runs("hang") == 1);
+    // Longer than until the server first looks whether the client has left.
+    std::thread::sleep(Duration::from_millis(50));
+    tested.gate.open();
+    assert_eq!(client.reply().value(), "hang");
+}
+
+#[test]
+fn loads_for_clients_leave_threads_to_own_callers() {
+    let tested = Hanging::with_group(|group| group.max_loader_threads(8), |server| server);
+    let mut stranger = tested.connect();
+    let requests =
+        (0..20).map(|n| get_within(&format!("hang {n}"), "1").replace("hang ", "hang%20"));
+    stranger.send(requests.collect::<String>());
+    let replies: Vec<_> = (0..20).map(|_| stranger.reply()).collect();
+    let refused = replies
+        .iter()
+        .filter(|reply| reply.header("larder-error") == Some("overloaded"));
+    assert!(refused.count() >= 16, "{replies:?}");
+    let ctx = Context::background().with_timeout(Duration::from_secs(10));
+    for n in 0..20 {
+        let key = format!("own {n}");
+        assert_eq!(
+            tested.group.get_with(&ctx, &key).expect("a thread"),
+            key.as_str()
+        );
+    }
+}
+
+#[test]
+fn address_that_abandons_loads_may_start_no_more_until_they_end() {
+    let tested = Hanging::new(|server| server.max_abandoned_loads(2));
+    assert_eq!(tested.ask(get("cached")).value(), "cached");
+    let abandon = |key: &str| tested.ask(get_within(key, "30"));
+    for key in ["hang1", "hang2"] {
+        assert_eq!(abandon(key).header("larder-error"), Some("loading"));
+    }
+    let reply = abandon("hang3");
+    assert_eq!(
+        (reply.status, reply.header("larder-error")),
+        (503, Some("overloaded"))
+    );
+    assert!(reply.text().contains("127.0.0.1"), "{}", reply.text());
+    assert_eq!(tested.gate.runs("hang3"), 0);
+    // It may wait for loads that run, and gets what is cached.
+    assert_eq!(abandon("hang1").header("larder-error"), Some("loading"));
+    assert_eq!(tested.ask(get("cached")).value(), "cached");
+    let ctx = Context::background().with_timeout(SHORT);
+    let own = tested.group.get_with(&ctx, "hang3").map_err(|e| e.kind());
+    assert_eq!(
+        own,
+        Err(ErrorKind::DeadlineExceeded),
+        "the own caller loads"
+    );
+    tested.gate.open();
+    eventually(|| tested.ask(get("new")).status == 200);
+}
+
+#[test]
+fn shutdown_cuts_off_requests_that_wait_for_a_getter_and_leaves_no_thread() {
+    let tested = Hanging::new(|server| server);
+    let mut client = tested.connect();
+    client.send(get("hang"));
+    eventually(|| tested.gate.runs("hang") == 1);
+    let error = tested.server.shutdown(SHORT).expect_err("the getter hangs");
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(client.is_closed());
+    eventually(|| tested.server.connections() == 0);
+}
