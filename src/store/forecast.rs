@@ -225,6 +225,7 @@ mod tests {
             share: CacheType::Main,
             expires: ttl.map(|ttl| store.clock().now().after(ttl)),
             loaded_at: generation,
+            is_forgotten: &|| false,
         };
         let mut evicted = EvictedEntries::default();
         store.insert(new, &mut evicted);

@@ -144,6 +144,7 @@ fn miniature_hits_as_often_as_a_store() {
                 share: CacheType::Main,
                 expires: None,
                 loaded_at: generation,
+                is_forgotten: &|| false,
             };
             store.insert(new, &mut EvictedEntries::default());
         }
