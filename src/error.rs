@@ -82,6 +82,8 @@ pub enum ErrorKind {
     DuplicatePeer,
     /// A peer picker is registered already.
     AlreadyRegistered,
+    /// This system does not offer what was asked for.
+    Unsupported,
     /// An operating-system call failed: binding, listening, spawning a thread.
     Io,
 }
@@ -222,6 +224,7 @@ impl ErrorKind {
             ErrorKind::InvalidPeer => "a peer is a URL such as http://10.0.0.1:8080",
             ErrorKind::DuplicatePeer => "a peer is listed twice",
             ErrorKind::AlreadyRegistered => "a peer picker is registered already",
+            ErrorKind::Unsupported => "this system does not offer it",
             ErrorKind::Io => "an operating-system call failed",
         }
     }

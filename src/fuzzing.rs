@@ -130,3 +130,8 @@ pub fn read_error(status: u16, header: Option<&str>, text: &str) -> (Error, u16,
     let (status, header) = wire::status_of(error.kind());
     (error, status, header)
 }
+
+/// Parses the text as each of the files in which Linux reports memory.
+pub fn check_memory_files(text: &str) {
+    crate::memory_pressure::parse::check(text);
+}

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`Group`], [`GroupBuilder`] | a named cache: gets, removal, counters; its options, each with its default |
 //! | [`Registry`], [`new_group`], [`get_group`] | groups by name and the peers they share; the global registry |
+//! | [`MemoryPressure`] | makes groups smaller while memory is short (Linux) |
 //! | [`Getter`], [`getter_fn`], [`Sink`] | the getter that fills a cache, and the sink to which it writes the value |
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
@@ -44,6 +45,7 @@ mod loom_models;
 pub mod lru;
 #[cfg(all(any(doc, doctest), feature = "http"))]
 pub mod manual;
+mod memory_pressure;
 mod message;
 mod nesting;
 mod panics;
@@ -68,6 +70,7 @@ pub use error::{BoxError, Error, ErrorKind, Result};
 pub use getter::{Getter, getter_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
+pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
 #[cfg(feature = "json")]

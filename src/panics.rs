@@ -37,7 +37,7 @@ impl FirstPanic {
 }
 
 /// Drops the payload of a panic. If that drop panics too, the second payload is leaked.
-fn discard(panic: Box<dyn Any + Send>) {
+pub(crate) fn discard(panic: Box<dyn Any + Send>) {
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(second);
     }

@@ -38,7 +38,8 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no answer. After
     /// `Peer` the group asks the next peer, then its own getter. After `UnknownGroup` it runs its own
-    /// getter at once. Return [`ErrorKind::DeadlineExceeded`] only if `ctx`'s own deadline has
+    /// getter at once. [`ErrorKind::Loading`] means that the peer's getter still runs; the group asks
+    /// the same peer again. [`ErrorKind::Overloaded`] is an answer. Return [`ErrorKind::DeadlineExceeded`] only if `ctx`'s own deadline has
     /// passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
@@ -51,8 +52,9 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), for an error that concerns all keys. A result of the wrong length
-    /// counts as all `None`.
+    /// As [`get`](Self::get), for an error that concerns all keys. After [`ErrorKind::Peer`] the group
+    /// does not ask this peer for the keys one by one. A result of the wrong length counts as all
+    /// `None`.
     fn get_many(
         &self,
         ctx: &Context,

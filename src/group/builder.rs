@@ -44,6 +44,7 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
+    max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
     forecast: bool,
     clock: Clock,
@@ -64,6 +65,7 @@ impl GroupBuilder {
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
+            max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
             forecast: false,
             clock: Clock::system(),
@@ -164,6 +166,17 @@ impl GroupBuilder {
         self
     }
 
+    /// How long a caller without a deadline waits while the owner of a key runs its getter, up to 24 h.
+    /// Default: 30 s.
+    ///
+    /// An owner that is still loading at the end of an exchange says so, and is asked again. After this
+    /// time it counts as failed: the next peer is asked, and then the key is loaded here. A caller with
+    /// a deadline waits until that. With 0, the owner is not asked again.
+    pub fn max_load_wait(mut self, wait: Duration) -> Self {
+        self.max_load_wait = wait;
+        self
+    }
+
     /// Sets a function that is called for every entry that leaves the cache: evicted, expired,
     /// replaced, or removed.
     ///
@@ -243,6 +256,7 @@ impl GroupBuilder {
             hot_admission: self.hot_admission,
             max_key_size: self.max_key_size,
             max_value_size: self.max_value_size,
+            max_load_wait: self.max_load_wait,
             eviction_listener: self.eviction_listener,
             counters: LoadCounters::new(),
         };
@@ -269,6 +283,9 @@ impl GroupBuilder {
         if self.max_loader_threads == 0 {
             return invalid("max_loader_threads must be at least 1");
         }
+        if self.max_load_wait > LONGEST_LOAD_WAIT {
+            return invalid("max_load_wait must be at most 24 h");
+        }
         Ok(())
     }
 }
@@ -287,3 +304,5 @@ const DEFAULT_HOT_FRACTION: f64 = 0.125;
 const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
 const DEFAULT_LOADER_THREADS: usize = 512;
+const DEFAULT_LOAD_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_LOAD_WAIT: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,5 +1,7 @@
 //! Loads a key that is not cached: from its owner, or from the getter.
 
+use std::time::{Duration, Instant};
+
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
@@ -13,7 +15,7 @@ use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::EvictedEntries;
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 
 /// The number of peers asked for one key before the getter runs here: the owner and its successor.
 const MAX_PEERS_ASKED: usize = 2;
@@ -141,37 +143,22 @@ impl Inner {
             group: self.name.as_str().into(),
             key: key.into(),
         };
+        let mut patience = Patience::new(ctx, self.max_load_wait);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
-            let error = match peer.get(ctx, &request) {
-                Ok(response) => {
-                    self.counters.add(|loads| &loads.peer_loads);
-                    return Some(Ok(response));
-                }
-                Err(error) => error,
-            };
-            match error.kind() {
-                kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
-                    self.counters.add(|loads| &loads.peer_errors);
-                    log::debug!("group {}: {error}", self.name);
-                }
-                // The peer is up but does not have the group: it has not made it yet, or the
-                // processes run different code. Its successor is no better choice than this process.
-                ErrorKind::UnknownGroup => {
-                    self.counters.add(|loads| &loads.peer_errors);
-                    return None;
-                }
-                // The peer's getter ran; its error is the answer.
-                _ => return Some(Err(error)),
-            }
-            if let Some(ended) = ctx.err() {
-                return Some(Err(ended));
-            }
-            if attempt == MAX_PEERS_ASKED {
-                break;
-            }
             let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
-            peer = self.peers.ask(&self.name, pick).flatten()?;
+            let next = || match attempt {
+                MAX_PEERS_ASKED => None,
+                _ => self.peers.ask(&self.name, pick).flatten(),
+            };
+            // Picked in advance only if the time that the first peer gets depends on it.
+            let picked = ctx.deadline().map(|_| next());
+            let has_next = matches!(picked, Some(Some(_)));
+            match self.ask_peer(&peer, &request, &mut patience, has_next) {
+                Asked::Answer(answer) => return Some(answer),
+                Asked::LoadHere => return None,
+                Asked::NextPeer => peer = picked.unwrap_or_else(next)?,
+            }
             // This is the caller's thread, because the owner honors deadlines. A replica that does
             // not honor them is skipped, because the caller could miss its deadline.
             if !on_pool && Executor::for_peer(ctx, &*peer) == Executor::LoaderPool {
@@ -179,6 +166,54 @@ impl Inner {
             }
         }
         None
+    }
+
+    /// Asks one peer, unless it failed already during the caller's call for several keys.
+    fn ask_peer(
+        &self,
+        peer: &Arc<dyn ProtoGetter>,
+        request: &GetRequest<'_>,
+        patience: &mut Patience<'_>,
+        has_next: bool,
+    ) -> Asked {
+        let ctx = patience.ctx;
+        let failed = ctx.value::<FailedPeers>();
+        if failed.is_some_and(|failed| failed.contain(peer)) {
+            return Asked::NextPeer;
+        }
+        let error = match patience.ask(&**peer, request, has_next) {
+            Ok(response) => {
+                self.counters.add(|loads| &loads.peer_loads);
+                return Asked::Answer(Ok(response));
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
+                self.note_failure(&error);
+                if let Some(failed) = failed {
+                    failed.add(peer);
+                }
+                match ctx.err() {
+                    Some(ended) => Asked::Answer(Err(ended)),
+                    None => Asked::NextPeer,
+                }
+            }
+            // The peer is up but does not have the group: it has not made it yet, or the processes
+            // run different code. Its successor is no better choice than this process.
+            ErrorKind::UnknownGroup => {
+                self.note_failure(&error);
+                Asked::LoadHere
+            }
+            // The peer's getter ran; its error is the answer.
+            _ => Asked::Answer(Err(error)),
+        }
+    }
+
+    /// Counts an exchange with a peer that brought no answer.
+    pub(super) fn note_failure(&self, error: &Error) {
+        self.counters.add(|loads| &loads.peer_errors);
+        log::debug!("group {}: {error}", self.name);
     }
 
     pub(super) fn check_key(&self, key: &str) -> Result<()> {
@@ -196,9 +231,100 @@ impl Inner {
     }
 }
 
+/// The outcome of asking one peer.
+enum Asked {
+    Answer(Result<PeerResponse>),
+    NextPeer,
+    LoadHere,
+}
+
+/// The time that peers get for one load.
+struct Patience<'c> {
+    ctx: &'c Context,
+    max_load_wait: Duration,
+    /// When this load stops to wait for peers that are loading the key.
+    load_wait_end: Option<Instant>,
+}
+
+impl<'c> Patience<'c> {
+    fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+        Patience {
+            ctx,
+            max_load_wait,
+            load_wait_end: None,
+        }
+    }
+
+    /// Asks a peer. If there is a next peer to ask, this one gets at most half of the time, so that the
+    /// keys of a hung peer do not all fail.
+    ///
+    /// If the peer answers that it is loading the key, it is asked again as long as the caller can
+    /// wait: it is alive, and another peer would load the key a second time.
+    fn ask(
+        &mut self,
+        peer: &dyn ProtoGetter,
+        request: &GetRequest<'_>,
+        has_next: bool,
+    ) -> Result<PeerResponse> {
+        let mut result = match has_next {
+            true => peer.get(&half_of(self.ctx), request),
+            false => peer.get(self.ctx, request),
+        };
+        while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
+            let now = Instant::now();
+            let latest = || self.ctx.deadline().unwrap_or(now + self.max_load_wait);
+            let end = *self.load_wait_end.get_or_insert_with(latest);
+            if end <= now + SHORTEST_ASK {
+                // A caller's deadline has then passed, so that no other peer is asked.
+                std::thread::sleep(end.saturating_duration_since(now));
+                return result;
+            }
+            result = peer.get(self.ctx, request);
+            // A peer that answers at once although it is loading is not asked in a busy loop.
+            if now.elapsed() < SHORTEST_ASK {
+                std::thread::sleep(SHORTEST_ASK);
+            }
+        }
+        result
+    }
+}
+
+/// `ctx` with half of the time that is left.
+pub(super) fn half_of(ctx: &Context) -> Context {
+    match ctx.remaining() {
+        Some(left) => ctx.with_timeout(left / 2),
+        None => ctx.clone(),
+    }
+}
+
+/// The peers that did not answer during one call for several keys. They are not asked for its other
+/// keys, so that each of them costs at most one time-out.
+#[derive(Default)]
+pub(super) struct FailedPeers(Mutex<Vec<Arc<dyn ProtoGetter>>>);
+
+impl FailedPeers {
+    pub(super) fn add(&self, peer: &Arc<dyn ProtoGetter>) {
+        self.0.lock().push(peer.clone());
+    }
+
+    /// Compares pointers, because pickers return clones of one `Arc` for one peer.
+    fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
+        let failed = self.0.lock();
+        failed.iter().any(|other| is_same(other, peer))
+    }
+}
+
+/// Whether two references are to one peer.
+pub(super) fn is_same(one: &Arc<dyn ProtoGetter>, other: &Arc<dyn ProtoGetter>) -> bool {
+    Arc::as_ptr(one).cast::<()>() == Arc::as_ptr(other).cast::<()>()
+}
+
+/// The shortest time for which a peer is asked again.
+const SHORTEST_ASK: Duration = Duration::from_millis(1);
+
 /// Whether a peer's error concerns the peer and not the key: for example, the peer had no time or no
 /// thread left. Over HTTP such errors arrive as [`ErrorKind::Peer`].
-fn is_no_answer(kind: ErrorKind) -> bool {
+pub(super) fn is_no_answer(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::Peer

@@ -2,12 +2,14 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
+use super::load::{FailedPeers, half_of, is_no_answer, is_same};
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::loader_pool::JobFor;
+use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
@@ -15,9 +17,22 @@ use crate::sync::Arc;
 /// A result for each key, in their order; `None` while there is none.
 type Results = Vec<Option<Result<ByteView>>>;
 
+/// Results that one owner brought, each with the index of its key in the caller's list.
+type Found = Vec<(usize, Result<ByteView>)>;
+
+/// The work for the keys that are not cached here.
+#[derive(Default)]
+struct Plan {
+    /// The indexes of the keys that this process owns.
+    own: Vec<usize>,
+    queries: Vec<OwnerQuery>,
+}
+
 /// The keys that one owner is asked for.
 struct OwnerQuery {
     owner: Arc<dyn ProtoGetter>,
+    /// Whether another peer can be asked after the owner.
+    has_next: bool,
     keys: Vec<QueryKey>,
 }
 
@@ -29,16 +44,9 @@ struct QueryKey {
     begun: LoadBegin,
 }
 
-impl OwnerQuery {
-    /// Compares pointers, because pickers return clones of one `Arc` for one peer.
-    fn is_for(&self, owner: &Arc<dyn ProtoGetter>) -> bool {
-        Arc::as_ptr(&self.owner).cast::<()>() == Arc::as_ptr(owner).cast::<()>()
-    }
-}
-
 impl Inner {
-    /// The values of `keys`, in their order: from the store, then from the caches of their owners,
-    /// then one by one.
+    /// The values of `keys`, in their order: from the store, then from the getter for keys that this
+    /// process owns and from the caches of the owners of the others, then one by one.
     pub(super) fn get_many<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
@@ -53,39 +61,42 @@ impl Inner {
             found.map(|value| Ok(value.view))
         };
         let mut results: Results = keys.iter().map(cached).collect();
-        // A request in flight cannot be cancelled, so cancellable callers fetch key by key, on
-        // loader threads.
-        if !ctx.cancellable() {
-            let plan = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
-            let queries = self.peers.ask(&self.name, plan).unwrap_or_default();
-            self.ask_owners(ctx, queries, &mut results);
-        }
-        let load = |key: &K| self.load(ctx, self.key(key.as_ref()), None);
-        let missing = keys.iter().zip(results);
-        missing
-            .map(|(key, result)| result.unwrap_or_else(|| load(key)))
+        let ctx = &ctx.with_value(FailedPeers::default());
+        let load = |at: usize| self.load(ctx, self.key(keys[at].as_ref()), None);
+        let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
+        let Plan { own, queries } = self.peers.ask(&self.name, make).unwrap_or_default();
+        let load_own = |results: &mut Results| {
+            for at in own {
+                results[at] = Some(load(at));
+            }
+        };
+        self.ask_owners(ctx, queries, &mut results, load_own);
+        let results = results.into_iter().enumerate();
+        results
+            .map(|(at, result)| result.unwrap_or_else(|| load(at)))
             .collect()
     }
 
-    /// Groups the keys without a result by their owners. Leaves out keys that this process owns. Also
-    /// leaves out an owner of a single key, because a plain request looks it up and loads it, too.
+    /// Groups the keys without a result by their owners. A request in flight cannot be cancelled, so
+    /// cancellable callers fetch key by key, on loader threads: for them, the plan has no queries.
     fn plan<K: AsRef<str>>(
         &self,
         picker: &dyn PeerPicker,
         ctx: &Context,
         keys: &[K],
         results: &mut Results,
-    ) -> Vec<OwnerQuery> {
-        let mut queries: Vec<OwnerQuery> = Vec::new();
+    ) -> Plan {
+        let mut plan = Plan::default();
         for (at, (key, result)) in keys.iter().zip(results).enumerate() {
             let key = key.as_ref();
             if result.is_some() || self.check_key(key).is_err() {
                 continue;
             }
             let Some(owner) = picker.pick_peer(key) else {
+                plan.own.push(at);
                 continue;
             };
-            if ctx.has_deadline_or_cancel() && !owner.honors_deadline() {
+            if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
             }
             let forgets = self.peer_flights.forgets(self.key(key).hash.get());
@@ -96,40 +107,50 @@ impl Inner {
                 }
                 Err(generation) => generation,
             };
-            let key = QueryKey {
+            let queries = &mut plan.queries;
+            let found = queries
+                .iter()
+                .position(|query| is_same(&query.owner, &owner));
+            let query = found.unwrap_or_else(|| {
+                // Asked only if the time that the owner gets depends on it. The next peers of the
+                // owner's other keys can be others.
+                let next = ctx.deadline().and_then(|_| picker.pick_replica(key, 1));
+                queries.push(OwnerQuery {
+                    owner,
+                    has_next: next.is_some(),
+                    keys: Vec::new(),
+                });
+                queries.len() - 1
+            });
+            queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
                 begun: LoadBegin {
                     generation,
                     forgets,
                 },
-            };
-            match queries.iter_mut().find(|query| query.is_for(&owner)) {
-                Some(query) => query.keys.push(key),
-                None => queries.push(OwnerQuery {
-                    owner,
-                    keys: vec![key],
-                }),
-            }
+            });
         }
-        queries.retain(|query| query.keys.len() > 1);
-        queries
+        plan
     }
 
     /// Asks the first owner on this thread, and the others on loader threads at the same time. An
-    /// owner for which no loader thread is idle is asked on this thread, too.
+    /// owner for which no loader thread is idle is asked on this thread, too. Before this thread waits
+    /// for any owner, it loads the keys that this process owns.
     fn ask_owners(
         self: &Arc<Self>,
         ctx: &Context,
         queries: Vec<OwnerQuery>,
         results: &mut Results,
+        load_own: impl FnOnce(&mut Results),
     ) {
-        let mut queries = queries.into_iter();
-        let Some(first) = queries.next() else {
-            return;
-        };
         let (sender, answers) = unbounded();
+        let mut here = Vec::new();
         for query in queries {
+            if here.is_empty() {
+                here.push(Arc::new(query));
+                continue;
+            }
             // Shared, because a refused job is dropped with its copy.
             let query = Arc::new(query);
             let submitted = {
@@ -143,48 +164,103 @@ impl Inner {
                 })
             };
             if submitted.is_err() {
-                fill(results, self.ask_owner(ctx, &query));
+                here.push(query);
             }
         }
         drop(sender);
-        fill(results, self.ask_owner(ctx, &first));
+        load_own(results);
+        for query in here {
+            fill(results, self.ask_owner(ctx, &query));
+        }
         while let Some(found) = next_by(ctx, &answers) {
             fill(results, found);
         }
     }
 
     /// Asks an owner for the values that it has cached, and caches them like any value from a peer.
-    /// Keys that fail here are fetched again one by one, which handles the error.
-    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Vec<(usize, ByteView)> {
-        let keys: Vec<&str> = query.keys.iter().map(|key| &*key.key).collect();
-        let answers = match query.owner.get_many(ctx, &self.name, &keys) {
-            Ok(answers) if answers.len() == keys.len() => answers,
+    /// Keys that fail here are fetched again one by one, which handles the error; but not from this
+    /// owner if it did not answer.
+    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Found {
+        let half = query.has_next.then(|| half_of(ctx));
+        let ctx_of_owner = half.as_ref().unwrap_or(ctx);
+        let answers = match &*query.keys {
+            [key] => self.ask_for_one(ctx_of_owner, query, key),
+            keys => self.ask_for_many(ctx_of_owner, query, keys),
+        };
+        let answers = match answers {
+            Ok(answers) if answers.len() == query.keys.len() => answers,
             Ok(_) => return Vec::new(),
+            // The caller ran out of time, which says nothing of the owner.
+            Err(error) if error.kind() != ErrorKind::Peer && ctx.err().is_some() => {
+                return Vec::new();
+            }
             Err(error) => {
-                log::debug!("group {}: {error}", self.name);
+                self.note_failure(&error);
+                let failed = ctx.value::<FailedPeers>();
+                if let Some(failed) = failed.filter(|_| is_no_answer(error.kind())) {
+                    failed.add(&query.owner);
+                }
                 return Vec::new();
             }
         };
         let mut found = Vec::new();
-        for (QueryKey { at, key, begun }, answer) in query.keys.iter().zip(answers) {
-            let Some(PeerResponse { mut value, ttl, .. }) = answer else {
+        for (key, answer) in query.keys.iter().zip(answers) {
+            let Some(answer) = answer else {
                 continue;
             };
             self.counters.add(|loads| &loads.loads_deduped);
-            self.counters.add(|loads| &loads.peer_loads);
-            let mut evicted = EvictedEntries::default();
-            let key = self.key(key);
-            self.populate(Placement::Hot, key, *begun, &mut value, ttl, &mut evicted);
-            self.notify_and_drop(evicted);
-            found.push((*at, value));
+            found.push((key.at, answer.map(|answer| self.keep(key, answer))));
         }
         found
     }
+
+    /// Puts a peer's answer into the cache and returns its value.
+    fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
+        self.counters.add(|loads| &loads.peer_loads);
+        let PeerResponse { mut value, ttl, .. } = answer;
+        let mut evicted = EvictedEntries::default();
+        let (at, begun) = (self.key(&key.key), key.begun);
+        self.populate(Placement::Hot, at, begun, &mut value, ttl, &mut evicted);
+        self.notify_and_drop(evicted);
+        value
+    }
+
+    /// Asks for all keys of an owner at once. A key without an answer is to be fetched by itself.
+    fn ask_for_many(
+        &self,
+        ctx: &Context,
+        query: &OwnerQuery,
+        keys: &[QueryKey],
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let keys: Vec<&str> = keys.iter().map(|key| &*key.key).collect();
+        let answers = query.owner.get_many(ctx, &self.name, &keys)?;
+        Ok(answers.into_iter().map(|answer| answer.map(Ok)).collect())
+    }
+
+    /// Asks for the only key of an owner. The owner loads it if necessary.
+    fn ask_for_one(
+        &self,
+        ctx: &Context,
+        query: &OwnerQuery,
+        key: &QueryKey,
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let request = GetRequest {
+            group: self.name.as_str().into(),
+            key: (&*key.key).into(),
+        };
+        let answer = match query.owner.get(ctx, &request) {
+            Err(error) if error.kind() == ErrorKind::Loading => None,
+            Err(error) if is_no_answer(error.kind()) => return Err(error),
+            Err(error) if error.kind() == ErrorKind::UnknownGroup => return Err(error),
+            answer => Some(answer),
+        };
+        Ok(vec![answer])
+    }
 }
 
-fn fill(results: &mut Results, found: Vec<(usize, ByteView)>) {
-    for (at, view) in found {
-        results[at] = Some(Ok(view));
+fn fill(results: &mut Results, found: Found) {
+    for (at, result) in found {
+        results[at] = Some(result);
     }
 }
 

@@ -6,6 +6,7 @@
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
+//!   limit.rs     a temporary limit
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -13,6 +14,7 @@ mod builder;
 pub(crate) mod client_load;
 mod counters;
 mod flight;
+mod limit;
 mod load;
 mod many;
 mod populate;
@@ -45,6 +47,7 @@ use client_load::ClientWaiter;
 use counters::LoadCounters;
 
 pub use builder::GroupBuilder;
+pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use weak::WeakGroup;
 
@@ -81,6 +84,7 @@ struct Inner {
     hot_admission: HotAdmission,
     max_key_size: usize,
     max_value_size: usize,
+    max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
     counters: LoadCounters,
 }
@@ -381,9 +385,10 @@ impl Group {
         self.cache_stats(CacheType::Main).bytes + self.cache_stats(CacheType::Hot).bytes
     }
 
-    /// The most bytes that the cache takes, in both shares together; 0 if caching is off.
+    /// The most bytes that the cache takes, in both shares together; 0 if caching is off. A
+    /// [`MemoryPressure`](crate::MemoryPressure) may allow less for some time.
     pub fn max_capacity(&self) -> u64 {
-        self.inner.store.capacity()
+        self.inner.store.full_capacity()
     }
 
     /// Changes the capacity, in bytes. Evicts down to the new capacity before it returns, with cause
@@ -399,6 +404,32 @@ impl Group {
     /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
         self.inner.set_capacity(bytes)
+    }
+
+    /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
+    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others.
+    /// Returns the weight of the entries that left; less than `bytes` only if the cache held less.
+    ///
+    /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
+    /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
+    /// itself when memory is short. Concurrent gets wait for a few hundred evictions at most. While a
+    /// trim runs, concurrent insertions evict for it, too.
+    ///
+    /// ```
+    /// # use larder::{Registry, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    /// colors.get("red")?;
+    /// let size = colors.weighted_size();
+    /// assert_eq!(colors.trim(u64::MAX), size);
+    /// assert_eq!(colors.max_capacity(), 1 << 20);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics; the memory is given back all the same.
+    pub fn trim(&self, bytes: u64) -> u64 {
+        self.inner.trim(bytes)
     }
 
     /// The clock that measures expiry.
@@ -533,12 +564,27 @@ impl Inner {
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
+        self.evict_to_capacity().resume();
+        Ok(())
+    }
+
+    /// Evicts down to the capacity, and returns the first panic of the listener.
+    fn evict_to_capacity(&self) -> FirstPanic {
         let mut panic = FirstPanic::default();
         while let Some(evicted) = self.store.evict_to_capacity() {
             self.notify_all(evicted, &mut panic);
         }
+        panic
+    }
+
+    fn trim(&self, bytes: u64) -> u64 {
+        let before = self.store.used();
+        let ceiling = self.store.add_ceiling(before.saturating_sub(bytes));
+        let panic = self.evict_to_capacity();
+        let after = self.store.used();
+        self.store.set_ceiling(ceiling, None);
         panic.resume();
-        Ok(())
+        before.saturating_sub(after)
     }
 
     fn stats(&self) -> Stats {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use super::ceilings::Ceilings;
 use super::policy::Moment;
 use crate::stats::CacheType;
 
@@ -16,7 +17,8 @@ use crate::stats::CacheType;
 #[derive(Debug)]
 pub(super) struct Budget {
     capacity: AtomicU64,
-    /// How much of the capacity the hot share may hold if the main one needs the rest, in bytes.
+    pub(super) ceilings: Ceilings,
+    /// See [`hot_capacity`](Self::hot_capacity); without a ceiling.
     hot_capacity: AtomicU64,
     hot_fraction: f64,
     /// Whether there is more than one shard.
@@ -44,6 +46,7 @@ impl Budget {
     pub(super) fn new(capacity: u64, hot_fraction: f64, shards: usize) -> Budget {
         let budget = Budget {
             capacity: AtomicU64::default(),
+            ceilings: Ceilings::new(),
             hot_capacity: AtomicU64::default(),
             hot_fraction,
             is_sharded: shards > 1,
@@ -54,8 +57,21 @@ impl Budget {
         budget
     }
 
+    /// The capacity now, which a temporary limit may lower.
     pub(super) fn capacity(&self) -> u64 {
+        self.full_capacity().min(self.ceilings.lowest())
+    }
+
+    pub(super) fn full_capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// How much the hot share may hold if the main one needs the rest, in bytes.
+    fn hot_capacity(&self) -> u64 {
+        match self.ceilings.lowest() {
+            u64::MAX => self.hot_capacity.load(Ordering::Relaxed),
+            _ => (self.capacity() as f64 * self.hot_fraction) as u64,
+        }
     }
 
     /// The caller evicts down to the new capacity. An insertion that has read the old one may insert
@@ -186,7 +202,7 @@ impl Ledger<'_> {
     pub(super) fn giving_share(&self) -> CacheType {
         let used = self.budget.usage.hot_bytes.load(Ordering::Relaxed);
         let hot = used.wrapping_add(self.hot_bytes);
-        if hot > self.budget.hot_capacity.load(Ordering::Relaxed) {
+        if hot > self.budget.hot_capacity() {
             CacheType::Hot
         } else {
             CacheType::Main

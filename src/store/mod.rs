@@ -12,12 +12,14 @@
 //!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         give_back.rs returns memory after `clear`
+//!   ceilings.rs     temporary limits
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
 //! lock; no value is dropped under one.
 
 mod budget;
+mod ceilings;
 mod entry;
 mod evicted;
 mod expiry;
@@ -56,6 +58,7 @@ use shard::{Demand, Insertion, Room, Shard, Update, tolerated};
 
 pub(crate) use shard::EVICTED_AT_ONCE;
 
+pub(crate) use ceilings::CeilingId;
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
 pub use evicted::RemovalCause;
@@ -148,8 +151,29 @@ impl Store {
         &self.clock
     }
 
+    /// The capacity now, which a temporary limit may lower.
     pub(crate) fn capacity(&self) -> u64 {
         self.budget.capacity()
+    }
+
+    pub(crate) fn full_capacity(&self) -> u64 {
+        self.budget.full_capacity()
+    }
+
+    /// The bytes that count against the capacity.
+    pub(crate) fn used(&self) -> u64 {
+        self.budget.used()
+    }
+
+    /// Adds a temporary limit in bytes. The caller evicts with
+    /// [`evict_to_capacity`](Self::evict_to_capacity).
+    pub(crate) fn add_ceiling(&self, bytes: u64) -> CeilingId {
+        self.budget.ceilings.add(bytes)
+    }
+
+    /// Changes a temporary limit, or removes it.
+    pub(crate) fn set_ceiling(&self, id: CeilingId, bytes: Option<u64>) {
+        self.budget.ceilings.set(id, bytes);
     }
 
     /// The live entry of a key, counted as a hit and as a use. If there is none, nothing is counted
@@ -333,7 +357,10 @@ impl Store {
     /// `inserted` one if there are others. Stops after [`EVICTED_AT_ONCE`] entries, and then marks the
     /// eviction as pending.
     fn make_room(&self, inserted: Option<PendingEviction>, evicted: &mut EvictedEntries) {
-        let mut demand = Demand::new(&self.budget, inserted.map_or(0, |inserted| inserted.limit));
+        let mut demand = match inserted {
+            Some(inserted) => Demand::new(&self.budget, inserted.limit),
+            None => Demand::of_oldest(),
+        };
         let mut first = self.cursor.load(Ordering::Relaxed);
         let mut tours = 0;
         while self.budget.is_over() {

@@ -93,6 +93,17 @@ impl Demand {
             spared: None,
         }
     }
+
+    /// All shards are searched before the first victim leaves, and none is refused. This is for a
+    /// thread that makes the store smaller. It is slower, but does not depend on earlier operations.
+    pub(super) fn of_oldest() -> Demand {
+        Demand {
+            floors: [u64::MAX; 2],
+            limit: 0,
+            share: None,
+            spared: None,
+        }
+    }
 }
 
 /// The least score that counts as no worse than `score`. With less tolerance, operations would search

@@ -42,7 +42,8 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::InvalidBasePath
         | ErrorKind::InvalidPeer
         | ErrorKind::DuplicatePeer
-        | ErrorKind::AlreadyRegistered => (503, GETTER),
+        | ErrorKind::AlreadyRegistered
+        | ErrorKind::Unsupported => (503, GETTER),
     }
 }
 

@@ -4,6 +4,7 @@
 //! - `rings`: nodes have different lists of peers; many callers want one key; the wall clock jumps.
 //! - `scarce`: a server runs out of descriptors or threads, or is shut down under load.
 //! - `hostile_clients`: clients that are slow, send floods, or send ambiguous requests.
+//! - `held_connections`: clients that hold connections, threads or memory which others need.
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
 //!
 //! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of
@@ -27,6 +28,7 @@ mod raw_client;
 mod raw_server;
 
 mod getters;
+mod held_connections;
 mod hostile_clients;
 mod hostile_servers;
 mod rings;

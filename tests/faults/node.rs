@@ -69,7 +69,14 @@ pub fn run(options: &str) {
         .exchange_timeout(millis("exchange_ms"))
         .build()
         .expect("a pool");
-    let server = pool.server().serve_listener(listener).expect("a server");
+    let mut server = pool.server();
+    if let Some(most) = number("max_connections") {
+        server = server.max_connections(usize::try_from(most).expect("a small number"));
+    }
+    if let Some(ms) = number("max_request_ms") {
+        server = server.max_request_time(Duration::from_millis(ms));
+    }
+    let server = server.serve_listener(listener).expect("a server");
     let mut node = Node {
         group,
         pool,

@@ -212,9 +212,9 @@ fn panic_in_peer_or_picker_fails_only_that_call() {
 #[test]
 fn no_peer_is_asked_after_the_deadline() {
     let slow = FakePeer::punctual(|ctx, _| {
-        // Takes until the caller's deadline, like an exchange with a silent peer.
+        // Takes longer than its half of the caller's time, and until the caller's deadline.
         let closed = Gate::new();
-        closed.opens_within(ctx.remaining().unwrap_or(PATIENCE));
+        closed.opens_within(3 * ctx.remaining().unwrap_or(PATIENCE));
         Err(Error::new(ErrorKind::Peer, "timed out"))
     });
     let next = FakePeer::echo();

@@ -1,13 +1,13 @@
 //! The response to a batched request, and whether batches pay off for a peer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::byteview::ByteView;
 use crate::error::{Error, Result};
 use crate::peers::PeerResponse;
 use crate::shared_bytes::SharedBytes;
 use crate::sync::Arc;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::wire::ManyValue;
 
 /// The result of a batched request, shared by its leader and its waiters.
@@ -16,8 +16,11 @@ pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
 /// Why a batched request brought no values.
 #[derive(Clone, Debug)]
 pub(crate) enum BatchError {
-    /// The request failed, or the peer does not support batches: ask for each key by itself.
+    /// The peer answers, but not to this batch: ask for each key by itself.
     Fallback,
+    /// The request failed. After a time-out, the keys are not asked for one by one, because each of
+    /// them would wait as long.
+    Failed { error: Error, timed_out: bool },
     /// The peer reported this error for the whole request.
     Peer(Error),
 }
@@ -52,9 +55,15 @@ impl BatchValues {
 
 /// Whether the keys of one peer are asked for in batches, judged by its responses.
 pub(crate) struct BatchPolicy {
-    /// False from the start if batches are turned off, and for good once a response shows that the
-    /// peer does not support them.
-    enabled: AtomicBool,
+    /// Whether batches are turned on.
+    enabled: bool,
+    origin: Instant,
+    /// Until when no batch is sent, in nanoseconds since `origin`: the peer did not support one. 0 if
+    /// batches are sent.
+    paused_until: AtomicU64,
+    /// Whether a batch failed although it was sent because of [`resume`](Self::resume). Then only time
+    /// ends the pause.
+    is_doubtful: AtomicBool,
     /// The mean length of the latest values. Concurrent updates can be lost.
     mean_len: AtomicUsize,
 }
@@ -62,17 +71,65 @@ pub(crate) struct BatchPolicy {
 impl BatchPolicy {
     pub(crate) fn new(enabled: bool) -> Self {
         BatchPolicy {
-            enabled: AtomicBool::new(enabled),
+            enabled,
+            origin: Instant::now(),
+            paused_until: AtomicU64::new(0),
+            is_doubtful: AtomicBool::new(false),
             mean_len: AtomicUsize::new(0),
         }
     }
 
+    /// Whether batches are sent. Reads the clock only during a pause.
     pub(crate) fn is_enabled(&self) -> bool {
-        self.enabled.load(Ordering::Relaxed)
+        let until = self.paused_until.load(Ordering::Relaxed);
+        self.enabled && (until == 0 || self.is_over(until, Instant::now()))
     }
 
-    pub(crate) fn disable(&self) {
-        self.enabled.store(false, Ordering::Relaxed);
+    fn is_over(&self, until: u64, now: Instant) -> bool {
+        let is_over = self.nanos(now) >= until;
+        if is_over {
+            // Fails if another thread ended the pause, or began the next one.
+            let paused = &self.paused_until;
+            let _ = paused.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        is_over
+    }
+
+    /// Sends no batch for [`PAUSE`]: a response showed that the peer, or a proxy before it, does not
+    /// support them.
+    pub(crate) fn pause(&self) {
+        let until = self.nanos(Instant::now() + PAUSE);
+        self.paused_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Ends a pause, because a response came from larder's own server, which supports batches. After
+    /// the next failure, such responses have no effect until a batch succeeds. Otherwise every second
+    /// request to a proxy that passes only single requests would be a batch in vain.
+    #[inline]
+    pub(crate) fn resume(&self) {
+        if self.paused_until.load(Ordering::Relaxed) != 0
+            && !self.is_doubtful.swap(true, Ordering::Relaxed)
+        {
+            self.paused_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that a batch succeeded.
+    pub(crate) fn note_success(&self) {
+        if self.is_doubtful.load(Ordering::Relaxed) {
+            self.is_doubtful.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets all failures, because the list of peers was set again.
+    pub(crate) fn reset(&self) {
+        self.is_doubtful.store(false, Ordering::Relaxed);
+        self.paused_until.store(0, Ordering::Relaxed);
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.origin);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Whether waiting for other threads saves time. It does not if the values are long, because
@@ -95,5 +152,51 @@ impl BatchPolicy {
 /// If the mean length of values is above this, threads do not wait for each other.
 const LONG_VALUES: usize = 16 << 10;
 
+/// How long no batch is sent to a peer that did not support one.
+const PAUSE: Duration = Duration::from_secs(20);
+
 /// The mean is that of about this many of the latest values.
 const MEAN_OF: usize = 16;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pause_ends_after_its_time() {
+        let policy = BatchPolicy::new(true);
+        policy.pause();
+        let until = policy.paused_until.load(Ordering::Relaxed);
+        assert!(!policy.is_enabled());
+        assert!(!policy.is_over(until, Instant::now()));
+        assert!(PAUSE <= Duration::from_secs(30));
+        assert!(policy.is_over(until, Instant::now() + PAUSE));
+        assert!(policy.is_enabled());
+    }
+
+    #[test]
+    fn answer_of_larder_ends_one_pause_until_a_batch_succeeds() {
+        let policy = BatchPolicy::new(true);
+        for _ in 0..2 {
+            policy.pause();
+            policy.resume();
+            assert!(policy.is_enabled());
+            policy.pause();
+            policy.resume();
+            assert!(!policy.is_enabled(), "it failed again");
+            policy.reset();
+            assert!(policy.is_enabled());
+            policy.pause();
+            policy.resume();
+            policy.note_success();
+        }
+    }
+
+    #[test]
+    fn batches_that_are_turned_off_stay_off() {
+        let policy = BatchPolicy::new(false);
+        policy.resume();
+        policy.reset();
+        assert!(!policy.is_enabled() && !policy.pays_off());
+    }
+}

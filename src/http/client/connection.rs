@@ -89,9 +89,10 @@ impl PeerConnection {
         now.saturating_duration_since(self.begun) >= MAX_IDLE_AGE
     }
 
-    /// Marks the failures after which the request can be sent again: the connection carried an
-    /// exchange before, and the peer closed it before the first byte of the response.
+    /// Marks the failures that show a connection which was dead before this exchange: it carried an
+    /// exchange before, and brought no byte of this response.
     fn explain(&self, error: io::Error) -> io::Error {
+        let is_reused = self.exchanges > 1 && self.received == 0;
         let closed = matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof
@@ -101,10 +102,11 @@ impl PeerConnection {
                 | io::ErrorKind::BrokenPipe
         );
         match error.kind() {
-            kind if closed && self.exchanges > 1 && self.received == 0 => {
-                io::Error::new(kind, StaleConnection)
-            }
+            kind if closed && is_reused => io::Error::new(kind, StaleConnection::Closed),
             // The deadline has passed; otherwise the call would have been repeated.
+            _ if did_nothing(&error) && is_reused => {
+                io::Error::new(io::ErrorKind::TimedOut, StaleConnection::Silent)
+            }
             _ if did_nothing(&error) => io::ErrorKind::TimedOut.into(),
             _ => error,
         }
@@ -118,7 +120,7 @@ impl PeerConnection {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
+                return Err(self.explain(io::ErrorKind::TimedOut.into()));
             }
             match io(left) {
                 Err(error) if did_nothing(&error) => {}
@@ -132,8 +134,9 @@ impl PeerConnection {
 ///
 /// # Errors
 ///
-/// `TimedOut` at the deadline; [`StaleConnection`] if the request can be sent again; another error
-/// if the response is too long, or the connection ends before the response begins.
+/// `TimedOut` at the deadline; [`StaleConnection`] if the connection was dead before the exchange,
+/// which a status 408 says too; another error if the response is too long, or the connection ends
+/// before the response begins.
 impl Read for PeerConnection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let allowed = usize::try_from(self.max_response - self.received).unwrap_or(usize::MAX);
@@ -152,6 +155,11 @@ impl Read for PeerConnection {
                 io::ErrorKind::UnexpectedEof,
                 "the connection was closed without an answer",
             ))),
+            // The server had given up the idle connection before the request arrived.
+            count if self.exchanges > 1 && self.received == 0 && is_408(&buffer[..count]) => {
+                let why = StaleConnection::Closed;
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
+            }
             count => {
                 self.received += count as u64;
                 Ok(count)
@@ -183,19 +191,29 @@ impl fmt::Debug for PeerConnection {
     }
 }
 
-/// The peer had closed an idle connection. The request may be sent again on a new one.
-#[derive(Debug)]
-pub(crate) struct StaleConnection;
+/// An idle connection was dead when its next exchange began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StaleConnection {
+    /// The peer had closed it. The request may be sent again on a new one.
+    Closed,
+    /// It brought nothing until the deadline: it was forgotten on the way, or the peer is slow. The
+    /// request is not sent again, because a slow peer would have to answer it twice.
+    Silent,
+}
 
 impl StaleConnection {
-    pub(crate) fn caused(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    /// The stale connection that caused an error.
+    pub(crate) fn in_error(error: &io::Error) -> Option<StaleConnection> {
+        error.get_ref()?.downcast_ref().copied()
     }
 }
 
 impl fmt::Display for StaleConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the peer had closed an idle connection")
+        f.write_str(match self {
+            StaleConnection::Closed => "the peer had closed an idle connection",
+            StaleConnection::Silent => "no answer on an idle connection",
+        })
     }
 }
 
@@ -206,19 +224,22 @@ impl std::error::Error for StaleConnection {}
 struct SocketTimeout(Option<Duration>);
 
 impl SocketTimeout {
-    /// Makes the next system call end when `left` is over, or at most a sixteenth of it later.
+    /// Makes the next system call end before `left` is over. The call is then repeated for the rest.
     ///
-    /// Most exchanges begin with nearly the same time left. So the time-out that was set for one is
-    /// kept for the next, without a system call. A time-out shorter than `left` is kept if it is at
-    /// least half of it; the call is then repeated.
+    /// Linux ends a wait up to an eighth too late: it keeps timers in wheels, the coarser the longer
+    /// they run. So 13/16 of `left` are set, which end within 59/64 of it. The rest of the rest is
+    /// shorter each time, down to a tick of the kernel.
+    ///
+    /// Most exchanges begin with nearly the same time left. So a time-out between a half and 7/8 of
+    /// `left` is kept, without a system call.
     fn prepare(
         &mut self,
         left: Duration,
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> io::Result<()> {
-        let fits = |set: Duration| set <= left + left / 16 && set >= left / 2;
-        if !self.0.is_some_and(fits) {
-            let timeout = left.max(MIN_TIMEOUT);
+        let fits = |set: Duration| set <= left / 8 * 7 && set >= left / 2;
+        let timeout = (left / 16 * 13).max(MIN_TIMEOUT);
+        if !self.0.is_some_and(|now| fits(now) || now == timeout) {
             set(timeout)?;
             self.0 = Some(timeout);
         }
@@ -260,6 +281,11 @@ fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     }
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Whether a response begins with a status 408.
+fn is_408(response: &[u8]) -> bool {
+    response.starts_with(b"HTTP/1.1 408") || response.starts_with(b"HTTP/1.0 408")
 }
 
 /// Whether the peer has neither sent bytes nor closed the connection.
@@ -401,7 +427,26 @@ pub(crate) mod tests {
         for millis in [9_900, 15_000, 1_000, 10_000] {
             prepare(millis).unwrap();
         }
-        assert_eq!(set, [10.0, 1.0, 10.0]);
+        assert_eq!(set, [8.0, 1.0, 8.0]);
+    }
+
+    #[test]
+    fn waits_end_at_the_deadline_although_each_ends_late() {
+        let millis = Duration::from_millis;
+        for limit in [1, 3, 20, 67, 100, 300, 512, 700, 1000, 30_000].map(millis) {
+            // The time-out of an earlier exchange is as long as may be kept.
+            let mut timeout = SocketTimeout(Some(limit / 8 * 7));
+            let (mut over, mut waits) = (Duration::ZERO, 0);
+            while over < limit {
+                timeout.prepare(limit - over, |_| Ok(())).unwrap();
+                // An eighth late, and up to the next tick of 4 ms.
+                let wait = timeout.0.unwrap();
+                over += wait + wait / 8 + millis(4);
+                waits += 1;
+            }
+            assert!(over <= limit + millis(6), "{limit:?}: {over:?}");
+            assert!(waits <= 10, "{limit:?}: {waits} waits");
+        }
     }
 
     #[test]

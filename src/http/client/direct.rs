@@ -33,8 +33,8 @@ impl DirectTransport {
     ///
     /// A request that fails because the peer had closed the connection while it was idle is sent
     /// once more, on a new one. This is safe, because neither a get nor a batch changes anything at
-    /// the peer. If the peer closed one idle connection, or does not answer on it, the other idle
-    /// connections are probably dead too, so they are closed.
+    /// the peer. The other idle connections are probably dead too, so they are closed: all of them if
+    /// the peer closed this one, and if it stayed silent, those that were not used meanwhile.
     fn attempt(
         &self,
         request: &TransportRequest<'_>,
@@ -46,12 +46,13 @@ impl DirectTransport {
             let Err(error) = &response else {
                 return response;
             };
-            let is_stale = StaleConnection::caused(error);
-            if is_stale || error.kind() == io::ErrorKind::TimedOut {
-                self.pool.clear();
-            }
-            if !is_stale {
-                return response;
+            match StaleConnection::in_error(error) {
+                Some(StaleConnection::Closed) => self.pool.clear(),
+                Some(StaleConnection::Silent) => {
+                    self.pool.close_unused_since(now);
+                    return response;
+                }
+                None => return response,
             }
         }
         let connection = self.pool.target.connect(deadline)?;

@@ -1,5 +1,6 @@
 //! A peer that is asked over HTTP: the requests, and the meaning of each response.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -102,8 +103,14 @@ impl ProtoGetter for HttpPeer {
                     return Ok(value);
                 }
             }
-            Some(Err(BatchError::Peer(error))) => return Err(error.clone()),
-            Some(Err(BatchError::Fallback)) | None => {}
+            Some(Err(
+                BatchError::Peer(error)
+                | BatchError::Failed {
+                    error,
+                    timed_out: true,
+                },
+            )) => return Err(error.clone()),
+            Some(Err(BatchError::Fallback | BatchError::Failed { .. })) | None => {}
         }
         drop(result);
         self.get_single(ctx, group, key, Instant::now(), deadline)
@@ -111,7 +118,7 @@ impl ProtoGetter for HttpPeer {
 
     /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
     ///
-    /// An error is [`ErrorKind::UnknownGroup`] or the end of `ctx`; after any other failure the
+    /// If a batch fails after another one brought values, or if the peer does not support batches, the
     /// remaining keys are `None`.
     fn get_many(
         &self,
@@ -129,8 +136,12 @@ impl ProtoGetter for HttpPeer {
                     let places = batch.iter().enumerate();
                     found.extend(places.map(|(place, key)| values.get(place, key)));
                 }
-                Err(BatchError::Peer(error)) => return Err(error),
-                Err(BatchError::Fallback) => break,
+                Err(BatchError::Peer(error) | BatchError::Failed { error, .. })
+                    if found.is_empty() =>
+                {
+                    return Err(error);
+                }
+                Err(_) => break,
             }
         }
         found.resize(keys.len(), None);
@@ -165,6 +176,9 @@ impl HttpPeer {
         };
         request.set_parsed(TIMEOUT, timeout);
         let response = self.transport.round_trip(ctx, request)?;
+        if response.is_from_larder() {
+            self.policy.resume();
+        }
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
             return Err(self.error_of(response, Some(hash)));
@@ -184,6 +198,12 @@ impl HttpPeer {
     ) -> Result<BatchValues, BatchError> {
         let failed = |error: Error| {
             log::debug!("{error}");
+            let timed_out = is_timeout(&error) || Instant::now() >= deadline;
+            BatchError::Failed { error, timed_out }
+        };
+        let unsupported = |error: Error| {
+            log::debug!("{error}");
+            self.policy.pause();
             BatchError::Fallback
         };
         let _permit = self.permit(ctx, deadline).map_err(failed)?;
@@ -196,24 +216,29 @@ impl HttpPeer {
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
             let error = self.error_of(response, None);
-            if is_larder && error.kind() == ErrorKind::UnknownGroup {
-                return Err(BatchError::Peer(error));
-            }
-            // Other statuses can be temporary: the peer is overloaded or too slow.
-            if !is_larder && matches!(status, 400 | 404 | 405 | 411 | 415 | 501) {
-                self.policy.disable();
-            }
-            return Err(failed(error));
+            return Err(match (is_larder, status) {
+                (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
+                (false, 400 | 404 | 405 | 411 | 415 | 501) => unsupported(error),
+                // Other statuses can be temporary: the peer is overloaded or too slow.
+                _ => {
+                    log::debug!("{error}");
+                    BatchError::Fallback
+                }
+            });
+        }
+        if !response.is_protobuf() {
+            log::debug!("{}", self.not_protobuf(&response));
+            return Err(BatchError::Fallback);
         }
         let max = self.config.max_batch_body();
         let body = self.read_message(ctx, response, max).map_err(failed)?;
         let hashes = keys.iter().map(|key| wire::key_hash(group, key));
         let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
             // It answers 200 to anything, so it is not a larder server; or it answers other keys.
-            self.policy.disable();
             self.connections.close_idle();
-            failed(error)
+            unsupported(error)
         })?;
+        self.policy.note_success();
         let values = BatchValues { body, slots };
         if let Some(mean) = values.mean_len() {
             self.policy.note_len(mean);
@@ -283,18 +308,23 @@ impl HttpPeer {
         max: u64,
     ) -> Result<SharedBytes> {
         if !response.is_protobuf() {
-            if response.is_encoded() {
-                return Err(self.failure("it sent a content encoding that no request asked for"));
-            }
-            let found = response.header("content-type").unwrap_or_default();
-            let found: String = found.chars().take(80).collect();
-            return Err(self.failure(format_args!(
-                "it answered with {found:?}, not with {}: is a peer behind this URL?",
-                wire::CONTENT_TYPE
-            )));
+            return Err(self.not_protobuf(&response));
         }
         let body = read_body(response, max);
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+    }
+
+    /// The error for a response with status 200 whose body is not a protobuf message.
+    fn not_protobuf(&self, response: &TransportResponse) -> Error {
+        if response.is_encoded() {
+            return self.failure("it sent a content encoding that no request asked for");
+        }
+        let found = response.header("content-type").unwrap_or_default();
+        let found: String = found.chars().take(80).collect();
+        self.failure(format_args!(
+            "it answered with {found:?}, not with {}: is a peer behind this URL?",
+            wire::CONTENT_TYPE
+        ))
     }
 
     /// The error for a response that answers another request.
@@ -334,6 +364,11 @@ impl HttpPeer {
         }
     }
 
+    /// Sends batches again, if they were paused: the list of peers was set.
+    pub(crate) fn reset_batches(&self) {
+        self.policy.reset();
+    }
+
     /// How many of `keys` fit in one batch, at least one.
     fn batch_len(&self, keys: &[&str]) -> usize {
         let mut bytes = 0;
@@ -362,6 +397,13 @@ impl fmt::Debug for HttpPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("HttpPeer").field(&self.url).finish()
     }
+}
+
+/// Whether an exchange, or its connection, took too long.
+fn is_timeout(error: &Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    error.kind() == ErrorKind::DeadlineExceeded
+        || cause.is_some_and(|cause: &io::Error| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// How long a value may be kept. Zero if its time has passed: the value is then returned to the

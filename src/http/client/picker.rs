@@ -101,7 +101,10 @@ impl Picker {
             let name = url.as_str();
             Some(match before.members.get(name) {
                 // A peer that stays keeps its client, and its connections.
-                Some(Some(kept)) => kept.clone(),
+                Some(Some(kept)) => {
+                    kept.reset_batches();
+                    kept.clone()
+                }
                 _ => {
                     let client = made.entry(name.to_owned());
                     client.or_insert_with(|| self.client(url)).clone()

@@ -65,6 +65,19 @@ impl ConnectionPool {
         };
     }
 
+    /// Closes the idle connections that began no exchange after `then`.
+    pub(crate) fn close_unused_since(&self, then: Instant) {
+        // Closed after the lock is released.
+        let _old: Vec<_> = {
+            let mut idle = self.idle.lock();
+            let (used, old) = std::mem::take(&mut *idle)
+                .into_iter()
+                .partition(|(_, connection)| connection.source.begun() > then);
+            *idle = used;
+            Vec::from(old)
+        };
+    }
+
     /// Closes all idle connections.
     pub(crate) fn clear(&self) {
         let idle = std::mem::take(&mut *self.idle.lock());
@@ -141,6 +154,19 @@ mod tests {
         pool.give_back(connection);
         assert_eq!(idle_ports(&pool), ports[2..]);
     }
+
+    #[test]
+    fn only_connections_used_later_stay_after_one_was_silent() {
+        let (pool, ports, _others) = pool_with(10, 3);
+        let then = Instant::now();
+        let mut used = pool.take(then).unwrap();
+        used.source.begin(then + UNIT, then + 2 * UNIT);
+        pool.give_back(used);
+        pool.close_unused_since(then);
+        assert_eq!(idle_ports(&pool), ports[2..]);
+    }
+
+    const UNIT: std::time::Duration = std::time::Duration::from_millis(1);
 
     #[test]
     fn connections_that_are_too_old_are_not_used() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::connection::PeerConnection;
+use crate::http::client::connection::{PeerConnection, StaleConnection};
 use crate::http::client::resolve::Addresses;
 use crate::http::client::transport::TransportRequest;
 use crate::http::client::url::PeerUrl;
@@ -107,7 +107,8 @@ impl Target {
 
     /// The same error, with a text if it is a time-out without one.
     pub(crate) fn explain_timeout(&self, error: io::Error) -> io::Error {
-        if error.kind() != io::ErrorKind::TimedOut || error.get_ref().is_some() {
+        let has_text = error.get_ref().is_some() && StaleConnection::in_error(&error).is_none();
+        if error.kind() != io::ErrorKind::TimedOut || has_text {
             return error;
         }
         let limit = self.config.exchange_timeout;

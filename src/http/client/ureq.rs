@@ -51,8 +51,11 @@ impl UreqTransport {
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
         let mut response = self.run(request, deadline);
-        if response.as_ref().is_err_and(StaleConnection::caused) {
+        let stale = response.as_ref().err().and_then(StaleConnection::in_error);
+        if stale.is_some() {
             self.close_idle();
+        }
+        if stale == Some(StaleConnection::Closed) {
             response = self.run(request, deadline);
         }
         let (parts, body) = response?.into_parts();

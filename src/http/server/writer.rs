@@ -134,7 +134,7 @@ const CAPACITY: usize = 256 + MAX_COPIED;
 /// Holds a value that [`Body`](crate::wire::Body) copies, and the fields before it.
 const MAX_COPIED: usize = 1024 + 64;
 
-#[cfg(test)]
+#[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
     use crate::http::server::connections::test_connection;

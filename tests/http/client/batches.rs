@@ -11,7 +11,9 @@ use larder::pb::{GetManyRequest, GetManyResponse};
 use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::raw_server::{Connection, RawServer, body, failure, key_hash, key_of, ok};
+use super::raw_server::{
+    Connection, RawServer, body, failure, key_hash, key_of, keyed_body, ok, ok_with,
+};
 use super::{ask, get, pool_of, pool_with};
 
 /// A pool with one connection beside those for batches, so that the second of two requests is batched.
@@ -205,6 +207,89 @@ fn peer_without_batches_gets_single_requests_from_then_on() {
         storm(&crowded(&server.url, |builder| builder), 8, 20);
         assert!(posts(&server) > 8, "{}", posts(&server));
     }
+}
+
+/// A server of larder behind a proxy that refuses the first `refused` batches.
+fn refusing(refused: usize, headers: &'static str) -> RawServer {
+    let posts = AtomicUsize::new(0);
+    RawServer::start(move |mut connection| {
+        while let Some(head) = connection.read_head() {
+            let key = key_of(&head);
+            if head.starts_with("GET ") {
+                connection.send(&ok_with(headers, &keyed_body(&key, key.as_bytes())));
+            } else if posts.fetch_add(1, Ordering::SeqCst) < refused {
+                connection.send(&failure("404 Not Found", "", "no such page"));
+            } else {
+                let keys = keys_of(&connection);
+                connection.send(&answer_to(&keys, |_| false));
+            }
+        }
+    })
+}
+
+/// Whether a batch is sent and brings values.
+fn batch_works(pool: &HttpPool) -> bool {
+    let peer = pool.pick_peer("a").expect("the key is the peer's");
+    let answers = peer.get_many(&Context::background(), "colors", &["a", "b"]);
+    answers.expect("no failure").iter().all(Option::is_some)
+}
+
+#[test]
+fn batches_are_sent_again_after_an_answer_of_larder_itself() {
+    let server = refusing(1, "Server: larder\r\n");
+    let pool = pool_of(&server.url);
+    assert!(!batch_works(&pool), "refused");
+    assert!(!batch_works(&pool), "not sent");
+    assert_eq!(posts(&server), 1);
+    get(&pool, "a").unwrap();
+    assert!(batch_works(&pool));
+}
+
+#[test]
+fn batches_that_are_refused_again_are_not_sent_after_every_answer() {
+    let server = refusing(usize::MAX, "Server: larder\r\n");
+    let pool = pool_of(&server.url);
+    for _ in 0..10 {
+        assert!(!batch_works(&pool));
+        get(&pool, "a").unwrap();
+    }
+    assert_eq!(posts(&server), 2);
+}
+
+#[test]
+fn batches_are_sent_again_after_the_list_of_peers_is_set() {
+    let server = refusing(1, "");
+    let pool = pool_of(&server.url);
+    assert!(!batch_works(&pool));
+    get(&pool, "a").unwrap();
+    assert!(!batch_works(&pool), "not sent");
+    pool.set([&server.url]).unwrap();
+    assert!(batch_works(&pool));
+}
+
+#[test]
+fn silent_peer_is_not_asked_key_by_key_after_a_batch() {
+    let server = RawServer::start(|mut connection| connection.wait_for_close());
+    let pool = crowded(&server.url, |builder| {
+        builder.exchange_timeout(Duration::from_millis(300))
+    });
+    let start = Barrier::new(8);
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (pool, start) = (&pool, &start);
+            scope.spawn(move || {
+                start.wait();
+                let error = get(pool, &format!("key-{n}")).expect_err("silence");
+                assert_eq!(error.kind(), ErrorKind::Peer, "{error}");
+            });
+        }
+    });
+    let keys = ["a", "b", "c"];
+    let peer = pool.pick_peer("a").expect("the key is the peer's");
+    let error = peer.get_many(&Context::background(), "colors", &keys);
+    assert_eq!(error.expect_err("silence").kind(), ErrorKind::Peer);
+    let heads = server.heads();
+    assert!(heads.len() < 8, "batched: {}", heads.len());
 }
 
 #[test]

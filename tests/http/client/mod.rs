@@ -6,6 +6,7 @@ mod batches;
 mod connections;
 mod fork;
 mod hooks;
+mod idle;
 mod other_keys;
 mod picking;
 pub(crate) mod raw_server;

@@ -106,6 +106,39 @@ fn long_deadline_does_not_affect_the_next_request_of_the_connection() {
 }
 
 #[test]
+fn deadline_is_not_overshot() {
+    // The earlier exchange leaves a time-out on the socket that is kept for the second one, or not.
+    for (earlier, limit) in [(1000, 20), (70, 67), (310, 300), (330, 300), (1000, 700)] {
+        let (earlier, limit) = (Duration::from_millis(earlier), Duration::from_millis(limit));
+        let excess = || {
+            let server = RawServer::start(|mut connection| {
+                connection.read_head();
+                connection.send(&ok(&body(b"quick")));
+                connection.wait_for_close();
+            });
+            let pool = pool_of(&server.url);
+            // A slow machine may fail this one.
+            let _ = ask(&pool, &Context::background().with_timeout(earlier), "k");
+            // What the machine itself adds to a wait of this length.
+            let control = thread::spawn(move || {
+                let begun = Instant::now();
+                thread::sleep(limit);
+                begun.elapsed()
+            });
+            let begun = Instant::now();
+            let ctx = Context::background().with_deadline(begun + limit);
+            let error = ask(&pool, &ctx, "k").unwrap_err();
+            let took = begun.elapsed();
+            assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+            assert!(took >= limit, "{took:?}");
+            took.saturating_sub(control.join().unwrap())
+        };
+        let least = (0..4).map(|_| excess()).min().unwrap();
+        assert!(least <= Duration::from_millis(8), "{limit:?} and {least:?}");
+    }
+}
+
+#[test]
 fn ended_context_sends_no_request() {
     let server = silent();
     let pool = pool_of(&server.url);

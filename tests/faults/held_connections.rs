@@ -1,0 +1,253 @@
+//! Clients that hold what others need: connections, loader threads, memory of the kernel.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use larder::{BoxError, Context, HotAdmission, Sink};
+
+use crate::cluster::{Node, Setup, wake_up_delay};
+use crate::common::{Call, PATIENCE, millis, seconds, start, timed};
+use crate::process::Process;
+use crate::raw_client::{Client, ask};
+use crate::scarce::request;
+
+fn addr(node: &Process) -> SocketAddr {
+    node.addr().parse().expect("an address")
+}
+
+/// Asks on a new connection. Returns how long that took.
+fn serve_time(node: &Process) -> Duration {
+    let addr = addr(node);
+    let (took, reply) = timed(|| ask(addr, request("k")));
+    assert_eq!(reply.value(), "value of k");
+    took
+}
+
+/// How long it takes until so few connections are open at a node.
+fn until_connections(node: &mut Process, most: usize) -> Duration {
+    let start = Instant::now();
+    while node.number::<usize>("connections") > most {
+        assert!(start.elapsed() < PATIENCE, "the connections stay open");
+        thread::sleep(millis(5));
+    }
+    start.elapsed()
+}
+
+#[test]
+fn clients_that_left_a_hanging_getter_hold_no_connection() {
+    let mut node = Process::start("max_connections=256");
+    serve_time(&node);
+    let clients: Vec<_> = (0..300)
+        .map(|_| {
+            let mut client = TcpStream::connect(node.addr()).expect("the kernel accepts");
+            // Over the limit of connections, the server has closed it.
+            let _ = client.write_all(request("hang:k").as_bytes());
+            client
+        })
+        .collect();
+    drop(clients);
+    let left = Instant::now();
+    until_connections(&mut node, 0);
+    let took = left.elapsed();
+    let control = wake_up_delay(64);
+    assert!(
+        took <= millis(1000) + 20 * control,
+        "{took:?}, control {control:?}"
+    );
+    let took = serve_time(&node);
+    assert!(
+        took <= millis(100) + 20 * control,
+        "{took:?}, control {control:?}"
+    );
+    // The loads that nobody waits for take no threads from the node's own callers.
+    assert_eq!(node.ask("get slow:1:k 10000"), "value of slow:1:k");
+}
+
+#[test]
+fn idle_strangers_make_room_for_new_clients_while_they_go_on() {
+    const STRANGERS: usize = 256;
+    let node = Process::start("max_connections=256");
+    let stranger = || {
+        let mut stranger = Client::sending(addr(&node), request("k"));
+        assert_eq!(stranger.reply().value(), "value of k");
+        stranger
+    };
+    let mut strangers: Vec<_> = (0..STRANGERS).map(|_| stranger()).collect();
+    // A connection that was used a moment ago makes no room.
+    thread::sleep(seconds(1));
+    for n in 0..10 {
+        let took = serve_time(&node);
+        let control = wake_up_delay(16);
+        assert!(
+            took <= millis(100) + 20 * control,
+            "{took:?}, control {control:?}"
+        );
+        // A stranger that was closed comes again.
+        let again = &mut strangers[n * 20];
+        if again.try_send(request("k").as_bytes()).is_err()
+            || !matches!(again.try_reply(true), Ok(Some(_)))
+        {
+            *again = stranger();
+        }
+    }
+}
+
+/// The bytes that the system holds for the sockets of a port, and the number of these sockets.
+fn kernel_memory(port: u16) -> (u64, usize) {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+    let local = format!(":{port:04X}");
+    let (mut bytes, mut sockets) = (0, 0);
+    for line in table.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_listener = words[3] == "0A";
+        if words[1].ends_with(&local) && !is_listener {
+            let (unsent, unread) = words[4].split_once(':').expect("two numbers");
+            let number = |hex| u64::from_str_radix(hex, 16).expect("a number");
+            bytes += number(unsent) + number(unread);
+            sockets += 1;
+        }
+    }
+    (bytes, sockets)
+}
+
+#[test]
+fn clients_that_do_not_read_hold_little_memory_and_are_reset() {
+    const DEAF: usize = 300;
+    let mut node = Process::start("");
+    let (port, key) = (addr(&node).port(), "large:1000000:k");
+    node.ask(&format!("get {key}"));
+    let late = thread::spawn(|| {
+        let start = Instant::now();
+        thread::sleep(seconds(10));
+        start.elapsed().saturating_sub(seconds(10))
+    });
+    let start = Instant::now();
+    let clients: Vec<_> = (0..DEAF)
+        .map(|_| Client::sending(addr(&node), request(key)))
+        .collect();
+    let mut most = 0;
+    loop {
+        let (bytes, sockets) = kernel_memory(port);
+        most = most.max(bytes);
+        if start.elapsed() > millis(200) && sockets == 0 {
+            break;
+        }
+        serve_time(&node);
+        assert!(start.elapsed() < seconds(60), "{sockets} sockets are left");
+        thread::sleep(millis(50));
+    }
+    let took = start.elapsed();
+    let late = late.join().expect("no panic");
+    assert!(
+        took <= seconds(10) + millis(500) + 10 * late,
+        "{took:?}, control {late:?}"
+    );
+    assert!(most <= 64 << 20, "{most} bytes");
+    assert!(most >= DEAF as u64 * 10_000, "{most} bytes");
+    assert_eq!(node.number::<usize>("connections"), 0);
+    drop(clients);
+}
+
+#[test]
+fn twelve_pools_with_default_limits_are_never_refused() {
+    const POOLS: usize = 12;
+    const THREADS: usize = 24;
+    const GETS: usize = 100;
+    let mut server = Process::start("");
+    let local = |_: &Context, _: &str, _: &mut dyn Sink| -> Result<(), BoxError> {
+        Err("this node owns no key".into())
+    };
+    let keys: Arc<Vec<String>> = Arc::new((0..GETS).map(|n| format!("key{n}")).collect());
+    for key in keys.iter() {
+        server.ask(&format!("get {key}"));
+    }
+    // No exchange takes too long on a slow machine; the connections are those of the defaults. Without
+    // copies, each get is an exchange.
+    let setup = Setup {
+        group: Box::new(|group| group.hot_admission(HotAdmission::Never)),
+        ..Setup::default()
+    };
+    let nodes: Vec<Node> = (0..POOLS).map(|_| setup.start(local)).collect();
+    for node in &nodes {
+        node.pool.set([&server.url]).expect("a URL");
+    }
+    let together = Arc::new(Barrier::new(POOLS * THREADS));
+    let calls: Vec<Call<()>> = (0..POOLS * THREADS)
+        .map(|n| {
+            let (group, together) = (nodes[n % POOLS].group.clone(), together.clone());
+            let keys = keys.clone();
+            start(move || {
+                together.wait();
+                for key in keys.iter() {
+                    let value = group.get(key).expect("a value of the server");
+                    assert_eq!(value, format!("value of {key}").as_str());
+                }
+            })
+        })
+        .collect();
+    for call in calls {
+        call.end();
+    }
+    let errors: u64 = nodes
+        .iter()
+        .map(|node| node.group.stats().peer_errors)
+        .sum();
+    assert_eq!(errors, 0);
+    assert!(server.is_alive());
+}
+
+#[test]
+fn timeouts_that_clients_choose_do_not_hold_threads_or_connections() {
+    let mut node = Process::start("max_request_ms=1000");
+    let with_timeout = |key: &str, ms: &str| {
+        request(key).replace("Host: h", &format!("Host: h\r\nlarder-timeout-ms: {ms}"))
+    };
+    let mut stranger = Client::connect(addr(&node));
+    for n in 0..300 {
+        // The server may refuse them after a while.
+        let _ = stranger.try_send(with_timeout(&format!("slow:4000:{n}"), "1").as_bytes());
+    }
+    thread::sleep(millis(400));
+    for n in 0..10 {
+        let value = node.ask(&format!("get slow:1:{n} 10000"));
+        assert_eq!(value, format!("value of slow:1:{n}"));
+    }
+    let late = wake_up_delay(16);
+    let addr = addr(&node);
+    let (took, reply) = timed(|| ask(addr, with_timeout("hang:k", "100000000000")));
+    assert!(reply.status >= 500, "{reply:?}");
+    assert!(
+        took <= millis(1500) + 20 * late,
+        "{took:?}, control {late:?}"
+    );
+}
+
+#[test]
+fn half_bodies_cost_what_has_arrived_or_less() {
+    const CLIENTS: u64 = 256;
+    let mut node = Process::start("");
+    serve_time(&node);
+    let before: u64 = node.number("memory");
+    let head = "POST /_groupcache/values HTTP/1.1\r\nHost: h\r\nContent-Length: 1048576\r\n\r\n";
+    let half = vec![b'x'; 512 << 10];
+    let mut most: u64 = 0;
+    let mut clients = Vec::new();
+    for n in 0..CLIENTS {
+        let mut client = Client::sending(addr(&node), head);
+        client
+            .stream()
+            .set_write_timeout(Some(millis(50)))
+            .expect("valid");
+        let _ = client.try_send(&half);
+        clients.push(client);
+        if n % 32 == 31 {
+            most = most.max(node.number("memory"));
+        }
+    }
+    let growth = most.saturating_sub(before);
+    assert!(growth <= 40 << 10, "{growth} KiB");
+    serve_time(&node);
+}
