@@ -5,8 +5,8 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
+//!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   limit.rs     a temporary limit
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -14,6 +14,7 @@ mod builder;
 pub(crate) mod client_load;
 mod counters;
 mod flight;
+mod forecast;
 mod limit;
 mod load;
 mod many;
@@ -39,8 +40,7 @@ use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
-    EVICTED_AT_ONCE, Entry, Evicted, Forecast, Generation, Hit, KeyHash, RemovalCause, Store,
-    check_capacity,
+    EVICTED_AT_ONCE, Entry, Evicted, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
 };
 use crate::sync::Arc;
 use client_load::ClientWaiter;
@@ -344,34 +344,6 @@ impl Group {
     /// The contents and the counters of one share of the cache.
     pub fn cache_stats(&self, which: CacheType) -> CacheStats {
         self.inner.store.stats(which)
-    }
-
-    /// The hit ratio that this process's cache would have with ¼, ½, 2 and 4 times its capacity.
-    ///
-    /// `None` if the group was built without [`forecast`](GroupBuilder::forecast), with fewer than about
-    /// 4,000 cached entries, or before some ten thousand gets. A forecast is about the last gets, of which
-    /// older ones count less. [`set_capacity`](Self::set_capacity) begins anew.
-    ///
-    /// The forecasts for ½ and 2 times the capacity are mostly within two points of the true ratio, those
-    /// for ¼ and 4 times within five. A get that fails, or that finds an expired entry, is a miss at
-    /// every capacity. The order and number of shards and the hot share's limit are not modelled.
-    ///
-    /// ```
-    /// # use larder::{Group, Registry};
-    /// # let builder = Group::builder("pages").registry(&Registry::new());
-    /// # let load = larder::getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
-    /// let pages = builder.max_capacity(1 << 20).forecast(true).build(load)?;
-    /// for n in 0..200_000_u32 {
-    ///     pages.get(&format!("page {}", n.wrapping_mul(2_654_435_761) % 20_000))?;
-    /// }
-    /// let forecast = pages.forecast().expect("there were enough gets");
-    /// for point in forecast.points {
-    ///     println!("{} bytes: {:.1} %", point.capacity, 100.0 * point.hit_ratio);
-    /// }
-    /// # Ok::<(), larder::Error>(())
-    /// ```
-    pub fn forecast(&self) -> Option<Forecast> {
-        self.inner.store.forecast()
     }
 
     /// The number of entries cached here, in both shares. Expired entries count until they are

@@ -35,11 +35,11 @@ pub struct ForecastPoint {
 pub(super) struct Forecaster {
     /// A key is sampled if its hash has none of these bits.
     mask: AtomicU64,
-    state: Option<Mutex<State>>,
+    state: Option<Mutex<Observations>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Observations {
     miniatures: Miniatures,
     /// The look-ups of the store before those that the counts are about.
     before: Lookups,
@@ -62,12 +62,12 @@ const MIN_SAMPLED_MISSES: u64 = 64;
 impl Forecaster {
     /// `cost` is that of the store's policy. `None` makes a forecaster that does nothing.
     pub(super) fn new(capacity: u64, cost: Option<Cost>, clock: &Clock) -> Forecaster {
-        let state = cost.map(|cost| State {
+        let state = cost.map(|cost| Observations {
             miniatures: Miniatures::new(capacity, cost, clock.now()),
             before: (0, 0),
         });
         Forecaster {
-            mask: AtomicU64::new(state.as_ref().map_or(u64::MAX, State::mask)),
+            mask: AtomicU64::new(state.as_ref().map_or(u64::MAX, Observations::mask)),
             state: state.map(Mutex::new),
         }
     }
@@ -128,7 +128,7 @@ impl Forecaster {
 
     /// Runs `observe`, unless another thread is observing: then this observation is lost, so that no get
     /// waits for another one.
-    fn observe(&self, observe: impl FnOnce(&mut State)) {
+    fn observe(&self, observe: impl FnOnce(&mut Observations)) {
         let Some(mut state) = self.state.as_ref().and_then(Mutex::try_lock) else {
             return;
         };
@@ -174,7 +174,7 @@ impl Forecaster {
     }
 }
 
-impl State {
+impl Observations {
     fn mask(&self) -> u64 {
         KeyHash::sample_mask(self.miniatures.level())
     }
