@@ -153,6 +153,7 @@ mod tests {
             favor_objects: false,
             hot_fraction: 0.0,
             shards: None,
+            forecast: false,
             clock: Clock::manual(),
         })
     }

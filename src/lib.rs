@@ -3,7 +3,7 @@
 // page in the documentation.
 #![cfg_attr(
     feature = "http",
-    doc = "[From Go groupcache]: manual::from_go_groupcache\n\n",
+    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n\n",
     doc = include_str!("../README.md"),
 )]
 //!
@@ -79,4 +79,4 @@ pub use sink::{
     AllocatingByteSliceSink, ByteViewSink, ProtoSink, Sink, StringSink, TruncatingByteSliceSink,
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
-pub use store::{Entry, Eviction, RemovalCause};
+pub use store::{Entry, Eviction, Forecast, ForecastPoint, RemovalCause};

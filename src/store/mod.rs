@@ -8,6 +8,8 @@
 //!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
 //!   expiry.rs       which entries have expired     evicted.rs   the entries that left
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
+//!   forecast.rs     the hit ratio at other capacities
+//!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //! ```
@@ -20,10 +22,12 @@ mod ceilings;
 mod entry;
 mod evicted;
 mod expiry;
+mod forecast;
 mod generations;
 mod ghost;
 mod key_hash;
 mod main_factor;
+mod miniature;
 mod policy;
 mod queues;
 mod shard;
@@ -46,6 +50,8 @@ use crate::sync::{Arc, RwLock};
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
 use expiry::NextExpiries;
+use forecast::Forecaster;
+use miniature::SampledValue;
 use policy::Cost;
 use shard::{Demand, Insertion, Room, Shard, Update, tolerated};
 
@@ -56,6 +62,7 @@ pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
+pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
 pub(crate) use key_hash::KeyHash;
 pub use policy::Eviction;
@@ -73,6 +80,8 @@ pub(crate) struct StoreOptions {
     pub(crate) hot_fraction: f64,
     /// Rounded up to a power of two. `None` chooses by capacity and cores.
     pub(crate) shards: Option<usize>,
+    /// Whether to forecast the hit ratio at other capacities.
+    pub(crate) forecast: bool,
     pub(crate) clock: Clock,
 }
 
@@ -87,14 +96,15 @@ pub(crate) struct Store {
     next_expiries: NextExpiries,
     eviction: Eviction,
     clock: Clock,
-    lookups: ThreadCounters<Lookups>,
+    lookups: ThreadCounters<LookupCounters>,
+    forecaster: Forecaster,
     /// The shard where the last search for a victim in all shards ended.
     cursor: AtomicUsize,
 }
 
 /// Counts of look-ups, by their result.
 #[derive(Default)]
-struct Lookups {
+struct LookupCounters {
     main_hits: AtomicU64,
     hot_hits: AtomicU64,
     misses: AtomicU64,
@@ -125,6 +135,11 @@ impl Store {
                 heap.excess(),
             ),
             heap,
+            forecaster: Forecaster::new(
+                options.capacity,
+                options.forecast.then_some(cost),
+                &options.clock,
+            ),
             next_expiries: NextExpiries::new(shards),
             eviction: options.eviction,
             clock: options.clock,
@@ -242,6 +257,9 @@ impl Store {
             self.shard(hash).write().promote(hash, key, now);
         }
         let end = data.len();
+        if self.forecaster.samples(hash) {
+            self.observe_get(hash, Some(SampledValue::new(end, expires)));
+        }
         Ok(Hit {
             view: ByteView::window(data, start, end),
             expires,
@@ -249,9 +267,23 @@ impl Store {
     }
 
     /// Counts a look-up that found nothing. True if the caller should remove expired entries.
-    pub(crate) fn count_miss(&self) -> bool {
+    pub(crate) fn count_miss(&self, hash: KeyHash) -> bool {
         let misses = self.lookups.add(|lookups| &lookups.misses);
+        if self.forecaster.samples(hash) {
+            self.observe_get(hash, None);
+        }
         misses % LOOKUPS_PER_PURGE == 0
+    }
+
+    #[cold]
+    fn observe_get(&self, hash: KeyHash, value: Option<SampledValue>) {
+        let (forecaster, clock) = (&self.forecaster, &self.clock);
+        forecaster.observe_get(hash, value, clock, || self.lookups());
+    }
+
+    /// The hit ratio at other capacities. `None` if forecasts are off or there is too little to go by.
+    pub(crate) fn forecast(&self) -> Option<Forecast> {
+        self.forecaster.forecast(self.lookups())
     }
 
     /// The live entry of a key. Counts nothing. If there is none, returns the generation for an
@@ -278,6 +310,10 @@ impl Store {
     /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        if self.forecaster.samples(new.hash) {
+            let value = SampledValue::new(new.data.len(), new.expires);
+            self.forecaster.observe_load(new.hash, value, &self.clock);
+        }
         if self.next_expiries.any() {
             self.make_room_from_expired(new.data.len(), evicted);
         }
@@ -292,7 +328,7 @@ impl Store {
         let inserted = PendingEviction { hash, limit };
         if room == Room::Pending {
             evicted.set_pending(Some(inserted));
-        } else {
+        } else if self.budget.is_over() {
             self.make_room(Some(inserted), evicted);
         }
     }
@@ -461,6 +497,7 @@ impl Store {
     /// [`evict_to_capacity`](Self::evict_to_capacity).
     pub(crate) fn set_capacity(&self, capacity: u64) {
         self.budget.set_capacity(capacity);
+        self.forecaster.set_capacity(capacity, self.lookups());
     }
 
     /// Evicts some entries while the store is over its capacity, the expired ones first; `None` once
@@ -478,6 +515,9 @@ impl Store {
     /// Removes a key with cause [`RemovalCause::Explicit`], or [`RemovalCause::Expired`] if it had
     /// expired. The value of a load that is under way is not cached.
     pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
+        if self.forecaster.samples(hash) {
+            self.forecaster.observe_removal(hash);
+        }
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
         shard.remove(hash, key, &mut self.update(&mut evicted));
@@ -487,6 +527,7 @@ impl Store {
 
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
+        self.forecaster.observe_clear();
         let now = self.clock.now();
         let clear =
             |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);

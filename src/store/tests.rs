@@ -13,6 +13,7 @@ use crate::heap::SharedBytes;
 mod expired;
 mod fits;
 mod room;
+mod tide;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
@@ -21,6 +22,7 @@ fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Sto
         favor_objects: false,
         hot_fraction: 0.125,
         shards: Some(shards),
+        forecast: false,
         clock: clock.clone(),
     })
 }
@@ -471,7 +473,7 @@ fn lookups_are_counted_by_share() {
         get(&store, key);
     }
     assert!(get(&store, "nobody's").is_none());
-    store.count_miss();
+    store.count_miss(store.hash("nobody's"));
     let (main, hot) = (store.stats(CacheType::Main), store.stats(CacheType::Hot));
     assert_eq!((main.gets, main.hits), (4, 2));
     assert_eq!((hot.gets, hot.hits), (2, 1));
