@@ -47,10 +47,10 @@ pub(crate) struct Heap {
 struct SharedArena {
     /// Blocks that were dropped since the last allocation. A drop takes no lock.
     freed: FreeList,
-    state: Mutex<State>,
+    state: Mutex<ArenaState>,
 }
 
-struct State {
+struct ArenaState {
     arena: Arena,
     /// This arena's part of the heap's excess.
     excess: u64,
@@ -122,7 +122,7 @@ impl Heap {
         self.excess.clone()
     }
 
-    fn note_excess(&self, state: &mut State) {
+    fn note_excess(&self, state: &mut ArenaState) {
         let gaps = state.arena.figures.gaps();
         let excess = gaps.saturating_sub(self.allowed_gaps) as u64;
         if excess.abs_diff(state.excess) >= NOTED {
@@ -181,7 +181,7 @@ impl SharedArena {
     fn new(max_spare: usize) -> SharedArena {
         SharedArena {
             freed: FreeList::new(),
-            state: Mutex::new(State {
+            state: Mutex::new(ArenaState {
                 arena: Arena::new(max_spare),
                 excess: 0,
             }),
