@@ -103,6 +103,7 @@ fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
         share: CacheType::Main,
         expires: None,
         loaded_at: store.shard(hash).read().generation(hash),
+        is_forgotten: &|| false,
     };
     let mut began = Instant::now();
     store.insert(new, &mut gone);
