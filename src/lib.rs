@@ -24,7 +24,7 @@
 //! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 mod byteview;
@@ -37,6 +37,7 @@ mod error;
 pub mod fuzzing;
 mod getter;
 mod group;
+mod heap;
 #[cfg(feature = "http")]
 pub mod http;
 mod loader_pool;
@@ -53,7 +54,6 @@ pub mod pb;
 mod peers;
 mod random;
 mod recursion;
-mod shared_bytes;
 pub mod singleflight;
 mod sink;
 mod stats;

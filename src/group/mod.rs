@@ -365,8 +365,8 @@ impl Group {
 
     /// Changes the capacity, in bytes. Evicts down to the new capacity before it returns, with cause
     /// [`RemovalCause::Size`](crate::RemovalCause::Size), and shrinks the tables. Concurrent gets
-    /// wait for a few hundred evictions at most. The allocator decides how much memory returns to the
-    /// system; [`clear`](Self::clear) returns more. 0 evicts everything and switches caching off.
+    /// wait for a few hundred evictions at most. The memory of the evicted entries returns to the system,
+    /// except for values that are still held. 0 evicts everything and switches caching off.
     ///
     /// The number of shards does not change. If the cache will grow much, set
     /// [`shards`](crate::GroupBuilder::shards) for its later size.
@@ -546,6 +546,7 @@ impl Inner {
         while let Some(evicted) = self.store.evict_to_capacity() {
             self.notify_all(evicted, &mut panic);
         }
+        self.store.release_free_pages();
         panic
     }
 

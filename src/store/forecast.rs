@@ -190,7 +190,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ByteView;
     use crate::random::{GOLDEN_RATIO, mix};
     use crate::stats::CacheType;
     use crate::store::{EvictedEntries, Eviction, NewEntry, Store, StoreOptions};
@@ -217,7 +216,7 @@ mod tests {
             return;
         };
         store.count_miss(hash);
-        let view = ByteView::keyed(&key, &[0; 64]);
+        let view = store.keyed(hash, &key, &[0; 64]);
         let new = NewEntry {
             hash,
             key: &key,

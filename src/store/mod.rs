@@ -11,8 +11,7 @@
 //!   forecast.rs     the hit ratio at other capacities
 //!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
-//!   generations.rs  removals during a load         give_back.rs returns memory after `clear`
-//!   ceilings.rs     temporary limits
+//!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -26,7 +25,6 @@ mod expiry;
 mod forecast;
 mod generations;
 mod ghost;
-mod give_back;
 mod key_hash;
 mod main_factor;
 mod miniature;
@@ -46,8 +44,9 @@ use foldhash::fast::RandomState;
 
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
+use crate::heap::Heap;
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::RwLock;
+use crate::sync::{Arc, RwLock};
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
 use expiry::NextExpiries;
@@ -92,6 +91,8 @@ pub(crate) struct Store {
     /// Padded against false sharing between threads at different shards.
     shards: Box<[CachePadded<RwLock<Shard>>]>,
     budget: Budget,
+    /// Holds the keys and values of all entries.
+    heap: Arc<Heap>,
     next_expiries: NextExpiries,
     eviction: Eviction,
     clock: Clock,
@@ -116,6 +117,7 @@ impl Store {
             .unwrap_or_else(|| default_shards(options.capacity))
             .clamp(1, MAX_SHARDS)
             .next_power_of_two();
+        let heap = Arc::new(Heap::new(options.capacity, shards));
         let cost = match options.eviction {
             Eviction::Lru => Cost::Constant,
             Eviction::Tide if options.favor_objects => Cost::Weight,
@@ -126,7 +128,13 @@ impl Store {
             shards: (0..shards)
                 .map(|_| CachePadded::new(RwLock::new(Shard::new(cost))))
                 .collect(),
-            budget: Budget::new(options.capacity, options.hot_fraction, shards),
+            budget: Budget::new(
+                options.capacity,
+                options.hot_fraction,
+                shards,
+                heap.excess(),
+            ),
+            heap,
             forecaster: Forecaster::new(
                 options.capacity,
                 options.forecast.then_some(cost),
@@ -154,6 +162,41 @@ impl Store {
     /// The capacity now, which a temporary limit may lower.
     pub(crate) fn capacity(&self) -> u64 {
         self.budget.capacity()
+    }
+
+    /// A view of a copy of `value`, for [`insert`](Self::insert). The copy lies behind one of its key in
+    /// the store's memory, or on malloc if the store cannot keep it.
+    #[inline]
+    pub(crate) fn keyed(&self, hash: KeyHash, key: &str, value: &[u8]) -> ByteView {
+        let len = key.len() + value.len();
+        let block = if weight::of_entry(len) <= self.capacity() {
+            self.heap.allocate(hash.get(), [key.as_bytes(), value])
+        } else {
+            None
+        };
+        match block {
+            Some(block) => ByteView::window(block, key.len(), len),
+            None => ByteView::from(value),
+        }
+    }
+
+    /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
+    /// be cached. False if there is no memory left.
+    #[inline]
+    pub(crate) fn adopt(&self, hash: KeyHash, key: &str, view: &mut ByteView) -> bool {
+        let is_owned =
+            |view: &ByteView| view.is_keyed(key) && self.heap.owns(hash.get(), view.allocation());
+        if is_owned(view) || weight::of_entry(key.len() + view.len()) > self.capacity() {
+            return true;
+        }
+        *view = self.keyed(hash, key, view);
+        is_owned(view)
+    }
+
+    /// Returns all memory that holds no entry to the system. Entries that left and are still held are
+    /// not waited for.
+    pub(crate) fn release_free_pages(&self) {
+        self.heap.release_free_pages();
     }
 
     pub(crate) fn full_capacity(&self) -> u64 {
@@ -488,8 +531,11 @@ impl Store {
         let now = self.clock.now();
         let clear =
             |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);
-        let shards = self.shards.iter().map(clear).collect();
-        ClearedEntries { shards, now }
+        ClearedEntries {
+            shards: self.shards.iter().map(clear).collect(),
+            now,
+            heap: self.heap.clone(),
+        }
     }
 
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
@@ -541,11 +587,12 @@ impl Store {
     }
 }
 
-/// The former contents of a cleared store.
+/// The former contents of a cleared store. The drop returns their memory to the system.
 pub(crate) struct ClearedEntries {
     shards: Vec<Shard>,
     /// When it was cleared.
     now: Tick,
+    heap: Arc<Heap>,
 }
 
 impl ClearedEntries {
@@ -556,9 +603,8 @@ impl ClearedEntries {
 
 impl Drop for ClearedEntries {
     fn drop(&mut self) {
-        let weight = self.shards.iter().map(Shard::bytes).sum();
-        let entries = self.shards.drain(..).flat_map(Shard::into_data).collect();
-        give_back::give_back(entries, weight);
+        self.shards.clear();
+        self.heap.release_free_pages();
     }
 }
 

@@ -11,7 +11,7 @@ use super::expiry::Expiries;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -221,11 +221,6 @@ impl Slab {
             let entry = Entry::new(data, usize::from(meta.key_len), meta.share());
             Some((index, entry))
         })
-    }
-
-    /// The allocations of all entries.
-    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
-        self.data.into_iter().flatten()
     }
 
     /// Whether a slot's fields can hold this key length and this weight.

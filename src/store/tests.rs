@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
+use crate::heap::SharedBytes;
 
 mod expired;
 mod fits;
@@ -50,12 +51,18 @@ fn put_pending(
     share: CacheType,
     ttl: Option<Duration>,
 ) -> EvictedEntries {
-    let view = ByteView::keyed(key, value);
     let hash = store.hash(key);
+    let view = store.keyed(hash, key, value);
+    let data = SharedBytes::concat([key.as_bytes(), value]);
+    let data = if view.is_keyed(key) {
+        view.allocation()
+    } else {
+        &data
+    };
     let new = NewEntry {
         hash,
         key,
-        data: view.allocation(),
+        data,
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
         loaded_at: store.shard(hash).read().generation(hash),
@@ -336,7 +343,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
         let hash = store.hash("key");
         let generation = store.peek(hash, "key").expect_err("nothing there");
         remove(&store, hash);
-        let [old, new] = ["old", "new"].map(|value| ByteView::keyed("key", value.as_bytes()));
+        let [old, new] = ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes()));
         let loaded = |view: &ByteView, loaded_at| {
             let new = NewEntry {
                 hash,

@@ -5,7 +5,6 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ByteView;
 use crate::random::{GOLDEN_RATIO, mix};
 use crate::stats::CacheType;
 use crate::store::{EvictedEntries, Eviction, NewEntry, Store, StoreOptions};
@@ -128,11 +127,11 @@ fn miniature_hits_as_often_as_a_store() {
             // Popular keys are small numbers.
             let id = mix(n) % (1 + mix(n + gets) % 1000);
             let (name, bytes) = (format!("{id}"), vec![0; 1 << (mix(id) % 12)]);
-            let view = ByteView::keyed(&name, &bytes);
+            let hash = store.hash(&name);
+            let view = store.keyed(hash, &name, &bytes);
             let value = SampledValue::new(view.allocation().len(), None);
             miniatures.get(key(id, LOWEST_LEVEL), Some(value), &clock);
 
-            let hash = store.hash(&name);
             let Err((generation, ())) = store.get(hash, &name, || (), || ()) else {
                 continue;
             };
