@@ -12,7 +12,6 @@ use super::policy::{Choice, Cost, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
 use crate::clock::{Clock, Tick};
-use crate::shared_bytes::SharedBytes;
 use crate::stats::{CacheStats, CacheType};
 
 /// The most expired entries that an insertion removes although it does not need their room.
@@ -96,9 +95,10 @@ impl Demand {
 
     /// All shards are searched before the first victim leaves, and none is refused. This is for a
     /// thread that makes the store smaller. It is slower, but does not depend on earlier operations.
-    pub(super) fn of_oldest() -> Demand {
+    pub(super) fn of_oldest(budget: &Budget) -> Demand {
+        let floor = if budget.is_sharded() { u64::MAX } else { 0 };
         Demand {
-            floors: [u64::MAX; 2],
+            floors: [floor; 2],
             limit: 0,
             share: None,
             spared: None,
@@ -372,10 +372,6 @@ impl Shard {
         })
     }
 
-    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
-        self.slab.into_data()
-    }
-
     /// Shrinks the tables if they are much larger than their contents, by some slots at a time.
     ///
     /// The memory of free slots is in no entry's weight. Without this, the tables would stay large
@@ -442,10 +438,6 @@ impl Shard {
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn slots(&self) -> usize {
         self.slab.len()
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.policies.iter().map(Policy::bytes).sum()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,5 +1,7 @@
 //! Eviction of many entries: for one large value, and for a smaller capacity.
 
+use std::time::Instant;
+
 use super::*;
 
 #[test]
@@ -86,5 +88,53 @@ fn evicts_to_smaller_capacity_and_uses_larger_one() {
         while store.evict_to_capacity().is_some() {}
         fill(40_000);
         assert_eq!((total_items(&store), store.budget.used()), (0, 0));
+    }
+}
+
+/// The microseconds of each step of a large insertion. Look-ups wait for a step at most.
+fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
+    let (mut steps, mut gone) = (Vec::new(), EvictedEntries::default());
+    let view = ByteView::keyed("large", large);
+    let hash = store.hash("large");
+    let new = NewEntry {
+        hash,
+        key: "large",
+        data: view.allocation(),
+        share: CacheType::Main,
+        expires: None,
+        loaded_at: store.shard(hash).read().generation(hash),
+        is_forgotten: &|| false,
+    };
+    let mut began = Instant::now();
+    store.insert(new, &mut gone);
+    loop {
+        steps.push(began.elapsed().as_micros());
+        let Some(pending) = gone.pending() else {
+            return steps;
+        };
+        drop(gone);
+        began = Instant::now();
+        gone = store.finish_eviction(pending);
+    }
+}
+
+#[test]
+#[ignore = "measures time, which takes a quiet machine"]
+fn lookups_do_not_wait_for_large_displacements() {
+    for eviction in [Eviction::Tide, Eviction::Lru] {
+        for shards in [1, 8] {
+            let rounds = (0..7).map(|_| {
+                let store = store(64 << 20, eviction, shards, &Clock::manual());
+                for n in 0..80_000 {
+                    put(&store, &n.to_string(), &[0; 900], CacheType::Main, None);
+                }
+                let steps = (0..3).flat_map(|n| steps(&store, &vec![n; 16 << 20]));
+                steps.collect::<Vec<_>>()
+            });
+            // A round in which the thread was preempted does not count.
+            let longest = rounds.map(|steps| steps.into_iter().max()).min().flatten();
+            println!("{eviction:?}, {shards} shards: {longest:?} µs");
+            assert!(longest.is_some_and(|longest| longest < 2_000));
+        }
     }
 }
