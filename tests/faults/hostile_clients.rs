@@ -78,15 +78,16 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
                     eventually("the connections end", || attacked.server.connections() <= 4);
                     begun.elapsed()
                 });
-                let times = times(caller, [attacked, control], 300, &bytes[..4]);
+                let times = times(caller, [attacked, control], 500, &bytes[..4]);
                 (ended.join().expect("no panic"), times)
             })
         });
         let delay = late + wake_up_delay(64);
         let most = limit + millis(1500) + 10 * delay;
         assert!(took <= most, "{took:?}, control {delay:?}");
-        let p99 = |times: &[Duration]| times[times.len() * 99 / 100 - 1];
-        let [theirs, others] = [theirs, others].map(|times| p99(&times));
+        // The slowest show how a busy machine schedules threads more than the server.
+        let median = |times: &[Duration]| times[times.len() / 2];
+        let [theirs, others] = [theirs, others].map(|times| median(&times));
         assert!(
             theirs <= 2 * others + delay,
             "{theirs:?}, elsewhere {others:?}"

@@ -1,13 +1,12 @@
 //! Peers that do not answer, answer late, or whose connections are dead.
 
-use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use larder::{BoxError, Context, Sink};
 
-use crate::cluster::{Node, Setup, lateness};
+use crate::cluster::{Node, Setup, lateness, socket_lateness};
 use crate::common::{PATIENCE, millis, seconds, start, timed, within};
 use crate::process::Process;
 use crate::raw_server::{RawServer, failure, key_of, keyed_body, ok_with};
@@ -205,18 +204,6 @@ fn caller_leaves_a_hung_peer_at_its_deadline() {
             "{limit:?}: {overshoots:?} over it, not {most:?}"
         );
     }
-}
-
-/// How late the system ends a wait at a socket, which has coarser clocks than other waits.
-fn socket_lateness() -> Duration {
-    let limit = millis(20);
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-    socket.set_read_timeout(Some(limit)).expect("valid");
-    let late = (0..5).map(|_| {
-        let (took, _) = timed(|| socket.recv(&mut [0]));
-        took.saturating_sub(limit)
-    });
-    late.max().unwrap_or_default()
 }
 
 #[test]
