@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
-EXAMPLES=(color color_tiny_http cluster custom_transport getter_file getter_sqlite getter_redis
+EXAMPLES=(color color_tiny_http cluster custom_transport forecast getter_file getter_sqlite getter_redis
     json_sink proto_sink)
 BIN="$CARGO_TARGET_DIR/release/examples"
 
@@ -80,6 +80,14 @@ example_custom_transport() {
     says '^b: getter .* loads "page-[0-9]*" for req-1$'
     says '^node a: 2 gets, 2 loads from the peer, .* 0 own loads$'
     says '^node b: .* 2 requests of the peer, 2 own loads$'
+}
+
+example_forecast() {
+    capture "$BIN/forecast"
+    says '^ +2 MiB  █+. '
+    says '^ +8 MiB  █+.* %  \(now\)$'
+    says '^ +32 MiB  █+. '
+    says '^Measured with twice the memory: [1-9][0-9.]* %\.$'
 }
 
 example_getter_file() {

@@ -1,7 +1,8 @@
 //! A get of a cached key, by all threads together, compared with other caches.
 //!
 //! There are 100,000 keys of 16 bytes with values of 100 bytes. All are present, and nothing is evicted.
-//! `larder` is the public `Group::get`, statistics included. In `one-hot-key-8` half of all gets are of
+//! `larder` is the public `Group::get`, statistics included; `larder forecast` is the same with forecasts
+//! on. In `one-hot-key-8` half of all gets are of
 //! one key.
 
 mod common;
@@ -130,11 +131,15 @@ fn main() {
 fn filled(keys: &[String]) -> Vec<Named> {
     let value = [7_u8; VALUE];
 
-    let group = Group::builder("hit")
-        .registry(&Registry::new())
-        .max_capacity(CAPACITY)
-        .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
-        .expect("the options are right");
+    let group = |forecast: bool| {
+        Group::builder("hit")
+            .registry(&Registry::new())
+            .max_capacity(CAPACITY)
+            .forecast(forecast)
+            .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
+            .expect("the options are right")
+    };
+    let (group, forecasting) = (group(false), group(true));
     let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
     let moka = moka::sync::Cache::builder()
         .max_capacity(CAPACITY)
@@ -148,6 +153,7 @@ fn filled(keys: &[String]) -> Vec<Named> {
     for key in keys {
         let owned = || Box::<str>::from(key.as_str());
         group.get(key).expect("the getter answers");
+        forecasting.get(key).expect("the getter answers");
         quick.insert(owned(), Shared::from(&value[..]));
         moka.insert(owned(), Shared::from(&value[..]));
         mini.insert(key.clone(), Shared::from(&value[..]));
@@ -175,6 +181,7 @@ fn filled(keys: &[String]) -> Vec<Named> {
         ("lru+Mutex", Box::new(lru)),
         ("larder get_into view", Box::new(into_view)),
         ("larder get_into Vec", Box::new(into_vec)),
+        ("larder forecast", Box::new(forecasting)),
     ]
 }
 

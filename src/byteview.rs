@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::{Bound, Deref, RangeBounds};
 use std::str::Utf8Error;
 
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::sync::Arc;
 
 /// A cached value: bytes that never change, shared by all callers that got them.
@@ -37,38 +37,14 @@ impl ByteView {
         ByteView { data, start, end }
     }
 
-    /// One allocation with a copy of `key` followed by a copy of `value`. The view covers the value.
-    /// Entries have the same layout, so the store can keep the allocation as it is.
-    pub(crate) fn keyed(key: &str, value: &[u8]) -> Self {
-        let len = key.len() + value.len();
-        let join = |bytes: &mut [u8]| {
-            let (front, back) = bytes.split_at_mut(key.len());
-            front.copy_from_slice(key.as_bytes());
-            back.copy_from_slice(value);
-        };
-        // Copying a few bytes twice is faster than filling an allocation with zeros first.
-        let mut buffer = [0; 256];
-        let data = if let Some(bytes) = buffer.get_mut(..len) {
-            join(bytes);
-            SharedBytes::from(&*bytes)
-        } else {
-            let mut data = SharedBytes::zeros(len);
-            data.fill(join);
-            data
-        };
-        ByteView::window(data, key.len(), len)
-    }
-
-    /// Copies the bytes to the layout of [`keyed`](Self::keyed) for this key, unless they have it.
+    /// Whether the allocation is this key followed by the bytes of the view, as in an entry.
     #[inline]
-    pub(crate) fn make_keyed(&mut self, key: &str) {
+    pub(crate) fn is_keyed(&self, key: &str) -> bool {
         let fits = self.start == key.len() && self.end == self.data.len();
-        if !(fits && self.data.starts_with(key.as_bytes())) {
-            *self = ByteView::keyed(key, self);
-        }
+        fits && self.data.starts_with(key.as_bytes())
     }
 
-    /// The whole allocation: key and value, if the view has the layout of [`keyed`](Self::keyed).
+    /// The whole allocation: key and value, if the view [is keyed](Self::is_keyed).
     pub(crate) fn allocation(&self) -> &SharedBytes {
         &self.data
     }
@@ -351,35 +327,13 @@ mod tests {
     }
 
     #[test]
-    fn make_keyed_copies_only_other_layouts() {
-        let view = ByteView::keyed("key", b"value");
-        assert_eq!(view, "value");
-        let mut kept = view.clone();
-        kept.make_keyed("key");
-        assert!(std::ptr::eq(&*view.data, &*kept.data));
-        for (view, key, want) in [
-            (view.clone(), "kez", "kezvalue"),
-            (view.slice(..3), "key", "keyval"),
-            (view.slice(..0), "", ""),
-            (ByteView::from("x"), "", "x"),
-        ] {
-            let mut keyed = view.clone();
-            keyed.make_keyed(key);
-            assert_eq!(**keyed.allocation(), *want.as_bytes());
-            assert_eq!(keyed, view);
-        }
-    }
-
-    #[test]
-    fn keyed_view_of_any_length_is_key_and_value() {
-        for key in ["", "k", &"k".repeat(100), &"k".repeat(600)] {
-            for len in [0, 1, 127, 128, 129, 155, 156, 157, 255, 256, 257, 5000] {
-                let value: Vec<u8> = (0..len).map(|n| n as u8).collect();
-                let view = ByteView::keyed(key, &value);
-                assert_eq!(view, value);
-                assert_eq!(**view.allocation(), *[key.as_bytes(), &value].concat());
-            }
-        }
+    fn only_the_end_of_an_allocation_behind_its_key_is_keyed() {
+        let whole = ByteView::from("keyvalue");
+        assert!(whole.slice(3..).is_keyed("key"));
+        assert!(whole.is_keyed(""));
+        assert!(!whole.slice(3..).is_keyed("kez"));
+        assert!(!whole.slice(3..6).is_keyed("key"));
+        assert!(!whole.slice(..0).is_keyed(""));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::sink::Sink;
+use crate::store::{KeyHash, Store};
 
 /// Loads the value of a key that no process has cached.
 ///
@@ -57,6 +58,8 @@ where
 /// The sink that a getter fills. It takes one value, and copies bytes straight to the layout of an
 /// entry.
 pub(crate) struct LoadSink<'a> {
+    store: &'a Store,
+    hash: KeyHash,
     key: &'a str,
     max_value_size: usize,
     value: Option<ByteView>,
@@ -66,8 +69,15 @@ pub(crate) struct LoadSink<'a> {
 }
 
 impl<'a> LoadSink<'a> {
-    pub(crate) fn new(key: &'a str, max_value_size: usize) -> Self {
+    pub(crate) fn new(
+        store: &'a Store,
+        hash: KeyHash,
+        key: &'a str,
+        max_value_size: usize,
+    ) -> Self {
         LoadSink {
+            store,
+            hash,
             key,
             max_value_size,
             value: None,
@@ -114,12 +124,11 @@ impl<'a> LoadSink<'a> {
 impl Sink for LoadSink<'_> {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         self.check(value.len())?;
-        self.value = Some(ByteView::keyed(self.key, value));
+        self.value = Some(self.store.keyed(self.hash, self.key, value));
         Ok(())
     }
 
-    /// Shares the view's bytes. They are copied later only if the store keeps the value and the view
-    /// does not have the layout of an entry of this key.
+    /// Shares the view's bytes. The store copies them later to memory of its own, if it keeps them.
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
         self.check(value.len())?;
         self.value = Some(value.clone());
@@ -134,16 +143,35 @@ impl Sink for LoadSink<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::store::{Eviction, StoreOptions};
+
+    fn store() -> Store {
+        Store::new(StoreOptions {
+            capacity: 1 << 20,
+            eviction: Eviction::default(),
+            favor_objects: false,
+            hot_fraction: 0.0,
+            shards: None,
+            forecast: false,
+            clock: Clock::manual(),
+        })
+    }
+
+    fn sink(store: &Store, max_value_size: usize) -> LoadSink<'_> {
+        LoadSink::new(store, store.hash("key"), "key", max_value_size)
+    }
 
     #[test]
     fn getter_without_a_value_is_an_error() {
-        let error = LoadSink::new("key", 10).finish().unwrap_err();
+        let error = sink(&store(), 10).finish().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NothingSet);
     }
 
     #[test]
     fn second_value_is_an_error_even_if_the_getter_ignores_it() {
-        let mut sink = LoadSink::new("key", 10);
+        let store = store();
+        let mut sink = sink(&store, 10);
         sink.set_str("one").unwrap();
         assert_eq!(sink.set_str("two").unwrap_err().kind(), ErrorKind::SetTwice);
         assert_eq!(sink.finish().unwrap_err().kind(), ErrorKind::SetTwice);
@@ -151,12 +179,12 @@ mod tests {
 
     #[test]
     fn value_over_the_limit_is_refused() {
-        let mut sink = LoadSink::new("key", 3);
+        let store = store();
         assert_eq!(
-            sink.set_str("four").unwrap_err().kind(),
+            sink(&store, 3).set_str("four").unwrap_err().kind(),
             ErrorKind::ValueTooLarge
         );
-        let mut sink = LoadSink::new("key", 3);
+        let mut sink = sink(&store, 3);
         sink.set_str("thr").unwrap();
         sink.expire_in(Duration::from_secs(1));
         let (value, ttl) = sink.finish().unwrap();

@@ -3,7 +3,7 @@
 // page in the documentation.
 #![cfg_attr(
     feature = "http",
-    doc = "[From Go groupcache]: manual::from_go_groupcache\n\n",
+    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n\n",
     doc = include_str!("../README.md"),
 )]
 //!
@@ -24,7 +24,7 @@
 //! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 mod byteview;
@@ -37,6 +37,7 @@ mod error;
 pub mod fuzzing;
 mod getter;
 mod group;
+mod heap;
 #[cfg(feature = "http")]
 pub mod http;
 mod loader_pool;
@@ -53,7 +54,6 @@ pub mod pb;
 mod peers;
 mod random;
 mod recursion;
-mod shared_bytes;
 pub mod singleflight;
 mod sink;
 mod stats;
@@ -79,4 +79,4 @@ pub use sink::{
     AllocatingByteSliceSink, ByteViewSink, ProtoSink, Sink, StringSink, TruncatingByteSliceSink,
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
-pub use store::{Entry, Eviction, RemovalCause};
+pub use store::{Entry, Eviction, Forecast, ForecastPoint, RemovalCause};

@@ -2,3 +2,11 @@
 
 #[doc = include_str!("../docs/from-go-groupcache.md")]
 pub mod from_go_groupcache {}
+
+// The picture stands in the page as a file, which is not part of this documentation. It is shown inline.
+#[doc = "<style>.docblock img[src='eviction.svg'] { display: none }</style>"]
+#[doc = ""]
+#[doc = include_str!("../docs/eviction.svg")]
+#[doc = ""]
+#[doc = include_str!("../docs/eviction.md")]
+pub mod eviction {}

@@ -5,10 +5,13 @@
 //! objects of the trace. A weight is that of a group, with overhead. The others get the same weights.
 //! The object hit ratio counts requests, the byte hit ratio the weights of the requested objects.
 //!
-//! `LARDER_CASES` chooses cells (`nasa1d@10`) or all cells of a trace (`nasa1d`).
+//! Then groups forecast their hit ratios at other capacities.
+//!
+//! `LARDER_CASES` chooses cells (`nasa1d@10`), all cells of a trace (`nasa1d`), or `forecast`.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod forecast;
 mod traces;
 
 use std::collections::HashMap;
@@ -37,19 +40,19 @@ type Replay = fn(&Trace, u64) -> Ratios;
 
 const IMPLEMENTATIONS: [(&str, Replay); 7] = [
     ("larder unsharded", |trace, capacity| {
-        replay_group(trace, group(capacity).shards(1))
+        replay_group(trace, group(capacity).shards(1)).0
     }),
     ("larder", |trace, capacity| {
-        replay_group(trace, group(capacity))
+        replay_group(trace, group(capacity)).0
     }),
     ("larder 8 shards", |trace, capacity| {
-        replay_group(trace, group(capacity).shards(8))
+        replay_group(trace, group(capacity).shards(8)).0
     }),
-    ("larder favor_objects", |trace, capacity| {
-        replay_group(trace, group(capacity).shards(1).favor_objects(true))
+    ("favor_objects", |trace, capacity| {
+        replay_group(trace, group(capacity).shards(1).favor_objects(true)).0
     }),
     ("larder LRU", |trace, capacity| {
-        replay_group(trace, group(capacity).shards(1).eviction(Eviction::Lru))
+        replay_group(trace, group(capacity).shards(1).eviction(Eviction::Lru)).0
     }),
     ("quick_cache", replay_quick),
     ("moka", replay_moka),
@@ -71,25 +74,40 @@ fn main() {
     }
     println!();
     for (name, percents) in CELLS {
-        let cells: Vec<_> = percents
+        let cells = percents
             .iter()
-            .map(|percent| (format!("{name}@{percent}"), percent))
-            .filter(|(cell, _)| wanted(cell) || wanted(name))
-            .collect();
-        if cells.is_empty() {
-            continue;
-        }
-        match traces::read(&directory, name) {
-            Ok(trace) => {
-                for (cell, percent) in cells {
-                    let capacity = (trace.footprint as f64 * percent / 100.0) as u64;
-                    measure(&mut report, &cell, &trace, capacity);
-                }
-            }
-            Err(reason) => println!("SKIPPED: {name}: {reason}"),
-        }
+            .map(|&percent| (format!("{name}@{percent}"), percent));
+        let cells = cells.filter(|(cell, _)| wanted(cell) || wanted(name));
+        run_cells(&mut report, &directory, name, cells.collect(), measure);
+    }
+    println!("\nforecast hit % (and that of a group with this capacity)");
+    for (name, _) in CELLS.iter().filter(|(name, _)| !name.ends_with("-jump")) {
+        let cells = forecast::cells(name).collect();
+        run_cells(&mut report, &directory, name, cells, forecast::measure);
     }
     report.write();
+}
+
+/// Measures cells of a trace, each with its name and its capacity in percent.
+fn run_cells(
+    report: &mut Report,
+    directory: &Path,
+    trace: &str,
+    cells: Vec<(String, f64)>,
+    measure: impl Fn(&mut Report, &str, &Trace, u64),
+) {
+    if cells.is_empty() {
+        return;
+    }
+    match traces::read(directory, trace) {
+        Ok(trace) => {
+            for (cell, percent) in cells {
+                let capacity = (trace.footprint as f64 * percent / 100.0) as u64;
+                measure(report, &cell, &trace, capacity);
+            }
+        }
+        Err(reason) => println!("SKIPPED: {trace}: {reason}"),
+    }
 }
 
 /// Replays a trace through all implementations, and prints their ratios.
@@ -100,9 +118,7 @@ fn measure(report: &mut Report, cell: &str, trace: &Trace, capacity: u64) {
             continue;
         }
         let ratios = replay(trace, capacity);
-        let percent = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
-        let objects = percent(ratios.hits, ratios.requests);
-        let bytes = percent(ratios.hit_weight, ratios.weight);
+        let (objects, bytes) = (ratios.object_percent(), ratios.byte_percent());
         report.add(cell, name, "object_hit_pct", "%", objects);
         report.add(cell, name, "byte_hit_pct", "%", bytes);
         print!("  {:>16}", format!("{objects:.2} / {bytes:.2}"));
@@ -118,6 +134,16 @@ struct Ratios {
     hits: u64,
     weight: u64,
     hit_weight: u64,
+}
+
+impl Ratios {
+    fn object_percent(&self) -> f64 {
+        100.0 * self.hits as f64 / self.requests.max(1) as f64
+    }
+
+    fn byte_percent(&self) -> f64 {
+        100.0 * self.hit_weight as f64 / self.weight.max(1) as f64
+    }
 }
 
 /// Replays a trace through a function that says whether a request was a hit.
@@ -143,16 +169,17 @@ fn group(capacity: u64) -> larder::GroupBuilder {
         .max_value_size(1 << 30)
 }
 
-fn replay_group(trace: &Trace, builder: larder::GroupBuilder) -> Ratios {
+fn replay_group(trace: &Trace, builder: larder::GroupBuilder) -> (Ratios, Group) {
     let loads = Arc::new(AtomicU64::new(0));
     let group = fill_with_zeros(builder, &trace.sizes, &loads);
     let keys: Vec<String> = (0..trace.sizes.len()).map(|id| key(id as u32)).collect();
     let mut loaded = 0;
-    replay(trace, |id, _| {
+    let ratios = replay(trace, |id, _| {
         group.get(&keys[id as usize]).expect("the getter answers");
         let before = std::mem::replace(&mut loaded, loads.load(Ordering::Relaxed));
         before == loaded
-    })
+    });
+    (ratios, group)
 }
 
 /// A group whose getter makes values of these sizes, and counts its calls.

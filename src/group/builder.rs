@@ -46,6 +46,7 @@ pub struct GroupBuilder {
     max_loader_threads: usize,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
+    forecast: bool,
     clock: Clock,
 }
 
@@ -66,6 +67,7 @@ impl GroupBuilder {
             max_loader_threads: DEFAULT_LOADER_THREADS,
             max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
+            forecast: false,
             clock: Clock::system(),
         }
     }
@@ -200,6 +202,17 @@ impl GroupBuilder {
         self
     }
 
+    /// Whether [`Group::forecast`] forecasts the hit ratio at other capacities. Default: no.
+    ///
+    /// It takes at most 64 KiB, which are not part of the capacity. It follows one key in 32, or fewer if
+    /// there are more than some thousand entries. A get of another key compares a few bits more, and one
+    /// of these keys takes about twice as long. If two threads get such keys at the same time, one of the
+    /// gets is left out of the forecast.
+    pub fn forecast(mut self, forecast: bool) -> Self {
+        self.forecast = forecast;
+        self
+    }
+
     /// The clock that measures expiry. Default: the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -228,6 +241,7 @@ impl GroupBuilder {
             favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
+            forecast: self.forecast,
             clock: self.clock,
         };
         let inner = Inner {

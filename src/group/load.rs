@@ -84,7 +84,7 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let mut run = GetterRun::new(&self.counters);
-        let mut sink = LoadSink::new(key.key, self.max_value_size);
+        let mut sink = LoadSink::new(&self.store, key.hash, key.key, self.max_value_size);
         let returned = if std::thread::panicking() {
             // A drop calls the group while its thread unwinds. A second panic would abort the process.
             caught(|| self.getter.get(ctx, key.key, &mut sink)).ok_or(ErrorKind::GetterPanicked)?

@@ -56,7 +56,7 @@ impl Inner {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
             if found.is_none() {
-                self.count_miss();
+                self.count_miss(hash);
             }
             found.map(|value| Ok(value.view))
         };

@@ -5,8 +5,8 @@
 //!   builder.rs   the options                   many.rs      several keys: one request an owner
 //!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
+//!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   limit.rs     a temporary limit
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -14,6 +14,7 @@ mod builder;
 pub(crate) mod client_load;
 mod counters;
 mod flight;
+mod forecast;
 mod limit;
 mod load;
 mod many;
@@ -364,8 +365,8 @@ impl Group {
 
     /// Changes the capacity, in bytes. Evicts down to the new capacity before it returns, with cause
     /// [`RemovalCause::Size`](crate::RemovalCause::Size), and shrinks the tables. Concurrent gets
-    /// wait for a few hundred evictions at most. The allocator decides how much memory returns to the
-    /// system; [`clear`](Self::clear) returns more. 0 evicts everything and switches caching off.
+    /// wait for a few hundred evictions at most. The memory of the evicted entries returns to the system,
+    /// except for values that are still held. 0 evicts everything and switches caching off.
     ///
     /// The number of shards does not change. If the cache will grow much, set
     /// [`shards`](crate::GroupBuilder::shards) for its later size.
@@ -426,7 +427,7 @@ impl Inner {
         match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) => Ok(hit.view),
             Err(miss) => {
-                self.count_miss();
+                self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
             }
         }
@@ -449,7 +450,7 @@ impl Inner {
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) => hit.into(),
             Err(miss) => {
-                self.count_miss();
+                self.count_miss(hash);
                 self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
             }
         };
@@ -502,8 +503,8 @@ impl Inner {
         panic.resume();
     }
 
-    fn count_miss(&self) {
-        if self.store.count_miss() {
+    fn count_miss(&self, hash: KeyHash) {
+        if self.store.count_miss(hash) {
             self.purge_some();
         }
     }
@@ -545,6 +546,7 @@ impl Inner {
         while let Some(evicted) = self.store.evict_to_capacity() {
             self.notify_all(evicted, &mut panic);
         }
+        self.store.release_free_pages();
         panic
     }
 

@@ -100,7 +100,9 @@ impl Inner {
         if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
             return expires;
         }
-        view.make_keyed(key);
+        if !self.store.adopt(hash, key, view) {
+            return expires;
+        }
         let new = NewEntry {
             hash,
             key,

@@ -60,7 +60,7 @@ use source::Source;
 /// ```
 #[must_use = "the groups are watched until the guard is dropped"]
 pub struct MemoryPressure {
-    shared: Arc<Shared>,
+    shared: Arc<WatchShared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -87,15 +87,15 @@ pub struct MemoryStatus {
     pub readings: u64,
 }
 
-/// What the guard and the thread share.
+/// The state that the guard and the thread share.
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct WatchShared {
+    state: Mutex<WatchState>,
     stopped: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WatchState {
     is_stopped: bool,
     status: MemoryStatus,
 }
@@ -175,7 +175,7 @@ impl MemoryPressureBuilder {
         if self.registries.is_empty() && self.groups.is_empty() {
             self.registries.push(Registry::global().clone());
         }
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(WatchShared::default());
         let mut watcher = Watcher {
             source: Source::new()?,
             controller: Controller::new(self.options),
@@ -251,7 +251,7 @@ struct Watcher {
     start: Instant,
     /// The watched groups and their limits in bytes; `u64::MAX` for none.
     limits: Vec<(TemporaryLimit, u64)>,
-    shared: Arc<Shared>,
+    shared: Arc<WatchShared>,
 }
 
 impl Watcher {

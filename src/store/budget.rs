@@ -7,6 +7,7 @@ use crossbeam_utils::CachePadded;
 use super::ceilings::Ceilings;
 use super::policy::Moment;
 use crate::stats::CacheType;
+use crate::sync::Arc;
 
 /// The store's capacity, and how much of it is used.
 ///
@@ -29,6 +30,8 @@ pub(super) struct Budget {
     /// Written by most insertions. Padded against false sharing with the rest of the store, which
     /// every look-up reads.
     usage: CachePadded<Usage>,
+    /// Bytes that no entry uses and that no other entry can have: see `Heap::excess`.
+    excess: Arc<CachePadded<AtomicU64>>,
 }
 
 /// The sums over all shards, modulo 2^64 or 2^32.
@@ -43,7 +46,12 @@ struct Usage {
 
 impl Budget {
     /// `hot_fraction` is 0 to 1.
-    pub(super) fn new(capacity: u64, hot_fraction: f64, shards: usize) -> Budget {
+    pub(super) fn new(
+        capacity: u64,
+        hot_fraction: f64,
+        shards: usize,
+        excess: Arc<CachePadded<AtomicU64>>,
+    ) -> Budget {
         let budget = Budget {
             capacity: AtomicU64::default(),
             ceilings: Ceilings::new(),
@@ -52,6 +60,7 @@ impl Budget {
             is_sharded: shards > 1,
             levels: Default::default(),
             usage: CachePadded::default(),
+            excess,
         };
         budget.set_capacity(capacity);
         budget
@@ -91,7 +100,12 @@ impl Budget {
     }
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.used().saturating_add(bytes) <= self.capacity()
+        let used = self.used().saturating_add(self.excess());
+        used.saturating_add(bytes) <= self.capacity()
+    }
+
+    fn excess(&self) -> u64 {
+        self.excess.load(Ordering::Relaxed)
     }
 
     /// The time of the eviction policy.
@@ -194,6 +208,7 @@ impl Ledger<'_> {
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         let used = self.budget.used().wrapping_add(self.bytes);
+        let used = used.saturating_add(self.budget.excess());
         used.saturating_add(bytes) <= self.budget.capacity()
     }
 

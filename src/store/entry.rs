@@ -6,7 +6,7 @@ use super::generations::Generation;
 use super::key_hash::KeyHash;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::stats::CacheType;
 
 /// A cached entry, as [`Group::iter`](crate::Group::iter) returns it. It keeps key and value alive,
@@ -71,7 +71,7 @@ pub(crate) struct Hit {
 pub(crate) struct NewEntry<'a> {
     pub(crate) hash: KeyHash,
     pub(crate) key: &'a str,
-    /// Key and value, side by side, as [`ByteView::keyed`] makes them. Borrowed, so that a value
+    /// Key and value, side by side, as `Store::keyed` makes them. Borrowed, so that a value
     /// that is not inserted is not dropped under the lock.
     pub(crate) data: &'a SharedBytes,
     pub(crate) share: CacheType,

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use super::entry::Entry;
 use super::key_hash::KeyHash;
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 
 /// The bytes of a cache line.
 const CACHE_LINE: usize = 64;

@@ -26,11 +26,24 @@ impl KeyHash {
         self.0 as usize & (shards - 1)
     }
 
+    /// The bits that choose the sample for a forecast: 24 that are neither in the short hash nor choose
+    /// the shard.
+    pub(super) fn sample_bits(self) -> u32 {
+        self.0 as u32 >> SAMPLE_SHIFT
+    }
+
+    /// The mask of the bits that are zero in the hashes of a sample of one key in 2^level.
+    pub(super) fn sample_mask(level: u32) -> u64 {
+        ((1 << level) - 1) << SAMPLE_SHIFT
+    }
+
     /// The stripe of the generation counters.
     pub(super) fn stripe(self, stripes: usize) -> usize {
         (self.0 >> 16) as usize % stripes
     }
 }
+
+const SAMPLE_SHIFT: u32 = 8;
 
 /// A short hash, widened for the table. The table takes the place from the low bits and the tag from
 /// the high ones, so both halves hold the short hash.

@@ -8,9 +8,10 @@
 //!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
 //!   expiry.rs       which entries have expired     evicted.rs   the entries that left
 //!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
+//!   forecast.rs     the hit ratio at other capacities
+//!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
-//!   generations.rs  removals during a load         give_back.rs returns memory after `clear`
-//!   ceilings.rs     temporary limits
+//!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -21,11 +22,12 @@ mod ceilings;
 mod entry;
 mod evicted;
 mod expiry;
+mod forecast;
 mod generations;
 mod ghost;
-mod give_back;
 mod key_hash;
 mod main_factor;
+mod miniature;
 mod policy;
 mod queues;
 mod shard;
@@ -42,11 +44,14 @@ use foldhash::fast::RandomState;
 
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
+use crate::heap::Heap;
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::RwLock;
+use crate::sync::{Arc, RwLock};
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
 use expiry::NextExpiries;
+use forecast::Forecaster;
+use miniature::SampledValue;
 use policy::Cost;
 use shard::{Demand, Insertion, Room, Shard, Update, tolerated};
 
@@ -57,6 +62,7 @@ pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
+pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
 pub(crate) use key_hash::KeyHash;
 pub use policy::Eviction;
@@ -74,6 +80,8 @@ pub(crate) struct StoreOptions {
     pub(crate) hot_fraction: f64,
     /// Rounded up to a power of two. `None` chooses by capacity and cores.
     pub(crate) shards: Option<usize>,
+    /// Whether to forecast the hit ratio at other capacities.
+    pub(crate) forecast: bool,
     pub(crate) clock: Clock,
 }
 
@@ -83,17 +91,20 @@ pub(crate) struct Store {
     /// Padded against false sharing between threads at different shards.
     shards: Box<[CachePadded<RwLock<Shard>>]>,
     budget: Budget,
+    /// Holds the keys and values of all entries.
+    heap: Arc<Heap>,
     next_expiries: NextExpiries,
     eviction: Eviction,
     clock: Clock,
-    lookups: ThreadCounters<Lookups>,
+    lookups: ThreadCounters<LookupCounters>,
+    forecaster: Forecaster,
     /// The shard where the last search for a victim in all shards ended.
     cursor: AtomicUsize,
 }
 
 /// Counts of look-ups, by their result.
 #[derive(Default)]
-struct Lookups {
+struct LookupCounters {
     main_hits: AtomicU64,
     hot_hits: AtomicU64,
     misses: AtomicU64,
@@ -106,6 +117,7 @@ impl Store {
             .unwrap_or_else(|| default_shards(options.capacity))
             .clamp(1, MAX_SHARDS)
             .next_power_of_two();
+        let heap = Arc::new(Heap::new(options.capacity, shards));
         let cost = match options.eviction {
             Eviction::Lru => Cost::Constant,
             Eviction::Tide if options.favor_objects => Cost::Weight,
@@ -116,7 +128,18 @@ impl Store {
             shards: (0..shards)
                 .map(|_| CachePadded::new(RwLock::new(Shard::new(cost))))
                 .collect(),
-            budget: Budget::new(options.capacity, options.hot_fraction, shards),
+            budget: Budget::new(
+                options.capacity,
+                options.hot_fraction,
+                shards,
+                heap.excess(),
+            ),
+            heap,
+            forecaster: Forecaster::new(
+                options.capacity,
+                options.forecast.then_some(cost),
+                &options.clock,
+            ),
             next_expiries: NextExpiries::new(shards),
             eviction: options.eviction,
             clock: options.clock,
@@ -139,6 +162,41 @@ impl Store {
     /// The capacity now, which a temporary limit may lower.
     pub(crate) fn capacity(&self) -> u64 {
         self.budget.capacity()
+    }
+
+    /// A view of a copy of `value`, for [`insert`](Self::insert). The copy lies behind one of its key in
+    /// the store's memory, or on malloc if the store cannot keep it.
+    #[inline]
+    pub(crate) fn keyed(&self, hash: KeyHash, key: &str, value: &[u8]) -> ByteView {
+        let len = key.len() + value.len();
+        let block = if weight::of_entry(len) <= self.capacity() {
+            self.heap.allocate(hash.get(), [key.as_bytes(), value])
+        } else {
+            None
+        };
+        match block {
+            Some(block) => ByteView::window(block, key.len(), len),
+            None => ByteView::from(value),
+        }
+    }
+
+    /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
+    /// be cached. False if there is no memory left.
+    #[inline]
+    pub(crate) fn adopt(&self, hash: KeyHash, key: &str, view: &mut ByteView) -> bool {
+        let is_owned =
+            |view: &ByteView| view.is_keyed(key) && self.heap.owns(hash.get(), view.allocation());
+        if is_owned(view) || weight::of_entry(key.len() + view.len()) > self.capacity() {
+            return true;
+        }
+        *view = self.keyed(hash, key, view);
+        is_owned(view)
+    }
+
+    /// Returns all memory that holds no entry to the system. Entries that left and are still held are
+    /// not waited for.
+    pub(crate) fn release_free_pages(&self) {
+        self.heap.release_free_pages();
     }
 
     pub(crate) fn full_capacity(&self) -> u64 {
@@ -199,6 +257,9 @@ impl Store {
             self.shard(hash).write().promote(hash, key, now);
         }
         let end = data.len();
+        if self.forecaster.samples(hash) {
+            self.observe_get(hash, Some(SampledValue::new(end, expires)));
+        }
         Ok(Hit {
             view: ByteView::window(data, start, end),
             expires,
@@ -206,9 +267,23 @@ impl Store {
     }
 
     /// Counts a look-up that found nothing. True if the caller should remove expired entries.
-    pub(crate) fn count_miss(&self) -> bool {
+    pub(crate) fn count_miss(&self, hash: KeyHash) -> bool {
         let misses = self.lookups.add(|lookups| &lookups.misses);
+        if self.forecaster.samples(hash) {
+            self.observe_get(hash, None);
+        }
         misses % LOOKUPS_PER_PURGE == 0
+    }
+
+    #[cold]
+    fn observe_get(&self, hash: KeyHash, value: Option<SampledValue>) {
+        let (forecaster, clock) = (&self.forecaster, &self.clock);
+        forecaster.observe_get(hash, value, clock, || self.lookups());
+    }
+
+    /// The hit ratio at other capacities. `None` if forecasts are off or there is too little to go by.
+    pub(crate) fn forecast(&self) -> Option<Forecast> {
+        self.forecaster.forecast(self.lookups())
     }
 
     /// The live entry of a key. Counts nothing. If there is none, returns the generation for an
@@ -235,6 +310,10 @@ impl Store {
     /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        if self.forecaster.samples(new.hash) {
+            let value = SampledValue::new(new.data.len(), new.expires);
+            self.forecaster.observe_load(new.hash, value, &self.clock);
+        }
         if self.next_expiries.any() {
             self.make_room_from_expired(new.data.len(), evicted);
         }
@@ -249,7 +328,7 @@ impl Store {
         let inserted = PendingEviction { hash, limit };
         if room == Room::Pending {
             evicted.set_pending(Some(inserted));
-        } else {
+        } else if self.budget.is_over() {
             self.make_room(Some(inserted), evicted);
         }
     }
@@ -418,6 +497,7 @@ impl Store {
     /// [`evict_to_capacity`](Self::evict_to_capacity).
     pub(crate) fn set_capacity(&self, capacity: u64) {
         self.budget.set_capacity(capacity);
+        self.forecaster.set_capacity(capacity, self.lookups());
     }
 
     /// Evicts some entries while the store is over its capacity, the expired ones first; `None` once
@@ -435,6 +515,9 @@ impl Store {
     /// Removes a key with cause [`RemovalCause::Explicit`], or [`RemovalCause::Expired`] if it had
     /// expired. The value of a load that is under way is not cached.
     pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
+        if self.forecaster.samples(hash) {
+            self.forecaster.observe_removal(hash);
+        }
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
         shard.remove(hash, key, &mut self.update(&mut evicted));
@@ -444,11 +527,15 @@ impl Store {
 
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
+        self.forecaster.observe_clear();
         let now = self.clock.now();
         let clear =
             |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);
-        let shards = self.shards.iter().map(clear).collect();
-        ClearedEntries { shards, now }
+        ClearedEntries {
+            shards: self.shards.iter().map(clear).collect(),
+            now,
+            heap: self.heap.clone(),
+        }
     }
 
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
@@ -500,11 +587,12 @@ impl Store {
     }
 }
 
-/// The former contents of a cleared store.
+/// The former contents of a cleared store. The drop returns their memory to the system.
 pub(crate) struct ClearedEntries {
     shards: Vec<Shard>,
     /// When it was cleared.
     now: Tick,
+    heap: Arc<Heap>,
 }
 
 impl ClearedEntries {
@@ -515,9 +603,8 @@ impl ClearedEntries {
 
 impl Drop for ClearedEntries {
     fn drop(&mut self) {
-        let weight = self.shards.iter().map(Shard::bytes).sum();
-        let entries = self.shards.drain(..).flat_map(Shard::into_data).collect();
-        give_back::give_back(entries, weight);
+        self.shards.clear();
+        self.heap.release_free_pages();
     }
 }
 

@@ -12,7 +12,6 @@ use super::policy::{Choice, Cost, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
 use crate::clock::{Clock, Tick};
-use crate::shared_bytes::SharedBytes;
 use crate::stats::{CacheStats, CacheType};
 
 /// The most expired entries that an insertion removes although it does not need their room.
@@ -372,10 +371,6 @@ impl Shard {
         })
     }
 
-    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
-        self.slab.into_data()
-    }
-
     /// Shrinks the tables if they are much larger than their contents, by some slots at a time.
     ///
     /// The memory of free slots is in no entry's weight. Without this, the tables would stay large
@@ -442,10 +437,6 @@ impl Shard {
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn slots(&self) -> usize {
         self.slab.len()
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.policies.iter().map(Policy::bytes).sum()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -11,7 +11,7 @@ use super::expiry::Expiries;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -21,7 +21,7 @@ pub(super) const NIL: u32 = u32::MAX;
 pub(super) const MAX_FREQ: u8 = 4;
 
 /// The data about a slot's entry that are read without reading the entry itself.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct EntryMeta {
     pub(super) key_len: u16,
     /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without reading the
@@ -103,6 +103,17 @@ pub(super) struct SlotLink {
 }
 
 impl SlotLink {
+    /// The link of an entry that is in no queue. `None` if the weight is too large.
+    pub(super) fn new(hash: u32, weight: u64) -> Option<SlotLink> {
+        Some(SlotLink {
+            prev: NIL,
+            next: NIL,
+            hash,
+            weight: weight::packed(weight)?,
+            born: 0,
+        })
+    }
+
     pub(super) fn weight(&self) -> u64 {
         weight::unpacked(self.weight)
     }
@@ -212,11 +223,6 @@ impl Slab {
         })
     }
 
-    /// The allocations of all entries.
-    pub(super) fn into_data(self) -> impl Iterator<Item = SharedBytes> {
-        self.data.into_iter().flatten()
-    }
-
     /// Whether a slot's fields can hold this key length and this weight.
     pub(super) fn can_hold(key_len: usize, weight: u64) -> bool {
         u16::try_from(key_len).is_ok() && weight::packed(weight).is_some()
@@ -230,13 +236,7 @@ impl Slab {
             tag: tag_of(new.hash.short()),
             state: AtomicU8::new(if new.share == CacheType::Hot { HOT } else { 0 }),
         };
-        let link = SlotLink {
-            prev: NIL,
-            next: NIL,
-            hash: new.hash.short(),
-            weight: weight::packed(weight)?,
-            born: 0,
-        };
+        let link = SlotLink::new(new.hash.short(), weight)?;
         self.put(new.data.clone(), meta, link, new.expires)
     }
 

@@ -8,10 +8,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
+use crate::heap::SharedBytes;
 
 mod expired;
 mod fits;
 mod room;
+mod tide;
 
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     Store::new(StoreOptions {
@@ -20,6 +22,7 @@ fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Sto
         favor_objects: false,
         hot_fraction: 0.125,
         shards: Some(shards),
+        forecast: false,
         clock: clock.clone(),
     })
 }
@@ -48,12 +51,18 @@ fn put_pending(
     share: CacheType,
     ttl: Option<Duration>,
 ) -> EvictedEntries {
-    let view = ByteView::keyed(key, value);
     let hash = store.hash(key);
+    let view = store.keyed(hash, key, value);
+    let data = SharedBytes::concat([key.as_bytes(), value]);
+    let data = if view.is_keyed(key) {
+        view.allocation()
+    } else {
+        &data
+    };
     let new = NewEntry {
         hash,
         key,
-        data: view.allocation(),
+        data,
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
         loaded_at: store.shard(hash).read().generation(hash),
@@ -334,7 +343,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
         let hash = store.hash("key");
         let generation = store.peek(hash, "key").expect_err("nothing there");
         remove(&store, hash);
-        let [old, new] = ["old", "new"].map(|value| ByteView::keyed("key", value.as_bytes()));
+        let [old, new] = ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes()));
         let loaded = |view: &ByteView, loaded_at| {
             let new = NewEntry {
                 hash,
@@ -464,7 +473,7 @@ fn lookups_are_counted_by_share() {
         get(&store, key);
     }
     assert!(get(&store, "nobody's").is_none());
-    store.count_miss();
+    store.count_miss(store.hash("nobody's"));
     let (main, hot) = (store.stats(CacheType::Main), store.stats(CacheType::Hot));
     assert_eq!((main.gets, main.hits), (4, 2));
     assert_eq!((hot.gets, hot.hits), (2, 1));

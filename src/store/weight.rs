@@ -2,7 +2,7 @@
 //! place in the tables.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::shared_bytes::SharedBytes;
+use crate::heap::{SharedBytes, classes};
 
 /// The bytes of a slot: a pointer, the entry's meta data, and its links. `slab.rs` asserts it.
 pub(super) const SLOT: usize = size_of::<usize>() + 4 + 20;
@@ -25,7 +25,7 @@ pub(super) fn of_entry(len: usize) -> u64 {
 /// The bytes of memory of a `SharedBytes` of this length.
 #[inline]
 pub(super) fn of_block(len: usize) -> usize {
-    allocated(len.saturating_add(SharedBytes::HEADER))
+    classes::rounded(len.saturating_add(SharedBytes::HEADER))
 }
 
 /// A weight in 32 bits: in units of [`GRANULE`], with a bit for [`EXPIRY`]. `None` from 2^31 granules
@@ -68,60 +68,9 @@ pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
     ))
 }
 
-/// The bytes that malloc takes for a block of `size` bytes.
-///
-/// These are glibc's rules (malloc/malloc.c, `request2size` and `sysmalloc_mmap`): a header of one
-/// word, rounding to two words, and four words at least. From 128 KiB on, a block has whole pages of
-/// its own. Blocks between 1 KiB and 128 KiB are split and joined as sizes change. With mixed sizes,
-/// the gaps between them take up to an eighth more. (`cargo bench --bench memory`, case `mix`: with a
-/// tenth, the resident set was up to 1.16 times the capacity.) The size classes of musl and jemalloc
-/// take no less than this for small sizes, and differ by less than an eighth.
-#[inline]
-fn allocated(size: usize) -> usize {
-    const WORD: usize = size_of::<usize>();
-    const MMAP_THRESHOLD: usize = 128 * 1024;
-    const PAGE: usize = 4096;
-    const KIBIBYTE: usize = 1024;
-    if size <= KIBIBYTE {
-        (size + WORD).max(4 * WORD).next_multiple_of(2 * WORD)
-    } else if size < MMAP_THRESHOLD {
-        (size + size / 8).next_multiple_of(2 * WORD)
-    } else {
-        let size = size.saturating_add(2 * WORD);
-        size.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[cfg(target_pointer_width = "64")]
-    #[test]
-    fn small_requests_are_rounded_as_by_glibc() {
-        // A request of n bytes takes a chunk of n + 8, rounded up to 16, at least 32.
-        for (request, chunk) in [
-            (0, 32),
-            (24, 32),
-            (25, 48),
-            (132, 144),
-            (136, 144),
-            (137, 160),
-        ] {
-            assert_eq!(allocated(request), chunk, "request of {request}");
-        }
-        assert_eq!(allocated(128 * 1024), 132 * 1024);
-    }
-
-    #[test]
-    fn longer_block_of_the_heap_weighs_no_less() {
-        for request in 0..128 * 1024 - 2 {
-            let (this, next) = (allocated(request), allocated(request + 1));
-            assert!(this >= request && next >= this, "request of {request}");
-        }
-        // Includes the gaps between blocks of more than a kibibyte.
-        assert!(allocated(10_240) >= 11_520);
-    }
 
     #[test]
     fn weight_survives_packing() {

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::byteview::ByteView;
 use crate::error::{Error, Result};
+use crate::heap::SharedBytes;
 use crate::peers::PeerResponse;
-use crate::shared_bytes::SharedBytes;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::wire::ManyValue;
@@ -32,13 +32,12 @@ pub(crate) struct BatchValues {
 }
 
 impl BatchValues {
-    /// The value at `place`, whose key is `key`; `None` if the peer has not cached it.
+    /// The value at `place`; `None` if the peer has not cached it.
     ///
-    /// It is a copy, because a view would keep the other values in memory. The copy is one
-    /// allocation with its key, as the store keeps it.
-    pub(crate) fn get(&self, place: usize, key: &str) -> Option<PeerResponse> {
+    /// It is a copy, because a view would keep the other values in memory.
+    pub(crate) fn get(&self, place: usize) -> Option<PeerResponse> {
         let slot = self.slots.get(place)?.as_ref()?;
-        let value = ByteView::keyed(key, self.body.get(slot.range.clone())?);
+        let value = ByteView::from(self.body.get(slot.range.clone())?);
         Some(PeerResponse {
             ttl: slot.ttl_nanos.map(Duration::from_nanos),
             ..PeerResponse::new(value)

@@ -12,6 +12,7 @@ use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::heap::SharedBytes;
 use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
@@ -24,7 +25,6 @@ use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
-use crate::shared_bytes::SharedBytes;
 use crate::sync::Arc;
 use crate::wire;
 
@@ -99,7 +99,7 @@ impl ProtoGetter for HttpPeer {
         };
         match result.as_deref() {
             Some(Ok(values)) => {
-                if let Some(value) = values.get(place, key) {
+                if let Some(value) = values.get(place) {
                     return Ok(value);
                 }
             }
@@ -133,8 +133,7 @@ impl ProtoGetter for HttpPeer {
             let batch = &rest[..self.batch_len(rest)];
             match self.send_batch(ctx, group, batch, deadline) {
                 Ok(values) => {
-                    let places = batch.iter().enumerate();
-                    found.extend(places.map(|(place, key)| values.get(place, key)));
+                    found.extend((0..batch.len()).map(|place| values.get(place)));
                 }
                 Err(BatchError::Peer(error) | BatchError::Failed { error, .. })
                     if found.is_empty() =>

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use httparse::{EMPTY_HEADER, Status};
 
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::wire::{self, Scan, has_token, parse_length, scan};
 
 /// The parts of a head that the client needs. The head is not that of an interim response.
@@ -186,6 +186,8 @@ pub(crate) struct ResponseReader<R> {
     start: usize,
     end: usize,
     last: Option<LastHead>,
+    /// The bytes of the present response's trailer so far.
+    trailer: usize,
 }
 
 impl<R: Read> ResponseReader<R> {
@@ -196,6 +198,7 @@ impl<R: Read> ResponseReader<R> {
             start: 0,
             end: 0,
             last: None,
+            trailer: 0,
         }
     }
 
@@ -209,6 +212,7 @@ impl<R: Read> ResponseReader<R> {
     pub(crate) fn read_head(&mut self) -> io::Result<(ResponseHead, Box<[u8]>)> {
         let mut scanned = 0;
         let mut skipped = 0;
+        self.trailer = 0;
         loop {
             let unused = &self.bytes[self.start..self.end];
             let last = self.last.as_ref().filter(|_| skipped == 0);
@@ -267,7 +271,14 @@ impl<R: Read> ResponseReader<R> {
                     return Ok(taken);
                 }
                 BodyFraming::Chunked(part) => {
-                    let next = self.read_line(|line| part.after(line))?;
+                    let (next, len) =
+                        self.read_line(|line| Some((part.after(line)?, line.len())))?;
+                    if part == ChunkPart::Trailer {
+                        self.trailer += len + 2;
+                        if self.trailer > MAX_HEAD {
+                            return Err(TOO_LONG.into());
+                        }
+                    }
                     *framing = BodyFraming::Chunked(next);
                 }
                 BodyFraming::UntilClosed => {

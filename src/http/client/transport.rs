@@ -9,7 +9,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::shared_bytes::SharedBytes;
+use crate::heap::SharedBytes;
 use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.

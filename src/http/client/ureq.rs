@@ -14,7 +14,9 @@ use ureq::{Agent, AsSendBody, Body};
 
 use crate::context::Context;
 use crate::http::client::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnection};
-use crate::http::client::response::{MAX_HEAD, ResponseHead, TOO_LONG};
+use crate::http::client::response::{
+    BodyFraming, MAX_HEAD, ResponseHead, ResponseReader, TOO_LONG,
+};
 use crate::http::client::target::{MAX_LINE, Target};
 use crate::http::client::transport::{
     IdleConnections, ResponseHeaders, Transport, TransportRequest, TransportResponse,
@@ -203,7 +205,8 @@ impl Connector for PeerConnector {
         // connection is dropped with them.
         let made_in = self.generation.load(Ordering::Relaxed);
         Ok(Some(UreqStream {
-            connection: self.target.connect(deadline_of(details.timeout))?,
+            reader: ResponseReader::new(self.target.connect(deadline_of(details.timeout))?),
+            framing: None,
             buffers: LazyBuffers::new(INPUT_BUFFER, MAX_LINE),
             is_writing: false,
             target: self.target.clone(),
@@ -214,9 +217,15 @@ impl Connector for PeerConnector {
 }
 
 /// A connection as ureq uses it. Its reads and writes end by the deadline of the request.
+///
+/// Responses are read by the reader of the direct transport, and written anew for ureq. So both
+/// transports accept the same responses: ureq alone takes lines that end in LF, any number of interim
+/// responses, and other sizes of chunks.
 #[derive(Debug)]
 struct UreqStream {
-    connection: PeerConnection,
+    reader: ResponseReader<PeerConnection>,
+    /// What is left of the body of the present response; `None` before its head.
+    framing: Option<BodyFraming>,
     buffers: LazyBuffers,
     /// Whether the last operation was a write. The first write, or a write after a read, begins an
     /// exchange.
@@ -236,19 +245,33 @@ impl UreqIo for UreqStream {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         if !std::mem::replace(&mut self.is_writing, true) {
             let deadline = deadline_of(timeout);
-            self.connection.begin(Instant::now(), deadline);
+            self.reader.source.begin(Instant::now(), deadline);
+            self.framing = None;
         }
         let output = &self.buffers.output()[..amount];
-        Ok(self.connection.write_all(output)?)
+        Ok(self.reader.source.write_all(output)?)
     }
 
     fn await_input(&mut self, _timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.is_writing = false;
         let room = self.buffers.input_append_buf();
-        if room.is_empty() {
+        if room.len() < MIN_ROOM {
             return Err(io::Error::from(TOO_LONG).into());
         }
-        let read = self.connection.read(room)?;
+        let read = match &mut self.framing {
+            None => {
+                let (head, bytes) = self.reader.read_head()?;
+                self.framing = Some(head.framing);
+                let room = room.get_mut(..bytes.len());
+                room.ok_or(io::Error::from(TOO_LONG))?
+                    .copy_from_slice(&bytes);
+                bytes.len()
+            }
+            Some(framing @ BodyFraming::Chunked(_)) if !framing.is_over() => {
+                read_chunk(&mut self.reader, framing, room)?
+            }
+            Some(framing) => self.reader.read_body(framing, room)?,
+        };
         self.buffers.input_appended(read);
         Ok(read > 0)
     }
@@ -256,15 +279,40 @@ impl UreqIo for UreqStream {
     /// ureq calls this before it uses an idle connection, and before it keeps one.
     fn is_open(&mut self) -> bool {
         self.made_in == self.generation.load(Ordering::Relaxed)
+            && self.reader.is_empty()
             && self
-                .connection
+                .reader
+                .source
                 .is_usable(Instant::now(), self.target.is_keyed())
     }
+}
+
+/// Reads some of a chunked body, and writes it as one chunk, or as the end of the body.
+fn read_chunk(
+    reader: &mut ResponseReader<PeerConnection>,
+    framing: &mut BodyFraming,
+    room: &mut [u8],
+) -> io::Result<usize> {
+    let (head, room) = room.split_at_mut(CHUNK_HEAD);
+    let most = room.len() - CHUNK_END.len();
+    let read = reader.read_body(framing, &mut room[..most])?;
+    head.copy_from_slice(format!("{read:08x}\r\n").as_bytes());
+    room[read..read + CHUNK_END.len()].copy_from_slice(CHUNK_END);
+    Ok(CHUNK_HEAD + read + CHUNK_END.len())
 }
 
 fn deadline_of(timeout: NextTimeout) -> Instant {
     Instant::now() + (*timeout.after).min(LONGEST)
 }
+
+/// The bytes of the line before a chunk: eight digits and the line end.
+const CHUNK_HEAD: usize = 10;
+
+/// The end of a chunk, and of the body after a chunk of size 0.
+const CHUNK_END: &[u8] = b"\r\n";
+
+/// The least room in ureq's buffer for which something is read.
+const MIN_ROOM: usize = 64;
 
 /// Keeps the sum of an `Instant` and a time-out from overflowing. The time-outs of requests are far
 /// shorter.

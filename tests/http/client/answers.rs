@@ -222,12 +222,79 @@ fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
             "a huge line",
             [b"HTTP/1.1 200 ", &[b'y'; 100_000][..]].concat(),
         ),
+        (
+            "a line that ends in LF",
+            [b"HTTP/1.1 200 OK\n", &ok(&whole)[17..]].concat(),
+        ),
+        (
+            "a chunk whose line ends in LF",
+            [chunked.as_bytes(), b"6\n", &whole, b"\n0\n\n"].concat(),
+        ),
+        (
+            "a chunk size with a sign",
+            [chunked.as_bytes(), b"+6\r\n", &whole, b"\r\n0\r\n\r\n"].concat(),
+        ),
+        (
+            "a chunk size after a space",
+            [chunked.as_bytes(), b" 6\r\n", &whole, b"\r\n0\r\n\r\n"].concat(),
+        ),
+        (
+            "interim responses without end",
+            b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n".repeat(10_000),
+        ),
+        ("trailers without end", {
+            let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
+            answer.extend(b"x: y\r\n".repeat(10_000));
+            answer
+        }),
         ("a trailer without end", {
             let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
             answer.extend(&[b'y'; 100_000]);
             answer
         }),
     ]
+}
+
+#[test]
+fn unusual_but_valid_answers_are_accepted() {
+    let whole = body(b"#f00");
+    let chunked = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
+    let interim = b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n";
+    let extension = format!("00006;name=\"{}\"\r\n", "v".repeat(100));
+    for (name, answer) in [
+        (
+            "interim responses",
+            [&interim.repeat(20), &*ok(&whole)].concat(),
+        ),
+        ("an empty line first", [b"\r\n", &*ok(&whole)].concat()),
+        (
+            "a chunk with a long extension",
+            [
+                chunked.as_bytes(),
+                extension.as_bytes(),
+                &whole,
+                b"\r\n0\r\n\r\n",
+            ]
+            .concat(),
+        ),
+        (
+            "some trailers",
+            [
+                chunked.as_bytes(),
+                b"6\r\n",
+                &whole,
+                b"\r\n0\r\na: b\r\nc: d\r\n\r\n",
+            ]
+            .concat(),
+        ),
+    ] {
+        let server = RawServer::answering(answer);
+        let pool = pool_of(&server.url);
+        for _ in 0..2 {
+            assert_eq!(get(&pool, "k").expect(name).value, "#f00", "{name}");
+        }
+        assert_eq!(server.connections(), 1, "{name}");
+    }
 }
 
 #[test]

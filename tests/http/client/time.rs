@@ -119,7 +119,7 @@ fn deadline_is_not_overshot() {
             let pool = pool_of(&server.url);
             // A slow machine may fail this one.
             let _ = ask(&pool, &Context::background().with_timeout(earlier), "k");
-            // What the machine itself adds to a wait of this length.
+            // Measures how much later than asked a wait of this length ends on this machine.
             let control = thread::spawn(move || {
                 let begun = Instant::now();
                 thread::sleep(limit);
@@ -133,8 +133,9 @@ fn deadline_is_not_overshot() {
             assert!(took >= limit, "{took:?}");
             took.saturating_sub(control.join().unwrap())
         };
-        let least = (0..4).map(|_| excess()).min().unwrap();
-        assert!(least <= Duration::from_millis(8), "{limit:?} and {least:?}");
+        // A busy machine can be late more than once.
+        let is_punctual = (0..15).any(|_| excess() <= Duration::from_millis(8));
+        assert!(is_punctual, "{limit:?}");
     }
 }
 

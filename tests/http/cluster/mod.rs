@@ -191,6 +191,36 @@ fn slow_load_does_not_delay_requests_for_cached_keys() {
 }
 
 #[test]
+fn slow_load_runs_once_for_the_callers_of_all_nodes() {
+    let node = || Node::start(|builder| builder.exchange_timeout(Duration::from_millis(500)));
+    let nodes: Vec<_> = (0..3).map(|_| node()).collect();
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    for node in &nodes {
+        node.pool.set(&urls).unwrap();
+    }
+    let held: Vec<_> = nodes.iter().map(|node| node.hold.lock().unwrap()).collect();
+    std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..99)
+            .map(|n| {
+                let group = &nodes[n % 3].group;
+                let ctx = match n % 2 {
+                    0 => Context::background(),
+                    _ => Context::background().with_timeout(Duration::from_secs(20)),
+                };
+                scope.spawn(move || group.get_with(&ctx, "held"))
+            })
+            .collect();
+        // Three exchanges long.
+        std::thread::sleep(Duration::from_millis(1500));
+        drop(held);
+        for caller in callers {
+            caller.join().unwrap().expect("a value");
+        }
+    });
+    assert_eq!(total_loads(&nodes), 1);
+}
+
+#[test]
 fn callers_get_values_when_the_owner_is_dead() {
     let mut nodes = cluster(3);
     let dead = nodes.remove(2);
@@ -277,7 +307,6 @@ fn pool_matches_only_paths_below_its_base_path() {
     assert!(!pool.matches("/cache"));
 }
 
-#[cfg(feature = "tiny_http")]
 /// A proxy between a node and its peer: changes the path of each request, and passes everything else on.
 fn proxy_to(peer: &str, change: fn(&str) -> String) -> String {
     let to = peer.strip_prefix("http://").unwrap().to_owned();
@@ -370,6 +399,7 @@ fn check_own_value(key: &str, result: larder::Result<larder::ByteView>, round: u
     }
 }
 
+#[cfg(feature = "tiny_http")]
 #[test]
 fn tiny_http_server_can_host_the_pool() {
     let host = larder::http::tiny::bind("127.0.0.1:0").unwrap();

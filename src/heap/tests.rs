@@ -1,0 +1,308 @@
+//! Tests the heap against naive models. Miri runs them too: `cargo +nightly miri test --lib heap::`.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::pages::{PAGES, PageMap};
+use super::*;
+use crate::sync::thread;
+
+/// Miri is a thousand times slower.
+const CASES: u32 = if cfg!(miri) { 4 } else { 64 };
+const MAX_OPS: usize = if cfg!(miri) { 30 } else { 300 };
+
+fn heap() -> Heap {
+    Heap::new(32 << 20, 4)
+}
+
+/// A block of `len` bytes, all equal to `fill`.
+fn block(heap: &Heap, hash: u64, len: usize, fill: u8) -> SharedBytes {
+    let value = vec![fill; len];
+    let (front, back) = value.split_at(len / 3);
+    heap.allocate(hash, [front, back]).expect("there is memory")
+}
+
+fn len() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        20 => 0..300_usize,
+        10 => 300..5000_usize,
+        5 => 5000..70_000_usize,
+        1 => Just((4 << 20) - 5000),
+        1 => Just(5 << 20),
+    ]
+    .prop_map(|len| if cfg!(miri) { len % 40_000 } else { len })
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Allocate { hash: u64, len: usize },
+    Drop(usize),
+    Clone(usize),
+    Release,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        6 => (0..8_u64, len()).prop_map(|(hash, len)| Op::Allocate { hash, len }),
+        5 => any::<usize>().prop_map(Op::Drop),
+        1 => any::<usize>().prop_map(Op::Clone),
+        1 => Just(Op::Release),
+    ];
+    proptest::collection::vec(op, 1..MAX_OPS)
+}
+
+/// Frees the blocks that were dropped, and returns the sums of all arenas' figures.
+fn settled(heap: &Heap) -> arena::Figures {
+    let mut sum = arena::Figures::default();
+    for shared in &heap.arenas {
+        heap.collect(shared, false);
+        let figures = shared.state.lock().arena.figures;
+        sum.blocks += figures.blocks;
+        sum.bytes += figures.bytes;
+        sum.used_pages += figures.used_pages;
+        sum.resident_pages += figures.resident_pages;
+    }
+    sum
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Blocks keep their bytes until the last reference is gone, and the figures are those of the
+    /// blocks in use.
+    #[test]
+    fn blocks_keep_their_bytes_and_figures_are_exact(ops in ops()) {
+        let heap = heap();
+        let mut held: Vec<(SharedBytes, u8)> = Vec::new();
+        // The references of each block by its address, and its rounded size.
+        let mut blocks: HashMap<usize, (usize, usize)> = HashMap::new();
+        let address = |block: &SharedBytes| block.as_ptr().addr();
+        for (step, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::Allocate { hash, len } => {
+                    let new = block(&heap, hash, len, step as u8);
+                    let size = classes::rounded(len + SharedBytes::HEADER);
+                    prop_assert!(blocks.insert(address(&new), (1, size)).is_none());
+                    prop_assert!(heap.owns(hash, &new));
+                    held.push((new, step as u8));
+                }
+                Op::Clone(n) if !held.is_empty() => {
+                    let copy = held[n % held.len()].clone();
+                    blocks.get_mut(&address(&copy.0)).expect("known").0 += 1;
+                    held.push(copy);
+                }
+                Op::Drop(n) if !held.is_empty() => {
+                    let (gone, fill) = held.swap_remove(n % held.len());
+                    prop_assert!(gone.iter().all(|&byte| byte == fill));
+                    let at = address(&gone);
+                    let entry = blocks.get_mut(&at).expect("known");
+                    entry.0 -= 1;
+                    if entry.0 == 0 {
+                        blocks.remove(&at);
+                    }
+                }
+                Op::Release => heap.release_free_pages(),
+                Op::Clone(_) | Op::Drop(_) => {}
+            }
+            let figures = settled(&heap);
+            prop_assert_eq!(figures.blocks, blocks.len());
+            prop_assert_eq!(figures.bytes, blocks.values().map(|(_, size)| size).sum::<usize>());
+            prop_assert!(figures.used_pages * PAGE >= figures.bytes);
+            prop_assert!(figures.resident_pages >= figures.used_pages);
+        }
+        let mut ranges: Vec<_> = blocks.iter().map(|(at, (_, size))| (*at, at + size)).collect();
+        ranges.sort_unstable();
+        prop_assert!(ranges.windows(2).all(|two| two[0].1 <= two[1].0), "blocks overlap");
+        for (block, fill) in held.drain(..) {
+            prop_assert!(block.iter().all(|&byte| byte == fill));
+        }
+        heap.release_free_pages();
+        prop_assert_eq!(heap.resident(), 0);
+    }
+
+    /// Runs of pages are those of a set of numbers, and only spare pages are forgotten.
+    #[test]
+    fn page_map_is_a_set_of_pages(
+        ops in proptest::collection::vec((any::<bool>(), 1..80_usize, any::<prop::sample::Index>()), 1..100),
+        unit in prop_oneof![Just(1_usize), Just(4), Just(16)],
+    ) {
+        let mut map = PageMap::new(unit);
+        let (mut used, mut resident) = (vec![false; PAGES], vec![false; PAGES]);
+        used[0] = true;
+        resident[..unit].fill(true);
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for (takes, count, pick) in ops {
+            if takes || runs.is_empty() {
+                let first = (0..=PAGES - count).find(|&n| !used[n..n + count].contains(&true));
+                let before = resident.iter().filter(|&&bit| bit).count();
+                if let Some(first) = first {
+                    used[first..first + count].fill(true);
+                    let end = (first + count).next_multiple_of(unit);
+                    resident[first / unit * unit..end].fill(true);
+                    runs.push((first, count));
+                }
+                let added = resident.iter().filter(|&&bit| bit).count() - before;
+                let taken = if map.may_have(count) { map.take(count) } else { None };
+                prop_assert_eq!(taken, first.map(|first| (first, added)));
+            } else {
+                let (first, count) = runs.swap_remove(pick.index(runs.len()));
+                used[first..first + count].fill(false);
+                map.free(first, count);
+            }
+            prop_assert_eq!(map.is_unused(), runs.is_empty());
+            if count % 7 == 0 {
+                let mut from = 0;
+                while let Some((first, count)) = map.forget_spare(from) {
+                    prop_assert!(!used[first..first + count].contains(&true));
+                    prop_assert!(!resident[first..first + count].contains(&false));
+                    prop_assert!(first % unit == 0 && count % unit == 0);
+                    resident[first..first + count].fill(false);
+                    from = first + count;
+                }
+                let whole = |at: &usize| (*at..at + unit).all(|n| resident[n] && !used[n]);
+                prop_assert_eq!((0..PAGES).step_by(unit).find(whole), None, "spare pages are left");
+            }
+            prop_assert_eq!(map.resident(), resident.iter().filter(|&&bit| bit).count());
+        }
+    }
+}
+
+#[test]
+fn pointer_takes_one_word_also_in_an_option() {
+    assert_eq!(size_of::<Option<SharedBytes>>(), size_of::<usize>());
+}
+
+#[test]
+fn only_unshared_bytes_are_filled() {
+    let heap = heap();
+    for mut bytes in [SharedBytes::zeros(3), block(&heap, 0, 3, 1)] {
+        assert_eq!(bytes.fill(|room| room.copy_from_slice(b"one")), Some(()));
+        let other = bytes.clone();
+        assert_eq!(bytes.fill(|room| room.copy_from_slice(b"two")), None);
+        assert_eq!((&*bytes, &*other), (&b"one"[..], &b"one"[..]));
+    }
+}
+
+#[test]
+fn empty_bytes_are_allowed() {
+    assert!(SharedBytes::zeros(0).is_empty());
+    assert!(SharedBytes::from(&[][..]).is_empty());
+    assert!(block(&heap(), 0, 0, 0).is_empty());
+}
+
+#[test]
+fn only_a_block_of_this_heap_is_owned() {
+    let (heap, other) = (heap(), heap());
+    assert!(heap.owns(1, &block(&heap, 1, 50, 0)));
+    assert!(!heap.owns(1, &block(&other, 1, 50, 0)));
+    assert!(!heap.owns(1, &SharedBytes::zeros(50)));
+}
+
+#[test]
+fn blocks_outlive_their_heap() {
+    let long = if cfg!(miri) { 5000 } else { 5 << 20 };
+    for lens in [&[10, 3000, 70_000][..], &[long], &[40]] {
+        let heap = heap();
+        let blocks: Vec<_> = lens.iter().map(|&len| block(&heap, 3, len, 7)).collect();
+        drop(block(&heap, 3, 100, 0));
+        drop(heap);
+        let threads = blocks
+            .into_iter()
+            .map(|block| thread::spawn(move || assert!(block.iter().all(|&byte| byte == 7))));
+        for thread in threads.collect::<Vec<_>>() {
+            thread.join().expect("the bytes are unchanged");
+        }
+    }
+}
+
+#[test]
+fn threads_drop_blocks_while_their_heap_is_dropped() {
+    let rounds = if cfg!(miri) { 3 } else { 300 };
+    for _ in 0..rounds {
+        let heap = heap();
+        let blocks: Vec<_> = (0..40).map(|n| block(&heap, n, 100, n as u8)).collect();
+        let [front, back] = [&blocks[..20], &blocks[20..]].map(<[SharedBytes]>::to_vec);
+        drop(blocks);
+        let threads = [front, back].map(|blocks| thread::spawn(move || drop(blocks)));
+        drop(heap);
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+    }
+}
+
+#[test]
+fn threads_allocate_and_drop_blocks_of_each_other() {
+    let (threads, count) = if cfg!(miri) { (2, 40) } else { (4, 5000) };
+    let heap = heap();
+    let (to, from) = crossbeam_channel::bounded::<(SharedBytes, u8)>(100);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (heap, to, from) = (&heap, to.clone(), from.clone());
+            scope.spawn(move || {
+                for n in 0..count {
+                    let new = block(heap, n, (n as usize * 37) % 3000, n as u8);
+                    if let Err(full) = to.try_send((new, n as u8)) {
+                        drop(full);
+                    }
+                    if let Ok((old, fill)) = from.try_recv() {
+                        assert!(old.iter().all(|&byte| byte == fill));
+                    }
+                }
+            });
+        }
+    });
+    drop((to, from));
+    assert_eq!(settled(&heap).blocks, 0);
+}
+
+/// All entries of a store are small, and then all are long. The room of the small ones must not stay
+/// taken until another small one comes.
+#[cfg_attr(miri, ignore = "too slow")]
+#[test]
+fn growth_of_one_arena_collects_the_others() {
+    let heap = heap();
+    let small: Vec<_> = (0..20_000).map(|n| block(&heap, n, 100, 0)).collect();
+    let before = heap.resident();
+    drop(small);
+    let long: Vec<_> = (0..40).map(|n| block(&heap, n, 50_000, 0)).collect();
+    let figures: Vec<_> = heap
+        .arenas
+        .iter()
+        .map(|shared| shared.state.lock().arena.figures)
+        .collect();
+    assert!(
+        figures[..figures.len() - 1]
+            .iter()
+            .all(|figures| figures.blocks == 0)
+    );
+    assert!(
+        heap.resident() < before + 100_000,
+        "{} after {before}",
+        heap.resident()
+    );
+    drop(long);
+}
+
+#[cfg_attr(miri, ignore = "too slow")]
+#[test]
+fn gaps_of_half_empty_slabs_count_as_excess() {
+    let heap = heap();
+    let mut blocks: Vec<_> = (0..100_000).map(|_| block(&heap, 0, 100, 0)).collect();
+    assert_eq!(heap.excess().load(Ordering::Relaxed), 0);
+    let mut n = 0;
+    blocks.retain(|_| {
+        n += 1;
+        n % 10 == 0
+    });
+    settled(&heap);
+    let excess = heap.excess().load(Ordering::Relaxed);
+    assert!(
+        excess > 9_000_000,
+        "{excess} of 10 million free bytes in slabs"
+    );
+    drop(blocks);
+    settled(&heap);
+    assert_eq!(heap.excess().load(Ordering::Relaxed), 0);
+}
