@@ -62,7 +62,7 @@ fn clients_that_left_a_hanging_getter_hold_no_connection() {
         took <= millis(100) + 20 * control,
         "{took:?}, control {control:?}"
     );
-    // The loads that nobody waits for take no threads from the node's own callers.
+    // Abandoned loads take no threads from the node's own callers.
     assert_eq!(node.ask("get slow:1:k 10000"), "value of slow:1:k");
 }
 

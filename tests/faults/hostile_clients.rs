@@ -78,15 +78,16 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
                     eventually("the connections end", || attacked.server.connections() <= 4);
                     begun.elapsed()
                 });
-                let times = times(caller, [attacked, control], 300, &bytes[..4]);
+                let times = times(caller, [attacked, control], 500, &bytes[..4]);
                 (ended.join().expect("no panic"), times)
             })
         });
         let delay = late + wake_up_delay(64);
         let most = limit + millis(1500) + 10 * delay;
         assert!(took <= most, "{took:?}, control {delay:?}");
-        let p99 = |times: &[Duration]| times[times.len() * 99 / 100 - 1];
-        let [theirs, others] = [theirs, others].map(|times| p99(&times));
+        // The slowest show how a busy machine schedules threads more than the server.
+        let median = |times: &[Duration]| times[times.len() / 2];
+        let [theirs, others] = [theirs, others].map(|times| median(&times));
         assert!(
             theirs <= 2 * others + delay,
             "{theirs:?}, elsewhere {others:?}"
@@ -103,7 +104,7 @@ fn growth(node: &mut Process, count: usize, bytes: &[u8]) -> u64 {
     let mut clients = Vec::new();
     for n in 0..count {
         let stream = TcpStream::connect(node.addr()).expect("the kernel accepts");
-        let timeout = Some(millis(200));
+        let timeout = Some(millis(50));
         stream.set_write_timeout(timeout).expect("valid");
         let mut client = Client::new(stream);
         client.stream().set_write_timeout(timeout).expect("valid");
@@ -149,13 +150,13 @@ fn floods_of_heads_cost_no_more_than_honest_requests() {
         let connections = if bytes.len() < 1 << 20 {
             CONNECTIONS
         } else {
-            8
+            32
         };
         let growth = growth(&mut node, connections, bytes.as_bytes());
         assert!(growth <= 24, "{name}: {growth} KiB a connection");
     }
     let pipelined = honest.repeat(400_000);
-    let growth = growth(&mut node, 8, pipelined.as_bytes());
+    let growth = growth(&mut node, 32, pipelined.as_bytes());
     assert!(
         growth <= 24,
         "pipelined requests: {growth} KiB a connection"

@@ -6,6 +6,7 @@
 //! - `hostile_clients`: clients that are slow, send floods, or send ambiguous requests.
 //! - `held_connections`: clients that hold connections, threads or memory which others need.
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
+//! - `silent_peers`: peers that do not answer, answer late, or whose connections are dead.
 //!
 //! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of
 //! time is compared with a control that is measured in the same moment, so that a slow machine
@@ -33,6 +34,7 @@ mod hostile_clients;
 mod hostile_servers;
 mod rings;
 mod scarce;
+mod silent_peers;
 
 /// Not a test of its own: the other tests start this program again for it.
 #[test]

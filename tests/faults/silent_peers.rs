@@ -1,0 +1,236 @@
+//! Peers that do not answer, answer late, or whose connections are dead.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::Duration;
+
+use larder::{BoxError, Context, Sink};
+
+use crate::cluster::{Node, Setup, lateness, socket_lateness};
+use crate::common::{PATIENCE, millis, seconds, start, timed, within};
+use crate::process::Process;
+use crate::raw_server::{RawServer, failure, key_of, keyed_body, ok_with};
+
+/// The group of the answers that `keyed_body` makes.
+const COLORS: &str = "colors";
+
+const MARKS: &str = "Server: larder\r\n";
+
+fn answer(key: &str) -> Vec<u8> {
+    ok_with(MARKS, &keyed_body(key, b"from the peer"))
+}
+
+/// A node whose exchanges with peers take at most `exchange`.
+fn caller(exchange: Duration) -> Node {
+    let setup = Setup {
+        name: COLORS,
+        pool: Box::new(move |pool| pool.connect_timeout(exchange).exchange_timeout(exchange)),
+        ..Setup::default()
+    };
+    setup.start(
+        |_: &Context, _: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+            Ok(dest.set_str("loaded here")?)
+        },
+    )
+}
+
+#[test]
+fn one_get_at_most_waits_for_connections_that_a_middlebox_forgot() {
+    const FROZEN: usize = 8;
+    let together = Arc::new(Barrier::new(FROZEN));
+    let server = RawServer::start(move |mut connection| {
+        let mut asked = 0;
+        while let Some(head) = connection.read_head() {
+            asked += 1;
+            let is_old = connection.number < FROZEN;
+            if is_old && asked == 1 {
+                together.wait();
+            } else if is_old {
+                connection.wait_for_close();
+                return;
+            }
+            connection.send(&answer(&key_of(&head)));
+        }
+    });
+    let exchange = millis(500);
+    let node = caller(exchange);
+    node.pool.set([&server.url]).expect("a URL");
+    let calls: Vec<_> = (0..FROZEN)
+        .map(|n| {
+            let group = node.group.clone();
+            start(move || group.get(&format!("early{n}")).map(drop))
+        })
+        .collect();
+    for call in calls {
+        call.end().expect("a value");
+    }
+    let mut waited = 0;
+    for n in 0..30 {
+        let key = format!("later{n}");
+        let (took, value) = timed(|| node.group.get(&key));
+        value.expect("a value");
+        waited += usize::from(took >= exchange);
+    }
+    assert!(waited <= 1, "{waited} of 30 gets waited for a time-out");
+}
+
+#[test]
+fn slow_peer_is_asked_once_for_a_key() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    let server = RawServer::start(move |mut connection| {
+        while let Some(head) = connection.read_head() {
+            let key = key_of(&head);
+            noted.lock().expect("no panic").push(key.clone());
+            if key.starts_with("slow") {
+                connection.wait_for_close();
+                return;
+            }
+            connection.send(&answer(&key));
+        }
+    });
+    let node = caller(millis(200));
+    node.pool.set([&server.url]).expect("a URL");
+    for n in 0..5 {
+        node.group.get(&format!("fast{n}")).expect("a value");
+        let slow = format!("slow{n}");
+        assert_eq!(node.group.get(&slow).expect("a value"), "loaded here");
+        let asked = asked.lock().expect("no panic");
+        assert_eq!(
+            asked.iter().filter(|key| **key == slow).count(),
+            1,
+            "{asked:?}"
+        );
+    }
+}
+
+#[test]
+fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
+    let silent = RawServer::start(|mut connection| connection.wait_for_close());
+    let exchange = millis(600);
+    let node = caller(exchange);
+    node.pool.set([&silent.url, &node.url]).expect("URLs");
+    let keys: Vec<String> = (0..12)
+        .map(|n| node.key_of(&silent.url, &format!("theirs{n} ")))
+        .chain((0..4).map(|n| node.key_of(&node.url, &format!("own{n} "))))
+        .collect();
+    let ctx = within(seconds(10));
+    let (late, (took, values)) = lateness(exchange, || timed(|| node.group.get_many(&ctx, &keys)));
+    for (key, value) in keys.iter().zip(values) {
+        assert_eq!(value.expect(key), "loaded here");
+    }
+    assert!(
+        took <= 2 * exchange + millis(100) + 10 * late,
+        "{took:?}, control {late:?}"
+    );
+
+    // With less time than one exchange, the node's own keys are there all the same.
+    let keys = keys.iter().map(|key| format!("{key}again"));
+    let keys: Vec<String> = keys
+        .filter(|key| node.pool.owner(key).as_ref() == Some(&node.url))
+        .collect();
+    let theirs = (0..12).map(|n| node.key_of(&silent.url, &format!("more{n} ")));
+    let all: Vec<String> = theirs.chain(keys.iter().cloned()).collect();
+    let values = node.group.get_many(&within(millis(300)), &all);
+    for (key, value) in all.iter().zip(values) {
+        if keys.contains(key) {
+            assert_eq!(value.expect(key), "loaded here");
+        }
+    }
+}
+
+#[test]
+fn batches_to_a_peer_come_back_after_one_wrong_answer() {
+    let (posts, refuse) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(true)),
+    );
+    let (counted, refuses) = (posts.clone(), refuse.clone());
+    let server = RawServer::start(move |mut connection| {
+        while let Some(head) = connection.read_head() {
+            if head.starts_with("POST") {
+                counted.fetch_add(1, Ordering::SeqCst);
+                // The proxy's page. The batches after it are answered by nothing but their absence.
+                connection.send(&failure(
+                    "404 Not Found",
+                    "Content-Type: text/html\r\n",
+                    "no",
+                ));
+            } else if refuses.load(Ordering::SeqCst) {
+                connection.send(&failure("502 Bad Gateway", "", "no"));
+            } else {
+                connection.send(&answer(&key_of(&head)));
+            }
+        }
+    });
+    let node = caller(PATIENCE);
+    node.pool.set([&server.url]).expect("a URL");
+    let many = |name: &str| {
+        let keys = [0, 1, 2].map(|n| format!("{name}{n}"));
+        let values = node.group.get_many(&Context::background(), &keys);
+        assert!(values.iter().all(Result::is_ok));
+        posts.load(Ordering::SeqCst)
+    };
+    assert_eq!(many("first"), 1);
+    assert_eq!(many("second"), 1, "the peer does not know batches");
+    node.pool.set([&server.url]).expect("a URL");
+    assert_eq!(many("third"), 2, "the list of peers was set");
+    assert_eq!(many("fourth"), 2);
+    refuse.store(false, Ordering::SeqCst);
+    node.group.get("single").expect("a value of the peer");
+    assert_eq!(many("fifth"), 3, "an answer has the marks of larder");
+}
+
+#[test]
+fn caller_leaves_a_hung_peer_at_its_deadline() {
+    let silent = RawServer::start(|mut connection| connection.wait_for_close());
+    let node = caller(seconds(5));
+    node.pool.set([&silent.url]).expect("a URL");
+    for limit in [20, 50, 100, 300, 700].map(millis) {
+        let mut overshoots = Vec::new();
+        for round in 0..5 {
+            let key = format!("{limit:?} {round}");
+            let ctx = within(limit);
+            let get = || timed(|| node.group.get_with(&ctx, &key));
+            let (late, (took, result)) = lateness(limit, get);
+            let error = result.expect_err("the peer is silent");
+            assert_eq!(error.kind(), larder::ErrorKind::DeadlineExceeded);
+            overshoots.push(took.saturating_sub(limit + 4 * late));
+        }
+        overshoots.sort();
+        let most = millis(8) + socket_lateness();
+        assert!(
+            overshoots[2] <= most,
+            "{limit:?}: {overshoots:?} over it, not {most:?}"
+        );
+    }
+}
+
+#[test]
+fn getter_that_takes_longer_than_an_exchange_runs_once_for_all_callers() {
+    let mut nodes = [(); 3].map(|()| Process::start("exchange_ms=1000 connect_ms=1000"));
+    let urls = nodes.each_ref().map(|node| node.url.clone()).join(" ");
+    for node in &mut nodes {
+        assert_eq!(node.ask(&format!("peers {urls}")), "ready");
+    }
+    let key = "slow:3000:k";
+    let (late, (took, ())) = lateness(seconds(3), || {
+        timed(|| {
+            for node in &mut nodes {
+                node.begin(&format!("herd 34 {key}"));
+            }
+            for node in &mut nodes {
+                assert_eq!(node.line(), "34");
+            }
+        })
+    });
+    let loads: Vec<u64> = nodes
+        .iter_mut()
+        .map(|node| node.number(&format!("loads {key}")))
+        .collect();
+    assert_eq!(loads.iter().sum::<u64>(), 1, "{loads:?}");
+    assert!(
+        took <= millis(3200) + 10 * late,
+        "{took:?}, control {late:?}"
+    );
+}
