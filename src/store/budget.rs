@@ -108,6 +108,10 @@ impl Budget {
         self.excess.load(Ordering::Relaxed)
     }
 
+    pub(super) fn is_sharded(&self) -> bool {
+        self.is_sharded
+    }
+
     /// The time of the eviction policy.
     pub(super) fn now(&self) -> u32 {
         self.usage.clock.load(Ordering::Relaxed)

@@ -402,7 +402,7 @@ impl Store {
     fn make_room(&self, inserted: Option<PendingEviction>, evicted: &mut EvictedEntries) {
         let mut demand = match inserted {
             Some(inserted) => Demand::new(&self.budget, inserted.limit),
-            None => Demand::of_oldest(),
+            None => Demand::of_oldest(&self.budget),
         };
         let mut first = self.cursor.load(Ordering::Relaxed);
         let mut tours = 0;

@@ -95,9 +95,10 @@ impl Demand {
 
     /// All shards are searched before the first victim leaves, and none is refused. This is for a
     /// thread that makes the store smaller. It is slower, but does not depend on earlier operations.
-    pub(super) fn of_oldest() -> Demand {
+    pub(super) fn of_oldest(budget: &Budget) -> Demand {
+        let floor = if budget.is_sharded() { u64::MAX } else { 0 };
         Demand {
-            floors: [u64::MAX; 2],
+            floors: [floor; 2],
             limit: 0,
             share: None,
             spared: None,

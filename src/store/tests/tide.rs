@@ -67,10 +67,10 @@ impl Tide {
         match self.favor_objects {
             true => 4 * weight,
             false => {
-                let log2 = weight.ilog2() as i32;
-                let root = |log2: i32| (256.0 * 2_f64.powf(f64::from(log2) / 2.0)) as u64;
+                let log2 = weight.ilog2();
+                let root = |log2: u32| [256, 362][log2 as usize % 2] * 2_u64.pow(log2 / 2);
                 let (low, high) = (root(log2), root(log2 + 1));
-                low + (high - low) * (weight - 2_u64.pow(log2 as u32)) / 2_u64.pow(log2 as u32)
+                low + (high - low) * (weight - 2_u64.pow(log2)) / 2_u64.pow(log2)
             }
         }
     }
