@@ -94,12 +94,12 @@ fn evicts_to_smaller_capacity_and_uses_larger_one() {
 /// The microseconds of each step of a large insertion. Look-ups wait for a step at most.
 fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
     let (mut steps, mut gone) = (Vec::new(), EvictedEntries::default());
-    let view = ByteView::keyed("large", large);
     let hash = store.hash("large");
+    let data = SharedBytes::concat([b"large", large]);
     let new = NewEntry {
         hash,
         key: "large",
-        data: view.allocation(),
+        data: &data,
         share: CacheType::Main,
         expires: None,
         loaded_at: store.shard(hash).read().generation(hash),
