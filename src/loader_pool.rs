@@ -53,6 +53,11 @@ struct ThreadCounts {
     busy: usize,
     /// The busy threads whose job is [`JobFor::Client`].
     busy_for_clients: usize,
+    /// The threads that drop what their job left. A drop may run user code, which may submit another
+    /// job and wait for it: see [`LoaderPool::replace_caller`].
+    ending: Vec<thread::ThreadId>,
+    /// The threads whose places others have taken. They end with their jobs.
+    replaced: Vec<thread::ThreadId>,
 }
 
 impl ThreadCounts {
@@ -108,13 +113,25 @@ impl LoaderPool {
     ///
     /// [`ErrorKind::Overloaded`], at once, if all threads that the job may have are busy or the system
     /// refuses a new one.
-    pub(crate) fn submit(
+    ///
+    /// The job returns the values that are dropped after it.
+    pub(crate) fn submit<T>(
         &self,
         job_for: JobFor,
-        job: impl FnOnce(BusyGuard<'_>) + Send + 'static,
+        job: impl FnOnce(BusyGuard<'_>) -> T + Send + 'static,
     ) -> Result<()> {
+        self.replace_caller()?;
         let origin = Origin::here();
-        let run = Box::new(move |busy: BusyGuard<'_>| origin.run(|| job(busy)));
+        let run = Box::new(move |busy: BusyGuard<'_>| {
+            let pool = busy.pool;
+            origin.run(|| {
+                let rest = job(busy);
+                if std::mem::needs_drop::<T>() {
+                    pool.threads.lock().ending.push(thread::current().id());
+                    drop(rest);
+                }
+            });
+        });
         let (for_client, kept) = match job_for {
             JobFor::Own => (false, None),
             JobFor::Client(kept) => (true, kept),
@@ -140,16 +157,35 @@ impl LoaderPool {
             }
             threads.live += 1;
         }
-        let shared = self.shared.clone();
-        let spawned = thread::Builder::new()
-            .name(self.name.clone())
-            .spawn(move || shared.work(job));
-        spawned.map(drop).map_err(|e| {
+        self.spawn(Some(job)).inspect_err(|_| {
             let mut threads = self.shared.threads.lock();
             threads.live -= 1;
             threads.end(for_client);
-            Error::with_source(ErrorKind::Overloaded, "no thread for the load", e)
         })
+    }
+
+    /// If this is a thread of the pool whose job has ended, starts a thread in its place, and lets it
+    /// end. It counts as idle, but it will wait for the job that it is about to submit. So it could
+    /// wait for itself.
+    fn replace_caller(&self) -> Result<()> {
+        let caller = thread::current().id();
+        if !self.shared.threads.lock().ending.contains(&caller) {
+            return Ok(());
+        }
+        self.spawn(None)?;
+        let mut threads = self.shared.threads.lock();
+        threads.ending.retain(|id| *id != caller);
+        threads.replaced.push(caller);
+        Ok(())
+    }
+
+    fn spawn(&self, first: Option<Job>) -> Result<()> {
+        let shared = self.shared.clone();
+        let thread = thread::Builder::new().name(self.name.clone());
+        let spawned = thread.spawn(move || shared.work(first));
+        spawned
+            .map(drop)
+            .map_err(|e| Error::with_source(ErrorKind::Overloaded, "no thread for the load", e))
     }
 
     #[cfg(all(test, not(larder_loom)))]
@@ -160,8 +196,8 @@ impl LoaderPool {
 
 impl PoolShared {
     /// Runs jobs until none comes for `idle_timeout`, or until the pool is dropped.
-    fn work(&self, first: Job) {
-        let mut job = Some(first);
+    fn work(&self, first: Option<Job>) {
+        let mut job = first;
         loop {
             if let Some(job) = job {
                 let Job {
@@ -175,6 +211,9 @@ impl PoolShared {
                 // its waiters. The thread continues.
                 caught(move || run(busy));
                 drop(kept);
+                if self.is_replaced() {
+                    return;
+                }
             }
             job = self.jobs.recv_timeout(self.idle_timeout).ok();
             if job.is_none() {
@@ -186,6 +225,16 @@ impl PoolShared {
                 }
             }
         }
+    }
+
+    /// Notes the end of this thread's job. Returns whether another thread has taken its place.
+    fn is_replaced(&self) -> bool {
+        let this = thread::current().id();
+        let mut threads = self.threads.lock();
+        threads.ending.retain(|id| *id != this);
+        let replaced = threads.replaced.len();
+        threads.replaced.retain(|id| *id != this);
+        threads.replaced.len() < replaced
     }
 }
 
@@ -236,6 +285,39 @@ mod tests {
         begun.recv().expect("it runs");
         drop(end);
         while held(&pool, JobFor::Client(None)).0.is_err() {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn drop_after_a_job_may_wait_for_another_job() {
+        struct WaitsForJob(Arc<LoaderPool>, mpsc::Sender<()>);
+        impl Drop for WaitsForJob {
+            fn drop(&mut self) {
+                for _ in 0..2 {
+                    let (done, wait) = mpsc::channel();
+                    let job = move |busy: BusyGuard<'_>| {
+                        drop(busy);
+                        let _ = done.send(());
+                    };
+                    self.0.submit(JobFor::Own, job).expect("a thread is idle");
+                    wait.recv_timeout(Duration::from_secs(20)).expect("it ran");
+                }
+                let _ = self.1.send(());
+            }
+        }
+        let pool = Arc::new(LoaderPool::new("test", 1));
+        for _ in 0..3 {
+            let (dropped, wait) = mpsc::channel();
+            let rest = WaitsForJob(pool.clone(), dropped);
+            let submitted = pool.submit(JobFor::Own, move |busy| {
+                drop(busy);
+                rest
+            });
+            submitted.expect("a thread is idle");
+            wait.recv().expect("it is dropped");
+        }
+        while pool.live() != 1 {
             thread::yield_now();
         }
     }

@@ -166,6 +166,7 @@ impl Inner {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
                 group.lead(&from, leader, Some(busy), &ctx, key, begun);
+                (group, from, ctx)
             })
         };
         if let Err(refused) = submitted {

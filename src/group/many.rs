@@ -161,6 +161,8 @@ impl Inner {
                     drop(busy);
                     // Fails if the caller has returned already.
                     let _ = sender.send(found);
+                    drop(sender);
+                    (group, ctx)
                 })
             };
             if submitted.is_err() {

@@ -164,6 +164,23 @@ fn floods_of_heads_cost_no_more_than_honest_requests() {
 }
 
 #[test]
+fn half_bodies_cost_no_more_than_what_arrived() {
+    const CONNECTIONS: usize = 256;
+    let mut node = Process::start("");
+    let honest = request("k");
+    growth(&mut node, CONNECTIONS, honest.as_bytes());
+    for announced in [1 << 20, 128 << 10] {
+        let lines = format!("Host: h\r\nContent-Length: {announced}");
+        let mut bytes = honest.replace("GET", "POST").replace("Host: h", &lines);
+        bytes.push_str(&"x".repeat(announced / 2));
+        let growth = growth(&mut node, CONNECTIONS, bytes.as_bytes());
+        // 40 MiB in all.
+        assert!(growth <= 160, "{announced}: {growth} KiB a connection");
+    }
+    assert_eq!(node.ask("get k"), "value of k");
+}
+
+#[test]
 fn ambiguous_requests_get_one_refusal_and_end_the_connection() {
     let mut node = Process::start("");
     let addr: SocketAddr = node.addr().parse().expect("an address");

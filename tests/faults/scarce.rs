@@ -63,6 +63,19 @@ fn flood(node: &mut Process) -> (Vec<Option<u16>>, Duration) {
 }
 
 #[test]
+fn server_leaves_half_of_the_descriptors_to_the_program() {
+    let mut node = Process::start_with_limits("ulimit -n 40", "");
+    let before: usize = node.number("descriptors");
+    let clients: Vec<_> = (0..100).map(|_| connect(&node)).collect();
+    thread::sleep(millis(100));
+    let connections: usize = node.number("connections");
+    assert!((1..=20).contains(&connections), "{connections} connections");
+    assert!(node.number::<usize>("descriptors") < 40);
+    drop(clients);
+    assert!(before < 20, "{before} descriptors of the node's own");
+}
+
+#[test]
 fn server_out_of_descriptors_lives_and_accepts_again() {
     let mut node = Process::start_with_limits("ulimit -n 40", "max_connections=256");
     let (statuses, took) = flood(&mut node);

@@ -48,11 +48,13 @@ impl Connection {
     }
 
     /// Marks the connection as busy with a request; see [`Connections::close_idle`].
+    #[inline]
     pub(crate) fn set_busy(&self) {
         self.change(BUSY);
     }
 
     /// Marks the connection as one that may be closed to make room, and that a shutdown closes.
+    #[inline]
     pub(crate) fn set_idle(&self) {
         self.change(millis(self.accepted.elapsed()));
     }
@@ -82,6 +84,7 @@ impl Connection {
         blocking.is_err() || peeked.map_or_else(|error| error.kind() != nothing_yet, |n| n == 0)
     }
 
+    #[inline]
     fn change(&self, state: u64) {
         if self.state.swap(state, Ordering::SeqCst) == EVICTED {
             self.state.store(EVICTED, Ordering::SeqCst);

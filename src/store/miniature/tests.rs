@@ -113,7 +113,7 @@ fn miniature_hits_as_often_as_a_store() {
         (Eviction::Lru, Cost::Constant),
     ] {
         let store = Store::new(StoreOptions {
-            capacity: 30_000,
+            capacity: 24_000,
             eviction,
             favor_objects: false,
             hot_fraction: 0.0,
@@ -121,7 +121,7 @@ fn miniature_hits_as_often_as_a_store() {
             forecast: false,
             clock: clock.clone(),
         });
-        let mut miniatures = Miniatures::new(30_000 << LOWEST_LEVEL, cost, clock.now());
+        let mut miniatures = Miniatures::new(24_000 << LOWEST_LEVEL, cost, clock.now());
         let gets = 30_000_u64;
         for n in 0..gets {
             // Popular keys are small numbers.

@@ -95,11 +95,11 @@ fn evicts_to_smaller_capacity_and_uses_larger_one() {
 fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
     let (mut steps, mut gone) = (Vec::new(), EvictedEntries::default());
     let hash = store.hash("large");
-    let data = SharedBytes::concat([b"large", large]);
+    let view = store.keyed(hash, "large", large);
     let new = NewEntry {
         hash,
         key: "large",
-        data: &data,
+        data: view.allocation(),
         share: CacheType::Main,
         expires: None,
         loaded_at: store.shard(hash).read().generation(hash),
