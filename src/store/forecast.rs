@@ -194,7 +194,7 @@ mod tests {
     use crate::stats::CacheType;
     use crate::store::{EvictedEntries, Eviction, NewEntry, Store, StoreOptions};
 
-    const ENTRY: u64 = 160;
+    const ENTRY: u64 = 144;
 
     fn store(entries: u64, eviction: Eviction, clock: &Clock) -> Store {
         Store::new(StoreOptions {
