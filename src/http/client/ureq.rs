@@ -224,7 +224,7 @@ impl Connector for PeerConnector {
 #[derive(Debug)]
 struct UreqStream {
     reader: ResponseReader<PeerConnection>,
-    /// What is left of the body of the present response; `None` before its head.
+    /// The rest of the body of the present response; `None` before its head.
     framing: Option<BodyFraming>,
     buffers: LazyBuffers,
     /// Whether the last operation was a write. The first write, or a write after a read, begins an
