@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::flight::{LoadFrom, wait_by};
 use super::populate::Placement;
-use super::{BACKGROUND, Inner, LoadKey, Loaded, MissToken};
+use super::{Inner, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::JobFor;
@@ -64,10 +64,10 @@ impl Inner {
                 }
             };
             let wait = || loop {
-                match flight.wait(&BACKGROUND.with_deadline(until)) {
+                match flight.wait(&ctx.with_deadline(until)) {
                     Waited::Left(ended) => match waiter.next_step() {
-                        Some(next) => until = next,
-                        None => return Waited::Left(ended),
+                        Some(next) if ctx.err().is_none() => until = next,
+                        _ => return Waited::Left(ended),
                     },
                     over => return over,
                 }

@@ -165,8 +165,8 @@ impl Inner {
             self.pool.submit(job_for, move |busy| {
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
-                group.lead(&from, leader, Some(busy), &ctx, key, begun);
-                (group, from, ctx)
+                let result = group.lead(&from, leader, Some(busy), &ctx, key, begun);
+                (group, from, ctx, result)
             })
         };
         if let Err(refused) = submitted {

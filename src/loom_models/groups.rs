@@ -4,8 +4,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use loom::model;
-
 use super::Works;
 use crate::byteview::ByteView;
 use crate::clock::Clock;
@@ -18,6 +16,18 @@ use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
+
+/// Explores a model on a thread with a stack of 64 Ki words. Loom's own has 4 Ki words, which are too few
+/// to make a group.
+fn model(explored: impl Fn() + Send + Sync + 'static) {
+    let explored = std::sync::Arc::new(explored);
+    loom::model(move || {
+        let explored = explored.clone();
+        let thread = loom::thread::Builder::new().stack_size(1 << 16);
+        let ended = thread.spawn(move || explored()).map(|thread| thread.join());
+        assert!(ended.is_ok_and(|ended| ended.is_ok()), "the model panicked");
+    });
+}
 
 /// A small group in no registry.
 fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {

@@ -35,7 +35,7 @@ pub struct ForecastPoint {
 pub(super) struct Forecaster {
     /// A key is sampled if its hash has none of these bits.
     mask: AtomicU64,
-    state: Option<Mutex<Observations>>,
+    state: Option<Mutex<Box<Observations>>>,
 }
 
 #[derive(Debug)]
@@ -62,12 +62,9 @@ const MIN_SAMPLED_MISSES: u64 = 64;
 impl Forecaster {
     /// `cost` is that of the store's policy. `None` makes a forecaster that does nothing.
     pub(super) fn new(capacity: u64, cost: Option<Cost>, clock: &Clock) -> Forecaster {
-        let state = cost.map(|cost| Observations {
-            miniatures: Miniatures::new(capacity, cost, clock.now()),
-            before: (0, 0),
-        });
+        let state = cost.map(|cost| Observations::new(capacity, cost, clock));
         Forecaster {
-            mask: AtomicU64::new(state.as_ref().map_or(u64::MAX, Observations::mask)),
+            mask: AtomicU64::new(state.as_ref().map_or(u64::MAX, |state| state.mask())),
             state: state.map(Mutex::new),
         }
     }
@@ -175,6 +172,15 @@ impl Forecaster {
 }
 
 impl Observations {
+    /// Not inlined: it is large, and a stack frame of a store without forecasts has no room for it.
+    #[inline(never)]
+    fn new(capacity: u64, cost: Cost, clock: &Clock) -> Box<Observations> {
+        Box::new(Observations {
+            miniatures: Miniatures::new(capacity, cost, clock.now()),
+            before: (0, 0),
+        })
+    }
+
     fn mask(&self) -> u64 {
         KeyHash::sample_mask(self.miniatures.level())
     }
