@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The memory that the process and its surroundings have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct PressureReading {
     /// Each cgroup with a limit that the process is in, and the machine.
     pub(crate) levels: Vec<Level>,
     /// The time that tasks have waited for memory since the system or the cgroup began, in
@@ -101,7 +101,7 @@ impl Controller {
     pub(crate) fn decide(
         &mut self,
         now: Duration,
-        reading: &Reading,
+        reading: &PressureReading,
         groups: &[GroupSize],
     ) -> Decision {
         let elapsed = self.last.map(|(last, _)| now.saturating_sub(last));
@@ -140,7 +140,7 @@ impl Controller {
         }
     }
 
-    fn is_stalled(&self, elapsed: Duration, reading: &Reading) -> bool {
+    fn is_stalled(&self, elapsed: Duration, reading: &PressureReading) -> bool {
         let (Some(now), Some((_, Some(last)))) = (reading.stalled, self.last) else {
             return false;
         };
@@ -178,7 +178,12 @@ impl Controller {
     }
 
     /// Raises the limits step by step, as far as the headroom allows.
-    fn grown(&self, elapsed: Duration, reading: &Reading, groups: &[GroupSize]) -> Vec<u64> {
+    fn grown(
+        &self,
+        elapsed: Duration,
+        reading: &PressureReading,
+        groups: &[GroupSize],
+    ) -> Vec<u64> {
         let spare = |level: &Level| level.headroom().saturating_sub(self.reserve(*level));
         let spare = reading.levels.iter().map(spare).min().unwrap_or(u64::MAX);
         let total = sum(groups, |group| group.capacity);
@@ -201,7 +206,7 @@ impl Controller {
 }
 
 /// The smallest headroom of all levels.
-fn headroom(reading: &Reading) -> u64 {
+fn headroom(reading: &PressureReading) -> u64 {
     let levels = reading.levels.iter();
     levels
         .map(|level| level.headroom())
@@ -244,8 +249,8 @@ mod tests {
         }
     }
 
-    fn reading(limit: u64, used: u64) -> Reading {
-        Reading {
+    fn reading(limit: u64, used: u64) -> PressureReading {
+        PressureReading {
             levels: vec![Level { limit, used }],
             stalled: None,
         }
@@ -399,7 +404,7 @@ mod tests {
             for (limit, used, sizes, seconds, wait) in steps {
                 now += Duration::from_secs(seconds);
                 stalled += wait;
-                let reading = Reading { levels: vec![Level { limit, used }], stalled: Some(stalled) };
+                let reading = PressureReading { levels: vec![Level { limit, used }], stalled: Some(stalled) };
                 let sizes = sizes.into_iter().enumerate();
                 let groups: Vec<GroupSize> = sizes
                     .map(|(n, (capacity, used))| {

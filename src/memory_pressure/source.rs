@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::decide::{Level, Reading};
+use super::decide::{Level, PressureReading};
 use super::parse::{self, CgroupMount, CgroupPaths};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -48,7 +48,7 @@ impl Source {
     }
 
     /// The memory now. Files that cannot be read are left out.
-    pub(super) fn read(&mut self) -> Reading {
+    pub(super) fn read(&mut self) -> PressureReading {
         self.find_cgroups();
         let mut levels: Vec<Level> = self.cgroups.iter().filter_map(Cgroup::level).collect();
         let machine = read("/proc/meminfo").and_then(|text| parse::meminfo(&text));
@@ -64,7 +64,7 @@ impl Source {
             let pressure = read("/proc/pressure/memory").filter(|_| is_machine_full)?;
             parse::stalled(&pressure)
         };
-        Reading {
+        PressureReading {
             levels,
             stalled: own.or_else(anywhere),
         }

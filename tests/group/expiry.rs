@@ -272,8 +272,8 @@ fn group_with_expired(
 
 #[test]
 fn hits_alone_remove_expired_entries() {
-    let told = Arc::new(AtomicUsize::new(0));
-    let counted = told.clone();
+    let notified = Arc::new(AtomicUsize::new(0));
+    let counted = notified.clone();
     let group = group_with_expired(10_000, move |_, cause| {
         assert_eq!(cause, RemovalCause::Expired);
         counted.fetch_add(1, Ordering::Relaxed);
@@ -283,7 +283,7 @@ fn hits_alone_remove_expired_entries() {
         group.get("-").expect("a value");
     }
     assert_eq!(group.entry_count(), 1);
-    assert_eq!(told.load(Ordering::Relaxed), 10_000);
+    assert_eq!(notified.load(Ordering::Relaxed), 10_000);
     assert_eq!(group.cache_stats(CacheType::Main).expired, 10_000);
     assert_eq!(group.cache_stats(CacheType::Main).evictions, 0);
 }

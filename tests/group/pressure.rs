@@ -11,12 +11,12 @@ use crate::common::*;
 
 const CAPACITY: u64 = 1 << 20;
 
-type Told = Arc<Mutex<Vec<(String, RemovalCause)>>>;
+type Notifications = Arc<Mutex<Vec<(String, RemovalCause)>>>;
 
 /// A group whose values expire after 10 s if the key begins with "short", and what its listener got.
-fn group(registry: &Registry, clock: &Clock) -> (Group, Told) {
-    let told = Told::default();
-    let listener = told.clone();
+fn group(registry: &Registry, clock: &Clock) -> (Group, Notifications) {
+    let notified = Notifications::default();
+    let listener = notified.clone();
     let group = Group::builder("values")
         .registry(registry)
         .max_capacity(CAPACITY)
@@ -24,8 +24,8 @@ fn group(registry: &Registry, clock: &Clock) -> (Group, Told) {
         .shards(4)
         .clock(clock.clone())
         .eviction_listener(move |key, _, cause| {
-            let mut told = listener.lock().expect("no panic");
-            told.push((key.to_owned(), cause));
+            let mut notified = listener.lock().expect("no panic");
+            notified.push((key.to_owned(), cause));
         })
         .build(getter_fn(|_, key, dest| {
             if key.starts_with("short") {
@@ -34,7 +34,7 @@ fn group(registry: &Registry, clock: &Clock) -> (Group, Told) {
             Ok(dest.set_bytes(&[7; 100])?)
         }))
         .expect("a group");
-    (group, told)
+    (group, notified)
 }
 
 fn fill(group: &Group, name: &str, count: usize) {
@@ -43,15 +43,15 @@ fn fill(group: &Group, name: &str, count: usize) {
     }
 }
 
-fn count(told: &Told, name: &str, cause: RemovalCause) -> usize {
-    let told = told.lock().expect("no panic");
+fn count(notified: &Notifications, name: &str, cause: RemovalCause) -> usize {
+    let notified = notified.lock().expect("no panic");
     let is_one = |one: &&(String, RemovalCause)| one.0.starts_with(name) && one.1 == cause;
-    told.iter().filter(is_one).count()
+    notified.iter().filter(is_one).count()
 }
 
 #[test]
 fn trim_gives_back_the_coldest_and_the_capacity_stays() {
-    let (group, told) = group(&Registry::new(), &Clock::manual());
+    let (group, notified) = group(&Registry::new(), &Clock::manual());
     fill(&group, "cold", 1000);
     fill(&group, "warm", 1000);
     let size = group.weighted_size();
@@ -61,9 +61,9 @@ fn trim_gives_back_the_coldest_and_the_capacity_stays() {
         "{given} of {size}"
     );
     assert_eq!(group.weighted_size(), size - given);
-    let cold = count(&told, "cold", RemovalCause::Size);
+    let cold = count(&notified, "cold", RemovalCause::Size);
     assert!((450..=550).contains(&cold), "{cold}");
-    assert_eq!(count(&told, "warm", RemovalCause::Size), 0);
+    assert_eq!(count(&notified, "warm", RemovalCause::Size), 0);
     assert_eq!(group.max_capacity(), CAPACITY);
     fill(&group, "cold", 1000);
     assert_eq!(group.weighted_size(), size, "it grows again");
@@ -72,13 +72,13 @@ fn trim_gives_back_the_coldest_and_the_capacity_stays() {
 #[test]
 fn trim_takes_expired_entries_first() {
     let clock = Clock::manual();
-    let (group, told) = group(&Registry::new(), &clock);
+    let (group, notified) = group(&Registry::new(), &clock);
     fill(&group, "live", 500);
     fill(&group, "short", 500);
     clock.advance(seconds(10));
     group.trim(group.weighted_size() / 4);
-    assert!(count(&told, "short", RemovalCause::Expired) > 200);
-    assert_eq!(count(&told, "live", RemovalCause::Size), 0);
+    assert!(count(&notified, "short", RemovalCause::Expired) > 200);
+    assert_eq!(count(&notified, "live", RemovalCause::Size), 0);
 }
 
 #[test]
@@ -134,11 +134,11 @@ mod linux {
 
     #[test]
     fn shortage_limits_groups_to_their_floor_until_the_guard_is_dropped() {
-        let (group, told) = group(&Registry::new(), &Clock::manual());
+        let (group, notified) = group(&Registry::new(), &Clock::manual());
         fill(&group, "a", 20_000);
         let full = group.weighted_size();
         assert!(full > CAPACITY * 9 / 10);
-        let before = count(&told, "a", RemovalCause::Size);
+        let before = count(&notified, "a", RemovalCause::Size);
         let guard = always_short()
             .group(&group)
             .floor(0.5)
@@ -146,7 +146,7 @@ mod linux {
             .expect("a guard");
         assert!(group.weighted_size() <= CAPACITY / 2);
         assert!(group.weighted_size() > CAPACITY / 2 - 1000);
-        assert!(count(&told, "a", RemovalCause::Size) > before);
+        assert!(count(&notified, "a", RemovalCause::Size) > before);
         let status = guard.status();
         assert_eq!(status.allowed, CAPACITY / 2);
         assert_eq!(status.trimmed, full - group.weighted_size());
