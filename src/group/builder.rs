@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::counters::LoadCounters;
-use super::{EvictionListener, Flights, Group, HotAdmission, Inner, check_name};
+use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -306,3 +306,20 @@ const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
 const DEFAULT_LOADER_THREADS: usize = 512;
 const DEFAULT_LOAD_WAIT: Duration = Duration::from_secs(30);
 const LONGEST_LOAD_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The longest group name, in bytes.
+const MAX_NAME: usize = 256;
+
+/// Checks a group's name.
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(Error::new(
+            ErrorKind::InvalidName,
+            format!(
+                "a group's name is 1 to {MAX_NAME} bytes long, this one is {}",
+                name.len()
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -30,7 +30,7 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::nesting;
@@ -582,20 +582,3 @@ const PURGED_BY_LOOKUP: usize = 64;
 /// A context by reference. A local one would be dropped in the caller, which moves the result once
 /// more.
 const BACKGROUND: &Context = &Context::background();
-
-/// The longest group name, in bytes.
-pub(crate) const MAX_NAME: usize = 256;
-
-/// Checks a group's name.
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    if name.is_empty() || name.len() > MAX_NAME {
-        return Err(Error::new(
-            ErrorKind::InvalidName,
-            format!(
-                "a group's name is 1 to {MAX_NAME} bytes long, this one is {}",
-                name.len()
-            ),
-        ));
-    }
-    Ok(())
-}

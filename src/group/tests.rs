@@ -1,6 +1,7 @@
 //! Tests that count the waiters of a flight. The other tests of groups are in `tests/group/`.
 
 use super::*;
+use crate::error::{Error, ErrorKind};
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
