@@ -31,6 +31,8 @@ use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
 use crate::error::Result;
+#[cfg(doc)]
+use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::nesting;

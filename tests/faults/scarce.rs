@@ -126,6 +126,9 @@ fn needs_root_server_out_of_threads_refuses_with_503_and_lives() {
     let limit = ["prlimit", "--nproc=24", "sh", "-c", &script, "sh"];
     let by = [&["setpriv", &ids[0], &ids[1], "--clear-groups"], &limit[..]].concat();
     let mut node = Process::start_by(&by, "");
+    // The value is cached before the flood, because its load needs a loader thread. If the threads of
+    // connections take all, no load can begin.
+    assert_eq!(node.ask("get k"), "value of k");
     let (statuses, took) = flood(&mut node);
     let count = |wanted| {
         statuses
