@@ -148,7 +148,7 @@ impl Inner {
     }
 }
 
-fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+pub(super) fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

@@ -193,6 +193,10 @@ impl PeerPicker for HttpPool {
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         self.inner.picker.pick_replica(key, attempt)
     }
+
+    fn peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        PeerPicker::peers(&*self.inner.picker)
+    }
 }
 
 impl PeerSet for HttpPool {

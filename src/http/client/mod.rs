@@ -3,6 +3,7 @@
 //! - `picker`: the list of peers, and the owner of a key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
 //! - `transport`: the trait that carries a request; `auto` chooses between `ureq` and `direct`.
@@ -12,6 +13,7 @@
 pub(crate) mod auto;
 pub(crate) mod batch;
 pub(crate) mod batch_values;
+pub(crate) mod changes;
 pub(crate) mod connection;
 pub(crate) mod direct;
 pub(crate) mod peer;

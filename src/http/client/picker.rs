@@ -74,7 +74,7 @@ impl Picker {
             // `list_of` runs user code (the transport hook, the hash), so no lock is held, and
             // another thread can set peers meanwhile. Then the list is built again, with the
             // clients of the other thread's list and those in `made`.
-            let before = self.peers();
+            let before = self.list();
             let after = Arc::new(self.list_of(&urls, &before, &mut made));
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
@@ -131,34 +131,34 @@ impl Picker {
 
     /// The URL of the owner of `key`, this process or another.
     pub(crate) fn owner(&self, key: &str) -> Option<String> {
-        self.peers().ring.get(key).map(str::to_owned)
+        self.list().ring.get(key).map(str::to_owned)
     }
 
     /// The list that was set last.
     pub(crate) fn urls(&self) -> Vec<String> {
-        self.peers().ring.nodes().to_vec()
+        self.list().ring.nodes().to_vec()
     }
 
-    fn peers(&self) -> Arc<PeerList> {
+    fn list(&self) -> Arc<PeerList> {
         self.peers.read().clone()
     }
 }
 
 impl KnownPeers for Picker {
     fn peers_at(&self, ip: IpAddr) -> usize {
-        let peers = self.peers();
+        let peers = self.list();
         let others = peers.members.values().flatten();
         others.filter(|peer| peer.target().is_at(ip)).count()
     }
 
     fn any(&self) -> bool {
-        self.peers().members.values().flatten().next().is_some()
+        self.list().members.values().flatten().next().is_some()
     }
 }
 
 impl PeerPicker for Picker {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
-        let peers = self.peers();
+        let peers = self.list();
         peers.member(peers.ring.get(key)?)
     }
 
@@ -169,13 +169,21 @@ impl PeerPicker for Picker {
         match attempt {
             0 => self.pick_peer(key),
             1 if self.failover => {
-                let peers = self.peers();
+                let peers = self.list();
                 let mut successors = peers.ring.successors(key);
                 peers.member(successors.next()?)?;
                 peers.member(successors.next()?)
             }
             _ => None,
         }
+    }
+
+    fn peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        let list = self.list();
+        let others = list.members.values().flatten();
+        others
+            .map(|peer| peer.clone() as Arc<dyn ProtoGetter>)
+            .collect()
     }
 }
 
