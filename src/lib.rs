@@ -21,7 +21,7 @@
 //! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |
-//! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
+//! | [`rendezvous`], [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
 #![deny(unsafe_code)]
@@ -54,6 +54,7 @@ pub mod pb;
 mod peers;
 mod random;
 mod recursion;
+pub mod rendezvous;
 pub mod singleflight;
 mod sink;
 mod stats;
