@@ -19,6 +19,7 @@
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
 //! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
+//! | [`Peer`] | a node of the cluster: identity, address, weight, zone |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |
 //! | [`rendezvous`], [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
@@ -51,6 +52,7 @@ mod message;
 mod nesting;
 mod panics;
 pub mod pb;
+mod peer;
 mod peers;
 mod random;
 mod recursion;
@@ -73,6 +75,7 @@ pub use group::registry::{Registry, get_group, new_group};
 pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
+pub use peer::Peer;
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;

@@ -37,7 +37,7 @@ use crate::random::{mix, spread};
 /// or the release. Look-ups take `&self`, so any number of threads can share a finished set.
 #[derive(Clone, Default)]
 pub struct Rendezvous {
-    /// In the order of their names.
+    /// In the order of addition.
     nodes: Vec<Node>,
     /// The hashes of the names, in the same order. They lie apart, so that a look-up reads nothing
     /// else.
@@ -67,10 +67,10 @@ impl Rendezvous {
         check_weight(weight)?;
         let name = name.into();
         match self.find(&name) {
-            Ok(at) => self.nodes[at].weight = weight,
-            Err(at) => {
-                self.seeds.insert(at, spread(name.as_bytes()));
-                self.nodes.insert(at, Node { name, weight });
+            Some(at) => self.nodes[at].weight = weight,
+            None => {
+                self.seeds.push(spread(name.as_bytes()));
+                self.nodes.push(Node { name, weight });
             }
         }
         self.note_weights();
@@ -79,7 +79,7 @@ impl Rendezvous {
 
     /// Removes a node, and returns whether it was in the set.
     pub fn remove(&mut self, name: &str) -> bool {
-        let Ok(at) = self.find(name) else {
+        let Some(at) = self.find(name) else {
             return false;
         };
         self.nodes.remove(at);
@@ -112,7 +112,7 @@ impl Rendezvous {
         self.nodes.is_empty()
     }
 
-    /// The names of the nodes, in ascending order.
+    /// The names of the nodes, in the order of their addition.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.nodes.iter().map(|node| &*node.name)
     }
@@ -124,17 +124,14 @@ impl Rendezvous {
             return self.best(hash, |_| true);
         }
         // The scores of nodes of one weight are in the order of their bits.
-        let mut best = (
-            0,
-            *self.seeds.first().map(|seed| bits(hash, *seed)).as_ref()?,
-        );
+        let (mut best, mut best_bits) = (0, bits(hash, *self.seeds.first()?));
         for (at, seed) in self.seeds.iter().enumerate().skip(1) {
             let bits = bits(hash, *seed);
-            if bits > best.1 {
-                best = (at, bits);
+            if bits > best_bits || (bits == best_bits && self.name(at) < self.name(best)) {
+                (best, best_bits) = (at, bits);
             }
         }
-        Some(best.0)
+        Some(best)
     }
 
     /// The place of the node with the highest score among those that `may` accepts.
@@ -143,11 +140,12 @@ impl Rendezvous {
         accepted.max_by_key(|&at| self.score(hash, at))
     }
 
-    fn score(&self, hash: u64, at: usize) -> Score {
+    fn score(&self, hash: u64, at: usize) -> Score<'_> {
+        let Node { name, weight } = &self.nodes[at];
         Score {
             bits: bits(hash, self.seeds[at]),
-            weight: self.nodes[at].weight,
-            at,
+            weight: *weight,
+            name,
         }
     }
 
@@ -155,8 +153,8 @@ impl Rendezvous {
         &self.nodes[at].name
     }
 
-    fn find(&self, name: &str) -> Result<usize, usize> {
-        self.nodes.binary_search_by(|node| (*node.name).cmp(name))
+    fn find(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == name)
     }
 
     fn note_weights(&mut self) {
@@ -174,15 +172,15 @@ impl fmt::Debug for Rendezvous {
 
 /// The score of a node for a key: `-weight / ln(u)`, where `u` are the bits as a number in 0..1.
 /// It is compared in integers, so that all machines agree.
-struct Score {
+struct Score<'a> {
     bits: u64,
     weight: u32,
-    /// Of two equal scores, that of the node whose name sorts first is higher.
-    at: usize,
+    /// Of two equal scores, that of the name that sorts first is higher.
+    name: &'a str,
 }
 
-impl Ord for Score {
-    fn cmp(&self, other: &Score) -> Ordering {
+impl Ord for Score<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
         let by_weight = || {
             // -w / ln(u) > -w' / ln(u')  is  -log2(u) w' < -log2(u') w.
             let own = u128::from(minus_log2(self.bits)) * u128::from(other.weight);
@@ -194,23 +192,23 @@ impl Ord for Score {
             true => by_bits,
             false => by_weight().then(by_bits),
         };
-        by_score.then(other.at.cmp(&self.at))
+        by_score.then_with(|| other.name.cmp(self.name))
     }
 }
 
-impl PartialOrd for Score {
-    fn partial_cmp(&self, other: &Score) -> Option<Ordering> {
+impl PartialOrd for Score<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Score {
-    fn eq(&self, other: &Score) -> bool {
+impl PartialEq for Score<'_> {
+    fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Score {}
+impl Eq for Score<'_> {}
 
 /// The bits of a node's score for the keys with this hash, before its weight counts.
 #[inline]

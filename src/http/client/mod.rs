@@ -1,6 +1,6 @@
 //! The client of a pool: finds the peer that owns a key and asks it.
 //!
-//! - `picker`: the list of peers, and the owner of a key.
+//! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
 //! - `permits`: limits the requests that are under way.
@@ -17,6 +17,7 @@ pub(crate) mod direct;
 pub(crate) mod peer;
 pub(crate) mod permits;
 pub(crate) mod picker;
+pub(crate) mod placement;
 pub(crate) mod pool;
 pub(crate) mod resolve;
 pub(crate) mod response;
