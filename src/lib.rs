@@ -14,7 +14,8 @@
 //! | [`Group`], [`GroupBuilder`] | a named cache: gets, removal, counters; its options, each with its default |
 //! | [`Registry`], [`new_group`], [`get_group`] | groups by name and the peers they share; the global registry |
 //! | [`MemoryPressure`] | makes groups smaller while memory is short (Linux) |
-//! | [`Getter`], [`getter_fn`], [`Sink`] | the getter that fills a cache, and the sink to which it writes the value |
+//! | [`GroupBuilder::build_with`], [`Value`], [`value_fn`] | the getter that fills a cache: a closure that returns the value |
+//! | [`Getter`], [`getter_fn`], [`Sink`] | the same as a trait, and the sink to which it writes the value in place |
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
@@ -63,6 +64,7 @@ mod stats;
 mod store;
 mod sync;
 mod thread_counters;
+mod value;
 #[cfg(feature = "http")]
 mod wire;
 
@@ -70,7 +72,7 @@ pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
-pub use getter::{Getter, getter_fn};
+pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
@@ -84,3 +86,4 @@ pub use sink::{
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
 pub use store::{Entry, Eviction, Forecast, ForecastPoint, RemovalCause};
+pub use value::Value;
