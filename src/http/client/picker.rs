@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::auto::DefaultTransport;
+use crate::http::client::default_transport::default_transport;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::placement::Placement;
 use crate::http::client::target::Target;
@@ -144,7 +144,7 @@ impl Picker {
 
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
-        let mut by = DefaultTransport::new(target.clone());
+        let mut by = default_transport(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
