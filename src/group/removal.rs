@@ -159,7 +159,7 @@ impl Inner {
     /// All peers: those of the picker's list, and the owners of `keys` where it lists none.
     pub(super) fn all_peers(&self, keys: &[&str]) -> Vec<Arc<dyn ProtoGetter>> {
         let listed = self.peers.ask(&self.name, |picker| {
-            let mut peers = picker.peers();
+            let mut peers = picker.all_peers();
             if peers.is_empty() {
                 let owners = keys.iter().filter_map(|key| picker.pick_peer(key));
                 for owner in owners {

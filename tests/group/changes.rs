@@ -85,7 +85,7 @@ impl PeerPicker for Peers {
         Some(owner.clone())
     }
 
-    fn peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         let peers = self.0.iter();
         peers
             .map(|peer| peer.clone() as Arc<dyn ProtoGetter>)

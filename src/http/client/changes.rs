@@ -2,9 +2,6 @@
 
 use std::time::Instant;
 
-use ureq::http::header::CONTENT_TYPE;
-use ureq::http::{HeaderName, HeaderValue};
-
 use super::peer::HttpPeer;
 use super::transport::TransportRequest;
 use crate::context::Context;
@@ -87,9 +84,9 @@ impl HttpPeer {
         let _permit = self.permit(ctx, deadline)?;
         let mut request = TransportRequest::change(method, path, body, deadline);
         if let Some(id) = id {
-            request.set_parsed(REMOVAL_ID, HeaderValue::from(id));
+            request.set_checked(wire::REMOVAL_ID_HEADER.into(), id.to_string().into());
         } else {
-            request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
+            request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         }
         let response = self.transport().round_trip(ctx, request)?;
         if response.status() != 200 {
@@ -110,5 +107,3 @@ impl HttpPeer {
 /// The most keys of one request, and the most bytes of their text in JSON.
 const MAX_KEYS: usize = 4096;
 const MAX_KEY_BYTES: usize = 64 << 10;
-
-const REMOVAL_ID: HeaderName = HeaderName::from_static(wire::REMOVAL_ID_HEADER);

@@ -22,7 +22,7 @@ fn cluster(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> (Vec<Node>, 
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
             let registry = Registry::new();
-            let builder = HttpPool::builder(&url).registry(&registry).replicas(50);
+            let builder = HttpPool::builder(&url).registry(&registry);
             let pool = options(builder).build().unwrap();
             let version = version.clone();
             let load = move |_: &Context, key: &str, dest: &mut dyn Sink| {
@@ -42,8 +42,13 @@ fn cluster(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> (Vec<Node>, 
     (nodes, version)
 }
 
-fn clients() -> [HttpClient; 3] {
-    [HttpClient::Auto, HttpClient::Ureq, HttpClient::Direct]
+fn clients() -> Vec<HttpClient> {
+    vec![
+        HttpClient::Auto,
+        #[cfg(feature = "ureq")]
+        HttpClient::Ureq,
+        HttpClient::Direct,
+    ]
 }
 
 fn background() -> Context {
