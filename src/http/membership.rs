@@ -7,8 +7,8 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::random::{mix, spread};
 use crate::peer::Peer;
+use crate::random::{mix, spread};
 use crate::sync::{Arc, Mutex, RwLock};
 use crate::wire::PeersMark;
 
@@ -154,14 +154,21 @@ mod tests {
         let same = membership(&[b.clone(), a.clone()]);
         assert_eq!(one.compare(mark_of(&same)), MarkOf::Same);
         let moved = Peer::new("http://c").with_id("http://b");
-        assert_eq!(one.compare(mark_of(&membership(&[a.clone(), moved]))), MarkOf::Same);
+        assert_eq!(
+            one.compare(mark_of(&membership(&[a.clone(), moved]))),
+            MarkOf::Same
+        );
         let lists = [
             vec![a.clone()],
             vec![a.clone(), b.clone().with_id("b")],
             vec![a.clone(), b.clone().with_weight(2)],
         ];
         for (n, list) in (1..).zip(lists) {
-            assert_eq!(one.compare(mark_of(&membership(&list))), MarkOf::Other, "{list:?}");
+            assert_eq!(
+                one.compare(mark_of(&membership(&list))),
+                MarkOf::Other,
+                "{list:?}"
+            );
             assert_eq!(one.differences(), n);
         }
         let ring = Membership::new();
@@ -185,7 +192,12 @@ mod tests {
         assert!(!own.is_news(other));
         own.set("rendezvous", &[Peer::new("http://c")]);
         assert!(own.is_news(other));
-        let many = (0..1000).filter(|&fingerprint| own.is_news(PeersMark { fingerprint, ..other }));
+        let many = (0..1000).filter(|&fingerprint| {
+            own.is_news(PeersMark {
+                fingerprint,
+                ..other
+            })
+        });
         assert_eq!(many.count(), MAX_LOGGED - 2);
     }
 }

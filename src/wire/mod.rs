@@ -44,7 +44,7 @@ pub(crate) use many::{
 pub(crate) use path::{
     DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path,
 };
-pub(crate) use peers_mark::{PEERS_HEADER, PeersMark};
+pub(crate) use peers_mark::{PEERS_HEADER, PEERS_PAGE, PeersMark};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};

@@ -6,6 +6,10 @@ use std::fmt;
 /// differs, or if sender and receiver are one process.
 pub(crate) const PEERS_HEADER: &str = "larder-peers";
 
+/// The path, below the base path, of the page with the list of peers. It has one segment, so it is no
+/// key of a group.
+pub(crate) const PEERS_PAGE: &str = "_peers";
+
 /// Identifies a list of peers, and the process that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeersMark {

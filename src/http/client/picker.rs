@@ -13,8 +13,10 @@ use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
+use crate::http::membership::Membership;
 use crate::peer::Peer;
 use crate::peers::{PeerPicker, ProtoGetter};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
 /// Picks peers by the list that was set last.
@@ -29,6 +31,9 @@ pub(crate) struct Picker {
     failover: bool,
     transport: Option<Box<TransportHook>>,
     config: Arc<Config>,
+    membership: Arc<Membership>,
+    /// Whether it was logged that this process is not in its list.
+    is_absence_logged: AtomicBool,
     /// Replaced as a whole. Requests under way go on with the list that they began with.
     peers: RwLock<Arc<PeerList>>,
 }
@@ -71,6 +76,7 @@ impl Picker {
         failover: bool,
         transport: Option<Box<TransportHook>>,
         config: Arc<Config>,
+        membership: Arc<Membership>,
     ) -> Self {
         let peers = RwLock::new(Arc::new(PeerList {
             placement: empty.clone(),
@@ -83,6 +89,8 @@ impl Picker {
             failover,
             transport,
             config,
+            membership,
+            is_absence_logged: AtomicBool::new(false),
             peers,
         }
     }
@@ -99,9 +107,11 @@ impl Picker {
             let after = Arc::new(self.list_of(&checked, &before, &mut made)?);
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
+                self.note_list(&after);
                 *current = after;
                 // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
+                self.warn_if_absent(&self.peers());
                 return Ok(());
             }
         }
@@ -142,13 +152,35 @@ impl Picker {
         })
     }
 
+    /// Notes a list that replaces the present one, whose lock is held.
+    fn note_list(&self, after: &PeerList) {
+        let peers: Vec<Peer> = after
+            .members
+            .iter()
+            .map(|member| member.peer.clone())
+            .collect();
+        self.membership.set(&after.placement.name(), &peers);
+    }
+
+    /// Logs, once, that this process is in no list.
+    fn warn_if_absent(&self, list: &PeerList) {
+        let is_absent = !list.members.is_empty() && list.members.iter().all(|m| m.client.is_some());
+        if is_absent && !self.is_absence_logged.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "this process ({}) is not in its list of peers, so it owns no keys and asks peers for \
+                 all: {self:?}",
+                self.own.addr
+            );
+        }
+    }
+
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
         let mut by = default_transport(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(target, by))
+        Arc::new(HttpPeer::new(target, self.membership.clone(), by))
     }
 
     /// The owner of `key`, this process or another.
@@ -230,8 +262,9 @@ impl PeerPicker for Picker {
 impl PeerList {
     /// The client of the peer at a place; `None` for this process.
     fn client(&self, place: usize) -> Option<Arc<dyn ProtoGetter>> {
-        let client = self.members.get(place)?.client.clone()?;
-        Some(client)
+        let client = self.members.get(place)?.client.as_ref()?;
+        let is_other = !client.is_this_process();
+        is_other.then(|| client.clone() as Arc<dyn ProtoGetter>)
     }
 
     fn clients(&self) -> impl Iterator<Item = &Arc<HttpPeer>> {
