@@ -214,12 +214,14 @@ impl Inner {
             return;
         }
         let mut evicted = EvictedEntries::default();
+        let now = self.store.clock().now();
         let new = NewEntry {
             hash,
             key,
             data: value.allocation(),
             share: CacheType::Main,
-            expires: ttl.map(|ttl| self.store.clock().now().after(ttl)),
+            expires: ttl.map(|ttl| now.after(ttl)),
+            begun: Some(now),
             // Not compared: the value comes from no load.
             loaded_at: Generation::default(),
             is_forgotten: &|| false,
