@@ -27,13 +27,15 @@ mod status;
 mod timeout;
 
 pub(crate) use body::{Decoded, decode_response, encode_response};
-pub(crate) use head::{Scan, has_token, parse_length, scan};
+pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
     ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
     parse_group_path,
 };
-pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
+pub(crate) use path::{
+    DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path, split_at_byte,
+};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};

@@ -10,6 +10,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
+use crate::http::client::response::ResponseHead;
 use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
@@ -57,12 +58,16 @@ pub(crate) trait IdleConnections: Send + Sync {
 pub struct TransportRequest<'a> {
     method: &'static str,
     path: String,
-    /// Each name once.
-    headers: Vec<(HeaderName, HeaderValue)>,
+    /// The header that was set first. It is stored here, because most requests have only this one.
+    first_header: Option<Header>,
+    /// The other headers. Each name is there once.
+    headers: Vec<Header>,
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
     deadline: Instant,
 }
+
+type Header = (HeaderName, HeaderValue);
 
 impl<'a> TransportRequest<'a> {
     /// A request for one key.
@@ -70,7 +75,8 @@ impl<'a> TransportRequest<'a> {
         TransportRequest {
             method: "GET",
             path,
-            headers: Vec::with_capacity(2),
+            first_header: None,
+            headers: Vec::new(),
             body: &[],
             deadline,
         }
@@ -108,7 +114,7 @@ impl<'a> TransportRequest<'a> {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut headers = self.headers.iter();
+        let mut headers = self.headers();
         let (_, value) = headers.find(|(found, _)| found.as_str().eq_ignore_ascii_case(name))?;
         value.to_str().ok()
     }
@@ -137,14 +143,18 @@ impl<'a> TransportRequest<'a> {
 
     /// As [`set_header`](Self::set_header), for a name and a value that need no check.
     pub(crate) fn set_parsed(&mut self, name: HeaderName, value: HeaderValue) {
-        match self.headers.iter_mut().find(|(found, _)| *found == name) {
-            Some((_, old)) => *old = value,
-            None => self.headers.push((name, value)),
+        let mut headers = self.first_header.iter_mut().chain(&mut self.headers);
+        if let Some((_, old)) = headers.find(|(found, _)| *found == name) {
+            *old = value;
+        } else if self.first_header.is_none() {
+            self.first_header = Some((name, value));
+        } else {
+            self.headers.push((name, value));
         }
     }
 
-    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &Header> {
+        self.first_header.iter().chain(&self.headers)
     }
 }
 
@@ -189,22 +199,28 @@ impl TransportResponse {
         TransportResponse::with_bytes(status, length, ResponseBytes::Reader(Box::new(body)))
     }
 
-    pub(crate) fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
+    fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
         TransportResponse {
             status,
-            headers: ResponseHeaders::Parsed(HeaderMap::new()),
+            headers: ResponseHeaders::Parsed(Box::default()),
             is_from_larder: false,
             length,
             body,
         }
     }
 
-    /// The same response with headers, and with the fact whether larder's own server sent it.
-    pub(crate) fn with_headers(self, headers: ResponseHeaders, is_from_larder: bool) -> Self {
+    /// The response with this head. `headers` are those of the head.
+    pub(crate) fn with_head(
+        head: &ResponseHead,
+        headers: ResponseHeaders,
+        body: ResponseBytes,
+    ) -> Self {
         TransportResponse {
+            status: head.status,
             headers,
-            is_from_larder,
-            ..self
+            is_from_larder: head.is_from_larder,
+            length: head.framing.length(),
+            body,
         }
     }
 
@@ -281,7 +297,7 @@ impl TransportResponse {
 
 /// The headers of a response.
 pub(crate) enum ResponseHeaders {
-    Parsed(HeaderMap),
+    Parsed(Box<HeaderMap>),
     /// The bytes of a well-formed head, and whether it announces a protobuf message without a content
     /// coding. For most
     /// responses no other header is looked up.
@@ -307,7 +323,7 @@ impl ResponseHeaders {
                 let name = HeaderName::from_bytes(name).ok()?;
                 Some((name, HeaderValue::from_bytes(value).ok()?))
             });
-            let mut map = HeaderMap::new();
+            let mut map = Box::<HeaderMap>::default();
             fields.for_each(|(name, value)| {
                 map.append(name, value);
             });
@@ -364,14 +380,17 @@ mod tests {
         request.set_header("X-Token", "one").unwrap();
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
-        assert_eq!(request.headers().len(), 1);
+        assert_eq!(request.headers().count(), 1);
     }
 
     #[test]
     fn headers_of_a_head_are_found_and_can_be_set() {
         let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
         let headers = ResponseHeaders::Head(head[..].into(), false);
-        let mut response = TransportResponse::new(200, "").with_headers(headers, false);
+        let mut response = TransportResponse {
+            headers,
+            ..TransportResponse::new(200, "")
+        };
         assert_eq!(response.header("x-one"), Some("1"));
         assert_eq!(response.header("X-Two"), Some("2"));
         assert_eq!(response.header("x-bad"), None);
@@ -391,7 +410,7 @@ mod tests {
         let long = "a".repeat(MAX_HEADER);
         let error = request.set_header("x", &long).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert!(request.headers().is_empty());
+        assert!(request.headers().next().is_none());
         request.set_header("x", &long[1..]).unwrap();
     }
 }
