@@ -4,8 +4,6 @@
 use std::io::{self, Read};
 use std::time::Instant;
 
-use ureq::http::header::HOST;
-
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::connection::StaleConnection;
@@ -89,7 +87,7 @@ impl DirectTransport {
                 keep_alive: head.keep_alive,
             })),
         };
-        let headers = ResponseHeaders::Head(bytes, head.is_protobuf);
+        let headers = ResponseHeaders::new(bytes, head.is_protobuf);
         Ok(TransportResponse::with_head(&head, headers, body))
     }
 }
@@ -120,13 +118,13 @@ fn encode(authority: &str, request: &TransportRequest<'_>, bytes: &mut Vec<u8>) 
     for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
         bytes.extend_from_slice(part.as_bytes());
     }
-    if !request.headers().any(|(name, _)| name == HOST) {
+    if !request.headers().any(|(name, _)| name == "host") {
         bytes.extend_from_slice(b"\r\nhost: ");
         bytes.extend_from_slice(authority.as_bytes());
     }
     for (name, value) in request.headers() {
-        for part in [b"\r\n", name.as_str().as_bytes(), b": ", value.as_bytes()] {
-            bytes.extend_from_slice(part);
+        for part in ["\r\n", name, ": ", value] {
+            bytes.extend_from_slice(part.as_bytes());
         }
     }
     if !body.is_empty() {

@@ -5,21 +5,18 @@ use std::fmt;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use ureq::http::header::CONTENT_TYPE;
-use ureq::http::{HeaderName, HeaderValue};
-
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
+    DefaultTransport, IdleConnections, ResponseBytes, Transport, TransportRequest,
+    TransportResponse,
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
@@ -40,7 +37,7 @@ pub(crate) struct HttpPeer {
     config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
-    full_timeout: HeaderValue,
+    full_timeout: String,
     target: Arc<Target>,
     transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
@@ -59,7 +56,7 @@ impl HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
-            full_timeout: wire::timeout_millis(config.exchange_timeout).into(),
+            full_timeout: wire::timeout_millis(config.exchange_timeout).to_string(),
             transport: by.transport,
             connections: by.connections,
             permits: Permits::new(config.max_connections_per_peer),
@@ -170,10 +167,10 @@ impl HttpPeer {
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
         let timeout = match deadline == now + self.config.exchange_timeout {
-            true => self.full_timeout.clone(),
-            false => wire::timeout_millis(deadline - now).into(),
+            true => self.full_timeout.as_str().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
-        request.set_parsed(TIMEOUT, timeout);
+        request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let response = self.transport.round_trip(ctx, request)?;
         if response.is_from_larder() {
             self.policy.resume();
@@ -209,7 +206,7 @@ impl HttpPeer {
         let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
-        request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
+        request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         let response = self.transport.round_trip(ctx, request).map_err(failed)?;
         let status = response.status();
         if status != 200 {
@@ -462,8 +459,6 @@ const MAX_WASTE: usize = 64;
 
 /// The most bytes that are read of the text of an error.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
-
-const TIMEOUT: HeaderName = HeaderName::from_static(wire::TIMEOUT_HEADER);
 
 const TOO_LONG: &str = "the answer is longer than max_value_size allows";
 
