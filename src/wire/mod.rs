@@ -26,7 +26,7 @@ mod pieces;
 mod status;
 mod timeout;
 
-pub(crate) use body::{Decoded, decode_response, encode_response};
+pub(crate) use body::{Fields, decode_response, encode_response};
 pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{

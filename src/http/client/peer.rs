@@ -279,7 +279,7 @@ impl HttpPeer {
         if decoded.value.len() > self.config.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
-        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
+        let fields = decoded.fields;
         let value = match decoded.value {
             // A view of the body, unless it would keep much more than the value in memory.
             value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
@@ -291,8 +291,9 @@ impl HttpPeer {
         };
         Ok(PeerResponse {
             value,
-            ttl,
-            minute_qps,
+            ttl: ttl_of(&fields),
+            age: fields.age_ms.map(Duration::from_millis),
+            minute_qps: fields.minute_qps,
         })
     }
 
@@ -404,11 +405,11 @@ fn is_timeout(error: &Error) -> bool {
 
 /// How long a value may be kept. Zero if its time has passed: the value is then returned to the
 /// caller but not cached.
-fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
-    if let Some(nanos) = decoded.ttl_nanos {
+fn ttl_of(fields: &wire::Fields) -> Option<Duration> {
+    if let Some(nanos) = fields.ttl_nanos {
         return Some(Duration::from_nanos(nanos));
     }
-    let left = decoded
+    let left = fields
         .expire_unix_nanos?
         .saturating_sub(Clock::system().unix_nanos());
     Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
@@ -431,7 +432,7 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
             let mut bytes = SharedBytes::zeros(length);
-            let read = bytes.fill(|room| body.read_exact(room));
+            let read = bytes.get_mut().map(|room| body.read_exact(room));
             read.ok_or("the body is shared")?.map_err(failed)?;
             bytes
         }
