@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::http::membership::MarkOf;
-use crate::wire::{PEERS_HEADER, PEERS_PAGE, PeersMark};
+use crate::wire::PEERS_PAGE;
 
 impl HttpPeer {
     /// Whether this peer has turned out to be this process, under a name by which it does not know
@@ -20,7 +20,7 @@ impl HttpPeer {
 
     /// Notes the mark of a response. Most responses have none.
     pub(super) fn note_mark(&self, response: &TransportResponse) {
-        let Some(mark) = response.header(PEERS_HEADER).and_then(PeersMark::parse) else {
+        let Some(mark) = response.peers_mark() else {
             return;
         };
         match self.membership.compare(mark) {

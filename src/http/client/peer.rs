@@ -195,17 +195,17 @@ impl HttpPeer {
         deadline: Instant,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
-        if left.is_zero() {
+        let now = permit.waited_until.unwrap_or(now);
+        if now >= deadline {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
         let own = self.membership.own();
         let mut request = TransportRequest::get(path, deadline);
         request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
-        let timeout = match left == self.config.exchange_timeout {
+        let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
-            false => wire::timeout_millis(left).to_string().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let response = self.transport.round_trip(ctx, request)?;
