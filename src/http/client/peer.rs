@@ -431,7 +431,7 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
             let mut bytes = SharedBytes::zeros(length);
-            let read = bytes.fill(|room| body.read_exact(room));
+            let read = bytes.get_mut().map(|room| body.read_exact(room));
             read.ok_or("the body is shared")?.map_err(failed)?;
             bytes
         }
