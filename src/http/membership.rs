@@ -4,8 +4,8 @@
 //! Each request carries the [mark](PeersMark) of the sender's list. The server compares it with its own.
 //! If they differ, its response carries its own mark, and the client logs both lists once.
 
+use crate::sync::plain_atomic::{AtomicU64, Ordering};
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::peer::Peer;
 use crate::random::{mix, spread};
