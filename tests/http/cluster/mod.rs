@@ -1,5 +1,6 @@
 //! Complete nodes in one process: pools, servers and groups.
 
+mod handoff;
 mod lists;
 mod removal;
 
