@@ -205,7 +205,7 @@ pub(super) type FieldType = (u32, u8);
 pub(super) const VARINT: u8 = 0;
 const I64: u8 = 1;
 pub(super) const LEN: u8 = 2;
-const I32: u8 = 5;
+pub(super) const I32: u8 = 5;
 
 const VALUE: FieldType = (1, LEN);
 const MINUTE_QPS: FieldType = (2, I64);
