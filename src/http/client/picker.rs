@@ -176,7 +176,8 @@ impl Picker {
                 let members = after.members.iter();
                 let members = members.map(|member| (member.peer.clone(), member.client.clone()));
                 let own_id = own.peer.id.clone();
-                self.handoff.learn(self.empty.clone(), members.collect(), own_id);
+                self.handoff
+                    .learn(self.empty.clone(), members.collect(), own_id);
             }
             return;
         }
@@ -186,7 +187,8 @@ impl Picker {
         };
         if nodes(before) != nodes(after) {
             let clients = before.members.iter().map(|member| member.client.clone());
-            self.handoff.begin(before.placement.clone(), clients.collect());
+            self.handoff
+                .begin(before.placement.clone(), clients.collect());
         }
     }
 

@@ -13,7 +13,10 @@ fn set_all(nodes: &[Node], urls: &[String]) {
 }
 
 fn urls(nodes: &[Node]) -> Vec<String> {
-    nodes.iter().map(|node| node.pool.self_url().to_owned()).collect()
+    nodes
+        .iter()
+        .map(|node| node.pool.self_url().to_owned())
+        .collect()
 }
 
 /// Gets each key at its owner, so that no node has copies of others' keys.
@@ -21,7 +24,14 @@ fn get_at_owners(nodes: &[Node]) {
     for key in (0..KEYS).map(|n| format!("key-{n}")) {
         let owner = nodes[0].pool.owner(&key).unwrap();
         let owner = nodes.iter().find(|node| node.pool.self_url() == owner);
-        assert!(owner.unwrap().group.get(&key).unwrap().starts_with(key.as_bytes()));
+        assert!(
+            owner
+                .unwrap()
+                .group
+                .get(&key)
+                .unwrap()
+                .starts_with(key.as_bytes())
+        );
     }
 }
 
@@ -50,7 +60,11 @@ fn new_nodes_take_values_over_from_previous_owners_and_give_them_back() {
     get_at_owners(&nodes[..3]);
     let loaded_again = total_loads(&nodes) - KEYS;
     let moved = nodes[3..].iter().map(|node| node.group.entry_count());
-    assert_eq!(loaded_again as u64, KEYS as u64 - moved.sum::<u64>(), "keys of the nodes that left");
+    assert_eq!(
+        loaded_again as u64,
+        KEYS as u64 - moved.sum::<u64>(),
+        "keys of the nodes that left"
+    );
 }
 
 #[test]
