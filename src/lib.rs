@@ -33,6 +33,7 @@ mod byteview;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
+mod dump;
 mod error;
 #[cfg(feature = "http")]
 mod fork;

@@ -41,7 +41,11 @@ impl PeersMark {
 impl fmt::Display for PeersMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let leaving = if self.is_leaving { LEAVING } else { "" };
-        write!(f, "{:016x}-{:016x}{leaving}", self.fingerprint, self.instance)
+        write!(
+            f,
+            "{:016x}-{:016x}{leaving}",
+            self.fingerprint, self.instance
+        )
     }
 }
 

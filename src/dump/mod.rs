@@ -1,0 +1,29 @@
+//! The file that keeps the entries of a group over a restart.
+//!
+//! ```text
+//!   header    at offset 0: what the entries are, and when they were written
+//!   block     at each next multiple of 4 KiB: up to 64 KiB of entries, or one larger entry
+//!   …
+//! ```
+//!
+//! - `checksum`: detects changed bytes.
+//! - `header`, `entries`: the contents of header and blocks, as bytes.
+//! - `blocks`: finds the intact blocks of a file, whatever lies between them.
+//! - `file`: writes a file so that a crash leaves the old one or the new one.
+//!
+//! All numbers are little-endian, and no type depends on the size of a word, so a file can be read on
+//! another machine. A reader believes no number before a checksum has confirmed it.
+
+mod blocks;
+mod bytes;
+mod checksum;
+mod entries;
+mod file;
+mod header;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use blocks::{BlockReader, BlockWriter};
+pub(crate) use entries::DumpedEntry;
+pub(crate) use file::write_atomically;
+pub(crate) use header::DumpHeader;
