@@ -19,8 +19,6 @@ pub(crate) struct DumpHeader {
     pub(crate) unix_nanos: u64,
     /// The removals that the process had applied, as the group encodes them.
     pub(crate) removals: Vec<u8>,
-    /// The number of entries.
-    pub(crate) entries: u64,
 }
 
 impl DumpHeader {
@@ -33,7 +31,6 @@ impl DumpHeader {
         fields.extend_from_slice(&self.since_boot.to_le_bytes());
         fields.extend_from_slice(&self.unix_nanos.to_le_bytes());
         push_long(&mut fields, &self.removals);
-        fields.extend_from_slice(&self.entries.to_le_bytes());
         let mut header = MAGIC.to_vec();
         header.extend_from_slice(&(fields.len() as u32).to_le_bytes());
         header.extend_from_slice(&checksum(SEED, &fields).to_le_bytes());
@@ -72,7 +69,6 @@ impl DumpHeader {
             since_boot: fields.u64()?,
             unix_nanos: fields.u64()?,
             removals: fields.long()?.to_vec(),
-            entries: fields.u64()?,
         })
     }
 }

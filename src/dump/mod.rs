@@ -9,6 +9,7 @@
 //! - `checksum`: detects changed bytes.
 //! - `header`, `entries`: the contents of header and blocks, as bytes.
 //! - `blocks`: finds the intact blocks of a file, whatever lies between them.
+//! - `uptime`: how long ago a dump was written.
 //! - `file`: writes a file so that a crash leaves the old one or the new one.
 //!
 //! All numbers are little-endian, and no type depends on the size of a word, so a file can be read on
@@ -22,8 +23,10 @@ mod file;
 mod header;
 #[cfg(test)]
 mod tests;
+mod uptime;
 
 pub(crate) use blocks::{BlockReader, BlockWriter};
 pub(crate) use entries::DumpedEntry;
 pub(crate) use file::write_atomically;
 pub(crate) use header::DumpHeader;
+pub(crate) use uptime::Uptime;

@@ -15,7 +15,6 @@ fn header() -> DumpHeader {
         since_boot: 1,
         unix_nanos: 2,
         removals: vec![3; 100],
-        entries: 4,
     }
 }
 
