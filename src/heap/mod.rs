@@ -24,7 +24,7 @@ mod spares;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::plain_atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
