@@ -20,9 +20,11 @@ use crate::http::client::transport::{
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
-use crate::pb::GetRequest;
+use crate::http::membership::Membership;
+use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
+use crate::sync::atomic::AtomicBool;
 use crate::wire;
 
 /// One peer.
@@ -31,15 +33,15 @@ use crate::wire;
 /// of the peer's getter is returned unchanged. Only [`ErrorKind::Peer`] is a sign of the peer's
 /// health.
 pub(crate) struct HttpPeer {
-    url: PeerUrl,
+    pub(super) url: PeerUrl,
     /// The path of the peer's URL and the base path: the part of a request's path before the group.
-    base: String,
-    config: Arc<Config>,
+    pub(super) base: String,
+    pub(super) config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
     full_timeout: String,
     target: Arc<Target>,
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     connections: Arc<dyn IdleConnections>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
@@ -47,10 +49,17 @@ pub(crate) struct HttpPeer {
     permits: Permits,
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
+    pub(super) membership: Arc<Membership>,
+    /// See [`is_this_process`](Self::is_this_process).
+    pub(super) is_this_process: AtomicBool,
 }
 
 impl HttpPeer {
-    pub(crate) fn new(target: Arc<Target>, by: DefaultTransport) -> Self {
+    pub(crate) fn new(
+        target: Arc<Target>,
+        membership: Arc<Membership>,
+        by: DefaultTransport,
+    ) -> Self {
         let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
@@ -67,11 +76,21 @@ impl HttpPeer {
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
             target,
+            membership,
+            is_this_process: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn target(&self) -> &Target {
         &self.target
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn transport(&self) -> &dyn Transport {
+        &*self.transport
     }
 }
 
@@ -144,6 +163,22 @@ impl ProtoGetter for HttpPeer {
         Ok(found)
     }
 
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        self.remove_keys(ctx, request)
+    }
+
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        self.set_value(ctx, request)
+    }
+
+    fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        self.clear_group(ctx, request)
+    }
+
+    fn url(&self) -> String {
+        self.url.to_string()
+    }
+
     fn honors_deadline(&self) -> bool {
         true
     }
@@ -160,21 +195,24 @@ impl HttpPeer {
         deadline: Instant,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
-        if left.is_zero() {
+        let now = permit.waited_until.unwrap_or(now);
+        if now >= deadline {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
+        let own = self.membership.own();
         let mut request = TransportRequest::get(path, deadline);
-        let timeout = match left == self.config.exchange_timeout {
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
+        let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
-            false => wire::timeout_millis(left).to_string().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let response = self.transport.round_trip(ctx, request)?;
         if response.is_from_larder() {
             self.policy.resume();
         }
+        self.note_mark(&response);
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
             return Err(self.error_of(response, Some(hash)));
@@ -207,7 +245,10 @@ impl HttpPeer {
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
+        let own = self.membership.own();
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let response = self.transport.round_trip(ctx, request).map_err(failed)?;
+        self.note_mark(&response);
         let status = response.status();
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
@@ -247,7 +288,7 @@ impl HttpPeer {
     /// # Errors
     ///
     /// If `ctx` has ended.
-    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
+    pub(super) fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
@@ -258,7 +299,7 @@ impl HttpPeer {
 
     /// Waits for the permit to use a connection. It is held until the response is read, or its
     /// connection closed.
-    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+    pub(super) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
         let permit = self.permits.acquire(deadline);
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
@@ -311,6 +352,16 @@ impl HttpPeer {
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 
+    /// Reads a body that has no content for the caller, so that its connection is used again. Returns
+    /// whether larder's own server sent the response.
+    pub(super) fn drain(&self, ctx: &Context, response: TransportResponse) -> Result<bool> {
+        let is_from_larder = response.is_from_larder();
+        match read_body(response, MAX_ERROR_TEXT) {
+            Ok(_) => Ok(is_from_larder),
+            Err(why) => Err(ctx.err().unwrap_or_else(|| self.failure(why))),
+        }
+    }
+
     /// The error for a response with status 200 whose body is not a protobuf message.
     fn not_protobuf(&self, response: &TransportResponse) -> Error {
         if response.is_encoded() {
@@ -332,7 +383,7 @@ impl HttpPeer {
 
     /// The error of a response with a status other than 200. `hash` is that of the key, if one was
     /// requested.
-    fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
+    pub(super) fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         if let Some(hash) = hash.filter(|_| header.is_some()) {

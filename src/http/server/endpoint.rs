@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::changes::NOT_ALLOWED;
 use super::handler::Request;
 use super::head::split_target;
 use super::response::Response;
@@ -10,11 +11,12 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
-use crate::http::config::Config;
+use crate::http::config::{Config, KnownPeers};
+use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError, PeersMark};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -24,6 +26,9 @@ pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
 pub(crate) struct Endpoint {
     pub registry: Registry,
     pub config: Arc<Config>,
+    pub membership: Arc<Membership>,
+    /// They may change data.
+    pub peers: Arc<dyn KnownPeers>,
     /// Whether a raw `+` in a path is a space, as golang/groupcache's client sends it.
     pub plus_is_space: bool,
     pub context: Option<Arc<ContextHook>>,
@@ -48,6 +53,19 @@ impl Endpoint {
         request: &Request<'_>,
         limits: LoadLimits<'_>,
     ) -> Option<Response> {
+        let response = self.respond_unmarked(request, limits)?;
+        let mark = request
+            .header(wire::PEERS_HEADER)
+            .and_then(PeersMark::parse);
+        Some(match mark.map(|mark| self.membership.compare(mark)) {
+            None | Some(MarkOf::Same) => response,
+            Some(MarkOf::Other | MarkOf::ThisProcess) => {
+                response.with_own_header(wire::PEERS_HEADER, &self.membership.own().header)
+            }
+        })
+    }
+
+    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
@@ -56,6 +74,12 @@ impl Endpoint {
                     .and_then(|group| self.get_many(request, &group));
                 return Some(response.unwrap_or_else(|error| error));
             }
+        }
+        if let Some(response) = self.change(request) {
+            return Some(response);
+        }
+        if request.method() == "GET" && path.strip_prefix(base.as_str()) == Some(wire::PEERS_PAGE) {
+            return Some(self.peers_page(request));
         }
         let response = match wire::parse_path(base, path, self.plus_is_space) {
             Err(PathError::Outside) => return None,
@@ -71,6 +95,14 @@ impl Endpoint {
             }
         };
         Some(response.unwrap_or_else(|error| error))
+    }
+
+    /// The list of peers, a line for each.
+    fn peers_page(&self, request: &Request<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        Response::text(200, self.membership.page(HANDOFF_WINDOW))
     }
 
     fn get(
@@ -140,7 +172,7 @@ impl Endpoint {
         Ok(Response::new(200, wire::CONTENT_TYPE, body.finish()))
     }
 
-    fn group(&self, name: &str) -> Result<Group, Response> {
+    pub(super) fn group(&self, name: &str) -> Result<Group, Response> {
         self.registry.get_group(name).ok_or_else(|| {
             let message = format!("there is no group {name:?} here");
             failed(&Error::new(ErrorKind::UnknownGroup, message))
@@ -188,12 +220,12 @@ fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     }
 }
 
-fn failed(error: &Error) -> Response {
+pub(super) fn failed(error: &Error) -> Response {
     let (status, code) = wire::status_of(error.kind());
     Response::text(status, error.to_string()).with_own_header(wire::ERROR_HEADER, code)
 }
 
-fn bad_path(error: PathError) -> Response {
+pub(super) fn bad_path(error: PathError) -> Response {
     match error {
         PathError::Malformed(why) => Response::text(400, why),
         PathError::Outside => Response::text(404, "there is nothing here"),
@@ -211,7 +243,8 @@ fn age_ms(found: &PeerResponse) -> Option<u64> {
 }
 
 fn method_not_allowed() -> Response {
-    Response::text(405, "peers are asked with GET").with_own_header("Allow", "GET")
+    Response::text(405, "a key has the methods GET, PUT and DELETE")
+        .with_own_header("Allow", "GET, PUT, DELETE")
 }
 
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
