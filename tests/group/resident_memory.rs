@@ -206,7 +206,7 @@ fn threads_fill_a_group_within_its_limit_and_clear_returns_the_memory() {
             "the fill is too short"
         );
     }
-    group.clear();
+    group.clear_local();
     let after = resident();
     assert!(after <= before + 2 * MIB, "{after} bytes, {before} before");
 }
