@@ -373,8 +373,10 @@ impl Group {
     }
 
     /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
-    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others.
-    /// Returns the weight of the entries that left; less than `bytes` only if the cache held less.
+    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others, until
+    /// the resident set is smaller by at least 95 % of `bytes`, less 32 KiB. Entries that share pages
+    /// with others free no page, so more than `bytes` may have to leave. Returns the weight of the
+    /// entries that left; less than `bytes` only if the cache held less.
     ///
     /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
     /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
@@ -498,28 +500,10 @@ impl Inner {
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
-        self.evict_to_capacity().resume();
-        Ok(())
-    }
-
-    /// Evicts down to the capacity, and returns the first panic of the listener.
-    fn evict_to_capacity(&self) -> FirstPanic {
         let mut panic = FirstPanic::default();
-        while let Some(evicted) = self.store.evict_to_capacity() {
-            self.notify_all(evicted, &mut panic);
-        }
-        self.store.release_free_pages();
-        panic
-    }
-
-    fn trim(&self, bytes: u64) -> u64 {
-        let before = self.store.used();
-        let ceiling = self.store.add_ceiling(before.saturating_sub(bytes));
-        let panic = self.evict_to_capacity();
-        let after = self.store.used();
-        self.store.set_ceiling(ceiling, None);
+        self.evict_to_capacity(&mut panic);
         panic.resume();
-        before.saturating_sub(after)
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

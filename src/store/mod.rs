@@ -209,6 +209,9 @@ impl Store {
     /// Returns all memory that holds no entry to the system. Entries that left and are still held are
     /// not waited for.
     pub(crate) fn release_free_pages(&self) {
+        for shard in &self.shards {
+            shard.write().release_slots();
+        }
         self.heap.release_free_pages();
     }
 
@@ -219,6 +222,17 @@ impl Store {
     /// The bytes that count against the capacity.
     pub(crate) fn used(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// The used bytes, and the free room that no entry can have.
+    pub(crate) fn occupied(&self) -> u64 {
+        self.budget.occupied()
+    }
+
+    /// The bytes of memory that the store takes: the pages of its entries, and its tables.
+    pub(crate) fn resident(&self) -> u64 {
+        let tables = self.shards.iter().map(|shard| shard.read().table_bytes());
+        (self.heap.resident() + tables.sum::<usize>()) as u64
     }
 
     /// Adds a temporary limit in bytes. The caller evicts with

@@ -13,6 +13,7 @@ use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
 use crate::clock::{Clock, Tick};
+use crate::heap::TableMemory;
 use crate::stats::{CacheStats, CacheType};
 
 /// The most expired entries that an insertion removes although it does not need their room.
@@ -30,7 +31,7 @@ const MIN_SLOTS: usize = 64;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Shard {
-    table: HashTable<u32>,
+    table: HashTable<u32, TableMemory>,
     slab: Slab,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
@@ -153,7 +154,7 @@ pub(super) enum Room {
 impl Shard {
     pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
-            table: HashTable::new(),
+            table: HashTable::new_in(TableMemory),
             slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
@@ -424,7 +425,7 @@ impl Shard {
             let share = self.slab.meta(to).share();
             self.policies[share as usize].moved(&mut self.slab, to);
         }
-        self.slab.shrink();
+        self.slab.shrink(2 * self.slab.len());
         for policy in &mut self.policies {
             policy.shrink();
         }
@@ -433,6 +434,18 @@ impl Shard {
             let hash = |&index: &u32| table_hash(slab.hash(index));
             self.table.shrink_to(2 * self.table.len(), hash);
         }
+    }
+
+    /// Frees the memory of removed slots, but for an eighth.
+    pub(super) fn release_slots(&mut self) {
+        let len = self.slab.len();
+        self.slab.shrink(len + len / 8 + MIN_SLOTS);
+    }
+
+    /// The bytes of memory of the tables.
+    pub(super) fn table_bytes(&self) -> usize {
+        let policies = self.policies.iter().map(Policy::table_bytes);
+        self.table.allocation_size() + self.slab.table_bytes() + policies.sum::<usize>()
     }
 
     /// Removes expired entries while `more` returns true.

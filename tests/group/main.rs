@@ -27,6 +27,8 @@ mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
+#[cfg(target_os = "linux")]
+mod resident_memory;
 mod returned_values;
 mod sinks;
 mod stats;
