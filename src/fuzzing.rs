@@ -22,24 +22,40 @@ pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(St
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate.
-pub type Response<'a> = (u64, &'a [u8], Option<u64>, Option<i64>, Option<f64>);
+/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate, age.
+pub type Response<'a> = (
+    u64,
+    &'a [u8],
+    Option<u64>,
+    Option<i64>,
+    Option<f64>,
+    Option<u64>,
+);
 
 /// The fields of a body, if it is a response.
 pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     let decoded = wire::decode_response(body).ok()?;
+    let fields = decoded.fields;
     Some((
         decoded.key_hash.unwrap_or_default(),
         decoded.value,
-        decoded.ttl_nanos,
-        decoded.expire_unix_nanos,
-        decoded.minute_qps,
+        fields.ttl_nanos,
+        fields.expire_unix_nanos,
+        fields.minute_qps,
+        fields.age_ms,
     ))
 }
 
 /// The body of a response.
-pub fn encode_response((hash, value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
-    let body = wire::encode_response(hash, value.into(), ttl_nanos, expire, minute_qps);
+pub fn encode_response(response: Response<'_>) -> Vec<u8> {
+    let (hash, value, ttl_nanos, expire_unix_nanos, minute_qps, age_ms) = response;
+    let fields = wire::Fields {
+        ttl_nanos,
+        expire_unix_nanos,
+        minute_qps,
+        age_ms,
+    };
+    let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()
 }
 

@@ -40,6 +40,10 @@ pub trait PeerPicker: Send + Sync {
 pub trait ProtoGetter: Send + Sync {
     /// Asks the peer, which answers from its cache or its getter and asks no other peer.
     ///
+    /// A transport passes on the [times](PeerResponse) of the response as the peer's
+    /// [`Group::serve_peer`](crate::Group::serve_peer) returned them. It may lengthen
+    /// [`age`](PeerResponse::age) and shorten [`ttl`](PeerResponse::ttl), for example to round them.
+    ///
     /// # Errors
     ///
     /// The error of the peer's getter, with its kind ([`ErrorKind::NotFound`], [`ErrorKind::Getter`],
@@ -123,19 +127,28 @@ pub trait ProtoGetter: Send + Sync {
 }
 
 /// The answer of a peer.
+///
+/// Its times count from the begin of the request: for the peer, that is when the request arrived, and
+/// for the process that asks, when it was sent. The request was sent first. So for the process that asks,
+/// the value expires no later than at the peer, and its age is no less. The time that a getter takes does
+/// not shorten the life of the value.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PeerResponse {
     /// The value.
     pub value: ByteView,
-    /// The time that the value may be cached, from now. `None` means until it is evicted.
+    /// How long the value may be cached, from the begin of the request. `None` means until it is
+    /// evicted.
     pub ttl: Option<Duration>,
+    /// How long before the request the load of the value began; zero if it began later. `None` if the
+    /// peer does not report it, or if it was weeks ago.
+    pub age: Option<Duration>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
 }
 
 impl PeerResponse {
-    /// A value that does not expire.
+    /// A value that does not expire, of unknown age.
     pub fn new(value: impl Into<ByteView>) -> Self {
         PeerResponse {
             value: value.into(),
@@ -147,6 +160,13 @@ impl PeerResponse {
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// The same response with an age.
+    #[must_use]
+    pub fn with_age(mut self, age: Duration) -> Self {
+        self.age = Some(age);
         self
     }
 }

@@ -128,7 +128,7 @@ impl GroupBuilder {
         self
     }
 
-    /// How long a value is kept after its load. A getter can shorten this for its value with
+    /// How long a value is kept, counted from the begin of its load. A getter can shorten this for its value with
     /// [`Sink::expire_in`](crate::Sink::expire_in). Default: no limit; a value is kept until it is
     /// evicted.
     pub fn time_to_live(mut self, ttl: Duration) -> Self {

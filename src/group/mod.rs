@@ -9,6 +9,7 @@
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers
+//!   lifetime.rs  age and expiry of a value
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -18,6 +19,7 @@ pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod forecast;
+mod lifetime;
 mod limit;
 mod load;
 mod many;
@@ -51,6 +53,7 @@ use crate::store::{
 use crate::sync::Arc;
 use client_load::ClientWaiter;
 use counters::LoadCounters;
+use lifetime::Lifetime;
 
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
@@ -101,18 +104,18 @@ type Flights = singleflight::Group<Result<Loaded>>;
 /// Called for entries that leave the cache, with key, value, and cause.
 type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 
-/// A value and its expiry.
+/// A value and its times.
 #[derive(Clone, Debug)]
 struct Loaded {
     view: ByteView,
-    expires: Option<Tick>,
+    lifetime: Lifetime,
 }
 
 impl From<Hit> for Loaded {
     fn from(hit: Hit) -> Loaded {
         Loaded {
+            lifetime: Lifetime::from(&hit),
             view: hit.view,
-            expires: hit.expires,
         }
     }
 }
@@ -120,9 +123,10 @@ impl From<Hit> for Loaded {
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
 type MissToken = (Generation, Epoch);
 
-/// The state when a load began. Its value is cached only if neither has changed.
+/// The state when a load began. Its value is cached only if neither of the two counts has changed.
 #[derive(Clone, Copy)]
 struct LoadBegin {
+    at: Tick,
     generation: Generation,
     /// Of the flights that the load belongs to.
     forgets: ForgetCount,
@@ -270,7 +274,8 @@ impl Group {
         let purge = || self.inner.purge_some();
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
         self.inner.counters.add(|loads| &loads.server_requests);
-        Some(self.inner.peer_response(hit.into()))
+        let now = self.inner.store.clock().now();
+        Some(self.inner.peer_response(hit.into(), now))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
@@ -432,6 +437,7 @@ impl Inner {
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
+        let arrived = self.store.clock().now();
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
@@ -441,14 +447,19 @@ impl Inner {
                 self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
             }
         };
-        Ok(self.peer_response(value))
+        Ok(self.peer_response(value, arrived))
     }
 
-    fn peer_response(&self, value: Loaded) -> PeerResponse {
-        let response = PeerResponse::new(value.view);
-        match value.expires {
-            Some(at) => response.with_ttl(at.since(self.store.clock().now())),
-            None => response,
+    /// The response with a value to a request that arrived at this time.
+    fn peer_response(&self, value: Loaded, arrived: Tick) -> PeerResponse {
+        let Lifetime { begun, expires } = value.lifetime;
+        // The wait for a loader thread, between the arrival and the begin of the load, is no part of the
+        // time to live.
+        let from = begun.map_or(arrived, |begun| begun.max(arrived));
+        PeerResponse {
+            ttl: expires.map(|end| end.since(from)),
+            age: begun.map(|begun| arrived.since(begun)),
+            ..PeerResponse::new(value.view)
         }
     }
 

@@ -48,6 +48,7 @@ pub struct GetResponse<'a> {
     pub expire: Option<i64>,
     pub ttl_nanos: Option<u64>,
     pub key_hash: Option<u64>,
+    pub age_ms: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for GetResponse<'a> {
@@ -60,6 +61,7 @@ impl<'a> MessageRead<'a> for GetResponse<'a> {
                 Ok(24) => msg.expire = Some(r.read_int64(bytes)?),
                 Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
                 Ok(809) => msg.key_hash = Some(r.read_fixed64(bytes)?),
+                Ok(816) => msg.age_ms = Some(r.read_uint64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -76,6 +78,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
         + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.key_hash.as_ref().map_or(0, |_| 2 + 8)
+        + self.age_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -84,6 +87,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         if let Some(ref s) = self.expire { w.write_with_tag(24, |w| w.write_int64(*s))?; }
         if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.key_hash { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
+        if let Some(ref s) = self.age_ms { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         Ok(())
     }
 }
@@ -130,6 +134,7 @@ pub struct GetManyResponse<'a> {
     pub keyed_values: Vec<Cow<'a, [u8]>>,
     pub found: Option<Cow<'a, [u8]>>,
     pub ttl_nanos: Vec<u64>,
+    pub age_ms: Vec<u64>,
 }
 
 impl<'a> MessageRead<'a> for GetManyResponse<'a> {
@@ -140,6 +145,7 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
                 Ok(826) => msg.keyed_values.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
+                Ok(832) => msg.age_ms.push(r.read_uint64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -154,12 +160,14 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         + self.keyed_values.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
         + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
+        + self.age_ms.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         for s in &self.keyed_values { w.write_with_tag(826, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
+        for s in &self.age_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
         Ok(())
     }
 }

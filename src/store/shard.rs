@@ -8,6 +8,7 @@ use super::entry::{Entry, NewEntry};
 use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
+use super::load_times::LoadTimes;
 use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
@@ -150,10 +151,10 @@ pub(super) enum Room {
 }
 
 impl Shard {
-    pub(super) fn new(cost: Cost) -> Shard {
+    pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
             table: HashTable::new(),
-            slab: Slab::with_capacity(0),
+            slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
             removals: Default::default(),
@@ -383,7 +384,7 @@ impl Shard {
             removals[RemovalCause::Explicit as usize] -= 1;
             removals[RemovalCause::Expired as usize] += 1;
         }
-        let mut empty = Shard::new(self.cost);
+        let mut empty = Shard::new(self.cost, self.slab.load_times());
         empty.removals = self.removals;
         std::mem::swap(&mut empty.generations, &mut self.generations);
         std::mem::swap(&mut empty.progress, &mut self.progress);

@@ -28,7 +28,7 @@ mod pieces;
 mod status;
 mod timeout;
 
-pub(crate) use body::{Decoded, decode_response, encode_response};
+pub(crate) use body::{Fields, decode_response, encode_response};
 pub(crate) use changes::{
     CLEAR, REMOVAL_ID_HEADER, REMOVE_KEYS, decode_clear, decode_keys, decode_set, encode_change,
     encode_keys, parse_removal_id, verb_path,

@@ -9,6 +9,7 @@ mod common;
 #[path = "../testpb/mod.rs"]
 mod testpb;
 
+mod age;
 mod bad_input;
 mod changes;
 mod deadlines;

@@ -303,7 +303,7 @@ impl HttpPeer {
         if decoded.value.len() > self.config.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
-        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
+        let fields = decoded.fields;
         let value = match decoded.value {
             // A view of the body, unless it would keep much more than the value in memory.
             value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
@@ -315,8 +315,9 @@ impl HttpPeer {
         };
         Ok(PeerResponse {
             value,
-            ttl,
-            minute_qps,
+            ttl: ttl_of(&fields),
+            age: fields.age_ms.map(Duration::from_millis),
+            minute_qps: fields.minute_qps,
         })
     }
 
@@ -438,11 +439,11 @@ fn is_timeout(error: &Error) -> bool {
 
 /// How long a value may be kept. Zero if its time has passed: the value is then returned to the
 /// caller but not cached.
-fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
-    if let Some(nanos) = decoded.ttl_nanos {
+fn ttl_of(fields: &wire::Fields) -> Option<Duration> {
+    if let Some(nanos) = fields.ttl_nanos {
         return Some(Duration::from_nanos(nanos));
     }
-    let left = decoded
+    let left = fields
         .expire_unix_nanos?
         .saturating_sub(Clock::system().unix_nanos());
     Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))

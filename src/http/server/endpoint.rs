@@ -14,7 +14,7 @@ use crate::http::config::{Config, KnownPeers};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -91,13 +91,29 @@ impl Endpoint {
         // A cached value needs no context. But if there is a hook, it runs for each request for one
         // key.
         let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
-        let found = match cached.flatten() {
-            Some(found) => found,
-            None => self.load(request, LoadWait::new(limits, timeout), &group, key)?,
+        let unix_nanos = || group.clock().unix_nanos();
+        // The times of the response count from the arrival of the request.
+        let (found, arrived) = match cached.flatten() {
+            Some(found) => (found, None),
+            None => {
+                let arrived = unix_nanos();
+                let wait = LoadWait::new(limits, timeout);
+                (self.load(request, wait, &group, key)?, Some(arrived))
+            }
         };
         let ttl_nanos = found.ttl.map(nanos);
-        let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
-        let body = wire::encode_response(hash, found.value, ttl_nanos, expire, found.minute_qps);
+        let expire = |ttl| {
+            arrived
+                .unwrap_or_else(unix_nanos)
+                .saturating_add_unsigned(ttl)
+        };
+        let fields = Fields {
+            ttl_nanos,
+            expire_unix_nanos: ttl_nanos.map(expire),
+            minute_qps: found.minute_qps,
+            age_ms: age_ms(&found),
+        };
+        let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
     }
 
@@ -120,7 +136,8 @@ impl Endpoint {
             match found.filter(fits) {
                 Some(found) => {
                     room -= found.value.len();
-                    body.push(wire::key_hash(name, key), found.value, found.ttl.map(nanos));
+                    let (ttl, age) = (found.ttl.map(nanos), age_ms(&found));
+                    body.push(wire::key_hash(name, key), found.value, ttl, age);
                 }
                 None => body.push_missing(),
             }
@@ -190,6 +207,12 @@ pub(super) fn bad_path(error: PathError) -> Response {
 
 fn nanos(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Rounded up, so that no value seems younger than it is.
+fn age_ms(found: &PeerResponse) -> Option<u64> {
+    let nanos = found.age?.as_nanos();
+    Some(u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX))
 }
 
 fn method_not_allowed() -> Response {

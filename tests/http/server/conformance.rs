@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 #[cfg(feature = "tiny_http")]
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use larder::consistent_hash::Preset;
 use larder::http::{HttpPool, Server};
@@ -251,6 +252,28 @@ fn expiring_value_has_ttl_and_wall_clock_expiry() {
         let immortal = ask(addr, get("immortal"));
         let decoded = immortal.decoded();
         assert_eq!((decoded.ttl_nanos, decoded.expire), (None, None));
+    });
+}
+
+#[test]
+fn each_value_has_its_age() {
+    on_both(pool, |addr| {
+        let age = || ask(addr, get("aging")).decoded().age_ms.expect("an age");
+        assert_eq!(age(), 0, "the load began after the request");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(20) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(age() >= 20);
+        let reply = post(addr, "echo", &many_request(&["aging", "none"], 1000));
+        let body = &reply.body;
+        let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
+            .expect("a GetManyResponse");
+        assert!(
+            matches!(message.age_ms[..], [age] if age >= 20),
+            "{:?}",
+            message.age_ms
+        );
     });
 }
 
