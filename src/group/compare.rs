@@ -2,37 +2,33 @@
 //!
 //! Every answer of a peer has a digest of its removals. If it differs from this node's, removals are
 //! under way, or one of the two missed some, because it was cut off or because the node that removed
-//! ended. So if the digests differ for [`PATIENCE`], the two exchange their tables. In each stripe that
-//! differs, both drop the values whose load began before the other's last removal.
-//!
-//! A node remembers when a peer's digest was equal to its own. The peer's removals before that time are
-//! known here, so they drop nothing. Without it, one node that was cut off would empty all others.
+//! ended. So if the digests differ for [`PATIENCE`], the two exchange their tables. A node that missed
+//! removals drops the values of the stripes concerned whose load began before the other's last removal.
 
 use std::time::Duration;
 
 use super::Inner;
-use super::fence::Answer;
-use super::removal_clocks::RemovalMark;
+use super::removal_clocks::{RemovalMark, Table};
 use crate::clock::Tick;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::panics::FirstPanic;
 use crate::pb::RemovalTable;
 use crate::peers::ProtoGetter;
 use crate::sync::{Arc, Mutex};
 
-/// What is known of the peers' removals.
+/// The state of the comparison with each peer.
 #[derive(Default)]
 pub(super) struct Comparisons(Mutex<Vec<Comparison>>);
 
 struct Comparison {
     peer: std::sync::Weak<dyn ProtoGetter>,
-    /// The peer's removals before this time are known here.
+    /// When the peer's digest was equal to this node's for the last time.
     equal_at: Option<Tick>,
     /// Whether the peer's last digest was another one.
     differs: bool,
-    /// Whether a thread will exchange the tables, if the digests still differ then.
+    /// Whether a thread exchanges the tables, or will do so if the digests still differ then.
     is_scheduled: bool,
 }
 
@@ -44,7 +40,7 @@ impl Comparisons {
             comparison.peer.as_ptr().cast::<()>() == Arc::as_ptr(peer).cast::<()>()
         };
         let at = comparisons.iter().position(is_of).unwrap_or_else(|| {
-            // A reference to a peer of an old list keeps its address from being used again.
+            // A weak reference keeps the address of a peer of an old list from being used again.
             comparisons.retain(|comparison| comparison.peer.strong_count() > 0);
             comparisons.push(Comparison {
                 peer: Arc::downgrade(peer),
@@ -59,17 +55,23 @@ impl Comparisons {
 }
 
 impl Inner {
-    /// Compares the digest in a peer's answer with this node's. If they differ although the two nodes
-    /// were not equal for [`PATIENCE`], repairs the difference before it returns, and otherwise after
-    /// that time.
-    pub(super) fn compare(self: &Arc<Self>, peer: &Arc<dyn ProtoGetter>, (sent, response): &Answer) {
-        let Some(mark) = response.removals.map(RemovalMark::from_bits) else {
+    /// Compares the digest in a peer's answer to a request of the time `sent` with this node's. If they
+    /// differ although the two were not equal for [`PATIENCE`], repairs the difference before it returns,
+    /// and otherwise after that time.
+    pub(super) fn compare(
+        self: &Arc<Self>,
+        peer: &Arc<dyn ProtoGetter>,
+        ctx: &Context,
+        sent: Tick,
+        removals: Option<u64>,
+    ) {
+        let Some(mark) = removals.map(RemovalMark::from_bits) else {
             return;
         };
-        if self.removals.has_same_digest(mark) {
+        if self.removals.has_same_digest(Some(mark)) {
             if !self.removals.are_unused() {
                 self.comparisons.with(peer, |comparison| {
-                    comparison.equal_at = comparison.equal_at.max(Some(*sent));
+                    comparison.equal_at = comparison.equal_at.max(Some(sent));
                     comparison.differs = false;
                 });
             }
@@ -79,15 +81,13 @@ impl Inner {
         let (is_old, is_first) = self.comparisons.with(peer, |comparison| {
             comparison.differs = true;
             let is_first = !std::mem::replace(&mut comparison.is_scheduled, true);
-            let equal_at = comparison.equal_at;
-            (equal_at.is_none_or(|at| now.since(at) > PATIENCE), is_first)
+            let is_old = comparison
+                .equal_at
+                .is_none_or(|at| now.since(at) > PATIENCE);
+            (is_old, is_first)
         });
-        if !is_first {
-            return;
-        }
-        let is_late = is_old || self.repair_later(peer).is_err();
-        if is_late {
-            self.repair(peer);
+        if is_first && (is_old || self.repair_later(peer).is_err()) {
+            self.repair(peer, ctx);
         }
     }
 
@@ -95,18 +95,16 @@ impl Inner {
         let (group, peer) = (self.clone(), peer.clone());
         self.pool.submit(JobFor::Own, move |_busy| {
             std::thread::sleep(PATIENCE);
-            group.repair(&peer);
+            group.repair(&peer, &Context::background());
         })
     }
 
     /// Exchanges tables with a peer, unless the digests are equal by now.
-    fn repair(&self, peer: &Arc<dyn ProtoGetter>) {
-        let (differs, equal_at) = self.comparisons.with(peer, |comparison| {
-            (comparison.differs, comparison.equal_at)
-        });
+    fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
         let sent = self.store.clock().now();
+        let differs = self.comparisons.with(peer, |comparison| comparison.differs);
         let exchanged = match differs {
-            true => self.exchange_tables(peer, sent, equal_at),
+            true => self.exchange_tables(peer, ctx),
             false => Ok(()),
         };
         if let Err(error) = &exchanged {
@@ -120,57 +118,57 @@ impl Inner {
         });
     }
 
-    fn exchange_tables(
-        &self,
-        peer: &Arc<dyn ProtoGetter>,
-        sent: Tick,
-        equal_at: Option<Tick>,
-    ) -> Result<()> {
-        let request = RemovalTable {
-            group: self.name.as_str().into(),
-            clocks: Some(self.removals.encode(sent, equal_at).into()),
-            digest: Some(self.removals.full_digest()),
-        };
-        let ctx = Context::background().with_timeout(LONGEST_EXCHANGE);
-        let answer = peer.compare_removals(&ctx, &request)?;
-        if let Some(table) = &answer.clocks {
-            self.merge(table, equal_at);
-        }
+    fn exchange_tables(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
+        let request = self.own_table();
+        let answer = peer.exchange_removals(&ctx.with_timeout(LONGEST_EXCHANGE), &request)?;
+        let table = table_of(&answer).ok_or_else(|| {
+            Error::new(ErrorKind::Peer, "the peer's table of removals is malformed")
+        })?;
+        self.merge(&table);
         Ok(())
     }
 
     /// The answer to a peer's table.
     pub(super) fn serve_table(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
-        let digest = self.removals.full_digest();
-        let differs = request.digest != Some(digest);
-        // Before the merge, which may make this node's stamps those of the peer.
-        let clocks = differs.then(|| self.removals.encode(self.store.clock().now(), None));
-        if let Some(table) = request.clocks.as_ref().filter(|_| differs) {
-            self.merge(table, None);
+        // Before the merge, after which the peer would find nothing new in it.
+        let answer = self.own_table();
+        if let Some(table) = table_of(request) {
+            self.merge(&table);
         }
+        answer
+    }
+
+    fn own_table(&self) -> RemovalTable<'static> {
+        let (clocks, applied) = self.removals.table(self.store.clock()).encode();
         RemovalTable {
-            group: request.group.clone().into_owned().into(),
-            clocks: clocks.map(Into::into),
-            digest: Some(digest),
+            group: self.name.clone().into(),
+            clocks: Some(clocks.into()),
+            applied: Some(applied.into()),
         }
     }
 
-    /// Applies the removals in a peer's table that are not known here.
-    fn merge(&self, table: &[u8], equal_at: Option<Tick>) {
+    /// Applies the removals in a peer's table that were not applied here.
+    fn merge(&self, table: &Table) {
         let unsettled = self.removals.unsettle();
-        let received = self.store.clock().now();
-        let Some(floors) = self.removals.merge(table, received, equal_at) else {
+        let clock = self.store.clock();
+        let Some(floors) = self.removals.merge(table, clock.now(), clock) else {
             return;
         };
         let mut panic = FirstPanic::default();
-        // Loads that began before are not cached, and are joined by no caller.
         let is_old = |key: &str, begun: Option<Tick>| floors.is_older(key, begun);
-        self.store.remove_older(&is_old, |removed| self.notify_all(removed, &mut panic));
+        let removed = |removed| self.notify_all(removed, &mut panic);
+        // Loads that began before are not cached, and are joined by no caller.
+        self.store.remove_older(&is_old, removed);
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
+        self.removals.finish_merge(table);
         drop(unsettled);
         panic.resume();
     }
+}
+
+fn table_of(message: &RemovalTable<'_>) -> Option<Table> {
+    Table::decode(message.clocks.as_deref()?, message.applied.as_deref()?)
 }
 
 /// How long two digests may differ because of removals under way.

@@ -36,13 +36,13 @@ impl Inner {
 
     /// Whether a peer's value is not older than any removal of its key that this node has applied, as
     /// far as can be known.
-    pub(super) fn is_current(&self, key: &str, (sent, response): &Answer) -> bool {
+    pub(super) fn is_current(&self, key: &str, sent: Tick, response: &PeerResponse) -> bool {
         if self.removals.are_unused() {
             return true;
         }
         let stripe = Stripe::of(key);
         let mark = response.removals.map(RemovalMark::from_bits);
-        if mark.is_some_and(|mark| self.removals.has_same(stripe, mark)) {
+        if mark.is_some() && self.removals.has_same(stripe, mark) {
             return true;
         }
         let now = self.store.clock().now();
@@ -65,9 +65,10 @@ impl Inner {
         ctx: &Context,
         request: &GetRequest<'_>,
         answer: Answer,
+        ask_again: impl FnOnce() -> Result<Answer>,
     ) -> Result<Option<Answer>> {
-        self.compare(peer, &answer);
-        if self.is_current(&request.key, &answer) {
+        self.compare(peer, ctx, answer.0, answer.1.removals);
+        if self.is_current(&request.key, answer.0, &answer.1) {
             return Ok(Some(answer));
         }
         let uncounted = RemoveKeysRequest {
@@ -81,9 +82,7 @@ impl Inner {
         }
         // The load of the new answer began after the peer dropped its value, and so after every removal
         // that this node had applied then.
-        let sent = self.store.clock().now();
-        let response = peer.get(ctx, request)?;
-        Ok(Some((sent, response)))
+        ask_again().map(Some)
     }
 }
 

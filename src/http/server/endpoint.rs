@@ -112,6 +112,7 @@ impl Endpoint {
             expire_unix_nanos: ttl_nanos.map(expire),
             minute_qps: found.minute_qps,
             age_ms: age_ms(&found),
+            removals: found.removals,
         };
         let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
@@ -136,8 +137,9 @@ impl Endpoint {
             match found.filter(fits) {
                 Some(found) => {
                     room -= found.value.len();
-                    let (ttl, age) = (found.ttl.map(nanos), age_ms(&found));
-                    body.push(wire::key_hash(name, key), found.value, ttl, age);
+                    let (ttl, age, removals) =
+                        (found.ttl.map(nanos), age_ms(&found), found.removals);
+                    body.push(wire::key_hash(name, key), found.value, ttl, age, removals);
                 }
                 None => body.push_missing(),
             }
