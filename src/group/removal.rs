@@ -118,6 +118,14 @@ impl Group {
         self.inner.clear_here(count);
     }
 
+    /// As [`serve_clear`](Self::serve_clear), but the caller drops the entries, by the returned function.
+    #[cfg(all(test, larder_loom))]
+    pub(crate) fn clear_unswept(&self, request: &ClearRequest<'_>) -> impl FnOnce() + Send + use<> {
+        let inner = self.inner.clone();
+        let cleared = inner.clear_unswept(inner.removals.admit(request.removal_id));
+        move || inner.notify_cleared(cleared)
+    }
+
     /// Applies the removals of a peer that this process has missed, and returns those that this process
     /// has applied. As for [`serve_remove`](Self::serve_remove).
     pub fn serve_removals(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
@@ -236,16 +244,8 @@ impl Inner {
 
     /// Takes everything out of the cache, and lets a loader thread drop it.
     fn clear_here(self: &Arc<Self>, count: Counted) {
-        let cleared = {
-            let _unsettled = self.removals.unsettle();
-            if let Some(stamp) = count.stamp("") {
-                self.removals.advance(ALL_KEYS, stamp, self.store.clock());
-            }
-            self.take_all()
-        };
-        self.removals.finish(count);
         // Shared, because a refused job is dropped.
-        let cleared = Arc::new(Mutex::new(Some(cleared)));
+        let cleared = Arc::new(Mutex::new(Some(self.clear_unswept(count))));
         let (group, theirs) = (self.clone(), cleared.clone());
         let submitted = self.pool.submit(JobFor::Own, move |busy| {
             let cleared = theirs.lock().take();
@@ -261,6 +261,18 @@ impl Inner {
                 self.notify_cleared(cleared);
             }
         }
+    }
+
+    /// Takes everything out of the cache, and notes the removal of all keys.
+    fn clear_unswept(&self, count: Counted) -> ClearedEntries {
+        let unsettled = self.removals.unsettle();
+        if let Some(stamp) = count.stamp("") {
+            self.removals.advance(ALL_KEYS, stamp, self.store.clock());
+        }
+        let cleared = self.take_all();
+        drop(unsettled);
+        self.removals.finish(count);
+        cleared
     }
 
     /// Calls the listener for entries that were cleared, and drops them.

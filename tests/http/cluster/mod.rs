@@ -1,5 +1,6 @@
 //! Complete nodes in one process: pools, servers and groups.
 
+mod promise;
 mod removal;
 
 use std::io::{BufRead, BufReader, Read, Write};
