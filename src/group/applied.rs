@@ -11,14 +11,14 @@ use crate::random::{self, mix};
 /// The removals of each origin. Those whose counts changed last are at the end.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AppliedRemovals {
-    origins: Vec<Origin>,
+    origins: Vec<OriginCounts>,
     /// The sum of a hash of each interval.
     digest: u64,
 }
 
 /// The removals of one origin.
 #[derive(Clone, Debug, Default)]
-struct Origin {
+struct OriginCounts {
     id: u32,
     /// The first ones, up to this count, are all applied.
     base: u32,
@@ -26,7 +26,7 @@ struct Origin {
     ahead: BTreeSet<u32>,
 }
 
-impl Origin {
+impl OriginCounts {
     /// Whether the removal was missing.
     fn insert(&mut self, count: u32) -> bool {
         if count <= self.base || !self.ahead.insert(count) {
@@ -51,7 +51,7 @@ impl Origin {
         count <= self.base || self.ahead.contains(&count)
     }
 
-    fn contains_all(&self, other: &Origin) -> bool {
+    fn contains_all(&self, other: &OriginCounts) -> bool {
         let others = (self.base + 1)..=other.base;
         let has_base = other.base <= self.base
             || (others.end() - others.start() < MAX_AHEAD as u32
@@ -89,7 +89,7 @@ impl AppliedRemovals {
     }
 
     /// The removals of an origin, moved to the end.
-    fn origin(&mut self, id: u32) -> &mut Origin {
+    fn origin(&mut self, id: u32) -> &mut OriginCounts {
         let found = self.origins.iter().position(|origin| origin.id == id);
         match found {
             Some(at) if at + 1 < self.origins.len() => self.origins[at..].rotate_left(1),
@@ -99,9 +99,9 @@ impl AppliedRemovals {
                     let oldest = self.origins.remove(0);
                     self.digest = self.digest.wrapping_sub(oldest.digest());
                 }
-                let new = Origin {
+                let new = OriginCounts {
                     id,
-                    ..Origin::default()
+                    ..OriginCounts::default()
                 };
                 self.digest = self.digest.wrapping_add(new.digest());
                 self.origins.push(new);
@@ -142,7 +142,7 @@ impl AppliedRemovals {
     /// ahead, and these.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut numbers = Vec::new();
-        for Origin { id, base, ahead } in &self.origins {
+        for OriginCounts { id, base, ahead } in &self.origins {
             numbers.extend([*id, *base, ahead.len() as u32]);
             numbers.extend(ahead);
         }
@@ -168,7 +168,7 @@ impl AppliedRemovals {
             if ahead.len() != len as usize || !is_sound || ahead.contains(&u32::MAX) {
                 return None;
             }
-            set.origins.push(Origin { id, base, ahead });
+            set.origins.push(OriginCounts { id, base, ahead });
         }
         (bytes.len() % 4 == 0).then_some(set)
     }

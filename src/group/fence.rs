@@ -17,7 +17,7 @@
 use std::time::Duration;
 
 use super::Inner;
-use super::removal_clocks::{RemovalMark, Stripe};
+use super::removal_clocks::{KeyStripe, RemovalMark};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::Result;
@@ -40,7 +40,7 @@ impl Inner {
         if self.removals.are_unused() {
             return true;
         }
-        let stripe = Stripe::of(key);
+        let stripe = KeyStripe::of(key);
         let mark = response.removals.map(RemovalMark::from_bits);
         if mark.is_some() && self.removals.has_same(stripe, mark) {
             return true;

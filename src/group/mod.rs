@@ -12,6 +12,7 @@
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too
 //!   lifetime.rs  age and expiry of a value
+//!   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -24,6 +25,7 @@ mod counters;
 mod fence;
 mod flight;
 mod forecast;
+mod handoff;
 mod lifetime;
 mod limit;
 mod load;
@@ -380,7 +382,8 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit, and [`ErrorKind::InvalidOption`] for more
+    /// than the address space, which 4 GiB exceed on 32 bits. Then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
         self.inner.set_capacity(bytes)
     }

@@ -1,6 +1,6 @@
 //! Removals: of keys and of everything, in this process and in the cluster.
 
-use super::removal_clocks::{ALL_KEYS, Counted, Stripe};
+use super::removal_clocks::{ALL_KEYS, Counted, KeyStripe};
 use super::{Group, Inner};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -209,7 +209,7 @@ impl Inner {
             None => self.store.remove(hash, key, || ()),
             Some(stamp) => {
                 self.forget(hash, key);
-                let (stripe, clock) = (Stripe::of(key), self.store.clock());
+                let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
                 let note = || self.removals.advance(stripe, stamp, clock);
                 self.store.remove(hash, key, note)
             }

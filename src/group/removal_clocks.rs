@@ -37,22 +37,22 @@ pub(super) struct RemovalClocks {
 const CLOCKS: usize = if cfg!(larder_loom) { 2 } else { 1024 };
 
 /// The clock of the removals of all keys.
-pub(super) const ALL_KEYS: Stripe = Stripe(CLOCKS - 1);
+pub(super) const ALL_KEYS: KeyStripe = KeyStripe(CLOCKS - 1);
 
 /// The keys that share a clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stripe(usize);
+pub(super) struct KeyStripe(usize);
 
-impl Stripe {
+impl KeyStripe {
     /// The stripe of a key: FNV-1a of 64 bits over the key, the same in all processes.
-    pub(super) fn of(key: &str) -> Stripe {
+    pub(super) fn of(key: &str) -> KeyStripe {
         let mut hasher = FnvHasher::default();
         hasher.write(key.as_bytes());
-        Stripe((hasher.finish() % (CLOCKS as u64 - 1)) as usize)
+        KeyStripe((hasher.finish() % (CLOCKS as u64 - 1)) as usize)
     }
 
-    fn all() -> impl Iterator<Item = Stripe> {
-        (0..CLOCKS).map(Stripe)
+    fn all() -> impl Iterator<Item = KeyStripe> {
+        (0..CLOCKS).map(KeyStripe)
     }
 }
 
@@ -165,7 +165,7 @@ impl RemovalClocks {
     }
 
     /// Changes the clock of a removal.
-    pub(super) fn advance(&self, stripe: Stripe, stamp: u32, clock: &Clock) {
+    pub(super) fn advance(&self, stripe: KeyStripe, stamp: u32, clock: &Clock) {
         // The time is read after the old clock, so that of two removals the second has the later time.
         self.change(stripe, |old| LastRemoval {
             stamp: old.stamp.wrapping_add(stamp),
@@ -173,7 +173,7 @@ impl RemovalClocks {
         });
     }
 
-    fn change(&self, stripe: Stripe, new: impl Fn(LastRemoval) -> LastRemoval) {
+    fn change(&self, stripe: KeyStripe, new: impl Fn(LastRemoval) -> LastRemoval) {
         self.is_used.store(true, Ordering::Release);
         let clock = &self.clocks[stripe.0];
         let mut before = clock.load(Ordering::SeqCst);
@@ -186,7 +186,7 @@ impl RemovalClocks {
         }
     }
 
-    fn last(&self, stripe: Stripe) -> LastRemoval {
+    fn last(&self, stripe: KeyStripe) -> LastRemoval {
         LastRemoval::unpack(self.clocks[stripe.0].load(Ordering::SeqCst))
     }
 
@@ -203,7 +203,7 @@ impl RemovalClocks {
         if self.are_unused() {
             return None;
         }
-        let stamp = self.stamp(Stripe::of(key));
+        let stamp = self.stamp(KeyStripe::of(key));
         let digest = (self.digest.load(Ordering::SeqCst) >> 32) as u32;
         // After the stamp: a clear or a merge that is in the stamp has ended, if none is under way now.
         let is_settled = self.unsettled.load(Ordering::SeqCst) == 0;
@@ -211,7 +211,7 @@ impl RemovalClocks {
     }
 
     /// Whether a node with this mark has applied the same removals to the keys of a stripe.
-    pub(super) fn has_same(&self, stripe: Stripe, mark: Option<RemovalMark>) -> bool {
+    pub(super) fn has_same(&self, stripe: KeyStripe, mark: Option<RemovalMark>) -> bool {
         mark.unwrap_or_default().stamp == self.stamp(stripe)
     }
 
@@ -222,14 +222,14 @@ impl RemovalClocks {
 
     /// The time since the last removal of the stripe or of all keys, rounded down; `None` if there was
     /// none.
-    pub(super) fn since_removal(&self, stripe: Stripe, now: Tick) -> Option<Duration> {
+    pub(super) fn since_removal(&self, stripe: KeyStripe, now: Tick) -> Option<Duration> {
         let removals = [stripe, ALL_KEYS].map(|stripe| self.last(stripe));
         let removals = removals.into_iter().filter(|last| !last.is_none());
         let age = removals.map(|last| last.age(now).saturating_sub(1)).min()?;
         Some(Duration::from_millis(age.into()))
     }
 
-    fn stamp(&self, stripe: Stripe) -> u32 {
+    fn stamp(&self, stripe: KeyStripe) -> u32 {
         let [own, all] = [stripe, ALL_KEYS].map(|stripe| self.last(stripe).stamp);
         own.wrapping_add(all.rotate_left(16))
     }
@@ -270,12 +270,12 @@ pub(super) struct Floors(Box<[Option<Tick>]>);
 impl Floors {
     /// Whether a value is dropped: its load began, at the latest, before the floor of its key.
     pub(super) fn is_older(&self, key: &str, begun: Option<Tick>) -> bool {
-        let floor = self.0[Stripe::of(key).0].max(self.0[ALL_KEYS.0]);
+        let floor = self.0[KeyStripe::of(key).0].max(self.0[ALL_KEYS.0]);
         floor.is_some_and(|floor| begun.is_none_or(|begun| begun < floor))
     }
 }
 
-/// What a node sends of its removals.
+/// The removals of a node, as it sends them.
 pub(super) struct Table {
     clocks: Vec<(u32, u32)>,
     applied: AppliedRemovals,
@@ -324,7 +324,7 @@ impl RemovalClocks {
             false => (last.stamp, last.age(now).saturating_sub(1)),
         };
         Table {
-            clocks: Stripe::all()
+            clocks: KeyStripe::all()
                 .map(|stripe| encoded(self.last(stripe)))
                 .collect(),
             applied,
@@ -345,7 +345,7 @@ impl RemovalClocks {
             if applied.contains_all(&table.applied) {
                 return None;
             }
-            let own: Vec<u32> = Stripe::all()
+            let own: Vec<u32> = KeyStripe::all()
                 .map(|stripe| self.last(stripe).stamp)
                 .collect();
             let mut union = applied.clone();
@@ -354,7 +354,7 @@ impl RemovalClocks {
         };
         let has_all = table.applied.contains_all(&union);
         let mut floors = Floors(vec![None; CLOCKS].into());
-        for (stripe, &(theirs, age)) in Stripe::all().zip(&table.clocks) {
+        for (stripe, &(theirs, age)) in KeyStripe::all().zip(&table.clocks) {
             let before = own[stripe.0];
             if theirs == before {
                 continue;
@@ -424,7 +424,7 @@ mod tests {
         fn remove(&self, key: &str, number: u64) {
             let counted = self.clocks.admit(Some(number));
             if let Some(stamp) = counted.stamp(key) {
-                self.clocks.advance(Stripe::of(key), stamp, &self.clock);
+                self.clocks.advance(KeyStripe::of(key), stamp, &self.clock);
             }
             self.clocks.finish(counted);
         }
@@ -453,7 +453,7 @@ mod tests {
 
         fn is_like(&self, other: &Node, key: &str) -> bool {
             self.clocks
-                .has_same(Stripe::of(key), other.clocks.mark(key))
+                .has_same(KeyStripe::of(key), other.clocks.mark(key))
         }
 
         fn has_digest_of(&self, other: &Node) -> bool {
@@ -480,7 +480,7 @@ mod tests {
     /// A key of another stripe than `key`.
     fn other(key: &str) -> String {
         let mut keys = (0..).map(|n| n.to_string());
-        let found = keys.find(|other| Stripe::of(other) != Stripe::of(key));
+        let found = keys.find(|other| KeyStripe::of(other) != KeyStripe::of(key));
         found.expect("one of them")
     }
 
@@ -498,7 +498,7 @@ mod tests {
             ("", 0xcbf2_9ce4_8422_2325_u64),
             ("a", 0xaf63_dc4c_8601_ec8c),
         ] {
-            assert_eq!(Stripe::of(key), Stripe((hash % 1023) as usize));
+            assert_eq!(KeyStripe::of(key), KeyStripe((hash % 1023) as usize));
         }
     }
 
@@ -547,7 +547,7 @@ mod tests {
     #[test]
     fn time_since_a_removal_is_rounded_down() {
         let [a, _] = pair();
-        let stripe = Stripe::of("k");
+        let stripe = KeyStripe::of("k");
         assert_eq!(a.clocks.since_removal(stripe, a.now()), None);
         a.clock.advance(Duration::from_micros(300));
         a.remove("k", OF_A | 1);
@@ -677,7 +677,7 @@ mod tests {
             }
             // A removal that no other node received is not known to any, so it is not missed.
             let known = |key: &str| nodes.iter().any(|node| {
-                node.clocks.since_removal(Stripe::of(key), node.now()).is_some()
+                node.clocks.since_removal(KeyStripe::of(key), node.now()).is_some()
             });
             for node in &nodes[1..] {
                 prop_assert!(node.has_digest_of(&nodes[0]));

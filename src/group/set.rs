@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::lifetime::Lifetime;
-use super::removal_clocks::Stripe;
+use super::removal_clocks::KeyStripe;
 use super::{Group, Inner};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -237,7 +237,7 @@ impl Inner {
         };
         // In the order of `remove_here`.
         self.forget(hash, key);
-        let stripe = Stripe::of(key);
+        let stripe = KeyStripe::of(key);
         let note = || {
             if let Some(stamp) = stamp {
                 self.removals.advance(stripe, stamp, clock);
