@@ -199,6 +199,13 @@ impl Store {
         is_owned(view)
     }
 
+    /// Drops entries that left, and keeps memory of theirs for the next entry of this thread.
+    pub(crate) fn recycle(&self, evicted: EvictedEntries) {
+        if let Some(bytes) = evicted.into_first() {
+            self.heap.recycle(bytes);
+        }
+    }
+
     /// Returns all memory that holds no entry to the system. Entries that left and are still held are
     /// not waited for.
     pub(crate) fn release_free_pages(&self) {
