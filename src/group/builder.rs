@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::compare::Comparisons;
 use super::counters::LoadCounters;
+use super::removal_clocks::RemovalClocks;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
@@ -335,6 +337,8 @@ impl GroupBuilder {
             max_value_size: self.max_value_size,
             max_load_wait: self.max_load_wait,
             eviction_listener: self.eviction_listener,
+            removals: RemovalClocks::new(),
+            comparisons: Comparisons::default(),
             counters: LoadCounters::new(),
         };
         Group {

@@ -22,6 +22,9 @@ const SWEPT_AT_ONCE: usize = 8;
 /// The most entries evicted under one lock, because look-ups wait for it.
 pub(crate) const EVICTED_AT_ONCE: usize = 256;
 
+/// The most entries whose keys are read under one lock.
+const SEARCHED_AT_ONCE: u32 = 1024;
+
 /// The most slots that are removed under one lock.
 const REMOVED_SLOTS_AT_ONCE: usize = 2 * EVICTED_AT_ONCE;
 
@@ -372,6 +375,33 @@ impl Shard {
         if let Some(index) = self.index_of(hash, key) {
             self.remove_slot(index, RemovalCause::Explicit, update);
         }
+    }
+
+    /// Keeps the values of all loads under way from being cached.
+    pub(super) fn refuse_loads(&mut self) {
+        self.generations.advance_all();
+    }
+
+    /// Removes the entries for which `is_old` returns true, of some of the slots before `from`. Returns the
+    /// first of these slots, 0 at the end.
+    ///
+    /// The slots are visited from the last to the first. Entries move to slots before their own only, so
+    /// none is left out between two calls.
+    pub(super) fn remove_older(
+        &mut self,
+        from: u32,
+        is_old: &dyn Fn(&str, Option<Tick>) -> bool,
+        update: &mut Update<'_>,
+    ) -> u32 {
+        let from = from.min(u32::try_from(self.slab.len()).unwrap_or(u32::MAX));
+        let until = from.saturating_sub(SEARCHED_AT_ONCE);
+        for index in (until..from).rev() {
+            let slot = self.slab.slot(index);
+            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun)) {
+                self.remove_slot(index, RemovalCause::Explicit, update);
+            }
+        }
+        until
     }
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old

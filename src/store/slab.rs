@@ -143,6 +143,13 @@ pub(super) struct SlotRef<'a> {
 }
 
 impl SlotRef<'_> {
+    pub(super) fn key(&self) -> &str {
+        let key = self.data.get(..usize::from(self.meta.key_len));
+        // The key was inserted as a `&str`, so it is UTF-8.
+        key.and_then(|key| std::str::from_utf8(key).ok())
+            .unwrap_or_default()
+    }
+
     pub(super) fn view(&self) -> ByteView {
         let start = usize::from(self.meta.key_len);
         ByteView::window(self.data.clone(), start, self.data.len())

@@ -15,6 +15,7 @@ mod changes;
 mod deadlines;
 mod expiry;
 mod failover;
+mod fence;
 mod groupcache;
 mod herd;
 mod hooks;
