@@ -7,20 +7,24 @@
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   lifetime.rs  age and expiry of a value
+//!   lifetime.rs  age and expiry of a value     freshness.rs  the options for both
+//!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
+mod attempts;
 mod builder;
 pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod forecast;
+mod freshness;
 mod lifetime;
 mod limit;
 mod load;
 mod many;
 mod populate;
+mod refresh;
 pub(crate) mod registry;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -44,11 +48,13 @@ use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
-    EVICTED_AT_ONCE, Entry, Evicted, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
+    EVICTED_AT_ONCE, Entry, Evicted, Generation, KeyHash, RemovalCause, Store, check_capacity,
 };
 use crate::sync::Arc;
+use attempts::Attempts;
 use client_load::ClientWaiter;
 use counters::LoadCounters;
+use freshness::Freshness;
 use lifetime::Lifetime;
 
 pub use builder::GroupBuilder;
@@ -85,7 +91,8 @@ struct Inner {
     getter_flights: Flights,
     peers: PickerSlot,
     pool: LoaderPool,
-    time_to_live: Option<Duration>,
+    freshness: Freshness,
+    attempts: Attempts,
     hot_admission: HotAdmission,
     max_key_size: usize,
     max_value_size: usize,
@@ -104,15 +111,6 @@ type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 struct Loaded {
     view: ByteView,
     lifetime: Lifetime,
-}
-
-impl From<Hit> for Loaded {
-    fn from(hit: Hit) -> Loaded {
-        Loaded {
-            lifetime: Lifetime::from(&hit),
-            view: hit.view,
-        }
-    }
 }
 
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
@@ -268,9 +266,13 @@ impl Group {
         let hash = self.inner.store.hash(key);
         let purge = || self.inner.purge_some();
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
+        let loaded = match hit.is_due {
+            true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
+            false => self.inner.loaded(hit),
+        };
         self.inner.counters.add(|loads| &loads.server_requests);
         let now = self.inner.store.clock().now();
-        Some(self.inner.peer_response(hit.into(), now))
+        Some(self.inner.peer_response(loaded, now))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
@@ -432,7 +434,11 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) => Ok(hit.view),
+            Ok(hit) if !hit.is_due => Ok(hit.view),
+            Ok(hit) => {
+                let due = self.get_due(ctx, LoadKey { hash, key }, hit);
+                due.map(|loaded| loaded.view)
+            }
             Err(miss) => {
                 self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
@@ -456,10 +462,11 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) => hit.into(),
+            Ok(hit) if !hit.is_due => self.loaded(hit),
+            Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
             Err(miss) => {
                 self.count_miss(hash);
-                self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
+                self.load_for_peer(ctx, LoadKey { hash, key }, Some(miss), waiter)?
             }
         };
         Ok(self.peer_response(value, arrived))
@@ -467,12 +474,20 @@ impl Inner {
 
     /// The response with a value to a request that arrived at this time.
     fn peer_response(&self, value: Loaded, arrived: Tick) -> PeerResponse {
-        let Lifetime { begun, expires } = value.lifetime;
+        let Lifetime {
+            begun,
+            fresh_until,
+            expires,
+        } = value.lifetime;
         // The wait for a loader thread, between the arrival and the begin of the load, is no part of the
         // time to live.
         let from = begun.map_or(arrived, |begun| begun.max(arrived));
         PeerResponse {
-            ttl: expires.map(|end| end.since(from)),
+            ttl: fresh_until.map(|end| end.since(from)),
+            stale: expires.zip(fresh_until).and_then(|(end, fresh)| {
+                let left = end.since(fresh.max(from));
+                (end > fresh).then_some(left)
+            }),
             age: begun.map(|begun| arrived.since(begun)),
             ..PeerResponse::new(value.view)
         }
@@ -491,6 +506,8 @@ impl Inner {
         let removed = self.store.remove(hash, key);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
+        // After the flights: see `Attempts::note`.
+        self.attempts.forget(hash.get(), key);
         let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
         let value = removed
             .iter()
@@ -504,6 +521,7 @@ impl Inner {
         let cleared = self.store.clear();
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
+        self.attempts.forget_all();
         let Some(listener) = self.eviction_listener.clone() else {
             return;
         };
@@ -585,6 +603,8 @@ impl Inner {
             local_loads: self.counters.sum(|loads| &loads.local_loads),
             local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
             server_requests: self.counters.sum(|loads| &loads.server_requests),
+            refreshes: self.counters.sum(|loads| &loads.refreshes),
+            stale_hits: self.counters.sum(|loads| &loads.stale_hits),
         }
     }
 }

@@ -86,15 +86,23 @@ impl Inner {
         lifetime: Lifetime,
         evicted: &mut EvictedEntries,
     ) -> Lifetime {
-        let lifetime = lifetime.at_most(self.time_to_live, begun.at);
-        let (share, flights, lifetime) = match placement {
-            Placement::Main => (CacheType::Main, &self.getter_flights, lifetime),
-            Placement::Hot => (CacheType::Hot, &self.peer_flights, lifetime),
+        let group_ttl = self.freshness.time_to_live;
+        let (share, flights, ttl) = match placement {
+            Placement::Main => (
+                CacheType::Main,
+                &self.getter_flights,
+                self.freshness.jittered_ttl(),
+            ),
+            Placement::Hot => (CacheType::Hot, &self.peer_flights, group_ttl),
             Placement::Fallback => {
-                let lifetime = lifetime.at_most(Some(FALLBACK_TTL), begun.at);
-                (CacheType::Main, &self.getter_flights, lifetime)
+                let ttl = group_ttl.map_or(FALLBACK_TTL, |ttl| ttl.min(FALLBACK_TTL));
+                (CacheType::Main, &self.getter_flights, Some(ttl))
             }
         };
+        let lifetime = lifetime.at_most(ttl, begun.at, self.freshness.allowance());
+        if lifetime.expires.is_some() && self.freshness.can_refresh() {
+            self.store.raise_margin(self.freshness.margin(&lifetime));
+        }
         let is_over = |end| end <= self.store.clock().now();
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();

@@ -31,6 +31,8 @@ pub(crate) struct Fields {
     pub minute_qps: Option<f64>,
     /// How long before the request the load of the value began.
     pub age_ms: Option<u64>,
+    /// How long after `ttl_nanos` the value may be served although it is not fresh.
+    pub stale_ms: Option<u64>,
 }
 
 /// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
@@ -58,6 +60,10 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
     if let Some(age) = fields.age_ms {
         push_tag(out, AGE_MS);
         push_varint(out, age);
+    }
+    if let Some(stale) = fields.stale_ms {
+        push_tag(out, STALE_MS);
+        push_varint(out, stale);
     }
     push_tag(out, VALUE);
     push_varint(out, value.len() as u64);
@@ -97,6 +103,7 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
                 .minute_qps
                 .filter(|qps| qps.is_finite() && *qps >= 0.0),
             age_ms: message.age_ms,
+            stale_ms: message.stale_ms,
         },
     })
 }
@@ -190,8 +197,11 @@ const EXPIRE: FieldType = (3, VARINT);
 const TTL_NANOS: FieldType = (100, VARINT);
 const KEY_HASH: FieldType = (101, I64);
 const AGE_MS: FieldType = (102, VARINT);
+const STALE_MS: FieldType = (104, VARINT);
 
-const KNOWN: [FieldType; 6] = [VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS];
+const KNOWN: [FieldType; 7] = [
+    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, STALE_MS,
+];
 
 const MAX_VARINT: usize = 10;
 
@@ -232,7 +242,7 @@ mod tests {
             ttl_nanos: ttl,
             expire_unix_nanos: expire,
             minute_qps: qps,
-            age_ms: None,
+            ..Fields::default()
         };
         encoded_with(value, &fields)
     }
@@ -262,9 +272,10 @@ mod tests {
         );
         let aged = Fields {
             age_ms: Some(150),
+            stale_ms: Some(3),
             ..Fields::default()
         };
-        let age = [0xb0, 0x06, 0x96, 0x01];
+        let age = [0xb0, 0x06, 0x96, 0x01, 0xc0, 0x06, 3];
         let want = [&HASH_FIELD[..], &age, &[0x0a, 1, b'x']].concat();
         assert_eq!(encoded_with(b"x", &aged), want);
     }
@@ -387,11 +398,12 @@ mod tests {
             option::of(any::<u64>()),
         );
         fields.prop_map(
-            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms)| Fields {
+            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms)| Fields {
                 ttl_nanos,
                 expire_unix_nanos,
                 minute_qps,
                 age_ms,
+                stale_ms,
             },
         )
     }
@@ -410,6 +422,7 @@ mod tests {
                 ttl_nanos: fields.ttl_nanos,
                 key_hash: Some(HASH),
                 age_ms: fields.age_ms,
+                stale_ms: fields.stale_ms,
             };
             prop_assert_eq!(&generated_read(&body), &message);
             let decoded = Decoded {

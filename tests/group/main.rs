@@ -14,6 +14,7 @@ mod bad_input;
 mod deadlines;
 mod expiry;
 mod failover;
+mod freshness;
 mod groupcache;
 mod herd;
 mod hooks;

@@ -107,6 +107,7 @@ impl Endpoint {
             expire_unix_nanos: ttl_nanos.map(expire),
             minute_qps: found.minute_qps,
             age_ms: age_ms(&found),
+            stale_ms: found.stale.map(|left| left.as_millis() as u64),
         };
         let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
