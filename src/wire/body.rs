@@ -396,6 +396,7 @@ mod tests {
             option::of(any::<i64>().prop_filter("0 is none", |&at| at != 0)),
             option::of(0.0..1e300),
             option::of(any::<u64>()),
+            option::of(any::<u64>()),
         );
         fields.prop_map(
             |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms)| Fields {
