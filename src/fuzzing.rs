@@ -113,6 +113,36 @@ pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Ra
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
 }
 
+/// The keys of a removal, if it is valid and has at most `max_keys`.
+pub fn decode_keys(body: &[u8], max_keys: usize) -> Option<Vec<String>> {
+    let keys = wire::decode_keys(body, max_keys).ok()?;
+    Some(keys.into_iter().map(|key| key.into_owned()).collect())
+}
+
+/// The body of a removal of keys.
+pub fn encode_keys(group: &str, keys: &[String]) -> Vec<u8> {
+    wire::encode_keys(group, keys.iter().map(String::as_str))
+}
+
+/// Reads the text as each of the other changes, and as the number of a removal.
+pub fn check_changes(body: &[u8]) {
+    let _ = wire::parse_removal_id(body);
+    let changes: [Option<Vec<u8>>; 2] = [
+        wire::decode_set(body)
+            .ok()
+            .and_then(|set| wire::encode_change(&set).ok()),
+        wire::decode_clear(body)
+            .ok()
+            .and_then(|clear| wire::encode_change(&clear).ok()),
+    ];
+    assert!(
+        changes
+            .iter()
+            .flatten()
+            .all(|again| again.len() <= body.len() + 4 * 64)
+    );
+}
+
 /// The text of a peer's URL, if it is one.
 pub fn parse_url(text: &str) -> Option<String> {
     Some(PeerUrl::parse(text).ok()?.as_str().to_owned())

@@ -34,6 +34,8 @@ pub mod clock;
 pub mod consistent_hash;
 mod context;
 mod error;
+#[cfg(feature = "http")]
+mod fork;
 #[cfg(all(larder_fuzz, feature = "http"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -71,10 +73,10 @@ mod wire;
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
-pub use error::{BoxError, Error, ErrorKind, Result};
+pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
-pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
+pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, WeakGroup};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;

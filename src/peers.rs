@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pb::GetRequest;
+use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use crate::peer::Peer;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
@@ -25,6 +25,14 @@ pub trait PeerPicker: Send + Sync {
         } else {
             None
         }
+    }
+
+    /// All peers but this process. Each of them is told of removals.
+    ///
+    /// The default implementation lists none. Then a removal goes to the owner of the key only, and
+    /// copies elsewhere stay.
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        Vec::new()
     }
 }
 
@@ -70,8 +78,46 @@ pub trait ProtoGetter: Send + Sync {
         Ok(vec![None; keys.len()])
     }
 
-    /// Whether [`get`](Self::get) and [`get_many`](Self::get_many) always return by `ctx`'s
-    /// deadline.
+    /// Tells the peer to remove keys from its cache, by
+    /// [`Group::serve_remove`](crate::Group::serve_remove).
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not confirm the removal; [`ErrorKind::Unsupported`] by default.
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Tells the peer, which owns the key, to cache this value, by
+    /// [`Group::serve_set`](crate::Group::serve_set).
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not confirm it; [`ErrorKind::Unsupported`] by default.
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Tells the peer to remove everything from its cache, by
+    /// [`Group::serve_clear`](crate::Group::serve_clear).
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not confirm it; [`ErrorKind::Unsupported`] by default.
+    fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// The name of the peer in errors; its URL, if it has one. The default is "a peer".
+    fn url(&self) -> String {
+        "a peer".into()
+    }
+
+    /// Whether [`get`](Self::get), [`get_many`](Self::get_many), [`remove`](Self::remove),
+    /// [`set`](Self::set) and [`clear`](Self::clear) always return by `ctx`'s deadline.
     ///
     /// If not (the default), calls with a deadline run on a loader thread, so that callers can return
     /// in time.
@@ -107,9 +153,13 @@ pub struct PeerResponse {
 impl PeerResponse {
     /// A value that does not expire, of unknown age.
     pub fn new(value: impl Into<ByteView>) -> Self {
+        // Each field by itself: an empty view, as in the default, is an allocation.
         PeerResponse {
             value: value.into(),
-            ..PeerResponse::default()
+            ttl: None,
+            minute_qps: None,
+            stale: None,
+            age: None,
         }
     }
 

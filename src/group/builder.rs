@@ -181,7 +181,7 @@ impl GroupBuilder {
     /// after the other on the same thread. A value that is loaded in such a later notification is
     /// returned, but not cached. So a listener that loads evicted keys again does not loop forever.
     ///
-    /// It is not called for the entries of a group that is dropped; [`clear`](Group::clear) the group
+    /// It is not called for the entries of a group that is dropped; [clear](Group::clear_local) the group
     /// before if it should be. A listener that holds a [`Group`] of its own group keeps that group
     /// alive for ever: let it hold a [`WeakGroup`](crate::WeakGroup).
     ///

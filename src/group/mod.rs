@@ -9,10 +9,13 @@
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //!   lifetime.rs  age and expiry of a value     freshness.rs  the options for both
 //!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
+//!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
+//!   broadcast.rs sends a change to all peers
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
 mod attempts;
+mod broadcast;
 mod builder;
 pub(crate) mod client_load;
 mod counters;
@@ -26,6 +29,8 @@ mod many;
 mod populate;
 mod refresh;
 pub(crate) mod registry;
+mod removal;
+mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod weak;
@@ -41,14 +46,13 @@ use crate::error::Result;
 use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
-use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
-    EVICTED_AT_ONCE, Entry, Evicted, Generation, KeyHash, RemovalCause, Store, check_capacity,
+    EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
 };
 use crate::sync::Arc;
 use attempts::Attempts;
@@ -60,6 +64,7 @@ use lifetime::Lifetime;
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use set::SetOptions;
 pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -309,26 +314,6 @@ impl Group {
         self.inner.store.iter()
     }
 
-    /// Removes `key` from this process's cache. Other processes keep their copies.
-    ///
-    /// A get that begins after this call has returned does not get the removed value. It also does
-    /// not join a load that began before the removal. The value of such a load is returned to the
-    /// callers that wait for it already, and is not cached.
-    pub fn invalidate(&self, key: &str) {
-        self.inner.remove(key);
-    }
-
-    /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
-    pub fn remove(&self, key: &str) -> Option<ByteView> {
-        self.inner.remove(key)
-    }
-
-    /// Removes everything from this process's cache, with the effect of
-    /// [`invalidate`](Self::invalidate) for each key, and returns the memory to the system.
-    pub fn clear(&self) {
-        self.inner.clear();
-    }
-
     /// Drops all entries that have expired, with cause
     /// [`RemovalCause::Expired`](crate::RemovalCause::Expired), and returns their number. Entries that
     /// expire during the call may stay.
@@ -491,47 +476,6 @@ impl Inner {
             age: begun.map(|begun| arrived.since(begun)),
             ..PeerResponse::new(value.view)
         }
-    }
-
-    fn remove(&self, key: &str) -> Option<ByteView> {
-        let hash = self.store.hash(key);
-        // The store comes first: from then on it refuses the values of loads under way. The flights
-        // come second, so that a get that begins after this function does not join one of those
-        // loads. In the other order, a load could begin between the two steps. `forget` would miss
-        // it, and the store would refuse its value although it is new.
-        //
-        // A load that begins between the two steps is forgotten, but the store would accept its
-        // value. Suppose a later load, of a newer value, ends first. The older value would replace
-        // the newer one. So an insertion also checks that its flight was not forgotten.
-        let removed = self.store.remove(hash, key);
-        self.getter_flights.forget_hashed(hash.get(), key);
-        self.peer_flights.forget_hashed(hash.get(), key);
-        // After the flights: see `Attempts::note`.
-        self.attempts.forget(hash.get(), key);
-        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
-        let value = removed
-            .iter()
-            .find(live)
-            .map(|evicted| evicted.entry.value());
-        self.notify_and_drop(removed);
-        value
-    }
-
-    fn clear(&self) {
-        let cleared = self.store.clear();
-        self.getter_flights.forget_all();
-        self.peer_flights.forget_all();
-        self.attempts.forget_all();
-        let Some(listener) = self.eviction_listener.clone() else {
-            return;
-        };
-        let mut panic = FirstPanic::default();
-        nesting::run_or_queue(&mut panic, move |panic| {
-            for Evicted { entry, cause } in cleared.iter() {
-                panic.catch(|| listener(entry.key(), entry.value(), cause));
-            }
-        });
-        panic.resume();
     }
 
     fn count_miss(&self, hash: KeyHash) {

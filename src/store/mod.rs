@@ -333,6 +333,22 @@ impl Store {
     /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        self.insert_into(new, evicted, Shard::insert);
+    }
+
+    /// As [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
+    /// under way are not cached.
+    pub(crate) fn set(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        self.insert_into(new, evicted, Shard::set);
+    }
+
+    #[inline]
+    fn insert_into(
+        &self,
+        new: NewEntry<'_>,
+        evicted: &mut EvictedEntries,
+        insert: impl FnOnce(&mut Shard, &NewEntry<'_>, &mut Update<'_>) -> Insertion,
+    ) {
         if self.forecaster.samples(new.hash) {
             let value = SampledValue::new(new.data.len(), new.expires);
             self.forecaster
@@ -343,7 +359,7 @@ impl Store {
         }
         let home = new.hash.shard(self.shards.len());
         let mut shard = self.shards[home].write();
-        let Insertion { room, limit } = shard.insert(&new, &mut self.update(evicted));
+        let Insertion { room, limit } = insert(&mut shard, &new, &mut self.update(evicted));
         if let Some(end) = new.expires {
             self.next_expiries.lower(home, end);
         }

@@ -217,6 +217,18 @@ impl Shard {
         if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
             return Insertion::ENDED;
         }
+        self.put(new, update)
+    }
+
+    /// As [`insert`](Self::insert), for a value that does not come from a load. The values of loads
+    /// under way are not cached.
+    pub(super) fn set(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
+        self.generations.advance(new.hash);
+        self.put(new, update)
+    }
+
+    #[inline]
+    fn put(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         let mut weight = weight::of_entry(new.data.len());
         if new.expires.is_some() || !self.slab.expiries().is_empty() {
             weight += weight::EXPIRY as u64;

@@ -290,7 +290,7 @@ fn negative_ttl_and_error_ttl_spare_loads_until_they_end_or_the_key_is_removed()
         failed(2);
         group.invalidate("key");
         failed(3);
-        group.clear();
+        group.clear_local();
         failed(4);
         origin.fails.store(false, SeqCst);
         origin.is_missing.store(false, SeqCst);

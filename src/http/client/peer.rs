@@ -20,7 +20,7 @@ use crate::http::client::transport::{
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
-use crate::pb::GetRequest;
+use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
 use crate::wire;
@@ -72,6 +72,14 @@ impl HttpPeer {
 
     pub(crate) fn target(&self) -> &Target {
         &self.target
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn transport(&self) -> &dyn Transport {
+        &*self.transport
     }
 }
 
@@ -144,6 +152,22 @@ impl ProtoGetter for HttpPeer {
         Ok(found)
     }
 
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        self.remove_keys(ctx, request)
+    }
+
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        self.set_value(ctx, request)
+    }
+
+    fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        self.clear_group(ctx, request)
+    }
+
+    fn url(&self) -> String {
+        self.url.to_string()
+    }
+
     fn honors_deadline(&self) -> bool {
         true
     }
@@ -160,15 +184,15 @@ impl HttpPeer {
         deadline: Instant,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
-        if left.is_zero() {
+        let now = permit.waited_until.unwrap_or(now);
+        if now >= deadline {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
-        let timeout = match left == self.config.exchange_timeout {
+        let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
-            false => wire::timeout_millis(left).to_string().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let response = self.transport.round_trip(ctx, request)?;
@@ -247,7 +271,7 @@ impl HttpPeer {
     /// # Errors
     ///
     /// If `ctx` has ended.
-    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
+    pub(super) fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
@@ -258,7 +282,7 @@ impl HttpPeer {
 
     /// Waits for the permit to use a connection. It is held until the response is read, or its
     /// connection closed.
-    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+    pub(super) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
         let permit = self.permits.acquire(deadline);
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
@@ -312,6 +336,16 @@ impl HttpPeer {
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
     }
 
+    /// Reads a body that has no content for the caller, so that its connection is used again. Returns
+    /// whether larder's own server sent the response.
+    pub(super) fn drain(&self, ctx: &Context, response: TransportResponse) -> Result<bool> {
+        let is_from_larder = response.is_from_larder();
+        match read_body(response, MAX_ERROR_TEXT) {
+            Ok(_) => Ok(is_from_larder),
+            Err(why) => Err(ctx.err().unwrap_or_else(|| self.failure(why))),
+        }
+    }
+
     /// The error for a response with status 200 whose body is not a protobuf message.
     fn not_protobuf(&self, response: &TransportResponse) -> Error {
         if response.is_encoded() {
@@ -333,7 +367,7 @@ impl HttpPeer {
 
     /// The error of a response with a status other than 200. `hash` is that of the key, if one was
     /// requested.
-    fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
+    pub(super) fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         if let Some(hash) = hash.filter(|_| header.is_some()) {

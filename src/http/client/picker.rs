@@ -220,6 +220,11 @@ impl PeerPicker for Picker {
             _ => None,
         }
     }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        let peers = self.peers();
+        peers.clients().map(|peer| peer.clone() as _).collect()
+    }
 }
 
 impl PeerList {

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
-use crate::http::config::Config;
+use crate::http::config::{Config, KnownPeers};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
@@ -24,6 +24,8 @@ pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
 pub(crate) struct Endpoint {
     pub registry: Registry,
     pub config: Arc<Config>,
+    /// They may change data.
+    pub peers: Arc<dyn KnownPeers>,
     /// Whether a raw `+` in a path is a space, as golang/groupcache's client sends it.
     pub plus_is_space: bool,
     pub context: Option<Arc<ContextHook>>,
@@ -56,6 +58,9 @@ impl Endpoint {
                     .and_then(|group| self.get_many(request, &group));
                 return Some(response.unwrap_or_else(|error| error));
             }
+        }
+        if let Some(response) = self.change(request) {
+            return Some(response);
         }
         let response = match wire::parse_path(base, path, self.plus_is_space) {
             Err(PathError::Outside) => return None,
@@ -141,7 +146,7 @@ impl Endpoint {
         Ok(Response::new(200, wire::CONTENT_TYPE, body.finish()))
     }
 
-    fn group(&self, name: &str) -> Result<Group, Response> {
+    pub(super) fn group(&self, name: &str) -> Result<Group, Response> {
         self.registry.get_group(name).ok_or_else(|| {
             let message = format!("there is no group {name:?} here");
             failed(&Error::new(ErrorKind::UnknownGroup, message))
@@ -189,12 +194,12 @@ fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     }
 }
 
-fn failed(error: &Error) -> Response {
+pub(super) fn failed(error: &Error) -> Response {
     let (status, code) = wire::status_of(error.kind());
     Response::text(status, error.to_string()).with_own_header(wire::ERROR_HEADER, code)
 }
 
-fn bad_path(error: PathError) -> Response {
+pub(super) fn bad_path(error: PathError) -> Response {
     match error {
         PathError::Malformed(why) => Response::text(400, why),
         PathError::Outside => Response::text(404, "there is nothing here"),
@@ -212,7 +217,8 @@ fn age_ms(found: &PeerResponse) -> Option<u64> {
 }
 
 fn method_not_allowed() -> Response {
-    Response::text(405, "peers are asked with GET").with_own_header("Allow", "GET")
+    Response::text(405, "a key has the methods GET, PUT and DELETE")
+        .with_own_header("Allow", "GET, PUT, DELETE")
 }
 
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
