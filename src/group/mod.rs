@@ -7,8 +7,9 @@
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   lifetime.rs  age and expiry of a value     freshness.rs  the options for both
+//!   lifetime.rs  age and expiry of a value     freshness.rs  the phases of its life
 //!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
+//!   freshness_options.rs  the options for these
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers
 //!   client_load.rs  a load that a client of the server waits for
@@ -22,6 +23,7 @@ mod counters;
 mod flight;
 mod forecast;
 mod freshness;
+mod freshness_options;
 mod lifetime;
 mod limit;
 mod load;

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::peers::PeerResponse;
-use crate::singleflight::Joined;
+use crate::singleflight::{Joined, Leader};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
@@ -163,30 +163,43 @@ impl Inner {
     }
 
     fn start_refresh(self: &Arc<Self>, key: LoadKey<'_>, from: &LoadFrom) {
+        let Some((leader, begun)) = self.begin_refresh(key, from) else {
+            return;
+        };
+        let ctx = Context::background().with_timeout(self.max_load_wait.max(SHORTEST_REFRESH));
+        // Refused if no loader thread is idle: a later get starts it.
+        let _ = self.lead_on_pool(from, leader, &ctx, key, begun, JobFor::Own);
+    }
+
+    /// Begins the flight of a refresh; `None` if one is under way, or failed or succeeded lately.
+    pub(super) fn begin_refresh(
+        &self,
+        key: LoadKey<'_>,
+        from: &LoadFrom,
+    ) -> Option<(Leader<'_, Result<Loaded>>, LoadBegin)> {
         let now = || self.store.clock().now();
         let recent = self.attempts.recent(key.hash.get(), key.key, now);
         if recent.is_some() {
-            return;
+            return None;
         }
         let Joined::Leader(leader, _, forgets) = from.flights(self).join(key.hash.get(), key.key)
         else {
-            return;
+            return None;
         };
         // Another refresh may have ended between the look-up and the begin of this flight.
         let (found, generation) = self.store.look(key.hash, key.key);
         let found = found.map(|hit| self.loaded(hit));
         if !found.is_some_and(|old| self.phase(&old.lifetime) != Phase::Fresh) {
-            return leader.abandon();
+            leader.abandon();
+            return None;
         }
         self.counters.add(|loads| &loads.refreshes);
         let begun = LoadBegin {
-            at: self.store.clock().now(),
+            at: now(),
             generation,
             forgets,
         };
-        let ctx = Context::background().with_timeout(self.max_load_wait.max(SHORTEST_REFRESH));
-        // Refused if no loader thread is idle: a later get starts it.
-        let _ = self.lead_on_pool(from, leader, &ctx, key, begun, JobFor::Own);
+        Some((leader, begun))
     }
 
     /// Watches a load that begins now.
