@@ -2,9 +2,9 @@
 
 mod suspends;
 
+use crate::sync::plain_atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use suspends::{Suspends, boot_nanos};

@@ -1,6 +1,6 @@
 //! The time for which the system was suspended, which the monotonic clock leaves out.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::plain_atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Adds the time of suspends to the readings of a monotonic clock.
 ///

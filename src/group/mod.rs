@@ -11,7 +11,7 @@
 //!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
 //!   freshness_options.rs  the options for these
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers
+//!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -24,6 +24,7 @@ mod flight;
 mod forecast;
 mod freshness;
 mod freshness_options;
+mod handoff;
 mod lifetime;
 mod limit;
 mod load;
@@ -369,7 +370,8 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit, and [`ErrorKind::InvalidOption`] for more
+    /// than the address space, which 4 GiB exceed on 32 bits. Then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
         self.inner.set_capacity(bytes)
     }

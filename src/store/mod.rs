@@ -41,8 +41,8 @@ mod tests;
 mod timing;
 mod weight;
 
+use crate::sync::plain_atomic::{AtomicU64, AtomicUsize};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;

@@ -1,6 +1,6 @@
 //! The time of look-ups: the clock, and how long before its expiry an entry is due.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
