@@ -344,6 +344,7 @@ impl HttpPeer {
             value,
             ttl: ttl_of(&fields),
             age: fields.age_ms.map(Duration::from_millis),
+            stale: fields.stale_ms.map(Duration::from_millis),
             removals,
             minute_qps: fields.minute_qps,
         })
