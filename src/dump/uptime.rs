@@ -13,11 +13,18 @@ impl Uptime {
     pub(crate) fn now() -> Uptime {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let uptime = read("/proc/uptime");
-        let seconds = uptime.split(' ').next().and_then(|text| text.parse::<f64>().ok());
+        let seconds = uptime
+            .split(' ')
+            .next()
+            .and_then(|text| text.parse::<f64>().ok());
         let boot_id = read("/proc/sys/kernel/random/boot_id");
         let is_known = seconds.is_some();
         Uptime {
-            boot_id: if is_known { boot_id.trim().to_owned() } else { String::new() },
+            boot_id: if is_known {
+                boot_id.trim().to_owned()
+            } else {
+                String::new()
+            },
             since_boot: (seconds.unwrap_or(0.0) * 1e9) as u64,
         }
     }

@@ -4,8 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Group;
-use crate::clock::{Clock, Tick};
+use super::{Group, Loaded};
 use crate::dump::{BlockWriter, DumpHeader, DumpedEntry, Uptime, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::CacheType;
@@ -14,7 +13,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 impl Group {
     /// Writes the entries of the main share, those of keys that this process owns, to a file from which
-    /// [`restore`](Self::restore) reads them after a restart. Expired entries are left out.
+    /// [`restore`](Self::restore) reads them after a restart. Entries past their time to live are left out.
     ///
     /// `schema` is the program's own number of the form of its values. A dump is restored only under the
     /// same number, so change it when old values would be misread.
@@ -106,21 +105,30 @@ impl Group {
         let dumped_at = clock.now();
         let mut writer = BlockWriter::new(io::BufWriter::new(file), &header)?;
         let mut report = DumpReport::default();
-        for entry in store.iter().filter(|entry| entry.share() == CacheType::Main) {
+        for entry in store
+            .iter()
+            .filter(|entry| entry.cache_type() == CacheType::Main)
+        {
             let Ok(hit) = store.peek(store.hash(entry.key()), entry.key()) else {
                 continue;
             };
-            let ttl = hit.expires.map(|expires| nanos(expires.since(dumped_at)));
+            let Loaded { view, lifetime } = self.inner.loaded(hit);
+            let ttl = lifetime.fresh_until.map(|end| nanos(end.since(dumped_at)));
+            if ttl == Some(0) {
+                continue;
+            }
             writer.push(&DumpedEntry {
                 key: entry.key(),
-                value: &hit.view,
-                age: hit.begun.map(|begun| nanos(dumped_at.since(begun))),
+                value: &view,
+                age: lifetime.begun.map(|begun| nanos(dumped_at.since(begun))),
                 ttl,
             })?;
             report.entries += 1;
         }
         let (buffered, bytes) = writer.finish()?;
-        buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
+        buffered
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
         report.bytes = bytes;
         Ok(report)
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::lifetime::Lifetime;
 use super::populate::Placement;
-use super::{Group, LoadBegin, LoadKey};
+use super::{Group, LoadBegin};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::dump::{BlockReader, DumpHeader, DumpedEntry, Uptime};
@@ -169,10 +169,15 @@ impl Group {
         self.inner.merge_dumped(&header.removals, downtime)?;
         let end = Instant::now() + PATIENCE;
         loop {
-            let peers = self.inner.peers.ask(self.name(), |picker| picker.all_peers());
+            let peers = self
+                .inner
+                .peers
+                .ask(self.name(), |picker| picker.all_peers());
             let peers = peers.unwrap_or_default();
             let ctx = Context::background().with_deadline(end);
-            let asked = peers.iter().map(|peer| self.inner.exchange_tables(peer, &ctx));
+            let asked = peers
+                .iter()
+                .map(|peer| self.inner.exchange_tables(peer, &ctx));
             // All of them, because each may know of other removals.
             let results: Vec<_> = asked.collect();
             if peers.is_empty() || results.iter().any(Result::is_ok) {
@@ -201,7 +206,8 @@ impl Group {
     ) {
         let inner = &self.inner;
         let key = inner.key(entry.key);
-        if inner.peers.owner(&inner.name, entry.key).is_some() || inner.check_key(entry.key).is_err()
+        if inner.peers.owner(&inner.name, entry.key).is_some()
+            || inner.check_key(entry.key).is_err()
         {
             report.not_owned += 1;
             return;
@@ -217,7 +223,9 @@ impl Group {
             generation,
             forgets: inner.getter_flights.forgets(key.hash.get()),
         };
-        let since = |nanos: u64| downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)));
+        let since = |nanos: u64| {
+            downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
+        };
         let age = entry.age.and_then(since);
         if inner.may_be_removed(entry.key, age) {
             report.removed += 1;
@@ -231,13 +239,19 @@ impl Group {
                 return;
             }
         };
-        let lifetime = Lifetime {
-            begun: age.and_then(|age| begun.at.before(age)),
-            expires: left.map(|left| begun.at.after(left)),
-        };
+        let begin = age.and_then(|age| begun.at.before(age));
+        let end = left.map(|left| begun.at.after(left));
+        let lifetime = Lifetime::between(begin, end, inner.freshness.allowance());
         let mut view = ByteView::from(entry.value);
         let mut evicted = EvictedEntries::default();
-        inner.populate(Placement::Main, key, begun, &mut view, lifetime, &mut evicted);
+        inner.populate(
+            Placement::Main,
+            key,
+            begun,
+            &mut view,
+            lifetime,
+            &mut evicted,
+        );
         inner.notify_and_drop(evicted);
         match inner.store.peek(key.hash, entry.key) {
             Ok(_) => report.restored += 1,
