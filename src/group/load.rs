@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -31,11 +31,12 @@ impl Inner {
         miss: Option<MissToken>,
     ) -> Result<ByteView> {
         self.check_key(key.key)?;
-        let loaded = match self.peers.owner(&self.name, key.key) {
-            None => self.load_locally(Placement::Main, ctx, key, miss),
-            Some(owner) => {
-                let executor = Executor::for_peer(ctx, &*owner);
-                self.load_once(&LoadFrom::Peers(owner), executor, ctx, key, None)
+        let loaded = match self.peers.route(&self.name, key.key) {
+            Route::Own => self.load_locally(Placement::Main, ctx, key, miss),
+            Route::Fallback => self.load_locally(Placement::Fallback, ctx, key, miss),
+            Route::Peer(peer) => {
+                let executor = Executor::for_peer(ctx, &*peer);
+                self.load_once(&LoadFrom::Peers(peer), executor, ctx, key, None)
             }
         };
         loaded.map(|loaded| loaded.view)
@@ -44,6 +45,9 @@ impl Inner {
     /// Loads a key for a peer with the getter of this process, even if another process owns the key.
     /// A request is never passed on a second time, so two processes whose rings disagree never wait
     /// for each other.
+    ///
+    /// The picker decides by its own view whether the key is this process's own: it also is if its
+    /// owner has been away for so long that this process owns its keys for now.
     #[cold]
     pub(super) fn load_for_peer(
         self: &Arc<Self>,
@@ -53,9 +57,9 @@ impl Inner {
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        let placement = match self.peers.owner(&self.name, key.key) {
-            None => Placement::Main,
-            Some(_) => Placement::Fallback,
+        let placement = match self.peers.route(&self.name, key.key) {
+            Route::Own => Placement::Main,
+            Route::Peer(_) | Route::Fallback => Placement::Fallback,
         };
         match waiter {
             None => self.load_locally(placement, ctx, key, Some(miss)),
@@ -146,7 +150,7 @@ impl Inner {
         let mut patience = Patience::new(ctx, self.max_load_wait);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
-            let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
+            let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
             let next = || match attempt {
                 MAX_PEERS_ASKED => None,
                 _ => self.peers.ask(&self.name, pick).flatten(),
@@ -157,7 +161,10 @@ impl Inner {
             match self.ask_peer(&peer, &request, &mut patience, has_next) {
                 Asked::Answer(answer) => return Some(answer),
                 Asked::LoadHere => return None,
-                Asked::NextPeer => peer = picked.unwrap_or_else(next)?,
+                Asked::NextPeer => {
+                    let next = picked.unwrap_or_else(next)?;
+                    peer = next;
+                }
             }
             // This is the caller's thread, because the owner honors deadlines. A replica that does
             // not honor them is skipped, because the caller could miss its deadline.

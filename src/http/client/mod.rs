@@ -3,6 +3,7 @@
 //! - `picker`: the list of peers, and the owner of a key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `health`: whether a peer is asked, and its recent exchanges.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
 //! - `transport`: the trait that carries a request; `auto` chooses between `ureq` and `direct`.
@@ -14,6 +15,7 @@ pub(crate) mod batch;
 pub(crate) mod batch_values;
 pub(crate) mod connection;
 pub(crate) mod direct;
+pub(crate) mod health;
 pub(crate) mod peer;
 pub(crate) mod permits;
 pub(crate) mod picker;

@@ -16,6 +16,10 @@ use crate::heap::SharedBytes;
 use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
+use crate::http::client::health::PeerHealth;
+use crate::http::client::health::exchange::ObservedExchange;
+use crate::http::client::health::status::PeerStatus;
+use crate::http::client::health::watch::{Probe, Watch};
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
@@ -50,10 +54,12 @@ pub(crate) struct HttpPeer {
     permits: Permits,
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
+    health: Arc<PeerHealth>,
+    watch: Arc<Watch>,
 }
 
 impl HttpPeer {
-    pub(crate) fn new(target: Arc<Target>, by: DefaultTransport) -> Self {
+    pub(crate) fn new(target: Arc<Target>, by: DefaultTransport, watch: Arc<Watch>) -> Self {
         let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
@@ -69,12 +75,18 @@ impl HttpPeer {
                 config.max_connections_per_peer,
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
+            health: Arc::new(PeerHealth::new(config.exchange_timeout)),
+            watch,
             target,
         }
     }
 
     pub(crate) fn target(&self) -> &Target {
         &self.target
+    }
+
+    pub(crate) fn health(&self) -> &Arc<PeerHealth> {
+        &self.health
     }
 }
 
@@ -153,6 +165,21 @@ impl ProtoGetter for HttpPeer {
 }
 
 impl HttpPeer {
+    /// See `HttpPool::peers`.
+    pub(crate) fn status(&self) -> PeerStatus {
+        let (state, cause) = self.health.state();
+        let times = self.health.latencies.quantiles([0.5, 0.99]);
+        PeerStatus {
+            url: self.url.as_str().to_owned(),
+            state,
+            cause,
+            p50: times.map(|[p50, _]| p50),
+            p99: times.map(|[_, p99]| p99),
+            in_flight: self.permits.in_use(),
+            last_error: self.health.last_failure(),
+        }
+    }
+
     /// Asks for one key by a request of its own.
     fn get_single(
         &self,
@@ -163,7 +190,8 @@ impl HttpPeer {
         deadline: Instant,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
+        let began = permit.waited_until.unwrap_or(now);
+        let left = deadline.saturating_duration_since(began);
         if left.is_zero() {
             return Err(self.timed_out(ctx));
         }
@@ -174,15 +202,23 @@ impl HttpPeer {
             false => wire::timeout_millis(left).into(),
         };
         request.set_parsed(TIMEOUT, timeout);
-        let response = self.transport.round_trip(ctx, request)?;
+        let exchange = ObservedExchange::new(&self.health, &self.watch, began);
+        let response = match self.transport.round_trip(ctx, request) {
+            Ok(response) => response,
+            Err(error) => return Err(exchange.failed(error)),
+        };
         if response.is_from_larder() {
             self.policy.resume();
         }
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
-            return Err(self.error_of(response, Some(hash)));
+            return Err(self.error_of(exchange, response, Some(hash)));
         }
-        let value = self.value_of(ctx, response, hash)?;
+        let value = match self.value_of(ctx, response, hash) {
+            Ok(value) => value,
+            Err(error) => return Err(exchange.failed(error)),
+        };
+        exchange.answered(Duration::ZERO);
         self.policy.note_len(value.value.len());
         Ok(value)
     }
@@ -205,16 +241,21 @@ impl HttpPeer {
             self.policy.pause();
             BatchError::Fallback
         };
-        let _permit = self.permit(ctx, deadline).map_err(failed)?;
+        let permit = self.permit(ctx, deadline).map_err(failed)?;
         let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
-        let response = self.transport.round_trip(ctx, request).map_err(failed)?;
+        let began = permit.waited_until.unwrap_or_else(Instant::now);
+        let exchange = ObservedExchange::new(&self.health, &self.watch, began);
+        let response = match self.transport.round_trip(ctx, request) {
+            Ok(response) => response,
+            Err(error) => return Err(failed(exchange.failed(error))),
+        };
         let status = response.status();
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
-            let error = self.error_of(response, None);
+            let error = self.error_of(exchange, response, None);
             return Err(match (is_larder, status) {
                 (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
                 (false, 400 | 404 | 405 | 411 | 415 | 501) => unsupported(error),
@@ -230,13 +271,17 @@ impl HttpPeer {
             return Err(BatchError::Fallback);
         }
         let max = self.config.max_batch_body();
-        let body = self.read_message(ctx, response, max).map_err(failed)?;
+        let body = match self.read_message(ctx, response, max) {
+            Ok(body) => body,
+            Err(error) => return Err(failed(exchange.failed(error))),
+        };
         let hashes = keys.iter().map(|key| wire::key_hash(group, key));
         let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
             // It answers 200 to anything, so it is not a larder server; or it answers other keys.
             self.connections.close_idle();
             unsupported(error)
         })?;
+        exchange.answered(Duration::ZERO);
         self.policy.note_success();
         let values = BatchValues { body, slots };
         if let Some(mean) = values.mean_len() {
@@ -280,7 +325,7 @@ impl HttpPeer {
             return Err(self.other_key());
         }
         if decoded.value.len() > self.config.max_value_size {
-            return Err(self.failure(TOO_LONG));
+            return Err(self.refusal(TOO_LONG));
         }
         let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
         let value = match decoded.value {
@@ -310,7 +355,11 @@ impl HttpPeer {
             return Err(self.not_protobuf(&response));
         }
         let body = read_body(response, max);
-        body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+        body.map_err(|why| match ctx.err() {
+            Some(ended) => ended,
+            None if why == TOO_LONG => self.refusal(TOO_LONG),
+            None => self.failure(why),
+        })
     }
 
     /// The error for a response with status 200 whose body is not a protobuf message.
@@ -332,16 +381,38 @@ impl HttpPeer {
         self.failure(OTHER_KEY)
     }
 
-    /// The error of a response with a status other than 200. `hash` is that of the key, if one was
-    /// requested.
-    fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
+    /// The error of a response with a status other than 200, which ends `exchange`. `hash` is that of
+    /// the key, if one was requested.
+    ///
+    /// Another program than a peer can answer with any status. But 404 is the answer of a Go peer
+    /// without the group.
+    fn error_of(
+        &self,
+        exchange: ObservedExchange<'_>,
+        response: TransportResponse,
+        hash: Option<u64>,
+    ) -> Error {
+        let is_larder = response.is_from_larder() || response.header(wire::ERROR_HEADER).is_some();
+        let is_answer = is_larder || response.status() == 404 || hash.is_none();
+        let (error, is_of_the_key) = self.read_error(response, hash);
+        match is_answer && is_of_the_key {
+            true => {
+                exchange.answered_with_error();
+                error
+            }
+            false => exchange.broken(error),
+        }
+    }
+
+    /// The error, and whether it is for the key with this hash.
+    fn read_error(&self, response: TransportResponse, hash: Option<u64>) -> (Error, bool) {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         if let Some(hash) = hash.filter(|_| header.is_some()) {
             let found = response.header(wire::KEY_HEADER);
             let is_other = found.map(|found| found != wire::key_header(hash));
             if is_other.unwrap_or(response.is_from_larder()) {
-                return self.other_key();
+                return (self.other_key(), false);
             }
         }
         let mut text = Vec::new();
@@ -355,12 +426,13 @@ impl HttpPeer {
             text.clear();
         }
         let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
-        match error.kind() {
+        let error = match error.kind() {
             kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {
                 Error::new(kind, format!("peer {}: {error}", self.url))
             }
             _ => error,
-        }
+        };
+        (error, true)
     }
 
     /// Sends batches again, if they were paused: the list of peers was set.
@@ -387,8 +459,30 @@ impl HttpPeer {
         })
     }
 
+    /// A failure that concerns this key or the options of this process, not the peer's health.
+    fn refusal(&self, why: &'static str) -> Error {
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, why);
+        Error::with_source(ErrorKind::Peer, format_args!("peer {}", self.url), cause)
+    }
+
     fn failure(&self, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
+    }
+}
+
+impl Probe for HttpPeer {
+    /// Requests the base path, which names no group. Any answer but an error of a proxy will do. The
+    /// idle connections are closed before, because they may be those of before the outage.
+    fn probe(&self) -> Result<()> {
+        self.connections.close_idle();
+        let deadline = Instant::now() + self.config.exchange_timeout;
+        let ctx = Context::background().with_deadline(deadline);
+        let request = TransportRequest::get(self.base.clone(), deadline);
+        let response = self.transport.round_trip(&ctx, request)?;
+        match response.status() {
+            status if response.is_from_larder() || status < 500 && status != 408 => Ok(()),
+            status => Err(self.failure(format_args!("it answered a probe with {status}"))),
+        }
     }
 }
 

@@ -3,18 +3,22 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
 
 use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::auto::DefaultTransport;
+use crate::http::client::health::Standing;
+use crate::http::client::health::status::PeerStatus;
+use crate::http::client::health::watch::{Probe, Watch, WatchedPeer};
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
-use crate::peers::{PeerPicker, ProtoGetter};
+use crate::peers::{PeerPicker, ProtoGetter, Route};
 use crate::sync::{Arc, RwLock};
 
 /// Picks peers by the list that was set last.
@@ -32,6 +36,7 @@ pub(crate) struct Picker {
     config: Arc<Config>,
     /// Replaced as a whole. Requests under way go on with the list that they began with.
     peers: RwLock<Arc<PeerList>>,
+    watch: Arc<Watch>,
 }
 
 /// Wraps or replaces the default transport of the peer whose URL it gets.
@@ -61,6 +66,7 @@ impl Picker {
             empty_ring,
             failover,
             transport,
+            watch: Watch::new(config.absent_after),
             config,
             peers,
         }
@@ -78,9 +84,13 @@ impl Picker {
             let after = Arc::new(self.list_of(&urls, &before, &mut made));
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
-                *current = after;
+                *current = after.clone();
+                let others = after.members.values().flatten();
+                // Under the lock, so that of two lists the watch has the last one, too.
+                let watched = self.watch.set_peers(others.map(watched).collect());
                 // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
+                drop(watched);
                 return Ok(());
             }
         }
@@ -126,7 +136,17 @@ impl Picker {
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(target, by))
+        Arc::new(HttpPeer::new(target, by, self.watch.clone()))
+    }
+
+    /// See `HttpPool::peers`.
+    pub(crate) fn statuses(&self) -> Vec<PeerStatus> {
+        self.watch.tick(Instant::now());
+        let peers = self.peers();
+        let nodes = peers.ring.nodes().iter();
+        nodes
+            .filter_map(|node| Some(peers.members.get(node)?.as_ref()?.status()))
+            .collect()
     }
 
     /// The URL of the owner of `key`, this process or another.
@@ -177,9 +197,78 @@ impl PeerPicker for Picker {
             _ => None,
         }
     }
+
+    fn route(&self, key: &str) -> Route {
+        let peers = self.peers();
+        if self.watch.is_any_away() {
+            return peers.route_around(key, self.failover, self.watch.is_cut_off());
+        }
+        match peers.ring.get(key).and_then(|owner| peers.member(owner)) {
+            Some(owner) => Route::Peer(owner),
+            None => Route::Own,
+        }
+    }
+
+    /// There is no third attempt: see [`pick_replica`](Self::pick_replica). Peers whose breakers are open
+    /// are passed over, because they cost no time.
+    fn pick_next(
+        &self,
+        key: &str,
+        attempt: usize,
+        asked: &Arc<dyn ProtoGetter>,
+    ) -> Option<Arc<dyn ProtoGetter>> {
+        if attempt > 1 || !self.failover || self.watch.is_cut_off() {
+            return None;
+        }
+        let peers = self.peers();
+        let asked = Arc::as_ptr(asked).cast::<HttpPeer>();
+        let mut nodes = peers.members_in_order(key);
+        nodes.find(|node| node.is_some_and(|peer| Arc::as_ptr(peer) == asked))?;
+        match nodes.find(|node| node.is_none_or(|peer| peer.health().is_closed()))? {
+            Some(peer) => Some(peer.clone()),
+            None => None,
+        }
+    }
+}
+
+impl Drop for Picker {
+    fn drop(&mut self) {
+        self.watch.close();
+    }
 }
 
 impl PeerList {
+    /// The nodes that own a key one after the other, if those before are gone; `None` is this process.
+    fn members_in_order(&self, key: &str) -> impl Iterator<Item = Option<&Arc<HttpPeer>>> {
+        let nodes = self.ring.successors(key);
+        nodes.filter_map(|node| Some(self.members.get(node)?.as_ref()))
+    }
+
+    /// The route of a key while a peer is away.
+    ///
+    /// The keys of a peer that is down are loaded by the next one that is not, and kept there for a short
+    /// time: by their own ring, the next one knows that it does not own them. Those of an absent peer
+    /// belong to the next one. If this process is cut off, it loads the keys of all others itself.
+    fn route_around(&self, key: &str, failover: bool, cut_off: bool) -> Route {
+        let mut is_fallback = false;
+        for node in self.members_in_order(key) {
+            let Some(peer) = node else {
+                return match is_fallback {
+                    true => Route::Fallback,
+                    false => Route::Own,
+                };
+            };
+            match peer.health().standing() {
+                Standing::Closed if cut_off => return Route::Fallback,
+                Standing::Closed => return Route::Peer(peer.clone()),
+                _ if !failover || cut_off => return Route::Fallback,
+                Standing::Open => is_fallback = true,
+                Standing::Absent => {}
+            }
+        }
+        Route::Fallback
+    }
+
     /// The client of a node of the ring; `None` for this process.
     fn member(&self, node: &str) -> Option<Arc<dyn ProtoGetter>> {
         let peer = self.members.get(node)?.clone()?;
@@ -190,6 +279,15 @@ impl PeerList {
 impl fmt::Debug for Picker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.urls()).finish()
+    }
+}
+
+fn watched(peer: &Arc<HttpPeer>) -> WatchedPeer {
+    let health = peer.health().clone();
+    let peer: Arc<dyn Probe> = peer.clone();
+    WatchedPeer {
+        health,
+        peer: Arc::downgrade(&peer),
     }
 }
 

@@ -161,7 +161,7 @@ fn invalid_list_changes_nothing() {
         let error = peers.set_peers(&list.map(str::to_owned)).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(named), "{error}");
-        assert_eq!(pool.peers(), NODES);
+        assert_eq!(pool.urls(), NODES);
     }
 }
 
@@ -265,7 +265,7 @@ fn concurrent_set_calls_leave_one_complete_list() {
             scope.spawn(move || (0..20).for_each(|_| pool.set(list).unwrap()));
         }
     });
-    let peers = pool.peers();
+    let peers = pool.urls();
     assert!(lists.contains(&peers), "{peers:?}");
     let asked = url_of(pool.pick_peer("k")).unwrap();
     assert_eq!(pool.owner("k"), Some(asked));
