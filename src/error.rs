@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 /// The error type that getters return.
@@ -136,14 +137,17 @@ impl Error {
     ///
     /// An [`Error`] of another kind comes from another cache that the getter called. If it kept its
     /// kind, it would look like a failure of this group's peer, deadline or pool.
+    ///
+    /// A program's own error type may wrap "not found", so the sources of such an error are searched.
     pub(crate) fn from_getter(error: BoxError) -> Self {
-        let other = match error.downcast::<Error>() {
+        let (kind, other) = match error.downcast::<Error>() {
             Ok(own) if own.kind().is_getters_own() => return *own,
-            Ok(own) => own,
-            Err(other) => other,
+            Ok(own) => (ErrorKind::Getter, own as BoxError),
+            Err(other) if wraps_not_found(&*other) => (ErrorKind::NotFound, other),
+            Err(other) => (ErrorKind::Getter, other),
         };
         let message = other.to_string();
-        Error::detailed(ErrorKind::Getter, message.into(), false, Some(other))
+        Error::detailed(kind, message.into(), false, Some(other))
     }
 
     fn detailed(
@@ -165,6 +169,25 @@ impl Error {
         let source = self.0.source.as_ref().filter(|_| self.0.goes_on)?;
         source.downcast_ref()
     }
+}
+
+/// Whether the first [`Error`] among the sources of `error` is "not found".
+fn wraps_not_found(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(own) = error.downcast_ref::<Error>() {
+            return own.is_not_found();
+        }
+        // The source of an `io::Error` is that of the error in it.
+        next = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// Drops a chain in a loop, because recursion could overflow the stack.
@@ -289,6 +312,36 @@ mod tests {
         let error = Error::from_getter(Error::not_found("no colour mauve").into());
         assert!(error.is_not_found());
         assert_eq!(error.to_string(), "no colour mauve");
+    }
+
+    #[test]
+    fn not_found_is_recognised_in_an_error_that_wraps_it() {
+        #[derive(Debug)]
+        struct Wrapper(BoxError);
+        impl fmt::Display for Wrapper {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("no paint")
+            }
+        }
+        impl StdError for Wrapper {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(&*self.0)
+            }
+        }
+        let wrapped = |inner: Error| {
+            let inner = io::Error::other(Wrapper(inner.into()));
+            Error::from_getter(Wrapper(inner.into()).into())
+        };
+        let error = wrapped(Error::not_found("no colour mauve"));
+        assert!(error.is_not_found());
+        assert_eq!(error.to_string(), "no paint");
+        assert!(error.source().is_some_and(|source| source.is::<Wrapper>()));
+        // The error of a cache decides, not what lies below it.
+        let other = Error::with_source(ErrorKind::Peer, "down", Error::not_found("gone"));
+        assert_eq!(wrapped(other).kind(), ErrorKind::Getter);
+        let missing_file = io::Error::from(io::ErrorKind::NotFound);
+        let error = Error::from_getter(missing_file.into());
+        assert_eq!(error.kind(), ErrorKind::Getter);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::heap::model::{HeapOp, ModelHeap};
 use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
 use crate::wire::{self, Scan};
 
@@ -134,4 +135,24 @@ pub fn read_error(status: u16, header: Option<&str>, text: &str) -> (Error, u16,
 /// Parses the text as each of the files in which Linux reports memory.
 pub fn check_memory_files(text: &str) {
     crate::memory_pressure::parse::check(text);
+}
+
+/// Compares a heap with a naive model of it. Four bytes are a step.
+pub fn check_heap(steps: &[u8]) {
+    let mut heap = ModelHeap::new();
+    for step in steps.chunks_exact(4) {
+        let number = usize::from(u16::from_le_bytes([step[2], step[3]]));
+        // Lengths of all kinds, up to 4 MiB.
+        let len = number >> (step[1] >> 4) << (step[1] >> 5);
+        let hash = u64::from(step[1]);
+        heap.apply(match step[0] % 16 {
+            0..6 => HeapOp::Allocate { hash, len },
+            6..10 => HeapOp::Drop(number),
+            10 => HeapOp::Clone(number),
+            11..14 => HeapOp::Resize { n: number, len },
+            14 => HeapOp::Release,
+            _ => HeapOp::Compare,
+        });
+    }
+    heap.finish(steps.len() % 2 == 1);
 }

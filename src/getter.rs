@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::sink::Sink;
 use crate::store::{KeyHash, Store};
+use crate::value::Value;
 
 /// Loads the value of a key that no process has cached.
 ///
@@ -28,8 +29,9 @@ pub trait Getter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::not_found`] for a key that does not exist. Any other error reaches the callers as
-    /// [`ErrorKind::Getter`], with this error as its source. Errors are not cached.
+    /// [`Error::not_found`] for a key that does not exist, by itself or as the source of another error.
+    /// Any other error reaches the callers as [`ErrorKind::Getter`], with this error as its source.
+    /// Errors are not cached.
     fn get(&self, ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError>;
 }
 
@@ -53,6 +55,34 @@ where
     F: Fn(&Context, &str, &mut dyn Sink) -> Result<(), BoxError> + Send + Sync,
 {
     f
+}
+
+/// A getter that returns its value instead of setting it in a sink.
+///
+/// [`GroupBuilder::build_with`](crate::GroupBuilder::build_with) does the same for its closure, and
+/// describes what the closure may return. This function is for the places that take a [`Getter`]:
+///
+/// ```
+/// use larder::{Registry, value_fn};
+///
+/// let roots = Registry::new().new_group(
+///     "roots",
+///     1 << 20,
+///     value_fn(|_ctx, key| key.parse::<f64>().map(|x| x.sqrt().to_string())),
+/// )?;
+/// assert_eq!(roots.get("16")?, "4");
+/// # Ok::<(), larder::Error>(())
+/// ```
+pub fn value_fn<V, E, F>(load: F) -> impl Getter
+where
+    V: Into<Value>,
+    E: Into<BoxError>,
+    F: Fn(&Context, &str) -> Result<V, E> + Send + Sync,
+{
+    move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
+        let value = load(ctx, key).map_err(Into::into)?;
+        Ok(value.into().put(dest)?)
+    }
 }
 
 /// The sink that a getter fills. It takes one value, and copies bytes straight to the layout of an

@@ -14,14 +14,16 @@
 //! | [`Group`], [`GroupBuilder`] | a named cache: gets, removal, counters; its options, each with its default |
 //! | [`Registry`], [`new_group`], [`get_group`] | groups by name and the peers they share; the global registry |
 //! | [`MemoryPressure`] | makes groups smaller while memory is short (Linux) |
-//! | [`Getter`], [`getter_fn`], [`Sink`] | the getter that fills a cache, and the sink to which it writes the value |
+//! | [`GroupBuilder::build_with`], [`Value`], [`value_fn`] | the getter that fills a cache: a closure that returns the value |
+//! | [`Getter`], [`getter_fn`], [`Sink`] | the same as a trait, and the sink to which it writes the value in place |
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
 //! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
+//! | [`Peer`] | a node of the cluster: identity, address, weight, zone |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |
-//! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
+//! | [`rendezvous`], [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
 #![deny(unsafe_code)]
@@ -51,15 +53,18 @@ mod message;
 mod nesting;
 mod panics;
 pub mod pb;
+mod peer;
 mod peers;
 mod random;
 mod recursion;
+pub mod rendezvous;
 pub mod singleflight;
 mod sink;
 mod stats;
 mod store;
 mod sync;
 mod thread_counters;
+mod value;
 #[cfg(feature = "http")]
 mod wire;
 
@@ -67,11 +72,12 @@ pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, Result};
-pub use getter::{Getter, getter_fn};
+pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
+pub use peer::Peer;
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
@@ -80,3 +86,4 @@ pub use sink::{
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
 pub use store::{Entry, Eviction, Forecast, ForecastPoint, RemovalCause};
+pub use value::Value;

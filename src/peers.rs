@@ -6,6 +6,7 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetRequest;
+use crate::peer::Peer;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
@@ -152,12 +153,12 @@ impl PeerPicker for NoPeers {
 
 /// Receives the list of peers whenever it changes.
 pub trait PeerSet: Send + Sync {
-    /// Replaces the peers by `urls`.
+    /// Replaces the list of peers.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidPeer`] or [`ErrorKind::DuplicatePeer`]; the peers stay as they were.
-    fn set_peers(&self, urls: &[String]) -> Result<()>;
+    fn set_peers(&self, peers: &[Peer]) -> Result<()>;
 }
 
 /// How a registry's groups find their picker.

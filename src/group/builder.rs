@@ -6,13 +6,15 @@ use super::counters::LoadCounters;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind, Result};
-use crate::getter::Getter;
+use crate::context::Context;
+use crate::error::{BoxError, Error, ErrorKind, Result};
+use crate::getter::{Getter, value_fn};
 use crate::group::registry::Registry;
 use crate::loader_pool::LoaderPool;
 use crate::peers::PickerSlot;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::Arc;
+use crate::value::Value;
 
 /// Builds a [`Group`].
 ///
@@ -23,10 +25,7 @@ use crate::sync::Arc;
 /// let squares = Group::builder("squares")
 ///     .max_capacity(16 << 20)
 ///     .time_to_live(Duration::from_secs(60))
-///     .build(larder::getter_fn(|_ctx, key, dest| {
-///         let n: u64 = key.parse()?;
-///         Ok(dest.set_str(&(n * n).to_string())?)
-///     }))?;
+///     .build_with(|_ctx, key| key.parse::<u64>().map(|n| (n * n).to_string()))?;
 /// assert_eq!(squares.get("12")?, "144");
 /// # Ok::<(), larder::Error>(())
 /// ```
@@ -217,6 +216,59 @@ impl GroupBuilder {
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
+    }
+
+    /// Makes the group, with a getter that returns the value of a key, and registers it.
+    ///
+    /// The value is a `String`, a `Vec<u8>`, a [`ByteView`], a `&'static str`, or a [`Value`], which can
+    /// also limit its time in the cache. The error is of any type that `?` turns into a [`BoxError`]:
+    /// each `std::error::Error`, and a `BoxError` itself. If it is [`Error::not_found`], or has that
+    /// among its sources, callers get [`ErrorKind::NotFound`]. The closure runs as described at
+    /// [`Getter`], which also serves getters that write large values in place.
+    ///
+    /// ```
+    /// use larder::{Error, Group};
+    /// # let registry = larder::Registry::new();
+    ///
+    /// let colors = Group::builder("colors")
+    ///     # .registry(&registry)
+    ///     .build_with(|_ctx, name| match name {
+    ///         "red" => Ok("#ff0000"),
+    ///         _ => Err(Error::not_found(format!("no color {name}"))),
+    ///     })?;
+    /// assert_eq!(colors.get("red")?, "#ff0000");
+    /// assert!(colors.get("rod").unwrap_err().is_not_found());
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// If the closure uses `?` with errors of several types, the type of its own error has to be named,
+    /// as in any closure:
+    ///
+    /// ```
+    /// use larder::{BoxError, Group};
+    /// # let registry = larder::Registry::new();
+    ///
+    /// let lengths = Group::builder("lengths")
+    ///     # .registry(&registry)
+    ///     .build_with(|_ctx, range| {
+    ///         let (from, to) = range.split_once("..").ok_or("not a range")?;
+    ///         let (from, to): (u64, u64) = (from.parse()?, to.parse()?);
+    ///         Ok::<_, BoxError>(to.abs_diff(from).to_string())
+    ///     })?;
+    /// assert_eq!(lengths.get("3..10")?, "7");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn build_with<V, E, F>(self, load: F) -> Result<Group>
+    where
+        V: Into<Value> + 'static,
+        E: Into<BoxError> + 'static,
+        F: Fn(&Context, &str) -> Result<V, E> + Send + Sync + 'static,
+    {
+        self.build(value_fn(load))
     }
 
     /// Makes the group and registers it.

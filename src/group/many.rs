@@ -94,12 +94,11 @@ impl Inner {
             }
             let owner = match picker.route(key) {
                 Route::Peer(owner) => owner,
-                Route::Own => {
-                    plan.own.push(at);
+                route => {
+                    // In the owner's place, a key is loaded by itself at the end.
+                    plan.own.extend(matches!(route, Route::Own).then_some(at));
                     continue;
                 }
-                // Loaded by itself at the end.
-                Route::Fallback => continue,
             };
             if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
@@ -119,12 +118,11 @@ impl Inner {
             let query = found.unwrap_or_else(|| {
                 // Asked only if the time that the owner gets depends on it. The next peers of the
                 // owner's other keys can be others.
-                let next = ctx
-                    .deadline()
-                    .and_then(|_| picker.pick_next(key, 1, &owner));
+                let has_next =
+                    ctx.deadline().is_some() && picker.pick_next(key, 1, &owner).is_some();
                 queries.push(OwnerQuery {
                     owner,
-                    has_next: next.is_some(),
+                    has_next,
                     keys: Vec::new(),
                 });
                 queries.len() - 1

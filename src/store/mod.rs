@@ -255,8 +255,8 @@ impl Store {
         }
         if self.eviction == Eviction::Lru {
             // The entry may have left between the two locks. Then `promote` does nothing.
-            let now = self.budget.now();
-            self.shard(hash).write().promote(hash, key, now);
+            let ledger = self.budget.ledger();
+            self.shard(hash).write().promote(hash, key, &ledger);
         }
         let end = data.len();
         if self.forecaster.samples(hash) {

@@ -136,7 +136,7 @@ impl Node {
             ["end"] => self.load.take().expect("a load").end(),
             ["peer", url] => {
                 let mut peers = self.pool.peers().into_iter();
-                let found = peers.find(|peer| peer.url == url).expect("a peer");
+                let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
                 format!("{found:?}")
             }
             ["served"] => self.group.stats().server_requests.to_string(),

@@ -25,6 +25,7 @@ mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
+mod returned_values;
 mod sinks;
 mod stats;
 mod threads;

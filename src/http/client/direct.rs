@@ -4,8 +4,6 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use ureq::http::header::HOST;
-
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::connection::StaleConnection;
@@ -93,7 +91,7 @@ impl DirectTransport {
         };
         let response = TransportResponse::with_bytes(head.status, length, body);
         Ok(response.with_headers(
-            ResponseHeaders::Head(bytes, head.is_protobuf),
+            ResponseHeaders::new(bytes, head.is_protobuf),
             head.is_from_larder,
         ))
     }
@@ -125,13 +123,13 @@ fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
     for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
         bytes.extend_from_slice(part.as_bytes());
     }
-    if !request.headers().iter().any(|(name, _)| name == HOST) {
+    if !request.headers().iter().any(|(name, _)| name == "host") {
         bytes.extend_from_slice(b"\r\nhost: ");
         bytes.extend_from_slice(authority.as_bytes());
     }
     for (name, value) in request.headers() {
-        for part in [b"\r\n", name.as_str().as_bytes(), b": ", value.as_bytes()] {
-            bytes.extend_from_slice(part);
+        for part in ["\r\n", name, ": ", value] {
+            bytes.extend_from_slice(part.as_bytes());
         }
     }
     if !body.is_empty() {

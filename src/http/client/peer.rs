@@ -5,15 +5,11 @@ use std::fmt;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use ureq::http::header::CONTENT_TYPE;
-use ureq::http::{HeaderName, HeaderValue};
-
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::health::PeerHealth;
@@ -23,11 +19,13 @@ use crate::http::client::health::watch::{Probe, Watch};
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
+    DefaultTransport, IdleConnections, ResponseBytes, Transport, TransportRequest,
+    TransportResponse,
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::pb::GetRequest;
+use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
 use crate::wire;
@@ -44,7 +42,7 @@ pub(crate) struct HttpPeer {
     config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
-    full_timeout: HeaderValue,
+    full_timeout: String,
     target: Arc<Target>,
     transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
@@ -65,7 +63,7 @@ impl HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
-            full_timeout: wire::timeout_millis(config.exchange_timeout).into(),
+            full_timeout: wire::timeout_millis(config.exchange_timeout).to_string(),
             transport: by.transport,
             connections: by.connections,
             permits: Permits::new(config.max_connections_per_peer),
@@ -166,11 +164,11 @@ impl ProtoGetter for HttpPeer {
 
 impl HttpPeer {
     /// See `HttpPool::peers`.
-    pub(crate) fn status(&self) -> PeerStatus {
+    pub(crate) fn status(&self, peer: Peer) -> PeerStatus {
         let (state, cause) = self.health.state();
         let times = self.health.latencies.quantiles([0.5, 0.99]);
         PeerStatus {
-            url: self.url.as_str().to_owned(),
+            peer,
             state,
             cause,
             p50: times.map(|[p50, _]| p50),
@@ -198,10 +196,10 @@ impl HttpPeer {
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
         let timeout = match left == self.config.exchange_timeout {
-            true => self.full_timeout.clone(),
-            false => wire::timeout_millis(left).into(),
+            true => self.full_timeout.as_str().into(),
+            false => wire::timeout_millis(left).to_string().into(),
         };
-        request.set_parsed(TIMEOUT, timeout);
+        request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let exchange = ObservedExchange::new(&self.health, &self.watch, began);
         let response = match self.transport.round_trip(ctx, request) {
             Ok(response) => response,
@@ -236,16 +234,11 @@ impl HttpPeer {
             let timed_out = is_timeout(&error) || Instant::now() >= deadline;
             BatchError::Failed { error, timed_out }
         };
-        let unsupported = |error: Error| {
-            log::debug!("{error}");
-            self.policy.pause();
-            BatchError::Fallback
-        };
         let permit = self.permit(ctx, deadline).map_err(failed)?;
         let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
-        request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
+        request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         let began = permit.waited_until.unwrap_or_else(Instant::now);
         let exchange = ObservedExchange::new(&self.health, &self.watch, began);
         let response = match self.transport.round_trip(ctx, request) {
@@ -256,15 +249,7 @@ impl HttpPeer {
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
             let error = self.error_of(exchange, response, None);
-            return Err(match (is_larder, status) {
-                (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
-                (false, 400 | 404 | 405 | 411 | 415 | 501) => unsupported(error),
-                // Other statuses can be temporary: the peer is overloaded or too slow.
-                _ => {
-                    log::debug!("{error}");
-                    BatchError::Fallback
-                }
-            });
+            return Err(self.refused_batch(is_larder, status, error));
         }
         if !response.is_protobuf() {
             log::debug!("{}", self.not_protobuf(&response));
@@ -279,7 +264,7 @@ impl HttpPeer {
         let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
             // It answers 200 to anything, so it is not a larder server; or it answers other keys.
             self.connections.close_idle();
-            unsupported(error)
+            self.unsupported_batch(error)
         })?;
         exchange.answered(Duration::ZERO);
         self.policy.note_success();
@@ -288,6 +273,25 @@ impl HttpPeer {
             self.policy.note_len(mean);
         }
         Ok(values)
+    }
+
+    /// The error of a batch whose response has another status than 200.
+    fn refused_batch(&self, is_larder: bool, status: u16, error: Error) -> BatchError {
+        match (is_larder, status) {
+            (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
+            (false, 400 | 404 | 405 | 411 | 415 | 501) => self.unsupported_batch(error),
+            // Other statuses can be temporary: the peer is overloaded or too slow.
+            _ => {
+                log::debug!("{error}");
+                BatchError::Fallback
+            }
+        }
+    }
+
+    fn unsupported_batch(&self, error: Error) -> BatchError {
+        log::debug!("{error}");
+        self.policy.pause();
+        BatchError::Fallback
     }
 
     /// The time by which a request that begins `now` must have ended.
@@ -528,7 +532,7 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
             let mut bytes = SharedBytes::zeros(length);
-            let read = bytes.fill(|room| body.read_exact(room));
+            let read = bytes.get_mut().map(|room| body.read_exact(room));
             read.ok_or("the body is shared")?.map_err(failed)?;
             bytes
         }
@@ -556,8 +560,6 @@ const MAX_WASTE: usize = 64;
 
 /// The most bytes that are read of the text of an error.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
-
-const TIMEOUT: HeaderName = HeaderName::from_static(wire::TIMEOUT_HEADER);
 
 const TOO_LONG: &str = "the answer is longer than max_value_size allows";
 

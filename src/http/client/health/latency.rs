@@ -146,6 +146,7 @@ mod tests {
         }
         let [p50] = latencies.quantiles([0.5]).expect("enough");
         assert!(p50 >= millis(500));
+        latencies.turn(1);
         latencies.turn(40);
         assert_eq!(latencies.quantiles([0.5]), None);
     }

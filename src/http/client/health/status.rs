@@ -3,13 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
+use crate::peer::Peer;
 
 /// A peer as this process sees it: see [`HttpPool::peers`](crate::http::HttpPool::peers).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PeerStatus {
-    /// The URL of the peer, as it was set.
-    pub url: String,
+    /// The peer, as it was set.
+    pub peer: Peer,
     /// Whether the peer is asked.
     pub state: PeerState,
     /// The reason for a state other than [`PeerState::Healthy`], for people.
@@ -43,7 +44,7 @@ pub enum PeerState {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PeerFailure {
-    /// What happened.
+    /// The error of the exchange.
     pub error: Error,
     /// When, by the wall clock.
     pub at: SystemTime,

@@ -1,4 +1,4 @@
-//! The peers of a pool together: who is away, whether this process is cut off, and the probes.
+//! The peers of a pool together: which are away, whether this process is cut off, and the probes.
 
 use std::sync::Weak;
 use std::time::{Duration, Instant};
