@@ -22,24 +22,40 @@ pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(St
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate.
-pub type Response<'a> = (u64, &'a [u8], Option<u64>, Option<i64>, Option<f64>);
+/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate, age.
+pub type Response<'a> = (
+    u64,
+    &'a [u8],
+    Option<u64>,
+    Option<i64>,
+    Option<f64>,
+    Option<u64>,
+);
 
 /// The fields of a body, if it is a response.
 pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     let decoded = wire::decode_response(body).ok()?;
+    let fields = decoded.fields;
     Some((
         decoded.key_hash.unwrap_or_default(),
         decoded.value,
-        decoded.ttl_nanos,
-        decoded.expire_unix_nanos,
-        decoded.minute_qps,
+        fields.ttl_nanos,
+        fields.expire_unix_nanos,
+        fields.minute_qps,
+        fields.age_ms,
     ))
 }
 
 /// The body of a response.
-pub fn encode_response((hash, value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
-    let body = wire::encode_response(hash, value.into(), ttl_nanos, expire, minute_qps);
+pub fn encode_response(response: Response<'_>) -> Vec<u8> {
+    let (hash, value, ttl_nanos, expire_unix_nanos, minute_qps, age_ms) = response;
+    let fields = wire::Fields {
+        ttl_nanos,
+        expire_unix_nanos,
+        minute_qps,
+        age_ms,
+    };
+    let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()
 }
 
@@ -92,6 +108,36 @@ pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> 
 pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Range<usize>>>> {
     let values = wire::decode_many_response(body, hashes.iter().copied()).ok()?;
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
+}
+
+/// The keys of a removal, if it is valid and has at most `max_keys`.
+pub fn decode_keys(body: &[u8], max_keys: usize) -> Option<Vec<String>> {
+    let keys = wire::decode_keys(body, max_keys).ok()?;
+    Some(keys.into_iter().map(|key| key.into_owned()).collect())
+}
+
+/// The body of a removal of keys.
+pub fn encode_keys(group: &str, keys: &[String]) -> Vec<u8> {
+    wire::encode_keys(group, keys.iter().map(String::as_str))
+}
+
+/// Reads the text as each of the other changes, and as the number of a removal.
+pub fn check_changes(body: &[u8]) {
+    let _ = wire::parse_removal_id(body);
+    let changes: [Option<Vec<u8>>; 2] = [
+        wire::decode_set(body)
+            .ok()
+            .and_then(|set| wire::encode_change(&set).ok()),
+        wire::decode_clear(body)
+            .ok()
+            .and_then(|clear| wire::encode_change(&clear).ok()),
+    ];
+    assert!(
+        changes
+            .iter()
+            .flatten()
+            .all(|again| again.len() <= body.len() + 4 * 64)
+    );
 }
 
 /// The text of a peer's URL, if it is one.

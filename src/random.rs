@@ -7,11 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A number in 0..1, for decisions that need no secrecy: SplitMix64 over a counter that is seeded
 /// per process.
 pub(crate) fn unit() -> f64 {
+    // A double has 53 bits of precision, so use the upper 53 bits.
+    (bits() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// 64 random bits, as for [`unit`].
+pub(crate) fn bits() -> u64 {
     static COUNTER: LazyLock<AtomicU64> =
         LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0_u64)));
-    let bits = mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed));
-    // A double has 53 bits of precision, so use the upper 53 bits.
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
+    mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed))
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number

@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
+use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
+use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
+use crate::peers::{PeerPicker, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -99,10 +101,11 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let expires = self.populate(placement, key, begun, view, ttl, evicted);
+        let lifetime = Lifetime::of_load(begun.at, ttl);
+        let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
-        Ok(Loaded { view, expires })
+        Ok(Loaded { view, lifetime })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -117,13 +120,10 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let PeerResponse {
-                value: mut view,
-                ttl,
-                ..
-            } = answer?;
-            let expires = self.populate(Placement::Hot, key, begun, &mut view, ttl, evicted);
-            return Ok(Loaded { view, expires });
+            let Loaded { mut view, lifetime } = answer?;
+            let hot = Placement::Hot;
+            let lifetime = self.populate(hot, key, begun, &mut view, lifetime, evicted);
+            return Ok(Loaded { view, lifetime });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
@@ -142,12 +142,12 @@ impl Inner {
         on_pool: bool,
         ctx: &Context,
         key: &str,
-    ) -> Option<Result<PeerResponse>> {
+    ) -> Option<Result<Loaded>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self.max_load_wait);
+        let mut patience = Patience::new(ctx, self.store.clock(), self.max_load_wait);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
             let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
@@ -189,9 +189,9 @@ impl Inner {
             return Asked::NextPeer;
         }
         let error = match patience.ask(&**peer, request, has_next) {
-            Ok(response) => {
+            Ok(loaded) => {
                 self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(response));
+                return Asked::Answer(Ok(loaded));
             }
             Err(error) => error,
         };
@@ -240,7 +240,7 @@ impl Inner {
 
 /// The outcome of asking one peer.
 enum Asked {
-    Answer(Result<PeerResponse>),
+    Answer(Result<Loaded>),
     NextPeer,
     LoadHere,
 }
@@ -248,15 +248,17 @@ enum Asked {
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
+    clock: &'c Clock,
     max_load_wait: Duration,
     /// When this load stops to wait for peers that are loading the key.
     load_wait_end: Option<Instant>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+    fn new(ctx: &'c Context, clock: &'c Clock, max_load_wait: Duration) -> Self {
         Patience {
             ctx,
+            clock,
             max_load_wait,
             load_wait_end: None,
         }
@@ -272,7 +274,8 @@ impl<'c> Patience<'c> {
         peer: &dyn ProtoGetter,
         request: &GetRequest<'_>,
         has_next: bool,
-    ) -> Result<PeerResponse> {
+    ) -> Result<Loaded> {
+        let mut sent = self.clock.now();
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
             false => peer.get(self.ctx, request),
@@ -284,15 +287,19 @@ impl<'c> Patience<'c> {
             if end <= now + SHORTEST_ASK {
                 // A caller's deadline has then passed, so that no other peer is asked.
                 std::thread::sleep(end.saturating_duration_since(now));
-                return result;
+                break;
             }
+            sent = self.clock.now();
             result = peer.get(self.ctx, request);
             // A peer that answers at once although it is loading is not asked in a busy loop.
             if now.elapsed() < SHORTEST_ASK {
                 std::thread::sleep(SHORTEST_ASK);
             }
         }
-        result
+        result.map(|response| Loaded {
+            lifetime: Lifetime::of_response(sent, &response),
+            view: response.value,
+        })
     }
 }
 

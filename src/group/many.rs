@@ -2,6 +2,7 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
+use super::lifetime::Lifetime;
 use super::load::{FailedPeers, half_of, is_no_answer, is_same};
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey};
@@ -131,6 +132,7 @@ impl Inner {
                 at,
                 key: key.into(),
                 begun: LoadBegin {
+                    at: self.store.clock().now(),
                     generation,
                     forgets,
                 },
@@ -224,10 +226,18 @@ impl Inner {
     /// Puts a peer's answer into the cache and returns its value.
     fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
-        let PeerResponse { mut value, ttl, .. } = answer;
-        let mut evicted = EvictedEntries::default();
         let (at, begun) = (self.key(&key.key), key.begun);
-        self.populate(Placement::Hot, at, begun, &mut value, ttl, &mut evicted);
+        let lifetime = Lifetime::of_response(begun.at, &answer);
+        let mut value = answer.value;
+        let mut evicted = EvictedEntries::default();
+        self.populate(
+            Placement::Hot,
+            at,
+            begun,
+            &mut value,
+            lifetime,
+            &mut evicted,
+        );
         self.notify_and_drop(evicted);
         value
     }

@@ -282,6 +282,7 @@ impl HttpPoolBuilder {
         let registration = registry.lend_peer_picker(picker.clone())?;
         let endpoint = Endpoint {
             registry,
+            peers: picker.clone(),
             plus_is_space: go == Some(Preset::Golang),
             context: self.context,
             config,

@@ -219,6 +219,10 @@ impl PeerPicker for HttpPool {
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         self.inner.picker.pick_replica(key, attempt)
     }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        self.inner.picker.all_peers()
+    }
 }
 
 impl PeerSet for HttpPool {

@@ -8,6 +8,7 @@ use super::entry::{Entry, NewEntry};
 use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
+use super::load_times::LoadTimes;
 use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
@@ -150,10 +151,10 @@ pub(super) enum Room {
 }
 
 impl Shard {
-    pub(super) fn new(cost: Cost) -> Shard {
+    pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
             table: HashTable::new(),
-            slab: Slab::with_capacity(0),
+            slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
             removals: Default::default(),
@@ -211,6 +212,18 @@ impl Shard {
         if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
             return Insertion::ENDED;
         }
+        self.put(new, update)
+    }
+
+    /// As [`insert`](Self::insert), for a value that does not come from a load. The values of loads
+    /// under way are not cached.
+    pub(super) fn set(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
+        self.generations.advance(new.hash);
+        self.put(new, update)
+    }
+
+    #[inline]
+    fn put(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         let mut weight = weight::of_entry(new.data.len());
         if new.expires.is_some() || !self.slab.expiries().is_empty() {
             weight += weight::EXPIRY as u64;
@@ -371,7 +384,7 @@ impl Shard {
             removals[RemovalCause::Explicit as usize] -= 1;
             removals[RemovalCause::Expired as usize] += 1;
         }
-        let mut empty = Shard::new(self.cost);
+        let mut empty = Shard::new(self.cost, self.slab.load_times());
         empty.removals = self.removals;
         std::mem::swap(&mut empty.generations, &mut self.generations);
         std::mem::swap(&mut empty.progress, &mut self.progress);

@@ -9,7 +9,9 @@ mod common;
 #[path = "../testpb/mod.rs"]
 mod testpb;
 
+mod age;
 mod bad_input;
+mod changes;
 mod deadlines;
 mod expiry;
 mod failover;

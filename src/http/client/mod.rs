@@ -4,6 +4,7 @@
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
 //! - `health`: whether a peer is asked, and its recent exchanges.
+//! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
 //! - `transport`: the trait that carries a request.
@@ -16,6 +17,7 @@
 pub(crate) mod auto;
 pub(crate) mod batch;
 pub(crate) mod batch_values;
+pub(crate) mod changes;
 pub(crate) mod connection;
 pub(crate) mod default_transport;
 pub(crate) mod direct;

@@ -24,7 +24,7 @@ use crate::http::client::transport::{
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
-use crate::pb::GetRequest;
+use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
@@ -85,6 +85,14 @@ impl HttpPeer {
 
     pub(crate) fn health(&self) -> &Arc<PeerHealth> {
         &self.health
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn transport(&self) -> &dyn Transport {
+        &*self.transport
     }
 }
 
@@ -157,6 +165,22 @@ impl ProtoGetter for HttpPeer {
         Ok(found)
     }
 
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        self.remove_keys(ctx, request)
+    }
+
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        self.set_value(ctx, request)
+    }
+
+    fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        self.clear_group(ctx, request)
+    }
+
+    fn url(&self) -> String {
+        self.url.to_string()
+    }
+
     fn honors_deadline(&self) -> bool {
         true
     }
@@ -210,7 +234,7 @@ impl HttpPeer {
         }
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
-            return Err(self.error_of(exchange, response, Some(hash)));
+            return Err(self.end_with_error(exchange, response, Some(hash)));
         }
         let value = match self.value_of(ctx, response, hash) {
             Ok(value) => value,
@@ -248,7 +272,7 @@ impl HttpPeer {
         let status = response.status();
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
-            let error = self.error_of(exchange, response, None);
+            let error = self.end_with_error(exchange, response, None);
             return Err(self.refused_batch(is_larder, status, error));
         }
         if !response.is_protobuf() {
@@ -299,7 +323,7 @@ impl HttpPeer {
     /// # Errors
     ///
     /// If `ctx` has ended.
-    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
+    pub(super) fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
@@ -310,7 +334,7 @@ impl HttpPeer {
 
     /// Waits for the permit to use a connection. It is held until the response is read, or its
     /// connection closed.
-    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+    pub(super) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
         let permit = self.permits.acquire(deadline);
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
@@ -331,7 +355,7 @@ impl HttpPeer {
         if decoded.value.len() > self.config.max_value_size {
             return Err(self.refusal(TOO_LONG));
         }
-        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
+        let fields = decoded.fields;
         let value = match decoded.value {
             // A view of the body, unless it would keep much more than the value in memory.
             value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
@@ -343,8 +367,9 @@ impl HttpPeer {
         };
         Ok(PeerResponse {
             value,
-            ttl,
-            minute_qps,
+            ttl: ttl_of(&fields),
+            age: fields.age_ms.map(Duration::from_millis),
+            minute_qps: fields.minute_qps,
         })
     }
 
@@ -366,6 +391,16 @@ impl HttpPeer {
         })
     }
 
+    /// Reads a body that has no content for the caller, so that its connection is used again. Returns
+    /// whether larder's own server sent the response.
+    pub(super) fn drain(&self, ctx: &Context, response: TransportResponse) -> Result<bool> {
+        let is_from_larder = response.is_from_larder();
+        match read_body(response, MAX_ERROR_TEXT) {
+            Ok(_) => Ok(is_from_larder),
+            Err(why) => Err(ctx.err().unwrap_or_else(|| self.failure(why))),
+        }
+    }
+
     /// The error for a response with status 200 whose body is not a protobuf message.
     fn not_protobuf(&self, response: &TransportResponse) -> Error {
         if response.is_encoded() {
@@ -385,12 +420,17 @@ impl HttpPeer {
         self.failure(OTHER_KEY)
     }
 
-    /// The error of a response with a status other than 200, which ends `exchange`. `hash` is that of
-    /// the key, if one was requested.
+    /// The error of a response with a status other than 200. `hash` is that of the key, if one was
+    /// requested.
+    pub(super) fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
+        self.read_error(response, hash).0
+    }
+
+    /// The same, for the end of `exchange`.
     ///
     /// Another program than a peer can answer with any status. But 404 is the answer of a Go peer
     /// without the group.
-    fn error_of(
+    fn end_with_error(
         &self,
         exchange: ObservedExchange<'_>,
         response: TransportResponse,
@@ -505,11 +545,11 @@ fn is_timeout(error: &Error) -> bool {
 
 /// How long a value may be kept. Zero if its time has passed: the value is then returned to the
 /// caller but not cached.
-fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
-    if let Some(nanos) = decoded.ttl_nanos {
+fn ttl_of(fields: &wire::Fields) -> Option<Duration> {
+    if let Some(nanos) = fields.ttl_nanos {
         return Some(Duration::from_nanos(nanos));
     }
-    let left = decoded
+    let left = fields
         .expire_unix_nanos?
         .saturating_sub(Clock::system().unix_nanos());
     Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))

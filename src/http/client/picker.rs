@@ -242,6 +242,11 @@ impl PeerPicker for Picker {
         }
     }
 
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        let peers = self.peers();
+        peers.clients().map(|peer| peer.clone() as _).collect()
+    }
+
     fn route(&self, key: &str) -> Route {
         let peers = self.peers();
         if self.watch.is_any_away() {

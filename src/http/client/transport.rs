@@ -103,6 +103,20 @@ impl<'a> TransportRequest<'a> {
         }
     }
 
+    /// A request that changes data.
+    pub(crate) fn change(
+        method: &'static str,
+        path: String,
+        body: &'a [u8],
+        deadline: Instant,
+    ) -> Self {
+        TransportRequest {
+            method,
+            body,
+            ..TransportRequest::get(path, deadline)
+        }
+    }
+
     /// When the exchange has to be over: the earlier of the caller's deadline and the end of the pool's
     /// exchange time-out.
     pub fn deadline(&self) -> Instant {
@@ -119,7 +133,7 @@ impl<'a> TransportRequest<'a> {
         &self.path
     }
 
-    /// The body; empty for a GET.
+    /// The body; empty for a GET and a DELETE.
     pub fn body(&self) -> &'a [u8] {
         self.body
     }

@@ -1,5 +1,7 @@
 //! Complete nodes in one process: pools, servers and groups.
 
+mod removal;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -381,7 +383,7 @@ fn proxy_that_changes_paths_never_brings_the_value_of_another_key() {
                 for (key, result) in keys.iter().zip(many) {
                     check_own_value(key, result, round);
                 }
-                nodes[0].group.clear();
+                nodes[0].group.clear_local();
             }
         }
     }
