@@ -186,9 +186,12 @@ pub struct PeerResponse {
 impl PeerResponse {
     /// A value that does not expire, of unknown age.
     pub fn new(value: impl Into<ByteView>) -> Self {
+        // Each field by itself: an empty view, as in the default, is an allocation.
         PeerResponse {
             value: value.into(),
-            ..PeerResponse::default()
+            ttl: None,
+            minute_qps: None,
+            age: None,
         }
     }
 

@@ -19,6 +19,7 @@
 //! ```
 
 mod hashes;
+mod md5;
 mod scheme;
 
 #[cfg(test)]

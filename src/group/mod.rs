@@ -365,7 +365,8 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit, and [`ErrorKind::InvalidOption`] for more
+    /// than the address space, which 4 GiB exceed on 32 bits. Then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
         self.inner.set_capacity(bytes)
     }

@@ -33,14 +33,14 @@ pub(crate) use changes::{
     CLEAR, REMOVAL_ID_HEADER, REMOVE_KEYS, decode_clear, decode_keys, decode_set, encode_change,
     encode_keys, parse_removal_id, verb_path,
 };
-pub(crate) use head::{Scan, has_token, parse_length, scan};
+pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
     ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
     parse_group_path,
 };
 pub(crate) use path::{
-    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path,
+    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,
 };
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};

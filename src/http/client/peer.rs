@@ -212,19 +212,18 @@ impl HttpPeer {
         deadline: Instant,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
-        let began = permit.waited_until.unwrap_or(now);
-        let left = deadline.saturating_duration_since(began);
-        if left.is_zero() {
+        let now = permit.waited_until.unwrap_or(now);
+        if now >= deadline {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
-        let timeout = match left == self.config.exchange_timeout {
+        let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
-            false => wire::timeout_millis(left).to_string().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
-        let exchange = ObservedExchange::new(&self.health, &self.watch, began);
+        let exchange = ObservedExchange::new(&self.health, &self.watch, now);
         let response = match self.transport.round_trip(ctx, request) {
             Ok(response) => response,
             Err(error) => return Err(exchange.failed(error)),
