@@ -168,6 +168,12 @@ impl Map {
         Some(&self.nodes[self.owner(self.hash(key))?])
     }
 
+    /// The kind of ring, without its nodes. A custom hash function has no name.
+    #[cfg(feature = "http")]
+    pub(crate) fn kind(&self) -> String {
+        format!("{:?}, {} points a node", self.scheme, self.replicas)
+    }
+
     /// The hash of `key`. It is the only part of a look-up that can run user code, and the same for
     /// all clones of a ring.
     #[inline]

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::error::{Error, ErrorKind};
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::picker::Picker;
+use crate::http::membership::Membership;
 use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peer::Peer;
@@ -69,6 +70,7 @@ pub(crate) struct PoolInner {
     pub(crate) endpoint: Endpoint,
     /// Whether peers can be Go programs.
     pub(crate) shared_with_go: bool,
+    pub(crate) membership: Arc<Membership>,
     /// Keeps `picker` registered.
     pub(crate) registration: Arc<PickerGuard>,
 }
@@ -182,6 +184,18 @@ impl HttpPool {
     pub fn urls(&self) -> Vec<String> {
         let peers = self.inner.picker.list().into_iter();
         peers.map(|peer| peer.url).collect()
+    }
+
+    /// How many exchanges this process had with processes that have another list of peers.
+    ///
+    /// Each request between larder's processes carries a hash of the sender's list (ids and weights)
+    /// and of the way in which keys are assigned. The first time that two lists differ, both are
+    /// logged as a warning. While the list changes, the number grows for a moment. If it grows on,
+    /// processes disagree about owners, and keys are loaded more than once. A listed peer that turns
+    /// out to be this process, because its URL is written differently, is logged as an error, and
+    /// this process then loads that peer's keys itself.
+    pub fn peer_list_differences(&self) -> u64 {
+        self.inner.membership.differences()
     }
 
     /// The peers in the list other than this process, as this process sees them: whether each is asked, how

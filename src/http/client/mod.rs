@@ -2,8 +2,9 @@
 //!
 //! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
+//! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
-//! - `health`: whether a peer is asked, and its recent exchanges.
+//! - `health`, `peer_health`: whether a peer is asked, and its recent exchanges.
 //! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
@@ -24,7 +25,9 @@ pub(crate) mod direct;
 pub(crate) mod health;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;
+pub(crate) mod list_check;
 pub(crate) mod peer;
+mod peer_health;
 pub(crate) mod permits;
 pub(crate) mod picker;
 pub(crate) mod placement;

@@ -14,8 +14,7 @@ use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::health::PeerHealth;
 use crate::http::client::health::exchange::ObservedExchange;
-use crate::http::client::health::status::PeerStatus;
-use crate::http::client::health::watch::{Probe, Watch};
+use crate::http::client::health::watch::Watch;
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
@@ -24,10 +23,11 @@ use crate::http::client::transport::{
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
+use crate::http::membership::Membership;
 use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
-use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
+use crate::sync::atomic::AtomicBool;
 use crate::wire;
 
 /// One peer.
@@ -36,28 +36,36 @@ use crate::wire;
 /// of the peer's getter is returned unchanged. Only [`ErrorKind::Peer`] is a sign of the peer's
 /// health.
 pub(crate) struct HttpPeer {
-    url: PeerUrl,
+    pub(super) url: PeerUrl,
     /// The path of the peer's URL and the base path: the part of a request's path before the group.
-    base: String,
-    config: Arc<Config>,
+    pub(super) base: String,
+    pub(super) config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
     full_timeout: String,
     target: Arc<Target>,
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
-    connections: Arc<dyn IdleConnections>,
+    pub(super) connections: Arc<dyn IdleConnections>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
-    permits: Permits,
+    pub(super) permits: Permits,
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
-    health: Arc<PeerHealth>,
-    watch: Arc<Watch>,
+    pub(super) membership: Arc<Membership>,
+    /// See [`is_this_process`](Self::is_this_process).
+    pub(super) is_this_process: AtomicBool,
+    pub(super) health: Arc<PeerHealth>,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl HttpPeer {
-    pub(crate) fn new(target: Arc<Target>, by: DefaultTransport, watch: Arc<Watch>) -> Self {
+    pub(crate) fn new(
+        target: Arc<Target>,
+        membership: Arc<Membership>,
+        by: DefaultTransport,
+        watch: Arc<Watch>,
+    ) -> Self {
         let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
@@ -76,15 +84,13 @@ impl HttpPeer {
             health: Arc::new(PeerHealth::new(config.exchange_timeout)),
             watch,
             target,
+            membership,
+            is_this_process: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn target(&self) -> &Target {
         &self.target
-    }
-
-    pub(crate) fn health(&self) -> &Arc<PeerHealth> {
-        &self.health
     }
 
     pub(super) fn base(&self) -> &str {
@@ -187,21 +193,6 @@ impl ProtoGetter for HttpPeer {
 }
 
 impl HttpPeer {
-    /// See `HttpPool::peers`.
-    pub(crate) fn status(&self, peer: Peer) -> PeerStatus {
-        let (state, cause) = self.health.state();
-        let times = self.health.latencies.quantiles([0.5, 0.99]);
-        PeerStatus {
-            peer,
-            state,
-            cause,
-            p50: times.map(|[p50, _]| p50),
-            p99: times.map(|[_, p99]| p99),
-            in_flight: self.permits.in_use(),
-            last_error: self.health.last_failure(),
-        }
-    }
-
     /// Asks for one key by a request of its own.
     fn get_single(
         &self,
@@ -217,7 +208,9 @@ impl HttpPeer {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
+        let own = self.membership.own();
         let mut request = TransportRequest::get(path, deadline);
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
             false => wire::timeout_millis(deadline - now).to_string().into(),
@@ -231,6 +224,7 @@ impl HttpPeer {
         if response.is_from_larder() {
             self.policy.resume();
         }
+        self.note_mark(&response);
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
             return Err(self.end_with_error(exchange, response, Some(hash)));
@@ -262,12 +256,15 @@ impl HttpPeer {
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
+        let own = self.membership.own();
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let began = permit.waited_until.unwrap_or_else(Instant::now);
         let exchange = ObservedExchange::new(&self.health, &self.watch, began);
         let response = match self.transport.round_trip(ctx, request) {
             Ok(response) => response,
             Err(error) => return Err(failed(exchange.failed(error))),
         };
+        self.note_mark(&response);
         let status = response.status();
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
@@ -425,30 +422,12 @@ impl HttpPeer {
         self.read_error(response, hash).0
     }
 
-    /// The same, for the end of `exchange`.
-    ///
-    /// Another program than a peer can answer with any status. But 404 is the answer of a Go peer
-    /// without the group.
-    fn end_with_error(
+    /// The error, and whether it is for the key with this hash.
+    pub(super) fn read_error(
         &self,
-        exchange: ObservedExchange<'_>,
         response: TransportResponse,
         hash: Option<u64>,
-    ) -> Error {
-        let is_larder = response.is_from_larder() || response.header(wire::ERROR_HEADER).is_some();
-        let is_answer = is_larder || response.status() == 404 || hash.is_none();
-        let (error, is_of_the_key) = self.read_error(response, hash);
-        match is_answer && is_of_the_key {
-            true => {
-                exchange.answered_with_error();
-                error
-            }
-            false => exchange.broken(error),
-        }
-    }
-
-    /// The error, and whether it is for the key with this hash.
-    fn read_error(&self, response: TransportResponse, hash: Option<u64>) -> (Error, bool) {
+    ) -> (Error, bool) {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         if let Some(hash) = hash.filter(|_| header.is_some()) {
@@ -508,24 +487,8 @@ impl HttpPeer {
         Error::with_source(ErrorKind::Peer, format_args!("peer {}", self.url), cause)
     }
 
-    fn failure(&self, why: impl fmt::Display) -> Error {
+    pub(super) fn failure(&self, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
-    }
-}
-
-impl Probe for HttpPeer {
-    /// Requests the base path, which names no group. Any answer but an error of a proxy will do. The
-    /// idle connections are closed before, because they may be those of before the outage.
-    fn probe(&self) -> Result<()> {
-        self.connections.close_idle();
-        let deadline = Instant::now() + self.config.exchange_timeout;
-        let ctx = Context::background().with_deadline(deadline);
-        let request = TransportRequest::get(self.base.clone(), deadline);
-        let response = self.transport.round_trip(&ctx, request)?;
-        match response.status() {
-            status if response.is_from_larder() || status < 500 && status != 408 => Ok(()),
-            status => Err(self.failure(format_args!("it answered a probe with {status}"))),
-        }
     }
 }
 

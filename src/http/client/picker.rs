@@ -1,6 +1,8 @@
 //! Finds the peer that owns a key: the placement of keys and the clients of the peers, replaced
 //! together.
 
+mod routes;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -8,17 +10,18 @@ use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::default_transport::default_transport;
-use crate::http::client::health::Standing;
 use crate::http::client::health::status::PeerStatus;
-use crate::http::client::health::watch::{Probe, Watch, WatchedPeer};
+use crate::http::client::health::watch::Watch;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::placement::Placement;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
+use crate::http::membership::Membership;
 use crate::peer::Peer;
 use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
 /// Picks peers by the list that was set last.
@@ -33,6 +36,9 @@ pub(crate) struct Picker {
     failover: bool,
     transport: Option<Box<TransportHook>>,
     config: Arc<Config>,
+    membership: Arc<Membership>,
+    /// Whether it was logged that this process is not in its list.
+    is_absence_logged: AtomicBool,
     /// Replaced as a whole. Requests under way go on with the list that they began with.
     peers: RwLock<Arc<PeerList>>,
     watch: Arc<Watch>,
@@ -76,6 +82,7 @@ impl Picker {
         failover: bool,
         transport: Option<Box<TransportHook>>,
         config: Arc<Config>,
+        membership: Arc<Membership>,
     ) -> Self {
         let peers = RwLock::new(Arc::new(PeerList {
             placement: empty.clone(),
@@ -89,6 +96,8 @@ impl Picker {
             transport,
             watch: Watch::new(config.absent_after),
             config,
+            membership,
+            is_absence_logged: AtomicBool::new(false),
             peers,
         }
     }
@@ -105,13 +114,15 @@ impl Picker {
             let after = Arc::new(self.list_of(&checked, &before, &mut made)?);
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
+                self.note_list(&after);
                 *current = after.clone();
                 // Under the lock, so that of two lists the watch has the last one, too.
-                let others = after.clients().map(watched).collect();
+                let others = after.clients().map(HttpPeer::watched).collect();
                 let watched = self.watch.set_peers(others);
                 // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
                 drop(watched);
+                self.warn_if_absent(&self.peers());
                 return Ok(());
             }
         }
@@ -152,13 +163,36 @@ impl Picker {
         })
     }
 
+    /// Notes a list that replaces the present one, whose lock is held.
+    fn note_list(&self, after: &PeerList) {
+        let peers: Vec<Peer> = after
+            .members
+            .iter()
+            .map(|member| member.peer.clone())
+            .collect();
+        self.membership.set(&after.placement.name(), &peers);
+    }
+
+    /// Logs, once, that this process is in no list.
+    fn warn_if_absent(&self, list: &PeerList) {
+        let is_absent = !list.members.is_empty() && list.members.iter().all(|m| m.client.is_some());
+        if is_absent && !self.is_absence_logged.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "this process ({}) is not in its list of peers, so it owns no keys and asks peers for \
+                 all: {self:?}",
+                self.own.addr
+            );
+        }
+    }
+
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
         let mut by = default_transport(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(target, by, self.watch.clone()))
+        let watch = self.watch.clone();
+        Arc::new(HttpPeer::new(target, self.membership.clone(), by, watch))
     }
 
     /// See `HttpPool::peers`.
@@ -271,14 +305,7 @@ impl PeerPicker for Picker {
             return None;
         }
         let peers = self.peers();
-        let asked = Arc::as_ptr(asked).cast::<HttpPeer>();
-        let was_asked = |place: usize| {
-            let client = peers.members[place].client.as_ref();
-            client.is_some_and(|client| Arc::as_ptr(client) == asked)
-        };
-        let owner = peers.placement.owner(key)?;
-        let may = |place| place != owner && !was_asked(place) && !peers.is_away(place);
-        peers.client(peers.next_of(key, may)?)
+        peers.next_after(key, asked)
     }
 }
 
@@ -291,8 +318,9 @@ impl Drop for Picker {
 impl PeerList {
     /// The client of the peer at a place; `None` for this process.
     fn client(&self, place: usize) -> Option<Arc<dyn ProtoGetter>> {
-        let client = self.members.get(place)?.client.clone()?;
-        Some(client)
+        let client = self.members.get(place)?.client.as_ref()?;
+        let is_other = !client.is_this_process();
+        is_other.then(|| client.clone() as Arc<dyn ProtoGetter>)
     }
 
     fn clients(&self) -> impl Iterator<Item = &Arc<HttpPeer>> {
@@ -306,68 +334,11 @@ impl PeerList {
         let member = members.find(|member| member.peer.url == url)?;
         member.client.as_ref()
     }
-
-    /// The standing of the node at a place. This process is never away.
-    fn standing(&self, place: usize) -> Standing {
-        let client = self.members[place].client.as_ref();
-        client.map_or(Standing::Closed, |peer| peer.health().standing())
-    }
-
-    fn is_away(&self, place: usize) -> bool {
-        self.standing(place) != Standing::Closed
-    }
-
-    /// The route of a key while a peer is away.
-    ///
-    /// The keys of a peer that is down are loaded by the next one that is not, and kept there for a short
-    /// time: by its own list, the next one knows that it does not own them. Those of an absent peer belong
-    /// to the next one. If this process is cut off, it loads the keys of all others itself.
-    fn route_around(&self, key: &str, failover: bool, cut_off: bool) -> Route {
-        let is_present = |place| !failover || self.standing(place) != Standing::Absent;
-        let Some(owner) = self.placement.owner_among(key, is_present) else {
-            return Route::Fallback;
-        };
-        let Some(client) = &self.members[owner].client else {
-            return Route::Own;
-        };
-        if cut_off {
-            return Route::Fallback;
-        }
-        if client.health().is_closed() {
-            return Route::Peer(client.clone());
-        }
-        let may = |place| place != owner && !self.is_away(place);
-        let next = failover.then(|| self.next_of(key, may));
-        match next.flatten().and_then(|next| self.client(next)) {
-            Some(next) => Route::Peer(next),
-            None => Route::Fallback,
-        }
-    }
-
-    /// The place of the node to ask for `key` in place of its owner: the next one that `may` accepts, in
-    /// this process's zone if there is one there.
-    fn next_of(&self, key: &str, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let is_near = |place: usize| self.members[place].peer.zone == self.own_zone;
-        let near = self.own_zone.as_ref().and_then(|_| {
-            self.placement
-                .owner_among(key, |place| may(place) && is_near(place))
-        });
-        near.or_else(|| self.placement.owner_among(key, may))
-    }
 }
 
 impl fmt::Debug for Picker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.list()).finish()
-    }
-}
-
-fn watched(peer: &Arc<HttpPeer>) -> WatchedPeer {
-    let health = peer.health().clone();
-    let peer: Arc<dyn Probe> = peer.clone();
-    WatchedPeer {
-        health,
-        peer: Arc::downgrade(&peer),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Complete nodes in one process: pools, servers and groups.
 
+mod lists;
 mod removal;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -31,7 +32,7 @@ impl Node {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let registry = Registry::new();
         let builder = HttpPool::builder(&url).registry(&registry);
-        let pool = options(builder.replicas(50)).build().unwrap();
+        let pool = options(builder).build().unwrap();
         let loads = Arc::new(Mutex::new(Vec::new()));
         let loaded = loads.clone();
         let hold = Arc::<Mutex<()>>::default();

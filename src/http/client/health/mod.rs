@@ -67,7 +67,8 @@ impl PeerHealth {
         }
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    #[cfg(test)]
+    fn is_closed(&self) -> bool {
         self.standing() == Standing::Closed
     }
 
