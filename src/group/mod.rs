@@ -9,7 +9,7 @@
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //!   lifetime.rs  age and expiry of a value
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers
+//!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -19,6 +19,7 @@ pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod forecast;
+mod handoff;
 mod lifetime;
 mod limit;
 mod load;

@@ -6,7 +6,9 @@
 
 use crate::sync::plain_atomic::{AtomicU64, Ordering};
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
+use crate::error::Result;
 use crate::peer::Peer;
 use crate::random::{mix, spread};
 use crate::sync::{Arc, Mutex, RwLock};
@@ -16,6 +18,8 @@ use crate::wire::PeersMark;
 pub(crate) struct Membership {
     instance: u64,
     own: RwLock<Arc<OwnList>>,
+    /// The text of the list before, and when it was replaced.
+    previous: Mutex<Option<(String, Instant)>>,
     differences: AtomicU64,
     /// The pairs of own and others' fingerprints that were logged.
     logged: Mutex<HashSet<(u64, u64)>>,
@@ -47,6 +51,7 @@ impl Membership {
         Membership {
             instance,
             own: RwLock::new(Arc::new(OwnList::new(instance, "", &[]))),
+            previous: Mutex::default(),
             differences: AtomicU64::new(0),
             logged: Mutex::default(),
         }
@@ -56,7 +61,20 @@ impl Membership {
     pub(crate) fn set(&self, placement: &str, peers: &[Peer]) {
         let list = OwnList::new(self.instance, placement, peers);
         let before = std::mem::replace(&mut *self.own.write(), Arc::new(list));
-        drop(before);
+        if !before.text.is_empty() && before.text != self.own().text {
+            *self.previous.lock() = Some((before.text.clone(), Instant::now()));
+        }
+    }
+
+    /// The page that peers read: this list, and the one that it replaced less than `window` ago.
+    pub(crate) fn page(&self, window: Duration) -> String {
+        let mut page = self.own().text.clone();
+        let previous = self.previous.lock();
+        if let Some((text, _)) = previous.as_ref().filter(|(_, at)| at.elapsed() < window) {
+            page += PREVIOUS;
+            page += text;
+        }
+        page
     }
 
     /// The list that was set last.
@@ -114,6 +132,51 @@ impl OwnList {
     }
 }
 
+/// The lists on the page of another process.
+#[derive(Debug, PartialEq)]
+pub(crate) struct PeersPage {
+    pub(crate) current: Vec<Peer>,
+    /// The list before, if it was replaced lately.
+    pub(crate) previous: Option<Vec<Peer>>,
+}
+
+impl PeersPage {
+    /// Reads a [page](Membership::page); `None` if it is not one.
+    pub(crate) fn parse(page: &str) -> Option<PeersPage> {
+        let (current, previous) = match page.split_once(PREVIOUS) {
+            Some((current, previous)) => (current, Some(previous)),
+            None => (page, None),
+        };
+        let list = |text: &str| text.lines().map(peer_of).collect::<Option<Vec<_>>>();
+        Some(PeersPage {
+            current: list(current)?,
+            previous: match previous {
+                Some(previous) => Some(list(previous)?),
+                None => None,
+            },
+        })
+    }
+}
+
+/// The peer of a line that [`line_of`] wrote.
+fn peer_of(line: &str) -> Option<Peer> {
+    let mut words = line.split(' ');
+    let mut peer = Peer::new(words.next()?);
+    for word in words {
+        peer = match word.split_once('=')? {
+            ("id", id) => peer.with_id(id),
+            ("weight", weight) => peer.with_weight(weight.parse().ok()?),
+            ("zone", zone) => peer.with_zone(zone),
+            _ => return None,
+        };
+    }
+    let checked: Result<()> = peer.check();
+    checked.is_ok().then_some(peer)
+}
+
+/// The line between the two lists of a page.
+const PREVIOUS: &str = "previous:\n";
+
 /// A line of the list, with the parts that are not the default.
 fn line_of(peer: &Peer) -> String {
     let mut line = peer.url.clone();
@@ -129,6 +192,9 @@ fn line_of(peer: &Peer) -> String {
     line.push('\n');
     line
 }
+
+/// How long after a change of the list the previous owners of keys are asked for their values.
+pub(crate) const HANDOFF_WINDOW: Duration = Duration::from_secs(60);
 
 /// The most differences that are logged.
 const MAX_LOGGED: usize = 64;
@@ -182,6 +248,36 @@ mod tests {
         let before = mark_of(&own);
         own.set("rendezvous", &[Peer::new("http://b")]);
         assert_eq!(own.compare(before), MarkOf::ThisProcess);
+    }
+
+    #[test]
+    fn page_is_read_as_it_was_written() {
+        let old = [Peer::new("http://a").with_id("x=y").with_zone("east")];
+        let new = [old[0].clone(), Peer::new("http://b").with_weight(7)];
+        let own = membership(&old);
+        let window = Duration::from_secs(60);
+        let read = |own: &Membership| PeersPage::parse(&own.page(window)).expect("a page");
+        assert_eq!(
+            (read(&own).current, read(&own).previous),
+            (old.to_vec(), None)
+        );
+        own.set("rendezvous", &new);
+        own.set("rendezvous", &new);
+        let page = read(&own);
+        assert_eq!(
+            (page.current, page.previous),
+            (new.to_vec(), Some(old.to_vec()))
+        );
+        let later = PeersPage::parse(&own.page(Duration::ZERO)).expect("a page");
+        assert_eq!(later.previous, None);
+        for text in [
+            "http://a weight=0\n",
+            "http://a colour=red\n",
+            "\n",
+            "http://a id\n",
+        ] {
+            assert_eq!(PeersPage::parse(text), None, "{text:?}");
+        }
     }
 
     #[test]

@@ -250,6 +250,7 @@ impl fmt::Debug for HttpPool {
         f.debug_struct("HttpPool")
             .field("self_url", &self.inner.self_url)
             .field("peers", &self.inner.picker)
+            .field("handoff", &self.inner.picker.is_handing_over())
             .finish()
     }
 }

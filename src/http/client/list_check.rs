@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::http::membership::MarkOf;
@@ -45,18 +46,9 @@ impl HttpPeer {
     /// Logs both lists, on a thread that asks the peer for its own. A caller waits for neither.
     fn log_difference(&self) {
         let own = self.membership.own();
-        let url = self.url.clone();
-        let (transport, base) = (self.transport.clone(), self.base.clone());
-        let timeout = self.config.exchange_timeout;
+        let (url, read_page) = (self.url.clone(), self.page_reader());
         let log = move || {
-            let deadline = Instant::now() + timeout;
-            let request = TransportRequest::get(format!("{base}{PEERS_PAGE}"), deadline);
-            let ctx = Context::background().with_deadline(deadline);
-            let others = match transport.round_trip(&ctx, request) {
-                Ok(response) if response.status() == 200 => text_of(response),
-                Ok(response) => format!("(status {})", response.status()),
-                Err(error) => format!("({error})"),
-            };
+            let others = read_page().unwrap_or_else(|error| format!("({error})"));
             let lines = |list: &str| list.lines().collect::<Vec<_>>().join(", ");
             log::warn!(
                 "peer {url} has another list of peers, so keys can be loaded twice; here: {}; there: {}",
@@ -69,6 +61,25 @@ impl HttpPeer {
             .name("larder-peers".into())
             .stack_size(STACK)
             .spawn(log);
+    }
+}
+
+impl HttpPeer {
+    /// Reads the peer's page with its list of peers, within the exchange time-out. It fails if there is
+    /// none.
+    pub(crate) fn page_reader(&self) -> impl Fn() -> Result<String> + use<> {
+        let (transport, timeout) = (self.transport.clone(), self.config.exchange_timeout);
+        let path = format!("{}{PEERS_PAGE}", self.base);
+        move || {
+            let deadline = Instant::now() + timeout;
+            let ctx = Context::background().with_deadline(deadline);
+            let request = TransportRequest::get(path.clone(), deadline);
+            let response = transport.round_trip(&ctx, request)?;
+            match response.status() {
+                200 => Ok(text_of(response)),
+                status => Err(Error::new(ErrorKind::Peer, format!("status {status}"))),
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
+//! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
 //! - `health`, `peer_health`: whether a peer is asked, and its recent exchanges.
@@ -22,6 +23,7 @@ pub(crate) mod changes;
 pub(crate) mod connection;
 pub(crate) mod default_transport;
 pub(crate) mod direct;
+pub(crate) mod handoff;
 pub(crate) mod health;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;

@@ -3,13 +3,14 @@
 
 mod routes;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::default_transport::default_transport;
+use crate::http::client::handoff::Handoff;
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::health::watch::Watch;
 use crate::http::client::peer::HttpPeer;
@@ -39,6 +40,7 @@ pub(crate) struct Picker {
     membership: Arc<Membership>,
     /// Whether it was logged that this process is not in its list.
     is_absence_logged: AtomicBool,
+    handoff: Arc<Handoff>,
     /// Replaced as a whole. Requests under way go on with the list that they began with.
     peers: RwLock<Arc<PeerList>>,
     watch: Arc<Watch>,
@@ -98,6 +100,7 @@ impl Picker {
             config,
             membership,
             is_absence_logged: AtomicBool::new(false),
+            handoff: Arc::default(),
             peers,
         }
     }
@@ -122,7 +125,8 @@ impl Picker {
                 // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
                 drop(watched);
-                self.warn_if_absent(&self.peers());
+                self.warn_if_absent(&after);
+                self.begin_handoff(&before, &after);
                 return Ok(());
             }
         }
@@ -173,6 +177,32 @@ impl Picker {
         self.membership.set(&after.placement.name(), &peers);
     }
 
+    /// Lets this process take values over from the previous owners of its keys.
+    fn begin_handoff(&self, before: &PeerList, after: &PeerList) {
+        let Some(own) = after.members.iter().find(|member| member.client.is_none()) else {
+            return;
+        };
+        if before.members.is_empty() {
+            if after.members.len() > 1 {
+                let members = after.members.iter();
+                let members = members.map(|member| (member.peer.clone(), member.client.clone()));
+                let own_id = own.peer.id.clone();
+                self.handoff
+                    .learn(self.empty.clone(), members.collect(), own_id);
+            }
+            return;
+        }
+        let nodes = |list: &PeerList| -> BTreeSet<(String, u32)> {
+            let node = |member: &Member| (member.peer.id.clone(), member.peer.weight);
+            list.members.iter().map(node).collect()
+        };
+        if nodes(before) != nodes(after) {
+            let clients = before.members.iter().map(|member| member.client.clone());
+            self.handoff
+                .begin(before.placement.clone(), clients.collect());
+        }
+    }
+
     /// Logs, once, that this process is in no list.
     fn warn_if_absent(&self, list: &PeerList) {
         let is_absent = !list.members.is_empty() && list.members.iter().all(|m| m.client.is_some());
@@ -204,6 +234,11 @@ impl Picker {
             Some(client.status(member.peer.clone()))
         };
         peers.members.iter().filter_map(status).collect()
+    }
+
+    /// Whether this process still asks previous owners for the values of its keys.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.handoff.is_active()
     }
 
     /// The owner of `key`, this process or another.
@@ -274,6 +309,10 @@ impl PeerPicker for Picker {
             }
             _ => None,
         }
+    }
+
+    fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        self.handoff.previous_owner(key)
     }
 
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
 use crate::http::config::{Config, KnownPeers};
-use crate::http::membership::{MarkOf, Membership};
+use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
@@ -102,7 +102,7 @@ impl Endpoint {
         if !self.is_trusted(request.peer_addr()) {
             return Response::text(403, NOT_ALLOWED);
         }
-        Response::text(200, self.membership.own().text.as_str())
+        Response::text(200, self.membership.page(HANDOFF_WINDOW))
     }
 
     fn get(
