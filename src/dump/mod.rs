@@ -30,3 +30,27 @@ pub(crate) use entries::DumpedEntry;
 pub(crate) use file::write_atomically;
 pub(crate) use header::DumpHeader;
 pub(crate) use uptime::Uptime;
+
+/// A dump for the fuzz targets, with an entry for each value.
+#[cfg(larder_fuzz)]
+pub(crate) fn of_values(values: &[&[u8]]) -> Vec<u8> {
+    let header = DumpHeader {
+        group: "group".into(),
+        schema: 0,
+        boot_id: String::new(),
+        since_boot: 0,
+        unix_nanos: 0,
+        removals: Vec::new(),
+    };
+    let mut writer = BlockWriter::new(Vec::new(), &header).expect("memory");
+    for value in values {
+        let entry = DumpedEntry {
+            key: "key",
+            value,
+            age: None,
+            ttl: None,
+        };
+        writer.push(&entry).expect("memory");
+    }
+    writer.finish().expect("memory").0
+}

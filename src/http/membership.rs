@@ -34,7 +34,7 @@ pub(crate) struct OwnList {
     pub(crate) text: String,
 }
 
-/// What the mark of another process says.
+/// The sender of a mark, as far as the mark shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MarkOf {
     /// A process with the same list.
@@ -82,24 +82,6 @@ impl Membership {
         self.own.read().clone()
     }
 
-    /// Tells peers from now on that this process is about to end.
-    pub(crate) fn leave(&self) {
-        let mut own = self.own.write();
-        let mark = PeersMark {
-            is_leaving: true,
-            ..own.mark
-        };
-        *own = Arc::new(OwnList {
-            mark,
-            header: mark.to_string(),
-            text: own.text.clone(),
-        });
-    }
-
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.own().mark.is_leaving
-    }
-
     /// Compares the mark of another process, in a request or in a response, and counts a difference. A
     /// process without peers has no list that could differ.
     pub(crate) fn compare(&self, mark: PeersMark) -> MarkOf {
@@ -139,7 +121,6 @@ impl OwnList {
         let mark = PeersMark {
             fingerprint,
             instance,
-            is_leaving: false,
         };
         let mut lines: Vec<String> = peers.iter().map(line_of).collect();
         lines.sort();

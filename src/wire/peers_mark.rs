@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The header of requests that carries the sender's [`PeersMark`]. A response has it only if the list
-/// differs, if sender and receiver are one process, or if the process is leaving.
+/// differs, or if sender and receiver are one process.
 pub(crate) const PEERS_HEADER: &str = "larder-peers";
 
 /// The path, below the base path, of the page with the list of peers. It has one segment, so it is no
@@ -18,38 +18,24 @@ pub(crate) struct PeersMark {
     pub(crate) fingerprint: u64,
     /// A random number that a process makes for each of its pools.
     pub(crate) instance: u64,
-    /// Whether the process is about to end, so that others should own its keys.
-    pub(crate) is_leaving: bool,
 }
 
 impl PeersMark {
     /// Reads the value of [`PEERS_HEADER`]; `None` if it is not one.
     pub(crate) fn parse(header: &str) -> Option<PeersMark> {
-        let (mark, is_leaving) = match header.strip_suffix(LEAVING) {
-            Some(mark) => (mark, true),
-            None => (header, false),
-        };
-        let (fingerprint, instance) = mark.split_once('-')?;
+        let (fingerprint, instance) = header.split_once('-')?;
         Some(PeersMark {
             fingerprint: parse_hex(fingerprint)?,
             instance: parse_hex(instance)?,
-            is_leaving,
         })
     }
 }
 
 impl fmt::Display for PeersMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let leaving = if self.is_leaving { LEAVING } else { "" };
-        write!(
-            f,
-            "{:016x}-{:016x}{leaving}",
-            self.fingerprint, self.instance
-        )
+        write!(f, "{:016x}-{:016x}", self.fingerprint, self.instance)
     }
 }
-
-const LEAVING: &str = "-leaving";
 
 fn parse_hex(digits: &str) -> Option<u64> {
     let is_hex = |digit: u8| digit.is_ascii_digit() || matches!(digit, b'a'..=b'f');
@@ -66,19 +52,9 @@ mod tests {
         let mark = PeersMark {
             fingerprint: 0x1f,
             instance: u64::MAX,
-            is_leaving: false,
         };
-        let leaving = PeersMark {
-            is_leaving: true,
-            ..mark
-        };
-        for (mark, text) in [
-            (mark, "000000000000001f-ffffffffffffffff"),
-            (leaving, "000000000000001f-ffffffffffffffff-leaving"),
-        ] {
-            assert_eq!(mark.to_string(), text);
-            assert_eq!(PeersMark::parse(text), Some(mark));
-        }
+        assert_eq!(mark.to_string(), "000000000000001f-ffffffffffffffff");
+        assert_eq!(PeersMark::parse(&mark.to_string()), Some(mark));
     }
 
     #[test]
@@ -90,7 +66,6 @@ mod tests {
             "000000000000001F-ffffffffffffffff",
             "+00000000000001f-ffffffffffffffff",
             "000000000000001f-ffffffffffffffff-",
-            "000000000000001f-ffffffffffffffff-leaving-leaving",
             "000000000000001fffffffffffffffff",
         ] {
             assert_eq!(PeersMark::parse(text), None, "{text:?}");

@@ -23,7 +23,7 @@ pub(crate) struct Handoff {
     past: RwLock<Option<Arc<Past>>>,
 }
 
-/// Who owned which key, and until when that matters.
+/// The owners of keys before a change, and until when they are asked.
 struct Past {
     placement: Placement,
     /// The clients of the nodes, each at its place; `None` for this process and for unknown nodes.
