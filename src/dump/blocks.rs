@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use super::bytes::Fields;
+use super::bytes::FieldReader;
 use super::checksum::checksum;
 use super::entries::DumpedEntry;
 use super::header::{DumpHeader, MAX_HEADER};
@@ -133,7 +133,7 @@ impl<R: Read + Seek> BlockReader<R> {
         self.from.seek(SeekFrom::Start(offset))?;
         let mut frame = [0; FRAME];
         self.from.read_exact(&mut frame)?;
-        let mut fields = Fields(&frame[8..]);
+        let mut fields = FieldReader(&frame[8..]);
         let (Some(len), Some(sum)) = (fields.u64(), fields.u64()) else {
             return Ok(false);
         };

@@ -1,6 +1,6 @@
 //! The entries in the payload of a block.
 
-use super::bytes::{Fields, push_long};
+use super::bytes::{FieldReader, push_long};
 
 /// An entry of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl<'a> DumpedEntry<'a> {
 
     /// Takes an entry from the start of `payload`; `None` if it does not begin with one.
     pub(crate) fn take(payload: &mut &'a [u8]) -> Option<DumpedEntry<'a>> {
-        let mut fields = Fields(payload);
+        let mut fields = FieldReader(payload);
         let some = |nanos: u64| (nanos != NONE).then_some(nanos);
         let (age, ttl) = (some(fields.u64()?), some(fields.u64()?));
         let (key, value) = (fields.text()?, fields.long()?);

@@ -1,6 +1,6 @@
 //! The header of a dump.
 
-use super::bytes::{Fields, push_long};
+use super::bytes::{FieldReader, push_long};
 use super::checksum::checksum;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,7 +45,7 @@ impl DumpHeader {
     /// [`ErrorKind::InvalidDump`] if there is none, or it was changed.
     pub(crate) fn decode(bytes: &[u8]) -> Result<DumpHeader> {
         let refuse = |why: &str| Error::new(ErrorKind::InvalidDump, format!("not a dump: {why}"));
-        let mut fields = Fields(bytes);
+        let mut fields = FieldReader(bytes);
         match fields.bytes(MAGIC.len()) {
             Some(magic) if magic == MAGIC => {}
             Some(magic) if magic.starts_with(&MAGIC[..7]) => {
@@ -58,10 +58,10 @@ impl DumpHeader {
         let sum = fields.u64().ok_or_else(damaged)?;
         let body = usize::try_from(len).ok().and_then(|len| fields.bytes(len));
         let body = body.filter(|body| checksum(SEED, body) == sum);
-        DumpHeader::decode_fields(Fields(body.ok_or_else(damaged)?)).ok_or_else(damaged)
+        DumpHeader::decode_fields(FieldReader(body.ok_or_else(damaged)?)).ok_or_else(damaged)
     }
 
-    fn decode_fields(mut fields: Fields<'_>) -> Option<DumpHeader> {
+    fn decode_fields(mut fields: FieldReader<'_>) -> Option<DumpHeader> {
         Some(DumpHeader {
             group: fields.text()?.to_owned(),
             schema: fields.u64()?,

@@ -57,7 +57,7 @@ impl Membership {
         }
     }
 
-    /// Notes a new list. `placement` names the way in which keys are assigned.
+    /// Notes a new list. `key_owners` names the way in which keys are assigned.
     pub(crate) fn set(&self, placement: &str, peers: &[Peer]) {
         let list = OwnList::new(self.instance, placement, peers);
         let before = std::mem::replace(&mut *self.own.write(), Arc::new(list));
