@@ -27,6 +27,16 @@ pub trait PeerPicker: Send + Sync {
         }
     }
 
+    /// The peer that may have cached a value of `key`, which this process owns only since a short time
+    /// ago: the list of peers changed, or this process started. The group asks it, by
+    /// [`ProtoGetter::get_many`], for 10 ms at most, before it runs its own getter.
+    ///
+    /// The default implementation returns none.
+    fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        let _ = key;
+        None
+    }
+
     /// All peers but this process. Each of them is told of removals.
     ///
     /// The default implementation lists none. Then a removal goes to the owner of the key only, and

@@ -23,10 +23,12 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 
+use super::classes::rounded;
 use super::release::{Place, Release};
 use crate::sync::Arc;
 
@@ -50,6 +52,13 @@ const LONG: u32 = u32::MAX;
 
 /// The longest block that glibc keeps in its cache, in bytes.
 const SMALL: usize = 1024;
+/// The bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
+
+/// The processor itself fetches the later lines of longer blocks, because they are written in order.
+#[cfg(target_arch = "x86_64")]
+const PREFETCHED_LINES: usize = 4;
 
 /// The bytes in front of the header of a block of malloc. They tell it from a block of a heap.
 const PREFIX: usize = 8;
@@ -99,6 +108,28 @@ impl SharedBytes {
         let is_shared = self.head().refs.load(Ordering::Acquire) != 1;
         // SAFETY: this is the only reference, and it is borrowed exclusively (invariants 2 and 3).
         (!is_shared).then(|| unsafe { self.slice().as_mut() })
+    }
+
+    /// The block for other bytes. `None` if it has another reference, or is one of malloc.
+    pub(super) fn into_vacant(self) -> Option<Vacant> {
+        if self.is_on_malloc() || self.head().refs.load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        let size = rounded(Self::HEADER + self.len());
+        let block = ManuallyDrop::new(self).0.cast();
+        Some(Vacant { block, size })
+    }
+
+    /// Starts to fetch the first cache lines of the block, and does not wait for them.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..PREFETCHED_LINES {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address = self.0.as_ptr().wrapping_byte_add(line * CACHE_LINE);
+            // SAFETY: a prefetch accesses no memory.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
     }
 
     /// Whether the block lies in a segment of this arena.
@@ -226,6 +257,25 @@ impl Vacant {
         // SAFETY: the block is mapped, aligned, and belongs to this function alone (invariant 1).
         unsafe { bytes.0.write(head) };
         bytes
+    }
+}
+
+/// A place for one block that threads exchange without a lock.
+#[derive(Default)]
+pub(super) struct BlockCell(AtomicPtr<BlockHead>);
+
+impl BlockCell {
+    /// Puts in another block, or none, and returns the former one.
+    pub(super) fn swap(&self, block: Option<SharedBytes>) -> Option<SharedBytes> {
+        let new = block.map_or(ptr::null_mut(), |block| ManuallyDrop::new(block).0.as_ptr());
+        // The reference moves into the cell and out of it, so the count does not change (invariant 3).
+        NonNull::new(self.0.swap(new, Ordering::AcqRel)).map(SharedBytes)
+    }
+}
+
+impl Drop for BlockCell {
+    fn drop(&mut self) {
+        drop(self.swap(None));
     }
 }
 

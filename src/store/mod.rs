@@ -40,8 +40,8 @@ mod slab;
 mod tests;
 mod weight;
 
+use crate::sync::plain_atomic::{AtomicU64, AtomicUsize};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
@@ -197,6 +197,13 @@ impl Store {
         }
         *view = self.keyed(hash, key, view);
         is_owned(view)
+    }
+
+    /// Drops entries that left, and keeps memory of theirs for the next entry of this thread.
+    pub(crate) fn recycle(&self, evicted: EvictedEntries) {
+        if let Some(bytes) = evicted.into_first() {
+            self.heap.recycle(bytes);
+        }
     }
 
     /// Returns all memory that holds no entry to the system. Entries that left and are still held are

@@ -330,6 +330,9 @@ impl Shard {
             match policy.evict(&mut self.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
+                    // Its drop would wait for the cache line with the reference count, and the next
+                    // value is written to its block.
+                    self.slab.prefetch(policy.likely_victim());
                     self.release(index, RemovalCause::Size, update);
                 }
                 Choice::Below(score) => return Room::Below(share, Some(score)),

@@ -220,6 +220,14 @@ impl Slab {
         self.load_times
     }
 
+    /// Starts to fetch an entry that will leave soon to the processor's caches.
+    #[inline]
+    pub(super) fn prefetch(&self, index: u32) {
+        if let Some(Some(data)) = self.data.get(index as usize) {
+            data.prefetch();
+        }
+    }
+
     /// The short hash of the slot's key.
     pub(super) fn hash(&self, index: u32) -> u32 {
         self.link(index).hash

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
 use crate::http::client::response::ResponseHead;
 use crate::sync::Arc;
-use crate::wire;
+use crate::wire::{self, PeersMark};
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -77,8 +77,8 @@ pub(crate) type RequestHeader<'a> = (Cow<'a, str>, Cow<'a, str>);
 pub struct TransportRequest<'a> {
     method: &'static str,
     path: String,
-    /// The header that was set first. It is stored here, because most requests have only this one.
-    first_header: Option<RequestHeader<'a>>,
+    /// The headers that were set first. They are stored here, because most requests have no others.
+    first_headers: [Option<RequestHeader<'a>>; 3],
     other_headers: Vec<RequestHeader<'a>>,
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
@@ -91,7 +91,7 @@ impl<'a> TransportRequest<'a> {
         TransportRequest {
             method: "GET",
             path,
-            first_header: None,
+            first_headers: [None, None, None],
             other_headers: Vec::new(),
             body: &[],
             deadline,
@@ -174,18 +174,23 @@ impl<'a> TransportRequest<'a> {
 
     /// As [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
     pub(crate) fn set_checked(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
-        let mut headers = self.first_header.iter_mut().chain(&mut self.other_headers);
+        let first_headers = self.first_headers.iter_mut().flatten();
+        let mut headers = first_headers.chain(&mut self.other_headers);
         if let Some((_, old)) = headers.find(|(found, _)| *found == name) {
             *old = value;
-        } else if self.first_header.is_none() {
-            self.first_header = Some((name, value));
-        } else {
-            self.other_headers.push((name, value));
+            return;
+        }
+        match self.first_headers.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some((name, value)),
+            None => self.other_headers.push((name, value)),
         }
     }
 
     pub(crate) fn headers(&self) -> impl Iterator<Item = &RequestHeader<'a>> {
-        self.first_header.iter().chain(&self.other_headers)
+        self.first_headers
+            .iter()
+            .flatten()
+            .chain(&self.other_headers)
     }
 }
 
@@ -205,6 +210,7 @@ pub struct TransportResponse {
     status: u16,
     headers: ResponseHeaders,
     is_from_larder: bool,
+    has_peers_mark: bool,
     length: Option<u64>,
     body: ResponseBytes,
 }
@@ -235,6 +241,7 @@ impl TransportResponse {
             status,
             headers: ResponseHeaders::default(),
             is_from_larder: false,
+            has_peers_mark: false,
             length,
             body,
         }
@@ -250,6 +257,7 @@ impl TransportResponse {
             status: head.status,
             headers,
             is_from_larder: head.is_from_larder,
+            has_peers_mark: head.has_peers_mark,
             length: head.framing.length(),
             body,
         }
@@ -291,6 +299,12 @@ impl TransportResponse {
     /// Whether larder's own server sent the response, and no proxy forwarded it.
     pub(crate) fn is_from_larder(&self) -> bool {
         self.is_from_larder
+    }
+
+    /// The mark of the peer's list of peers, if the response has it.
+    pub(crate) fn peers_mark(&self) -> Option<PeersMark> {
+        let header = self.has_peers_mark.then(|| self.header(wire::PEERS_HEADER));
+        header.flatten().and_then(PeersMark::parse)
     }
 
     /// The length of the body in bytes, if it is known before the body is read.
