@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
+use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::Placement;
@@ -138,7 +139,7 @@ impl Inner {
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
     fn ask_peers(
-        &self,
+        self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         ctx: &Context,
@@ -175,7 +176,7 @@ impl Inner {
 
     /// Asks one peer, unless it failed already during the caller's call for several keys.
     fn ask_peer(
-        &self,
+        self: &Arc<Self>,
         peer: &Arc<dyn ProtoGetter>,
         request: &GetRequest<'_>,
         patience: &mut Patience<'_>,
@@ -186,11 +187,17 @@ impl Inner {
         if failed.is_some_and(|failed| failed.contain(peer)) {
             return Asked::NextPeer;
         }
-        let error = match patience.ask(&**peer, request, has_next) {
-            Ok(loaded) => {
+        let mut ask = || patience.ask(&**peer, request, has_next);
+        let answer = ask().and_then(|answer| self.verify(peer, ctx, request, answer, ask));
+        let error = match answer {
+            Ok(Some((sent, response))) => {
                 self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(loaded));
+                return Asked::Answer(Ok(Loaded {
+                    lifetime: Lifetime::of_response(sent, &response),
+                    view: response.value,
+                }));
             }
+            Ok(None) => return Asked::LoadHere,
             Err(error) => error,
         };
         match error.kind() {
@@ -272,7 +279,7 @@ impl<'c> Patience<'c> {
         peer: &dyn ProtoGetter,
         request: &GetRequest<'_>,
         has_next: bool,
-    ) -> Result<Loaded> {
+    ) -> Result<Answer> {
         let mut sent = self.clock.now();
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
@@ -294,10 +301,7 @@ impl<'c> Patience<'c> {
                 std::thread::sleep(SHORTEST_ASK);
             }
         }
-        result.map(|response| Loaded {
-            lifetime: Lifetime::of_response(sent, &response),
-            view: response.value,
-        })
+        result.map(|response| (sent, response))
     }
 }
 

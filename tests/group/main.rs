@@ -15,6 +15,7 @@ mod changes;
 mod deadlines;
 mod expiry;
 mod failover;
+mod fence;
 mod groupcache;
 mod herd;
 mod hooks;
@@ -27,6 +28,8 @@ mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
+#[cfg(target_os = "linux")]
+mod resident_memory;
 mod returned_values;
 mod sinks;
 mod stats;
