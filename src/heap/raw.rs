@@ -53,6 +53,7 @@ const LONG: u32 = u32::MAX;
 
 /// The longest block that glibc keeps in its cache, in bytes.
 const SMALL: usize = 1024;
+
 /// The bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
