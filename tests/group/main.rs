@@ -16,6 +16,7 @@ mod deadlines;
 mod expiry;
 mod failover;
 mod fence;
+mod freshness;
 mod groupcache;
 mod herd;
 mod hooks;
