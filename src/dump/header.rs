@@ -4,7 +4,7 @@ use super::bytes::{FieldReader, push_long};
 use super::checksum::checksum;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What the entries of a dump are, and when they were written.
+/// The origin of the entries of a dump, and the time at which they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DumpHeader {
     /// The name of the group.
