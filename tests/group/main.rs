@@ -13,6 +13,7 @@ mod age;
 mod bad_input;
 mod changes;
 mod deadlines;
+mod dump;
 mod expiry;
 mod failover;
 mod fence;
