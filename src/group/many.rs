@@ -2,7 +2,6 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::lifetime::Lifetime;
 use super::load::{FailedPeers, half_of, is_no_answer, is_same};
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey};
@@ -56,8 +55,13 @@ impl Inner {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
-            if found.is_none() {
-                self.count_miss(hash);
+            match found {
+                Some(hit) if hit.is_due => {
+                    let due = self.get_due(ctx, LoadKey { hash, key }, hit);
+                    return Some(due.map(|loaded| loaded.view));
+                }
+                Some(_) => {}
+                None => self.count_miss(hash),
             }
             found.map(|value| Ok(value.view))
         };
@@ -184,7 +188,7 @@ impl Inner {
     /// Asks an owner for the values that it has cached, and caches them like any value from a peer.
     /// Keys that fail here are fetched again one by one, which handles the error; but not from this
     /// owner if it did not answer.
-    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Found {
+    fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
         let half = query.has_next.then(|| half_of(ctx));
         let ctx_of_owner = half.as_ref().unwrap_or(ctx);
         let answers = match &*query.keys {
@@ -208,9 +212,20 @@ impl Inner {
             }
         };
         let mut found = Vec::new();
+        if let Some(Some(Ok(response))) =
+            answers.iter().find(|answer| matches!(answer, Some(Ok(_))))
+        {
+            let sent = query.keys[0].begun.at;
+            self.compare(&query.owner, ctx, sent, response.removals);
+        }
         for (key, answer) in query.keys.iter().zip(answers) {
             let Some(answer) = answer else {
                 continue;
+            };
+            let answer = match answer {
+                // Asked for by itself, which has the owner drop it.
+                Ok(response) if !self.is_current(&key.key, key.begun.at, &response) => continue,
+                answer => answer,
             };
             self.counters.add(|loads| &loads.loads_deduped);
             found.push((key.at, answer.map(|answer| self.keep(key, answer))));
@@ -222,7 +237,7 @@ impl Inner {
     fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
         let (at, begun) = (self.key(&key.key), key.begun);
-        let lifetime = Lifetime::of_response(begun.at, &answer);
+        let lifetime = self.lifetime_of(begun.at, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
         self.populate(

@@ -28,9 +28,8 @@ impl Entry {
         }
     }
 
-    /// The byte at this index of key and value together, or `None` past the end.
-    pub(super) fn byte(&self, at: usize) -> Option<u8> {
-        self.data.get(at).copied()
+    pub(super) fn into_bytes(self) -> SharedBytes {
+        self.data
     }
 
     /// The key.
@@ -67,6 +66,8 @@ pub(crate) struct Hit {
     pub(crate) expires: Option<Tick>,
     /// See [`NewEntry::begun`].
     pub(crate) begun: Option<Tick>,
+    /// Whether it expires within the margin of `Store::raise_margin`.
+    pub(crate) is_due: bool,
 }
 
 /// An entry to be inserted.
