@@ -12,7 +12,6 @@
 //! its size, when `benches/peers/install.sh` has built it.
 
 #[path = "common/mod.rs"]
-#[allow(dead_code, reason = "the helpers of other benchmarks")]
 mod common;
 
 use std::fs;
