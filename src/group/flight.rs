@@ -239,7 +239,7 @@ impl Inner {
 
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
-fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
+pub(super) fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
     let result = wait_by(waiter, || waiter.wait(ctx))?;
     // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
     // getter. This caller needs no loader thread, so it joins again.

@@ -30,15 +30,24 @@ impl Inner {
         key: LoadKey<'_>,
         miss: Option<MissToken>,
     ) -> Result<ByteView> {
+        self.load_value(ctx, key, miss).map(|loaded| loaded.view)
+    }
+
+    /// As [`load`](Self::load), with the expiry of the value.
+    pub(super) fn load_value(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        miss: Option<MissToken>,
+    ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        let loaded = match self.peers.owner(&self.name, key.key) {
+        match self.peers.owner(&self.name, key.key) {
             None => self.load_locally(Placement::Main, ctx, key, miss),
             Some(owner) => {
                 let executor = Executor::for_peer(ctx, &*owner);
                 self.load_once(&LoadFrom::Peers(owner), executor, ctx, key, None)
             }
-        };
-        loaded.map(|loaded| loaded.view)
+        }
     }
 
     /// Loads a key for a peer with the getter of this process, even if another process owns the key.
@@ -53,13 +62,18 @@ impl Inner {
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        let placement = match self.peers.owner(&self.name, key.key) {
-            None => Placement::Main,
-            Some(_) => Placement::Fallback,
-        };
+        let placement = self.placement_for_peer(key.key);
         match waiter {
             None => self.load_locally(placement, ctx, key, Some(miss)),
             Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
+        }
+    }
+
+    /// Where the value of a key that a peer asks for belongs.
+    pub(super) fn placement_for_peer(&self, key: &str) -> Placement {
+        match self.peers.owner(&self.name, key) {
+            None => Placement::Main,
+            Some(_) => Placement::Fallback,
         }
     }
 
@@ -238,20 +252,58 @@ enum Asked {
     LoadHere,
 }
 
+/// How long a caller waits for peers that are loading.
+pub(super) struct LoadPatience<'c> {
+    ctx: &'c Context,
+    max_load_wait: Duration,
+    /// When the wait ends, and when the peer was asked again; from its first answer that it is loading.
+    asking: Option<(Instant, Instant)>,
+}
+
+impl<'c> LoadPatience<'c> {
+    pub(super) fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+        LoadPatience {
+            ctx,
+            max_load_wait,
+            asking: None,
+        }
+    }
+
+    /// Whether to ask again, after an answer that the peer is loading. If not, a caller's deadline has
+    /// passed, so that no other peer is asked. A peer that answers at once although it is loading is not
+    /// asked in a busy loop.
+    pub(super) fn is_left(&mut self) -> bool {
+        let mut now = Instant::now();
+        let end = match self.asking {
+            None => self.ctx.deadline().unwrap_or(now + self.max_load_wait),
+            Some((end, asked_at)) => {
+                if now - asked_at < SHORTEST_ASK {
+                    std::thread::sleep(SHORTEST_ASK);
+                    now = Instant::now();
+                }
+                end
+            }
+        };
+        self.asking = Some((end, now));
+        if end <= now + SHORTEST_ASK {
+            std::thread::sleep(end.saturating_duration_since(now));
+            return false;
+        }
+        true
+    }
+}
+
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
-    max_load_wait: Duration,
-    /// When this load stops to wait for peers that are loading the key.
-    load_wait_end: Option<Instant>,
+    loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
     fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
         Patience {
             ctx,
-            max_load_wait,
-            load_wait_end: None,
+            loading: LoadPatience::new(ctx, max_load_wait),
         }
     }
 
@@ -271,19 +323,10 @@ impl<'c> Patience<'c> {
             false => peer.get(self.ctx, request),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
-            let now = Instant::now();
-            let latest = || self.ctx.deadline().unwrap_or(now + self.max_load_wait);
-            let end = *self.load_wait_end.get_or_insert_with(latest);
-            if end <= now + SHORTEST_ASK {
-                // A caller's deadline has then passed, so that no other peer is asked.
-                std::thread::sleep(end.saturating_duration_since(now));
+            if !self.loading.is_left() {
                 return result;
             }
             result = peer.get(self.ctx, request);
-            // A peer that answers at once although it is loading is not asked in a busy loop.
-            if now.elapsed() < SHORTEST_ASK {
-                std::thread::sleep(SHORTEST_ASK);
-            }
         }
         result
     }
@@ -308,7 +351,7 @@ impl FailedPeers {
     }
 
     /// Compares pointers, because pickers return clones of one `Arc` for one peer.
-    fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
+    pub(super) fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
         let failed = self.0.lock();
         failed.iter().any(|other| is_same(other, peer))
     }

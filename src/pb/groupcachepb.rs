@@ -93,6 +93,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
 pub struct GetManyRequest<'a> {
     pub keys: Vec<Cow<'a, str>>,
     pub max_bytes: Option<u64>,
+    pub load: Option<bool>,
 }
 
 impl<'a> MessageRead<'a> for GetManyRequest<'a> {
@@ -102,6 +103,7 @@ impl<'a> MessageRead<'a> for GetManyRequest<'a> {
             match r.next_tag(bytes) {
                 Ok(802) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
                 Ok(808) => msg.max_bytes = Some(r.read_uint64(bytes)?),
+                Ok(816) => msg.load = Some(r.read_bool(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -115,11 +117,13 @@ impl<'a> MessageWrite for GetManyRequest<'a> {
         0
         + self.keys.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.max_bytes.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.load.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         for s in &self.keys { w.write_with_tag(802, |w| w.write_string(&**s))?; }
         if let Some(ref s) = self.max_bytes { w.write_with_tag(808, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.load { w.write_with_tag(816, |w| w.write_bool(*s))?; }
         Ok(())
     }
 }
@@ -130,6 +134,7 @@ pub struct GetManyResponse<'a> {
     pub keyed_values: Vec<Cow<'a, [u8]>>,
     pub found: Option<Cow<'a, [u8]>>,
     pub ttl_nanos: Vec<u64>,
+    pub errors: Vec<Cow<'a, [u8]>>,
 }
 
 impl<'a> MessageRead<'a> for GetManyResponse<'a> {
@@ -140,6 +145,7 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
                 Ok(826) => msg.keyed_values.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
+                Ok(842) => msg.errors.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -154,12 +160,14 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         + self.keyed_values.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
         + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
+        + self.errors.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         for s in &self.keyed_values { w.write_with_tag(826, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
+        for s in &self.errors { w.write_with_tag(842, |w| w.write_bytes(&**s))?; }
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 use super::body::{FieldType, LEN, VARINT, check_fields, push_tag, push_varint};
 use super::path::{PathError, push_escaped, unescape};
 use super::pieces::Body;
+use super::status::{error_of, status_of};
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
@@ -33,11 +34,13 @@ pub(crate) fn parse_group_path<'a>(
     fits.then(|| unescape(group, plus_is_space))
 }
 
-/// The body of a request for `keys`, whose response may hold `max_bytes` of values.
-pub(crate) fn many_request(keys: &[&str], max_bytes: usize) -> Result<Vec<u8>> {
+/// The body of a request for `keys`, whose response may hold `max_bytes` of values. `load` is whether
+/// the peer is to load what it has not cached.
+pub(crate) fn many_request(keys: &[&str], max_bytes: usize, load: bool) -> Result<Vec<u8>> {
     let message = GetManyRequest {
         keys: keys.iter().map(|&key| Cow::Borrowed(key)).collect(),
         max_bytes: Some(max_bytes as u64),
+        load: load.then_some(true),
     };
     message
         .encode()
@@ -56,7 +59,7 @@ pub(crate) fn decode_many_request(
 ) -> Result<GetManyRequest<'_>, String> {
     check_fields(
         body,
-        &[KEYS, MAX_BYTES],
+        &[KEYS, MAX_BYTES, LOAD],
         max_keys.saturating_add(SPARE_FIELDS),
     )?;
     let message = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
@@ -74,12 +77,26 @@ pub(crate) struct ManyBody {
     /// The state of each key so far.
     found: Vec<u8>,
     ttls: Vec<u64>,
+    errors: Vec<u8>,
 }
 
 impl ManyBody {
     /// Adds the next key, which has no value here.
     pub(crate) fn push_missing(&mut self) {
         self.found.push(MISSING);
+    }
+
+    /// Adds the next key, which could not be loaded. Of a long text only the beginning is sent.
+    pub(crate) fn push_error(&mut self, error: &Error) {
+        self.found.push(FAILED);
+        let (_, code) = status_of(error.kind());
+        let text = error.to_string();
+        let text = beginning(&text, MAX_ERROR_TEXT);
+        push_tag(&mut self.errors, ERRORS);
+        push_varint(&mut self.errors, (code.len() + 1 + text.len()) as u64);
+        for part in [code, " ", text] {
+            self.errors.extend_from_slice(part.as_bytes());
+        }
     }
 
     /// Adds the next key, which has this value. `key_hash` is the [hash](super::key_hash) of the key.
@@ -109,8 +126,25 @@ impl ManyBody {
             push_tag(out, TTL_NANOS);
             push_varint(out, ttl);
         }
+        out.extend_from_slice(&self.errors);
         self.body
     }
+}
+
+/// The beginning of a text, at most `max` bytes.
+fn beginning(text: &str, max: usize) -> &str {
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The error that a key of a response has.
+fn decode_error(bytes: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(bytes);
+    let (code, text) = text.split_once(' ').unwrap_or((&*text, ""));
+    error_of(FAILED_STATUS, Some(code), text)
 }
 
 /// The place of a value in the body of a response, and how long the value is good for.
@@ -120,8 +154,8 @@ pub(crate) struct ManyValue {
     pub ttl_nanos: Option<u64>,
 }
 
-/// Reads the body of a response to a request for the keys with these [hashes](super::key_hash);
-/// `None` for each key without a value.
+/// Reads the body of a response to a request for the keys with these [hashes](super::key_hash):
+/// for each key its value, its error, or `None` if it has to be asked for by itself.
 ///
 /// # Errors
 ///
@@ -130,11 +164,12 @@ pub(crate) struct ManyValue {
 pub(crate) fn decode_many_response(
     body: &[u8],
     hashes: impl ExactSizeIterator<Item = u64>,
-) -> Result<Vec<Option<ManyValue>>> {
+) -> Result<Vec<Option<Result<ManyValue>>>> {
     let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
     let keys = hashes.len();
     let max_fields = keys.saturating_mul(2).saturating_add(SPARE_FIELDS);
-    check_fields(body, &[KEYED_VALUES, KEYS_FOUND, TTL_NANOS], max_fields).map_err(corrupt)?;
+    let known = [KEYED_VALUES, KEYS_FOUND, TTL_NANOS, ERRORS];
+    check_fields(body, &known, max_fields).map_err(corrupt)?;
     let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
     let found = message.found.as_deref().unwrap_or_default();
@@ -144,10 +179,18 @@ pub(crate) fn decode_many_response(
     let start = body.as_ptr().addr();
     let mut values = message.keyed_values.iter();
     let mut ttls = message.ttl_nanos.iter();
+    let mut errors = message.errors.iter();
     let mut slots = Vec::with_capacity(keys);
     for (&state, hash) in found.iter().zip(hashes) {
         if state == MISSING {
             slots.push(None);
+            continue;
+        }
+        if state == FAILED {
+            let error = errors
+                .next()
+                .ok_or_else(|| corrupt("an error is missing"))?;
+            slots.push(Some(Err(decode_error(error))));
             continue;
         }
         let keyed = values.next().ok_or_else(|| corrupt("a value is missing"))?;
@@ -163,12 +206,12 @@ pub(crate) fn decode_many_response(
         };
         // The generated reader only borrows, so the value is a part of the body.
         let from = value.as_ptr().addr() - start;
-        slots.push(Some(ManyValue {
+        slots.push(Some(Ok(ManyValue {
             range: from..from + value.len(),
             ttl_nanos,
-        }));
+        })));
     }
-    if values.next().is_some() || ttls.next().is_some() {
+    if values.next().is_some() || ttls.next().is_some() || errors.next().is_some() {
         return Err(corrupt("a value of no key"));
     }
     Ok(slots)
@@ -176,10 +219,12 @@ pub(crate) fn decode_many_response(
 
 const KEYS: FieldType = (100, LEN);
 const MAX_BYTES: FieldType = (101, VARINT);
+const LOAD: FieldType = (102, VARINT);
 
 const KEYS_FOUND: FieldType = (101, LEN);
 const TTL_NANOS: FieldType = (102, VARINT);
 const KEYED_VALUES: FieldType = (103, LEN);
+const ERRORS: FieldType = (105, LEN);
 
 /// The bytes of the hash in front of each value.
 const HASH_LEN: usize = size_of::<u64>();
@@ -187,6 +232,13 @@ const HASH_LEN: usize = size_of::<u64>();
 const MISSING: u8 = 0;
 const FOUND: u8 = 1;
 const FOUND_WITH_TTL: u8 = 2;
+const FAILED: u8 = 3;
+
+/// The longest text of an error in a response, in bytes.
+pub(crate) const MAX_ERROR_TEXT: usize = 400;
+
+/// Stands in the text of an error that gets no more exact kind.
+const FAILED_STATUS: u16 = 503;
 
 /// Fields in addition to one a key: those above, and those of later versions.
 const SPARE_FIELDS: usize = 16;
@@ -212,7 +264,7 @@ mod tests {
     }
 
     /// Reads a response for the keys with the hashes 0, 1, 2…
-    fn decode(body: &[u8], keys: u32) -> Result<Vec<Option<ManyValue>>> {
+    fn decode(body: &[u8], keys: u32) -> Result<Vec<Option<Result<ManyValue>>>> {
         let hashes: Vec<u64> = (0..keys.into()).collect();
         decode_many_response(body, hashes.into_iter())
     }
@@ -232,6 +284,42 @@ mod tests {
     }
 
     #[test]
+    fn error_of_a_key_keeps_its_kind_and_text() {
+        let mut body = ManyBody::default();
+        body.push(0, "a".into(), Some(7));
+        body.push_error(&Error::not_found("no such colour"));
+        body.push_missing();
+        body.push_error(&Error::new(ErrorKind::Getter, "é".repeat(1000)));
+        body.push_error(&Error::new(ErrorKind::Cancelled, ""));
+        body.push(5, "b".into(), None);
+        let body: Vec<u8> = body.finish().iter().collect::<Vec<_>>().concat();
+        let slots = decode(&body, 6).expect("it is valid");
+        let error = |at: usize| match &slots[at] {
+            Some(Err(error)) => (error.kind(), error.to_string()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(error(1), (ErrorKind::NotFound, "no such colour".into()));
+        assert_eq!(
+            error(3),
+            (ErrorKind::Getter, "é".repeat(MAX_ERROR_TEXT / 2))
+        );
+        assert_eq!(error(4).0, ErrorKind::Peer);
+        assert!(slots[2].is_none());
+        let value = |at: usize| slots[at].as_ref().and_then(|slot| slot.as_ref().ok());
+        let text = |at: usize| value(at).map(|value| &body[value.range.clone()]);
+        assert_eq!((text(0), text(5)), (Some(&b"a"[..]), Some(&b"b"[..])));
+        // One error less than keys that failed, and one more.
+        for wrong in [5, 7] {
+            assert!(decode(&body, wrong).is_err());
+        }
+        let error = [0xca, 6, 2, b'i', b'o'];
+        let failed = [0xaa, 6, 1, FAILED];
+        assert!(decode(&[error, error].concat(), 0).is_err());
+        assert!(decode(&failed, 1).is_err());
+        assert!(decode(&[&error[..], &failed].concat(), 1).is_ok());
+    }
+
+    #[test]
     fn group_path_is_parsed_and_other_paths_are_not() {
         let path = group_path("/_groupcache/", "a b/c");
         assert_eq!(path, "/_groupcache/a%20b%2Fc");
@@ -246,7 +334,7 @@ mod tests {
     #[test]
     fn request_with_too_many_keys_is_refused() {
         let keys = vec![""; 1000];
-        let body = many_request(&keys, 1).expect("it encodes");
+        let body = many_request(&keys, 1, true).expect("it encodes");
         assert!(decode_many_request(&body, 1000).is_ok());
         assert!(decode_many_request(&body, 999).is_err(), "a few too many");
         assert!(decode_many_request(&body, 10).is_err(), "far too many");
@@ -283,18 +371,24 @@ mod tests {
             let decoded = decode(&body, values.len() as u32).unwrap();
             let back: Vec<_> = decoded
                 .into_iter()
+                .map(|slot| slot.map(|value| value.expect("no error")))
                 .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos)))
                 .collect();
             prop_assert_eq!(back, values);
         }
 
         #[test]
-        fn request_round_trips(keys in vec(any::<String>(), 0..20), max_bytes in any::<u32>()) {
+        fn request_round_trips(
+            keys in vec(any::<String>(), 0..20),
+            max_bytes: u32,
+            load: bool,
+        ) {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            let body = many_request(&keys, max_bytes as usize).unwrap();
+            let body = many_request(&keys, max_bytes as usize, load).unwrap();
             let decoded = decode_many_request(&body, 20).unwrap();
             prop_assert_eq!(decoded.keys, keys);
             prop_assert_eq!(decoded.max_bytes, Some(u64::from(max_bytes)));
+            prop_assert_eq!(decoded.load.unwrap_or_default(), load);
         }
 
         #[test]

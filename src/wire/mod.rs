@@ -30,8 +30,8 @@ pub(crate) use body::{Decoded, decode_response, encode_response};
 pub(crate) use head::{Scan, has_token, parse_length, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
-    ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
-    parse_group_path,
+    MAX_ERROR_TEXT, ManyBody, ManyValue, decode_many_request, decode_many_response, group_path,
+    many_request, parse_group_path,
 };
 pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
 pub use pieces::Body;

@@ -10,6 +10,7 @@ mod common;
 mod testpb;
 
 mod bad_input;
+mod bulk;
 mod deadlines;
 mod expiry;
 mod failover;

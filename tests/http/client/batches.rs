@@ -43,6 +43,7 @@ fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
             .collect(),
         found: Some(keys.iter().map(|key| u8::from(!missing(key))).collect()),
         ttl_nanos: Vec::new(),
+        ..GetManyResponse::default()
     };
     ok(&message.encode().expect("it encodes"))
 }

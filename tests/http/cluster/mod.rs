@@ -1,5 +1,7 @@
 //! Complete nodes in one process: pools, servers and groups.
 
+mod bulk;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,0 +1,619 @@
+//! Loads several keys here: with one call of a bulk getter, or on several threads at the same time.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::client_load::{ClientWaiter, wait_in_steps};
+use super::counters::GetterRun;
+use super::flight::{Executor, LoadFrom, wait};
+use super::populate::Placement;
+use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::bulk_getter::{BulkGetter, BulkSink};
+use crate::context::{Context, OnCancel};
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::LoadSink;
+use crate::loader_pool::{BusyGuard, JobFor};
+use crate::panics::caught;
+use crate::peers::PeerResponse;
+use crate::recursion::{self, LoadId};
+use crate::singleflight::{Joined, Leader, Waiter};
+use crate::store::{EvictedEntries, KeyHash};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+
+/// A key of a call for several keys.
+#[derive(Clone, Copy)]
+pub(super) struct ManyKey<'k> {
+    /// The index of the key in the caller's list.
+    pub(super) at: usize,
+    pub(super) key: LoadKey<'k>,
+    pub(super) from: ManyFrom,
+}
+
+/// The source of a key's value.
+#[derive(Clone, Copy)]
+pub(super) enum ManyFrom {
+    /// The getter of this process.
+    Getter(Placement),
+    /// The owner, if it is another process, and then as for a single get.
+    Peers,
+}
+
+/// Takes the result of the key at an index of the caller's list.
+pub(super) type Each<'e> = dyn FnMut(usize, Result<Loaded>) + 'e;
+
+impl Inner {
+    /// Loads keys with the getter of this process, and passes each result to `each`.
+    ///
+    /// A bulk getter runs once, and leads the flights of all keys that are not in flight. Another getter
+    /// runs for several keys at the same time. It runs on this thread only if `ctx` cannot end and
+    /// there is no `waiter`.
+    pub(super) fn load_several(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: Vec<ManyKey<'_>>,
+        waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut Each<'_>,
+    ) {
+        match &self.bulk_getter {
+            Some(bulk) if keys.len() > 1 => self.load_by_bulk(bulk, ctx, keys, waiter, each),
+            _ => self.load_in_parallel(ctx, keys, waiter, each),
+        }
+    }
+
+    fn load_by_bulk(
+        self: &Arc<Self>,
+        bulk: &Arc<dyn BulkGetter>,
+        ctx: &Context,
+        mut keys: Vec<ManyKey<'_>>,
+        mut waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut Each<'_>,
+    ) {
+        while !keys.is_empty() {
+            if let Some(ended) = ctx.err() {
+                return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
+            }
+            let (leads, mut flights) = self.lead_all(&keys, each);
+            if leads.is_empty() {
+                // Other callers load all of them.
+            } else if waiter.is_none() && Executor::for_getter(ctx) == Executor::Caller {
+                for (at, result) in self.run_bulk(&**bulk, leads, None, ctx) {
+                    each(at, result);
+                }
+            } else {
+                let job_for = job_for(&mut waiter);
+                let led = self.run_bulk_on_pool(bulk, leads, ctx, job_for, each);
+                // These come first. So this thread waits for its own call before it waits for others.
+                flights.splice(0..0, led);
+            }
+            keys.clear();
+            for (key, flight) in flights {
+                let over = match &mut waiter {
+                    None => wait(&flight, ctx),
+                    Some(waiter) => wait_in_steps(&flight, ctx, &mut **waiter),
+                };
+                match over {
+                    Some(result) => each(key.at, result),
+                    None => keys.push(key),
+                }
+            }
+        }
+    }
+
+    /// Leads the flights of all keys that are not in flight, and joins the flights of the others.
+    fn lead_all<'a, 'k>(
+        &'a self,
+        keys: &[ManyKey<'k>],
+        each: &mut Each<'_>,
+    ) -> (Vec<Lead<'a, 'k>>, Vec<(ManyKey<'k>, Flight)>) {
+        let (mut leads, mut flights) = (Vec::new(), Vec::new());
+        for &key in keys {
+            match self.getter_flights.join(key.key.hash.get(), key.key.key) {
+                Joined::Waiter(flight) => flights.push((key, flight)),
+                Joined::Leader(leader, epoch, forgets) => {
+                    let from = LoadFrom::Getter(key.placement());
+                    match self.begin(&from, leader, (epoch, forgets), key.key, None) {
+                        Ok((leader, begun)) => leads.push(Lead { key, leader, begun }),
+                        Err(cached) => each(key.at, Ok(cached)),
+                    }
+                }
+            }
+        }
+        (leads, flights)
+    }
+
+    /// Runs the bulk getter on a loader thread. Returns the flights of its keys, to wait for them.
+    fn run_bulk_on_pool<'k>(
+        self: &Arc<Self>,
+        bulk: &Arc<dyn BulkGetter>,
+        leads: Vec<Lead<'_, 'k>>,
+        ctx: &Context,
+        job_for: Result<JobFor>,
+        each: &mut Each<'_>,
+    ) -> Vec<(ManyKey<'k>, Flight)> {
+        let refuse = |leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>| {
+            for lead in leads {
+                each(lead.key.at, Err(error.clone()));
+                lead.leader.abandon();
+            }
+            Vec::new()
+        };
+        let job_for = match job_for {
+            Ok(job_for) => job_for,
+            Err(refused) => return refuse(leads, &refused, each),
+        };
+        let mut sent = Vec::with_capacity(leads.len());
+        let mut flights = Vec::with_capacity(leads.len());
+        for Lead { key, leader, begun } in leads {
+            let flight = leader.detach();
+            sent.push(SentLead::new(key, flight.id(), begun));
+            flights.push((key, flight));
+        }
+        let sent = Arc::new(sent);
+        let submitted = {
+            let (group, bulk, ctx, sent) = (self.clone(), bulk.clone(), ctx.clone(), sent.clone());
+            self.pool.submit(job_for, move |busy| {
+                let leads = sent.iter().map(|lead| lead.receive(&group)).collect();
+                let results = group.run_bulk(&*bulk, leads, Some(busy), &ctx);
+                (results, group, bulk, ctx)
+            })
+        };
+        match submitted {
+            Ok(()) => flights,
+            Err(refused) => {
+                let leads = sent.iter().map(|lead| lead.receive(self)).collect();
+                refuse(leads, &refused, each)
+            }
+        }
+    }
+
+    /// Calls the bulk getter for the keys of these flights, and publishes the results. A flight whose
+    /// key failed after `ctx` had ended is abandoned, because its waiters may have time left.
+    ///
+    /// If the getter panics, the leaders are dropped, and all waiters get
+    /// [`ErrorKind::GetterPanicked`].
+    fn run_bulk(
+        self: &Arc<Self>,
+        bulk: &dyn BulkGetter,
+        leads: Vec<Lead<'_, '_>>,
+        // After the leaders, so that a panic drops it before: see `Inner::lead`.
+        mut busy: Option<BusyGuard<'_>>,
+        ctx: &Context,
+    ) -> Vec<(usize, Result<Loaded>)> {
+        let dependencies = match recursion::work_for_all(leads.iter().map(|lead| lead.leader.id()))
+        {
+            Ok(dependencies) => dependencies,
+            Err(circle) => {
+                let refused = |lead: Lead<'_, '_>| {
+                    lead.leader.abandon();
+                    (lead.key.at, Err(circle.clone()))
+                };
+                return leads.into_iter().map(refused).collect();
+            }
+        };
+        let mut evicted = EvictedEntries::default();
+        let results = self.call_bulk_getter(bulk, &leads, ctx, &mut evicted);
+        let ended = ctx.err();
+        // The order is that of `Inner::lead`.
+        let notifying = match self.eviction_listener {
+            Some(_) if !evicted.is_empty() => busy.take(),
+            _ => None,
+        };
+        drop(busy);
+        drop(dependencies);
+        let mut published = Vec::with_capacity(leads.len());
+        for (lead, result) in leads.into_iter().zip(results) {
+            let at = lead.key.at;
+            match (&result, &ended) {
+                (Err(_), Some(ended)) => {
+                    lead.leader.abandon();
+                    published.push((at, Err(ended.clone())));
+                }
+                _ => {
+                    lead.leader.finish(&result);
+                    published.push((at, result));
+                }
+            }
+        }
+        self.notify_and_drop(evicted);
+        drop(notifying);
+        published
+    }
+
+    /// Calls the bulk getter, and puts the values into the store. Returns the result of each key.
+    fn call_bulk_getter(
+        &self,
+        bulk: &dyn BulkGetter,
+        leads: &[Lead<'_, '_>],
+        ctx: &Context,
+        evicted: &mut EvictedEntries,
+    ) -> Vec<Result<Loaded>> {
+        let (mut runs, mut sinks) = (Vec::new(), Vec::new());
+        for lead in leads {
+            let LoadKey { hash, key } = lead.key.key;
+            runs.push(GetterRun::new(&self.counters));
+            sinks.push(LoadSink::new(&self.store, hash, key, self.max_value_size));
+        }
+        let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
+        let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
+        let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
+        each.map(|(((lead, run), mut sink), error)| {
+            error?;
+            let (view, ttl) = sink.finish()?;
+            run.has_loaded = true;
+            let (placement, key) = (lead.key.placement(), lead.key.key);
+            let expires = self.populate(placement, key, lead.begun, view, ttl, evicted);
+            let view = sink.into_value();
+            Ok(Loaded { view, expires })
+        })
+        .collect()
+    }
+
+    /// Loads each key as a single get does, up to [`PARALLEL_LOADS`] at the same time on loader threads.
+    /// This thread takes part, and loads the first key, if `ctx` cannot end and there is no `waiter`.
+    ///
+    /// A call in a getter loads the keys one after the other instead: a getter that waits for itself is
+    /// only detected on its own thread.
+    pub(super) fn load_in_parallel(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: Vec<ManyKey<'_>>,
+        waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut Each<'_>,
+    ) {
+        if let Some(ended) = ctx.err() {
+            return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
+        }
+        let executor = Executor::for_getter(ctx);
+        if waiter.is_none() && (keys.len() == 1 || recursion::is_working()) {
+            for key in keys {
+                each(key.at, self.load_one(ctx, key, executor));
+            }
+            return;
+        }
+        let takes_part = waiter.is_none() && executor == Executor::Caller;
+        let (sender, results) = unbounded();
+        let queue = Arc::new(KeyQueue::new(&keys, usize::from(takes_part)));
+        let mut waiting = Waiting::new(ctx, waiter, &sender);
+        let started = self.start_workers(ctx, &queue, &sender, &mut waiting);
+        drop(sender);
+        let (mut is_done, left) = (vec![false; keys.len()], Cell::new(keys.len()));
+        let mut note = |place: usize, result: Result<Loaded>| {
+            is_done[place] = true;
+            left.set(left.get() - 1);
+            each(keys[place].at, result);
+        };
+        if takes_part {
+            let mut place = 0;
+            while let Some(key) = keys.get(place) {
+                note(place, self.load_one(ctx, *key, Executor::Caller));
+                place = queue.next();
+            }
+        }
+        if takes_part || started.is_ok() {
+            while left.get() > 0 {
+                let Some((place, result)) = waiting.next(&results) else {
+                    break;
+                };
+                note(place, result);
+            }
+        }
+        let ended = || {
+            ctx.err()
+                .unwrap_or_else(|| ErrorKind::DeadlineExceeded.into())
+        };
+        let error = started.err().unwrap_or_else(ended);
+        let missing = keys.iter().zip(is_done).filter(|(_, is_done)| !is_done);
+        missing.for_each(|(key, _)| each(key.at, Err(error.clone())));
+    }
+
+    /// Starts loader threads that load the keys of `queue`.
+    ///
+    /// # Errors
+    ///
+    /// If no thread could be started.
+    fn start_workers(
+        self: &Arc<Self>,
+        ctx: &Context,
+        queue: &Arc<KeyQueue>,
+        sender: &Sender<WorkerMessage>,
+        waiting: &mut Waiting<'_, '_>,
+    ) -> Result<()> {
+        let most = queue.len().min(PARALLEL_LOADS);
+        for started in 0..most {
+            let submitted = job_for(&mut waiting.waiter).and_then(|job_for| {
+                let (group, ctx, queue, sender) =
+                    (self.clone(), ctx.clone(), queue.clone(), sender.clone());
+                self.pool.submit(job_for, move |busy| {
+                    group.work(&ctx, &queue, &sender, busy);
+                    drop(sender);
+                    (group, ctx, queue)
+                })
+            });
+            match submitted {
+                Err(refused) if started == 0 => return Err(refused),
+                Err(_) => break,
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads keys of `queue` on this loader thread until none is left, or the caller has returned.
+    fn work(
+        self: &Arc<Self>,
+        ctx: &Context,
+        queue: &KeyQueue,
+        sender: &Sender<WorkerMessage>,
+        busy: BusyGuard<'_>,
+    ) {
+        let mut busy = Some(busy);
+        let mut place = queue.next();
+        while let Some(key) = queue.key(place) {
+            let result = caught(|| self.load_one(ctx, key, Executor::Caller));
+            let result = result.unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()));
+            let done = std::mem::replace(&mut place, queue.next());
+            if queue.key(place).is_none() {
+                // The thread is idle before its last result is published: see `BusyGuard`.
+                drop(busy.take());
+            }
+            if sender.send(Some((done, result))).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn load_one(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: ManyKey<'_>,
+        executor: Executor,
+    ) -> Result<Loaded> {
+        match key.from {
+            ManyFrom::Peers => self.load_value(ctx, key.key, None),
+            ManyFrom::Getter(placement) => {
+                let from = LoadFrom::Getter(placement);
+                self.load_once(&from, executor, ctx, key.key, None)
+            }
+        }
+    }
+
+    /// The values of `keys` for a peer: from the store or the getter, never from another peer. Passes
+    /// each result to `each`, in no particular order.
+    pub(super) fn get_many_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[(usize, &str)],
+        waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) {
+        let mut missing = Vec::new();
+        for &(at, key) in keys {
+            self.counters.add(|loads| &loads.server_requests);
+            let key = self.key(key);
+            let found = self
+                .store
+                .get(key.hash, key.key, || (), || self.purge_some());
+            if let Ok(hit) = found {
+                each(at, Ok(self.peer_response(hit.into())));
+                continue;
+            }
+            self.count_miss(key.hash);
+            match self.check_key(key.key) {
+                Ok(()) => {
+                    let from = ManyFrom::Getter(self.placement_for_peer(key.key));
+                    missing.push(ManyKey { at, key, from });
+                }
+                Err(error) => each(at, Err(error)),
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        self.load_several(ctx, missing, waiter, &mut |at, result| {
+            each(at, result.map(|loaded| self.peer_response(loaded)));
+        });
+    }
+}
+
+/// Calls the bulk getter. Returns the error of each key that it did not load.
+fn fill_sinks(
+    bulk: &dyn BulkGetter,
+    ctx: &Context,
+    keys: &[&str],
+    sinks: &mut [LoadSink<'_>],
+) -> Vec<Result<()>> {
+    let mut dests: Vec<_> = sinks.iter_mut().map(|sink| BulkSink::new(sink)).collect();
+    let returned = if std::thread::panicking() {
+        // As in `Inner::run_getter`.
+        caught(|| bulk.load_many(ctx, keys, &mut dests))
+    } else {
+        Some(bulk.load_many(ctx, keys, &mut dests))
+    };
+    let error = match returned {
+        None => Some(ErrorKind::GetterPanicked.into()),
+        Some(returned) => returned.map_err(Error::from_getter).err(),
+    };
+    let result = |dest: BulkSink<'_>| match &error {
+        Some(error) if dest.is_empty() => Err(error.clone()),
+        _ => dest.finish().map_err(Error::from_getter),
+    };
+    dests.into_iter().map(result).collect()
+}
+
+/// The caller of a job that loads for `waiter`, or else for this process.
+fn job_for(waiter: &mut Option<&mut dyn ClientWaiter>) -> Result<JobFor> {
+    match waiter {
+        None => Ok(JobFor::Own),
+        Some(waiter) => Ok(JobFor::Client(waiter.start()?)),
+    }
+}
+
+/// The most loader threads that load keys of one call with a getter that loads them one by one. More
+/// would help a slow getter, but leave fewer for other callers.
+const PARALLEL_LOADS: usize = 16;
+
+type Flight = Waiter<Result<Loaded>>;
+
+/// The leader of the flight of one key.
+struct Lead<'a, 'k> {
+    key: ManyKey<'k>,
+    leader: Leader<'a, Result<Loaded>>,
+    begun: LoadBegin,
+}
+
+/// A [`Lead`] on its way to a loader thread.
+struct SentLead {
+    key: OwnedKey,
+    id: LoadId,
+    begun: LoadBegin,
+}
+
+impl SentLead {
+    fn new(key: ManyKey<'_>, id: LoadId, begun: LoadBegin) -> Self {
+        SentLead {
+            key: OwnedKey::from(&key),
+            id,
+            begun,
+        }
+    }
+
+    fn receive<'a, 'k>(&'k self, group: &'a Inner) -> Lead<'a, 'k> {
+        let key = self.key.borrow();
+        Lead {
+            key,
+            leader: group.getter_flights.lead(key.key.hash.get(), self.id),
+            begun: self.begun,
+        }
+    }
+}
+
+impl ManyKey<'_> {
+    fn placement(&self) -> Placement {
+        match self.from {
+            ManyFrom::Getter(placement) => placement,
+            ManyFrom::Peers => Placement::Fallback,
+        }
+    }
+}
+
+/// A [`ManyKey`] that a loader thread can hold.
+struct OwnedKey {
+    at: usize,
+    hash: KeyHash,
+    key: Box<str>,
+    from: ManyFrom,
+}
+
+impl From<&ManyKey<'_>> for OwnedKey {
+    fn from(key: &ManyKey<'_>) -> Self {
+        OwnedKey {
+            at: key.at,
+            hash: key.key.hash,
+            key: key.key.key.into(),
+            from: key.from,
+        }
+    }
+}
+
+impl OwnedKey {
+    fn borrow(&self) -> ManyKey<'_> {
+        let key = LoadKey {
+            hash: self.hash,
+            key: &self.key,
+        };
+        ManyKey {
+            at: self.at,
+            key,
+            from: self.from,
+        }
+    }
+}
+
+/// The keys that several threads load.
+struct KeyQueue {
+    keys: Vec<OwnedKey>,
+    /// The place of the next key that no thread has taken. It can be past the end.
+    next: AtomicUsize,
+}
+
+impl KeyQueue {
+    /// A queue of `keys`, of which the first `taken` are taken.
+    fn new(keys: &[ManyKey<'_>], taken: usize) -> Self {
+        KeyQueue {
+            keys: keys.iter().map(OwnedKey::from).collect(),
+            next: AtomicUsize::new(taken),
+        }
+    }
+
+    /// The number of keys that no thread has taken.
+    fn len(&self) -> usize {
+        let taken = self.next.load(Ordering::Relaxed);
+        self.keys.len().saturating_sub(taken)
+    }
+
+    fn next(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn key(&self, place: usize) -> Option<ManyKey<'_>> {
+        self.keys.get(place).map(OwnedKey::borrow)
+    }
+}
+
+/// The place of a key in the queue and its result; `None` wakes the caller, whose context was
+/// cancelled.
+type WorkerMessage = Option<(usize, Result<Loaded>)>;
+
+/// How the caller of [`load_in_parallel`](Inner::load_in_parallel) waits for its loader threads.
+struct Waiting<'c, 'w> {
+    ctx: &'c Context,
+    waiter: Option<&'w mut dyn ClientWaiter>,
+    /// The end of the waiter's step.
+    step: Option<Instant>,
+    _wake: Option<OnCancel>,
+}
+
+impl<'c, 'w> Waiting<'c, 'w> {
+    fn new(
+        ctx: &'c Context,
+        waiter: Option<&'w mut dyn ClientWaiter>,
+        sender: &Sender<WorkerMessage>,
+    ) -> Self {
+        let wake = || {
+            let sender = sender.clone();
+            // Fails if the caller has returned already.
+            ctx.on_cancel(move || drop(sender.send(None)))
+        };
+        Waiting {
+            ctx,
+            waiter,
+            step: None,
+            _wake: ctx.cancellable().then(wake),
+        }
+    }
+
+    /// The next result; `None` if the caller is to return.
+    fn next(&mut self, results: &Receiver<WorkerMessage>) -> Option<(usize, Result<Loaded>)> {
+        loop {
+            let until = match (&mut self.waiter, self.step) {
+                (None, _) => self.ctx.deadline(),
+                (Some(_), Some(step)) => Some(step),
+                (Some(waiter), None) => Some(waiter.next_step()?),
+            };
+            self.step = until;
+            let message = match until {
+                None => results.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(until) => results.recv_deadline(until),
+            };
+            match message {
+                Ok(Some(result)) => return Some(result),
+                Err(RecvTimeoutError::Timeout) if self.waiter.is_some() => self.step = None,
+                // Woken by a cancellation.
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+}
