@@ -30,6 +30,6 @@ fi
 unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
 export CARGO_TARGET_DIR="$CARGO_TARGET_DIR/msrv"
 # Only the library: the dependencies of tests, examples and benchmarks may need a newer Rust.
-for features in "" http tiny_http json tiny_http,json; do
+for features in "" http ureq tiny_http json ureq,tiny_http,json; do
     show "$CARGO" check --locked -p larder --lib --no-default-features --features "$features"
 done

@@ -17,7 +17,7 @@ use crate::sink::Sink;
 /// [`Group::get_many`](crate::Group::get_many) then asks each owner of missing keys once, and each owner
 /// calls [`load_many`](Self::load_many) once for them. Single gets call [`Getter::get`].
 ///
-/// What holds for a [`Getter`] holds here, too. A call for several keys leads the loads of all of them:
+/// The rules for a [`Getter`] apply. A call for several keys leads the loads of all of them:
 /// a get of one of these keys waits for it, and a key that is already being loaded is not passed to it.
 ///
 /// A closure is a bulk getter by [`bulk_fn`].

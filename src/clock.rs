@@ -47,7 +47,7 @@ impl Clock {
         })))
     }
 
-    /// Moves a manual clock and its wall clock forward. The clock stops at the end of its range, 584
+    /// Moves a manual clock and its wall clock forward. The clock stops at the end of its range, 548
     /// years after its origin. Has no effect on a system clock.
     pub fn advance(&self, by: Duration) {
         if let ClockKind::Manual(manual) = &self.0 {
@@ -70,10 +70,11 @@ impl Clock {
 
     /// The time since the clock's origin. It never decreases.
     pub fn now(&self) -> Tick {
-        Tick(match &self.0 {
+        let since_origin = match &self.0 {
             ClockKind::System { origin } => saturating_nanos(origin.elapsed()),
             ClockKind::Manual(manual) => manual.nanos.load(SeqCst),
-        })
+        };
+        Tick(ORIGIN.saturating_add(since_origin))
     }
 
     /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z; 0 for a system clock set before
@@ -106,7 +107,11 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// A reading of a [`Clock`]: nanoseconds since that clock's origin.
+/// The number of a clock's first tick, 36 years after the first tick of all. The time before it is for
+/// values of other processes that were loaded before this process started.
+const ORIGIN: u64 = 1 << 60;
+
+/// A reading of a [`Clock`], in nanoseconds. It can be a time before the clock's origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tick(u64);
 
@@ -114,14 +119,19 @@ impl Tick {
     /// The tick at which [`after`](Self::after) saturates. It stands for "does not expire".
     pub(crate) const NEVER: Tick = Tick(u64::MAX);
 
-    /// The nanoseconds since the clock's origin.
+    /// The nanoseconds since the first tick of all.
     pub(crate) fn nanos(self) -> u64 {
         self.0
     }
 
-    /// The tick `by` later. Saturates 584 years after the clock's origin.
+    /// The tick `by` later. Saturates 548 years after the clock's origin.
     pub fn after(self, by: Duration) -> Tick {
         Tick(self.0.saturating_add(saturating_nanos(by)))
+    }
+
+    /// The tick `by` earlier; `None` if that is more than 36 years before the clock's origin.
+    pub fn before(self, by: Duration) -> Option<Tick> {
+        self.0.checked_sub(saturating_nanos(by)).map(Tick)
     }
 
     /// The time from `earlier` to `self`; zero if `self` is not later.
@@ -161,5 +171,13 @@ mod tests {
         let late = Clock::manual().now().after(Duration::MAX);
         assert_eq!(late.after(Duration::MAX), late);
         assert_eq!(Clock::manual().now().since(late), Duration::ZERO);
+    }
+
+    #[test]
+    fn ticks_before_the_origin_are_ticks() {
+        let (now, year) = (Clock::system().now(), Duration::from_secs(31_557_600));
+        let earlier = now.before(36 * year).expect("in range");
+        assert_eq!(now.since(earlier), 36 * year);
+        assert_eq!(now.before(Duration::MAX), None);
     }
 }

@@ -83,7 +83,9 @@ pub enum ErrorKind {
     DuplicatePeer,
     /// A peer picker is registered already.
     AlreadyRegistered,
-    /// This system does not offer what was asked for.
+    /// A change reached this process, but not all peers confirmed it: see [`Error::partial`].
+    Partial,
+    /// This system, or a peer, does not offer what was asked for.
     Unsupported,
     /// An operating-system call failed: binding, listening, spawning a thread.
     Io,
@@ -129,6 +131,11 @@ impl Error {
     /// Whether the key does not exist. False if the key could not be loaded.
     pub fn is_not_found(&self) -> bool {
         self.kind() == ErrorKind::NotFound
+    }
+
+    /// The peers that did not confirm a change, for [`ErrorKind::Partial`]; `None` for other kinds.
+    pub fn partial(&self) -> Option<&Partial> {
+        self.0.source.as_ref()?.downcast_ref()
     }
 
     /// Converts an error that a getter returned to the error that callers get. "Not found" and the
@@ -247,7 +254,8 @@ impl ErrorKind {
             ErrorKind::InvalidPeer => "a peer is a URL such as http://10.0.0.1:8080",
             ErrorKind::DuplicatePeer => "a peer is listed twice",
             ErrorKind::AlreadyRegistered => "a peer picker is registered already",
-            ErrorKind::Unsupported => "this system does not offer it",
+            ErrorKind::Partial => "some peers did not confirm the change",
+            ErrorKind::Unsupported => "this system, or a peer, does not offer it",
             ErrorKind::Io => "an operating-system call failed",
         }
     }
@@ -289,6 +297,54 @@ impl StdError for Error {
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Error::detailed(kind, kind.text().into(), false, None)
+    }
+}
+
+/// The outcome of a change that some peers did not confirm: see [`Error::partial`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Partial {
+    /// The peers that did not confirm the change. All others did.
+    pub failed: Vec<FailedPeer>,
+}
+
+/// A peer that did not confirm a change.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FailedPeer {
+    /// The peer, as [`ProtoGetter::url`](crate::ProtoGetter::url) names it.
+    pub peer: String,
+    /// Why it did not. Unless it refused the change, it may have received it.
+    pub error: Error,
+}
+
+impl Partial {
+    pub(crate) fn new(failed: Vec<FailedPeer>) -> Self {
+        Partial { failed }
+    }
+}
+
+impl FailedPeer {
+    pub(crate) fn new(peer: String, error: Error) -> Self {
+        FailedPeer { peer, error }
+    }
+}
+
+impl fmt::Display for Partial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, FailedPeer { peer, error }) in self.failed.iter().enumerate() {
+            let between = if n == 0 { "" } else { "; " };
+            write!(f, "{between}{peer}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Partial {}
+
+impl From<Partial> for Error {
+    fn from(partial: Partial) -> Self {
+        Error::with_source(ErrorKind::Partial, ErrorKind::Partial, partial)
     }
 }
 
@@ -350,6 +406,18 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Getter);
         let source = error.source().and_then(|s| s.downcast_ref::<Error>());
         assert_eq!(source.map(Error::kind), Some(ErrorKind::Overloaded));
+    }
+
+    #[test]
+    fn partial_error_names_the_peers() {
+        let failed = |peer: &str| FailedPeer::new(peer.into(), ErrorKind::Unsupported.into());
+        let error = Error::from(Partial::new(vec![failed("http://a"), failed("http://b")]));
+        assert_eq!(error.kind(), ErrorKind::Partial);
+        let partial = error.partial().expect("a partial error");
+        assert_eq!(partial.failed[1].peer, "http://b");
+        assert_eq!(partial.failed[1].error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("http://a: "), "{error}");
+        assert!(Error::not_found("x").partial().is_none());
     }
 
     #[test]

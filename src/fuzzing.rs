@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::heap::model::{HeapOp, ModelHeap};
 use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
 use crate::wire::{self, Scan};
 
@@ -21,24 +22,40 @@ pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(St
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate.
-pub type Response<'a> = (u64, &'a [u8], Option<u64>, Option<i64>, Option<f64>);
+/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate, age.
+pub type Response<'a> = (
+    u64,
+    &'a [u8],
+    Option<u64>,
+    Option<i64>,
+    Option<f64>,
+    Option<u64>,
+);
 
 /// The fields of a body, if it is a response.
 pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
     let decoded = wire::decode_response(body).ok()?;
+    let fields = decoded.fields;
     Some((
         decoded.key_hash.unwrap_or_default(),
         decoded.value,
-        decoded.ttl_nanos,
-        decoded.expire_unix_nanos,
-        decoded.minute_qps,
+        fields.ttl_nanos,
+        fields.expire_unix_nanos,
+        fields.minute_qps,
+        fields.age_ms,
     ))
 }
 
 /// The body of a response.
-pub fn encode_response((hash, value, ttl_nanos, expire, minute_qps): Response<'_>) -> Vec<u8> {
-    let body = wire::encode_response(hash, value.into(), ttl_nanos, expire, minute_qps);
+pub fn encode_response(response: Response<'_>) -> Vec<u8> {
+    let (hash, value, ttl_nanos, expire_unix_nanos, minute_qps, age_ms) = response;
+    let fields = wire::Fields {
+        ttl_nanos,
+        expire_unix_nanos,
+        minute_qps,
+        age_ms,
+    };
+    let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()
 }
 
@@ -93,6 +110,36 @@ pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Ra
     Some(values.into_iter().map(|value| Some(value?.range)).collect())
 }
 
+/// The keys of a removal, if it is valid and has at most `max_keys`.
+pub fn decode_keys(body: &[u8], max_keys: usize) -> Option<Vec<String>> {
+    let keys = wire::decode_keys(body, max_keys).ok()?;
+    Some(keys.into_iter().map(|key| key.into_owned()).collect())
+}
+
+/// The body of a removal of keys.
+pub fn encode_keys(group: &str, keys: &[String]) -> Vec<u8> {
+    wire::encode_keys(group, keys.iter().map(String::as_str))
+}
+
+/// Reads the text as each of the other changes, and as the number of a removal.
+pub fn check_changes(body: &[u8]) {
+    let _ = wire::parse_removal_id(body);
+    let changes: [Option<Vec<u8>>; 2] = [
+        wire::decode_set(body)
+            .ok()
+            .and_then(|set| wire::encode_change(&set).ok()),
+        wire::decode_clear(body)
+            .ok()
+            .and_then(|clear| wire::encode_change(&clear).ok()),
+    ];
+    assert!(
+        changes
+            .iter()
+            .flatten()
+            .all(|again| again.len() <= body.len() + 4 * 64)
+    );
+}
+
 /// The text of a peer's URL, if it is one.
 pub fn parse_url(text: &str) -> Option<String> {
     Some(PeerUrl::parse(text).ok()?.as_str().to_owned())
@@ -134,4 +181,24 @@ pub fn read_error(status: u16, header: Option<&str>, text: &str) -> (Error, u16,
 /// Parses the text as each of the files in which Linux reports memory.
 pub fn check_memory_files(text: &str) {
     crate::memory_pressure::parse::check(text);
+}
+
+/// Compares a heap with a naive model of it. Four bytes are a step.
+pub fn check_heap(steps: &[u8]) {
+    let mut heap = ModelHeap::new();
+    for step in steps.chunks_exact(4) {
+        let number = usize::from(u16::from_le_bytes([step[2], step[3]]));
+        // Lengths of all kinds, up to 4 MiB.
+        let len = number >> (step[1] >> 4) << (step[1] >> 5);
+        let hash = u64::from(step[1]);
+        heap.apply(match step[0] % 16 {
+            0..6 => HeapOp::Allocate { hash, len },
+            6..10 => HeapOp::Drop(number),
+            10 => HeapOp::Clone(number),
+            11..14 => HeapOp::Resize { n: number, len },
+            14 => HeapOp::Release,
+            _ => HeapOp::Compare,
+        });
+    }
+    heap.finish(steps.len() % 2 == 1);
 }

@@ -21,9 +21,10 @@
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
 //! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
+//! | [`Peer`] | a node of the cluster: identity, address, weight, zone |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |
-//! | [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
+//! | [`rendezvous`], [`consistent_hash`], [`lru`], [`singleflight`] | parts that are useful by themselves and do not depend on groups |
 //! | [`clock`] | the clock that measures expiry, and a manual one for tests |
 
 #![deny(unsafe_code)]
@@ -54,9 +55,11 @@ mod message;
 mod nesting;
 mod panics;
 pub mod pb;
+mod peer;
 mod peers;
 mod random;
 mod recursion;
+pub mod rendezvous;
 pub mod singleflight;
 mod sink;
 mod stats;
@@ -71,12 +74,13 @@ pub use bulk_getter::{BulkGetter, BulkSink, bulk_fn};
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
-pub use error::{BoxError, Error, ErrorKind, Result};
+pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
-pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, WeakGroup};
+pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, WeakGroup};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
+pub use peer::Peer;
 pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;

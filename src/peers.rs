@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pb::GetRequest;
+use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
+use crate::peer::Peer;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
@@ -25,11 +26,23 @@ pub trait PeerPicker: Send + Sync {
             None
         }
     }
+
+    /// All peers but this process. Each of them is told of removals.
+    ///
+    /// The default implementation lists none. Then a removal goes to the owner of the key only, and
+    /// copies elsewhere stay.
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        Vec::new()
+    }
 }
 
 /// A peer that can be asked for a key.
 pub trait ProtoGetter: Send + Sync {
     /// Asks the peer, which answers from its cache or its getter and asks no other peer.
+    ///
+    /// A transport passes on the [times](PeerResponse) of the response as the peer's
+    /// [`Group::serve_peer`](crate::Group::serve_peer) returned them. It may lengthen
+    /// [`age`](PeerResponse::age) and shorten [`ttl`](PeerResponse::ttl), for example to round them.
     ///
     /// # Errors
     ///
@@ -88,8 +101,46 @@ pub trait ProtoGetter: Send + Sync {
         Ok(cached.into_iter().map(|answer| answer.map(Ok)).collect())
     }
 
-    /// Whether [`get`](Self::get) and [`get_many`](Self::get_many) always return by `ctx`'s
-    /// deadline.
+    /// Tells the peer to remove keys from its cache, by
+    /// [`Group::serve_remove`](crate::Group::serve_remove).
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not confirm the removal; [`ErrorKind::Unsupported`] by default.
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Tells the peer, which owns the key, to cache this value, by
+    /// [`Group::serve_set`](crate::Group::serve_set).
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not confirm it; [`ErrorKind::Unsupported`] by default.
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Tells the peer to remove everything from its cache, by
+    /// [`Group::serve_clear`](crate::Group::serve_clear).
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not confirm it; [`ErrorKind::Unsupported`] by default.
+    fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// The name of the peer in errors; its URL, if it has one. The default is "a peer".
+    fn url(&self) -> String {
+        "a peer".into()
+    }
+
+    /// Whether [`get`](Self::get), [`get_many`](Self::get_many), [`remove`](Self::remove),
+    /// [`set`](Self::set) and [`clear`](Self::clear) always return by `ctx`'s deadline.
     ///
     /// If not (the default), calls with a deadline run on a loader thread, so that callers can return
     /// in time.
@@ -99,19 +150,28 @@ pub trait ProtoGetter: Send + Sync {
 }
 
 /// The answer of a peer.
+///
+/// Its times count from the begin of the request: for the peer, that is when the request arrived, and
+/// for the process that asks, when it was sent. The request was sent first. So for the process that asks,
+/// the value expires no later than at the peer, and its age is no less. The time that a getter takes does
+/// not shorten the life of the value.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PeerResponse {
     /// The value.
     pub value: ByteView,
-    /// The time that the value may be cached, from now. `None` means until it is evicted.
+    /// How long the value may be cached, from the begin of the request. `None` means until it is
+    /// evicted.
     pub ttl: Option<Duration>,
+    /// How long before the request the load of the value began; zero if it began later. `None` if the
+    /// peer does not report it, or if it was weeks ago.
+    pub age: Option<Duration>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
 }
 
 impl PeerResponse {
-    /// A value that does not expire.
+    /// A value that does not expire, of unknown age.
     pub fn new(value: impl Into<ByteView>) -> Self {
         PeerResponse {
             value: value.into(),
@@ -123,6 +183,13 @@ impl PeerResponse {
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// The same response with an age.
+    #[must_use]
+    pub fn with_age(mut self, age: Duration) -> Self {
+        self.age = Some(age);
         self
     }
 }
@@ -139,12 +206,12 @@ impl PeerPicker for NoPeers {
 
 /// Receives the list of peers whenever it changes.
 pub trait PeerSet: Send + Sync {
-    /// Replaces the peers by `urls`.
+    /// Replaces the list of peers.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidPeer`] or [`ErrorKind::DuplicatePeer`]; the peers stay as they were.
-    fn set_peers(&self, urls: &[String]) -> Result<()>;
+    fn set_peers(&self, peers: &[Peer]) -> Result<()>;
 }
 
 /// How a registry's groups find their picker.

@@ -1,17 +1,21 @@
 //! Random numbers, and the mixing function that they and the hashes share.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number in 0..1, for decisions that need no secrecy: SplitMix64 over a counter that is seeded
 /// per process.
 pub(crate) fn unit() -> f64 {
+    // A double has 53 bits of precision, so use the upper 53 bits.
+    (bits() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// 64 random bits, as for [`unit`].
+pub(crate) fn bits() -> u64 {
     static COUNTER: LazyLock<AtomicU64> =
         LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0_u64)));
-    let bits = mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed));
-    // A double has 53 bits of precision, so use the upper 53 bits.
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
+    mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed))
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
@@ -20,6 +24,14 @@ pub(crate) fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ (bits >> 31)
+}
+
+/// A hash of 64 bits that never changes: FNV-1a followed by [`mix`]. Ports and numbered keys differ in
+/// the last byte, and FNV-1a alone barely carries that difference to the high bits.
+pub(crate) fn spread(bytes: &[u8]) -> u64 {
+    let mut hasher = fnv::FnvHasher::default();
+    hasher.write(bytes);
+    mix(hasher.finish())
 }
 
 /// The step of SplitMix64: 2^64 divided by the golden ratio, rounded to an odd number.

@@ -53,7 +53,7 @@ pub trait Sink {
         self.set_bytes(value)
     }
 
-    /// Sets how long the value may be cached, counted from the end of the load. A group's
+    /// Sets how long the value may be cached, counted from the begin of the load. A group's
     /// `time_to_live` can only shorten it. Getters may call this before or after they set the value.
     /// Destinations of callers ignore it. `Duration::MAX` means no limit.
     fn expire_in(&mut self, ttl: Duration) {

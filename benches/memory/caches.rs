@@ -89,7 +89,7 @@ impl Cache for Group {
     }
 
     fn clear(&self) {
-        Group::clear(self);
+        Group::clear_local(self);
     }
 }
 

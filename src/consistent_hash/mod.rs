@@ -246,10 +246,9 @@ pub struct Successors<'a> {
     left: usize,
 }
 
-impl<'a> Iterator for Successors<'a> {
-    type Item = &'a str;
-
-    fn next(&mut self) -> Option<&'a str> {
+impl Successors<'_> {
+    /// The index in [`Map::nodes`] of the next node.
+    pub(crate) fn next_index(&mut self) -> Option<usize> {
         while self.left > 0 {
             let owner = self.ring.owners[self.at] as usize;
             self.at += 1;
@@ -259,10 +258,19 @@ impl<'a> Iterator for Successors<'a> {
             if !self.seen[owner] {
                 self.seen[owner] = true;
                 self.left -= 1;
-                return Some(&self.ring.nodes[owner]);
+                return Some(owner);
             }
         }
         None
+    }
+}
+
+impl<'a> Iterator for Successors<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let index = self.next_index()?;
+        Some(&self.ring.nodes[index])
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -2,10 +2,9 @@
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write};
-use std::hash::Hasher;
 
 use super::hashes::{crc32, fnv1, md5_hex};
-use crate::random::{GOLDEN_RATIO, mix};
+use crate::random::{GOLDEN_RATIO, mix, spread};
 use crate::sync::Arc;
 
 /// The rings of larder and of other groupcache implementations.
@@ -108,14 +107,6 @@ impl fmt::Debug for Scheme {
             Scheme::Custom(_) => f.write_str("Custom"),
         }
     }
-}
-
-/// FNV-1a followed by a finalizer. Ports and numbered keys differ in the last byte, and FNV-1a alone
-/// barely carries that difference to the high bits.
-fn spread(bytes: &[u8]) -> u64 {
-    let mut hasher = fnv::FnvHasher::default();
-    hasher.write(bytes);
-    mix(hasher.finish())
 }
 
 /// The first outputs of the SplitMix64 generator with this seed.

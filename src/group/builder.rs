@@ -129,7 +129,7 @@ impl GroupBuilder {
         self
     }
 
-    /// How long a value is kept after its load. A getter can shorten this for its value with
+    /// How long a value is kept, counted from the begin of its load. A getter can shorten this for its value with
     /// [`Sink::expire_in`](crate::Sink::expire_in). Default: no limit; a value is kept until it is
     /// evicted.
     pub fn time_to_live(mut self, ttl: Duration) -> Self {
@@ -188,7 +188,7 @@ impl GroupBuilder {
     /// after the other on the same thread. A value that is loaded in such a later notification is
     /// returned, but not cached. So a listener that loads evicted keys again does not loop forever.
     ///
-    /// It is not called for the entries of a group that is dropped; [`clear`](Group::clear) the group
+    /// It is not called for the entries of a group that is dropped; [clear](Group::clear_local) the group
     /// before if it should be. A listener that holds a [`Group`] of its own group keeps that group
     /// alive for ever: let it hold a [`WeakGroup`](crate::WeakGroup).
     ///

@@ -124,6 +124,7 @@ impl Inner {
             self.counters.add(|loads| &loads.loads_deduped);
         }
         let begun = LoadBegin {
+            at: self.store.clock().now(),
             generation,
             forgets,
         };

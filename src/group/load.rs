@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom};
+use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
+use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{PeerPicker, ProtoGetter};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -109,10 +111,11 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let expires = self.populate(placement, key, begun, view, ttl, evicted);
+        let lifetime = Lifetime::of_load(begun.at, ttl);
+        let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
-        Ok(Loaded { view, expires })
+        Ok(Loaded { view, lifetime })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -127,13 +130,10 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let PeerResponse {
-                value: mut view,
-                ttl,
-                ..
-            } = answer?;
-            let expires = self.populate(Placement::Hot, key, begun, &mut view, ttl, evicted);
-            return Ok(Loaded { view, expires });
+            let Loaded { mut view, lifetime } = answer?;
+            let hot = Placement::Hot;
+            let lifetime = self.populate(hot, key, begun, &mut view, lifetime, evicted);
+            return Ok(Loaded { view, lifetime });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
@@ -152,12 +152,12 @@ impl Inner {
         on_pool: bool,
         ctx: &Context,
         key: &str,
-    ) -> Option<Result<PeerResponse>> {
+    ) -> Option<Result<Loaded>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self.max_load_wait);
+        let mut patience = Patience::new(ctx, self.store.clock(), self.max_load_wait);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
             let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
@@ -196,9 +196,9 @@ impl Inner {
             return Asked::NextPeer;
         }
         let error = match patience.ask(&**peer, request, has_next) {
-            Ok(response) => {
+            Ok(loaded) => {
                 self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(response));
+                return Asked::Answer(Ok(loaded));
             }
             Err(error) => error,
         };
@@ -247,7 +247,7 @@ impl Inner {
 
 /// The outcome of asking one peer.
 enum Asked {
-    Answer(Result<PeerResponse>),
+    Answer(Result<Loaded>),
     NextPeer,
     LoadHere,
 }
@@ -296,13 +296,15 @@ impl<'c> LoadPatience<'c> {
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
+    clock: &'c Clock,
     loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+    fn new(ctx: &'c Context, clock: &'c Clock, max_load_wait: Duration) -> Self {
         Patience {
             ctx,
+            clock,
             loading: LoadPatience::new(ctx, max_load_wait),
         }
     }
@@ -317,18 +319,23 @@ impl<'c> Patience<'c> {
         peer: &dyn ProtoGetter,
         request: &GetRequest<'_>,
         has_next: bool,
-    ) -> Result<PeerResponse> {
+    ) -> Result<Loaded> {
+        let mut sent = self.clock.now();
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
             false => peer.get(self.ctx, request),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
             if !self.loading.is_left() {
-                return result;
+                break;
             }
+            sent = self.clock.now();
             result = peer.get(self.ctx, request);
         }
-        result
+        result.map(|response| Loaded {
+            lifetime: Lifetime::of_response(sent, &response),
+            view: response.value,
+        })
     }
 }
 

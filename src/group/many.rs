@@ -2,11 +2,13 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::bulk::{ManyFrom, ManyKey};
+use super::lifetime::Lifetime;
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
+use super::many_key::{ManyFrom, ManyKey};
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
@@ -197,6 +199,7 @@ impl Inner {
                 at,
                 key: key.into(),
                 begun: LoadBegin {
+                    at: self.store.clock().now(),
                     generation,
                     forgets,
                 },
@@ -264,6 +267,7 @@ impl Inner {
         let mut ctx_of_owner = half.as_ref().unwrap_or(ctx);
         let mut patience = LoadPatience::new(ctx, self.max_load_wait);
         while !keys.is_empty() {
+            let sent = self.store.clock().now();
             let answers = match &*keys {
                 [key] => self.ask_for_one(ctx_of_owner, query, key),
                 keys => self.ask_for_many(ctx_of_owner, query, keys),
@@ -284,7 +288,7 @@ impl Inner {
                     Some(Err(error)) if is_no_answer(error.kind()) => {}
                     Some(answer) => {
                         self.counters.add(|loads| &loads.loads_deduped);
-                        found.push((key.at, answer.map(|answer| self.keep(key, answer))));
+                        found.push((key.at, answer.map(|answer| self.keep(key, sent, answer))));
                     }
                 }
             }
@@ -313,13 +317,21 @@ impl Inner {
         }
     }
 
-    /// Puts a peer's answer into the cache and returns its value.
-    fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
+    /// Puts a peer's answer to a request of this time into the cache and returns its value.
+    fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
-        let PeerResponse { mut value, ttl, .. } = answer;
-        let mut evicted = EvictedEntries::default();
         let (at, begun) = (self.key(&key.key), key.begun);
-        self.populate(Placement::Hot, at, begun, &mut value, ttl, &mut evicted);
+        let lifetime = Lifetime::of_response(sent, &answer);
+        let mut value = answer.value;
+        let mut evicted = EvictedEntries::default();
+        self.populate(
+            Placement::Hot,
+            at,
+            begun,
+            &mut value,
+            lifetime,
+            &mut evicted,
+        );
         self.notify_and_drop(evicted);
         value
     }

@@ -7,21 +7,31 @@
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
+//!   lifetime.rs  age and expiry of a value
+//!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
+//!   broadcast.rs sends a change to all peers
 //!   client_load.rs  a load that a client of the server waits for
-//!   bulk.rs      loads several keys here, with one call or in parallel
+//!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
+//!   many_key.rs  the keys of both
 //! ```
 
+mod broadcast;
 mod builder;
 mod bulk;
 pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod forecast;
+mod lifetime;
 mod limit;
 mod load;
 mod many;
+mod many_key;
+mod parallel;
 mod populate;
 pub(crate) mod registry;
+mod removal;
+mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod weak;
@@ -38,22 +48,23 @@ use crate::error::Error;
 use crate::error::{ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
-use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
-    EVICTED_AT_ONCE, Entry, Evicted, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
+    EVICTED_AT_ONCE, Entry, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
 };
 use crate::sync::Arc;
 use client_load::ClientWaiter;
 use counters::LoadCounters;
+use lifetime::Lifetime;
 
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use set::SetOptions;
 pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -101,18 +112,18 @@ type Flights = singleflight::Group<Result<Loaded>>;
 /// Called for entries that leave the cache, with key, value, and cause.
 type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 
-/// A value and its expiry.
+/// A value and its times.
 #[derive(Clone, Debug)]
 struct Loaded {
     view: ByteView,
-    expires: Option<Tick>,
+    lifetime: Lifetime,
 }
 
 impl From<Hit> for Loaded {
     fn from(hit: Hit) -> Loaded {
         Loaded {
+            lifetime: Lifetime::from(&hit),
             view: hit.view,
-            expires: hit.expires,
         }
     }
 }
@@ -120,9 +131,10 @@ impl From<Hit> for Loaded {
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
 type MissToken = (Generation, Epoch);
 
-/// The state when a load began. Its value is cached only if neither has changed.
+/// The state when a load began. Its value is cached only if neither of the two counts has changed.
 #[derive(Clone, Copy)]
 struct LoadBegin {
+    at: Tick,
     generation: Generation,
     /// Of the flights that the load belongs to.
     forgets: ForgetCount,
@@ -309,7 +321,8 @@ impl Group {
         let purge = || self.inner.purge_some();
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
         self.inner.counters.add(|loads| &loads.server_requests);
-        Some(self.inner.peer_response(hit.into()))
+        let now = self.inner.store.clock().now();
+        Some(self.inner.peer_response(hit.into(), now))
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
@@ -344,26 +357,6 @@ impl Group {
     /// ```
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         self.inner.store.iter()
-    }
-
-    /// Removes `key` from this process's cache. Other processes keep their copies.
-    ///
-    /// A get that begins after this call has returned does not get the removed value. It also does
-    /// not join a load that began before the removal. The value of such a load is returned to the
-    /// callers that wait for it already, and is not cached.
-    pub fn invalidate(&self, key: &str) {
-        self.inner.remove(key);
-    }
-
-    /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
-    pub fn remove(&self, key: &str) -> Option<ByteView> {
-        self.inner.remove(key)
-    }
-
-    /// Removes everything from this process's cache, with the effect of
-    /// [`invalidate`](Self::invalidate) for each key, and returns the memory to the system.
-    pub fn clear(&self) {
-        self.inner.clear();
     }
 
     /// Drops all entries that have expired, with cause
@@ -491,6 +484,7 @@ impl Inner {
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
+        let arrived = self.store.clock().now();
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
@@ -500,53 +494,20 @@ impl Inner {
                 self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
             }
         };
-        Ok(self.peer_response(value))
+        Ok(self.peer_response(value, arrived))
     }
 
-    fn peer_response(&self, value: Loaded) -> PeerResponse {
-        let response = PeerResponse::new(value.view);
-        match value.expires {
-            Some(at) => response.with_ttl(at.since(self.store.clock().now())),
-            None => response,
+    /// The response with a value to a request that arrived at this time.
+    fn peer_response(&self, value: Loaded, arrived: Tick) -> PeerResponse {
+        let Lifetime { begun, expires } = value.lifetime;
+        // The wait for a loader thread, between the arrival and the begin of the load, is no part of the
+        // time to live.
+        let from = begun.map_or(arrived, |begun| begun.max(arrived));
+        PeerResponse {
+            ttl: expires.map(|end| end.since(from)),
+            age: begun.map(|begun| arrived.since(begun)),
+            ..PeerResponse::new(value.view)
         }
-    }
-
-    fn remove(&self, key: &str) -> Option<ByteView> {
-        let hash = self.store.hash(key);
-        // The store comes first: from then on it refuses the values of loads under way. The flights
-        // come second, so that a get that begins after this function does not join one of those
-        // loads. In the other order, a load could begin between the two steps. `forget` would miss
-        // it, and the store would refuse its value although it is new.
-        //
-        // A load that begins between the two steps is forgotten, but the store would accept its
-        // value. Suppose a later load, of a newer value, ends first. The older value would replace
-        // the newer one. So an insertion also checks that its flight was not forgotten.
-        let removed = self.store.remove(hash, key);
-        self.getter_flights.forget_hashed(hash.get(), key);
-        self.peer_flights.forget_hashed(hash.get(), key);
-        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
-        let value = removed
-            .iter()
-            .find(live)
-            .map(|evicted| evicted.entry.value());
-        self.notify_and_drop(removed);
-        value
-    }
-
-    fn clear(&self) {
-        let cleared = self.store.clear();
-        self.getter_flights.forget_all();
-        self.peer_flights.forget_all();
-        let Some(listener) = self.eviction_listener.clone() else {
-            return;
-        };
-        let mut panic = FirstPanic::default();
-        nesting::run_or_queue(&mut panic, move |panic| {
-            for Evicted { entry, cause } in cleared.iter() {
-                panic.catch(|| listener(entry.key(), entry.value(), cause));
-            }
-        });
-        panic.resume();
     }
 
     fn count_miss(&self, hash: KeyHash) {

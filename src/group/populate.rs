@@ -4,9 +4,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::lifetime::Lifetime;
 use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
-use crate::clock::Tick;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
@@ -75,45 +75,48 @@ impl fmt::Debug for HotAdmission {
 
 impl Inner {
     /// Puts a loaded value into its share, and adds the entries evicted for it to `evicted`, for
-    /// [`notify_and_drop`](Self::notify_and_drop). Returns the expiry.
+    /// [`notify_and_drop`](Self::notify_and_drop). Returns the value's times, which the group's
+    /// options may have shortened.
     pub(super) fn populate(
         &self,
         placement: Placement,
         LoadKey { hash, key }: LoadKey<'_>,
         begun: LoadBegin,
         view: &mut ByteView,
-        ttl: Option<Duration>,
+        lifetime: Lifetime,
         evicted: &mut EvictedEntries,
-    ) -> Option<Tick> {
-        let ttl = shorter(ttl, self.time_to_live);
-        let (share, flights, ttl) = match placement {
-            Placement::Main => (CacheType::Main, &self.getter_flights, ttl),
-            Placement::Hot => (CacheType::Hot, &self.peer_flights, ttl),
+    ) -> Lifetime {
+        let lifetime = lifetime.at_most(self.time_to_live, begun.at);
+        let (share, flights, lifetime) = match placement {
+            Placement::Main => (CacheType::Main, &self.getter_flights, lifetime),
+            Placement::Hot => (CacheType::Hot, &self.peer_flights, lifetime),
             Placement::Fallback => {
-                let ttl = shorter(ttl, Some(FALLBACK_TTL));
-                (CacheType::Main, &self.getter_flights, ttl)
+                let lifetime = lifetime.at_most(Some(FALLBACK_TTL), begun.at);
+                (CacheType::Main, &self.getter_flights, lifetime)
             }
         };
-        let expires = ttl.map(|ttl| self.store.clock().now().after(ttl));
+        let is_over = |end| end <= self.store.clock().now();
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
-        if !(admitted && may_keep) || ttl == Some(Duration::ZERO) || self.store.capacity() == 0 {
-            return expires;
-        }
-        if !self.store.adopt(hash, key, view) {
-            return expires;
+        if !(admitted && may_keep)
+            || lifetime.expires.is_some_and(is_over)
+            || self.store.capacity() == 0
+            || !self.store.adopt(hash, key, view)
+        {
+            return lifetime;
         }
         let new = NewEntry {
             hash,
             key,
             data: view.allocation(),
             share,
-            expires,
+            expires: lifetime.expires,
+            begun: lifetime.begun,
             loaded_at: begun.generation,
             is_forgotten: &|| flights.forgets(hash.get()) != begun.forgets,
         };
         self.store.insert(new, evicted);
-        expires
+        lifetime
     }
 
     /// Calls the listener for entries that left the store, and then drops them. Continues to evict
@@ -148,7 +151,7 @@ impl Inner {
     }
 }
 
-fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+pub(super) fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

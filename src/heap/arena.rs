@@ -4,10 +4,14 @@
 
 use super::classes::{CLASSES, PAGE, class_of, rounded};
 use super::pages::{PAGES, PageMap};
-use super::raw::{FreeList, Mapping, SEGMENT, Vacant, system_page};
+use super::raw::{Mapping, SEGMENT, Vacant, system_page};
+use super::release::{Place, Release};
+use crate::sync::Arc;
 
 /// The segments of an arena, and the blocks in them.
 pub(super) struct Arena {
+    /// Where dropped blocks go.
+    release: Arc<Release<Mapping>>,
     /// By id. `None` where a segment was unmapped.
     segments: Vec<Option<Segment>>,
     /// The first slab with free blocks of each class, [`NONE`] if there is none.
@@ -82,8 +86,9 @@ const NO_SPAN: Span = Span {
 };
 
 impl Arena {
-    pub(super) fn new(max_spare: usize) -> Arena {
+    pub(super) fn new(max_spare: usize, release: Arc<Release<Mapping>>) -> Arena {
         Arena {
+            release,
             segments: Vec::new(),
             open: [NONE; CLASSES.len()],
             figures: Figures::default(),
@@ -93,12 +98,12 @@ impl Arena {
 
     /// A block of `size` bytes, header included. `None` if the system has no memory left.
     #[inline]
-    pub(super) fn allocate(&mut self, size: usize, list: &FreeList) -> Option<Vacant> {
+    pub(super) fn allocate(&mut self, size: usize) -> Option<Vacant> {
         let Some(class) = class_of(size) else {
-            return self.allocate_long(size, list);
+            return self.allocate_long(size);
         };
         let slab = match self.open[class] {
-            NONE => self.new_slab(class, list)?,
+            NONE => self.new_slab(class)?,
             slab => slab,
         };
         let size = CLASSES[class].size;
@@ -119,9 +124,9 @@ impl Arena {
     }
 
     /// A slab with all of its blocks free, first in the list of its class, which was empty.
-    fn new_slab(&mut self, class: usize, list: &FreeList) -> Option<u32> {
+    fn new_slab(&mut self, class: usize) -> Option<u32> {
         let pages = CLASSES[class].pages;
-        let slab = self.take_pages(pages, list)?;
+        let slab = self.take_pages(pages)?;
         let (segment, page) = self.place(slab)?;
         for span in &mut segment.spans[page..page + pages] {
             span.first = page as u16;
@@ -136,14 +141,14 @@ impl Arena {
         Some(slab)
     }
 
-    fn allocate_long(&mut self, size: usize, list: &FreeList) -> Option<Vacant> {
+    fn allocate_long(&mut self, size: usize) -> Option<Vacant> {
         let size = rounded(size);
         let pages = size / PAGE;
         let run = if pages < PAGES {
-            self.take_pages(pages, list)?
+            self.take_pages(pages)?
         } else {
             // The segment holds this block only.
-            let id = self.add_segment(size.checked_add(PAGE)?, list)?;
+            let id = self.add_segment(size.checked_add(PAGE)?)?;
             self.figures.used_pages += pages;
             self.figures.resident_pages += pages;
             id * PAGES as u32 + 1
@@ -161,11 +166,11 @@ impl Arena {
     }
 
     /// Uses a run of pages in the first segment that has one.
-    fn take_pages(&mut self, count: usize, list: &FreeList) -> Option<u32> {
+    fn take_pages(&mut self, count: usize) -> Option<u32> {
         let mut id = 0;
         let (first, resident) = loop {
             if id == self.segments.len() {
-                id = self.add_segment(SEGMENT, list)? as usize;
+                id = self.add_segment(SEGMENT)? as usize;
             }
             let pages = self.segments[id].as_mut().map(|segment| &mut segment.pages);
             let taken = pages.filter(|pages| pages.may_have(count));
@@ -180,14 +185,14 @@ impl Arena {
     }
 
     /// Maps a segment of at least `len` bytes. One that is longer than [`SEGMENT`] is for one block.
-    fn add_segment(&mut self, len: usize, list: &FreeList) -> Option<u32> {
+    fn add_segment(&mut self, len: usize) -> Option<u32> {
         let unused = self.segments.iter().position(Option::is_none);
         let id = unused.unwrap_or(self.segments.len());
         if id >= NONE as usize / PAGES {
             return None;
         }
         let mut segment = Segment {
-            mapping: Mapping::new(len, list, id as u32)?,
+            mapping: Mapping::new(len, &self.release, id as u32)?,
             pages: PageMap::new(system_page() / PAGE),
             spans: vec![NO_SPAN; if len > SEGMENT { 2 } else { PAGES }].into(),
         };
@@ -202,14 +207,30 @@ impl Arena {
         Some(id as u32)
     }
 
-    /// Frees a block. Segments that are not needed any more are added to `unmapped`, to be dropped
+    /// Frees up to `at_most` blocks that came out of the free list, from `next` on. Returns the first of
+    /// the others. Segments that are not needed any more are added to `unmapped`, to be dropped
     /// without the lock.
     #[inline]
-    pub(super) fn free(&mut self, (id, offset): (u32, usize), unmapped: &mut Vec<Mapping>) {
+    pub(super) fn free(
+        &mut self,
+        mut next: Option<Place>,
+        at_most: usize,
+        unmapped: &mut Vec<Mapping>,
+    ) -> Option<Place> {
+        for _ in 0..at_most {
+            next = self.free_block(next?, unmapped);
+        }
+        next
+    }
+
+    /// Frees one block. Returns the next one in the list.
+    fn free_block(&mut self, block: Place, unmapped: &mut Vec<Mapping>) -> Option<Place> {
+        let (id, offset) = (block.segment, block.offset as usize);
         let Some(segment) = self.segments.get_mut(id as usize).and_then(Option::as_mut) else {
             debug_assert!(false, "no segment {id}");
-            return;
+            return None;
         };
+        let listed = Place::from_bits(segment.mapping.link(offset));
         let first = usize::from(segment.spans[offset / PAGE].first);
         let span = &mut segment.spans[first];
         let slab = id * PAGES as u32 + first as u32;
@@ -217,7 +238,8 @@ impl Arena {
         if span.class == LONG {
             let pages = span.pages as usize;
             self.figures.bytes -= pages * PAGE;
-            return self.free_pages(slab, pages, unmapped);
+            self.free_pages(slab, pages, unmapped);
+            return listed;
         }
         let class = usize::from(span.class);
         let size = CLASSES[class].size;
@@ -239,6 +261,7 @@ impl Arena {
             self.open[class] = slab;
             self.set_prev(next, slab);
         }
+        listed
     }
 
     fn free_pages(&mut self, run: u32, count: usize, unmapped: &mut Vec<Mapping>) {
@@ -290,9 +313,10 @@ impl Arena {
         }
     }
 
-    /// All segments.
-    pub(super) fn into_segments(self) -> Vec<Mapping> {
-        let segments = self.segments.into_iter().flatten();
+    /// All segments, for the drop of the arena.
+    pub(super) fn take_segments(&mut self) -> Vec<Mapping> {
+        let segments = std::mem::take(&mut self.segments);
+        let segments = segments.into_iter().flatten();
         segments.map(|segment| segment.mapping).collect()
     }
 

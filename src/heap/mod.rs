@@ -3,7 +3,8 @@
 //! ```text
 //!   mod.rs      the heap of a store: several arenas, each with its lock
 //!   arena.rs    the blocks of an arena      classes.rs   their sizes
-//!   pages.rs    the pages of a segment      raw.rs       shared bytes, mapped memory; all `unsafe` code
+//!   pages.rs    the pages of a segment      release.rs   the way of dropped blocks back
+//!   bytes.rs    copies into blocks          raw.rs       shared bytes, mapped memory; all `unsafe` code
 //! ```
 //!
 //! malloc keeps an arena for each thread. A block is allocated by the thread that loads an entry, and
@@ -11,9 +12,13 @@
 //! times the memory of its entries (docs/memory.md).
 
 mod arena;
+mod bytes;
 pub(crate) mod classes;
+#[cfg(any(all(test, not(larder_loom)), larder_fuzz))]
+pub(crate) mod model;
 mod pages;
 mod raw;
+pub(crate) mod release;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
@@ -24,7 +29,8 @@ use crossbeam_utils::CachePadded;
 use crate::sync::{Arc, Mutex};
 use arena::Arena;
 use classes::PAGE;
-use raw::FreeList;
+use raw::Mapping;
+use release::Release;
 
 pub(crate) use raw::SharedBytes;
 
@@ -45,8 +51,8 @@ pub(crate) struct Heap {
 
 /// An arena that several threads use.
 struct SharedArena {
-    /// Blocks that were dropped since the last allocation. A drop takes no lock.
-    freed: FreeList,
+    /// Has the blocks that were dropped since the last allocation. A drop takes no lock.
+    release: Arc<Release<Mapping>>,
     state: Mutex<ArenaState>,
 }
 
@@ -85,11 +91,10 @@ impl Heap {
         let shared = self.arena(hash, size);
         let mut unmapped = Vec::new();
         let mut state = shared.state.lock();
-        for block in shared.freed.take() {
-            state.arena.free(block, &mut unmapped);
-        }
+        let freed = shared.release.freed.take();
+        state.arena.free(freed, usize::MAX, &mut unmapped);
         let resident = state.arena.figures.resident_pages;
-        let vacant = state.arena.allocate(size, &shared.freed);
+        let vacant = state.arena.allocate(size);
         let has_grown = state.arena.figures.resident_pages > resident;
         self.note_excess(&mut state);
         drop(state);
@@ -104,7 +109,7 @@ impl Heap {
     /// Whether the block is one that [`allocate`](Self::allocate) made for this hash.
     pub(crate) fn owns(&self, hash: u64, block: &SharedBytes) -> bool {
         let size = SharedBytes::HEADER + block.len();
-        block.is_of(&self.arena(hash, size).freed)
+        block.is_of(&self.arena(hash, size).release)
     }
 
     fn arena(&self, hash: u64, size: usize) -> &SharedArena {
@@ -151,14 +156,12 @@ impl Heap {
 
     /// Frees the dropped blocks of an arena. With `release`, the arena keeps no spare pages.
     fn collect(&self, shared: &SharedArena, release: bool) {
-        let mut freed = shared.freed.take().peekable();
+        let mut freed = shared.release.freed.take();
         let mut unmapped = Vec::new();
-        while freed.peek().is_some() {
+        while freed.is_some() {
             let mut state = shared.state.lock();
             // A limited number, because allocations wait for it.
-            for block in freed.by_ref().take(COLLECTED_AT_ONCE) {
-                state.arena.free(block, &mut unmapped);
-            }
+            freed = state.arena.free(freed, COLLECTED_AT_ONCE, &mut unmapped);
             self.note_excess(&mut state);
             drop(state);
             unmapped.clear();
@@ -169,7 +172,7 @@ impl Heap {
     }
 
     /// The resident bytes.
-    #[cfg(all(test, not(larder_loom)))]
+    #[cfg(any(all(test, not(larder_loom)), larder_fuzz))]
     pub(crate) fn resident(&self) -> usize {
         let pages =
             |shared: &CachePadded<SharedArena>| shared.state.lock().arena.figures.resident_pages;
@@ -179,10 +182,11 @@ impl Heap {
 
 impl SharedArena {
     fn new(max_spare: usize) -> SharedArena {
+        let release = Arc::<Release<Mapping>>::default();
         SharedArena {
-            freed: FreeList::new(),
+            release: release.clone(),
             state: Mutex::new(ArenaState {
-                arena: Arena::new(max_spare),
+                arena: Arena::new(max_spare, release),
                 excess: 0,
             }),
         }
@@ -193,13 +197,13 @@ impl SharedArena {
 impl Drop for SharedArena {
     fn drop(&mut self) {
         let mut unmapped = Vec::new();
-        let mut arena = std::mem::replace(&mut self.state.lock().arena, Arena::new(0));
-        for block in self.freed.close() {
-            arena.free(block, &mut unmapped);
-        }
+        let mut state = self.state.lock();
+        let arena = &mut state.arena;
+        arena.free(self.release.freed.close(), usize::MAX, &mut unmapped);
         arena.release(&mut unmapped);
-        let in_use = arena.figures.blocks;
-        self.freed.settle(in_use, arena.into_segments());
+        let (in_use, segments) = (arena.figures.blocks, arena.take_segments());
+        drop(state);
+        self.release.settle(in_use, segments);
     }
 }
 

@@ -10,25 +10,25 @@
 //!
 //! 1. A [`Vacant`] and a [`SharedBytes`] point to a block that belongs to nothing else. The arena makes
 //!    each place vacant once, and again only after the free list has returned it.
-//! 2. The header and the bytes are initialized before the first `SharedBytes` of a block exists. Later
-//!    only `fill` writes them, which holds the only reference.
+//! 2. Memory is zero when it comes from malloc or the system, so all bytes of a block are initialized,
+//!    if only with those of an earlier block. Later they are written only through the only reference.
 //! 3. The count is the number of `SharedBytes` of the block. The thread that takes it to 0 owns the
 //!    block. It frees it, or passes it to the free list, and does not access it afterwards.
-//! 4. A segment begins at a multiple of [`SEGMENT`] with a [`SegmentHead`], which never changes. A block
-//!    begins in the first `SEGMENT` bytes. So masking the address of a block finds the head.
-//! 5. A segment stays mapped, and its free list stays alive, while it has a block in use. While the
-//!    list is open, a block in the list counts as in use. Once it is closed, `orphans` counts them.
+//! 4. A segment begins at a multiple of [`SEGMENT`] with a [`SegmentHead`], which does not change until
+//!    it is unmapped. A block begins in the first `SEGMENT` bytes. So masking its address finds the head.
+//! 5. A segment stays mapped, and its list stays alive, while it has a block in use. While the list is
+//!    open, a block in the list counts as in use. Once it is closed, the list counts the blocks.
+//!
+//! `arena.rs` has to keep 1 and 5, which its tests compare with a naive model. `release.rs` is the list.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::cell::UnsafeCell;
-use std::fmt;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::slice;
-use std::sync::atomic::{AtomicU32, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use crate::sync::atomic::{AtomicIsize, AtomicPtr, Ordering};
+use super::release::{Place, Release};
+use crate::sync::Arc;
 
 /// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
 pub(super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
@@ -60,35 +60,19 @@ impl SharedBytes {
     /// The size of the header before the bytes, in bytes.
     pub(crate) const HEADER: usize = size_of::<BlockHead>();
 
-    /// `len` zero bytes on malloc, which [`fill`](Self::fill) can overwrite.
-    #[cfg(any(test, feature = "http"))]
+    /// `len` zero bytes on malloc.
     pub(crate) fn zeros(len: usize) -> SharedBytes {
-        // SAFETY: `bytes` is the start of `len` writable bytes.
-        Self::on_malloc(len, |bytes| unsafe { bytes.write_bytes(0, len) })
-    }
-
-    /// A copy of the parts on malloc, one after the other.
-    pub(crate) fn concat(parts: [&[u8]; 2]) -> SharedBytes {
-        Self::on_malloc(parts[0].len() + parts[1].len(), |bytes| copy(parts, bytes))
-    }
-
-    /// A new block of malloc. `init` initializes all of its bytes, from the given address on.
-    fn on_malloc(len: usize, init: impl FnOnce(*mut u8)) -> SharedBytes {
         let layout = Self::layout(len);
         // SAFETY: the layout is not empty. The prefix is as long and as aligned as the longest word.
         let block = unsafe {
-            let start = alloc(layout);
-            if start.is_null() {
+            let Some(start) = NonNull::new(alloc_zeroed(layout)) else {
                 handle_alloc_error(layout);
-            }
-            start.cast::<usize>().write(len);
-            NonNull::new_unchecked(start.add(PREFIX))
+            };
+            start.cast().write(len);
+            start.add(PREFIX)
         };
-        Vacant {
-            block,
-            size: len + Self::HEADER,
-        }
-        .init(len, init)
+        let size = Self::HEADER + len;
+        Vacant { block, size }.into_bytes(len)
     }
 
     fn layout(len: usize) -> Layout {
@@ -97,21 +81,17 @@ impl SharedBytes {
         layout.expect("the length of bytes in memory is below isize::MAX")
     }
 
-    /// Lets `fill` write the bytes; `None` if they are shared.
-    #[cfg(any(test, feature = "http"))]
-    pub(crate) fn fill<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        if self.head().refs.load(Ordering::Acquire) != 1 {
-            return None;
-        }
+    /// The bytes for writing; `None` if they are shared.
+    pub(crate) fn get_mut(&mut self) -> Option<&mut [u8]> {
+        let is_shared = self.head().refs.load(Ordering::Acquire) != 1;
         // SAFETY: this is the only reference, and it is borrowed exclusively (invariants 2 and 3).
-        let bytes = unsafe { slice::from_raw_parts_mut(self.bytes(), self.len()) };
-        Some(fill(bytes))
+        (!is_shared).then(|| unsafe { self.slice().as_mut() })
     }
 
-    /// Whether the block lies in a segment of this list's arena.
-    pub(super) fn is_of(&self, list: &FreeList) -> bool {
-        // SAFETY: the segment is mapped while the block is in use (invariants 4 and 5).
-        !self.is_on_malloc() && unsafe { segment_of(self.0).as_ref() }.list == list.0
+    /// Whether the block lies in a segment of this arena.
+    pub(super) fn is_of(&self, release: &Arc<Release<Mapping>>) -> bool {
+        // SAFETY: the block is in use (invariant 5).
+        !self.is_on_malloc() && unsafe { Arc::ptr_eq(&self.segment().as_ref().release, release) }
     }
 
     fn is_on_malloc(&self) -> bool {
@@ -125,9 +105,9 @@ impl SharedBytes {
     }
 
     #[inline]
-    fn bytes(&self) -> *mut u8 {
+    fn slice(&self) -> NonNull<[u8]> {
         // SAFETY: the bytes, which may be none, follow the header.
-        unsafe { self.0.add(1) }.cast().as_ptr()
+        NonNull::slice_from_raw_parts(unsafe { self.0.add(1) }.cast(), self.length())
     }
 
     #[inline]
@@ -140,8 +120,15 @@ impl SharedBytes {
 
     #[cold]
     fn long_length(&self) -> usize {
-        // SAFETY: only blocks of malloc are long, and `on_malloc` wrote the word in front of this one.
+        // SAFETY: only blocks of malloc are long, and `zeros` wrote the word in front of this one.
         unsafe { self.0.byte_sub(PREFIX).cast().read() }
+    }
+
+    /// The head of the segment of a block of a heap (invariant 4).
+    fn segment(&self) -> NonNull<SegmentHead> {
+        let head = self.0.as_ptr().map_addr(|address| address & !(SEGMENT - 1));
+        // SAFETY: no segment begins at address 0.
+        unsafe { NonNull::new_unchecked(head.cast()) }
     }
 
     /// Frees the block after its last reference is gone.
@@ -149,11 +136,21 @@ impl SharedBytes {
     fn free(&mut self) {
         if self.is_on_malloc() {
             let layout = Self::layout(self.length());
-            // SAFETY: `on_malloc` allocated it with this layout, and it is not accessed again.
-            unsafe { dealloc(self.0.byte_sub(PREFIX).cast().as_ptr(), layout) }
-        } else {
-            // SAFETY: the segment is mapped until the block is in the list (invariants 4 and 5).
-            unsafe { push(segment_of(self.0).as_ref().list, self.0) }
+            // SAFETY: `zeros` allocated it with this layout, and it is not accessed again.
+            return unsafe { dealloc(self.0.byte_sub(PREFIX).cast().as_ptr(), layout) };
+        }
+        // SAFETY: the segment is mapped until the block is in the list (invariant 5).
+        let segment = unsafe { self.segment().as_ref() };
+        let place = Place {
+            segment: segment.id,
+            offset: (self.0.addr().get() % SEGMENT) as u32,
+        };
+        // SAFETY: the thread owns the block (invariant 3), whose header is as long as the link.
+        let link = |next| unsafe { self.0.cast::<u64>().write(next) };
+        if segment.release.freed.push(place, link) {
+            // It was the last block of a dropped arena, so no other thread unmaps the segment.
+            let release = segment.release.clone();
+            drop(release.take_orphaned());
         }
     }
 }
@@ -163,8 +160,8 @@ impl Deref for SharedBytes {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: the bytes are initialized, and do not change while they are borrowed (invariant 2).
-        unsafe { slice::from_raw_parts(self.bytes(), self.length()) }
+        // SAFETY: the bytes do not change while they are borrowed (invariant 2).
+        unsafe { self.slice().as_ref() }
     }
 }
 
@@ -190,25 +187,7 @@ impl Drop for SharedBytes {
     }
 }
 
-impl AsRef<[u8]> for SharedBytes {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
-impl From<&[u8]> for SharedBytes {
-    fn from(bytes: &[u8]) -> SharedBytes {
-        SharedBytes::concat([bytes, &[]])
-    }
-}
-
-impl fmt::Debug for SharedBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-/// A block in use whose header and bytes are not initialized yet. One that is dropped is never freed.
+/// A block in use without a header yet. One that is dropped is never freed.
 #[must_use]
 pub(super) struct Vacant {
     block: NonNull<u8>,
@@ -219,14 +198,9 @@ pub(super) struct Vacant {
 unsafe impl Send for Vacant {}
 
 impl Vacant {
-    /// Copies the parts into the block, one after the other.
-    pub(super) fn fill(self, parts: [&[u8]; 2]) -> SharedBytes {
-        self.init(parts[0].len() + parts[1].len(), |bytes| copy(parts, bytes))
-    }
-
-    /// Makes the block one of `len` bytes. `init` initializes them, from the given address on.
+    /// Makes the block one of `len` bytes, whose values are not specified.
     #[inline]
-    fn init(self, len: usize, init: impl FnOnce(*mut u8)) -> SharedBytes {
+    pub(super) fn into_bytes(self, len: usize) -> SharedBytes {
         assert!(
             len <= self.size - SharedBytes::HEADER,
             "the block is too short"
@@ -236,36 +210,16 @@ impl Vacant {
             len: u32::try_from(len).unwrap_or(LONG),
         };
         let bytes = SharedBytes(self.block.cast());
-        // SAFETY: the block is writable, aligned, and long enough, and belongs to this function alone
-        // (invariant 1).
+        // SAFETY: the block is mapped, aligned, and belongs to this function alone (invariant 1).
         unsafe { bytes.0.write(head) };
-        init(bytes.bytes());
         bytes
     }
 }
 
-/// Copies the parts to `to`, one after the other. The room at `to` is long enough and unshared.
-fn copy(parts: [&[u8]; 2], to: *mut u8) {
-    // SAFETY: the callers have checked the length, and no slice points into a new block.
-    unsafe {
-        to.copy_from_nonoverlapping(parts[0].as_ptr(), parts[0].len());
-        let to = to.add(parts[0].len());
-        to.copy_from_nonoverlapping(parts[1].as_ptr(), parts[1].len());
-    }
-}
-
 /// The beginning of a segment.
-#[repr(C)]
 struct SegmentHead {
-    list: NonNull<ListState>,
+    release: Arc<Release<Mapping>>,
     id: u32,
-}
-
-/// The head of the segment of a block.
-fn segment_of(block: NonNull<BlockHead>) -> NonNull<SegmentHead> {
-    let head = block.as_ptr().map_addr(|address| address & !(SEGMENT - 1));
-    // SAFETY: no segment begins at address 0.
-    unsafe { NonNull::new_unchecked(head.cast()) }
 }
 
 /// A mapped segment. The drop unmaps it.
@@ -278,163 +232,49 @@ pub(super) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Maps at least `len` bytes. Blocks of this segment are freed to `list`, with this id. `None` if
-    /// the system has no memory or no addresses left.
-    pub(super) fn new(len: usize, list: &FreeList, id: u32) -> Option<Mapping> {
+    /// Maps at least `len` bytes. Blocks of this segment are released there, with this id. `None` if the
+    /// system has no memory or no addresses left.
+    pub(super) fn new(len: usize, release: &Arc<Release<Mapping>>, id: u32) -> Option<Mapping> {
         let len = len.checked_next_multiple_of(SEGMENT)?;
-        let mapping = Mapping {
-            start: system::map(len)?,
-            len,
-        };
-        let head = SegmentHead { list: list.0, id };
+        let start = system::map(len)?;
+        let release = release.clone();
         // SAFETY: the mapping is new and writable, and its start is aligned to SEGMENT.
-        unsafe { mapping.start.cast().write(head) };
-        Some(mapping)
+        unsafe { start.cast().write(SegmentHead { release, id }) };
+        Some(Mapping { start, len })
+    }
+
+    /// The address of this range, which begins behind the segment's head.
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(offset >= size_of::<SegmentHead>() && offset < SEGMENT && len <= self.len - offset);
+        // SAFETY: the offset is within the mapping.
+        unsafe { self.start.add(offset) }
     }
 
     /// The block of `size` bytes at this offset. It must not be in use (invariant 1).
     pub(super) fn vacant(&self, offset: usize, size: usize) -> Vacant {
-        assert!(offset >= size_of::<SegmentHead>() && offset < SEGMENT);
-        assert!(
-            offset % (2 * PREFIX) == 0 && size >= SharedBytes::HEADER && size <= self.len - offset
-        );
-        // SAFETY: the offset is within the mapping.
-        let block = unsafe { self.start.add(offset) };
+        assert!(offset % (2 * PREFIX) == 0 && size >= SharedBytes::HEADER);
+        let block = self.at(offset, size);
         Vacant { block, size }
     }
 
-    /// Returns the pages of this range to the system. No block in use may lie in it. The range
-    /// consists of whole pages, and does not include the segment's head.
+    /// The link of the block at this offset, which came out of the free list and is not freed yet.
+    pub(super) fn link(&self, offset: usize) -> u64 {
+        // SAFETY: `push` wrote it, and the list's `Acquire` is before this read (invariant 5).
+        unsafe { self.at(offset, SharedBytes::HEADER).cast().read() }
+    }
+
+    /// Returns the pages of this range to the system. No block in use may lie in it, and it consists
+    /// of whole pages.
     pub(super) fn decommit(&self, offset: usize, len: usize) {
-        assert!(
-            offset >= size_of::<SegmentHead>() && offset < self.len && len <= self.len - offset
-        );
-        // SAFETY: the range is within the mapping.
-        system::decommit(unsafe { self.start.add(offset) }, len);
+        system::decommit(self.at(offset, len), len);
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // SAFETY: `new` wrote the head, and no block is in use (invariant 5).
+        unsafe { ptr::drop_in_place(self.start.cast::<SegmentHead>().as_ptr()) };
         system::unmap(self.start, self.len);
-    }
-}
-
-/// The blocks that are to be freed in an arena: a stack that any thread can push to.
-///
-/// A push is the last access of a thread to the arena. So the arena can be dropped while other
-/// threads hold blocks of it: the drop closes the list, and from then on the blocks are counted
-/// instead of pushed. The last one unmaps the segments.
-pub(super) struct FreeList(NonNull<ListState>);
-
-struct ListState {
-    /// The block that was pushed last. Its header is replaced by the pointer to the next one.
-    head: AtomicPtr<BlockHead>,
-    /// The blocks in use after the list was closed. Until then it is 0 minus those dropped since.
-    orphans: AtomicIsize,
-    /// The segments of the orphans. Written before their number is added to `orphans`.
-    segments: UnsafeCell<Vec<Mapping>>,
-}
-
-/// The head of a closed list.
-const CLOSED: *mut BlockHead = ptr::without_provenance_mut(1);
-
-// SAFETY: threads share the state through its atomics.
-unsafe impl Send for FreeList {}
-// SAFETY: as above.
-unsafe impl Sync for FreeList {}
-
-impl FreeList {
-    pub(super) fn new() -> FreeList {
-        let state = Box::new(ListState {
-            head: AtomicPtr::new(ptr::null_mut()),
-            orphans: AtomicIsize::new(0),
-            segments: UnsafeCell::default(),
-        });
-        FreeList(NonNull::from(Box::leak(state)))
-    }
-
-    fn state(&self) -> &ListState {
-        // SAFETY: it is alive until `close` (invariant 5).
-        unsafe { self.0.as_ref() }
-    }
-
-    /// Takes all blocks out of the list. Each is given by the id of its segment and its offset in it.
-    #[inline]
-    pub(super) fn take(&self) -> Freed {
-        let head = &self.state().head;
-        // Most often the list is empty, and reading does not take the cache line from other cores.
-        if head.load(Ordering::Relaxed).is_null() {
-            return Freed(ptr::null_mut());
-        }
-        Freed(head.swap(ptr::null_mut(), Ordering::Acquire))
-    }
-
-    /// Takes the last blocks out of the list, and closes it. Then [`settle`](Self::settle) follows.
-    pub(super) fn close(&self) -> Freed {
-        Freed(self.state().head.swap(CLOSED, Ordering::AcqRel))
-    }
-
-    /// Keeps the segments until `in_use` blocks are dropped, those after `close` included.
-    pub(super) fn settle(&self, in_use: usize, segments: Vec<Mapping>) {
-        // SAFETY: other threads access the field only after the addition below.
-        unsafe { *self.state().segments.get() = segments };
-        let in_use = in_use as isize;
-        if self.state().orphans.fetch_add(in_use, Ordering::AcqRel) + in_use == 0 {
-            // SAFETY: no block is in use, and the owner of the list calls nothing after this.
-            unsafe { drop(Box::from_raw(self.0.as_ptr())) }
-        }
-    }
-}
-
-/// Adds a block to the list, or counts it if the list is closed.
-///
-/// # Safety
-///
-/// The thread owns the block (invariant 3), which lies in a segment of this list.
-unsafe fn push(list: NonNull<ListState>, block: NonNull<BlockHead>) {
-    // SAFETY: the list is alive until the block is in it, or counted (invariant 5).
-    let state = unsafe { list.as_ref() };
-    let mut head = state.head.load(Ordering::Relaxed);
-    while head != CLOSED {
-        // SAFETY: the thread owns the block, whose header is as long and as aligned as a pointer.
-        unsafe { block.cast().write(head) };
-        let swapped = state.head.compare_exchange_weak(
-            head,
-            block.as_ptr(),
-            Ordering::Release,
-            Ordering::Relaxed,
-        );
-        match swapped {
-            Ok(_) => return,
-            Err(other) => head = other,
-        }
-    }
-    if state.orphans.fetch_sub(1, Ordering::AcqRel) == 1 {
-        // SAFETY: it was the last block, and the list is settled, because the number was positive.
-        unsafe { drop(Box::from_raw(list.as_ptr())) }
-    }
-}
-
-/// Blocks that left the list. They must be freed.
-#[must_use]
-pub(super) struct Freed(*mut BlockHead);
-
-// SAFETY: it owns its blocks.
-unsafe impl Send for Freed {}
-
-impl Iterator for Freed {
-    type Item = (u32, usize);
-
-    fn next(&mut self) -> Option<(u32, usize)> {
-        let block = NonNull::new(self.0)?;
-        // SAFETY: `push` wrote the next pointer, and the `Acquire` in `take` or `close` reads it. The
-        // block counts as in use until the caller has freed it, so its segment is mapped.
-        unsafe {
-            self.0 = block.cast().read();
-            let head = segment_of(block);
-            Some((head.as_ref().id, block.addr().get() - head.addr().get()))
-        }
     }
 }
 
@@ -491,7 +331,7 @@ mod system {
 /// Memory of std's allocator, where pages cannot be returned one by one.
 #[cfg(not(all(unix, not(miri))))]
 mod system {
-    use super::{Layout, NonNull, SEGMENT, alloc, dealloc};
+    use super::{Layout, NonNull, SEGMENT, alloc_zeroed, dealloc};
 
     pub(in super::super) fn page() -> usize {
         4096
@@ -500,7 +340,7 @@ mod system {
     pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
         let layout = Layout::from_size_align(len, SEGMENT).ok()?;
         // SAFETY: the layout is not empty.
-        NonNull::new(unsafe { alloc(layout) })
+        NonNull::new(unsafe { alloc_zeroed(layout) })
     }
 
     pub(super) fn unmap(start: NonNull<u8>, len: usize) {

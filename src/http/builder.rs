@@ -7,13 +7,15 @@ use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::Result;
 use crate::group::registry::Registry;
-use crate::http::client::picker::{Picker, TransportHook};
+use crate::http::client::picker::{OwnIdentity, Picker, TransportHook};
+use crate::http::client::placement::Placement;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, HttpClient};
 use crate::http::pool::{HttpPool, PoolInner};
 use crate::http::server::endpoint::{ContextHook, Endpoint};
 use crate::http::server::handler::Request;
+use crate::rendezvous::Rendezvous;
 use crate::sync::Arc;
 
 impl HttpPool {
@@ -35,7 +37,8 @@ impl HttpPool {
     pub fn builder(self_url: &str) -> HttpPoolBuilder {
         HttpPoolBuilder {
             self_url: self_url.to_owned(),
-            preset: Preset::default(),
+            id: None,
+            preset: None,
             replicas: None,
             failover: None,
             hash: None,
@@ -55,7 +58,8 @@ impl HttpPool {
 #[must_use]
 pub struct HttpPoolBuilder {
     self_url: String,
-    preset: Preset,
+    id: Option<String>,
+    preset: Option<Preset>,
     replicas: Option<usize>,
     failover: Option<bool>,
     hash: Option<Box<HashFn>>,
@@ -75,26 +79,36 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// How keys are distributed among the peers; [`Preset::Larder`] by default. For a cluster shared
-    /// with Go programs, use their preset.
-    ///
-    /// Under [`Preset::Golang`], a raw `+` in the path of a request is read as a space, because
-    /// golang/groupcache sends `+` for a space.
-    pub fn preset(mut self, preset: Preset) -> Self {
-        self.preset = preset;
+    /// The id of this process in the list of peers. By default this process recognises itself by its
+    /// URL. Set it where peers have [ids](crate::Peer::id) of their own, so that a list with another
+    /// address of this process is understood.
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
         self
     }
 
-    /// The number of points of each peer on the ring, 1 to 65,536; by default that of the
-    /// [preset](Preset::replicas), or 50 with a [`hash_fn`](Self::hash_fn), as in Go.
+    /// Assigns keys to peers by the ring of a preset. By default they are assigned by weighted
+    /// [rendezvous hashing](crate::rendezvous), which is better balanced and takes less memory. For a
+    /// cluster shared with Go programs, use their preset.
+    ///
+    /// On a ring, all peers have weight 1. Under [`Preset::Golang`], a raw `+` in the path of a request is read as a space, because
+    /// golang/groupcache sends `+` for a space.
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = Some(preset);
+        self
+    }
+
+    /// Assigns keys by a ring with this number of points for each peer, 1 to 65,536. By default the
+    /// number is that of the [preset](Preset::replicas), or 50 with a [`hash_fn`](Self::hash_fn), as in
+    /// Go.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = Some(replicas);
         self
     }
 
-    /// Whether the next peer on the ring is asked for a key whose owner does not answer, before the
-    /// key is loaded here. The default is true under [`Preset::Larder`], so that the processes do
-    /// not all load the key, and false under the other presets.
+    /// Whether the next peer is asked for a key whose owner does not answer, before the key is loaded
+    /// here. The default is true, so that the processes do not all load the key, and false under the
+    /// presets of Go programs.
     ///
     /// A Go peer that does not own a key forwards the request to the owner. So a Go peer that is
     /// asked in the owner's place asks the owner once more, and waits without a limit. Set this to
@@ -104,7 +118,7 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Hashes points and keys in place of the preset's hash; see [`Map::new`]. In a cluster shared
+    /// Assigns keys by a ring whose points and keys are hashed by this function; see [`Map::new`]. In a cluster shared
     /// with Go programs, set their [`preset`](Self::preset) too, because it has other effects as
     /// well.
     pub fn hash_fn(mut self, hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
@@ -240,11 +254,15 @@ impl HttpPoolBuilder {
     pub fn build(self) -> Result<HttpPool> {
         let own = PeerUrl::parse(&self.self_url)?;
         self.config.check()?;
-        let shared_with_go = self.preset != Preset::Larder;
+        let go = self.preset.filter(|&preset| preset != Preset::Larder);
+        let shared_with_go = go.is_some();
         let config = Arc::new(self.config);
         let picker = Arc::new(Picker::new(
-            own.canonical(),
-            empty_ring(self.preset, self.replicas, self.hash)?,
+            OwnIdentity {
+                id: self.id,
+                addr: own.canonical(),
+            },
+            empty_placement(self.preset, self.replicas, self.hash)?,
             self.failover.unwrap_or(!shared_with_go),
             self.transport,
             config.clone(),
@@ -253,7 +271,8 @@ impl HttpPoolBuilder {
         let registration = registry.lend_peer_picker(picker.clone())?;
         let endpoint = Endpoint {
             registry,
-            plus_is_space: self.preset == Preset::Golang,
+            peers: picker.clone(),
+            plus_is_space: go == Some(Preset::Golang),
             context: self.context,
             config,
         };
@@ -277,10 +296,15 @@ impl fmt::Debug for HttpPoolBuilder {
     }
 }
 
-fn empty_ring(preset: Preset, replicas: Option<usize>, hash: Option<Box<HashFn>>) -> Result<Map> {
-    match (hash, replicas) {
-        (Some(hash), replicas) => Map::new(replicas.unwrap_or(Preset::Golang.replicas()), hash),
-        (None, Some(replicas)) => Map::with_replicas(preset, replicas),
-        (None, None) => Ok(Map::preset(preset)),
-    }
+fn empty_placement(
+    preset: Option<Preset>,
+    replicas: Option<usize>,
+    hash: Option<Box<HashFn>>,
+) -> Result<Placement> {
+    Ok(Placement::Ring(match (hash, replicas, preset) {
+        (None, None, None) => return Ok(Placement::Rendezvous(Rendezvous::new())),
+        (Some(hash), replicas, _) => Map::new(replicas.unwrap_or(Preset::Golang.replicas()), hash)?,
+        (None, Some(replicas), preset) => Map::with_replicas(preset.unwrap_or_default(), replicas)?,
+        (None, None, Some(preset)) => Map::preset(preset),
+    }))
 }

@@ -103,7 +103,8 @@ pub(crate) trait KnownPeers: Send + Sync {
 
 /// Which HTTP client asks the peers.
 ///
-/// Each accepts the responses of any HTTP/1.1 server, with the same limits and the same errors.
+/// `Ureq` and `Direct` accept the responses of any HTTP/1.1 server, with the same limits and the same
+/// errors. So does `Auto` with the feature `ureq`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HttpClient {
@@ -114,9 +115,15 @@ pub enum HttpClient {
     /// larder`, and no `Via` of a proxy). From then on, this crate's own client sends them. ureq
     /// takes over again if a response comes from another server or is not valid HTTP/1.1. Each
     /// client has connections of its own.
+    ///
+    /// Without the feature `ureq`, this crate's own client sends all requests, and only larder's
+    /// server may respond. A response of another server, or through a proxy that sends `Via`, is an
+    /// error of the peer ([`ErrorKind::Peer`]). Its source is an [`std::io::Error`] of kind
+    /// `Unsupported` that names the feature.
     #[default]
     Auto,
-    /// ureq for everything.
+    /// ureq for everything. Needs the feature `ureq`.
+    #[cfg(feature = "ureq")]
     Ureq,
     /// This crate's own client for everything. It has the parts of HTTP/1.1 that peers use: no
     /// redirects, proxies or TLS.

@@ -9,13 +9,15 @@ use crate::error::{Error, ErrorKind};
 use crate::http::client::picker::Picker;
 use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
+use crate::peer::Peer;
 use crate::peers::{PeerPicker, PeerSet, PickerGuard, ProtoGetter};
 use crate::sync::Arc;
 
 /// The peers that share a cache with this process, reached over HTTP.
 ///
 /// A pool picks the peer that owns a key. Peers are set as a list of URLs. Every process of the
-/// cluster must write a URL in the same way, because the ring hashes its text as it is.
+/// cluster must write a URL in the same way, because keys are assigned to its text, unless the peer has
+/// an [id](Peer::id).
 ///
 /// Peers reach this process at the address where [`serve`](Self::serve) listens.
 ///
@@ -79,13 +81,14 @@ impl From<PoolInner> for HttpPool {
 }
 
 impl HttpPool {
-    /// Replaces the list of peers. It should contain this process too: otherwise this process owns
-    /// no keys and asks peers for all of them.
+    /// Replaces the list of peers: URLs, or [`Peer`]s that have an id, a weight or a zone besides. It
+    /// should contain this process too: otherwise this process owns no keys and asks peers for all of
+    /// them.
     ///
     /// A URL is `http://host:port`, with a path if the peer is mounted below one. The port is 80 by
     /// default. The host is a name or an address, IPv6 in brackets. This process recognises its own
     /// URL even if it is written differently in the list (case of the host, port 80, slash at the
-    /// end).
+    /// end), and its own [id](crate::http::HttpPoolBuilder::id).
     ///
     /// This call opens no connection and does not wait for name look-ups. Names are looked up in
     /// the background. If a name is not found, only the requests to that peer fail. A peer whose
@@ -102,9 +105,9 @@ impl HttpPool {
     pub fn set<I>(&self, peers: I) -> Result<()>
     where
         I: IntoIterator,
-        I::Item: AsRef<str>,
+        I::Item: Into<Peer>,
     {
-        self.inner.picker.set(peers)
+        self.inner.picker.set(peers.into_iter().map(Into::into))
     }
 
     /// Listens on `addr` and answers peers there, with the default limits of [`ServerBuilder`].
@@ -176,12 +179,13 @@ impl HttpPool {
 
     /// The URLs of the peers, as they were last set.
     pub fn peers(&self) -> Vec<String> {
-        self.inner.picker.urls()
+        let peers = self.inner.picker.list().into_iter();
+        peers.map(|peer| peer.url).collect()
     }
 
     /// The URL of the owner of `key`, a peer or this process; `None` without peers.
     pub fn owner(&self, key: &str) -> Option<String> {
-        self.inner.picker.owner(key)
+        self.inner.picker.owner(key).map(|peer| peer.url)
     }
 }
 
@@ -193,11 +197,15 @@ impl PeerPicker for HttpPool {
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         self.inner.picker.pick_replica(key, attempt)
     }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        self.inner.picker.all_peers()
+    }
 }
 
 impl PeerSet for HttpPool {
-    fn set_peers(&self, urls: &[String]) -> Result<()> {
-        self.set(urls)
+    fn set_peers(&self, peers: &[Peer]) -> Result<()> {
+        self.set(peers)
     }
 }
 

@@ -191,7 +191,7 @@ fn load_never_survives_removal() {
 
 #[test]
 fn load_never_survives_clear() {
-    removed_is_removed(no_peers, get, Group::clear);
+    removed_is_removed(no_peers, get, Group::clear_local);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn older_load_never_replaces_newer_after_removal() {
 
 #[test]
 fn older_load_never_replaces_newer_after_clear() {
-    older_load_never_replaces_newer(no_peers, Group::clear);
+    older_load_never_replaces_newer(no_peers, Group::clear_local);
 }
 
 #[test]

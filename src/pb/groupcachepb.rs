@@ -48,6 +48,7 @@ pub struct GetResponse<'a> {
     pub expire: Option<i64>,
     pub ttl_nanos: Option<u64>,
     pub key_hash: Option<u64>,
+    pub age_ms: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for GetResponse<'a> {
@@ -60,6 +61,7 @@ impl<'a> MessageRead<'a> for GetResponse<'a> {
                 Ok(24) => msg.expire = Some(r.read_int64(bytes)?),
                 Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
                 Ok(809) => msg.key_hash = Some(r.read_fixed64(bytes)?),
+                Ok(816) => msg.age_ms = Some(r.read_uint64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -76,6 +78,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
         + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.key_hash.as_ref().map_or(0, |_| 2 + 8)
+        + self.age_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -84,6 +87,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         if let Some(ref s) = self.expire { w.write_with_tag(24, |w| w.write_int64(*s))?; }
         if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.key_hash { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
+        if let Some(ref s) = self.age_ms { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         Ok(())
     }
 }
@@ -134,6 +138,7 @@ pub struct GetManyResponse<'a> {
     pub keyed_values: Vec<Cow<'a, [u8]>>,
     pub found: Option<Cow<'a, [u8]>>,
     pub ttl_nanos: Vec<u64>,
+    pub age_ms: Vec<u64>,
     pub errors: Vec<Cow<'a, [u8]>>,
 }
 
@@ -145,6 +150,7 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
                 Ok(826) => msg.keyed_values.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
+                Ok(832) => msg.age_ms.push(r.read_uint64(bytes)?),
                 Ok(842) => msg.errors.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
@@ -160,6 +166,7 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         + self.keyed_values.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
         + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
+        + self.age_ms.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
         + self.errors.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
     }
 
@@ -167,7 +174,176 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         for s in &self.keyed_values { w.write_with_tag(826, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
+        for s in &self.age_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
         for s in &self.errors { w.write_with_tag(842, |w| w.write_bytes(&**s))?; }
+        Ok(())
+    }
+}
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct SetRequest<'a> {
+    pub group: Cow<'a, str>,
+    pub key: Cow<'a, str>,
+    pub value: Option<Cow<'a, [u8]>>,
+    pub expire: Option<i64>,
+    pub ttl_nanos: Option<u64>,
+    pub removal_id: Option<u32>,
+}
+
+impl<'a> MessageRead<'a> for SetRequest<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(18) => msg.key = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(26) => msg.value = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(32) => msg.expire = Some(r.read_int64(bytes)?),
+                Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
+                Ok(813) => msg.removal_id = Some(r.read_fixed32(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for SetRequest<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + 1 + sizeof_len((&self.group).len())
+        + 1 + sizeof_len((&self.key).len())
+        + self.value.as_ref().map_or(0, |m| 1 + sizeof_len((m).len()))
+        + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
+        + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.removal_id.as_ref().map_or(0, |_| 2 + 4)
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
+        w.write_with_tag(18, |w| w.write_string(&**&self.key))?;
+        if let Some(ref s) = self.value { w.write_with_tag(26, |w| w.write_bytes(&**s))?; }
+        if let Some(ref s) = self.expire { w.write_with_tag(32, |w| w.write_int64(*s))?; }
+        if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.removal_id { w.write_with_tag(813, |w| w.write_fixed32(*s))?; }
+        Ok(())
+    }
+}
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct RemoveKeysRequest<'a> {
+    pub group: Cow<'a, str>,
+    pub keys: Vec<Cow<'a, str>>,
+    pub removal_id: Option<u32>,
+}
+
+impl<'a> MessageRead<'a> for RemoveKeysRequest<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(18) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
+                Ok(805) => msg.removal_id = Some(r.read_fixed32(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for RemoveKeysRequest<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + 1 + sizeof_len((&self.group).len())
+        + self.keys.iter().map(|s| 1 + sizeof_len((s).len())).sum::<usize>()
+        + self.removal_id.as_ref().map_or(0, |_| 2 + 4)
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
+        for s in &self.keys { w.write_with_tag(18, |w| w.write_string(&**s))?; }
+        if let Some(ref s) = self.removal_id { w.write_with_tag(805, |w| w.write_fixed32(*s))?; }
+        Ok(())
+    }
+}
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct ClearRequest<'a> {
+    pub group: Cow<'a, str>,
+    pub removal_id: Option<u32>,
+}
+
+impl<'a> MessageRead<'a> for ClearRequest<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(805) => msg.removal_id = Some(r.read_fixed32(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for ClearRequest<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + 1 + sizeof_len((&self.group).len())
+        + self.removal_id.as_ref().map_or(0, |_| 2 + 4)
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
+        if let Some(ref s) = self.removal_id { w.write_with_tag(805, |w| w.write_fixed32(*s))?; }
+        Ok(())
+    }
+}
+
+#[allow(clippy::derive_partial_eq_without_eq)]
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct RemovalTable<'a> {
+    pub group: Cow<'a, str>,
+    pub clocks: Option<Cow<'a, [u8]>>,
+    pub digest: Option<u64>,
+}
+
+impl<'a> MessageRead<'a> for RemovalTable<'a> {
+    fn from_reader(r: &mut BytesReader, bytes: &'a [u8]) -> Result<Self> {
+        let mut msg = Self::default();
+        while !r.is_eof() {
+            match r.next_tag(bytes) {
+                Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
+                Ok(802) => msg.clocks = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(809) => msg.digest = Some(r.read_fixed64(bytes)?),
+                Ok(t) => { r.read_unknown(bytes, t)?; }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(msg)
+    }
+}
+
+impl<'a> MessageWrite for RemovalTable<'a> {
+    fn get_size(&self) -> usize {
+        0
+        + 1 + sizeof_len((&self.group).len())
+        + self.clocks.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
+        + self.digest.as_ref().map_or(0, |_| 2 + 8)
+    }
+
+    fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
+        w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
+        if let Some(ref s) = self.clocks { w.write_with_tag(802, |w| w.write_bytes(&**s))?; }
+        if let Some(ref s) = self.digest { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }

@@ -10,4 +10,7 @@
 #[rustfmt::skip]
 mod groupcachepb;
 
-pub use groupcachepb::{GetManyRequest, GetManyResponse, GetRequest, GetResponse};
+pub use groupcachepb::{
+    ClearRequest, GetManyRequest, GetManyResponse, GetRequest, GetResponse, RemovalTable,
+    RemoveKeysRequest, SetRequest,
+};

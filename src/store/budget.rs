@@ -39,10 +39,24 @@ pub(super) struct Budget {
 struct Usage {
     bytes: AtomicU64,
     hot_bytes: AtomicU64,
+    /// Each shard adds its [`Progress`] now and then.
     entries: AtomicU32,
-    /// Counts misses, which are the time of the eviction policy.
-    clock: AtomicU32,
+    misses: AtomicU32,
 }
+
+/// The progress of one shard that is not in the sums of all shards yet.
+///
+/// The policy needs the number of misses, which is its time, and that of all entries. Neither has to be
+/// exact, so a shard adds to the sums only once in many misses. Its own misses count for it at once.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    misses: u32,
+    /// The shard's entries that are in the sum.
+    known_entries: u32,
+}
+
+/// A shard adds its progress to the sums once in this part of as many misses as there are entries.
+const ADDED_PART: u64 = 1024;
 
 impl Budget {
     /// `hot_fraction` is 0 to 1.
@@ -112,9 +126,19 @@ impl Budget {
         self.is_sharded
     }
 
-    /// The time of the eviction policy.
-    pub(super) fn now(&self) -> u32 {
-        self.usage.clock.load(Ordering::Relaxed)
+    /// Adds the progress of a shard that has so many entries to the sums.
+    pub(super) fn add(&self, progress: &mut Progress, entries: usize) {
+        let (misses, known) = (progress.misses, progress.known_entries);
+        let (entries, order) = (entries as u32, Ordering::Relaxed);
+        self.usage.misses.fetch_add(misses, order);
+        if entries != known {
+            let added = entries.wrapping_sub(known);
+            self.usage.entries.fetch_add(added, order);
+        }
+        *progress = Progress {
+            misses: 0,
+            known_entries: entries,
+        };
     }
 
     pub(super) fn level(&self, share: CacheType) -> u64 {
@@ -141,7 +165,6 @@ impl Budget {
             budget: self,
             bytes: 0,
             hot_bytes: 0,
-            entries: 0,
         }
     }
 }
@@ -159,50 +182,48 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Ledger<'a> {
     pub(super) budget: &'a Budget,
-    /// The changes so far, modulo 2^64 and 2^32, so that they can be negative.
+    /// The changes so far, modulo 2^64, so that they can be negative.
     bytes: u64,
     hot_bytes: u64,
-    entries: u32,
 }
 
 impl Ledger<'_> {
     /// Adds an entry of this weight.
     pub(super) fn take(&mut self, share: CacheType, bytes: u64) {
         self.bytes = self.bytes.wrapping_add(bytes);
-        self.entries = self.entries.wrapping_add(1);
         if share == CacheType::Hot {
             self.hot_bytes = self.hot_bytes.wrapping_add(bytes);
         }
     }
 
-    /// Subtracts an entry of this weight.
-    pub(super) fn release(&mut self, share: CacheType, bytes: u64) {
-        self.release_all(share, bytes, 1);
-    }
-
     /// Subtracts entries of this weight together.
-    pub(super) fn release_all(&mut self, share: CacheType, bytes: u64, entries: u32) {
+    pub(super) fn release(&mut self, share: CacheType, bytes: u64) {
         self.bytes = self.bytes.wrapping_sub(bytes);
-        self.entries = self.entries.wrapping_sub(entries);
         if share == CacheType::Hot {
             self.hot_bytes = self.hot_bytes.wrapping_sub(bytes);
         }
     }
 
-    /// Counts a miss, and returns the state of the store.
-    pub(super) fn miss(&self) -> Moment {
-        self.budget.usage.clock.fetch_add(1, Ordering::Relaxed);
-        self.moment()
+    /// Counts a miss of a shard that has so many entries, and returns the state of the store.
+    pub(super) fn miss(&self, progress: &mut Progress, entries: usize) -> Moment {
+        progress.misses += 1;
+        let moment = self.moment(progress, entries);
+        if u64::from(progress.misses) * ADDED_PART > u64::from(moment.entries) {
+            self.budget.add(progress, entries);
+        }
+        moment
     }
 
-    /// The state of the store now.
-    pub(super) fn moment(&self) -> Moment {
+    /// The state of the store, as a shard with so many entries knows it.
+    pub(super) fn moment(&self, progress: &Progress, entries: usize) -> Moment {
         let usage = &self.budget.usage;
-        let entries = usage.entries.load(Ordering::Relaxed);
+        let misses = usage.misses.load(Ordering::Relaxed);
+        let entries_of_all = usage.entries.load(Ordering::Relaxed);
+        let others = entries_of_all.wrapping_sub(progress.known_entries);
         Moment {
-            now: self.budget.now(),
-            entries: entries.wrapping_add(self.entries),
-            bytes: usage.bytes.load(Ordering::Relaxed).wrapping_add(self.bytes),
+            now: misses.wrapping_add(progress.misses),
+            entries: others.wrapping_add(entries as u32),
+            bytes: self.used(),
         }
     }
 
@@ -211,9 +232,12 @@ impl Ledger<'_> {
     }
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let used = self.budget.used().wrapping_add(self.bytes);
-        let used = used.saturating_add(self.budget.excess());
+        let used = self.used().saturating_add(self.budget.excess());
         used.saturating_add(bytes) <= self.budget.capacity()
+    }
+
+    fn used(&self) -> u64 {
+        self.budget.used().wrapping_add(self.bytes)
     }
 
     /// The share that has to give room: the hot one if it is over its part of the capacity, else the
@@ -237,9 +261,6 @@ impl Drop for Ledger<'_> {
         }
         if self.hot_bytes != 0 {
             usage.hot_bytes.fetch_add(self.hot_bytes, Ordering::Relaxed);
-        }
-        if self.entries != 0 {
-            usage.entries.fetch_add(self.entries, Ordering::Relaxed);
         }
     }
 }

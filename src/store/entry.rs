@@ -65,6 +65,8 @@ impl fmt::Debug for Entry {
 pub(crate) struct Hit {
     pub(crate) view: ByteView,
     pub(crate) expires: Option<Tick>,
+    /// See [`NewEntry::begun`].
+    pub(crate) begun: Option<Tick>,
 }
 
 /// An entry to be inserted.
@@ -76,6 +78,9 @@ pub(crate) struct NewEntry<'a> {
     pub(crate) data: &'a SharedBytes,
     pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
+    /// A time at or before the begin of the value's load, in whatever process that was. `None` if it is
+    /// not known, or too long ago to be kept.
+    pub(crate) begun: Option<Tick>,
     /// The generation when the load of the value began.
     pub(crate) loaded_at: Generation,
     /// Called under the shard's lock. If it returns true, nothing is inserted. It must take no lock.

@@ -229,6 +229,7 @@ mod tests {
             data: view.allocation(),
             share: CacheType::Main,
             expires: ttl.map(|ttl| store.clock().now().after(ttl)),
+            begun: None,
             loaded_at: generation,
             is_forgotten: &|| false,
         };

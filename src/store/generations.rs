@@ -3,7 +3,7 @@
 use super::key_hash::KeyHash;
 
 /// The number of removals in one stripe of keys, at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generation(u32);
 
 /// The number of removals so far, for each stripe of keys. A removal in the same stripe only keeps a

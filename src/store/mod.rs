@@ -13,6 +13,7 @@
 //!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
+//!   load_times.rs   when loads began
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -27,6 +28,7 @@ mod forecast;
 mod generations;
 mod ghost;
 mod key_hash;
+mod load_times;
 mod main_factor;
 mod making_room;
 mod miniature;
@@ -53,6 +55,7 @@ use crate::thread_counters::ThreadCounters;
 use budget::Budget;
 use expiry::NextExpiries;
 use forecast::Forecaster;
+use load_times::LoadTimes;
 use miniature::SampledValue;
 use policy::Cost;
 use shard::{Insertion, Room, Shard, Update};
@@ -125,10 +128,11 @@ impl Store {
             Eviction::Tide if options.favor_objects => Cost::Weight,
             Eviction::Tide => Cost::SquareRoot,
         };
+        let load_times = LoadTimes::new(options.clock.now());
         Store {
             hasher: RandomState::default(),
             shards: (0..shards)
-                .map(|_| CachePadded::new(RwLock::new(Shard::new(cost))))
+                .map(|_| CachePadded::new(RwLock::new(Shard::new(cost, load_times))))
                 .collect(),
             budget: Budget::new(
                 options.capacity,
@@ -241,7 +245,7 @@ impl Store {
             return Err((shard.generation(hash), at_miss()));
         };
         slot.meta.count_hit();
-        let (share, expires) = (slot.meta.share(), slot.expires);
+        let (share, expires, begun) = (slot.meta.share(), slot.expires, slot.begun);
         // The view is built last. If it were built here and then moved, it would be loaded in pieces
         // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
@@ -255,8 +259,8 @@ impl Store {
         }
         if self.eviction == Eviction::Lru {
             // The entry may have left between the two locks. Then `promote` does nothing.
-            let now = self.budget.now();
-            self.shard(hash).write().promote(hash, key, now);
+            let ledger = self.budget.ledger();
+            self.shard(hash).write().promote(hash, key, &ledger);
         }
         let end = data.len();
         if self.forecaster.samples(hash) {
@@ -265,6 +269,7 @@ impl Store {
         Ok(Hit {
             view: ByteView::window(data, start, end),
             expires,
+            begun,
         })
     }
 
@@ -300,6 +305,7 @@ impl Store {
             Some(slot) => Ok(Hit {
                 view: slot.view(),
                 expires: slot.expires,
+                begun: slot.begun,
             }),
             None => Err(shard.generation(hash)),
         }
@@ -312,6 +318,22 @@ impl Store {
     /// eviction](Self::finish_eviction). So a value that replaces thousands of entries is in the
     /// store before all of them have left.
     pub(crate) fn insert(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        self.insert_into(new, evicted, Shard::insert);
+    }
+
+    /// As [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
+    /// under way are not cached.
+    pub(crate) fn set(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
+        self.insert_into(new, evicted, Shard::set);
+    }
+
+    #[inline]
+    fn insert_into(
+        &self,
+        new: NewEntry<'_>,
+        evicted: &mut EvictedEntries,
+        insert: impl FnOnce(&mut Shard, &NewEntry<'_>, &mut Update<'_>) -> Insertion,
+    ) {
         if self.forecaster.samples(new.hash) {
             let value = SampledValue::new(new.data.len(), new.expires);
             self.forecaster.observe_load(new.hash, value, &self.clock);
@@ -321,7 +343,7 @@ impl Store {
         }
         let home = new.hash.shard(self.shards.len());
         let mut shard = self.shards[home].write();
-        let Insertion { room, limit } = shard.insert(&new, &mut self.update(evicted));
+        let Insertion { room, limit } = insert(&mut shard, &new, &mut self.update(evicted));
         if let Some(end) = new.expires {
             self.next_expiries.lower(home, end);
         }

@@ -210,13 +210,17 @@ impl Policy {
 
     /// Removes an entry from its queue.
     pub(super) fn remove(&mut self, slots: &mut impl Slots, index: u32) {
-        self.len -= 1;
-        self.bytes -= slots.link(index).weight();
-        self.unlink(slots, index);
+        let queue = self.queue_of(slots, index);
+        self.remove_from(slots, queue, index);
     }
 
-    fn unlink(&mut self, slots: &mut impl Slots, index: u32) {
-        let queue = self.queue_of(slots, index);
+    fn remove_from(&mut self, slots: &mut impl Slots, queue: QueueId, index: u32) {
+        self.len -= 1;
+        self.bytes -= slots.link(index).weight();
+        self.unlink(slots, queue, index);
+    }
+
+    fn unlink(&mut self, slots: &mut impl Slots, queue: QueueId, index: u32) {
         let cost = self.cost;
         self.queues
             .unlink(slots, queue, index, |weight| cost.of(weight));
@@ -234,7 +238,7 @@ impl Policy {
 
     /// Moves an entry to the front, under LRU.
     pub(super) fn promote(&mut self, slots: &mut impl Slots, index: u32, now: u32) {
-        self.unlink(slots, index);
+        self.unlink(slots, QueueId::SINGLE, index);
         self.enqueue(slots, index, false, now);
     }
 
@@ -268,14 +272,14 @@ impl Policy {
             }
             if freq > 0 && moves < MAX_MOVES {
                 moves += 1;
-                self.unlink(slots, index);
+                self.unlink(slots, queue, index);
                 let left = self.main_factor.hits_after_move(freq, queue.is_main());
                 slots.meta_mut(index).set_freq(left);
                 self.enqueue(slots, index, true, now);
                 continue;
             }
             self.theta = score;
-            self.remove(slots, index);
+            self.remove_from(slots, queue, index);
             if self.cost != Cost::Constant {
                 self.main_factor.count_departure(queue.is_main());
                 let hash = slots.link(index).hash;

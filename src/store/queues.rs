@@ -35,18 +35,31 @@ impl QueueId {
     }
 }
 
-/// The ends of all queues. The data of the tails that a search for a victim compares are copied here,
-/// so that it does not read the slots.
+/// The ends of all queues.
 #[derive(Debug)]
 pub(super) struct Queues {
     /// Bit n is set if queue n has an entry.
     occupied: u32,
-    /// The cost of each tail, by the function that the policy gives; see `Policy`.
-    costs: [u32; QUEUES],
-    born: [u32; QUEUES],
-    tails: [u32; QUEUES],
-    heads: [u32; QUEUES],
+    ends: [Ends; QUEUES],
 }
+
+/// The ends of a queue. The data of the tail that a search for a victim compares are copied here, so that
+/// it does not read the slots.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    /// The cost of the tail, by the function that the policy gives; see `Policy`.
+    cost: u32,
+    born: u32,
+    tail: u32,
+    head: u32,
+}
+
+const NO_ENDS: Ends = Ends {
+    cost: 0,
+    born: 0,
+    tail: NIL,
+    head: NIL,
+};
 
 /// The tail of a queue.
 #[derive(Clone, Copy, Debug)]
@@ -60,16 +73,13 @@ impl Queues {
     pub(super) fn new() -> Queues {
         Queues {
             occupied: 0,
-            costs: [0; QUEUES],
-            born: [0; QUEUES],
-            tails: [NIL; QUEUES],
-            heads: [NIL; QUEUES],
+            ends: [NO_ENDS; QUEUES],
         }
     }
 
     /// The slot of a queue's oldest entry.
     pub(super) fn tail_index(&self, queue: QueueId) -> u32 {
-        self.tails[queue.at()]
+        self.ends[queue.at()].tail
     }
 
     /// The tail of a queue, if it has an entry.
@@ -94,11 +104,8 @@ impl Queues {
 
     #[inline]
     fn known_tail(&self, queue: QueueId) -> Tail {
-        Tail {
-            queue,
-            cost: self.costs[queue.at()],
-            born: self.born[queue.at()],
-        }
+        let Ends { cost, born, .. } = self.ends[queue.at()];
+        Tail { queue, cost, born }
     }
 
     /// Adds an entry at the head.
@@ -110,7 +117,7 @@ impl Queues {
         index: u32,
         cost: impl Fn(u64) -> u32,
     ) {
-        let head = std::mem::replace(&mut self.heads[queue.at()], index);
+        let head = std::mem::replace(&mut self.ends[queue.at()].head, index);
         let link = slots.link_mut(index);
         link.prev = NIL;
         link.next = head;
@@ -132,7 +139,7 @@ impl Queues {
     ) {
         let SlotLink { prev, next, .. } = *slots.link(index);
         match prev {
-            NIL => self.heads[queue.at()] = next,
+            NIL => self.ends[queue.at()].head = next,
             _ => slots.link_mut(prev).next = next,
         }
         match next {
@@ -145,11 +152,11 @@ impl Queues {
     pub(super) fn relink(&mut self, slots: &mut impl Slots, queue: QueueId, index: u32) {
         let SlotLink { prev, next, .. } = *slots.link(index);
         match prev {
-            NIL => self.heads[queue.at()] = index,
+            NIL => self.ends[queue.at()].head = index,
             _ => slots.link_mut(prev).next = index,
         }
         match next {
-            NIL => self.tails[queue.at()] = index,
+            NIL => self.ends[queue.at()].tail = index,
             _ => slots.link_mut(next).prev = index,
         }
     }
@@ -161,14 +168,14 @@ impl Queues {
         index: u32,
         cost: impl Fn(u64) -> u32,
     ) {
-        self.tails[queue.at()] = index;
         if index == NIL {
             self.occupied &= !(1 << queue.0);
+            self.ends[queue.at()].tail = NIL;
             return;
         }
         self.occupied |= 1 << queue.0;
         let link = slots.link(index);
-        self.costs[queue.at()] = cost(link.weight());
-        self.born[queue.at()] = link.born;
+        let ends = &mut self.ends[queue.at()];
+        (ends.cost, ends.born, ends.tail) = (cost(link.weight()), link.born, index);
     }
 }

@@ -3,12 +3,13 @@
 
 use hashbrown::HashTable;
 
-use super::budget::{Budget, Ledger};
+use super::budget::{Budget, Ledger, Progress};
 use super::entry::{Entry, NewEntry};
 use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
-use super::policy::{Choice, Cost, Policy};
+use super::load_times::LoadTimes;
+use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, SlotRef, Slots};
 use super::weight;
 use crate::clock::{Clock, Tick};
@@ -35,6 +36,7 @@ pub(super) struct Shard {
     /// Indexed by [`CacheType`], like `removals`.
     policies: [Policy; 2],
     removals: [Removals; 2],
+    progress: Progress,
     generations: Generations,
 }
 
@@ -149,13 +151,14 @@ pub(super) enum Room {
 }
 
 impl Shard {
-    pub(super) fn new(cost: Cost) -> Shard {
+    pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
             table: HashTable::new(),
-            slab: Slab::with_capacity(0),
+            slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
             removals: Default::default(),
+            progress: Progress::default(),
             generations: Generations::new(),
         }
     }
@@ -188,7 +191,8 @@ impl Shard {
     }
 
     /// Moves a key's entry to the front, under exact LRU.
-    pub(super) fn promote(&mut self, hash: KeyHash, key: &str, now: u32) {
+    pub(super) fn promote(&mut self, hash: KeyHash, key: &str, ledger: &Ledger<'_>) {
+        let now = self.moment(ledger).now;
         if let Some(index) = self.index_of(hash, key) {
             let share = self.slab.meta(index).share();
             self.policies[share as usize].promote(&mut self.slab, index, now);
@@ -208,6 +212,18 @@ impl Shard {
         if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
             return Insertion::ENDED;
         }
+        self.put(new, update)
+    }
+
+    /// As [`insert`](Self::insert), for a value that does not come from a load. The values of loads
+    /// under way are not cached.
+    pub(super) fn set(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
+        self.generations.advance(new.hash);
+        self.put(new, update)
+    }
+
+    #[inline]
+    fn put(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         let mut weight = weight::of_entry(new.data.len());
         if new.expires.is_some() || !self.slab.expiries().is_empty() {
             weight += weight::EXPIRY as u64;
@@ -223,7 +239,7 @@ impl Shard {
         if !is_possible || !Slab::can_hold(new.key.len(), weight) {
             return Insertion::ENDED;
         }
-        let moment = update.ledger.miss();
+        let moment = update.ledger.miss(&mut self.progress, self.table.len());
         let policy = &mut self.policies[new.share as usize];
         let mut admission = policy.admit(new.hash.short(), weight, moment);
         admission.proven |= replaced.in_main;
@@ -231,8 +247,12 @@ impl Shard {
             admission.limit = 0;
         }
         update.ledger.take(new.share, weight);
-        let demand = Demand::new(update.ledger.budget, admission.limit);
-        let room = self.make_room(&demand, update);
+        let room = if update.ledger.is_over() {
+            self.make_room(&Demand::new(update.ledger.budget, admission.limit), update)
+        } else {
+            self.fit_tables();
+            Room::Made
+        };
         if room == Room::Refused {
             update.ledger.release(new.share, weight);
             self.policies[new.share as usize].refuse(new.hash.short(), moment);
@@ -291,7 +311,7 @@ impl Shard {
         if let Some(index) = spared {
             let meta = self.slab.meta(index);
             let (share, in_main) = (meta.share(), meta.in_main_queue());
-            let now = update.ledger.moment().now;
+            let now = self.moment(&update.ledger).now;
             self.policies[share as usize].push(&mut self.slab, index, in_main, now);
         }
         self.fit_tables();
@@ -299,12 +319,13 @@ impl Shard {
     }
 
     fn evict_while_over(&mut self, demand: &Demand, update: &mut Update<'_>) -> Room {
+        let moment = self.moment(&update.ledger);
         while update.ledger.is_over() {
             if update.evicted.len() >= EVICTED_AT_ONCE {
                 return Room::Pending;
             }
             let share = demand.share.unwrap_or(update.ledger.giving_share());
-            let (moment, floor) = (update.ledger.moment(), demand.floors[share as usize]);
+            let floor = demand.floors[share as usize];
             let policy = &mut self.policies[share as usize];
             match policy.evict(&mut self.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
@@ -319,6 +340,11 @@ impl Shard {
         Room::Made
     }
 
+    /// The state of the store now.
+    fn moment(&self, ledger: &Ledger<'_>) -> Moment {
+        ledger.moment(&self.progress, self.table.len())
+    }
+
     /// Evicts an entry that was inserted but turned out not to be worth its room. False if it has left
     /// meanwhile.
     pub(super) fn take_back(&mut self, hash: KeyHash, update: &mut Update<'_>) -> bool {
@@ -327,10 +353,11 @@ impl Shard {
         let Some(&index) = self.table.find(table_hash(short), is_inserted) else {
             return false;
         };
+        let moment = self.moment(&update.ledger);
         let share = self.slab.meta(index).share();
         let policy = &mut self.policies[share as usize];
         policy.remove(&mut self.slab, index);
-        policy.refuse(short, update.ledger.moment());
+        policy.refuse(short, moment);
         self.release(index, RemovalCause::Size, update);
         true
     }
@@ -348,7 +375,7 @@ impl Shard {
     pub(super) fn clear(&mut self, mut ledger: Ledger<'_>, now: Tick) -> Shard {
         for share in [CacheType::Main, CacheType::Hot] {
             let policy = &self.policies[share as usize];
-            ledger.release_all(share, policy.bytes(), policy.len());
+            ledger.release(share, policy.bytes());
             let removals = &mut self.removals[share as usize];
             removals[RemovalCause::Explicit as usize] += u64::from(policy.len());
         }
@@ -357,9 +384,11 @@ impl Shard {
             removals[RemovalCause::Explicit as usize] -= 1;
             removals[RemovalCause::Expired as usize] += 1;
         }
-        let mut empty = Shard::new(self.cost);
+        let mut empty = Shard::new(self.cost, self.slab.load_times());
         empty.removals = self.removals;
         std::mem::swap(&mut empty.generations, &mut self.generations);
+        std::mem::swap(&mut empty.progress, &mut self.progress);
+        ledger.budget.add(&mut empty.progress, 0);
         empty.generations.advance_all();
         std::mem::replace(self, empty)
     }

@@ -1,13 +1,14 @@
 //! The slots of a shard.
 //!
 //! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer (8
-//! bytes) and its meta data (4 bytes), but not the links (20 bytes). So more of the data that hits
+//! bytes) and its meta data (4 bytes), but not the cold data (24 bytes). So more of the data that hits
 //! read stays in the processor's caches.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, NewEntry};
 use super::expiry::Expiries;
+use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
@@ -102,6 +103,14 @@ pub(super) struct SlotLink {
     pub(super) born: u32,
 }
 
+/// The data of a slot that hits do not read.
+#[derive(Clone, Copy, Debug)]
+struct ColdData {
+    link: SlotLink,
+    /// When the load of the value began: see [`LoadTimes`].
+    begun: u32,
+}
+
 impl SlotLink {
     /// The link of an entry that is in no queue. `None` if the weight is too large.
     pub(super) fn new(hash: u32, weight: u64) -> Option<SlotLink> {
@@ -121,7 +130,7 @@ impl SlotLink {
 
 const _: () = assert!(
     weight::SLOT
-        == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<SlotLink>()
+        == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<ColdData>()
 );
 
 /// A slot's entry, borrowed from the slab.
@@ -130,6 +139,7 @@ pub(super) struct SlotRef<'a> {
     pub(super) data: &'a SharedBytes,
     pub(super) meta: &'a EntryMeta,
     pub(super) expires: Option<Tick>,
+    pub(super) begun: Option<Tick>,
 }
 
 impl SlotRef<'_> {
@@ -152,18 +162,20 @@ pub(super) struct Slab {
     /// `None` where the slot is free.
     data: Vec<Option<SharedBytes>>,
     metas: Vec<EntryMeta>,
-    links: Vec<SlotLink>,
+    cold: Vec<ColdData>,
     expiries: Expiries,
+    load_times: LoadTimes,
     free: u32,
 }
 
 impl Slab {
-    pub(super) fn with_capacity(slots: usize) -> Slab {
+    pub(super) fn new(load_times: LoadTimes) -> Slab {
         Slab {
-            data: Vec::with_capacity(slots),
-            metas: Vec::with_capacity(slots),
-            links: Vec::with_capacity(slots),
+            data: Vec::new(),
+            metas: Vec::new(),
+            cold: Vec::new(),
             expiries: Expiries::default(),
+            load_times,
             free: NIL,
         }
     }
@@ -192,16 +204,29 @@ impl Slab {
             data: self.data[at].as_ref()?,
             meta: &self.metas[at],
             expires: self.expiry(index),
+            begun: self.begun(index),
         })
+    }
+
+    /// No index out of bounds panics here, so the compiler leaves the look-up out where the result is not
+    /// used.
+    #[inline(always)]
+    fn begun(&self, index: u32) -> Option<Tick> {
+        let cold = self.cold.get(index as usize)?;
+        self.load_times.unpack(cold.begun)
+    }
+
+    pub(super) fn load_times(&self) -> LoadTimes {
+        self.load_times
     }
 
     /// The short hash of the slot's key.
     pub(super) fn hash(&self, index: u32) -> u32 {
-        self.links[index as usize].hash
+        self.link(index).hash
     }
 
     pub(super) fn weight(&self, index: u32) -> u64 {
-        self.links[index as usize].weight()
+        self.link(index).weight()
     }
 
     #[inline]
@@ -237,7 +262,14 @@ impl Slab {
             state: AtomicU8::new(if new.share == CacheType::Hot { HOT } else { 0 }),
         };
         let link = SlotLink::new(new.hash.short(), weight)?;
-        self.put(new.data.clone(), meta, link, new.expires)
+        let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
+        let begun = self.load_times.pack(new.begun, begins);
+        self.put(
+            new.data.clone(),
+            meta,
+            ColdData { link, begun },
+            new.expires,
+        )
     }
 
     #[inline]
@@ -245,7 +277,7 @@ impl Slab {
         &mut self,
         data: SharedBytes,
         meta: EntryMeta,
-        link: SlotLink,
+        cold: ColdData,
         expires: Option<Tick>,
     ) -> Option<u32> {
         let index = if self.free != NIL {
@@ -254,13 +286,13 @@ impl Slab {
             self.unlink_free(index);
             self.data[at] = Some(data);
             self.metas[at] = meta;
-            self.links[at] = link;
+            self.cold[at] = cold;
             index
         } else {
             let index = u32::try_from(self.len()).ok().filter(|&i| i != NIL)?;
             self.data.push(Some(data));
             self.metas.push(meta);
-            self.links.push(link);
+            self.cold.push(cold);
             index
         };
         self.expiries.set(index, self.data.len(), expires);
@@ -278,22 +310,23 @@ impl Slab {
     }
 
     fn link_free(&mut self, index: u32) {
-        let link = &mut self.links[index as usize];
-        (link.prev, link.next) = (NIL, self.free);
-        if self.free != NIL {
-            self.links[self.free as usize].prev = index;
+        let free = self.free;
+        let link = self.link_mut(index);
+        (link.prev, link.next) = (NIL, free);
+        if free != NIL {
+            self.link_mut(free).prev = index;
         }
         self.free = index;
     }
 
     fn unlink_free(&mut self, index: u32) {
-        let SlotLink { prev, next, .. } = self.links[index as usize];
+        let SlotLink { prev, next, .. } = *self.link(index);
         match prev {
             NIL => self.free = next,
-            _ => self.links[prev as usize].next = next,
+            _ => self.link_mut(prev).next = next,
         }
         if next != NIL {
-            self.links[next as usize].prev = prev;
+            self.link_mut(next).prev = prev;
         }
     }
 
@@ -311,13 +344,13 @@ impl Slab {
             let at = to as usize;
             self.data[at] = self.data[last].take();
             self.metas.swap(at, last);
-            self.links[at] = self.links[last];
+            self.cold[at] = self.cold[last];
             self.expiries.set(to, last, self.expiry(last as u32));
             Some((last as u32, to))
         };
         self.data.truncate(last);
         self.metas.truncate(last);
-        self.links.truncate(last);
+        self.cold.truncate(last);
         self.expiries.reset(last as u32);
         moved
     }
@@ -330,7 +363,7 @@ impl Slab {
         }
         self.data.shrink_to(len);
         self.metas.shrink_to(len);
-        self.links.shrink_to(len);
+        self.cold.shrink_to(len);
         self.expiries.shrink(len);
     }
 }
@@ -346,12 +379,12 @@ pub(super) trait Slots {
 impl Slots for Slab {
     #[inline]
     fn link(&self, index: u32) -> &SlotLink {
-        &self.links[index as usize]
+        &self.cold[index as usize].link
     }
 
     #[inline]
     fn link_mut(&mut self, index: u32) -> &mut SlotLink {
-        &mut self.links[index as usize]
+        &mut self.cold[index as usize].link
     }
 
     #[inline]

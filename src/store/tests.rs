@@ -65,6 +65,7 @@ fn put_pending(
         data,
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
+        begun: None,
         loaded_at: store.shard(hash).read().generation(hash),
         is_forgotten: &|| false,
     };
@@ -229,7 +230,9 @@ fn hot_share_over_its_part_is_evicted_first() {
         put(&store, &format!("hot{n}"), &[0; 50], CacheType::Hot, None);
     }
     let hot = store.stats(CacheType::Hot).bytes;
-    assert!((4_000..=5_000).contains(&hot), "hot holds {hot} of 40000");
+    // It gives room only when room is needed, so it can be over its part by one entry.
+    let part = 5_000 + weight::of_entry("hot999".len() + 50);
+    assert!((4_000..part).contains(&hot), "hot holds {hot} of 40000");
     assert!(store.stats(CacheType::Main).bytes > 34_000);
 }
 
@@ -351,6 +354,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
                 data: view.allocation(),
                 share: CacheType::Main,
                 expires: None,
+                begun: None,
                 loaded_at,
                 is_forgotten: &|| false,
             };

@@ -10,48 +10,55 @@ use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pb::GetResponse;
 
-/// The fields of a response; the value borrows from the body.
+/// A response that was read; the value borrows from the body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Decoded<'a> {
     pub value: &'a [u8],
-    /// The value is good for this long from now on; preferred to `expire_unix_nanos`.
+    /// The [hash](super::key_hash) of the key that the peer answers.
+    pub key_hash: Option<u64>,
+    pub fields: Fields,
+}
+
+/// The optional fields of a response.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Fields {
+    /// The value is good for this long from the begin of the request on; preferred to
+    /// `expire_unix_nanos`.
     pub ttl_nanos: Option<u64>,
     /// When the value expires by the peer's wall clock.
     pub expire_unix_nanos: Option<i64>,
     /// Finite and not negative.
     pub minute_qps: Option<f64>,
-    /// The [hash](super::key_hash) of the key that the peer answers.
-    pub key_hash: Option<u64>,
+    /// How long before the request the load of the value began.
+    pub age_ms: Option<u64>,
 }
 
 /// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
 ///
 /// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
 /// tell it from a missing one.
-pub(crate) fn encode_response(
-    key_hash: u64,
-    value: ByteView,
-    ttl_nanos: Option<u64>,
-    expire_unix_nanos: Option<i64>,
-    minute_qps: Option<f64>,
-) -> Body {
+pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -> Body {
     let mut body = Body::from(Vec::with_capacity(CAPACITY));
     let out = &mut body.copied;
-    if let Some(qps) = minute_qps {
+    if let Some(qps) = fields.minute_qps {
         push_tag(out, MINUTE_QPS);
         out.extend_from_slice(&qps.to_le_bytes());
     }
-    if let Some(expire) = expire_unix_nanos {
+    if let Some(expire) = fields.expire_unix_nanos {
         push_tag(out, EXPIRE);
         // An int64 is encoded as its two's complement.
         push_varint(out, expire as u64);
     }
-    if let Some(ttl) = ttl_nanos {
+    if let Some(ttl) = fields.ttl_nanos {
         push_tag(out, TTL_NANOS);
         push_varint(out, ttl);
     }
     push_tag(out, KEY_HASH);
     out.extend_from_slice(&key_hash.to_le_bytes());
+    if let Some(age) = fields.age_ms {
+        push_tag(out, AGE_MS);
+        push_varint(out, age);
+    }
     push_tag(out, VALUE);
     push_varint(out, value.len() as u64);
     body.push_value(value);
@@ -82,12 +89,15 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
             // The generated reader only borrows, so this is the absent value.
             Some(Cow::Owned(_)) | None => &[],
         },
-        ttl_nanos: message.ttl_nanos,
-        expire_unix_nanos: message.expire.filter(|&at| at != 0),
-        minute_qps: message
-            .minute_qps
-            .filter(|qps| qps.is_finite() && *qps >= 0.0),
         key_hash: message.key_hash,
+        fields: Fields {
+            ttl_nanos: message.ttl_nanos,
+            expire_unix_nanos: message.expire.filter(|&at| at != 0),
+            minute_qps: message
+                .minute_qps
+                .filter(|qps| qps.is_finite() && *qps >= 0.0),
+            age_ms: message.age_ms,
+        },
     })
 }
 
@@ -171,7 +181,7 @@ pub(super) type FieldType = (u32, u8);
 pub(super) const VARINT: u8 = 0;
 const I64: u8 = 1;
 pub(super) const LEN: u8 = 2;
-const I32: u8 = 5;
+pub(super) const I32: u8 = 5;
 
 const VALUE: FieldType = (1, LEN);
 const MINUTE_QPS: FieldType = (2, I64);
@@ -179,8 +189,9 @@ const EXPIRE: FieldType = (3, VARINT);
 /// Fields of larder.
 const TTL_NANOS: FieldType = (100, VARINT);
 const KEY_HASH: FieldType = (101, I64);
+const AGE_MS: FieldType = (102, VARINT);
 
-const KNOWN: [FieldType; 5] = [VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH];
+const KNOWN: [FieldType; 6] = [VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS];
 
 const MAX_VARINT: usize = 10;
 
@@ -211,9 +222,19 @@ mod tests {
         error.to_string()
     }
 
-    fn encoded(value: &[u8], ttl: Option<u64>, expire: Option<i64>, qps: Option<f64>) -> Vec<u8> {
-        let body = encode_response(HASH, value.into(), ttl, expire, qps);
+    fn encoded_with(value: &[u8], fields: &Fields) -> Vec<u8> {
+        let body = encode_response(HASH, value.into(), fields);
         body.iter().collect::<Vec<_>>().concat()
+    }
+
+    fn encoded(value: &[u8], ttl: Option<u64>, expire: Option<i64>, qps: Option<f64>) -> Vec<u8> {
+        let fields = Fields {
+            ttl_nanos: ttl,
+            expire_unix_nanos: expire,
+            minute_qps: qps,
+            age_ms: None,
+        };
+        encoded_with(value, &fields)
     }
 
     #[test]
@@ -239,6 +260,13 @@ mod tests {
             ]
             .concat()
         );
+        let aged = Fields {
+            age_ms: Some(150),
+            ..Fields::default()
+        };
+        let age = [0xb0, 0x06, 0x96, 0x01];
+        let want = [&HASH_FIELD[..], &age, &[0x0a, 1, b'x']].concat();
+        assert_eq!(encoded_with(b"x", &aged), want);
     }
 
     #[test]
@@ -251,7 +279,7 @@ mod tests {
         for body in [&[][..], &[0x0a, 0], &[0x18, 0]] {
             let decoded = decode_response(body).expect("it decodes");
             assert_eq!(decoded.value, b"");
-            assert_eq!(decoded.expire_unix_nanos, None, "0 is never");
+            assert_eq!(decoded.fields.expire_unix_nanos, None, "0 is never");
         }
     }
 
@@ -272,7 +300,8 @@ mod tests {
     fn invalid_rate_is_ignored() {
         for qps in [f64::NAN, f64::INFINITY, -1.0] {
             let body = encoded(b"", None, None, Some(qps));
-            assert_eq!(decode_response(&body).expect("it decodes").minute_qps, None);
+            let fields = decode_response(&body).expect("it decodes").fields;
+            assert_eq!(fields.minute_qps, None);
         }
     }
 
@@ -302,6 +331,7 @@ mod tests {
             (&[0x1a, 1, b'x'], "wrong type"),
             (&[0xa1, 0x06, 1, 2, 3, 4, 5, 6, 7, 8], "wrong type"),
             (&[0xa8, 0x06, 1], "wrong type"),
+            (&[0xb1, 0x06, 1, 2, 3, 4, 5, 6, 7, 8], "wrong type"),
             (&[0x02, 1, b'x'], "field number"),
             (&[0x8a, 0x80, 0x80, 0x80, 0x10, 1, b'x'], "field number"),
             (&[0x13, 0x14], "wrong type"),
@@ -349,35 +379,43 @@ mod tests {
         }
     }
 
-    fn fields() -> impl Strategy<Value = (Option<u64>, Option<i64>, Option<f64>)> {
-        (
+    fn fields() -> impl Strategy<Value = Fields> {
+        let fields = (
             option::of(any::<u64>()),
             option::of(any::<i64>().prop_filter("0 is none", |&at| at != 0)),
             option::of(0.0..1e300),
+            option::of(any::<u64>()),
+        );
+        fields.prop_map(
+            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms)| Fields {
+                ttl_nanos,
+                expire_unix_nanos,
+                minute_qps,
+                age_ms,
+            },
         )
     }
 
     proptest! {
         #[test]
         fn encoded_response_is_the_message(
-            (ttl, expire, qps) in fields(),
+            fields in fields(),
             value in prop::collection::vec(any::<u8>(), 0..300),
         ) {
-            let body = encoded(&value, ttl, expire, qps);
+            let body = encoded_with(&value, &fields);
             let message = GetResponse {
                 value: Some(Cow::Borrowed(&value[..])),
-                minute_qps: qps,
-                expire,
-                ttl_nanos: ttl,
+                minute_qps: fields.minute_qps,
+                expire: fields.expire_unix_nanos,
+                ttl_nanos: fields.ttl_nanos,
                 key_hash: Some(HASH),
+                age_ms: fields.age_ms,
             };
             prop_assert_eq!(&generated_read(&body), &message);
             let decoded = Decoded {
                 value: &value,
-                ttl_nanos: ttl,
-                expire_unix_nanos: expire,
-                minute_qps: qps,
                 key_hash: Some(HASH),
+                fields,
             };
             prop_assert_eq!(decode_response(&body).unwrap(), decoded);
             let generated = message.encode().unwrap();
@@ -386,12 +424,12 @@ mod tests {
 
         #[test]
         fn body_cut_inside_a_field_is_refused(
-            (ttl, expire, qps) in fields(),
+            fields in fields(),
             value in prop::collection::vec(any::<u8>(), 1..300),
             cut in any::<prop::sample::Index>(),
         ) {
-            let body = encoded(&value, ttl, expire, qps);
-            let tag = encoded(b"", ttl, expire, qps).len() - 2;
+            let body = encoded_with(&value, &fields);
+            let tag = encoded_with(b"", &fields).len() - 2;
             let end = tag + 1 + cut.index(body.len() - tag - 1);
             refused(&body[..end]);
         }
@@ -401,7 +439,7 @@ mod tests {
             body in prop::collection::vec(
                 prop_oneof![
                     any::<u8>(),
-                    prop::sample::select(vec![0x0a, 0x11, 0x18, 0xa0, 0x06, 0x80, 1, 2, 8]),
+                    prop::sample::select(vec![0x0a, 0x11, 0x18, 0xa0, 0xb0, 0x06, 0x80, 1, 2, 8]),
                 ],
                 0..40,
             ),
@@ -409,7 +447,8 @@ mod tests {
             if let Ok(decoded) = decode_response(&body) {
                 let message = generated_read(&body);
                 prop_assert_eq!(decoded.value, message.value.as_deref().unwrap_or_default());
-                prop_assert_eq!(decoded.ttl_nanos, message.ttl_nanos);
+                prop_assert_eq!(decoded.fields.ttl_nanos, message.ttl_nanos);
+                prop_assert_eq!(decoded.fields.age_ms, message.age_ms);
             }
         }
     }

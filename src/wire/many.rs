@@ -77,6 +77,8 @@ pub(crate) struct ManyBody {
     /// The state of each key so far.
     found: Vec<u8>,
     ttls: Vec<u64>,
+    /// The age of each value.
+    ages: Vec<Option<u64>>,
     errors: Vec<u8>,
 }
 
@@ -100,7 +102,14 @@ impl ManyBody {
     }
 
     /// Adds the next key, which has this value. `key_hash` is the [hash](super::key_hash) of the key.
-    pub(crate) fn push(&mut self, key_hash: u64, value: ByteView, ttl_nanos: Option<u64>) {
+    pub(crate) fn push(
+        &mut self,
+        key_hash: u64,
+        value: ByteView,
+        ttl_nanos: Option<u64>,
+        age_ms: Option<u64>,
+    ) {
+        self.ages.push(age_ms);
         match ttl_nanos {
             None => self.found.push(FOUND),
             Some(ttl) => {
@@ -126,6 +135,12 @@ impl ManyBody {
             push_tag(out, TTL_NANOS);
             push_varint(out, ttl);
         }
+        if self.ages.iter().any(Option::is_some) {
+            for age in self.ages {
+                push_tag(out, AGE_MS);
+                push_varint(out, age.unwrap_or(UNKNOWN_AGE));
+            }
+        }
         out.extend_from_slice(&self.errors);
         self.body
     }
@@ -147,11 +162,13 @@ fn decode_error(bytes: &[u8]) -> Error {
     error_of(FAILED_STATUS, Some(code), text)
 }
 
-/// The place of a value in the body of a response, and how long the value is good for.
+/// The place of a value in the body of a response, and its times as in
+/// [`Fields`](super::Fields).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ManyValue {
     pub range: Range<usize>,
     pub ttl_nanos: Option<u64>,
+    pub age_ms: Option<u64>,
 }
 
 /// Reads the body of a response to a request for the keys with these [hashes](super::key_hash):
@@ -167,9 +184,8 @@ pub(crate) fn decode_many_response(
 ) -> Result<Vec<Option<Result<ManyValue>>>> {
     let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
     let keys = hashes.len();
-    let max_fields = keys.saturating_mul(2).saturating_add(SPARE_FIELDS);
-    let known = [KEYED_VALUES, KEYS_FOUND, TTL_NANOS, ERRORS];
-    check_fields(body, &known, max_fields).map_err(corrupt)?;
+    let max_fields = keys.saturating_mul(3).saturating_add(SPARE_FIELDS);
+    check_fields(body, &KNOWN, max_fields).map_err(corrupt)?;
     let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
     let found = message.found.as_deref().unwrap_or_default();
@@ -180,6 +196,10 @@ pub(crate) fn decode_many_response(
     let mut values = message.keyed_values.iter();
     let mut ttls = message.ttl_nanos.iter();
     let mut errors = message.errors.iter();
+    if ![0, message.keyed_values.len()].contains(&message.age_ms.len()) {
+        return Err(corrupt("an age is missing"));
+    }
+    let mut ages = message.age_ms.iter().copied();
     let mut slots = Vec::with_capacity(keys);
     for (&state, hash) in found.iter().zip(hashes) {
         if state == MISSING {
@@ -209,6 +229,7 @@ pub(crate) fn decode_many_response(
         slots.push(Some(Ok(ManyValue {
             range: from..from + value.len(),
             ttl_nanos,
+            age_ms: ages.next().filter(|&age| age != UNKNOWN_AGE),
         })));
     }
     if values.next().is_some() || ttls.next().is_some() || errors.next().is_some() {
@@ -225,6 +246,11 @@ const KEYS_FOUND: FieldType = (101, LEN);
 const TTL_NANOS: FieldType = (102, VARINT);
 const KEYED_VALUES: FieldType = (103, LEN);
 const ERRORS: FieldType = (105, LEN);
+const AGE_MS: FieldType = (104, VARINT);
+
+const KNOWN: [FieldType; 5] = [KEYED_VALUES, KEYS_FOUND, TTL_NANOS, AGE_MS, ERRORS];
+
+const UNKNOWN_AGE: u64 = u64::MAX;
 
 /// The bytes of the hash in front of each value.
 const HASH_LEN: usize = size_of::<u64>();
@@ -252,12 +278,15 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
-    fn encoded(values: &[Option<(Vec<u8>, Option<u64>)>]) -> Vec<u8> {
+    /// Value, time to live, and age.
+    type Value = (Vec<u8>, Option<u64>, Option<u64>);
+
+    fn encoded(values: &[Option<Value>]) -> Vec<u8> {
         let mut body = ManyBody::default();
         for (hash, value) in (0..).zip(values) {
             match value {
                 None => body.push_missing(),
-                Some((value, ttl)) => body.push(hash, value.as_slice().into(), *ttl),
+                Some((value, ttl, age)) => body.push(hash, value.as_slice().into(), *ttl, *age),
             }
         }
         body.finish().iter().collect::<Vec<_>>().concat()
@@ -271,13 +300,17 @@ mod tests {
 
     #[test]
     fn value_of_another_key_is_refused() {
-        let value = |text: &str| Some((text.as_bytes().to_vec(), None));
+        let value = |text: &str| Some((text.as_bytes().to_vec(), None, None));
         let body = encoded(&[value("a"), None, value("c")]);
         assert!(decode(&body, 3).is_ok());
         for hashes in [[2, 1, 0], [0, 2, 1], [1, 2, 3]] {
             let error = decode_many_response(&body, hashes.into_iter()).expect_err("refused");
             assert!(error.to_string().contains("another key"), "{error}");
         }
+        // Two ages for one value.
+        let aged = encoded(&[Some((b"x".to_vec(), None, Some(1)))]);
+        assert!(decode(&aged, 1).is_ok());
+        assert!(decode(&[&aged[..], &[0xc0, 6, 1]].concat(), 1).is_err());
         // The field of a value that is too short for a hash.
         let short = [0xba, 6, 1, b'x', 0xaa, 6, 1, FOUND];
         assert!(decode(&short, 1).is_err());
@@ -286,12 +319,12 @@ mod tests {
     #[test]
     fn error_of_a_key_keeps_its_kind_and_text() {
         let mut body = ManyBody::default();
-        body.push(0, "a".into(), Some(7));
+        body.push(0, "a".into(), Some(7), Some(1));
         body.push_error(&Error::not_found("no such colour"));
         body.push_missing();
         body.push_error(&Error::new(ErrorKind::Getter, "é".repeat(1000)));
         body.push_error(&Error::new(ErrorKind::Cancelled, ""));
-        body.push(5, "b".into(), None);
+        body.push(5, "b".into(), None, None);
         let body: Vec<u8> = body.finish().iter().collect::<Vec<_>>().concat();
         let slots = decode(&body, 6).expect("it is valid");
         let error = |at: usize| match &slots[at] {
@@ -347,7 +380,7 @@ mod tests {
             let error = decode(body, 1).expect_err("refused");
             assert_eq!(error.kind(), ErrorKind::Peer);
         }
-        let one = encoded(&[Some((b"x".to_vec(), None))]);
+        let one = encoded(&[Some((b"x".to_vec(), None, None))]);
         assert!(decode(&one, 1).is_ok());
         assert!(decode(&one, 2).is_err());
         assert!(
@@ -363,7 +396,11 @@ mod tests {
         #[test]
         fn response_round_trips(
             values in vec(
-                option::of((vec(any::<u8>(), 0..1200), option::of(any::<u64>()))),
+                option::of((
+                    vec(any::<u8>(), 0..1200),
+                    option::of(any::<u64>()),
+                    option::of(0..u64::MAX),
+                )),
                 0..12,
             ),
         ) {
@@ -372,7 +409,7 @@ mod tests {
             let back: Vec<_> = decoded
                 .into_iter()
                 .map(|slot| slot.map(|value| value.expect("no error")))
-                .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos)))
+                .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos, v.age_ms)))
                 .collect();
             prop_assert_eq!(back, values);
         }

@@ -8,6 +8,7 @@
 //! | `timeout` | [`timeout_millis`] → [`parse_timeout`] | |
 //! | `body` | | [`encode_response`] → [`decode_response`] |
 //! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
+//! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`] | |
 //! | `status` | | [`status_of`] → [`error_of`] |
 //!
 //! An answer says with a hash which key it answers: `key_hash`.
@@ -16,6 +17,7 @@
 //! not copied.
 
 mod body;
+mod changes;
 #[cfg(all(test, not(larder_loom)))]
 mod differential;
 mod head;
@@ -26,14 +28,20 @@ mod pieces;
 mod status;
 mod timeout;
 
-pub(crate) use body::{Decoded, decode_response, encode_response};
+pub(crate) use body::{Fields, decode_response, encode_response};
+pub(crate) use changes::{
+    CLEAR, REMOVAL_ID_HEADER, REMOVE_KEYS, decode_clear, decode_keys, decode_set, encode_change,
+    encode_keys, parse_removal_id, verb_path,
+};
 pub(crate) use head::{Scan, has_token, parse_length, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
     MAX_ERROR_TEXT, ManyBody, ManyValue, decode_many_request, decode_many_response, group_path,
     many_request, parse_group_path,
 };
-pub(crate) use path::{DEFAULT_BASE_PATH, PathError, check_base_path, key_path, parse_path};
+pub(crate) use path::{
+    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path,
+};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};

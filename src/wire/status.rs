@@ -43,6 +43,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::InvalidPeer
         | ErrorKind::DuplicatePeer
         | ErrorKind::AlreadyRegistered
+        | ErrorKind::Partial
         | ErrorKind::Unsupported => (503, GETTER),
     }
 }
@@ -135,7 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Kind at the owner, status, header, kind at the caller.
-    const MAPPINGS: [(K, u16, &str, K); 24] = [
+    const MAPPINGS: [(K, u16, &str, K); 25] = [
         (K::NotFound, 404, "not-found", K::NotFound),
         (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
         (K::Getter, 503, "getter", K::Getter),
@@ -160,6 +161,7 @@ mod tests {
         (K::InvalidPeer, 503, "getter", K::Getter),
         (K::DuplicatePeer, 503, "getter", K::Getter),
         (K::AlreadyRegistered, 503, "getter", K::Getter),
+        (K::Partial, 503, "getter", K::Getter),
     ];
 
     #[test]

@@ -99,7 +99,7 @@ fn capacity_of_zero_caches_nothing() {
     assert_eq!(loads.get(), 3);
     assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
     assert_eq!(group.max_capacity(), 0);
-    assert_eq!(group.remove("key"), None);
+    assert_eq!(group.remove_local("key"), None);
 }
 
 #[test]

@@ -365,7 +365,7 @@ fn other_getter_loads_several_keys_at_the_same_time() {
         assert_eq!(call.end(), keys);
         let served = {
             let group = group.clone();
-            group.clear();
+            group.clear_local();
             start(move || {
                 let keys = ["a", "b", "c", "d", "e", "f", "g", "h"];
                 let values = group.serve_peer_many(&ctx, &keys).into_iter();

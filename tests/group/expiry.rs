@@ -30,7 +30,7 @@ fn group(clock: &Clock, group_ttl: Option<Duration>) -> (Group, Count) {
 
 /// The seconds until a value that is loaded now has expired.
 fn lifetime(clock: &Clock, group: &Group, key: &str) -> u64 {
-    group.clear();
+    group.clear_local();
     group.get(key).expect("a value");
     let start = clock.now();
     for _ in 0..1000 {
@@ -200,10 +200,10 @@ fn remove_does_not_return_expired_value() {
     let clock = Clock::manual();
     let (group, _) = group(&clock, None);
     group.get("10").expect("a value");
-    assert_eq!(group.remove("10").as_deref(), Some(&b"10"[..]));
+    assert_eq!(group.remove_local("10").as_deref(), Some(&b"10"[..]));
     group.get("10").expect("a value");
     clock.advance(seconds(10));
-    assert_eq!(group.remove("10"), None);
+    assert_eq!(group.remove_local("10"), None);
     assert_eq!(group.entry_count(), 0);
 }
 
@@ -318,7 +318,7 @@ fn purge_tells_the_listener_and_holds_no_lock() {
         let group = inner.get().expect("set before the purge");
         group.peek(key).ok_or(()).expect_err("it has left");
         assert!(group.contains_key("-"));
-        assert_eq!(group.remove("none"), None, "no lock is held");
+        assert_eq!(group.remove_local("none"), None, "no lock is held");
     });
     group.set(expired.clone()).expect("set once");
     assert_eq!(expired.purge_expired(), 1000);
@@ -334,7 +334,7 @@ fn clear_reports_expired_entries_as_expired() {
         let at = usize::from(cause == RemovalCause::Expired);
         counted[at].fetch_add(1, Ordering::Relaxed);
     });
-    group.clear();
+    group.clear_local();
     let [explicit, expired] = [0, 1].map(|at| causes[at].load(Ordering::Relaxed));
     assert_eq!((explicit, expired), (1, 100));
 }

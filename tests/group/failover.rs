@@ -205,7 +205,7 @@ fn panic_in_peer_or_picker_fails_only_that_call() {
         };
         assert!(unbounded.outcome().is_err());
         assert_eq!(group.get("good").expect("a value"), "theirs");
-        group.clear();
+        group.clear_local();
     }
 }
 

@@ -130,7 +130,7 @@ fn panic_on_loader_thread_is_an_error() {
         };
         assert_eq!(kind(get("bad")), ErrorKind::GetterPanicked);
         assert_eq!(get("good").expect("a value"), "good");
-        group.clear();
+        group.clear_local();
     }
 }
 
@@ -190,7 +190,7 @@ fn concurrent_gets_and_removals_all_return() {
             }
             match round % 50 {
                 7 => shared.invalidate(&n.to_string()),
-                49 => shared.clear(),
+                49 => shared.clear_local(),
                 _ => {}
             }
         }
@@ -200,6 +200,6 @@ fn concurrent_gets_and_removals_all_return() {
         call.end().expect("no error");
     }
     assert!(group.weighted_size() <= 64 << 10);
-    group.clear();
+    group.clear_local();
     assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
 }

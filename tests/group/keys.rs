@@ -71,10 +71,10 @@ fn every_key_is_loaded_cached_and_removed_as_itself() {
     assert_eq!(group.entry_count(), keys.len() as u64);
     for (n, key) in keys.iter().enumerate() {
         assert_eq!(
-            group.remove(key).expect("it is cached"),
+            group.remove_local(key).expect("it is cached"),
             format!("ECHO:{key}").as_str()
         );
-        assert_eq!(group.remove(key), None, "{key:?}");
+        assert_eq!(group.remove_local(key), None, "{key:?}");
         assert_eq!(group.entry_count() as usize, keys.len() - n - 1);
     }
     assert_eq!(group.weighted_size(), 0);

@@ -9,8 +9,10 @@ mod common;
 #[path = "../testpb/mod.rs"]
 mod testpb;
 
+mod age;
 mod bad_input;
 mod bulk;
+mod changes;
 mod deadlines;
 mod expiry;
 mod failover;

@@ -12,8 +12,8 @@ type Removal = (&'static str, fn(&Group));
 
 const REMOVALS: [Removal; 3] = [
     ("invalidate", |group| group.invalidate("key")),
-    ("remove", |group| drop(group.remove("key"))),
-    ("clear", Group::clear),
+    ("remove_local", |group| drop(group.remove_local("key"))),
+    ("clear_local", Group::clear_local),
 ];
 
 /// The source of the values. A load reads the value, and the first load then waits at the gate.
@@ -158,14 +158,14 @@ fn get_after_removal_does_not_join_older_load() {
 }
 
 #[test]
-fn remove_returns_the_removed_value() {
+fn remove_local_returns_the_removed_value() {
     let group = alone("removed").build(echo().0).expect("a group");
-    assert_eq!(group.remove("key"), None);
+    assert_eq!(group.remove_local("key"), None);
     group.get("key").expect("a value");
-    assert_eq!(group.remove("key"), Some("ECHO:key".into()));
-    assert_eq!(group.remove("key"), None);
+    assert_eq!(group.remove_local("key"), Some("ECHO:key".into()));
+    assert_eq!(group.remove_local("key"), None);
     group.invalidate("key");
-    group.clear();
+    group.clear_local();
     assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
     let stats = group.stats();
     assert_eq!(
@@ -241,7 +241,7 @@ fn removed_value_is_never_returned_again() {
 
 #[test]
 fn cleared_value_is_never_returned_again() {
-    stress(Group::clear, &Context::background());
+    stress(Group::clear_local, &Context::background());
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn views_share_cached_bytes_and_survive_eviction() {
         .expect("a value");
     assert_eq!(first.as_ptr(), second.as_ptr());
     assert_eq!(first.as_ptr(), third.as_ptr());
-    group.clear();
+    group.clear_local();
     drop((first, second));
     assert_eq!(third, "ECHO:key");
 }

@@ -165,6 +165,6 @@ fn shares_count_their_own_entries_and_lookups() {
     assert_eq!(group.entry_count(), 3);
     assert_eq!(group.weighted_size(), main.bytes + hot.bytes);
     assert!(hot.bytes > 0 && main.bytes > hot.bytes);
-    group.clear();
+    group.clear_local();
     assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
 }

@@ -2,7 +2,7 @@
 //!
 //! Ignored by default: `tests/interop/run.sh` builds the two programs, `go/` and `larder_node/`, and
 //! runs these tests. Each test starts its own nodes; `--nocapture` shows their figures.
-#![cfg(feature = "http")]
+#![cfg(feature = "ureq")]
 
 mod agreement;
 mod cluster;

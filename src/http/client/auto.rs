@@ -1,4 +1,4 @@
-//! Makes the transport of a peer: ureq, direct, or by default one that chooses between the two.
+//! Chooses between ureq and the direct transport, by the server that responds.
 
 use std::error::Error as _;
 use std::io;
@@ -8,41 +8,14 @@ use crate::error::{Error, Result};
 use crate::http::client::direct::DirectTransport;
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    IdleConnections, Transport, TransportRequest, TransportResponse,
+    DefaultTransport, IdleConnections, Transport, TransportRequest, TransportResponse,
 };
 use crate::http::client::ureq::UreqTransport;
-use crate::http::config::HttpClient;
 use crate::sync::{Arc, RwLock};
-
-/// A transport that this crate made, and its idle connections.
-#[derive(Clone)]
-pub(crate) struct DefaultTransport {
-    pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) connections: Arc<dyn IdleConnections>,
-}
-
-impl DefaultTransport {
-    /// The default transport of the peer `target`.
-    pub(crate) fn new(target: Arc<Target>) -> Self {
-        match target.config.client {
-            HttpClient::Auto => Self::of(AutoTransport::new(target)),
-            HttpClient::Ureq => Self::of(UreqTransport::new(target)),
-            HttpClient::Direct => Self::of(DirectTransport::new(target)),
-        }
-    }
-
-    fn of<T: Transport + IdleConnections + 'static>(made: T) -> Self {
-        let made = Arc::new(made);
-        DefaultTransport {
-            transport: made.clone(),
-            connections: made,
-        }
-    }
-}
 
 /// Sends requests by ureq until a response comes from larder's own server, and by the direct
 /// transport from then on. Returns to ureq if a response comes from another server or is rejected.
-struct AutoTransport {
+pub(crate) struct AutoTransport {
     target: Arc<Target>,
     chosen: RwLock<Chosen>,
 }
@@ -53,7 +26,7 @@ struct Chosen {
 }
 
 impl AutoTransport {
-    fn new(target: Arc<Target>) -> Self {
+    pub(crate) fn new(target: Arc<Target>) -> Self {
         AutoTransport {
             chosen: RwLock::new(Chosen {
                 is_direct: false,

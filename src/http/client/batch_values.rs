@@ -48,6 +48,7 @@ impl BatchValues {
         let value = ByteView::from(self.body.get(slot.range.clone())?);
         Some(Ok(PeerResponse {
             ttl: slot.ttl_nanos.map(Duration::from_nanos),
+            age: slot.age_ms.map(Duration::from_millis),
             ..PeerResponse::new(value)
         }))
     }

@@ -4,8 +4,6 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use ureq::http::header::HOST;
-
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::connection::StaleConnection;
@@ -32,8 +30,8 @@ impl DirectTransport {
     /// Sends the request on an idle connection, or else on a new one.
     ///
     /// A request that fails because the peer had closed the connection while it was idle is sent
-    /// once more, on a new one. This is safe, because neither a get nor a batch changes anything at
-    /// the peer. The other idle connections are probably dead too, so they are closed: all of them if
+    /// once more, on a new one. This is safe: a get and a batch change nothing at the peer, and a
+    /// removal or a set has the same effect if it arrives twice while its caller waits. The other idle connections are probably dead too, so they are closed: all of them if
     /// the peer closed this one, and if it stayed silent, those that were not used meanwhile.
     fn attempt(
         &self,
@@ -93,7 +91,7 @@ impl DirectTransport {
         };
         let response = TransportResponse::with_bytes(head.status, length, body);
         Ok(response.with_headers(
-            ResponseHeaders::Head(bytes, head.is_protobuf),
+            ResponseHeaders::new(bytes, head.is_protobuf),
             head.is_from_larder,
         ))
     }
@@ -125,13 +123,13 @@ fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
     for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
         bytes.extend_from_slice(part.as_bytes());
     }
-    if !request.headers().iter().any(|(name, _)| name == HOST) {
+    if !request.headers().iter().any(|(name, _)| name == "host") {
         bytes.extend_from_slice(b"\r\nhost: ");
         bytes.extend_from_slice(authority.as_bytes());
     }
     for (name, value) in request.headers() {
-        for part in [b"\r\n", name.as_str().as_bytes(), b": ", value.as_bytes()] {
-            bytes.extend_from_slice(part);
+        for part in ["\r\n", name, ": ", value] {
+            bytes.extend_from_slice(part.as_bytes());
         }
     }
     if !body.is_empty() {

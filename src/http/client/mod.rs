@@ -1,26 +1,36 @@
 //! The client of a pool: finds the peer that owns a key and asks it.
 //!
-//! - `picker`: the list of peers, and the owner of a key.
+//! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
-//! - `transport`: the trait that carries a request; `auto` chooses between `ureq` and `direct`.
+//! - `transport`: the trait that carries a request.
+//! - `default_transport`: the transport of a peer; `auto` chooses between `ureq` and `direct`. Without the
+//!   feature `ureq`, `larder_only` takes the place of `auto`.
 //! - `target`: the URL, options and addresses of a peer, which both of these use.
 //! - `pool`, `connection`, `response`: the parts of `direct`.
 
+#[cfg(feature = "ureq")]
 pub(crate) mod auto;
 pub(crate) mod batch;
 pub(crate) mod batch_values;
+pub(crate) mod changes;
 pub(crate) mod connection;
+pub(crate) mod default_transport;
 pub(crate) mod direct;
+#[cfg(not(feature = "ureq"))]
+pub(crate) mod larder_only;
 pub(crate) mod peer;
 pub(crate) mod permits;
 pub(crate) mod picker;
+pub(crate) mod placement;
 pub(crate) mod pool;
 pub(crate) mod resolve;
 pub(crate) mod response;
 pub(crate) mod target;
 pub(crate) mod transport;
+#[cfg(feature = "ureq")]
 pub(crate) mod ureq;
 pub(crate) mod url;

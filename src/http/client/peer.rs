@@ -5,25 +5,22 @@ use std::fmt;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use ureq::http::header::CONTENT_TYPE;
-use ureq::http::{HeaderName, HeaderValue};
-
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::auto::DefaultTransport;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
+    DefaultTransport, IdleConnections, ResponseBytes, Transport, TransportRequest,
+    TransportResponse,
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
-use crate::pb::GetRequest;
+use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
 use crate::wire;
@@ -40,7 +37,7 @@ pub(crate) struct HttpPeer {
     config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
-    full_timeout: HeaderValue,
+    full_timeout: String,
     target: Arc<Target>,
     transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
@@ -59,7 +56,7 @@ impl HttpPeer {
             url: url.clone(),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
-            full_timeout: wire::timeout_millis(config.exchange_timeout).into(),
+            full_timeout: wire::timeout_millis(config.exchange_timeout).to_string(),
             transport: by.transport,
             connections: by.connections,
             permits: Permits::new(config.max_connections_per_peer),
@@ -75,6 +72,14 @@ impl HttpPeer {
 
     pub(crate) fn target(&self) -> &Target {
         &self.target
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn transport(&self) -> &dyn Transport {
+        &*self.transport
     }
 }
 
@@ -137,6 +142,22 @@ impl ProtoGetter for HttpPeer {
         self.ask_for_many(ctx, group, keys, true)
     }
 
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        self.remove_keys(ctx, request)
+    }
+
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        self.set_value(ctx, request)
+    }
+
+    fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        self.clear_group(ctx, request)
+    }
+
+    fn url(&self) -> String {
+        self.url.to_string()
+    }
+
     fn honors_deadline(&self) -> bool {
         true
     }
@@ -193,10 +214,10 @@ impl HttpPeer {
         let path = wire::key_path(&self.base, group, key);
         let mut request = TransportRequest::get(path, deadline);
         let timeout = match left == self.config.exchange_timeout {
-            true => self.full_timeout.clone(),
-            false => wire::timeout_millis(left).into(),
+            true => self.full_timeout.as_str().into(),
+            false => wire::timeout_millis(left).to_string().into(),
         };
-        request.set_parsed(TIMEOUT, timeout);
+        request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let response = self.transport.round_trip(ctx, request)?;
         if response.is_from_larder() {
             self.policy.resume();
@@ -225,34 +246,19 @@ impl HttpPeer {
             let timed_out = is_timeout(&error) || Instant::now() >= deadline;
             BatchError::Failed { error, timed_out }
         };
-        let unsupported = |error: Error| {
-            log::debug!("{error}");
-            self.policy.pause();
-            BatchError::Fallback
-        };
         let _permit = self.permit(ctx, deadline).map_err(failed)?;
         let body = wire::many_request(keys, self.config.max_batch_bytes, load).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
-        request.set_parsed(CONTENT_TYPE, HeaderValue::from_static(wire::CONTENT_TYPE));
+        request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         if load {
             let left = deadline.saturating_duration_since(Instant::now());
-            request.set_parsed(TIMEOUT, wire::timeout_millis(left).into());
+            let timeout = wire::timeout_millis(left).to_string();
+            request.set_checked(wire::TIMEOUT_HEADER.into(), timeout.into());
         }
         let response = self.transport.round_trip(ctx, request).map_err(failed)?;
-        let status = response.status();
-        if status != 200 {
-            let is_larder = response.header(wire::ERROR_HEADER).is_some();
-            let error = self.error_of(response, None);
-            return Err(match (is_larder, status) {
-                (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
-                (false, 400 | 404 | 405 | 411 | 415 | 501) => unsupported(error),
-                // Other statuses can be temporary: the peer is overloaded or too slow.
-                _ => {
-                    log::debug!("{error}");
-                    BatchError::Fallback
-                }
-            });
+        if response.status() != 200 {
+            return Err(self.batch_error_of(response));
         }
         if !response.is_protobuf() {
             log::debug!("{}", self.not_protobuf(&response));
@@ -264,7 +270,7 @@ impl HttpPeer {
         let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
             // It answers 200 to anything, so it is not a larder server; or it answers other keys.
             self.connections.close_idle();
-            unsupported(error)
+            self.pause_batches(&error)
         })?;
         self.policy.note_success();
         let values = BatchValues { body, slots };
@@ -274,12 +280,35 @@ impl HttpPeer {
         Ok(values)
     }
 
+    /// The meaning of a response to a batched request with a status other than 200.
+    fn batch_error_of(&self, response: TransportResponse) -> BatchError {
+        let status = response.status();
+        let is_larder = response.header(wire::ERROR_HEADER).is_some();
+        let error = self.error_of(response, None);
+        match (is_larder, status) {
+            (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
+            (false, 400 | 404 | 405 | 411 | 415 | 501) => self.pause_batches(&error),
+            // Other statuses can be temporary: the peer is overloaded or too slow.
+            _ => {
+                log::debug!("{error}");
+                BatchError::Fallback
+            }
+        }
+    }
+
+    /// Sends no batches to this peer for some time.
+    fn pause_batches(&self, error: &Error) -> BatchError {
+        log::debug!("{error}");
+        self.policy.pause();
+        BatchError::Fallback
+    }
+
     /// The time by which a request that begins `now` must have ended.
     ///
     /// # Errors
     ///
     /// If `ctx` has ended.
-    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
+    pub(super) fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
@@ -290,7 +319,7 @@ impl HttpPeer {
 
     /// Waits for the permit to use a connection. It is held until the response is read, or its
     /// connection closed.
-    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+    pub(super) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
         let permit = self.permits.acquire(deadline);
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
@@ -311,7 +340,7 @@ impl HttpPeer {
         if decoded.value.len() > self.config.max_value_size {
             return Err(self.failure(TOO_LONG));
         }
-        let (ttl, minute_qps) = (ttl_of(&decoded), decoded.minute_qps);
+        let fields = decoded.fields;
         let value = match decoded.value {
             // A view of the body, unless it would keep much more than the value in memory.
             value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
@@ -323,8 +352,9 @@ impl HttpPeer {
         };
         Ok(PeerResponse {
             value,
-            ttl,
-            minute_qps,
+            ttl: ttl_of(&fields),
+            age: fields.age_ms.map(Duration::from_millis),
+            minute_qps: fields.minute_qps,
         })
     }
 
@@ -340,6 +370,16 @@ impl HttpPeer {
         }
         let body = read_body(response, max);
         body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+    }
+
+    /// Reads a body that has no content for the caller, so that its connection is used again. Returns
+    /// whether larder's own server sent the response.
+    pub(super) fn drain(&self, ctx: &Context, response: TransportResponse) -> Result<bool> {
+        let is_from_larder = response.is_from_larder();
+        match read_body(response, MAX_ERROR_TEXT) {
+            Ok(_) => Ok(is_from_larder),
+            Err(why) => Err(ctx.err().unwrap_or_else(|| self.failure(why))),
+        }
     }
 
     /// The error for a response with status 200 whose body is not a protobuf message.
@@ -363,7 +403,7 @@ impl HttpPeer {
 
     /// The error of a response with a status other than 200. `hash` is that of the key, if one was
     /// requested.
-    fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
+    pub(super) fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         if let Some(hash) = hash.filter(|_| header.is_some()) {
@@ -436,11 +476,11 @@ fn is_timeout(error: &Error) -> bool {
 
 /// How long a value may be kept. Zero if its time has passed: the value is then returned to the
 /// caller but not cached.
-fn ttl_of(decoded: &wire::Decoded<'_>) -> Option<Duration> {
-    if let Some(nanos) = decoded.ttl_nanos {
+fn ttl_of(fields: &wire::Fields) -> Option<Duration> {
+    if let Some(nanos) = fields.ttl_nanos {
         return Some(Duration::from_nanos(nanos));
     }
-    let left = decoded
+    let left = fields
         .expire_unix_nanos?
         .saturating_sub(Clock::system().unix_nanos());
     Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
@@ -463,7 +503,7 @@ fn read_body(response: TransportResponse, max: u64) -> Result<SharedBytes, Strin
     let bytes = match length.and_then(|length| usize::try_from(length).ok()) {
         Some(length) if length <= MAX_TRUSTED => {
             let mut bytes = SharedBytes::zeros(length);
-            let read = bytes.fill(|room| body.read_exact(room));
+            let read = bytes.get_mut().map(|room| body.read_exact(room));
             read.ok_or("the body is shared")?.map_err(failed)?;
             bytes
         }
@@ -491,8 +531,6 @@ const MAX_WASTE: usize = 64;
 
 /// The most bytes that are read of the text of an error.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
-
-const TIMEOUT: HeaderName = HeaderName::from_static(wire::TIMEOUT_HEADER);
 
 const TOO_LONG: &str = "the answer is longer than max_value_size allows";
 

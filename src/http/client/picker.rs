@@ -1,19 +1,19 @@
-//! Finds the peer that owns a key: the ring and the clients of its peers, replaced together.
+//! Finds the peer that owns a key: the placement of keys and the clients of the peers, replaced
+//! together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use foldhash::fast::RandomState;
-
-use crate::consistent_hash::Map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::auto::DefaultTransport;
+use crate::http::client::default_transport::default_transport;
 use crate::http::client::peer::HttpPeer;
+use crate::http::client::placement::Placement;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
+use crate::peer::Peer;
 use crate::peers::{PeerPicker, ProtoGetter};
 use crate::sync::{Arc, RwLock};
 
@@ -22,11 +22,10 @@ use crate::sync::{Arc, RwLock};
 /// It is separate from `HttpPool`, because the registry holds it and the pool holds the registry.
 /// If the registry held the pool itself, the two would keep each other alive for ever.
 pub(crate) struct Picker {
-    /// [`PeerUrl::canonical`] of this process.
-    self_addr: String,
-    /// Options of the ring, without peers.
-    empty_ring: Map,
-    /// Whether the next peer on the ring is asked if the owner does not answer.
+    own: OwnIdentity,
+    /// How keys are assigned, without nodes.
+    empty: Placement,
+    /// Whether the next peer is asked if the owner does not answer.
     failover: bool,
     transport: Option<Box<TransportHook>>,
     config: Arc<Config>,
@@ -38,27 +37,49 @@ pub(crate) struct Picker {
 pub(crate) type TransportHook =
     dyn Fn(&str, Arc<dyn Transport>) -> Arc<dyn Transport> + Send + Sync;
 
+/// How this process recognises itself in a list of peers.
+pub(crate) struct OwnIdentity {
+    pub(crate) id: Option<String>,
+    /// [`PeerUrl::canonical`] of its URL.
+    pub(crate) addr: String,
+}
+
 struct PeerList {
-    ring: Map,
-    /// The client of each node, by its text on the ring; `None` is this process.
-    members: HashMap<String, Option<Arc<HttpPeer>>, RandomState>,
+    placement: Placement,
+    /// The peers, in the order of the list, each at its place.
+    members: Vec<Member>,
+    /// The zone of this process.
+    own_zone: Option<String>,
+}
+
+struct Member {
+    peer: Peer,
+    /// `None` for this process.
+    client: Option<Arc<HttpPeer>>,
+}
+
+/// A peer of a list that passed all checks.
+struct CheckedPeer {
+    peer: Peer,
+    url: PeerUrl,
 }
 
 impl Picker {
     pub(crate) fn new(
-        self_addr: String,
-        empty_ring: Map,
+        own: OwnIdentity,
+        empty: Placement,
         failover: bool,
         transport: Option<Box<TransportHook>>,
         config: Arc<Config>,
     ) -> Self {
         let peers = RwLock::new(Arc::new(PeerList {
-            ring: empty_ring.clone(),
-            members: HashMap::default(),
+            placement: empty.clone(),
+            members: Vec::new(),
+            own_zone: None,
         }));
         Picker {
-            self_addr,
-            empty_ring,
+            own,
+            empty,
             failover,
             transport,
             config,
@@ -67,15 +88,15 @@ impl Picker {
     }
 
     /// See `HttpPool::set`.
-    pub(crate) fn set<S: AsRef<str>>(&self, urls: impl IntoIterator<Item = S>) -> Result<()> {
-        let urls = parse_list(urls)?;
+    pub(crate) fn set(&self, peers: impl Iterator<Item = Peer>) -> Result<()> {
+        let checked = check_list(peers)?;
         let mut made = HashMap::new();
         loop {
             // `list_of` runs user code (the transport hook, the hash), so no lock is held, and
             // another thread can set peers meanwhile. Then the list is built again, with the
             // clients of the other thread's list and those in `made`.
             let before = self.peers();
-            let after = Arc::new(self.list_of(&urls, &before, &mut made));
+            let after = Arc::new(self.list_of(&checked, &before, &mut made)?);
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
                 *current = after;
@@ -88,55 +109,63 @@ impl Picker {
 
     fn list_of(
         &self,
-        urls: &[PeerUrl],
+        checked: &[CheckedPeer],
         before: &PeerList,
         made: &mut HashMap<String, Arc<HttpPeer>>,
-    ) -> PeerList {
-        let mut ring = self.empty_ring.clone();
-        ring.add(urls.iter().map(PeerUrl::as_str));
-        let mut client_of = |url: &PeerUrl| {
-            if url.canonical() == self.self_addr {
-                return None;
-            }
-            let name = url.as_str();
-            Some(match before.members.get(name) {
+    ) -> Result<PeerList> {
+        let peers: Vec<Peer> = checked.iter().map(|checked| checked.peer.clone()).collect();
+        let placement = self.empty.with(&peers)?;
+        let own = self.own.find(checked);
+        let mut client_of = |checked: &CheckedPeer| {
+            let url = checked.url.as_str();
+            match before.client_at(url) {
                 // A peer that stays keeps its client, and its connections.
-                Some(Some(kept)) => {
+                Some(kept) => {
                     kept.reset_batches();
                     kept.clone()
                 }
-                _ => {
-                    let client = made.entry(name.to_owned());
-                    client.or_insert_with(|| self.client(url)).clone()
+                None => {
+                    let client = made.entry(url.to_owned());
+                    client.or_insert_with(|| self.client(&checked.url)).clone()
                 }
-            })
+            }
         };
-        let members = urls
-            .iter()
-            .map(|url| (url.as_str().to_owned(), client_of(url)));
-        PeerList {
-            members: members.collect(),
-            ring,
-        }
+        let members = checked.iter().enumerate().map(|(place, checked)| Member {
+            peer: checked.peer.clone(),
+            client: (own != Some(place)).then(|| client_of(checked)),
+        });
+        let members = members.collect();
+        Ok(PeerList {
+            own_zone: own.and_then(|own| peers[own].zone.clone()),
+            placement,
+            members,
+        })
     }
 
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
-        let mut by = DefaultTransport::new(target.clone());
+        let mut by = default_transport(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
         Arc::new(HttpPeer::new(target, by))
     }
 
-    /// The URL of the owner of `key`, this process or another.
-    pub(crate) fn owner(&self, key: &str) -> Option<String> {
-        self.peers().ring.get(key).map(str::to_owned)
+    /// The owner of `key`, this process or another.
+    pub(crate) fn owner(&self, key: &str) -> Option<Peer> {
+        let peers = self.peers();
+        let owner = peers.placement.owner(key)?;
+        Some(peers.members[owner].peer.clone())
     }
 
     /// The list that was set last.
-    pub(crate) fn urls(&self) -> Vec<String> {
-        self.peers().ring.nodes().to_vec()
+    pub(crate) fn list(&self) -> Vec<Peer> {
+        let peers = self.peers();
+        peers
+            .members
+            .iter()
+            .map(|member| member.peer.clone())
+            .collect()
     }
 
     fn peers(&self) -> Arc<PeerList> {
@@ -144,69 +173,113 @@ impl Picker {
     }
 }
 
+impl OwnIdentity {
+    /// The index of this process in a list.
+    fn find(&self, list: &[CheckedPeer]) -> Option<usize> {
+        let by_id = |id: &String| list.iter().position(|checked| checked.peer.id == *id);
+        let by_addr = || {
+            list.iter()
+                .position(|checked| checked.url.canonical() == self.addr)
+        };
+        self.id.as_ref().and_then(by_id).or_else(by_addr)
+    }
+}
+
 impl KnownPeers for Picker {
     fn peers_at(&self, ip: IpAddr) -> usize {
         let peers = self.peers();
-        let others = peers.members.values().flatten();
+        let others = peers.clients();
         others.filter(|peer| peer.target().is_at(ip)).count()
     }
 
     fn any(&self) -> bool {
-        self.peers().members.values().flatten().next().is_some()
+        self.peers().clients().next().is_some()
     }
 }
 
 impl PeerPicker for Picker {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         let peers = self.peers();
-        peers.member(peers.ring.get(key)?)
+        peers.client(peers.placement.owner(key)?)
     }
 
-    /// Attempt 0 gives the owner, and attempt 1 the node that would own `key` without the owner.
-    /// There is no third attempt, because two peers that do not answer have cost the caller enough
-    /// time. If this process is reached first, the result is `None`, and it loads the key itself.
+    /// Attempt 0 gives the owner, and attempt 1 the node that would own `key` without the owner, in
+    /// the zone of this process if there is another node there. There is no third attempt, because
+    /// two peers that do not answer have cost the caller enough time. If this process is reached
+    /// first, the result is `None`, and it loads the key itself.
     fn pick_replica(&self, key: &str, attempt: usize) -> Option<Arc<dyn ProtoGetter>> {
         match attempt {
             0 => self.pick_peer(key),
             1 if self.failover => {
                 let peers = self.peers();
-                let mut successors = peers.ring.successors(key);
-                peers.member(successors.next()?)?;
-                peers.member(successors.next()?)
+                let owner = peers.placement.owner(key)?;
+                // If this process is the owner, it asks no peer.
+                peers.client(owner)?;
+                peers.client(peers.next_of(key, owner)?)
             }
             _ => None,
         }
     }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        let peers = self.peers();
+        peers.clients().map(|peer| peer.clone() as _).collect()
+    }
 }
 
 impl PeerList {
-    /// The client of a node of the ring; `None` for this process.
-    fn member(&self, node: &str) -> Option<Arc<dyn ProtoGetter>> {
-        let peer = self.members.get(node)?.clone()?;
-        Some(peer)
+    /// The client of the peer at a place; `None` for this process.
+    fn client(&self, place: usize) -> Option<Arc<dyn ProtoGetter>> {
+        let client = self.members.get(place)?.client.clone()?;
+        Some(client)
+    }
+
+    fn clients(&self) -> impl Iterator<Item = &Arc<HttpPeer>> {
+        self.members
+            .iter()
+            .filter_map(|member| member.client.as_ref())
+    }
+
+    fn client_at(&self, url: &str) -> Option<&Arc<HttpPeer>> {
+        let members = &mut self.members.iter();
+        let member = members.find(|member| member.peer.url == url)?;
+        member.client.as_ref()
+    }
+
+    /// The place of the node to ask for `key` if its owner does not answer: the next one in this
+    /// process's zone, or else the next one.
+    fn next_of(&self, key: &str, owner: usize) -> Option<usize> {
+        let is_near = |place: usize| self.members[place].peer.zone == self.own_zone;
+        let near = self.own_zone.as_ref().and_then(|_| {
+            let may = |place| place != owner && is_near(place);
+            self.placement.owner_among(key, may)
+        });
+        near.or_else(|| self.placement.owner_among(key, |place| place != owner))
     }
 }
 
 impl fmt::Debug for Picker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.urls()).finish()
+        f.debug_list().entries(self.list()).finish()
     }
 }
 
-/// Parses a list of peers and checks that none is in it twice.
-fn parse_list<S: AsRef<str>>(urls: impl IntoIterator<Item = S>) -> Result<Vec<PeerUrl>> {
-    let mut seen = HashMap::new();
-    let mut parsed = Vec::new();
-    for url in urls {
-        let url = PeerUrl::parse(url.as_ref())?;
-        if let Some(other) = seen.insert(url.canonical(), url.as_str().to_owned()) {
-            let message = format!(
-                "{other:?} and {:?} are one peer; list it once",
-                url.as_str()
-            );
-            return Err(Error::new(ErrorKind::DuplicatePeer, message));
+/// Parses a list of peers and checks that no id and no address is in it twice.
+fn check_list(peers: impl Iterator<Item = Peer>) -> Result<Vec<CheckedPeer>> {
+    let duplicate = |message: String| Error::new(ErrorKind::DuplicatePeer, message);
+    let (mut ids, mut addresses) = (HashSet::new(), HashMap::new());
+    let mut list = Vec::new();
+    for peer in peers {
+        peer.check()?;
+        let url = PeerUrl::parse(&peer.url)?;
+        if let Some(other) = addresses.insert(url.canonical(), peer.url.clone()) {
+            let message = format!("{other:?} and {:?} are one peer; list it once", peer.url);
+            return Err(duplicate(message));
         }
-        parsed.push(url);
+        if !ids.insert(peer.id.clone()) {
+            return Err(duplicate(format!("two peers have the id {:?}", peer.id)));
+        }
+        list.push(CheckedPeer { peer, url });
     }
-    Ok(parsed)
+    Ok(list)
 }

@@ -1,15 +1,14 @@
 //! The trait that carries requests to a peer, with its request and response.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{Cursor, Read};
 use std::time::Instant;
 
-use ureq::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
-use ureq::http::{HeaderMap, HeaderName, HeaderValue};
-
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
+use crate::sync::Arc;
 use crate::wire;
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
@@ -53,12 +52,31 @@ pub(crate) trait IdleConnections: Send + Sync {
     fn close_idle(&self);
 }
 
-/// A request on its way to a peer.
+/// A transport that this crate made, and its idle connections.
+#[derive(Clone)]
+pub(crate) struct DefaultTransport {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) connections: Arc<dyn IdleConnections>,
+}
+
+impl DefaultTransport {
+    pub(crate) fn of<T: Transport + IdleConnections + 'static>(made: T) -> Self {
+        let made = Arc::new(made);
+        DefaultTransport {
+            transport: made.clone(),
+            connections: made,
+        }
+    }
+}
+
+/// Name, in lower case, and value of a header that can be sent as it is.
+pub(crate) type RequestHeader<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// A request on its way to a peer. It has each header once.
 pub struct TransportRequest<'a> {
     method: &'static str,
     path: String,
-    /// Each name once.
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Vec<RequestHeader<'a>>,
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
     deadline: Instant,
@@ -85,6 +103,20 @@ impl<'a> TransportRequest<'a> {
         }
     }
 
+    /// A request that changes data.
+    pub(crate) fn change(
+        method: &'static str,
+        path: String,
+        body: &'a [u8],
+        deadline: Instant,
+    ) -> Self {
+        TransportRequest {
+            method,
+            body,
+            ..TransportRequest::get(path, deadline)
+        }
+    }
+
     /// When the exchange has to be over: the earlier of the caller's deadline and the end of the pool's
     /// exchange time-out.
     pub fn deadline(&self) -> Instant {
@@ -101,16 +133,16 @@ impl<'a> TransportRequest<'a> {
         &self.path
     }
 
-    /// The body; empty for a GET.
+    /// The body; empty for a GET and a DELETE.
     pub fn body(&self) -> &'a [u8] {
         self.body
     }
 
-    /// The first header of this name, in any case, if its value is text.
+    /// The header of this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();
-        let (_, value) = headers.find(|(found, _)| found.as_str().eq_ignore_ascii_case(name))?;
-        value.to_str().ok()
+        let (_, value) = headers.find(|(found, _)| found.eq_ignore_ascii_case(name))?;
+        Some(value)
     }
 
     /// Sets a header, in place of those of the same name. The transport itself adds `Host`, if it is
@@ -122,28 +154,29 @@ impl<'a> TransportRequest<'a> {
     /// are over 4 KiB, or if the name is `Content-Length` or `Transfer-Encoding`. A second one of
     /// these two would make the end of the body ambiguous.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
-        let (name, value) = parse_header(name, value)?;
-        if name.as_str().len() + value.len() > MAX_HEADER {
+        check_header(name, value)?;
+        if name.len() + value.len() > MAX_HEADER {
             let message = format!("the header {name:?} is over {MAX_HEADER} bytes");
             return Err(Error::new(ErrorKind::InvalidOption, message));
         }
-        if name == CONTENT_LENGTH || name == TRANSFER_ENCODING {
+        let name = name.to_ascii_lowercase();
+        if matches!(&*name, "content-length" | "transfer-encoding") {
             let message = format!("the header {name:?} is set by the transport");
             return Err(Error::new(ErrorKind::InvalidOption, message));
         }
-        self.set_parsed(name, value);
+        self.set_checked(name.into(), value.to_owned().into());
         Ok(())
     }
 
-    /// As [`set_header`](Self::set_header), for a name and a value that need no check.
-    pub(crate) fn set_parsed(&mut self, name: HeaderName, value: HeaderValue) {
+    /// As [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
+    pub(crate) fn set_checked(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
         match self.headers.iter_mut().find(|(found, _)| *found == name) {
             Some((_, old)) => *old = value,
             None => self.headers.push((name, value)),
         }
     }
 
-    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+    pub(crate) fn headers(&self) -> &[RequestHeader<'a>] {
         &self.headers
     }
 }
@@ -192,7 +225,7 @@ impl TransportResponse {
     pub(crate) fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
         TransportResponse {
             status,
-            headers: ResponseHeaders::Parsed(HeaderMap::new()),
+            headers: ResponseHeaders::default(),
             is_from_larder: false,
             length,
             body,
@@ -215,10 +248,9 @@ impl TransportResponse {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let value = self.headers.get(name)?;
-        std::str::from_utf8(value)
-            .ok()
-            .filter(|text| text.is_ascii())
+        let value = self.headers.all(name).next()?;
+        let text = std::str::from_utf8(value).ok();
+        text.filter(|text| text.is_ascii())
     }
 
     /// Sets a header, in place of those of the same name.
@@ -227,33 +259,19 @@ impl TransportResponse {
     ///
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
-        let (name, value) = parse_header(name, value)?;
-        self.headers.parsed().insert(name, value);
+        check_header(name, value)?;
+        self.headers.set(name, value);
         Ok(())
     }
 
     /// Whether the body is a protobuf message, by its content type, and has no content coding.
     pub(crate) fn is_protobuf(&self) -> bool {
-        match &self.headers {
-            ResponseHeaders::Head(_, is_protobuf) => *is_protobuf,
-            ResponseHeaders::Parsed(map) => {
-                let found = map.get(CONTENT_TYPE);
-                found.is_some_and(|found| wire::is_protobuf(found.as_bytes())) && !self.is_encoded()
-            }
-        }
+        self.headers.is_protobuf
     }
 
     /// Whether the body has a content coding.
     pub(crate) fn is_encoded(&self) -> bool {
-        match &self.headers {
-            ResponseHeaders::Head(head, _) => fields_of(head).any(|(name, value)| {
-                name.eq_ignore_ascii_case(b"content-encoding") && wire::is_encoded(value)
-            }),
-            ResponseHeaders::Parsed(map) => {
-                let mut codings = map.get_all(CONTENT_ENCODING).iter();
-                codings.any(|coding| wire::is_encoded(coding.as_bytes()))
-            }
-        }
+        self.headers.is_encoded()
     }
 
     /// Whether larder's own server sent the response, and no proxy forwarded it.
@@ -279,44 +297,48 @@ impl TransportResponse {
     }
 }
 
-/// The headers of a response.
-pub(crate) enum ResponseHeaders {
-    Parsed(HeaderMap),
-    /// The bytes of a well-formed head, and whether it announces a protobuf message without a content
-    /// coding. For most
-    /// responses no other header is looked up.
-    Head(Box<[u8]>, bool),
+/// The headers of a response. They are looked up in the bytes of the head, because few are looked up.
+#[derive(Default)]
+pub(crate) struct ResponseHeaders {
+    /// A well-formed head, or nothing.
+    head: Vec<u8>,
+    /// Whether they announce a protobuf message without a content coding.
+    is_protobuf: bool,
 }
 
 impl ResponseHeaders {
-    fn get(&self, name: &str) -> Option<&[u8]> {
-        match self {
-            ResponseHeaders::Parsed(map) => map.get(name).map(HeaderValue::as_bytes),
-            ResponseHeaders::Head(head, _) => {
-                let mut fields = fields_of(head);
-                let (_, value) =
-                    fields.find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))?;
-                Some(value)
-            }
+    /// The headers of a well-formed head.
+    pub(crate) fn new(head: Box<[u8]>, is_protobuf: bool) -> Self {
+        ResponseHeaders {
+            head: head.into(),
+            is_protobuf,
         }
     }
 
-    fn parsed(&mut self) -> &mut HeaderMap {
-        if let ResponseHeaders::Head(head, _) = self {
-            let fields = fields_of(head).filter_map(|(name, value)| {
-                let name = HeaderName::from_bytes(name).ok()?;
-                Some((name, HeaderValue::from_bytes(value).ok()?))
-            });
-            let mut map = HeaderMap::new();
-            fields.for_each(|(name, value)| {
-                map.append(name, value);
-            });
-            *self = ResponseHeaders::Parsed(map);
+    /// The values of the headers of this name, in any case.
+    fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let fields = fields_of(&self.head);
+        let found = fields.filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()));
+        found.map(|(_, value)| value)
+    }
+
+    fn is_encoded(&self) -> bool {
+        self.all("content-encoding").any(wire::is_encoded)
+    }
+
+    /// Sets a header that was checked, in place of those of the same name.
+    fn set(&mut self, name: &str, value: &str) {
+        let mut head = b"HTTP/1.1\r\n".to_vec();
+        let kept = fields_of(&self.head);
+        let kept = kept.filter(|(found, _)| !found.eq_ignore_ascii_case(name.as_bytes()));
+        for (name, value) in kept.chain([(name.as_bytes(), value.as_bytes())]) {
+            for part in [name, b": ", value, b"\r\n"] {
+                head.extend_from_slice(part);
+            }
         }
-        match self {
-            ResponseHeaders::Parsed(map) => map,
-            ResponseHeaders::Head(..) => unreachable!("it was parsed"),
-        }
+        self.head = head;
+        let content_type = self.all("content-type").next();
+        self.is_protobuf = content_type.is_some_and(wire::is_protobuf) && !self.is_encoded();
     }
 }
 
@@ -341,17 +363,19 @@ impl fmt::Debug for TransportResponse {
 /// The longest header of a request: half of the head that larder's server accepts by default.
 const MAX_HEADER: usize = 4096;
 
-fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
-    let refuse = |what: &str| {
-        Error::new(
-            ErrorKind::InvalidOption,
-            format!("{what} of the header {name:?} cannot be sent over HTTP"),
-        )
+/// Checks that the name is a token, and that the value is visible ASCII text (RFC 9110, section 5).
+fn check_header(name: &str, value: &str) -> Result<()> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_text = |byte: u8| matches!(byte, b'\t' | b' '..=b'~');
+    let wrong = if name.is_empty() || !name.bytes().all(is_token) {
+        "the name"
+    } else if !value.bytes().all(is_text) {
+        "the value"
+    } else {
+        return Ok(());
     };
-    Ok((
-        name.parse().map_err(|_| refuse("the name"))?,
-        value.parse().map_err(|_| refuse("the value"))?,
-    ))
+    let message = format!("{wrong} of the header {name:?} cannot be sent over HTTP");
+    Err(Error::new(ErrorKind::InvalidOption, message))
 }
 
 #[cfg(test)]
@@ -370,7 +394,7 @@ mod tests {
     #[test]
     fn headers_of_a_head_are_found_and_can_be_set() {
         let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
-        let headers = ResponseHeaders::Head(head[..].into(), false);
+        let headers = ResponseHeaders::new(head[..].into(), false);
         let mut response = TransportResponse::new(200, "").with_headers(headers, false);
         assert_eq!(response.header("x-one"), Some("1"));
         assert_eq!(response.header("X-Two"), Some("2"));
@@ -379,6 +403,22 @@ mod tests {
         response.set_header("x-two", "4").unwrap();
         assert_eq!(response.header("x-two"), Some("4"));
         assert_eq!(response.header("x-one"), Some("1"));
+    }
+
+    #[test]
+    fn headers_that_were_set_decide_whether_the_body_is_protobuf() {
+        let mut response = TransportResponse::new(200, "");
+        for (name, value, is_protobuf) in [
+            ("X", "1", false),
+            ("Content-Type", wire::CONTENT_TYPE, true),
+            ("content-encoding", "gzip", false),
+            ("Content-Encoding", "identity", true),
+            ("content-type", "text/plain", false),
+        ] {
+            response.set_header(name, value).unwrap();
+            assert_eq!(response.is_protobuf(), is_protobuf, "{name}: {value}");
+            assert_eq!(response.header(name), Some(value));
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use ureq::config::Config as AgentConfig;
-use ureq::http::header::HOST;
-use ureq::http::{self, Method, Response, Uri, Version};
+use ureq::http::uri::Scheme;
+use ureq::http::{self, Request, Response, Uri, Version};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport as UreqIo,
@@ -73,7 +73,8 @@ impl UreqTransport {
             target: self.target.clone(),
         };
         let response = TransportResponse::with_reader(head.status, head.framing.length(), body);
-        Ok(response.with_headers(ResponseHeaders::Parsed(parts.headers), head.is_from_larder))
+        let headers = ResponseHeaders::new(head_of(&parts), head.is_protobuf);
+        Ok(response.with_headers(headers, head.is_from_larder))
     }
 
     fn run(&self, request: &TransportRequest<'_>, deadline: Instant) -> io::Result<Response<Body>> {
@@ -89,27 +90,47 @@ impl UreqTransport {
         body: impl AsSendBody,
         deadline: Instant,
     ) -> io::Result<Response<Body>> {
-        let head = self.head(request).map_err(io::Error::other)?;
+        let sent = self.request(request, body).map_err(io::Error::other)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let sent = self
-            .agent
-            .configure_request(http::Request::from_parts(head, body));
+        let sent = self.agent.configure_request(sent);
         let sent = sent.timeout_global(Some(left)).build();
         self.agent.run(sent).map_err(into_io)
     }
 
-    fn head(&self, request: &TransportRequest<'_>) -> Result<http::request::Parts, http::Error> {
-        let (mut head, ()) = http::Request::new(()).into_parts();
-        head.method = Method::from_bytes(request.method().as_bytes())?;
-        head.uri = self.target.url.with_path(request.path())?;
-        // Without it, ureq would build the header for each request.
-        let host = self.target.url.host_header().clone();
-        head.headers.insert(HOST, host);
-        for (name, value) in request.headers() {
-            head.headers.insert(name, value.clone());
+    fn request<B>(
+        &self,
+        request: &TransportRequest<'_>,
+        body: B,
+    ) -> Result<Request<B>, http::Error> {
+        let authority = self.target.url.authority();
+        let uri = url_of(authority, request.path())?;
+        // Without the host, ureq would build the header itself.
+        let mut sent = Request::builder().method(request.method()).uri(uri);
+        if request.header("host").is_none() {
+            sent = sent.header("host", authority);
         }
-        Ok(head)
+        for (name, value) in request.headers() {
+            sent = sent.header(&**name, &**value);
+        }
+        sent.body(body)
     }
+}
+
+/// The URL of a peer with the path of a request, as it is.
+fn url_of(authority: &str, path: &str) -> Result<Uri, http::Error> {
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority);
+    uri.path_and_query(path).build()
+}
+
+/// The head of a response as it was received, but for spaces and line ends.
+fn head_of(parts: &http::response::Parts) -> Box<[u8]> {
+    let mut head = b"HTTP/1.1\r\n".to_vec();
+    for (name, value) in &parts.headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    }
+    head.into()
 }
 
 impl IdleConnections for UreqTransport {
@@ -320,3 +341,16 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// Holds the longest head of a response, and most bodies.
 const INPUT_BUFFER: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_is_joined_unchanged() {
+        let uri = url_of("a:81", "/x/_groupcache/g/a%2Fb%20c").unwrap();
+        assert_eq!(uri.to_string(), "http://a:81/x/_groupcache/g/a%2Fb%20c");
+        assert!(url_of("a", "/with a space").is_err());
+        assert!(url_of("a", &"/a".repeat(40_000)).is_err());
+    }
+}

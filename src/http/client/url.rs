@@ -3,9 +3,6 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use ureq::http::uri::{Authority, PathAndQuery, Scheme};
-use ureq::http::{self, HeaderValue, Uri};
-
 use crate::error::{Error, ErrorKind, Result};
 
 /// A peer's base URL: `http://host:port`, with a path if a proxy mounts the peer below one.
@@ -16,9 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone)]
 pub(crate) struct PeerUrl {
     text: String,
-    authority: Authority,
-    /// The authority, as the value of a request's `Host`.
-    host_header: HeaderValue,
+    /// Host and port as the user wrote them.
+    authority: String,
     host: Host,
     port: u16,
     /// The path without the slash at its end; empty for a peer at the root.
@@ -53,41 +49,36 @@ impl PeerUrl {
     }
 
     fn parse_parts(text: &str) -> Result<Self, String> {
-        // `Uri` ignores a fragment.
-        if text.contains('#') {
-            return Err("it has a fragment (#)".into());
-        }
-        let uri: Uri = text
-            .parse()
-            .map_err(|error: http::uri::InvalidUri| error.to_string())?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err("TLS is not built in, use http".into()),
-            Some(other) => return Err(format!("its scheme is {other}, not http")),
+        let (scheme, rest) = match text.split_once("://") {
+            Some(parts) => parts,
+            None if text.is_empty() => return Err("it is empty".into()),
             None => return Err("it does not begin with http://".into()),
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" => {}
+            "https" => return Err("TLS is not built in, use http".into()),
+            _ => return Err(format!("its scheme is {scheme}, not http")),
         }
-        let authority = uri.authority().ok_or("it has no host")?.clone();
-        if authority.as_str().contains('@') {
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if authority.contains('@') {
             return Err("it has a user name (@), which no peer asks for".into());
         }
-        if uri.query().is_some() {
+        if path.contains('#') {
+            return Err("it has a fragment (#)".into());
+        }
+        if path.contains('?') {
             return Err("it has a query (?)".into());
         }
-        let host_header = HeaderValue::from_str(authority.as_str());
-        let host_header = host_header.map_err(|error| error.to_string())?;
-        let host = parse_host(authority.host())?;
-        let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => DEFAULT_PORT,
-            Some(rest) => parse_port(rest.strip_prefix(':').unwrap_or(rest))?,
-            None => return Err("its host and port cannot be separated".into()),
-        };
+        if text.len() > MAX_LEN || !path.bytes().all(is_path_byte) {
+            return Err("its path is not that of a URL".into());
+        }
+        let (host, port) = split_authority(authority);
         Ok(PeerUrl {
             text: text.to_owned(),
-            host,
-            port,
-            prefix: uri.path().trim_end_matches('/').to_owned(),
-            authority,
-            host_header,
+            host: parse_host(host)?,
+            port: port.map_or(Ok(DEFAULT_PORT), parse_port)?,
+            prefix: path.trim_end_matches('/').to_owned(),
+            authority: authority.to_owned(),
         })
     }
 
@@ -121,25 +112,7 @@ impl PeerUrl {
 
     /// Host and port as the user wrote them.
     pub(crate) fn authority(&self) -> &str {
-        self.authority.as_str()
-    }
-
-    /// The authority, as the value of a request's `Host`.
-    pub(crate) fn host_header(&self) -> &HeaderValue {
-        &self.host_header
-    }
-
-    /// The URL of `path` at this peer. `path` is the whole path of the request, prefix and all.
-    ///
-    /// # Errors
-    ///
-    /// If `path` is not the path of a URL, or is longer than 65,534 bytes.
-    pub(crate) fn with_path(&self, path: &str) -> Result<Uri, http::Error> {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(PathAndQuery::try_from(path)?);
-        Ok(Uri::from_parts(parts)?)
+        &self.authority
     }
 }
 
@@ -155,9 +128,25 @@ impl fmt::Debug for PeerUrl {
     }
 }
 
+/// The host, and the port if there is one. The colons of an IPv6 address stand in brackets.
+fn split_authority(authority: &str) -> (&str, Option<&str>) {
+    let host_end = match authority.starts_with('[') {
+        true => authority.find(']').map_or(authority.len(), |at| at + 1),
+        false => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, port) = authority.split_at(host_end);
+    let port = (!port.is_empty()).then(|| port.strip_prefix(':').unwrap_or(port));
+    (host, port)
+}
+
+/// The bytes that a path may contain. RFC 3986 has fewer, but texts with the others are in use.
+fn is_path_byte(byte: u8) -> bool {
+    !byte.is_ascii_control() && !b" <>`".contains(&byte)
+}
+
 fn parse_host(host: &str) -> Result<Host, String> {
     if let Some(inner) = host.strip_prefix('[') {
-        let inner = inner.strip_suffix(']').unwrap_or(inner);
+        let inner = inner.strip_suffix(']').ok_or("its [ has no ]")?;
         let ip: Ipv6Addr = inner
             .parse()
             .map_err(|_| format!("{inner:?} is not an IPv6 address"))?;
@@ -185,6 +174,9 @@ fn parse_port(digits: &str) -> Result<u16, String> {
 
 /// The port of http, by RFC 9110, section 4.2.1.
 const DEFAULT_PORT: u16 = 80;
+
+/// The longest URL, in bytes.
+const MAX_LEN: usize = 65_534;
 
 /// The longest name that the domain name system can hold, by RFC 1035, section 2.3.4.
 const MAX_HOST_NAME: usize = 255;
@@ -263,14 +255,5 @@ mod tests {
             let canonical = |text| PeerUrl::parse(text).unwrap().canonical();
             assert_eq!(canonical(one) == canonical(other), same, "{one} {other}");
         }
-    }
-
-    #[test]
-    fn path_is_joined_unchanged() {
-        let url = PeerUrl::parse("http://a:81/x/").unwrap();
-        let uri = url.with_path("/x/_groupcache/g/a%2Fb%20c").unwrap();
-        assert_eq!(uri.to_string(), "http://a:81/x/_groupcache/g/a%2Fb%20c");
-        assert!(url.with_path("/with a space").is_err());
-        assert!(url.with_path(&"/a".repeat(40_000)).is_err());
     }
 }

@@ -9,7 +9,7 @@ use super::abandoned::AbandonedLoads;
 use super::connections::{Connection, Connections};
 use super::endpoint::Endpoint;
 use super::handler::{Handler, Request};
-use super::head::{self, BODY_TOO_LARGE, ParsedHead};
+use super::head::{self, BODY_TOO_LARGE, ParsedHead, RequestHead};
 use super::limits::Limits;
 use super::listener::tune_accepted;
 use super::reader::{RequestError, RequestReader};
@@ -119,7 +119,7 @@ impl Session<'_> {
         // Check the length before any of the body is read or memory is allocated for it.
         let body_len = match usize::try_from(head.content_length) {
             Ok(0) => 0,
-            Ok(len) if len <= limits.max_body(service.endpoint.is_below_base(head.path)) => len,
+            Ok(len) if len <= max_body(service, self.connection, &head) => len,
             _ => return Err(BODY_TOO_LARGE.into()),
         };
         let arrived = &arrived[..body_len.min(arrived.len())];
@@ -145,6 +145,17 @@ impl Session<'_> {
         let consumed = head_len + arrived.len();
         self.reader.consume(consumed);
         Ok(options.keep_alive)
+    }
+}
+
+/// The longest body that is read of the request with this head.
+fn max_body(service: &Service, connection: &Connection, head: &RequestHead<'_>) -> usize {
+    let endpoint = &service.endpoint;
+    let is_for_peers = endpoint.is_below_base(head.path);
+    let most = service.limits.max_body(is_for_peers);
+    match is_for_peers {
+        true => endpoint.max_body(head.method, Some(connection.addr), most),
+        false => most,
     }
 }
 

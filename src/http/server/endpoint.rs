@@ -10,11 +10,11 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
-use crate::http::config::Config;
+use crate::http::config::{Config, KnownPeers};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -24,6 +24,8 @@ pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
 pub(crate) struct Endpoint {
     pub registry: Registry,
     pub config: Arc<Config>,
+    /// They may change data.
+    pub peers: Arc<dyn KnownPeers>,
     /// Whether a raw `+` in a path is a space, as golang/groupcache's client sends it.
     pub plus_is_space: bool,
     pub context: Option<Arc<ContextHook>>,
@@ -57,6 +59,9 @@ impl Endpoint {
                 return Some(response.unwrap_or_else(|error| error));
             }
         }
+        if let Some(response) = self.change(request) {
+            return Some(response);
+        }
         let response = match wire::parse_path(base, path, self.plus_is_space) {
             Err(PathError::Outside) => return None,
             _ if request.method() != "GET" => Err(method_not_allowed()),
@@ -86,13 +91,29 @@ impl Endpoint {
         // A cached value needs no context. But if there is a hook, it runs for each request for one
         // key.
         let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
-        let found = match cached.flatten() {
-            Some(found) => found,
-            None => self.load(request, LoadWait::new(limits, timeout), &group, key)?,
+        let unix_nanos = || group.clock().unix_nanos();
+        // The times of the response count from the arrival of the request.
+        let (found, arrived) = match cached.flatten() {
+            Some(found) => (found, None),
+            None => {
+                let arrived = unix_nanos();
+                let wait = LoadWait::new(limits, timeout);
+                (self.load(request, wait, &group, key)?, Some(arrived))
+            }
         };
         let ttl_nanos = found.ttl.map(nanos);
-        let expire = ttl_nanos.map(|ttl| group.clock().unix_nanos().saturating_add_unsigned(ttl));
-        let body = wire::encode_response(hash, found.value, ttl_nanos, expire, found.minute_qps);
+        let expire = |ttl| {
+            arrived
+                .unwrap_or_else(unix_nanos)
+                .saturating_add_unsigned(ttl)
+        };
+        let fields = Fields {
+            ttl_nanos,
+            expire_unix_nanos: ttl_nanos.map(expire),
+            minute_qps: found.minute_qps,
+            age_ms: age_ms(&found),
+        };
+        let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
     }
 
@@ -135,7 +156,8 @@ impl Endpoint {
         for (key, found) in asked.keys.iter().zip(found) {
             match found {
                 Some(Ok(found)) => {
-                    body.push(wire::key_hash(name, key), found.value, found.ttl.map(nanos));
+                    let (ttl, age) = (found.ttl.map(nanos), age_ms(&found));
+                    body.push(wire::key_hash(name, key), found.value, ttl, age);
                 }
                 Some(Err(error)) => body.push_error(&error),
                 None => body.push_missing(),
@@ -173,7 +195,7 @@ impl Endpoint {
         Ok(())
     }
 
-    fn group(&self, name: &str) -> Result<Group, Response> {
+    pub(super) fn group(&self, name: &str) -> Result<Group, Response> {
         self.registry.get_group(name).ok_or_else(|| {
             let message = format!("there is no group {name:?} here");
             failed(&Error::new(ErrorKind::UnknownGroup, message))
@@ -244,12 +266,12 @@ fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     }
 }
 
-fn failed(error: &Error) -> Response {
+pub(super) fn failed(error: &Error) -> Response {
     let (status, code) = wire::status_of(error.kind());
     Response::text(status, error.to_string()).with_own_header(wire::ERROR_HEADER, code)
 }
 
-fn bad_path(error: PathError) -> Response {
+pub(super) fn bad_path(error: PathError) -> Response {
     match error {
         PathError::Malformed(why) => Response::text(400, why),
         PathError::Outside => Response::text(404, "there is nothing here"),
@@ -260,8 +282,15 @@ fn nanos(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Rounded up, so that no value seems younger than it is.
+fn age_ms(found: &PeerResponse) -> Option<u64> {
+    let nanos = found.age?.as_nanos();
+    Some(u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX))
+}
+
 fn method_not_allowed() -> Response {
-    Response::text(405, "peers are asked with GET").with_own_header("Allow", "GET")
+    Response::text(405, "a key has the methods GET, PUT and DELETE")
+        .with_own_header("Allow", "GET, PUT, DELETE")
 }
 
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over

@@ -4,12 +4,13 @@
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
-//! - `endpoint`: responds to peers. `handler`: the program's own pages. `response`: the result of
+//! - `endpoint`, `changes`: responds to peers. `handler`: the program's own pages. `response`: the result of
 //!   both.
 //! - `tiny`: the endpoint in a tiny_http server.
 
 mod abandoned;
 mod accept;
+mod changes;
 mod connection;
 mod connections;
 pub(crate) mod endpoint;

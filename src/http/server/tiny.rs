@@ -71,7 +71,12 @@ pub fn bind(addr: impl ToSocketAddrs) -> Result<tiny_http::Server> {
 /// A request that is not below the base path gets 404; the program calls [`Endpoint::owns`] first.
 /// A client that has disconnected is not an error.
 pub(crate) fn handle(endpoint: &Endpoint, mut request: tiny_http::Request) -> io::Result<()> {
-    let written = match read_body(&mut request) {
+    let most = endpoint.max_body(
+        request.method().as_str(),
+        request.remote_addr().copied(),
+        MAX_PEER_BODY,
+    );
+    let written = match read_body(&mut request, most) {
         Err(bad) => refuse(request, bad),
         Ok(body) => {
             let response = respond(endpoint, &request, &body);
@@ -89,10 +94,10 @@ pub(crate) fn handle(endpoint: &Endpoint, mut request: tiny_http::Request) -> io
 /// The body, unless its announced length is over the limit; it grows as bytes arrive.
 ///
 /// `as_reader` makes tiny_http send the `100 Continue` that a client may wait for.
-fn read_body(request: &mut tiny_http::Request) -> Result<Vec<u8>, BadRequest> {
+fn read_body(request: &mut tiny_http::Request, most: usize) -> Result<Vec<u8>, BadRequest> {
     let mut body = Vec::new();
     let len = request.body_length().unwrap_or(0);
-    if len > MAX_PEER_BODY {
+    if len > most {
         return Err(BODY_TOO_LARGE);
     }
     if len > 0 {

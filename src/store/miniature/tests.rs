@@ -142,6 +142,7 @@ fn miniature_hits_as_often_as_a_store() {
                 data: view.allocation(),
                 share: CacheType::Main,
                 expires: None,
+                begun: None,
                 loaded_at: generation,
                 is_forgotten: &|| false,
             };

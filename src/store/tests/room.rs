@@ -102,6 +102,7 @@ fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
         data: view.allocation(),
         share: CacheType::Main,
         expires: None,
+        begun: None,
         loaded_at: store.shard(hash).read().generation(hash),
         is_forgotten: &|| false,
     };

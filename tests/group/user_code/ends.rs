@@ -23,7 +23,7 @@ impl Drop for DropCalls {
             .get_with(&within(PATIENCE), "with a deadline")
             .expect("a value");
         group.invalidate("key");
-        group.clear();
+        group.clear_local();
         self.1.add(1);
     }
 }
@@ -156,9 +156,9 @@ fn getter_may_call_every_method_of_its_own_group() {
             assert_eq!(kind(group.get_with(ctx, "key")), ErrorKind::RecursiveLoad);
         }
         group.invalidate("key");
-        assert_eq!(group.remove("other").expect("it was loaded"), "other");
+        assert_eq!(group.remove_local("other").expect("it was loaded"), "other");
         group.set_capacity(1 << 20)?;
-        group.clear();
+        group.clear_local();
         assert_eq!(group.iter().count(), 0);
         assert!(group.serve_peer_cached("key").is_none());
         assert_eq!(group.serve_peer(ctx, "fourth")?.value, "fourth");
@@ -173,7 +173,7 @@ fn getter_may_call_every_method_of_its_own_group() {
             move || group.get_with(&ctx, "key")
         });
         assert_eq!(call.end().expect("a value"), "key");
-        group.clear();
+        group.clear_local();
     }
 }
 

@@ -163,7 +163,7 @@ fn listener_may_shrink_and_clear_the_group() {
                         group.set_capacity(size - 1).expect("room for some");
                     }
                 }
-                5000 => group.clear(),
+                5000 => group.clear_local(),
                 _ => {}
             }
         })
@@ -199,7 +199,10 @@ fn listener_panic_leaves_no_call_half_done() {
         }
         group
     };
-    let calls: [fn(&Group); 2] = [|group| group.set_capacity(0).expect("valid"), Group::clear];
+    let calls: [fn(&Group); 2] = [
+        |group| group.set_capacity(0).expect("valid"),
+        Group::clear_local,
+    ];
     for call in calls {
         let group = make();
         let before = notified.get();

@@ -44,7 +44,7 @@ fn picker_panic_propagates_to_the_caller_and_the_next_get_works() {
         assert!(call(&group).outcome().is_err());
         *panics.lock().unwrap_or_else(|e| e.into_inner()) = false;
         assert_eq!(call(&group).end().expect("a value"), "key");
-        group.clear();
+        group.clear_local();
     }
 }
 

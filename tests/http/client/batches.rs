@@ -43,7 +43,8 @@ fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
             .collect(),
         found: Some(keys.iter().map(|key| u8::from(!missing(key))).collect()),
         ttl_nanos: Vec::new(),
-        ..GetManyResponse::default()
+        age_ms: Vec::new(),
+        errors: Vec::new(),
     };
     ok(&message.encode().expect("it encodes"))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larder::consistent_hash::Preset;
 use larder::http::{HttpPool, HttpPoolBuilder, Transport, TransportRequest, TransportResponse};
-use larder::{Context, Error, ErrorKind, PeerPicker, PeerSet, ProtoGetter, Registry, Result};
+use larder::{Context, Error, ErrorKind, Peer, PeerPicker, PeerSet, ProtoGetter, Registry, Result};
 
 use super::raw_server::{RawServer, body, ok};
 use super::{get, pool_of};
@@ -30,7 +30,6 @@ impl Transport for Named {
 fn builder(self_url: &str) -> HttpPoolBuilder {
     HttpPool::builder(self_url)
         .registry(&Registry::new())
-        .replicas(50)
         .transport(|url, _| Arc::new(Named(url.to_owned())))
 }
 
@@ -66,8 +65,13 @@ fn owners_equal_those_of_go_clusters() {
 }
 
 #[test]
-fn replica_is_the_next_node_on_the_ring_and_there_is_only_one() {
-    let pool = builder(NODES[0]).build().unwrap();
+fn replica_is_the_next_owner_and_there_is_only_one() {
+    for builder in [builder(NODES[0]), builder(NODES[0]).replicas(50)] {
+        check_replicas(&builder.build().unwrap());
+    }
+}
+
+fn check_replicas(pool: &HttpPool) {
     let (mut own, mut alone, mut both) = (0, 0, 0);
     for n in 0..300 {
         let key = format!("key-{n}");
@@ -92,6 +96,80 @@ fn replica_is_the_next_node_on_the_ring_and_there_is_only_one() {
         assert_eq!(asked[2..], [None, None], "{key}");
     }
     assert!(own > 0 && alone > 0 && both > 0);
+}
+
+#[test]
+fn keys_follow_the_id_and_not_the_address() {
+    let peers = |host: &str| {
+        let peer = |n| Peer::new(format!("http://{host}.{n}:8080")).with_id(format!("node-{n}"));
+        [1, 2, 3].map(peer)
+    };
+    let pool = builder("http://10.0.0.1:8080")
+        .id("node-1")
+        .build()
+        .unwrap();
+    let owners = |pool: &HttpPool| -> Vec<_> {
+        let owner = |n| pool.owner(&format!("key-{n}")).unwrap();
+        let digit = |url: String| url.strip_suffix(":8080").unwrap().chars().last();
+        (0..300).map(|n| digit(owner(n))).collect()
+    };
+    pool.set(peers("10.0.0")).unwrap();
+    let before = owners(&pool);
+    pool.set(peers("192.168.7")).unwrap();
+    assert_eq!(owners(&pool), before);
+    let own = (0..300)
+        .map(|n| format!("key-{n}"))
+        .find(|key| pool.owner(key).unwrap().contains(".1:"));
+    assert!(
+        pool.pick_peer(&own.unwrap()).is_none(),
+        "this process knows its id at another address"
+    );
+}
+
+#[test]
+fn weight_gives_more_keys_and_a_ring_refuses_it() {
+    let heavy = || [Peer::new(NODES[0]), Peer::new(NODES[1]).with_weight(3)];
+    let pool = builder(NODES[0]).build().unwrap();
+    pool.set(heavy()).unwrap();
+    let keys = 0..2000;
+    let owned = keys.filter(|n| pool.pick_peer(&format!("key-{n}")).is_some());
+    let owned = owned.count();
+    assert!(
+        (1400..1600).contains(&owned),
+        "{owned} of 2000 at the node of weight 3"
+    );
+
+    let ring = builder(NODES[0]).preset(Preset::Golang).build().unwrap();
+    let error = ring.set(heavy()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidPeer);
+    assert!(ring.peers().is_empty());
+}
+
+#[test]
+fn next_peer_is_in_the_zone_of_this_process() {
+    let zones = ["east", "west", "west", "east", "west"];
+    let peers = || {
+        let peer = |(n, zone)| Peer::new(format!("http://10.0.0.{n}:8080")).with_zone(zone);
+        zones.into_iter().enumerate().map(peer)
+    };
+    let pool = builder("http://10.0.0.0:8080").build().unwrap();
+    pool.set(peers()).unwrap();
+    let mut seen = 0;
+    for key in (0..200).map(|n| format!("key-{n}")) {
+        let Some(owner) = url_of(pool.pick_peer(&key)) else {
+            continue;
+        };
+        // The other node of the zone is this process or the fourth.
+        match url_of(pool.pick_replica(&key, 1)).as_deref() {
+            None => {}
+            Some("http://10.0.0.3:8080") => seen += 1,
+            Some(other) => {
+                assert_eq!(owner, "http://10.0.0.3:8080", "{other}");
+                panic!("this process is the only other node of the zone");
+            }
+        }
+    }
+    assert!(seen > 20, "{seen}");
 }
 
 /// A Go peer would ask the owner again, although the owner has just failed to answer.
@@ -158,7 +236,29 @@ fn invalid_list_changes_nothing() {
         ),
     ] {
         let peers: &dyn PeerSet = &pool;
-        let error = peers.set_peers(&list.map(str::to_owned)).unwrap_err();
+        let error = peers.set_peers(&list.map(Peer::from)).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+        assert_eq!(pool.peers(), NODES);
+    }
+    for (peer, kind, named) in [
+        (
+            Peer::new("http://a").with_id(NODES[0]),
+            ErrorKind::DuplicatePeer,
+            NODES[0],
+        ),
+        (
+            Peer::new("http://a").with_id(""),
+            ErrorKind::InvalidPeer,
+            "id",
+        ),
+        (
+            Peer::new("http://a").with_weight(0),
+            ErrorKind::InvalidPeer,
+            "weight",
+        ),
+    ] {
+        let error = pool.set([Peer::new(NODES[0]), peer]).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(named), "{error}");
         assert_eq!(pool.peers(), NODES);

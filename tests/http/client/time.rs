@@ -181,6 +181,24 @@ fn request_has_the_remaining_time_of_the_caller() {
 }
 
 #[test]
+fn age_of_a_response_is_read() {
+    for (age_ms, age) in [
+        (None, None),
+        (Some(0), Some(Duration::ZERO)),
+        (Some(1500), Some(Duration::from_millis(1500))),
+        (Some(u64::MAX), Some(Duration::from_millis(u64::MAX))),
+    ] {
+        let message = GetResponse {
+            value: Some(b"x"[..].into()),
+            age_ms,
+            ..GetResponse::default()
+        };
+        let server = RawServer::answering(ok(&message.encode().unwrap()));
+        assert_eq!(get(&pool_of(&server.url), "k").unwrap().age, age);
+    }
+}
+
+#[test]
 fn remaining_ttl_takes_precedence_over_wall_clock_expiry() {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -116,7 +116,7 @@ fn calls_that_take_longer_than_an_exchange_run_once() {
     let with_deadline = Context::background().with_timeout(Duration::from_secs(20));
     for ctx in [Context::background(), with_deadline] {
         for node in &nodes {
-            node.group.clear();
+            node.group.clear_local();
             node.calls.lock().unwrap().clear();
         }
         for (key, result) in keys.iter().zip(nodes[0].group.get_many(&ctx, &keys)) {

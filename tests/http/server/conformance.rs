@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 #[cfg(feature = "tiny_http")]
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use larder::consistent_hash::Preset;
 use larder::http::{HttpPool, Server};
@@ -72,7 +73,7 @@ impl Drop for Tiny {
 }
 
 /// Runs `check` against both fronts, each with a pool of its own.
-fn on_both(pool: impl Fn() -> HttpPool, check: impl Fn(SocketAddr)) {
+pub fn on_both(pool: impl Fn() -> HttpPool, check: impl Fn(SocketAddr)) {
     let server = pool().serve("127.0.0.1:0").expect("a server");
     #[cfg(feature = "tiny_http")]
     let tiny = Tiny::start(pool());
@@ -86,7 +87,7 @@ fn on_both(pool: impl Fn() -> HttpPool, check: impl Fn(SocketAddr)) {
     }
 }
 
-fn error_code(reply: &Reply) -> Option<&str> {
+pub fn error_code(reply: &Reply) -> Option<&str> {
     reply.header("larder-error")
 }
 
@@ -199,10 +200,13 @@ fn getter_panic_is_reported_and_connection_stays_open() {
 #[test]
 fn other_methods_are_405_with_allow() {
     on_both(pool, |addr| {
-        for method in ["POST", "DELETE", "OPTIONS", "BREW"] {
+        for method in ["POST", "OPTIONS", "BREW"] {
             let request = get("k").replace("GET", method);
             let reply = ask(addr, request);
-            assert_eq!((reply.status, reply.header("Allow")), (405, Some("GET")));
+            assert_eq!(
+                (reply.status, reply.header("Allow")),
+                (405, Some("GET, PUT, DELETE"))
+            );
         }
         let mut client = Client::sending(addr, get("k").replace("GET", "HEAD"));
         assert_eq!(client.reply_head().status, 405);
@@ -248,6 +252,28 @@ fn expiring_value_has_ttl_and_wall_clock_expiry() {
         let immortal = ask(addr, get("immortal"));
         let decoded = immortal.decoded();
         assert_eq!((decoded.ttl_nanos, decoded.expire), (None, None));
+    });
+}
+
+#[test]
+fn each_value_has_its_age() {
+    on_both(pool, |addr| {
+        let age = || ask(addr, get("aging")).decoded().age_ms.expect("an age");
+        assert_eq!(age(), 0, "the load began after the request");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(20) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(age() >= 20);
+        let reply = post(addr, "echo", &many_request(&["aging", "none"], 1000));
+        let body = &reply.body;
+        let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
+            .expect("a GetManyResponse");
+        assert!(
+            matches!(message.age_ms[..], [age] if age >= 20),
+            "{:?}",
+            message.age_ms
+        );
     });
 }
 

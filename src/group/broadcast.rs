@@ -1,0 +1,108 @@
+//! Sends a change to several peers at the same time, and notes which of them confirmed it.
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::Inner;
+use super::flight::Executor;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, FailedPeer, Partial, Result};
+use crate::loader_pool::JobFor;
+use crate::panics::caught;
+use crate::peers::ProtoGetter;
+use crate::sync::Arc;
+
+/// The peers that did not confirm a change.
+#[derive(Default)]
+pub(super) struct Told {
+    pub(super) failed: Vec<FailedPeer>,
+}
+
+impl Told {
+    pub(super) fn into_result(self) -> Result<()> {
+        match self.failed.is_empty() {
+            true => Ok(()),
+            false => Err(Partial::new(self.failed).into()),
+        }
+    }
+}
+
+/// How a request to the peer of this place in the list ended. `None` if the caller's context ended.
+type End = Option<(usize, Result<()>)>;
+
+impl Inner {
+    /// Calls `send` for each peer: for the first on this thread, for the others on loader threads at
+    /// the same time. A peer for which no loader thread is free comes after the first. Returns by the
+    /// deadline of `ctx`.
+    pub(super) fn tell(
+        self: &Arc<Self>,
+        ctx: &Context,
+        peers: Vec<Arc<dyn ProtoGetter>>,
+        send: impl Fn(&dyn ProtoGetter, &Context) -> Result<()> + Send + Sync + 'static,
+    ) -> Told {
+        let (sender, ends) = unbounded();
+        let send = Arc::new(send);
+        let mut results: Vec<Option<Result<()>>> = peers.iter().map(|_| None).collect();
+        let mut here = Vec::new();
+        for (at, peer) in peers.iter().enumerate() {
+            let can_block = Executor::for_peer(ctx, &**peer) == Executor::LoaderPool;
+            if here.is_empty() && !can_block {
+                here.push(at);
+                continue;
+            }
+            let submitted = {
+                let (peer, ctx) = (peer.clone(), ctx.clone());
+                let (send, sender) = (send.clone(), sender.clone());
+                self.pool.submit(JobFor::Own, move |busy| {
+                    let result = send(&*peer, &ctx);
+                    drop(busy);
+                    // Fails if the caller has returned already.
+                    let _ = sender.send(Some((at, result)));
+                    (peer, ctx, send)
+                })
+            };
+            match submitted {
+                Ok(()) => {}
+                Err(refused) if can_block => results[at] = Some(Err(refused)),
+                Err(_) => here.push(at),
+            }
+        }
+        let _subscription = ctx.cancellable().then(|| {
+            let sender = sender.clone();
+            // Fails if the caller has returned already.
+            ctx.on_cancel(move || drop(sender.send(None)))
+        });
+        drop(sender);
+        for at in here {
+            let sent = caught(|| send(&*peers[at], ctx));
+            results[at] = Some(sent.unwrap_or_else(|| Err(panicked())));
+        }
+        while results.iter().any(Option::is_none) {
+            let Some((at, result)) = next_by(ctx, &ends) else {
+                break;
+            };
+            results[at] = Some(result);
+        }
+        let failed = peers.iter().zip(results).filter_map(|(peer, result)| {
+            let error = result
+                .unwrap_or_else(|| Err(ctx.err().unwrap_or_else(panicked)))
+                .err()?;
+            self.note_failure(&error);
+            Some(FailedPeer::new(peer.url(), error))
+        });
+        Told {
+            failed: failed.collect(),
+        }
+    }
+}
+
+/// The next end; `None` once the context has ended, or no thread is left that could send one.
+fn next_by(ctx: &Context, ends: &Receiver<End>) -> End {
+    match ctx.deadline() {
+        None => ends.recv().ok().flatten(),
+        Some(deadline) => ends.recv_deadline(deadline).ok().flatten(),
+    }
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Peer, "the request to the peer panicked")
+}

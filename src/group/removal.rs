@@ -1,0 +1,268 @@
+//! Removals: of keys and of everything, in this process and in the cluster.
+
+use super::{Group, Inner};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::Result;
+#[cfg(doc)]
+use crate::error::{Error, ErrorKind};
+use crate::loader_pool::JobFor;
+use crate::nesting;
+use crate::panics::FirstPanic;
+use crate::pb::{ClearRequest, RemoveKeysRequest};
+use crate::peers::ProtoGetter;
+use crate::random;
+use crate::store::{ClearedEntries, Evicted, RemovalCause};
+use crate::sync::Arc;
+
+impl Group {
+    /// Removes `key` from the caches of all processes: from this one, and from those of its peers, all
+    /// at the same time.
+    ///
+    /// If the source of the values has changed before this call, no get that begins after `Ok` returns
+    /// the old value, in any process. Values that are loaded meanwhile are cached only if their load
+    /// began after the removal. A get of another process that began before `Ok` may still return the
+    /// old value.
+    ///
+    /// The call returns by the deadline of `ctx`. Without a deadline, each peer has the time of an
+    /// exchange (1 s for [`HttpPool`](crate::http::HttpPool)).
+    ///
+    /// ```
+    /// # use larder::{Context, Registry, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    /// colors.get("red")?;
+    /// colors.remove(&Context::background(), "red")?;
+    /// assert!(!colors.contains_key("red"));
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Partial`] if some peers did not confirm the removal: [`Error::partial`] names them.
+    /// The key is removed everywhere else. [`ErrorKind::KeyTooLong`], or the error of a context that
+    /// has ended: then nothing has changed.
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics on this thread; the peers are told first.
+    pub fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
+        self.inner.remove_in_cluster(ctx, &[key])
+    }
+
+    /// As [`remove`](Self::remove), for several keys: each peer gets one request for all of them, or a
+    /// few if their text is over 64 KiB.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`](Self::remove).
+    ///
+    /// # Panics
+    ///
+    /// As [`remove`](Self::remove).
+    pub fn remove_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Result<()> {
+        let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
+        self.inner.remove_in_cluster(ctx, &keys)
+    }
+
+    /// Removes everything from the caches of all processes, with the effect of
+    /// [`remove`](Self::remove) for each key.
+    ///
+    /// The entries are out of the cache at once. A loader thread calls the eviction listener for them
+    /// and returns their memory, after this call has returned; if no loader thread is free, this
+    /// thread does.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`](Self::remove). A peer that is not larder has no such request: it is named in the
+    /// error.
+    pub fn clear(&self, ctx: &Context) -> Result<()> {
+        self.inner.clear_in_cluster(ctx)
+    }
+
+    /// Removes `key` from this process's cache. Other processes keep their copies. If one of them
+    /// owns the key, a later get may bring its value back.
+    ///
+    /// A get that begins after this call has returned does not get the removed value from this
+    /// process's cache. It also does not join a load that began before the removal. The value of such
+    /// a load is returned to the callers that wait for it already, and is not cached.
+    pub fn invalidate(&self, key: &str) {
+        self.inner.remove_here(key);
+    }
+
+    /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
+    pub fn remove_local(&self, key: &str) -> Option<ByteView> {
+        self.inner.remove_here(key)
+    }
+
+    /// Removes everything from this process's cache, with the effect of
+    /// [`invalidate`](Self::invalidate) for each key, and returns the memory to the system.
+    pub fn clear_local(&self) {
+        self.inner.clear_local();
+    }
+
+    /// Removes keys because a peer has removed them.
+    ///
+    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
+    /// must call it, too.
+    pub fn serve_remove(&self, request: &RemoveKeysRequest<'_>) {
+        for key in &request.keys {
+            self.inner.remove_here(key);
+        }
+    }
+
+    /// Removes everything because a peer has. As for [`serve_remove`](Self::serve_remove).
+    pub fn serve_clear(&self, request: &ClearRequest<'_>) {
+        let _ = request;
+        self.inner.clear_here();
+    }
+}
+
+impl Inner {
+    fn remove_in_cluster(self: &Arc<Self>, ctx: &Context, keys: &[&str]) -> Result<()> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        keys.iter().try_for_each(|key| self.check_key(key))?;
+        let removal_id = new_removal_id();
+        let mut panic = FirstPanic::default();
+        for key in keys {
+            panic.catch(|| drop(self.remove_here(key)));
+        }
+        let peers = self.all_peers(keys);
+        let request = Arc::new(OwnedRemoval {
+            group: self.name.clone(),
+            keys: keys.iter().map(|&key| key.to_owned()).collect(),
+            removal_id,
+        });
+        let told = self.tell(ctx, peers, move |peer, ctx| request.send(peer, ctx));
+        panic.resume();
+        told.into_result()
+    }
+
+    fn clear_in_cluster(self: &Arc<Self>, ctx: &Context) -> Result<()> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        let removal_id = new_removal_id();
+        self.clear_here();
+        let group = self.name.clone();
+        let told = self.tell(ctx, self.all_peers(&[]), move |peer, ctx| {
+            let request = ClearRequest {
+                group: group.as_str().into(),
+                removal_id: Some(removal_id),
+            };
+            peer.clear(ctx, &request)
+        });
+        told.into_result()
+    }
+
+    /// All peers: those of the picker's list, and the owners of `keys` where it lists none.
+    pub(super) fn all_peers(&self, keys: &[&str]) -> Vec<Arc<dyn ProtoGetter>> {
+        let listed = self.peers.ask(&self.name, |picker| {
+            let mut peers = picker.all_peers();
+            if peers.is_empty() {
+                let owners = keys.iter().filter_map(|key| picker.pick_peer(key));
+                for owner in owners {
+                    if !peers.iter().any(|peer| super::load::is_same(peer, &owner)) {
+                        peers.push(owner);
+                    }
+                }
+            }
+            peers
+        });
+        listed.unwrap_or_default()
+    }
+
+    /// Removes a key from this process's cache, and returns its value.
+    pub(super) fn remove_here(&self, key: &str) -> Option<ByteView> {
+        let hash = self.store.hash(key);
+        // The store comes first: from then on it refuses the values of loads under way. The flights
+        // come second, so that a get that begins after this function does not join one of those
+        // loads. In the other order, a load could begin between the two steps. `forget` would miss
+        // it, and the store would refuse its value although it is new.
+        //
+        // A load that begins between the two steps is forgotten, but the store would accept its
+        // value. Suppose a later load, of a newer value, ends first. The older value would replace
+        // the newer one. So an insertion also checks that its flight was not forgotten.
+        let removed = self.store.remove(hash, key);
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
+        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
+        let value = removed
+            .iter()
+            .find(live)
+            .map(|evicted| evicted.entry.value());
+        self.notify_and_drop(removed);
+        value
+    }
+
+    pub(super) fn clear_local(&self) {
+        self.notify_cleared(self.take_all());
+    }
+
+    /// Takes everything out of the cache.
+    fn take_all(&self) -> ClearedEntries {
+        let cleared = self.store.clear();
+        self.getter_flights.forget_all();
+        self.peer_flights.forget_all();
+        cleared
+    }
+
+    /// Takes everything out of the cache, and lets a loader thread drop it.
+    fn clear_here(self: &Arc<Self>) {
+        // Shared, because a refused job is dropped.
+        let cleared = Arc::new(crate::sync::Mutex::new(Some(self.take_all())));
+        let (group, theirs) = (self.clone(), cleared.clone());
+        let submitted = self.pool.submit(JobFor::Own, move |busy| {
+            let cleared = theirs.lock().take();
+            if let Some(cleared) = cleared {
+                group.notify_cleared(cleared);
+            }
+            drop(busy);
+            group
+        });
+        if submitted.is_err() {
+            let cleared = cleared.lock().take();
+            if let Some(cleared) = cleared {
+                self.notify_cleared(cleared);
+            }
+        }
+    }
+
+    /// Calls the listener for entries that were cleared, and drops them.
+    fn notify_cleared(&self, cleared: ClearedEntries) {
+        let Some(listener) = self.eviction_listener.clone() else {
+            return;
+        };
+        let mut panic = FirstPanic::default();
+        nesting::run_or_queue(&mut panic, move |panic| {
+            for Evicted { entry, cause } in cleared.iter() {
+                panic.catch(|| listener(entry.key(), entry.value(), cause));
+            }
+        });
+        panic.resume();
+    }
+}
+
+/// A removal of keys, for the threads that tell the peers.
+struct OwnedRemoval {
+    group: String,
+    keys: Vec<String>,
+    removal_id: u32,
+}
+
+impl OwnedRemoval {
+    fn send(&self, peer: &dyn ProtoGetter, ctx: &Context) -> Result<()> {
+        let request = RemoveKeysRequest {
+            group: self.group.as_str().into(),
+            keys: self.keys.iter().map(|key| key.as_str().into()).collect(),
+            removal_id: Some(self.removal_id),
+        };
+        peer.remove(ctx, &request)
+    }
+}
+
+/// A random number for one change, not 0.
+pub(super) fn new_removal_id() -> u32 {
+    (random::bits() as u32).max(1)
+}

@@ -1,0 +1,234 @@
+//! Sets: the owner of a key replaces its value, and all other processes drop their copies.
+
+use std::time::Duration;
+
+use super::removal::new_removal_id;
+use super::{Group, Inner};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pb::{RemoveKeysRequest, SetRequest};
+use crate::peers::ProtoGetter;
+use crate::stats::CacheType;
+use crate::store::{EvictedEntries, Generation, NewEntry};
+use crate::sync::Arc;
+
+/// The options of [`Group::set`].
+///
+/// ```
+/// use larder::SetOptions;
+/// use std::time::Duration;
+///
+/// let options = SetOptions::new().expire_in(Duration::from_secs(60));
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct SetOptions {
+    /// How long the value may be cached. The group's
+    /// [`time_to_live`](crate::GroupBuilder::time_to_live) shortens it. Default: `None`, until the
+    /// value is evicted.
+    pub ttl: Option<Duration>,
+}
+
+impl SetOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        SetOptions::default()
+    }
+
+    /// The same options with a time to live.
+    #[must_use]
+    pub fn expire_in(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+}
+
+impl Group {
+    /// Sets the value of `key` in the cluster: the key's owner caches the value in place of the old
+    /// one, and then all other processes drop their copies of the old one.
+    ///
+    /// No get that begins after `Ok` returns an older value, in any process. The owner orders the sets
+    /// of a key: of two concurrent ones, all processes see the same one last. A process that did not
+    /// ask for the value does not get it.
+    ///
+    /// A cache may lose any value. The next get then calls the getter, so update the getter's source
+    /// first.
+    ///
+    /// The call returns by the deadline of `ctx`. Without a deadline, each peer has the time of an
+    /// exchange.
+    ///
+    /// ```
+    /// # use larder::{Context, Registry, SetOptions, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    /// colors.set(&Context::background(), "red", "#ff0000", SetOptions::new())?;
+    /// assert_eq!(colors.get("red")?, "#ff0000");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Partial`] if the owner has the value and some other peers did not confirm that they
+    /// dropped theirs; [`Error::partial`] names them. [`ErrorKind::KeyTooLong`],
+    /// [`ErrorKind::ValueTooLarge`], or the error of a context that has ended: then nothing has
+    /// changed. [`ErrorKind::Peer`], [`ErrorKind::UnknownGroup`], [`ErrorKind::DeadlineExceeded`] or
+    /// [`ErrorKind::Unsupported`] if the owner did not confirm the value: no other process was told. An
+    /// owner that did not answer in time may have the value all the same; set it again or remove it.
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics on this thread; the peers are told first.
+    pub fn set(
+        &self,
+        ctx: &Context,
+        key: &str,
+        value: impl Into<ByteView>,
+        options: SetOptions,
+    ) -> Result<()> {
+        self.inner.set(ctx, key, value.into(), options)
+    }
+
+    /// Applies a peer's set of a key: caches the value if this process owns the key, and drops its copy
+    /// otherwise.
+    ///
+    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
+    /// must call it, too.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::KeyTooLong`] or [`ErrorKind::ValueTooLarge`]; then nothing has changed.
+    pub fn serve_set(&self, request: &SetRequest<'_>) -> Result<()> {
+        self.inner.serve_set(request)
+    }
+}
+
+impl Inner {
+    fn set(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: &str,
+        value: ByteView,
+        options: SetOptions,
+    ) -> Result<()> {
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        self.check_entry(key, &value)?;
+        let removal_id = new_removal_id();
+        let owner = self.peers.owner(&self.name, key);
+        match &owner {
+            None => self.set_here(key, value, options.ttl),
+            Some(owner) => {
+                self.set_at(ctx, owner, key, value, options, removal_id)?;
+                self.remove_here(key);
+            }
+        }
+        let mut others = self.all_peers(&[]);
+        if let Some(owner) = &owner {
+            others.retain(|peer| !super::load::is_same(peer, owner));
+        }
+        let (group, key) = (self.name.clone(), key.to_owned());
+        let told = self.tell(ctx, others, move |peer, ctx| {
+            let request = RemoveKeysRequest {
+                group: group.as_str().into(),
+                keys: vec![key.as_str().into()],
+                removal_id: Some(removal_id),
+            };
+            peer.remove(ctx, &request)
+        });
+        told.into_result()
+    }
+
+    /// Sends a value to the owner of its key.
+    fn set_at(
+        self: &Arc<Self>,
+        ctx: &Context,
+        owner: &Arc<dyn ProtoGetter>,
+        key: &str,
+        value: ByteView,
+        options: SetOptions,
+        removal_id: u32,
+    ) -> Result<()> {
+        let nanos = |ttl: Duration| u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX);
+        let ttl_nanos = options.ttl.map(nanos);
+        let now = self.store.clock().unix_nanos();
+        let (group, key) = (self.name.clone(), key.to_owned());
+        let told = self.tell(ctx, vec![owner.clone()], move |peer, ctx| {
+            let request = SetRequest {
+                group: group.as_str().into(),
+                key: key.as_str().into(),
+                value: Some((&value[..]).into()),
+                expire: ttl_nanos.map(|ttl| now.saturating_add_unsigned(ttl)),
+                ttl_nanos,
+                removal_id: Some(removal_id),
+            };
+            peer.set(ctx, &request)
+        });
+        match told.failed.into_iter().next() {
+            None => Ok(()),
+            Some(failed) => Err(failed.error),
+        }
+    }
+
+    fn serve_set(&self, request: &SetRequest<'_>) -> Result<()> {
+        let (key, value) = (&*request.key, request.value.as_deref().unwrap_or_default());
+        self.check_entry(key, value)?;
+        let ttl = match (request.ttl_nanos, request.expire) {
+            (Some(nanos), _) => Some(Duration::from_nanos(nanos)),
+            (None, None | Some(0)) => None,
+            (None, Some(expire)) => {
+                let left = expire.saturating_sub(self.store.clock().unix_nanos());
+                Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
+            }
+        };
+        match self.peers.owner(&self.name, key) {
+            None => self.set_here(key, value.into(), ttl),
+            Some(_) => drop(self.remove_here(key)),
+        }
+        Ok(())
+    }
+
+    fn check_entry(&self, key: &str, value: &[u8]) -> Result<()> {
+        self.check_key(key)?;
+        if value.len() <= self.max_value_size {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::ValueTooLarge,
+            format!(
+                "the value has {} bytes, over the group's max_value_size of {}",
+                value.len(),
+                self.max_value_size
+            ),
+        ))
+    }
+
+    /// Replaces the value of a key that this process owns. The values of loads under way are not
+    /// cached.
+    fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>) {
+        let hash = self.store.hash(key);
+        let ttl = super::populate::shorter(ttl, self.time_to_live);
+        let is_kept = ttl != Some(Duration::ZERO) && self.store.capacity() > 0;
+        if !is_kept || !self.store.adopt(hash, key, &mut value) {
+            self.remove_here(key);
+            return;
+        }
+        let mut evicted = EvictedEntries::default();
+        let now = self.store.clock().now();
+        let new = NewEntry {
+            hash,
+            key,
+            data: value.allocation(),
+            share: CacheType::Main,
+            expires: ttl.map(|ttl| now.after(ttl)),
+            begun: Some(now),
+            // Not compared: the value comes from no load.
+            loaded_at: Generation::default(),
+            is_forgotten: &|| false,
+        };
+        self.store.set(new, &mut evicted);
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
+        self.notify_and_drop(evicted);
+    }
+}

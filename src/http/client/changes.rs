@@ -1,0 +1,109 @@
+//! The requests of a peer that change data, and what confirms them.
+
+use std::time::Instant;
+
+use super::peer::HttpPeer;
+use super::transport::TransportRequest;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pb::{ClearRequest, RemoveKeysRequest, SetRequest};
+use crate::wire;
+
+impl HttpPeer {
+    /// Removes keys: one by its path, several in requests for as many as a server accepts.
+    ///
+    /// A server that is not larder's gets a request for each key. A Go program of the mailgun protocol
+    /// would take the request for several keys for a GET, and answer 200.
+    pub(super) fn remove_keys(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        let id = request.removal_id.unwrap_or_default();
+        let (group, keys) = (&*request.group, &request.keys[..]);
+        let mut rest = match (keys, self.target().is_keyed()) {
+            ([_], _) | (_, false) => {
+                return keys
+                    .iter()
+                    .try_for_each(|key| self.remove_key(ctx, group, key, id));
+            }
+            (keys, true) => keys,
+        };
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |key: &&std::borrow::Cow<'_, str>| {
+                // The longest escape of a byte has six.
+                bytes += 6 * key.len() + 3;
+                bytes <= MAX_KEY_BYTES
+            };
+            let count = rest.iter().take_while(fits).count().clamp(1, MAX_KEYS);
+            let (now, later) = rest.split_at(count);
+            let body = wire::encode_keys(group, now.iter().map(|key| &**key));
+            let path = wire::verb_path(self.base(), group, wire::REMOVE_KEYS);
+            // Otherwise another server has come to this address meanwhile.
+            if !self.change(ctx, "POST", path, &body, Some(id))? {
+                now.iter()
+                    .try_for_each(|key| self.remove_key(ctx, group, key, id))?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: u32) -> Result<()> {
+        let path = wire::key_path(self.base(), group, key);
+        self.change(ctx, "DELETE", path, &[], Some(id)).map(drop)
+    }
+
+    pub(super) fn set_value(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        let path = wire::key_path(self.base(), &request.group, &request.key);
+        let body = wire::encode_change(request)?;
+        self.change(ctx, "PUT", path, &body, None).map(drop)
+    }
+
+    pub(super) fn clear_group(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        let path = wire::verb_path(self.base(), &request.group, wire::CLEAR);
+        let body = wire::encode_change(request)?;
+        match self.change(ctx, "POST", path, &body, None)? {
+            true => Ok(()),
+            false => Err(self.unsupported("POST")),
+        }
+    }
+
+    /// Sends a change, and reads the response to its end. Returns whether larder's own server sent it.
+    ///
+    /// # Errors
+    ///
+    /// If the peer did not confirm it with 200, or with a body as that of a GET: golang/groupcache
+    /// handles every method like GET.
+    fn change(
+        &self,
+        ctx: &Context,
+        method: &'static str,
+        path: String,
+        body: &[u8],
+        id: Option<u32>,
+    ) -> Result<bool> {
+        let deadline = self.deadline(ctx, Instant::now())?;
+        let _permit = self.permit(ctx, deadline)?;
+        let mut request = TransportRequest::change(method, path, body, deadline);
+        if let Some(id) = id {
+            request.set_checked(wire::REMOVAL_ID_HEADER.into(), id.to_string().into());
+        } else {
+            request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
+        }
+        let response = self.transport().round_trip(ctx, request)?;
+        if response.status() != 200 {
+            return Err(self.error_of(response, None));
+        }
+        if response.is_protobuf() {
+            return Err(self.unsupported(method));
+        }
+        self.drain(ctx, response)
+    }
+
+    fn unsupported(&self, method: &str) -> Error {
+        let message = format!("peer {}: it takes a {method} for a get", self.target().url);
+        Error::new(ErrorKind::Unsupported, message)
+    }
+}
+
+/// The most keys of one request, and the most bytes of their text in JSON.
+const MAX_KEYS: usize = 4096;
+const MAX_KEY_BYTES: usize = 64 << 10;

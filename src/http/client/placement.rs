@@ -1,0 +1,63 @@
+//! Assigns keys to the nodes of the cluster: by rendezvous hashing, or on the ring of a preset.
+
+use crate::consistent_hash::Map;
+use crate::error::{Error, ErrorKind, Result};
+use crate::peer::Peer;
+use crate::rendezvous::{self, Rendezvous};
+
+/// The nodes of a list of peers, by their ids. A place is an index in that list.
+#[derive(Clone)]
+pub(crate) enum Placement {
+    Rendezvous(Rendezvous),
+    Ring(Map),
+}
+
+impl Placement {
+    /// The same kind of placement, with the nodes of a list in which each id stands once.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidPeer`] for a weight on a ring, whose nodes all have the same number of
+    /// points.
+    pub(crate) fn with(&self, peers: &[Peer]) -> Result<Placement> {
+        let mut placement = self.clone();
+        match &mut placement {
+            Placement::Rendezvous(nodes) => {
+                for peer in peers {
+                    nodes.add(&*peer.id, peer.weight)?;
+                }
+            }
+            Placement::Ring(ring) => {
+                if let Some(peer) = peers.iter().find(|peer| peer.weight != 1) {
+                    let message = format!(
+                        "the peer {:?} has weight {}; all nodes of a ring have weight 1",
+                        peer.id, peer.weight
+                    );
+                    return Err(Error::new(ErrorKind::InvalidPeer, message));
+                }
+                ring.add(peers.iter().map(|peer| &*peer.id));
+            }
+        }
+        Ok(placement)
+    }
+
+    /// The place of the owner of `key`; `None` while there are no nodes.
+    #[inline]
+    pub(crate) fn owner(&self, key: &str) -> Option<usize> {
+        match self {
+            Placement::Rendezvous(nodes) => nodes.owner(rendezvous::hash_of(key)),
+            Placement::Ring(ring) => ring.owner(ring.hash(key)),
+        }
+    }
+
+    /// The place of the node that would own `key` if there were only the nodes that `may` accepts.
+    pub(crate) fn owner_among(&self, key: &str, may: impl Fn(usize) -> bool) -> Option<usize> {
+        match self {
+            Placement::Rendezvous(nodes) => nodes.best(rendezvous::hash_of(key), may),
+            Placement::Ring(ring) => {
+                let mut successors = ring.successors(key);
+                std::iter::from_fn(|| successors.next_index()).find(|&place| may(place))
+            }
+        }
+    }
+}

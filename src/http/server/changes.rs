@@ -1,0 +1,177 @@
+//! Responds to the requests that change data. Only known peers may send them.
+
+use std::net::SocketAddr;
+
+use super::endpoint::{Endpoint, bad_path, failed};
+use super::handler::Request;
+use super::response::Response;
+use crate::panics::caught;
+use crate::pb::RemoveKeysRequest;
+use crate::wire::{self, PeerPath};
+
+impl Endpoint {
+    /// The response to a request that changes data; `None` if it is another one, or not below the base
+    /// path.
+    pub(super) fn change(&self, request: &Request<'_>) -> Option<Response> {
+        let base = &self.config.base_path;
+        let path = match (request.method(), request.path()) {
+            ("DELETE" | "PUT", path) if self.is_below_base(path) => {
+                wire::parse_path(base, path, self.plus_is_space).map_err(bad_path)
+            }
+            ("POST", path) => {
+                let path = wire::parse_path(base, path, self.plus_is_space).ok()?;
+                let is_verb = matches!(&*path.key, wire::REMOVE_KEYS | wire::CLEAR);
+                is_verb.then_some(Ok(path))?
+            }
+            _ => return None,
+        };
+        // A panic of the program's eviction listener.
+        let response = caught(|| self.apply(request, &path?));
+        let panicked = || Err(Response::text(500, "the eviction listener panicked"));
+        Some(
+            response
+                .unwrap_or_else(panicked)
+                .unwrap_or_else(|error| error),
+        )
+    }
+
+    fn apply(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Result<Response, Response> {
+        if !self.may_change(request.peer_addr()) {
+            return Err(Response::text(403, NOT_ALLOWED));
+        }
+        let group = self.group(&path.group)?;
+        let body = request.body();
+        let malformed = |why: &str| Response::text(400, format!("a malformed body: {why}"));
+        match (request.method(), &*path.key) {
+            ("DELETE", key) => group.serve_remove(&RemoveKeysRequest {
+                group: path.group.as_ref().into(),
+                keys: vec![key.into()],
+                removal_id: removal_id_of(request)?,
+            }),
+            ("PUT", key) => {
+                let set = wire::decode_set(body).map_err(|why| malformed(&why))?;
+                if *set.key != *key || set.group != path.group {
+                    return Err(malformed("it is for another key"));
+                }
+                group.serve_set(&set).map_err(|error| failed(&error))?;
+            }
+            (_, wire::REMOVE_KEYS) => group.serve_remove(&RemoveKeysRequest {
+                group: path.group.as_ref().into(),
+                keys: wire::decode_keys(body, MAX_KEYS).map_err(malformed)?,
+                removal_id: removal_id_of(request)?,
+            }),
+            _ => {
+                group.serve_clear(&wire::decode_clear(body).map_err(|why| malformed(&why))?);
+            }
+        }
+        Ok(Response::text(200, ""))
+    }
+
+    /// Whether the client at this address may change data: a program on this machine, or a peer of the
+    /// pool's list.
+    fn may_change(&self, client: Option<SocketAddr>) -> bool {
+        let Some(ip) = client.map(|addr| addr.ip().to_canonical()) else {
+            return false;
+        };
+        ip.is_loopback() || self.peers.peers_at(ip) > 0
+    }
+
+    /// The longest body that is read of a request below the base path. A value that a peer sets is
+    /// longer than other bodies.
+    pub(super) fn max_body(&self, method: &str, client: Option<SocketAddr>, other: usize) -> usize {
+        match method {
+            "PUT" if self.may_change(client) => self.config.max_value_size.saturating_add(other),
+            _ => other,
+        }
+    }
+}
+
+fn removal_id_of(request: &Request<'_>) -> Result<Option<u32>, Response> {
+    let mut headers = request.headers();
+    let id = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::REMOVAL_ID_HEADER));
+    match id.map(|(_, value)| wire::parse_removal_id(value)) {
+        Some(None) => Err(Response::text(
+            400,
+            "the number of the removal is not a number",
+        )),
+        id => Ok(id.flatten()),
+    }
+}
+
+/// The most keys that are read of one request.
+const MAX_KEYS: usize = 65_536;
+
+const NOT_ALLOWED: &str = "only this machine and the peers in the list may change data";
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::context::Context;
+    use crate::group::registry::Registry;
+    use crate::http::config::{Config, KnownPeers};
+    use crate::http::server::head::RequestHead;
+    use crate::sink::Sink;
+    use crate::sync::Arc;
+
+    /// A list with one peer, at 10.0.0.2.
+    struct OnePeer;
+
+    impl KnownPeers for OnePeer {
+        fn peers_at(&self, ip: IpAddr) -> usize {
+            usize::from(ip == IpAddr::from([10, 0, 0, 2]))
+        }
+
+        fn any(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn only_this_machine_and_peers_may_change_data() {
+        let registry = Registry::new();
+        let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
+        let group = registry.new_group("g", 1 << 20, load).expect("a group");
+        let endpoint = Endpoint {
+            registry,
+            peers: Arc::new(OnePeer),
+            config: Arc::new(Config::for_test()),
+            plus_is_space: false,
+            context: None,
+        };
+        let fields = [httparse::Header {
+            name: "Host",
+            value: b"h",
+        }];
+        for (method, path) in [
+            ("DELETE", "k"),
+            ("PUT", "k"),
+            ("POST", "_clear/"),
+            ("POST", "_remove-keys/"),
+        ] {
+            let target = format!("/_groupcache/g/{path}");
+            let head = RequestHead::new(method, &target, false, &fields).expect("a head");
+            for (client, is_allowed) in [
+                ("127.0.0.1:1", true),
+                ("127.9.9.9:1", true),
+                ("[::1]:1", true),
+                ("10.0.0.2:1", true),
+                ("[::ffff:10.0.0.2]:1", true),
+                ("10.0.0.3:1", false),
+                ("[2001:db8::1]:1", false),
+            ] {
+                group.get("k").expect("a value");
+                let client = client.parse().expect("an address");
+                let request = Request::new(&head, b"", Some(client));
+                let response = endpoint.change(&request).expect("a change");
+                assert_eq!(response.status() == 403, !is_allowed, "{method} {client}");
+                assert!(is_allowed || group.contains_key("k"));
+                let most = endpoint.max_body(method, Some(client), 9);
+                assert_eq!(most > 9, is_allowed && method == "PUT");
+            }
+            let request = Request::new(&head, b"", None);
+            assert_eq!(endpoint.change(&request).expect("a change").status(), 403);
+        }
+    }
+}

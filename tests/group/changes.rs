@@ -1,0 +1,420 @@
+//! Sets, removals and clears are told to all peers, and what they did not confirm is named.
+
+use std::sync::{Arc, Barrier, Mutex};
+
+use larder::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
+use larder::{
+    Context, Error, ErrorKind, Group, PeerPicker, PeerResponse, ProtoGetter, RemovalCause, Result,
+    SetOptions, getter_fn,
+};
+
+use crate::common::*;
+
+type Answer = dyn Fn(&Context) -> Result<()> + Send + Sync;
+
+/// A peer that notes the changes that it is told of.
+struct Told {
+    name: &'static str,
+    changes: Mutex<Vec<String>>,
+    answer: Box<Answer>,
+    honors_deadline: bool,
+}
+
+fn peer(
+    name: &'static str,
+    answer: impl Fn(&Context) -> Result<()> + Send + Sync + 'static,
+) -> Arc<Told> {
+    Arc::new(Told {
+        name,
+        changes: Mutex::default(),
+        answer: Box::new(answer),
+        honors_deadline: true,
+    })
+}
+
+impl Told {
+    fn note(&self, ctx: &Context, change: String) -> Result<()> {
+        self.changes.lock().expect("no panic").push(change);
+        (self.answer)(ctx)
+    }
+
+    fn changes(&self) -> Vec<String> {
+        self.changes.lock().expect("no panic").clone()
+    }
+}
+
+impl ProtoGetter for Told {
+    fn get(&self, _: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        Ok(PeerResponse::new(&*request.key))
+    }
+
+    fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        assert_eq!(request.group, "changes");
+        assert!(request.removal_id.is_some_and(|id| id != 0));
+        self.note(ctx, format!("remove {}", request.keys.join(",")))
+    }
+
+    fn set(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
+        let value = request.value.as_deref().unwrap_or_default();
+        let ttl = request
+            .ttl_nanos
+            .map_or(String::new(), |ttl| format!(" for {ttl}"));
+        let value = String::from_utf8_lossy(value);
+        self.note(ctx, format!("set {} {value}{ttl}", request.key))
+    }
+
+    fn clear(&self, ctx: &Context, _: &ClearRequest<'_>) -> Result<()> {
+        self.note(ctx, "clear".into())
+    }
+
+    fn url(&self) -> String {
+        self.name.into()
+    }
+
+    fn honors_deadline(&self) -> bool {
+        self.honors_deadline
+    }
+}
+
+/// The peer that owns the keys that begin with its name.
+struct Peers(Vec<Arc<Told>>);
+
+impl PeerPicker for Peers {
+    fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        let owner = self.0.iter().find(|peer| key.starts_with(peer.name))?;
+        Some(owner.clone())
+    }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        let peers = self.0.iter();
+        peers
+            .map(|peer| peer.clone() as Arc<dyn ProtoGetter>)
+            .collect()
+    }
+}
+
+fn group(peers: &[&Arc<Told>]) -> Group {
+    let picker = Peers(peers.iter().map(|&peer| peer.clone()).collect());
+    let group = among("changes", Arc::new(picker)).build(echo().0);
+    group.expect("a group")
+}
+
+fn background() -> Context {
+    Context::background()
+}
+
+#[test]
+fn removal_is_told_to_all_peers_and_done_here() {
+    let (a, b) = (peer("a", |_| Ok(())), peer("b", |_| Ok(())));
+    let group = group(&[&a, &b]);
+    for key in ["a1", "own"] {
+        group.get(key).expect("a value");
+        group.remove(&background(), key).expect("confirmed");
+        assert!(!group.contains_key(key));
+    }
+    group.get("own").expect("a value");
+    group
+        .remove_many(&background(), &["own", "a2", "b1"])
+        .expect("confirmed");
+    assert!(!group.contains_key("own"));
+    group.get("own").expect("a value");
+    group.clear(&background()).expect("confirmed");
+    assert!(!group.contains_key("own"));
+    for peer in [&a, &b] {
+        assert_eq!(
+            peer.changes(),
+            ["remove a1", "remove own", "remove own,a2,b1", "clear"]
+        );
+    }
+}
+
+#[test]
+fn peers_are_told_at_the_same_time() {
+    for ctx in [background(), within(PATIENCE)] {
+        let together = Arc::new(Barrier::new(4));
+        let waits = |name| {
+            let together = together.clone();
+            peer(name, move |_| {
+                together.wait();
+                Ok(())
+            })
+        };
+        let peers = ["a", "b", "c", "d"].map(waits);
+        let group = group(&peers.each_ref());
+        start(move || group.remove(&ctx, "key"))
+            .end()
+            .expect("confirmed");
+    }
+}
+
+#[test]
+fn peers_that_fail_are_named_and_the_others_are_told() {
+    let down = |name| {
+        peer(name, |_| {
+            Err(Error::new(ErrorKind::Peer, "connection refused"))
+        })
+    };
+    let (a, b, c) = (down("a"), peer("b", |_| Ok(())), down("c"));
+    let group = group(&[&a, &b, &c]);
+    let changes: [&dyn Fn() -> Result<()>; 4] = [
+        &|| group.remove(&background(), "a1"),
+        &|| group.remove_many(&background(), &["a1", "b1"]),
+        &|| group.clear(&background()),
+        &|| group.set(&background(), "b2", "new", SetOptions::new()),
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        group.get("a1").expect("a value");
+        let error = change().expect_err("two peers are down");
+        assert_eq!(error.kind(), ErrorKind::Partial);
+        let mut failed = error.partial().expect("the peers").failed.clone();
+        failed.sort_by(|one, other| one.peer.cmp(&other.peer));
+        let names: Vec<_> = failed.iter().map(|failed| &failed.peer[..]).collect();
+        assert_eq!(names, ["a", "c"]);
+        assert_eq!(failed[0].error.kind(), ErrorKind::Peer);
+        assert_eq!(b.changes().len(), n + 1, "it was told");
+        assert_eq!(group.contains_key("a1"), n == 3, "it is done here");
+    }
+}
+
+#[test]
+fn hung_peer_is_named_at_the_deadline() {
+    for honors_deadline in [true, false] {
+        let gate = Gate::new();
+        let hung = {
+            let gate = gate.clone();
+            Arc::new(Told {
+                name: "hung",
+                changes: Mutex::default(),
+                answer: Box::new(move |ctx: &Context| match ctx.remaining() {
+                    Some(left) if honors_deadline => {
+                        std::thread::sleep(left);
+                        Err(ErrorKind::Peer.into())
+                    }
+                    _ => {
+                        gate.pass();
+                        Ok(())
+                    }
+                }),
+                honors_deadline,
+            })
+        };
+        let up = peer("up", |_| Ok(()));
+        let group = group(&[&hung, &up]);
+        let (took, result) = timed(|| group.remove(&within(millis(50)), "key"));
+        let error = result.expect_err("one hangs");
+        let failed = &error.partial().expect("the peers").failed;
+        assert_eq!((failed.len(), &failed[0].peer[..]), (1, "hung"));
+        assert!(took >= millis(50) && took < PATIENCE, "{took:?}");
+        assert_eq!(up.changes(), ["remove key"]);
+        gate.open();
+    }
+}
+
+#[test]
+fn cancelled_removal_returns() {
+    let gate = Gate::new();
+    let hung = {
+        let gate = gate.clone();
+        peer("hung", move |_| {
+            gate.pass();
+            Ok(())
+        })
+    };
+    let group = group(&[&hung]);
+    let (ctx, canceller) = background().with_cancel();
+    let removing = start(move || group.remove(&ctx, "key"));
+    eventually("the peer is told", || hung.changes().len() == 1);
+    canceller.cancel();
+    let error = removing.end().expect_err("it was cancelled");
+    let failed = &error.partial().expect("the peers").failed;
+    assert_eq!(failed[0].error.kind(), ErrorKind::Cancelled);
+    gate.open();
+}
+
+#[test]
+fn change_after_the_deadline_or_of_a_long_key_changes_nothing() {
+    let a = peer("a", |_| Ok(()));
+    let group = group(&[&a]);
+    group.get("own").expect("a value");
+    let over = within(millis(0));
+    let long = "k".repeat(100_000);
+    let options = SetOptions::new();
+    let large = vec![0; 100 << 20];
+    for (result, want) in [
+        (group.remove(&over, "own"), ErrorKind::DeadlineExceeded),
+        (group.clear(&over), ErrorKind::DeadlineExceeded),
+        (
+            group.set(&over, "own", "x", options),
+            ErrorKind::DeadlineExceeded,
+        ),
+        (
+            group.remove_many(&background(), &["own", &long]),
+            ErrorKind::KeyTooLong,
+        ),
+        (
+            group.set(&background(), &long, "x", options),
+            ErrorKind::KeyTooLong,
+        ),
+        (
+            group.set(&background(), "own", large, options),
+            ErrorKind::ValueTooLarge,
+        ),
+    ] {
+        assert_eq!(kind(result), want);
+    }
+    assert_eq!(group.peek("own"), Some("ECHO:own".into()));
+    assert!(a.changes().is_empty());
+}
+
+#[test]
+fn set_goes_to_the_owner_and_then_removals_to_the_others() {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let noting = |name| {
+        let order = order.clone();
+        peer(name, move |_| {
+            order.lock().expect("no panic").push(name);
+            Ok(())
+        })
+    };
+    let (a, b) = (noting("a"), noting("b"));
+    let group = group(&[&a, &b]);
+    group.get("b1").expect("a value");
+    let options = SetOptions::new().expire_in(seconds(9));
+    group
+        .set(&background(), "b1", "new", options)
+        .expect("confirmed");
+    assert_eq!(b.changes(), ["set b1 new for 9000000000"]);
+    assert_eq!(a.changes(), ["remove b1"]);
+    assert_eq!(*order.lock().expect("no panic"), ["b", "a"]);
+    assert!(!group.contains_key("b1"), "the copy here is dropped");
+
+    group
+        .set(&background(), "own", "new", options)
+        .expect("confirmed");
+    assert_eq!(group.peek("own"), Some("new".into()));
+    assert_eq!(b.changes().last().map(String::as_str), Some("remove own"));
+}
+
+#[test]
+fn set_with_an_owner_that_fails_changes_nothing_elsewhere() {
+    let a = peer("a", |_| Ok(()));
+    let down = peer("b", |_| {
+        Err(Error::new(ErrorKind::Peer, "connection refused"))
+    });
+    let group = group(&[&a, &down]);
+    group.get("b1").expect("a value");
+    let result = group.set(&background(), "b1", "new", SetOptions::new());
+    assert_eq!(kind(result), ErrorKind::Peer);
+    assert!(a.changes().is_empty());
+    assert_eq!(group.peek("b1"), Some("b1".into()), "the copy here stays");
+}
+
+#[test]
+fn peer_without_removals_is_unsupported() {
+    let group = among("plain", all_keys_at(&[&FakePeer::echo()]));
+    let group = group.build(echo().0).expect("a group");
+    let error = group
+        .remove(&background(), "key")
+        .expect_err("it has no removal");
+    let failed = &error.partial().expect("the peers").failed;
+    assert_eq!(failed[0].error.kind(), ErrorKind::Unsupported);
+    let result = group.set(&background(), "key", "new", SetOptions::new());
+    assert_eq!(kind(result), ErrorKind::Unsupported);
+}
+
+#[test]
+fn set_value_is_not_replaced_by_a_load_under_way() {
+    let (gate, begun) = (Gate::new(), Gate::new());
+    let getter = {
+        let (gate, begun) = (gate.clone(), begun.clone());
+        getter_fn(move |_, _, dest| {
+            begun.open();
+            gate.pass();
+            Ok(dest.set_str("loaded")?)
+        })
+    };
+    let group = alone("set").build(getter).expect("a group");
+    let loading = {
+        let group = group.clone();
+        start(move || group.get("key"))
+    };
+    begun.pass();
+    group
+        .set(&background(), "key", "set", SetOptions::new())
+        .expect("alone");
+    assert_eq!(
+        group.get("key").expect("a value"),
+        "set",
+        "it joins no load"
+    );
+    gate.open();
+    assert_eq!(loading.end().expect("a value"), "loaded");
+    assert_eq!(group.peek("key"), Some("set".into()));
+    assert_eq!(group.entry_count(), 1);
+}
+
+#[test]
+fn set_value_expires_and_replaces_the_old_one() {
+    let clock = larder::Clock::manual();
+    let left = Arc::new(Mutex::new(Vec::new()));
+    let theirs = left.clone();
+    let group = alone("set")
+        .clock(clock.clone())
+        .eviction_listener(move |_, value, cause| {
+            theirs.lock().expect("no panic").push((value, cause));
+        })
+        .build(echo().0)
+        .expect("a group");
+    group.get("key").expect("a value");
+    let options = SetOptions::new().expire_in(seconds(5));
+    group
+        .set(&background(), "key", "new", options)
+        .expect("alone");
+    let replaced = ("ECHO:key".into(), RemovalCause::Replaced);
+    assert_eq!(*left.lock().expect("no panic"), [replaced]);
+    clock.advance(seconds(4));
+    assert_eq!(group.peek("key"), Some("new".into()));
+    clock.advance(seconds(1));
+    assert_eq!(group.peek("key"), None);
+    group
+        .set(
+            &background(),
+            "key",
+            "x",
+            SetOptions::new().expire_in(seconds(0)),
+        )
+        .expect("alone");
+    assert_eq!(group.peek("key"), None, "its time is over");
+}
+
+#[test]
+fn group_that_keeps_nothing_can_be_set_and_cleared() {
+    let group = alone("off")
+        .max_capacity(0)
+        .build(echo().0)
+        .expect("a group");
+    group
+        .set(&background(), "key", "new", SetOptions::new())
+        .expect("alone");
+    assert_eq!(group.get("key").expect("a value"), "ECHO:key");
+    group.clear(&background()).expect("alone");
+}
+
+#[test]
+fn listener_is_called_for_each_entry_after_a_clear() {
+    let count = Count::default();
+    let counted = count.clone();
+    let group = alone("cleared")
+        .eviction_listener(move |_, _, cause| {
+            assert_eq!(cause, RemovalCause::Explicit);
+            counted.add(1);
+        })
+        .build(echo().0)
+        .expect("a group");
+    for n in 0..1000 {
+        group.get(&n.to_string()).expect("a value");
+    }
+    group.clear(&background()).expect("alone");
+    assert_eq!(group.entry_count(), 0);
+    eventually("all are reported", || count.get() == 1000);
+}

@@ -1,0 +1,212 @@
+//! Removals, sets and clears in a cluster of three nodes.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server};
+use larder::{Context, ErrorKind, Group, Registry, SetOptions, Sink};
+
+struct Node {
+    pool: HttpPool,
+    group: Group,
+    server: Option<Server>,
+}
+
+/// Three nodes with one source. The value of a key is the key and the source's version.
+fn cluster(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> (Vec<Node>, Arc<AtomicU64>) {
+    let version = Arc::new(AtomicU64::new(0));
+    let nodes: Vec<Node> = (0..3)
+        .map(|_| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let registry = Registry::new();
+            let builder = HttpPool::builder(&url).registry(&registry);
+            let pool = options(builder).build().unwrap();
+            let version = version.clone();
+            let load = move |_: &Context, key: &str, dest: &mut dyn Sink| {
+                Ok(dest.set_str(&format!("{key} {}", version.load(Ordering::SeqCst)))?)
+            };
+            Node {
+                pool: pool.clone(),
+                group: registry.new_group("g", 1 << 20, load).unwrap(),
+                server: Some(pool.server().serve_listener(listener).unwrap()),
+            }
+        })
+        .collect();
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    for node in &nodes {
+        node.pool.set(&urls).unwrap();
+    }
+    (nodes, version)
+}
+
+fn clients() -> Vec<HttpClient> {
+    vec![
+        HttpClient::Auto,
+        #[cfg(feature = "ureq")]
+        HttpClient::Ureq,
+        HttpClient::Direct,
+    ]
+}
+
+fn background() -> Context {
+    Context::background()
+}
+
+#[test]
+fn removed_keys_are_gone_from_all_nodes() {
+    for client in clients() {
+        let (nodes, version) = cluster(|builder| builder.http_client(client));
+        let keys: Vec<String> = (0..30).map(|n| format!("a/b {n}+é\"")).collect();
+        let all_have = |want: u64, keys: &[String]| {
+            for (node, key) in nodes
+                .iter()
+                .flat_map(|node| keys.iter().map(move |key| (node, key)))
+            {
+                assert_eq!(
+                    node.group.get(key).unwrap(),
+                    format!("{key} {want}"),
+                    "{client:?}"
+                );
+            }
+        };
+        all_have(0, &keys);
+        version.store(1, Ordering::SeqCst);
+        all_have(0, &keys);
+        for (n, key) in keys[..10].iter().enumerate() {
+            nodes[n % 3].group.remove(&background(), key).unwrap();
+        }
+        all_have(1, &keys[..10]);
+        all_have(0, &keys[10..]);
+        nodes[1]
+            .group
+            .remove_many(&background(), &keys[10..20])
+            .unwrap();
+        all_have(1, &keys[..20]);
+        all_have(0, &keys[20..]);
+        nodes[2].group.clear(&background()).unwrap();
+        version.store(2, Ordering::SeqCst);
+        all_have(2, &keys);
+    }
+}
+
+#[test]
+fn many_long_keys_are_removed_in_several_requests() {
+    let (nodes, version) = cluster(|builder| builder);
+    let keys: Vec<String> = (0..300)
+        .map(|n| format!("{n}{}", "\u{1}".repeat(500)))
+        .collect();
+    for node in &nodes {
+        node.group.get_many(&background(), &keys);
+    }
+    version.store(1, Ordering::SeqCst);
+    nodes[0].group.remove_many(&background(), &keys).unwrap();
+    for (node, key) in nodes
+        .iter()
+        .flat_map(|node| keys.iter().map(move |key| (node, key)))
+    {
+        assert_eq!(node.group.get(key).unwrap(), format!("{key} 1"));
+    }
+}
+
+#[test]
+fn set_value_is_seen_by_all_nodes_and_kept_by_the_owner_only() {
+    for client in clients() {
+        let (nodes, _) = cluster(|builder| builder.http_client(client));
+        let long = vec![7; 300_000];
+        for n in 0..12 {
+            let key = format!("key {n}");
+            for node in &nodes {
+                node.group.get(&key).unwrap();
+            }
+            let value = if n == 0 {
+                long.clone()
+            } else {
+                format!("set {n}").into()
+            };
+            let options = SetOptions::new().expire_in(Duration::from_secs(60));
+            nodes[n % 3]
+                .group
+                .set(&background(), &key, value.clone(), options)
+                .unwrap();
+            let owner = nodes[0].pool.owner(&key).unwrap();
+            for node in &nodes {
+                let is_owner = node.pool.self_url() == owner;
+                assert_eq!(node.group.contains_key(&key), is_owner, "{client:?}");
+            }
+            for node in &nodes {
+                assert_eq!(node.group.get(&key).unwrap(), value);
+            }
+        }
+    }
+}
+
+#[test]
+fn concurrent_sets_of_a_key_end_the_same_everywhere() {
+    let (nodes, _) = cluster(|builder| builder);
+    for round in 0..50 {
+        std::thread::scope(|scope| {
+            for (n, node) in nodes.iter().enumerate() {
+                scope.spawn(move || {
+                    for step in 0..4 {
+                        let value = format!("{round} {n} {step}");
+                        node.group
+                            .set(&background(), "key", value, SetOptions::new())
+                            .unwrap();
+                        node.group.get("key").unwrap();
+                    }
+                });
+            }
+        });
+        let values: Vec<_> = nodes
+            .iter()
+            .map(|node| node.group.get("key").unwrap())
+            .collect();
+        assert!(
+            values[0].ends_with(b" 3") && values.iter().all(|value| *value == values[0]),
+            "{values:?}"
+        );
+    }
+}
+
+#[test]
+fn dead_peer_is_named_and_the_others_are_told() {
+    let (mut nodes, version) = cluster(|builder| builder);
+    let dead = nodes.pop().unwrap();
+    for node in nodes.iter().chain([&dead]) {
+        node.group.get("key").unwrap();
+    }
+    dead.server.unwrap().shutdown(Duration::ZERO).unwrap();
+    version.store(1, Ordering::SeqCst);
+    let error = nodes[0].group.remove(&background(), "key").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Partial);
+    let failed = &error.partial().unwrap().failed;
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0].peer, dead.pool.self_url());
+    for node in &nodes {
+        assert_eq!(node.group.get("key").unwrap(), "key 1");
+    }
+    let keys = (0..).map(|n| format!("key {n}"));
+    let of_dead = |key: &String| nodes[0].pool.owner(key).as_deref() == Some(dead.pool.self_url());
+    let lost = keys.clone().find(of_dead).unwrap();
+    nodes[1].group.get(&lost).unwrap();
+    let result = nodes[0]
+        .group
+        .set(&background(), &lost, "new", SetOptions::new());
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Peer);
+    assert_eq!(nodes[1].group.peek(&lost), Some(format!("{lost} 1").into()));
+    let error = nodes[0]
+        .group
+        .set(&background(), &own(&nodes[0]), "new", SetOptions::new());
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Partial);
+    assert_eq!(nodes[1].group.get(&own(&nodes[0])).unwrap(), "new");
+}
+
+/// A key that a node owns.
+fn own(node: &Node) -> String {
+    let mut keys = (0..).map(|n| format!("own {n}"));
+    keys.find(|key| node.pool.owner(key).as_deref() == Some(node.pool.self_url()))
+        .unwrap()
+}
