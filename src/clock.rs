@@ -1,8 +1,8 @@
 //! The clock that measures expiry: the system's monotonic clock, or a manual one for tests.
 
+use crate::sync::plain_atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A monotonic clock for expiry, and a wall clock for points in time that other processes read.

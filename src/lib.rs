@@ -36,6 +36,8 @@ pub mod clock;
 pub mod consistent_hash;
 mod context;
 mod error;
+#[cfg(feature = "http")]
+mod fork;
 #[cfg(all(larder_fuzz, feature = "http"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -1,22 +1,23 @@
 //! Threads for loads whose callers must be able to return before the load ends.
 
 use std::any::Any;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nesting::Origin;
 use crate::panics::caught;
-use crate::sync::{Arc, Mutex, thread};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
 /// The caller that a job works for.
 pub(crate) enum JobFor {
     /// A caller of this process.
     Own,
     /// A client of the server. Such jobs take at most half of the threads, so that clients cannot
-    /// keep this process's own callers from loading. The value is dropped when the job has ended.
-    Client(Option<Arc<dyn Any + Send + Sync>>),
+    /// keep this process's own callers from loading. If these are busy, a job waits for one until the
+    /// given time. The value is dropped when the job has ended.
+    Client(Option<Arc<dyn Any + Send + Sync>>, Instant),
 }
 
 struct Job {
@@ -28,7 +29,8 @@ struct Job {
 
 /// A pool of up to a fixed number of threads, which start when needed and end when idle.
 ///
-/// It has no queue: a job gets a thread at once or is refused.
+/// It has no queue. A job gets a thread at once or is refused; only the job of a client waits a while,
+/// on the thread that submits it.
 pub(crate) struct LoaderPool {
     shared: Arc<PoolShared>,
     /// Dropped with the pool, which ends the threads. The channel holds no more jobs than there are
@@ -41,6 +43,8 @@ pub(crate) struct LoaderPool {
 
 struct PoolShared {
     threads: Mutex<ThreadCounts>,
+    /// Notified when a thread becomes idle while [`ThreadCounts::waiting`] is not 0.
+    idle: Condvar,
     jobs: Receiver<Job>,
     idle_timeout: Duration,
 }
@@ -53,6 +57,8 @@ struct ThreadCounts {
     busy: usize,
     /// The busy threads whose job is [`JobFor::Client`].
     busy_for_clients: usize,
+    /// The callers that wait for a thread for the job of a client.
+    waiting: usize,
     /// The threads that drop what their job left. A drop may run user code, which may submit another
     /// job and wait for it: see [`LoaderPool::replace_caller`].
     ending: Vec<thread::ThreadId>,
@@ -61,6 +67,11 @@ struct ThreadCounts {
 }
 
 impl ThreadCounts {
+    fn has_room(&self, for_client: bool, max_threads: usize) -> bool {
+        let own_part = for_client && self.busy_for_clients == max_threads.div_ceil(2);
+        self.busy < max_threads && !own_part
+    }
+
     fn begin(&mut self, for_client: bool) {
         self.busy += 1;
         self.busy_for_clients += usize::from(for_client);
@@ -83,7 +94,11 @@ pub(crate) struct BusyGuard<'a> {
 
 impl Drop for BusyGuard<'_> {
     fn drop(&mut self) {
-        self.pool.threads.lock().end(self.for_client);
+        let mut threads = self.pool.threads.lock();
+        threads.end(self.for_client);
+        if threads.waiting > 0 {
+            self.pool.idle.notify_one();
+        }
     }
 }
 
@@ -97,6 +112,7 @@ impl LoaderPool {
         LoaderPool {
             shared: Arc::new(PoolShared {
                 threads: Mutex::new(ThreadCounts::default()),
+                idle: Condvar::new(),
                 jobs: receiver,
                 idle_timeout,
             }),
@@ -111,8 +127,8 @@ impl LoaderPool {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Overloaded`], at once, if all threads that the job may have are busy or the system
-    /// refuses a new one.
+    /// [`ErrorKind::Overloaded`] if all threads that the job may have are busy, or the system refuses a
+    /// new one.
     ///
     /// The job returns the values that are dropped after it.
     pub(crate) fn submit<T>(
@@ -132,22 +148,18 @@ impl LoaderPool {
                 }
             });
         });
-        let (for_client, kept) = match job_for {
-            JobFor::Own => (false, None),
-            JobFor::Client(kept) => (true, kept),
+        let (until, kept) = match job_for {
+            JobFor::Own => (None, None),
+            JobFor::Client(kept, until) => (Some(until), kept),
         };
+        let for_client = until.is_some();
         let job = Job {
             for_client,
             kept,
             run,
         };
         {
-            let mut threads = self.shared.threads.lock();
-            if threads.busy == self.max_threads
-                || for_client && threads.busy_for_clients == self.max_threads.div_ceil(2)
-            {
-                return Err(ErrorKind::Overloaded.into());
-            }
+            let mut threads = self.shared.wait_for_room(until, self.max_threads)?;
             threads.begin(for_client);
             if threads.busy <= threads.live {
                 drop(threads);
@@ -195,6 +207,24 @@ impl LoaderPool {
 }
 
 impl PoolShared {
+    /// Waits until a job may have a thread: that of a client until the given time, another not at all.
+    fn wait_for_room(
+        &self,
+        until: Option<Instant>,
+        max_threads: usize,
+    ) -> Result<MutexGuard<'_, ThreadCounts>> {
+        let mut threads = self.threads.lock();
+        while !threads.has_room(until.is_some(), max_threads) {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = left.filter(|left| !left.is_zero());
+            let left = left.ok_or(ErrorKind::Overloaded)?;
+            threads.waiting += 1;
+            threads = self.idle.wait_timeout(threads, left);
+            threads.waiting -= 1;
+        }
+        Ok(threads)
+    }
+
     /// Runs jobs until none comes for `idle_timeout`, or until the pool is dropped.
     fn work(&self, first: Option<Job>) {
         let mut job = first;
@@ -269,14 +299,42 @@ mod tests {
         assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
     }
 
+    /// The job of a client that does not wait for a thread.
+    fn client() -> JobFor {
+        JobFor::Client(None, Instant::now())
+    }
+
+    #[test]
+    fn job_of_a_client_waits_for_a_thread_until_its_time() {
+        let pool = LoaderPool::new("test", 2);
+        let (first, begun, end) = held(&pool, client());
+        first.expect("a thread is idle");
+        begun.recv().expect("it runs");
+        let soon = JobFor::Client(None, Instant::now() + Duration::from_millis(20));
+        let (refused, ..) = held(&pool, soon);
+        assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
+        thread::scope(|scope| {
+            let waiters = [0, 1].map(|_| {
+                scope.spawn(|| {
+                    let until = Instant::now() + Duration::from_secs(20);
+                    let (submitted, begun, _end) = held(&pool, JobFor::Client(None, until));
+                    submitted.expect("a thread in time");
+                    begun.recv().expect("it runs");
+                })
+            });
+            while pool.shared.threads.lock().waiting < waiters.len() {
+                thread::yield_now();
+            }
+            drop(end);
+        });
+        assert_eq!(pool.shared.threads.lock().waiting, 0);
+    }
+
     #[test]
     fn clients_leave_half_of_the_threads_to_own_callers() {
         let pool = LoaderPool::new("test", 3);
-        let clients = [
-            held(&pool, JobFor::Client(None)),
-            held(&pool, JobFor::Client(None)),
-        ];
-        let (refused, ..) = held(&pool, JobFor::Client(None));
+        let clients = [held(&pool, client()), held(&pool, client())];
+        let (refused, ..) = held(&pool, client());
         assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
         let (own, begun, _end) = held(&pool, JobFor::Own);
         own.expect("a thread is left");
@@ -284,7 +342,7 @@ mod tests {
         let [(_, begun, end), _kept] = clients;
         begun.recv().expect("it runs");
         drop(end);
-        while held(&pool, JobFor::Client(None)).0.is_err() {
+        while held(&pool, client()).0.is_err() {
             thread::yield_now();
         }
     }

@@ -1,6 +1,8 @@
 //! One node of a cluster, as it stands in the list of peers.
 
+#[cfg(feature = "http")]
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "http")]
 use crate::rendezvous::check_weight;
 
 /// A node of the cluster: its identity, its address, and its part of the keys.
@@ -65,7 +67,9 @@ impl Peer {
 
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidPeer`] for an id that is empty or over 1,024 bytes, or a weight out of range.
+    /// [`ErrorKind::InvalidPeer`] for an id that is empty or over 1,024 bytes, white space in an id or a
+    /// zone, or a weight out of range.
+    #[cfg(feature = "http")]
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |why: String| {
             let message = format!("the peer {:?} is not valid: {why}", self.url);
@@ -73,6 +77,11 @@ impl Peer {
         };
         if self.id.is_empty() || self.id.len() > MAX_ID {
             return Err(refuse(format!("its id is not 1 to {MAX_ID} bytes long")));
+        }
+        let is_blank = |c: char| c.is_whitespace() || c.is_control();
+        let zone = self.zone.as_deref().unwrap_or_default();
+        if self.id.contains(is_blank) || zone.contains(is_blank) {
+            return Err(refuse("its id or zone contains white space".into()));
         }
         check_weight(self.weight).map_err(|error| refuse(error.to_string()))
     }
@@ -108,5 +117,6 @@ impl From<&Peer> for Peer {
     }
 }
 
+#[cfg(feature = "http")]
 /// The longest id, in bytes. A URL can be longer only by its path.
 const MAX_ID: usize = 1024;

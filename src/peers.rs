@@ -27,6 +27,16 @@ pub trait PeerPicker: Send + Sync {
         }
     }
 
+    /// The peer that may have cached a value of `key`, which this process owns only since a short time
+    /// ago: the list of peers changed, or this process started. The group asks it, by
+    /// [`ProtoGetter::get_many`], for 10 ms at most, before it runs its own getter.
+    ///
+    /// The default implementation returns none.
+    fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        let _ = key;
+        None
+    }
+
     /// All peers but this process. Each of them is told of removals.
     ///
     /// The default implementation lists none. Then a removal goes to the owner of the key only, and
@@ -173,9 +183,12 @@ pub struct PeerResponse {
 impl PeerResponse {
     /// A value that does not expire, of unknown age.
     pub fn new(value: impl Into<ByteView>) -> Self {
+        // Each field by itself: an empty view, as in the default, is an allocation.
         PeerResponse {
             value: value.into(),
-            ..PeerResponse::default()
+            ttl: None,
+            minute_qps: None,
+            age: None,
         }
     }
 

@@ -1,8 +1,8 @@
 //! Random numbers, and the mixing function that they and the hashes share.
 
+use crate::sync::plain_atomic::{AtomicU64, Ordering};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number in 0..1, for decisions that need no secrecy: SplitMix64 over a counter that is seeded
 /// per process.

@@ -10,7 +10,6 @@
 //! A request that does not come from a getter only reads a thread-local variable.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +42,7 @@ thread_local! {
 /// A thread that leads a nested flight adds an entry from its outer flight to the nested one. So the
 /// records lead from every flight of the thread to its innermost one, and the search compares with
 /// that one only.
-static WAITING_FOR: Mutex<BTreeMap<LoadId, LoadId>> = Mutex::new(BTreeMap::new());
+static WAITING_FOR: Mutex<Vec<(LoadId, LoadId)>> = Mutex::new(Vec::new());
 
 /// Guard of a record: this thread's innermost flight depends on another flight until it is dropped.
 #[must_use]
@@ -119,16 +118,17 @@ fn insert(innermost: LoadId, id: LoadId) -> Result<()> {
         if flight == innermost {
             return Err(Error::from(ErrorKind::RecursiveLoad));
         }
-        next = waiting_for.get(&flight).copied();
+        let entry = waiting_for.iter().find(|(from, _)| *from == flight);
+        next = entry.map(|(_, to)| *to);
     }
-    waiting_for.insert(innermost, id);
+    waiting_for.push((innermost, id));
     Ok(())
 }
 
 #[cold]
 fn remove(id: LoadId) {
     let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-    waiting_for.remove(&id);
+    waiting_for.retain(|(from, _)| *from != id);
 }
 
 #[cfg(all(test, not(larder_loom)))]

@@ -1,7 +1,7 @@
 //! The counters of a group and of the two shares of its cache.
 
+use crate::sync::plain_atomic::{AtomicI64, Ordering};
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 /// A counter for any number of threads.
 ///

@@ -8,7 +8,17 @@
 pub(crate) use std::sync::Arc;
 
 #[cfg(not(larder_loom))]
-pub(crate) use std::{sync::OnceLock, sync::atomic, thread, thread_local};
+pub(crate) use std::{sync::OnceLock, thread, thread_local};
+
+#[cfg(not(larder_loom))]
+pub(crate) use plain_atomic as atomic;
+
+/// Atomics that no loom model explores, as those of statistics and of statics.
+pub(crate) mod plain_atomic {
+    #[cfg(not(target_has_atomic = "64"))]
+    pub(crate) use portable_atomic::{AtomicI64, AtomicU64};
+    pub(crate) use std::sync::atomic::*;
+}
 
 #[cfg(larder_loom)]
 pub(crate) use loom::{sync::atomic, thread};

@@ -3,8 +3,8 @@
 //! Each thread has a number, which selects its set of counters. Only this thread writes to the set,
 //! so a load and a store are enough to count. Readers sum over all sets.
 
+use crate::sync::plain_atomic::{AtomicU64, Ordering};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crossbeam_utils::CachePadded;

@@ -1,5 +1,7 @@
 //! Owners that must never change, because other programs and older versions compute the same.
 
+use std::hash::Hasher;
+
 use super::{Map, Preset};
 
 /// A key, and the last number of its owner's address under golang, mailgun, v3 and larder. A second
@@ -32,6 +34,26 @@ fn owners_match_other_programs() {
             let owner = format!("http://10.0.0.{}:8080", owners[column]);
             assert_eq!(ring.get(key), Some(&*owner), "{preset:?} {key:?}");
         }
+    }
+}
+
+/// Nodes of machines of all kinds share a cluster, so word size and byte order must not matter.
+#[test]
+fn owners_of_20000_keys_have_one_digest_on_all_machines() {
+    for (preset, digest) in [
+        (Preset::Golang, 0x34f1_2684_a7ed_3da9),
+        (Preset::Mailgun, 0xe1ed_9b39_e412_a4e5),
+        (Preset::GroupcacheGo, 0x45ef_d877_1879_0009),
+        (Preset::Larder, 0xe8fc_61c2_c6a2_2be8),
+    ] {
+        let mut ring = Map::preset(preset);
+        ring.add((1..=7).map(|octet| format!("http://10.0.0.{octet}:8080")));
+        let mut owners = fnv::FnvHasher::default();
+        for key in 0..20_000 {
+            let owner = ring.get(&format!("key-{key}")).unwrap();
+            owners.write(owner.as_bytes());
+        }
+        assert_eq!(owners.finish(), digest, "{preset:?}");
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn fnv1(bytes: &[u8]) -> u64 {
 /// The MD5 digest in lower-case hexadecimal.
 pub(super) fn md5_hex(bytes: &[u8]) -> [u8; 32] {
     let mut hex = [0; 32];
-    for (pair, byte) in hex.chunks_exact_mut(2).zip(md5::compute(bytes).0) {
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(super::md5::md5(bytes)) {
         pair[0] = HEX[usize::from(byte >> 4)];
         pair[1] = HEX[usize::from(byte & 15)];
     }

@@ -19,6 +19,7 @@
 //! ```
 
 mod hashes;
+mod md5;
 mod scheme;
 
 #[cfg(test)]
@@ -165,6 +166,12 @@ impl Map {
     /// The node that owns `key`; `None` while there are no nodes.
     pub fn get(&self, key: &str) -> Option<&str> {
         Some(&self.nodes[self.owner(self.hash(key))?])
+    }
+
+    /// The kind of ring, without its nodes. A custom hash function has no name.
+    #[cfg(feature = "http")]
+    pub(crate) fn kind(&self) -> String {
+        format!("{:?}, {} points a node", self.scheme, self.replicas)
     }
 
     /// The hash of `key`. It is the only part of a look-up that can run user code, and the same for

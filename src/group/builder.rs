@@ -159,8 +159,9 @@ impl GroupBuilder {
     /// keep this process's own callers from loading. 256 peers' loads at a time are as many as the
     /// threads of 10 peers with default options can ask for.
     ///
-    /// Threads start when needed and end after 10 s without work. When all are busy, such loads fail
-    /// with [`ErrorKind::Overloaded`] at once. A getter that hangs occupies one thread for each key.
+    /// Threads start when needed and end after 10 s without work. When all are busy, loads of this
+    /// process's callers fail with [`ErrorKind::Overloaded`] at once. Those of clients first wait half a
+    /// second for a thread, so that a burst of new keys is served if the getter is quick. A getter that hangs occupies one thread for each key.
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self

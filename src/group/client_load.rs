@@ -23,6 +23,9 @@ pub(crate) trait ClientWaiter {
     /// If the client may not start a load now. The request ends with this error.
     fn start(&mut self) -> Result<Option<Arc<dyn Any + Send + Sync>>>;
 
+    /// Until when this request waits for a loader thread if all that clients may have are busy.
+    fn thread_by(&self) -> Instant;
+
     /// The end of the next step; `None` if the thread is to leave. The load goes on without it.
     fn next_step(&mut self) -> Option<Instant>;
 }
@@ -59,7 +62,7 @@ impl Inner {
                             return Err(refused);
                         }
                     };
-                    let job_for = JobFor::Client(kept);
+                    let job_for = JobFor::Client(kept, waiter.thread_by());
                     self.lead_on_pool(&from, leader, ctx, key, begun, job_for)?
                 }
             };

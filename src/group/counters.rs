@@ -1,6 +1,6 @@
 //! Counts of a group's loads.
 
-use std::sync::atomic::AtomicU64;
+use crate::sync::plain_atomic::AtomicU64;
 
 use crate::thread_counters::ThreadCounters;
 

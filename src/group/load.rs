@@ -99,6 +99,11 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
+        if placement == Placement::Main {
+            if let Some(loaded) = self.take_over(ctx, key, begun, evicted) {
+                return Ok(loaded);
+            }
+        }
         let mut run = GetterRun::new(&self.counters);
         let mut sink = LoadSink::new(&self.store, key.hash, key.key, self.max_value_size);
         let returned = if std::thread::panicking() {

@@ -9,7 +9,7 @@
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //!   lifetime.rs  age and expiry of a value
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers
+//!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both
@@ -22,6 +22,7 @@ pub(crate) mod client_load;
 mod counters;
 mod flight;
 mod forecast;
+mod handoff;
 mod lifetime;
 mod limit;
 mod load;
@@ -412,7 +413,8 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit; then nothing changes.
+    /// [`ErrorKind::CapacityTooSmall`] if no entry would fit, and [`ErrorKind::InvalidOption`] for more
+    /// than the address space, which 4 GiB exceed on 32 bits. Then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
         self.inner.set_capacity(bytes)
     }

@@ -91,6 +91,11 @@ impl Inner {
         let most = queue.len().min(PARALLEL_LOADS);
         for started in 0..most {
             let submitted = job_for(&mut waiting.waiter).and_then(|job_for| {
+                let job_for = match job_for {
+                    // One thread is enough, so the others are not waited for.
+                    JobFor::Client(kept, _) if started > 0 => JobFor::Client(kept, Instant::now()),
+                    job_for => job_for,
+                };
                 let (group, ctx, queue, sender) =
                     (self.clone(), ctx.clone(), queue.clone(), sender.clone());
                 self.pool.submit(job_for, move |busy| {
@@ -152,7 +157,10 @@ impl Inner {
 pub(super) fn job_for(waiter: &mut Option<&mut dyn ClientWaiter>) -> Result<JobFor> {
     match waiter {
         None => Ok(JobFor::Own),
-        Some(waiter) => Ok(JobFor::Client(waiter.start()?)),
+        Some(waiter) => {
+            let kept = waiter.start()?;
+            Ok(JobFor::Client(kept, waiter.thread_by()))
+        }
     }
 }
 

@@ -228,7 +228,7 @@ impl Registry {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut names: Vec<String> = self.groups().iter().map(|g| g.name().into()).collect();
-        names.sort();
+        names.sort_unstable();
         f.debug_struct("Registry")
             .field("groups", &names)
             .finish_non_exhaustive()

@@ -22,7 +22,7 @@ pub(crate) mod release;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::plain_atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 

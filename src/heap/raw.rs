@@ -1,4 +1,4 @@
-//! Shared bytes, and the memory that they lie in. This is the only file with `unsafe` code.
+//! Shared bytes, and the memory that they lie in. No other file of this module has `unsafe` code.
 //!
 //! A block is a header of 8 bytes (reference count and length) and then the bytes. There are two kinds:
 //!

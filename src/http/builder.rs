@@ -12,6 +12,7 @@ use crate::http::client::placement::Placement;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, HttpClient};
+use crate::http::membership::Membership;
 use crate::http::pool::{HttpPool, PoolInner};
 use crate::http::server::endpoint::{ContextHook, Endpoint};
 use crate::http::server::handler::Request;
@@ -257,6 +258,7 @@ impl HttpPoolBuilder {
         let go = self.preset.filter(|&preset| preset != Preset::Larder);
         let shared_with_go = go.is_some();
         let config = Arc::new(self.config);
+        let membership = Arc::new(Membership::new());
         let picker = Arc::new(Picker::new(
             OwnIdentity {
                 id: self.id,
@@ -266,6 +268,7 @@ impl HttpPoolBuilder {
             self.failover.unwrap_or(!shared_with_go),
             self.transport,
             config.clone(),
+            membership.clone(),
         ));
         let registry = self.registry.unwrap_or_else(|| Registry::global().clone());
         let registration = registry.lend_peer_picker(picker.clone())?;
@@ -275,12 +278,14 @@ impl HttpPoolBuilder {
             plus_is_space: go == Some(Preset::Golang),
             context: self.context,
             config,
+            membership: membership.clone(),
         };
         Ok(HttpPool::from(PoolInner {
             self_url: self.self_url,
             picker,
             endpoint,
             shared_with_go,
+            membership,
             registration: Arc::new(registration),
         }))
     }

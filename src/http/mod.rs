@@ -2,6 +2,7 @@
 //!
 //! - `pool`, `builder`: [`HttpPool`] and its options.
 //! - `config`: the options that pool, client and server share.
+//! - `membership`: compares the lists of peers of the processes.
 //! - `client`: finds the peer that owns a key and asks it.
 //! - `server`: responds to peers, by itself or inside a tiny_http server.
 //!
@@ -10,6 +11,7 @@
 mod builder;
 mod client;
 mod config;
+mod membership;
 mod pool;
 mod server;
 

@@ -7,6 +7,7 @@ use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
 use crate::http::client::picker::Picker;
+use crate::http::membership::Membership;
 use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peer::Peer;
@@ -68,6 +69,7 @@ pub(crate) struct PoolInner {
     pub(crate) endpoint: Endpoint,
     /// Whether peers can be Go programs.
     pub(crate) shared_with_go: bool,
+    pub(crate) membership: Arc<Membership>,
     /// Keeps `picker` registered.
     pub(crate) registration: Arc<PickerGuard>,
 }
@@ -183,6 +185,18 @@ impl HttpPool {
         peers.map(|peer| peer.url).collect()
     }
 
+    /// How many exchanges this process had with processes that have another list of peers.
+    ///
+    /// Each request between larder's processes carries a hash of the sender's list (ids and weights)
+    /// and of the way in which keys are assigned. The first time that two lists differ, both are
+    /// logged as a warning. While the list changes, the number grows for a moment. If it grows on,
+    /// processes disagree about owners, and keys are loaded more than once. A listed peer that turns
+    /// out to be this process, because its URL is written differently, is logged as an error, and
+    /// this process then loads that peer's keys itself.
+    pub fn peer_list_differences(&self) -> u64 {
+        self.inner.membership.differences()
+    }
+
     /// The URL of the owner of `key`, a peer or this process; `None` without peers.
     pub fn owner(&self, key: &str) -> Option<String> {
         self.inner.picker.owner(key).map(|peer| peer.url)
@@ -214,6 +228,7 @@ impl fmt::Debug for HttpPool {
         f.debug_struct("HttpPool")
             .field("self_url", &self.inner.self_url)
             .field("peers", &self.inner.picker)
+            .field("handoff", &self.inner.picker.is_handing_over())
             .finish()
     }
 }

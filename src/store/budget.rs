@@ -1,6 +1,6 @@
 //! The bytes that all shards of a store share, and what else they have to know of each other.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 

@@ -1,6 +1,6 @@
 //! Temporary limits below the capacity.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicU64, Ordering};
 
 use crate::sync::Mutex;
 

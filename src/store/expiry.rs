@@ -1,6 +1,6 @@
 //! The expiry of a shard's entries, and the shards that have expired entries.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::clock::Tick;
 

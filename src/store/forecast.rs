@@ -1,6 +1,6 @@
 //! Forecasts the hit ratio at other capacities, from caches in miniature.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicU64, Ordering};
 
 use super::key_hash::KeyHash;
 use super::miniature::{CACHES, Miniatures, REAL, SampledKey, SampledValue};

@@ -40,8 +40,8 @@ mod slab;
 mod tests;
 mod weight;
 
+use crate::sync::plain_atomic::{AtomicU64, AtomicUsize};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;

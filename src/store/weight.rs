@@ -53,8 +53,14 @@ const WITH_EXPIRY: u32 = 1 << 31;
 /// The size of every block, in bytes, is a multiple of this.
 const GRANULE: u64 = 2 * size_of::<usize>() as u64;
 
-/// Checks a capacity: 0, or room for an empty key and value at least.
+/// Checks a capacity: 0, or room for an empty key and value at least. It fits in the address space.
 pub(crate) fn check_capacity(bytes: u64) -> Result<()> {
+    if usize::try_from(bytes).is_err() {
+        let most = usize::MAX;
+        let message =
+            format!("a capacity of {bytes} bytes is over the {most} of the address space");
+        return Err(Error::new(ErrorKind::InvalidOption, message));
+    }
     let smallest = of_entry(0);
     if bytes == 0 || bytes >= smallest {
         return Ok(());

@@ -1,17 +1,12 @@
 //! The body of a response with one value: a `GetResponse`, written around the value and read without
 //! copying it.
 
-use std::borrow::Cow;
-
-use quick_protobuf::{BytesReader, MessageRead};
-
 use super::pieces::Body;
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pb::GetResponse;
 
 /// A response that was read; the value borrows from the body.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Decoded<'a> {
     pub value: &'a [u8],
     /// The [hash](super::key_hash) of the key that the peer answers.
@@ -79,26 +74,27 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
 /// begins with a line feed, which is the tag of the value, can pass by chance. A body that is cut
 /// between two fields always passes. So the caller checks the content type and the length first.
 pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
-    check_fields(body, &KNOWN, usize::MAX)
-        .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
-    let message = GetResponse::from_reader(&mut BytesReader::from_bytes(body), body)
-        .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
-    Ok(Decoded {
-        value: match message.value {
-            Some(Cow::Borrowed(value)) => value,
-            // The generated reader only borrows, so this is the absent value.
-            Some(Cow::Owned(_)) | None => &[],
-        },
-        key_hash: message.key_hash,
-        fields: Fields {
-            ttl_nanos: message.ttl_nanos,
-            expire_unix_nanos: message.expire.filter(|&at| at != 0),
-            minute_qps: message
-                .minute_qps
-                .filter(|qps| qps.is_finite() && *qps >= 0.0),
-            age_ms: message.age_ms,
-        },
-    })
+    let mut decoded = Decoded::default();
+    let fields = &mut decoded.fields;
+    let mut rest = body;
+    while !rest.is_empty() {
+        let (field, Payload { number, bytes }) = take_field(&mut rest, &KNOWN)
+            .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
+        let fixed = || bytes.try_into().map(u64::from_le_bytes).ok();
+        match field {
+            VALUE => decoded.value = bytes,
+            MINUTE_QPS => fields.minute_qps = fixed().map(f64::from_bits),
+            EXPIRE => fields.expire_unix_nanos = Some(number as i64),
+            TTL_NANOS => fields.ttl_nanos = Some(number),
+            KEY_HASH => decoded.key_hash = fixed(),
+            AGE_MS => fields.age_ms = Some(number),
+            _ => {}
+        }
+    }
+    fields.expire_unix_nanos = fields.expire_unix_nanos.filter(|&at| at != 0);
+    let is_rate = |qps: &f64| qps.is_finite() && *qps >= 0.0;
+    fields.minute_qps = fields.minute_qps.filter(is_rate);
+    Ok(decoded)
 }
 
 /// Checks the things that the generated readers do not check.
@@ -118,32 +114,49 @@ pub(super) fn check_fields(
             return Err("too many fields");
         }
         fields += 1;
-        let tag = take_varint(&mut rest)?;
-        let tag = u32::try_from(tag).map_err(|_| "a field number out of range")?;
-        let (number, wire_type) = (tag >> 3, (tag & 7) as u8);
-        if number == 0 {
-            return Err("a field number out of range");
-        }
-        if known.iter().any(|&(n, t)| n == number && t != wire_type) {
-            return Err("a field of the wrong type");
-        }
-        let len = match wire_type {
-            VARINT => {
-                take_varint(&mut rest)?;
-                0
-            }
-            I64 => 8,
-            LEN => take_varint(&mut rest)?,
-            I32 => 4,
-            _ => return Err("a field of no type"),
-        };
-        // The readers take lengths of 32 bits; protobuf's own limit is 2 GiB.
-        rest = u32::try_from(len)
-            .ok()
-            .and_then(|len| rest.get(usize::try_from(len).ok()?..))
-            .ok_or("a field longer than the body")?;
+        take_field(&mut rest, known)?;
     }
     Ok(())
+}
+
+/// Takes the next field. One of `known` has its type.
+fn take_field<'b>(
+    rest: &mut &'b [u8],
+    known: &[FieldType],
+) -> Result<(FieldType, Payload<'b>), &'static str> {
+    let tag = take_varint(rest)?;
+    let tag = u32::try_from(tag).map_err(|_| "a field number out of range")?;
+    let field = (tag >> 3, (tag & 7) as u8);
+    if field.0 == 0 {
+        return Err("a field number out of range");
+    }
+    if known.iter().any(|&(n, t)| n == field.0 && t != field.1) {
+        return Err("a field of the wrong type");
+    }
+    let (number, len) = match field.1 {
+        VARINT => (take_varint(rest)?, 0),
+        I64 => (0, 8),
+        LEN => (0, take_varint(rest)?),
+        I32 => (0, 4),
+        _ => return Err("a field of no type"),
+    };
+    // The generated readers take lengths of 32 bits; protobuf's own limit is 2 GiB.
+    let len = u32::try_from(len)
+        .ok()
+        .and_then(|len| usize::try_from(len).ok());
+    let (bytes, after) = len
+        .and_then(|len| rest.split_at_checked(len))
+        .ok_or("a field longer than the body")?;
+    *rest = after;
+    Ok((field, Payload { number, bytes }))
+}
+
+/// The content of a field.
+struct Payload<'b> {
+    /// That of a [`VARINT`].
+    number: u64,
+    /// That of a field of any other type.
+    bytes: &'b [u8],
 }
 
 pub(super) fn push_tag(out: &mut Vec<u8>, (number, wire_type): FieldType) {
@@ -159,7 +172,18 @@ pub(super) fn push_varint(out: &mut Vec<u8>, mut rest: u64) {
     out.push(rest as u8);
 }
 
+#[inline]
 fn take_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
+    match **rest {
+        [byte @ ..0x80, ref after @ ..] => {
+            *rest = after;
+            Ok(u64::from(byte))
+        }
+        _ => take_long_varint(rest),
+    }
+}
+
+fn take_long_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
     let mut value = 0;
     for (i, &byte) in rest.iter().take(MAX_VARINT).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * i);
@@ -204,8 +228,11 @@ const CORRUPT: &str = "the peer's answer is not a GetResponse";
 mod tests {
     use super::*;
     use crate::message::ProtoMessage;
+    use crate::pb::GetResponse;
     use proptest::option;
     use proptest::prelude::*;
+    use quick_protobuf::{BytesReader, MessageRead};
+    use std::borrow::Cow;
 
     const HASH: u64 = 0x0807_0605_0403_0201;
 

@@ -50,14 +50,31 @@ pub(crate) fn scan(bytes: &[u8], from: usize) -> Result<Scan, &'static str> {
 /// The reason: it is not a number, or one that no message has. Compare the number with a limit
 /// before anything is allocated for it.
 pub(crate) fn parse_length(value: &[u8]) -> Result<u64, &'static str> {
-    // Rust's own parser accepts a plus sign.
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err("the Content-Length is not a number");
     }
-    let length = std::str::from_utf8(value).map(str::parse);
-    match length {
-        Ok(Ok(length)) if length < ABSURD_LENGTH => Ok(length),
+    let add = |number: u64, digit: &u8| {
+        number
+            .saturating_mul(10)
+            .saturating_add(u64::from(digit - b'0'))
+    };
+    match value.iter().fold(0, add) {
+        length if length < ABSURD_LENGTH => Ok(length),
         _ => Err("the Content-Length is absurd"),
+    }
+}
+
+/// Appends a number in decimal digits.
+pub(crate) fn push_decimal(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return out.extend_from_slice(&digits[start..]);
+        }
     }
 }
 
@@ -100,6 +117,15 @@ mod tests {
         assert!(has_token(b"a, Close ,b", b"close"));
         assert!(!has_token(b"closed", b"close"));
         assert!(!has_token(b"", b"close"));
+    }
+
+    #[test]
+    fn numbers_are_written_as_the_standard_library_does() {
+        for number in [0, 7, 10, 99, 1_000_000, u64::MAX] {
+            let mut out = b"a".to_vec();
+            push_decimal(&mut out, number);
+            assert_eq!(out, format!("a{number}").as_bytes());
+        }
     }
 
     proptest! {

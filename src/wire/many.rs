@@ -6,7 +6,7 @@ use std::ops::Range;
 use quick_protobuf::{BytesReader, MessageRead};
 
 use super::body::{FieldType, LEN, VARINT, check_fields, push_tag, push_varint};
-use super::path::{PathError, push_escaped, unescape};
+use super::path::{PathError, escaped_len, push_escaped, split_at_byte, unescape};
 use super::pieces::Body;
 use super::status::{error_of, status_of};
 use crate::byteview::ByteView;
@@ -16,9 +16,10 @@ use crate::pb::{GetManyRequest, GetManyResponse};
 
 /// The path of a request for several keys of `group`; the keys are in its body.
 pub(crate) fn group_path(base: &str, group: &str) -> String {
-    let mut path = String::with_capacity(base.len() + 3 * group.len());
+    let group_len = escaped_len(group);
+    let mut path = String::with_capacity(base.len() + group_len);
     path.push_str(base);
-    push_escaped(&mut path, group);
+    push_escaped(&mut path, group, group_len);
     path
 }
 
@@ -28,8 +29,8 @@ pub(crate) fn parse_group_path<'a>(
     raw_path: &'a str,
     plus_is_space: bool,
 ) -> Option<Result<Cow<'a, str>, PathError>> {
-    let path = raw_path.split('?').next().unwrap_or_default();
-    let group = path.strip_prefix(base)?;
+    let below = raw_path.strip_prefix(base)?;
+    let (group, _) = split_at_byte(below, b'?').unwrap_or((below, ""));
     let fits = !group.is_empty() && !group.contains('/');
     fits.then(|| unescape(group, plus_is_space))
 }

@@ -11,7 +11,8 @@
 //! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`] | |
 //! | `status` | | [`status_of`] → [`error_of`] |
 //!
-//! An answer says with a hash which key it answers: `key_hash`.
+//! An answer says with a hash which key it answers: `key_hash`. A request says which list of peers its
+//! sender has: `peers_mark`.
 //!
 //! Both sides use `head`, which finds the end of an HTTP head. `pieces` is a body whose values are
 //! not copied.
@@ -24,6 +25,7 @@ mod head;
 mod key_hash;
 mod many;
 mod path;
+mod peers_mark;
 mod pieces;
 mod status;
 mod timeout;
@@ -33,15 +35,16 @@ pub(crate) use changes::{
     CLEAR, REMOVAL_ID_HEADER, REMOVE_KEYS, decode_clear, decode_keys, decode_set, encode_change,
     encode_keys, parse_removal_id, verb_path,
 };
-pub(crate) use head::{Scan, has_token, parse_length, scan};
+pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
     MAX_ERROR_TEXT, ManyBody, ManyValue, decode_many_request, decode_many_response, group_path,
     many_request, parse_group_path,
 };
 pub(crate) use path::{
-    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path,
+    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,
 };
+pub(crate) use peers_mark::{PEERS_HEADER, PEERS_PAGE, PeersMark};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};

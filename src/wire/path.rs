@@ -70,12 +70,12 @@ pub(crate) fn check_base_path(base: &str) -> Result<()> {
 /// paths removes such a segment. Go's `net/url` and [`parse_path`] decode them again. A client or
 /// proxy that follows the WHATWG URL standard treats `%2E%2E` like `..`; no escape avoids that.
 pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
-    let len = base.len() + escaped_len(group) + 1 + escaped_len(key);
-    let mut path = String::with_capacity(len);
+    let (group_len, key_len) = (escaped_len(group), escaped_len(key));
+    let mut path = String::with_capacity(base.len() + group_len + 1 + key_len);
     path.push_str(base);
-    push_escaped(&mut path, group);
+    push_escaped(&mut path, group, group_len);
     path.push('/');
-    push_escaped(&mut path, key);
+    push_escaped(&mut path, key, key_len);
     path
 }
 
@@ -90,11 +90,11 @@ pub(crate) fn parse_path<'a>(
     raw_path: &'a str,
     plus_is_space: bool,
 ) -> Result<PeerPath<'a>, PathError> {
-    let path = raw_path.split('?').next().unwrap_or_default();
-    let below = path.strip_prefix(base).ok_or(PathError::Outside)?;
-    let (group, key) = below
-        .split_once('/')
-        .ok_or(PathError::Malformed("there is no slash after the group"))?;
+    let below = raw_path.strip_prefix(base).ok_or(PathError::Outside)?;
+    let (below, _) = split_at_byte(below, b'?').unwrap_or((below, ""));
+    let slash = below.bytes().position(|byte| byte == b'/');
+    let slash = slash.ok_or(PathError::Malformed("there is no slash after the group"))?;
+    let (group, key) = (&below[..slash], &below[slash + 1..]);
     if group.is_empty() {
         return Err(PathError::Malformed("the group is empty"));
     }
@@ -104,15 +104,32 @@ pub(crate) fn parse_path<'a>(
     })
 }
 
-pub(super) fn push_escaped(out: &mut String, segment: &str) {
+/// The parts before and after the first `byte`, which is ASCII; `None` if there is none.
+///
+/// It is made for short texts without the byte: a loop without an early exit is compiled to vector
+/// instructions.
+pub(crate) fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
+    let bytes = text.as_bytes();
+    if !bytes
+        .iter()
+        .fold(false, |found, other| found | (*other == byte))
+    {
+        return None;
+    }
+    let at = bytes.iter().position(|other| *other == byte)?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
+/// Appends a segment. `escaped_len` is its [length](escaped_len) with escapes.
+pub(super) fn push_escaped(out: &mut String, segment: &str, escaped_len: usize) {
+    if escaped_len == segment.len() {
+        return out.push_str(segment);
+    }
     if is_dots(segment) {
         for _ in 0..segment.len() {
             out.push_str("%2E");
         }
         return;
-    }
-    if segment.bytes().all(is_unreserved) {
-        return out.push_str(segment);
     }
     for byte in segment.bytes() {
         if is_unreserved(byte) {
@@ -125,7 +142,8 @@ pub(super) fn push_escaped(out: &mut String, segment: &str) {
     }
 }
 
-fn escaped_len(segment: &str) -> usize {
+/// The length of a segment with escapes.
+pub(super) fn escaped_len(segment: &str) -> usize {
     let escapes = if is_dots(segment) {
         segment.len()
     } else {
@@ -177,13 +195,25 @@ fn is_dots(segment: &str) -> bool {
 
 /// RFC 3986, section 2.3.
 fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+    UNRESERVED[usize::from(byte)]
 }
 
 /// Whether a byte needs no escape in a segment: `pchar` of RFC 3986, section 3.3.
 fn is_base_byte(byte: u8) -> bool {
     is_unreserved(byte) || b"!$&'()*+,;=:@".contains(&byte)
 }
+
+/// Whether each byte is unreserved.
+const UNRESERVED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 0x80 {
+        table[byte as usize] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+        byte += 1;
+    }
+    table
+};
 
 const HEX: [u8; 16] = *b"0123456789ABCDEF";
 

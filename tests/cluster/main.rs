@@ -3,6 +3,8 @@
 #![cfg(feature = "http")]
 
 mod node;
+#[allow(dead_code, reason = "the helpers of another test program")]
+#[path = "../faults/process.rs"]
 mod process;
 
 use node::{CALLERS, Counts, KEYS};
@@ -16,15 +18,15 @@ const VICTIM: usize = 1;
 
 #[test]
 fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
-    let mut nodes: Vec<_> = (0..3).map(|_| Process::start(0)).collect();
-    let ports: Vec<_> = nodes.iter().map(|node| node.port).collect();
-    let peers = node::peers(&ports);
+    let mut nodes: Vec<_> = (0..3).map(|_| Process::start("0")).collect();
+    let urls: Vec<_> = nodes.iter().map(|node| node.url.clone()).collect();
+    let peers = format!("peers {}", urls.join(" "));
     for node in &mut nodes {
         assert_eq!(node.ask(&peers), "ready");
     }
 
     // With all nodes up, the cluster runs the getter once for each key.
-    let before: Vec<Counts> = nodes.iter_mut().map(|node| node.report(GETS)).collect();
+    let before: Vec<Counts> = nodes.iter_mut().map(|node| report(node, GETS)).collect();
     check(&before);
     let loads: u64 = before.iter().map(|counts| counts.loads).sum();
     assert!(loads <= KEYS, "{loads} loads of {KEYS} keys");
@@ -37,21 +39,22 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     let down: Vec<Counts> = nodes
         .iter_mut()
         .zip([&before[0], &before[2]])
-        .map(|(node, before)| node.report(before.calls + GETS))
+        .map(|(node, before)| report(node, before.calls + GETS))
         .collect();
     check(&down);
     let errors: u64 = down.iter().map(|counts| counts.peer_errors).sum();
     assert!(errors > 0, "no request met the killed node");
 
     // A new process on the old port owns the same keys, and the other nodes ask it for them.
-    let mut restarted = Process::start(ports[VICTIM]);
+    let (_, port) = urls[VICTIM].rsplit_once(':').expect("a port");
+    let mut restarted = Process::start(port);
     assert_eq!(restarted.ask(&peers), "ready");
     nodes.push(restarted);
     let calls = [down[0].calls, down[1].calls, 0];
     let after: Vec<Counts> = nodes
         .iter_mut()
         .zip(calls)
-        .map(|(node, calls)| node.report(calls + GETS))
+        .map(|(node, calls)| report(node, calls + GETS))
         .collect();
     check(&after);
     assert!(after[2].loads > 0, "the restarted node loads nothing");
@@ -60,9 +63,15 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     for node in &mut nodes {
         assert_eq!(node.ask("stop"), format!("{CALLERS} callers ended"));
     }
-    let last: Vec<Counts> = nodes.iter_mut().map(|node| node.report(0)).collect();
+    let last: Vec<Counts> = nodes.iter_mut().map(|node| report(node, 0)).collect();
     check(&last);
     assert!(last[2].served > 0, "no peer asks the restarted node");
+}
+
+/// The counts of a node when its callers have made `calls` calls.
+fn report(node: &mut Process, calls: u64) -> Counts {
+    let answer = node.ask(&format!("report {calls}"));
+    answer.parse().expect("counts")
 }
 
 /// No caller of any node got an error or a wrong value.
@@ -77,7 +86,7 @@ fn check(nodes: &[Counts]) {
 #[test]
 #[ignore = "a process of the test beside it"]
 fn node_process() {
-    if let Ok(port) = std::env::var(process::PORT) {
+    if let Ok(port) = std::env::var(process::OPTIONS) {
         node::run(port.parse().expect("a port"));
     }
 }

@@ -51,18 +51,12 @@ impl FromStr for Counts {
     }
 }
 
-/// The line that gives a node its peers.
-pub fn peers(ports: &[u16]) -> String {
-    let urls = ports.iter().map(|port| format!(" http://127.0.0.1:{port}"));
-    format!("peers{}", urls.collect::<String>())
-}
-
 /// Serves on a port and answers the lines of standard input. Ends the process when standard input
 /// ends, so that no node outlives the test.
 pub fn run(port: u16) {
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
-    let port = listener.local_addr().expect("an address").port();
-    let pool = HttpPool::builder(&format!("http://127.0.0.1:{port}"))
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let pool = HttpPool::builder(&url)
         // Long enough for a slow machine.
         .connect_timeout(Duration::from_secs(10))
         .exchange_timeout(Duration::from_secs(30))
@@ -77,7 +71,7 @@ pub fn run(port: u16) {
         }))
         .expect("a group");
     let _server = pool.server().serve_listener(listener).expect("a server");
-    println!("{MARK}{port}");
+    println!("{MARK}{url}");
 
     let callers = Callers::default();
     thread::scope(|scope| {

@@ -33,6 +33,14 @@ fn times(caller: &Node, owners: [&Node; 2], count: usize, name: &str) -> [Vec<Du
     times
 }
 
+/// A connection to a node, with the begin of a request.
+fn half_request(node: &Node, bytes: &str) -> TcpStream {
+    let mut client = Client::connect(node.addr());
+    // The server may have refused it already.
+    let _ = client.try_send(bytes.as_bytes());
+    client.stream().try_clone().expect("a handle")
+}
+
 #[test]
 fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
     const ATTACKERS: usize = 500;
@@ -53,15 +61,6 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
         .group
         .get(&caller.key_of(&attacked.url, "warm "))
         .expect("a value");
-    let attack = |bytes: String| -> Vec<TcpStream> {
-        let sends = |_| {
-            let mut client = Client::connect(attacked.addr());
-            // The server may have refused it already.
-            let _ = client.try_send(bytes.as_bytes());
-            client.stream().try_clone().expect("a handle")
-        };
-        (0..ATTACKERS).map(sends).collect()
-    };
     let head = request("k");
     for bytes in [
         head[..head.len() - 4].to_owned(),
@@ -69,7 +68,9 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
             .replace("Host: h", "Host: h\r\nContent-Length: 100")
             + "half",
     ] {
-        let held = attack(bytes.clone());
+        let held: Vec<_> = (0..ATTACKERS)
+            .map(|_| half_request(attacked, &bytes))
+            .collect();
         assert!(attacked.server.connections() <= 256);
         let begun = Instant::now();
         let (late, (took, [theirs, others])) = lateness(limit, || {

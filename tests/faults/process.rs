@@ -7,8 +7,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-/// The environment variable with the options of a node: see [`node`](crate::node).
-pub const OPTIONS: &str = "LARDER_FAULTS_NODE";
+/// The environment variable with the options of a node. The test program has an ignored test
+/// `node_process`, which runs the node that they describe.
+pub const OPTIONS: &str = "LARDER_TEST_NODE";
 
 /// The lines of a node begin with this. The test harness prints lines of its own.
 pub const MARK: &str = "> ";
@@ -24,7 +25,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a node and waits until it listens.
+    /// Starts a node and waits until it listens. Its first line is its URL.
     pub fn start(options: &str) -> Process {
         Process::start_by(&[], options)
     }

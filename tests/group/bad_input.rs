@@ -223,7 +223,7 @@ fn options_outside_their_range_are_refused() {
         |b| b.max_value_size(0),
         |b| b.shards(3),
         |b| b.shards(usize::MAX),
-        |b| b.max_capacity(u64::MAX),
+        |b| b.max_capacity(usize::MAX as u64),
     ];
     for set in good {
         let group = set(alone("options"))
@@ -234,6 +234,18 @@ fn options_outside_their_range_are_refused() {
         }
         assert_eq!(group.stats().local_loads, 1);
     }
+}
+
+#[cfg(target_pointer_width = "32")]
+#[test]
+fn capacity_over_the_address_space_is_refused() {
+    let made = alone("large").max_capacity(1 << 33).build(echo().0);
+    assert_eq!(refused(made, "the address space"), ErrorKind::InvalidOption);
+    let group = alone("small").build(echo().0).expect("a group");
+    let before = group.max_capacity();
+    let set = group.set_capacity(1 << 33);
+    assert_eq!(refused(set, "the address space"), ErrorKind::InvalidOption);
+    assert_eq!(group.max_capacity(), before);
 }
 
 #[test]

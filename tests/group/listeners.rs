@@ -3,12 +3,18 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use larder::{Clock, Context, ErrorKind, Eviction, Group, RemovalCause};
+use larder::{Clock, Context, ErrorKind, Eviction, Group, RemovalCause, Sink};
 
 use crate::common::*;
 
 /// A capacity for two entries of a few bytes, not for three.
-const TWO: u64 = 200;
+fn room_for_two() -> u64 {
+    let group = alone("one-entry")
+        .build(|_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?));
+    let group = group.expect("a new group");
+    group.get("a").expect("a value");
+    2 * group.weighted_size() + group.weighted_size() / 2
+}
 
 /// A getter whose value is the key. For "c" it first opens one gate and waits at the other.
 fn paused_at_c() -> (impl larder::Getter, Gate, Gate) {
@@ -31,7 +37,7 @@ fn slow_listener_delays_only_its_own_call() {
     let group = {
         let (in_listener, listener_ends) = (in_listener.clone(), listener_ends.clone());
         alone("slow-listener")
-            .max_capacity(TWO)
+            .max_capacity(room_for_two())
             .shards(1)
             .eviction(Eviction::Lru)
             .eviction_listener(move |_, _, _| {
@@ -67,7 +73,7 @@ fn panicking_listener_does_not_affect_waiters() {
     for ctx in [Context::background(), within(PATIENCE)] {
         let (getter, in_getter, go_on) = paused_at_c();
         let group = alone("panicking-listener")
-            .max_capacity(TWO)
+            .max_capacity(room_for_two())
             .shards(1)
             .eviction(Eviction::Lru)
             .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::fork::process_number;
 use crate::http::client::resolve::Addresses;
 use crate::http::client::response::BadResponse;
 
@@ -21,9 +22,13 @@ pub(crate) struct PeerConnection {
     exchanges: u64,
     /// When the last exchange began.
     begun: Instant,
-    /// The process that opened the connection. After a fork, parent and child have it both, and would
-    /// read each other's responses.
+    /// The same until the first write of the exchange, which need not read the clock.
+    just_begun: Option<Instant>,
+    /// The [number](process_number) of the process that opened the connection. After a fork, parent
+    /// and child have it both, and would read each other's responses.
     opened_by: u32,
+    /// An empty buffer for the bytes of a request.
+    request: Vec<u8>,
     read_timeout: SocketTimeout,
     write_timeout: SocketTimeout,
 }
@@ -50,7 +55,9 @@ impl PeerConnection {
             received: 0,
             exchanges: 0,
             begun: Instant::now(),
-            opened_by: std::process::id(),
+            just_begun: None,
+            opened_by: process_number(),
+            request: Vec::new(),
             read_timeout: SocketTimeout::default(),
             write_timeout: SocketTimeout::default(),
         })
@@ -60,8 +67,21 @@ impl PeerConnection {
     pub(crate) fn begin(&mut self, now: Instant, deadline: Instant) {
         self.deadline = deadline;
         self.begun = now;
+        self.just_begun = Some(now);
         self.received = 0;
         self.exchanges += 1;
+    }
+
+    /// Writes a request, which `encode` appends to an empty buffer.
+    pub(crate) fn send(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        let mut request = std::mem::take(&mut self.request);
+        encode(&mut request);
+        let sent = self.write_all(&request);
+        if request.capacity() <= MAX_KEPT {
+            request.clear();
+            self.request = request;
+        }
+        sent
     }
 
     /// Whether the connection can carry another exchange: it was opened by this process, and neither
@@ -73,10 +93,9 @@ impl PeerConnection {
     /// not looked at within [`UNCHECKED`] of the start of the last exchange. If the peer closed the
     /// connection within that time, the exchange fails with [`StaleConnection`].
     pub(crate) fn is_usable(&self, now: Instant, is_keyed: bool) -> bool {
-        let idle = now.saturating_duration_since(self.begun);
-        // The process id costs a system call, 50 to 300 ns. A count of forks would need unsafe code.
-        self.opened_by == std::process::id()
-            && ((is_keyed && idle < UNCHECKED) || (idle < MAX_IDLE_AGE && is_silent(&self.stream)))
+        self.opened_by == process_number()
+            && ((is_keyed && now < self.begun + UNCHECKED)
+                || (!self.is_too_old(now) && is_silent(&self.stream)))
     }
 
     /// When the last exchange began.
@@ -86,7 +105,7 @@ impl PeerConnection {
 
     /// Whether the connection has been idle for too long to be used again.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.begun) >= MAX_IDLE_AGE
+        now >= self.begun + MAX_IDLE_AGE
     }
 
     /// Marks the failures that show a connection which was dead before this exchange: it carried an
@@ -112,18 +131,19 @@ impl PeerConnection {
         }
     }
 
-    /// Calls `io` until it transfers bytes or fails, or the deadline passes.
+    /// Calls `io` until it transfers bytes or fails, or the deadline passes. It is `now`.
     fn until_deadline(
         &self,
+        mut now: Instant,
         mut io: impl FnMut(Duration) -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = self.deadline.saturating_duration_since(now);
             if left.is_zero() {
                 return Err(self.explain(io::ErrorKind::TimedOut.into()));
             }
             match io(left) {
-                Err(error) if did_nothing(&error) => {}
+                Err(error) if did_nothing(&error) => now = Instant::now(),
                 done => return done.map_err(|error| self.explain(error)),
             }
         }
@@ -145,7 +165,7 @@ impl Read for PeerConnection {
         }
         let room = buffer.len().min(allowed);
         let mut timeout = self.read_timeout;
-        let read = self.until_deadline(|left| {
+        let read = self.until_deadline(Instant::now(), |left| {
             timeout.prepare(left, |timeout| self.stream.set_read_timeout(Some(timeout)))?;
             (&self.stream).read(&mut buffer[..room])
         });
@@ -171,8 +191,9 @@ impl Read for PeerConnection {
 /// Writes of the request; the errors are those of the reads.
 impl Write for PeerConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let now = self.just_begun.take().unwrap_or_else(Instant::now);
         let mut timeout = self.write_timeout;
-        let written = self.until_deadline(|left| {
+        let written = self.until_deadline(now, |left| {
             timeout.prepare(left, |timeout| self.stream.set_write_timeout(Some(timeout)))?;
             (&self.stream).write(bytes)
         });
@@ -221,7 +242,13 @@ impl std::error::Error for StaleConnection {}
 
 /// The time-out that is set at the socket.
 #[derive(Clone, Copy, Default)]
-struct SocketTimeout(Option<Duration>);
+struct SocketTimeout {
+    /// `None` before the first one was set.
+    set: Option<Duration>,
+    /// The time-out is kept if the time left is between these two.
+    kept_from: Duration,
+    kept_to: Duration,
+}
 
 impl SocketTimeout {
     /// Makes the next system call end before `left` is over. The call is then repeated for the rest.
@@ -237,13 +264,24 @@ impl SocketTimeout {
         left: Duration,
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> io::Result<()> {
-        let fits = |set: Duration| set <= left / 8 * 7 && set >= left / 2;
+        if (self.kept_from..=self.kept_to).contains(&left) {
+            return Ok(());
+        }
         let timeout = (left / 16 * 13).max(MIN_TIMEOUT);
-        if !self.0.is_some_and(|now| fits(now) || now == timeout) {
+        if self.set != Some(timeout) {
             set(timeout)?;
-            self.0 = Some(timeout);
+            *self = SocketTimeout::kept(timeout);
         }
         Ok(())
+    }
+
+    /// The state after `timeout` was set.
+    fn kept(timeout: Duration) -> Self {
+        SocketTimeout {
+            set: Some(timeout),
+            kept_from: timeout / 7 * 8,
+            kept_to: timeout * 2,
+        }
     }
 }
 
@@ -316,6 +354,9 @@ pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(15);
 /// connection is used again within this time. Servers wait much longer before they close an idle
 /// one.
 const UNCHECKED: Duration = Duration::from_millis(10);
+
+/// The most memory that is kept for the next request.
+const MAX_KEPT: usize = 2048;
 
 /// The shortest time-out that is set. Linux rounds a time-out up to its tick, 1 to 10 ms.
 const MIN_TIMEOUT: Duration = Duration::from_millis(1);
@@ -435,12 +476,12 @@ pub(crate) mod tests {
         let millis = Duration::from_millis;
         for limit in [1, 3, 20, 67, 100, 300, 512, 700, 1000, 30_000].map(millis) {
             // The time-out of an earlier exchange is as long as may be kept.
-            let mut timeout = SocketTimeout(Some(limit / 8 * 7));
+            let mut timeout = SocketTimeout::kept(limit / 8 * 7);
             let (mut over, mut waits) = (Duration::ZERO, 0);
             while over < limit {
                 timeout.prepare(limit - over, |_| Ok(())).unwrap();
                 // An eighth late, and up to the next tick of 4 ms.
-                let wait = timeout.0.unwrap();
+                let wait = timeout.set.unwrap();
                 over += wait + wait / 8 + millis(4);
                 waits += 1;
             }

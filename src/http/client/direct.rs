@@ -1,7 +1,7 @@
 //! HTTP/1.1 over this crate's own sockets, with the parts that peers use: no redirects, proxies or
 //! TLS.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::time::Instant;
 
 use crate::context::Context;
@@ -14,6 +14,7 @@ use crate::http::client::transport::{
     IdleConnections, ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
 };
 use crate::sync::Arc;
+use crate::wire;
 
 /// Sends requests to one peer, over connections of its own.
 pub(crate) struct DirectTransport {
@@ -54,12 +55,8 @@ impl DirectTransport {
             }
         }
         let connection = self.pool.target.connect(deadline)?;
-        self.exchange(
-            ResponseReader::new(connection),
-            request,
-            Instant::now(),
-            deadline,
-        )
+        let connection = Box::new(ResponseReader::new(connection));
+        self.exchange(connection, request, Instant::now(), deadline)
     }
 
     fn exchange(
@@ -70,11 +67,12 @@ impl DirectTransport {
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
         connection.source.begin(now, deadline);
-        let bytes = encode(self.pool.target.url.authority(), request);
-        connection.source.write_all(&bytes)?;
+        let authority = self.pool.target.url.authority();
+        connection
+            .source
+            .send(|bytes| encode(authority, request, bytes))?;
         let (head, bytes) = connection.read_head()?;
         self.pool.target.note_keyed(head.is_from_larder);
-        let length = head.framing.length();
         let body = match connection.take_whole(head.framing) {
             Some(bytes) => {
                 if head.keep_alive {
@@ -89,11 +87,8 @@ impl DirectTransport {
                 keep_alive: head.keep_alive,
             })),
         };
-        let response = TransportResponse::with_bytes(head.status, length, body);
-        Ok(response.with_headers(
-            ResponseHeaders::new(bytes, head.is_protobuf),
-            head.is_from_larder,
-        ))
+        let headers = ResponseHeaders::new(bytes, head.is_protobuf);
+        Ok(TransportResponse::with_head(&head, headers, body))
     }
 }
 
@@ -115,15 +110,15 @@ impl Transport for DirectTransport {
     }
 }
 
-/// The bytes of a request, head and body, which are sent in one piece.
-fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
+/// Appends a request, head and body, which are sent in one piece.
+fn encode(authority: &str, request: &TransportRequest<'_>, bytes: &mut Vec<u8>) {
     let body = request.body();
-    let mut bytes = Vec::with_capacity(EXPECTED_HEAD + body.len());
+    bytes.reserve(EXPECTED_HEAD + body.len());
     // No part can contain a line end: the path is escaped, and the types of the headers exclude it.
     for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
         bytes.extend_from_slice(part.as_bytes());
     }
-    if !request.headers().iter().any(|(name, _)| name == "host") {
+    if !request.headers().any(|(name, _)| name == "host") {
         bytes.extend_from_slice(b"\r\nhost: ");
         bytes.extend_from_slice(authority.as_bytes());
     }
@@ -133,11 +128,11 @@ fn encode(authority: &str, request: &TransportRequest<'_>) -> Vec<u8> {
         }
     }
     if !body.is_empty() {
-        bytes.extend_from_slice(format!("\r\ncontent-length: {}", body.len()).as_bytes());
+        bytes.extend_from_slice(b"\r\ncontent-length: ");
+        wire::push_decimal(bytes, body.len() as u64);
     }
     bytes.extend_from_slice(b"\r\n\r\n");
     bytes.extend_from_slice(body);
-    bytes
 }
 
 /// Reads a body to its end, and then returns the connection to the pool. If it is dropped before

@@ -44,9 +44,12 @@ impl Transport for LarderOnlyTransport {
         if response.is_from_larder() || (is_batch && response.status() != 200) {
             return Ok(response);
         }
-        let why = format_args!("peer {} (status {})", self.target.url, response.status());
         let unsupported = io::Error::new(io::ErrorKind::Unsupported, FOREIGN);
-        Err(Error::with_source(ErrorKind::Peer, why, unsupported))
+        Err(Error::with_source(
+            ErrorKind::Peer,
+            format_args!("peer {} (status {})", self.target.url, response.status()),
+            unsupported,
+        ))
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
+//! - `handoff`: the owners of keys before the last change.
+//! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
 //! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
@@ -20,8 +22,10 @@ pub(crate) mod changes;
 pub(crate) mod connection;
 pub(crate) mod default_transport;
 pub(crate) mod direct;
+pub(crate) mod handoff;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;
+pub(crate) mod list_check;
 pub(crate) mod peer;
 pub(crate) mod permits;
 pub(crate) mod picker;

@@ -20,9 +20,11 @@ use crate::http::client::transport::{
 };
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
+use crate::http::membership::Membership;
 use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
+use crate::sync::atomic::AtomicBool;
 use crate::wire;
 
 /// One peer.
@@ -31,15 +33,15 @@ use crate::wire;
 /// of the peer's getter is returned unchanged. Only [`ErrorKind::Peer`] is a sign of the peer's
 /// health.
 pub(crate) struct HttpPeer {
-    url: PeerUrl,
+    pub(super) url: PeerUrl,
     /// The path of the peer's URL and the base path: the part of a request's path before the group.
-    base: String,
-    config: Arc<Config>,
+    pub(super) base: String,
+    pub(super) config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
     full_timeout: String,
     target: Arc<Target>,
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     connections: Arc<dyn IdleConnections>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
@@ -47,10 +49,17 @@ pub(crate) struct HttpPeer {
     permits: Permits,
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
+    pub(super) membership: Arc<Membership>,
+    /// See [`is_this_process`](Self::is_this_process).
+    pub(super) is_this_process: AtomicBool,
 }
 
 impl HttpPeer {
-    pub(crate) fn new(target: Arc<Target>, by: DefaultTransport) -> Self {
+    pub(crate) fn new(
+        target: Arc<Target>,
+        membership: Arc<Membership>,
+        by: DefaultTransport,
+    ) -> Self {
         let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
@@ -67,6 +76,8 @@ impl HttpPeer {
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
             target,
+            membership,
+            is_this_process: AtomicBool::new(false),
         }
     }
 
@@ -207,21 +218,24 @@ impl HttpPeer {
         deadline: Instant,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
-        let left = deadline.saturating_duration_since(permit.waited_until.unwrap_or(now));
-        if left.is_zero() {
+        let now = permit.waited_until.unwrap_or(now);
+        if now >= deadline {
             return Err(self.timed_out(ctx));
         }
         let path = wire::key_path(&self.base, group, key);
+        let own = self.membership.own();
         let mut request = TransportRequest::get(path, deadline);
-        let timeout = match left == self.config.exchange_timeout {
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
+        let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
-            false => wire::timeout_millis(left).to_string().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
         let response = self.transport.round_trip(ctx, request)?;
         if response.is_from_larder() {
             self.policy.resume();
         }
+        self.note_mark(&response);
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
             return Err(self.error_of(response, Some(hash)));
@@ -256,7 +270,10 @@ impl HttpPeer {
             let timeout = wire::timeout_millis(left).to_string();
             request.set_checked(wire::TIMEOUT_HEADER.into(), timeout.into());
         }
+        let own = self.membership.own();
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let response = self.transport.round_trip(ctx, request).map_err(failed)?;
+        self.note_mark(&response);
         if response.status() != 200 {
             return Err(self.batch_error_of(response));
         }

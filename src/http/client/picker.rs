@@ -1,20 +1,23 @@
 //! Finds the peer that owns a key: the placement of keys and the clients of the peers, replaced
 //! together.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::default_transport::default_transport;
+use crate::http::client::handoff::Handoff;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::placement::Placement;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
+use crate::http::membership::Membership;
 use crate::peer::Peer;
 use crate::peers::{PeerPicker, ProtoGetter};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
 /// Picks peers by the list that was set last.
@@ -29,6 +32,10 @@ pub(crate) struct Picker {
     failover: bool,
     transport: Option<Box<TransportHook>>,
     config: Arc<Config>,
+    membership: Arc<Membership>,
+    /// Whether it was logged that this process is not in its list.
+    is_absence_logged: AtomicBool,
+    handoff: Arc<Handoff>,
     /// Replaced as a whole. Requests under way go on with the list that they began with.
     peers: RwLock<Arc<PeerList>>,
 }
@@ -71,6 +78,7 @@ impl Picker {
         failover: bool,
         transport: Option<Box<TransportHook>>,
         config: Arc<Config>,
+        membership: Arc<Membership>,
     ) -> Self {
         let peers = RwLock::new(Arc::new(PeerList {
             placement: empty.clone(),
@@ -83,6 +91,9 @@ impl Picker {
             failover,
             transport,
             config,
+            membership,
+            is_absence_logged: AtomicBool::new(false),
+            handoff: Arc::default(),
             peers,
         }
     }
@@ -99,9 +110,12 @@ impl Picker {
             let after = Arc::new(self.list_of(&checked, &before, &mut made)?);
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
-                *current = after;
+                self.note_list(&after);
+                *current = after.clone();
                 // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
+                self.warn_if_absent(&after);
+                self.begin_handoff(&before, &after);
                 return Ok(());
             }
         }
@@ -142,13 +156,66 @@ impl Picker {
         })
     }
 
+    /// Notes a list that replaces the present one, whose lock is held.
+    fn note_list(&self, after: &PeerList) {
+        let peers: Vec<Peer> = after
+            .members
+            .iter()
+            .map(|member| member.peer.clone())
+            .collect();
+        self.membership.set(&after.placement.name(), &peers);
+    }
+
+    /// Lets this process take values over from the previous owners of its keys.
+    fn begin_handoff(&self, before: &PeerList, after: &PeerList) {
+        let Some(own) = after.members.iter().find(|member| member.client.is_none()) else {
+            return;
+        };
+        if before.members.is_empty() {
+            if after.members.len() > 1 {
+                let members = after.members.iter();
+                let members = members.map(|member| (member.peer.clone(), member.client.clone()));
+                let own_id = own.peer.id.clone();
+                self.handoff
+                    .learn(self.empty.clone(), members.collect(), own_id);
+            }
+            return;
+        }
+        let nodes = |list: &PeerList| -> BTreeSet<(String, u32)> {
+            let node = |member: &Member| (member.peer.id.clone(), member.peer.weight);
+            list.members.iter().map(node).collect()
+        };
+        if nodes(before) != nodes(after) {
+            let clients = before.members.iter().map(|member| member.client.clone());
+            self.handoff
+                .begin(before.placement.clone(), clients.collect());
+        }
+    }
+
+    /// Logs, once, that this process is in no list.
+    fn warn_if_absent(&self, list: &PeerList) {
+        let is_absent = !list.members.is_empty() && list.members.iter().all(|m| m.client.is_some());
+        if is_absent && !self.is_absence_logged.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "this process ({}) is not in its list of peers, so it owns no keys and asks peers for \
+                 all: {self:?}",
+                self.own.addr
+            );
+        }
+    }
+
     fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
         let mut by = default_transport(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(target, by))
+        Arc::new(HttpPeer::new(target, self.membership.clone(), by))
+    }
+
+    /// Whether this process still asks previous owners for the values of its keys.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.handoff.is_active()
     }
 
     /// The owner of `key`, this process or another.
@@ -221,6 +288,10 @@ impl PeerPicker for Picker {
         }
     }
 
+    fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        self.handoff.previous_owner(key)
+    }
+
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         let peers = self.peers();
         peers.clients().map(|peer| peer.clone() as _).collect()
@@ -230,8 +301,9 @@ impl PeerPicker for Picker {
 impl PeerList {
     /// The client of the peer at a place; `None` for this process.
     fn client(&self, place: usize) -> Option<Arc<dyn ProtoGetter>> {
-        let client = self.members.get(place)?.client.clone()?;
-        Some(client)
+        let client = self.members.get(place)?.client.as_ref()?;
+        let is_other = !client.is_this_process();
+        is_other.then(|| client.clone() as Arc<dyn ProtoGetter>)
     }
 
     fn clients(&self) -> impl Iterator<Item = &Arc<HttpPeer>> {

@@ -41,6 +41,14 @@ impl Placement {
         Ok(placement)
     }
 
+    /// The way in which keys are assigned, for people and for comparison.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Placement::Rendezvous(_) => "rendezvous".into(),
+            Placement::Ring(ring) => ring.kind(),
+        }
+    }
+
     /// The place of the owner of `key`; `None` while there are no nodes.
     #[inline]
     pub(crate) fn owner(&self, key: &str) -> Option<usize> {

@@ -9,8 +9,9 @@ use crate::http::client::response::ResponseReader;
 use crate::http::client::target::Target;
 use crate::sync::{Arc, Mutex};
 
-/// A connection, with the bytes that were read from it and not used yet.
-pub(crate) type PooledConnection = ResponseReader<PeerConnection>;
+/// A connection, with the bytes that were read from it and not used yet. It is boxed, because it moves
+/// into the pool and out of it with each exchange.
+pub(crate) type PooledConnection = Box<ResponseReader<PeerConnection>>;
 
 /// The idle connections to one peer.
 pub(crate) struct ConnectionPool {
@@ -60,7 +61,7 @@ impl ConnectionPool {
             idle.push_back((thread, connection));
             let is_old = |(_, oldest): &(_, PooledConnection)| oldest.source.is_too_old(begun);
             let surplus = idle.len() > self.target.config.max_idle_per_peer
-                || idle.front().is_some_and(is_old);
+                || (idle.len() > 1 && idle.front().is_some_and(is_old));
             surplus.then(|| idle.pop_front())
         };
     }
@@ -105,7 +106,7 @@ mod tests {
         let (connections, others): (Vec<_>, Vec<_>) = (0..count).map(|_| pair()).unzip();
         let ports = connections.iter().map(port).collect();
         for connection in connections {
-            pool.give_back(ResponseReader::new(connection));
+            pool.give_back(Box::new(ResponseReader::new(connection)));
         }
         (pool, ports, others)
     }

@@ -16,6 +16,8 @@ pub(crate) struct ResponseHead {
     pub(crate) keep_alive: bool,
     /// Whether larder's own server sent the response, and no proxy forwarded it.
     pub(crate) is_from_larder: bool,
+    /// Whether there is a header with the mark of the sender's list of peers.
+    pub(crate) has_peers_mark: bool,
     /// Whether the body is a protobuf message, by its content type, and has no content coding.
     pub(crate) is_protobuf: bool,
 }
@@ -37,6 +39,7 @@ impl ResponseHead {
         let mut length = None;
         let (mut codings, mut chunked, mut close) = (0, false, !is_http_11);
         let (mut is_larder, mut is_forwarded) = (false, false);
+        let mut has_peers_mark = false;
         let (mut is_protobuf, mut is_encoded) = (None, false);
         for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
@@ -52,6 +55,8 @@ impl ResponseHead {
                 close |= has_token(value, b"close");
             } else if is("server") {
                 is_larder |= value == wire::SERVER.as_bytes();
+            } else if is(wire::PEERS_HEADER) {
+                has_peers_mark = true;
             } else if is("via") {
                 is_forwarded = true;
             } else if is("content-type") {
@@ -82,6 +87,7 @@ impl ResponseHead {
             framing,
             keep_alive: !close,
             is_from_larder: is_larder && !is_forwarded,
+            has_peers_mark,
             is_protobuf: is_protobuf.unwrap_or(false) && !is_encoded,
         })
     }

@@ -8,8 +8,9 @@ use std::time::Instant;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
+use crate::http::client::response::ResponseHead;
 use crate::sync::Arc;
-use crate::wire;
+use crate::wire::{self, PeersMark};
 
 /// Carries requests to one peer; the counterpart of Go's `http.RoundTripper`.
 ///
@@ -76,7 +77,9 @@ pub(crate) type RequestHeader<'a> = (Cow<'a, str>, Cow<'a, str>);
 pub struct TransportRequest<'a> {
     method: &'static str,
     path: String,
-    headers: Vec<RequestHeader<'a>>,
+    /// The headers that were set first. They are stored here, because most requests have no others.
+    first_headers: [Option<RequestHeader<'a>>; 3],
+    other_headers: Vec<RequestHeader<'a>>,
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
     deadline: Instant,
@@ -88,7 +91,8 @@ impl<'a> TransportRequest<'a> {
         TransportRequest {
             method: "GET",
             path,
-            headers: Vec::with_capacity(2),
+            first_headers: [None, None, None],
+            other_headers: Vec::new(),
             body: &[],
             deadline,
         }
@@ -140,7 +144,7 @@ impl<'a> TransportRequest<'a> {
 
     /// The header of this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut headers = self.headers.iter();
+        let mut headers = self.headers();
         let (_, value) = headers.find(|(found, _)| found.eq_ignore_ascii_case(name))?;
         Some(value)
     }
@@ -170,14 +174,23 @@ impl<'a> TransportRequest<'a> {
 
     /// As [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
     pub(crate) fn set_checked(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
-        match self.headers.iter_mut().find(|(found, _)| *found == name) {
-            Some((_, old)) => *old = value,
-            None => self.headers.push((name, value)),
+        let first_headers = self.first_headers.iter_mut().flatten();
+        let mut headers = first_headers.chain(&mut self.other_headers);
+        if let Some((_, old)) = headers.find(|(found, _)| *found == name) {
+            *old = value;
+            return;
+        }
+        match self.first_headers.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some((name, value)),
+            None => self.other_headers.push((name, value)),
         }
     }
 
-    pub(crate) fn headers(&self) -> &[RequestHeader<'a>] {
-        &self.headers
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &RequestHeader<'a>> {
+        self.first_headers
+            .iter()
+            .flatten()
+            .chain(&self.other_headers)
     }
 }
 
@@ -197,6 +210,7 @@ pub struct TransportResponse {
     status: u16,
     headers: ResponseHeaders,
     is_from_larder: bool,
+    has_peers_mark: bool,
     length: Option<u64>,
     body: ResponseBytes,
 }
@@ -222,22 +236,30 @@ impl TransportResponse {
         TransportResponse::with_bytes(status, length, ResponseBytes::Reader(Box::new(body)))
     }
 
-    pub(crate) fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
+    fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
         TransportResponse {
             status,
             headers: ResponseHeaders::default(),
             is_from_larder: false,
+            has_peers_mark: false,
             length,
             body,
         }
     }
 
-    /// The same response with headers, and with the fact whether larder's own server sent it.
-    pub(crate) fn with_headers(self, headers: ResponseHeaders, is_from_larder: bool) -> Self {
+    /// The response with this head. `headers` are those of the head.
+    pub(crate) fn with_head(
+        head: &ResponseHead,
+        headers: ResponseHeaders,
+        body: ResponseBytes,
+    ) -> Self {
         TransportResponse {
+            status: head.status,
             headers,
-            is_from_larder,
-            ..self
+            is_from_larder: head.is_from_larder,
+            has_peers_mark: head.has_peers_mark,
+            length: head.framing.length(),
+            body,
         }
     }
 
@@ -277,6 +299,12 @@ impl TransportResponse {
     /// Whether larder's own server sent the response, and no proxy forwarded it.
     pub(crate) fn is_from_larder(&self) -> bool {
         self.is_from_larder
+    }
+
+    /// The mark of the peer's list of peers, if the response has it.
+    pub(crate) fn peers_mark(&self) -> Option<PeersMark> {
+        let header = self.has_peers_mark.then(|| self.header(wire::PEERS_HEADER));
+        header.flatten().and_then(PeersMark::parse)
     }
 
     /// The length of the body in bytes, if it is known before the body is read.
@@ -388,14 +416,17 @@ mod tests {
         request.set_header("X-Token", "one").unwrap();
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
-        assert_eq!(request.headers().len(), 1);
+        assert_eq!(request.headers().count(), 1);
     }
 
     #[test]
     fn headers_of_a_head_are_found_and_can_be_set() {
         let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
         let headers = ResponseHeaders::new(head[..].into(), false);
-        let mut response = TransportResponse::new(200, "").with_headers(headers, false);
+        let mut response = TransportResponse {
+            headers,
+            ..TransportResponse::new(200, "")
+        };
         assert_eq!(response.header("x-one"), Some("1"));
         assert_eq!(response.header("X-Two"), Some("2"));
         assert_eq!(response.header("x-bad"), None);
@@ -431,7 +462,7 @@ mod tests {
         let long = "a".repeat(MAX_HEADER);
         let error = request.set_header("x", &long).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert!(request.headers().is_empty());
+        assert!(request.headers().next().is_none());
         request.set_header("x", &long[1..]).unwrap();
     }
 }

@@ -19,7 +19,7 @@ use crate::http::client::response::{
 };
 use crate::http::client::target::{MAX_LINE, Target};
 use crate::http::client::transport::{
-    IdleConnections, ResponseHeaders, Transport, TransportRequest, TransportResponse,
+    IdleConnections, ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
 };
 use crate::http::config::Config;
 use crate::sync::Arc;
@@ -72,9 +72,11 @@ impl UreqTransport {
             reader: body.into_with_config().limit(limit).reader(),
             target: self.target.clone(),
         };
-        let response = TransportResponse::with_reader(head.status, head.framing.length(), body);
-        let headers = ResponseHeaders::new(head_of(&parts), head.is_protobuf);
-        Ok(response.with_headers(headers, head.is_from_larder))
+        Ok(TransportResponse::with_head(
+            &head,
+            ResponseHeaders::new(head_of(&parts), head.is_protobuf),
+            ResponseBytes::Reader(Box::new(body)),
+        ))
     }
 
     fn run(&self, request: &TransportRequest<'_>, deadline: Instant) -> io::Result<Response<Body>> {

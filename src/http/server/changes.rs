@@ -36,7 +36,7 @@ impl Endpoint {
     }
 
     fn apply(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Result<Response, Response> {
-        if !self.may_change(request.peer_addr()) {
+        if !self.is_trusted(request.peer_addr()) {
             return Err(Response::text(403, NOT_ALLOWED));
         }
         let group = self.group(&path.group)?;
@@ -67,9 +67,9 @@ impl Endpoint {
         Ok(Response::text(200, ""))
     }
 
-    /// Whether the client at this address may change data: a program on this machine, or a peer of the
+    /// Whether the client at this address may change data and see the list of peers: a program on this machine, or a peer of the
     /// pool's list.
-    fn may_change(&self, client: Option<SocketAddr>) -> bool {
+    pub(super) fn is_trusted(&self, client: Option<SocketAddr>) -> bool {
         let Some(ip) = client.map(|addr| addr.ip().to_canonical()) else {
             return false;
         };
@@ -80,7 +80,7 @@ impl Endpoint {
     /// longer than other bodies.
     pub(super) fn max_body(&self, method: &str, client: Option<SocketAddr>, other: usize) -> usize {
         match method {
-            "PUT" if self.may_change(client) => self.config.max_value_size.saturating_add(other),
+            "PUT" if self.is_trusted(client) => self.config.max_value_size.saturating_add(other),
             _ => other,
         }
     }
@@ -101,7 +101,7 @@ fn removal_id_of(request: &Request<'_>) -> Result<Option<u32>, Response> {
 /// The most keys that are read of one request.
 const MAX_KEYS: usize = 65_536;
 
-const NOT_ALLOWED: &str = "only this machine and the peers in the list may change data";
+pub(super) const NOT_ALLOWED: &str = "only this machine and the peers in the list may do this";
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
@@ -111,6 +111,7 @@ mod tests {
     use crate::context::Context;
     use crate::group::registry::Registry;
     use crate::http::config::{Config, KnownPeers};
+    use crate::http::membership::Membership;
     use crate::http::server::head::RequestHead;
     use crate::sink::Sink;
     use crate::sync::Arc;
@@ -137,6 +138,7 @@ mod tests {
             registry,
             peers: Arc::new(OnePeer),
             config: Arc::new(Config::for_test()),
+            membership: Arc::new(Membership::new()),
             plus_is_space: false,
             context: None,
         };

@@ -174,7 +174,7 @@ impl ConnectionTable {
             .filter(|one| matches(one))
             .filter_map(|one| Some((one.idle().filter(|idle| *idle >= MIN_IDLE)?, one)))
             .collect();
-        idle.sort_by_key(|(idle, one)| (one.is_from_peer(), Reverse(*idle)));
+        idle.sort_unstable_by_key(|(idle, one)| (one.is_from_peer(), Reverse(*idle)));
         idle.iter().any(|(_, one)| one.evict())
     }
 }

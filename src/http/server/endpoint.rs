@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::changes::NOT_ALLOWED;
 use super::handler::Request;
 use super::head::split_target;
 use super::response::Response;
@@ -11,10 +12,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
 use crate::http::config::{Config, KnownPeers};
+use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError, PeersMark};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -24,6 +26,7 @@ pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
 pub(crate) struct Endpoint {
     pub registry: Registry,
     pub config: Arc<Config>,
+    pub membership: Arc<Membership>,
     /// They may change data.
     pub peers: Arc<dyn KnownPeers>,
     /// Whether a raw `+` in a path is a space, as golang/groupcache's client sends it.
@@ -50,6 +53,19 @@ impl Endpoint {
         request: &Request<'_>,
         limits: LoadLimits<'_>,
     ) -> Option<Response> {
+        let response = self.respond_unmarked(request, limits)?;
+        let mark = request
+            .header(wire::PEERS_HEADER)
+            .and_then(PeersMark::parse);
+        Some(match mark.map(|mark| self.membership.compare(mark)) {
+            None | Some(MarkOf::Same) => response,
+            Some(MarkOf::Other | MarkOf::ThisProcess) => {
+                response.with_own_header(wire::PEERS_HEADER, &self.membership.own().header)
+            }
+        })
+    }
+
+    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
@@ -61,6 +77,9 @@ impl Endpoint {
         }
         if let Some(response) = self.change(request) {
             return Some(response);
+        }
+        if request.method() == "GET" && path.strip_prefix(base.as_str()) == Some(wire::PEERS_PAGE) {
+            return Some(self.peers_page(request));
         }
         let response = match wire::parse_path(base, path, self.plus_is_space) {
             Err(PathError::Outside) => return None,
@@ -76,6 +95,14 @@ impl Endpoint {
             }
         };
         Some(response.unwrap_or_else(|error| error))
+    }
+
+    /// The list of peers, a line for each.
+    fn peers_page(&self, request: &Request<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        Response::text(200, self.membership.page(HANDOFF_WINDOW))
     }
 
     fn get(

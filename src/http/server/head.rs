@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 use httparse::Header;
 
-use crate::wire::{has_token, parse_length};
+use crate::wire::{has_token, parse_length, split_at_byte};
 
 /// The parts of a head that the connection and the response depend on.
 #[derive(Debug)]
@@ -233,7 +233,7 @@ pub(crate) fn split_target<'t>(
     } else {
         after_authority(target).ok_or(bad("the target is neither a path nor an http URL"))?
     };
-    let (path, query) = match from_path.split_once('?') {
+    let (path, query) = match split_at_byte(from_path, b'?') {
         Some((path, query)) => (path, Some(query)),
         None => (from_path, None),
     };

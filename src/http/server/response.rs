@@ -116,33 +116,28 @@ impl Response {
 
     /// Appends the head as it is sent.
     pub(crate) fn push_head(&self, options: ResponseOptions, head: &mut Vec<u8>) {
-        let mut push = |part: &[u8]| head.extend_from_slice(part);
-        push(b"HTTP/1.1 ");
-        push(&[100, 10, 1].map(|unit| b'0' + (self.status / unit % 10) as u8));
-        push(b" ");
-        push(reason(self.status).as_bytes());
+        head.extend_from_slice(b"HTTP/1.1 ");
+        head.extend([100, 10, 1].map(|unit| b'0' + (self.status / unit % 10) as u8));
+        head.push(b' ');
+        head.extend_from_slice(reason(self.status).as_bytes());
         let is_server = |(name, _): &(Cow<'_, str>, _)| name.eq_ignore_ascii_case("Server");
         if !self.fields.iter().any(is_server) {
-            push(b"\r\nServer: ");
-            push(wire::SERVER.as_bytes());
+            push_field(head, "Server", wire::SERVER);
         }
         if !self.is_bodiless() {
-            push(b"\r\nContent-Type: ");
-            push(self.content_type.as_bytes());
-            push(b"\r\nContent-Length: ");
-            push(self.body.len().to_string().as_bytes());
+            push_field(head, "Content-Type", &self.content_type);
+            push_field(head, "Content-Length", "");
+            wire::push_decimal(head, self.body.len() as u64);
         }
         for (name, value) in &self.fields {
-            for part in ["\r\n", name, ": ", value] {
-                push(part.as_bytes());
-            }
+            push_field(head, name, value);
         }
         if !options.keep_alive {
-            push(b"\r\nConnection: close");
+            push_field(head, "Connection", "close");
         } else if options.http_10 {
-            push(b"\r\nConnection: keep-alive");
+            push_field(head, "Connection", "keep-alive");
         }
-        push(b"\r\n\r\n");
+        head.extend_from_slice(b"\r\n\r\n");
     }
 
     /// The pieces of the body that are sent after the head; none of them is empty.
@@ -173,6 +168,13 @@ pub(crate) struct ResponseOptions {
     pub http_10: bool,
     /// Whether the request was `HEAD`.
     pub head_only: bool,
+}
+
+#[inline]
+fn push_field(head: &mut Vec<u8>, name: &str, value: &str) {
+    for part in ["\r\n", name, ": ", value] {
+        head.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// The reason phrases of RFC 9110, section 15. Clients ignore them.

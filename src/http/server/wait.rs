@@ -31,6 +31,8 @@ pub(crate) struct LoadWait<'a> {
     /// When to respond that the value is still loaded; `None` if the request has no time-out, because
     /// its client does not expect that response.
     loading_at: Option<Instant>,
+    /// See [`ClientWaiter::thread_by`].
+    thread_by: Instant,
     step: Duration,
     /// When the end of the client's requests was noticed.
     gone_since: Option<Instant>,
@@ -45,11 +47,14 @@ impl<'a> LoadWait<'a> {
         let now = Instant::now();
         let max = limits.max_request_time;
         let time = timeout.map_or(max, |timeout| timeout.min(max));
+        let loading_at = timeout.map(|_| now + wire::loading_after(time));
+        let deadline = now + time;
         LoadWait {
             limits,
             has_timeout: timeout.is_some(),
-            deadline: now + time,
-            loading_at: timeout.map(|_| now + wire::loading_after(time)),
+            deadline,
+            loading_at,
+            thread_by: loading_at.unwrap_or(deadline).min(now + THREAD_WAIT),
             step: FIRST_STEP,
             gone_since: None,
             loads: Vec::new(),
@@ -88,6 +93,10 @@ impl ClientWaiter for LoadWait<'_> {
         Ok(None)
     }
 
+    fn thread_by(&self) -> Instant {
+        self.thread_by
+    }
+
     fn next_step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let is_first = self.step == FIRST_STEP;
@@ -110,6 +119,11 @@ impl ClientWaiter for LoadWait<'_> {
         Some(next.min(self.loading_at.unwrap_or(self.deadline)))
     }
 }
+
+/// How long a request waits for a loader thread. Clients that ask for many new keys at once are served
+/// one after the other while the getter is quick. If it hangs, a client has its answer before its own
+/// time-out (1 s by default).
+const THREAD_WAIT: Duration = Duration::from_millis(500);
 
 const FIRST_STEP: Duration = Duration::from_millis(10);
 const LONGEST_STEP: Duration = Duration::from_millis(200);

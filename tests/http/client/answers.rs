@@ -114,47 +114,53 @@ fn empty_body_is_an_empty_value() {
     assert_eq!(server.connections(), 1);
 }
 
-/// A table of answers that the client rejects, each with a name.
+/// Answers that the client rejects, each with a name.
 fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
-    let html = "<!DOCTYPE html><html><title>Sign in</title></html>";
-    let chunked = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
+    let mut answers = answers_with_bad_bodies();
+    answers.extend(answers_with_bad_lengths());
+    answers.extend(answers_with_bad_chunks());
+    answers.extend(answers_with_bad_heads());
+    answers
+}
+
+/// An answer with the value `#f00`, its length and these header fields.
+fn answer_with(fields: &str) -> Vec<u8> {
     let whole = body(b"#f00");
-    let with_type = |content_type: &str| {
-        let length = whole.len();
-        let head = format!("HTTP/1.1 200 OK\r\n{content_type}Content-Length: {length}\r\n\r\n");
-        [head.as_bytes(), &whole].concat()
-    };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\n{fields}Content-Length: {}\r\n\r\n",
+        whole.len()
+    );
+    [head.as_bytes(), &whole].concat()
+}
+
+const HTML: &str = "<!DOCTYPE html><html><title>Sign in</title></html>";
+
+fn answers_with_bad_bodies() -> Vec<(&'static str, Vec<u8>)> {
     let truncated = ok(&[b'x'; 1000])[..200].to_vec();
     vec![
         ("corrupt protobuf", ok(b"\x0a\xff")),
         ("corrupt in the middle", ok(b"\x0a\x01x\x0a\x05y")),
         ("truncated body", truncated),
-        ("HTML page with status 200", ok(html.as_bytes())),
+        ("HTML page with status 200", ok(HTML.as_bytes())),
         ("HTML page with its own type", {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 50\r\n\r\n";
-            [head, html].concat().into_bytes()
+            [head, HTML].concat().into_bytes()
         }),
         (
             "another type",
-            with_type("Content-Type: application/json\r\n"),
+            answer_with("Content-Type: application/json\r\n"),
         ),
         (
             "a longer type",
-            with_type("Content-Type: application/x-protobuf2\r\n"),
+            answer_with("Content-Type: application/x-protobuf2\r\n"),
         ),
-        ("no type", with_type("")),
-        (
-            "chunked garbage",
-            [chunked.as_bytes(), b"zz\r\nhello\r\n"].concat(),
-        ),
-        (
-            "a chunk cut off",
-            [chunked.as_bytes(), b"10\r\n\x0a\x01x"].concat(),
-        ),
-        (
-            "chunks without an end",
-            [chunked.as_bytes(), b"3\r\n\x0a\x01x\r\n"].concat(),
-        ),
+        ("no type", answer_with("")),
+    ]
+}
+
+fn answers_with_bad_lengths() -> Vec<(&'static str, Vec<u8>)> {
+    let whole = body(b"#f00");
+    vec![
         ("no length", {
             let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}\r\n");
             [head.as_bytes(), &whole].concat()
@@ -165,7 +171,7 @@ fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
         }),
         (
             "two lengths",
-            with_type(&format!("{PROTOBUF}Content-Length: 5\r\n")),
+            answer_with(&format!("{PROTOBUF}Content-Length: 5\r\n")),
         ),
         ("a length with a sign", {
             let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Content-Length: +6\r\n\r\n");
@@ -179,7 +185,7 @@ fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
         }),
         (
             "a length and another coding",
-            with_type(&format!("{PROTOBUF}Transfer-Encoding: gzip\r\n")),
+            answer_with(&format!("{PROTOBUF}Transfer-Encoding: gzip\r\n")),
         ),
         ("chunks with another coding", {
             let head = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked, gzip\r\n");
@@ -189,6 +195,53 @@ fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
             let head = format!("HTTP/1.0 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n");
             [head.as_bytes(), b"\r\n3\r\n\x0a\x01x\r\n0\r\n\r\n"].concat()
         }),
+    ]
+}
+
+fn answers_with_bad_chunks() -> Vec<(&'static str, Vec<u8>)> {
+    let chunked = format!("HTTP/1.1 200 OK\r\n{PROTOBUF}Transfer-Encoding: chunked\r\n\r\n");
+    let whole = body(b"#f00");
+    vec![
+        (
+            "chunked garbage",
+            [chunked.as_bytes(), b"zz\r\nhello\r\n"].concat(),
+        ),
+        (
+            "a chunk cut off",
+            [chunked.as_bytes(), b"10\r\n\x0a\x01x"].concat(),
+        ),
+        (
+            "chunks without an end",
+            [chunked.as_bytes(), b"3\r\n\x0a\x01x\r\n"].concat(),
+        ),
+        (
+            "a chunk whose line ends in LF",
+            [chunked.as_bytes(), b"6\n", &whole, b"\n0\n\n"].concat(),
+        ),
+        (
+            "a chunk size with a sign",
+            [chunked.as_bytes(), b"+6\r\n", &whole, b"\r\n0\r\n\r\n"].concat(),
+        ),
+        (
+            "a chunk size after a space",
+            [chunked.as_bytes(), b" 6\r\n", &whole, b"\r\n0\r\n\r\n"].concat(),
+        ),
+        ("trailers without end", {
+            let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
+            answer.extend(b"x: y\r\n".repeat(10_000));
+            answer
+        }),
+        ("a trailer without end", {
+            let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
+            answer.extend(&[b'y'; 100_000]);
+            answer
+        }),
+    ]
+}
+
+fn answers_with_bad_heads() -> Vec<(&'static str, Vec<u8>)> {
+    let whole = body(b"#f00");
+    vec![
         (
             "a redirect",
             failure("302 Found", "Location: http://127.0.0.1:1/\r\n", ""),
@@ -203,7 +256,7 @@ fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "a server's failure",
-            failure("500 Internal Server Error", "", html),
+            failure("500 Internal Server Error", "", HTML),
         ),
         ("a gateway's failure", failure("502 Bad Gateway", "", "")),
         ("no content", b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
@@ -227,31 +280,9 @@ fn rejected_answers() -> Vec<(&'static str, Vec<u8>)> {
             [b"HTTP/1.1 200 OK\n", &ok(&whole)[17..]].concat(),
         ),
         (
-            "a chunk whose line ends in LF",
-            [chunked.as_bytes(), b"6\n", &whole, b"\n0\n\n"].concat(),
-        ),
-        (
-            "a chunk size with a sign",
-            [chunked.as_bytes(), b"+6\r\n", &whole, b"\r\n0\r\n\r\n"].concat(),
-        ),
-        (
-            "a chunk size after a space",
-            [chunked.as_bytes(), b" 6\r\n", &whole, b"\r\n0\r\n\r\n"].concat(),
-        ),
-        (
             "interim responses without end",
             b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n".repeat(10_000),
         ),
-        ("trailers without end", {
-            let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
-            answer.extend(b"x: y\r\n".repeat(10_000));
-            answer
-        }),
-        ("a trailer without end", {
-            let mut answer = [chunked.as_bytes(), b"6\r\n", &whole, b"\r\n0\r\n"].concat();
-            answer.extend(&[b'y'; 100_000]);
-            answer
-        }),
     ]
 }
 

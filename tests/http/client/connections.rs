@@ -46,7 +46,7 @@ fn request_has_only_the_necessary_headers() {
         .map(|(name, _)| name.to_ascii_lowercase())
         .collect();
     names.sort();
-    assert_eq!(names, ["host", "larder-timeout-ms"]);
+    assert_eq!(names, ["host", "larder-peers", "larder-timeout-ms"]);
 }
 
 #[test]

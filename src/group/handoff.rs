@@ -1,0 +1,42 @@
+//! Handoff: takes a value over from the previous owner of its key, before the getter runs.
+
+use std::time::Duration;
+
+use super::lifetime::Lifetime;
+use super::populate::Placement;
+use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::context::Context;
+use crate::store::EvictedEntries;
+
+impl Inner {
+    /// The value that the previous owner of the key has cached, if the peers changed lately. It is put
+    /// into the main share, with the age and the expiry that it has there.
+    ///
+    /// `None` if this process has a value of its own: then the load is a refresh.
+    pub(super) fn take_over(
+        &self,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+        evicted: &mut EvictedEntries,
+    ) -> Option<Loaded> {
+        let previous = self
+            .peers
+            .ask(&self.name, |picker| picker.previous_owner(key.key));
+        let previous = previous.flatten()?;
+        if self.store.peek(key.hash, key.key).is_ok() {
+            return None;
+        }
+        let sent = self.store.clock().now();
+        let answers = previous.get_many(&ctx.with_timeout(PATIENCE), &self.name, &[key.key]);
+        let response = answers.ok()?.into_iter().next()??;
+        self.counters.add(|loads| &loads.peer_loads);
+        let lifetime = Lifetime::of_response(sent, &response);
+        let mut view = response.value;
+        let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
+        Some(Loaded { view, lifetime })
+    }
+}
+
+/// How long the previous owner may take to answer.
+const PATIENCE: Duration = Duration::from_millis(10);

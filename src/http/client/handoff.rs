@@ -1,0 +1,165 @@
+//! Handoff: after a change of peers, the previous owner of a key may still have its value.
+//!
+//! For a while after each change, a group asks the previous owner for what it has cached, before it
+//! runs its own getter. A process that has just started asks a peer which list it had before.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::http::client::peer::HttpPeer;
+use crate::http::client::placement::Placement;
+use crate::http::membership::{HANDOFF_WINDOW, PeersPage};
+use crate::pb::GetRequest;
+use crate::peer::Peer;
+use crate::peers::{PeerResponse, ProtoGetter};
+use crate::sync::{Arc, RwLock};
+
+/// The owners of keys before the last change.
+#[derive(Default)]
+pub(crate) struct Handoff {
+    past: RwLock<Option<Arc<Past>>>,
+}
+
+/// Who owned which key, and until when that matters.
+struct Past {
+    placement: Placement,
+    /// The clients of the nodes, each at its place; `None` for this process and for unknown nodes.
+    clients: Vec<Option<Arc<HttpPeer>>>,
+    until: Instant,
+    /// Rises with each answer without a value, and falls to 0 with each value.
+    vain: AtomicU32,
+}
+
+impl Handoff {
+    /// Notes the list that was replaced now.
+    pub(crate) fn begin(&self, placement: Placement, clients: Vec<Option<Arc<HttpPeer>>>) {
+        let past = Past {
+            placement,
+            clients,
+            until: Instant::now() + HANDOFF_WINDOW,
+            vain: AtomicU32::new(0),
+        };
+        let before = self.past.write().replace(Arc::new(past));
+        drop(before);
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.past.read().is_some()
+    }
+
+    /// The previous owner of `key`, if it may still have a value that this process lacks.
+    pub(crate) fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        let past = self.past.read().clone()?;
+        if past.vain.load(Ordering::Relaxed) >= MAX_VAIN || Instant::now() >= past.until {
+            let ended = self.past.write().take_if(|other| Arc::ptr_eq(other, &past));
+            drop(ended);
+            return None;
+        }
+        let owner = past.placement.owner(key)?;
+        let client = past.clients.get(owner)?.clone()?;
+        Some(Arc::new(PreviousOwner { client, past }))
+    }
+
+    /// Learns the past from the peers, for a process that has just received its first list.
+    /// `placement` and `members` are that list; `own` is the place of this process.
+    ///
+    /// The peers are asked on a thread, one after the other, until one has an answer.
+    pub(crate) fn learn(
+        self: &Arc<Self>,
+        empty: Placement,
+        members: Vec<(Peer, Option<Arc<HttpPeer>>)>,
+        own_id: String,
+    ) {
+        let handoff = Arc::downgrade(self);
+        let learn = move || {
+            let clients = members.iter().filter_map(|(_, client)| client.as_ref());
+            let mut pages = clients.filter_map(|client| client.page_reader()().ok());
+            let Some(page) = pages.next() else {
+                return;
+            };
+            let Some((placement, clients)) = past_of(&empty, &members, &page, &own_id) else {
+                return;
+            };
+            if let Some(handoff) = handoff.upgrade() {
+                handoff.begin(placement, clients);
+            }
+        };
+        // Without a thread, the first loads run the getter.
+        let _ = thread::Builder::new()
+            .name("larder-handoff".into())
+            .stack_size(STACK)
+            .spawn(learn);
+    }
+}
+
+/// The nodes that owned the keys before this process had its list, by the page of a peer.
+///
+/// The peer may have the old list still, without this process. If it has the new one, its page has the
+/// old one too, unless this process was in both: then it comes back, and each of its keys was loaded by
+/// the node that is next for it.
+fn past_of(
+    empty: &Placement,
+    members: &[(Peer, Option<Arc<HttpPeer>>)],
+    page: &str,
+    own_id: &str,
+) -> Option<(Placement, Vec<Option<Arc<HttpPeer>>>)> {
+    let page = PeersPage::parse(page)?;
+    let has_own = |list: &[Peer]| list.iter().any(|peer| peer.id == own_id);
+    let mut nodes = match page.previous {
+        _ if !has_own(&page.current) => page.current,
+        Some(previous) => previous,
+        None => page.current,
+    };
+    nodes.retain(|peer| peer.id != own_id);
+    let client_of = |node: &Peer| {
+        let same = members.iter().find(|(peer, _)| peer.id == node.id);
+        same.and_then(|(_, client)| client.clone())
+    };
+    let clients = nodes.iter().map(client_of).collect();
+    Some((empty.with(&nodes).ok()?, clients))
+}
+
+/// A peer that is only asked for what it has cached.
+struct PreviousOwner {
+    client: Arc<HttpPeer>,
+    past: Arc<Past>,
+}
+
+impl ProtoGetter for PreviousOwner {
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        self.client.get(ctx, request)
+    }
+
+    fn get_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<PeerResponse>>> {
+        let answers = self.client.get_many(ctx, group, keys);
+        let vain = &self.past.vain;
+        match &answers {
+            Ok(answers) if answers.iter().any(Option::is_some) => vain.store(0, Ordering::Relaxed),
+            Ok(_) => _ = vain.fetch_add(1, Ordering::Relaxed),
+            Err(_) => _ = vain.fetch_add(COST_OF_FAILURE, Ordering::Relaxed),
+        }
+        answers
+    }
+
+    fn honors_deadline(&self) -> bool {
+        true
+    }
+}
+
+/// After so many answers in a row without a value, previous owners are not asked any more: the cluster
+/// has just started, or the window is longer than it needs to be.
+const MAX_VAIN: u32 = 256;
+
+/// A failed exchange counts as so many answers without a value, because it costs more time.
+const COST_OF_FAILURE: u32 = 16;
+
+/// In bytes.
+const STACK: usize = 256 << 10;

@@ -1,0 +1,97 @@
+//! Reacts to a response that says that the peer has another list of peers, or is this process.
+
+use std::io::Read;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Instant;
+
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::client::peer::HttpPeer;
+use crate::http::client::transport::{TransportRequest, TransportResponse};
+use crate::http::membership::MarkOf;
+use crate::wire::PEERS_PAGE;
+
+impl HttpPeer {
+    /// Whether this peer has turned out to be this process, under a name by which it does not know
+    /// itself.
+    pub(crate) fn is_this_process(&self) -> bool {
+        self.is_this_process.load(Ordering::Relaxed)
+    }
+
+    /// Notes the mark of a response. Most responses have none.
+    pub(super) fn note_mark(&self, response: &TransportResponse) {
+        let Some(mark) = response.peers_mark() else {
+            return;
+        };
+        match self.membership.compare(mark) {
+            MarkOf::Same => {}
+            MarkOf::ThisProcess => self.note_this_process(),
+            MarkOf::Other if self.membership.is_news(mark) => self.log_difference(),
+            MarkOf::Other => {}
+        }
+    }
+
+    fn note_this_process(&self) {
+        if !self.is_this_process.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "the peer {} in the list is this process, whose own URL is written differently: write \
+                 both alike, or give the peer an id; until then, this process loads the keys of that \
+                 peer, and others may disagree about their owner",
+                self.url,
+            );
+        }
+    }
+
+    /// Logs both lists, on a thread that asks the peer for its own. A caller waits for neither.
+    fn log_difference(&self) {
+        let own = self.membership.own();
+        let (url, read_page) = (self.url.clone(), self.page_reader());
+        let log = move || {
+            let others = read_page().unwrap_or_else(|error| format!("({error})"));
+            let lines = |list: &str| list.lines().collect::<Vec<_>>().join(", ");
+            log::warn!(
+                "peer {url} has another list of peers, so keys can be loaded twice; here: {}; there: {}",
+                lines(&own.text),
+                lines(&others),
+            );
+        };
+        // Without a thread the difference is only counted.
+        let _ = thread::Builder::new()
+            .name("larder-peers".into())
+            .stack_size(STACK)
+            .spawn(log);
+    }
+}
+
+impl HttpPeer {
+    /// Reads the peer's page with its list of peers, within the exchange time-out. It fails if there is
+    /// none.
+    pub(crate) fn page_reader(&self) -> impl Fn() -> Result<String> + use<> {
+        let (transport, timeout) = (self.transport.clone(), self.config.exchange_timeout);
+        let path = format!("{}{PEERS_PAGE}", self.base);
+        move || {
+            let deadline = Instant::now() + timeout;
+            let ctx = Context::background().with_deadline(deadline);
+            let request = TransportRequest::get(path.clone(), deadline);
+            let response = transport.round_trip(&ctx, request)?;
+            match response.status() {
+                200 => Ok(text_of(response)),
+                status => Err(Error::new(ErrorKind::Peer, format!("status {status}"))),
+            }
+        }
+    }
+}
+
+fn text_of(response: TransportResponse) -> String {
+    let mut text = Vec::new();
+    // The part of the text that arrived is still useful.
+    let _ = response.into_body().take(MAX_TEXT).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The most bytes of another process's list that are read and logged.
+const MAX_TEXT: u64 = 16 << 10;
+
+/// In bytes.
+const STACK: usize = 256 << 10;

@@ -1,0 +1,97 @@
+//! Values move to the new owners of their keys after a change of peers.
+
+use larder::Peer;
+
+use super::{Node, total_loads};
+
+const KEYS: usize = 400;
+
+fn set_all(nodes: &[Node], urls: &[String]) {
+    for node in nodes {
+        node.pool.set(urls).unwrap();
+    }
+}
+
+fn urls(nodes: &[Node]) -> Vec<String> {
+    nodes
+        .iter()
+        .map(|node| node.pool.self_url().to_owned())
+        .collect()
+}
+
+/// Gets each key at its owner, so that no node has copies of others' keys.
+fn get_at_owners(nodes: &[Node]) {
+    for key in (0..KEYS).map(|n| format!("key-{n}")) {
+        let owner = nodes[0].pool.owner(&key).unwrap();
+        let owner = nodes.iter().find(|node| node.pool.self_url() == owner);
+        assert!(
+            owner
+                .unwrap()
+                .group
+                .get(&key)
+                .unwrap()
+                .starts_with(key.as_bytes())
+        );
+    }
+}
+
+#[test]
+fn new_nodes_take_values_over_from_previous_owners_and_give_them_back() {
+    let nodes: Vec<_> = (0..6).map(|_| Node::start(|builder| builder)).collect();
+    let urls = urls(&nodes);
+    set_all(&nodes[..3], &urls[..3]);
+    get_at_owners(&nodes[..3]);
+    assert_eq!(total_loads(&nodes), KEYS);
+
+    // The new nodes get their first list. They learn the previous one on a thread of their own.
+    set_all(&nodes, &urls);
+    for node in &nodes[3..] {
+        while !format!("{:?}", node.pool).contains("handoff: true") {
+            std::thread::yield_now();
+        }
+    }
+    get_at_owners(&nodes);
+    assert_eq!(total_loads(&nodes), KEYS, "the new owners loaded nothing");
+
+    set_all(&nodes, &urls[..3]);
+    for node in &nodes[..3] {
+        node.group.clear_local();
+    }
+    get_at_owners(&nodes[..3]);
+    let loaded_again = total_loads(&nodes) - KEYS;
+    let moved = nodes[3..].iter().map(|node| node.group.entry_count());
+    assert_eq!(
+        loaded_again as u64,
+        KEYS as u64 - moved.sum::<u64>(),
+        "keys of the nodes that left"
+    );
+}
+
+#[test]
+fn expired_or_removed_values_are_not_taken_over() {
+    let nodes: Vec<_> = (0..2).map(|_| Node::start(|builder| builder)).collect();
+    let urls = urls(&nodes);
+    set_all(&nodes[..1], &urls[..1]);
+    get_at_owners(&nodes[..1]);
+    set_all(&nodes[..1], &urls);
+    nodes[1].pool.set(&urls[1..]).unwrap();
+    nodes[1].pool.set(&urls).unwrap();
+    nodes[0].group.clear_local();
+    get_at_owners(&nodes);
+    assert_eq!(total_loads(&nodes), 2 * KEYS);
+}
+
+#[test]
+fn change_of_an_address_or_a_zone_begins_no_handoff() {
+    let node = Node::start(|builder| builder.id("a"));
+    let own = Peer::new(node.pool.self_url()).with_id("a");
+    let list = |url: &str| [own.clone(), Peer::new(url).with_id("b").with_zone("z")];
+    node.pool.set([own.clone()]).unwrap();
+    node.pool.set(list("http://127.0.0.1:1")).unwrap();
+    assert!(format!("{:?}", node.pool).contains("handoff: true"));
+    let other = Node::start(|builder| builder.id("a"));
+    let own = Peer::new(other.pool.self_url()).with_id("a");
+    other.pool.set([own.clone()]).unwrap();
+    other.pool.set([own.clone().with_zone("z")]).unwrap();
+    assert!(format!("{:?}", other.pool).contains("handoff: false"));
+}
