@@ -237,15 +237,24 @@ impl Inner {
         each: &mut dyn FnMut(usize, Result<PeerResponse>),
     ) {
         let arrived = self.store.clock().now();
+        // Read before all look-ups, in the order of the keys. So the first mark is the oldest.
+        let removals: Vec<_> = keys.iter().map(|(_, key)| self.removals_for(key)).collect();
+        let mut each = |at: usize, result: Result<Loaded>| {
+            let response = |loaded| PeerResponse {
+                removals: removals[at],
+                ..self.peer_response(loaded, arrived)
+            };
+            each(keys[at].0, result.map(response));
+        };
         let mut missing = Vec::new();
-        for &(at, key) in keys {
+        for (at, &(_, key)) in keys.iter().enumerate() {
             self.counters.add(|loads| &loads.server_requests);
             let key = self.key(key);
             let found = self
                 .store
                 .get(key.hash, key.key, || (), || self.purge_some());
             if let Ok(hit) = found {
-                each(at, Ok(self.peer_response(hit.into(), arrived)));
+                each(at, Ok(hit.into()));
                 continue;
             }
             self.count_miss(key.hash);
@@ -260,9 +269,7 @@ impl Inner {
         if missing.is_empty() {
             return;
         }
-        self.load_several(ctx, missing, waiter, &mut |at, result| {
-            each(at, result.map(|loaded| self.peer_response(loaded, arrived)));
-        });
+        self.load_several(ctx, missing, waiter, &mut each);
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
+use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::Placement;
@@ -152,7 +153,7 @@ impl Inner {
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
     fn ask_peers(
-        &self,
+        self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         ctx: &Context,
@@ -189,7 +190,7 @@ impl Inner {
 
     /// Asks one peer, unless it failed already during the caller's call for several keys.
     fn ask_peer(
-        &self,
+        self: &Arc<Self>,
         peer: &Arc<dyn ProtoGetter>,
         request: &GetRequest<'_>,
         patience: &mut Patience<'_>,
@@ -200,11 +201,17 @@ impl Inner {
         if failed.is_some_and(|failed| failed.contain(peer)) {
             return Asked::NextPeer;
         }
-        let error = match patience.ask(&**peer, request, has_next) {
-            Ok(loaded) => {
+        let mut ask = || patience.ask(&**peer, request, has_next);
+        let answer = ask().and_then(|answer| self.verify(peer, ctx, request, answer, ask));
+        let error = match answer {
+            Ok(Some((sent, response))) => {
                 self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(loaded));
+                return Asked::Answer(Ok(Loaded {
+                    lifetime: Lifetime::of_response(sent, &response),
+                    view: response.value,
+                }));
             }
+            Ok(None) => return Asked::LoadHere,
             Err(error) => error,
         };
         match error.kind() {
@@ -324,7 +331,7 @@ impl<'c> Patience<'c> {
         peer: &dyn ProtoGetter,
         request: &GetRequest<'_>,
         has_next: bool,
-    ) -> Result<Loaded> {
+    ) -> Result<Answer> {
         let mut sent = self.clock.now();
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
@@ -337,10 +344,7 @@ impl<'c> Patience<'c> {
             sent = self.clock.now();
             result = peer.get(self.ctx, request);
         }
-        result.map(|response| Loaded {
-            lifetime: Lifetime::of_response(sent, &response),
-            view: response.value,
-        })
+        result.map(|response| (sent, response))
     }
 }
 

@@ -260,7 +260,7 @@ impl Inner {
     /// Asks an owner for the values of its keys, which it loads if necessary, and caches them like any
     /// value from a peer. Keys that fail here are fetched again one by one, which handles the error;
     /// but not from this owner if it did not answer.
-    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Found {
+    fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
         let mut found = Vec::new();
         let mut keys: Vec<&QueryKey> = query.keys.iter().collect();
         let half = query.has_next.then(|| half_of(ctx));
@@ -280,12 +280,20 @@ impl Inner {
                     break;
                 }
             };
+            let brought = answers
+                .iter()
+                .find_map(|answer| answer.as_ref()?.as_ref().ok());
+            if let Some(response) = brought {
+                self.compare(&query.owner, ctx, sent, response.removals);
+            }
             let mut loading = Vec::new();
             for (key, answer) in keys.into_iter().zip(answers) {
                 match answer {
                     None => {}
                     Some(Err(error)) if error.kind() == ErrorKind::Loading => loading.push(key),
                     Some(Err(error)) if is_no_answer(error.kind()) => {}
+                    // Asked for by itself, which has the owner drop it.
+                    Some(Ok(response)) if !self.is_current(&key.key, sent, &response) => {}
                     Some(answer) => {
                         self.counters.add(|loads| &loads.loads_deduped);
                         found.push((key.at, answer.map(|answer| self.keep(key, sent, answer))));

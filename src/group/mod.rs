@@ -7,19 +7,25 @@
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   lifetime.rs  age and expiry of a value
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
+//!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
+//!   removal_clocks.rs, applied.rs  the removals applied here
+//!   compare.rs   whether peers have applied them, too
+//!   lifetime.rs  age and expiry of a value
+//!   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both
 //! ```
 
+mod applied;
 mod broadcast;
 mod builder;
 mod bulk;
 pub(crate) mod client_load;
+mod compare;
 mod counters;
+mod fence;
 mod flight;
 mod forecast;
 mod handoff;
@@ -32,6 +38,7 @@ mod parallel;
 mod populate;
 pub(crate) mod registry;
 mod removal;
+mod removal_clocks;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -59,8 +66,10 @@ use crate::store::{
 };
 use crate::sync::Arc;
 use client_load::ClientWaiter;
+use compare::Comparisons;
 use counters::LoadCounters;
 use lifetime::Lifetime;
+use removal_clocks::RemovalClocks;
 
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
@@ -105,6 +114,8 @@ struct Inner {
     max_value_size: usize,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
+    removals: RemovalClocks,
+    comparisons: Comparisons,
     counters: LoadCounters,
 }
 
@@ -320,10 +331,15 @@ impl Group {
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
         let purge = || self.inner.purge_some();
+        let removals = self.inner.removals_for(key);
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
         self.inner.counters.add(|loads| &loads.server_requests);
         let now = self.inner.store.clock().now();
-        Some(self.inner.peer_response(hit.into(), now))
+        let response = self.inner.peer_response(hit.into(), now);
+        Some(PeerResponse {
+            removals,
+            ..response
+        })
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
@@ -420,8 +436,10 @@ impl Group {
     }
 
     /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
-    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others.
-    /// Returns the weight of the entries that left; less than `bytes` only if the cache held less.
+    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others, until
+    /// the resident set is smaller by at least 95 % of `bytes`, less 32 KiB. Entries that share pages
+    /// with others free no page, so more than `bytes` may have to leave. Returns the weight of the
+    /// entries that left; less than `bytes` only if the cache held less.
     ///
     /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
     /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
@@ -487,6 +505,7 @@ impl Inner {
     ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let arrived = self.store.clock().now();
+        let removals = self.removals_for(key);
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
@@ -496,7 +515,10 @@ impl Inner {
                 self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
             }
         };
-        Ok(self.peer_response(value, arrived))
+        Ok(PeerResponse {
+            removals,
+            ..self.peer_response(value, arrived)
+        })
     }
 
     /// The response with a value to a request that arrived at this time.
@@ -545,28 +567,10 @@ impl Inner {
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
-        self.evict_to_capacity().resume();
-        Ok(())
-    }
-
-    /// Evicts down to the capacity, and returns the first panic of the listener.
-    fn evict_to_capacity(&self) -> FirstPanic {
         let mut panic = FirstPanic::default();
-        while let Some(evicted) = self.store.evict_to_capacity() {
-            self.notify_all(evicted, &mut panic);
-        }
-        self.store.release_free_pages();
-        panic
-    }
-
-    fn trim(&self, bytes: u64) -> u64 {
-        let before = self.store.used();
-        let ceiling = self.store.add_ceiling(before.saturating_sub(bytes));
-        let panic = self.evict_to_capacity();
-        let after = self.store.used();
-        self.store.set_ceiling(ceiling, None);
+        self.evict_to_capacity(&mut panic);
         panic.resume();
-        before.saturating_sub(after)
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

@@ -130,7 +130,6 @@ impl Inner {
 
     pub(super) fn notify_all(&self, mut evicted: EvictedEntries, panic: &mut FirstPanic) {
         loop {
-            evicted.prefetch();
             let pending = evicted.pending();
             let listener = self.eviction_listener.as_ref();
             if let Some(listener) = listener.filter(|_| !evicted.is_empty()) {
@@ -141,19 +140,12 @@ impl Inner {
                     }
                 });
             } else {
-                drop(evicted);
+                self.store.recycle(evicted);
             }
             let Some(pending) = pending else {
                 return;
             };
             evicted = self.store.finish_eviction(pending);
         }
-    }
-}
-
-pub(super) fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }

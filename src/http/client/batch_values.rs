@@ -49,6 +49,7 @@ impl BatchValues {
         Some(Ok(PeerResponse {
             ttl: slot.ttl_nanos.map(Duration::from_nanos),
             age: slot.age_ms.map(Duration::from_millis),
+            removals: Some(slot.removals),
             ..PeerResponse::new(value)
         }))
     }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::changes::NOT_ALLOWED;
 use super::handler::Request;
 use super::head::split_target;
 use super::response::Response;
@@ -139,6 +138,7 @@ impl Endpoint {
             expire_unix_nanos: ttl_nanos.map(expire),
             minute_qps: found.minute_qps,
             age_ms: age_ms(&found),
+            removals: found.removals,
         };
         let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
@@ -162,20 +162,23 @@ impl Endpoint {
         let mut room = wanted.map_or(most, |wanted| wanted.min(most));
         let answered = asked.keys.len().min(self.config.max_batch_keys);
         let mut found: Vec<Found> = vec![None; asked.keys.len()];
-        let mut missing = Vec::new();
+        let load = asked.load == Some(true);
         for (at, key) in asked.keys[..answered].iter().enumerate() {
             // The client fetches a value that does not fit with a request of its own, like a missing
             // one.
-            let cached = (room > 0).then(|| group.serve_peer_cached(key)).flatten();
-            match cached {
-                Some(cached) => found[at] = fitting(Ok(cached), &mut room),
-                None if room > 0 => missing.push((at, &**key)),
-                None => {}
-            }
+            let cached = (!load && room > 0).then(|| group.serve_peer_cached(key));
+            found[at] = cached
+                .flatten()
+                .and_then(|cached| fitting(Ok(cached), &mut room));
         }
-        if asked.load == Some(true) && !missing.is_empty() {
+        if load {
             let wait = LoadWait::new(limits, timeout);
-            self.load_many(request, wait, &group, &missing, &mut |at, loaded| {
+            let keys: Vec<(usize, &str)> = asked.keys[..answered]
+                .iter()
+                .map(|key| &**key)
+                .enumerate()
+                .collect();
+            self.load_many(request, wait, &group, &keys, &mut |at, loaded| {
                 found[at] = fitting(loaded, &mut room);
             })?;
         }
@@ -183,8 +186,9 @@ impl Endpoint {
         for (key, found) in asked.keys.iter().zip(found) {
             match found {
                 Some(Ok(found)) => {
-                    let (ttl, age) = (found.ttl.map(nanos), age_ms(&found));
-                    body.push(wire::key_hash(name, key), found.value, ttl, age);
+                    let (ttl, age, removals) =
+                        (found.ttl.map(nanos), age_ms(&found), found.removals);
+                    body.push(wire::key_hash(name, key), found.value, ttl, age, removals);
                 }
                 Some(Err(error)) => body.push_error(&error),
                 None => body.push_missing(),
@@ -323,3 +327,5 @@ fn method_not_allowed() -> Response {
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
 /// [`Config::max_batch_keys`] are reported as missing.
 const MAX_KEYS: usize = 4096;
+
+pub(super) const NOT_ALLOWED: &str = "only this machine and the peers in the list may do this";

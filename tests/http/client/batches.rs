@@ -45,6 +45,7 @@ fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
         ttl_nanos: Vec::new(),
         age_ms: Vec::new(),
         errors: Vec::new(),
+        removals: None,
     };
     ok(&message.encode().expect("it encodes"))
 }

@@ -3,6 +3,7 @@
 mod bulk;
 mod handoff;
 mod lists;
+mod promise;
 mod removal;
 
 use std::io::{BufRead, BufReader, Read, Write};
