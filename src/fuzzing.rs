@@ -54,6 +54,7 @@ pub fn encode_response(response: Response<'_>) -> Vec<u8> {
         expire_unix_nanos,
         minute_qps,
         age_ms,
+        removals: None,
     };
     let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()

@@ -204,6 +204,7 @@ pub(crate) fn decode_many_response(
     check_fields(body, &KNOWN, max_fields).map_err(corrupt)?;
     let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
+    check_counts(&message).map_err(corrupt)?;
     let found = message.found.as_deref().unwrap_or_default();
     if found.len() != keys {
         return Err(corrupt("it is for another number of keys"));
@@ -212,14 +213,8 @@ pub(crate) fn decode_many_response(
     let mut values = message.keyed_values.iter();
     let mut ttls = message.ttl_nanos.iter();
     let mut errors = message.errors.iter();
-    if ![0, message.keyed_values.len()].contains(&message.age_ms.len()) {
-        return Err(corrupt("an age is missing"));
-    }
     let mut ages = message.age_ms.iter().copied();
     let removals = message.removals.as_deref().unwrap_or_default();
-    if ![0, 4 + 4 * message.keyed_values.len()].contains(&removals.len()) {
-        return Err(corrupt("a stamp is missing"));
-    }
     let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
     let mut numbers = removals.chunks_exact(4).map(number).map(u64::from);
     let digest = numbers.next().unwrap_or(0) << 32;
@@ -230,10 +225,8 @@ pub(crate) fn decode_many_response(
             continue;
         }
         if state == FAILED {
-            let error = errors
-                .next()
-                .ok_or_else(|| corrupt("an error is missing"))?;
-            slots.push(Some(Err(decode_error(error))));
+            let error = errors.next().ok_or_else(|| corrupt("an error is missing"));
+            slots.push(Some(Err(decode_error(error?))));
             continue;
         }
         let keyed = values.next().ok_or_else(|| corrupt("a value is missing"))?;
@@ -260,6 +253,19 @@ pub(crate) fn decode_many_response(
         return Err(corrupt("a value of no key"));
     }
     Ok(slots)
+}
+
+/// Checks that there are an age and a stamp for each value, or none at all.
+fn check_counts(message: &GetManyResponse<'_>) -> Result<(), &'static str> {
+    let values = message.keyed_values.len();
+    if ![0, values].contains(&message.age_ms.len()) {
+        return Err("an age is missing");
+    }
+    let removals = message.removals.as_deref().unwrap_or_default();
+    if ![0, 4 + 4 * values].contains(&removals.len()) {
+        return Err("a stamp is missing");
+    }
+    Ok(())
 }
 
 const KEYS: FieldType = (100, LEN);
@@ -437,7 +443,7 @@ mod tests {
         let removals: Vec<_> = decoded
             .iter()
             .flatten()
-            .map(|value| value.expect("no error").removals)
+            .map(|value| value.as_ref().expect("no error").removals)
             .collect();
         assert_eq!(removals, [0x5_0000_0007, 0x5_0000_0008]);
         // One byte of the stamps is missing.
