@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::attempts::Attempts;
 use super::compare::Comparisons;
 use super::counters::LoadCounters;
+use super::freshness::Freshness;
 use super::removal_clocks::RemovalClocks;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::bulk_getter::BulkGetter;
@@ -42,7 +44,7 @@ pub struct GroupBuilder {
     hot_fraction: f64,
     hot_admission: HotAdmission,
     shards: Option<usize>,
-    time_to_live: Option<Duration>,
+    pub(super) freshness: Freshness,
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
@@ -64,7 +66,7 @@ impl GroupBuilder {
             hot_fraction: DEFAULT_HOT_FRACTION,
             hot_admission: HotAdmission::default(),
             shards: None,
-            time_to_live: None,
+            freshness: Freshness::default(),
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
@@ -130,14 +132,6 @@ impl GroupBuilder {
     /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
-        self
-    }
-
-    /// How long a value is kept, counted from the begin of its load. A getter can shorten this for its value with
-    /// [`Sink::expire_in`](crate::Sink::expire_in). Default: no limit; a value is kept until it is
-    /// evicted.
-    pub fn time_to_live(mut self, ttl: Duration) -> Self {
-        self.time_to_live = Some(ttl);
         self
     }
 
@@ -363,7 +357,8 @@ impl GroupBuilder {
             peer_flights: Flights::new(),
             getter_flights: Flights::new(),
             peers,
-            time_to_live: self.time_to_live,
+            freshness: self.freshness,
+            attempts: Attempts::new(),
             hot_admission: self.hot_admission,
             max_key_size: self.max_key_size,
             max_value_size: self.max_value_size,
@@ -373,6 +368,7 @@ impl GroupBuilder {
             comparisons: Comparisons::default(),
             counters: LoadCounters::new(),
         };
+        inner.store.raise_margin(inner.freshness.allowance());
         Group {
             inner: Arc::new(inner),
         }
@@ -380,6 +376,7 @@ impl GroupBuilder {
 
     fn check_numbers(&self) -> Result<()> {
         check_capacity(self.max_capacity)?;
+        self.freshness.check()?;
         let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
         if !(0.0..=1.0).contains(&self.hot_fraction) {
             return invalid("hot_fraction must be between 0 and 1");

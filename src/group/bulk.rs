@@ -170,6 +170,13 @@ impl Inner {
         };
         let mut evicted = EvictedEntries::default();
         let results = self.call_bulk_getter(bulk, &leads, ctx, &mut evicted);
+        let mut vanished = Vec::new();
+        for (lead, result) in leads.iter().zip(&results) {
+            if result.as_ref().is_err_and(Error::is_not_found) {
+                let from = LoadFrom::Getter(lead.key.placement());
+                vanished.push(self.remove_vanished(&from, lead.key.key, lead.begun));
+            }
+        }
         let ended = ctx.err();
         // The order is that of `Inner::lead`.
         let notifying = match self.eviction_listener {
@@ -193,6 +200,9 @@ impl Inner {
             }
         }
         self.notify_and_drop(evicted);
+        vanished
+            .into_iter()
+            .for_each(|entries| self.notify_and_drop(entries));
         drop(notifying);
         published
     }
@@ -205,6 +215,15 @@ impl Inner {
         ctx: &Context,
         evicted: &mut EvictedEntries,
     ) -> Vec<Result<Loaded>> {
+        let froms: Vec<LoadFrom> = leads
+            .iter()
+            .map(|lead| LoadFrom::Getter(lead.key.placement()))
+            .collect();
+        let watches: Vec<_> = leads
+            .iter()
+            .zip(&froms)
+            .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
+            .collect();
         let (mut runs, mut sinks) = (Vec::new(), Vec::new());
         for lead in leads {
             let LoadKey { hash, key } = lead.key.key;
@@ -214,17 +233,24 @@ impl Inner {
         let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
         let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
         let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
-        each.map(|(((lead, run), mut sink), error)| {
+        let results = each.map(|(((lead, run), mut sink), error)| {
             error?;
             let (view, ttl) = sink.finish()?;
             run.has_loaded = true;
             let (placement, key) = (lead.key.placement(), lead.key.key);
-            let lifetime = Lifetime::of_load(lead.begun.at, ttl);
+            let allowance = self.freshness.allowance();
+            let lifetime = Lifetime::of_load(lead.begun.at, ttl, allowance);
             let lifetime = self.populate(placement, key, lead.begun, view, lifetime, evicted);
             let view = sink.into_value();
             Ok(Loaded { view, lifetime })
-        })
-        .collect()
+        });
+        let results: Vec<Result<Loaded>> = results.collect();
+        for (watch, result) in watches.into_iter().zip(&results) {
+            if let Some(watch) = watch {
+                watch.end(result);
+            }
+        }
+        results
     }
 
     /// The values of `keys` for a peer: from the store or the getter, never from another peer. Passes
@@ -233,7 +259,7 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         keys: &[(usize, &str)],
-        waiter: Option<&mut dyn ClientWaiter>,
+        mut waiter: Option<&mut dyn ClientWaiter>,
         each: &mut dyn FnMut(usize, Result<PeerResponse>),
     ) {
         let arrived = self.store.clock().now();
@@ -253,14 +279,32 @@ impl Inner {
             let found = self
                 .store
                 .get(key.hash, key.key, || (), || self.purge_some());
-            if let Ok(hit) = found {
-                each(at, Ok(hit.into()));
-                continue;
+            match (found, &mut waiter) {
+                (Ok(hit), _) if !hit.is_due => {
+                    each(at, Ok(self.loaded(hit)));
+                    continue;
+                }
+                (Ok(hit), None) => {
+                    each(at, self.serve_due(ctx, key, hit, None));
+                    continue;
+                }
+                // A key whose value has to be renewed first gets no result: the client asks for it by
+                // itself.
+                (Ok(hit), Some(_)) => {
+                    if let Some(loaded) = self.serve_due_cached(key, hit) {
+                        each(at, Ok(loaded));
+                    }
+                    continue;
+                }
+                (Err(_), _) => {}
             }
             self.count_miss(key.hash);
-            match self.check_key(key.key) {
+            match self
+                .check_key(key.key)
+                .and_then(|()| self.check_attempts(key))
+            {
                 Ok(()) => {
-                    let from = ManyFrom::Getter(self.placement_for_peer(key.key));
+                    let from = ManyFrom::Getter(self.placement_for_peer(key));
                     missing.push(ManyKey { at, key, from });
                 }
                 Err(error) => each(at, Err(error)),

@@ -2,7 +2,6 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::lifetime::Lifetime;
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey};
 use super::populate::Placement;
@@ -13,7 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
-use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
@@ -26,8 +25,9 @@ type Found = Vec<(usize, Result<ByteView>)>;
 /// The work for the keys that are not cached here.
 #[derive(Default)]
 struct Plan {
-    /// The indexes of the keys that this process owns.
-    own: Vec<usize>,
+    /// The indexes of the keys that are loaded here, because this process owns them or their owners do
+    /// not answer, and where their values belong.
+    own: Vec<(usize, Placement)>,
     queries: Vec<OwnerQuery>,
 }
 
@@ -59,8 +59,13 @@ impl Inner {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
-            if found.is_none() {
-                self.count_miss(hash);
+            match found {
+                Some(hit) if hit.is_due => {
+                    let due = self.get_due(ctx, LoadKey { hash, key }, hit);
+                    return Some(due.map(|loaded| loaded.view));
+                }
+                Some(_) => {}
+                None => self.count_miss(hash),
             }
             found.map(|value| Ok(value.view))
         };
@@ -76,12 +81,18 @@ impl Inner {
                 None => self.plan(&NoPeers, ctx, keys, &mut results),
             }
         };
-        let own = |at: &usize| ManyKey {
-            at: *at,
-            key: self.key(keys[*at].as_ref()),
-            from: ManyFrom::Getter(Placement::Main),
-        };
-        let own: Vec<_> = plan.own.iter().map(own).collect();
+        let mut own = Vec::with_capacity(plan.own.len());
+        for (at, placement) in plan.own {
+            let key = self.key(keys[at].as_ref());
+            match self.check_attempts(key) {
+                Err(error) => results[at] = Some(Err(error)),
+                Ok(()) => own.push(ManyKey {
+                    at,
+                    key,
+                    from: ManyFrom::Getter(placement),
+                }),
+            }
+        }
         self.ask_owners(ctx, plan.queries, own, &mut results);
         self.load_rest(ctx, keys, &mut results);
         results
@@ -137,13 +148,13 @@ impl Inner {
     fn placement_without_peers(&self, ctx: &Context, key: &str) -> Option<Placement> {
         self.check_key(key).ok()?;
         let failed = ctx.value::<FailedPeers>()?;
-        let placement = |picker: &dyn PeerPicker| match picker.pick_peer(key) {
-            None => Some(Placement::Main),
-            Some(owner) if !failed.contain(&owner) => None,
-            Some(_) => match picker.pick_replica(key, 1) {
+        let placement = |picker: &dyn PeerPicker| match picker.route(key) {
+            Route::Peer(peer) if !failed.contain(&peer) => None,
+            Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
                 Some(next) if !failed.contain(&next) => None,
                 _ => Some(Placement::Fallback),
             },
+            route => Some(placement_of(&route)),
         };
         self.peers
             .ask(&self.name, placement)
@@ -165,9 +176,12 @@ impl Inner {
             if result.is_some() || self.check_key(key).is_err() {
                 continue;
             }
-            let Some(owner) = picker.pick_peer(key) else {
-                plan.own.push(at);
-                continue;
+            let owner = match picker.route(key) {
+                Route::Peer(owner) => owner,
+                route => {
+                    plan.own.push((at, placement_of(&route)));
+                    continue;
+                }
             };
             if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
@@ -187,10 +201,11 @@ impl Inner {
             let query = found.unwrap_or_else(|| {
                 // Asked only if the time that the owner gets depends on it. The next peers of the
                 // owner's other keys can be others.
-                let next = ctx.deadline().and_then(|_| picker.pick_replica(key, 1));
+                let has_next =
+                    ctx.deadline().is_some() && picker.pick_next(key, 1, &owner).is_some();
                 queries.push(OwnerQuery {
                     owner,
-                    has_next: next.is_some(),
+                    has_next,
                     keys: Vec::new(),
                 });
                 queries.len() - 1
@@ -329,7 +344,7 @@ impl Inner {
     fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
         let (at, begun) = (self.key(&key.key), key.begun);
-        let lifetime = Lifetime::of_response(sent, &answer);
+        let lifetime = self.lifetime_of(sent, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
         self.populate(
@@ -373,6 +388,14 @@ impl Inner {
             answer => Some(answer),
         };
         Ok(vec![answer])
+    }
+}
+
+/// Where the value of a key with this route belongs, if it is loaded here.
+fn placement_of(route: &Route) -> Placement {
+    match route {
+        Route::Own => Placement::Main,
+        Route::Peer(_) | Route::Fallback => Placement::Fallback,
     }
 }
 

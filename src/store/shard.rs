@@ -11,6 +11,7 @@ use super::key_hash::{KeyHash, table_hash};
 use super::load_times::LoadTimes;
 use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, SlotRef, Slots};
+use super::timing::Timing;
 use super::weight;
 use crate::clock::{Clock, Tick};
 use crate::heap::TableMemory;
@@ -179,9 +180,13 @@ impl Shard {
 
     /// The live entry of a key.
     #[inline(always)]
-    pub(super) fn find(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<SlotRef<'_>> {
-        let slot = self.slab.slot(self.index_of(hash, key)?)?;
-        (!slot.has_expired(clock)).then_some(slot)
+    pub(super) fn find(&self, hash: KeyHash, key: &str, timing: &Timing) -> Option<SlotRef<'_>> {
+        let mut slot = self.slab.slot(self.index_of(hash, key)?)?;
+        // The clock is read only if the entry can expire.
+        if let Some(end) = slot.expires {
+            slot.is_due = timing.is_due(end)?;
+        }
+        Some(slot)
     }
 
     /// All live entries.
@@ -372,6 +377,11 @@ impl Shard {
     /// Removes a key, and keeps the values of its loads under way from being cached.
     pub(super) fn remove(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
         self.generations.advance(hash);
+        self.remove_entry(hash, key, update);
+    }
+
+    /// Removes the entry of a key, if there is one. Values of loads under way are cached.
+    pub(super) fn remove_entry(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
         if let Some(index) = self.index_of(hash, key) {
             self.remove_slot(index, RemovalCause::Explicit, update);
         }

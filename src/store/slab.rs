@@ -11,7 +11,7 @@ use super::expiry::Expiries;
 use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
-use crate::clock::{Clock, Tick};
+use crate::clock::Tick;
 use crate::heap::{SharedBytes, TableMemory, TableVec};
 use crate::stats::CacheType;
 
@@ -140,6 +140,8 @@ pub(super) struct SlotRef<'a> {
     pub(super) meta: &'a EntryMeta,
     pub(super) expires: Option<Tick>,
     pub(super) begun: Option<Tick>,
+    /// See [`Hit::is_due`](super::Hit::is_due). Set by the shard.
+    pub(super) is_due: bool,
 }
 
 impl SlotRef<'_> {
@@ -153,12 +155,6 @@ impl SlotRef<'_> {
     pub(super) fn view(&self) -> ByteView {
         let start = usize::from(self.meta.key_len);
         ByteView::window(self.data.clone(), start, self.data.len())
-    }
-
-    /// Reads the clock only if the entry can expire.
-    #[inline]
-    pub(super) fn has_expired(&self, clock: &Clock) -> bool {
-        self.expires.is_some_and(|end| end <= clock.now())
     }
 }
 
@@ -212,6 +208,7 @@ impl Slab {
             meta: &self.metas[at],
             expires: self.expiry(index),
             begun: self.begun(index),
+            is_due: false,
         })
     }
 

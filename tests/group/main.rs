@@ -17,6 +17,7 @@ mod deadlines;
 mod expiry;
 mod failover;
 mod fence;
+mod freshness;
 mod groupcache;
 mod herd;
 mod hooks;
