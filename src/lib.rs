@@ -35,6 +35,7 @@ mod byteview;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
+mod dump;
 mod error;
 #[cfg(feature = "http")]
 mod fork;
@@ -79,7 +80,10 @@ pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
-pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, WeakGroup};
+pub use group::{
+    AdmissionFn, DumpReport, Group, GroupBuilder, HotAdmission, PeriodicDump, RestoreOptions,
+    RestoreProgress, RestoreReport, SetOptions, WeakGroup,
+};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;

@@ -15,6 +15,8 @@
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too
 //!   handoff.rs   a value of the previous owner
+//!   dump.rs      entries to a file             restore.rs   and back
+//!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both
@@ -28,6 +30,8 @@ mod bulk;
 pub(crate) mod client_load;
 mod compare;
 mod counters;
+mod dump;
+mod dumped_removals;
 mod fence;
 mod flight;
 mod forecast;
@@ -45,6 +49,7 @@ mod refresh;
 pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
+mod restore;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -80,8 +85,10 @@ use lifetime::Lifetime;
 use removal_clocks::RemovalClocks;
 
 pub use builder::GroupBuilder;
+pub use dump::{DumpReport, PeriodicDump};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
 pub use weak::WeakGroup;
 

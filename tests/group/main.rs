@@ -14,6 +14,7 @@ mod bad_input;
 mod bulk;
 mod changes;
 mod deadlines;
+mod dump;
 mod expiry;
 mod failover;
 mod fence;

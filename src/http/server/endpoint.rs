@@ -15,7 +15,7 @@ use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError, PeersMark};
+use crate::wire::{self, Fields, ManyBody, PathError};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -53,10 +53,9 @@ impl Endpoint {
         limits: LoadLimits<'_>,
     ) -> Option<Response> {
         let response = self.respond_unmarked(request, limits)?;
-        let mark = request
-            .header(wire::PEERS_HEADER)
-            .and_then(PeersMark::parse);
-        Some(match mark.map(|mark| self.membership.compare(mark)) {
+        let header = request.header(wire::PEERS_HEADER);
+        let compared = header.and_then(|header| self.membership.compare_header(header));
+        Some(match compared {
             None | Some(MarkOf::Same) => response,
             Some(MarkOf::Other | MarkOf::ThisProcess) => {
                 response.with_own_header(wire::PEERS_HEADER, &self.membership.own().header)
