@@ -11,6 +11,7 @@ mod testpb;
 
 mod age;
 mod bad_input;
+mod bulk;
 mod changes;
 mod deadlines;
 mod dump;
