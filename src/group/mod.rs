@@ -10,7 +10,7 @@
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
-//!   compare.rs   whether peers have applied them, too
+//!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   lifetime.rs  age and expiry of a value
 //!   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
@@ -37,6 +37,7 @@ mod removal_clocks;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod unverified;
 mod weak;
 
 use std::fmt;
@@ -64,6 +65,7 @@ use compare::Comparisons;
 use counters::LoadCounters;
 use lifetime::Lifetime;
 use removal_clocks::RemovalClocks;
+use unverified::MaxUnverified;
 
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
@@ -108,6 +110,7 @@ struct Inner {
     eviction_listener: Option<Arc<EvictionListener>>,
     removals: RemovalClocks,
     comparisons: Comparisons,
+    max_unverified: MaxUnverified,
     counters: LoadCounters,
 }
 
@@ -432,6 +435,9 @@ impl fmt::Debug for Group {
 impl Inner {
     #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
+        if !self.may_serve(ctx) {
+            self.remove_here(key, None);
+        }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {

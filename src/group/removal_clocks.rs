@@ -27,6 +27,10 @@ pub(super) struct RemovalClocks {
     /// That of `applied`. Written under its lock.
     digest: AtomicU64,
     numbers: Mutex<RemovalNumbers>,
+    /// The removals that have begun here and are not in `applied` yet.
+    under_way: Mutex<Vec<u64>>,
+    /// Whether a removal could not be noted in `applied`.
+    is_incomplete: AtomicBool,
     /// The clears and merges under way. They change the clocks before the entries.
     unsettled: AtomicUsize,
     /// Whether a clock was ever changed.
@@ -128,6 +132,8 @@ impl RemovalClocks {
             applied: Mutex::default(),
             digest: AtomicU64::new(0),
             numbers: Mutex::new(RemovalNumbers::new()),
+            under_way: Mutex::default(),
+            is_incomplete: AtomicBool::new(false),
             unsettled: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
         }
@@ -141,6 +147,7 @@ impl RemovalClocks {
     /// The number of a removal that begins here.
     pub(super) fn begin(&self) -> (u64, Counted) {
         let number = self.numbers.lock().next();
+        self.under_way.lock().push(number);
         (number, Counted::Numbered(number))
     }
 
@@ -150,7 +157,10 @@ impl RemovalClocks {
             None => Counted::Unnumbered,
             Some(0) => Counted::Not,
             Some(number) if self.applied.lock().contains(number) => Counted::Not,
-            Some(number) => Counted::Numbered(number),
+            Some(number) => {
+                self.under_way.lock().push(number);
+                Counted::Numbered(number)
+            }
         }
     }
 
@@ -159,9 +169,37 @@ impl RemovalClocks {
         if let Counted::Numbered(number) = counted {
             let mut applied = self.applied.lock();
             applied.insert(number);
+            if !applied.contains(number) {
+                self.is_incomplete.store(true, Ordering::SeqCst);
+            }
             self.digest.store(applied.digest(), Ordering::SeqCst);
             self.is_used.store(true, Ordering::Release);
+            drop(applied);
+            let mut under_way = self.under_way.lock();
+            if let Some(at) = under_way.iter().position(|&other| other == number) {
+                under_way.swap_remove(at);
+            }
         }
+    }
+
+    /// All removals that this node knows: those that are applied, and those under way. `None` if the set cannot
+    /// hold all of them.
+    pub(super) fn known(&self) -> Option<Vec<u8>> {
+        // In this order: a removal that ends meanwhile is in both.
+        let under_way = self.under_way.lock().clone();
+        let mut known = self.applied.lock().clone();
+        let all = under_way.into_iter().all(|number| {
+            known.insert(number);
+            known.contains(number)
+        });
+        let is_whole = all && !self.is_incomplete.load(Ordering::SeqCst);
+        is_whole.then(|| known.encode())
+    }
+
+    /// Whether this node has applied all removals that a peer knows.
+    pub(super) fn has_applied(&self, known: &[u8]) -> bool {
+        let known = AppliedRemovals::decode(known);
+        known.is_some_and(|known| self.applied.lock().contains_all(&known))
     }
 
     /// Changes the clock of a removal.
