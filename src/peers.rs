@@ -166,6 +166,9 @@ pub struct PeerResponse {
     /// How long the value may be cached, from the begin of the request. `None` means until it is
     /// evicted.
     pub ttl: Option<Duration>,
+    /// How long after `ttl` the value may still be served while no newer one can be loaded. `None` means
+    /// that the options of the asking group decide.
+    pub stale: Option<Duration>,
     /// How long before the request the load of the value began; zero if it began later. `None` if the
     /// peer does not report it, or if it was weeks ago.
     pub age: Option<Duration>,
@@ -185,6 +188,7 @@ impl PeerResponse {
             value: value.into(),
             ttl: None,
             minute_qps: None,
+            stale: None,
             age: None,
             removals: None,
         }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
@@ -34,7 +33,7 @@ impl Inner {
             return None;
         }
         self.counters.add(|loads| &loads.peer_loads);
-        let lifetime = Lifetime::of_response(sent, &response);
+        let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
         let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
         Some(Loaded { view, lifetime })

@@ -10,7 +10,6 @@ use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
-use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
@@ -33,15 +32,32 @@ impl Inner {
         key: LoadKey<'_>,
         miss: Option<MissToken>,
     ) -> Result<ByteView> {
+        let loaded = self.load_value(ctx, key, miss);
+        loaded.map(|loaded| loaded.view)
+    }
+
+    pub(super) fn load_value(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        miss: Option<MissToken>,
+    ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        let loaded = match self.peers.owner(&self.name, key.key) {
+        self.check_attempts(key)?;
+        match self.peers.owner(&self.name, key.key) {
             None => self.load_locally(Placement::Main, ctx, key, miss),
             Some(owner) => {
                 let executor = Executor::for_peer(ctx, &*owner);
                 self.load_once(&LoadFrom::Peers(owner), executor, ctx, key, None)
             }
-        };
-        loaded.map(|loaded| loaded.view)
+        }
+    }
+
+    /// The error of a load that failed so lately that the key is not loaded now.
+    fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
+        let now = || self.store.clock().now();
+        let recent = self.attempts.recent(key.hash.get(), key.key, now);
+        recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
     }
 
     /// Loads a key for a peer with the getter of this process, even if another process owns the key.
@@ -52,17 +68,22 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         key: LoadKey<'_>,
-        miss: MissToken,
+        miss: Option<MissToken>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        let placement = match self.peers.owner(&self.name, key.key) {
+        self.check_attempts(key)?;
+        let placement = self.placement_for_peer(key);
+        match waiter {
+            None => self.load_locally(placement, ctx, key, miss),
+            Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
+        }
+    }
+
+    pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
+        match self.peers.owner(&self.name, key.key) {
             None => Placement::Main,
             Some(_) => Placement::Fallback,
-        };
-        match waiter {
-            None => self.load_locally(placement, ctx, key, Some(miss)),
-            Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
         }
     }
 
@@ -103,7 +124,7 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let lifetime = Lifetime::of_load(begun.at, ttl);
+        let lifetime = Lifetime::of_load(begun.at, ttl, self.freshness.allowance());
         let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
@@ -137,6 +158,31 @@ impl Inner {
         self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None)
     }
 
+    /// Asks the owner for a newer value of a key. This is the work of a peer flight.
+    pub(super) fn load_from_owner(
+        self: &Arc<Self>,
+        owner: &Arc<dyn ProtoGetter>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+        evicted: &mut EvictedEntries,
+    ) -> Result<Loaded> {
+        let request = GetRequest {
+            group: self.name.as_str().into(),
+            key: key.key.into(),
+        };
+        let mut patience = Patience::new(ctx, self);
+        let mut ask = || patience.ask(&**owner, &request, false);
+        let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
+        // Without an answer that is newer than all removals, the old value is not renewed.
+        let (sent, response) = answer.ok_or(ErrorKind::Peer)?;
+        self.counters.add(|loads| &loads.peer_loads);
+        let lifetime = self.lifetime_of(sent, &response);
+        let mut view = response.value;
+        let lifetime = self.populate(Placement::Hot, key, begun, &mut view, lifetime, evicted);
+        Ok(Loaded { view, lifetime })
+    }
+
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
     fn ask_peers(
         self: &Arc<Self>,
@@ -149,7 +195,7 @@ impl Inner {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self.store.clock(), self.max_load_wait);
+        let mut patience = Patience::new(ctx, self);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
             let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
@@ -193,7 +239,7 @@ impl Inner {
             Ok(Some((sent, response))) => {
                 self.counters.add(|loads| &loads.peer_loads);
                 return Asked::Answer(Ok(Loaded {
-                    lifetime: Lifetime::of_response(sent, &response),
+                    lifetime: self.lifetime_of(sent, &response),
                     view: response.value,
                 }));
             }
@@ -253,18 +299,16 @@ enum Asked {
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
-    clock: &'c Clock,
-    max_load_wait: Duration,
+    group: &'c Inner,
     /// When this load stops to wait for peers that are loading the key.
     load_wait_end: Option<Instant>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, clock: &'c Clock, max_load_wait: Duration) -> Self {
+    fn new(ctx: &'c Context, group: &'c Inner) -> Self {
         Patience {
             ctx,
-            clock,
-            max_load_wait,
+            group,
             load_wait_end: None,
         }
     }
@@ -280,21 +324,26 @@ impl<'c> Patience<'c> {
         request: &GetRequest<'_>,
         has_next: bool,
     ) -> Result<Answer> {
-        let mut sent = self.clock.now();
+        let clock = self.group.store.clock();
+        let mut sent = clock.now();
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
             false => peer.get(self.ctx, request),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
             let now = Instant::now();
-            let latest = || self.ctx.deadline().unwrap_or(now + self.max_load_wait);
+            let latest = || {
+                self.ctx
+                    .deadline()
+                    .unwrap_or(now + self.group.max_load_wait)
+            };
             let end = *self.load_wait_end.get_or_insert_with(latest);
             if end <= now + SHORTEST_ASK {
                 // A caller's deadline has then passed, so that no other peer is asked.
                 std::thread::sleep(end.saturating_duration_since(now));
                 break;
             }
-            sent = self.clock.now();
+            sent = clock.now();
             result = peer.get(self.ctx, request);
             // A peer that answers at once although it is loading is not asked in a busy loop.
             if now.elapsed() < SHORTEST_ASK {

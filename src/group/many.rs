@@ -2,7 +2,6 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::lifetime::Lifetime;
 use super::load::{FailedPeers, half_of, is_no_answer, is_same};
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey};
@@ -60,8 +59,13 @@ impl Inner {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
-            if found.is_none() {
-                self.count_miss(hash);
+            match found {
+                Some(hit) if hit.is_due => {
+                    let due = self.get_due(ctx, LoadKey { hash, key }, hit);
+                    return Some(due.map(|loaded| loaded.view));
+                }
+                Some(_) => {}
+                None => self.count_miss(hash),
             }
             found.map(|value| Ok(value.view))
         };
@@ -237,7 +241,7 @@ impl Inner {
     fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
         let (at, begun) = (self.key(&key.key), key.begun);
-        let lifetime = Lifetime::of_response(begun.at, &answer);
+        let lifetime = self.lifetime_of(begun.at, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
         self.populate(

@@ -221,6 +221,8 @@ impl Inner {
             }
         };
         self.forget(hash, key);
+        // After the flights: see `Attempts::note`.
+        self.attempts.forget(hash.get(), key);
         let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
         let value = removed
             .iter()
@@ -245,6 +247,7 @@ impl Inner {
         let cleared = self.store.clear();
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
+        self.attempts.forget_all();
         cleared
     }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::lifetime::Lifetime;
 use super::removal_clocks::KeyStripe;
 use super::{Group, Inner};
 use crate::byteview::ByteView;
@@ -217,9 +216,8 @@ impl Inner {
     fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>, stamp: Option<u32>) {
         let hash = self.store.hash(key);
         let clock = self.store.clock();
-        let begun = clock.now();
-        let lifetime = Lifetime::of_load(begun, ttl).at_most(self.time_to_live, begun);
-        let is_over = lifetime.expires.is_some_and(|end| end <= begun);
+        let lifetime = self.lifetime_of_set(ttl);
+        let is_over = lifetime.expires.is_some_and(|end| end <= clock.now());
         if is_over || self.store.capacity() == 0 || !self.store.adopt(hash, key, &mut value) {
             self.remove_here(key, stamp);
             return;
@@ -246,6 +244,8 @@ impl Inner {
         };
         self.store.set(new, &mut evicted, note);
         self.forget(hash, key);
+        // After the flights: see `Attempts::note`.
+        self.attempts.forget(hash.get(), key);
         self.notify_and_drop(evicted);
     }
 }

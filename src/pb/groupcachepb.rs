@@ -49,6 +49,7 @@ pub struct GetResponse<'a> {
     pub ttl_nanos: Option<u64>,
     pub key_hash: Option<u64>,
     pub age_ms: Option<u64>,
+    pub stale_ms: Option<u64>,
     pub removals: Option<u64>,
 }
 
@@ -63,6 +64,7 @@ impl<'a> MessageRead<'a> for GetResponse<'a> {
                 Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
                 Ok(809) => msg.key_hash = Some(r.read_fixed64(bytes)?),
                 Ok(816) => msg.age_ms = Some(r.read_uint64(bytes)?),
+                Ok(832) => msg.stale_ms = Some(r.read_uint64(bytes)?),
                 Ok(849) => msg.removals = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
@@ -81,6 +83,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.key_hash.as_ref().map_or(0, |_| 2 + 8)
         + self.age_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.stale_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.removals.as_ref().map_or(0, |_| 2 + 8)
     }
 
@@ -91,6 +94,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.key_hash { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
         if let Some(ref s) = self.age_ms { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.stale_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.removals { w.write_with_tag(849, |w| w.write_fixed64(*s))?; }
         Ok(())
     }

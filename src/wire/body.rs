@@ -26,6 +26,8 @@ pub(crate) struct Fields {
     pub minute_qps: Option<f64>,
     /// How long before the request the load of the value began.
     pub age_ms: Option<u64>,
+    /// How long after `ttl_nanos` the value may be served although it is not fresh.
+    pub stale_ms: Option<u64>,
     /// The removals that the peer has applied.
     pub removals: Option<u64>,
 }
@@ -55,6 +57,10 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
     if let Some(age) = fields.age_ms {
         push_tag(out, AGE_MS);
         push_varint(out, age);
+    }
+    if let Some(stale) = fields.stale_ms {
+        push_tag(out, STALE_MS);
+        push_varint(out, stale);
     }
     if let Some(removals) = fields.removals.filter(|&removals| removals != 0) {
         push_tag(out, REMOVALS);
@@ -94,6 +100,7 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
             TTL_NANOS => fields.ttl_nanos = Some(number),
             KEY_HASH => decoded.key_hash = fixed(),
             AGE_MS => fields.age_ms = Some(number),
+            STALE_MS => fields.stale_ms = Some(number),
             REMOVALS => fields.removals = fixed(),
             _ => {}
         }
@@ -221,10 +228,11 @@ const EXPIRE: FieldType = (3, VARINT);
 const TTL_NANOS: FieldType = (100, VARINT);
 const KEY_HASH: FieldType = (101, I64);
 const AGE_MS: FieldType = (102, VARINT);
+const STALE_MS: FieldType = (104, VARINT);
 const REMOVALS: FieldType = (106, I64);
 
-const KNOWN: [FieldType; 7] = [
-    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, REMOVALS,
+const KNOWN: [FieldType; 8] = [
+    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, STALE_MS, REMOVALS,
 ];
 
 const MAX_VARINT: usize = 10;
@@ -269,8 +277,7 @@ mod tests {
             ttl_nanos: ttl,
             expire_unix_nanos: expire,
             minute_qps: qps,
-            age_ms: None,
-            removals: None,
+            ..Fields::default()
         };
         encoded_with(value, &fields)
     }
@@ -300,9 +307,10 @@ mod tests {
         );
         let aged = Fields {
             age_ms: Some(150),
+            stale_ms: Some(3),
             ..Fields::default()
         };
-        let age = [0xb0, 0x06, 0x96, 0x01];
+        let age = [0xb0, 0x06, 0x96, 0x01, 0xc0, 0x06, 3];
         let want = [&HASH_FIELD[..], &age, &[0x0a, 1, b'x']].concat();
         assert_eq!(encoded_with(b"x", &aged), want);
         let marked = Fields {
@@ -438,15 +446,17 @@ mod tests {
             option::of(any::<i64>().prop_filter("0 is none", |&at| at != 0)),
             option::of(0.0..1e300),
             option::of(any::<u64>()),
+            option::of(any::<u64>()),
             option::of(1..u64::MAX),
         );
         fields.prop_map(
-            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, removals)| Fields {
+            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms, removals)| Fields {
                 removals,
                 ttl_nanos,
                 expire_unix_nanos,
                 minute_qps,
                 age_ms,
+                stale_ms,
             },
         )
     }
@@ -466,6 +476,7 @@ mod tests {
                 key_hash: Some(HASH),
                 removals: fields.removals,
                 age_ms: fields.age_ms,
+                stale_ms: fields.stale_ms,
             };
             prop_assert_eq!(&generated_read(&body), &message);
             let decoded = Decoded {

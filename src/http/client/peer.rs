@@ -44,7 +44,7 @@ pub(crate) struct HttpPeer {
     pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     connections: Arc<dyn IdleConnections>,
-    /// Limits the requests under way, because the peer's server refuses connections over its own
+    /// ServerLimits the requests under way, because the peer's server refuses connections over its own
     /// limit.
     permits: Permits,
     batcher: Batcher<BatchResult>,
@@ -344,6 +344,7 @@ impl HttpPeer {
             value,
             ttl: ttl_of(&fields),
             age: fields.age_ms.map(Duration::from_millis),
+            stale: fields.stale_ms.map(Duration::from_millis),
             removals,
             minute_qps: fields.minute_qps,
         })

@@ -138,6 +138,7 @@ impl Endpoint {
             expire_unix_nanos: ttl_nanos.map(expire),
             minute_qps: found.minute_qps,
             age_ms: age_ms(&found),
+            stale_ms: found.stale.map(|left| left.as_millis() as u64),
             removals: found.removals,
         };
         let body = wire::encode_response(hash, found.value, &fields);
