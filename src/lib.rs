@@ -80,7 +80,7 @@ pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, Weak
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;
-pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
+pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{

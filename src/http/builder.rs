@@ -178,6 +178,17 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// How long a peer is down until it counts as absent; 60 s by default.
+    ///
+    /// The keys of a peer that is down are kept for 10 s by the process that loads them in its place. The
+    /// keys of an absent peer belong to the next peer, which keeps them for their full life. Both end when
+    /// the peer answers a probe. Without [`failover`](Self::failover), no other peer is asked, and each
+    /// process loads such keys itself. See [`HttpPool::peers`].
+    pub fn absent_after(mut self, time: Duration) -> Self {
+        self.config.absent_after = time;
+        self
+    }
+
     /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
     ///
     /// A further request waits for a free connection; requests get connections in the order in
