@@ -50,9 +50,8 @@ impl Inner {
         send: impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> + Send + Sync + 'static,
     ) -> Told {
         let (sender, ends) = unbounded();
-        let send = Arc::new(send);
+        let (send, mut here) = (Arc::new(send), Vec::new());
         let mut results: Vec<Option<Result<()>>> = peers.iter().map(|_| None).collect();
-        let mut here = Vec::new();
         for (at, peer) in peers.iter().enumerate() {
             let can_block = Executor::for_peer(ctx, &**peer) == Executor::LoaderPool;
             if here.is_empty() && !can_block {

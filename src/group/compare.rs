@@ -164,6 +164,7 @@ impl Inner {
         self.store.remove_older(&is_old, removed);
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
+        self.attempts.forget_all();
         self.removals.finish_merge(table);
         drop(unsettled);
         panic.resume();
