@@ -56,6 +56,10 @@ impl Inner {
         ctx: &Context,
         keys: &[K],
     ) -> Vec<Result<ByteView>> {
+        if !self.may_serve(ctx) {
+            keys.iter()
+                .for_each(|key| drop(self.remove_here(key.as_ref(), None)));
+        }
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();

@@ -13,7 +13,7 @@
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
-//!   compare.rs   whether peers have applied them, too
+//!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   handoff.rs   a value of the previous owner
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
@@ -53,6 +53,7 @@ mod restore;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod unverified;
 mod weak;
 
 use std::fmt;
@@ -83,6 +84,7 @@ use counters::LoadCounters;
 use freshness::Freshness;
 use lifetime::Lifetime;
 use removal_clocks::RemovalClocks;
+use unverified::MaxUnverified;
 
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
@@ -132,6 +134,7 @@ struct Inner {
     eviction_listener: Option<Arc<EvictionListener>>,
     removals: RemovalClocks,
     comparisons: Comparisons,
+    max_unverified: MaxUnverified,
     counters: LoadCounters,
 }
 
@@ -492,6 +495,9 @@ impl fmt::Debug for Group {
 impl Inner {
     #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
+        if !self.may_serve(ctx) {
+            self.remove_here(key, None);
+        }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {
