@@ -22,13 +22,14 @@ pub fn parse_path(base: &str, raw_path: &str, plus_is_space: bool) -> Option<(St
     Some((path.group.into_owned(), path.key.into_owned()))
 }
 
-/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate, age.
+/// The fields of a response: hash of the key or 0, value, time to live, expiry, rate, age, staleness.
 pub type Response<'a> = (
     u64,
     &'a [u8],
     Option<u64>,
     Option<i64>,
     Option<f64>,
+    Option<u64>,
     Option<u64>,
 );
 
@@ -43,17 +44,19 @@ pub fn decode_response(body: &[u8]) -> Option<Response<'_>> {
         fields.expire_unix_nanos,
         fields.minute_qps,
         fields.age_ms,
+        fields.stale_ms,
     ))
 }
 
 /// The body of a response.
 pub fn encode_response(response: Response<'_>) -> Vec<u8> {
-    let (hash, value, ttl_nanos, expire_unix_nanos, minute_qps, age_ms) = response;
+    let (hash, value, ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms) = response;
     let fields = wire::Fields {
         ttl_nanos,
         expire_unix_nanos,
         minute_qps,
         age_ms,
+        stale_ms,
     };
     let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()

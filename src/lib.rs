@@ -3,7 +3,7 @@
 // page in the documentation.
 #![cfg_attr(
     feature = "http",
-    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n\n",
+    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Removal]: manual::removal\n\n",
     doc = include_str!("../README.md"),
 )]
 //!
@@ -80,7 +80,7 @@ pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, Weak
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;
-pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
+pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{

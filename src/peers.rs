@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
+use crate::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::peer::Peer;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
@@ -44,6 +44,42 @@ pub trait PeerPicker: Send + Sync {
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         Vec::new()
     }
+
+    /// Where `key` is loaded first. The default implementation asks [`pick_peer`](Self::pick_peer).
+    ///
+    /// A picker that knows which peers do not answer returns the next one in place of such an owner.
+    fn route(&self, key: &str) -> Route {
+        match self.pick_peer(key) {
+            Some(owner) => Route::Peer(owner),
+            None => Route::Own,
+        }
+    }
+
+    /// The peer to ask for `key` after `asked` has failed, which [`route`](Self::route) or this method
+    /// returned before; `None` means to load the key in this process. `attempt` is the number of peers
+    /// that have failed. The default implementation asks [`pick_replica`](Self::pick_replica).
+    fn pick_next(
+        &self,
+        key: &str,
+        attempt: usize,
+        asked: &Arc<dyn ProtoGetter>,
+    ) -> Option<Arc<dyn ProtoGetter>> {
+        let _ = asked;
+        self.pick_replica(key, attempt)
+    }
+}
+
+/// Where a key is loaded first.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Route {
+    /// In this process, which owns the key.
+    Own,
+    /// By this peer: the owner, or another one in its place.
+    Peer(Arc<dyn ProtoGetter>),
+    /// In this process, although another one owns the key and does not answer. The value is kept for 10 s
+    /// at most, so that the owner is soon asked again.
+    Fallback,
 }
 
 /// A peer that can be asked for a key.
@@ -121,6 +157,22 @@ pub trait ProtoGetter: Send + Sync {
         Err(ErrorKind::Unsupported.into())
     }
 
+    /// Exchanges the removals that this process has applied for those of the peer, by
+    /// [`Group::serve_removals`](crate::Group::serve_removals). A group calls it if the two are not the
+    /// same, which [`PeerResponse::removals`] shows.
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not answer; [`ErrorKind::Unsupported`] by default.
+    fn exchange_removals(
+        &self,
+        ctx: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
     /// The name of the peer in errors; its URL, if it has one. The default is "a peer".
     fn url(&self) -> String {
         "a peer".into()
@@ -150,9 +202,16 @@ pub struct PeerResponse {
     /// How long the value may be cached, from the begin of the request. `None` means until it is
     /// evicted.
     pub ttl: Option<Duration>,
+    /// How long after `ttl` the value may still be served while no newer one can be loaded. `None` means
+    /// that the options of the asking group decide.
+    pub stale: Option<Duration>,
     /// How long before the request the load of the value began; zero if it began later. `None` if the
     /// peer does not report it, or if it was weeks ago.
     pub age: Option<Duration>,
+    /// The removals that the peer had applied before it looked the value up, as a number that a group
+    /// makes and reads. `None` if the peer reports none, as a Go program does. Then a value of unknown age
+    /// is not used for 10 s after a removal.
+    pub removals: Option<u64>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
 }
@@ -165,7 +224,9 @@ impl PeerResponse {
             value: value.into(),
             ttl: None,
             minute_qps: None,
+            stale: None,
             age: None,
+            removals: None,
         }
     }
 
@@ -263,10 +324,17 @@ impl PickerSlot {
         })
     }
 
-    /// The owner of `key`; `None` if that is this process, or while no picker is registered.
-    #[inline]
+    /// The owner of `key`, whether it answers or not; `None` if that is this process, or while no picker is
+    /// registered.
     pub(crate) fn owner(&self, group: &str, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         self.ask(group, |picker| picker.pick_peer(key)).flatten()
+    }
+
+    /// Where `key` is loaded first; in this process while no picker is registered.
+    #[inline]
+    pub(crate) fn route(&self, group: &str, key: &str) -> Route {
+        let route = self.ask(group, |picker| picker.route(key));
+        route.unwrap_or(Route::Own)
     }
 }
 

@@ -65,6 +65,13 @@ pub struct Stats {
     pub local_load_errs: u64,
     /// Gets by peers.
     pub server_requests: u64,
+    /// Loads of values that were served meanwhile: see
+    /// [`GroupBuilder::refresh_at`](crate::GroupBuilder::refresh_at) and
+    /// [`stale_while_revalidate`](crate::GroupBuilder::stale_while_revalidate).
+    pub refreshes: u64,
+    /// Gets answered with an old value because the load of a newer one failed or took too long. They
+    /// count as cache hits, too.
+    pub stale_hits: u64,
 }
 
 /// The two shares of a group's cache.

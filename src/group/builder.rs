@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use super::attempts::Attempts;
+use super::compare::Comparisons;
 use super::counters::LoadCounters;
+use super::freshness::Freshness;
+use super::removal_clocks::RemovalClocks;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
@@ -39,10 +43,11 @@ pub struct GroupBuilder {
     hot_fraction: f64,
     hot_admission: HotAdmission,
     shards: Option<usize>,
-    time_to_live: Option<Duration>,
+    pub(super) freshness: Freshness,
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
+    loader_stack_size: Option<usize>,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
     forecast: bool,
@@ -60,10 +65,11 @@ impl GroupBuilder {
             hot_fraction: DEFAULT_HOT_FRACTION,
             hot_admission: HotAdmission::default(),
             shards: None,
-            time_to_live: None,
+            freshness: Freshness::default(),
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
+            loader_stack_size: None,
             max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
             forecast: false,
@@ -128,14 +134,6 @@ impl GroupBuilder {
         self
     }
 
-    /// How long a value is kept, counted from the begin of its load. A getter can shorten this for its value with
-    /// [`Sink::expire_in`](crate::Sink::expire_in). Default: no limit; a value is kept until it is
-    /// evicted.
-    pub fn time_to_live(mut self, ttl: Duration) -> Self {
-        self.time_to_live = Some(ttl);
-        self
-    }
-
     /// The longest key, in bytes, up to 65,535. Default: 8 KiB.
     ///
     /// A key whose escaped form does not fit into a peer's request head (8 KiB by default) is loaded
@@ -164,6 +162,27 @@ impl GroupBuilder {
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self
+    }
+
+    /// The stack of each loader thread, in bytes, at least 64 KiB. Default: that of std, 2 MiB or what
+    /// `RUST_MIN_STACK` says.
+    ///
+    /// Getters run on these threads. A stack reserves address space; only the pages that were used take
+    /// memory.
+    pub fn loader_stack_size(mut self, bytes: usize) -> Self {
+        self.loader_stack_size = Some(bytes);
+        self
+    }
+
+    /// Sets the numbers for a board with 64 MB of memory: 16 MiB of
+    /// [`max_capacity`](Self::max_capacity), values of 1 MiB, keys of 1 KiB, and 256 loader threads with
+    /// stacks of 128 KiB. Options that are set later take precedence.
+    pub fn small(self) -> Self {
+        self.max_capacity(16 << 20)
+            .max_value_size(1 << 20)
+            .max_key_size(1 << 10)
+            .max_loader_threads(256)
+            .loader_stack_size(128 << 10)
     }
 
     /// How long a caller without a deadline waits while the owner of a key runs its getter, up to 24 h.
@@ -298,21 +317,26 @@ impl GroupBuilder {
             clock: self.clock,
         };
         let inner = Inner {
-            pool: LoaderPool::new(&self.name, self.max_loader_threads),
+            pool: LoaderPool::new(&self.name, self.max_loader_threads)
+                .with_stack_size(self.loader_stack_size),
             name: self.name,
             getter: Box::new(getter),
             store: Store::new(store),
             peer_flights: Flights::new(),
             getter_flights: Flights::new(),
             peers,
-            time_to_live: self.time_to_live,
+            freshness: self.freshness,
+            attempts: Attempts::new(),
             hot_admission: self.hot_admission,
             max_key_size: self.max_key_size,
             max_value_size: self.max_value_size,
             max_load_wait: self.max_load_wait,
             eviction_listener: self.eviction_listener,
+            removals: RemovalClocks::new(),
+            comparisons: Comparisons::default(),
             counters: LoadCounters::new(),
         };
+        inner.store.raise_margin(inner.freshness.allowance());
         Group {
             inner: Arc::new(inner),
         }
@@ -320,6 +344,7 @@ impl GroupBuilder {
 
     fn check_numbers(&self) -> Result<()> {
         check_capacity(self.max_capacity)?;
+        self.freshness.check()?;
         let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
         if !(0.0..=1.0).contains(&self.hot_fraction) {
             return invalid("hot_fraction must be between 0 and 1");
@@ -336,6 +361,12 @@ impl GroupBuilder {
         if self.max_loader_threads == 0 {
             return invalid("max_loader_threads must be at least 1");
         }
+        if self
+            .loader_stack_size
+            .is_some_and(|bytes| bytes < MIN_LOADER_STACK)
+        {
+            return invalid("loader_stack_size must be at least 65536 bytes");
+        }
         if self.max_load_wait > LONGEST_LOAD_WAIT {
             return invalid("max_load_wait must be at most 24 h");
         }
@@ -351,6 +382,8 @@ impl std::fmt::Debug for GroupBuilder {
             .finish_non_exhaustive()
     }
 }
+
+const MIN_LOADER_STACK: usize = 64 << 10;
 
 const DEFAULT_CAPACITY: u64 = 64 << 20;
 const DEFAULT_HOT_FRACTION: f64 = 0.125;

@@ -42,7 +42,7 @@ impl Inner {
         placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
-        miss: MissToken,
+        miss: Option<MissToken>,
         waiter: &mut dyn ClientWaiter,
     ) -> Result<Loaded> {
         let from = LoadFrom::Getter(placement);
@@ -50,7 +50,7 @@ impl Inner {
             let flight = match self.getter_flights.join(key.hash.get(), key.key) {
                 Joined::Waiter(flight) => flight,
                 Joined::Leader(leader, epoch, forgets) => {
-                    let begun = self.begin(&from, leader, (epoch, forgets), key, Some(miss));
+                    let begun = self.begin(&from, leader, (epoch, forgets), key, miss);
                     let (leader, begun) = match begun {
                         Ok(begun) => begun,
                         Err(cached) => return Ok(cached),

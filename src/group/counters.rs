@@ -14,6 +14,8 @@ pub(super) struct Loads {
     pub(super) local_loads: AtomicU64,
     pub(super) local_load_errs: AtomicU64,
     pub(super) server_requests: AtomicU64,
+    pub(super) refreshes: AtomicU64,
+    pub(super) stale_hits: AtomicU64,
 }
 
 /// Counts a run of the getter when it is dropped, so that a panic counts as a failure.

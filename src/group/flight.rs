@@ -1,6 +1,7 @@
 //! One load for many callers: one caller leads, and the others wait. The load runs on the leader's
 //! thread or on the loader pool.
 
+use super::freshness::Phase;
 use super::populate::Placement;
 use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
@@ -48,14 +49,17 @@ pub(super) enum LoadFrom {
     Getter(Placement),
     /// The owner of the key, given here. If it fails, its successor, and then the getter.
     Peers(Arc<dyn ProtoGetter>),
+    /// The owner of the key, given here, and nothing else if it fails: for a copy that may be served
+    /// meanwhile.
+    OwnerAlone(Arc<dyn ProtoGetter>),
     /// The getter, after the peers failed. The load that it is part of is counted already.
     GetterAfterPeers,
 }
 
 impl LoadFrom {
-    fn flights<'a>(&self, group: &'a Inner) -> &'a Flights {
+    pub(super) fn flights<'a>(&self, group: &'a Inner) -> &'a Flights {
         match self {
-            LoadFrom::Peers(_) => &group.peer_flights,
+            LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => &group.peer_flights,
             LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => &group.getter_flights,
         }
     }
@@ -143,8 +147,17 @@ impl Inner {
     ///
     /// Skipped if the epochs are equal: then no flight of the key ended between A's miss and A
     /// becoming leader.
+    ///
+    /// A stale value counts as none.
     pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
-        self.store.peek(key.hash, key.key).map(Loaded::from)
+        let (found, generation) = self.store.look(key.hash, key.key);
+        let hit = found.ok_or(generation)?;
+        let is_due = hit.is_due;
+        let loaded = self.loaded(hit);
+        match is_due && self.phase(&loaded.lifetime) == Phase::Stale {
+            true => Err(generation),
+            false => Ok(loaded),
+        }
     }
 
     /// Runs a flight on a loader thread. The caller waits for it like a waiter.
@@ -180,8 +193,8 @@ impl Inner {
     }
 
     /// Runs a flight, on the loader thread of `busy` if there is one, and publishes the result.
-    /// Returns `None` if the work failed and `ctx` has ended: the flight is then abandoned, because
-    /// its waiters may have time left.
+    /// Returns `None` if the work failed, and `ctx` has ended or only the owner was asked: the flight is
+    /// then abandoned, because its waiters may have time left, or other peers to ask.
     ///
     /// If the getter, a peer, the picker or the admission function panics, the leader is dropped, and
     /// the waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as
@@ -205,8 +218,9 @@ impl Inner {
             }
         };
         let on_pool = busy.is_some();
+        let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
-        let mut result = Some(match from {
+        let result = match from {
             LoadFrom::Getter(placement) => {
                 self.run_getter(*placement, ctx, key, begun, &mut evicted)
             }
@@ -216,10 +230,18 @@ impl Inner {
             LoadFrom::Peers(owner) => {
                 self.load_from_peers(owner, on_pool, ctx, key, begun, &mut evicted)
             }
-        });
-        if matches!(result, Some(Err(_))) && ctx.err().is_some() {
-            result = None;
+            LoadFrom::OwnerAlone(owner) => {
+                self.load_from_owner(owner, ctx, key, begun, &mut evicted)
+            }
+        };
+        if let Some(watch) = watch {
+            watch.end(&result);
         }
+        if matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
+            evicted = self.remove_vanished(from, key, begun);
+        }
+        let is_abandoned = ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_));
+        let result = Some(result).filter(|result| result.is_ok() || !is_abandoned);
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
         let notifying = match self.eviction_listener {
@@ -240,7 +262,7 @@ impl Inner {
 
 /// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
 /// to join again.
-fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
+pub(super) fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
     let result = wait_by(waiter, || waiter.wait(ctx))?;
     // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
     // getter. This caller needs no loader thread, so it joins again.

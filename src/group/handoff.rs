@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
@@ -30,8 +29,11 @@ impl Inner {
         let sent = self.store.clock().now();
         let answers = previous.get_many(&ctx.with_timeout(PATIENCE), &self.name, &[key.key]);
         let response = answers.ok()?.into_iter().next()??;
+        if !self.is_current(key.key, sent, &response) {
+            return None;
+        }
         self.counters.add(|loads| &loads.peer_loads);
-        let lifetime = Lifetime::of_response(sent, &response);
+        let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
         let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
         Some(Loaded { view, lifetime })

@@ -12,51 +12,90 @@ pub(super) struct Lifetime {
     /// A time at or before the begin of the load, in whatever process that was. `None` if it is not
     /// known, or was weeks ago.
     pub(super) begun: Option<Tick>,
-    /// `None` if the value does not expire.
+    /// The end of the time to live; `None` if there is none.
+    pub(super) fresh_until: Option<Tick>,
+    /// The end of the time in which the value may be served although it is not fresh. The store keeps
+    /// the value until then.
     pub(super) expires: Option<Tick>,
 }
 
 impl Lifetime {
     /// Of a value whose load began at `begun`. Its time to live counts from then. So a slow getter does
-    /// not make its value older than the group allows.
-    pub(super) fn of_load(begun: Tick, ttl: Option<Duration>) -> Lifetime {
+    /// not make its value older than the group allows. A value with a time to live of zero is never
+    /// served again; others are, for `allowance` at most.
+    pub(super) fn of_load(begun: Tick, ttl: Option<Duration>, allowance: Duration) -> Lifetime {
+        let allowance = match ttl {
+            Some(Duration::ZERO) => Duration::ZERO,
+            _ => allowance,
+        };
+        let fresh_until = ttl.and_then(|ttl| end(begun, ttl));
         Lifetime {
             begun: Some(begun),
-            expires: ttl.and_then(|ttl| end(begun, ttl)),
+            fresh_until,
+            expires: fresh_until.and_then(|fresh| end(fresh, allowance)),
         }
     }
 
     /// Of the response to a request that was sent at `sent` or later. The peer's times count from the
     /// arrival of the request, which is later.
-    pub(super) fn of_response(sent: Tick, response: &PeerResponse) -> Lifetime {
+    pub(super) fn of_response(
+        sent: Tick,
+        response: &PeerResponse,
+        allowance: Duration,
+    ) -> Lifetime {
+        let left = match (response.stale, response.ttl) {
+            (Some(left), _) => left.min(allowance),
+            (None, Some(Duration::ZERO)) => Duration::ZERO,
+            (None, _) => allowance,
+        };
+        let fresh_until = response.ttl.and_then(|ttl| end(sent, ttl));
         Lifetime {
             begun: response.age.and_then(|age| sent.before(age)),
-            expires: response.ttl.and_then(|ttl| end(sent, ttl)),
+            fresh_until,
+            expires: fresh_until.and_then(|fresh| end(fresh, left)),
         }
     }
 
-    /// The same, but it ends at most `ttl` after the begin of the load, or after `request` if that begin
-    /// is not known.
-    pub(super) fn at_most(self, ttl: Option<Duration>, request: Tick) -> Lifetime {
-        let latest = ttl.and_then(|ttl| end(self.begun.unwrap_or(request), ttl));
-        let expires = match (self.expires, latest) {
-            (Some(expires), Some(latest)) => Some(expires.min(latest)),
-            (expires, latest) => expires.or(latest),
-        };
-        Lifetime { expires, ..self }
-    }
-}
-
-/// The end of a time to live; `None` if that is after the end of all ticks.
-fn end(begin: Tick, ttl: Duration) -> Option<Tick> {
-    Some(begin.after(ttl)).filter(|&end| end != Tick::NEVER)
-}
-
-impl From<&Hit> for Lifetime {
-    fn from(hit: &Hit) -> Lifetime {
+    /// Of a cached value.
+    pub(super) fn of_hit(hit: &Hit, allowance: Duration) -> Lifetime {
+        let fresh_until = |end: Tick| end.before(allowance).unwrap_or(end);
         Lifetime {
             begun: hit.begun,
+            fresh_until: hit.expires.map(fresh_until),
             expires: hit.expires,
         }
     }
+
+    /// The same, but the time to live ends at most `ttl` after the begin of the load, or after `request`
+    /// if that begin is not known.
+    pub(super) fn at_most(self, ttl: Option<Duration>, request: Tick, allowance: Duration) -> Self {
+        let fresh = ttl.and_then(|ttl| end(self.begun.unwrap_or(request), ttl));
+        let expires = fresh.and_then(|fresh| end(fresh, allowance));
+        Lifetime {
+            begun: self.begun,
+            fresh_until: earlier(self.fresh_until, fresh),
+            expires: earlier(self.expires, expires),
+        }
+    }
+
+    /// From the begin of the load to the end of the time to live; the longest time if one of them is not
+    /// known.
+    pub(super) fn fresh_time(&self) -> Duration {
+        match (self.begun, self.fresh_until) {
+            (Some(begun), Some(end)) => end.since(begun),
+            _ => Duration::from_nanos(u64::MAX),
+        }
+    }
+}
+
+fn earlier(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// The end of a time; `None` if that is after the end of all ticks.
+fn end(begin: Tick, time: Duration) -> Option<Tick> {
+    Some(begin.after(time)).filter(|&end| end != Tick::NEVER)
 }

@@ -4,18 +4,18 @@ use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
+use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
-use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, ProtoGetter};
+use crate::peers::{PeerPicker, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -32,36 +32,62 @@ impl Inner {
         key: LoadKey<'_>,
         miss: Option<MissToken>,
     ) -> Result<ByteView> {
-        self.check_key(key.key)?;
-        let loaded = match self.peers.owner(&self.name, key.key) {
-            None => self.load_locally(Placement::Main, ctx, key, miss),
-            Some(owner) => {
-                let executor = Executor::for_peer(ctx, &*owner);
-                self.load_once(&LoadFrom::Peers(owner), executor, ctx, key, None)
-            }
-        };
+        let loaded = self.load_value(ctx, key, miss);
         loaded.map(|loaded| loaded.view)
+    }
+
+    pub(super) fn load_value(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        miss: Option<MissToken>,
+    ) -> Result<Loaded> {
+        self.check_key(key.key)?;
+        self.check_attempts(key)?;
+        match self.peers.route(&self.name, key.key) {
+            Route::Own => self.load_locally(Placement::Main, ctx, key, miss),
+            Route::Fallback => self.load_locally(Placement::Fallback, ctx, key, miss),
+            Route::Peer(peer) => {
+                let executor = Executor::for_peer(ctx, &*peer);
+                self.load_once(&LoadFrom::Peers(peer), executor, ctx, key, None)
+            }
+        }
+    }
+
+    /// The error of a load that failed so lately that the key is not loaded now.
+    fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
+        let now = || self.store.clock().now();
+        let recent = self.attempts.recent(key.hash.get(), key.key, now);
+        recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
     }
 
     /// Loads a key for a peer with the getter of this process, even if another process owns the key.
     /// A request is never passed on a second time, so two processes whose rings disagree never wait
     /// for each other.
+    ///
+    /// The picker decides by its own view whether the key is this process's own: it also is if its
+    /// owner has been away for so long that this process owns its keys for now.
     #[cold]
     pub(super) fn load_for_peer(
         self: &Arc<Self>,
         ctx: &Context,
         key: LoadKey<'_>,
-        miss: MissToken,
+        miss: Option<MissToken>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        let placement = match self.peers.owner(&self.name, key.key) {
-            None => Placement::Main,
-            Some(_) => Placement::Fallback,
-        };
+        self.check_attempts(key)?;
+        let placement = self.placement_for_peer(key);
         match waiter {
-            None => self.load_locally(placement, ctx, key, Some(miss)),
+            None => self.load_locally(placement, ctx, key, miss),
             Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
+        }
+    }
+
+    pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
+        match self.peers.route(&self.name, key.key) {
+            Route::Own => Placement::Main,
+            Route::Peer(_) | Route::Fallback => Placement::Fallback,
         }
     }
 
@@ -102,7 +128,7 @@ impl Inner {
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let lifetime = Lifetime::of_load(begun.at, ttl);
+        let lifetime = Lifetime::of_load(begun.at, ttl, self.freshness.allowance());
         let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
@@ -136,9 +162,34 @@ impl Inner {
         self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None)
     }
 
+    /// Asks the owner for a newer value of a key. This is the work of a peer flight.
+    pub(super) fn load_from_owner(
+        self: &Arc<Self>,
+        owner: &Arc<dyn ProtoGetter>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+        evicted: &mut EvictedEntries,
+    ) -> Result<Loaded> {
+        let request = GetRequest {
+            group: self.name.as_str().into(),
+            key: key.key.into(),
+        };
+        let mut patience = Patience::new(ctx, self);
+        let mut ask = || patience.ask(&**owner, &request, false);
+        let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
+        // Without an answer that is newer than all removals, the old value is not renewed.
+        let (sent, response) = answer.ok_or(ErrorKind::Peer)?;
+        self.counters.add(|loads| &loads.peer_loads);
+        let lifetime = self.lifetime_of(sent, &response);
+        let mut view = response.value;
+        let lifetime = self.populate(Placement::Hot, key, begun, &mut view, lifetime, evicted);
+        Ok(Loaded { view, lifetime })
+    }
+
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
     fn ask_peers(
-        &self,
+        self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         ctx: &Context,
@@ -148,10 +199,10 @@ impl Inner {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self.store.clock(), self.max_load_wait);
+        let mut patience = Patience::new(ctx, self);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
-            let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
+            let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
             let next = || match attempt {
                 MAX_PEERS_ASKED => None,
                 _ => self.peers.ask(&self.name, pick).flatten(),
@@ -162,7 +213,10 @@ impl Inner {
             match self.ask_peer(&peer, &request, &mut patience, has_next) {
                 Asked::Answer(answer) => return Some(answer),
                 Asked::LoadHere => return None,
-                Asked::NextPeer => peer = picked.unwrap_or_else(next)?,
+                Asked::NextPeer => {
+                    let next = picked.unwrap_or_else(next)?;
+                    peer = next;
+                }
             }
             // This is the caller's thread, because the owner honors deadlines. A replica that does
             // not honor them is skipped, because the caller could miss its deadline.
@@ -175,7 +229,7 @@ impl Inner {
 
     /// Asks one peer, unless it failed already during the caller's call for several keys.
     fn ask_peer(
-        &self,
+        self: &Arc<Self>,
         peer: &Arc<dyn ProtoGetter>,
         request: &GetRequest<'_>,
         patience: &mut Patience<'_>,
@@ -186,11 +240,17 @@ impl Inner {
         if failed.is_some_and(|failed| failed.contain(peer)) {
             return Asked::NextPeer;
         }
-        let error = match patience.ask(&**peer, request, has_next) {
-            Ok(loaded) => {
+        let mut ask = || patience.ask(&**peer, request, has_next);
+        let answer = ask().and_then(|answer| self.verify(peer, ctx, request, answer, ask));
+        let error = match answer {
+            Ok(Some((sent, response))) => {
                 self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(loaded));
+                return Asked::Answer(Ok(Loaded {
+                    lifetime: self.lifetime_of(sent, &response),
+                    view: response.value,
+                }));
             }
+            Ok(None) => return Asked::LoadHere,
             Err(error) => error,
         };
         match error.kind() {
@@ -246,18 +306,16 @@ enum Asked {
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
-    clock: &'c Clock,
-    max_load_wait: Duration,
+    group: &'c Inner,
     /// When this load stops to wait for peers that are loading the key.
     load_wait_end: Option<Instant>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, clock: &'c Clock, max_load_wait: Duration) -> Self {
+    fn new(ctx: &'c Context, group: &'c Inner) -> Self {
         Patience {
             ctx,
-            clock,
-            max_load_wait,
+            group,
             load_wait_end: None,
         }
     }
@@ -272,32 +330,34 @@ impl<'c> Patience<'c> {
         peer: &dyn ProtoGetter,
         request: &GetRequest<'_>,
         has_next: bool,
-    ) -> Result<Loaded> {
-        let mut sent = self.clock.now();
+    ) -> Result<Answer> {
+        let clock = self.group.store.clock();
+        let mut sent = clock.now();
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
             false => peer.get(self.ctx, request),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
             let now = Instant::now();
-            let latest = || self.ctx.deadline().unwrap_or(now + self.max_load_wait);
+            let latest = || {
+                self.ctx
+                    .deadline()
+                    .unwrap_or(now + self.group.max_load_wait)
+            };
             let end = *self.load_wait_end.get_or_insert_with(latest);
             if end <= now + SHORTEST_ASK {
                 // A caller's deadline has then passed, so that no other peer is asked.
                 std::thread::sleep(end.saturating_duration_since(now));
                 break;
             }
-            sent = self.clock.now();
+            sent = clock.now();
             result = peer.get(self.ctx, request);
             // A peer that answers at once although it is loading is not asked in a busy loop.
             if now.elapsed() < SHORTEST_ASK {
                 std::thread::sleep(SHORTEST_ASK);
             }
         }
-        result.map(|response| Loaded {
-            lifetime: Lifetime::of_response(sent, &response),
-            view: response.value,
-        })
+        result.map(|response| (sent, response))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::lifetime::Lifetime;
 use super::load::{FailedPeers, half_of, is_no_answer, is_same};
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey};
@@ -11,7 +10,7 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
@@ -56,8 +55,13 @@ impl Inner {
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
-            if found.is_none() {
-                self.count_miss(hash);
+            match found {
+                Some(hit) if hit.is_due => {
+                    let due = self.get_due(ctx, LoadKey { hash, key }, hit);
+                    return Some(due.map(|loaded| loaded.view));
+                }
+                Some(_) => {}
+                None => self.count_miss(hash),
             }
             found.map(|value| Ok(value.view))
         };
@@ -93,9 +97,13 @@ impl Inner {
             if result.is_some() || self.check_key(key).is_err() {
                 continue;
             }
-            let Some(owner) = picker.pick_peer(key) else {
-                plan.own.push(at);
-                continue;
+            let owner = match picker.route(key) {
+                Route::Peer(owner) => owner,
+                route => {
+                    // In the owner's place, a key is loaded by itself at the end.
+                    plan.own.extend(matches!(route, Route::Own).then_some(at));
+                    continue;
+                }
             };
             if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
@@ -115,10 +123,11 @@ impl Inner {
             let query = found.unwrap_or_else(|| {
                 // Asked only if the time that the owner gets depends on it. The next peers of the
                 // owner's other keys can be others.
-                let next = ctx.deadline().and_then(|_| picker.pick_replica(key, 1));
+                let has_next =
+                    ctx.deadline().is_some() && picker.pick_next(key, 1, &owner).is_some();
                 queries.push(OwnerQuery {
                     owner,
-                    has_next: next.is_some(),
+                    has_next,
                     keys: Vec::new(),
                 });
                 queries.len() - 1
@@ -184,7 +193,7 @@ impl Inner {
     /// Asks an owner for the values that it has cached, and caches them like any value from a peer.
     /// Keys that fail here are fetched again one by one, which handles the error; but not from this
     /// owner if it did not answer.
-    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Found {
+    fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
         let half = query.has_next.then(|| half_of(ctx));
         let ctx_of_owner = half.as_ref().unwrap_or(ctx);
         let answers = match &*query.keys {
@@ -208,9 +217,20 @@ impl Inner {
             }
         };
         let mut found = Vec::new();
+        if let Some(Some(Ok(response))) =
+            answers.iter().find(|answer| matches!(answer, Some(Ok(_))))
+        {
+            let sent = query.keys[0].begun.at;
+            self.compare(&query.owner, ctx, sent, response.removals);
+        }
         for (key, answer) in query.keys.iter().zip(answers) {
             let Some(answer) = answer else {
                 continue;
+            };
+            let answer = match answer {
+                // Asked for by itself, which has the owner drop it.
+                Ok(response) if !self.is_current(&key.key, key.begun.at, &response) => continue,
+                answer => answer,
             };
             self.counters.add(|loads| &loads.loads_deduped);
             found.push((key.at, answer.map(|answer| self.keep(key, answer))));
@@ -222,7 +242,7 @@ impl Inner {
     fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
         let (at, begun) = (self.key(&key.key), key.begun);
-        let lifetime = Lifetime::of_response(begun.at, &answer);
+        let lifetime = self.lifetime_of(begun.at, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
         self.populate(

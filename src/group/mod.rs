@@ -7,26 +7,39 @@
 //!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
 //!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   lifetime.rs  age and expiry of a value
+//!   lifetime.rs  age and expiry of a value     freshness.rs  the phases of its life
+//!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
+//!   freshness_options.rs  the options for these
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
+//!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
+//!   removal_clocks.rs, applied.rs  the removals applied here
+//!   compare.rs   whether peers have applied them, too
+//!   handoff.rs   a value of the previous owner
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
+mod applied;
+mod attempts;
 mod broadcast;
 mod builder;
 pub(crate) mod client_load;
+mod compare;
 mod counters;
+mod fence;
 mod flight;
 mod forecast;
+mod freshness;
+mod freshness_options;
 mod handoff;
 mod lifetime;
 mod limit;
 mod load;
 mod many;
 mod populate;
+mod refresh;
 pub(crate) mod registry;
 mod removal;
+mod removal_clocks;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -49,12 +62,16 @@ use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
-    EVICTED_AT_ONCE, Entry, Generation, Hit, KeyHash, RemovalCause, Store, check_capacity,
+    EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
 };
 use crate::sync::Arc;
+use attempts::Attempts;
 use client_load::ClientWaiter;
+use compare::Comparisons;
 use counters::LoadCounters;
+use freshness::Freshness;
 use lifetime::Lifetime;
+use removal_clocks::RemovalClocks;
 
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
@@ -91,12 +108,15 @@ struct Inner {
     getter_flights: Flights,
     peers: PickerSlot,
     pool: LoaderPool,
-    time_to_live: Option<Duration>,
+    freshness: Freshness,
+    attempts: Attempts,
     hot_admission: HotAdmission,
     max_key_size: usize,
     max_value_size: usize,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
+    removals: RemovalClocks,
+    comparisons: Comparisons,
     counters: LoadCounters,
 }
 
@@ -110,15 +130,6 @@ type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 struct Loaded {
     view: ByteView,
     lifetime: Lifetime,
-}
-
-impl From<Hit> for Loaded {
-    fn from(hit: Hit) -> Loaded {
-        Loaded {
-            lifetime: Lifetime::from(&hit),
-            view: hit.view,
-        }
-    }
 }
 
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
@@ -273,10 +284,19 @@ impl Group {
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
         let purge = || self.inner.purge_some();
+        let removals = self.inner.removals_for(key);
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
+        let loaded = match hit.is_due {
+            true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
+            false => self.inner.loaded(hit),
+        };
         self.inner.counters.add(|loads| &loads.server_requests);
         let now = self.inner.store.clock().now();
-        Some(self.inner.peer_response(hit.into(), now))
+        let response = self.inner.peer_response(loaded, now);
+        Some(PeerResponse {
+            removals,
+            ..response
+        })
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
@@ -373,8 +393,10 @@ impl Group {
     }
 
     /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
-    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others.
-    /// Returns the weight of the entries that left; less than `bytes` only if the cache held less.
+    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others, until
+    /// the resident set is smaller by at least 95 % of `bytes`, less 32 KiB. Entries that share pages
+    /// with others free no page, so more than `bytes` may have to leave. Returns the weight of the
+    /// entries that left; less than `bytes` only if the cache held less.
     ///
     /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
     /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
@@ -419,7 +441,11 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) => Ok(hit.view),
+            Ok(hit) if !hit.is_due => Ok(hit.view),
+            Ok(hit) => {
+                let due = self.get_due(ctx, LoadKey { hash, key }, hit);
+                due.map(|loaded| loaded.view)
+            }
             Err(miss) => {
                 self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
@@ -440,26 +466,39 @@ impl Inner {
     ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let arrived = self.store.clock().now();
+        let removals = self.removals_for(key);
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) => hit.into(),
+            Ok(hit) if !hit.is_due => self.loaded(hit),
+            Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
             Err(miss) => {
                 self.count_miss(hash);
-                self.load_for_peer(ctx, LoadKey { hash, key }, miss, waiter)?
+                self.load_for_peer(ctx, LoadKey { hash, key }, Some(miss), waiter)?
             }
         };
-        Ok(self.peer_response(value, arrived))
+        Ok(PeerResponse {
+            removals,
+            ..self.peer_response(value, arrived)
+        })
     }
 
     /// The response with a value to a request that arrived at this time.
     fn peer_response(&self, value: Loaded, arrived: Tick) -> PeerResponse {
-        let Lifetime { begun, expires } = value.lifetime;
+        let Lifetime {
+            begun,
+            fresh_until,
+            expires,
+        } = value.lifetime;
         // The wait for a loader thread, between the arrival and the begin of the load, is no part of the
         // time to live.
         let from = begun.map_or(arrived, |begun| begun.max(arrived));
         PeerResponse {
-            ttl: expires.map(|end| end.since(from)),
+            ttl: fresh_until.map(|end| end.since(from)),
+            stale: expires.zip(fresh_until).and_then(|(end, fresh)| {
+                let left = end.since(fresh.max(from));
+                (end > fresh).then_some(left)
+            }),
             age: begun.map(|begun| arrived.since(begun)),
             ..PeerResponse::new(value.view)
         }
@@ -498,28 +537,10 @@ impl Inner {
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
-        self.evict_to_capacity().resume();
-        Ok(())
-    }
-
-    /// Evicts down to the capacity, and returns the first panic of the listener.
-    fn evict_to_capacity(&self) -> FirstPanic {
         let mut panic = FirstPanic::default();
-        while let Some(evicted) = self.store.evict_to_capacity() {
-            self.notify_all(evicted, &mut panic);
-        }
-        self.store.release_free_pages();
-        panic
-    }
-
-    fn trim(&self, bytes: u64) -> u64 {
-        let before = self.store.used();
-        let ceiling = self.store.add_ceiling(before.saturating_sub(bytes));
-        let panic = self.evict_to_capacity();
-        let after = self.store.used();
-        self.store.set_ceiling(ceiling, None);
+        self.evict_to_capacity(&mut panic);
         panic.resume();
-        before.saturating_sub(after)
+        Ok(())
     }
 
     fn stats(&self) -> Stats {
@@ -534,6 +555,8 @@ impl Inner {
             local_loads: self.counters.sum(|loads| &loads.local_loads),
             local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
             server_requests: self.counters.sum(|loads| &loads.server_requests),
+            refreshes: self.counters.sum(|loads| &loads.refreshes),
+            stale_hits: self.counters.sum(|loads| &loads.stale_hits),
         }
     }
 }

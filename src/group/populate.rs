@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::lifetime::Lifetime;
 use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
@@ -86,15 +87,20 @@ impl Inner {
         lifetime: Lifetime,
         evicted: &mut EvictedEntries,
     ) -> Lifetime {
-        let lifetime = lifetime.at_most(self.time_to_live, begun.at);
-        let (share, flights, lifetime) = match placement {
-            Placement::Main => (CacheType::Main, &self.getter_flights, lifetime),
-            Placement::Hot => (CacheType::Hot, &self.peer_flights, lifetime),
+        let group_ttl = self.freshness.time_to_live;
+        let (share, flights, ttl) = match placement {
+            Placement::Main => (
+                CacheType::Main,
+                &self.getter_flights,
+                self.freshness.jittered_ttl(),
+            ),
+            Placement::Hot => (CacheType::Hot, &self.peer_flights, group_ttl),
             Placement::Fallback => {
-                let lifetime = lifetime.at_most(Some(FALLBACK_TTL), begun.at);
-                (CacheType::Main, &self.getter_flights, lifetime)
+                let ttl = group_ttl.map_or(FALLBACK_TTL, |ttl| ttl.min(FALLBACK_TTL));
+                (CacheType::Main, &self.getter_flights, Some(ttl))
             }
         };
+        let lifetime = self.at_most(lifetime, ttl, begun.at);
         let is_over = |end| end <= self.store.clock().now();
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
@@ -116,6 +122,22 @@ impl Inner {
             is_forgotten: &|| flights.forgets(hash.get()) != begun.forgets,
         };
         self.store.insert(new, evicted);
+        lifetime
+    }
+
+    /// The times of a value that is set now.
+    pub(super) fn lifetime_of_set(&self, ttl: Option<Duration>) -> Lifetime {
+        let now = self.store.clock().now();
+        let lifetime = Lifetime::of_load(now, ttl, self.freshness.allowance());
+        self.at_most(lifetime, self.freshness.jittered_ttl(), now)
+    }
+
+    /// See [`Lifetime::at_most`]. The value is inserted afterwards: only then do look-ups find it due.
+    fn at_most(&self, lifetime: Lifetime, ttl: Option<Duration>, request: Tick) -> Lifetime {
+        let lifetime = lifetime.at_most(ttl, request, self.freshness.allowance());
+        if lifetime.expires.is_some() && self.freshness.can_refresh() {
+            self.store.raise_margin(self.freshness.margin(&lifetime));
+        }
         lifetime
     }
 
@@ -147,12 +169,5 @@ impl Inner {
             };
             evicted = self.store.finish_eviction(pending);
         }
-    }
-}
-
-pub(super) fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }

@@ -35,7 +35,10 @@ use raw::{Mapping, Vacant};
 use release::Release;
 use spares::Spares;
 
-pub(crate) use raw::SharedBytes;
+pub(crate) use raw::{SharedBytes, TableMemory};
+
+/// A vector whose memory goes back to the system as soon as it is freed.
+pub(crate) type TableVec<T> = allocator_api2::vec::Vec<T, TableMemory>;
 
 /// Blocks for the entries of a store.
 ///
@@ -163,14 +166,12 @@ impl Heap {
         self.collect(&self.arenas[next % self.arenas.len()], false);
     }
 
-    /// Returns all pages that hold no block to the system, and the memory that malloc keeps, such as
-    /// that of former tables. Does not wait for blocks that are in use.
+    /// Returns all pages that hold no block to the system. Does not wait for blocks that are in use.
     pub(crate) fn release_free_pages(&self) {
         self.spares.clear();
         for shared in &self.arenas {
             self.collect(shared, true);
         }
-        raw::trim_malloc();
     }
 
     /// Frees the dropped blocks of an arena. With `release`, the arena keeps no spare pages.
@@ -191,7 +192,6 @@ impl Heap {
     }
 
     /// The resident bytes.
-    #[cfg(any(all(test, not(larder_loom)), larder_fuzz))]
     pub(crate) fn resident(&self) -> usize {
         let pages =
             |shared: &CachePadded<SharedArena>| shared.state.lock().arena.figures.resident_pages;

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 use super::classes::rounded;
 use super::release::{Place, Release};
 use crate::sync::Arc;
+use allocator_api2::alloc::{AllocError, Allocator, Global};
 
 /// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
 pub(super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
@@ -287,7 +288,7 @@ impl Mapping {
     /// system has no memory or no addresses left.
     pub(super) fn new(len: usize, release: &Arc<Release<Mapping>>, id: u32) -> Option<Mapping> {
         let len = len.checked_next_multiple_of(SEGMENT)?;
-        let start = system::map(len)?;
+        let start = system::map_segment(len)?;
         let release = release.clone();
         // SAFETY: the mapping is new and writable, and its start is aligned to SEGMENT.
         unsafe { start.cast().write(SegmentHead { release, id }) };
@@ -329,10 +330,39 @@ impl Drop for Mapping {
     }
 }
 
+/// The memory of tables. Large ones are mapped one by one. malloc would take them from the arena of the
+/// thread that lets them grow, and would keep what is free at the end of each arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TableMemory;
+
+// SAFETY: both allocators return memory of the layout that lives until it is deallocated. The size of
+// the layout chooses between them, and is the same in both calls. Mapped memory begins at a page, which
+// no alignment here exceeds.
+unsafe impl Allocator for TableMemory {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() < system::MIN_TABLE {
+            return Global.allocate(layout);
+        }
+        let start = system::map(layout.size()).ok_or(AllocError)?;
+        Ok(NonNull::slice_from_raw_parts(start, layout.size()))
+    }
+
+    unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
+        if layout.size() < system::MIN_TABLE {
+            // SAFETY: as the caller's.
+            return unsafe { Global.deallocate(start, layout) };
+        }
+        system::unmap(start, layout.size());
+    }
+}
+
 /// Memory of the system.
 #[cfg(all(unix, not(miri)))]
 mod system {
     use super::{NonNull, SEGMENT, ptr};
+
+    /// Tables of at least so many bytes are mapped.
+    pub(super) const MIN_TABLE: usize = 8 << 10;
 
     /// The bytes of a page.
     pub(in super::super) fn page() -> usize {
@@ -341,17 +371,18 @@ mod system {
         usize::try_from(bytes).unwrap_or(4096)
     }
 
-    /// Maps `len` bytes at a multiple of `SEGMENT`.
+    /// Maps `len` bytes.
     pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
-        let whole = len.checked_add(SEGMENT)?;
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let kind = libc::MAP_PRIVATE | libc::MAP_ANON;
         // SAFETY: the new mapping replaces none.
-        let start = unsafe { libc::mmap(ptr::null_mut(), whole, access, kind, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        let start: NonNull<u8> = NonNull::new(start.cast())?;
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
+        NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED)
+    }
+
+    /// Maps `len` bytes at a multiple of `SEGMENT`.
+    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
+        let start = map(len.checked_add(SEGMENT)?)?;
         let before = start.addr().get().wrapping_neg() % SEGMENT;
         // SAFETY: both ends and the part between them lie in the mapping.
         let (aligned, after) = unsafe { (start.add(before), start.add(before + len)) };
@@ -384,11 +415,16 @@ mod system {
 mod system {
     use super::{Layout, NonNull, SEGMENT, alloc_zeroed, dealloc};
 
+    /// No table is mapped.
+    pub(super) const MIN_TABLE: usize = usize::MAX;
+
     pub(in super::super) fn page() -> usize {
         4096
     }
 
-    pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
+    pub(super) use map_segment as map;
+
+    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
         let layout = Layout::from_size_align(len, SEGMENT).ok()?;
         // SAFETY: the layout is not empty.
         NonNull::new(unsafe { alloc_zeroed(layout) })
@@ -396,7 +432,7 @@ mod system {
 
     pub(super) fn unmap(start: NonNull<u8>, len: usize) {
         if let Ok(layout) = Layout::from_size_align(len, SEGMENT) {
-            // SAFETY: `map` allocated it with this layout, and it is not accessed again.
+            // SAFETY: `map_segment` allocated it with this layout, and it is not accessed again.
             unsafe { dealloc(start.as_ptr(), layout) }
         }
     }
@@ -405,12 +441,3 @@ mod system {
 }
 
 pub(super) use system::page as system_page;
-
-/// Returns the free memory of malloc to the system, where malloc keeps it.
-pub(super) fn trim_malloc() {
-    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
-    // SAFETY: it takes malloc's own locks, and moves no block that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}

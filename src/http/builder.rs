@@ -178,6 +178,17 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// How long a peer is down until it counts as absent; 60 s by default.
+    ///
+    /// The keys of a peer that is down are kept for 10 s by the process that loads them in its place. The
+    /// keys of an absent peer belong to the next peer, which keeps them for their full life. Both end when
+    /// the peer answers a probe. Without [`failover`](Self::failover), no other peer is asked, and each
+    /// process loads such keys itself. See [`HttpPool::peers`].
+    pub fn absent_after(mut self, time: Duration) -> Self {
+        self.config.absent_after = time;
+        self
+    }
+
     /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
     ///
     /// A further request waits for a free connection; requests get connections in the order in
@@ -235,6 +246,17 @@ impl HttpPoolBuilder {
     pub fn max_batch_bytes(mut self, bytes: usize) -> Self {
         self.config.max_batch_bytes = bytes;
         self
+    }
+
+    /// Sets the numbers for a board with 64 MB of memory: 4 connections to each peer, one of them kept
+    /// when idle, values of 1 MiB, and batches of 32 keys and 64 KiB. Options that are set later take
+    /// precedence. [`ServerLimits::small`](crate::http::ServerLimits::small) has the numbers of the server.
+    pub fn small(self) -> Self {
+        self.max_connections_per_peer(4)
+            .max_idle_per_peer(1)
+            .max_value_size(1 << 20)
+            .max_batch_keys(32)
+            .max_batch_bytes(64 << 10)
     }
 
     /// Makes the pool, without peers, and registers it as the peer picker of its registry.

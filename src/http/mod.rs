@@ -24,10 +24,12 @@ pub(crate) mod fuzzed {
 }
 
 pub use builder::HttpPoolBuilder;
+pub use client::health::status::{PeerFailure, PeerState, PeerStatus};
 pub use client::transport::{Transport, TransportRequest, TransportResponse};
 pub use config::HttpClient;
 pub use pool::HttpPool;
 pub use server::handler::{Handler, Request};
+pub use server::limits::ServerLimits;
 pub use server::response::Response;
 #[cfg(feature = "tiny_http")]
 pub use server::tiny;

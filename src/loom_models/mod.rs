@@ -9,6 +9,7 @@ mod eviction;
 mod flights;
 mod free_list;
 mod groups;
+mod removals;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -66,6 +66,8 @@ pub(crate) struct Hit {
     pub(crate) expires: Option<Tick>,
     /// See [`NewEntry::begun`].
     pub(crate) begun: Option<Tick>,
+    /// Whether it expires within the margin of `Store::raise_margin`.
+    pub(crate) is_due: bool,
 }
 
 /// An entry to be inserted.

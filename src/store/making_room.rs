@@ -15,7 +15,7 @@ impl Store {
     pub(super) fn make_room_from_expired(&self, len: usize, evicted: &mut EvictedEntries) {
         let weight = weight::of_entry(len) + weight::EXPIRY as u64;
         if !self.budget.has_room(weight) && weight <= self.capacity() {
-            let now = self.clock.now();
+            let now = self.timing.clock.now();
             self.remove_expired(now, evicted, |update| !update.ledger.has_room(weight));
         }
     }
@@ -56,7 +56,7 @@ impl Store {
             return None;
         }
         let mut evicted = EvictedEntries::default();
-        self.remove_expired(self.clock.now(), &mut evicted, |update| {
+        self.remove_expired(self.timing.clock.now(), &mut evicted, |update| {
             update.evicted.len() < EVICTED_AT_ONCE && update.ledger.is_over()
         });
         (!evicted.is_empty()).then_some(evicted)

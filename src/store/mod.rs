@@ -13,7 +13,7 @@
 //!   miniature.rs    the caches that it comes from
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
-//!   load_times.rs   when loads began
+//!   load_times.rs   when loads began               timing.rs    the time of look-ups
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -38,10 +38,12 @@ mod shard;
 mod slab;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod timing;
 mod weight;
 
 use crate::sync::plain_atomic::{AtomicU64, AtomicUsize};
 use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
@@ -59,6 +61,7 @@ use load_times::LoadTimes;
 use miniature::SampledValue;
 use policy::Cost;
 use shard::{Insertion, Room, Shard, Update};
+use timing::Timing;
 
 pub(crate) use shard::EVICTED_AT_ONCE;
 
@@ -100,7 +103,7 @@ pub(crate) struct Store {
     heap: Arc<Heap>,
     next_expiries: NextExpiries,
     eviction: Eviction,
-    clock: Clock,
+    timing: Timing,
     lookups: ThreadCounters<LookupCounters>,
     forecaster: Forecaster,
     /// The shard where the last search for a victim in all shards ended.
@@ -148,7 +151,7 @@ impl Store {
             ),
             next_expiries: NextExpiries::new(shards),
             eviction: options.eviction,
-            clock: options.clock,
+            timing: Timing::new(options.clock),
             lookups: ThreadCounters::new(),
             cursor: AtomicUsize::new(0),
         }
@@ -162,7 +165,7 @@ impl Store {
     }
 
     pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
+        &self.timing.clock
     }
 
     /// The capacity now, which a temporary limit may lower.
@@ -209,6 +212,9 @@ impl Store {
     /// Returns all memory that holds no entry to the system. Entries that left and are still held are
     /// not waited for.
     pub(crate) fn release_free_pages(&self) {
+        for shard in &self.shards {
+            shard.write().release_slots();
+        }
         self.heap.release_free_pages();
     }
 
@@ -219,6 +225,17 @@ impl Store {
     /// The bytes that count against the capacity.
     pub(crate) fn used(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// The used bytes, and the free room that no entry can have.
+    pub(crate) fn occupied(&self) -> u64 {
+        self.budget.occupied()
+    }
+
+    /// The bytes of memory that the store takes: the pages of its entries, and its tables.
+    pub(crate) fn resident(&self) -> u64 {
+        let tables = self.shards.iter().map(|shard| shard.read().table_bytes());
+        (self.heap.resident() + tables.sum::<usize>()) as u64
     }
 
     /// Adds a temporary limit in bytes. The caller evicts with
@@ -248,11 +265,12 @@ impl Store {
         purge: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
-        let Some(slot) = shard.find(hash, key, &self.clock) else {
+        let Some(slot) = shard.find(hash, key, &self.timing) else {
             return Err((shard.generation(hash), at_miss()));
         };
         slot.meta.count_hit();
-        let (share, expires, begun) = (slot.meta.share(), slot.expires, slot.begun);
+        let (share, expires) = (slot.meta.share(), slot.expires);
+        let (begun, is_due) = (slot.begun, slot.is_due);
         // The view is built last. If it were built here and then moved, it would be loaded in pieces
         // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
@@ -277,6 +295,7 @@ impl Store {
             view: ByteView::window(data, start, end),
             expires,
             begun,
+            is_due,
         })
     }
 
@@ -291,7 +310,7 @@ impl Store {
 
     #[cold]
     fn observe_get(&self, hash: KeyHash, value: Option<SampledValue>) {
-        let (forecaster, clock) = (&self.forecaster, &self.clock);
+        let (forecaster, clock) = (&self.forecaster, &self.timing.clock);
         forecaster.observe_get(hash, value, clock, || self.lookups());
     }
 
@@ -307,15 +326,25 @@ impl Store {
     /// under that lock. So a value whose load began before a removal is either inserted before the
     /// removal, which removes it, or refused after it.
     pub(crate) fn peek(&self, hash: KeyHash, key: &str) -> Result<Hit, Generation> {
+        let (found, generation) = self.look(hash, key);
+        found.ok_or(generation)
+    }
+
+    /// As [`peek`](Self::peek), with the generation also if there is an entry.
+    pub(crate) fn look(&self, hash: KeyHash, key: &str) -> (Option<Hit>, Generation) {
         let shard = self.shard(hash).read();
-        match shard.find(hash, key, &self.clock) {
-            Some(slot) => Ok(Hit {
-                view: slot.view(),
-                expires: slot.expires,
-                begun: slot.begun,
-            }),
-            None => Err(shard.generation(hash)),
-        }
+        let found = shard.find(hash, key, &self.timing).map(|slot| Hit {
+            view: slot.view(),
+            expires: slot.expires,
+            begun: slot.begun,
+            is_due: slot.is_due,
+        });
+        (found, shard.generation(hash))
+    }
+
+    /// Look-ups find entries [due](Hit::is_due) that expire within this time. It never becomes shorter.
+    pub(crate) fn raise_margin(&self, margin: Duration) {
+        self.timing.raise_margin(margin);
     }
 
     /// Inserts an entry in place of an older one of its key, and evicts to make room.
@@ -329,9 +358,17 @@ impl Store {
     }
 
     /// As [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
-    /// under way are not cached.
-    pub(crate) fn set(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
-        self.insert_into(new, evicted, Shard::set);
+    /// under way are not cached. `at_removal` runs under the shard's lock; it must take no lock.
+    pub(crate) fn set(
+        &self,
+        new: NewEntry<'_>,
+        evicted: &mut EvictedEntries,
+        at_removal: impl FnOnce(),
+    ) {
+        self.insert_into(new, evicted, |shard, new, update| {
+            at_removal();
+            shard.set(new, update)
+        });
     }
 
     #[inline]
@@ -343,7 +380,8 @@ impl Store {
     ) {
         if self.forecaster.samples(new.hash) {
             let value = SampledValue::new(new.data.len(), new.expires);
-            self.forecaster.observe_load(new.hash, value, &self.clock);
+            self.forecaster
+                .observe_load(new.hash, value, &self.timing.clock);
         }
         if self.next_expiries.any() {
             self.make_room_from_expired(new.data.len(), evicted);
@@ -408,13 +446,61 @@ impl Store {
 
     /// Removes a key with cause [`RemovalCause::Explicit`], or [`RemovalCause::Expired`] if it had
     /// expired. The value of a load that is under way is not cached.
-    pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
+    ///
+    /// `at_removal` runs under the shard's lock. So a look-up that begins after its effects are visible
+    /// does not find the entry. It must take no lock.
+    pub(crate) fn remove(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        at_removal: impl FnOnce(),
+    ) -> EvictedEntries {
         if self.forecaster.samples(hash) {
             self.forecaster.observe_removal(hash);
         }
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
+        at_removal();
         shard.remove(hash, key, &mut self.update(&mut evicted));
+        drop(shard);
+        evicted
+    }
+
+    /// Removes the entries for whose key and time of load `is_old` returns true, and keeps the values of
+    /// loads under way from being cached. Passes the entries to `removed`, some at a time, with no lock
+    /// held. `is_old` must take no lock.
+    pub(crate) fn remove_older(
+        &self,
+        is_old: &dyn Fn(&str, Option<Tick>) -> bool,
+        mut removed: impl FnMut(EvictedEntries),
+    ) {
+        for shard in &self.shards {
+            let mut from = u32::MAX;
+            shard.write().refuse_loads();
+            while from > 0 {
+                let mut evicted = EvictedEntries::default();
+                let mut shard = shard.write();
+                from = shard.remove_older(from, is_old, &mut self.update(&mut evicted));
+                drop(shard);
+                removed(evicted);
+            }
+        }
+    }
+
+    /// Removes the entry of a key whose load found nothing, as [`insert`](Self::insert) would replace it:
+    /// not if the key was removed since the load began. Loads under way are cached.
+    pub(crate) fn remove_unless_changed(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        loaded_at: Generation,
+        is_forgotten: &dyn Fn() -> bool,
+    ) -> EvictedEntries {
+        let mut evicted = EvictedEntries::default();
+        let mut shard = self.shard(hash).write();
+        if shard.generation(hash) == loaded_at && !is_forgotten() {
+            shard.remove_entry(hash, key, &mut self.update(&mut evicted));
+        }
         drop(shard);
         evicted
     }
@@ -422,7 +508,7 @@ impl Store {
     /// Removes everything, shard by shard. The values of loads under way are not cached.
     pub(crate) fn clear(&self) -> ClearedEntries {
         self.forecaster.observe_clear();
-        let now = self.clock.now();
+        let now = self.timing.clock.now();
         let clear =
             |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);
         ClearedEntries {
@@ -435,7 +521,7 @@ impl Store {
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
         let shards = self.shards.iter();
-        shards.flat_map(|shard| shard.read().snapshot(&self.clock))
+        shards.flat_map(|shard| shard.read().snapshot(&self.timing.clock))
     }
 
     /// The number of look-ups, and of those that found an entry.
@@ -469,7 +555,7 @@ impl Store {
     fn update<'a>(&'a self, evicted: &'a mut EvictedEntries) -> Update<'a> {
         Update {
             ledger: self.budget.ledger(),
-            clock: &self.clock,
+            clock: &self.timing.clock,
             now: None,
             evicted,
         }

@@ -350,6 +350,11 @@ impl Policy {
         self.queues.relink(slots, queue, index);
     }
 
+    /// The bytes of the table of keys that left.
+    pub(super) fn table_bytes(&self) -> usize {
+        self.ghost.table_bytes()
+    }
+
     /// Frees memory that far fewer entries than before do not need.
     pub(super) fn shrink(&mut self) {
         self.ghost.shrink(self.len);

@@ -11,8 +11,10 @@ use super::key_hash::{KeyHash, table_hash};
 use super::load_times::LoadTimes;
 use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, SlotRef, Slots};
+use super::timing::Timing;
 use super::weight;
 use crate::clock::{Clock, Tick};
+use crate::heap::TableMemory;
 use crate::stats::{CacheStats, CacheType};
 
 /// The most expired entries that an insertion removes although it does not need their room.
@@ -20,6 +22,9 @@ const SWEPT_AT_ONCE: usize = 8;
 
 /// The most entries evicted under one lock, because look-ups wait for it.
 pub(crate) const EVICTED_AT_ONCE: usize = 256;
+
+/// The most entries whose keys are read under one lock.
+const SEARCHED_AT_ONCE: u32 = 1024;
 
 /// The most slots that are removed under one lock.
 const REMOVED_SLOTS_AT_ONCE: usize = 2 * EVICTED_AT_ONCE;
@@ -30,7 +35,7 @@ const MIN_SLOTS: usize = 64;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Shard {
-    table: HashTable<u32>,
+    table: HashTable<u32, TableMemory>,
     slab: Slab,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
@@ -153,7 +158,7 @@ pub(super) enum Room {
 impl Shard {
     pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
-            table: HashTable::new(),
+            table: HashTable::new_in(TableMemory),
             slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
@@ -175,9 +180,13 @@ impl Shard {
 
     /// The live entry of a key.
     #[inline(always)]
-    pub(super) fn find(&self, hash: KeyHash, key: &str, clock: &Clock) -> Option<SlotRef<'_>> {
-        let slot = self.slab.slot(self.index_of(hash, key)?)?;
-        (!slot.has_expired(clock)).then_some(slot)
+    pub(super) fn find(&self, hash: KeyHash, key: &str, timing: &Timing) -> Option<SlotRef<'_>> {
+        let mut slot = self.slab.slot(self.index_of(hash, key)?)?;
+        // The clock is read only if the entry can expire.
+        if let Some(end) = slot.expires {
+            slot.is_due = timing.is_due(end)?;
+        }
+        Some(slot)
     }
 
     /// All live entries.
@@ -368,9 +377,41 @@ impl Shard {
     /// Removes a key, and keeps the values of its loads under way from being cached.
     pub(super) fn remove(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
         self.generations.advance(hash);
+        self.remove_entry(hash, key, update);
+    }
+
+    /// Removes the entry of a key, if there is one. Values of loads under way are cached.
+    pub(super) fn remove_entry(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
         if let Some(index) = self.index_of(hash, key) {
             self.remove_slot(index, RemovalCause::Explicit, update);
         }
+    }
+
+    /// Keeps the values of all loads under way from being cached.
+    pub(super) fn refuse_loads(&mut self) {
+        self.generations.advance_all();
+    }
+
+    /// Removes the entries for which `is_old` returns true, of some of the slots before `from`. Returns the
+    /// first of these slots, 0 at the end.
+    ///
+    /// The slots are visited from the last to the first. Entries move to slots before their own only, so
+    /// none is left out between two calls.
+    pub(super) fn remove_older(
+        &mut self,
+        from: u32,
+        is_old: &dyn Fn(&str, Option<Tick>) -> bool,
+        update: &mut Update<'_>,
+    ) -> u32 {
+        let from = from.min(u32::try_from(self.slab.len()).unwrap_or(u32::MAX));
+        let until = from.saturating_sub(SEARCHED_AT_ONCE);
+        for index in (until..from).rev() {
+            let slot = self.slab.slot(index);
+            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun)) {
+                self.remove_slot(index, RemovalCause::Explicit, update);
+            }
+        }
+        until
     }
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
@@ -424,7 +465,7 @@ impl Shard {
             let share = self.slab.meta(to).share();
             self.policies[share as usize].moved(&mut self.slab, to);
         }
-        self.slab.shrink();
+        self.slab.shrink(2 * self.slab.len());
         for policy in &mut self.policies {
             policy.shrink();
         }
@@ -433,6 +474,18 @@ impl Shard {
             let hash = |&index: &u32| table_hash(slab.hash(index));
             self.table.shrink_to(2 * self.table.len(), hash);
         }
+    }
+
+    /// Frees the memory of removed slots, but for an eighth.
+    pub(super) fn release_slots(&mut self) {
+        let len = self.slab.len();
+        self.slab.shrink(len + len / 8 + MIN_SLOTS);
+    }
+
+    /// The bytes of memory of the tables.
+    pub(super) fn table_bytes(&self) -> usize {
+        let policies = self.policies.iter().map(Policy::table_bytes);
+        self.table.allocation_size() + self.slab.table_bytes() + policies.sum::<usize>()
     }
 
     /// Removes expired entries while `more` returns true.

@@ -11,8 +11,8 @@ use super::expiry::Expiries;
 use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
-use crate::clock::{Clock, Tick};
-use crate::heap::SharedBytes;
+use crate::clock::Tick;
+use crate::heap::{SharedBytes, TableMemory, TableVec};
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -140,18 +140,21 @@ pub(super) struct SlotRef<'a> {
     pub(super) meta: &'a EntryMeta,
     pub(super) expires: Option<Tick>,
     pub(super) begun: Option<Tick>,
+    /// See [`Hit::is_due`](super::Hit::is_due). Set by the shard.
+    pub(super) is_due: bool,
 }
 
 impl SlotRef<'_> {
+    pub(super) fn key(&self) -> &str {
+        let key = self.data.get(..usize::from(self.meta.key_len));
+        // The key was inserted as a `&str`, so it is UTF-8.
+        key.and_then(|key| std::str::from_utf8(key).ok())
+            .unwrap_or_default()
+    }
+
     pub(super) fn view(&self) -> ByteView {
         let start = usize::from(self.meta.key_len);
         ByteView::window(self.data.clone(), start, self.data.len())
-    }
-
-    /// Reads the clock only if the entry can expire.
-    #[inline]
-    pub(super) fn has_expired(&self, clock: &Clock) -> bool {
-        self.expires.is_some_and(|end| end <= clock.now())
     }
 }
 
@@ -160,9 +163,9 @@ impl SlotRef<'_> {
 #[repr(C)]
 pub(super) struct Slab {
     /// `None` where the slot is free.
-    data: Vec<Option<SharedBytes>>,
-    metas: Vec<EntryMeta>,
-    cold: Vec<ColdData>,
+    data: TableVec<Option<SharedBytes>>,
+    metas: TableVec<EntryMeta>,
+    cold: TableVec<ColdData>,
     expiries: Expiries,
     load_times: LoadTimes,
     free: u32,
@@ -171,9 +174,9 @@ pub(super) struct Slab {
 impl Slab {
     pub(super) fn new(load_times: LoadTimes) -> Slab {
         Slab {
-            data: Vec::new(),
-            metas: Vec::new(),
-            cold: Vec::new(),
+            data: TableVec::new_in(TableMemory),
+            metas: TableVec::new_in(TableMemory),
+            cold: TableVec::new_in(TableMemory),
             expiries: Expiries::default(),
             load_times,
             free: NIL,
@@ -205,6 +208,7 @@ impl Slab {
             meta: &self.metas[at],
             expires: self.expiry(index),
             begun: self.begun(index),
+            is_due: false,
         })
     }
 
@@ -363,10 +367,17 @@ impl Slab {
         moved
     }
 
-    /// Frees the memory of removed slots if it is more than that of the others.
-    pub(super) fn shrink(&mut self) {
+    /// The bytes of all slots.
+    pub(super) fn table_bytes(&self) -> usize {
+        let slot =
+            size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<ColdData>();
+        self.len() * slot + self.expiries.table_bytes()
+    }
+
+    /// Frees the memory of removed slots if there is memory for more than `at_most` slots.
+    pub(super) fn shrink(&mut self, at_most: usize) {
         let len = self.len();
-        if self.data.capacity() / 2 <= len {
+        if self.data.capacity() <= at_most.saturating_add(1) {
             return;
         }
         self.data.shrink_to(len);

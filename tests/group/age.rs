@@ -15,6 +15,7 @@ fn age_counts_from_the_begin_of_the_load() {
     let group = alone("aging")
         .clock(clock.clone())
         .time_to_live(seconds(10))
+        .time_to_live_jitter(0.0)
         .build(getter_fn(move |_, key, dest| {
             slow.advance(seconds(3));
             Ok(dest.set_str(key)?)

@@ -15,6 +15,8 @@ mod changes;
 mod deadlines;
 mod expiry;
 mod failover;
+mod fence;
+mod freshness;
 mod groupcache;
 mod herd;
 mod hooks;
@@ -27,6 +29,8 @@ mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
+#[cfg(target_os = "linux")]
+mod resident_memory;
 mod returned_values;
 mod sinks;
 mod stats;

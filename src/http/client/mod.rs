@@ -5,6 +5,7 @@
 //! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `health`, `peer_health`: whether a peer is asked, and its recent exchanges.
 //! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
@@ -23,10 +24,12 @@ pub(crate) mod connection;
 pub(crate) mod default_transport;
 pub(crate) mod direct;
 pub(crate) mod handoff;
+pub(crate) mod health;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;
 pub(crate) mod list_check;
 pub(crate) mod peer;
+mod peer_health;
 pub(crate) mod permits;
 pub(crate) mod picker;
 pub(crate) mod placement;

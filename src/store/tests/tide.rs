@@ -344,7 +344,7 @@ proptest! {
                     model.insert(&hashes, key, weight_of(len));
                 }
                 Step::Remove(key) => {
-                    store.remove(store.hash(&name(key)), &name(key));
+                    store.remove(store.hash(&name(key)), &name(key), || ());
                     model.remove(key);
                 }
                 Step::SetCapacity(capacity) => {

@@ -1,0 +1,118 @@
+//! How long values are fresh, and what happens afterwards.
+
+use std::time::Duration;
+
+use super::lifetime::Lifetime;
+use crate::clock::Tick;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The options.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Freshness {
+    pub(super) time_to_live: Option<Duration>,
+    /// The part of the time to live that is at most cut off, 0 to 1.
+    pub(super) jitter: f64,
+    pub(super) stale_while_revalidate: Duration,
+    pub(super) stale_if_error: Duration,
+    pub(super) soft_timeout: Option<Duration>,
+    pub(super) refresh_at: Option<f64>,
+    pub(super) negative_ttl: Option<Duration>,
+    pub(super) error_ttl: Option<Duration>,
+}
+
+/// The part of its life in which a cached value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Fresh,
+    /// Served, and refreshed in the background.
+    Refresh,
+    /// Served only if a load fails or takes too long.
+    Stale,
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Freshness {
+            time_to_live: None,
+            jitter: DEFAULT_JITTER,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            soft_timeout: None,
+            refresh_at: None,
+            negative_ttl: None,
+            error_ttl: None,
+        }
+    }
+}
+
+impl Freshness {
+    /// How long a value may be served after it was fresh, in whatever case.
+    pub(super) fn allowance(&self) -> Duration {
+        self.stale_while_revalidate.max(self.stale_if_error)
+    }
+
+    /// Whether a failed load is remembered: no other is made for some time.
+    pub(super) fn remembers_failures(&self) -> bool {
+        self.negative_ttl.is_some() || self.error_ttl.is_some() || self.can_refresh()
+    }
+
+    pub(super) fn has_stale_if_error(&self) -> bool {
+        !self.stale_if_error.is_zero()
+    }
+
+    /// Whether there is a load for a key that has a value.
+    pub(super) fn can_refresh(&self) -> bool {
+        self.refresh_at.is_some() || !self.allowance().is_zero()
+    }
+
+    /// The time to live of a value that is loaded now.
+    pub(super) fn jittered_ttl(&self) -> Option<Duration> {
+        let ttl = self.time_to_live?;
+        Some(match self.jitter {
+            0.0 => ttl,
+            jitter => ttl.saturating_sub(ttl.mul_f64(jitter * crate::random::unit())),
+        })
+    }
+
+    /// The latest time before its end at which a value is in no other phase than [`Phase::Fresh`].
+    pub(super) fn margin(&self, lifetime: &Lifetime) -> Duration {
+        let refreshed = self.refresh_at.map_or(Duration::ZERO, |fraction| {
+            lifetime.fresh_time().mul_f64(1.0 - fraction)
+        });
+        self.allowance().saturating_add(refreshed)
+    }
+
+    pub(super) fn phase(&self, lifetime: &Lifetime, now: Tick) -> Phase {
+        let Some(fresh_until) = lifetime.fresh_until else {
+            return Phase::Fresh;
+        };
+        if now < fresh_until {
+            let (Some(fraction), Some(begun)) = (self.refresh_at, lifetime.begun) else {
+                return Phase::Fresh;
+            };
+            let refreshed_at = begun.after(lifetime.fresh_time().mul_f64(fraction));
+            return match now < refreshed_at {
+                true => Phase::Fresh,
+                false => Phase::Refresh,
+            };
+        }
+        match now.since(fresh_until) < self.stale_while_revalidate {
+            true => Phase::Refresh,
+            false => Phase::Stale,
+        }
+    }
+
+    /// Checks the numbers.
+    pub(super) fn check(&self) -> Result<()> {
+        let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
+        if !(0.0..=1.0).contains(&self.jitter) {
+            return invalid("time_to_live_jitter must be between 0 and 1");
+        }
+        if self.refresh_at.is_some_and(|at| !(at > 0.0 && at < 1.0)) {
+            return invalid("refresh_at must be between 0 and 1, and neither of them");
+        }
+        Ok(())
+    }
+}
+
+const DEFAULT_JITTER: f64 = 0.05;

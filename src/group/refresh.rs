@@ -1,0 +1,335 @@
+//! Gets of values that are near the end of their time to live, or past it: in the background a newer value
+//! is loaded, or the old one is served if that fails or takes too long.
+
+use std::time::Duration;
+
+use super::attempts::{Attempt, RETRY_AFTER};
+use super::client_load::ClientWaiter;
+use super::flight::{LoadFrom, wait};
+use super::freshness::Phase;
+use super::lifetime::Lifetime;
+use super::populate::Placement;
+use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::clock::Tick;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::loader_pool::JobFor;
+use crate::peers::PeerResponse;
+use crate::singleflight::{Joined, Leader};
+use crate::store::{EvictedEntries, Hit};
+use crate::sync::Arc;
+
+impl Inner {
+    /// The value for a caller of this process that found a [due](Hit::is_due) one.
+    #[cold]
+    pub(super) fn get_due(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        hit: Hit,
+    ) -> Result<Loaded> {
+        let old = self.loaded(hit);
+        match self.phase(&old.lifetime) {
+            Phase::Fresh => Ok(old),
+            Phase::Refresh => {
+                self.refresh(key);
+                Ok(old)
+            }
+            Phase::Stale => self.unless_stale(key, old, || match self.freshness.soft_timeout {
+                None => self.load_value(ctx, key, None),
+                Some(limit) => {
+                    let owner = self.peers.owner(&self.name, key.key);
+                    let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::Peers);
+                    self.load_softly(limit, &from, ctx, key)
+                }
+            }),
+        }
+    }
+
+    /// The value for a peer, if a [due](Hit::is_due) one was found. Another owner of the key is not asked
+    /// for a newer one: a request from a peer causes none to another peer.
+    #[cold]
+    pub(super) fn serve_due(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        hit: Hit,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<Loaded> {
+        let old = self.loaded(hit);
+        match self.phase(&old.lifetime) {
+            Phase::Fresh => Ok(old),
+            Phase::Refresh => {
+                self.refresh_own(key);
+                Ok(old)
+            }
+            Phase::Stale => self.unless_stale(key, old, || match self.freshness.soft_timeout {
+                None => self.load_for_peer(ctx, key, None, waiter),
+                Some(limit) => {
+                    let from = LoadFrom::Getter(self.placement_for_peer(key));
+                    self.load_softly(limit, &from, ctx, key)
+                }
+            }),
+        }
+    }
+
+    /// As [`serve_due`](Self::serve_due), but `None` if a load has to be waited for.
+    #[cold]
+    pub(super) fn serve_due_cached(self: &Arc<Self>, key: LoadKey<'_>, hit: Hit) -> Option<Loaded> {
+        let old = self.loaded(hit);
+        match self.phase(&old.lifetime) {
+            Phase::Fresh => {}
+            Phase::Refresh => self.refresh_own(key),
+            Phase::Stale => return None,
+        }
+        Some(old)
+    }
+
+    pub(super) fn loaded(&self, hit: Hit) -> Loaded {
+        Loaded {
+            lifetime: Lifetime::of_hit(&hit, self.freshness.allowance()),
+            view: hit.view,
+        }
+    }
+
+    pub(super) fn lifetime_of(&self, sent: Tick, response: &PeerResponse) -> Lifetime {
+        Lifetime::of_response(sent, response, self.freshness.allowance())
+    }
+
+    pub(super) fn phase(&self, lifetime: &Lifetime) -> Phase {
+        self.freshness.phase(lifetime, self.store.clock().now())
+    }
+
+    /// The result of `load`, or the old value if that fails or has failed lately.
+    fn unless_stale(
+        &self,
+        key: LoadKey<'_>,
+        old: Loaded,
+        load: impl FnOnce() -> Result<Loaded>,
+    ) -> Result<Loaded> {
+        let clock = self.store.clock();
+        let now = || clock.now();
+        let recent = self.attempts.recent(key.hash.get(), key.key, now);
+        if recent.is_none() {
+            match load() {
+                Err(error) if is_failure(error.kind()) => {
+                    let is_over = |end| end <= clock.now();
+                    if old.lifetime.expires.is_some_and(is_over) {
+                        return Err(error);
+                    }
+                    log::debug!("group {}: a stale value is served: {error}", self.name);
+                }
+                result => return result,
+            }
+        }
+        self.counters.add(|loads| &loads.stale_hits);
+        Ok(old)
+    }
+
+    /// Loads on a loader thread, and waits for it no longer than `limit`.
+    fn load_softly(
+        self: &Arc<Self>,
+        limit: Duration,
+        from: &LoadFrom,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<Loaded> {
+        let waiter = match from.flights(self).join(key.hash.get(), key.key) {
+            Joined::Waiter(waiter) => waiter,
+            Joined::Leader(leader, epoch, forgets) => {
+                match self.begin(from, leader, (epoch, forgets), key, None) {
+                    Err(cached) => return Ok(cached),
+                    Ok((leader, begun)) => {
+                        self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own)?
+                    }
+                }
+            }
+        };
+        let result = wait(&waiter, &ctx.with_timeout(limit));
+        result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
+    }
+
+    /// Starts a load of a newer value, unless one is under way or failed lately.
+    fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
+        let owner = self.peers.owner(&self.name, key.key);
+        let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::OwnerAlone);
+        self.start_refresh(key, &from);
+    }
+
+    fn refresh_own(self: &Arc<Self>, key: LoadKey<'_>) {
+        if self.peers.owner(&self.name, key.key).is_none() {
+            self.start_refresh(key, &LoadFrom::Getter(Placement::Main));
+        }
+    }
+
+    fn start_refresh(self: &Arc<Self>, key: LoadKey<'_>, from: &LoadFrom) {
+        let Some((leader, begun)) = self.begin_refresh(key, from) else {
+            return;
+        };
+        let ctx = Context::background().with_timeout(self.max_load_wait.max(SHORTEST_REFRESH));
+        // Refused if no loader thread is idle: a later get starts it.
+        let _ = self.lead_on_pool(from, leader, &ctx, key, begun, JobFor::Own);
+    }
+
+    /// Begins the flight of a refresh; `None` if one is under way, or failed or succeeded lately.
+    pub(super) fn begin_refresh(
+        &self,
+        key: LoadKey<'_>,
+        from: &LoadFrom,
+    ) -> Option<(Leader<'_, Result<Loaded>>, LoadBegin)> {
+        let now = || self.store.clock().now();
+        let recent = self.attempts.recent(key.hash.get(), key.key, now);
+        if recent.is_some() {
+            return None;
+        }
+        let Joined::Leader(leader, _, forgets) = from.flights(self).join(key.hash.get(), key.key)
+        else {
+            return None;
+        };
+        // Another refresh may have ended between the look-up and the begin of this flight.
+        let (found, generation) = self.store.look(key.hash, key.key);
+        let found = found.map(|hit| self.loaded(hit));
+        if !found.is_some_and(|old| self.phase(&old.lifetime) != Phase::Fresh) {
+            leader.abandon();
+            return None;
+        }
+        self.counters.add(|loads| &loads.refreshes);
+        let begun = LoadBegin {
+            at: now(),
+            generation,
+            forgets,
+        };
+        Some((leader, begun))
+    }
+
+    /// Watches a load that begins now.
+    pub(super) fn watch<'a>(
+        &'a self,
+        from: &'a LoadFrom,
+        key: LoadKey<'a>,
+        begun: LoadBegin,
+    ) -> Option<LoadWatch<'a>> {
+        self.freshness.remembers_failures().then_some(LoadWatch {
+            group: self,
+            from,
+            key,
+            begun,
+            error: None,
+            has_succeeded: false,
+        })
+    }
+
+    /// Removes the value of a key that does not exist any more, unless another load or a removal came
+    /// between.
+    pub(super) fn remove_vanished(
+        &self,
+        from: &LoadFrom,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+    ) -> EvictedEntries {
+        let forgets = || from.flights(self).forgets(key.hash.get()) != begun.forgets;
+        let store = &self.store;
+        store.remove_unless_changed(key.hash, key.key, begun.generation, &forgets)
+    }
+}
+
+/// Notes the outcome of a load when it is dropped: a panic is a failure, too.
+pub(super) struct LoadWatch<'a> {
+    group: &'a Inner,
+    from: &'a LoadFrom,
+    key: LoadKey<'a>,
+    begun: LoadBegin,
+    error: Option<Error>,
+    has_succeeded: bool,
+}
+
+impl LoadWatch<'_> {
+    pub(super) fn end(mut self, result: &Result<Loaded>) {
+        let LoadKey { hash, key } = self.key;
+        match result {
+            Err(error) => self.error = Some(error.clone()),
+            Ok(loaded) => {
+                self.has_succeeded = true;
+                let is_copy = matches!(self.from, LoadFrom::OwnerAlone(_) | LoadFrom::Peers(_));
+                if is_copy && self.group.phase(&loaded.lifetime) != Phase::Fresh {
+                    // The owner is loading a newer value, or could not.
+                    let pace = loaded.lifetime.fresh_time() / 16;
+                    self.note(pace.clamp(SHORTEST_PACE, LONGEST_PACE), None);
+                } else {
+                    self.group.attempts.forget(hash.get(), key);
+                }
+            }
+        }
+    }
+
+    fn note(&self, wait: Duration, error: Option<Error>) {
+        let LoadKey { hash, key } = self.key;
+        let attempt = Attempt {
+            until: self.group.store.clock().now().after(wait),
+            error,
+        };
+        let flights = self.from.flights(self.group);
+        let is_forgotten = || flights.forgets(hash.get()) != self.begun.forgets;
+        self.group
+            .attempts
+            .note(hash.get(), key, attempt, is_forgotten);
+    }
+}
+
+impl Drop for LoadWatch<'_> {
+    fn drop(&mut self) {
+        if self.has_succeeded {
+            return;
+        }
+        let (group, error) = (self.group, self.error.take());
+        let freshness = &group.freshness;
+        let kind = error.as_ref().map(Error::kind);
+        let is_own = !matches!(self.from, LoadFrom::OwnerAlone(_) | LoadFrom::Peers(_));
+        let lasting = match kind {
+            Some(ErrorKind::NotFound) => freshness.negative_ttl,
+            Some(kind) if is_of_getter(kind) => freshness.error_ttl,
+            _ => None,
+        };
+        let LoadKey { hash, key } = self.key;
+        let has_value = || {
+            freshness.can_refresh()
+                && (group.attempts.contains(hash.get(), key)
+                    || group.store.look(hash, key).0.is_some())
+        };
+        if kind != Some(ErrorKind::NotFound) && has_value() {
+            let shown = freshness.has_stale_if_error() && kind.is_some_and(is_of_getter);
+            self.note(RETRY_AFTER, error.filter(|_| shown));
+        } else if let Some(ttl) = lasting.filter(|_| is_own) {
+            self.note(ttl, error);
+        }
+    }
+}
+
+/// Whether an old value is served instead of this error.
+fn is_failure(kind: ErrorKind) -> bool {
+    !matches!(
+        kind,
+        ErrorKind::NotFound | ErrorKind::Cancelled | ErrorKind::RecursiveLoad
+    )
+}
+
+/// Whether the getter made this error, and not the way to it.
+fn is_of_getter(kind: ErrorKind) -> bool {
+    !matches!(
+        kind,
+        ErrorKind::DeadlineExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::Overloaded
+            | ErrorKind::Loading
+            | ErrorKind::Peer
+            | ErrorKind::UnknownGroup
+            | ErrorKind::RecursiveLoad
+            | ErrorKind::Io
+    )
+}
+
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+
+/// Before a copy's owner is asked again for a newer value than the last one.
+const SHORTEST_PACE: Duration = Duration::from_millis(10);
+const LONGEST_PACE: Duration = Duration::from_secs(1);
