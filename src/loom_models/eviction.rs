@@ -85,7 +85,7 @@ impl Model {
 
     fn remove(&self, key: usize) -> Vec<EvictedEntries> {
         let key = &self.keys[key];
-        vec![self.store.remove(self.store.hash(key), key)]
+        vec![self.store.remove(self.store.hash(key), key, || ())]
     }
 
     fn has(&self, key: usize) -> bool {

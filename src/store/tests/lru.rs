@@ -104,7 +104,7 @@ proptest! {
                 }
                 Step::Remove(key) => {
                     let name = format!("{key:03}");
-                    store.remove(store.hash(&name), &name);
+                    store.remove(store.hash(&name), &name, || ());
                     model.take(key);
                 }
                 Step::SetCapacity(capacity) => {
