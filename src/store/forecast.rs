@@ -263,7 +263,7 @@ mod tests {
                 let store = store(8000, eviction, &Clock::manual());
                 get_uniformly(&store, 32_000, 20_000);
                 store.set_capacity(store.capacity());
-                get_uniformly(&store, 32_000, 75_000);
+                get_uniformly(&store, 32_000, 100_000);
                 let entries = store.stats(CacheType::Main).items as f64;
                 let times = [0.25, 0.5, 1.0, 2.0].into_iter().zip(ratios(&store));
                 for ((times, ratio), off) in times.zip(&mut off) {
