@@ -53,7 +53,7 @@ impl Inner {
     }
 
     /// The error of a load that failed so lately that the key is not loaded now.
-    fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
+    pub(super) fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
         let now = || self.store.clock().now();
         let recent = self.attempts.recent(key.hash.get(), key.key, now);
         recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
@@ -127,7 +127,11 @@ impl Inner {
         let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
-        Ok(Loaded { view, lifetime })
+        Ok(Loaded {
+            view,
+            lifetime,
+            by_peer: false,
+        })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -142,10 +146,16 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let Loaded { mut view, lifetime } = answer?;
+            let Loaded {
+                mut view, lifetime, ..
+            } = answer?;
             let hot = Placement::Hot;
             let lifetime = self.populate(hot, key, begun, &mut view, lifetime, evicted);
-            return Ok(Loaded { view, lifetime });
+            return Ok(Loaded {
+                view,
+                lifetime,
+                by_peer: true,
+            });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
@@ -171,10 +181,16 @@ impl Inner {
             key: key.key.into(),
         };
         let mut patience = Patience::new(ctx, self);
-        let Loaded { mut view, lifetime } = patience.ask(&**owner, &request, false)?;
+        let Loaded {
+            mut view, lifetime, ..
+        } = patience.ask(&**owner, &request, false)?;
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.populate(Placement::Hot, key, begun, &mut view, lifetime, evicted);
-        Ok(Loaded { view, lifetime })
+        Ok(Loaded {
+            view,
+            lifetime,
+            by_peer: true,
+        })
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
@@ -341,6 +357,7 @@ impl<'c> Patience<'c> {
         result.map(|response| Loaded {
             lifetime: self.group.lifetime_of(sent, &response),
             view: response.value,
+            by_peer: true,
         })
     }
 }

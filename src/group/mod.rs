@@ -12,9 +12,11 @@
 //!   freshness_options.rs  the options for these
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
+//!   answer.rs    a get with options, and its answer
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
+mod answer;
 mod attempts;
 mod broadcast;
 mod builder;
@@ -64,6 +66,7 @@ use counters::LoadCounters;
 use freshness::Freshness;
 use lifetime::Lifetime;
 
+pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
@@ -119,6 +122,8 @@ type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 struct Loaded {
     view: ByteView,
     lifetime: Lifetime,
+    /// Whether a peer sent it.
+    by_peer: bool,
 }
 
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
@@ -128,6 +133,8 @@ type MissToken = (Generation, Epoch);
 #[derive(Clone, Copy)]
 struct LoadBegin {
     at: Tick,
+    /// Whether the value is to be cached.
+    is_kept: bool,
     generation: Generation,
     /// Of the flights that the load belongs to.
     forgets: ForgetCount,

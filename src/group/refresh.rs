@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
-use super::flight::{LoadFrom, wait};
+use super::flight::{Executor, LoadFrom, wait};
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
@@ -89,6 +89,7 @@ impl Inner {
         Loaded {
             lifetime: Lifetime::of_hit(&hit, self.freshness.allowance()),
             view: hit.view,
+            by_peer: false,
         }
     }
 
@@ -149,8 +150,36 @@ impl Inner {
         result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
     }
 
+    /// Loads a value newer than the cached one, or joins a load under way.
+    pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<Loaded> {
+        self.check_attempts(key)?;
+        let (from, executor) = match self.peers.owner(&self.name, key.key) {
+            None => (LoadFrom::Getter(Placement::Main), Executor::for_getter(ctx)),
+            Some(owner) => {
+                let executor = Executor::for_peer(ctx, &*owner);
+                (LoadFrom::Peers(owner), executor)
+            }
+        };
+        loop {
+            if let Some(ended) = ctx.err() {
+                return Err(ended);
+            }
+            let result = match from.flights(self).join(key.hash.get(), key.key) {
+                Joined::Waiter(waiter) => wait(&waiter, ctx),
+                Joined::Leader(leader, _, forgets) => {
+                    let (_, generation) = self.store.look(key.hash, key.key);
+                    let begun = self.load_begin(generation, forgets);
+                    self.lead_by(&from, executor, leader, ctx, key, begun)
+                }
+            };
+            if let Some(result) = result {
+                return result;
+            }
+        }
+    }
+
     /// Starts a load of a newer value, unless one is under way or failed lately.
-    fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
+    pub(super) fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
         let owner = self.peers.owner(&self.name, key.key);
         let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::OwnerAlone);
         self.start_refresh(key, &from);
@@ -194,12 +223,7 @@ impl Inner {
             return None;
         }
         self.counters.add(|loads| &loads.refreshes);
-        let begun = LoadBegin {
-            at: now(),
-            generation,
-            forgets,
-        };
-        Some((leader, begun))
+        Some((leader, self.load_begin(generation, forgets)))
     }
 
     /// Watches a load that begins now.
