@@ -3,7 +3,7 @@
 // page in the documentation.
 #![cfg_attr(
     feature = "http",
-    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n\n",
+    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Removal]: manual::removal\n\n",
     doc = include_str!("../README.md"),
 )]
 //!

@@ -39,6 +39,8 @@ pub(crate) struct LoaderPool {
     jobs: Sender<Job>,
     name: String,
     max_threads: usize,
+    /// In bytes; std's default without.
+    stack_size: Option<usize>,
 }
 
 struct PoolShared {
@@ -120,7 +122,13 @@ impl LoaderPool {
             // std panics if a thread's name contains a NUL.
             name: format!("larder-load-{}", name.replace('\0', "?")),
             max_threads,
+            stack_size: None,
         }
+    }
+
+    /// The same pool, whose threads have stacks of `stack_size` bytes.
+    pub(crate) fn with_stack_size(self, stack_size: Option<usize>) -> LoaderPool {
+        LoaderPool { stack_size, ..self }
     }
 
     /// Runs `job` on a thread of the pool, which is busy until the job drops its [`BusyGuard`].
@@ -193,7 +201,10 @@ impl LoaderPool {
 
     fn spawn(&self, first: Option<Job>) -> Result<()> {
         let shared = self.shared.clone();
-        let thread = thread::Builder::new().name(self.name.clone());
+        let mut thread = thread::Builder::new().name(self.name.clone());
+        if let Some(stack_size) = self.stack_size {
+            thread = thread.stack_size(stack_size);
+        }
         let spawned = thread.spawn(move || shared.work(first));
         spawned
             .map(drop)

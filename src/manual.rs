@@ -10,3 +10,6 @@ pub mod from_go_groupcache {}
 #[doc = ""]
 #[doc = include_str!("../docs/eviction.md")]
 pub mod eviction {}
+
+#[doc = include_str!("../docs/removal.md")]
+pub mod removal {}

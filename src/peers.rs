@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
+use crate::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::peer::Peer;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
@@ -121,6 +121,22 @@ pub trait ProtoGetter: Send + Sync {
         Err(ErrorKind::Unsupported.into())
     }
 
+    /// Exchanges the removals that this process has applied for those of the peer, by
+    /// [`Group::serve_removals`](crate::Group::serve_removals). A group calls it if the two are not the
+    /// same, which [`PeerResponse::removals`] shows.
+    ///
+    /// # Errors
+    ///
+    /// Any, if the peer did not answer; [`ErrorKind::Unsupported`] by default.
+    fn exchange_removals(
+        &self,
+        ctx: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        let _ = (ctx, request);
+        Err(ErrorKind::Unsupported.into())
+    }
+
     /// The name of the peer in errors; its URL, if it has one. The default is "a peer".
     fn url(&self) -> String {
         "a peer".into()
@@ -156,6 +172,10 @@ pub struct PeerResponse {
     /// How long before the request the load of the value began; zero if it began later. `None` if the
     /// peer does not report it, or if it was weeks ago.
     pub age: Option<Duration>,
+    /// The removals that the peer had applied before it looked the value up, as a number that a group
+    /// makes and reads. `None` if the peer reports none, as a Go program does. Then a value of unknown age
+    /// is not used for 10 s after a removal.
+    pub removals: Option<u64>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
 }
@@ -170,6 +190,7 @@ impl PeerResponse {
             minute_qps: None,
             stale: None,
             age: None,
+            removals: None,
         }
     }
 

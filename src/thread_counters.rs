@@ -30,7 +30,7 @@ impl<T> ThreadCounters<T> {
     /// Adds one to the counter that `counter` picks, and returns the new count of this thread's set.
     #[inline]
     pub(crate) fn add(&self, counter: impl Fn(&T) -> &AtomicU64) -> u64 {
-        let number = NUMBER.try_with(|number| number.0.get()).unwrap_or(SHARED);
+        let number = thread_number();
         if !(1..SETS).contains(&number) {
             return self.add_shared(counter);
         }
@@ -60,6 +60,13 @@ impl<T> ThreadCounters<T> {
         let counts = self.sets.iter().map(|set| counter(set));
         counts.map(|count| count.load(Ordering::Relaxed)).sum()
     }
+}
+
+/// The number of this thread. Some threads share a number: those past their destructors, those that have
+/// not counted yet, and those for which no other was left.
+#[inline]
+pub(crate) fn thread_number() -> usize {
+    NUMBER.try_with(|number| number.0.get()).unwrap_or(SHARED)
 }
 
 /// The shared set, and the number of a thread for which no other was left.

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::attempts::Attempts;
+use super::compare::Comparisons;
 use super::counters::LoadCounters;
 use super::freshness::Freshness;
+use super::removal_clocks::RemovalClocks;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::byteview::ByteView;
 use crate::clock::Clock;
@@ -45,6 +47,7 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
+    loader_stack_size: Option<usize>,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
     forecast: bool,
@@ -66,6 +69,7 @@ impl GroupBuilder {
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
+            loader_stack_size: None,
             max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
             forecast: false,
@@ -158,6 +162,27 @@ impl GroupBuilder {
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self
+    }
+
+    /// The stack of each loader thread, in bytes, at least 64 KiB. Default: that of std, 2 MiB or what
+    /// `RUST_MIN_STACK` says.
+    ///
+    /// Getters run on these threads. A stack reserves address space; only the pages that were used take
+    /// memory.
+    pub fn loader_stack_size(mut self, bytes: usize) -> Self {
+        self.loader_stack_size = Some(bytes);
+        self
+    }
+
+    /// Sets the numbers for a board with 64 MB of memory: 16 MiB of
+    /// [`max_capacity`](Self::max_capacity), values of 1 MiB, keys of 1 KiB, and 256 loader threads with
+    /// stacks of 128 KiB. Options that are set later take precedence.
+    pub fn small(self) -> Self {
+        self.max_capacity(16 << 20)
+            .max_value_size(1 << 20)
+            .max_key_size(1 << 10)
+            .max_loader_threads(256)
+            .loader_stack_size(128 << 10)
     }
 
     /// How long a caller without a deadline waits while the owner of a key runs its getter, up to 24 h.
@@ -292,7 +317,8 @@ impl GroupBuilder {
             clock: self.clock,
         };
         let inner = Inner {
-            pool: LoaderPool::new(&self.name, self.max_loader_threads),
+            pool: LoaderPool::new(&self.name, self.max_loader_threads)
+                .with_stack_size(self.loader_stack_size),
             name: self.name,
             getter: Box::new(getter),
             store: Store::new(store),
@@ -306,6 +332,8 @@ impl GroupBuilder {
             max_value_size: self.max_value_size,
             max_load_wait: self.max_load_wait,
             eviction_listener: self.eviction_listener,
+            removals: RemovalClocks::new(),
+            comparisons: Comparisons::default(),
             counters: LoadCounters::new(),
         };
         inner.store.raise_margin(inner.freshness.allowance());
@@ -333,6 +361,12 @@ impl GroupBuilder {
         if self.max_loader_threads == 0 {
             return invalid("max_loader_threads must be at least 1");
         }
+        if self
+            .loader_stack_size
+            .is_some_and(|bytes| bytes < MIN_LOADER_STACK)
+        {
+            return invalid("loader_stack_size must be at least 65536 bytes");
+        }
         if self.max_load_wait > LONGEST_LOAD_WAIT {
             return invalid("max_load_wait must be at most 24 h");
         }
@@ -348,6 +382,8 @@ impl std::fmt::Debug for GroupBuilder {
             .finish_non_exhaustive()
     }
 }
+
+const MIN_LOADER_STACK: usize = 64 << 10;
 
 const DEFAULT_CAPACITY: u64 = 64 << 20;
 const DEFAULT_HOT_FRACTION: f64 = 0.125;

@@ -29,6 +29,9 @@ impl Inner {
         let sent = self.store.clock().now();
         let answers = previous.get_many(&ctx.with_timeout(PATIENCE), &self.name, &[key.key]);
         let response = answers.ok()?.into_iter().next()??;
+        if !self.is_current(key.key, sent, &response) {
+            return None;
+        }
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
+use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::Placement;
@@ -169,7 +170,7 @@ impl Inner {
 
     /// Asks the owner for a newer value of a key. This is the work of a peer flight.
     pub(super) fn load_from_owner(
-        &self,
+        self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         ctx: &Context,
         key: LoadKey<'_>,
@@ -181,10 +182,13 @@ impl Inner {
             key: key.key.into(),
         };
         let mut patience = Patience::new(ctx, self);
-        let Loaded {
-            mut view, lifetime, ..
-        } = patience.ask(&**owner, &request, false)?;
+        let mut ask = || patience.ask(&**owner, &request, false);
+        let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
+        // Without an answer that is newer than all removals, the old value is not renewed.
+        let (sent, response) = answer.ok_or(ErrorKind::Peer)?;
         self.counters.add(|loads| &loads.peer_loads);
+        let lifetime = self.lifetime_of(sent, &response);
+        let mut view = response.value;
         let lifetime = self.populate(Placement::Hot, key, begun, &mut view, lifetime, evicted);
         Ok(Loaded {
             view,
@@ -195,7 +199,7 @@ impl Inner {
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
     fn ask_peers(
-        &self,
+        self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         ctx: &Context,
@@ -232,7 +236,7 @@ impl Inner {
 
     /// Asks one peer, unless it failed already during the caller's call for several keys.
     fn ask_peer(
-        &self,
+        self: &Arc<Self>,
         peer: &Arc<dyn ProtoGetter>,
         request: &GetRequest<'_>,
         patience: &mut Patience<'_>,
@@ -243,11 +247,18 @@ impl Inner {
         if failed.is_some_and(|failed| failed.contain(peer)) {
             return Asked::NextPeer;
         }
-        let error = match patience.ask(&**peer, request, has_next) {
-            Ok(loaded) => {
+        let mut ask = || patience.ask(&**peer, request, has_next);
+        let answer = ask().and_then(|answer| self.verify(peer, ctx, request, answer, ask));
+        let error = match answer {
+            Ok(Some((sent, response))) => {
                 self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(loaded));
+                return Asked::Answer(Ok(Loaded {
+                    lifetime: self.lifetime_of(sent, &response),
+                    view: response.value,
+                    by_peer: true,
+                }));
             }
+            Ok(None) => return Asked::LoadHere,
             Err(error) => error,
         };
         match error.kind() {
@@ -327,7 +338,7 @@ impl<'c> Patience<'c> {
         peer: &dyn ProtoGetter,
         request: &GetRequest<'_>,
         has_next: bool,
-    ) -> Result<Loaded> {
+    ) -> Result<Answer> {
         let clock = self.group.store.clock();
         let mut sent = clock.now();
         let mut result = match has_next {
@@ -354,11 +365,7 @@ impl<'c> Patience<'c> {
                 std::thread::sleep(SHORTEST_ASK);
             }
         }
-        result.map(|response| Loaded {
-            lifetime: self.group.lifetime_of(sent, &response),
-            view: response.value,
-            by_peer: true,
-        })
+        result.map(|response| (sent, response))
     }
 }
 

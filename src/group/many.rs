@@ -184,7 +184,7 @@ impl Inner {
     /// Asks an owner for the values that it has cached, and caches them like any value from a peer.
     /// Keys that fail here are fetched again one by one, which handles the error; but not from this
     /// owner if it did not answer.
-    fn ask_owner(&self, ctx: &Context, query: &OwnerQuery) -> Found {
+    fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
         let half = query.has_next.then(|| half_of(ctx));
         let ctx_of_owner = half.as_ref().unwrap_or(ctx);
         let answers = match &*query.keys {
@@ -208,9 +208,20 @@ impl Inner {
             }
         };
         let mut found = Vec::new();
+        if let Some(Some(Ok(response))) =
+            answers.iter().find(|answer| matches!(answer, Some(Ok(_))))
+        {
+            let sent = query.keys[0].begun.at;
+            self.compare(&query.owner, ctx, sent, response.removals);
+        }
         for (key, answer) in query.keys.iter().zip(answers) {
             let Some(answer) = answer else {
                 continue;
+            };
+            let answer = match answer {
+                // Asked for by itself, which has the owner drop it.
+                Ok(response) if !self.is_current(&key.key, key.begun.at, &response) => continue,
+                answer => answer,
             };
             self.counters.add(|loads| &loads.loads_deduped);
             found.push((key.at, answer.map(|answer| self.keep(key, answer))));

@@ -11,17 +11,23 @@
 //!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
 //!   freshness_options.rs  the options for these
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers   handoff.rs   a value of the previous owner
+//!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
+//!   removal_clocks.rs, applied.rs  the removals applied here
+//!   compare.rs   whether peers have applied them, too
+//!   handoff.rs   a value of the previous owner
 //!   answer.rs    a get with options, and its answer
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
 mod answer;
+mod applied;
 mod attempts;
 mod broadcast;
 mod builder;
 pub(crate) mod client_load;
+mod compare;
 mod counters;
+mod fence;
 mod flight;
 mod forecast;
 mod freshness;
@@ -35,6 +41,7 @@ mod populate;
 mod refresh;
 pub(crate) mod registry;
 mod removal;
+mod removal_clocks;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -62,9 +69,11 @@ use crate::store::{
 use crate::sync::Arc;
 use attempts::Attempts;
 use client_load::ClientWaiter;
+use compare::Comparisons;
 use counters::LoadCounters;
 use freshness::Freshness;
 use lifetime::Lifetime;
+use removal_clocks::RemovalClocks;
 
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
@@ -109,6 +118,8 @@ struct Inner {
     max_value_size: usize,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
+    removals: RemovalClocks,
+    comparisons: Comparisons,
     counters: LoadCounters,
 }
 
@@ -280,6 +291,7 @@ impl Group {
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
         let purge = || self.inner.purge_some();
+        let removals = self.inner.removals_for(key);
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
         let loaded = match hit.is_due {
             true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
@@ -287,7 +299,11 @@ impl Group {
         };
         self.inner.counters.add(|loads| &loads.server_requests);
         let now = self.inner.store.clock().now();
-        Some(self.inner.peer_response(loaded, now))
+        let response = self.inner.peer_response(loaded, now);
+        Some(PeerResponse {
+            removals,
+            ..response
+        })
     }
 
     /// The value of `key` if it is cached here. Loads nothing, counts nothing, and is not a use that
@@ -384,8 +400,10 @@ impl Group {
     }
 
     /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
-    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others.
-    /// Returns the weight of the entries that left; less than `bytes` only if the cache held less.
+    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others, until
+    /// the resident set is smaller by at least 95 % of `bytes`, less 32 KiB. Entries that share pages
+    /// with others free no page, so more than `bytes` may have to leave. Returns the weight of the
+    /// entries that left; less than `bytes` only if the cache held less.
     ///
     /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
     /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
@@ -431,10 +449,7 @@ impl Inner {
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) if !hit.is_due => Ok(hit.view),
-            Ok(hit) => {
-                let due = self.get_due(ctx, LoadKey { hash, key }, hit);
-                due.map(|loaded| loaded.view)
-            }
+            Ok(_) => self.get_found_due(ctx, LoadKey { hash, key }),
             Err(miss) => {
                 self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
@@ -455,6 +470,7 @@ impl Inner {
     ) -> Result<PeerResponse> {
         self.counters.add(|loads| &loads.server_requests);
         let arrived = self.store.clock().now();
+        let removals = self.removals_for(key);
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
@@ -465,7 +481,10 @@ impl Inner {
                 self.load_for_peer(ctx, LoadKey { hash, key }, Some(miss), waiter)?
             }
         };
-        Ok(self.peer_response(value, arrived))
+        Ok(PeerResponse {
+            removals,
+            ..self.peer_response(value, arrived)
+        })
     }
 
     /// The response with a value to a request that arrived at this time.
@@ -522,28 +541,10 @@ impl Inner {
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
-        self.evict_to_capacity().resume();
-        Ok(())
-    }
-
-    /// Evicts down to the capacity, and returns the first panic of the listener.
-    fn evict_to_capacity(&self) -> FirstPanic {
         let mut panic = FirstPanic::default();
-        while let Some(evicted) = self.store.evict_to_capacity() {
-            self.notify_all(evicted, &mut panic);
-        }
-        self.store.release_free_pages();
-        panic
-    }
-
-    fn trim(&self, bytes: u64) -> u64 {
-        let before = self.store.used();
-        let ceiling = self.store.add_ceiling(before.saturating_sub(bytes));
-        let panic = self.evict_to_capacity();
-        let after = self.store.used();
-        self.store.set_ceiling(ceiling, None);
+        self.evict_to_capacity(&mut panic);
         panic.resume();
-        before.saturating_sub(after)
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

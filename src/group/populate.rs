@@ -152,7 +152,6 @@ impl Inner {
 
     pub(super) fn notify_all(&self, mut evicted: EvictedEntries, panic: &mut FirstPanic) {
         loop {
-            evicted.prefetch();
             let pending = evicted.pending();
             let listener = self.eviction_listener.as_ref();
             if let Some(listener) = listener.filter(|_| !evicted.is_empty()) {
@@ -163,7 +162,7 @@ impl Inner {
                     }
                 });
             } else {
-                drop(evicted);
+                self.store.recycle(evicted);
             }
             let Some(pending) = pending else {
                 return;

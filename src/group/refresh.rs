@@ -10,6 +10,7 @@ use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,21 @@ use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
 impl Inner {
+    /// The value for a get that found a [due](Hit::is_due) one. It is looked up again: if the get used more
+    /// of the hit than the view, each hit would read when its load began.
+    #[cold]
+    pub(super) fn get_found_due(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<ByteView> {
+        let loaded = match self.store.look(key.hash, key.key).0 {
+            Some(hit) => self.get_due(ctx, key, hit),
+            None => self.load_value(ctx, key, None),
+        };
+        loaded.map(|loaded| loaded.view)
+    }
+
     /// The value for a caller of this process that found a [due](Hit::is_due) one.
     #[cold]
     pub(super) fn get_due(

@@ -1,5 +1,6 @@
 //! Removals: of keys and of everything, in this process and in the cluster.
 
+use super::removal_clocks::{ALL_KEYS, Counted, KeyStripe};
 use super::{Group, Inner};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -9,11 +10,10 @@ use crate::error::{Error, ErrorKind};
 use crate::loader_pool::JobFor;
 use crate::nesting;
 use crate::panics::FirstPanic;
-use crate::pb::{ClearRequest, RemoveKeysRequest};
+use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
 use crate::peers::ProtoGetter;
-use crate::random;
-use crate::store::{ClearedEntries, Evicted, RemovalCause};
-use crate::sync::Arc;
+use crate::store::{ClearedEntries, Evicted, KeyHash, RemovalCause};
+use crate::sync::{Arc, Mutex};
 
 impl Group {
     /// Removes `key` from the caches of all processes: from this one, and from those of its peers, all
@@ -86,12 +86,12 @@ impl Group {
     /// process's cache. It also does not join a load that began before the removal. The value of such
     /// a load is returned to the callers that wait for it already, and is not cached.
     pub fn invalidate(&self, key: &str) {
-        self.inner.remove_here(key);
+        self.inner.remove_here(key, None);
     }
 
     /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
     pub fn remove_local(&self, key: &str) -> Option<ByteView> {
-        self.inner.remove_here(key)
+        self.inner.remove_here(key, None)
     }
 
     /// Removes everything from this process's cache, with the effect of
@@ -105,15 +105,31 @@ impl Group {
     /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
     /// must call it, too.
     pub fn serve_remove(&self, request: &RemoveKeysRequest<'_>) {
+        let count = self.inner.removals.admit(request.removal_id);
         for key in &request.keys {
-            self.inner.remove_here(key);
+            self.inner.remove_here(key, count.stamp(key));
         }
+        self.inner.removals.finish(count);
     }
 
     /// Removes everything because a peer has. As for [`serve_remove`](Self::serve_remove).
     pub fn serve_clear(&self, request: &ClearRequest<'_>) {
-        let _ = request;
-        self.inner.clear_here();
+        let count = self.inner.removals.admit(request.removal_id);
+        self.inner.clear_here(count);
+    }
+
+    /// As [`serve_clear`](Self::serve_clear), but the caller drops the entries, by the returned function.
+    #[cfg(all(test, larder_loom))]
+    pub(crate) fn clear_unswept(&self, request: &ClearRequest<'_>) -> impl FnOnce() + Send + use<> {
+        let inner = self.inner.clone();
+        let cleared = inner.clear_unswept(inner.removals.admit(request.removal_id));
+        move || inner.notify_cleared(cleared)
+    }
+
+    /// Applies the removals of a peer that this process has missed, and returns those that this process
+    /// has applied. As for [`serve_remove`](Self::serve_remove).
+    pub fn serve_removals(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
+        self.inner.serve_table(request)
     }
 }
 
@@ -123,11 +139,12 @@ impl Inner {
             return Err(ended);
         }
         keys.iter().try_for_each(|key| self.check_key(key))?;
-        let removal_id = new_removal_id();
+        let (removal_id, count) = self.removals.begin();
         let mut panic = FirstPanic::default();
         for key in keys {
-            panic.catch(|| drop(self.remove_here(key)));
+            panic.catch(|| drop(self.remove_here(key, count.stamp(key))));
         }
+        self.removals.finish(count);
         let peers = self.all_peers(keys);
         let request = Arc::new(OwnedRemoval {
             group: self.name.clone(),
@@ -143,8 +160,8 @@ impl Inner {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
-        let removal_id = new_removal_id();
-        self.clear_here();
+        let (removal_id, count) = self.removals.begin();
+        self.clear_here(count);
         let group = self.name.clone();
         let told = self.tell(ctx, self.all_peers(&[]), move |peer, ctx| {
             let request = ClearRequest {
@@ -173,8 +190,8 @@ impl Inner {
         listed.unwrap_or_default()
     }
 
-    /// Removes a key from this process's cache, and returns its value.
-    pub(super) fn remove_here(&self, key: &str) -> Option<ByteView> {
+    /// Removes a key from this process's cache, and returns its value. Adds `stamp` to the key's clock.
+    pub(super) fn remove_here(&self, key: &str, stamp: Option<u32>) -> Option<ByteView> {
         let hash = self.store.hash(key);
         // The store comes first: from then on it refuses the values of loads under way. The flights
         // come second, so that a get that begins after this function does not join one of those
@@ -184,9 +201,20 @@ impl Inner {
         // A load that begins between the two steps is forgotten, but the store would accept its
         // value. Suppose a later load, of a newer value, ends first. The older value would replace
         // the newer one. So an insertion also checks that its flight was not forgotten.
-        let removed = self.store.remove(hash, key);
-        self.getter_flights.forget_hashed(hash.get(), key);
-        self.peer_flights.forget_hashed(hash.get(), key);
+        //
+        // A counted removal forgets the flights before the store, too. A peer's request that reads the
+        // new clock between the two steps then joins no load that began before the removal. Its answer
+        // has to be newer than the removals that it names.
+        let removed = match stamp {
+            None => self.store.remove(hash, key, || ()),
+            Some(stamp) => {
+                self.forget(hash, key);
+                let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
+                let note = || self.removals.advance(stripe, stamp, clock);
+                self.store.remove(hash, key, note)
+            }
+        };
+        self.forget(hash, key);
         // After the flights: see `Attempts::note`.
         self.attempts.forget(hash.get(), key);
         let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
@@ -196,6 +224,12 @@ impl Inner {
             .map(|evicted| evicted.entry.value());
         self.notify_and_drop(removed);
         value
+    }
+
+    /// Lets no further caller join the loads of a key.
+    pub(super) fn forget(&self, hash: KeyHash, key: &str) {
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
     }
 
     pub(super) fn clear_local(&self) {
@@ -212,9 +246,9 @@ impl Inner {
     }
 
     /// Takes everything out of the cache, and lets a loader thread drop it.
-    fn clear_here(self: &Arc<Self>) {
+    fn clear_here(self: &Arc<Self>, count: Counted) {
         // Shared, because a refused job is dropped.
-        let cleared = Arc::new(crate::sync::Mutex::new(Some(self.take_all())));
+        let cleared = Arc::new(Mutex::new(Some(self.clear_unswept(count))));
         let (group, theirs) = (self.clone(), cleared.clone());
         let submitted = self.pool.submit(JobFor::Own, move |busy| {
             let cleared = theirs.lock().take();
@@ -230,6 +264,18 @@ impl Inner {
                 self.notify_cleared(cleared);
             }
         }
+    }
+
+    /// Takes everything out of the cache, and notes the removal of all keys.
+    fn clear_unswept(&self, count: Counted) -> ClearedEntries {
+        let unsettled = self.removals.unsettle();
+        if let Some(stamp) = count.stamp("") {
+            self.removals.advance(ALL_KEYS, stamp, self.store.clock());
+        }
+        let cleared = self.take_all();
+        drop(unsettled);
+        self.removals.finish(count);
+        cleared
     }
 
     /// Calls the listener for entries that were cleared, and drops them.
@@ -251,7 +297,7 @@ impl Inner {
 struct OwnedRemoval {
     group: String,
     keys: Vec<String>,
-    removal_id: u32,
+    removal_id: u64,
 }
 
 impl OwnedRemoval {
@@ -263,9 +309,4 @@ impl OwnedRemoval {
         };
         peer.remove(ctx, &request)
     }
-}
-
-/// A random number for one change, not 0.
-pub(super) fn new_removal_id() -> u32 {
-    (random::bits() as u32).max(1)
 }

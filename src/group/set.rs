@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::removal::new_removal_id;
+use super::removal_clocks::KeyStripe;
 use super::{Group, Inner};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -114,15 +114,19 @@ impl Inner {
             return Err(ended);
         }
         self.check_entry(key, &value)?;
-        let removal_id = new_removal_id();
+        let (removal_id, count) = self.removals.begin();
+        let stamp = count.stamp(key);
         let owner = self.peers.owner(&self.name, key);
         match &owner {
-            None => self.set_here(key, value, options.ttl),
+            None => self.set_here(key, value, options.ttl, stamp),
             Some(owner) => {
-                self.set_at(ctx, owner, key, value, options, removal_id)?;
-                self.remove_here(key);
+                let set = self.set_at(ctx, owner, key, value, options, removal_id);
+                // The number would be missing for ever.
+                set.inspect_err(|_| self.removals.finish(count))?;
+                self.remove_here(key, stamp);
             }
         }
+        self.removals.finish(count);
         let mut others = self.all_peers(&[]);
         if let Some(owner) = &owner {
             others.retain(|peer| !super::load::is_same(peer, owner));
@@ -147,7 +151,7 @@ impl Inner {
         key: &str,
         value: ByteView,
         options: SetOptions,
-        removal_id: u32,
+        removal_id: u64,
     ) -> Result<()> {
         let nanos = |ttl: Duration| u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX);
         let ttl_nanos = options.ttl.map(nanos);
@@ -181,10 +185,13 @@ impl Inner {
                 Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
             }
         };
+        let count = self.removals.admit(request.removal_id);
+        let stamp = count.stamp(key);
         match self.peers.owner(&self.name, key) {
-            None => self.set_here(key, value.into(), ttl),
-            Some(_) => drop(self.remove_here(key)),
+            None => self.set_here(key, value.into(), ttl, stamp),
+            Some(_) => drop(self.remove_here(key, stamp)),
         }
+        self.removals.finish(count);
         Ok(())
     }
 
@@ -205,12 +212,13 @@ impl Inner {
 
     /// Replaces the value of a key that this process owns. The values of loads under way are not
     /// cached.
-    fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>) {
+    fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>, stamp: Option<u32>) {
         let hash = self.store.hash(key);
+        let clock = self.store.clock();
         let lifetime = self.lifetime_of_set(ttl);
-        let is_kept = ttl != Some(Duration::ZERO) && self.store.capacity() > 0;
-        if !is_kept || !self.store.adopt(hash, key, &mut value) {
-            self.remove_here(key);
+        let is_over = lifetime.expires.is_some_and(|end| end <= clock.now());
+        if is_over || self.store.capacity() == 0 || !self.store.adopt(hash, key, &mut value) {
+            self.remove_here(key, stamp);
             return;
         }
         let mut evicted = EvictedEntries::default();
@@ -225,9 +233,16 @@ impl Inner {
             loaded_at: Generation::default(),
             is_forgotten: &|| false,
         };
-        self.store.set(new, &mut evicted);
-        self.getter_flights.forget_hashed(hash.get(), key);
-        self.peer_flights.forget_hashed(hash.get(), key);
+        // In the order of `remove_here`.
+        self.forget(hash, key);
+        let stripe = KeyStripe::of(key);
+        let note = || {
+            if let Some(stamp) = stamp {
+                self.removals.advance(stripe, stamp, clock);
+            }
+        };
+        self.store.set(new, &mut evicted, note);
+        self.forget(hash, key);
         // After the flights: see `Attempts::note`.
         self.attempts.forget(hash.get(), key);
         self.notify_and_drop(evicted);

@@ -6,6 +6,7 @@ use super::classes::{CLASSES, PAGE, class_of, rounded};
 use super::pages::{PAGES, PageMap};
 use super::raw::{Mapping, SEGMENT, Vacant, system_page};
 use super::release::{Place, Release};
+use super::{TableMemory, TableVec};
 use crate::sync::Arc;
 
 /// The segments of an arena, and the blocks in them.
@@ -50,7 +51,7 @@ struct Segment {
     mapping: Mapping,
     pages: PageMap,
     /// By page.
-    spans: Box<[Span]>,
+    spans: TableVec<Span>,
 }
 
 /// A slab, or the pages of one long block. The data are those of its first page.
@@ -194,8 +195,10 @@ impl Arena {
         let mut segment = Segment {
             mapping: Mapping::new(len, &self.release, id as u32)?,
             pages: PageMap::new(system_page() / PAGE),
-            spans: vec![NO_SPAN; if len > SEGMENT { 2 } else { PAGES }].into(),
+            spans: TableVec::new_in(TableMemory),
         };
+        let spans = if len > SEGMENT { 2 } else { PAGES };
+        segment.spans.resize(spans, NO_SPAN);
         if segment.is_for_one() {
             segment.pages.close();
         }

@@ -5,6 +5,7 @@
 //!   arena.rs    the blocks of an arena      classes.rs   their sizes
 //!   pages.rs    the pages of a segment      release.rs   the way of dropped blocks back
 //!   bytes.rs    copies into blocks          raw.rs       shared bytes, mapped memory; all `unsafe` code
+//!   spares.rs   blocks that threads keep for their next entries
 //! ```
 //!
 //! malloc keeps an arena for each thread. A block is allocated by the thread that loads an entry, and
@@ -19,6 +20,7 @@ pub(crate) mod model;
 mod pages;
 mod raw;
 pub(crate) mod release;
+mod spares;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
@@ -29,16 +31,21 @@ use crossbeam_utils::CachePadded;
 use crate::sync::{Arc, Mutex};
 use arena::Arena;
 use classes::PAGE;
-use raw::Mapping;
+use raw::{Mapping, Vacant};
 use release::Release;
+use spares::Spares;
 
-pub(crate) use raw::SharedBytes;
+pub(crate) use raw::{SharedBytes, TableMemory};
+
+/// A vector whose memory goes back to the system as soon as it is freed.
+pub(crate) type TableVec<T> = allocator_api2::vec::Vec<T, TableMemory>;
 
 /// Blocks for the entries of a store.
 ///
 /// Blocks of up to [`MAX_SPREAD`] bytes lie in several arenas, so that threads seldom wait for each
 /// other. A longer block takes longer to fill than to allocate, so all of these are in one arena.
 pub(crate) struct Heap {
+    spares: Spares,
     /// The last one is for long blocks.
     arenas: Box<[CachePadded<SharedArena>]>,
     /// See [`excess`](Self::excess).
@@ -77,10 +84,11 @@ impl Heap {
             CachePadded::new(SharedArena::new(spare.max(MIN_SPARE) / PAGE))
         };
         Heap {
+            spares: Spares::new(),
             arenas: (0..=spread).map(arena).collect(),
             excess: Arc::default(),
             next_collected: AtomicUsize::new(0),
-            allowed_gaps: MIN_GAPS + capacity / 64 / (spread + 1),
+            allowed_gaps: (MIN_GAPS + capacity / 64) / (spread + 1),
         }
     }
 
@@ -88,6 +96,13 @@ impl Heap {
     #[inline]
     pub(crate) fn allocate(&self, hash: u64, parts: [&[u8]; 2]) -> Option<SharedBytes> {
         let size = SharedBytes::HEADER + parts[0].len() + parts[1].len();
+        let spare = self.spares.take(size);
+        let vacant = spare.or_else(|| self.allocate_in_arena(hash, size));
+        // Copied without a lock.
+        vacant.map(|vacant| vacant.fill(parts))
+    }
+
+    fn allocate_in_arena(&self, hash: u64, size: usize) -> Option<Vacant> {
         let shared = self.arena(hash, size);
         let mut unmapped = Vec::new();
         let mut state = shared.state.lock();
@@ -102,14 +117,20 @@ impl Heap {
         if has_grown {
             self.collect_another();
         }
-        // Copied without the lock.
-        vacant.map(|vacant| vacant.fill(parts))
+        vacant
     }
 
-    /// Whether the block is one that [`allocate`](Self::allocate) made for this hash.
+    /// Keeps the block of an entry that left for a new one of this thread.
+    pub(crate) fn recycle(&self, block: SharedBytes) {
+        self.spares.keep(block);
+    }
+
+    /// Whether the block is one that [`allocate`](Self::allocate) made. It lies most often in the arena of
+    /// this hash.
     pub(crate) fn owns(&self, hash: u64, block: &SharedBytes) -> bool {
         let size = SharedBytes::HEADER + block.len();
-        block.is_of(&self.arena(hash, size).release)
+        let is_in = |shared: &SharedArena| block.is_of(&shared.release);
+        is_in(self.arena(hash, size)) || self.arenas.iter().any(|shared| is_in(shared))
     }
 
     fn arena(&self, hash: u64, size: usize) -> &SharedArena {
@@ -130,7 +151,7 @@ impl Heap {
     fn note_excess(&self, state: &mut ArenaState) {
         let gaps = state.arena.figures.gaps();
         let excess = gaps.saturating_sub(self.allowed_gaps) as u64;
-        if excess.abs_diff(state.excess) >= NOTED {
+        if excess.abs_diff(state.excess) >= NOTED || excess == 0 && state.excess != 0 {
             let change = excess.wrapping_sub(state.excess);
             self.excess.fetch_add(change, Ordering::Relaxed);
             state.excess = excess;
@@ -145,13 +166,12 @@ impl Heap {
         self.collect(&self.arenas[next % self.arenas.len()], false);
     }
 
-    /// Returns all pages that hold no block to the system, and the memory that malloc keeps, such as
-    /// that of former tables. Does not wait for blocks that are in use.
+    /// Returns all pages that hold no block to the system. Does not wait for blocks that are in use.
     pub(crate) fn release_free_pages(&self) {
+        self.spares.clear();
         for shared in &self.arenas {
             self.collect(shared, true);
         }
-        raw::trim_malloc();
     }
 
     /// Frees the dropped blocks of an arena. With `release`, the arena keeps no spare pages.
@@ -172,7 +192,6 @@ impl Heap {
     }
 
     /// The resident bytes.
-    #[cfg(any(all(test, not(larder_loom)), larder_fuzz))]
     pub(crate) fn resident(&self) -> usize {
         let pages =
             |shared: &CachePadded<SharedArena>| shared.state.lock().arena.figures.resident_pages;
@@ -216,8 +235,9 @@ const MIN_ARENA: usize = 8 << 20;
 /// The least spare memory that an arena keeps, in bytes.
 const MIN_SPARE: usize = 64 << 10;
 
-/// The gaps that are allowed in an arena of a small store, in bytes: about half a slab of each class.
-const MIN_GAPS: usize = 192 << 10;
+/// The gaps that are allowed even in a small store, in bytes. Without them, a store of few entries of many
+/// sizes could use half of its capacity.
+const MIN_GAPS: usize = 2 << 20;
 
 /// The blocks that are freed at once, at most, when none is allocated.
 const COLLECTED_AT_ONCE: usize = 256;

@@ -23,12 +23,15 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 
+use super::classes::rounded;
 use super::release::{Place, Release};
 use crate::sync::Arc;
+use allocator_api2::alloc::{AllocError, Allocator, Global};
 
 /// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
 pub(super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
@@ -47,6 +50,14 @@ struct BlockHead {
 }
 
 const LONG: u32 = u32::MAX;
+
+/// The bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
+
+/// The processor itself fetches the later lines of longer blocks, because they are written in order.
+#[cfg(target_arch = "x86_64")]
+const PREFETCHED_LINES: usize = 4;
 
 /// The bytes in front of the header of a block of malloc. They tell it from a block of a heap.
 const PREFIX: usize = 8;
@@ -86,6 +97,28 @@ impl SharedBytes {
         let is_shared = self.head().refs.load(Ordering::Acquire) != 1;
         // SAFETY: this is the only reference, and it is borrowed exclusively (invariants 2 and 3).
         (!is_shared).then(|| unsafe { self.slice().as_mut() })
+    }
+
+    /// The block for other bytes. `None` if it has another reference, or is one of malloc.
+    pub(super) fn into_vacant(self) -> Option<Vacant> {
+        if self.is_on_malloc() || self.head().refs.load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        let size = rounded(Self::HEADER + self.len());
+        let block = ManuallyDrop::new(self).0.cast();
+        Some(Vacant { block, size })
+    }
+
+    /// Starts to fetch the first cache lines of the block, and does not wait for them.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..PREFETCHED_LINES {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address = self.0.as_ptr().wrapping_byte_add(line * CACHE_LINE);
+            // SAFETY: a prefetch accesses no memory.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
     }
 
     /// Whether the block lies in a segment of this arena.
@@ -216,6 +249,25 @@ impl Vacant {
     }
 }
 
+/// A place for one block that threads exchange without a lock.
+#[derive(Default)]
+pub(super) struct BlockCell(AtomicPtr<BlockHead>);
+
+impl BlockCell {
+    /// Puts in another block, or none, and returns the former one.
+    pub(super) fn swap(&self, block: Option<SharedBytes>) -> Option<SharedBytes> {
+        let new = block.map_or(ptr::null_mut(), |block| ManuallyDrop::new(block).0.as_ptr());
+        // The reference moves into the cell and out of it, so the count does not change (invariant 3).
+        NonNull::new(self.0.swap(new, Ordering::AcqRel)).map(SharedBytes)
+    }
+}
+
+impl Drop for BlockCell {
+    fn drop(&mut self) {
+        drop(self.swap(None));
+    }
+}
+
 /// The beginning of a segment.
 struct SegmentHead {
     release: Arc<Release<Mapping>>,
@@ -236,7 +288,7 @@ impl Mapping {
     /// system has no memory or no addresses left.
     pub(super) fn new(len: usize, release: &Arc<Release<Mapping>>, id: u32) -> Option<Mapping> {
         let len = len.checked_next_multiple_of(SEGMENT)?;
-        let start = system::map(len)?;
+        let start = system::map_segment(len)?;
         let release = release.clone();
         // SAFETY: the mapping is new and writable, and its start is aligned to SEGMENT.
         unsafe { start.cast().write(SegmentHead { release, id }) };
@@ -278,10 +330,39 @@ impl Drop for Mapping {
     }
 }
 
+/// The memory of tables. Large ones are mapped one by one. malloc would take them from the arena of the
+/// thread that lets them grow, and would keep what is free at the end of each arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TableMemory;
+
+// SAFETY: both allocators return memory of the layout that lives until it is deallocated. The size of
+// the layout chooses between them, and is the same in both calls. Mapped memory begins at a page, which
+// no alignment here exceeds.
+unsafe impl Allocator for TableMemory {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() < system::MIN_TABLE {
+            return Global.allocate(layout);
+        }
+        let start = system::map(layout.size()).ok_or(AllocError)?;
+        Ok(NonNull::slice_from_raw_parts(start, layout.size()))
+    }
+
+    unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
+        if layout.size() < system::MIN_TABLE {
+            // SAFETY: as the caller's.
+            return unsafe { Global.deallocate(start, layout) };
+        }
+        system::unmap(start, layout.size());
+    }
+}
+
 /// Memory of the system.
 #[cfg(all(unix, not(miri)))]
 mod system {
     use super::{NonNull, SEGMENT, ptr};
+
+    /// Tables of at least so many bytes are mapped.
+    pub(super) const MIN_TABLE: usize = 8 << 10;
 
     /// The bytes of a page.
     pub(in super::super) fn page() -> usize {
@@ -290,17 +371,18 @@ mod system {
         usize::try_from(bytes).unwrap_or(4096)
     }
 
-    /// Maps `len` bytes at a multiple of `SEGMENT`.
+    /// Maps `len` bytes.
     pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
-        let whole = len.checked_add(SEGMENT)?;
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let kind = libc::MAP_PRIVATE | libc::MAP_ANON;
         // SAFETY: the new mapping replaces none.
-        let start = unsafe { libc::mmap(ptr::null_mut(), whole, access, kind, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        let start: NonNull<u8> = NonNull::new(start.cast())?;
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
+        NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED)
+    }
+
+    /// Maps `len` bytes at a multiple of `SEGMENT`.
+    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
+        let start = map(len.checked_add(SEGMENT)?)?;
         let before = start.addr().get().wrapping_neg() % SEGMENT;
         // SAFETY: both ends and the part between them lie in the mapping.
         let (aligned, after) = unsafe { (start.add(before), start.add(before + len)) };
@@ -333,11 +415,16 @@ mod system {
 mod system {
     use super::{Layout, NonNull, SEGMENT, alloc_zeroed, dealloc};
 
+    /// No table is mapped.
+    pub(super) const MIN_TABLE: usize = usize::MAX;
+
     pub(in super::super) fn page() -> usize {
         4096
     }
 
-    pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
+    pub(super) use map_segment as map;
+
+    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
         let layout = Layout::from_size_align(len, SEGMENT).ok()?;
         // SAFETY: the layout is not empty.
         NonNull::new(unsafe { alloc_zeroed(layout) })
@@ -345,7 +432,7 @@ mod system {
 
     pub(super) fn unmap(start: NonNull<u8>, len: usize) {
         if let Ok(layout) = Layout::from_size_align(len, SEGMENT) {
-            // SAFETY: `map` allocated it with this layout, and it is not accessed again.
+            // SAFETY: `map_segment` allocated it with this layout, and it is not accessed again.
             unsafe { dealloc(start.as_ptr(), layout) }
         }
     }
@@ -354,12 +441,3 @@ mod system {
 }
 
 pub(super) use system::page as system_page;
-
-/// Returns the free memory of malloc to the system, where malloc keeps it.
-pub(super) fn trim_malloc() {
-    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
-    // SAFETY: it takes malloc's own locks, and moves no block that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}

@@ -130,6 +130,29 @@ fn empty_bytes_are_allowed() {
 }
 
 #[test]
+fn thread_uses_the_block_of_an_entry_that_left_for_the_next_of_its_size() {
+    let heap = heap();
+    let first = block(&heap, 1, 100, 1);
+    let address = first.as_ptr();
+    heap.recycle(first);
+    let next = block(&heap, 2, 102, 2);
+    assert_eq!(next.as_ptr(), address);
+    assert!(heap.owns(2, &next), "whatever arena the hash chooses");
+    let held = next.clone();
+    heap.recycle(next);
+    let other = block(&heap, 3, 100, 3);
+    assert_ne!(other.as_ptr(), address, "the block is still in use");
+    assert!(held.iter().all(|&byte| byte == 2));
+    heap.recycle(other);
+    let longer = block(&heap, 3, 300, 4);
+    assert!(longer.len() == 300 && longer.iter().all(|&byte| byte == 4));
+    heap.recycle(longer);
+    drop(held);
+    heap.release_free_pages();
+    assert_eq!(heap.resident(), 0, "no spare block is kept");
+}
+
+#[test]
 fn only_a_block_of_this_heap_is_owned() {
     let (heap, other) = (heap(), heap());
     assert!(heap.owns(1, &block(&heap, 1, 50, 0)));
@@ -238,7 +261,9 @@ fn gaps_of_half_empty_slabs_count_as_excess() {
     settled(&heap);
     let excess = heap.excess().load(Ordering::Relaxed);
     let free = count * 9 / 10 * classes::rounded(SharedBytes::HEADER + 100) as u64;
-    assert!(excess > free - 400_000, "{excess} of {free} free bytes");
+    // The blocks left over at the ends of the last slabs are free, too, so it is not exact.
+    let allowed = heap.allowed_gaps as u64 + NOTED;
+    assert!(excess >= free - allowed, "{excess} of {free} free bytes");
     drop(blocks);
     settled(&heap);
     assert_eq!(heap.excess().load(Ordering::Relaxed), 0);

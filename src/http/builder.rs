@@ -237,6 +237,17 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// Sets the numbers for a board with 64 MB of memory: 4 connections to each peer, one of them kept
+    /// when idle, values of 1 MiB, and batches of 32 keys and 64 KiB. Options that are set later take
+    /// precedence. [`ServerLimits::small`](crate::http::ServerLimits::small) has the numbers of the server.
+    pub fn small(self) -> Self {
+        self.max_connections_per_peer(4)
+            .max_idle_per_peer(1)
+            .max_value_size(1 << 20)
+            .max_batch_keys(32)
+            .max_batch_bytes(64 << 10)
+    }
+
     /// Makes the pool, without peers, and registers it as the peer picker of its registry.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ pub use client::transport::{Transport, TransportRequest, TransportResponse};
 pub use config::HttpClient;
 pub use pool::HttpPool;
 pub use server::handler::{Handler, Request};
+pub use server::limits::ServerLimits;
 pub use server::response::Response;
 #[cfg(feature = "tiny_http")]
 pub use server::tiny;

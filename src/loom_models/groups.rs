@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::{Getter, getter_fn};
 use crate::group::Group;
-use crate::pb::GetRequest;
+use crate::pb::{GetRequest, RemoveKeysRequest};
 use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
@@ -19,7 +19,7 @@ use crate::sync::thread;
 
 /// Explores a model on a thread with a stack of 64 Ki words. Loom's own has 4 Ki words, which are too few
 /// to make a group.
-fn model(explored: impl Fn() + Send + Sync + 'static) {
+pub(super) fn model(explored: impl Fn() + Send + Sync + 'static) {
     let explored = std::sync::Arc::new(explored);
     loom::model(move || {
         let explored = explored.clone();
@@ -70,12 +70,20 @@ fn panicking_getter_releases_waiters() {
 
 /// The peer of a node: another node, which owns every key. It is asked on this thread.
 #[derive(Clone, Default)]
-struct Other(Arc<OnceLock<Group>>);
+pub(super) struct Other(pub(super) Arc<OnceLock<Group>>);
 
 impl ProtoGetter for Other {
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
         let group = self.0.get().expect("the group is made");
         group.serve_peer(ctx, &request.key)
+    }
+
+    fn remove(&self, _: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        self.0
+            .get()
+            .expect("the group is made")
+            .serve_remove(request);
+        Ok(())
     }
 }
 
@@ -132,10 +140,15 @@ fn said(source: &AtomicUsize) -> ByteView {
 /// A source whose value changes, and a group that loads from it.
 fn changing(slot: fn(&Arc<AtomicUsize>) -> PickerSlot) -> (Arc<AtomicUsize>, Group) {
     let source = Arc::new(AtomicUsize::new(0));
-    let theirs = source.clone();
-    let getter = getter_fn(move |_, _, dest| Ok(dest.set_view(&said(&theirs))?));
-    let group = group(slot(&source), getter);
+    let group = changing_group(&source, slot(&source));
     (source, group)
+}
+
+/// A group that loads the current number of a source.
+pub(super) fn changing_group(source: &Arc<AtomicUsize>, peers: PickerSlot) -> Group {
+    let source = source.clone();
+    let getter = getter_fn(move |_, _, dest| Ok(dest.set_view(&said(&source))?));
+    group(peers, getter)
 }
 
 /// Runs a load concurrently with a removal. The source changes, and then the key is removed. Every

@@ -45,7 +45,7 @@ pub(crate) struct Options {
     pub(crate) reserve: Option<u64>,
 }
 
-/// By default a quarter of a limit is kept free, but at most this many bytes.
+/// By default three tenths of a limit are kept free, but at most this many bytes.
 const MAX_RESERVE: u64 = 64 << 20;
 
 /// The groups grow again when there was no pressure for this time.
@@ -150,7 +150,7 @@ impl Controller {
 
     /// The headroom that a level has to keep.
     fn reserve(&self, level: Level) -> u64 {
-        let part = (level.limit / 4).min(MAX_RESERVE);
+        let part = (level.limit / 10 * 3).min(MAX_RESERVE);
         self.options.reserve.unwrap_or(part).min(level.limit)
     }
 

@@ -150,8 +150,8 @@ impl MemoryPressureBuilder {
         self
     }
 
-    /// The headroom to keep at each limit, in bytes, at most the limit itself. Default: a quarter of the
-    /// limit, at most 64 MiB.
+    /// The headroom to keep at each limit, in bytes, at most the limit itself. Default: three tenths of
+    /// the limit, at most 64 MiB.
     pub fn reserve(mut self, bytes: u64) -> Self {
         self.options.reserve = Some(bytes);
         self
@@ -330,7 +330,7 @@ impl Watcher {
 fn size((group, limit): &(TemporaryLimit, u64)) -> GroupSize {
     GroupSize {
         capacity: group.group().max_capacity(),
-        used: group.group().weighted_size(),
+        used: group.occupied(),
         limit: *limit,
     }
 }

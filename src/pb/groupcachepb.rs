@@ -50,6 +50,7 @@ pub struct GetResponse<'a> {
     pub key_hash: Option<u64>,
     pub age_ms: Option<u64>,
     pub stale_ms: Option<u64>,
+    pub removals: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for GetResponse<'a> {
@@ -64,6 +65,7 @@ impl<'a> MessageRead<'a> for GetResponse<'a> {
                 Ok(809) => msg.key_hash = Some(r.read_fixed64(bytes)?),
                 Ok(816) => msg.age_ms = Some(r.read_uint64(bytes)?),
                 Ok(832) => msg.stale_ms = Some(r.read_uint64(bytes)?),
+                Ok(849) => msg.removals = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -82,6 +84,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         + self.key_hash.as_ref().map_or(0, |_| 2 + 8)
         + self.age_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.stale_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.removals.as_ref().map_or(0, |_| 2 + 8)
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -92,6 +95,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         if let Some(ref s) = self.key_hash { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
         if let Some(ref s) = self.age_ms { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.stale_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.removals { w.write_with_tag(849, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }
@@ -139,6 +143,7 @@ pub struct GetManyResponse<'a> {
     pub found: Option<Cow<'a, [u8]>>,
     pub ttl_nanos: Vec<u64>,
     pub age_ms: Vec<u64>,
+    pub removals: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> MessageRead<'a> for GetManyResponse<'a> {
@@ -150,6 +155,7 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
                 Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
                 Ok(832) => msg.age_ms.push(r.read_uint64(bytes)?),
+                Ok(850) => msg.removals = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -165,6 +171,7 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
         + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
         + self.age_ms.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
+        + self.removals.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -172,6 +179,7 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         for s in &self.age_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.removals { w.write_with_tag(850, |w| w.write_bytes(&**s))?; }
         Ok(())
     }
 }
@@ -184,7 +192,7 @@ pub struct SetRequest<'a> {
     pub value: Option<Cow<'a, [u8]>>,
     pub expire: Option<i64>,
     pub ttl_nanos: Option<u64>,
-    pub removal_id: Option<u32>,
+    pub removal_id: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for SetRequest<'a> {
@@ -197,7 +205,7 @@ impl<'a> MessageRead<'a> for SetRequest<'a> {
                 Ok(26) => msg.value = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(32) => msg.expire = Some(r.read_int64(bytes)?),
                 Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
-                Ok(813) => msg.removal_id = Some(r.read_fixed32(bytes)?),
+                Ok(809) => msg.removal_id = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -214,7 +222,7 @@ impl<'a> MessageWrite for SetRequest<'a> {
         + self.value.as_ref().map_or(0, |m| 1 + sizeof_len((m).len()))
         + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
         + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
-        + self.removal_id.as_ref().map_or(0, |_| 2 + 4)
+        + self.removal_id.as_ref().map_or(0, |_| 2 + 8)
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -223,7 +231,7 @@ impl<'a> MessageWrite for SetRequest<'a> {
         if let Some(ref s) = self.value { w.write_with_tag(26, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.expire { w.write_with_tag(32, |w| w.write_int64(*s))?; }
         if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
-        if let Some(ref s) = self.removal_id { w.write_with_tag(813, |w| w.write_fixed32(*s))?; }
+        if let Some(ref s) = self.removal_id { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }
@@ -233,7 +241,7 @@ impl<'a> MessageWrite for SetRequest<'a> {
 pub struct RemoveKeysRequest<'a> {
     pub group: Cow<'a, str>,
     pub keys: Vec<Cow<'a, str>>,
-    pub removal_id: Option<u32>,
+    pub removal_id: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for RemoveKeysRequest<'a> {
@@ -243,7 +251,7 @@ impl<'a> MessageRead<'a> for RemoveKeysRequest<'a> {
             match r.next_tag(bytes) {
                 Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
                 Ok(18) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
-                Ok(805) => msg.removal_id = Some(r.read_fixed32(bytes)?),
+                Ok(801) => msg.removal_id = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -257,13 +265,13 @@ impl<'a> MessageWrite for RemoveKeysRequest<'a> {
         0
         + 1 + sizeof_len((&self.group).len())
         + self.keys.iter().map(|s| 1 + sizeof_len((s).len())).sum::<usize>()
-        + self.removal_id.as_ref().map_or(0, |_| 2 + 4)
+        + self.removal_id.as_ref().map_or(0, |_| 2 + 8)
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
         for s in &self.keys { w.write_with_tag(18, |w| w.write_string(&**s))?; }
-        if let Some(ref s) = self.removal_id { w.write_with_tag(805, |w| w.write_fixed32(*s))?; }
+        if let Some(ref s) = self.removal_id { w.write_with_tag(801, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }
@@ -272,7 +280,7 @@ impl<'a> MessageWrite for RemoveKeysRequest<'a> {
 #[derive(Debug, Default, PartialEq, Clone)]
 pub struct ClearRequest<'a> {
     pub group: Cow<'a, str>,
-    pub removal_id: Option<u32>,
+    pub removal_id: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for ClearRequest<'a> {
@@ -281,7 +289,7 @@ impl<'a> MessageRead<'a> for ClearRequest<'a> {
         while !r.is_eof() {
             match r.next_tag(bytes) {
                 Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
-                Ok(805) => msg.removal_id = Some(r.read_fixed32(bytes)?),
+                Ok(801) => msg.removal_id = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -294,12 +302,12 @@ impl<'a> MessageWrite for ClearRequest<'a> {
     fn get_size(&self) -> usize {
         0
         + 1 + sizeof_len((&self.group).len())
-        + self.removal_id.as_ref().map_or(0, |_| 2 + 4)
+        + self.removal_id.as_ref().map_or(0, |_| 2 + 8)
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
-        if let Some(ref s) = self.removal_id { w.write_with_tag(805, |w| w.write_fixed32(*s))?; }
+        if let Some(ref s) = self.removal_id { w.write_with_tag(801, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }
@@ -309,7 +317,7 @@ impl<'a> MessageWrite for ClearRequest<'a> {
 pub struct RemovalTable<'a> {
     pub group: Cow<'a, str>,
     pub clocks: Option<Cow<'a, [u8]>>,
-    pub digest: Option<u64>,
+    pub applied: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> MessageRead<'a> for RemovalTable<'a> {
@@ -319,7 +327,7 @@ impl<'a> MessageRead<'a> for RemovalTable<'a> {
             match r.next_tag(bytes) {
                 Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
                 Ok(802) => msg.clocks = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
-                Ok(809) => msg.digest = Some(r.read_fixed64(bytes)?),
+                Ok(810) => msg.applied = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -333,13 +341,13 @@ impl<'a> MessageWrite for RemovalTable<'a> {
         0
         + 1 + sizeof_len((&self.group).len())
         + self.clocks.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
-        + self.digest.as_ref().map_or(0, |_| 2 + 8)
+        + self.applied.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
         if let Some(ref s) = self.clocks { w.write_with_tag(802, |w| w.write_bytes(&**s))?; }
-        if let Some(ref s) = self.digest { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
+        if let Some(ref s) = self.applied { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         Ok(())
     }
 }

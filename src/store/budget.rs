@@ -113,9 +113,13 @@ impl Budget {
         !self.has_room(0)
     }
 
+    /// The used bytes, and those that no entry can have.
+    pub(super) fn occupied(&self) -> u64 {
+        self.used().saturating_add(self.excess())
+    }
+
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let used = self.used().saturating_add(self.excess());
-        used.saturating_add(bytes) <= self.capacity()
+        self.occupied().saturating_add(bytes) <= self.capacity()
     }
 
     fn excess(&self) -> u64 {

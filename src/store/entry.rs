@@ -28,9 +28,8 @@ impl Entry {
         }
     }
 
-    /// The byte at this index of key and value together, or `None` past the end.
-    pub(super) fn byte(&self, at: usize) -> Option<u8> {
-        self.data.get(at).copied()
+    pub(super) fn into_bytes(self) -> SharedBytes {
+        self.data
     }
 
     /// The key.

@@ -1,17 +1,8 @@
 //! Entries that left a shard: collected under its lock, reported and dropped outside it.
 
-use std::hint::black_box;
-
 use super::entry::Entry;
 use super::key_hash::KeyHash;
 use crate::heap::SharedBytes;
-
-/// The bytes of a cache line.
-const CACHE_LINE: usize = 64;
-
-/// The number of cache lines fetched after the first. Longer blocks are written in order, so the
-/// processor itself fetches their later lines.
-const PREFETCHED_LINES: usize = 3;
 
 /// Why an entry left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,20 +72,9 @@ impl EvictedEntries {
         self.first.iter().chain(&self.rest)
     }
 
-    /// Reads the first cache lines of the first entry, so that the processor fetches them in
-    /// parallel.
-    ///
-    /// An evicted entry was not used lately, so it is not in the processor's caches. Its drop waits
-    /// for the first line, which holds the reference count. Then malloc reuses its block for the next
-    /// value, and the writes to it wait for the other lines. Fetched in parallel, they take the time
-    /// of one.
-    pub(crate) fn prefetch(&self) {
-        let Some(Evicted { entry, .. }) = &self.first else {
-            return;
-        };
-        for line in 1..=PREFETCHED_LINES {
-            black_box(entry.byte(line * CACHE_LINE - SharedBytes::HEADER));
-        }
+    /// The bytes of the first entry. The others are dropped.
+    pub(super) fn into_first(self) -> Option<SharedBytes> {
+        self.first.map(|evicted| evicted.entry.into_bytes())
     }
 
     pub(super) fn set_pending(&mut self, pending: Option<PendingEviction>) {

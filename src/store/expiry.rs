@@ -3,6 +3,7 @@
 use crate::sync::plain_atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::clock::Tick;
+use crate::heap::{TableMemory, TableVec};
 
 /// The expiry of each slot, in a tree that finds an expired entry without a search through all
 /// slots.
@@ -10,18 +11,27 @@ use crate::clock::Tick;
 /// Each word of the tree is the earliest of the [`FAN_OUT`] words below it. The lowest words are the
 /// slots. The tree is exact: the removal of an entry raises the words above it at once. So a change
 /// costs at most `FAN_OUT` reads a level, and no search is in vain.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Expiries {
     /// By slot; [`Tick::NEVER`] where nothing expires, and up to a multiple of [`FAN_OUT`]. Empty
     /// until the first entry that expires.
-    ticks: Vec<Tick>,
+    ticks: TableVec<Tick>,
     /// The levels above, the lowest first. Each is filled up with [`Tick::NEVER`], too. The last one
     /// has one block.
-    levels: Vec<Vec<Tick>>,
+    levels: Vec<TableVec<Tick>>,
 }
 
 /// The words below one word of the tree: a cache line.
 const FAN_OUT: usize = 8;
+
+impl Default for Expiries {
+    fn default() -> Expiries {
+        Expiries {
+            ticks: TableVec::new_in(TableMemory),
+            levels: Vec::new(),
+        }
+    }
+}
 
 impl Expiries {
     /// Whether no entry has expired or will expire since the slots were made. Then nothing is stored.
@@ -77,6 +87,11 @@ impl Expiries {
         ticks.filter_map(move |(slot, &tick)| (tick <= now).then_some(slot))
     }
 
+    /// The bytes of the lowest level, which has almost all words.
+    pub(super) fn table_bytes(&self) -> usize {
+        size_of_val(&self.ticks[..])
+    }
+
     /// Frees the memory of all slots from `slots` on, in which nothing expires.
     pub(super) fn shrink(&mut self, slots: usize) {
         if slots >= self.ticks.len() {
@@ -107,7 +122,8 @@ impl Expiries {
     fn add_levels(&mut self, mut len: usize) {
         while len > FAN_OUT || self.levels.is_empty() {
             let below = self.levels.last().unwrap_or(&self.ticks);
-            let mut level: Vec<Tick> = below.chunks(FAN_OUT).map(earliest_of).collect();
+            let mut level = TableVec::new_in(TableMemory);
+            level.extend(below.chunks(FAN_OUT).map(earliest_of));
             let words = level.len();
             len = fill_up(&mut level, words);
             self.levels.push(level);
@@ -138,7 +154,7 @@ impl Expiries {
 }
 
 /// Lengthens a level to at least `words` words and to whole blocks. Returns its length.
-fn fill_up(level: &mut Vec<Tick>, words: usize) -> usize {
+fn fill_up(level: &mut TableVec<Tick>, words: usize) -> usize {
     level.resize(
         words.next_multiple_of(FAN_OUT).max(level.len()),
         Tick::NEVER,
@@ -272,7 +288,7 @@ mod tests {
         let mut tree = Expiries::default();
         let slots = 100_000;
         tree.set(slots - 1, slots as usize, Some(tick(1)));
-        let words: usize = tree.levels.iter().map(Vec::len).sum();
+        let words: usize = tree.levels.iter().map(TableVec::len).sum();
         let bytes = (tree.ticks.len() + words) * size_of::<Tick>();
         let charged = super::super::weight::EXPIRY * slots as usize;
         assert!(

@@ -1,15 +1,17 @@
 //! Remembers keys that were evicted lately, by fingerprints of four bytes.
 
+use crate::heap::{TableMemory, TableVec};
+
 /// A direct-mapped table of keys that left, each with its queue and the time of its departure.
 ///
 /// Time is the policy's own: it counts misses. In a table of up to 65,536 cells the tag has 15 bits
 /// that do not choose the place. Then one look-up in 32,768 finds a key that was not inserted. The only
 /// effect is that the key enters the main queue early.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ghost {
     /// The tag in the upper 15 bits, then the bit [`WAS_MAIN`], and the time in units of `1 << shift` in
     /// the lower 16. Zero if empty. The length is a power of two, or zero before the first insertion.
-    cells: Vec<u32>,
+    cells: TableVec<u32>,
     shift: u32,
 }
 
@@ -32,6 +34,15 @@ const UNIT_BITS: u32 = 13;
 
 /// The length of the shortest table.
 const SMALLEST: usize = 16;
+
+impl Default for Ghost {
+    fn default() -> Ghost {
+        Ghost {
+            cells: TableVec::new_in(TableMemory),
+            shift: 0,
+        }
+    }
+}
 
 impl Ghost {
     /// Remembers a key that leaves at the time `now` a share of about `resident` entries. `span` is the
@@ -61,6 +72,10 @@ impl Ghost {
         })
     }
 
+    pub(super) fn table_bytes(&self) -> usize {
+        size_of_val(&self.cells[..])
+    }
+
     /// Frees the table if it is far longer than `resident` entries need.
     pub(super) fn shrink(&mut self, resident: u32) {
         if self.cells.len() > 4 * length_for(resident) {
@@ -84,7 +99,7 @@ impl Ghost {
     fn fit(&mut self, now: u32, resident: u32, span: u32) {
         let wanted = length_for(resident);
         if self.cells.is_empty() {
-            self.cells = vec![0; wanted];
+            self.cells.resize(wanted, 0);
         }
         while self.cells.len() < wanted {
             self.cells.extend_from_within(..);

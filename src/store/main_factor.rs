@@ -1,10 +1,10 @@
 //! Learns how much longer an entry with hits may stay than a new one.
 
-/// The factor of scores in main queues: a power of the fourth root of 2, from 1/32 to 4.
+/// The factor of scores in main queues: a power of the fourth root of 2, from 1/256 to 4.
 ///
 /// Entries that leave and return are counted by the queue that they left. If those of the main queues
 /// return more often than those of the small ones, the factor shrinks, so that main queues get more of
-/// the room, and the other way round. A factor of 1 comes near to LRU, 1/32 to LFU.
+/// the room, and the other way round. A factor of 1 comes near to LRU, 1/256 to LFU.
 #[derive(Debug)]
 pub(super) struct MainFactor {
     /// In fourths.
@@ -15,7 +15,7 @@ pub(super) struct MainFactor {
     returns: [u64; 2],
 }
 
-const EXPONENTS: std::ops::RangeInclusive<i8> = -20..=8;
+const EXPONENTS: std::ops::RangeInclusive<i8> = -32..=8;
 
 /// The powers of 2^(1/4) from 0 to 3, in units of 1/4096.
 const FOURTH_ROOTS: [u64; 4] = [4096, 4871, 5793, 6889];
@@ -29,13 +29,13 @@ impl MainFactor {
         }
     }
 
-    /// The product of a cost with the factor. A cost has at most 26 bits.
+    /// The product of a cost with the factor. A cost has at most 30 bits.
     #[inline]
     pub(super) fn of(&self, cost: u64) -> u64 {
         let root = FOURTH_ROOTS[(self.exponent & 3) as usize];
-        // The exponent's floor is between -5 and 2.
-        let product = (cost * root) << ((self.exponent >> 2) + 5);
-        product >> 17
+        // The exponent in whole powers of 2 is between -8 and 2.
+        let product = (cost * root) << ((self.exponent >> 2) + 8);
+        product >> 20
     }
 
     pub(super) fn count_departure(&mut self, was_main: bool) {

@@ -202,9 +202,19 @@ impl Store {
         is_owned(view)
     }
 
+    /// Drops entries that left, and keeps memory of theirs for the next entry of this thread.
+    pub(crate) fn recycle(&self, evicted: EvictedEntries) {
+        if let Some(bytes) = evicted.into_first() {
+            self.heap.recycle(bytes);
+        }
+    }
+
     /// Returns all memory that holds no entry to the system. Entries that left and are still held are
     /// not waited for.
     pub(crate) fn release_free_pages(&self) {
+        for shard in &self.shards {
+            shard.write().release_slots();
+        }
         self.heap.release_free_pages();
     }
 
@@ -215,6 +225,17 @@ impl Store {
     /// The bytes that count against the capacity.
     pub(crate) fn used(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// The used bytes, and the free room that no entry can have.
+    pub(crate) fn occupied(&self) -> u64 {
+        self.budget.occupied()
+    }
+
+    /// The bytes of memory that the store takes: the pages of its entries, and its tables.
+    pub(crate) fn resident(&self) -> u64 {
+        let tables = self.shards.iter().map(|shard| shard.read().table_bytes());
+        (self.heap.resident() + tables.sum::<usize>()) as u64
     }
 
     /// Adds a temporary limit in bytes. The caller evicts with
@@ -339,9 +360,17 @@ impl Store {
     }
 
     /// As [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
-    /// under way are not cached.
-    pub(crate) fn set(&self, new: NewEntry<'_>, evicted: &mut EvictedEntries) {
-        self.insert_into(new, evicted, Shard::set);
+    /// under way are not cached. `at_removal` runs under the shard's lock; it must take no lock.
+    pub(crate) fn set(
+        &self,
+        new: NewEntry<'_>,
+        evicted: &mut EvictedEntries,
+        at_removal: impl FnOnce(),
+    ) {
+        self.insert_into(new, evicted, |shard, new, update| {
+            at_removal();
+            shard.set(new, update)
+        });
     }
 
     #[inline]
@@ -419,15 +448,45 @@ impl Store {
 
     /// Removes a key with cause [`RemovalCause::Explicit`], or [`RemovalCause::Expired`] if it had
     /// expired. The value of a load that is under way is not cached.
-    pub(crate) fn remove(&self, hash: KeyHash, key: &str) -> EvictedEntries {
+    ///
+    /// `at_removal` runs under the shard's lock. So a look-up that begins after its effects are visible
+    /// does not find the entry. It must take no lock.
+    pub(crate) fn remove(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        at_removal: impl FnOnce(),
+    ) -> EvictedEntries {
         if self.forecaster.samples(hash) {
             self.forecaster.observe_removal(hash);
         }
         let mut evicted = EvictedEntries::default();
         let mut shard = self.shard(hash).write();
+        at_removal();
         shard.remove(hash, key, &mut self.update(&mut evicted));
         drop(shard);
         evicted
+    }
+
+    /// Removes the entries for whose key and time of load `is_old` returns true, and keeps the values of
+    /// loads under way from being cached. Passes the entries to `removed`, some at a time, with no lock
+    /// held. `is_old` must take no lock.
+    pub(crate) fn remove_older(
+        &self,
+        is_old: &dyn Fn(&str, Option<Tick>) -> bool,
+        mut removed: impl FnMut(EvictedEntries),
+    ) {
+        for shard in &self.shards {
+            let mut from = u32::MAX;
+            shard.write().refuse_loads();
+            while from > 0 {
+                let mut evicted = EvictedEntries::default();
+                let mut shard = shard.write();
+                from = shard.remove_older(from, is_old, &mut self.update(&mut evicted));
+                drop(shard);
+                removed(evicted);
+            }
+        }
     }
 
     /// Removes the entry of a key whose load found nothing, as [`insert`](Self::insert) would replace it:

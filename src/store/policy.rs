@@ -180,8 +180,7 @@ impl Policy {
     /// Whether an entry would still be cached if it had entered the main queue at once.
     fn is_proven(&self, weight: u64, departure: Departure, moment: Moment) -> bool {
         let cost = u64::from(self.cost.of(weight));
-        let horizon = u64::from(moment.entries) * 2;
-        u64::from(departure.age) < horizon.max(SHORTEST_HORIZON)
+        departure.age < moment.entries.max(SHORTEST_HORIZON)
             && self.main_factor.of(cost) * u64::from(departure.age) <= self.theta / 2
     }
 
@@ -290,6 +289,11 @@ impl Policy {
         }
     }
 
+    /// The entry that leaves next if the queue of the last victim has the next one, too.
+    pub(super) fn likely_victim(&self) -> u32 {
+        self.queues.tail_index(self.last_search.queue)
+    }
+
     /// The queue whose tail has the highest score, or almost the highest, and this score.
     ///
     /// Within one miss the queue of the last search is used again while its tail is within 1/8 of the
@@ -346,6 +350,11 @@ impl Policy {
         self.queues.relink(slots, queue, index);
     }
 
+    /// The bytes of the table of keys that left.
+    pub(super) fn table_bytes(&self) -> usize {
+        self.ghost.table_bytes()
+    }
+
     /// Frees memory that far fewer entries than before do not need.
     pub(super) fn shrink(&mut self) {
         self.ghost.shrink(self.len);
@@ -356,4 +365,4 @@ impl Policy {
 const NEWCOMER_AGE: u64 = 8;
 
 /// A key is remembered for at least as many misses, even if there are few entries.
-const SHORTEST_HORIZON: u64 = 16;
+const SHORTEST_HORIZON: u32 = 16;

@@ -14,6 +14,7 @@ use super::slab::{Slab, SlotRef, Slots};
 use super::timing::Timing;
 use super::weight;
 use crate::clock::{Clock, Tick};
+use crate::heap::TableMemory;
 use crate::stats::{CacheStats, CacheType};
 
 /// The most expired entries that an insertion removes although it does not need their room.
@@ -21,6 +22,9 @@ const SWEPT_AT_ONCE: usize = 8;
 
 /// The most entries evicted under one lock, because look-ups wait for it.
 pub(crate) const EVICTED_AT_ONCE: usize = 256;
+
+/// The most entries whose keys are read under one lock.
+const SEARCHED_AT_ONCE: u32 = 1024;
 
 /// The most slots that are removed under one lock.
 const REMOVED_SLOTS_AT_ONCE: usize = 2 * EVICTED_AT_ONCE;
@@ -31,7 +35,7 @@ const MIN_SLOTS: usize = 64;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Shard {
-    table: HashTable<u32>,
+    table: HashTable<u32, TableMemory>,
     slab: Slab,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
@@ -154,7 +158,7 @@ pub(super) enum Room {
 impl Shard {
     pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
-            table: HashTable::new(),
+            table: HashTable::new_in(TableMemory),
             slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
@@ -335,6 +339,9 @@ impl Shard {
             match policy.evict(&mut self.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
+                    // Its drop would wait for the cache line with the reference count, and the next
+                    // value is written to its block.
+                    self.slab.prefetch(policy.likely_victim());
                     self.release(index, RemovalCause::Size, update);
                 }
                 Choice::Below(score) => return Room::Below(share, Some(score)),
@@ -378,6 +385,33 @@ impl Shard {
         if let Some(index) = self.index_of(hash, key) {
             self.remove_slot(index, RemovalCause::Explicit, update);
         }
+    }
+
+    /// Keeps the values of all loads under way from being cached.
+    pub(super) fn refuse_loads(&mut self) {
+        self.generations.advance_all();
+    }
+
+    /// Removes the entries for which `is_old` returns true, of some of the slots before `from`. Returns the
+    /// first of these slots, 0 at the end.
+    ///
+    /// The slots are visited from the last to the first. Entries move to slots before their own only, so
+    /// none is left out between two calls.
+    pub(super) fn remove_older(
+        &mut self,
+        from: u32,
+        is_old: &dyn Fn(&str, Option<Tick>) -> bool,
+        update: &mut Update<'_>,
+    ) -> u32 {
+        let from = from.min(u32::try_from(self.slab.len()).unwrap_or(u32::MAX));
+        let until = from.saturating_sub(SEARCHED_AT_ONCE);
+        for index in (until..from).rev() {
+            let slot = self.slab.slot(index);
+            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun)) {
+                self.remove_slot(index, RemovalCause::Explicit, update);
+            }
+        }
+        until
     }
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
@@ -431,7 +465,7 @@ impl Shard {
             let share = self.slab.meta(to).share();
             self.policies[share as usize].moved(&mut self.slab, to);
         }
-        self.slab.shrink();
+        self.slab.shrink(2 * self.slab.len());
         for policy in &mut self.policies {
             policy.shrink();
         }
@@ -440,6 +474,18 @@ impl Shard {
             let hash = |&index: &u32| table_hash(slab.hash(index));
             self.table.shrink_to(2 * self.table.len(), hash);
         }
+    }
+
+    /// Frees the memory of removed slots, but for an eighth.
+    pub(super) fn release_slots(&mut self) {
+        let len = self.slab.len();
+        self.slab.shrink(len + len / 8 + MIN_SLOTS);
+    }
+
+    /// The bytes of memory of the tables.
+    pub(super) fn table_bytes(&self) -> usize {
+        let policies = self.policies.iter().map(Policy::table_bytes);
+        self.table.allocation_size() + self.slab.table_bytes() + policies.sum::<usize>()
     }
 
     /// Removes expired entries while `more` returns true.

@@ -12,7 +12,7 @@ use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::SharedBytes;
+use crate::heap::{SharedBytes, TableMemory, TableVec};
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -145,6 +145,13 @@ pub(super) struct SlotRef<'a> {
 }
 
 impl SlotRef<'_> {
+    pub(super) fn key(&self) -> &str {
+        let key = self.data.get(..usize::from(self.meta.key_len));
+        // The key was inserted as a `&str`, so it is UTF-8.
+        key.and_then(|key| std::str::from_utf8(key).ok())
+            .unwrap_or_default()
+    }
+
     pub(super) fn view(&self) -> ByteView {
         let start = usize::from(self.meta.key_len);
         ByteView::window(self.data.clone(), start, self.data.len())
@@ -156,9 +163,9 @@ impl SlotRef<'_> {
 #[repr(C)]
 pub(super) struct Slab {
     /// `None` where the slot is free.
-    data: Vec<Option<SharedBytes>>,
-    metas: Vec<EntryMeta>,
-    cold: Vec<ColdData>,
+    data: TableVec<Option<SharedBytes>>,
+    metas: TableVec<EntryMeta>,
+    cold: TableVec<ColdData>,
     expiries: Expiries,
     load_times: LoadTimes,
     free: u32,
@@ -167,9 +174,9 @@ pub(super) struct Slab {
 impl Slab {
     pub(super) fn new(load_times: LoadTimes) -> Slab {
         Slab {
-            data: Vec::new(),
-            metas: Vec::new(),
-            cold: Vec::new(),
+            data: TableVec::new_in(TableMemory),
+            metas: TableVec::new_in(TableMemory),
+            cold: TableVec::new_in(TableMemory),
             expiries: Expiries::default(),
             load_times,
             free: NIL,
@@ -215,6 +222,14 @@ impl Slab {
 
     pub(super) fn load_times(&self) -> LoadTimes {
         self.load_times
+    }
+
+    /// Starts to fetch an entry that will leave soon to the processor's caches.
+    #[inline]
+    pub(super) fn prefetch(&self, index: u32) {
+        if let Some(Some(data)) = self.data.get(index as usize) {
+            data.prefetch();
+        }
     }
 
     /// The short hash of the slot's key.
@@ -352,10 +367,17 @@ impl Slab {
         moved
     }
 
-    /// Frees the memory of removed slots if it is more than that of the others.
-    pub(super) fn shrink(&mut self) {
+    /// The bytes of all slots.
+    pub(super) fn table_bytes(&self) -> usize {
+        let slot =
+            size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<ColdData>();
+        self.len() * slot + self.expiries.table_bytes()
+    }
+
+    /// Frees the memory of removed slots if there is memory for more than `at_most` slots.
+    pub(super) fn shrink(&mut self, at_most: usize) {
         let len = self.len();
-        if self.data.capacity() / 2 <= len {
+        if self.data.capacity() <= at_most.saturating_add(1) {
             return;
         }
         self.data.shrink_to(len);

@@ -155,7 +155,7 @@ proptest! {
                 }
                 Op::Remove(key) => {
                     let key = format!("k{key}");
-                    store.remove(store.hash(&key), &key);
+                    store.remove(store.hash(&key), &key, || ());
                     model.remove(&key);
                     prop_assert!(get(&store, &key).is_none());
                 }
@@ -340,7 +340,7 @@ fn insertions_sweep_expired_entries() {
 fn load_that_began_before_a_removal_is_not_cached() {
     let store = store(10_000, Eviction::Tide, 1, &Clock::manual());
     for remove in [
-        (|store, hash| drop(Store::remove(store, hash, "key"))) as fn(&Store, KeyHash),
+        (|store, hash| drop(store.remove(hash, "key", || ()))) as fn(&Store, KeyHash),
         |store, _| drop(store.clear()),
     ] {
         let hash = store.hash("key");
@@ -393,7 +393,7 @@ fn evicted_entries_have_key_value_and_cause() {
     put(&store, "a", b"1", CacheType::Main, None);
     let replaced = list(put(&store, "a", b"2", CacheType::Main, None));
     assert_eq!(replaced, [("a".into(), "1".into(), RemovalCause::Replaced)]);
-    let removed = list(store.remove(store.hash("a"), "a"));
+    let removed = list(store.remove(store.hash("a"), "a", || ()));
     assert_eq!(removed, [("a".into(), "2".into(), RemovalCause::Explicit)]);
     put(
         &store,
@@ -495,7 +495,7 @@ fn used_bytes_stay_exact_under_many_threads() {
                     let key = format!("k{}", (n * 7 + thread) % 900);
                     match n % 5 {
                         0 | 1 => drop(put(store, &key, &vec![0; n % 700], CacheType::Main, None)),
-                        2 => drop(store.remove(store.hash(&key), &key)),
+                        2 => drop(store.remove(store.hash(&key), &key, || ())),
                         _ => drop(get(store, &key)),
                     }
                 }
@@ -516,7 +516,7 @@ fn iter_returns_all_live_entries_and_no_other() {
         let ttl = (n % 3 == 0).then_some(Duration::from_secs(1));
         put(&store, &format!("key{n}"), &n.to_le_bytes(), share, ttl);
     }
-    store.remove(store.hash("key1"), "key1");
+    store.remove(store.hash("key1"), "key1", || ());
     clock.advance(Duration::from_secs(1));
     let mut found: Vec<_> = store
         .iter()

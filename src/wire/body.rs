@@ -28,6 +28,8 @@ pub(crate) struct Fields {
     pub age_ms: Option<u64>,
     /// How long after `ttl_nanos` the value may be served although it is not fresh.
     pub stale_ms: Option<u64>,
+    /// The removals that the peer has applied.
+    pub removals: Option<u64>,
 }
 
 /// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
@@ -59,6 +61,10 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
     if let Some(stale) = fields.stale_ms {
         push_tag(out, STALE_MS);
         push_varint(out, stale);
+    }
+    if let Some(removals) = fields.removals.filter(|&removals| removals != 0) {
+        push_tag(out, REMOVALS);
+        out.extend_from_slice(&removals.to_le_bytes());
     }
     push_tag(out, VALUE);
     push_varint(out, value.len() as u64);
@@ -95,6 +101,7 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
             KEY_HASH => decoded.key_hash = fixed(),
             AGE_MS => fields.age_ms = Some(number),
             STALE_MS => fields.stale_ms = Some(number),
+            REMOVALS => fields.removals = fixed(),
             _ => {}
         }
     }
@@ -210,7 +217,7 @@ fn take_long_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
 pub(super) type FieldType = (u32, u8);
 
 pub(super) const VARINT: u8 = 0;
-const I64: u8 = 1;
+pub(super) const I64: u8 = 1;
 pub(super) const LEN: u8 = 2;
 pub(super) const I32: u8 = 5;
 
@@ -222,9 +229,10 @@ const TTL_NANOS: FieldType = (100, VARINT);
 const KEY_HASH: FieldType = (101, I64);
 const AGE_MS: FieldType = (102, VARINT);
 const STALE_MS: FieldType = (104, VARINT);
+const REMOVALS: FieldType = (106, I64);
 
-const KNOWN: [FieldType; 7] = [
-    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, STALE_MS,
+const KNOWN: [FieldType; 8] = [
+    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, STALE_MS, REMOVALS,
 ];
 
 const MAX_VARINT: usize = 10;
@@ -305,6 +313,21 @@ mod tests {
         let age = [0xb0, 0x06, 0x96, 0x01, 0xc0, 0x06, 3];
         let want = [&HASH_FIELD[..], &age, &[0x0a, 1, b'x']].concat();
         assert_eq!(encoded_with(b"x", &aged), want);
+        let marked = Fields {
+            removals: Some(HASH),
+            ..Fields::default()
+        };
+        let mark = [&[0xd1, 0x06][..], &HASH_FIELD[2..]].concat();
+        let want = [&HASH_FIELD[..], &mark, &[0x0a, 1, b'x']].concat();
+        assert_eq!(encoded_with(b"x", &marked), want);
+        let unmarked = Fields {
+            removals: Some(0),
+            ..Fields::default()
+        };
+        assert_eq!(
+            encoded_with(b"x", &unmarked),
+            [&HASH_FIELD[..], &[0x0a, 1, b'x']].concat()
+        );
     }
 
     #[test]
@@ -424,9 +447,11 @@ mod tests {
             option::of(0.0..1e300),
             option::of(any::<u64>()),
             option::of(any::<u64>()),
+            option::of(1..u64::MAX),
         );
         fields.prop_map(
-            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms)| Fields {
+            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms, removals)| Fields {
+                removals,
                 ttl_nanos,
                 expire_unix_nanos,
                 minute_qps,
@@ -449,6 +474,7 @@ mod tests {
                 expire: fields.expire_unix_nanos,
                 ttl_nanos: fields.ttl_nanos,
                 key_hash: Some(HASH),
+                removals: fields.removals,
                 age_ms: fields.age_ms,
                 stale_ms: fields.stale_ms,
             };

@@ -6,26 +6,28 @@
 //! | remove keys | `POST {base}{group}/_remove-keys/`, JSON |
 //! | remove all keys | `POST {base}{group}/_clear/`, a `ClearRequest` |
 //! | set a key | `PUT {base}{group}/{key}`, a `SetRequest` |
+//! | exchange tables of removals | `POST {base}{group}/_removals/`, a `RemovalTable` |
 //!
 //! The first and the last are those of mailgun/groupcache and groupcache-go, the second is that of
-//! groupcache-go, the third is larder's own. All are answered with 200 and without a body.
+//! groupcache-go, the others are larder's own. All but the last are answered with 200 and without a body,
+//! and the last with another `RemovalTable`.
 
 use std::borrow::Cow;
 
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::body::{FieldType, I32, LEN, VARINT, check_fields};
+use super::body::{FieldType, I64, LEN, VARINT, check_fields};
 use super::group_path;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
-use crate::pb::{ClearRequest, SetRequest};
+use crate::pb::{ClearRequest, RemovalTable, SetRequest};
 
 /// The header with the number of a change whose body has no field for it, in decimal.
 pub(crate) const REMOVAL_ID_HEADER: &str = "larder-removal-id";
 
-/// Reads a [`REMOVAL_ID_HEADER`]: 1 to 10 decimal digits of a number of 32 bits.
-pub(crate) fn parse_removal_id(header: &[u8]) -> Option<u32> {
-    let is_number = (1..=10).contains(&header.len()) && header.iter().all(u8::is_ascii_digit);
+/// Reads a [`REMOVAL_ID_HEADER`]: 1 to 20 decimal digits of a number of 64 bits.
+pub(crate) fn parse_removal_id(header: &[u8]) -> Option<u64> {
+    let is_number = (1..=20).contains(&header.len()) && header.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(header).ok().filter(|_| is_number)?;
     text.parse().ok()
 }
@@ -33,6 +35,7 @@ pub(crate) fn parse_removal_id(header: &[u8]) -> Option<u32> {
 /// The part of a path after the group, in place of a key, of the requests that name no key.
 pub(crate) const REMOVE_KEYS: &str = "_remove-keys/";
 pub(crate) const CLEAR: &str = "_clear/";
+pub(crate) const REMOVALS: &str = "_removals/";
 
 /// The path of a request that names no key: `verb` is one of the constants above.
 pub(crate) fn verb_path(base: &str, group: &str, verb: &str) -> String {
@@ -69,15 +72,23 @@ pub(crate) fn decode_clear(body: &[u8]) -> Result<ClearRequest<'_>, String> {
     message.map_err(|error| error.to_string())
 }
 
+/// Reads the body of an exchange of tables, or of its answer; errors as [`decode_set`].
+pub(crate) fn decode_table(body: &[u8]) -> Result<RemovalTable<'_>, String> {
+    check_fields(body, &TABLE_FIELDS, MAX_FIELDS)?;
+    let message = RemovalTable::from_reader(&mut BytesReader::from_bytes(body), body);
+    message.map_err(|error| error.to_string())
+}
+
 const SET_FIELDS: [FieldType; 6] = [
     (1, LEN),
     (2, LEN),
     (3, LEN),
     (4, VARINT),
     (100, VARINT),
-    (101, I32),
+    (101, I64),
 ];
-const CLEAR_FIELDS: [FieldType; 2] = [(1, LEN), (100, I32)];
+const CLEAR_FIELDS: [FieldType; 2] = [(1, LEN), (100, I64)];
+const TABLE_FIELDS: [FieldType; 3] = [(1, LEN), (100, LEN), (101, LEN)];
 
 /// The most fields of a message. Later versions may add some.
 const MAX_FIELDS: usize = 64;
@@ -339,14 +350,14 @@ mod tests {
     }
 
     #[test]
-    fn removal_id_is_a_decimal_number_of_32_bits() {
+    fn removal_id_is_a_decimal_number_of_64_bits() {
         for (header, want) in [
             ("0", Some(0)),
-            ("4294967295", Some(u32::MAX)),
-            ("4294967296", None),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
             ("", None),
             ("+1", None),
-            ("00000000001", None),
+            ("000000000000000000001", None),
             ("1 ", None),
         ] {
             assert_eq!(parse_removal_id(header.as_bytes()), want, "{header}");
@@ -356,14 +367,14 @@ mod tests {
     #[test]
     fn set_is_read_as_the_proto_file_says() {
         let body =
-            [&b"\x0a\x01g\x12\x01k\x1a\x01v\x20\x05\xa0\x06\x96\x01\xad\x06\x01\x02\x03\x04"[..]]
+            [&b"\x0a\x01g\x12\x01k\x1a\x01v\x20\x05\xa0\x06\x96\x01\xa9\x06\x01\x02\x03\x04\x05\x06\x07\x08"[..]]
                 .concat();
         let set = decode_set(&body).expect("it decodes");
         assert_eq!((&*set.group, &*set.key), ("g", "k"));
         assert_eq!(set.value.as_deref(), Some(&b"v"[..]));
         assert_eq!(
             (set.expire, set.ttl_nanos, set.removal_id),
-            (Some(5), Some(150), Some(0x0403_0201))
+            (Some(5), Some(150), Some(0x0807_0605_0403_0201))
         );
         assert_eq!(encode_change(&set).expect("it encodes"), body);
         for bad in [
@@ -379,11 +390,23 @@ mod tests {
 
     #[test]
     fn clear_is_read_as_the_proto_file_says() {
-        let body = b"\x0a\x01g\xa5\x06\x01\x00\x00\x00";
+        let body = b"\x0a\x01g\xa1\x06\x01\x00\x00\x00\x00\x00\x00\x00";
         let clear = decode_clear(body).expect("it decodes");
         assert_eq!((&*clear.group, clear.removal_id), ("g", Some(1)));
         assert_eq!(encode_change(&clear).expect("it encodes"), body);
         assert!(decode_clear(b"\x12").is_err());
+    }
+
+    #[test]
+    fn table_is_read_as_the_proto_file_says() {
+        let body = b"\x0a\x01g\xa2\x06\x02ab\xaa\x06\x01c";
+        let table = decode_table(body).expect("it decodes");
+        assert_eq!(
+            (table.clocks.as_deref(), table.applied.as_deref()),
+            (Some(&b"ab"[..]), Some(&b"c"[..]))
+        );
+        assert_eq!(encode_change(&table).expect("it encodes"), body);
+        assert!(decode_table(b"\xa2\x06\x05").is_err());
     }
 
     #[test]
@@ -402,7 +425,8 @@ mod tests {
         #[test]
         fn arbitrary_bytes_do_not_panic(body in vec(any::<u8>(), 0..100), json in "[\\[\\]{}\",:\\\\u0-9a-f ]{0,40}") {
             let _ = (decode_keys(&body, 9), decode_keys(json.as_bytes(), 9));
-            let _ = (decode_set(&body), decode_clear(&body), parse_removal_id(&body));
+            let _ = (decode_set(&body), decode_clear(&body), decode_table(&body));
+            let _ = parse_removal_id(&body);
         }
     }
 }

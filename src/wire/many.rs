@@ -77,6 +77,8 @@ pub(crate) struct ManyBody {
     ttls: Vec<u64>,
     /// The age of each value.
     ages: Vec<Option<u64>>,
+    /// The removals that this node had applied before each look-up.
+    removals: Vec<u64>,
 }
 
 impl ManyBody {
@@ -92,7 +94,9 @@ impl ManyBody {
         value: ByteView,
         ttl_nanos: Option<u64>,
         age_ms: Option<u64>,
+        removals: Option<u64>,
     ) {
+        self.removals.push(removals.unwrap_or(0));
         self.ages.push(age_ms);
         match ttl_nanos {
             None => self.found.push(FOUND),
@@ -125,6 +129,16 @@ impl ManyBody {
                 push_varint(out, age.unwrap_or(UNKNOWN_AGE));
             }
         }
+        // The first digest, so that the stamps are those of this digest or later ones.
+        let digest = self.removals.first().map_or(0, |removals| removals >> 32);
+        if self.removals.iter().any(|&removals| removals != 0) {
+            push_tag(out, REMOVALS);
+            push_varint(out, 4 + 4 * self.removals.len() as u64);
+            out.extend_from_slice(&(digest as u32).to_le_bytes());
+            for removals in self.removals {
+                out.extend_from_slice(&(removals as u32).to_le_bytes());
+            }
+        }
         self.body
     }
 }
@@ -136,6 +150,7 @@ pub(crate) struct ManyValue {
     pub range: Range<usize>,
     pub ttl_nanos: Option<u64>,
     pub age_ms: Option<u64>,
+    pub removals: u64,
 }
 
 /// Reads the body of a response to a request for the keys with these [hashes](super::key_hash);
@@ -166,6 +181,13 @@ pub(crate) fn decode_many_response(
         return Err(corrupt("an age is missing"));
     }
     let mut ages = message.age_ms.iter().copied();
+    let removals = message.removals.as_deref().unwrap_or_default();
+    if ![0, 4 + 4 * message.keyed_values.len()].contains(&removals.len()) {
+        return Err(corrupt("a stamp is missing"));
+    }
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
+    let mut numbers = removals.chunks_exact(4).map(number).map(u64::from);
+    let digest = numbers.next().unwrap_or(0) << 32;
     let mut slots = Vec::with_capacity(keys);
     for (&state, hash) in found.iter().zip(hashes) {
         if state == MISSING {
@@ -189,6 +211,7 @@ pub(crate) fn decode_many_response(
             range: from..from + value.len(),
             ttl_nanos,
             age_ms: ages.next().filter(|&age| age != UNKNOWN_AGE),
+            removals: digest | numbers.next().unwrap_or(0),
         }));
     }
     if values.next().is_some() || ttls.next().is_some() {
@@ -204,8 +227,9 @@ const KEYS_FOUND: FieldType = (101, LEN);
 const TTL_NANOS: FieldType = (102, VARINT);
 const KEYED_VALUES: FieldType = (103, LEN);
 const AGE_MS: FieldType = (104, VARINT);
+const REMOVALS: FieldType = (106, LEN);
 
-const KNOWN: [FieldType; 4] = [KEYED_VALUES, KEYS_FOUND, TTL_NANOS, AGE_MS];
+const KNOWN: [FieldType; 5] = [KEYED_VALUES, KEYS_FOUND, TTL_NANOS, AGE_MS, REMOVALS];
 
 const UNKNOWN_AGE: u64 = u64::MAX;
 
@@ -236,7 +260,9 @@ mod tests {
         for (hash, value) in (0..).zip(values) {
             match value {
                 None => body.push_missing(),
-                Some((value, ttl, age)) => body.push(hash, value.as_slice().into(), *ttl, *age),
+                Some((value, ttl, age)) => {
+                    body.push(hash, value.as_slice().into(), *ttl, *age, None)
+                }
             }
         }
         body.finish().iter().collect::<Vec<_>>().concat()
@@ -304,6 +330,28 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    #[test]
+    fn stamps_of_removals_follow_one_digest() {
+        let mut body = ManyBody::default();
+        body.push(1, "a".into(), None, None, Some(0x5_0000_0007));
+        body.push_missing();
+        body.push(3, "c".into(), None, None, Some(0x6_0000_0008));
+        let body = body.finish().iter().collect::<Vec<_>>().concat();
+        let decoded = decode_many_response(&body, [1, 2, 3].into_iter()).expect("it decodes");
+        let removals: Vec<_> = decoded
+            .iter()
+            .flatten()
+            .map(|value| value.removals)
+            .collect();
+        assert_eq!(removals, [0x5_0000_0007, 0x5_0000_0008]);
+        // One byte of the stamps is missing.
+        let stamps = body.len() - 13;
+        let mut short = body[..body.len() - 1].to_vec();
+        short[stamps] -= 1;
+        let error = decode_many_response(&short, [1, 2, 3].into_iter()).expect_err("too short");
+        assert!(error.to_string().contains("stamp"), "{error}");
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 //! | `timeout` | [`timeout_millis`] → [`parse_timeout`] | |
 //! | `body` | | [`encode_response`] → [`decode_response`] |
 //! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
-//! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`] | |
+//! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`], [`decode_table`] | the last one |
 //! | `status` | | [`status_of`] → [`error_of`] |
 //!
 //! An answer says with a hash which key it answers: `key_hash`. A request says which list of peers its
@@ -32,8 +32,8 @@ mod timeout;
 
 pub(crate) use body::{Fields, decode_response, encode_response};
 pub(crate) use changes::{
-    CLEAR, REMOVAL_ID_HEADER, REMOVE_KEYS, decode_clear, decode_keys, decode_set, encode_change,
-    encode_keys, parse_removal_id, verb_path,
+    CLEAR, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_keys, decode_set,
+    decode_table, encode_change, encode_keys, parse_removal_id, verb_path,
 };
 pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};

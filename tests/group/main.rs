@@ -16,6 +16,7 @@ mod changes;
 mod deadlines;
 mod expiry;
 mod failover;
+mod fence;
 mod freshness;
 mod groupcache;
 mod herd;
@@ -29,6 +30,8 @@ mod pressure;
 mod recursion;
 mod removal;
 mod replacing;
+#[cfg(target_os = "linux")]
+mod resident_memory;
 mod returned_values;
 mod sinks;
 mod stats;

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Go,
+    /// A Go program of the protocol of mailgun/groupcache.
+    Mailgun,
     Larder,
 }
 
@@ -22,6 +24,7 @@ impl Program {
     pub fn start(self, flags: &[&str]) -> Node {
         let (variable, command) = match self {
             Program::Go => ("LARDER_INTEROP_GO", Some("node")),
+            Program::Mailgun => ("LARDER_INTEROP_GO", Some("mailgun")),
             Program::Larder => ("LARDER_INTEROP_NODE", None),
         };
         let program = std::env::var_os(variable)
@@ -88,6 +91,16 @@ impl Node {
     pub fn get_with(&self, key: impl AsRef<[u8]>, group: &str, timeout: Option<Duration>) -> Got {
         let timeout = timeout.map_or(String::new(), |t| format!("&timeout_ms={}", t.as_millis()));
         self.ask(&format!("/get?group={group}{timeout}"), key.as_ref())
+    }
+
+    /// Makes the node remove a key of the group `values` from all nodes.
+    pub fn remove(&self, key: &str) -> Got {
+        self.ask("/remove", key.as_bytes())
+    }
+
+    /// Makes the node set a key of the group `values`.
+    pub fn set(&self, key: &str, value: &[u8]) -> Got {
+        self.ask(&format!("/set?key={key}"), value)
     }
 
     /// Asks for a key, and checks its value.

@@ -60,7 +60,7 @@ fn keys_of_1_byte_to_8_kib_reach_their_owner_or_are_loaded_by_the_asker() {
         ] {
             let owner = match owner_program {
                 Go => Go.start(&[]),
-                Larder => Larder.start(flags),
+                program => program.start(flags),
             };
             let asker = asker_program.start(&[]);
             asker.set_peers(&[&owner.url]);

@@ -10,6 +10,7 @@ mod errors;
 mod faults;
 mod keys;
 mod load;
+mod mailgun;
 mod net_http;
 mod rings;
 mod rollover;

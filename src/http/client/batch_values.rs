@@ -41,6 +41,7 @@ impl BatchValues {
         Some(PeerResponse {
             ttl: slot.ttl_nanos.map(Duration::from_nanos),
             age: slot.age_ms.map(Duration::from_millis),
+            removals: Some(slot.removals),
             ..PeerResponse::new(value)
         })
     }

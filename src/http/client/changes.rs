@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::peer::HttpPeer;
-use super::transport::TransportRequest;
+use super::transport::{TransportRequest, TransportResponse};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pb::{ClearRequest, RemoveKeysRequest, SetRequest};
+use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::wire;
 
 impl HttpPeer {
@@ -46,7 +46,7 @@ impl HttpPeer {
         Ok(())
     }
 
-    fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: u32) -> Result<()> {
+    fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: u64) -> Result<()> {
         let path = wire::key_path(self.base(), group, key);
         self.change(ctx, "DELETE", path, &[], Some(id)).map(drop)
     }
@@ -66,6 +66,29 @@ impl HttpPeer {
         }
     }
 
+    pub(super) fn exchange_tables(
+        &self,
+        ctx: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        let path = wire::verb_path(self.base(), &request.group, wire::REMOVALS);
+        let body = wire::encode_change(request)?;
+        let read = |response: TransportResponse| {
+            // A Go program answers with the value of this "key".
+            if !response.is_from_larder() {
+                return Err(self.unsupported("POST"));
+            }
+            let body = self.read_message(ctx, response, MAX_TABLE)?;
+            let table = wire::decode_table(&body).map_err(|why| self.failure(why))?;
+            Ok(RemovalTable {
+                group: table.group.into_owned().into(),
+                clocks: table.clocks.map(|clocks| clocks.into_owned().into()),
+                applied: table.applied.map(|applied| applied.into_owned().into()),
+            })
+        };
+        self.post(ctx, "POST", path, &body, None, read)
+    }
+
     /// Sends a change, and reads the response to its end. Returns whether larder's own server sent it.
     ///
     /// # Errors
@@ -78,8 +101,26 @@ impl HttpPeer {
         method: &'static str,
         path: String,
         body: &[u8],
-        id: Option<u32>,
+        id: Option<u64>,
     ) -> Result<bool> {
+        self.post(ctx, method, path, body, id, |response| {
+            if response.is_protobuf() {
+                return Err(self.unsupported(method));
+            }
+            self.drain(ctx, response)
+        })
+    }
+
+    /// Sends a request, and passes a response with status 200 to `read`.
+    fn post<R>(
+        &self,
+        ctx: &Context,
+        method: &'static str,
+        path: String,
+        body: &[u8],
+        id: Option<u64>,
+        read: impl FnOnce(TransportResponse) -> Result<R>,
+    ) -> Result<R> {
         let deadline = self.deadline(ctx, Instant::now())?;
         let _permit = self.permit(ctx, deadline)?;
         let mut request = TransportRequest::change(method, path, body, deadline);
@@ -92,10 +133,7 @@ impl HttpPeer {
         if response.status() != 200 {
             return Err(self.error_of(response, None));
         }
-        if response.is_protobuf() {
-            return Err(self.unsupported(method));
-        }
-        self.drain(ctx, response)
+        read(response)
     }
 
     fn unsupported(&self, method: &str) -> Error {
@@ -107,3 +145,6 @@ impl HttpPeer {
 /// The most keys of one request, and the most bytes of their text in JSON.
 const MAX_KEYS: usize = 4096;
 const MAX_KEY_BYTES: usize = 64 << 10;
+
+/// The most bytes of a table of removals, with its group.
+const MAX_TABLE: u64 = 128 << 10;

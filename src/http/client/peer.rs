@@ -21,7 +21,7 @@ use crate::http::client::transport::{
 use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::http::membership::Membership;
-use crate::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
+use crate::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicBool;
@@ -44,7 +44,7 @@ pub(crate) struct HttpPeer {
     pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     connections: Arc<dyn IdleConnections>,
-    /// Limits the requests under way, because the peer's server refuses connections over its own
+    /// ServerLimits the requests under way, because the peer's server refuses connections over its own
     /// limit.
     permits: Permits,
     batcher: Batcher<BatchResult>,
@@ -173,6 +173,14 @@ impl ProtoGetter for HttpPeer {
 
     fn clear(&self, ctx: &Context, request: &ClearRequest<'_>) -> Result<()> {
         self.clear_group(ctx, request)
+    }
+
+    fn exchange_removals(
+        &self,
+        ctx: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        self.exchange_tables(ctx, request)
     }
 
     fn url(&self) -> String {
@@ -321,6 +329,8 @@ impl HttpPeer {
             return Err(self.failure(TOO_LONG));
         }
         let fields = decoded.fields;
+        // A server of larder leaves the field out if there was no removal.
+        let removals = decoded.key_hash.map(|_| fields.removals.unwrap_or(0));
         let value = match decoded.value {
             // A view of the body, unless it would keep much more than the value in memory.
             value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
@@ -335,12 +345,13 @@ impl HttpPeer {
             ttl: ttl_of(&fields),
             age: fields.age_ms.map(Duration::from_millis),
             stale: fields.stale_ms.map(Duration::from_millis),
+            removals,
             minute_qps: fields.minute_qps,
         })
     }
 
     /// The body of a response with status 200, if it is a protobuf message of at most `max` bytes.
-    fn read_message(
+    pub(super) fn read_message(
         &self,
         ctx: &Context,
         response: TransportResponse,
@@ -364,7 +375,7 @@ impl HttpPeer {
     }
 
     /// The error for a response with status 200 whose body is not a protobuf message.
-    fn not_protobuf(&self, response: &TransportResponse) -> Error {
+    pub(super) fn not_protobuf(&self, response: &TransportResponse) -> Error {
         if response.is_encoded() {
             return self.failure("it sent a content encoding that no request asked for");
         }
@@ -437,7 +448,7 @@ impl HttpPeer {
         })
     }
 
-    fn failure(&self, why: impl fmt::Display) -> Error {
+    pub(super) fn failure(&self, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
     }
 }

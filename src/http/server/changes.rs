@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::endpoint::{Endpoint, bad_path, failed};
+use super::endpoint::{Endpoint, NOT_ALLOWED, bad_path, failed};
 use super::handler::Request;
 use super::response::Response;
 use crate::panics::caught;
@@ -20,7 +20,8 @@ impl Endpoint {
             }
             ("POST", path) => {
                 let path = wire::parse_path(base, path, self.plus_is_space).ok()?;
-                let is_verb = matches!(&*path.key, wire::REMOVE_KEYS | wire::CLEAR);
+                let is_verb =
+                    { matches!(&*path.key, wire::REMOVE_KEYS | wire::CLEAR | wire::REMOVALS) };
                 is_verb.then_some(Ok(path))?
             }
             _ => return None,
@@ -60,6 +61,12 @@ impl Endpoint {
                 keys: wire::decode_keys(body, MAX_KEYS).map_err(malformed)?,
                 removal_id: removal_id_of(request)?,
             }),
+            (_, wire::REMOVALS) => {
+                let table = wire::decode_table(body).map_err(|why| malformed(&why))?;
+                let answer = wire::encode_change(&group.serve_removals(&table));
+                let answer = answer.map_err(|error| failed(&error))?;
+                return Ok(Response::new(200, wire::CONTENT_TYPE, answer));
+            }
             _ => {
                 group.serve_clear(&wire::decode_clear(body).map_err(|why| malformed(&why))?);
             }
@@ -86,7 +93,7 @@ impl Endpoint {
     }
 }
 
-fn removal_id_of(request: &Request<'_>) -> Result<Option<u32>, Response> {
+fn removal_id_of(request: &Request<'_>) -> Result<Option<u64>, Response> {
     let mut headers = request.headers();
     let id = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::REMOVAL_ID_HEADER));
     match id.map(|(_, value)| wire::parse_removal_id(value)) {
@@ -100,8 +107,6 @@ fn removal_id_of(request: &Request<'_>) -> Result<Option<u32>, Response> {
 
 /// The most keys that are read of one request.
 const MAX_KEYS: usize = 65_536;
-
-pub(super) const NOT_ALLOWED: &str = "only this machine and the peers in the list may do this";
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {

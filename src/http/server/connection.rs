@@ -6,13 +6,14 @@ use std::io::Write;
 use std::time::Instant;
 
 use super::abandoned::AbandonedLoads;
+use super::byte_budget::{ByteBudget, ByteGuard};
 use super::connections::{Connection, Connections};
 use super::endpoint::Endpoint;
 use super::handler::{Handler, Request};
 use super::head::{self, BODY_TOO_LARGE, ParsedHead, RequestHead};
-use super::limits::Limits;
+use super::limits::ServerLimits;
 use super::listener::tune_accepted;
-use super::reader::{RequestError, RequestReader};
+use super::reader::{NO_ROOM, RequestError, RequestReader};
 use super::response::{Response, ResponseOptions};
 use super::wait::LoadLimits;
 use super::writer::ResponseWriter;
@@ -24,7 +25,9 @@ use crate::sync::Arc;
 pub(crate) struct Service {
     pub endpoint: Endpoint,
     pub fallback: Option<Arc<dyn Handler>>,
-    pub limits: Limits,
+    pub limits: ServerLimits,
+    pub response_bytes: ByteBudget,
+    pub body_bytes: ByteBudget,
     pub peers: Arc<dyn KnownPeers>,
     pub abandoned: Arc<AbandonedLoads>,
     pub connections: Arc<Connections>,
@@ -123,6 +126,7 @@ impl Session<'_> {
             _ => return Err(BODY_TOO_LARGE.into()),
         };
         let arrived = &arrived[..body_len.min(arrived.len())];
+        let mut body_guard = None;
         let body = if arrived.len() == body_len {
             Cow::Borrowed(arrived)
         } else {
@@ -131,10 +135,12 @@ impl Session<'_> {
                 let written = (&self.connection.stream).write_all(CONTINUE);
                 written.map_err(|_| RequestError::Closed)?;
             }
-            Cow::Owned(socket.read_body(arrived, body_len, deadline)?)
+            let budget = service.body_bytes.take(0, is_stranger(self.connection));
+            let guard = body_guard.insert(budget.ok_or(NO_ROOM)?);
+            Cow::Owned(socket.read_body(arrived, body_len, deadline, guard)?)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
-        let response = respond(service, self.connection, &request);
+        let (response, _response_guard) = respond_in_budget(service, self.connection, &request);
         let options = ResponseOptions {
             keep_alive: head.keep_alive && !is_ending(service, self.connection),
             http_10: head.http_10,
@@ -164,6 +170,38 @@ fn is_ending(service: &Service, connection: &Connection) -> bool {
     service.connections.is_stopping() || connection.is_evicted()
 }
 
+/// The response, and its bytes of the budget. One that does not fit is made again when there is room,
+/// so that its value is not held meanwhile.
+fn respond_in_budget<'s>(
+    service: &'s Service,
+    connection: &Connection,
+    request: &Request<'_>,
+) -> (Response, Option<ByteGuard<'s>>) {
+    let is_for_peers = service.endpoint.is_below_base(request.path());
+    let budget = &service.response_bytes;
+    let mut deadline = None;
+    loop {
+        let response = respond(service, connection, request);
+        let len = response.body_len();
+        if len <= UNCOUNTED_RESPONSE {
+            return (response, None);
+        }
+        if let Some(guard) = budget.take(len, is_stranger(connection)) {
+            return (response, Some(guard));
+        }
+        drop(response);
+        let max = service.limits.max_request_time;
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + max);
+        if !is_for_peers || !budget.wait_for(len, is_stranger(connection), deadline) {
+            return (NO_ROOM.into(), None);
+        }
+    }
+}
+
+fn is_stranger(connection: &Connection) -> bool {
+    !connection.is_from_peer()
+}
+
 /// The response of the endpoint or of the fallback. Does not unwind.
 fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Response {
     let limits = LoadLimits {
@@ -177,5 +215,9 @@ fn respond(service: &Service, connection: &Connection, request: &Request<'_>) ->
         None => Response::text(404, "there is nothing here"),
     })
 }
+
+/// The longest response that takes nothing of the budget. Those of changes are shorter, so that no
+/// change is made twice.
+const UNCOUNTED_RESPONSE: usize = 4 << 10;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

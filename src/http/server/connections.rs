@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use super::limits::Limits;
+use super::limits::ServerLimits;
 use crate::http::config::KnownPeers;
 use crate::nesting::Origin;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -206,7 +206,7 @@ impl Connections {
     pub(crate) fn admit(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
-        limits: &Limits,
+        limits: &ServerLimits,
         peers: &dyn KnownPeers,
     ) -> Option<ConnectionGuard> {
         let mut table = self.table.lock();

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::changes::NOT_ALLOWED;
 use super::handler::Request;
 use super::head::split_target;
 use super::response::Response;
@@ -140,6 +139,7 @@ impl Endpoint {
             minute_qps: found.minute_qps,
             age_ms: age_ms(&found),
             stale_ms: found.stale.map(|left| left.as_millis() as u64),
+            removals: found.removals,
         };
         let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
@@ -164,8 +164,9 @@ impl Endpoint {
             match found.filter(fits) {
                 Some(found) => {
                     room -= found.value.len();
-                    let (ttl, age) = (found.ttl.map(nanos), age_ms(&found));
-                    body.push(wire::key_hash(name, key), found.value, ttl, age);
+                    let (ttl, age, removals) =
+                        (found.ttl.map(nanos), age_ms(&found), found.removals);
+                    body.push(wire::key_hash(name, key), found.value, ttl, age, removals);
                 }
                 None => body.push_missing(),
             }
@@ -251,3 +252,5 @@ fn method_not_allowed() -> Response {
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
 /// [`Config::max_batch_keys`] are reported as missing.
 const MAX_KEYS: usize = 4096;
+
+pub(super) const NOT_ALLOWED: &str = "only this machine and the peers in the list may do this";

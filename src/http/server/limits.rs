@@ -5,27 +5,30 @@ use std::time::Duration;
 use super::listener::SocketOptions;
 use crate::error::{Error, ErrorKind, Result};
 
-/// See the setters of [`ServerBuilder`](super::ServerBuilder), which document each.
+/// The limits of a server, for [`ServerBuilder::limits`](super::ServerBuilder::limits). The setters of
+/// [`ServerBuilder`](super::ServerBuilder) document each and change one.
 #[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub max_connections: usize,
-    pub max_connections_per_addr: usize,
-    pub max_head_size: usize,
-    pub max_body_size: usize,
-    pub max_request_time: Duration,
-    pub max_abandoned_loads: usize,
-    pub head_timeout: Duration,
-    pub body_timeout: Duration,
-    pub write_timeout: Duration,
-    pub min_write_rate: usize,
-    pub socket_buffer_size: usize,
-    pub idle_timeout: Duration,
-    pub stack_size: usize,
+pub struct ServerLimits {
+    pub(crate) max_connections: usize,
+    pub(crate) max_connections_per_addr: usize,
+    pub(crate) max_head_size: usize,
+    pub(crate) max_body_size: usize,
+    pub(crate) max_request_time: Duration,
+    pub(crate) max_abandoned_loads: usize,
+    pub(crate) head_timeout: Duration,
+    pub(crate) body_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    pub(crate) min_write_rate: usize,
+    pub(crate) socket_buffer_size: usize,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) stack_size: usize,
+    pub(crate) max_response_bytes: usize,
+    pub(crate) max_body_bytes: usize,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
-        Limits {
+        ServerLimits {
             max_connections: default_max_connections(),
             max_connections_per_addr: 32,
             max_head_size: 8 << 10,
@@ -39,11 +42,33 @@ impl Default for Limits {
             socket_buffer_size: DEFAULT_SOCKET_BUFFER_SIZE,
             idle_timeout: Duration::from_secs(60),
             stack_size: 512 << 10,
+            max_response_bytes: DEFAULT_MAX_RESPONSE_BYTES,
+            max_body_bytes: 256 << 20,
         }
     }
 }
 
-impl Limits {
+impl ServerLimits {
+    /// The limits for a board with 64 MB of memory.
+    ///
+    /// At most 128 connections, 16 from one address, with stacks of 128 KiB and socket buffers of 16
+    /// KiB; heads of 4 KiB and bodies of 64 KiB; 4 MiB of responses and 512 KiB of bodies at a time; 8
+    /// abandoned loads of one address. All others have their defaults.
+    pub fn small() -> Self {
+        ServerLimits {
+            max_connections: 128.min(default_max_connections()),
+            max_connections_per_addr: 16,
+            max_head_size: 4 << 10,
+            max_body_size: 64 << 10,
+            max_abandoned_loads: 8,
+            socket_buffer_size: 16 << 10,
+            stack_size: 128 << 10,
+            max_response_bytes: 4 << 20,
+            max_body_bytes: 512 << 10,
+            ..ServerLimits::default()
+        }
+    }
+
     /// Refuses limits that are out of range, with which a server could not answer requests.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |message| Err(Error::new(ErrorKind::InvalidOption, message));
@@ -119,6 +144,9 @@ pub(crate) const DEFAULT_MAX_BODY_SIZE: usize = 1 << 20;
 /// The default of the longest time of a request.
 pub(crate) const DEFAULT_MAX_REQUEST_TIME: Duration = Duration::from_secs(30);
 
+/// The default of the bytes of responses under way.
+const DEFAULT_MAX_RESPONSE_BYTES: usize = 1 << 30;
+
 /// The longest body of a request below the base path. The keys of a batch have at most 64 KiB, and each
 /// has a few bytes around it.
 pub(crate) const MAX_PEER_BODY: usize = 128 << 10;
@@ -149,7 +177,7 @@ mod tests {
     #[test]
     fn half_of_the_descriptors_are_left_to_the_program() {
         let most = max_descriptors().expect("Linux shows it");
-        let connections = Limits::default().max_connections;
+        let connections = ServerLimits::default().max_connections;
         assert!(connections == MIN_CONNECTIONS || connections <= most / 2);
         assert!(connections == MAX_CONNECTIONS || connections >= (most / 2).min(MIN_CONNECTIONS));
     }

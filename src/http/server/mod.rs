@@ -1,6 +1,7 @@
 //! The server: a builder with every limit, and the handle of a running server.
 //!
-//! - `limits`, `listener`: the numbers of the builder; options of the listening socket.
+//! - `limits`, `byte_budget`, `listener`: the numbers of the builder; the bytes that connections share;
+//!   options of the listening socket.
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
@@ -10,13 +11,14 @@
 
 mod abandoned;
 mod accept;
+mod byte_budget;
 mod changes;
 mod connection;
 mod connections;
 pub(crate) mod endpoint;
 pub(crate) mod handler;
 pub(crate) mod head;
-mod limits;
+pub(crate) mod limits;
 mod listener;
 mod reader;
 pub(crate) mod response;
@@ -30,11 +32,12 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use self::abandoned::AbandonedLoads;
+use self::byte_budget::ByteBudget;
 use self::connection::Service;
 use self::connections::Connections;
 use self::endpoint::Endpoint;
 use self::handler::Handler;
-use self::limits::Limits;
+use self::limits::ServerLimits;
 use self::listener::{Listener, Waker, enlarge_queue, prepare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::config::KnownPeers;
@@ -52,7 +55,7 @@ use crate::sync::{Arc, Mutex};
 pub struct ServerBuilder {
     endpoint: Endpoint,
     fallback: Option<Arc<dyn Handler>>,
-    limits: Limits,
+    limits: ServerLimits,
     peers: Arc<dyn KnownPeers>,
     /// Keeps the pool's picker registered until the server has stopped.
     registration: Arc<PickerGuard>,
@@ -68,7 +71,7 @@ impl ServerBuilder {
         ServerBuilder {
             endpoint,
             fallback: None,
-            limits: Limits::default(),
+            limits: ServerLimits::default(),
             peers,
             registration,
         }
@@ -77,6 +80,12 @@ impl ServerBuilder {
     /// The handler of requests outside the base path. By default they are answered with 404.
     pub fn fallback(mut self, handler: impl Handler + 'static) -> Self {
         self.fallback = Some(Arc::new(handler));
+        self
+    }
+
+    /// Sets all limits at once, such as [`ServerLimits::small`] for a small board.
+    pub fn limits(mut self, limits: ServerLimits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -220,6 +229,29 @@ impl ServerBuilder {
         self
     }
 
+    /// The most bytes of responses that are under way, over all connections. Default: 1 GiB.
+    ///
+    /// A request whose response does not fit waits, without holding the value. It is then answered
+    /// anew, or with 503 after [`max_request_time`](Self::max_request_time). Clients other than the peers
+    /// of the pool's list take half of the bytes at most. A longer response is sent alone. Responses of
+    /// up to 4 KiB do not count, and those of a [`fallback`](Self::fallback) are not made again: one that
+    /// does not fit is answered with 503 at once.
+    pub fn max_response_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_response_bytes = bytes;
+        self
+    }
+
+    /// The most bytes of request bodies that have arrived and are not answered, over all connections.
+    /// Default: 256 MiB.
+    ///
+    /// A body for which there is no room, or no memory, is answered with 503. Clients other than the peers
+    /// of the pool's list take half of the bytes at most. A body that arrives together with its head does
+    /// not count.
+    pub fn max_body_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_body_bytes = bytes;
+        self
+    }
+
     /// Listens on `addr` and serves; port 0 lets the system choose one.
     ///
     /// # Errors
@@ -262,6 +294,8 @@ impl ServerBuilder {
             fallback: self.fallback,
             peers: self.peers,
             abandoned: AbandonedLoads::new(self.limits.max_abandoned_loads),
+            response_bytes: ByteBudget::new(self.limits.max_response_bytes),
+            body_bytes: ByteBudget::new(self.limits.max_body_bytes),
             limits: self.limits,
             connections: Arc::new(Connections::default()),
         });
@@ -306,9 +340,8 @@ impl fmt::Debug for ServerBuilder {
 /// connection: two lengths, a length that is not a number, a line that ends in LF alone, a missing
 /// Host, and so on. Bodies need a `Content-Length`; transfer codings are answered with 411.
 ///
-/// Writing to a client that has disconnected raises SIGPIPE. Rust's start-up code makes the process
-/// ignore it. If `main` is not Rust's, as for a library in a C program, ignore it yourself: by default
-/// it ends the process.
+/// A client that has disconnected raises no SIGPIPE, also where `main` is not Rust's, as for a library in
+/// a C program.
 #[must_use = "dropping the server shuts it down; call `wait` to serve for ever"]
 pub struct Server {
     connections: Arc<Connections>,

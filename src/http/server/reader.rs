@@ -4,8 +4,9 @@ use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::byte_budget::ByteGuard;
 use super::head::{BadRequest, ParsedHead, bad};
-use super::limits::Limits;
+use super::limits::ServerLimits;
 use crate::wire::{Scan, scan};
 
 /// The reason that no request could be read, or not all of it.
@@ -25,7 +26,7 @@ impl From<BadRequest> for RequestError {
 /// The reading side of a connection.
 pub(crate) struct RequestReader<'s> {
     socket: TimedSocket<'s>,
-    limits: &'s Limits,
+    limits: &'s ServerLimits,
     /// When the first head has to be complete; `None` after it.
     deadline: Option<Instant>,
     /// Initialised to its length, which is at most `max_head_size`: a head that does not fit is too
@@ -36,7 +37,7 @@ pub(crate) struct RequestReader<'s> {
 }
 
 impl<'s> RequestReader<'s> {
-    pub(crate) fn new(stream: &'s TcpStream, limits: &'s Limits) -> Self {
+    pub(crate) fn new(stream: &'s TcpStream, limits: &'s ServerLimits) -> Self {
         let timeout = None;
         RequestReader {
             socket: TimedSocket { stream, timeout },
@@ -143,18 +144,22 @@ impl TimedSocket<'_> {
     /// Reads the rest of a body of `len` bytes that begins with `arrived`.
     ///
     /// Memory grows with the bytes that arrive, to a quarter more at most: a large `Content-Length`
-    /// alone costs nothing.
+    /// alone costs nothing. It is taken from `guard` first.
     pub(crate) fn read_body(
         &mut self,
         arrived: &[u8],
         len: usize,
         deadline: Instant,
+        guard: &mut ByteGuard<'_>,
     ) -> Result<Vec<u8>, RequestError> {
         let mut body = arrived.to_vec();
         while body.len() < len {
             let filled = body.len();
             let chunk = BODY_CHUNK.max(filled / 4).min(len - filled);
-            body.reserve_exact(chunk);
+            let more = (filled + chunk).saturating_sub(body.capacity());
+            if !guard.grow(more) || body.try_reserve_exact(chunk).is_err() {
+                return Err(NO_ROOM.into());
+            }
             body.resize(filled + chunk, 0);
             let n = self.read(&mut body[filled..], time_left(deadline))?;
             body.truncate(filled + n);
@@ -206,6 +211,12 @@ const BODY_CHUNK: usize = 8 << 10;
 
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;
+
+/// Also where the system has no memory.
+pub(crate) const NO_ROOM: BadRequest = BadRequest {
+    status: 503,
+    reason: "the server has no room for more bodies and responses",
+};
 
 const TOO_SLOW: BadRequest = BadRequest {
     status: 408,

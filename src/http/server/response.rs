@@ -140,6 +140,11 @@ impl Response {
         head.extend_from_slice(b"\r\n\r\n");
     }
 
+    /// The length of the body, in bytes.
+    pub(crate) fn body_len(&self) -> usize {
+        self.body.iter().map(<[u8]>::len).sum()
+    }
+
     /// The pieces of the body that are sent after the head; none of them is empty.
     pub(crate) fn pieces(&self, options: ResponseOptions) -> impl Iterator<Item = &[u8]> {
         let is_sent = !options.head_only && !self.is_bodiless();

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::connections::Connection;
-use super::limits::Limits;
+use super::limits::ServerLimits;
 use super::listener::reset_on_close;
 use super::reader::is_timeout;
 use super::response::{Response, ResponseOptions};
@@ -13,13 +13,13 @@ use super::response::{Response, ResponseOptions};
 /// The writing side of a connection.
 pub(crate) struct ResponseWriter<'s> {
     connection: &'s Connection,
-    limits: &'s Limits,
+    limits: &'s ServerLimits,
     /// The head of the last response, with its body if that is short.
     buf: Vec<u8>,
 }
 
 impl<'s> ResponseWriter<'s> {
-    pub(crate) fn new(connection: &'s Connection, limits: &'s Limits) -> Self {
+    pub(crate) fn new(connection: &'s Connection, limits: &'s ServerLimits) -> Self {
         let buf = Vec::with_capacity(CAPACITY);
         ResponseWriter {
             connection,
@@ -111,10 +111,10 @@ impl<'s> ResponseWriter<'s> {
 /// Writes at least one byte, by one system call.
 fn write_some(mut stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     loop {
-        // `write` costs the kernel less than `write_vectored` with one slice.
+        // `write` costs the kernel less than a vectored write with one slice.
         let written = match slices {
             [slice] => stream.write(slice),
-            _ => stream.write_vectored(slices),
+            _ => write_vectored(stream, slices),
         };
         match written {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -123,6 +123,24 @@ fn write_some(mut stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usiz
         }
     }
 }
+
+/// Writes without SIGPIPE, which would end a program whose `main` is not Rust's. std's vectored write
+/// raises it, its other writes do not.
+#[cfg(all(unix, not(target_vendor = "apple")))]
+fn write_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let slices = &slices[..slices.len().min(MAX_SLICES)];
+    socket2::SockRef::from(stream).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
+}
+
+/// Elsewhere there is no SIGPIPE, or the socket has an option against it, which std sets.
+#[cfg(not(all(unix, not(target_vendor = "apple"))))]
+fn write_vectored(mut stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    stream.write_vectored(slices)
+}
+
+/// The most slices that a system call takes on all systems (IOV_MAX of Linux).
+#[cfg(all(unix, not(target_vendor = "apple")))]
+const MAX_SLICES: usize = 1024;
 
 /// The time that a client gets beyond the bytes that it has taken: it may read in large pieces, with
 /// pauses in between.
@@ -165,7 +183,7 @@ mod tests {
                 let mut received = Vec::new();
                 reader.read_to_end(&mut received).map(|_| received)
             });
-            let limits = Limits::default();
+            let limits = ServerLimits::default();
             let response = Response::new(200, "x/y", value.clone());
             let mut writer = ResponseWriter::new(&connection, &limits);
             writer.send(&response, OPTIONS).expect("sent");

@@ -70,7 +70,7 @@ proptest! {
             match op {
                 Op::Put { key, len, hot, ttl } => {
                     let key = format!("k{key}");
-                    store.remove(store.hash(&key), &key);
+                    store.remove(store.hash(&key), &key, || ());
                     let share = if hot { CacheType::Hot } else { CacheType::Main };
                     let room = capacity.saturating_sub(live_bytes(&store));
                     let ttl = ttl.map(|ttl| Duration::from_secs(ttl.into()));
@@ -81,7 +81,7 @@ proptest! {
                 Op::Get(key) => drop(get(&store, &format!("k{key}"))),
                 Op::Remove(key) => {
                     let key = format!("k{key}");
-                    store.remove(store.hash(&key), &key);
+                    store.remove(store.hash(&key), &key, || ());
                 }
                 Op::Advance(seconds) => clock.advance(Duration::from_secs(seconds.into())),
                 Op::SetCapacity(bytes) => {
@@ -160,7 +160,7 @@ fn expired_entries_leave_as_expired_by_every_road() {
         for leave in [
             (|store| set_capacity(store, 0)) as fn(&Store) -> EvictedEntries,
             |store| put(store, "0", b"new", CacheType::Main, None),
-            |store| store.remove(store.hash("19999"), "19999"),
+            |store| store.remove(store.hash("19999"), "19999", || ()),
             |store| {
                 store
                     .purge_expired(store.clock().now(), usize::MAX)
@@ -254,9 +254,9 @@ fn removals_are_counted_by_share_and_cause() {
     ] {
         put(&store, key, b"value", CacheType::Hot, ttl);
     }
-    store.remove(store.hash("c"), "c");
+    store.remove(store.hash("c"), "c", || ());
     clock.advance(SECOND);
-    store.remove(store.hash("a"), "a");
+    store.remove(store.hash("a"), "a", || ());
     store.clear();
     let stats = store.stats(CacheType::Hot);
     let counted = (

@@ -78,8 +78,8 @@ impl Tide {
     fn by_factor(&self, cost: u64) -> u64 {
         let exponent = self.learned.exponent;
         let root = [4096, 4871, 5793, 6889][exponent.rem_euclid(4) as usize];
-        let power = 1 << (5 + exponent.div_euclid(4));
-        cost * root * power / (32 * 4096)
+        let power = 1 << (8 + exponent.div_euclid(4));
+        cost * root * power / (256 * 4096)
     }
 
     fn score(&self, queue: usize, entry: &Resident) -> u64 {
@@ -145,9 +145,8 @@ impl Tide {
         let hash = hashes[usize::from(key)];
         let (n, used, cost) = (self.len(), self.used(), self.cost(weight));
         let departure = self.take_ghost(hash);
-        let proven = departure.filter(|(age, _)| {
-            *age < (2 * n).max(16) && self.by_factor(cost) * age <= self.theta / 2
-        });
+        let proven = departure
+            .filter(|(age, _)| *age < n.max(16) && self.by_factor(cost) * age <= self.theta / 2);
         if let Some((_, was_main)) = proven {
             self.learned.back[usize::from(was_main)] += 1;
         }
@@ -259,7 +258,7 @@ impl Learned {
             let main = 2 * back[1] * (left[0] + 1);
             let small = (2 * back[0] + 1) * left[1];
             if main > small {
-                *exponent = (*exponent - 1).max(-20);
+                *exponent = (*exponent - 1).max(-32);
             } else if 3 * small > 4 * main {
                 *exponent = (*exponent + 1).min(8);
             }
@@ -345,7 +344,7 @@ proptest! {
                     model.insert(&hashes, key, weight_of(len));
                 }
                 Step::Remove(key) => {
-                    store.remove(store.hash(&name(key)), &name(key));
+                    store.remove(store.hash(&name(key)), &name(key), || ());
                     model.remove(key);
                 }
                 Step::SetCapacity(capacity) => {

@@ -154,6 +154,7 @@ fn batch_in_another_order_is_refused() {
                     keyed_values: order.into_iter().map(keyed).collect(),
                     found: Some(vec![1; 3].into()),
                     ttl_nanos: Vec::new(),
+                    removals: None,
                     age_ms: Vec::new(),
                 };
                 connection.send(&ok_with(LARDER, &message.encode().unwrap()));

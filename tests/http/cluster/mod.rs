@@ -2,6 +2,7 @@
 
 mod handoff;
 mod lists;
+mod promise;
 mod removal;
 
 use std::io::{BufRead, BufReader, Read, Write};

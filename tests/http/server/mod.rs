@@ -1,5 +1,6 @@
 //! The server and the peer path in tiny_http.
 
+mod budgets;
 mod changes;
 mod conformance;
 mod deaf;

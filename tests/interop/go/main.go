@@ -1,6 +1,7 @@
 // The other side of larder's interoperability tests: programs on golang/groupcache and net/http.
 //
 //	node     a groupcache node with an HTTP front
+//	mailgun  a node of the protocol of mailgun/groupcache
 //	client   a net/http client that sends a larder server requests of all kinds
 //	urls     paths and keys as net/url reads and writes them, over a pipe
 //	vectors  the owner of each key on each ring, as JSON
@@ -16,6 +17,7 @@ import (
 func main() {
 	commands := map[string]func(args []string) error{
 		"node":    runNode,
+		"mailgun": runMailgun,
 		"client":  runClient,
 		"urls":    runURLs,
 		"vectors": runVectors,
@@ -29,6 +31,6 @@ func main() {
 			return
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: interop node|client|urls|vectors [flags]")
+	fmt.Fprintln(os.Stderr, "usage: interop node|mailgun|client|urls|vectors [flags]")
 	os.Exit(2)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder::http::{Handler, HttpPool, Request, Response};
-use larder::{BoxError, Context, ErrorKind};
+use larder::{BoxError, Context, ErrorKind, Group, SetOptions};
 use serde_json::{Value, json};
 
 use crate::hammer;
@@ -25,6 +25,15 @@ impl Front {
     fn answer(&self, request: &Request<'_>) -> Result<Response, BoxError> {
         Ok(match request.path() {
             "/get" => get(request)?,
+            "/remove" => {
+                let removed = values()?.remove(&Context::background(), text(request)?);
+                changed(removed)
+            }
+            "/set" => {
+                let key = parameter(request, "key").unwrap_or_default();
+                let (ctx, options) = (Context::background(), SetOptions::new());
+                changed(values()?.set(&ctx, key, request.body(), options))
+            }
             "/stats" => json_response(200, &stats()),
             "/loads" => json_response(200, &json!(self.source.loads())),
             "/peers" => {
@@ -58,9 +67,25 @@ impl Handler for Front {
     }
 }
 
+fn values() -> Result<Group, BoxError> {
+    Ok(larder::get_group("values").ok_or("no such group")?)
+}
+
+fn text<'a>(request: &Request<'a>) -> Result<&'a str, BoxError> {
+    Ok(std::str::from_utf8(request.body())?)
+}
+
+/// The answer to a change of the cluster.
+fn changed(result: larder::Result<()>) -> Response {
+    match result {
+        Ok(()) => json_response(200, &json!(true)),
+        Err(error) => json_response(500, &json!({"error": error.to_string()})),
+    }
+}
+
 /// `POST /get` with the key as its body; `group=` and `timeout_ms=` in the query.
 fn get(request: &Request<'_>) -> Result<Response, BoxError> {
-    let key = std::str::from_utf8(request.body())?;
+    let key = text(request)?;
     let group = larder::get_group(parameter(request, "group").unwrap_or("values"));
     let group = group.ok_or("no such group")?;
     let found = match parameter(request, "timeout_ms") {

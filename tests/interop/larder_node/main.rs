@@ -31,6 +31,7 @@ fn main() -> Result<(), BoxError> {
         .context(move |_request| Context::background().with_timeout(serve_timeout))
         .preset(match flags.get("preset", "golang") {
             "golang" => Preset::Golang,
+            "mailgun" => Preset::Mailgun,
             "larder" => Preset::Larder,
             other => return Err(format!("no preset is called {other:?}").into()),
         });

@@ -16,7 +16,7 @@ impl KnownPeers for Peers {
 
 struct Tested {
     connections: Arc<Connections>,
-    limits: Limits,
+    limits: ServerLimits,
     peers: Peers,
 }
 
@@ -24,10 +24,10 @@ impl Tested {
     fn new(max_connections: usize, max_connections_per_addr: usize, peers: Vec<IpAddr>) -> Self {
         Tested {
             connections: Arc::default(),
-            limits: Limits {
+            limits: ServerLimits {
                 max_connections,
                 max_connections_per_addr,
-                ..Limits::default()
+                ..ServerLimits::default()
             },
             peers: Peers(peers),
         }

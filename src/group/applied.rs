@@ -1,0 +1,322 @@
+//! The set of the removals that a node has applied.
+//!
+//! A removal's number has two halves: the origin, a random number of the group of the process that
+//! removes, and the count of that group's removals. So a set is a few intervals, and two nodes can tell
+//! which of them has applied removals that the other has not.
+
+use std::collections::BTreeSet;
+
+use crate::random::{self, mix};
+
+/// The removals of each origin. Those whose counts changed last are at the end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AppliedRemovals {
+    origins: Vec<OriginCounts>,
+    /// The sum of a hash of each interval.
+    digest: u64,
+}
+
+/// The removals of one origin.
+#[derive(Clone, Debug, Default)]
+struct OriginCounts {
+    id: u32,
+    /// The first ones, up to this count, are all applied.
+    base: u32,
+    /// Others that are applied. Some before them are still under way, or lost.
+    ahead: BTreeSet<u32>,
+}
+
+impl OriginCounts {
+    /// Whether the removal was missing.
+    fn insert(&mut self, count: u32) -> bool {
+        if count <= self.base || !self.ahead.insert(count) {
+            return false;
+        }
+        while self.ahead.remove(&(self.base + 1)) {
+            self.base += 1;
+        }
+        true
+    }
+
+    fn digest(&self) -> u64 {
+        let id = u64::from(self.id) << 32;
+        let ahead = self
+            .ahead
+            .iter()
+            .map(|&count| mix(!(id | u64::from(count))));
+        ahead.fold(mix(id | u64::from(self.base)), u64::wrapping_add)
+    }
+
+    fn contains(&self, count: u32) -> bool {
+        count <= self.base || self.ahead.contains(&count)
+    }
+
+    fn contains_all(&self, other: &OriginCounts) -> bool {
+        let others = (self.base + 1)..=other.base;
+        let has_base = other.base <= self.base
+            || (others.end() - others.start() < MAX_AHEAD as u32
+                && others.clone().all(|count| self.ahead.contains(&count)));
+        has_base && other.ahead.iter().all(|&count| self.contains(count))
+    }
+}
+
+impl AppliedRemovals {
+    pub(super) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Adds a removal. False if it is there already.
+    ///
+    /// If [`MAX_AHEAD`] removals of its origin arrived before others of it, the removal is not noted. Then
+    /// the sets differ, and the nodes exchange them.
+    pub(super) fn insert(&mut self, removal_id: u64) -> bool {
+        let count = removal_id as u32;
+        let origin = self.origin((removal_id >> 32) as u32);
+        let before = origin.digest();
+        if origin.ahead.len() >= MAX_AHEAD && count != origin.base + 1 {
+            return !origin.contains(count);
+        }
+        let is_new = origin.insert(count);
+        let after = origin.digest();
+        self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
+        is_new
+    }
+
+    pub(super) fn contains(&self, removal_id: u64) -> bool {
+        let (id, count) = ((removal_id >> 32) as u32, removal_id as u32);
+        let mut origins = self.origins.iter();
+        origins.any(|origin| origin.id == id && origin.contains(count))
+    }
+
+    /// The removals of an origin, moved to the end.
+    fn origin(&mut self, id: u32) -> &mut OriginCounts {
+        let found = self.origins.iter().position(|origin| origin.id == id);
+        match found {
+            Some(at) if at + 1 < self.origins.len() => self.origins[at..].rotate_left(1),
+            Some(_) => {}
+            None => {
+                if self.origins.len() == MAX_ORIGINS {
+                    let oldest = self.origins.remove(0);
+                    self.digest = self.digest.wrapping_sub(oldest.digest());
+                }
+                let new = OriginCounts {
+                    id,
+                    ..OriginCounts::default()
+                };
+                self.digest = self.digest.wrapping_add(new.digest());
+                self.origins.push(new);
+            }
+        }
+        self.origins.last_mut().expect("it was found or pushed")
+    }
+
+    /// Whether every removal of `other` is here.
+    pub(super) fn contains_all(&self, other: &AppliedRemovals) -> bool {
+        other.origins.iter().all(|theirs| {
+            let mut own = self.origins.iter();
+            let is_none = theirs.base == 0 && theirs.ahead.is_empty();
+            is_none || own.any(|own| own.id == theirs.id && own.contains_all(theirs))
+        })
+    }
+
+    /// Adds every removal of `other`.
+    pub(super) fn add_all(&mut self, other: &AppliedRemovals) {
+        for theirs in &other.origins {
+            let own = self.origin(theirs.id);
+            let before = own.digest();
+            own.base = own.base.max(theirs.base);
+            own.ahead.extend(&theirs.ahead);
+            own.ahead = own.ahead.split_off(&(own.base + 1));
+            while own.ahead.remove(&(own.base + 1)) {
+                own.base += 1;
+            }
+            while own.ahead.len() > MAX_AHEAD {
+                own.ahead.pop_last();
+            }
+            let after = own.digest();
+            self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
+        }
+    }
+
+    /// Numbers of four bytes, the lowest first: for each origin its number, its base, the count of those
+    /// ahead, and these.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut numbers = Vec::new();
+        for OriginCounts { id, base, ahead } in &self.origins {
+            numbers.extend([*id, *base, ahead.len() as u32]);
+            numbers.extend(ahead);
+        }
+        numbers.into_iter().flat_map(u32::to_le_bytes).collect()
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote; `None` if it is malformed or larger than any set.
+    pub(super) fn decode(bytes: &[u8]) -> Option<AppliedRemovals> {
+        let mut set = AppliedRemovals::default();
+        let mut numbers = bytes.chunks_exact(4).map_while(|bytes| {
+            let bytes = bytes.try_into().ok()?;
+            Some(u32::from_le_bytes(bytes))
+        });
+        while let Some(id) = numbers.next() {
+            let (base, len) = (numbers.next()?, numbers.next()?);
+            // Counts end before the largest number, so that the next one can be computed.
+            let is_large = len as usize > MAX_AHEAD || base == u32::MAX;
+            if is_large || set.origins.len() == MAX_ORIGINS {
+                return None;
+            }
+            let ahead: BTreeSet<u32> = numbers.by_ref().take(len as usize).collect();
+            let is_sound = ahead.first().is_none_or(|&first| first > base + 1);
+            if ahead.len() != len as usize || !is_sound || ahead.contains(&u32::MAX) {
+                return None;
+            }
+            set.origins.push(OriginCounts { id, base, ahead });
+        }
+        (bytes.len() % 4 == 0).then_some(set)
+    }
+}
+
+/// The numbers of the removals of this process.
+#[derive(Debug)]
+pub(super) struct RemovalNumbers {
+    origin: u32,
+    count: u32,
+}
+
+impl RemovalNumbers {
+    pub(super) fn new() -> RemovalNumbers {
+        RemovalNumbers {
+            origin: random::bits() as u32,
+            count: 0,
+        }
+    }
+
+    /// The next number; not 0.
+    pub(super) fn next(&mut self) -> u64 {
+        if self.count == u32::MAX - 1 {
+            *self = RemovalNumbers::new();
+        }
+        self.count += 1;
+        u64::from(self.origin) << 32 | u64::from(self.count)
+    }
+}
+
+/// The most origins: processes that removed something, those that ended included. With more, the one that
+/// removed nothing for the longest time is left out.
+const MAX_ORIGINS: usize = 256;
+
+/// The most removals of one origin that are noted before others of it have arrived.
+const MAX_AHEAD: usize = 64;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(ids: impl IntoIterator<Item = (u32, u32)>) -> AppliedRemovals {
+        let mut set = AppliedRemovals::default();
+        for (origin, count) in ids {
+            set.insert(u64::from(origin) << 32 | u64::from(count));
+        }
+        set
+    }
+
+    #[test]
+    fn removals_in_any_order_are_one_interval() {
+        let one = set([(7, 1), (7, 2), (7, 3)]);
+        let other = set([(7, 3), (7, 1), (7, 2), (7, 2)]);
+        assert_eq!(one.digest(), other.digest());
+        assert_eq!(
+            (other.origins[0].base, other.origins[0].ahead.len()),
+            (3, 0)
+        );
+        assert_ne!(one.digest(), set([(7, 1), (7, 3)]).digest());
+    }
+
+    #[test]
+    fn removals_beyond_a_long_gap_are_not_noted() {
+        let mut late = set((2..100).map(|count| (7, count)));
+        assert_eq!(late.origins[0].ahead.len(), MAX_AHEAD);
+        assert!(late.insert(7 << 32 | 1), "the gap is closed");
+        assert_eq!(late.origins[0].base, 1 + MAX_AHEAD as u32);
+    }
+
+    #[test]
+    fn oldest_origin_leaves_a_full_set() {
+        let mut full = set((1..=300).map(|origin| (origin, 1)));
+        assert_eq!(full.origins.len(), MAX_ORIGINS);
+        assert_eq!(
+            full.digest(),
+            set((45..=300).map(|origin| (origin, 1))).digest()
+        );
+        assert!(!full.insert(300 << 32 | 1));
+    }
+
+    #[test]
+    fn numbers_of_one_group_differ_from_those_of_another() {
+        let (mut a, mut b) = (RemovalNumbers::new(), RemovalNumbers::new());
+        assert_eq!(a.next() + 1, a.next());
+        assert_ne!(a.next(), b.next());
+        a.count = u32::MAX - 1;
+        assert_eq!(a.next() as u32, 1, "a new origin");
+    }
+
+    #[test]
+    fn malformed_sets_are_refused() {
+        let bytes = |numbers: &[u32]| -> Vec<u8> {
+            numbers
+                .iter()
+                .flat_map(|number| number.to_le_bytes())
+                .collect()
+        };
+        for numbers in [
+            &[1][..],
+            &[1, 2],
+            &[1, 2, 1],
+            &[1, 2, 1, 3],
+            &[1, 2, 2, 4, 4],
+            &[1, u32::MAX, 0],
+            &[1, 2, 1, u32::MAX],
+            &[1, 2, u32::MAX],
+        ] {
+            assert!(
+                AppliedRemovals::decode(&bytes(numbers)).is_none(),
+                "{numbers:?}"
+            );
+        }
+        assert!(AppliedRemovals::decode(&[0; 13]).is_none());
+        assert!(AppliedRemovals::decode(&bytes(&[1, 2, 1, 4])).is_some());
+        assert!(AppliedRemovals::decode(&vec![0; 12 * (MAX_ORIGINS + 1)]).is_none());
+    }
+
+    fn ids() -> impl Strategy<Value = Vec<(u32, u32)>> {
+        vec((0..4_u32, 1..20_u32), 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn sets_are_sets(a in ids(), b in ids()) {
+            let plain = |ids: &[(u32, u32)]| ids.iter().copied().collect::<BTreeSet<_>>();
+            let (one, other) = (set(a.clone()), set(b.clone()));
+            prop_assert_eq!(one.contains_all(&other), plain(&a).is_superset(&plain(&b)));
+            prop_assert_eq!(one.digest() == other.digest(), plain(&a) == plain(&b));
+            let mut both = one.clone();
+            both.add_all(&other);
+            prop_assert_eq!(both.digest(), set(a.into_iter().chain(b)).digest());
+            let decoded = AppliedRemovals::decode(&both.encode()).expect("it decodes");
+            prop_assert!(decoded.contains_all(&both) && both.contains_all(&decoded));
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..80), numbers in vec(0..5_u32, 0..20)) {
+            let small: Vec<u8> = numbers.into_iter().flat_map(u32::to_le_bytes).collect();
+            for bytes in [bytes, small] {
+                if let Some(read) = AppliedRemovals::decode(&bytes) {
+                    let mut set = set([(1, 1)]);
+                    set.add_all(&read);
+                    let _ = (set.contains_all(&read), read.contains_all(&set));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Compares the removals of this node with those of its peers, and repairs differences.
+//!
+//! Every answer of a peer has a digest of its removals. If it differs from this node's, removals are
+//! under way, or one of the two missed some, because it was cut off or because the node that removed
+//! ended. So if the digests differ for [`PATIENCE`], the two exchange their tables. A node that missed
+//! removals drops the values of the stripes concerned whose load began before the other's last removal.
+
+use std::time::Duration;
+
+use super::Inner;
+use super::removal_clocks::{RemovalMark, Table};
+use crate::clock::Tick;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::loader_pool::JobFor;
+use crate::panics::FirstPanic;
+use crate::pb::RemovalTable;
+use crate::peers::ProtoGetter;
+use crate::sync::{Arc, Mutex};
+
+/// The state of the comparison with each peer.
+#[derive(Default)]
+pub(super) struct Comparisons(Mutex<Vec<Comparison>>);
+
+struct Comparison {
+    peer: std::sync::Weak<dyn ProtoGetter>,
+    /// When the peer's digest was equal to this node's for the last time.
+    equal_at: Option<Tick>,
+    /// Whether the peer's last digest was another one.
+    differs: bool,
+    /// Whether a thread exchanges the tables, or will do so if the digests still differ then.
+    is_scheduled: bool,
+}
+
+impl Comparisons {
+    /// Calls `with` for the state of a peer.
+    fn with<R>(&self, peer: &Arc<dyn ProtoGetter>, with: impl FnOnce(&mut Comparison) -> R) -> R {
+        let mut comparisons = self.0.lock();
+        let is_of = |comparison: &Comparison| {
+            comparison.peer.as_ptr().cast::<()>() == Arc::as_ptr(peer).cast::<()>()
+        };
+        let at = comparisons.iter().position(is_of).unwrap_or_else(|| {
+            // A weak reference keeps the address of a peer of an old list from being used again.
+            comparisons.retain(|comparison| comparison.peer.strong_count() > 0);
+            comparisons.push(Comparison {
+                peer: Arc::downgrade(peer),
+                equal_at: None,
+                differs: false,
+                is_scheduled: false,
+            });
+            comparisons.len() - 1
+        });
+        with(&mut comparisons[at])
+    }
+}
+
+impl Inner {
+    /// Compares the digest in a peer's answer to a request of the time `sent` with this node's. If they
+    /// differ although the two were not equal for [`PATIENCE`], repairs the difference before it returns,
+    /// and otherwise after that time.
+    pub(super) fn compare(
+        self: &Arc<Self>,
+        peer: &Arc<dyn ProtoGetter>,
+        ctx: &Context,
+        sent: Tick,
+        removals: Option<u64>,
+    ) {
+        let Some(mark) = removals.map(RemovalMark::from_bits) else {
+            return;
+        };
+        if self.removals.has_same_digest(Some(mark)) {
+            if !self.removals.are_unused() {
+                self.comparisons.with(peer, |comparison| {
+                    comparison.equal_at = comparison.equal_at.max(Some(sent));
+                    comparison.differs = false;
+                });
+            }
+            return;
+        }
+        let now = self.store.clock().now();
+        let (is_old, is_first) = self.comparisons.with(peer, |comparison| {
+            comparison.differs = true;
+            let is_first = !std::mem::replace(&mut comparison.is_scheduled, true);
+            let is_old = comparison
+                .equal_at
+                .is_none_or(|at| now.since(at) > PATIENCE);
+            (is_old, is_first)
+        });
+        if is_first && (is_old || self.repair_later(peer).is_err()) {
+            self.repair(peer, ctx);
+        }
+    }
+
+    fn repair_later(self: &Arc<Self>, peer: &Arc<dyn ProtoGetter>) -> Result<()> {
+        let (group, peer) = (self.clone(), peer.clone());
+        self.pool.submit(JobFor::Own, move |_busy| {
+            std::thread::sleep(PATIENCE);
+            group.repair(&peer, &Context::background());
+        })
+    }
+
+    /// Exchanges tables with a peer, unless the digests are equal by now.
+    fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
+        let sent = self.store.clock().now();
+        let differs = self.comparisons.with(peer, |comparison| comparison.differs);
+        let exchanged = match differs {
+            true => self.exchange_tables(peer, ctx),
+            false => Ok(()),
+        };
+        if let Err(error) = &exchanged {
+            log::debug!("group {}: {error}", self.name);
+        }
+        self.comparisons.with(peer, |comparison| {
+            comparison.is_scheduled = false;
+            if differs && exchanged.is_ok() {
+                comparison.equal_at = comparison.equal_at.max(Some(sent));
+            }
+        });
+    }
+
+    fn exchange_tables(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
+        let request = self.own_table();
+        let answer = peer.exchange_removals(&ctx.with_timeout(LONGEST_EXCHANGE), &request)?;
+        let table = table_of(&answer).ok_or_else(|| {
+            Error::new(ErrorKind::Peer, "the peer's table of removals is malformed")
+        })?;
+        self.merge(&table);
+        Ok(())
+    }
+
+    /// The answer to a peer's table.
+    pub(super) fn serve_table(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
+        // Before the merge, after which the peer would find nothing new in it.
+        let answer = self.own_table();
+        if let Some(table) = table_of(request) {
+            self.merge(&table);
+        }
+        answer
+    }
+
+    fn own_table(&self) -> RemovalTable<'static> {
+        let (clocks, applied) = self.removals.table(self.store.clock()).encode();
+        RemovalTable {
+            group: self.name.clone().into(),
+            clocks: Some(clocks.into()),
+            applied: Some(applied.into()),
+        }
+    }
+
+    /// Applies the removals in a peer's table that were not applied here.
+    fn merge(&self, table: &Table) {
+        let unsettled = self.removals.unsettle();
+        let clock = self.store.clock();
+        let Some(floors) = self.removals.merge(table, clock.now(), clock) else {
+            return;
+        };
+        let mut panic = FirstPanic::default();
+        let is_old = |key: &str, begun: Option<Tick>| floors.is_older(key, begun);
+        let removed = |removed| self.notify_all(removed, &mut panic);
+        // Loads that began before are not cached, and are joined by no caller.
+        self.store.remove_older(&is_old, removed);
+        self.getter_flights.forget_all();
+        self.peer_flights.forget_all();
+        self.removals.finish_merge(table);
+        drop(unsettled);
+        panic.resume();
+    }
+}
+
+fn table_of(message: &RemovalTable<'_>) -> Option<Table> {
+    Table::decode(message.clocks.as_deref()?, message.applied.as_deref()?)
+}
+
+/// How long two digests may differ because of removals under way.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The longest exchange of tables.
+const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);

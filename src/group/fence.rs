@@ -1,0 +1,91 @@
+//! Refuses values of peers that may be older than a removal which this node has applied.
+//!
+//! Without it, "tell all nodes at the same time" does not hold:
+//!
+//! 1. The source changes, and a node begins to remove the key.
+//! 2. H drops its copy.
+//! 3. A get at H asks the owner, which has not heard of the removal, and gets the old value.
+//! 4. H caches the old value.
+//! 5. The owner drops the value, and the removal returns.
+//! 6. A get at H returns the old value.
+//!
+//! At step 4, H compares the owner's removals, which are in the answer, with its own. If the owner has
+//! not applied all of them, and its load of the value began before the last of them, H has the owner drop
+//! the value, and asks again. So no caller at H gets the old value: not the one that asked, and none that
+//! joins its load after the removal has returned.
+
+use std::time::Duration;
+
+use super::Inner;
+use super::removal_clocks::{KeyStripe, RemovalMark};
+use crate::clock::Tick;
+use crate::context::Context;
+use crate::error::Result;
+use crate::pb::{GetRequest, RemoveKeysRequest};
+use crate::peers::{PeerResponse, ProtoGetter};
+use crate::sync::Arc;
+
+/// An answer, and a time at or before its request.
+pub(super) type Answer = (Tick, PeerResponse);
+
+impl Inner {
+    /// The mark for an answer to a peer, 0 if there was no removal. Read before the value is looked up.
+    pub(super) fn removals_for(&self, key: &str) -> Option<u64> {
+        Some(self.removals.mark(key).unwrap_or_default().to_bits())
+    }
+
+    /// Whether a peer's value is not older than any removal of its key that this node has applied, as
+    /// far as can be known.
+    pub(super) fn is_current(&self, key: &str, sent: Tick, response: &PeerResponse) -> bool {
+        if self.removals.are_unused() {
+            return true;
+        }
+        let stripe = KeyStripe::of(key);
+        let mark = response.removals.map(RemovalMark::from_bits);
+        if mark.is_some() && self.removals.has_same(stripe, mark) {
+            return true;
+        }
+        let now = self.store.clock().now();
+        let Some(since_removal) = self.removals.since_removal(stripe, now) else {
+            return true;
+        };
+        // An equal time is no proof: the clock may not have moved between removal and load.
+        match response.age.and_then(|age| sent.before(age)) {
+            Some(begun) => now.since(begun) < since_removal,
+            // A server that knows of no removals and no ages, such as a Go program.
+            None => mark.is_none() && since_removal > LONGEST_REMOVAL,
+        }
+    }
+
+    /// A peer's answer if it [is current](Self::is_current). If not, has the peer drop its value, and
+    /// asks again. `None` if the peer does not drop it: then the getter has to run here.
+    pub(super) fn verify(
+        self: &Arc<Self>,
+        peer: &Arc<dyn ProtoGetter>,
+        ctx: &Context,
+        request: &GetRequest<'_>,
+        answer: Answer,
+        ask_again: impl FnOnce() -> Result<Answer>,
+    ) -> Result<Option<Answer>> {
+        self.compare(peer, ctx, answer.0, answer.1.removals);
+        if self.is_current(&request.key, answer.0, &answer.1) {
+            return Ok(Some(answer));
+        }
+        let uncounted = RemoveKeysRequest {
+            group: request.group.clone(),
+            keys: vec![request.key.clone()],
+            removal_id: Some(0),
+        };
+        if let Err(error) = peer.remove(ctx, &uncounted) {
+            log::debug!("group {}: {error}", self.name);
+            return Ok(None);
+        }
+        // The load of the new answer began after the peer dropped its value, and so after every removal
+        // that this node had applied then.
+        ask_again().map(Some)
+    }
+}
+
+/// How long a removal may be under way. A value of unknown age is not used for that long after a removal
+/// of its stripe.
+const LONGEST_REMOVAL: Duration = Duration::from_secs(10);

@@ -1,0 +1,699 @@
+//! The clocks of the removals that a node has applied, which nodes compare and merge.
+//!
+//! Each stripe of keys has a clock: a stamp and the time of the stripe's last removal. Each removal adds a
+//! hash of its number to the stamp. So two nodes have the same stamp if they applied the same removals to
+//! the stripe, in whatever order. (Two different sets have the same sum in one of 4 × 10^9 cases.) The last
+//! clock is that of the removals of all keys.
+//!
+//! The stamps prove that a value is current. The [set of all removals](super::applied) shows whether a node
+//! missed some, and the times which values it then has to drop. A removal is in the set only after its
+//! entries are dropped and its clock has changed.
+
+use std::hash::Hasher;
+use std::time::Duration;
+
+use fnv::FnvHasher;
+
+use super::applied::{AppliedRemovals, RemovalNumbers};
+use crate::clock::{Clock, Tick};
+use crate::random::{self, mix};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// The clocks of a group, 8 KiB, and the set of the removals.
+pub(super) struct RemovalClocks {
+    clocks: Box<[AtomicU64]>,
+    applied: Mutex<AppliedRemovals>,
+    /// That of `applied`. Written under its lock.
+    digest: AtomicU64,
+    numbers: Mutex<RemovalNumbers>,
+    /// The clears and merges under way. They change the clocks before the entries.
+    unsettled: AtomicUsize,
+    /// Whether a clock was ever changed.
+    is_used: AtomicBool,
+}
+
+/// The number of clocks. Few under loom, which allocates each.
+const CLOCKS: usize = if cfg!(larder_loom) { 2 } else { 1024 };
+
+/// The clock of the removals of all keys.
+pub(super) const ALL_KEYS: KeyStripe = KeyStripe(CLOCKS - 1);
+
+/// The keys that share a clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyStripe(usize);
+
+impl KeyStripe {
+    /// The stripe of a key: FNV-1a of 64 bits over the key, the same in all processes.
+    pub(super) fn of(key: &str) -> KeyStripe {
+        let mut hasher = FnvHasher::default();
+        hasher.write(key.as_bytes());
+        KeyStripe((hasher.finish() % (CLOCKS as u64 - 1)) as usize)
+    }
+
+    fn all() -> impl Iterator<Item = KeyStripe> {
+        (0..CLOCKS).map(KeyStripe)
+    }
+}
+
+/// How a removal changes the clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Counted {
+    /// By the hash of its number.
+    Numbered(u64),
+    /// By a hash of the key: it came from a Go program, which sends no number. If a node misses it, that is
+    /// not noticed.
+    Unnumbered,
+    /// Not at all.
+    Not,
+}
+
+impl Counted {
+    /// The number that is added to the stamp of a key, or of all keys for the empty one.
+    pub(super) fn stamp(self, key: &str) -> Option<u32> {
+        let hash = match self {
+            Counted::Numbered(number) => mix(number),
+            Counted::Unnumbered => {
+                let mut hasher = FnvHasher::default();
+                hasher.write(key.as_bytes());
+                mix(hasher.finish())
+            }
+            Counted::Not => return None,
+        };
+        // Not 0, which would not change the stamp.
+        Some(hash as u32 | 1)
+    }
+}
+
+/// One clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct LastRemoval {
+    /// The sum of the hashes of all removals; 0 if there was none.
+    stamp: u32,
+    /// The time of the last one, in milliseconds, rounded up. It wraps around after 49 days. A removal that
+    /// was longer ago then looks younger than it is, which is safe.
+    at: u32,
+}
+
+impl LastRemoval {
+    fn unpack(bits: u64) -> LastRemoval {
+        LastRemoval {
+            stamp: bits as u32,
+            at: (bits >> 32) as u32,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.at) << 32 | u64::from(self.stamp)
+    }
+
+    fn is_none(self) -> bool {
+        self == LastRemoval::default()
+    }
+
+    /// The milliseconds since the last removal, at most one too many.
+    fn age(self, now: Tick) -> u32 {
+        millis_up(now).wrapping_sub(self.at)
+    }
+}
+
+fn millis_up(tick: Tick) -> u32 {
+    tick.nanos().div_ceil(1_000_000) as u32
+}
+
+impl RemovalClocks {
+    pub(super) fn new() -> RemovalClocks {
+        RemovalClocks {
+            clocks: (0..CLOCKS).map(|_| AtomicU64::new(0)).collect(),
+            applied: Mutex::default(),
+            digest: AtomicU64::new(0),
+            numbers: Mutex::new(RemovalNumbers::new()),
+            unsettled: AtomicUsize::new(0),
+            is_used: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether there was no removal yet.
+    pub(super) fn are_unused(&self) -> bool {
+        !self.is_used.load(Ordering::Acquire)
+    }
+
+    /// The number of a removal that begins here.
+    pub(super) fn begin(&self) -> (u64, Counted) {
+        let number = self.numbers.lock().next();
+        (number, Counted::Numbered(number))
+    }
+
+    /// How a removal of a peer is counted. One that was applied already is not counted again.
+    pub(super) fn admit(&self, number: Option<u64>) -> Counted {
+        match number {
+            None => Counted::Unnumbered,
+            Some(0) => Counted::Not,
+            Some(number) if self.applied.lock().contains(number) => Counted::Not,
+            Some(number) => Counted::Numbered(number),
+        }
+    }
+
+    /// Notes that a removal is applied: its entries are dropped, and its clocks changed.
+    pub(super) fn finish(&self, counted: Counted) {
+        if let Counted::Numbered(number) = counted {
+            let mut applied = self.applied.lock();
+            applied.insert(number);
+            self.digest.store(applied.digest(), Ordering::SeqCst);
+            self.is_used.store(true, Ordering::Release);
+        }
+    }
+
+    /// Changes the clock of a removal.
+    pub(super) fn advance(&self, stripe: KeyStripe, stamp: u32, clock: &Clock) {
+        // The time is read after the old clock, so that of two removals the second has the later time.
+        self.change(stripe, |old| LastRemoval {
+            stamp: old.stamp.wrapping_add(stamp),
+            at: millis_up(clock.now()),
+        });
+    }
+
+    fn change(&self, stripe: KeyStripe, new: impl Fn(LastRemoval) -> LastRemoval) {
+        self.is_used.store(true, Ordering::Release);
+        let clock = &self.clocks[stripe.0];
+        let mut before = clock.load(Ordering::SeqCst);
+        loop {
+            let after = new(LastRemoval::unpack(before)).pack();
+            match clock.compare_exchange(before, after, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return,
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    fn last(&self, stripe: KeyStripe) -> LastRemoval {
+        LastRemoval::unpack(self.clocks[stripe.0].load(Ordering::SeqCst))
+    }
+
+    /// Marks the clocks as ahead of the entries until the guard is dropped.
+    pub(super) fn unsettle(&self) -> Unsettled<'_> {
+        self.unsettled.fetch_add(1, Ordering::SeqCst);
+        Unsettled(self)
+    }
+
+    /// The removals that this node has applied, for the answer to a peer that asks for `key`. Read
+    /// before the value is looked up, so that the value is not older than any of them. `None` if there
+    /// was none, or while that is not certain.
+    pub(super) fn mark(&self, key: &str) -> Option<RemovalMark> {
+        if self.are_unused() {
+            return None;
+        }
+        let stamp = self.stamp(KeyStripe::of(key));
+        let digest = (self.digest.load(Ordering::SeqCst) >> 32) as u32;
+        // After the stamp: a clear or a merge that is in the stamp has ended, if none is under way now.
+        let is_settled = self.unsettled.load(Ordering::SeqCst) == 0;
+        is_settled.then_some(RemovalMark { digest, stamp })
+    }
+
+    /// Whether a node with this mark has applied the same removals to the keys of a stripe.
+    pub(super) fn has_same(&self, stripe: KeyStripe, mark: Option<RemovalMark>) -> bool {
+        mark.unwrap_or_default().stamp == self.stamp(stripe)
+    }
+
+    /// Whether a node with this mark has applied the same removals to all keys.
+    pub(super) fn has_same_digest(&self, mark: Option<RemovalMark>) -> bool {
+        mark.unwrap_or_default().digest == (self.digest.load(Ordering::SeqCst) >> 32) as u32
+    }
+
+    /// The time since the last removal of the stripe or of all keys, rounded down; `None` if there was
+    /// none.
+    pub(super) fn since_removal(&self, stripe: KeyStripe, now: Tick) -> Option<Duration> {
+        let removals = [stripe, ALL_KEYS].map(|stripe| self.last(stripe));
+        let removals = removals.into_iter().filter(|last| !last.is_none());
+        let age = removals.map(|last| last.age(now).saturating_sub(1)).min()?;
+        Some(Duration::from_millis(age.into()))
+    }
+
+    fn stamp(&self, stripe: KeyStripe) -> u32 {
+        let [own, all] = [stripe, ALL_KEYS].map(|stripe| self.last(stripe).stamp);
+        own.wrapping_add(all.rotate_left(16))
+    }
+}
+
+/// See [`RemovalClocks::unsettle`].
+pub(super) struct Unsettled<'c>(&'c RemovalClocks);
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        self.0.unsettled.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The removals that a node has applied: to all keys, and to the stripe of one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RemovalMark {
+    digest: u32,
+    stamp: u32,
+}
+
+impl RemovalMark {
+    pub(super) fn from_bits(bits: u64) -> RemovalMark {
+        RemovalMark {
+            digest: (bits >> 32) as u32,
+            stamp: bits as u32,
+        }
+    }
+
+    pub(super) fn to_bits(self) -> u64 {
+        u64::from(self.digest) << 32 | u64::from(self.stamp)
+    }
+}
+
+/// The times before which the loads of values began that are dropped, by stripe.
+pub(super) struct Floors(Box<[Option<Tick>]>);
+
+impl Floors {
+    /// Whether a value is dropped: its load began, at the latest, before the floor of its key.
+    pub(super) fn is_older(&self, key: &str, begun: Option<Tick>) -> bool {
+        let floor = self.0[KeyStripe::of(key).0].max(self.0[ALL_KEYS.0]);
+        floor.is_some_and(|floor| begun.is_none_or(|begun| begun < floor))
+    }
+}
+
+/// The removals of a node, as it sends them.
+pub(super) struct Table {
+    clocks: Vec<(u32, u32)>,
+    applied: AppliedRemovals,
+}
+
+/// The bytes of a clock in a table: the stamp, and the milliseconds since the last removal, rounded down.
+const ENCODED: usize = 8;
+
+/// The age of a clock without a removal.
+const NONE: u32 = u32::MAX;
+
+impl Table {
+    /// Reads what [`encode`](Self::encode) wrote; `None` if it is malformed.
+    pub(super) fn decode(clocks: &[u8], applied: &[u8]) -> Option<Table> {
+        if clocks.len() != ENCODED * CLOCKS {
+            return None;
+        }
+        let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
+        let clocks = clocks.chunks_exact(ENCODED).map(|encoded| {
+            let (stamp, age) = encoded.split_at(4);
+            (number(stamp), number(age))
+        });
+        Some(Table {
+            clocks: clocks.collect(),
+            applied: AppliedRemovals::decode(applied)?,
+        })
+    }
+
+    /// The clocks and the set.
+    pub(super) fn encode(&self) -> (Vec<u8>, Vec<u8>) {
+        let clocks = self.clocks.iter().flat_map(|(stamp, age)| [*stamp, *age]);
+        (
+            clocks.flat_map(u32::to_le_bytes).collect(),
+            self.applied.encode(),
+        )
+    }
+}
+
+impl RemovalClocks {
+    /// The set is read first, so that the clocks have all its removals.
+    pub(super) fn table(&self, clock: &Clock) -> Table {
+        let applied = self.applied.lock().clone();
+        let now = clock.now();
+        let encoded = |last: LastRemoval| match last.is_none() {
+            true => (0, NONE),
+            false => (last.stamp, last.age(now).saturating_sub(1)),
+        };
+        Table {
+            clocks: KeyStripe::all()
+                .map(|stripe| encoded(self.last(stripe)))
+                .collect(),
+            applied,
+        }
+    }
+
+    /// Merges a peer's clocks, which were received at this time, into those of this node. Returns the times
+    /// of the removals that this node may have missed; `None` if it missed none. The caller drops the older
+    /// values, and then calls [`finish_merge`](Self::finish_merge).
+    ///
+    /// Where the stamps differ, this node takes the peer's if the peer has applied all that this node has.
+    /// Otherwise both take a new one, which depends on the union of their sets. A node that applied all of
+    /// them itself has another one. Then a value of this stripe is current if its load began after the last
+    /// removal.
+    pub(super) fn merge(&self, table: &Table, received: Tick, clock: &Clock) -> Option<Floors> {
+        let (own, union) = {
+            let applied = self.applied.lock();
+            if applied.contains_all(&table.applied) {
+                return None;
+            }
+            let own: Vec<u32> = KeyStripe::all()
+                .map(|stripe| self.last(stripe).stamp)
+                .collect();
+            let mut union = applied.clone();
+            union.add_all(&table.applied);
+            (own, union)
+        };
+        let has_all = table.applied.contains_all(&union);
+        let mut floors = Floors(vec![None; CLOCKS].into());
+        for (stripe, &(theirs, age)) in KeyStripe::all().zip(&table.clocks) {
+            let before = own[stripe.0];
+            if theirs == before {
+                continue;
+            }
+            let removed = (age != NONE).then(|| {
+                let removed = received.before(Duration::from_millis(age.into()));
+                removed.unwrap_or(received)
+            });
+            floors.0[stripe.0] = removed;
+            let new = match has_all {
+                true => theirs,
+                false => mix(union.digest() ^ stripe.0 as u64) as u32 | 1,
+            };
+            self.change(stripe, |own| {
+                // A removal or another merge changed it meanwhile. Then it has to differ from all others.
+                let stamp = if own.stamp == before {
+                    new
+                } else {
+                    random::bits() as u32 | 1
+                };
+                // Read after the clock, whose time it would precede otherwise.
+                let now = clock.now();
+                let at = removed.map(millis_up).filter(|&at| {
+                    own.is_none() || LastRemoval { stamp, at }.age(now) < own.age(now)
+                });
+                LastRemoval {
+                    stamp,
+                    at: at.unwrap_or(own.at),
+                }
+            });
+        }
+        Some(floors)
+    }
+
+    /// Notes that this node has applied the removals of a table.
+    pub(super) fn finish_merge(&self, table: &Table) {
+        let mut applied = self.applied.lock();
+        applied.add_all(&table.applied);
+        self.digest.store(applied.digest(), Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The clocks of a node, and its time.
+    struct Node {
+        clocks: RemovalClocks,
+        clock: Clock,
+    }
+
+    impl Node {
+        /// Nodes differ in the origin of their clocks.
+        fn new(started: u64) -> Node {
+            let clock = Clock::manual();
+            clock.advance(Duration::from_secs(started));
+            Node {
+                clocks: RemovalClocks::new(),
+                clock,
+            }
+        }
+
+        /// Applies a removal, as a group does.
+        fn remove(&self, key: &str, number: u64) {
+            let counted = self.clocks.admit(Some(number));
+            if let Some(stamp) = counted.stamp(key) {
+                self.clocks.advance(KeyStripe::of(key), stamp, &self.clock);
+            }
+            self.clocks.finish(counted);
+        }
+
+        fn clear(&self, number: u64) {
+            let counted = self.clocks.admit(Some(number));
+            let stamp = counted.stamp("").expect("it is new");
+            self.clocks.advance(ALL_KEYS, stamp, &self.clock);
+            self.clocks.finish(counted);
+        }
+
+        fn now(&self) -> Tick {
+            self.clock.now()
+        }
+
+        fn table(&self) -> Table {
+            let (clocks, applied) = self.clocks.table(&self.clock).encode();
+            Table::decode(&clocks, &applied).expect("it decodes")
+        }
+
+        fn merge(&self, table: &Table) -> Option<Floors> {
+            let floors = self.clocks.merge(table, self.now(), &self.clock);
+            self.clocks.finish_merge(table);
+            floors
+        }
+
+        fn is_like(&self, other: &Node, key: &str) -> bool {
+            self.clocks
+                .has_same(KeyStripe::of(key), other.clocks.mark(key))
+        }
+
+        fn has_digest_of(&self, other: &Node) -> bool {
+            self.clocks.has_same_digest(other.clocks.mark("k"))
+        }
+    }
+
+    fn millis(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn pair() -> [Node; 2] {
+        [Node::new(0), Node::new(1_000_000)]
+    }
+
+    fn advance(nodes: &[Node], by: Duration) {
+        nodes.iter().for_each(|node| node.clock.advance(by));
+    }
+
+    /// The numbers of removals of two nodes.
+    const OF_A: u64 = 7 << 32;
+    const OF_B: u64 = 8 << 32;
+
+    /// A key of another stripe than `key`.
+    fn other(key: &str) -> String {
+        let mut keys = (0..).map(|n| n.to_string());
+        let found = keys.find(|other| KeyStripe::of(other) != KeyStripe::of(key));
+        found.expect("one of them")
+    }
+
+    #[test]
+    fn clocks_take_8_kib() {
+        let clocks = RemovalClocks::new();
+        assert_eq!(size_of_val(&*clocks.clocks), 8192);
+        assert_eq!(clocks.table(&Clock::manual()).encode().0.len(), 8192);
+    }
+
+    #[test]
+    fn stripe_is_fnv_1a_of_the_key() {
+        // Computed by another program. A change would make mixed clusters drop values.
+        for (key, hash) in [
+            ("", 0xcbf2_9ce4_8422_2325_u64),
+            ("a", 0xaf63_dc4c_8601_ec8c),
+        ] {
+            assert_eq!(KeyStripe::of(key), KeyStripe((hash % 1023) as usize));
+        }
+    }
+
+    #[test]
+    fn marks_are_equal_after_the_same_removals_in_any_order() {
+        let [a, b] = pair();
+        assert_eq!(a.clocks.mark("k"), None);
+        a.remove("k", OF_A | 1);
+        a.remove("k", OF_A | 2);
+        b.remove("k", OF_A | 2);
+        assert!(!a.is_like(&b, "k") && !a.has_digest_of(&b));
+        assert!(a.is_like(&b, &other("k")));
+        b.remove("k", OF_A | 1);
+        // It arrives twice.
+        b.remove("k", OF_A | 1);
+        assert!(a.is_like(&b, "k") && a.has_digest_of(&b));
+    }
+
+    #[test]
+    fn clear_changes_the_marks_of_all_keys() {
+        let [a, b] = pair();
+        a.clear(OF_A | 1);
+        assert!(!a.is_like(&b, "k") && !a.is_like(&b, "l"));
+        b.clear(OF_A | 1);
+        assert!(a.is_like(&b, "k") && a.is_like(&b, "l"));
+    }
+
+    #[test]
+    fn there_is_no_mark_while_clocks_are_ahead_of_entries() {
+        let [a, _] = pair();
+        let unsettled = a.clocks.unsettle();
+        a.clear(OF_A | 1);
+        assert_eq!(a.clocks.mark("k"), None);
+        drop(unsettled);
+        assert!(a.clocks.mark("k").is_some());
+    }
+
+    #[test]
+    fn removal_without_a_number_has_the_stamp_of_its_key() {
+        let [a, b] = pair();
+        let stamp = |node: &Node| node.clocks.admit(None).stamp("k");
+        assert!(stamp(&a).is_some() && stamp(&a) == stamp(&b));
+        assert_eq!(a.clocks.admit(Some(0)).stamp("k"), None);
+    }
+
+    #[test]
+    fn time_since_a_removal_is_rounded_down() {
+        let [a, _] = pair();
+        let stripe = KeyStripe::of("k");
+        assert_eq!(a.clocks.since_removal(stripe, a.now()), None);
+        a.clock.advance(Duration::from_micros(300));
+        a.remove("k", OF_A | 1);
+        for (by, most) in [(100, 0), (900, 1), (100_000, 101)] {
+            a.clock.advance(Duration::from_micros(by));
+            let since = a.clocks.since_removal(stripe, a.now()).expect("a removal");
+            assert!(
+                since <= millis(most) && since + millis(2) >= millis(most),
+                "{since:?}"
+            );
+        }
+        // After 49 days, the removal looks younger, never older.
+        a.clock.advance(Duration::from_secs(50 * 86_400));
+        let since = a.clocks.since_removal(stripe, a.now());
+        assert!(since.is_some_and(|since| since < Duration::from_secs(86_400)));
+    }
+
+    #[test]
+    fn missed_removal_drops_what_was_loaded_before_it() {
+        let nodes @ [a, b] = &pair();
+        let before = b.now();
+        advance(nodes, millis(100));
+        a.remove("k", OF_A | 1);
+        advance(nodes, millis(5000));
+        let floors = b.merge(&a.table()).expect("a removal");
+        assert!(floors.is_older("k", Some(before)));
+        assert!(floors.is_older("k", None), "of unknown age");
+        let after = before.after(millis(103));
+        assert!(!floors.is_older("k", Some(after)));
+        assert!(!floors.is_older(&other("k"), Some(before)));
+        assert!(a.is_like(b, "k") && a.has_digest_of(b));
+        assert!(b.merge(&a.table()).is_none() && a.merge(&b.table()).is_none());
+        // The removal arrives at last.
+        b.remove("k", OF_A | 1);
+        assert!(a.is_like(b, "k") && a.has_digest_of(b));
+    }
+
+    #[test]
+    fn missed_clear_drops_all_that_was_loaded_before_it() {
+        let nodes @ [a, b] = &pair();
+        let before = b.now();
+        advance(nodes, millis(100));
+        a.clear(OF_A | 1);
+        advance(nodes, millis(5000));
+        let floors = b.merge(&a.table()).expect("a removal");
+        assert!(floors.is_older("k", Some(before)) && floors.is_older("l", Some(before)));
+        assert!(!floors.is_older("k", Some(before.after(millis(103)))));
+    }
+
+    #[test]
+    fn node_that_was_cut_off_drops_values_and_the_others_drop_none() {
+        let nodes @ [a, b] = &pair();
+        for node in nodes {
+            node.remove("k", OF_A | 1);
+            node.remove("l", OF_B | 1);
+        }
+        advance(nodes, millis(5000));
+        a.remove("k", OF_A | 2);
+        a.remove("l", OF_A | 3);
+        advance(nodes, millis(5000));
+        assert!(a.merge(&b.table()).is_none());
+        assert!(b.merge(&a.table()).is_some());
+        assert!(a.is_like(b, "k") && a.is_like(b, "l") && a.has_digest_of(b));
+    }
+
+    #[test]
+    fn removals_of_two_nodes_in_one_stripe_are_exchanged() {
+        let nodes @ [a, b] = &pair();
+        a.remove("k", OF_A | 1);
+        b.remove("k", OF_B | 1);
+        advance(nodes, millis(5000));
+        let tables = nodes.each_ref().map(|node| node.table());
+        for (node, table) in [(a, &tables[1]), (b, &tables[0])] {
+            let floors = node.merge(table).expect("a removal");
+            assert!(floors.is_older("k", node.now().before(millis(5001))));
+        }
+        assert!(a.is_like(b, "k") && a.has_digest_of(b));
+        // A third node that has applied one of the two does not take the merged clock for its own.
+        let c = Node::new(5);
+        c.remove("k", OF_A | 1);
+        assert!(!c.is_like(a, "k") && !c.has_digest_of(a));
+        assert!(a.merge(&c.table()).is_none());
+        assert!(c.merge(&a.table()).is_some());
+        assert!(c.is_like(b, "k") && c.has_digest_of(b));
+    }
+
+    #[test]
+    fn malformed_tables_are_refused() {
+        for (clocks, applied) in [(0, 0), (8, 0), (8191, 0), (8193, 0), (8192, 1), (8192, 4)] {
+            assert!(Table::decode(&vec![1; clocks], &vec![0; applied]).is_none());
+        }
+        assert!(Table::decode(&[1; 8192], &[]).is_some());
+    }
+
+    proptest! {
+        /// Each node misses some of the removals. After exchanges, all nodes have the same set, and each was
+        /// told to drop every value that a removal which it missed concerns.
+        #[test]
+        fn nodes_converge_and_miss_no_removal(
+            removals in prop::collection::vec((0..6_u8, 0..3_u64, 1..8_u8), 1..30),
+        ) {
+            let nodes = [0, 100, 10_000].map(Node::new);
+            let start = nodes.each_ref().map(Node::now);
+            let mut missed = [const { Vec::new() }; 3];
+            let mut counts = [0; 3];
+            for (key, origin, receivers) in removals {
+                counts[origin as usize] += 1;
+                let number = (origin + 1) << 32 | counts[origin as usize];
+                for (n, node) in nodes.iter().enumerate() {
+                    node.clock.advance(millis(10));
+                    match receivers & 1 << n {
+                        0 => missed[n].push((key.to_string(), node.now().since(start[n]))),
+                        _ => node.remove(&key.to_string(), number),
+                    }
+                }
+            }
+            for (one, other) in [(0, 1), (1, 2), (0, 2), (0, 1)] {
+                nodes.iter().for_each(|node| node.clock.advance(millis(100)));
+                let tables = [nodes[one].table(), nodes[other].table()];
+                for (n, table) in [(one, &tables[1]), (other, &tables[0])] {
+                    let Some(floors) = nodes[n].merge(table) else { continue };
+                    missed[n].retain(|(key, at)| {
+                        let begun = start[n].after(*at).before(millis(1));
+                        !floors.is_older(key, begun)
+                    });
+                }
+            }
+            // A removal that no other node received is not known to any, so it is not missed.
+            let known = |key: &str| nodes.iter().any(|node| {
+                node.clocks.since_removal(KeyStripe::of(key), node.now()).is_some()
+            });
+            for node in &nodes[1..] {
+                prop_assert!(node.has_digest_of(&nodes[0]));
+            }
+            let left: Vec<_> = missed.iter().flatten().filter(|(key, _)| known(key)).collect();
+            prop_assert!(left.is_empty(), "{left:?}");
+        }
+
+        #[test]
+        fn arbitrary_tables_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 64)) {
+            let [a, _] = pair();
+            a.remove("k", OF_A | 1);
+            if let Some(table) = Table::decode(&bytes.repeat(128), &[7, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]) {
+                prop_assert!(a.merge(&table).is_some());
+                prop_assert!(a.merge(&table).is_none());
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Removals in a cluster: at the owner of a key, at a peer, and while the peer asks the owner.
+
+use std::sync::atomic::Ordering;
+
+use super::groups::{Other, changing_group, model};
+use crate::context::Context;
+use crate::group::{Group, SetOptions};
+use crate::pb::{ClearRequest, RemoveKeysRequest};
+use crate::peers::{PickerSlot, Pickers};
+use crate::sync::Arc;
+use crate::sync::atomic::AtomicUsize;
+use crate::sync::thread;
+
+/// A node that owns the key, and one that asks it. Both load from one source.
+fn owner_and_peer(source: &Arc<AtomicUsize>) -> [Group; 2] {
+    let owner = changing_group(source, PickerSlot::default());
+    let (link, slot) = (Other::default(), PickerSlot::default());
+    assert!(link.0.set(owner.clone()).is_ok(), "it is new");
+    slot.register(Pickers::One(Arc::new(link)))
+        .expect("the slot is empty");
+    [owner, changing_group(source, slot)]
+}
+
+/// The source changes, and then `remove` runs at both nodes on threads of their own, while a third one
+/// asks the peer. After all of them, the peer has no old value.
+fn removed_everywhere_is_removed(remove: fn(&Group)) {
+    model(move || {
+        let source = Arc::new(AtomicUsize::new(0));
+        let [owner, peer] = owner_and_peer(&source);
+        // The owner has the old value.
+        assert_eq!(owner.get("key").expect("a value"), "0");
+        source.store(1, Ordering::SeqCst);
+        let removing = {
+            let owner = owner.clone();
+            thread::spawn(move || remove(&owner))
+        };
+        let asking = {
+            let peer = peer.clone();
+            thread::spawn(move || peer.get("key").map(drop))
+        };
+        remove(&peer);
+        removing.join().unwrap();
+        // The other get may be under way still.
+        assert_eq!(peer.get("key").expect("a value"), "1");
+        asking.join().unwrap().expect("a value");
+        assert_eq!(peer.get("key").expect("a value"), "1", "it is not cached");
+    });
+}
+
+#[test]
+fn value_removed_at_owner_and_peer_does_not_come_back_by_a_fetch() {
+    removed_everywhere_is_removed(|group| {
+        group.serve_remove(&RemoveKeysRequest {
+            group: "model".into(),
+            keys: vec!["key".into()],
+            removal_id: Some(7 << 32 | 1),
+        });
+    });
+}
+
+#[test]
+fn cleared_value_does_not_come_back_by_a_fetch() {
+    removed_everywhere_is_removed(|group| {
+        let sweep = group.clear_unswept(&ClearRequest {
+            group: "model".into(),
+            removal_id: Some(7 << 32 | 1),
+        });
+        sweep();
+    });
+}
+
+#[test]
+fn load_never_replaces_a_set_value() {
+    model(|| {
+        let source = Arc::new(AtomicUsize::new(0));
+        let group = changing_group(&source, PickerSlot::default());
+        let loading = {
+            let group = group.clone();
+            thread::spawn(move || group.get("key").map(drop))
+        };
+        source.store(1, Ordering::SeqCst);
+        let options = SetOptions::new();
+        group
+            .set(&Context::background(), "key", "1", options)
+            .expect("no peers");
+        assert_eq!(group.get("key").expect("a value"), "1");
+        loading.join().unwrap().expect("a value");
+        assert_eq!(group.peek("key"), Some("1".into()));
+    });
+}
+
+#[test]
+fn load_concurrent_with_clear_and_sweep_never_survives() {
+    model(|| {
+        let source = Arc::new(AtomicUsize::new(0));
+        let group = changing_group(&source, PickerSlot::default());
+        let loading = {
+            let group = group.clone();
+            thread::spawn(move || group.get("key").map(drop))
+        };
+        source.store(1, Ordering::SeqCst);
+        let sweep = group.clear_unswept(&ClearRequest::default());
+        let sweeping = thread::spawn(sweep);
+        assert_eq!(group.get("key").expect("a value"), "1");
+        loading.join().unwrap().expect("a value");
+        sweeping.join().unwrap();
+        assert_eq!(group.peek("key"), Some("1".into()));
+        assert_eq!(group.entry_count(), 1);
+    });
+}

@@ -1,0 +1,356 @@
+//! A peer's value that is older than a removal of its key is neither returned nor cached.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use larder::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
+use larder::{
+    Context, ErrorKind, Group, PeerPicker, PeerResponse, ProtoGetter, Registry, Result, SetOptions,
+    getter_fn,
+};
+
+use crate::common::*;
+
+type Before = dyn Fn(&str) + Send + Sync;
+
+/// A link to the node that owns all keys. It can delay or lose changes.
+struct Link {
+    owner: Group,
+    /// Called with the name of each request before it is passed on.
+    before: Mutex<Option<Arc<Before>>>,
+    is_cut: Mutex<bool>,
+    log: Mutex<Vec<&'static str>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic")
+}
+
+impl Link {
+    fn pass(&self, what: &'static str) -> Result<()> {
+        lock(&self.log).push(what);
+        let before = lock(&self.before).clone();
+        before.into_iter().for_each(|before| before(what));
+        match *lock(&self.is_cut) {
+            true => Err(ErrorKind::Peer.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn count(&self, what: &str) -> usize {
+        lock(&self.log)
+            .iter()
+            .filter(|&&found| found == what)
+            .count()
+    }
+}
+
+impl ProtoGetter for Link {
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        self.pass("get")?;
+        self.owner.serve_peer(ctx, &request.key)
+    }
+
+    fn get_many(&self, _: &Context, _: &str, keys: &[&str]) -> Result<Vec<Option<PeerResponse>>> {
+        self.pass("get_many")?;
+        Ok(keys
+            .iter()
+            .map(|key| self.owner.serve_peer_cached(key))
+            .collect())
+    }
+
+    fn remove(&self, _: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        match request.removal_id {
+            Some(0) => self.pass("drop")?,
+            _ => self.pass("remove")?,
+        }
+        self.owner.serve_remove(request);
+        Ok(())
+    }
+
+    fn set(&self, _: &Context, request: &SetRequest<'_>) -> Result<()> {
+        self.pass("set")?;
+        self.owner.serve_set(request)
+    }
+
+    fn clear(&self, _: &Context, request: &ClearRequest<'_>) -> Result<()> {
+        self.pass("clear")?;
+        self.owner.serve_clear(request);
+        Ok(())
+    }
+
+    fn exchange_removals(
+        &self,
+        _: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        self.pass("exchange")?;
+        Ok(self.owner.serve_removals(request))
+    }
+
+    fn honors_deadline(&self) -> bool {
+        true
+    }
+}
+
+struct ToOwner(Arc<Link>);
+
+impl PeerPicker for ToOwner {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        Some(self.0.clone())
+    }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        vec![self.0.clone()]
+    }
+}
+
+/// A node `h`, the link to the owner of all keys, and the source of the owner's values.
+struct Pair {
+    h: Group,
+    link: Arc<Link>,
+    source: Arc<Mutex<&'static str>>,
+}
+
+fn pair() -> Pair {
+    let source = Arc::new(Mutex::new("old"));
+    let load = |source: &Arc<Mutex<&'static str>>| {
+        let source = source.clone();
+        getter_fn(move |_, _, dest| Ok(dest.set_str(*lock(&source))?))
+    };
+    let link = Arc::new(Link {
+        owner: Registry::new()
+            .new_group("fence", 1 << 20, load(&source))
+            .expect("a group"),
+        before: Mutex::default(),
+        is_cut: Mutex::default(),
+        log: Mutex::default(),
+    });
+    let h = among("fence", Arc::new(ToOwner(link.clone()))).build(load(&source));
+    Pair {
+        h: h.expect("a group"),
+        link,
+        source,
+    }
+}
+
+impl Pair {
+    fn get(&self) -> String {
+        let value = self.h.get("key").expect("a value");
+        value.to_str().expect("text").to_owned()
+    }
+
+    /// Runs `removal` at `h`. While the owner has not heard of it, calls `meanwhile`.
+    fn during(&self, removal: impl FnOnce(&Group), meanwhile: impl Fn() + Send + Sync + 'static) {
+        *lock(&self.link.before) = Some(Arc::new(move |what| {
+            if matches!(what, "remove" | "clear") {
+                meanwhile();
+            }
+        }));
+        removal(&self.h);
+        *lock(&self.link.before) = None;
+    }
+}
+
+fn background() -> Context {
+    Context::background()
+}
+
+#[test]
+fn get_while_the_owner_has_not_heard_of_a_removal_gets_the_new_value() {
+    let removals: [fn(&Group); 3] = [
+        |h| h.remove(&background(), "key").expect("confirmed"),
+        |h| {
+            h.remove_many(&background(), &["other", "key"])
+                .expect("confirmed")
+        },
+        |h| h.clear(&background()).expect("confirmed"),
+    ];
+    for removal in removals {
+        let pair = pair();
+        assert_eq!(pair.get(), "old");
+        *lock(&pair.source) = "new";
+        let (h, seen) = (pair.h.clone(), Arc::new(Mutex::new(None)));
+        let theirs = seen.clone();
+        pair.during(removal, move || {
+            let value = h.get("key").expect("a value");
+            *lock(&theirs) = Some(value.to_str().expect("text").to_owned());
+        });
+        assert_eq!(lock(&seen).as_deref(), Some("new"));
+        assert_eq!(pair.link.count("drop"), 1);
+        assert_eq!(pair.get(), "new");
+    }
+}
+
+#[test]
+fn list_of_keys_gets_no_old_value_either() {
+    let pair = pair();
+    let keys = ["key", "other"];
+    for key in keys {
+        pair.h.get(key).expect("a value");
+    }
+    *lock(&pair.source) = "new";
+    let (h, seen) = (pair.h.clone(), Arc::new(Mutex::new(Vec::new())));
+    let theirs = seen.clone();
+    pair.during(
+        |h| h.clear(&background()).expect("confirmed"),
+        move || {
+            let values = h.get_many(&background(), &keys);
+            *lock(&theirs) = values
+                .into_iter()
+                .map(|value| value.expect("a value"))
+                .collect();
+        },
+    );
+    assert_eq!(*lock(&seen), ["new", "new"]);
+}
+
+#[test]
+fn copies_of_other_keys_are_kept_after_removals() {
+    let pair = pair();
+    let keys: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
+    for key in &keys {
+        pair.link.owner.get(key).expect("a value");
+    }
+    for key in &keys {
+        pair.h
+            .remove(&background(), &format!("removed {key}"))
+            .expect("confirmed");
+    }
+    for key in &keys {
+        pair.h.get(key).expect("a value");
+    }
+    assert_eq!(
+        pair.h.entry_count(),
+        3000,
+        "the owner has applied the removals, too"
+    );
+    assert_eq!(
+        (pair.link.count("drop"), pair.link.count("exchange")),
+        (0, 0)
+    );
+}
+
+#[test]
+fn owner_that_missed_removals_returns_no_old_value_after_its_first_exchange() {
+    for n in [1, 2000] {
+        let pair = pair();
+        let keys: Vec<String> = (0..n).map(|n| n.to_string()).collect();
+        let all = keys.iter().map(String::as_str).chain(["key"]);
+        let all: Vec<&str> = all.collect();
+        for key in &all {
+            pair.h.get(key).expect("a value");
+        }
+        *lock(&pair.link.is_cut) = true;
+        *lock(&pair.source) = "new";
+        for key in &all {
+            let error = pair
+                .h
+                .remove(&background(), key)
+                .expect_err("it is cut off");
+            assert_eq!(error.kind(), ErrorKind::Partial);
+        }
+        assert_eq!(
+            pair.get(),
+            "new",
+            "loaded here, as the owner does not answer"
+        );
+        assert_eq!(pair.link.owner.peek("key"), Some("old".into()));
+        *lock(&pair.link.is_cut) = false;
+        pair.h.invalidate("key");
+        assert_eq!(pair.get(), "new");
+        eventually("the tables are exchanged", || {
+            all.iter()
+                .all(|key| pair.link.owner.peek(key) != Some("old".into()))
+        });
+        assert_eq!(pair.link.owner.get("key").expect("a value"), "new");
+    }
+}
+
+#[test]
+fn node_that_was_cut_off_keeps_its_other_entries() {
+    let pair = pair();
+    let keys: Vec<String> = (0..5000).map(|n| n.to_string()).collect();
+    for key in &keys {
+        pair.h.get(key).expect("a value");
+    }
+    // The digests are equal, and each of the two knows it.
+    pair.h.remove(&background(), "some").expect("confirmed");
+    pair.h.get("some").expect("a value");
+    *lock(&pair.link.is_cut) = true;
+    *lock(&pair.source) = "new";
+    for n in 0..10 {
+        pair.h
+            .remove(&background(), &n.to_string())
+            .expect_err("it is cut off");
+    }
+    *lock(&pair.link.is_cut) = false;
+    pair.h.get("fresh").expect("a value");
+    let owner = &pair.link.owner;
+    eventually("the removed keys are gone", || {
+        (0..10).all(|n| owner.peek(&n.to_string()) != Some("old".into()))
+    });
+    assert!(owner.entry_count() >= 4900, "{} left", owner.entry_count());
+    assert!(
+        pair.h.entry_count() >= 4980,
+        "{} left",
+        pair.h.entry_count()
+    );
+}
+
+#[test]
+fn set_at_the_owner_is_not_undone_by_a_copy() {
+    let pair = pair();
+    assert_eq!(pair.get(), "old");
+    pair.h
+        .set(&background(), "key", "set", SetOptions::new())
+        .expect("confirmed");
+    assert_eq!(pair.get(), "set");
+    assert_eq!(
+        pair.h.peek("key"),
+        Some("set".into()),
+        "kept, as both applied the set"
+    );
+}
+
+#[test]
+fn value_of_a_peer_without_ages_is_not_used_after_a_removal() {
+    // It confirms removals, but it reports neither ages nor removals, and still has the old value.
+    struct Plain(Arc<Mutex<Vec<&'static str>>>);
+    impl ProtoGetter for Plain {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            lock(&self.0).push("get");
+            Ok(PeerResponse::new("theirs"))
+        }
+
+        fn remove(&self, _: &Context, _: &RemoveKeysRequest<'_>) -> Result<()> {
+            lock(&self.0).push("remove");
+            Ok(())
+        }
+    }
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let plain = Arc::new(Plain(log.clone()));
+    let clock = larder::Clock::manual();
+    let group = among("plain", all_keys_at(&[&plain]))
+        .clock(clock.clone())
+        .build(echo().0)
+        .expect("a group");
+    group.remove(&background(), "key").expect("confirmed");
+    group.get("key").expect("a value");
+    assert_eq!(*lock(&log), ["remove", "get", "remove", "get"]);
+    group.invalidate("key");
+    clock.advance(seconds(11));
+    group.get("key").expect("a value");
+    assert_eq!(lock(&log).len(), 5, "no removal is under way any more");
+}
+
+#[test]
+fn local_removals_do_not_make_values_of_peers_old() {
+    let pair = pair();
+    assert_eq!(pair.get(), "old");
+    pair.h.invalidate("key");
+    assert_eq!(pair.get(), "old");
+    pair.h.clear_local();
+    assert_eq!(pair.get(), "old");
+    assert_eq!(pair.h.peek("key"), Some("old".into()));
+    assert_eq!(*lock(&pair.link.log), ["get", "get", "get"]);
+}
