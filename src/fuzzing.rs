@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::dump::{BlockReader, DumpedEntry};
 use crate::error::Error;
 use crate::heap::model::{HeapOp, ModelHeap};
 use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
@@ -57,6 +58,7 @@ pub fn encode_response(response: Response<'_>) -> Vec<u8> {
         minute_qps,
         age_ms,
         stale_ms,
+        ..wire::Fields::default()
     };
     let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()
@@ -204,4 +206,23 @@ pub fn check_heap(steps: &[u8]) {
         });
     }
     heap.finish(steps.len() % 2 == 1);
+}
+
+/// Reads a file as a dump. Returns the number of entries in its intact blocks, and whether a part is
+/// damaged; `None` if it is no dump.
+pub fn read_dump(file: &[u8]) -> Option<(usize, bool)> {
+    let (_, mut blocks) = BlockReader::open(std::io::Cursor::new(file)).ok()?;
+    let mut entries = 0;
+    while let Ok(Some(mut payload)) = blocks.next_block() {
+        while let Some(entry) = DumpedEntry::take(&mut payload) {
+            assert!(entry.key.len() + entry.value.len() < file.len());
+            entries += 1;
+        }
+    }
+    Some((entries, blocks.is_damaged()))
+}
+
+/// A whole dump with an entry for each of these values.
+pub fn write_dump(values: &[&[u8]]) -> Vec<u8> {
+    crate::dump::of_values(values)
 }

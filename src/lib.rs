@@ -33,6 +33,7 @@ mod byteview;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
+mod dump;
 mod error;
 #[cfg(feature = "http")]
 mod fork;
@@ -76,12 +77,14 @@ pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
-pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, WeakGroup};
-pub use group::{Answer, GetOptions, Source};
+pub use group::{
+    AdmissionFn, Answer, DumpReport, GetOptions, Group, GroupBuilder, HotAdmission, PeriodicDump,
+    RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source, WeakGroup,
+};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;
-pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter};
+pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{

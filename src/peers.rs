@@ -44,6 +44,42 @@ pub trait PeerPicker: Send + Sync {
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         Vec::new()
     }
+
+    /// Where `key` is loaded first. The default implementation asks [`pick_peer`](Self::pick_peer).
+    ///
+    /// A picker that knows which peers do not answer returns the next one in place of such an owner.
+    fn route(&self, key: &str) -> Route {
+        match self.pick_peer(key) {
+            Some(owner) => Route::Peer(owner),
+            None => Route::Own,
+        }
+    }
+
+    /// The peer to ask for `key` after `asked` has failed, which [`route`](Self::route) or this method
+    /// returned before; `None` means to load the key in this process. `attempt` is the number of peers
+    /// that have failed. The default implementation asks [`pick_replica`](Self::pick_replica).
+    fn pick_next(
+        &self,
+        key: &str,
+        attempt: usize,
+        asked: &Arc<dyn ProtoGetter>,
+    ) -> Option<Arc<dyn ProtoGetter>> {
+        let _ = asked;
+        self.pick_replica(key, attempt)
+    }
+}
+
+/// Where a key is loaded first.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Route {
+    /// In this process, which owns the key.
+    Own,
+    /// By this peer: the owner, or another one in its place.
+    Peer(Arc<dyn ProtoGetter>),
+    /// In this process, although another one owns the key and does not answer. The value is kept for 10 s
+    /// at most, so that the owner is soon asked again.
+    Fallback,
 }
 
 /// A peer that can be asked for a key.
@@ -288,10 +324,17 @@ impl PickerSlot {
         })
     }
 
-    /// The owner of `key`; `None` if that is this process, or while no picker is registered.
-    #[inline]
+    /// The owner of `key`, whether it answers or not; `None` if that is this process, or while no picker is
+    /// registered.
     pub(crate) fn owner(&self, group: &str, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         self.ask(group, |picker| picker.pick_peer(key)).flatten()
+    }
+
+    /// Where `key` is loaded first; in this process while no picker is registered.
+    #[inline]
+    pub(crate) fn route(&self, group: &str, key: &str) -> Route {
+        let route = self.ask(group, |picker| picker.route(key));
+        route.unwrap_or(Route::Own)
     }
 }
 

@@ -118,7 +118,7 @@ impl Inner {
         });
     }
 
-    fn exchange_tables(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
+    pub(super) fn exchange_tables(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
         let request = self.own_table();
         let answer = peer.exchange_removals(&ctx.with_timeout(LONGEST_EXCHANGE), &request)?;
         let table = table_of(&answer).ok_or_else(|| {
@@ -148,7 +148,7 @@ impl Inner {
     }
 
     /// Applies the removals in a peer's table that were not applied here.
-    fn merge(&self, table: &Table) {
+    pub(super) fn merge(&self, table: &Table) {
         let unsettled = self.removals.unsettle();
         let clock = self.store.clock();
         let Some(floors) = self.removals.merge(table, clock.now(), clock) else {

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, ProtoGetter};
+use crate::peers::{PeerPicker, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -44,11 +44,12 @@ impl Inner {
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
         self.check_attempts(key)?;
-        match self.peers.owner(&self.name, key.key) {
-            None => self.load_locally(Placement::Main, ctx, key, miss),
-            Some(owner) => {
-                let executor = Executor::for_peer(ctx, &*owner);
-                self.load_once(&LoadFrom::Peers(owner), executor, ctx, key, None)
+        match self.peers.route(&self.name, key.key) {
+            Route::Own => self.load_locally(Placement::Main, ctx, key, miss),
+            Route::Fallback => self.load_locally(Placement::Fallback, ctx, key, miss),
+            Route::Peer(peer) => {
+                let executor = Executor::for_peer(ctx, &*peer);
+                self.load_once(&LoadFrom::Peers(peer), executor, ctx, key, None)
             }
         }
     }
@@ -63,6 +64,9 @@ impl Inner {
     /// Loads a key for a peer with the getter of this process, even if another process owns the key.
     /// A request is never passed on a second time, so two processes whose rings disagree never wait
     /// for each other.
+    ///
+    /// The picker decides by its own view whether the key is this process's own: it also is if its
+    /// owner has been away for so long that this process owns its keys for now.
     #[cold]
     pub(super) fn load_for_peer(
         self: &Arc<Self>,
@@ -81,9 +85,9 @@ impl Inner {
     }
 
     pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
-        match self.peers.owner(&self.name, key.key) {
-            None => Placement::Main,
-            Some(_) => Placement::Fallback,
+        match self.peers.route(&self.name, key.key) {
+            Route::Own => Placement::Main,
+            Route::Peer(_) | Route::Fallback => Placement::Fallback,
         }
     }
 
@@ -212,7 +216,7 @@ impl Inner {
         let mut patience = Patience::new(ctx, self);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
-            let pick = |picker: &dyn PeerPicker| picker.pick_replica(key, attempt);
+            let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
             let next = || match attempt {
                 MAX_PEERS_ASKED => None,
                 _ => self.peers.ask(&self.name, pick).flatten(),
@@ -223,7 +227,10 @@ impl Inner {
             match self.ask_peer(&peer, &request, &mut patience, has_next) {
                 Asked::Answer(answer) => return Some(answer),
                 Asked::LoadHere => return None,
-                Asked::NextPeer => peer = picked.unwrap_or_else(next)?,
+                Asked::NextPeer => {
+                    let next = picked.unwrap_or_else(next)?;
+                    peer = next;
+                }
             }
             // This is the caller's thread, because the owner honors deadlines. A replica that does
             // not honor them is skipped, because the caller could miss its deadline.

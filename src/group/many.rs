@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter};
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
@@ -97,9 +97,13 @@ impl Inner {
             if result.is_some() || self.check_key(key).is_err() {
                 continue;
             }
-            let Some(owner) = picker.pick_peer(key) else {
-                plan.own.push(at);
-                continue;
+            let owner = match picker.route(key) {
+                Route::Peer(owner) => owner,
+                route => {
+                    // In the owner's place, a key is loaded by itself at the end.
+                    plan.own.extend(matches!(route, Route::Own).then_some(at));
+                    continue;
+                }
             };
             if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
@@ -119,10 +123,11 @@ impl Inner {
             let query = found.unwrap_or_else(|| {
                 // Asked only if the time that the owner gets depends on it. The next peers of the
                 // owner's other keys can be others.
-                let next = ctx.deadline().and_then(|_| picker.pick_replica(key, 1));
+                let has_next =
+                    ctx.deadline().is_some() && picker.pick_next(key, 1, &owner).is_some();
                 queries.push(OwnerQuery {
                     owner,
-                    has_next: next.is_some(),
+                    has_next,
                     keys: Vec::new(),
                 });
                 queries.len() - 1

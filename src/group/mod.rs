@@ -16,6 +16,8 @@
 //!   compare.rs   whether peers have applied them, too
 //!   handoff.rs   a value of the previous owner
 //!   answer.rs    a get with options, and its answer
+//!   dump.rs      entries to a file             restore.rs   and back
+//!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
 //! ```
 
@@ -27,6 +29,8 @@ mod builder;
 pub(crate) mod client_load;
 mod compare;
 mod counters;
+mod dump;
+mod dumped_removals;
 mod fence;
 mod flight;
 mod forecast;
@@ -42,6 +46,7 @@ mod refresh;
 pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
+mod restore;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -77,8 +82,10 @@ use removal_clocks::RemovalClocks;
 
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
+pub use dump::{DumpReport, PeriodicDump};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
 pub use weak::WeakGroup;
 

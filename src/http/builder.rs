@@ -7,8 +7,8 @@ use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::Result;
 use crate::group::registry::Registry;
+use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::picker::{OwnIdentity, Picker, TransportHook};
-use crate::http::client::placement::Placement;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, HttpClient};
@@ -178,6 +178,17 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// How long a peer is down until it counts as absent; 60 s by default.
+    ///
+    /// The keys of a peer that is down are kept for 10 s by the process that loads them in its place. The
+    /// keys of an absent peer belong to the next peer, which keeps them for their full life. Both end when
+    /// the peer answers a probe. Without [`failover`](Self::failover), no other peer is asked, and each
+    /// process loads such keys itself. See [`HttpPool::peers`].
+    pub fn absent_after(mut self, time: Duration) -> Self {
+        self.config.absent_after = time;
+        self
+    }
+
     /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
     ///
     /// A further request waits for a free connection; requests get connections in the order in
@@ -316,9 +327,9 @@ fn empty_placement(
     preset: Option<Preset>,
     replicas: Option<usize>,
     hash: Option<Box<HashFn>>,
-) -> Result<Placement> {
-    Ok(Placement::Ring(match (hash, replicas, preset) {
-        (None, None, None) => return Ok(Placement::Rendezvous(Rendezvous::new())),
+) -> Result<KeyOwners> {
+    Ok(KeyOwners::Ring(match (hash, replicas, preset) {
+        (None, None, None) => return Ok(KeyOwners::Rendezvous(Rendezvous::new())),
         (Some(hash), replicas, _) => Map::new(replicas.unwrap_or(Preset::Golang.replicas()), hash)?,
         (None, Some(replicas), preset) => Map::with_replicas(preset.unwrap_or_default(), replicas)?,
         (None, None, Some(preset)) => Map::preset(preset),

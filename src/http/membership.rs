@@ -34,7 +34,7 @@ pub(crate) struct OwnList {
     pub(crate) text: String,
 }
 
-/// What the mark of another process says.
+/// The sender of a mark, as far as the mark shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MarkOf {
     /// A process with the same list.
@@ -57,7 +57,7 @@ impl Membership {
         }
     }
 
-    /// Notes a new list. `placement` names the way in which keys are assigned.
+    /// Notes a new list. `key_owners` names the way in which keys are assigned.
     pub(crate) fn set(&self, placement: &str, peers: &[Peer]) {
         let list = OwnList::new(self.instance, placement, peers);
         let before = std::mem::replace(&mut *self.own.write(), Arc::new(list));

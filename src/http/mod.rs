@@ -24,6 +24,7 @@ pub(crate) mod fuzzed {
 }
 
 pub use builder::HttpPoolBuilder;
+pub use client::health::status::{PeerFailure, PeerState, PeerStatus};
 pub use client::transport::{Transport, TransportRequest, TransportResponse};
 pub use config::HttpClient;
 pub use pool::HttpPool;

@@ -6,6 +6,7 @@ use std::net::ToSocketAddrs;
 use crate::error::Result;
 #[cfg(feature = "tiny_http")]
 use crate::error::{Error, ErrorKind};
+use crate::http::client::health::status::PeerStatus;
 use crate::http::client::picker::Picker;
 use crate::http::membership::Membership;
 use crate::http::server::endpoint::Endpoint;
@@ -179,8 +180,8 @@ impl HttpPool {
         &self.inner.self_url
     }
 
-    /// The URLs of the peers, as they were last set.
-    pub fn peers(&self) -> Vec<String> {
+    /// The URLs of the list of peers, as it was last set, with that of this process if it is in the list.
+    pub fn urls(&self) -> Vec<String> {
         let peers = self.inner.picker.list().into_iter();
         peers.map(|peer| peer.url).collect()
     }
@@ -195,6 +196,27 @@ impl HttpPool {
     /// this process then loads that peer's keys itself.
     pub fn peer_list_differences(&self) -> u64 {
         self.inner.membership.differences()
+    }
+
+    /// The peers in the list other than this process, as this process sees them: whether each is asked, how
+    /// long its answers take, and why an exchange with it failed last.
+    ///
+    /// A peer that refuses a connection, is unreachable, or closes the connection without an answer is down
+    /// at once. One whose answers are late or broken is down after three such exchanges in a row; where
+    /// callers have less time than the [`exchange_timeout`](crate::http::HttpPoolBuilder::exchange_timeout),
+    /// after it was silent for that time. An error of the peer's getter is an answer. So is that the peer
+    /// is overloaded.
+    ///
+    /// A peer that is down is not asked. Its keys are loaded by the next one in the list's order for each
+    /// key, which keeps them for 10 s, so that not all processes load them. A thread of its own sends one
+    /// probe after 1 s, 2 s, 4 s and so on up to 30 s, until one is answered. Each wait is up to a quarter
+    /// shorter, at random. After a peer that fails again within 30 s of its return, the first wait is
+    /// twice as long, up to 5 min.
+    ///
+    /// If more than half of the peers are down, this process is the one that is cut off. It then loads all
+    /// keys of others itself, until fewer than a third are down. Peers that are absent do not count.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.inner.picker.statuses()
     }
 
     /// The URL of the owner of `key`, a peer or this process; `None` without peers.

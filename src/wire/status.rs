@@ -44,8 +44,9 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::DuplicatePeer
         | ErrorKind::AlreadyRegistered
         | ErrorKind::Partial
-        | ErrorKind::Unsupported
-        | ErrorKind::NotCached => (503, GETTER),
+        | ErrorKind::InvalidDump
+        | ErrorKind::NotCached
+        | ErrorKind::Unsupported => (503, GETTER),
     }
 }
 

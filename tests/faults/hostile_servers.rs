@@ -123,7 +123,10 @@ fn bad_answer_leads_to_a_local_load_and_is_never_cached() {
                 assert_eq!(value(&node.group, key), local, "{client:?}: {name}");
             }
             assert_eq!(runs.get(), 2, "{client:?}: {name}");
-            assert!(node.group.stats().peer_errors >= 2, "{client:?}: {name}");
+            // A peer that closes the connection without an answer is not asked for the second key.
+            let failed = if name == "nothing" { 1 } else { 2 };
+            let errors = node.group.stats().peer_errors;
+            assert!(errors >= failed, "{client:?}: {name}: {errors}");
         }
     }
 }

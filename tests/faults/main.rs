@@ -6,6 +6,7 @@
 //! - `hostile_clients`: clients that are slow, send floods, or send ambiguous requests.
 //! - `held_connections`: clients that hold connections, threads or memory which others need.
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
+//! - `sick_peers`: peers that are killed, stopped, slow or away for good.
 //! - `silent_peers`: peers that do not answer, answer late, or whose connections are dead.
 //!
 //! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of
@@ -15,6 +16,7 @@
 #![cfg(all(feature = "http", unix, not(larder_loom)))]
 
 mod cluster;
+mod load;
 mod node;
 mod process;
 
@@ -34,6 +36,7 @@ mod hostile_clients;
 mod hostile_servers;
 mod rings;
 mod scarce;
+mod sick_peers;
 mod silent_peers;
 
 /// Not a test of its own: the other tests start this program again for it.

@@ -15,6 +15,7 @@ use larder::{BoxError, Context, Error, Group, Registry, Sink};
 
 use crate::cluster::GROUP;
 use crate::common::PATIENCE;
+use crate::load::Load;
 use crate::process::MARK;
 
 struct Node {
@@ -22,6 +23,7 @@ struct Node {
     pool: HttpPool,
     server: Option<Server>,
     loads: Arc<Loads>,
+    load: Option<Load>,
 }
 
 /// The runs of the getter for each key.
@@ -67,6 +69,7 @@ pub fn run(options: &str) {
         .registry(&registry)
         .connect_timeout(millis("connect_ms"))
         .exchange_timeout(millis("exchange_ms"))
+        .absent_after(number("absent_ms").map_or(Duration::from_secs(60), Duration::from_millis))
         .build()
         .expect("a pool");
     let mut server = pool.server();
@@ -82,6 +85,7 @@ pub fn run(options: &str) {
         pool,
         server: Some(server),
         loads,
+        load: None,
     };
     println!("{MARK}{url}");
     for line in io::stdin().lines().map_while(Result::ok) {
@@ -124,6 +128,18 @@ impl Node {
                 let loads = self.loads.0.lock().expect("no panic");
                 loads.get(key).copied().unwrap_or_default().to_string()
             }
+            // Gets in the background, until `end`: see `Load`.
+            ["load", ..] => {
+                self.load = Some(Load::start(&self.group, &self.pool, &words[1..]));
+                "started".into()
+            }
+            ["end"] => self.load.take().expect("a load").end(),
+            ["peer", url] => {
+                let mut peers = self.pool.peers().into_iter();
+                let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
+                format!("{found:?}")
+            }
+            ["served"] => self.group.stats().server_requests.to_string(),
             ["peer-errors"] => self.group.stats().peer_errors.to_string(),
             ["memory"] => of_process("VmRSS:").to_string(),
             // The threads whose names begin so.

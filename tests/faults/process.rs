@@ -80,6 +80,12 @@ impl Process {
         node
     }
 
+    /// The option with which another process gets the port of this one, once it has ended.
+    pub fn same_port(&self) -> String {
+        let (_, port) = self.url.rsplit_once(':').expect("a port");
+        format!("port={port}")
+    }
+
     pub fn addr(&self) -> &str {
         self.url.trim_start_matches("http://")
     }
@@ -119,6 +125,14 @@ impl Process {
         self.child.kill().expect("the node runs");
         self.child.wait().expect("the node is a child");
     }
+}
+
+/// A number of words such as `gets=1000 errors=0`.
+pub fn figure(words: &str, name: &str) -> u64 {
+    let mut words = words.split(' ').filter_map(|word| word.split_once('='));
+    let found = words.find(|(word, _)| *word == name);
+    let (_, number) = found.unwrap_or_else(|| panic!("no {name}"));
+    number.parse().expect("a number")
 }
 
 impl Drop for Process {

@@ -14,6 +14,7 @@ mod answers;
 mod bad_input;
 mod changes;
 mod deadlines;
+mod dump;
 mod expiry;
 mod failover;
 mod fence;

@@ -172,7 +172,7 @@ impl Read for PeerConnection {
         self.read_timeout = timeout;
         match read? {
             0 if self.received == 0 => Err(self.explain(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
+                io::ErrorKind::ConnectionAborted,
                 "the connection was closed without an answer",
             ))),
             // The server had given up the idle connection before the request arrived.

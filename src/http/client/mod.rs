@@ -1,10 +1,11 @@
 //! The client of a pool: finds the peer that owns a key and asks it.
 //!
-//! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
+//! - `picker`: the list of peers, and the owner of a key. `key_owners`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `health`, `peer_health`: whether a peer is asked, and its recent exchanges.
 //! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
 //! - `url`, `resolve`: the URL of a peer, and its addresses.
@@ -23,13 +24,15 @@ pub(crate) mod connection;
 pub(crate) mod default_transport;
 pub(crate) mod direct;
 pub(crate) mod handoff;
+pub(crate) mod health;
+pub(crate) mod key_owners;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;
 pub(crate) mod list_check;
 pub(crate) mod peer;
+mod peer_health;
 pub(crate) mod permits;
 pub(crate) mod picker;
-pub(crate) mod placement;
 pub(crate) mod pool;
 pub(crate) mod resolve;
 pub(crate) mod response;

@@ -12,6 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
 use crate::http::client::batch::{BatchRole, Batcher};
 use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
+use crate::http::client::health::PeerHealth;
+use crate::http::client::health::exchange::ObservedExchange;
+use crate::http::client::health::watch::Watch;
 use crate::http::client::permits::{Permit, Permits};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
@@ -43,15 +46,17 @@ pub(crate) struct HttpPeer {
     target: Arc<Target>,
     pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
-    connections: Arc<dyn IdleConnections>,
-    /// ServerLimits the requests under way, because the peer's server refuses connections over its own
+    pub(super) connections: Arc<dyn IdleConnections>,
+    /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
-    permits: Permits,
+    pub(super) permits: Permits,
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
     pub(super) membership: Arc<Membership>,
     /// See [`is_this_process`](Self::is_this_process).
     pub(super) is_this_process: AtomicBool,
+    pub(super) health: Arc<PeerHealth>,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl HttpPeer {
@@ -59,6 +64,7 @@ impl HttpPeer {
         target: Arc<Target>,
         membership: Arc<Membership>,
         by: DefaultTransport,
+        watch: Arc<Watch>,
     ) -> Self {
         let (url, config) = (&target.url, &target.config);
         HttpPeer {
@@ -75,6 +81,8 @@ impl HttpPeer {
                 config.max_connections_per_peer,
             ),
             policy: BatchPolicy::new(config.max_batch_keys > 1),
+            health: Arc::new(PeerHealth::new(config.exchange_timeout)),
+            watch,
             target,
             membership,
             is_this_process: AtomicBool::new(false),
@@ -216,16 +224,24 @@ impl HttpPeer {
             false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
-        let response = self.transport.round_trip(ctx, request)?;
+        let exchange = ObservedExchange::new(&self.health, &self.watch, now);
+        let response = match self.transport.round_trip(ctx, request) {
+            Ok(response) => response,
+            Err(error) => return Err(exchange.failed(error)),
+        };
         if response.is_from_larder() {
             self.policy.resume();
         }
         self.note_mark(&response);
         let hash = wire::key_hash(group, key);
         if response.status() != 200 {
-            return Err(self.error_of(response, Some(hash)));
+            return Err(self.end_with_error(exchange, response, Some(hash)));
         }
-        let value = self.value_of(ctx, response, hash)?;
+        let value = match self.value_of(ctx, response, hash) {
+            Ok(value) => value,
+            Err(error) => return Err(exchange.failed(error)),
+        };
+        exchange.answered(Duration::ZERO);
         self.policy.note_len(value.value.len());
         Ok(value)
     }
@@ -243,52 +259,67 @@ impl HttpPeer {
             let timed_out = is_timeout(&error) || Instant::now() >= deadline;
             BatchError::Failed { error, timed_out }
         };
-        let unsupported = |error: Error| {
-            log::debug!("{error}");
-            self.policy.pause();
-            BatchError::Fallback
-        };
-        let _permit = self.permit(ctx, deadline).map_err(failed)?;
+        let permit = self.permit(ctx, deadline).map_err(failed)?;
         let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         let own = self.membership.own();
         request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
-        let response = self.transport.round_trip(ctx, request).map_err(failed)?;
+        let began = permit.waited_until.unwrap_or_else(Instant::now);
+        let exchange = ObservedExchange::new(&self.health, &self.watch, began);
+        let response = match self.transport.round_trip(ctx, request) {
+            Ok(response) => response,
+            Err(error) => return Err(failed(exchange.failed(error))),
+        };
         self.note_mark(&response);
         let status = response.status();
         if status != 200 {
             let is_larder = response.header(wire::ERROR_HEADER).is_some();
-            let error = self.error_of(response, None);
-            return Err(match (is_larder, status) {
-                (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
-                (false, 400 | 404 | 405 | 411 | 415 | 501) => unsupported(error),
-                // Other statuses can be temporary: the peer is overloaded or too slow.
-                _ => {
-                    log::debug!("{error}");
-                    BatchError::Fallback
-                }
-            });
+            let error = self.end_with_error(exchange, response, None);
+            return Err(self.refused_batch(is_larder, status, error));
         }
         if !response.is_protobuf() {
             log::debug!("{}", self.not_protobuf(&response));
             return Err(BatchError::Fallback);
         }
         let max = self.config.max_batch_body();
-        let body = self.read_message(ctx, response, max).map_err(failed)?;
+        let body = match self.read_message(ctx, response, max) {
+            Ok(body) => body,
+            Err(error) => return Err(failed(exchange.failed(error))),
+        };
         let hashes = keys.iter().map(|key| wire::key_hash(group, key));
         let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
             // It answers 200 to anything, so it is not a larder server; or it answers other keys.
             self.connections.close_idle();
-            unsupported(error)
+            self.unsupported_batch(error)
         })?;
+        exchange.answered(Duration::ZERO);
         self.policy.note_success();
         let values = BatchValues { body, slots };
         if let Some(mean) = values.mean_len() {
             self.policy.note_len(mean);
         }
         Ok(values)
+    }
+
+    /// The error of a batch whose response has another status than 200.
+    fn refused_batch(&self, is_larder: bool, status: u16, error: Error) -> BatchError {
+        match (is_larder, status) {
+            (true, _) if error.kind() == ErrorKind::UnknownGroup => BatchError::Peer(error),
+            (false, 400 | 404 | 405 | 411 | 415 | 501) => self.unsupported_batch(error),
+            // Other statuses can be temporary: the peer is overloaded or too slow.
+            _ => {
+                log::debug!("{error}");
+                BatchError::Fallback
+            }
+        }
+    }
+
+    fn unsupported_batch(&self, error: Error) -> BatchError {
+        log::debug!("{error}");
+        self.policy.pause();
+        BatchError::Fallback
     }
 
     /// The time by which a request that begins `now` must have ended.
@@ -326,7 +357,7 @@ impl HttpPeer {
             return Err(self.other_key());
         }
         if decoded.value.len() > self.config.max_value_size {
-            return Err(self.failure(TOO_LONG));
+            return Err(self.refusal(TOO_LONG));
         }
         let fields = decoded.fields;
         // A server of larder leaves the field out if there was no removal.
@@ -361,7 +392,11 @@ impl HttpPeer {
             return Err(self.not_protobuf(&response));
         }
         let body = read_body(response, max);
-        body.map_err(|why| ctx.err().unwrap_or_else(|| self.failure(why)))
+        body.map_err(|why| match ctx.err() {
+            Some(ended) => ended,
+            None if why == TOO_LONG => self.refusal(TOO_LONG),
+            None => self.failure(why),
+        })
     }
 
     /// Reads a body that has no content for the caller, so that its connection is used again. Returns
@@ -396,13 +431,22 @@ impl HttpPeer {
     /// The error of a response with a status other than 200. `hash` is that of the key, if one was
     /// requested.
     pub(super) fn error_of(&self, response: TransportResponse, hash: Option<u64>) -> Error {
+        self.read_error(response, hash).0
+    }
+
+    /// The error, and whether it is for the key with this hash.
+    pub(super) fn read_error(
+        &self,
+        response: TransportResponse,
+        hash: Option<u64>,
+    ) -> (Error, bool) {
         let status = response.status();
         let header = response.header(wire::ERROR_HEADER).map(str::to_owned);
         if let Some(hash) = hash.filter(|_| header.is_some()) {
             let found = response.header(wire::KEY_HEADER);
             let is_other = found.map(|found| found != wire::key_header(hash));
             if is_other.unwrap_or(response.is_from_larder()) {
-                return self.other_key();
+                return (self.other_key(), false);
             }
         }
         let mut text = Vec::new();
@@ -416,12 +460,13 @@ impl HttpPeer {
             text.clear();
         }
         let error = wire::error_of(status, header.as_deref(), &String::from_utf8_lossy(&text));
-        match error.kind() {
+        let error = match error.kind() {
             kind @ (ErrorKind::Peer | ErrorKind::UnknownGroup) => {
                 Error::new(kind, format!("peer {}: {error}", self.url))
             }
             _ => error,
-        }
+        };
+        (error, true)
     }
 
     /// Sends batches again, if they were paused: the list of peers was set.
@@ -446,6 +491,12 @@ impl HttpPeer {
             let limit = self.config.exchange_timeout;
             self.failure(format_args!("no answer within {limit:?}"))
         })
+    }
+
+    /// A failure that concerns this key or the options of this process, not the peer's health.
+    fn refusal(&self, why: &'static str) -> Error {
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, why);
+        Error::with_source(ErrorKind::Peer, format_args!("peer {}", self.url), cause)
     }
 
     pub(super) fn failure(&self, why: impl fmt::Display) -> Error {

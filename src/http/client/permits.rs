@@ -7,6 +7,7 @@ use crate::sync::{Arc, Condvar, Mutex};
 
 /// Permits for requests, handed out in the order in which they were asked for.
 pub(crate) struct Permits {
+    count: usize,
     state: Mutex<PermitState>,
 }
 
@@ -21,11 +22,18 @@ struct PermitState {
 impl Permits {
     pub(crate) fn new(count: usize) -> Self {
         Permits {
+            count,
             state: Mutex::new(PermitState {
                 free: count,
                 queue: VecDeque::new(),
             }),
         }
+    }
+
+    /// The requests that hold a permit or wait for one.
+    pub(crate) fn in_use(&self) -> usize {
+        let state = self.state.lock();
+        self.count - state.free + state.queue.len()
     }
 
     /// Waits for a permit; `None` if there was none by `deadline`. Takes a free permit without

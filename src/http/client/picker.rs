@@ -1,22 +1,27 @@
 //! Finds the peer that owns a key: the placement of keys and the clients of the peers, replaced
 //! together.
 
+mod routes;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::default_transport::default_transport;
 use crate::http::client::handoff::Handoff;
+use crate::http::client::health::status::PeerStatus;
+use crate::http::client::health::watch::Watch;
+use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::placement::Placement;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
 use crate::http::membership::Membership;
 use crate::peer::Peer;
-use crate::peers::{PeerPicker, ProtoGetter};
+use crate::peers::{PeerPicker, ProtoGetter, Route};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
@@ -27,7 +32,7 @@ use crate::sync::{Arc, RwLock};
 pub(crate) struct Picker {
     own: OwnIdentity,
     /// How keys are assigned, without nodes.
-    empty: Placement,
+    empty: KeyOwners,
     /// Whether the next peer is asked if the owner does not answer.
     failover: bool,
     transport: Option<Box<TransportHook>>,
@@ -38,6 +43,7 @@ pub(crate) struct Picker {
     handoff: Arc<Handoff>,
     /// Replaced as a whole. Requests under way go on with the list that they began with.
     peers: RwLock<Arc<PeerList>>,
+    watch: Arc<Watch>,
 }
 
 /// Wraps or replaces the default transport of the peer whose URL it gets.
@@ -52,7 +58,7 @@ pub(crate) struct OwnIdentity {
 }
 
 struct PeerList {
-    placement: Placement,
+    placement: KeyOwners,
     /// The peers, in the order of the list, each at its place.
     members: Vec<Member>,
     /// The zone of this process.
@@ -74,7 +80,7 @@ struct CheckedPeer {
 impl Picker {
     pub(crate) fn new(
         own: OwnIdentity,
-        empty: Placement,
+        empty: KeyOwners,
         failover: bool,
         transport: Option<Box<TransportHook>>,
         config: Arc<Config>,
@@ -90,6 +96,7 @@ impl Picker {
             empty,
             failover,
             transport,
+            watch: Watch::new(config.absent_after),
             config,
             membership,
             is_absence_logged: AtomicBool::new(false),
@@ -112,8 +119,12 @@ impl Picker {
             if Arc::ptr_eq(&current, &before) {
                 self.note_list(&after);
                 *current = after.clone();
+                // Under the lock, so that of two lists the watch has the last one, too.
+                let others = after.clients().map(HttpPeer::watched).collect();
+                let watched = self.watch.set_peers(others);
                 // The lock is released before `before` drops the clients that are not used any more.
                 drop(current);
+                drop(watched);
                 self.warn_if_absent(&after);
                 self.begin_handoff(&before, &after);
                 return Ok(());
@@ -210,7 +221,19 @@ impl Picker {
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
-        Arc::new(HttpPeer::new(target, self.membership.clone(), by))
+        let watch = self.watch.clone();
+        Arc::new(HttpPeer::new(target, self.membership.clone(), by, watch))
+    }
+
+    /// See `HttpPool::peers`.
+    pub(crate) fn statuses(&self) -> Vec<PeerStatus> {
+        self.watch.tick(Instant::now());
+        let peers = self.peers();
+        let status = |member: &Member| {
+            let client = member.client.as_ref()?;
+            Some(client.status(member.peer.clone()))
+        };
+        peers.members.iter().filter_map(status).collect()
     }
 
     /// Whether this process still asks previous owners for the values of its keys.
@@ -282,7 +305,7 @@ impl PeerPicker for Picker {
                 let owner = peers.placement.owner(key)?;
                 // If this process is the owner, it asks no peer.
                 peers.client(owner)?;
-                peers.client(peers.next_of(key, owner)?)
+                peers.client(peers.next_of(key, |place| place != owner)?)
             }
             _ => None,
         }
@@ -295,6 +318,39 @@ impl PeerPicker for Picker {
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         let peers = self.peers();
         peers.clients().map(|peer| peer.clone() as _).collect()
+    }
+
+    fn route(&self, key: &str) -> Route {
+        let peers = self.peers();
+        if self.watch.is_any_away() {
+            return peers.route_around(key, self.failover, self.watch.is_cut_off());
+        }
+        let owner = peers.placement.owner(key);
+        match owner.and_then(|owner| peers.client(owner)) {
+            Some(owner) => Route::Peer(owner),
+            None => Route::Own,
+        }
+    }
+
+    /// There is no third attempt: see [`pick_replica`](Self::pick_replica). Peers that are away are passed
+    /// over, because that costs no time.
+    fn pick_next(
+        &self,
+        key: &str,
+        attempt: usize,
+        asked: &Arc<dyn ProtoGetter>,
+    ) -> Option<Arc<dyn ProtoGetter>> {
+        if attempt > 1 || !self.failover || self.watch.is_cut_off() {
+            return None;
+        }
+        let peers = self.peers();
+        peers.next_after(key, asked)
+    }
+}
+
+impl Drop for Picker {
+    fn drop(&mut self) {
+        self.watch.close();
     }
 }
 
@@ -316,17 +372,6 @@ impl PeerList {
         let members = &mut self.members.iter();
         let member = members.find(|member| member.peer.url == url)?;
         member.client.as_ref()
-    }
-
-    /// The place of the node to ask for `key` if its owner does not answer: the next one in this
-    /// process's zone, or else the next one.
-    fn next_of(&self, key: &str, owner: usize) -> Option<usize> {
-        let is_near = |place: usize| self.members[place].peer.zone == self.own_zone;
-        let near = self.own_zone.as_ref().and_then(|_| {
-            let may = |place| place != owner && is_near(place);
-            self.placement.owner_among(key, may)
-        });
-        near.or_else(|| self.placement.owner_among(key, |place| place != owner))
     }
 }
 

@@ -69,10 +69,9 @@ impl Target {
         }
         if request.path().len() > MAX_PATH {
             let why = "the key is too long for the path of a URL";
-            return Err(Error::new(
-                ErrorKind::Peer,
-                format!("peer {}: {why}", self.url),
-            ));
+            let cause = io::Error::new(io::ErrorKind::InvalidInput, why);
+            let peer = format_args!("peer {}", self.url);
+            return Err(Error::with_source(ErrorKind::Peer, peer, cause));
         }
         let own = request.deadline();
         Ok(ctx.deadline().map_or(own, |earlier| earlier.min(own)))

@@ -316,7 +316,7 @@ fn hash_panic_leaves_the_peers_unchanged() {
         move || pool.set([OWN])
     });
     assert!(set.outcome().is_err());
-    assert_eq!(pool.peers(), [url.as_str()]);
+    assert_eq!(pool.urls(), [url.as_str()]);
     let get = |key: &'static str| {
         let group = group.clone();
         start(move || group.get(key))
@@ -355,13 +355,13 @@ fn transport_hook_may_panic_or_set_peers_itself() {
     set(vec![url.clone()]).end().expect("a URL");
     let panicked = set(vec![OWN.into(), "http://panics.example".into()]);
     assert!(panicked.outcome().is_err());
-    assert_eq!(pool.peers(), [url.as_str()]);
+    assert_eq!(pool.urls(), [url.as_str()]);
     assert_eq!(group.get("key").expect("a value"), "the peer");
     set(vec!["http://sets.example".into(), url.clone()])
         .end()
         .expect("URLs");
     assert_eq!(
-        pool.peers().len(),
+        pool.urls().len(),
         2,
         "the last call that returns sets the list"
     );

@@ -56,7 +56,7 @@ fn get(pool: &HttpPool, key: &str) -> Result<PeerResponse> {
 fn peer_error(pool: &HttpPool, key: &str) -> String {
     let error = get(pool, key).expect_err(key);
     assert_eq!(error.kind(), ErrorKind::Peer, "{error}");
-    let url = &pool.peers()[0];
+    let url = &pool.urls()[0];
     assert!(error.to_string().contains(url.as_str()), "{error}");
     error.to_string()
 }

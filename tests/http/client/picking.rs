@@ -239,7 +239,7 @@ fn invalid_list_changes_nothing() {
         let error = peers.set_peers(&list.map(Peer::from)).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(named), "{error}");
-        assert_eq!(pool.peers(), NODES);
+        assert_eq!(pool.urls(), NODES);
     }
     for (peer, kind, named) in [
         (
@@ -261,7 +261,7 @@ fn invalid_list_changes_nothing() {
         let error = pool.set([Peer::new(NODES[0]), peer]).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(named), "{error}");
-        assert_eq!(pool.peers(), NODES);
+        assert_eq!(pool.urls(), NODES);
     }
 }
 
@@ -365,7 +365,7 @@ fn concurrent_set_calls_leave_one_complete_list() {
             scope.spawn(move || (0..20).for_each(|_| pool.set(list).unwrap()));
         }
     });
-    let peers = pool.peers();
+    let peers = pool.urls();
     assert!(lists.contains(&peers), "{peers:?}");
     let asked = url_of(pool.pick_peer("k")).unwrap();
     assert_eq!(pool.owner("k"), Some(asked));

@@ -1,0 +1,398 @@
+//! Decides whether a peer is asked: a state machine without clock or socket.
+//!
+//! ```text
+//!            unreachable, or three failures in a row
+//!   closed ──────────────────────────────────────────▶ open ──┐ the probe fails:
+//!     ▲                                                 │  ▲  │ the window doubles, up to 30 s
+//!     └───────────── a probe is answered ───────────────┘  └──┘
+//! ```
+//!
+//! While a breaker is open, callers ask another peer. One probe is sent in each window, by a thread of
+//! its own. A peer that fails again within 30 s of its recovery begins with a window twice as long as
+//! the last time, up to 5 min.
+
+use std::time::{Duration, Instant};
+
+/// The state of one peer, as its exchanges show it.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    /// How long a peer has to be silent before time-outs count: the exchange time-out. A caller with
+    /// less time leaves earlier, which says nothing of the peer.
+    patience: Duration,
+    /// The failures since the last answer, and when the first of them began.
+    failures: Option<(u32, Instant)>,
+    outage: Option<Outage>,
+    /// The first window of the present outage, or of the last one.
+    first_window: Duration,
+    /// When the last outage ended.
+    recovered: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    /// The time between two probes, without the jitter.
+    window: Duration,
+    probe_at: Instant,
+    is_probing: bool,
+}
+
+/// How an exchange with a peer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExchangeEnd {
+    /// The peer answered: with a value, with an error of its getter, that it is overloaded or loading.
+    Answered,
+    /// The peer refused the connection, is unreachable, or ended it before the first byte.
+    Unreachable,
+    /// There was no answer in time.
+    TimedOut,
+    /// The answer was not one of a peer.
+    Broken,
+}
+
+impl Breaker {
+    pub(crate) fn new(patience: Duration) -> Self {
+        Breaker {
+            patience,
+            failures: None,
+            outage: None,
+            first_window: Duration::ZERO,
+            recovered: None,
+        }
+    }
+
+    /// Notes an exchange of a caller, and returns whether the breaker opened because of it. `dice` is a
+    /// number in 0..1, for the jitter.
+    ///
+    /// An open breaker ignores the exchanges that were under way when it opened, also answers: an answer
+    /// that arrived before the peer died can be noted late.
+    pub(crate) fn on_result(
+        &mut self,
+        began: Instant,
+        now: Instant,
+        end: ExchangeEnd,
+        dice: f64,
+    ) -> bool {
+        if self.outage.is_some() {
+            return false;
+        }
+        if end == ExchangeEnd::Answered {
+            self.failures = None;
+            return false;
+        }
+        let (before, first) = self.failures.unwrap_or((0, began));
+        let (count, first) = (before + 1, first.min(began));
+        self.failures = Some((count, first));
+        let opens = match end {
+            ExchangeEnd::Unreachable => true,
+            ExchangeEnd::TimedOut => {
+                count >= FAILURES && now.saturating_duration_since(first) >= self.patience
+            }
+            _ => count >= FAILURES,
+        };
+        if opens {
+            self.open(now, dice);
+        }
+        opens
+    }
+
+    fn open(&mut self, now: Instant, dice: f64) {
+        let again = self
+            .recovered
+            .is_some_and(|at| now.saturating_duration_since(at) < RELAPSE);
+        self.first_window = match again {
+            true => (self.first_window * 2).min(LONGEST_RELAPSE_WINDOW),
+            false => SHORTEST_WINDOW,
+        };
+        self.failures = None;
+        self.outage = Some(Outage {
+            since: now,
+            window: self.first_window,
+            probe_at: now + with_jitter(self.first_window, dice),
+            is_probing: false,
+        });
+    }
+
+    /// Whether a probe is due. If so, it counts as under way until [`on_probe`](Self::on_probe).
+    pub(crate) fn begin_probe(&mut self, now: Instant) -> bool {
+        match &mut self.outage {
+            Some(outage) if !outage.is_probing && now >= outage.probe_at => {
+                outage.is_probing = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Notes the end of a probe. An answer closes the breaker.
+    pub(crate) fn on_probe(&mut self, now: Instant, is_answered: bool, dice: f64) {
+        let Some(outage) = &mut self.outage else {
+            return;
+        };
+        if is_answered {
+            self.outage = None;
+            self.recovered = Some(now);
+            return;
+        }
+        let longest = LONGEST_WINDOW.max(self.first_window);
+        outage.is_probing = false;
+        outage.window = (outage.window * 2).min(longest);
+        outage.probe_at = now + with_jitter(outage.window, dice);
+    }
+
+    pub(crate) fn has_failures(&self) -> bool {
+        self.failures.is_some()
+    }
+
+    /// When the breaker opened; `None` while it is closed.
+    pub(crate) fn open_since(&self) -> Option<Instant> {
+        Some(self.outage.as_ref()?.since)
+    }
+
+    /// When the next probe is due; `None` while the breaker is closed or a probe is under way.
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
+        let outage = self.outage.as_ref()?;
+        (!outage.is_probing).then_some(outage.probe_at)
+    }
+}
+
+/// Whether a process whose peers are open, so many of those present, is itself the one that is cut off.
+/// `was` is the answer of before: the two limits differ, so that the state does not flap.
+pub(crate) fn is_cut_off(was: bool, open: usize, present: usize) -> bool {
+    match was {
+        true => open > 0 && 3 * open >= present,
+        false => 2 * open > present,
+    }
+}
+
+/// Shortens a window by up to a quarter, so that the probes of several processes spread.
+fn with_jitter(window: Duration, dice: f64) -> Duration {
+    window.mul_f64(1.0 - dice / 4.0)
+}
+
+/// The time-outs or broken answers in a row that open a breaker.
+const FAILURES: u32 = 3;
+
+/// Zero under loom, which does not wait for time to pass.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(if cfg!(larder_loom) { 0 } else { 1 });
+const LONGEST_WINDOW: Duration = Duration::from_secs(30);
+
+/// A peer that fails again so soon after its recovery is probed less often.
+const RELAPSE: Duration = Duration::from_secs(30);
+const LONGEST_RELAPSE_WINDOW: Duration = Duration::from_secs(300);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use ExchangeEnd::*;
+    use proptest::prelude::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn millis(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    /// A breaker, and a clock that the tests move.
+    struct Timed {
+        breaker: Breaker,
+        now: Instant,
+    }
+
+    impl Timed {
+        fn new() -> Self {
+            Timed {
+                breaker: Breaker::new(PATIENCE),
+                now: Instant::now(),
+            }
+        }
+
+        /// Notes an exchange that took `took`.
+        fn note(&mut self, took: Duration, end: ExchangeEnd) -> bool {
+            let began = self.now;
+            self.now += took;
+            self.breaker.on_result(began, self.now, end, 0.0)
+        }
+
+        /// Waits for the next probe and notes its end. Returns the time waited.
+        fn probe(&mut self, is_answered: bool) -> Duration {
+            let at = self.breaker.probe_at().expect("it is open");
+            assert!(!self.breaker.begin_probe(at - millis(1)));
+            assert!(self.breaker.begin_probe(at));
+            assert!(!self.breaker.begin_probe(at), "one probe a window");
+            assert_eq!(self.breaker.probe_at(), None);
+            self.breaker.on_probe(at, is_answered, 0.0);
+            at.saturating_duration_since(std::mem::replace(&mut self.now, at))
+        }
+    }
+
+    #[test]
+    fn unreachable_peer_opens_at_once() {
+        let mut peer = Timed::new();
+        assert!(!peer.note(millis(1), Answered));
+        assert!(peer.note(millis(1), Unreachable));
+        assert_eq!(peer.breaker.open_since(), Some(peer.now));
+        assert!(!peer.note(millis(1), Unreachable), "it is open already");
+    }
+
+    #[test]
+    fn three_failures_in_a_row_open() {
+        for end in [TimedOut, Broken] {
+            let mut peer = Timed::new();
+            for _ in 0..5 {
+                assert!(!peer.note(PATIENCE, end));
+                assert!(!peer.note(PATIENCE, end));
+                assert!(!peer.note(millis(1), Answered), "{end:?}");
+                assert!(!peer.breaker.has_failures());
+            }
+            assert!(!peer.note(PATIENCE, end));
+            assert!(!peer.note(PATIENCE, end));
+            assert!(peer.note(PATIENCE, end), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn callers_with_little_time_open_only_after_the_patience() {
+        let mut peer = Timed::new();
+        let opened = (0..100)
+            .take_while(|_| !peer.note(millis(20), TimedOut))
+            .count();
+        assert_eq!(opened, 49, "50 exchanges of 20 ms take a second");
+    }
+
+    #[test]
+    fn window_doubles_to_thirty_seconds() {
+        let mut peer = Timed::new();
+        peer.note(millis(1), Unreachable);
+        let waits: Vec<u64> = (0..8).map(|_| peer.probe(false).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
+        peer.probe(true);
+        assert_eq!(peer.breaker.open_since(), None);
+    }
+
+    #[test]
+    fn relapse_doubles_the_first_window_to_five_minutes() {
+        let mut peer = Timed::new();
+        let mut waits = Vec::new();
+        for _ in 0..11 {
+            peer.now += RELAPSE - millis(2);
+            peer.note(millis(1), Unreachable);
+            waits.push(peer.probe(true).as_secs());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        peer.now += RELAPSE;
+        peer.note(millis(1), Unreachable);
+        assert_eq!(peer.probe(true).as_secs(), 1, "it was well for long enough");
+    }
+
+    #[test]
+    fn late_answer_does_not_close() {
+        let mut peer = Timed::new();
+        let began = peer.now;
+        peer.note(millis(1), Unreachable);
+        let late = peer.now + millis(1);
+        peer.breaker.on_result(began, late, Answered, 0.0);
+        assert!(peer.breaker.open_since().is_some());
+    }
+
+    #[test]
+    fn cut_off_begins_over_a_half_and_ends_below_a_third() {
+        for (was, open, present, expected) in [
+            (false, 1, 1, true),
+            (false, 1, 2, false),
+            (false, 2, 2, true),
+            (false, 2, 4, false),
+            (false, 3, 4, true),
+            (true, 2, 4, true),
+            (true, 2, 6, true),
+            (true, 1, 4, false),
+            (true, 1, 3, true),
+            (true, 0, 3, false),
+            (true, 0, 0, false),
+            (false, 0, 0, false),
+        ] {
+            let cut_off = is_cut_off(was, open, present);
+            assert_eq!(cut_off, expected, "{was} {open}/{present}");
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Exchange(u64, ExchangeEnd),
+        /// Waits so long; a probe that is due then has this answer.
+        Wait(u64, bool),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let end = prop_oneof![
+            Just(Answered),
+            Just(Unreachable),
+            Just(TimedOut),
+            Just(Broken)
+        ];
+        prop_oneof![
+            (0..1500_u64, end).prop_map(|(took, end)| Step::Exchange(took, end)),
+            (0..40_000_u64, any::<bool>()).prop_map(|(ms, answered)| Step::Wait(ms, answered)),
+        ]
+    }
+
+    proptest! {
+        /// The breaker agrees with the rules as they are written down, over any history.
+        #[test]
+        fn breaker_follows_its_rules(
+            steps in prop::collection::vec(step(), 1..200),
+            dice in 0.0..1.0_f64,
+        ) {
+            let mut breaker = Breaker::new(PATIENCE);
+            let mut now = Instant::now();
+            // The failures in a row while it was closed, as (begin, end).
+            let mut row: Vec<(Instant, ExchangeEnd)> = Vec::new();
+            let mut last_probe: Option<Instant> = None;
+            for step in steps {
+                let was_open = breaker.open_since().is_some();
+                match step {
+                    Step::Exchange(took, end) => {
+                        let began = now;
+                        now += millis(took);
+                        let opened = breaker.on_result(began, now, end, dice);
+                        if was_open {
+                            prop_assert!(!opened);
+                            continue;
+                        }
+                        match end {
+                            Answered => row.clear(),
+                            _ => row.push((began, end)),
+                        }
+                        let silent = row.first().map(|(began, _)| now - *began);
+                        let expected = match end {
+                            Answered => false,
+                            Unreachable => true,
+                            TimedOut => row.len() >= 3 && silent >= Some(PATIENCE),
+                            Broken => row.len() >= 3,
+                        };
+                        prop_assert_eq!(opened, expected);
+                        prop_assert_eq!(breaker.open_since().is_some(), opened);
+                        if opened {
+                            row.clear();
+                            last_probe = Some(now);
+                        }
+                    }
+                    Step::Wait(ms, answered) => {
+                        now += millis(ms);
+                        let due = breaker.probe_at().is_some_and(|at| at <= now);
+                        prop_assert_eq!(breaker.begin_probe(now), due);
+                        if due {
+                            let since = now - last_probe.expect("it opened");
+                            prop_assert!(since >= millis(750), "{since:?} between probes");
+                            breaker.on_probe(now, answered, dice);
+                            prop_assert_eq!(breaker.open_since().is_none(), answered);
+                            last_probe = Some(now);
+                        }
+                        let next = breaker.probe_at().map(|at| at - now);
+                        prop_assert!(next <= Some(LONGEST_RELAPSE_WINDOW));
+                    }
+                }
+            }
+        }
+    }
+}

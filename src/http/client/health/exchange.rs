@@ -1,0 +1,135 @@
+//! Notes how one exchange with a peer ends.
+
+use std::error::Error as _;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::PeerHealth;
+use super::breaker::ExchangeEnd;
+use super::watch::Watch;
+use crate::error::{Error, ErrorKind};
+use crate::sync::Arc;
+
+/// An exchange under way. Its end is noted by one of the methods; one that panics is not noted.
+pub(crate) struct ObservedExchange<'p> {
+    health: &'p PeerHealth,
+    watch: &'p Arc<Watch>,
+    began: Instant,
+}
+
+impl<'p> ObservedExchange<'p> {
+    pub(crate) fn new(health: &'p PeerHealth, watch: &'p Arc<Watch>, began: Instant) -> Self {
+        ObservedExchange {
+            health,
+            watch,
+            began,
+        }
+    }
+
+    /// The peer answered with a value, and loaded it for `load_time`; zero if it was cached.
+    #[inline]
+    pub(crate) fn answered(self, load_time: Duration) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.began);
+        self.health.latencies.add(took.saturating_sub(load_time));
+        self.health.on_answer(self.began, now);
+        self.watch.tick(now);
+    }
+
+    /// The peer answered without a value: with an error of its getter, or that it is overloaded. How long
+    /// it took says nothing.
+    pub(crate) fn answered_with_error(self) {
+        self.health.on_answer(self.began, Instant::now());
+    }
+
+    /// The exchange failed with `error`, which is returned.
+    pub(crate) fn failed(self, error: Error) -> Error {
+        match end_of(&error) {
+            Some(ExchangeEnd::Answered) => self.answered_with_error(),
+            Some(end) => return self.ended(end, error),
+            None => {}
+        }
+        error
+    }
+
+    /// The answer was not one of a peer. Returns `error`.
+    pub(crate) fn broken(self, error: Error) -> Error {
+        self.ended(ExchangeEnd::Broken, error)
+    }
+
+    fn ended(self, end: ExchangeEnd, error: Error) -> Error {
+        let now = Instant::now();
+        if self.health.on_failure(self.began, now, end, &error) {
+            log::warn!("a peer is not asked for now: {error}");
+            self.watch.wake();
+        }
+        error
+    }
+}
+
+/// How an exchange that failed with `error` ended. `None` if the error says nothing of the peer.
+fn end_of(error: &Error) -> Option<ExchangeEnd> {
+    match error.kind() {
+        ErrorKind::DeadlineExceeded => return Some(ExchangeEnd::TimedOut),
+        ErrorKind::Cancelled => return None,
+        ErrorKind::Peer => {}
+        // A transport of the program may read the answer itself.
+        _ => return Some(ExchangeEnd::Answered),
+    }
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    match cause.map(io::Error::kind) {
+        Some(io::ErrorKind::TimedOut) => Some(ExchangeEnd::TimedOut),
+        Some(
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable,
+        ) => Some(ExchangeEnd::Unreachable),
+        // The request could not be sent, or its value is too long for the options of this process.
+        Some(io::ErrorKind::InvalidInput) => None,
+        _ => Some(ExchangeEnd::Broken),
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_of_an_exchange_follows_from_its_error() {
+        let io = |kind: io::ErrorKind| {
+            end_of(&Error::with_source(
+                ErrorKind::Peer,
+                "peer",
+                io::Error::from(kind),
+            ))
+        };
+        assert_eq!(
+            io(io::ErrorKind::ConnectionRefused),
+            Some(ExchangeEnd::Unreachable)
+        );
+        assert_eq!(
+            io(io::ErrorKind::HostUnreachable),
+            Some(ExchangeEnd::Unreachable)
+        );
+        assert_eq!(io(io::ErrorKind::UnexpectedEof), Some(ExchangeEnd::Broken));
+        assert_eq!(
+            io(io::ErrorKind::ConnectionAborted),
+            Some(ExchangeEnd::Unreachable)
+        );
+        assert_eq!(io(io::ErrorKind::TimedOut), Some(ExchangeEnd::TimedOut));
+        assert_eq!(io(io::ErrorKind::InvalidData), Some(ExchangeEnd::Broken));
+        assert_eq!(io(io::ErrorKind::InvalidInput), None);
+        for (kind, end) in [
+            (ErrorKind::Peer, Some(ExchangeEnd::Broken)),
+            (ErrorKind::DeadlineExceeded, Some(ExchangeEnd::TimedOut)),
+            (ErrorKind::Cancelled, None),
+            (ErrorKind::Getter, Some(ExchangeEnd::Answered)),
+            (ErrorKind::Overloaded, Some(ExchangeEnd::Answered)),
+        ] {
+            assert_eq!(end_of(&Error::new(kind, "no io error")), end, "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The time that recent exchanges with a peer took, as quantiles.
+
+// std's atomics also under loom: no protocol depends on the counts.
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::sync::Mutex;
+
+/// Counts exchanges by their time, and forgets them after a few seconds.
+///
+/// Callers only add to a counter. [`turn`](Self::turn) moves the counts to the weights, which halve
+/// every three turns.
+pub(crate) struct Latencies {
+    counts: [AtomicU32; BUCKETS],
+    recent: Mutex<Recent>,
+}
+
+struct Recent {
+    /// `counts` at the last turn.
+    seen: [u32; BUCKETS],
+    weights: [f32; BUCKETS],
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Latencies {
+            counts: std::array::from_fn(|_| AtomicU32::new(0)),
+            recent: Mutex::new(Recent {
+                seen: [0; BUCKETS],
+                weights: [0.0; BUCKETS],
+            }),
+        }
+    }
+}
+
+impl Latencies {
+    #[inline]
+    pub(crate) fn add(&self, took: Duration) {
+        self.counts[bucket_of(took)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends so many periods of time: what was added since the last turn counts fully, earlier exchanges
+    /// less.
+    pub(crate) fn turn(&self, periods: u32) {
+        let kept = KEPT_A_TURN.powi(periods.min(MOST_TURNS) as i32);
+        let mut recent = self.recent.lock();
+        let Recent { seen, weights } = &mut *recent;
+        for ((count, seen), weight) in self.counts.iter().zip(seen).zip(weights) {
+            let now = count.load(Ordering::Relaxed);
+            *weight = *weight * kept + now.wrapping_sub(*seen) as f32;
+            *seen = now;
+        }
+    }
+
+    /// The times that so many parts of the recent exchanges did not exceed, within a fifth. `None` if
+    /// there were fewer than [`FEWEST`].
+    pub(crate) fn quantiles<const N: usize>(&self, parts: [f32; N]) -> Option<[Duration; N]> {
+        let weights = {
+            let recent = self.recent.lock();
+            // Exchanges since the last turn count, too.
+            let fresh = self.counts.iter().zip(&recent.seen);
+            let fresh =
+                fresh.map(|(count, seen)| count.load(Ordering::Relaxed).wrapping_sub(*seen) as f32);
+            let weights = fresh
+                .zip(&recent.weights)
+                .map(|(fresh, weight)| fresh + weight);
+            weights.collect::<Vec<f32>>()
+        };
+        let total: f32 = weights.iter().sum();
+        (total >= FEWEST).then(|| parts.map(|part| quantile(&weights, part * total)))
+    }
+}
+
+fn quantile(weights: &[f32], limit: f32) -> Duration {
+    let mut sum = 0.0;
+    let found = weights.iter().position(|weight| {
+        sum += weight;
+        sum >= limit && *weight > 0.0
+    });
+    let last = || weights.iter().rposition(|weight| *weight > 0.0);
+    upper_end(found.or_else(last).unwrap_or_default())
+}
+
+/// The bucket of a time: four to each power of two, from 16 µs to 16 s.
+fn bucket_of(took: Duration) -> usize {
+    let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+    let micros = micros.clamp(SHORTEST, LONGEST);
+    let power = micros.ilog2();
+    let quarter = (micros >> (power - 2)) & 3;
+    ((power - SHORTEST.ilog2()) * 4 + quarter) as usize
+}
+
+fn upper_end(bucket: usize) -> Duration {
+    let (power, quarter) = (bucket as u64 / 4, bucket as u64 % 4);
+    Duration::from_micros((u64::from(SHORTEST) << power) / 4 * (5 + quarter))
+}
+
+const SHORTEST: u32 = 1 << 4;
+const LONGEST: u32 = (1 << 24) - 1;
+const BUCKETS: usize = 20 * 4;
+
+/// The weight that an exchange keeps over a turn: after three turns, half.
+const KEPT_A_TURN: f32 = 0.8;
+
+/// After so many turns, nothing is left of an exchange.
+const MOST_TURNS: u32 = 200;
+
+/// Fewer recent exchanges say nothing.
+const FEWEST: f32 = 3.0;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn millis(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_recent_exchanges() {
+        let latencies = Latencies::default();
+        assert_eq!(latencies.quantiles([0.5]), None);
+        (1..=100).for_each(|n| latencies.add(millis(n)));
+        for _ in 0..2 {
+            let [p50, p95, p99] = latencies
+                .quantiles([0.5, 0.95, 0.99])
+                .expect("100 exchanges");
+            for (found, exact) in [(p50, 50), (p95, 95), (p99, 99)] {
+                assert!(
+                    found >= millis(exact) && found <= millis(exact) * 5 / 4,
+                    "{found:?}"
+                );
+            }
+            latencies.turn(1);
+        }
+    }
+
+    #[test]
+    fn earlier_exchanges_are_forgotten() {
+        let latencies = Latencies::default();
+        (0..1000).for_each(|_| latencies.add(millis(1)));
+        for _ in 0..20 {
+            latencies.turn(1);
+            (0..10).for_each(|_| latencies.add(millis(500)));
+        }
+        let [p50] = latencies.quantiles([0.5]).expect("enough");
+        assert!(p50 >= millis(500));
+        latencies.turn(1);
+        latencies.turn(40);
+        assert_eq!(latencies.quantiles([0.5]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_time_is_in_its_bucket(nanos in 0..40_000_000_000_u64) {
+            let took = Duration::from_nanos(nanos);
+            let bucket = bucket_of(took);
+            prop_assert!(bucket < BUCKETS);
+            prop_assert!(took < upper_end(bucket) || bucket == BUCKETS - 1);
+            prop_assert!(bucket == 0 || took >= upper_end(bucket - 1) );
+        }
+    }
+}

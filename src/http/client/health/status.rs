@@ -1,0 +1,51 @@
+//! The public report of a peer's health.
+
+use std::time::{Duration, SystemTime};
+
+use crate::error::Error;
+use crate::peer::Peer;
+
+/// A peer as this process sees it: see [`HttpPool::peers`](crate::http::HttpPool::peers).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// The peer, as it was set.
+    pub peer: Peer,
+    /// Whether the peer is asked.
+    pub state: PeerState,
+    /// The reason for a state other than [`PeerState::Healthy`], for people.
+    pub cause: Option<String>,
+    /// Half of the recent answers took at most this time, from the request to the last byte; the time
+    /// of loads at the peer aside. `None` if there were fewer than three in the last seconds.
+    pub p50: Option<Duration>,
+    /// The same for 99 of 100 answers.
+    pub p99: Option<Duration>,
+    /// The requests to the peer that are under way, those that wait for a connection included.
+    pub in_flight: usize,
+    /// The last exchange that brought no answer, probes included.
+    pub last_error: Option<PeerFailure>,
+}
+
+/// Whether a peer is asked for its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PeerState {
+    /// It is asked for its keys.
+    Healthy,
+    /// It does not answer. The next peer is asked, and keeps the values for 10 s. The peer is probed in
+    /// the background.
+    Down,
+    /// It has been down for [`absent_after`](crate::http::HttpPoolBuilder::absent_after). Its keys belong
+    /// to the next peer until it answers a probe.
+    Absent,
+}
+
+/// An exchange that brought no answer.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PeerFailure {
+    /// The error of the exchange.
+    pub error: Error,
+    /// When, by the wall clock.
+    pub at: SystemTime,
+}

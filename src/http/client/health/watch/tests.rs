@@ -1,0 +1,180 @@
+//! The watch on real threads, and its interleavings under loom.
+
+use super::*;
+use crate::http::client::health::breaker::ExchangeEnd;
+
+/// A peer that answers probes while it is up. Its atomics are std's, because loom need not explore them.
+struct Fake {
+    is_up: std::sync::atomic::AtomicBool,
+    probes: std::sync::atomic::AtomicUsize,
+}
+
+impl Probe for Fake {
+    fn probe(&self) -> Result<(), Error> {
+        self.probes.fetch_add(1, Ordering::SeqCst);
+        match self.is_up.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err(ErrorKind::Peer.into()),
+        }
+    }
+}
+
+/// A watch and the peers in its list.
+struct Setting {
+    watch: Arc<Watch>,
+    peers: Vec<(Arc<PeerHealth>, Arc<Fake>)>,
+}
+
+impl Setting {
+    fn new(count: usize, absent_after: Duration) -> Self {
+        let watch = Watch::new(absent_after);
+        let peer = || {
+            let fake = Fake {
+                is_up: false.into(),
+                probes: 0.into(),
+            };
+            (
+                Arc::new(PeerHealth::new(Duration::from_secs(1))),
+                Arc::new(fake),
+            )
+        };
+        let peers: Vec<_> = (0..count).map(|_| peer()).collect();
+        let watched = peers.iter().map(|(health, fake)| {
+            let peer: Arc<dyn Probe> = fake.clone();
+            WatchedPeer {
+                health: health.clone(),
+                peer: Arc::downgrade(&peer),
+            }
+        });
+        drop(watch.set_peers(watched.collect()));
+        Setting { watch, peers }
+    }
+
+    /// Opens the breaker of a peer.
+    fn kill(&self, at: usize) {
+        let now = Instant::now();
+        let error = ErrorKind::Peer.into();
+        if self.peers[at]
+            .0
+            .on_failure(now, now, ExchangeEnd::Unreachable, &error)
+        {
+            self.watch.wake();
+        }
+    }
+}
+
+#[cfg(not(larder_loom))]
+mod threads {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < LONG, "never: {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn is_running(watch: &Watch) -> bool {
+        watch.watched.lock().is_running
+    }
+
+    #[test]
+    fn peer_that_answers_a_probe_is_closed_and_the_thread_ends() {
+        let setting = Setting::new(3, LONG);
+        assert!(!is_running(&setting.watch), "no thread while all is well");
+        setting.kill(1);
+        let (health, fake) = &setting.peers[1];
+        assert_eq!(health.standing(), Standing::Open);
+        assert!(setting.watch.is_any_away() && !setting.watch.is_cut_off());
+        fake.is_up.store(true, Ordering::SeqCst);
+        wait_until("closed", || health.is_closed());
+        wait_until("the thread ends", || !is_running(&setting.watch));
+        assert!(!setting.watch.is_any_away());
+        assert_eq!(fake.probes.load(Ordering::SeqCst), 1);
+        setting.kill(1);
+        assert!(is_running(&setting.watch), "it starts again");
+        setting.watch.close();
+        wait_until("the thread ends", || !is_running(&setting.watch));
+    }
+
+    #[test]
+    fn peer_that_is_down_for_long_is_absent_and_does_not_count_as_cut_off() {
+        let setting = Setting::new(3, Duration::from_millis(300));
+        setting.kill(0);
+        setting.kill(1);
+        assert!(setting.watch.is_cut_off(), "two of three");
+        wait_until("absent", || {
+            setting.peers[0].0.standing() == Standing::Absent
+        });
+        wait_until("all absent", || {
+            setting.peers[1].0.standing() == Standing::Absent
+        });
+        wait_until("one healthy of one", || !setting.watch.is_cut_off());
+        assert!(setting.watch.is_any_away());
+        setting.watch.close();
+    }
+
+    #[test]
+    fn panic_of_a_probe_is_a_failure() {
+        struct Panics(std::sync::atomic::AtomicUsize);
+        impl Probe for Panics {
+            fn probe(&self) -> Result<(), Error> {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                std::panic::resume_unwind(Box::new("in the transport"))
+            }
+        }
+        let setting = Setting::new(1, LONG);
+        let peer = Arc::new(Panics(0.into()));
+        let probe: Arc<dyn Probe> = peer.clone();
+        let watched = WatchedPeer {
+            health: setting.peers[0].0.clone(),
+            peer: Arc::downgrade(&probe),
+        };
+        drop(setting.watch.set_peers(vec![watched]));
+        setting.kill(0);
+        wait_until("two probes", || peer.0.load(Ordering::SeqCst) == 2);
+        assert!(!setting.peers[0].0.is_closed());
+        setting.watch.close();
+    }
+
+    #[test]
+    fn peer_that_left_the_list_ends_the_thread() {
+        let setting = Setting::new(2, LONG);
+        setting.kill(0);
+        assert!(is_running(&setting.watch));
+        drop(setting.watch.set_peers(Vec::new()));
+        wait_until("the thread ends", || !is_running(&setting.watch));
+        assert!(!setting.watch.is_any_away());
+    }
+}
+
+#[cfg(larder_loom)]
+mod loom_models {
+    use super::*;
+
+    /// Each breaker that opens is probed and closed, and then the thread ends. All orders with up to two
+    /// preemptions; more take minutes.
+    #[test]
+    fn loom_every_breaker_that_opens_is_probed() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let setting = Arc::new(Setting::new(2, Duration::from_secs(60)));
+            for (_, fake) in &setting.peers {
+                fake.is_up.store(true, Ordering::SeqCst);
+            }
+            let other = setting.clone();
+            let killer = thread::spawn(move || other.kill(0));
+            setting.kill(1);
+            killer.join().expect("no panic");
+            while setting.watch.watched.lock().is_running {
+                thread::yield_now();
+            }
+            assert!(setting.peers.iter().all(|(health, _)| health.is_closed()));
+            assert!(!setting.watch.is_any_away());
+        });
+    }
+}

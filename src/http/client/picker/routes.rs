@@ -1,0 +1,73 @@
+//! Which peer is asked for a key in place of its owner.
+
+use super::PeerList;
+use crate::http::client::health::Standing;
+use crate::http::client::peer::HttpPeer;
+use crate::peers::{ProtoGetter, Route};
+use crate::sync::Arc;
+
+impl PeerList {
+    /// The route of a key while a peer is away.
+    ///
+    /// The keys of a peer that is down are loaded by the next one that is not, and kept there for a short
+    /// time: by its own list, the next one knows that it does not own them. Those of an absent peer belong
+    /// to the next one. If this process is cut off, it loads the keys of all others itself.
+    pub(super) fn route_around(&self, key: &str, failover: bool, cut_off: bool) -> Route {
+        let is_present = |place| !failover || self.standing(place) != Standing::Absent;
+        let Some(owner) = self.placement.owner_among(key, is_present) else {
+            return Route::Fallback;
+        };
+        let Some(client) = self.client(owner) else {
+            return Route::Own;
+        };
+        if cut_off {
+            return Route::Fallback;
+        }
+        if !self.is_away(owner) {
+            return Route::Peer(client);
+        }
+        let may = |place| place != owner && !self.is_away(place);
+        let next = failover.then(|| self.next_of(key, may));
+        match next.flatten().and_then(|next| self.client(next)) {
+            Some(next) => Route::Peer(next),
+            None => Route::Fallback,
+        }
+    }
+
+    /// The peer to ask for `key` after `asked` failed; `None` if that is this process.
+    pub(super) fn next_after(
+        &self,
+        key: &str,
+        asked: &Arc<dyn ProtoGetter>,
+    ) -> Option<Arc<dyn ProtoGetter>> {
+        let asked = Arc::as_ptr(asked).cast::<HttpPeer>();
+        let was_asked = |place: usize| {
+            let client = self.members[place].client.as_ref();
+            client.is_some_and(|client| Arc::as_ptr(client) == asked)
+        };
+        let owner = self.placement.owner(key)?;
+        let may = |place| place != owner && !was_asked(place) && !self.is_away(place);
+        self.client(self.next_of(key, may)?)
+    }
+
+    /// The place of the node to ask for `key` in place of its owner: the next one that `may` accepts, in
+    /// this process's zone if there is one there.
+    pub(super) fn next_of(&self, key: &str, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let is_near = |place: usize| self.members[place].peer.zone == self.own_zone;
+        let near = self.own_zone.as_ref().and_then(|_| {
+            self.placement
+                .owner_among(key, |place| may(place) && is_near(place))
+        });
+        near.or_else(|| self.placement.owner_among(key, may))
+    }
+
+    /// The standing of the node at a place. This process is never away.
+    fn standing(&self, place: usize) -> Standing {
+        let client = self.members[place].client.as_ref();
+        client.map_or(Standing::Closed, |peer| peer.health().standing())
+    }
+
+    fn is_away(&self, place: usize) -> bool {
+        self.standing(place) != Standing::Closed
+    }
+}

@@ -1,0 +1,133 @@
+//! A load of gets on a node, in the background, and the figures of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use larder::http::HttpPool;
+use larder::{Context, Group};
+
+use crate::node::value_of;
+
+/// Threads that get keys until the end.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Tally>>,
+}
+
+#[derive(Default)]
+struct Tally {
+    /// The microseconds of each get.
+    micros: Vec<u64>,
+    errors: u64,
+    wrong: u64,
+}
+
+/// The options of a load.
+struct Options {
+    threads: u64,
+    /// Each get takes one of so many keys at random; a new one if it is 0.
+    keys: u64,
+    prefix: String,
+    deadline: Option<Duration>,
+    /// A pause after each get.
+    pause: Option<Duration>,
+    /// Only keys that this node owns, and none that this one owns.
+    only: Option<String>,
+    except: Option<String>,
+}
+
+impl Options {
+    /// Options are words such as `threads=8 keys=1000 ms=500 pause_us=100 only=URL`.
+    fn new(words: &[&str]) -> Self {
+        let words: HashMap<&str, &str> = words.iter().filter_map(|w| w.split_once('=')).collect();
+        let number = |name: &str| words.get(name).map(|n| n.parse().expect("a number"));
+        let text = |name: &str| words.get(name).map(|text| (*text).to_owned());
+        Options {
+            threads: number("threads").unwrap_or(8),
+            keys: number("keys").unwrap_or(0),
+            prefix: text("prefix").unwrap_or_default(),
+            deadline: number("ms").map(Duration::from_millis),
+            pause: number("pause_us").map(Duration::from_micros),
+            only: text("only"),
+            except: text("except"),
+        }
+    }
+}
+
+impl Load {
+    pub fn start(group: &Group, pool: &HttpPool, words: &[&str]) -> Load {
+        let options = Arc::new(Options::new(words));
+        let stop = Arc::new(AtomicBool::new(false));
+        let count = Arc::new(AtomicU64::new(0));
+        let run = |number| {
+            let (group, pool, options) = (group.clone(), pool.clone(), options.clone());
+            let (stop, count) = (stop.clone(), count.clone());
+            thread::spawn(move || run(number, &group, &pool, &options, &stop, &count))
+        };
+        Load {
+            threads: (0..options.threads).map(run).collect(),
+            stop,
+        }
+    }
+
+    /// Ends the load. The figures are words such as `gets=1000 errors=0`.
+    pub fn end(self) -> String {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut sum = Tally::default();
+        for thread in self.threads {
+            let tally = thread.join().expect("no panic");
+            sum.micros.extend(tally.micros);
+            sum.errors += tally.errors;
+            sum.wrong += tally.wrong;
+        }
+        sum.micros.sort_unstable();
+        let gets = sum.micros.len();
+        let at = |part: usize| sum.micros.get((gets * part / 1000).min(gets.max(1) - 1));
+        let [p50, p99, max] = [500, 990, 1000].map(|part| at(part).copied().unwrap_or_default());
+        let Tally { errors, wrong, .. } = sum;
+        format!("gets={gets} errors={errors} wrong={wrong} p50_us={p50} p99_us={p99} max_us={max}")
+    }
+}
+
+fn run(
+    number: u64,
+    group: &Group,
+    pool: &HttpPool,
+    options: &Options,
+    stop: &AtomicBool,
+    count: &AtomicU64,
+) -> Tally {
+    let mut tally = Tally::default();
+    let mut random = number + 1;
+    while !stop.load(Ordering::Relaxed) {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(number * 2 + 1);
+        let place = match options.keys {
+            0 => count.fetch_add(1, Ordering::Relaxed),
+            keys => (random >> 33) % keys,
+        };
+        let key = format!("{}{place}", options.prefix);
+        let is_owner = |url: &Option<String>| url.is_some() && pool.owner(&key) == *url;
+        if is_owner(&options.except) || options.only.is_some() && !is_owner(&options.only) {
+            continue;
+        }
+        let start = Instant::now();
+        let value = match options.deadline {
+            None => group.get(&key),
+            Some(limit) => group.get_with(&Context::background().with_timeout(limit), &key),
+        };
+        tally.micros.push(start.elapsed().as_micros() as u64);
+        match value {
+            Ok(value) => tally.wrong += u64::from(value != value_of(&key).as_slice()),
+            Err(_) => tally.errors += 1,
+        }
+        if let Some(pause) = options.pause {
+            thread::sleep(pause);
+        }
+    }
+    tally
+}
