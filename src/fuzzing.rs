@@ -57,6 +57,7 @@ pub fn encode_response(response: Response<'_>) -> Vec<u8> {
         expire_unix_nanos,
         minute_qps,
         age_ms,
+        removals: None,
         stale_ms,
         ..wire::Fields::default()
     };
@@ -112,7 +113,12 @@ pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> 
 /// The places of the values in a response for keys with these hashes, if it is valid.
 pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Range<usize>>>> {
     let values = wire::decode_many_response(body, hashes.iter().copied()).ok()?;
-    Some(values.into_iter().map(|value| Some(value?.range)).collect())
+    Some(
+        values
+            .into_iter()
+            .map(|value| Some(value?.ok()?.range))
+            .collect(),
+    )
 }
 
 /// The keys of a removal, if it is valid and has at most `max_keys`.

@@ -7,7 +7,9 @@ use super::compare::Comparisons;
 use super::counters::LoadCounters;
 use super::freshness::Freshness;
 use super::removal_clocks::RemovalClocks;
+use super::unverified::MaxUnverified;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
+use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
@@ -47,6 +49,7 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
+    max_unverified: Option<Duration>,
     loader_stack_size: Option<usize>,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
@@ -69,6 +72,7 @@ impl GroupBuilder {
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
+            max_unverified: None,
             loader_stack_size: None,
             max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
@@ -131,6 +135,25 @@ impl GroupBuilder {
     /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
+        self
+    }
+
+    /// How long this process serves cached values without hearing from most of its peers. Default: no
+    /// limit, which a node that is cut off from all others needs to go on with its cache.
+    ///
+    /// With a limit, an [`ErrorKind::Partial`](crate::ErrorKind::Partial) says until when the peers that did
+    /// not confirm a removal can serve the old value. A cached value is returned only if this process, and the
+    /// peers whose removals it had applied within the limit, are more than half of all nodes. Otherwise the
+    /// get asks all peers at the same time, and if too few answer, loads the value. So a process in a
+    /// cluster of two has no cache while the other is down. Set the same limit in all processes.
+    ///
+    /// A hit reads the clock, and each process exchanges 8 KiB with each peer about once in this time.
+    ///
+    /// # Errors
+    ///
+    /// `build` returns [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a limit under 10 ms.
+    pub fn max_unverified(mut self, limit: Duration) -> Self {
+        self.max_unverified = Some(limit);
         self
     }
 
@@ -299,14 +322,44 @@ impl GroupBuilder {
     /// [`ErrorKind::InvalidName`]; [`ErrorKind::CapacityTooSmall`];
     /// [`ErrorKind::InvalidOption`] for a number outside its range.
     pub fn build(self, getter: impl Getter + 'static) -> Result<Group> {
+        self.register(Arc::new(getter), None)
+    }
+
+    /// Makes the group, with a getter that loads several keys with one call, and registers it.
+    ///
+    /// A [`bulk_fn`](crate::bulk_fn) is such a getter.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn build_bulk(self, getter: impl BulkGetter + 'static) -> Result<Group> {
+        let getter = Arc::new(getter);
+        self.register(getter.clone(), Some(getter))
+    }
+
+    fn register(
+        self,
+        getter: Arc<dyn Getter>,
+        bulk_getter: Option<Arc<dyn BulkGetter>>,
+    ) -> Result<Group> {
         check_name(&self.name)?;
         self.check_numbers()?;
         let (name, registry) = (self.name.clone(), self.registry.clone());
-        registry.register(&name, |peers| self.make(getter, peers))
+        registry.register(&name, |peers| self.make_with(getter, bulk_getter, peers))
     }
 
     /// Makes the group without registering it.
+    #[cfg(test)]
     pub(crate) fn make(self, getter: impl Getter + 'static, peers: PickerSlot) -> Group {
+        self.make_with(Arc::new(getter), None, peers)
+    }
+
+    fn make_with(
+        self,
+        getter: Arc<dyn Getter>,
+        bulk_getter: Option<Arc<dyn BulkGetter>>,
+        peers: PickerSlot,
+    ) -> Group {
         let store = StoreOptions {
             capacity: self.max_capacity,
             eviction: self.eviction,
@@ -320,7 +373,8 @@ impl GroupBuilder {
             pool: LoaderPool::new(&self.name, self.max_loader_threads)
                 .with_stack_size(self.loader_stack_size),
             name: self.name,
-            getter: Box::new(getter),
+            getter,
+            bulk_getter,
             store: Store::new(store),
             peer_flights: Flights::new(),
             getter_flights: Flights::new(),
@@ -334,6 +388,7 @@ impl GroupBuilder {
             eviction_listener: self.eviction_listener,
             removals: RemovalClocks::new(),
             comparisons: Comparisons::default(),
+            max_unverified: MaxUnverified::new(self.max_unverified),
             counters: LoadCounters::new(),
         };
         inner.store.raise_margin(inner.freshness.allowance());
@@ -360,6 +415,12 @@ impl GroupBuilder {
         }
         if self.max_loader_threads == 0 {
             return invalid("max_loader_threads must be at least 1");
+        }
+        if self
+            .max_unverified
+            .is_some_and(|limit| limit < LEAST_UNVERIFIED)
+        {
+            return invalid("max_unverified must be at least 10 ms");
         }
         if self
             .loader_stack_size
@@ -391,6 +452,7 @@ const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
 const DEFAULT_LOADER_THREADS: usize = 512;
 const DEFAULT_LOAD_WAIT: Duration = Duration::from_secs(30);
+const LEAST_UNVERIFIED: Duration = Duration::from_millis(10);
 const LONGEST_LOAD_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The longest group name, in bytes.

@@ -84,6 +84,7 @@ impl Inner {
         }
     }
 
+    /// Where the value of a key that a peer asks for belongs.
     pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
         match self.peers.route(&self.name, key.key) {
             Route::Own => Placement::Main,
@@ -318,12 +319,52 @@ enum Asked {
     LoadHere,
 }
 
+/// How long a caller waits for peers that are loading.
+pub(super) struct LoadPatience<'c> {
+    ctx: &'c Context,
+    max_load_wait: Duration,
+    /// When the wait ends, and when the peer was asked again; from its first answer that it is loading.
+    asking: Option<(Instant, Instant)>,
+}
+
+impl<'c> LoadPatience<'c> {
+    pub(super) fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+        LoadPatience {
+            ctx,
+            max_load_wait,
+            asking: None,
+        }
+    }
+
+    /// Whether to ask again, after an answer that the peer is loading. If not, a caller's deadline has
+    /// passed, so that no other peer is asked. A peer that answers at once although it is loading is not
+    /// asked in a busy loop.
+    pub(super) fn is_left(&mut self) -> bool {
+        let mut now = Instant::now();
+        let end = match self.asking {
+            None => self.ctx.deadline().unwrap_or(now + self.max_load_wait),
+            Some((end, asked_at)) => {
+                if now - asked_at < SHORTEST_ASK {
+                    std::thread::sleep(SHORTEST_ASK);
+                    now = Instant::now();
+                }
+                end
+            }
+        };
+        self.asking = Some((end, now));
+        if end <= now + SHORTEST_ASK {
+            std::thread::sleep(end.saturating_duration_since(now));
+            return false;
+        }
+        true
+    }
+}
+
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
     group: &'c Inner,
-    /// When this load stops to wait for peers that are loading the key.
-    load_wait_end: Option<Instant>,
+    loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
@@ -331,7 +372,7 @@ impl<'c> Patience<'c> {
         Patience {
             ctx,
             group,
-            load_wait_end: None,
+            loading: LoadPatience::new(ctx, group.max_load_wait),
         }
     }
 
@@ -353,24 +394,11 @@ impl<'c> Patience<'c> {
             false => peer.get(self.ctx, request),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
-            let now = Instant::now();
-            let latest = || {
-                self.ctx
-                    .deadline()
-                    .unwrap_or(now + self.group.max_load_wait)
-            };
-            let end = *self.load_wait_end.get_or_insert_with(latest);
-            if end <= now + SHORTEST_ASK {
-                // A caller's deadline has then passed, so that no other peer is asked.
-                std::thread::sleep(end.saturating_duration_since(now));
+            if !self.loading.is_left() {
                 break;
             }
             sent = clock.now();
             result = peer.get(self.ctx, request);
-            // A peer that answers at once although it is loading is not asked in a busy loop.
-            if now.elapsed() < SHORTEST_ASK {
-                std::thread::sleep(SHORTEST_ASK);
-            }
         }
         result.map(|response| (sent, response))
     }
@@ -395,7 +423,7 @@ impl FailedPeers {
     }
 
     /// Compares pointers, because pickers return clones of one `Arc` for one peer.
-    fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
+    pub(super) fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
         let failed = self.0.lock();
         failed.iter().any(|other| is_same(other, peer))
     }

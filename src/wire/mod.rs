@@ -32,14 +32,14 @@ mod timeout;
 
 pub(crate) use body::{Fields, decode_response, encode_response};
 pub(crate) use changes::{
-    CLEAR, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_keys, decode_set,
-    decode_table, encode_change, encode_keys, parse_removal_id, verb_path,
+    CLEAR, DROP, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_drop, decode_keys,
+    decode_set, decode_table, encode_change, encode_keys, parse_removal_id, verb_path,
 };
 pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
-    ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
-    parse_group_path,
+    MAX_ERROR_TEXT, ManyBody, ManyValue, decode_many_request, decode_many_response, group_path,
+    many_request, parse_group_path,
 };
 pub(crate) use path::{
     DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,

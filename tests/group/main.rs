@@ -12,6 +12,7 @@ mod testpb;
 mod age;
 mod answers;
 mod bad_input;
+mod bulk;
 mod changes;
 mod deadlines;
 mod dump;
