@@ -217,6 +217,7 @@ impl Group {
         };
         // Read before the clocks of the removals, so that a removal after that is detected.
         let begun = LoadBegin {
+            is_kept: true,
             at: clock.now(),
             generation,
             forgets: inner.getter_flights.forgets(key.hash.get()),
