@@ -86,6 +86,8 @@ pub enum ErrorKind {
     AlreadyRegistered,
     /// A change reached this process, but not all peers confirmed it: see [`Error::partial`].
     Partial,
+    /// The file is not a dump of this group, or its header is damaged.
+    InvalidDump,
     /// This system, or a peer, does not offer what was asked for.
     Unsupported,
     /// An operating-system call failed: binding, listening, spawning a thread.
@@ -256,6 +258,7 @@ impl ErrorKind {
             ErrorKind::DuplicatePeer => "a peer is listed twice",
             ErrorKind::AlreadyRegistered => "a peer picker is registered already",
             ErrorKind::Partial => "some peers did not confirm the change",
+            ErrorKind::InvalidDump => "the file is not a dump of this group",
             ErrorKind::Unsupported => "this system, or a peer, does not offer it",
             ErrorKind::Io => "an operating-system call failed",
         }

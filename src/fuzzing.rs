@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::dump::{BlockReader, DumpedEntry};
 use crate::error::Error;
 use crate::heap::model::{HeapOp, ModelHeap};
 use crate::http::fuzzed::{self as head, PeerUrl, Pieces};
@@ -56,7 +57,9 @@ pub fn encode_response(response: Response<'_>) -> Vec<u8> {
         expire_unix_nanos,
         minute_qps,
         age_ms,
+        removals: None,
         stale_ms,
+        ..wire::Fields::default()
     };
     let body = wire::encode_response(hash, value.into(), &fields);
     body.iter().collect::<Vec<_>>().concat()
@@ -110,7 +113,12 @@ pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> 
 /// The places of the values in a response for keys with these hashes, if it is valid.
 pub fn decode_many_response(body: &[u8], hashes: &[u64]) -> Option<Vec<Option<Range<usize>>>> {
     let values = wire::decode_many_response(body, hashes.iter().copied()).ok()?;
-    Some(values.into_iter().map(|value| Some(value?.range)).collect())
+    Some(
+        values
+            .into_iter()
+            .map(|value| Some(value?.ok()?.range))
+            .collect(),
+    )
 }
 
 /// The keys of a removal, if it is valid and has at most `max_keys`.
@@ -204,4 +212,23 @@ pub fn check_heap(steps: &[u8]) {
         });
     }
     heap.finish(steps.len() % 2 == 1);
+}
+
+/// Reads a file as a dump. Returns the number of entries in its intact blocks, and whether a part is
+/// damaged; `None` if it is no dump.
+pub fn read_dump(file: &[u8]) -> Option<(usize, bool)> {
+    let (_, mut blocks) = BlockReader::open(std::io::Cursor::new(file)).ok()?;
+    let mut entries = 0;
+    while let Ok(Some(mut payload)) = blocks.next_block() {
+        while let Some(entry) = DumpedEntry::take(&mut payload) {
+            assert!(entry.key.len() + entry.value.len() < file.len());
+            entries += 1;
+        }
+    }
+    Some((entries, blocks.is_damaged()))
+}
+
+/// A whole dump with an entry for each of these values.
+pub fn write_dump(values: &[&[u8]]) -> Vec<u8> {
+    crate::dump::of_values(values)
 }

@@ -16,6 +16,7 @@
 //! | [`MemoryPressure`] | makes groups smaller while memory is short (Linux) |
 //! | [`GroupBuilder::build_with`], [`Value`], [`value_fn`] | the getter that fills a cache: a closure that returns the value |
 //! | [`Getter`], [`getter_fn`], [`Sink`] | the same as a trait, and the sink to which it writes the value in place |
+//! | [`BulkGetter`], [`bulk_fn`], [`BulkSink`] | a getter that loads several keys with one call |
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
@@ -29,10 +30,12 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
+mod bulk_getter;
 mod byteview;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
+mod dump;
 mod error;
 #[cfg(feature = "http")]
 mod fork;
@@ -70,13 +73,17 @@ mod value;
 #[cfg(feature = "http")]
 mod wire;
 
+pub use bulk_getter::{BulkGetter, BulkSink, bulk_fn};
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
-pub use group::{AdmissionFn, Group, GroupBuilder, HotAdmission, SetOptions, WeakGroup};
+pub use group::{
+    AdmissionFn, DumpReport, Group, GroupBuilder, HotAdmission, PeriodicDump, RestoreOptions,
+    RestoreProgress, RestoreReport, SetOptions, WeakGroup,
+};
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;

@@ -102,7 +102,8 @@ pub trait ProtoGetter: Send + Sync {
     /// passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
-    /// Asks the peer for those values of `keys` that it has cached, in as few exchanges as possible.
+    /// Asks the peer for those values of `keys` that it has cached, in as few exchanges as possible. A
+    /// group calls [`load_many`](Self::load_many) instead.
     /// The result has one item for each key, in the order of `keys`. `None` means that the group has
     /// to ask for the key with [`get`](Self::get).
     ///
@@ -122,6 +123,28 @@ pub trait ProtoGetter: Send + Sync {
     ) -> Result<Vec<Option<PeerResponse>>> {
         let _ = (ctx, group);
         Ok(vec![None; keys.len()])
+    }
+
+    /// Asks the peer for the values of `keys`, in as few exchanges as possible. The peer loads those
+    /// that it has not cached, all at the same time:
+    /// [`Group::serve_peer_many`](crate::Group::serve_peer_many) is the other side. The result has one
+    /// item for each key, in the order of `keys`: its value, its error, or `None` if the group has to ask
+    /// for the key with [`get`](Self::get). [`ErrorKind::Loading`] means that the getter still runs for the
+    /// key; the group asks the same peer again.
+    ///
+    /// The default implementation calls [`get_many`](Self::get_many), and so loads nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_many`](Self::get_many).
+    fn load_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let cached = self.get_many(ctx, group, keys)?;
+        Ok(cached.into_iter().map(|answer| answer.map(Ok)).collect())
     }
 
     /// Tells the peer to remove keys from its cache, by

@@ -72,6 +72,32 @@ pub(crate) fn work_for(id: LoadId) -> Result<Dependency> {
     Ok(dependency)
 }
 
+/// As [`work_for`], for several flights that end together. This thread's work depends on the first one,
+/// and each on the next one.
+pub(crate) fn work_for_all(ids: impl Iterator<Item = LoadId>) -> Result<Dependencies> {
+    let mut dependencies = Dependencies(Vec::new());
+    for id in ids {
+        dependencies.0.push(work_for(id)?);
+    }
+    Ok(dependencies)
+}
+
+/// Whether this thread works for a flight.
+pub(crate) fn is_working() -> bool {
+    WORKING_FOR.with(Cell::get).is_some()
+}
+
+/// Guard of several records.
+#[must_use]
+pub(crate) struct Dependencies(Vec<Dependency>);
+
+impl Drop for Dependencies {
+    /// Drops the latest record first, because each restores this thread's innermost flight.
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
 impl Drop for Dependency {
     #[inline]
     fn drop(&mut self) {
@@ -140,6 +166,28 @@ mod tests {
                 assert_eq!(kind(wait_for(a)), Some(ErrorKind::RecursiveLoad));
             });
         });
+    }
+
+    #[test]
+    fn thread_that_runs_several_flights_may_wait_for_none_of_them() {
+        let [a, b, c, other] = ids();
+        assert!(!is_working());
+        {
+            let _all = work_for_all([a, b, c].into_iter());
+            for own in [a, b, c] {
+                assert_eq!(kind(wait_for(own)), Some(ErrorKind::RecursiveLoad));
+            }
+            let _all_wait = wait_for(other).expect("it waits for no flight");
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _other = work_for(other);
+                    assert_eq!(kind(wait_for(a)), Some(ErrorKind::RecursiveLoad));
+                });
+            });
+        }
+        assert!(!is_working());
+        let _b = work_for(b);
+        assert!(wait_for(a).is_ok());
     }
 
     #[test]

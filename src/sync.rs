@@ -113,7 +113,6 @@ impl Condvar {
         }
     }
 
-    #[cfg(feature = "http")]
     pub(crate) fn notify_one(&self) {
         self.0.notify_one();
     }

@@ -9,6 +9,7 @@ use super::freshness::Freshness;
 use super::removal_clocks::RemovalClocks;
 use super::unverified::MaxUnverified;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
+use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
@@ -321,14 +322,44 @@ impl GroupBuilder {
     /// [`ErrorKind::InvalidName`]; [`ErrorKind::CapacityTooSmall`];
     /// [`ErrorKind::InvalidOption`] for a number outside its range.
     pub fn build(self, getter: impl Getter + 'static) -> Result<Group> {
+        self.register(Arc::new(getter), None)
+    }
+
+    /// Makes the group, with a getter that loads several keys with one call, and registers it.
+    ///
+    /// A [`bulk_fn`](crate::bulk_fn) is such a getter.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn build_bulk(self, getter: impl BulkGetter + 'static) -> Result<Group> {
+        let getter = Arc::new(getter);
+        self.register(getter.clone(), Some(getter))
+    }
+
+    fn register(
+        self,
+        getter: Arc<dyn Getter>,
+        bulk_getter: Option<Arc<dyn BulkGetter>>,
+    ) -> Result<Group> {
         check_name(&self.name)?;
         self.check_numbers()?;
         let (name, registry) = (self.name.clone(), self.registry.clone());
-        registry.register(&name, |peers| self.make(getter, peers))
+        registry.register(&name, |peers| self.make_with(getter, bulk_getter, peers))
     }
 
     /// Makes the group without registering it.
+    #[cfg(test)]
     pub(crate) fn make(self, getter: impl Getter + 'static, peers: PickerSlot) -> Group {
+        self.make_with(Arc::new(getter), None, peers)
+    }
+
+    fn make_with(
+        self,
+        getter: Arc<dyn Getter>,
+        bulk_getter: Option<Arc<dyn BulkGetter>>,
+        peers: PickerSlot,
+    ) -> Group {
         let store = StoreOptions {
             capacity: self.max_capacity,
             eviction: self.eviction,
@@ -342,7 +373,8 @@ impl GroupBuilder {
             pool: LoaderPool::new(&self.name, self.max_loader_threads)
                 .with_stack_size(self.loader_stack_size),
             name: self.name,
-            getter: Box::new(getter),
+            getter,
+            bulk_getter,
             store: Store::new(store),
             peer_flights: Flights::new(),
             getter_flights: Flights::new(),

@@ -10,7 +10,7 @@ use super::{Inner, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::loader_pool::JobFor;
-use crate::singleflight::{Joined, Waited};
+use crate::singleflight::{Joined, Waited, Waiter};
 use crate::sync::Arc;
 
 /// Decides how long a request's thread waits for a load.
@@ -46,7 +46,7 @@ impl Inner {
         waiter: &mut dyn ClientWaiter,
     ) -> Result<Loaded> {
         let from = LoadFrom::Getter(placement);
-        while let Some(mut until) = waiter.next_step() {
+        while let Some(until) = waiter.next_step() {
             let flight = match self.getter_flights.join(key.hash.get(), key.key) {
                 Joined::Waiter(flight) => flight,
                 Joined::Leader(leader, epoch, forgets) => {
@@ -66,19 +66,45 @@ impl Inner {
                     self.lead_on_pool(&from, leader, ctx, key, begun, job_for)?
                 }
             };
-            let wait = || loop {
-                match flight.wait(&ctx.with_deadline(until)) {
-                    Waited::Left(ended) => match waiter.next_step() {
-                        Some(next) if ctx.err().is_none() => until = next,
-                        _ => return Waited::Left(ended),
-                    },
-                    over => return over,
-                }
-            };
-            if let Some(result) = wait_by(&flight, wait) {
+            if let Some(result) = wait_until(until, &flight, ctx, waiter) {
                 return result;
             }
         }
         Err(ErrorKind::DeadlineExceeded.into())
     }
+}
+
+/// Waits for a flight until it is over or `waiter` leaves. `None` if the caller has to join again.
+///
+/// # Errors
+///
+/// [`ErrorKind::DeadlineExceeded`] if `waiter` left.
+pub(super) fn wait_in_steps(
+    flight: &Waiter<Result<Loaded>>,
+    ctx: &Context,
+    waiter: &mut dyn ClientWaiter,
+) -> Option<Result<Loaded>> {
+    match waiter.next_step() {
+        Some(until) => wait_until(until, flight, ctx, waiter),
+        None => Some(Err(ErrorKind::DeadlineExceeded.into())),
+    }
+}
+
+/// As [`wait_in_steps`]. The first step ends at `until`.
+fn wait_until(
+    mut until: Instant,
+    flight: &Waiter<Result<Loaded>>,
+    ctx: &Context,
+    waiter: &mut dyn ClientWaiter,
+) -> Option<Result<Loaded>> {
+    let wait = || loop {
+        match flight.wait(&ctx.with_deadline(until)) {
+            Waited::Left(ended) => match waiter.next_step() {
+                Some(next) if ctx.err().is_none() => until = next,
+                _ => return Waited::Left(ended),
+            },
+            over => return over,
+        }
+    };
+    wait_by(flight, wait)
 }

@@ -151,7 +151,7 @@ impl Inner {
     }
 
     /// Applies the removals in a peer's table that were not applied here.
-    fn merge(&self, table: &Table) {
+    pub(super) fn merge(&self, table: &Table) {
         let unsettled = self.removals.unsettle();
         let clock = self.store.clock();
         let Some(floors) = self.removals.merge(table, clock.now(), clock) else {

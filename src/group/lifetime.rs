@@ -66,6 +66,19 @@ impl Lifetime {
         }
     }
 
+    /// Of a value whose begin and end were computed.
+    pub(super) fn between(
+        begun: Option<Tick>,
+        fresh_until: Option<Tick>,
+        allowance: Duration,
+    ) -> Lifetime {
+        Lifetime {
+            begun,
+            fresh_until,
+            expires: fresh_until.and_then(|fresh| end(fresh, allowance)),
+        }
+    }
+
     /// The same, but the time to live ends at most `ttl` after the begin of the load, or after `request`
     /// if that begin is not known.
     pub(super) fn at_most(self, ttl: Option<Duration>, request: Tick, allowance: Duration) -> Self {

@@ -55,7 +55,7 @@ impl Inner {
     }
 
     /// The error of a load that failed so lately that the key is not loaded now.
-    fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
+    pub(super) fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
         let now = || self.store.clock().now();
         let recent = self.attempts.recent(key.hash.get(), key.key, now);
         recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
@@ -84,6 +84,7 @@ impl Inner {
         }
     }
 
+    /// Where the value of a key that a peer asks for belongs.
     pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
         match self.peers.route(&self.name, key.key) {
             Route::Own => Placement::Main,
@@ -303,12 +304,52 @@ enum Asked {
     LoadHere,
 }
 
+/// How long a caller waits for peers that are loading.
+pub(super) struct LoadPatience<'c> {
+    ctx: &'c Context,
+    max_load_wait: Duration,
+    /// When the wait ends, and when the peer was asked again; from its first answer that it is loading.
+    asking: Option<(Instant, Instant)>,
+}
+
+impl<'c> LoadPatience<'c> {
+    pub(super) fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+        LoadPatience {
+            ctx,
+            max_load_wait,
+            asking: None,
+        }
+    }
+
+    /// Whether to ask again, after an answer that the peer is loading. If not, a caller's deadline has
+    /// passed, so that no other peer is asked. A peer that answers at once although it is loading is not
+    /// asked in a busy loop.
+    pub(super) fn is_left(&mut self) -> bool {
+        let mut now = Instant::now();
+        let end = match self.asking {
+            None => self.ctx.deadline().unwrap_or(now + self.max_load_wait),
+            Some((end, asked_at)) => {
+                if now - asked_at < SHORTEST_ASK {
+                    std::thread::sleep(SHORTEST_ASK);
+                    now = Instant::now();
+                }
+                end
+            }
+        };
+        self.asking = Some((end, now));
+        if end <= now + SHORTEST_ASK {
+            std::thread::sleep(end.saturating_duration_since(now));
+            return false;
+        }
+        true
+    }
+}
+
 /// The time that peers get for one load.
 struct Patience<'c> {
     ctx: &'c Context,
     group: &'c Inner,
-    /// When this load stops to wait for peers that are loading the key.
-    load_wait_end: Option<Instant>,
+    loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
@@ -316,7 +357,7 @@ impl<'c> Patience<'c> {
         Patience {
             ctx,
             group,
-            load_wait_end: None,
+            loading: LoadPatience::new(ctx, group.max_load_wait),
         }
     }
 
@@ -338,24 +379,11 @@ impl<'c> Patience<'c> {
             false => peer.get(self.ctx, request),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
-            let now = Instant::now();
-            let latest = || {
-                self.ctx
-                    .deadline()
-                    .unwrap_or(now + self.group.max_load_wait)
-            };
-            let end = *self.load_wait_end.get_or_insert_with(latest);
-            if end <= now + SHORTEST_ASK {
-                // A caller's deadline has then passed, so that no other peer is asked.
-                std::thread::sleep(end.saturating_duration_since(now));
+            if !self.loading.is_left() {
                 break;
             }
             sent = clock.now();
             result = peer.get(self.ctx, request);
-            // A peer that answers at once although it is loading is not asked in a busy loop.
-            if now.elapsed() < SHORTEST_ASK {
-                std::thread::sleep(SHORTEST_ASK);
-            }
         }
         result.map(|response| (sent, response))
     }
@@ -380,7 +408,7 @@ impl FailedPeers {
     }
 
     /// Compares pointers, because pickers return clones of one `Arc` for one peer.
-    fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
+    pub(super) fn contain(&self, peer: &Arc<dyn ProtoGetter>) -> bool {
         let failed = self.0.lock();
         failed.iter().any(|other| is_same(other, peer))
     }

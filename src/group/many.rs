@@ -2,15 +2,17 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::load::{FailedPeers, half_of, is_no_answer, is_same};
+use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
+use super::many_key::{ManyFrom, ManyKey};
 use super::populate::Placement;
-use super::{Inner, LoadBegin, LoadKey};
+use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::context::Context;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
+use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
@@ -23,8 +25,9 @@ type Found = Vec<(usize, Result<ByteView>)>;
 /// The work for the keys that are not cached here.
 #[derive(Default)]
 struct Plan {
-    /// The indexes of the keys that this process owns.
-    own: Vec<usize>,
+    /// The indexes of the keys that are loaded here, because this process owns them or their owners do
+    /// not answer, and where their values belong.
+    own: Vec<(usize, Placement)>,
     queries: Vec<OwnerQuery>,
 }
 
@@ -46,7 +49,8 @@ struct QueryKey {
 
 impl Inner {
     /// The values of `keys`, in their order: from the store, then from the getter for keys that this
-    /// process owns and from the caches of the owners of the others, then one by one.
+    /// process owns and from the owners of the others. Keys without a value are fetched as by single
+    /// gets.
     pub(super) fn get_many<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
@@ -70,20 +74,95 @@ impl Inner {
             found.map(|value| Ok(value.view))
         };
         let mut results: Results = keys.iter().map(cached).collect();
+        if results.iter().all(Option::is_some) {
+            return results.into_iter().flatten().collect();
+        }
         let ctx = &ctx.with_value(FailedPeers::default());
-        let load = |at: usize| self.load(ctx, self.key(keys[at].as_ref()), None);
-        let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
-        let Plan { own, queries } = self.peers.ask(&self.name, make).unwrap_or_default();
-        let load_own = |results: &mut Results| {
-            for at in own {
-                results[at] = Some(load(at));
+        let plan = {
+            let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
+            match self.peers.ask(&self.name, make) {
+                Some(plan) => plan,
+                None => self.plan(&NoPeers, ctx, keys, &mut results),
             }
         };
-        self.ask_owners(ctx, queries, &mut results, load_own);
-        let results = results.into_iter().enumerate();
+        let mut own = Vec::with_capacity(plan.own.len());
+        for (at, placement) in plan.own {
+            let key = self.key(keys[at].as_ref());
+            match self.check_attempts(key) {
+                Err(error) => results[at] = Some(Err(error)),
+                Ok(()) => own.push(ManyKey {
+                    at,
+                    key,
+                    from: ManyFrom::Getter(placement),
+                }),
+            }
+        }
+        self.ask_owners(ctx, plan.queries, own, &mut results);
+        self.load_rest(ctx, keys, &mut results);
         results
-            .map(|(at, result)| result.unwrap_or_else(|| load(at)))
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into())))
             .collect()
+    }
+
+    /// Loads the keys that their owners did not bring. The first is fetched by itself. If its owner and
+    /// the next peer are down, it is loaded here, and no other key of theirs waits for them.
+    fn load_rest<K: AsRef<str>>(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[K],
+        results: &mut Results,
+    ) {
+        let rest: Vec<usize> = (0..keys.len())
+            .filter(|at| results[*at].is_none())
+            .collect();
+        let Some((&first, rest)) = rest.split_first() else {
+            return;
+        };
+        results[first] = Some(self.load(ctx, self.key(keys[first].as_ref()), None));
+        let (mut here, mut others) = (Vec::new(), Vec::new());
+        for &at in rest {
+            let key = self.key(keys[at].as_ref());
+            match self.placement_without_peers(ctx, key.key) {
+                Some(placement) => here.push(ManyKey {
+                    at,
+                    key,
+                    from: ManyFrom::Getter(placement),
+                }),
+                None => others.push(ManyKey {
+                    at,
+                    key,
+                    from: ManyFrom::Peers,
+                }),
+            }
+        }
+        let mut fill = |at: usize, result: Result<Loaded>| {
+            results[at] = Some(result.map(|loaded| loaded.view));
+        };
+        if !here.is_empty() {
+            self.load_several(ctx, here, None, &mut fill);
+        }
+        if !others.is_empty() {
+            self.load_in_parallel(ctx, others, None, &mut fill);
+        }
+    }
+
+    /// Where the value of a key belongs if it has to be loaded here, because this process owns it or no
+    /// peer for it answers. `None` if a peer has to be asked, or the key is not valid.
+    fn placement_without_peers(&self, ctx: &Context, key: &str) -> Option<Placement> {
+        self.check_key(key).ok()?;
+        let failed = ctx.value::<FailedPeers>()?;
+        let placement = |picker: &dyn PeerPicker| match picker.route(key) {
+            Route::Peer(peer) if !failed.contain(&peer) => None,
+            Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
+                Some(next) if !failed.contain(&next) => None,
+                _ => Some(Placement::Fallback),
+            },
+            route => Some(placement_of(&route)),
+        };
+        self.peers
+            .ask(&self.name, placement)
+            .unwrap_or(Some(Placement::Main))
     }
 
     /// Groups the keys without a result by their owners. A request in flight cannot be cancelled, so
@@ -104,8 +183,7 @@ impl Inner {
             let owner = match picker.route(key) {
                 Route::Peer(owner) => owner,
                 route => {
-                    // In the owner's place, a key is loaded by itself at the end.
-                    plan.own.extend(matches!(route, Route::Own).then_some(at));
+                    plan.own.push((at, placement_of(&route)));
                     continue;
                 }
             };
@@ -149,20 +227,20 @@ impl Inner {
         plan
     }
 
-    /// Asks the first owner on this thread, and the others on loader threads at the same time. An
-    /// owner for which no loader thread is idle is asked on this thread, too. Before this thread waits
-    /// for any owner, it loads the keys that this process owns.
+    /// Asks the owners at the same time, on loader threads, and loads the keys that this process owns
+    /// on this thread. Without such keys, this thread asks the first owner. It also asks the owners for
+    /// which no loader thread is idle, but only after it has loaded the keys of this process.
     fn ask_owners(
         self: &Arc<Self>,
         ctx: &Context,
         queries: Vec<OwnerQuery>,
+        own: Vec<ManyKey<'_>>,
         results: &mut Results,
-        load_own: impl FnOnce(&mut Results),
     ) {
         let (sender, answers) = unbounded();
         let mut here = Vec::new();
         for query in queries {
-            if here.is_empty() {
+            if here.is_empty() && own.is_empty() {
                 here.push(Arc::new(query));
                 continue;
             }
@@ -185,7 +263,11 @@ impl Inner {
             }
         }
         drop(sender);
-        load_own(results);
+        if !own.is_empty() {
+            self.load_several(ctx, own, None, &mut |at, result| {
+                results[at] = Some(result.map(|loaded| loaded.view));
+            });
+        }
         for query in here {
             fill(results, self.ask_owner(ctx, &query));
         }
@@ -194,59 +276,79 @@ impl Inner {
         }
     }
 
-    /// Asks an owner for the values that it has cached, and caches them like any value from a peer.
-    /// Keys that fail here are fetched again one by one, which handles the error; but not from this
-    /// owner if it did not answer.
+    /// Asks an owner for the values of its keys, which it loads if necessary, and caches them like any
+    /// value from a peer. Keys that fail here are fetched again one by one, which handles the error;
+    /// but not from this owner if it did not answer.
     fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
-        let half = query.has_next.then(|| half_of(ctx));
-        let ctx_of_owner = half.as_ref().unwrap_or(ctx);
-        let answers = match &*query.keys {
-            [key] => self.ask_for_one(ctx_of_owner, query, key),
-            keys => self.ask_for_many(ctx_of_owner, query, keys),
-        };
-        let answers = match answers {
-            Ok(answers) if answers.len() == query.keys.len() => answers,
-            Ok(_) => return Vec::new(),
-            // The caller ran out of time, which says nothing of the owner.
-            Err(error) if error.kind() != ErrorKind::Peer && ctx.err().is_some() => {
-                return Vec::new();
-            }
-            Err(error) => {
-                self.note_failure(&error);
-                let failed = ctx.value::<FailedPeers>();
-                if let Some(failed) = failed.filter(|_| is_no_answer(error.kind())) {
-                    failed.add(&query.owner);
-                }
-                return Vec::new();
-            }
-        };
         let mut found = Vec::new();
-        if let Some(Some(Ok(response))) =
-            answers.iter().find(|answer| matches!(answer, Some(Ok(_))))
-        {
-            let sent = query.keys[0].begun.at;
-            self.compare(&query.owner, ctx, sent, response.removals);
-        }
-        for (key, answer) in query.keys.iter().zip(answers) {
-            let Some(answer) = answer else {
-                continue;
+        let mut keys: Vec<&QueryKey> = query.keys.iter().collect();
+        let half = query.has_next.then(|| half_of(ctx));
+        let mut ctx_of_owner = half.as_ref().unwrap_or(ctx);
+        let mut patience = LoadPatience::new(ctx, self.max_load_wait);
+        while !keys.is_empty() {
+            let sent = self.store.clock().now();
+            let answers = match &*keys {
+                [key] => self.ask_for_one(ctx_of_owner, query, key),
+                keys => self.ask_for_many(ctx_of_owner, query, keys),
             };
-            let answer = match answer {
-                // Asked for by itself, which has the owner drop it.
-                Ok(response) if !self.is_current(&key.key, key.begun.at, &response) => continue,
-                answer => answer,
+            let answers = match answers {
+                Ok(answers) if answers.len() == keys.len() => answers,
+                Ok(_) => break,
+                Err(error) => {
+                    self.note_failed_owner(ctx, query, &error);
+                    break;
+                }
             };
-            self.counters.add(|loads| &loads.loads_deduped);
-            found.push((key.at, answer.map(|answer| self.keep(key, answer))));
+            let brought = answers
+                .iter()
+                .find_map(|answer| answer.as_ref()?.as_ref().ok());
+            if let Some(response) = brought {
+                self.compare(&query.owner, ctx, sent, response.removals);
+            }
+            let mut loading = Vec::new();
+            for (key, answer) in keys.into_iter().zip(answers) {
+                match answer {
+                    None => {}
+                    Some(Err(error)) if error.kind() == ErrorKind::Loading => loading.push(key),
+                    Some(Err(error)) if is_no_answer(error.kind()) => {}
+                    // Asked for by itself, which has the owner drop it.
+                    Some(Ok(response)) if !self.is_current(&key.key, sent, &response) => {}
+                    Some(answer) => {
+                        self.counters.add(|loads| &loads.loads_deduped);
+                        found.push((key.at, answer.map(|answer| self.keep(key, sent, answer))));
+                    }
+                }
+            }
+            keys = loading;
+            // An owner that is loading is alive, so it gets all of the time.
+            ctx_of_owner = ctx;
+            if !keys.is_empty() && !patience.is_left() {
+                let loading = ErrorKind::Loading.into();
+                self.note_failed_owner(ctx, query, &loading);
+                break;
+            }
         }
         found
     }
 
-    /// Puts a peer's answer into the cache and returns its value.
-    fn keep(&self, key: &QueryKey, answer: PeerResponse) -> ByteView {
+    /// Counts a failed exchange with an owner, which is then not asked again during this call.
+    fn note_failed_owner(&self, ctx: &Context, query: &OwnerQuery, error: &Error) {
+        if error.kind() != ErrorKind::Peer && ctx.err().is_some() {
+            // The caller ran out of time, which says nothing of the owner.
+            return;
+        }
+        self.note_failure(error);
+        let failed = ctx.value::<FailedPeers>();
+        if let Some(failed) = failed.filter(|_| is_no_answer(error.kind())) {
+            failed.add(&query.owner);
+        }
+    }
+
+    /// Puts a peer's answer to a request of this time into the cache and returns its value.
+    fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
         self.counters.add(|loads| &loads.peer_loads);
         let (at, begun) = (self.key(&key.key), key.begun);
-        let lifetime = self.lifetime_of(begun.at, &answer);
+        let lifetime = self.lifetime_of(sent, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
         self.populate(
@@ -266,11 +368,10 @@ impl Inner {
         &self,
         ctx: &Context,
         query: &OwnerQuery,
-        keys: &[QueryKey],
+        keys: &[&QueryKey],
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
         let keys: Vec<&str> = keys.iter().map(|key| &*key.key).collect();
-        let answers = query.owner.get_many(ctx, &self.name, &keys)?;
-        Ok(answers.into_iter().map(|answer| answer.map(Ok)).collect())
+        query.owner.load_many(ctx, &self.name, &keys)
     }
 
     /// Asks for the only key of an owner. The owner loads it if necessary.
@@ -285,12 +386,20 @@ impl Inner {
             key: (&*key.key).into(),
         };
         let answer = match query.owner.get(ctx, &request) {
-            Err(error) if error.kind() == ErrorKind::Loading => None,
+            Err(error) if error.kind() == ErrorKind::Loading => Some(Err(error)),
             Err(error) if is_no_answer(error.kind()) => return Err(error),
             Err(error) if error.kind() == ErrorKind::UnknownGroup => return Err(error),
             answer => Some(answer),
         };
         Ok(vec![answer])
+    }
+}
+
+/// Where the value of a key with this route belongs, if it is loaded here.
+fn placement_of(route: &Route) -> Placement {
+    match route {
+        Route::Own => Placement::Main,
+        Route::Peer(_) | Route::Fallback => Placement::Fallback,
     }
 }
 

@@ -15,16 +15,23 @@
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   handoff.rs   a value of the previous owner
+//!   dump.rs      entries to a file             restore.rs   and back
+//!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
+//!   many_key.rs  the keys of both
 //! ```
 
 mod applied;
 mod attempts;
 mod broadcast;
 mod builder;
+mod bulk;
 pub(crate) mod client_load;
 mod compare;
 mod counters;
+mod dump;
+mod dumped_removals;
 mod fence;
 mod flight;
 mod forecast;
@@ -35,11 +42,14 @@ mod lifetime;
 mod limit;
 mod load;
 mod many;
+mod many_key;
+mod parallel;
 mod populate;
 mod refresh;
 pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
+mod restore;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -49,12 +59,13 @@ mod weak;
 use std::fmt;
 use std::time::Duration;
 
+use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
-use crate::error::Result;
 #[cfg(doc)]
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
+use crate::error::{ErrorKind, Result};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::panics::FirstPanic;
@@ -76,8 +87,10 @@ use removal_clocks::RemovalClocks;
 use unverified::MaxUnverified;
 
 pub use builder::GroupBuilder;
+pub use dump::{DumpReport, PeriodicDump};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
+pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
 pub use weak::WeakGroup;
 
@@ -101,7 +114,9 @@ pub struct Group {
 /// The store, the flights, and the options of a group.
 struct Inner {
     name: String,
-    getter: Box<dyn Getter>,
+    getter: Arc<dyn Getter>,
+    /// The same getter, if it can load several keys with one call.
+    bulk_getter: Option<Arc<dyn BulkGetter>>,
     store: Store,
     /// Flights that ask a peer. They are kept apart from those that run the getter. A request from a
     /// peer joins only getter flights, so two processes never wait for each other.
@@ -226,10 +241,17 @@ impl Group {
     /// The values of `keys`, in their order, each with its own result.
     ///
     /// Keys that are not cached here are sorted by their owners, and each owner gets one request for
-    /// all of its keys. The requests run in parallel: the first on this thread, the others on loader
-    /// threads. An owner answers from its cache. Keys that it lacks, and keys that this process owns,
-    /// are loaded one by one on this thread, as by [`get_with`](Self::get_with). Under a context that
-    /// can be cancelled, every key is fetched separately.
+    /// all of its keys, at the same time as the others. It answers from its cache, and loads what it
+    /// lacks. This process loads its own keys meanwhile. A [bulk getter](crate::BulkGetter) runs once
+    /// for all keys of an owner. Another getter runs for up to 16 of them at the same time on loader
+    /// threads; without a deadline and a cancellation, also on this thread, which loads the first one.
+    /// A get of several keys in a getter loads them one by one.
+    ///
+    /// A request has at most 128 keys by default: see
+    /// [`max_batch_keys`](crate::http::HttpPoolBuilder::max_batch_keys). Values that do not fit into its
+    /// answer are requested one by one, and so are the keys of an owner that does not know such
+    /// requests. Under a context that can be cancelled, the keys of each owner are requested separately.
+    /// If an owner fails, its keys are asked for at the next peer, and else loaded here.
     ///
     /// Two concurrent calls for one key may both ask its owner.
     ///
@@ -279,6 +301,38 @@ impl Group {
         waiter: &mut dyn ClientWaiter,
     ) -> Result<PeerResponse> {
         self.inner.get_for_peer(ctx, key, Some(waiter))
+    }
+
+    /// The values of `keys` for a peer, in their order: from the store or the getter, never from another
+    /// peer. A [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs
+    /// for several keys at the same time.
+    ///
+    /// A transport of your own calls this for [`ProtoGetter::load_many`](crate::ProtoGetter::load_many).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn serve_peer_many(&self, ctx: &Context, keys: &[&str]) -> Vec<Result<PeerResponse>> {
+        let mut results = vec![Err(ErrorKind::DeadlineExceeded.into()); keys.len()];
+        let keys: Vec<(usize, &str)> = keys.iter().copied().enumerate().collect();
+        let each = &mut |at: usize, result| results[at] = result;
+        self.inner.get_many_for_peer(ctx, &keys, None, each);
+        results
+    }
+
+    /// As [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
+    /// `waiter` decides how long this thread waits. Passes the results to `each`, with the number that
+    /// stands beside each key. Keys that are not loaded in time get
+    /// [`ErrorKind::DeadlineExceeded`].
+    #[cfg(feature = "http")]
+    pub(crate) fn serve_client_many(
+        &self,
+        ctx: &Context,
+        keys: &[(usize, &str)],
+        waiter: &mut dyn ClientWaiter,
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) {
+        self.inner.get_many_for_peer(ctx, keys, Some(waiter), each);
     }
 
     /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a

@@ -345,6 +345,26 @@ impl Table {
         })
     }
 
+    /// The same removals, made longer ago.
+    pub(super) fn older_by(self, by: Duration) -> Table {
+        let by = u32::try_from(by.as_millis()).unwrap_or(NONE);
+        self.with_ages(|age| age.saturating_add(by).min(NONE - 1))
+    }
+
+    /// The same removals, as if they were made now.
+    pub(super) fn made_now(self) -> Table {
+        self.with_ages(|_| 0)
+    }
+
+    fn with_ages(mut self, change: impl Fn(u32) -> u32) -> Table {
+        for (_, age) in &mut self.clocks {
+            if *age != NONE {
+                *age = change(*age);
+            }
+        }
+        self
+    }
+
     /// The clocks and the set.
     pub(super) fn encode(&self) -> (Vec<u8>, Vec<u8>) {
         let clocks = self.clocks.iter().flat_map(|(stamp, age)| [*stamp, *age]);

@@ -7,8 +7,8 @@ use crate::consistent_hash::{Map, Preset};
 use crate::context::Context;
 use crate::error::Result;
 use crate::group::registry::Registry;
+use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::picker::{OwnIdentity, Picker, TransportHook};
-use crate::http::client::placement::Placement;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, HttpClient};
@@ -327,9 +327,9 @@ fn empty_placement(
     preset: Option<Preset>,
     replicas: Option<usize>,
     hash: Option<Box<HashFn>>,
-) -> Result<Placement> {
-    Ok(Placement::Ring(match (hash, replicas, preset) {
-        (None, None, None) => return Ok(Placement::Rendezvous(Rendezvous::new())),
+) -> Result<KeyOwners> {
+    Ok(KeyOwners::Ring(match (hash, replicas, preset) {
+        (None, None, None) => return Ok(KeyOwners::Rendezvous(Rendezvous::new())),
         (Some(hash), replicas, _) => Map::new(replicas.unwrap_or(Preset::Golang.replicas()), hash)?,
         (None, Some(replicas), preset) => Map::with_replicas(preset.unwrap_or_default(), replicas)?,
         (None, None, Some(preset)) => Map::preset(preset),

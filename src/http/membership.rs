@@ -34,7 +34,7 @@ pub(crate) struct OwnList {
     pub(crate) text: String,
 }
 
-/// What the mark of another process says.
+/// The sender of a mark, as far as the mark shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MarkOf {
     /// A process with the same list.
@@ -57,7 +57,7 @@ impl Membership {
         }
     }
 
-    /// Notes a new list. `placement` names the way in which keys are assigned.
+    /// Notes a new list. `key_owners` names the way in which keys are assigned.
     pub(crate) fn set(&self, placement: &str, peers: &[Peer]) {
         let list = OwnList::new(self.instance, placement, peers);
         let before = std::mem::replace(&mut *self.own.write(), Arc::new(list));
@@ -80,6 +80,20 @@ impl Membership {
     /// The list that was set last.
     pub(crate) fn own(&self) -> Arc<OwnList> {
         self.own.read().clone()
+    }
+
+    /// As [`compare`](Self::compare), for the header of a request; `None` if it is not a mark. Most marks
+    /// have the same fingerprint as this process's, and are not parsed.
+    pub(crate) fn compare_header(&self, header: &str) -> Option<MarkOf> {
+        let own = self.own();
+        let parts = header.split_at_checked(SPLIT);
+        let own_parts = own.header.split_at_checked(SPLIT);
+        if let (Some((list, instance)), Some((own_list, own_instance))) = (parts, own_parts) {
+            if list == own_list && instance != own_instance && header.len() == own.header.len() {
+                return Some(MarkOf::Same);
+            }
+        }
+        PeersMark::parse(header).map(|mark| self.compare(mark))
     }
 
     /// Compares the mark of another process, in a request or in a response, and counts a difference. A
@@ -195,6 +209,9 @@ fn line_of(peer: &Peer) -> String {
 
 /// How long after a change of the list the previous owners of keys are asked for their values.
 pub(crate) const HANDOFF_WINDOW: Duration = Duration::from_secs(60);
+
+/// The length of a fingerprint in a header, with the hyphen after it.
+const SPLIT: usize = 17;
 
 /// The most differences that are logged.
 const MAX_LOGGED: usize = 64;

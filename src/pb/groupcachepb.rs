@@ -105,6 +105,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
 pub struct GetManyRequest<'a> {
     pub keys: Vec<Cow<'a, str>>,
     pub max_bytes: Option<u64>,
+    pub load: Option<bool>,
 }
 
 impl<'a> MessageRead<'a> for GetManyRequest<'a> {
@@ -114,6 +115,7 @@ impl<'a> MessageRead<'a> for GetManyRequest<'a> {
             match r.next_tag(bytes) {
                 Ok(802) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
                 Ok(808) => msg.max_bytes = Some(r.read_uint64(bytes)?),
+                Ok(816) => msg.load = Some(r.read_bool(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -127,11 +129,13 @@ impl<'a> MessageWrite for GetManyRequest<'a> {
         0
         + self.keys.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.max_bytes.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.load.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         for s in &self.keys { w.write_with_tag(802, |w| w.write_string(&**s))?; }
         if let Some(ref s) = self.max_bytes { w.write_with_tag(808, |w| w.write_uint64(*s))?; }
+        if let Some(ref s) = self.load { w.write_with_tag(816, |w| w.write_bool(*s))?; }
         Ok(())
     }
 }
@@ -143,6 +147,7 @@ pub struct GetManyResponse<'a> {
     pub found: Option<Cow<'a, [u8]>>,
     pub ttl_nanos: Vec<u64>,
     pub age_ms: Vec<u64>,
+    pub errors: Vec<Cow<'a, [u8]>>,
     pub removals: Option<Cow<'a, [u8]>>,
 }
 
@@ -155,6 +160,7 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
                 Ok(810) => msg.found = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(816) => msg.ttl_nanos.push(r.read_uint64(bytes)?),
                 Ok(832) => msg.age_ms.push(r.read_uint64(bytes)?),
+                Ok(842) => msg.errors.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(850) => msg.removals = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
@@ -171,6 +177,7 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         + self.found.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
         + self.ttl_nanos.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
         + self.age_ms.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
+        + self.errors.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.removals.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
     }
 
@@ -179,6 +186,7 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         if let Some(ref s) = self.found { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         for s in &self.ttl_nanos { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         for s in &self.age_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
+        for s in &self.errors { w.write_with_tag(842, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.removals { w.write_with_tag(850, |w| w.write_bytes(&**s))?; }
         Ok(())
     }

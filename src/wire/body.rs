@@ -134,6 +134,7 @@ pub(super) fn check_fields(
 }
 
 /// Takes the next field. One of `known` has its type.
+#[inline(always)]
 fn take_field<'b>(
     rest: &mut &'b [u8],
     known: &[FieldType],
@@ -192,6 +193,11 @@ fn take_varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
         [byte @ ..0x80, ref after @ ..] => {
             *rest = after;
             Ok(u64::from(byte))
+        }
+        // Such as the tags of larder's own fields.
+        [low @ 0x80..=0xff, high @ ..0x80, ref after @ ..] => {
+            *rest = after;
+            Ok(u64::from(high) << 7 | u64::from(low & 0x7f))
         }
         _ => take_long_varint(rest),
     }

@@ -8,6 +8,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 use super::body::{FieldType, LEN, VARINT, check_fields, push_tag, push_varint};
 use super::path::{PathError, escaped_len, push_escaped, split_at_byte, unescape};
 use super::pieces::Body;
+use super::status::{error_of, status_of};
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
@@ -34,11 +35,13 @@ pub(crate) fn parse_group_path<'a>(
     fits.then(|| unescape(group, plus_is_space))
 }
 
-/// The body of a request for `keys`, whose response may hold `max_bytes` of values.
-pub(crate) fn many_request(keys: &[&str], max_bytes: usize) -> Result<Vec<u8>> {
+/// The body of a request for `keys`, whose response may hold `max_bytes` of values. `load` is whether
+/// the peer is to load what it has not cached.
+pub(crate) fn many_request(keys: &[&str], max_bytes: usize, load: bool) -> Result<Vec<u8>> {
     let message = GetManyRequest {
         keys: keys.iter().map(|&key| Cow::Borrowed(key)).collect(),
         max_bytes: Some(max_bytes as u64),
+        load: load.then_some(true),
     };
     message
         .encode()
@@ -57,7 +60,7 @@ pub(crate) fn decode_many_request(
 ) -> Result<GetManyRequest<'_>, String> {
     check_fields(
         body,
-        &[KEYS, MAX_BYTES],
+        &[KEYS, MAX_BYTES, LOAD],
         max_keys.saturating_add(SPARE_FIELDS),
     )?;
     let message = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
@@ -79,12 +82,26 @@ pub(crate) struct ManyBody {
     ages: Vec<Option<u64>>,
     /// The removals that this node had applied before each look-up.
     removals: Vec<u64>,
+    errors: Vec<u8>,
 }
 
 impl ManyBody {
     /// Adds the next key, which has no value here.
     pub(crate) fn push_missing(&mut self) {
         self.found.push(MISSING);
+    }
+
+    /// Adds the next key, which could not be loaded. Of a long text only the beginning is sent.
+    pub(crate) fn push_error(&mut self, error: &Error) {
+        self.found.push(FAILED);
+        let (_, code) = status_of(error.kind());
+        let text = error.to_string();
+        let text = beginning(&text, MAX_ERROR_TEXT);
+        push_tag(&mut self.errors, ERRORS);
+        push_varint(&mut self.errors, (code.len() + 1 + text.len()) as u64);
+        for part in [code, " ", text] {
+            self.errors.extend_from_slice(part.as_bytes());
+        }
     }
 
     /// Adds the next key, which has this value. `key_hash` is the [hash](super::key_hash) of the key.
@@ -139,8 +156,25 @@ impl ManyBody {
                 out.extend_from_slice(&(removals as u32).to_le_bytes());
             }
         }
+        out.extend_from_slice(&self.errors);
         self.body
     }
+}
+
+/// The beginning of a text, at most `max` bytes.
+fn beginning(text: &str, max: usize) -> &str {
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The error that a key of a response has.
+fn decode_error(bytes: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(bytes);
+    let (code, text) = text.split_once(' ').unwrap_or((&*text, ""));
+    error_of(FAILED_STATUS, Some(code), text)
 }
 
 /// The place of a value in the body of a response, and its times as in
@@ -153,8 +187,8 @@ pub(crate) struct ManyValue {
     pub removals: u64,
 }
 
-/// Reads the body of a response to a request for the keys with these [hashes](super::key_hash);
-/// `None` for each key without a value.
+/// Reads the body of a response to a request for the keys with these [hashes](super::key_hash):
+/// for each key its value, its error, or `None` if it has to be asked for by itself.
 ///
 /// # Errors
 ///
@@ -163,13 +197,14 @@ pub(crate) struct ManyValue {
 pub(crate) fn decode_many_response(
     body: &[u8],
     hashes: impl ExactSizeIterator<Item = u64>,
-) -> Result<Vec<Option<ManyValue>>> {
+) -> Result<Vec<Option<Result<ManyValue>>>> {
     let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
     let keys = hashes.len();
     let max_fields = keys.saturating_mul(3).saturating_add(SPARE_FIELDS);
     check_fields(body, &KNOWN, max_fields).map_err(corrupt)?;
     let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
+    check_counts(&message).map_err(corrupt)?;
     let found = message.found.as_deref().unwrap_or_default();
     if found.len() != keys {
         return Err(corrupt("it is for another number of keys"));
@@ -177,14 +212,9 @@ pub(crate) fn decode_many_response(
     let start = body.as_ptr().addr();
     let mut values = message.keyed_values.iter();
     let mut ttls = message.ttl_nanos.iter();
-    if ![0, message.keyed_values.len()].contains(&message.age_ms.len()) {
-        return Err(corrupt("an age is missing"));
-    }
+    let mut errors = message.errors.iter();
     let mut ages = message.age_ms.iter().copied();
     let removals = message.removals.as_deref().unwrap_or_default();
-    if ![0, 4 + 4 * message.keyed_values.len()].contains(&removals.len()) {
-        return Err(corrupt("a stamp is missing"));
-    }
     let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
     let mut numbers = removals.chunks_exact(4).map(number).map(u64::from);
     let digest = numbers.next().unwrap_or(0) << 32;
@@ -192,6 +222,11 @@ pub(crate) fn decode_many_response(
     for (&state, hash) in found.iter().zip(hashes) {
         if state == MISSING {
             slots.push(None);
+            continue;
+        }
+        if state == FAILED {
+            let error = errors.next().ok_or_else(|| corrupt("an error is missing"));
+            slots.push(Some(Err(decode_error(error?))));
             continue;
         }
         let keyed = values.next().ok_or_else(|| corrupt("a value is missing"))?;
@@ -207,29 +242,51 @@ pub(crate) fn decode_many_response(
         };
         // The generated reader only borrows, so the value is a part of the body.
         let from = value.as_ptr().addr() - start;
-        slots.push(Some(ManyValue {
+        slots.push(Some(Ok(ManyValue {
             range: from..from + value.len(),
             ttl_nanos,
             age_ms: ages.next().filter(|&age| age != UNKNOWN_AGE),
             removals: digest | numbers.next().unwrap_or(0),
-        }));
+        })));
     }
-    if values.next().is_some() || ttls.next().is_some() {
+    if values.next().is_some() || ttls.next().is_some() || errors.next().is_some() {
         return Err(corrupt("a value of no key"));
     }
     Ok(slots)
 }
 
+/// Checks that there are an age and a stamp for each value, or none at all.
+fn check_counts(message: &GetManyResponse<'_>) -> Result<(), &'static str> {
+    let values = message.keyed_values.len();
+    if ![0, values].contains(&message.age_ms.len()) {
+        return Err("an age is missing");
+    }
+    let removals = message.removals.as_deref().unwrap_or_default();
+    if ![0, 4 + 4 * values].contains(&removals.len()) {
+        return Err("a stamp is missing");
+    }
+    Ok(())
+}
+
 const KEYS: FieldType = (100, LEN);
 const MAX_BYTES: FieldType = (101, VARINT);
+const LOAD: FieldType = (102, VARINT);
 
 const KEYS_FOUND: FieldType = (101, LEN);
 const TTL_NANOS: FieldType = (102, VARINT);
 const KEYED_VALUES: FieldType = (103, LEN);
+const ERRORS: FieldType = (105, LEN);
 const AGE_MS: FieldType = (104, VARINT);
 const REMOVALS: FieldType = (106, LEN);
 
-const KNOWN: [FieldType; 5] = [KEYED_VALUES, KEYS_FOUND, TTL_NANOS, AGE_MS, REMOVALS];
+const KNOWN: [FieldType; 6] = [
+    KEYED_VALUES,
+    KEYS_FOUND,
+    TTL_NANOS,
+    AGE_MS,
+    REMOVALS,
+    ERRORS,
+];
 
 const UNKNOWN_AGE: u64 = u64::MAX;
 
@@ -239,6 +296,13 @@ const HASH_LEN: usize = size_of::<u64>();
 const MISSING: u8 = 0;
 const FOUND: u8 = 1;
 const FOUND_WITH_TTL: u8 = 2;
+const FAILED: u8 = 3;
+
+/// The longest text of an error in a response, in bytes.
+pub(crate) const MAX_ERROR_TEXT: usize = 400;
+
+/// Stands in the text of an error that gets no more exact kind.
+const FAILED_STATUS: u16 = 503;
 
 /// Fields in addition to one a key: those above, and those of later versions.
 const SPARE_FIELDS: usize = 16;
@@ -269,7 +333,7 @@ mod tests {
     }
 
     /// Reads a response for the keys with the hashes 0, 1, 2…
-    fn decode(body: &[u8], keys: u32) -> Result<Vec<Option<ManyValue>>> {
+    fn decode(body: &[u8], keys: u32) -> Result<Vec<Option<Result<ManyValue>>>> {
         let hashes: Vec<u64> = (0..keys.into()).collect();
         decode_many_response(body, hashes.into_iter())
     }
@@ -293,6 +357,42 @@ mod tests {
     }
 
     #[test]
+    fn error_of_a_key_keeps_its_kind_and_text() {
+        let mut body = ManyBody::default();
+        body.push(0, "a".into(), Some(7), Some(1), None);
+        body.push_error(&Error::not_found("no such colour"));
+        body.push_missing();
+        body.push_error(&Error::new(ErrorKind::Getter, "é".repeat(1000)));
+        body.push_error(&Error::new(ErrorKind::Cancelled, ""));
+        body.push(5, "b".into(), None, None, None);
+        let body: Vec<u8> = body.finish().iter().collect::<Vec<_>>().concat();
+        let slots = decode(&body, 6).expect("it is valid");
+        let error = |at: usize| match &slots[at] {
+            Some(Err(error)) => (error.kind(), error.to_string()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(error(1), (ErrorKind::NotFound, "no such colour".into()));
+        assert_eq!(
+            error(3),
+            (ErrorKind::Getter, "é".repeat(MAX_ERROR_TEXT / 2))
+        );
+        assert_eq!(error(4).0, ErrorKind::Peer);
+        assert!(slots[2].is_none());
+        let value = |at: usize| slots[at].as_ref().and_then(|slot| slot.as_ref().ok());
+        let text = |at: usize| value(at).map(|value| &body[value.range.clone()]);
+        assert_eq!((text(0), text(5)), (Some(&b"a"[..]), Some(&b"b"[..])));
+        // One error less than keys that failed, and one more.
+        for wrong in [5, 7] {
+            assert!(decode(&body, wrong).is_err());
+        }
+        let error = [0xca, 6, 2, b'i', b'o'];
+        let failed = [0xaa, 6, 1, FAILED];
+        assert!(decode(&[error, error].concat(), 0).is_err());
+        assert!(decode(&failed, 1).is_err());
+        assert!(decode(&[&error[..], &failed].concat(), 1).is_ok());
+    }
+
+    #[test]
     fn group_path_is_parsed_and_other_paths_are_not() {
         let path = group_path("/_groupcache/", "a b/c");
         assert_eq!(path, "/_groupcache/a%20b%2Fc");
@@ -307,7 +407,7 @@ mod tests {
     #[test]
     fn request_with_too_many_keys_is_refused() {
         let keys = vec![""; 1000];
-        let body = many_request(&keys, 1).expect("it encodes");
+        let body = many_request(&keys, 1, true).expect("it encodes");
         assert!(decode_many_request(&body, 1000).is_ok());
         assert!(decode_many_request(&body, 999).is_err(), "a few too many");
         assert!(decode_many_request(&body, 10).is_err(), "far too many");
@@ -343,7 +443,7 @@ mod tests {
         let removals: Vec<_> = decoded
             .iter()
             .flatten()
-            .map(|value| value.removals)
+            .map(|value| value.as_ref().expect("no error").removals)
             .collect();
         assert_eq!(removals, [0x5_0000_0007, 0x5_0000_0008]);
         // One byte of the stamps is missing.
@@ -370,18 +470,24 @@ mod tests {
             let decoded = decode(&body, values.len() as u32).unwrap();
             let back: Vec<_> = decoded
                 .into_iter()
+                .map(|slot| slot.map(|value| value.expect("no error")))
                 .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos, v.age_ms)))
                 .collect();
             prop_assert_eq!(back, values);
         }
 
         #[test]
-        fn request_round_trips(keys in vec(any::<String>(), 0..20), max_bytes in any::<u32>()) {
+        fn request_round_trips(
+            keys in vec(any::<String>(), 0..20),
+            max_bytes: u32,
+            load: bool,
+        ) {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            let body = many_request(&keys, max_bytes as usize).unwrap();
+            let body = many_request(&keys, max_bytes as usize, load).unwrap();
             let decoded = decode_many_request(&body, 20).unwrap();
             prop_assert_eq!(decoded.keys, keys);
             prop_assert_eq!(decoded.max_bytes, Some(u64::from(max_bytes)));
+            prop_assert_eq!(decoded.load.unwrap_or_default(), load);
         }
 
         #[test]

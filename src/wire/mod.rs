@@ -38,8 +38,8 @@ pub(crate) use changes::{
 pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
 pub(crate) use many::{
-    ManyBody, ManyValue, decode_many_request, decode_many_response, group_path, many_request,
-    parse_group_path,
+    MAX_ERROR_TEXT, ManyBody, ManyValue, decode_many_request, decode_many_response, group_path,
+    many_request, parse_group_path,
 };
 pub(crate) use path::{
     DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,

@@ -44,6 +44,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::DuplicatePeer
         | ErrorKind::AlreadyRegistered
         | ErrorKind::Partial
+        | ErrorKind::InvalidDump
         | ErrorKind::Unsupported => (503, GETTER),
     }
 }

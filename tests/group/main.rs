@@ -11,8 +11,10 @@ mod testpb;
 
 mod age;
 mod bad_input;
+mod bulk;
 mod changes;
 mod deadlines;
+mod dump;
 mod expiry;
 mod failover;
 mod fence;

@@ -28,27 +28,35 @@ pub(crate) enum BatchError {
 /// The values in the response to a batched request.
 pub(crate) struct BatchValues {
     pub(crate) body: SharedBytes,
-    pub(crate) slots: Vec<Option<ManyValue>>,
+    pub(crate) slots: Vec<Option<Result<ManyValue>>>,
 }
 
 impl BatchValues {
     /// The value at `place`; `None` if the peer has not cached it.
-    ///
-    /// It is a copy, because a view would keep the other values in memory.
     pub(crate) fn get(&self, place: usize) -> Option<PeerResponse> {
-        let slot = self.slots.get(place)?.as_ref()?;
+        self.answer(place)?.ok()
+    }
+
+    /// The value or the error at `place`; `None` if the peer sent neither.
+    ///
+    /// The value is a copy, because a view would keep the other values in memory.
+    pub(crate) fn answer(&self, place: usize) -> Option<Result<PeerResponse>> {
+        let slot = match self.slots.get(place)?.as_ref()? {
+            Ok(slot) => slot,
+            Err(error) => return Some(Err(error.clone())),
+        };
         let value = ByteView::from(self.body.get(slot.range.clone())?);
-        Some(PeerResponse {
+        Some(Ok(PeerResponse {
             ttl: slot.ttl_nanos.map(Duration::from_nanos),
             age: slot.age_ms.map(Duration::from_millis),
             removals: Some(slot.removals),
             ..PeerResponse::new(value)
-        })
+        }))
     }
 
     /// The mean length of the values; `None` if there is none.
     pub(crate) fn mean_len(&self) -> Option<usize> {
-        let values = || self.slots.iter().flatten();
+        let values = || self.slots.iter().flatten().flatten();
         let sum: usize = values().map(|value| value.range.len()).sum();
         sum.checked_div(values().count())
     }

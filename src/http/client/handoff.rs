@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::Result;
+use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::placement::Placement;
 use crate::http::membership::{HANDOFF_WINDOW, PeersPage};
 use crate::pb::GetRequest;
 use crate::peer::Peer;
@@ -23,9 +23,9 @@ pub(crate) struct Handoff {
     past: RwLock<Option<Arc<Past>>>,
 }
 
-/// Who owned which key, and until when that matters.
+/// The owners of keys before a change, and until when they are asked.
 struct Past {
-    placement: Placement,
+    placement: KeyOwners,
     /// The clients of the nodes, each at its place; `None` for this process and for unknown nodes.
     clients: Vec<Option<Arc<HttpPeer>>>,
     until: Instant,
@@ -35,7 +35,7 @@ struct Past {
 
 impl Handoff {
     /// Notes the list that was replaced now.
-    pub(crate) fn begin(&self, placement: Placement, clients: Vec<Option<Arc<HttpPeer>>>) {
+    pub(crate) fn begin(&self, placement: KeyOwners, clients: Vec<Option<Arc<HttpPeer>>>) {
         let past = Past {
             placement,
             clients,
@@ -64,12 +64,12 @@ impl Handoff {
     }
 
     /// Learns the past from the peers, for a process that has just received its first list.
-    /// `placement` and `members` are that list; `own` is the place of this process.
+    /// `key_owners` and `members` are that list; `own` is the place of this process.
     ///
     /// The peers are asked on a thread, one after the other, until one has an answer.
     pub(crate) fn learn(
         self: &Arc<Self>,
-        empty: Placement,
+        empty: KeyOwners,
         members: Vec<(Peer, Option<Arc<HttpPeer>>)>,
         own_id: String,
     ) {
@@ -101,11 +101,11 @@ impl Handoff {
 /// old one too, unless this process was in both: then it comes back, and each of its keys was loaded by
 /// the node that is next for it.
 fn past_of(
-    empty: &Placement,
+    empty: &KeyOwners,
     members: &[(Peer, Option<Arc<HttpPeer>>)],
     page: &str,
     own_id: &str,
-) -> Option<(Placement, Vec<Option<Arc<HttpPeer>>>)> {
+) -> Option<(KeyOwners, Vec<Option<Arc<HttpPeer>>>)> {
     let page = PeersPage::parse(page)?;
     let has_own = |list: &[Peer]| list.iter().any(|peer| peer.id == own_id);
     let mut nodes = match page.previous {

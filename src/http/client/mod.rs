@@ -1,6 +1,6 @@
 //! The client of a pool: finds the peer that owns a key and asks it.
 //!
-//! - `picker`: the list of peers, and the owner of a key. `placement`: which node owns which key.
+//! - `picker`: the list of peers, and the owner of a key. `key_owners`: which node owns which key.
 //! - `peer`: the requests to one peer, and the meaning of each response.
 //! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
@@ -25,6 +25,7 @@ pub(crate) mod default_transport;
 pub(crate) mod direct;
 pub(crate) mod handoff;
 pub(crate) mod health;
+pub(crate) mod key_owners;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;
 pub(crate) mod list_check;
@@ -32,7 +33,6 @@ pub(crate) mod peer;
 mod peer_health;
 pub(crate) mod permits;
 pub(crate) mod picker;
-pub(crate) mod placement;
 pub(crate) mod pool;
 pub(crate) mod resolve;
 pub(crate) mod response;

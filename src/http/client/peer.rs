@@ -116,7 +116,8 @@ impl ProtoGetter for HttpPeer {
             BatchRole::TimedOut => return Err(self.timed_out(ctx)),
             BatchRole::Waiter(result, place) => (result, place),
             BatchRole::Leader(mut leader) => {
-                let result = Arc::new(self.send_batch(ctx, group, &leader.keys(), deadline));
+                let keys = leader.keys();
+                let result = Arc::new(self.send_batch(ctx, group, &keys, deadline, false));
                 leader.set_result(result.clone());
                 (Some(result), leader.place())
             }
@@ -140,35 +141,24 @@ impl ProtoGetter for HttpPeer {
         self.get_single(ctx, group, key, Instant::now(), deadline)
     }
 
-    /// Asks for the keys that the peer has cached, in as few batches as the limits allow.
-    ///
-    /// If a batch fails after another one brought values, or if the peer does not support batches, the
-    /// remaining keys are `None`.
     fn get_many(
         &self,
         ctx: &Context,
         group: &str,
         keys: &[&str],
     ) -> Result<Vec<Option<PeerResponse>>> {
-        let mut found = Vec::with_capacity(keys.len());
-        while found.len() < keys.len() && self.policy.is_enabled() {
-            let deadline = self.deadline(ctx, Instant::now())?;
-            let rest = &keys[found.len()..];
-            let batch = &rest[..self.batch_len(rest)];
-            match self.send_batch(ctx, group, batch, deadline) {
-                Ok(values) => {
-                    found.extend((0..batch.len()).map(|place| values.get(place)));
-                }
-                Err(BatchError::Peer(error) | BatchError::Failed { error, .. })
-                    if found.is_empty() =>
-                {
-                    return Err(error);
-                }
-                Err(_) => break,
-            }
-        }
-        found.resize(keys.len(), None);
-        Ok(found)
+        let answers = self.ask_for_many(ctx, group, keys, false)?;
+        let value = |answer: Option<Result<PeerResponse>>| answer?.ok();
+        Ok(answers.into_iter().map(value).collect())
+    }
+
+    fn load_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        self.ask_for_many(ctx, group, keys, true)
     }
 
     fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
@@ -201,6 +191,39 @@ impl ProtoGetter for HttpPeer {
 }
 
 impl HttpPeer {
+    /// Asks for several keys, in as few batches as the limits allow. `load` is whether the peer loads
+    /// those that it has not cached.
+    ///
+    /// If a batch fails after another one brought values, or if the peer does not support batches, the
+    /// remaining keys are `None`.
+    fn ask_for_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        load: bool,
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let mut found = Vec::with_capacity(keys.len());
+        while found.len() < keys.len() && self.policy.is_enabled() {
+            let deadline = self.deadline(ctx, Instant::now())?;
+            let rest = &keys[found.len()..];
+            let batch = &rest[..self.batch_len(rest)];
+            match self.send_batch(ctx, group, batch, deadline, load) {
+                Ok(values) => {
+                    found.extend((0..batch.len()).map(|place| values.answer(place)));
+                }
+                Err(BatchError::Peer(error) | BatchError::Failed { error, .. })
+                    if found.is_empty() =>
+                {
+                    return Err(error);
+                }
+                Err(_) => break,
+            }
+        }
+        found.resize(keys.len(), None);
+        Ok(found)
+    }
+
     /// Asks for one key by a request of its own.
     fn get_single(
         &self,
@@ -246,13 +269,15 @@ impl HttpPeer {
         Ok(value)
     }
 
-    /// Sends one batched request and reads its response.
+    /// Sends one batched request and reads its response. `load` is whether the peer loads the keys that
+    /// it has not cached.
     fn send_batch(
         &self,
         ctx: &Context,
         group: &str,
         keys: &[&str],
         deadline: Instant,
+        load: bool,
     ) -> Result<BatchValues, BatchError> {
         let failed = |error: Error| {
             log::debug!("{error}");
@@ -260,10 +285,15 @@ impl HttpPeer {
             BatchError::Failed { error, timed_out }
         };
         let permit = self.permit(ctx, deadline).map_err(failed)?;
-        let body = wire::many_request(keys, self.config.max_batch_bytes).map_err(failed)?;
+        let body = wire::many_request(keys, self.config.max_batch_bytes, load).map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
+        if load {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = wire::timeout_millis(left).to_string();
+            request.set_checked(wire::TIMEOUT_HEADER.into(), timeout.into());
+        }
         let own = self.membership.own();
         request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let began = permit.waited_until.unwrap_or_else(Instant::now);

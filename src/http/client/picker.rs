@@ -13,8 +13,8 @@ use crate::http::client::default_transport::default_transport;
 use crate::http::client::handoff::Handoff;
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::health::watch::Watch;
+use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::placement::Placement;
 use crate::http::client::target::Target;
 use crate::http::client::transport::Transport;
 use crate::http::client::url::PeerUrl;
@@ -32,7 +32,7 @@ use crate::sync::{Arc, RwLock};
 pub(crate) struct Picker {
     own: OwnIdentity,
     /// How keys are assigned, without nodes.
-    empty: Placement,
+    empty: KeyOwners,
     /// Whether the next peer is asked if the owner does not answer.
     failover: bool,
     transport: Option<Box<TransportHook>>,
@@ -58,7 +58,7 @@ pub(crate) struct OwnIdentity {
 }
 
 struct PeerList {
-    placement: Placement,
+    placement: KeyOwners,
     /// The peers, in the order of the list, each at its place.
     members: Vec<Member>,
     /// The zone of this process.
@@ -80,7 +80,7 @@ struct CheckedPeer {
 impl Picker {
     pub(crate) fn new(
         own: OwnIdentity,
-        empty: Placement,
+        empty: KeyOwners,
         failover: bool,
         transport: Option<Box<TransportHook>>,
         config: Arc<Config>,

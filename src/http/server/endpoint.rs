@@ -15,7 +15,7 @@ use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError, PeersMark};
+use crate::wire::{self, Fields, ManyBody, PathError};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -53,10 +53,9 @@ impl Endpoint {
         limits: LoadLimits<'_>,
     ) -> Option<Response> {
         let response = self.respond_unmarked(request, limits)?;
-        let mark = request
-            .header(wire::PEERS_HEADER)
-            .and_then(PeersMark::parse);
-        Some(match mark.map(|mark| self.membership.compare(mark)) {
+        let header = request.header(wire::PEERS_HEADER);
+        let compared = header.and_then(|header| self.membership.compare_header(header));
+        Some(match compared {
             None | Some(MarkOf::Same) => response,
             Some(MarkOf::Other | MarkOf::ThisProcess) => {
                 response.with_own_header(wire::PEERS_HEADER, &self.membership.own().header)
@@ -70,7 +69,7 @@ impl Endpoint {
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
                 let response = group
                     .map_err(bad_path)
-                    .and_then(|group| self.get_many(request, &group));
+                    .and_then(|group| self.get_many(request, limits, &group));
                 return Some(response.unwrap_or_else(|error| error));
             }
         }
@@ -145,33 +144,86 @@ impl Endpoint {
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
     }
 
-    /// Responds to a request for several keys, from the store alone: a key that would have to be loaded
-    /// never delays the others. Neither the getter nor the context hook runs.
-    fn get_many(&self, request: &Request<'_>, name: &str) -> Result<Response, Response> {
+    /// Responds to a request for several keys. Unless the request says that they are to be loaded, the
+    /// response is from the store alone: a key that would have to be loaded never delays the others, and
+    /// neither the getter nor the context hook runs.
+    fn get_many(
+        &self,
+        request: &Request<'_>,
+        limits: LoadLimits<'_>,
+        name: &str,
+    ) -> Result<Response, Response> {
         let group = self.group(name)?;
+        let timeout = timeout_of(request)?;
         let asked = wire::decode_many_request(request.body(), MAX_KEYS)
             .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
         let wanted = asked.max_bytes.and_then(|most| usize::try_from(most).ok());
         let most = self.config.max_batch_bytes;
         let mut room = wanted.map_or(most, |wanted| wanted.min(most));
-        let mut body = ManyBody::default();
-        for (n, key) in asked.keys.iter().enumerate() {
+        let answered = asked.keys.len().min(self.config.max_batch_keys);
+        let mut found: Vec<Found> = vec![None; asked.keys.len()];
+        let load = asked.load == Some(true);
+        for (at, key) in asked.keys[..answered].iter().enumerate() {
             // The client fetches a value that does not fit with a request of its own, like a missing
             // one.
-            let fits = |found: &PeerResponse| found.value.len() <= room;
-            let look = n < self.config.max_batch_keys && room > 0;
-            let found = look.then(|| group.serve_peer_cached(key)).flatten();
-            match found.filter(fits) {
-                Some(found) => {
-                    room -= found.value.len();
+            let cached = (!load && room > 0).then(|| group.serve_peer_cached(key));
+            found[at] = cached
+                .flatten()
+                .and_then(|cached| fitting(Ok(cached), &mut room));
+        }
+        if load {
+            let wait = LoadWait::new(limits, timeout);
+            let keys: Vec<(usize, &str)> = asked.keys[..answered]
+                .iter()
+                .map(|key| &**key)
+                .enumerate()
+                .collect();
+            self.load_many(request, wait, &group, &keys, &mut |at, loaded| {
+                found[at] = fitting(loaded, &mut room);
+            })?;
+        }
+        let mut body = ManyBody::default();
+        for (key, found) in asked.keys.iter().zip(found) {
+            match found {
+                Some(Ok(found)) => {
                     let (ttl, age, removals) =
                         (found.ttl.map(nanos), age_ms(&found), found.removals);
                     body.push(wire::key_hash(name, key), found.value, ttl, age, removals);
                 }
+                Some(Err(error)) => body.push_error(&error),
                 None => body.push_missing(),
             }
         }
         Ok(Response::new(200, wire::CONTENT_TYPE, body.finish()))
+    }
+
+    /// Loads the keys of a batch. Those that are not loaded in time get the error of the wait.
+    fn load_many(
+        &self,
+        request: &Request<'_>,
+        mut wait: LoadWait<'_>,
+        group: &Group,
+        keys: &[(usize, &str)],
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) -> Result<(), Response> {
+        let ctx = self.load_context(request, &wait)?;
+        let mut late = Vec::new();
+        let loaded = caught(|| {
+            group.serve_client_many(&ctx, keys, &mut wait, &mut |at, result| match result {
+                Err(error) if error.kind() == ErrorKind::DeadlineExceeded => late.push(at),
+                result => each(at, result),
+            });
+        });
+        caught(move || drop(ctx));
+        if loaded.is_none() {
+            late = keys.iter().map(|(at, _)| *at).collect();
+        }
+        let end = match (loaded, wait.end) {
+            (None, _) => ErrorKind::GetterPanicked,
+            (Some(()), end) => end.unwrap_or(ErrorKind::DeadlineExceeded),
+        };
+        late.into_iter().for_each(|at| each(at, Err(end.into())));
+        Ok(())
     }
 
     pub(super) fn group(&self, name: &str) -> Result<Group, Response> {
@@ -192,14 +244,7 @@ impl Endpoint {
         group: &Group,
         key: &str,
     ) -> Result<PeerResponse, Response> {
-        let mut ctx = match &self.context {
-            Some(hook) => caught(|| hook(request))
-                .ok_or_else(|| Response::text(500, "the context hook panicked"))?,
-            None => Context::background(),
-        };
-        if wait.has_timeout {
-            ctx = ctx.with_deadline(wait.deadline);
-        }
+        let ctx = self.load_context(request, &wait)?;
         let loaded = caught(|| group.serve_client(&ctx, key, &mut wait));
         // The drop of a value of the context may panic. The response is that of the load all the same.
         caught(move || drop(ctx));
@@ -210,6 +255,36 @@ impl Endpoint {
         };
         loaded.map_err(|error| failed(&error))
     }
+
+    /// The program's context for a request, with the deadline of its caller.
+    fn load_context(
+        &self,
+        request: &Request<'_>,
+        wait: &LoadWait<'_>,
+    ) -> Result<Context, Response> {
+        let ctx = match &self.context {
+            Some(hook) => caught(|| hook(request))
+                .ok_or_else(|| Response::text(500, "the context hook panicked"))?,
+            None => Context::background(),
+        };
+        Ok(match wait.has_timeout {
+            true => ctx.with_deadline(wait.deadline),
+            false => ctx,
+        })
+    }
+}
+
+/// The answer for a key of a batch; `None` if the client has to ask for the key by itself.
+type Found = Option<Result<PeerResponse>>;
+
+/// The answer, if there is room for it.
+fn fitting(answer: Result<PeerResponse>, room: &mut usize) -> Found {
+    let len = match &answer {
+        Ok(found) => found.value.len(),
+        Err(_) => wire::MAX_ERROR_TEXT,
+    };
+    *room = room.checked_sub(len)?;
+    Some(answer)
 }
 
 /// The time that the caller has left; `None` if the request has no such header.

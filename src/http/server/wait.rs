@@ -36,7 +36,7 @@ pub(crate) struct LoadWait<'a> {
     step: Duration,
     /// When the end of the client's requests was noticed.
     gone_since: Option<Instant>,
-    load: Option<Arc<StartedLoad>>,
+    loads: Vec<Arc<StartedLoad>>,
     /// The reason that the wait ended before its load; `None` if it did not.
     pub end: Option<ErrorKind>,
 }
@@ -57,7 +57,7 @@ impl<'a> LoadWait<'a> {
             thread_by: loading_at.unwrap_or(deadline).min(now + THREAD_WAIT),
             step: FIRST_STEP,
             gone_since: None,
-            load: None,
+            loads: Vec::new(),
             end: None,
         }
     }
@@ -85,10 +85,12 @@ impl ClientWaiter for LoadWait<'_> {
     fn start(&mut self) -> Result<Option<Arc<dyn Any + Send + Sync>>> {
         if let Some((connection, abandoned)) = self.limits.connection {
             if !connection.is_from_peer() {
-                self.load = Some(abandoned.start(connection.addr.ip().to_canonical())?);
+                let load = abandoned.start(connection.addr.ip().to_canonical())?;
+                self.loads.push(load.clone());
+                return Ok(Some(load));
             }
         }
-        Ok(self.load.clone().map(|load| load as _))
+        Ok(None)
     }
 
     fn thread_by(&self) -> Instant {
@@ -109,9 +111,7 @@ impl ClientWaiter for LoadWait<'_> {
         };
         if end.is_some() {
             self.end = end;
-            if let Some(load) = self.load.take() {
-                load.abandon();
-            }
+            self.loads.drain(..).for_each(|load| load.abandon());
             return None;
         }
         let next = now + self.step;

@@ -44,6 +44,7 @@ fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
         found: Some(keys.iter().map(|key| u8::from(!missing(key))).collect()),
         ttl_nanos: Vec::new(),
         age_ms: Vec::new(),
+        errors: Vec::new(),
         removals: None,
     };
     ok(&message.encode().expect("it encodes"))

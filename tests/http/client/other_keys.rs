@@ -156,6 +156,7 @@ fn batch_in_another_order_is_refused() {
                     ttl_nanos: Vec::new(),
                     removals: None,
                     age_ms: Vec::new(),
+                    errors: Vec::new(),
                 };
                 connection.send(&ok_with(LARDER, &message.encode().unwrap()));
             }

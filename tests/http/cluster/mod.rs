@@ -1,5 +1,6 @@
 //! Complete nodes in one process: pools, servers and groups.
 
+mod bulk;
 mod handoff;
 mod lists;
 mod promise;

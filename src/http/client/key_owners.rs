@@ -7,27 +7,27 @@ use crate::rendezvous::{self, Rendezvous};
 
 /// The nodes of a list of peers, by their ids. A place is an index in that list.
 #[derive(Clone)]
-pub(crate) enum Placement {
+pub(crate) enum KeyOwners {
     Rendezvous(Rendezvous),
     Ring(Map),
 }
 
-impl Placement {
+impl KeyOwners {
     /// The same kind of placement, with the nodes of a list in which each id stands once.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidPeer`] for a weight on a ring, whose nodes all have the same number of
     /// points.
-    pub(crate) fn with(&self, peers: &[Peer]) -> Result<Placement> {
+    pub(crate) fn with(&self, peers: &[Peer]) -> Result<KeyOwners> {
         let mut placement = self.clone();
         match &mut placement {
-            Placement::Rendezvous(nodes) => {
+            KeyOwners::Rendezvous(nodes) => {
                 for peer in peers {
                     nodes.add(&*peer.id, peer.weight)?;
                 }
             }
-            Placement::Ring(ring) => {
+            KeyOwners::Ring(ring) => {
                 if let Some(peer) = peers.iter().find(|peer| peer.weight != 1) {
                     let message = format!(
                         "the peer {:?} has weight {}; all nodes of a ring have weight 1",
@@ -44,8 +44,8 @@ impl Placement {
     /// The way in which keys are assigned, for people and for comparison.
     pub(crate) fn name(&self) -> String {
         match self {
-            Placement::Rendezvous(_) => "rendezvous".into(),
-            Placement::Ring(ring) => ring.kind(),
+            KeyOwners::Rendezvous(_) => "rendezvous".into(),
+            KeyOwners::Ring(ring) => ring.kind(),
         }
     }
 
@@ -53,16 +53,16 @@ impl Placement {
     #[inline]
     pub(crate) fn owner(&self, key: &str) -> Option<usize> {
         match self {
-            Placement::Rendezvous(nodes) => nodes.owner(rendezvous::hash_of(key)),
-            Placement::Ring(ring) => ring.owner(ring.hash(key)),
+            KeyOwners::Rendezvous(nodes) => nodes.owner(rendezvous::hash_of(key)),
+            KeyOwners::Ring(ring) => ring.owner(ring.hash(key)),
         }
     }
 
     /// The place of the node that would own `key` if there were only the nodes that `may` accepts.
     pub(crate) fn owner_among(&self, key: &str, may: impl Fn(usize) -> bool) -> Option<usize> {
         match self {
-            Placement::Rendezvous(nodes) => nodes.best(rendezvous::hash_of(key), may),
-            Placement::Ring(ring) => {
+            KeyOwners::Rendezvous(nodes) => nodes.best(rendezvous::hash_of(key), may),
+            KeyOwners::Ring(ring) => {
                 let mut successors = ring.successors(key);
                 std::iter::from_fn(|| successors.next_index()).find(|&place| may(place))
             }

@@ -1,0 +1,158 @@
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::ErrorKind;
+
+type Owned = (String, Vec<u8>, Option<u64>, Option<u64>);
+
+fn header() -> DumpHeader {
+    DumpHeader {
+        group: "colors".into(),
+        schema: 7,
+        boot_id: "boot".into(),
+        since_boot: 1,
+        unix_nanos: 2,
+        removals: vec![3; 100],
+    }
+}
+
+fn written(entries: &[Owned]) -> Vec<u8> {
+    let mut writer = BlockWriter::new(Vec::new(), &header()).expect("memory");
+    for (key, value, age, ttl) in entries {
+        let entry = DumpedEntry {
+            key,
+            value,
+            age: *age,
+            ttl: *ttl,
+        };
+        writer.push(&entry).expect("memory");
+    }
+    let (bytes, len) = writer.finish().expect("memory");
+    assert_eq!(bytes.len() as u64, len);
+    bytes
+}
+
+/// The entries of a file, and whether it is damaged.
+fn read(bytes: &[u8]) -> (Vec<Owned>, bool) {
+    let (found, mut reader) = BlockReader::open(Cursor::new(bytes)).expect("a header");
+    assert_eq!(found, header());
+    let mut entries = Vec::new();
+    while let Some(mut payload) = reader.next_block().expect("memory") {
+        while let Some(entry) = DumpedEntry::take(&mut payload) {
+            let DumpedEntry {
+                key,
+                value,
+                age,
+                ttl,
+            } = entry;
+            entries.push((key.to_owned(), value.to_vec(), age, ttl));
+        }
+        assert!(payload.is_empty(), "a block is a sequence of whole entries");
+    }
+    let (at, len) = reader.progress();
+    assert!(at <= len);
+    (entries, reader.is_damaged())
+}
+
+fn some_entries(count: u8, len: usize) -> Vec<Owned> {
+    let entry = |n: u8| {
+        let age = (n % 3 != 0).then_some(u64::from(n));
+        (format!("key-{n}"), vec![n; len + usize::from(n)], age, None)
+    };
+    (0..count).map(entry).collect()
+}
+
+#[test]
+fn entries_of_all_lengths_are_read_as_they_were_written() {
+    let mut entries = some_entries(50, 3000);
+    entries.push((String::new(), Vec::new(), Some(0), Some(0)));
+    entries.push(("large".into(), vec![9; 300_000], None, Some(5)));
+    entries.extend(some_entries(3, 0));
+    assert_eq!(read(&written(&entries)), (entries, false));
+    assert_eq!(read(&written(&[])), (Vec::new(), false));
+}
+
+#[test]
+fn damaged_block_is_dropped_and_all_others_are_kept() {
+    let entries = some_entries(100, 4000);
+    let bytes = written(&entries);
+    for at in (4096..bytes.len()).step_by(1021) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        let (found, is_damaged) = read(&damaged);
+        let lost = entries.len() - found.len();
+        // Padding is not read.
+        assert!(lost <= 17 && (is_damaged || lost == 0), "{at}: {lost} lost");
+        let mut rest = entries.iter();
+        assert!(
+            found.iter().all(|entry| rest.any(|other| other == entry)),
+            "{at}"
+        );
+    }
+}
+
+#[test]
+fn file_cut_anywhere_gives_the_blocks_before_the_cut() {
+    let entries = some_entries(60, 4000);
+    let bytes = written(&entries);
+    for len in (4096..bytes.len()).step_by(4096).chain([bytes.len() - 1]) {
+        let (found, _) = read(&bytes[..len]);
+        assert!(entries.starts_with(&found));
+        assert!((entries.len() - found.len()) * 4000 <= bytes.len() - len + (64 << 10));
+    }
+}
+
+#[test]
+fn damaged_header_refuses_the_whole() {
+    let bytes = written(&some_entries(3, 10));
+    for at in 0..header().encode().len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1;
+        let error = BlockReader::open(Cursor::new(&damaged))
+            .err()
+            .expect("damaged");
+        assert_eq!(error.kind(), ErrorKind::InvalidDump, "{at}");
+    }
+    for len in 0..header().encode().len() {
+        assert!(
+            BlockReader::open(Cursor::new(&bytes[..len])).is_err(),
+            "{len}"
+        );
+    }
+}
+
+#[test]
+fn failed_write_leaves_the_old_file() {
+    let folder = std::env::temp_dir().join(format!("larder-dump-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("dump");
+    write_atomically(&path, |file| std::io::Write::write_all(file, b"old")).expect("written");
+    let full = |file: &mut std::fs::File| {
+        std::io::Write::write_all(file, b"new")?;
+        Err::<(), _>(std::io::Error::from(std::io::ErrorKind::StorageFull))
+    };
+    let error = write_atomically(&path, full).expect_err("no space");
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(std::fs::read(&path).expect("the old file"), b"old");
+    assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 1);
+    #[cfg(unix)]
+    {
+        let meta = std::fs::metadata(&path).expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    std::fs::remove_dir_all(&folder).expect("ours");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = BlockReader::open(Cursor::new(&bytes));
+        let mut payload = &*bytes;
+        while DumpedEntry::take(&mut payload).is_some() {}
+        let damaged = [written(&[]), bytes].concat();
+        read(&damaged);
+    }
+}

@@ -1,0 +1,378 @@
+//! Loads several keys here with one call of a bulk getter.
+
+use super::client_load::{ClientWaiter, wait_in_steps};
+use super::counters::GetterRun;
+use super::flight::{Executor, LoadFrom, wait};
+use super::lifetime::Lifetime;
+use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
+use super::parallel::job_for;
+use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::bulk_getter::{BulkGetter, BulkSink};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::getter::LoadSink;
+use crate::loader_pool::{BusyGuard, JobFor};
+use crate::panics::caught;
+use crate::peers::PeerResponse;
+use crate::recursion::{self, LoadId};
+use crate::singleflight::{Joined, Leader, Waiter};
+use crate::store::EvictedEntries;
+use crate::sync::Arc;
+
+impl Inner {
+    /// Loads keys with the getter of this process, and passes each result to `each`.
+    ///
+    /// A bulk getter runs once, and leads the flights of all keys that are not in flight. Another getter
+    /// runs for several keys at the same time. It runs on this thread only if `ctx` cannot end and
+    /// there is no `waiter`.
+    pub(super) fn load_several(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: Vec<ManyKey<'_>>,
+        waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut Each<'_>,
+    ) {
+        match &self.bulk_getter {
+            Some(bulk) if keys.len() > 1 => self.load_by_bulk(bulk, ctx, keys, waiter, each),
+            _ => self.load_in_parallel(ctx, keys, waiter, each),
+        }
+    }
+
+    fn load_by_bulk(
+        self: &Arc<Self>,
+        bulk: &Arc<dyn BulkGetter>,
+        ctx: &Context,
+        mut keys: Vec<ManyKey<'_>>,
+        mut waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut Each<'_>,
+    ) {
+        while !keys.is_empty() {
+            if let Some(ended) = ctx.err() {
+                return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
+            }
+            let (leads, mut flights) = self.lead_all(&keys, each);
+            if leads.is_empty() {
+                // Other callers load all of them.
+            } else if waiter.is_none() && Executor::for_getter(ctx) == Executor::Caller {
+                for (at, result) in self.run_bulk(&**bulk, leads, None, ctx) {
+                    each(at, result);
+                }
+            } else {
+                let job_for = job_for(&mut waiter);
+                let led = self.run_bulk_on_pool(bulk, leads, ctx, job_for, each);
+                // These come first. So this thread waits for its own call before it waits for others.
+                flights.splice(0..0, led);
+            }
+            keys.clear();
+            for (key, flight) in flights {
+                let over = match &mut waiter {
+                    None => wait(&flight, ctx),
+                    Some(waiter) => wait_in_steps(&flight, ctx, &mut **waiter),
+                };
+                match over {
+                    Some(result) => each(key.at, result),
+                    None => keys.push(key),
+                }
+            }
+        }
+    }
+
+    /// Leads the flights of all keys that are not in flight, and joins the flights of the others.
+    fn lead_all<'a, 'k>(
+        &'a self,
+        keys: &[ManyKey<'k>],
+        each: &mut Each<'_>,
+    ) -> (Vec<Lead<'a, 'k>>, Vec<(ManyKey<'k>, Flight)>) {
+        let (mut leads, mut flights) = (Vec::new(), Vec::new());
+        for &key in keys {
+            match self.getter_flights.join(key.key.hash.get(), key.key.key) {
+                Joined::Waiter(flight) => flights.push((key, flight)),
+                Joined::Leader(leader, epoch, forgets) => {
+                    let from = LoadFrom::Getter(key.placement());
+                    match self.begin(&from, leader, (epoch, forgets), key.key, None) {
+                        Ok((leader, begun)) => leads.push(Lead { key, leader, begun }),
+                        Err(cached) => each(key.at, Ok(cached)),
+                    }
+                }
+            }
+        }
+        (leads, flights)
+    }
+
+    /// Runs the bulk getter on a loader thread. Returns the flights of its keys, to wait for them.
+    fn run_bulk_on_pool<'k>(
+        self: &Arc<Self>,
+        bulk: &Arc<dyn BulkGetter>,
+        leads: Vec<Lead<'_, 'k>>,
+        ctx: &Context,
+        job_for: Result<JobFor>,
+        each: &mut Each<'_>,
+    ) -> Vec<(ManyKey<'k>, Flight)> {
+        let refuse = |leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>| {
+            for lead in leads {
+                each(lead.key.at, Err(error.clone()));
+                lead.leader.abandon();
+            }
+            Vec::new()
+        };
+        let job_for = match job_for {
+            Ok(job_for) => job_for,
+            Err(refused) => return refuse(leads, &refused, each),
+        };
+        let mut sent = Vec::with_capacity(leads.len());
+        let mut flights = Vec::with_capacity(leads.len());
+        for Lead { key, leader, begun } in leads {
+            let flight = leader.detach();
+            sent.push(SentLead::new(key, flight.id(), begun));
+            flights.push((key, flight));
+        }
+        let sent = Arc::new(sent);
+        let submitted = {
+            let (group, bulk, ctx, sent) = (self.clone(), bulk.clone(), ctx.clone(), sent.clone());
+            self.pool.submit(job_for, move |busy| {
+                let leads = sent.iter().map(|lead| lead.receive(&group)).collect();
+                let results = group.run_bulk(&*bulk, leads, Some(busy), &ctx);
+                (results, group, bulk, ctx)
+            })
+        };
+        match submitted {
+            Ok(()) => flights,
+            Err(refused) => {
+                let leads = sent.iter().map(|lead| lead.receive(self)).collect();
+                refuse(leads, &refused, each)
+            }
+        }
+    }
+
+    /// Calls the bulk getter for the keys of these flights, and publishes the results. A flight whose
+    /// key failed after `ctx` had ended is abandoned, because its waiters may have time left.
+    ///
+    /// If the getter panics, the leaders are dropped, and all waiters get
+    /// [`ErrorKind::GetterPanicked`].
+    fn run_bulk(
+        self: &Arc<Self>,
+        bulk: &dyn BulkGetter,
+        leads: Vec<Lead<'_, '_>>,
+        // After the leaders, so that a panic drops it before: see `Inner::lead`.
+        mut busy: Option<BusyGuard<'_>>,
+        ctx: &Context,
+    ) -> Vec<(usize, Result<Loaded>)> {
+        let dependencies = match recursion::work_for_all(leads.iter().map(|lead| lead.leader.id()))
+        {
+            Ok(dependencies) => dependencies,
+            Err(circle) => {
+                let refused = |lead: Lead<'_, '_>| {
+                    lead.leader.abandon();
+                    (lead.key.at, Err(circle.clone()))
+                };
+                return leads.into_iter().map(refused).collect();
+            }
+        };
+        let mut evicted = EvictedEntries::default();
+        let results = self.call_bulk_getter(bulk, &leads, ctx, &mut evicted);
+        let mut vanished = Vec::new();
+        for (lead, result) in leads.iter().zip(&results) {
+            if result.as_ref().is_err_and(Error::is_not_found) {
+                let from = LoadFrom::Getter(lead.key.placement());
+                vanished.push(self.remove_vanished(&from, lead.key.key, lead.begun));
+            }
+        }
+        let ended = ctx.err();
+        // The order is that of `Inner::lead`.
+        let notifying = match self.eviction_listener {
+            Some(_) if !evicted.is_empty() => busy.take(),
+            _ => None,
+        };
+        drop(busy);
+        drop(dependencies);
+        let mut published = Vec::with_capacity(leads.len());
+        for (lead, result) in leads.into_iter().zip(results) {
+            let at = lead.key.at;
+            match (&result, &ended) {
+                (Err(_), Some(ended)) => {
+                    lead.leader.abandon();
+                    published.push((at, Err(ended.clone())));
+                }
+                _ => {
+                    lead.leader.finish(&result);
+                    published.push((at, result));
+                }
+            }
+        }
+        self.notify_and_drop(evicted);
+        vanished
+            .into_iter()
+            .for_each(|entries| self.notify_and_drop(entries));
+        drop(notifying);
+        published
+    }
+
+    /// Calls the bulk getter, and puts the values into the store. Returns the result of each key.
+    fn call_bulk_getter(
+        &self,
+        bulk: &dyn BulkGetter,
+        leads: &[Lead<'_, '_>],
+        ctx: &Context,
+        evicted: &mut EvictedEntries,
+    ) -> Vec<Result<Loaded>> {
+        let froms: Vec<LoadFrom> = leads
+            .iter()
+            .map(|lead| LoadFrom::Getter(lead.key.placement()))
+            .collect();
+        let watches: Vec<_> = leads
+            .iter()
+            .zip(&froms)
+            .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
+            .collect();
+        let (mut runs, mut sinks) = (Vec::new(), Vec::new());
+        for lead in leads {
+            let LoadKey { hash, key } = lead.key.key;
+            runs.push(GetterRun::new(&self.counters));
+            sinks.push(LoadSink::new(&self.store, hash, key, self.max_value_size));
+        }
+        let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
+        let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
+        let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
+        let results = each.map(|(((lead, run), mut sink), error)| {
+            error?;
+            let (view, ttl) = sink.finish()?;
+            run.has_loaded = true;
+            let (placement, key) = (lead.key.placement(), lead.key.key);
+            let allowance = self.freshness.allowance();
+            let lifetime = Lifetime::of_load(lead.begun.at, ttl, allowance);
+            let lifetime = self.populate(placement, key, lead.begun, view, lifetime, evicted);
+            let view = sink.into_value();
+            Ok(Loaded { view, lifetime })
+        });
+        let results: Vec<Result<Loaded>> = results.collect();
+        for (watch, result) in watches.into_iter().zip(&results) {
+            if let Some(watch) = watch {
+                watch.end(result);
+            }
+        }
+        results
+    }
+
+    /// The values of `keys` for a peer: from the store or the getter, never from another peer. Passes
+    /// each result to `each`, in no particular order.
+    pub(super) fn get_many_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[(usize, &str)],
+        mut waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) {
+        let arrived = self.store.clock().now();
+        // Read before all look-ups, in the order of the keys. So the first mark is the oldest.
+        let removals: Vec<_> = keys.iter().map(|(_, key)| self.removals_for(key)).collect();
+        let mut each = |at: usize, result: Result<Loaded>| {
+            let response = |loaded| PeerResponse {
+                removals: removals[at],
+                ..self.peer_response(loaded, arrived)
+            };
+            each(keys[at].0, result.map(response));
+        };
+        let mut missing = Vec::new();
+        for (at, &(_, key)) in keys.iter().enumerate() {
+            self.counters.add(|loads| &loads.server_requests);
+            let key = self.key(key);
+            let found = self
+                .store
+                .get(key.hash, key.key, || (), || self.purge_some());
+            match (found, &mut waiter) {
+                (Ok(hit), _) if !hit.is_due => {
+                    each(at, Ok(self.loaded(hit)));
+                    continue;
+                }
+                (Ok(hit), None) => {
+                    each(at, self.serve_due(ctx, key, hit, None));
+                    continue;
+                }
+                // A key whose value has to be renewed first gets no result: the client asks for it by
+                // itself.
+                (Ok(hit), Some(_)) => {
+                    if let Some(loaded) = self.serve_due_cached(key, hit) {
+                        each(at, Ok(loaded));
+                    }
+                    continue;
+                }
+                (Err(_), _) => {}
+            }
+            self.count_miss(key.hash);
+            match self
+                .check_key(key.key)
+                .and_then(|()| self.check_attempts(key))
+            {
+                Ok(()) => {
+                    let from = ManyFrom::Getter(self.placement_for_peer(key));
+                    missing.push(ManyKey { at, key, from });
+                }
+                Err(error) => each(at, Err(error)),
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        self.load_several(ctx, missing, waiter, &mut each);
+    }
+}
+
+/// Calls the bulk getter. Returns the error of each key that it did not load.
+fn fill_sinks(
+    bulk: &dyn BulkGetter,
+    ctx: &Context,
+    keys: &[&str],
+    sinks: &mut [LoadSink<'_>],
+) -> Vec<Result<()>> {
+    let mut dests: Vec<_> = sinks.iter_mut().map(|sink| BulkSink::new(sink)).collect();
+    let returned = if std::thread::panicking() {
+        // As in `Inner::run_getter`.
+        caught(|| bulk.load_many(ctx, keys, &mut dests))
+    } else {
+        Some(bulk.load_many(ctx, keys, &mut dests))
+    };
+    let error = match returned {
+        None => Some(ErrorKind::GetterPanicked.into()),
+        Some(returned) => returned.map_err(Error::from_getter).err(),
+    };
+    let result = |dest: BulkSink<'_>| match &error {
+        Some(error) if dest.is_empty() => Err(error.clone()),
+        _ => dest.finish().map_err(Error::from_getter),
+    };
+    dests.into_iter().map(result).collect()
+}
+
+type Flight = Waiter<Result<Loaded>>;
+
+/// The leader of the flight of one key.
+struct Lead<'a, 'k> {
+    key: ManyKey<'k>,
+    leader: Leader<'a, Result<Loaded>>,
+    begun: LoadBegin,
+}
+
+/// A [`Lead`] on its way to a loader thread.
+struct SentLead {
+    key: OwnedKey,
+    id: LoadId,
+    begun: LoadBegin,
+}
+
+impl SentLead {
+    fn new(key: ManyKey<'_>, id: LoadId, begun: LoadBegin) -> Self {
+        SentLead {
+            key: OwnedKey::from(&key),
+            id,
+            begun,
+        }
+    }
+
+    fn receive<'a, 'k>(&'k self, group: &'a Inner) -> Lead<'a, 'k> {
+        let key = self.key.borrow();
+        Lead {
+            key,
+            leader: group.getter_flights.lead(key.key.hash.get(), self.id),
+            begun: self.begun,
+        }
+    }
+}

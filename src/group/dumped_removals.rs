@@ -1,0 +1,50 @@
+//! The removals in a dump: those that the process had applied when it wrote its entries.
+
+use std::time::Duration;
+
+use super::Inner;
+use super::removal_clocks::{KeyStripe, Table};
+use crate::error::{Error, ErrorKind, Result};
+
+impl Inner {
+    /// The removals that were applied here, for the header of a dump.
+    pub(super) fn encoded_removals(&self) -> Vec<u8> {
+        let (clocks, applied) = self.removals.table(self.store.clock()).encode();
+        let mut encoded = (clocks.len() as u64).to_le_bytes().to_vec();
+        encoded.extend(clocks);
+        encoded.extend(applied);
+        encoded
+    }
+
+    /// Applies the removals of a dump that was written this long ago, if that is known.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidDump`] if they are malformed.
+    pub(super) fn merge_dumped(&self, encoded: &[u8], downtime: Option<Duration>) -> Result<()> {
+        let table = decode(encoded).ok_or_else(|| {
+            let message = "the removals in the dump are malformed";
+            Error::new(ErrorKind::InvalidDump, message)
+        })?;
+        // If the time is not known, the removals count as made now, so that more values are dropped.
+        self.merge(&match downtime {
+            Some(downtime) => table.older_by(downtime),
+            None => table.made_now(),
+        });
+        Ok(())
+    }
+
+    /// Whether a removal may concern a value of this age, `None` if that is not known.
+    pub(super) fn may_be_removed(&self, key: &str, age: Option<Duration>) -> bool {
+        let now = self.store.clock().now();
+        let since_removal = self.removals.since_removal(KeyStripe::of(key), now);
+        since_removal.is_some_and(|since| age.is_none_or(|age| age >= since))
+    }
+}
+
+fn decode(encoded: &[u8]) -> Option<Table> {
+    let (len, rest) = encoded.split_first_chunk::<8>()?;
+    let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
+    let (clocks, applied) = rest.split_at_checked(len)?;
+    Table::decode(clocks, applied)
+}

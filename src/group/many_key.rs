@@ -1,0 +1,70 @@
+//! The keys of a call for several keys.
+
+use super::populate::Placement;
+use super::{LoadKey, Loaded};
+use crate::error::Result;
+use crate::store::KeyHash;
+
+/// A key of a call for several keys.
+#[derive(Clone, Copy)]
+pub(super) struct ManyKey<'k> {
+    /// The index of the key in the caller's list.
+    pub(super) at: usize,
+    pub(super) key: LoadKey<'k>,
+    pub(super) from: ManyFrom,
+}
+
+/// The source of a key's value.
+#[derive(Clone, Copy)]
+pub(super) enum ManyFrom {
+    /// The getter of this process.
+    Getter(Placement),
+    /// The owner, if it is another process, and then as for a single get.
+    Peers,
+}
+
+/// Takes the result of the key at an index of the caller's list.
+pub(super) type Each<'e> = dyn FnMut(usize, Result<Loaded>) + 'e;
+
+impl ManyKey<'_> {
+    /// Where the value belongs, if it is loaded here.
+    pub(super) fn placement(&self) -> Placement {
+        match self.from {
+            ManyFrom::Getter(placement) => placement,
+            ManyFrom::Peers => Placement::Fallback,
+        }
+    }
+}
+
+/// A [`ManyKey`] that a loader thread can hold.
+pub(super) struct OwnedKey {
+    at: usize,
+    hash: KeyHash,
+    key: Box<str>,
+    from: ManyFrom,
+}
+
+impl From<&ManyKey<'_>> for OwnedKey {
+    fn from(key: &ManyKey<'_>) -> Self {
+        OwnedKey {
+            at: key.at,
+            hash: key.key.hash,
+            key: key.key.key.into(),
+            from: key.from,
+        }
+    }
+}
+
+impl OwnedKey {
+    pub(super) fn borrow(&self) -> ManyKey<'_> {
+        let key = LoadKey {
+            hash: self.hash,
+            key: &self.key,
+        };
+        ManyKey {
+            at: self.at,
+            key,
+            from: self.from,
+        }
+    }
+}

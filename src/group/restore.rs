@@ -1,0 +1,271 @@
+//! Reads the entries of a dump back, those that no removal has touched since.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::lifetime::Lifetime;
+use super::populate::Placement;
+use super::{Group, LoadBegin};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::dump::{BlockReader, DumpHeader, DumpedEntry, Uptime};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::EvictedEntries;
+
+/// How [`Group::restore`] reads a dump.
+pub struct RestoreOptions<'a> {
+    schema: u64,
+    trust_alone: bool,
+    progress: Box<dyn FnMut(RestoreProgress) + 'a>,
+}
+
+impl<'a> RestoreOptions<'a> {
+    /// The options for dumps of this schema; see [`Group::dump`].
+    pub fn new(schema: u64) -> Self {
+        RestoreOptions {
+            schema,
+            trust_alone: false,
+            progress: Box::new(|_| ()),
+        }
+    }
+
+    /// Whether entries are restored although no peer could be asked for the removals since the dump;
+    /// false by default. A process without peers needs no trust.
+    #[must_use]
+    pub fn trust_alone(mut self, trust: bool) -> Self {
+        self.trust_alone = trust;
+        self
+    }
+
+    /// A function that is called after each block of the file, on the thread that restores.
+    #[must_use]
+    pub fn progress(mut self, progress: impl FnMut(RestoreProgress) + 'a) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+}
+
+/// How far [`Group::restore`] has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestoreProgress {
+    /// The bytes of the file that were read.
+    pub bytes: u64,
+    /// The length of the file.
+    pub of_bytes: u64,
+    /// The entries that were restored.
+    pub entries: u64,
+}
+
+/// The outcome of [`Group::restore`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestoreReport {
+    /// The entries that are in the cache again.
+    pub restored: u64,
+    /// Entries of keys that other processes own now.
+    pub not_owned: u64,
+    /// Entries that expired, or that have a time to live although the time since the dump is not known.
+    pub expired: u64,
+    /// Entries that a removal may have touched since they were loaded.
+    pub removed: u64,
+    /// Entries for which there was no room, or whose key was loaded meanwhile.
+    pub refused: u64,
+    /// Whether a part of the file was damaged. Its entries are lost; all others are counted above.
+    pub is_damaged: bool,
+}
+
+impl Group {
+    /// Puts the entries of a [dump](Self::dump) into the cache: those of keys that this process owns and
+    /// has not cached meanwhile, with the age and the time to live that are left. Call it at the start,
+    /// once the peers are set. Gets may go on.
+    ///
+    /// No removed value comes back: the group first asks the peers for the removals that they know of,
+    /// and drops the entries that one of them may concern. If there are peers and none can be reached
+    /// for 2 s, no entry is restored, unless [`RestoreOptions::trust_alone`] is set.
+    ///
+    /// The time since the dump is measured by the clock that counts since the boot. After a reboot it is
+    /// measured by the wall clock. If that is earlier than at the dump, the time is not known. Then
+    /// entries with a time to live are dropped, and so are all those whose stripe of keys had a removal.
+    ///
+    /// Damaged blocks of the file are skipped.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the file cannot be read; [`ErrorKind::InvalidDump`] if it is not a dump of
+    /// this group and this schema, or its header is damaged. After these errors nothing has changed,
+    /// except that after a read error in the middle the entries before it are restored.
+    /// [`ErrorKind::Peer`] if no peer could be asked.
+    pub fn restore(
+        &self,
+        path: impl AsRef<Path>,
+        mut options: RestoreOptions<'_>,
+    ) -> Result<RestoreReport> {
+        let path = path.as_ref();
+        let io = |error| {
+            let message = format!("cannot read the dump {}", path.display());
+            Error::with_source(ErrorKind::Io, message, error)
+        };
+        let file = File::open(path).map_err(io)?;
+        let (header, mut blocks) = BlockReader::open(BufReader::new(file))?;
+        self.check_header(&header, options.schema)?;
+        let downtime = self.downtime(&header);
+        self.learn_removals(&header, downtime, options.trust_alone)?;
+        let mut report = RestoreReport::default();
+        while let Some(mut payload) = blocks.next_block().map_err(io)? {
+            while let Some(entry) = DumpedEntry::take(&mut payload) {
+                self.restore_entry(&entry, downtime, &mut report);
+            }
+            let (bytes, of_bytes) = blocks.progress();
+            (options.progress)(RestoreProgress {
+                bytes,
+                of_bytes,
+                entries: report.restored,
+            });
+        }
+        report.is_damaged = blocks.is_damaged();
+        Ok(report)
+    }
+
+    fn check_header(&self, header: &DumpHeader, schema: u64) -> Result<()> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::InvalidDump, why));
+        if header.group != self.name() {
+            return refuse(format!(
+                "the dump is of the group {:?}, not of {:?}",
+                header.group,
+                self.name()
+            ));
+        }
+        if header.schema != schema {
+            return refuse(format!(
+                "the dump has the schema {}, not {schema}",
+                header.schema
+            ));
+        }
+        Ok(())
+    }
+
+    /// The time since the dump; `None` if it is not known.
+    fn downtime(&self, header: &DumpHeader) -> Option<Duration> {
+        let uptime = Uptime::now();
+        let nanos = if !header.boot_id.is_empty() && header.boot_id == uptime.boot_id {
+            uptime.since_boot.checked_sub(header.since_boot)
+        } else {
+            let now = u64::try_from(self.inner.store.clock().unix_nanos()).ok();
+            now.and_then(|now| now.checked_sub(header.unix_nanos))
+        };
+        nanos.map(|nanos| Duration::from_nanos(nanos) + RESOLUTION)
+    }
+
+    /// Applies the removals that were applied at the dump, and those that the peers know of.
+    fn learn_removals(
+        &self,
+        header: &DumpHeader,
+        downtime: Option<Duration>,
+        trust_alone: bool,
+    ) -> Result<()> {
+        self.inner.merge_dumped(&header.removals, downtime)?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let peers = self
+                .inner
+                .peers
+                .ask(self.name(), |picker| picker.all_peers());
+            let peers = peers.unwrap_or_default();
+            let ctx = Context::background().with_deadline(end);
+            let asked = peers
+                .iter()
+                .map(|peer| self.inner.exchange_tables(peer, &ctx));
+            // All of them, because each may know of other removals.
+            let results: Vec<_> = asked.collect();
+            if peers.is_empty() || results.iter().any(Result::is_ok) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let error = results.into_iter().find_map(Result::err);
+                return match (trust_alone, error) {
+                    (true, _) | (_, None) => Ok(()),
+                    (false, Some(error)) => Err(Error::with_source(
+                        ErrorKind::Peer,
+                        "no peer could be asked for removals since the dump",
+                        error,
+                    )),
+                };
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn restore_entry(
+        &self,
+        entry: &DumpedEntry<'_>,
+        downtime: Option<Duration>,
+        report: &mut RestoreReport,
+    ) {
+        let inner = &self.inner;
+        let key = inner.key(entry.key);
+        if inner.peers.owner(&inner.name, entry.key).is_some()
+            || inner.check_key(entry.key).is_err()
+        {
+            report.not_owned += 1;
+            return;
+        }
+        let clock = inner.store.clock();
+        let Err(generation) = inner.store.peek(key.hash, entry.key) else {
+            report.refused += 1;
+            return;
+        };
+        // Read before the clocks of the removals, so that a removal after that is detected.
+        let begun = LoadBegin {
+            at: clock.now(),
+            generation,
+            forgets: inner.getter_flights.forgets(key.hash.get()),
+        };
+        let since = |nanos: u64| {
+            downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
+        };
+        let age = entry.age.and_then(since);
+        if inner.may_be_removed(entry.key, age) {
+            report.removed += 1;
+            return;
+        }
+        let left = match (entry.ttl.map(Duration::from_nanos), downtime) {
+            (None, _) => None,
+            (Some(ttl), Some(downtime)) if ttl > downtime => Some(ttl - downtime),
+            (Some(_), _) => {
+                report.expired += 1;
+                return;
+            }
+        };
+        let begin = age.and_then(|age| begun.at.before(age));
+        let end = left.map(|left| begun.at.after(left));
+        let lifetime = Lifetime::between(begin, end, inner.freshness.allowance());
+        let mut view = ByteView::from(entry.value);
+        let mut evicted = EvictedEntries::default();
+        inner.populate(
+            Placement::Main,
+            key,
+            begun,
+            &mut view,
+            lifetime,
+            &mut evicted,
+        );
+        inner.notify_and_drop(evicted);
+        match inner.store.peek(key.hash, entry.key) {
+            Ok(_) => report.restored += 1,
+            Err(_) => report.refused += 1,
+        }
+    }
+}
+
+/// The clock since the boot counts hundredths of a second, and is read twice. No value may look younger
+/// than it is.
+const RESOLUTION: Duration = Duration::from_millis(20);
+
+/// How long a process that restores tries to reach a peer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(100);
