@@ -175,9 +175,7 @@ impl Group {
                 .ask(self.name(), |picker| picker.all_peers());
             let peers = peers.unwrap_or_default();
             let ctx = Context::background().with_deadline(end);
-            let asked = peers
-                .iter()
-                .map(|peer| self.inner.exchange_tables(peer, &ctx));
+            let asked = peers.iter().map(|peer| self.inner.exchange(peer, &ctx));
             // All of them, because each may know of other removals.
             let results: Vec<_> = asked.collect();
             if peers.is_empty() || results.iter().any(Result::is_ok) {
