@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
-use super::{Group, Inner, Loaded};
+use super::{Group, Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -218,4 +218,14 @@ impl From<CacheType> for Source {
 }
 
 /// In the context of a load whose value is not kept.
-pub(super) struct NoStore;
+struct NoStore;
+
+impl LoadBegin {
+    /// The same, for a load within `ctx`.
+    pub(super) fn within(self, ctx: &Context) -> LoadBegin {
+        LoadBegin {
+            is_kept: ctx.value::<NoStore>().is_none(),
+            ..self
+        }
+    }
+}

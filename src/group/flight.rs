@@ -1,7 +1,6 @@
 //! One load for many callers: one caller leads, and the others wait. The load runs on the leader's
 //! thread or on the loader pool.
 
-use super::answer::NoStore;
 use super::freshness::Phase;
 use super::populate::Placement;
 use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
@@ -236,10 +235,7 @@ impl Inner {
             }
         };
         let on_pool = busy.is_some();
-        let begun = LoadBegin {
-            is_kept: ctx.value::<NoStore>().is_none(),
-            ..begun
-        };
+        let begun = begun.within(ctx);
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
         let result = match from {
