@@ -15,7 +15,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
-use crate::peers::PeerResponse;
+use crate::peers::{PeerResponse, Route};
 use crate::singleflight::{Joined, Leader};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
@@ -54,8 +54,11 @@ impl Inner {
             Phase::Stale => self.unless_stale(key, old, || match self.freshness.soft_timeout {
                 None => self.load_value(ctx, key, None),
                 Some(limit) => {
-                    let owner = self.peers.owner(&self.name, key.key);
-                    let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::Peers);
+                    let from = match self.peers.route(&self.name, key.key) {
+                        Route::Own => LoadFrom::Getter(Placement::Main),
+                        Route::Fallback => LoadFrom::Getter(Placement::Fallback),
+                        Route::Peer(peer) => LoadFrom::Peers(peer),
+                    };
                     self.load_softly(limit, &from, ctx, key)
                 }
             }),
@@ -169,11 +172,13 @@ impl Inner {
     /// Loads a value newer than the cached one, or joins a load under way.
     pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<Loaded> {
         self.check_attempts(key)?;
-        let (from, executor) = match self.peers.owner(&self.name, key.key) {
-            None => (LoadFrom::Getter(Placement::Main), Executor::for_getter(ctx)),
-            Some(owner) => {
-                let executor = Executor::for_peer(ctx, &*owner);
-                (LoadFrom::Peers(owner), executor)
+        let here = |placement| (LoadFrom::Getter(placement), Executor::for_getter(ctx));
+        let (from, executor) = match self.peers.route(&self.name, key.key) {
+            Route::Own => here(Placement::Main),
+            Route::Fallback => here(Placement::Fallback),
+            Route::Peer(peer) => {
+                let executor = Executor::for_peer(ctx, &*peer);
+                (LoadFrom::Peers(peer), executor)
             }
         };
         loop {
@@ -196,13 +201,16 @@ impl Inner {
 
     /// Starts a load of a newer value, unless one is under way or failed lately.
     pub(super) fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
-        let owner = self.peers.owner(&self.name, key.key);
-        let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::OwnerAlone);
-        self.start_refresh(key, &from);
+        match self.peers.route(&self.name, key.key) {
+            Route::Own => self.start_refresh(key, &LoadFrom::Getter(Placement::Main)),
+            Route::Peer(peer) => self.start_refresh(key, &LoadFrom::OwnerAlone(peer)),
+            // The owner does not answer. The old value is used until it is over.
+            Route::Fallback => {}
+        }
     }
 
     fn refresh_own(self: &Arc<Self>, key: LoadKey<'_>) {
-        if self.peers.owner(&self.name, key.key).is_none() {
+        if matches!(self.peers.route(&self.name, key.key), Route::Own) {
             self.start_refresh(key, &LoadFrom::Getter(Placement::Main));
         }
     }
