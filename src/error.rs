@@ -64,6 +64,9 @@ pub enum ErrorKind {
     /// The key's owner is alive, and its getter still runs. A group asks the owner again and never
     /// returns this error.
     Loading,
+    /// No cached value fits, and the call allowed no load: see
+    /// [`GetOptions::only_if_cached`](crate::GetOptions::only_if_cached).
+    NotCached,
     /// The peer could not be reached, or its response was not valid.
     Peer,
     /// The peer has no group of this name.
@@ -245,6 +248,7 @@ impl ErrorKind {
                 "every loader thread is busy; raise max_loader_threads or shed load"
             }
             ErrorKind::Loading => "the owner of the key is still loading it",
+            ErrorKind::NotCached => "no cached value fits, and the call allows no load",
             ErrorKind::Peer => "the peer did not answer",
             ErrorKind::UnknownGroup => "the peer has no such group",
             ErrorKind::DuplicateGroup => "a group of this name exists; use get_group",

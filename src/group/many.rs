@@ -217,11 +217,7 @@ impl Inner {
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                begun: LoadBegin {
-                    at: self.store.clock().now(),
-                    generation,
-                    forgets,
-                },
+                begun: self.load_begin(generation, forgets),
             });
         }
         plan

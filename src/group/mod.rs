@@ -15,6 +15,7 @@
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   handoff.rs   a value of the previous owner
+//!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
@@ -22,6 +23,7 @@
 //!   many_key.rs  the keys of both
 //! ```
 
+mod answer;
 mod applied;
 mod attempts;
 mod broadcast;
@@ -86,6 +88,7 @@ use lifetime::Lifetime;
 use removal_clocks::RemovalClocks;
 use unverified::MaxUnverified;
 
+pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
 pub(crate) use limit::TemporaryLimit;
@@ -148,6 +151,8 @@ type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 struct Loaded {
     view: ByteView,
     lifetime: Lifetime,
+    /// Whether a peer sent it.
+    by_peer: bool,
 }
 
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
@@ -157,6 +162,8 @@ type MissToken = (Generation, Epoch);
 #[derive(Clone, Copy)]
 struct LoadBegin {
     at: Tick,
+    /// Whether the value is to be cached.
+    is_kept: bool,
     generation: Generation,
     /// Of the flights that the load belongs to.
     forgets: ForgetCount,
@@ -502,10 +509,7 @@ impl Inner {
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) if !hit.is_due => Ok(hit.view),
-            Ok(hit) => {
-                let due = self.get_due(ctx, LoadKey { hash, key }, hit);
-                due.map(|loaded| loaded.view)
-            }
+            Ok(_) => self.get_found_due(ctx, LoadKey { hash, key }),
             Err(miss) => {
                 self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
