@@ -62,9 +62,9 @@ use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
+use crate::error::Result;
 #[cfg(doc)]
-use crate::error::Error;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::panics::FirstPanic;
