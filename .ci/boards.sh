@@ -9,6 +9,7 @@
 #   .ci/boards.sh run TARGET PROGRAM...     a program of that machine
 #   .ci/boards.sh mixed TARGET...           a cluster of this machine and others: one load of each colour
 #   .ci/boards.sh static                    the static example answers in an empty root directory
+#   .ci/boards.sh footprint                 builds the static node that `cargo bench --bench footprint` measures
 #   .ci/boards.sh turn                      builds all targets, and tests one: each run the next one
 #   .ci/boards.sh all                       everything
 #
@@ -222,6 +223,13 @@ static() {
     [ "$answer" = '#00FF00' ]
 }
 
+footprint() {
+    target x86_64-unknown-linux-musl
+    setup
+    cross build --profile small -p larder-examples --no-default-features --features http --example node
+    stat -c '%n: %s bytes' "$BOARDS/target/$TARGET/small/examples/node"
+}
+
 builds() {
     local name
     for name in $(targets test build check); do
@@ -277,6 +285,6 @@ test)
     ;;
 cargo) target "$1" && shift && cross "$@" ;;
 run) target "$1" && shift && as_native "$@" ;;
-mixed | static | turn | all) "$command" "$@" ;;
+mixed | static | footprint | turn | all) "$command" "$@" ;;
 *) sed -n '2,/^set/s/^# \?//p' "$0" && exit 2 ;;
 esac

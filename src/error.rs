@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The error type that getters return.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -63,6 +64,9 @@ pub enum ErrorKind {
     /// The key's owner is alive, and its getter still runs. A group asks the owner again and never
     /// returns this error.
     Loading,
+    /// No cached value fits, and the call allowed no load: see
+    /// [`GetOptions::only_if_cached`](crate::GetOptions::only_if_cached).
+    NotCached,
     /// The peer could not be reached, or its response was not valid.
     Peer,
     /// The peer has no group of this name.
@@ -244,6 +248,7 @@ impl ErrorKind {
                 "every loader thread is busy; raise max_loader_threads or shed load"
             }
             ErrorKind::Loading => "the owner of the key is still loading it",
+            ErrorKind::NotCached => "no cached value fits, and the call allows no load",
             ErrorKind::Peer => "the peer did not answer",
             ErrorKind::UnknownGroup => "the peer has no such group",
             ErrorKind::DuplicateGroup => "a group of this name exists; use get_group",
@@ -309,6 +314,10 @@ impl From<ErrorKind> for Error {
 pub struct Partial {
     /// The peers that did not confirm the change. All others did.
     pub failed: Vec<FailedPeer>,
+    /// When the last of these peers serves its old values at the latest, if the groups have a
+    /// [`max_unverified`](crate::GroupBuilder::max_unverified) and more than half of all nodes confirmed the
+    /// change. `None` otherwise: each of these peers serves them until its first exchange with another node.
+    pub stale_until: Option<Instant>,
 }
 
 /// A peer that did not confirm a change.
@@ -322,8 +331,11 @@ pub struct FailedPeer {
 }
 
 impl Partial {
-    pub(crate) fn new(failed: Vec<FailedPeer>) -> Self {
-        Partial { failed }
+    pub(crate) fn new(failed: Vec<FailedPeer>, stale_until: Option<Instant>) -> Self {
+        Partial {
+            failed,
+            stale_until,
+        }
     }
 }
 
@@ -414,7 +426,10 @@ mod tests {
     #[test]
     fn partial_error_names_the_peers() {
         let failed = |peer: &str| FailedPeer::new(peer.into(), ErrorKind::Unsupported.into());
-        let error = Error::from(Partial::new(vec![failed("http://a"), failed("http://b")]));
+        let error = Error::from(Partial::new(
+            vec![failed("http://a"), failed("http://b")],
+            None,
+        ));
         assert_eq!(error.kind(), ErrorKind::Partial);
         let partial = error.partial().expect("a partial error");
         assert_eq!(partial.failed[1].peer, "http://b");

@@ -81,8 +81,8 @@ pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
-    AdmissionFn, DumpReport, Group, GroupBuilder, HotAdmission, PeriodicDump, RestoreOptions,
-    RestoreProgress, RestoreReport, SetOptions, WeakGroup,
+    AdmissionFn, Answer, DumpReport, GetOptions, Group, GroupBuilder, HotAdmission, PeriodicDump,
+    RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source, WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};

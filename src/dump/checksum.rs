@@ -15,7 +15,7 @@ pub(super) fn checksum(seed: u64, bytes: &[u8]) -> u64 {
     for (lane, word) in lanes.iter_mut().zip(chunks.remainder().chunks(8)) {
         *lane = step(*lane, word_of(word));
     }
-    lanes.into_iter().fold(0, |sum, lane| step(sum, lane))
+    lanes.into_iter().fold(0, step)
 }
 
 /// Up to eight bytes as a number, the missing ones being 0.

@@ -1,5 +1,7 @@
 //! Sends a change to several peers at the same time, and notes which of them confirmed it.
 
+use std::time::Instant;
+
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::Inner;
@@ -12,24 +14,32 @@ use crate::peers::ProtoGetter;
 use crate::sync::Arc;
 
 /// The peers that did not confirm a change.
-#[derive(Default)]
 pub(super) struct Told {
     pub(super) failed: Vec<FailedPeer>,
-}
-
-impl Told {
-    pub(super) fn into_result(self) -> Result<()> {
-        match self.failed.is_empty() {
-            true => Ok(()),
-            false => Err(Partial::new(self.failed).into()),
-        }
-    }
+    /// The number of peers that were told.
+    all: usize,
 }
 
 /// How a request to the peer of this place in the list ended. `None` if the caller's context ended.
 type End = Option<(usize, Result<()>)>;
 
 impl Inner {
+    /// The result of a change that was applied here and at `owners` other nodes before these peers were
+    /// told.
+    pub(super) fn result_of(&self, told: Told, owners: usize) -> Result<()> {
+        if told.failed.is_empty() {
+            return Ok(());
+        }
+        let nodes = 1 + owners + told.all;
+        let confirmed = nodes - told.failed.len();
+        let limit = self
+            .max_unverified
+            .limit()
+            .filter(|_| 2 * confirmed > nodes);
+        let stale_until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        Err(Partial::new(told.failed, stale_until).into())
+    }
+
     /// Calls `send` for each peer: for the first on this thread, for the others on loader threads at
     /// the same time. A peer for which no loader thread is free comes after the first. Returns by the
     /// deadline of `ctx`.
@@ -37,12 +47,11 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         peers: Vec<Arc<dyn ProtoGetter>>,
-        send: impl Fn(&dyn ProtoGetter, &Context) -> Result<()> + Send + Sync + 'static,
+        send: impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> + Send + Sync + 'static,
     ) -> Told {
         let (sender, ends) = unbounded();
-        let send = Arc::new(send);
+        let (send, mut here) = (Arc::new(send), Vec::new());
         let mut results: Vec<Option<Result<()>>> = peers.iter().map(|_| None).collect();
-        let mut here = Vec::new();
         for (at, peer) in peers.iter().enumerate() {
             let can_block = Executor::for_peer(ctx, &**peer) == Executor::LoaderPool;
             if here.is_empty() && !can_block {
@@ -53,7 +62,7 @@ impl Inner {
                 let (peer, ctx) = (peer.clone(), ctx.clone());
                 let (send, sender) = (send.clone(), sender.clone());
                 self.pool.submit(JobFor::Own, move |busy| {
-                    let result = send(&*peer, &ctx);
+                    let result = send(&peer, &ctx);
                     drop(busy);
                     // Fails if the caller has returned already.
                     let _ = sender.send(Some((at, result)));
@@ -73,7 +82,7 @@ impl Inner {
         });
         drop(sender);
         for at in here {
-            let sent = caught(|| send(&*peers[at], ctx));
+            let sent = caught(|| send(&peers[at], ctx));
             results[at] = Some(sent.unwrap_or_else(|| Err(panicked())));
         }
         while results.iter().any(Option::is_none) {
@@ -91,6 +100,7 @@ impl Inner {
         });
         Told {
             failed: failed.collect(),
+            all: peers.len(),
         }
     }
 }

@@ -7,6 +7,7 @@ use super::compare::Comparisons;
 use super::counters::LoadCounters;
 use super::freshness::Freshness;
 use super::removal_clocks::RemovalClocks;
+use super::unverified::MaxUnverified;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
@@ -48,6 +49,7 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
+    max_unverified: Option<Duration>,
     loader_stack_size: Option<usize>,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
@@ -70,6 +72,7 @@ impl GroupBuilder {
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
+            max_unverified: None,
             loader_stack_size: None,
             max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
@@ -132,6 +135,25 @@ impl GroupBuilder {
     /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
+        self
+    }
+
+    /// How long this process serves cached values without hearing from most of its peers. Default: no
+    /// limit, which a node that is cut off from all others needs to go on with its cache.
+    ///
+    /// With a limit, an [`ErrorKind::Partial`](crate::ErrorKind::Partial) says until when the peers that did
+    /// not confirm a removal can serve the old value. A cached value is returned only if this process, and the
+    /// peers whose removals it had applied within the limit, are more than half of all nodes. Otherwise the
+    /// get asks all peers at the same time, and if too few answer, loads the value. So a process in a
+    /// cluster of two has no cache while the other is down. Set the same limit in all processes.
+    ///
+    /// A hit reads the clock, and each process exchanges 8 KiB with each peer about once in this time.
+    ///
+    /// # Errors
+    ///
+    /// `build` returns [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a limit under 10 ms.
+    pub fn max_unverified(mut self, limit: Duration) -> Self {
+        self.max_unverified = Some(limit);
         self
     }
 
@@ -366,6 +388,7 @@ impl GroupBuilder {
             eviction_listener: self.eviction_listener,
             removals: RemovalClocks::new(),
             comparisons: Comparisons::default(),
+            max_unverified: MaxUnverified::new(self.max_unverified),
             counters: LoadCounters::new(),
         };
         inner.store.raise_margin(inner.freshness.allowance());
@@ -392,6 +415,12 @@ impl GroupBuilder {
         }
         if self.max_loader_threads == 0 {
             return invalid("max_loader_threads must be at least 1");
+        }
+        if self
+            .max_unverified
+            .is_some_and(|limit| limit < LEAST_UNVERIFIED)
+        {
+            return invalid("max_unverified must be at least 10 ms");
         }
         if self
             .loader_stack_size
@@ -423,6 +452,7 @@ const DEFAULT_MAX_KEY_SIZE: usize = 8 << 10;
 const DEFAULT_MAX_VALUE_SIZE: usize = 16 << 20;
 const DEFAULT_LOADER_THREADS: usize = 512;
 const DEFAULT_LOAD_WAIT: Duration = Duration::from_secs(30);
+const LEAST_UNVERIFIED: Duration = Duration::from_millis(10);
 const LONGEST_LOAD_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The longest group name, in bytes.

@@ -276,7 +276,11 @@ impl Inner {
             let lifetime = Lifetime::of_load(lead.begun.at, ttl, allowance);
             let lifetime = self.populate(placement, key, lead.begun, view, lifetime, evicted);
             let view = sink.into_value();
-            Ok(Loaded { view, lifetime })
+            Ok(Loaded {
+                view,
+                lifetime,
+                by_peer: false,
+            })
         });
         let results: Vec<Result<Loaded>> = results.collect();
         for (watch, result) in watches.into_iter().zip(&results) {

@@ -24,7 +24,7 @@ pub(super) struct Comparisons(Mutex<Vec<Comparison>>);
 
 struct Comparison {
     peer: std::sync::Weak<dyn ProtoGetter>,
-    /// When the peer's digest was equal to this node's for the last time.
+    /// The last time at which this node had applied all that the peer had, as far as is known.
     equal_at: Option<Tick>,
     /// Whether the peer's last digest was another one.
     differs: bool,
@@ -52,6 +52,12 @@ impl Comparisons {
         });
         with(&mut comparisons[at])
     }
+
+    /// For each peer, a time until which this node has applied all that the peer had.
+    pub(super) fn equal_times(&self, peers: &[Arc<dyn ProtoGetter>]) -> Vec<Option<Tick>> {
+        let time = |peer| self.with(peer, |comparison| comparison.equal_at);
+        peers.iter().map(time).collect()
+    }
 }
 
 impl Inner {
@@ -69,7 +75,7 @@ impl Inner {
             return;
         };
         if self.removals.has_same_digest(Some(mark)) {
-            if !self.removals.are_unused() {
+            if !self.removals.are_unused() || self.max_unverified.limit().is_some() {
                 self.comparisons.with(peer, |comparison| {
                     comparison.equal_at = comparison.equal_at.max(Some(sent));
                     comparison.differs = false;
@@ -101,30 +107,27 @@ impl Inner {
 
     /// Exchanges tables with a peer, unless the digests are equal by now.
     fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
-        let sent = self.store.clock().now();
-        let differs = self.comparisons.with(peer, |comparison| comparison.differs);
-        let exchanged = match differs {
-            true => self.exchange_tables(peer, ctx),
-            false => Ok(()),
-        };
-        if let Err(error) = &exchanged {
-            log::debug!("group {}: {error}", self.name);
-        }
-        self.comparisons.with(peer, |comparison| {
-            comparison.is_scheduled = false;
-            if differs && exchanged.is_ok() {
-                comparison.equal_at = comparison.equal_at.max(Some(sent));
+        if self.comparisons.with(peer, |comparison| comparison.differs) {
+            if let Err(error) = self.exchange(peer, ctx) {
+                log::debug!("group {}: {error}", self.name);
             }
-        });
+        }
+        self.comparisons
+            .with(peer, |comparison| comparison.is_scheduled = false);
     }
 
-    pub(super) fn exchange_tables(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
+    /// Exchanges tables with a peer. After that, this node has applied all that the peer had.
+    pub(super) fn exchange(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
+        let sent = self.store.clock().now();
         let request = self.own_table();
         let answer = peer.exchange_removals(&ctx.with_timeout(LONGEST_EXCHANGE), &request)?;
         let table = table_of(&answer).ok_or_else(|| {
             Error::new(ErrorKind::Peer, "the peer's table of removals is malformed")
         })?;
         self.merge(&table);
+        self.comparisons.with(peer, |comparison| {
+            comparison.equal_at = comparison.equal_at.max(Some(sent));
+        });
         Ok(())
     }
 
@@ -161,6 +164,7 @@ impl Inner {
         self.store.remove_older(&is_old, removed);
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
+        self.attempts.forget_all();
         self.removals.finish_merge(table);
         drop(unsettled);
         panic.resume();

@@ -112,7 +112,7 @@ impl Group {
             let Ok(hit) = store.peek(store.hash(entry.key()), entry.key()) else {
                 continue;
             };
-            let Loaded { view, lifetime } = self.inner.loaded(hit);
+            let Loaded { view, lifetime, .. } = self.inner.loaded(hit);
             let ttl = lifetime.fresh_until.map(|end| nanos(end.since(dumped_at)));
             if ttl == Some(0) {
                 continue;

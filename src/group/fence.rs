@@ -11,7 +11,7 @@
 //!
 //! At step 4, H compares the owner's removals, which are in the answer, with its own. If the owner has
 //! not applied all of them, and its load of the value began before the last of them, H has the owner drop
-//! the value, and asks again. So no caller at H gets the old value: not the one that asked, and none that
+//! the value, and asks again. The owner keeps it if it has applied them meanwhile, and others in addition. So no caller at H gets the old value: not the one that asked, and none that
 //! joins its load after the removal has returned.
 
 use std::time::Duration;
@@ -57,8 +57,8 @@ impl Inner {
         }
     }
 
-    /// A peer's answer if it [is current](Self::is_current). If not, has the peer drop its value, and
-    /// asks again. `None` if the peer does not drop it: then the getter has to run here.
+    /// A peer's answer if it [is current](Self::is_current). If not, has the peer drop its value unless it
+    /// has applied all removals that this node knows, and asks again. `None` if the peer does not drop it: then the getter has to run here.
     pub(super) fn verify(
         self: &Arc<Self>,
         peer: &Arc<dyn ProtoGetter>,
@@ -75,13 +75,14 @@ impl Inner {
             group: request.group.clone(),
             keys: vec![request.key.clone()],
             removal_id: Some(0),
+            unless_applied: self.removals.known().map(Into::into),
         };
         if let Err(error) = peer.remove(ctx, &uncounted) {
             log::debug!("group {}: {error}", self.name);
             return Ok(None);
         }
-        // The load of the new answer began after the peer dropped its value, and so after every removal
-        // that this node had applied then.
+        // If the peer has dropped its value, the load of the new answer began after that, and so after every
+        // removal that this node knew. If not, the peer had applied all of them.
         ask_again().map(Some)
     }
 }

@@ -87,19 +87,32 @@ impl Inner {
                         Ok(begun) => begun,
                         Err(cached) => return Ok(cached),
                     };
-                    match executor {
-                        Executor::Caller => self.lead(from, leader, None, ctx, key, begun),
-                        Executor::LoaderPool => {
-                            match self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own) {
-                                Ok(waiter) => wait(&waiter, ctx),
-                                Err(refused) => Some(Err(refused)),
-                            }
-                        }
-                    }
+                    self.lead_by(from, executor, leader, ctx, key, begun)
                 }
             };
             if let Some(result) = result {
                 return result;
+            }
+        }
+    }
+
+    /// Runs a flight until there is a result or `ctx` ends. `None` if the caller has to join again.
+    pub(super) fn lead_by(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        executor: Executor,
+        leader: Leader<'_, Result<Loaded>>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+    ) -> Option<Result<Loaded>> {
+        match executor {
+            Executor::Caller => self.lead(from, leader, None, ctx, key, begun),
+            Executor::LoaderPool => {
+                match self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own) {
+                    Ok(waiter) => wait(&waiter, ctx),
+                    Err(refused) => Some(Err(refused)),
+                }
             }
         }
     }
@@ -127,12 +140,16 @@ impl Inner {
         if !matches!(from, LoadFrom::GetterAfterPeers) {
             self.counters.add(|loads| &loads.loads_deduped);
         }
-        let begun = LoadBegin {
+        Ok((leader, self.load_begin(generation, forgets)))
+    }
+
+    pub(super) fn load_begin(&self, generation: Generation, forgets: ForgetCount) -> LoadBegin {
+        LoadBegin {
             at: self.store.clock().now(),
+            is_kept: true,
             generation,
             forgets,
-        };
-        Ok((leader, begun))
+        }
     }
 
     /// Looks into the store once more, as the leader of a flight. Without this, two loads in a row
@@ -218,6 +235,7 @@ impl Inner {
             }
         };
         let on_pool = busy.is_some();
+        let begun = begun.within(ctx);
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
         let result = match from {

@@ -36,7 +36,11 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
         let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
-        Some(Loaded { view, lifetime })
+        Some(Loaded {
+            view,
+            lifetime,
+            by_peer: true,
+        })
     }
 }
 

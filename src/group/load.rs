@@ -133,7 +133,11 @@ impl Inner {
         let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
-        Ok(Loaded { view, lifetime })
+        Ok(Loaded {
+            view,
+            lifetime,
+            by_peer: false,
+        })
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -148,10 +152,16 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
-            let Loaded { mut view, lifetime } = answer?;
+            let Loaded {
+                mut view, lifetime, ..
+            } = answer?;
             let hot = Placement::Hot;
             let lifetime = self.populate(hot, key, begun, &mut view, lifetime, evicted);
-            return Ok(Loaded { view, lifetime });
+            return Ok(Loaded {
+                view,
+                lifetime,
+                by_peer: true,
+            });
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
@@ -185,7 +195,11 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
         let lifetime = self.populate(Placement::Hot, key, begun, &mut view, lifetime, evicted);
-        Ok(Loaded { view, lifetime })
+        Ok(Loaded {
+            view,
+            lifetime,
+            by_peer: true,
+        })
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
@@ -249,6 +263,7 @@ impl Inner {
                 return Asked::Answer(Ok(Loaded {
                     lifetime: self.lifetime_of(sent, &response),
                     view: response.value,
+                    by_peer: true,
                 }));
             }
             Ok(None) => return Asked::LoadHere,

@@ -56,6 +56,10 @@ impl Inner {
         ctx: &Context,
         keys: &[K],
     ) -> Vec<Result<ByteView>> {
+        if !self.may_serve(ctx) {
+            keys.iter()
+                .for_each(|key| drop(self.remove_here(key.as_ref(), None)));
+        }
         let cached = |key: &K| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
@@ -213,11 +217,7 @@ impl Inner {
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                begun: LoadBegin {
-                    at: self.store.clock().now(),
-                    generation,
-                    forgets,
-                },
+                begun: self.load_begin(generation, forgets),
             });
         }
         plan

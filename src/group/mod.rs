@@ -13,8 +13,9 @@
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
-//!   compare.rs   whether peers have applied them, too
+//!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   handoff.rs   a value of the previous owner
+//!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
@@ -22,6 +23,7 @@
 //!   many_key.rs  the keys of both
 //! ```
 
+mod answer;
 mod applied;
 mod attempts;
 mod broadcast;
@@ -53,6 +55,7 @@ mod restore;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
+mod unverified;
 mod weak;
 
 use std::fmt;
@@ -83,7 +86,9 @@ use counters::LoadCounters;
 use freshness::Freshness;
 use lifetime::Lifetime;
 use removal_clocks::RemovalClocks;
+use unverified::MaxUnverified;
 
+pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
 pub(crate) use limit::TemporaryLimit;
@@ -132,6 +137,7 @@ struct Inner {
     eviction_listener: Option<Arc<EvictionListener>>,
     removals: RemovalClocks,
     comparisons: Comparisons,
+    max_unverified: MaxUnverified,
     counters: LoadCounters,
 }
 
@@ -145,6 +151,8 @@ type EvictionListener = dyn Fn(&str, ByteView, RemovalCause) + Send + Sync;
 struct Loaded {
     view: ByteView,
     lifetime: Lifetime,
+    /// Whether a peer sent it.
+    by_peer: bool,
 }
 
 /// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
@@ -154,6 +162,8 @@ type MissToken = (Generation, Epoch);
 #[derive(Clone, Copy)]
 struct LoadBegin {
     at: Tick,
+    /// Whether the value is to be cached.
+    is_kept: bool,
     generation: Generation,
     /// Of the flights that the load belongs to.
     forgets: ForgetCount,
@@ -460,14 +470,14 @@ impl fmt::Debug for Group {
 impl Inner {
     #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
+        if !self.may_serve(ctx) {
+            self.remove_here(key, None);
+        }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         match self.store.get(hash, key, epoch, || self.purge_some()) {
             Ok(hit) if !hit.is_due => Ok(hit.view),
-            Ok(hit) => {
-                let due = self.get_due(ctx, LoadKey { hash, key }, hit);
-                due.map(|loaded| loaded.view)
-            }
+            Ok(_) => self.get_found_due(ctx, LoadKey { hash, key }),
             Err(miss) => {
                 self.count_miss(hash);
                 self.load(ctx, LoadKey { hash, key }, Some(miss))

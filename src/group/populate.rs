@@ -104,7 +104,7 @@ impl Inner {
         let is_over = |end| end <= self.store.clock().now();
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
-        if !(admitted && may_keep)
+        if !(admitted && may_keep && begun.is_kept)
             || lifetime.expires.is_some_and(is_over)
             || self.store.capacity() == 0
             || !self.store.adopt(hash, key, view)

@@ -5,21 +5,37 @@ use std::time::Duration;
 
 use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
-use super::flight::{LoadFrom, wait};
+use super::flight::{Executor, LoadFrom, wait};
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
-use crate::peers::PeerResponse;
+use crate::peers::{PeerResponse, Route};
 use crate::singleflight::{Joined, Leader};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
 impl Inner {
+    /// The value for a get that found a [due](Hit::is_due) one. It is looked up again: if the get used more
+    /// of the hit than the view, each hit would read when its load began.
+    #[cold]
+    pub(super) fn get_found_due(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<ByteView> {
+        let loaded = match self.store.look(key.hash, key.key).0 {
+            Some(hit) => self.get_due(ctx, key, hit),
+            None => self.load_value(ctx, key, None),
+        };
+        loaded.map(|loaded| loaded.view)
+    }
+
     /// The value for a caller of this process that found a [due](Hit::is_due) one.
     #[cold]
     pub(super) fn get_due(
@@ -38,8 +54,11 @@ impl Inner {
             Phase::Stale => self.unless_stale(key, old, || match self.freshness.soft_timeout {
                 None => self.load_value(ctx, key, None),
                 Some(limit) => {
-                    let owner = self.peers.owner(&self.name, key.key);
-                    let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::Peers);
+                    let from = match self.peers.route(&self.name, key.key) {
+                        Route::Own => LoadFrom::Getter(Placement::Main),
+                        Route::Fallback => LoadFrom::Getter(Placement::Fallback),
+                        Route::Peer(peer) => LoadFrom::Peers(peer),
+                    };
                     self.load_softly(limit, &from, ctx, key)
                 }
             }),
@@ -89,6 +108,7 @@ impl Inner {
         Loaded {
             lifetime: Lifetime::of_hit(&hit, self.freshness.allowance()),
             view: hit.view,
+            by_peer: false,
         }
     }
 
@@ -149,15 +169,48 @@ impl Inner {
         result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
     }
 
+    /// Loads a value newer than the cached one, or joins a load under way.
+    pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<Loaded> {
+        self.check_attempts(key)?;
+        let here = |placement| (LoadFrom::Getter(placement), Executor::for_getter(ctx));
+        let (from, executor) = match self.peers.route(&self.name, key.key) {
+            Route::Own => here(Placement::Main),
+            Route::Fallback => here(Placement::Fallback),
+            Route::Peer(peer) => {
+                let executor = Executor::for_peer(ctx, &*peer);
+                (LoadFrom::Peers(peer), executor)
+            }
+        };
+        loop {
+            if let Some(ended) = ctx.err() {
+                return Err(ended);
+            }
+            let result = match from.flights(self).join(key.hash.get(), key.key) {
+                Joined::Waiter(waiter) => wait(&waiter, ctx),
+                Joined::Leader(leader, _, forgets) => {
+                    let (_, generation) = self.store.look(key.hash, key.key);
+                    let begun = self.load_begin(generation, forgets);
+                    self.lead_by(&from, executor, leader, ctx, key, begun)
+                }
+            };
+            if let Some(result) = result {
+                return result;
+            }
+        }
+    }
+
     /// Starts a load of a newer value, unless one is under way or failed lately.
-    fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
-        let owner = self.peers.owner(&self.name, key.key);
-        let from = owner.map_or(LoadFrom::Getter(Placement::Main), LoadFrom::OwnerAlone);
-        self.start_refresh(key, &from);
+    pub(super) fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
+        match self.peers.route(&self.name, key.key) {
+            Route::Own => self.start_refresh(key, &LoadFrom::Getter(Placement::Main)),
+            Route::Peer(peer) => self.start_refresh(key, &LoadFrom::OwnerAlone(peer)),
+            // The owner does not answer. The old value is used until it is over.
+            Route::Fallback => {}
+        }
     }
 
     fn refresh_own(self: &Arc<Self>, key: LoadKey<'_>) {
-        if self.peers.owner(&self.name, key.key).is_none() {
+        if matches!(self.peers.route(&self.name, key.key), Route::Own) {
             self.start_refresh(key, &LoadFrom::Getter(Placement::Main));
         }
     }
@@ -194,12 +247,7 @@ impl Inner {
             return None;
         }
         self.counters.add(|loads| &loads.refreshes);
-        let begun = LoadBegin {
-            at: now(),
-            generation,
-            forgets,
-        };
-        Some((leader, begun))
+        Some((leader, self.load_begin(generation, forgets)))
     }
 
     /// Watches a load that begins now.

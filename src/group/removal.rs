@@ -105,11 +105,17 @@ impl Group {
     /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
     /// must call it, too.
     pub fn serve_remove(&self, request: &RemoveKeysRequest<'_>) {
-        let count = self.inner.removals.admit(request.removal_id);
-        for key in &request.keys {
-            self.inner.remove_here(key, count.stamp(key));
+        let removals = &self.inner.removals;
+        if (request.unless_applied.as_ref()).is_some_and(|known| removals.has_applied(known)) {
+            return;
         }
-        self.inner.removals.finish(count);
+        let count = removals.admit(request.removal_id);
+        let mut panic = FirstPanic::default();
+        for key in &request.keys {
+            panic.catch(|| drop(self.inner.remove_here(key, count.stamp(key))));
+        }
+        removals.finish(count);
+        panic.resume();
     }
 
     /// Removes everything because a peer has. As for [`serve_remove`](Self::serve_remove).
@@ -151,9 +157,9 @@ impl Inner {
             keys: keys.iter().map(|&key| key.to_owned()).collect(),
             removal_id,
         });
-        let told = self.tell(ctx, peers, move |peer, ctx| request.send(peer, ctx));
+        let told = self.tell(ctx, peers, move |peer, ctx| request.send(&**peer, ctx));
         panic.resume();
-        told.into_result()
+        self.result_of(told, 0)
     }
 
     fn clear_in_cluster(self: &Arc<Self>, ctx: &Context) -> Result<()> {
@@ -170,7 +176,7 @@ impl Inner {
             };
             peer.clear(ctx, &request)
         });
-        told.into_result()
+        self.result_of(told, 0)
     }
 
     /// All peers: those of the picker's list, and the owners of `keys` where it lists none.
@@ -306,6 +312,7 @@ impl OwnedRemoval {
             group: self.group.as_str().into(),
             keys: self.keys.iter().map(|key| key.as_str().into()).collect(),
             removal_id: Some(self.removal_id),
+            unless_applied: None,
         };
         peer.remove(ctx, &request)
     }

@@ -5,9 +5,9 @@ use std::io::BufReader;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::Group;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
-use super::{Group, LoadBegin};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::dump::{BlockReader, DumpHeader, DumpedEntry, Uptime};
@@ -175,9 +175,7 @@ impl Group {
                 .ask(self.name(), |picker| picker.all_peers());
             let peers = peers.unwrap_or_default();
             let ctx = Context::background().with_deadline(end);
-            let asked = peers
-                .iter()
-                .map(|peer| self.inner.exchange_tables(peer, &ctx));
+            let asked = peers.iter().map(|peer| self.inner.exchange(peer, &ctx));
             // All of them, because each may know of other removals.
             let results: Vec<_> = asked.collect();
             if peers.is_empty() || results.iter().any(Result::is_ok) {
@@ -212,17 +210,13 @@ impl Group {
             report.not_owned += 1;
             return;
         }
-        let clock = inner.store.clock();
         let Err(generation) = inner.store.peek(key.hash, entry.key) else {
             report.refused += 1;
             return;
         };
         // Read before the clocks of the removals, so that a removal after that is detected.
-        let begun = LoadBegin {
-            at: clock.now(),
-            generation,
-            forgets: inner.getter_flights.forgets(key.hash.get()),
-        };
+        let forgets = inner.getter_flights.forgets(key.hash.get());
+        let begun = inner.load_begin(generation, forgets);
         let since = |nanos: u64| {
             downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
         };

@@ -137,10 +137,11 @@ impl Inner {
                 group: group.as_str().into(),
                 keys: vec![key.as_str().into()],
                 removal_id: Some(removal_id),
+                unless_applied: None,
             };
             peer.remove(ctx, &request)
         });
-        told.into_result()
+        self.result_of(told, usize::from(owner.is_some()))
     }
 
     /// Sends a value to the owner of its key.

@@ -54,6 +54,7 @@ fn value_removed_at_owner_and_peer_does_not_come_back_by_a_fetch() {
             group: "model".into(),
             keys: vec!["key".into()],
             removal_id: Some(7 << 32 | 1),
+            unless_applied: None,
         });
     });
 }

@@ -20,7 +20,7 @@ use crate::group::{Group, TemporaryLimit};
 use crate::panics;
 use crate::sync::{Arc, Condvar, Mutex};
 use decide::{Controller, GroupSize, Options};
-use source::Source;
+use source::PressureSource;
 
 /// Watches the memory of the process's surroundings, and makes groups smaller while it is short. Ends
 /// when it is dropped.
@@ -177,7 +177,7 @@ impl MemoryPressureBuilder {
         }
         let shared = Arc::new(WatchShared::default());
         let mut watcher = Watcher {
-            source: Source::new()?,
+            source: PressureSource::new()?,
             controller: Controller::new(self.options),
             builder: self,
             start: Instant::now(),
@@ -246,7 +246,7 @@ impl fmt::Debug for MemoryPressure {
 /// The thread's state.
 struct Watcher {
     builder: MemoryPressureBuilder,
-    source: Source,
+    source: PressureSource,
     controller: Controller,
     start: Instant,
     /// The watched groups and their limits in bytes; `u64::MAX` for none.

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The files to read.
 #[derive(Debug, Default)]
-pub(super) struct Source {
+pub(super) struct PressureSource {
     mounts: Vec<CgroupMount>,
     paths: CgroupPaths,
     /// The cgroups that the process is in, and those above them.
@@ -22,11 +22,11 @@ struct Cgroup {
     is_v2: bool,
 }
 
-impl Source {
+impl PressureSource {
     /// # Errors
     ///
     /// [`ErrorKind::Unsupported`] if the system reports no memory at all.
-    pub(super) fn new() -> Result<Source> {
+    pub(super) fn new() -> Result<PressureSource> {
         if !cfg!(target_os = "linux") {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -34,9 +34,9 @@ impl Source {
             ));
         }
         let mounts = read("/proc/self/mountinfo").unwrap_or_default();
-        let mut source = Source {
+        let mut source = PressureSource {
             mounts: parse::cgroup_mounts(&mounts),
-            ..Source::default()
+            ..PressureSource::default()
         };
         if source.read().levels.is_empty() {
             return Err(Error::new(

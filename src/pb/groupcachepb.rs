@@ -250,6 +250,7 @@ pub struct RemoveKeysRequest<'a> {
     pub group: Cow<'a, str>,
     pub keys: Vec<Cow<'a, str>>,
     pub removal_id: Option<u64>,
+    pub unless_applied: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> MessageRead<'a> for RemoveKeysRequest<'a> {
@@ -260,6 +261,7 @@ impl<'a> MessageRead<'a> for RemoveKeysRequest<'a> {
                 Ok(10) => msg.group = r.read_string(bytes).map(Cow::Borrowed)?,
                 Ok(18) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
                 Ok(801) => msg.removal_id = Some(r.read_fixed64(bytes)?),
+                Ok(810) => msg.unless_applied = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -274,12 +276,14 @@ impl<'a> MessageWrite for RemoveKeysRequest<'a> {
         + 1 + sizeof_len((&self.group).len())
         + self.keys.iter().map(|s| 1 + sizeof_len((s).len())).sum::<usize>()
         + self.removal_id.as_ref().map_or(0, |_| 2 + 8)
+        + self.unless_applied.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         w.write_with_tag(10, |w| w.write_string(&**&self.group))?;
         for s in &self.keys { w.write_with_tag(18, |w| w.write_string(&**s))?; }
         if let Some(ref s) = self.removal_id { w.write_with_tag(801, |w| w.write_fixed64(*s))?; }
+        if let Some(ref s) = self.unless_applied { w.write_with_tag(810, |w| w.write_bytes(&**s))?; }
         Ok(())
     }
 }

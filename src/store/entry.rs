@@ -66,6 +66,7 @@ pub(crate) struct Hit {
     pub(crate) expires: Option<Tick>,
     /// See [`NewEntry::begun`].
     pub(crate) begun: Option<Tick>,
+    pub(crate) share: CacheType,
     /// Whether it expires within the margin of `Store::raise_margin`.
     pub(crate) is_due: bool,
 }

@@ -253,22 +253,25 @@ mod tests {
         forecast.points.map(|point| point.hit_ratio)
     }
 
+    /// The forecasts are of several stores, because each samples other keys, and more or fewer of them.
     #[test]
     fn hit_ratio_of_random_gets_is_proportional_to_the_capacity() {
+        const STORES: u32 = 4;
         for eviction in [Eviction::Tide, Eviction::Lru] {
-            let store = store(8000, eviction, &Clock::manual());
-            get_uniformly(&store, 32_000, 80_000);
-            store.set_capacity(store.capacity());
-            get_uniformly(&store, 32_000, 150_000);
-            let (entries, ratios) = (store.stats(CacheType::Main).items as f64, ratios(&store));
-            for (times, ratio) in [0.25, 0.5, 1.0, 2.0].into_iter().zip(ratios) {
-                let expected = times * entries / 32_000.0;
-                let off = (ratio - expected).abs();
-                assert!(
-                    off < 0.04,
-                    "{eviction:?}: {ratios:?} with {entries} entries"
-                );
+            let mut off = [0.0; 4];
+            for _ in 0..STORES {
+                let store = store(8000, eviction, &Clock::manual());
+                get_uniformly(&store, 32_000, 20_000);
+                store.set_capacity(store.capacity());
+                get_uniformly(&store, 32_000, 100_000);
+                let entries = store.stats(CacheType::Main).items as f64;
+                let times = [0.25, 0.5, 1.0, 2.0].into_iter().zip(ratios(&store));
+                for ((times, ratio), off) in times.zip(&mut off) {
+                    *off += (ratio - times * entries / 32_000.0) / f64::from(STORES);
+                }
             }
+            let is_near = off.iter().all(|off| off.abs() < 0.04);
+            assert!(is_near, "{eviction:?}: off by {off:?}");
         }
     }
 

@@ -295,6 +295,7 @@ impl Store {
             view: ByteView::window(data, start, end),
             expires,
             begun,
+            share,
             is_due,
         })
     }
@@ -337,6 +338,7 @@ impl Store {
             view: slot.view(),
             expires: slot.expires,
             begun: slot.begun,
+            share: slot.meta.share(),
             is_due: slot.is_due,
         });
         (found, shard.generation(hash))

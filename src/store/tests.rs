@@ -12,6 +12,7 @@ use crate::heap::SharedBytes;
 
 mod expired;
 mod fits;
+mod lru;
 mod room;
 mod tide;
 

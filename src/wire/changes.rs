@@ -6,6 +6,7 @@
 //! | remove keys | `POST {base}{group}/_remove-keys/`, JSON |
 //! | remove all keys | `POST {base}{group}/_clear/`, a `ClearRequest` |
 //! | set a key | `PUT {base}{group}/{key}`, a `SetRequest` |
+//! | remove a key unless all these removals are applied | `POST {base}{group}/_drop/`, a `RemoveKeysRequest` |
 //! | exchange tables of removals | `POST {base}{group}/_removals/`, a `RemovalTable` |
 //!
 //! The first and the last are those of mailgun/groupcache and groupcache-go, the second is that of
@@ -20,7 +21,7 @@ use super::body::{FieldType, I64, LEN, VARINT, check_fields};
 use super::group_path;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
-use crate::pb::{ClearRequest, RemovalTable, SetRequest};
+use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 
 /// The header with the number of a change whose body has no field for it, in decimal.
 pub(crate) const REMOVAL_ID_HEADER: &str = "larder-removal-id";
@@ -36,6 +37,7 @@ pub(crate) fn parse_removal_id(header: &[u8]) -> Option<u64> {
 pub(crate) const REMOVE_KEYS: &str = "_remove-keys/";
 pub(crate) const CLEAR: &str = "_clear/";
 pub(crate) const REMOVALS: &str = "_removals/";
+pub(crate) const DROP: &str = "_drop/";
 
 /// The path of a request that names no key: `verb` is one of the constants above.
 pub(crate) fn verb_path(base: &str, group: &str, verb: &str) -> String {
@@ -72,6 +74,13 @@ pub(crate) fn decode_clear(body: &[u8]) -> Result<ClearRequest<'_>, String> {
     message.map_err(|error| error.to_string())
 }
 
+/// Reads the body of a conditional removal; errors as [`decode_set`].
+pub(crate) fn decode_drop(body: &[u8]) -> Result<RemoveKeysRequest<'_>, String> {
+    check_fields(body, &DROP_FIELDS, MAX_FIELDS)?;
+    let message = RemoveKeysRequest::from_reader(&mut BytesReader::from_bytes(body), body);
+    message.map_err(|error| error.to_string())
+}
+
 /// Reads the body of an exchange of tables, or of its answer; errors as [`decode_set`].
 pub(crate) fn decode_table(body: &[u8]) -> Result<RemovalTable<'_>, String> {
     check_fields(body, &TABLE_FIELDS, MAX_FIELDS)?;
@@ -88,6 +97,7 @@ const SET_FIELDS: [FieldType; 6] = [
     (101, I64),
 ];
 const CLEAR_FIELDS: [FieldType; 2] = [(1, LEN), (100, I64)];
+const DROP_FIELDS: [FieldType; 4] = [(1, LEN), (2, LEN), (100, I64), (101, LEN)];
 const TABLE_FIELDS: [FieldType; 3] = [(1, LEN), (100, LEN), (101, LEN)];
 
 /// The most fields of a message. Later versions may add some.
@@ -426,7 +436,7 @@ mod tests {
         fn arbitrary_bytes_do_not_panic(body in vec(any::<u8>(), 0..100), json in "[\\[\\]{}\",:\\\\u0-9a-f ]{0,40}") {
             let _ = (decode_keys(&body, 9), decode_keys(json.as_bytes(), 9));
             let _ = (decode_set(&body), decode_clear(&body), decode_table(&body));
-            let _ = parse_removal_id(&body);
+            let _ = (decode_drop(&body), parse_removal_id(&body));
         }
     }
 }

@@ -45,6 +45,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::AlreadyRegistered
         | ErrorKind::Partial
         | ErrorKind::InvalidDump
+        | ErrorKind::NotCached
         | ErrorKind::Unsupported => (503, GETTER),
     }
 }
@@ -137,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Kind at the owner, status, header, kind at the caller.
-    const MAPPINGS: [(K, u16, &str, K); 25] = [
+    const MAPPINGS: [(K, u16, &str, K); 26] = [
         (K::NotFound, 404, "not-found", K::NotFound),
         (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
         (K::Getter, 503, "getter", K::Getter),
@@ -163,6 +164,7 @@ mod tests {
         (K::DuplicatePeer, 503, "getter", K::Getter),
         (K::AlreadyRegistered, 503, "getter", K::Getter),
         (K::Partial, 503, "getter", K::Getter),
+        (K::NotCached, 503, "getter", K::Getter),
     ];
 
     #[test]

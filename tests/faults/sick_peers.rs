@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use crate::cluster::Setup;
-use crate::common::{millis, seconds};
+use larder::Clock;
+use larder::http::PeerState;
+
+use crate::cluster::{Node, Setup};
+use crate::common::{eventually, millis, seconds};
 use crate::process::{Process, figure};
 use crate::raw_server::RawServer;
 
@@ -58,6 +61,48 @@ fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_resta
         let failed: u64 = node.number("peer-errors");
         assert!((1..=THREADS).contains(&failed), "{failed} failed exchanges");
     }
+}
+
+#[test]
+fn absent_owner_leaves_its_keys_to_the_next_node_for_their_full_life() {
+    let clock = Clock::manual();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let (ours, counted) = (clock.clone(), loads.clone());
+    let setup = Setup {
+        group: Box::new(move |group| group.clock(ours.clone())),
+        pool: Box::new(|pool| pool.absent_after(millis(500))),
+        ..Setup::default()
+    };
+    let nodes = [(); 2].map(|()| {
+        let counted = counted.clone();
+        setup.start(move |_, key, dest| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(dest.set_str(key)?)
+        })
+    });
+    let dead = RawServer::start(drop);
+    let urls = [&dead.url, &nodes[0].url, &nodes[1].url];
+    for node in &nodes {
+        node.pool.set(urls).expect("URLs");
+    }
+    let get_at_both = |key: &str| {
+        for node in &nodes {
+            assert_eq!(node.group.get(key).expect("a value"), key);
+        }
+        loads.swap(0, Ordering::SeqCst)
+    };
+    // Both nodes notice that the owner is down. A value in its place is kept for 10 s.
+    let key = nodes[0].key_of(&dead.url, "down");
+    assert!((1..=2).contains(&get_at_both(&key)));
+    clock.advance(seconds(11));
+    assert_eq!(get_at_both(&key), 1, "one node loads for both");
+
+    let is_absent = |node: &Node| node.pool.peers()[0].state == PeerState::Absent;
+    eventually("absent", || nodes.iter().all(is_absent));
+    let key = nodes[0].key_of(&dead.url, "absent");
+    assert_eq!(get_at_both(&key), 1);
+    clock.advance(seconds(3600));
+    assert_eq!(get_at_both(&key), 0, "it is kept");
 }
 
 #[test]

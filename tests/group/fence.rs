@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use larder::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use larder::{
-    Context, ErrorKind, Group, PeerPicker, PeerResponse, ProtoGetter, Registry, Result, SetOptions,
-    getter_fn,
+    Context, ErrorKind, Group, GroupBuilder, PeerPicker, PeerResponse, ProtoGetter, Registry,
+    Result, SetOptions, getter_fn,
 };
 
 use crate::common::*;
@@ -112,6 +112,10 @@ struct Pair {
 }
 
 fn pair() -> Pair {
+    pair_with(|builder| builder)
+}
+
+fn pair_with(options: impl FnOnce(GroupBuilder) -> GroupBuilder) -> Pair {
     let source = Arc::new(Mutex::new("old"));
     let load = |source: &Arc<Mutex<&'static str>>| {
         let source = source.clone();
@@ -125,7 +129,8 @@ fn pair() -> Pair {
         is_cut: Mutex::default(),
         log: Mutex::default(),
     });
-    let h = among("fence", Arc::new(ToOwner(link.clone()))).build(load(&source));
+    let h = among("fence", Arc::new(ToOwner(link.clone())));
+    let h = options(h).build(load(&source));
     Pair {
         h: h.expect("a group"),
         link,
@@ -353,4 +358,83 @@ fn local_removals_do_not_make_values_of_peers_old() {
     assert_eq!(pair.get(), "old");
     assert_eq!(pair.h.peek("key"), Some("old".into()));
     assert_eq!(*lock(&pair.link.log), ["get", "get", "get"]);
+}
+
+#[test]
+fn cut_off_node_with_a_limit_serves_nothing_old_after_it() {
+    let clock = larder::Clock::manual();
+    let pair = pair_with(|builder| builder.max_unverified(seconds(5)).clock(clock.clone()));
+    assert_eq!(pair.get(), "old");
+    clock.advance(seconds(4));
+    let asked = lock(&pair.link.log).len();
+    assert_eq!(pair.get(), "old");
+    assert_eq!(
+        lock(&pair.link.log).len(),
+        asked,
+        "a hit asks no peer within the limit"
+    );
+    *lock(&pair.link.is_cut) = true;
+    *lock(&pair.source) = "new";
+    assert_eq!(pair.get(), "old", "the owner was heard of four seconds ago");
+    clock.advance(seconds(1));
+    assert_eq!(pair.get(), "new");
+    *lock(&pair.source) = "newer";
+    assert_eq!(pair.get(), "newer", "nothing is cached while it is cut off");
+    assert_eq!(
+        pair.h.get_many(&background(), &["key"])[0]
+            .as_ref()
+            .expect("a value"),
+        &"newer"
+    );
+    *lock(&pair.link.is_cut) = false;
+    pair.link.owner.invalidate("key");
+    assert_eq!(pair.get(), "newer");
+    *lock(&pair.source) = "newest";
+    assert_eq!(pair.get(), "newer", "it is cached again");
+}
+
+#[test]
+fn partial_removal_says_until_when_old_values_are_served() {
+    let pair = pair_with(|builder| builder.max_unverified(seconds(5)));
+    *lock(&pair.link.is_cut) = true;
+    let error = pair
+        .h
+        .remove(&background(), "key")
+        .expect_err("it is cut off");
+    assert_eq!(
+        error.partial().expect("the peers").stale_until,
+        None,
+        "one of two is no majority"
+    );
+
+    struct Deaf;
+    impl ProtoGetter for Deaf {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+    }
+    struct Three(Arc<Link>);
+    impl PeerPicker for Three {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            None
+        }
+
+        fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+            vec![self.0.clone(), Arc::new(Deaf)]
+        }
+    }
+    *lock(&pair.link.is_cut) = false;
+    let begun = std::time::Instant::now();
+    let group = among("fence", Arc::new(Three(pair.link.clone())));
+    let group = group
+        .max_unverified(seconds(5))
+        .build(echo().0)
+        .expect("a group");
+    let error = group.remove(&background(), "key").expect_err("one is deaf");
+    let until = error
+        .partial()
+        .expect("the peers")
+        .stale_until
+        .expect("two of three");
+    assert!(until >= begun + seconds(5) && until <= begun + seconds(5) + PATIENCE);
 }

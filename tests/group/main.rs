@@ -10,6 +10,7 @@ mod common;
 mod testpb;
 
 mod age;
+mod answers;
 mod bad_input;
 mod bulk;
 mod changes;

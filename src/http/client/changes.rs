@@ -15,6 +15,11 @@ impl HttpPeer {
     /// A server that is not larder's gets a request for each key. A Go program of the mailgun protocol
     /// would take the request for several keys for a GET, and answer 200.
     pub(super) fn remove_keys(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+        if request.unless_applied.is_some() && self.target().is_keyed() {
+            let path = wire::verb_path(self.base(), &request.group, wire::DROP);
+            let body = wire::encode_change(request)?;
+            return self.change(ctx, "POST", path, &body, None).map(drop);
+        }
         let id = request.removal_id.unwrap_or_default();
         let (group, keys) = (&*request.group, &request.keys[..]);
         let mut rest = match (keys, self.target().is_keyed()) {

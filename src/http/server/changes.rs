@@ -20,8 +20,12 @@ impl Endpoint {
             }
             ("POST", path) => {
                 let path = wire::parse_path(base, path, self.plus_is_space).ok()?;
-                let is_verb =
-                    { matches!(&*path.key, wire::REMOVE_KEYS | wire::CLEAR | wire::REMOVALS) };
+                let is_verb = {
+                    matches!(
+                        &*path.key,
+                        wire::REMOVE_KEYS | wire::CLEAR | wire::REMOVALS | wire::DROP
+                    )
+                };
                 is_verb.then_some(Ok(path))?
             }
             _ => return None,
@@ -48,6 +52,7 @@ impl Endpoint {
                 group: path.group.as_ref().into(),
                 keys: vec![key.into()],
                 removal_id: removal_id_of(request)?,
+                unless_applied: None,
             }),
             ("PUT", key) => {
                 let set = wire::decode_set(body).map_err(|why| malformed(&why))?;
@@ -60,7 +65,11 @@ impl Endpoint {
                 group: path.group.as_ref().into(),
                 keys: wire::decode_keys(body, MAX_KEYS).map_err(malformed)?,
                 removal_id: removal_id_of(request)?,
+                unless_applied: None,
             }),
+            (_, wire::DROP) => {
+                group.serve_remove(&wire::decode_drop(body).map_err(|why| malformed(&why))?);
+            }
             (_, wire::REMOVALS) => {
                 let table = wire::decode_table(body).map_err(|why| malformed(&why))?;
                 let answer = wire::encode_change(&group.serve_removals(&table));

@@ -1,5 +1,5 @@
-//! Compares the eviction of a store with naive models: Tide written straight down, with its queues in
-//! vectors, and LRU.
+//! Compares the eviction of Tide with a naive model: the algorithm written straight down, with its queues
+//! in vectors.
 
 use std::cmp::Reverse;
 

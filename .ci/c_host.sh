@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Links larder into a C program with the default of SIGPIPE, and hangs up while it writes: it lives on.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. .ci/lib.sh
+
+if ! command -v python3 >/dev/null && ! install python3; then
+    echo "SKIPPED: no python3"
+    exit 77
+fi
+dir="$(mktemp -d)"
+trap 'rm -rf "$dir"' EXIT
+show cargo build --locked --release -p c-host
+cc -o "$dir/host" examples/c_host/main.c "$CARGO_TARGET_DIR/release/libc_host.a" -lpthread -ldl -lm
+python3 - "$dir/host" <<'END'
+import signal, socket, struct, subprocess, sys
+
+host = subprocess.Popen([sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                        preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL))
+address, port = host.stdout.readline().strip().rsplit(":", 1)
+
+def ask(key, close):
+    client = socket.create_connection((address, int(port)))
+    client.sendall(f"GET /_groupcache/bytes/{key} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    if close:
+        # A reset: further writes of the server raise SIGPIPE if they may.
+        client.recv(100)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    else:
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+for key in (10, 5000, 1000000) * 20:
+    ask(key, True)
+    # Several requests, and then no reader.
+    client = socket.create_connection((address, int(port)))
+    client.sendall(f"GET /_groupcache/bytes/{key} HTTP/1.1\r\nHost: h\r\n\r\n".encode() * 8)
+    client.close()
+ask(1000000, False)
+assert host.poll() is None, f"the host ended: {host.returncode}"
+host.stdin.close()
+assert host.wait(20) == 0
+print("120 clients hung up; the C program lives")
+END

@@ -1,0 +1,231 @@
+//! A get with options, and its answer: the value, where it came from, and its times.
+
+use std::time::Duration;
+
+use super::freshness::Phase;
+use super::lifetime::Lifetime;
+use super::{Group, Inner, LoadBegin, Loaded};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::stats::CacheType;
+use crate::sync::Arc;
+
+/// The options of [`Group::get_opts`]. The default is [`Group::get_with`].
+///
+/// ```
+/// use larder::GetOptions;
+/// use std::time::Duration;
+///
+/// let options = GetOptions::new().max_age(Duration::from_secs(5));
+/// assert!(!options.only_if_cached);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GetOptions {
+    /// A cached value is used only if its load began at most this long ago. A value of unknown age is
+    /// not used. An older one is loaded again; the owner of the key may answer with a value that it has
+    /// cached, so ask it, too, where the age matters. Default: `None`, no limit.
+    pub max_age: Option<Duration>,
+    /// A cached value that is not fresh is used only within this time after its time to live, at once and
+    /// without a load. The group's own limits hold as well. Default: `None`, as the group does.
+    pub max_stale: Option<Duration>,
+    /// Nothing is loaded: without a cached value that fits, the get fails with
+    /// [`ErrorKind::NotCached`]. Default: no.
+    pub only_if_cached: bool,
+    /// A value that has to be loaded is not kept in this process. Callers that wait for the same load
+    /// keep it. Default: no.
+    pub no_store: bool,
+}
+
+impl GetOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        GetOptions::default()
+    }
+
+    /// The same options with a [`max_age`](Self::max_age).
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = Some(age);
+        self
+    }
+
+    /// The same options with a [`max_stale`](Self::max_stale).
+    #[must_use]
+    pub fn max_stale(mut self, time: Duration) -> Self {
+        self.max_stale = Some(time);
+        self
+    }
+
+    /// The same options with [`only_if_cached`](Self::only_if_cached).
+    #[must_use]
+    pub fn only_if_cached(mut self) -> Self {
+        self.only_if_cached = true;
+        self
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// The main share of this process's cache.
+    Main,
+    /// The hot share: a copy of another process's value.
+    Hot,
+    /// The cache, past its time to live.
+    Stale,
+    /// A load: another process sent it.
+    Peer,
+    /// A load: the getter of this process made it.
+    Getter,
+}
+
+/// The answer of [`Group::get_opts`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Answer {
+    /// The value.
+    pub value: ByteView,
+    /// Where it came from.
+    pub source: Source,
+    /// The time since its load began, in whatever process that was. `None` if it is not known: a peer
+    /// that is not larder sent the value, or the load was weeks ago.
+    pub age: Option<Duration>,
+    /// The time until the end of its time to live; zero if that is over, `None` if it does not expire.
+    pub expires_in: Option<Duration>,
+}
+
+impl Group {
+    /// The value of `key` within the bounds of `ctx`, as `options` ask for it, and with its times.
+    ///
+    /// ```
+    /// use larder::{Context, GetOptions, Registry, Source, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    ///
+    /// let ctx = Context::background();
+    /// let answer = colors.get_opts(&ctx, "red", GetOptions::new())?;
+    /// assert_eq!((answer.value, answer.source), ("red".into(), Source::Getter));
+    /// let answer = colors.get_opts(&ctx, "red", GetOptions::new().only_if_cached())?;
+    /// assert_eq!(answer.source, Source::Main);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`get_with`](Self::get_with); and [`ErrorKind::NotCached`] with
+    /// [`only_if_cached`](GetOptions::only_if_cached).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn get_opts(&self, ctx: &Context, key: &str, options: GetOptions) -> Result<Answer> {
+        self.inner.get_opts(ctx, key, options)
+    }
+}
+
+impl Inner {
+    fn get_opts(self: &Arc<Self>, ctx: &Context, key: &str, options: GetOptions) -> Result<Answer> {
+        let key = self.key(key);
+        let ctx = &match options.no_store {
+            true => ctx.with_value(NoStore),
+            false => ctx.clone(),
+        };
+        let hash = key.hash;
+        let epoch = || self.getter_flights.epoch(hash.get());
+        let not_cached = || Err(Error::from(ErrorKind::NotCached));
+        let found = self.store.get(hash, key.key, epoch, || self.purge_some());
+        let hit = match found {
+            Ok(hit) => hit,
+            Err(miss) => {
+                self.count_miss(hash);
+                return match options.only_if_cached {
+                    true => not_cached(),
+                    false => Ok(self.loaded_answer(self.load_value(ctx, key, Some(miss))?)),
+                };
+            }
+        };
+        let share = hit.share;
+        let old = self.loaded(hit.clone());
+        let phase = self.phase(&old.lifetime);
+        if !self.fits(&old.lifetime, options) {
+            return match options.only_if_cached {
+                true => not_cached(),
+                false => Ok(self.loaded_answer(self.load_newer(ctx, key)?)),
+            };
+        }
+        if phase == Phase::Stale && options.max_stale.is_none() {
+            if options.only_if_cached {
+                return not_cached();
+            }
+            let begun = old.lifetime.begun;
+            let loaded = self.get_due(ctx, key, hit)?;
+            return Ok(match loaded.lifetime.begun == begun {
+                true => self.answer(loaded, share.into()),
+                false => self.loaded_answer(loaded),
+            });
+        }
+        if phase == Phase::Refresh && !options.only_if_cached {
+            self.refresh(key);
+        }
+        Ok(self.answer(old, share.into()))
+    }
+
+    /// Whether a cached value is young and fresh enough.
+    fn fits(&self, lifetime: &Lifetime, options: GetOptions) -> bool {
+        let now = self.store.clock().now();
+        let is_young = |max| lifetime.begun.is_some_and(|begun| now.since(begun) <= max);
+        let stale_for = |end| now.since(end);
+        let is_fresh = |max| lifetime.fresh_until.is_none_or(|end| stale_for(end) <= max);
+        options.max_age.is_none_or(is_young) && options.max_stale.is_none_or(is_fresh)
+    }
+
+    fn loaded_answer(&self, loaded: Loaded) -> Answer {
+        let source = match loaded.by_peer {
+            true => Source::Peer,
+            false => Source::Getter,
+        };
+        self.answer(loaded, source)
+    }
+
+    fn answer(&self, loaded: Loaded, source: Source) -> Answer {
+        let now = self.store.clock().now();
+        let Lifetime {
+            begun, fresh_until, ..
+        } = loaded.lifetime;
+        let is_stale = fresh_until.is_some_and(|end| end <= now);
+        let is_cached = matches!(source, Source::Main | Source::Hot);
+        Answer {
+            value: loaded.view,
+            source: match is_stale && is_cached {
+                true => Source::Stale,
+                false => source,
+            },
+            age: begun.map(|begun| now.since(begun)),
+            expires_in: fresh_until.map(|end| end.since(now)),
+        }
+    }
+}
+
+impl From<CacheType> for Source {
+    fn from(share: CacheType) -> Source {
+        match share {
+            CacheType::Main => Source::Main,
+            CacheType::Hot => Source::Hot,
+        }
+    }
+}
+
+/// In the context of a load whose value is not kept.
+struct NoStore;
+
+impl LoadBegin {
+    /// The same, for a load within `ctx`.
+    pub(super) fn within(self, ctx: &Context) -> LoadBegin {
+        LoadBegin {
+            is_kept: ctx.value::<NoStore>().is_none(),
+            ..self
+        }
+    }
+}

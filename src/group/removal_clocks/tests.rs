@@ -1,0 +1,297 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// The clocks of a node, and its time.
+struct Node {
+    clocks: RemovalClocks,
+    clock: Clock,
+}
+
+impl Node {
+    /// Nodes differ in the origin of their clocks.
+    fn new(started: u64) -> Node {
+        let clock = Clock::manual();
+        clock.advance(Duration::from_secs(started));
+        Node {
+            clocks: RemovalClocks::new(),
+            clock,
+        }
+    }
+
+    /// Applies a removal, as a group does.
+    fn remove(&self, key: &str, number: u64) {
+        let counted = self.clocks.admit(Some(number));
+        if let Some(stamp) = counted.stamp(key) {
+            self.clocks.advance(KeyStripe::of(key), stamp, &self.clock);
+        }
+        self.clocks.finish(counted);
+    }
+
+    fn clear(&self, number: u64) {
+        let counted = self.clocks.admit(Some(number));
+        let stamp = counted.stamp("").expect("it is new");
+        self.clocks.advance(ALL_KEYS, stamp, &self.clock);
+        self.clocks.finish(counted);
+    }
+
+    fn now(&self) -> Tick {
+        self.clock.now()
+    }
+
+    fn table(&self) -> Table {
+        let (clocks, applied) = self.clocks.table(&self.clock).encode();
+        Table::decode(&clocks, &applied).expect("it decodes")
+    }
+
+    fn merge(&self, table: &Table) -> Option<Floors> {
+        let floors = self.clocks.merge(table, self.now(), &self.clock);
+        self.clocks.finish_merge(table);
+        floors
+    }
+
+    fn is_like(&self, other: &Node, key: &str) -> bool {
+        self.clocks
+            .has_same(KeyStripe::of(key), other.clocks.mark(key))
+    }
+
+    fn has_digest_of(&self, other: &Node) -> bool {
+        self.clocks.has_same_digest(other.clocks.mark("k"))
+    }
+}
+
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn pair() -> [Node; 2] {
+    [Node::new(0), Node::new(1_000_000)]
+}
+
+fn advance(nodes: &[Node], by: Duration) {
+    nodes.iter().for_each(|node| node.clock.advance(by));
+}
+
+/// The numbers of removals of two nodes.
+const OF_A: u64 = 7 << 32;
+const OF_B: u64 = 8 << 32;
+
+/// A key of another stripe than `key`.
+fn other(key: &str) -> String {
+    let mut keys = (0..).map(|n| n.to_string());
+    let found = keys.find(|other| KeyStripe::of(other) != KeyStripe::of(key));
+    found.expect("one of them")
+}
+
+#[test]
+fn clocks_take_8_kib() {
+    let clocks = RemovalClocks::new();
+    assert_eq!(size_of_val(&*clocks.clocks), 8192);
+    assert_eq!(clocks.table(&Clock::manual()).encode().0.len(), 8192);
+}
+
+#[test]
+fn stripe_is_fnv_1a_of_the_key() {
+    // Computed by another program. A change would make mixed clusters drop values.
+    for (key, hash) in [
+        ("", 0xcbf2_9ce4_8422_2325_u64),
+        ("a", 0xaf63_dc4c_8601_ec8c),
+    ] {
+        assert_eq!(KeyStripe::of(key), KeyStripe((hash % 1023) as usize));
+    }
+}
+
+#[test]
+fn marks_are_equal_after_the_same_removals_in_any_order() {
+    let [a, b] = pair();
+    assert_eq!(a.clocks.mark("k"), None);
+    a.remove("k", OF_A | 1);
+    a.remove("k", OF_A | 2);
+    b.remove("k", OF_A | 2);
+    assert!(!a.is_like(&b, "k") && !a.has_digest_of(&b));
+    assert!(a.is_like(&b, &other("k")));
+    b.remove("k", OF_A | 1);
+    // It arrives twice.
+    b.remove("k", OF_A | 1);
+    assert!(a.is_like(&b, "k") && a.has_digest_of(&b));
+}
+
+#[test]
+fn clear_changes_the_marks_of_all_keys() {
+    let [a, b] = pair();
+    a.clear(OF_A | 1);
+    assert!(!a.is_like(&b, "k") && !a.is_like(&b, "l"));
+    b.clear(OF_A | 1);
+    assert!(a.is_like(&b, "k") && a.is_like(&b, "l"));
+}
+
+#[test]
+fn there_is_no_mark_while_clocks_are_ahead_of_entries() {
+    let [a, _] = pair();
+    let unsettled = a.clocks.unsettle();
+    a.clear(OF_A | 1);
+    assert_eq!(a.clocks.mark("k"), None);
+    drop(unsettled);
+    assert!(a.clocks.mark("k").is_some());
+}
+
+#[test]
+fn removal_without_a_number_has_the_stamp_of_its_key() {
+    let [a, b] = pair();
+    let stamp = |node: &Node| node.clocks.admit(None).stamp("k");
+    assert!(stamp(&a).is_some() && stamp(&a) == stamp(&b));
+    assert_eq!(a.clocks.admit(Some(0)).stamp("k"), None);
+}
+
+#[test]
+fn time_since_a_removal_is_rounded_down() {
+    let [a, _] = pair();
+    let stripe = KeyStripe::of("k");
+    assert_eq!(a.clocks.since_removal(stripe, a.now()), None);
+    a.clock.advance(Duration::from_micros(300));
+    a.remove("k", OF_A | 1);
+    for (by, most) in [(100, 0), (900, 1), (100_000, 101)] {
+        a.clock.advance(Duration::from_micros(by));
+        let since = a.clocks.since_removal(stripe, a.now()).expect("a removal");
+        assert!(
+            since <= millis(most) && since + millis(2) >= millis(most),
+            "{since:?}"
+        );
+    }
+    // After 49 days, the removal looks younger, never older.
+    a.clock.advance(Duration::from_secs(50 * 86_400));
+    let since = a.clocks.since_removal(stripe, a.now());
+    assert!(since.is_some_and(|since| since < Duration::from_secs(86_400)));
+}
+
+#[test]
+fn missed_removal_drops_what_was_loaded_before_it() {
+    let nodes @ [a, b] = &pair();
+    let before = b.now();
+    advance(nodes, millis(100));
+    a.remove("k", OF_A | 1);
+    advance(nodes, millis(5000));
+    let floors = b.merge(&a.table()).expect("a removal");
+    assert!(floors.is_older("k", Some(before)));
+    assert!(floors.is_older("k", None), "of unknown age");
+    let after = before.after(millis(103));
+    assert!(!floors.is_older("k", Some(after)));
+    assert!(!floors.is_older(&other("k"), Some(before)));
+    assert!(a.is_like(b, "k") && a.has_digest_of(b));
+    assert!(b.merge(&a.table()).is_none() && a.merge(&b.table()).is_none());
+    // The removal arrives at last.
+    b.remove("k", OF_A | 1);
+    assert!(a.is_like(b, "k") && a.has_digest_of(b));
+}
+
+#[test]
+fn missed_clear_drops_all_that_was_loaded_before_it() {
+    let nodes @ [a, b] = &pair();
+    let before = b.now();
+    advance(nodes, millis(100));
+    a.clear(OF_A | 1);
+    advance(nodes, millis(5000));
+    let floors = b.merge(&a.table()).expect("a removal");
+    assert!(floors.is_older("k", Some(before)) && floors.is_older("l", Some(before)));
+    assert!(!floors.is_older("k", Some(before.after(millis(103)))));
+}
+
+#[test]
+fn node_that_was_cut_off_drops_values_and_the_others_drop_none() {
+    let nodes @ [a, b] = &pair();
+    for node in nodes {
+        node.remove("k", OF_A | 1);
+        node.remove("l", OF_B | 1);
+    }
+    advance(nodes, millis(5000));
+    a.remove("k", OF_A | 2);
+    a.remove("l", OF_A | 3);
+    advance(nodes, millis(5000));
+    assert!(a.merge(&b.table()).is_none());
+    assert!(b.merge(&a.table()).is_some());
+    assert!(a.is_like(b, "k") && a.is_like(b, "l") && a.has_digest_of(b));
+}
+
+#[test]
+fn removals_of_two_nodes_in_one_stripe_are_exchanged() {
+    let nodes @ [a, b] = &pair();
+    a.remove("k", OF_A | 1);
+    b.remove("k", OF_B | 1);
+    advance(nodes, millis(5000));
+    let tables = nodes.each_ref().map(|node| node.table());
+    for (node, table) in [(a, &tables[1]), (b, &tables[0])] {
+        let floors = node.merge(table).expect("a removal");
+        assert!(floors.is_older("k", node.now().before(millis(5001))));
+    }
+    assert!(a.is_like(b, "k") && a.has_digest_of(b));
+    // A third node that has applied one of the two does not take the merged clock for its own.
+    let c = Node::new(5);
+    c.remove("k", OF_A | 1);
+    assert!(!c.is_like(a, "k") && !c.has_digest_of(a));
+    assert!(a.merge(&c.table()).is_none());
+    assert!(c.merge(&a.table()).is_some());
+    assert!(c.is_like(b, "k") && c.has_digest_of(b));
+}
+
+#[test]
+fn malformed_tables_are_refused() {
+    for (clocks, applied) in [(0, 0), (8, 0), (8191, 0), (8193, 0), (8192, 1), (8192, 4)] {
+        assert!(Table::decode(&vec![1; clocks], &vec![0; applied]).is_none());
+    }
+    assert!(Table::decode(&[1; 8192], &[]).is_some());
+}
+
+proptest! {
+    /// Each node misses some of the removals. After exchanges, all nodes have the same set, and each was
+    /// told to drop every value that a removal which it missed concerns.
+    #[test]
+    fn nodes_converge_and_miss_no_removal(
+        removals in prop::collection::vec((0..6_u8, 0..3_u64, 1..8_u8), 1..30),
+    ) {
+        let nodes = [0, 100, 10_000].map(Node::new);
+        let start = nodes.each_ref().map(Node::now);
+        let mut missed = [const { Vec::new() }; 3];
+        let mut counts = [0; 3];
+        for (key, origin, receivers) in removals {
+            counts[origin as usize] += 1;
+            let number = (origin + 1) << 32 | counts[origin as usize];
+            for (n, node) in nodes.iter().enumerate() {
+                node.clock.advance(millis(10));
+                match receivers & 1 << n {
+                    0 => missed[n].push((key.to_string(), node.now().since(start[n]))),
+                    _ => node.remove(&key.to_string(), number),
+                }
+            }
+        }
+        for (one, other) in [(0, 1), (1, 2), (0, 2), (0, 1)] {
+            nodes.iter().for_each(|node| node.clock.advance(millis(100)));
+            let tables = [nodes[one].table(), nodes[other].table()];
+            for (n, table) in [(one, &tables[1]), (other, &tables[0])] {
+                let Some(floors) = nodes[n].merge(table) else { continue };
+                missed[n].retain(|(key, at)| {
+                    let begun = start[n].after(*at).before(millis(1));
+                    !floors.is_older(key, begun)
+                });
+            }
+        }
+        // A removal that no other node received is not known to any, so it is not missed.
+        let known = |key: &str| nodes.iter().any(|node| {
+            node.clocks.since_removal(KeyStripe::of(key), node.now()).is_some()
+        });
+        for node in &nodes[1..] {
+            prop_assert!(node.has_digest_of(&nodes[0]));
+        }
+        let left: Vec<_> = missed.iter().flatten().filter(|(key, _)| known(key)).collect();
+        prop_assert!(left.is_empty(), "{left:?}");
+    }
+
+    #[test]
+    fn arbitrary_tables_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 64)) {
+        let [a, _] = pair();
+        a.remove("k", OF_A | 1);
+        if let Some(table) = Table::decode(&bytes.repeat(128), &[7, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]) {
+            prop_assert!(a.merge(&table).is_some());
+            prop_assert!(a.merge(&table).is_none());
+        }
+    }
+}

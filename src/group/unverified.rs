@@ -1,0 +1,75 @@
+//! `max_unverified`: how long a node serves what it has cached without hearing from most of its peers.
+
+use std::time::Duration;
+
+use super::Inner;
+use crate::clock::Tick;
+use crate::context::Context;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// The option, and until when the cache is known to have missed no older removal.
+pub(super) struct MaxUnverified {
+    limit: Option<Duration>,
+    /// A number of nanoseconds as of [`Tick::nanos`].
+    verified_until: AtomicU64,
+}
+
+impl MaxUnverified {
+    pub(super) fn new(limit: Option<Duration>) -> MaxUnverified {
+        MaxUnverified {
+            limit,
+            verified_until: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+}
+
+impl Inner {
+    /// Whether a cached value may be returned: there is no limit, or this node and those whose removals it
+    /// had applied within the limit are more than half of all. If not, asks all peers at the same time.
+    ///
+    /// A removal that was confirmed by more than half of the nodes was confirmed by one of these. This node
+    /// has applied it, unless it was confirmed later than that node was asked.
+    #[inline]
+    pub(super) fn may_serve(self: &Arc<Self>, ctx: &Context) -> bool {
+        match self.max_unverified.limit {
+            None => true,
+            Some(limit) => {
+                let now = self.store.clock().now();
+                let until = self.max_unverified.verified_until.load(Ordering::Acquire);
+                now.nanos() < until || self.verify_cache(ctx, limit, now)
+            }
+        }
+    }
+
+    #[cold]
+    fn verify_cache(self: &Arc<Self>, ctx: &Context, limit: Duration, now: Tick) -> bool {
+        let peers = self.all_peers(&[]);
+        // With this node, half of the peers are more than half of all nodes.
+        let needed = peers.len().div_ceil(2);
+        let Some(last) = needed.checked_sub(1) else {
+            return true;
+        };
+        let heard = || {
+            let mut times = self.comparisons.equal_times(&peers);
+            times.sort_unstable_by(|one, other| other.cmp(one));
+            let time = times[last]?;
+            let until = time.after(limit);
+            let verified = &self.max_unverified.verified_until;
+            verified.fetch_max(until.nanos(), Ordering::AcqRel);
+            Some(until)
+        };
+        let is_verified = |until: Option<Tick>| until.is_some_and(|until| now < until);
+        if is_verified(heard()) {
+            return true;
+        }
+        let group = self.clone();
+        let exchange = move |peer: &_, ctx: &Context| group.exchange(peer, ctx);
+        self.tell(ctx, peers.clone(), exchange);
+        is_verified(heard())
+    }
+}

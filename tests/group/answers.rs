@@ -1,0 +1,151 @@
+//! Gets with options, and their answers.
+
+use larder::{
+    Answer, Clock, Context, ErrorKind, GetOptions, Group, PeerResponse, Result, Source, getter_fn,
+};
+
+use crate::common::*;
+
+fn ask(group: &Group, options: GetOptions) -> Result<Answer> {
+    group.get_opts(&Context::background(), "key", options)
+}
+
+fn source(group: &Group, options: GetOptions) -> Source {
+    ask(group, options).expect("a value").source
+}
+
+/// Values that are fresh for 10 s, and served for 5 s more if a load fails. The getter fails if the
+/// clock was told so.
+fn group(clock: &Clock, loads: &Count) -> Group {
+    let counted = loads.clone();
+    alone("answers")
+        .clock(clock.clone())
+        .time_to_live(seconds(10))
+        .time_to_live_jitter(0.0)
+        .stale_if_error(seconds(5))
+        .build(getter_fn(move |_, _, dest| {
+            counted.add(1);
+            match counted.get() {
+                3 => Err("the third load fails".into()),
+                n => Ok(dest.set_str(&n.to_string())?),
+            }
+        }))
+        .expect("a group")
+}
+
+#[test]
+fn answer_has_source_age_and_expiry() {
+    let (clock, loads) = (Clock::manual(), Count::default());
+    let group = group(&clock, &loads);
+    let answer = ask(&group, GetOptions::new()).expect("a value");
+    assert_eq!(
+        (&answer.value[..], answer.source),
+        (&b"1"[..], Source::Getter)
+    );
+    assert_eq!(
+        (answer.age, answer.expires_in),
+        (Some(seconds(0)), Some(seconds(10)))
+    );
+    clock.advance(seconds(4));
+    let answer = ask(&group, GetOptions::new()).expect("a value");
+    assert_eq!(answer.source, Source::Main);
+    assert_eq!(
+        (answer.age, answer.expires_in),
+        (Some(seconds(4)), Some(seconds(6)))
+    );
+}
+
+#[test]
+fn max_age_loads_a_value_that_is_too_old() {
+    let (clock, loads) = (Clock::manual(), Count::default());
+    let group = group(&clock, &loads);
+    ask(&group, GetOptions::new()).expect("a value");
+    clock.advance(seconds(4));
+    let of = |age| GetOptions::new().max_age(seconds(age));
+    assert_eq!(source(&group, of(4)), Source::Main);
+    assert_eq!(
+        kind(ask(&group, of(3).only_if_cached())),
+        ErrorKind::NotCached
+    );
+    let answer = ask(&group, of(3)).expect("a value");
+    assert_eq!(
+        (&answer.value[..], answer.source),
+        (&b"2"[..], Source::Getter)
+    );
+    assert_eq!(answer.age, Some(seconds(0)));
+    assert_eq!(
+        source(&group, of(0)),
+        Source::Main,
+        "the new value is cached"
+    );
+}
+
+#[test]
+fn stale_values_are_named_and_max_stale_takes_them_at_once() {
+    let (clock, loads) = (Clock::manual(), Count::default());
+    let group = group(&clock, &loads);
+    ask(&group, GetOptions::new()).expect("a value");
+    clock.advance(seconds(13));
+    let stale = |time| GetOptions::new().max_stale(seconds(time));
+    assert_eq!(source(&group, stale(3)), Source::Stale);
+    assert_eq!(loads.get(), 1, "without a load");
+    assert_eq!(
+        kind(ask(&group, GetOptions::new().only_if_cached())),
+        ErrorKind::NotCached
+    );
+    assert_eq!(
+        kind(ask(&group, stale(2).only_if_cached())),
+        ErrorKind::NotCached
+    );
+    assert_eq!(source(&group, stale(2)), Source::Getter);
+    clock.advance(seconds(10));
+    let answer = ask(&group, GetOptions::new()).expect("the old value");
+    assert_eq!(
+        (&answer.value[..], answer.source),
+        (&b"2"[..], Source::Stale)
+    );
+    assert_eq!(answer.expires_in, Some(seconds(0)));
+    assert_eq!(loads.get(), 3, "after a load that failed");
+}
+
+#[test]
+fn only_if_cached_loads_nothing() {
+    let (clock, loads) = (Clock::manual(), Count::default());
+    let group = group(&clock, &loads);
+    let cached = GetOptions::new().only_if_cached();
+    assert_eq!(kind(ask(&group, cached)), ErrorKind::NotCached);
+    assert_eq!(loads.get(), 0);
+    group.get("key").expect("a value");
+    assert_eq!(source(&group, cached), Source::Main);
+}
+
+#[test]
+fn value_of_no_store_is_not_kept() {
+    let (clock, loads) = (Clock::manual(), Count::default());
+    let group = group(&clock, &loads);
+    let mut options = GetOptions::new();
+    options.no_store = true;
+    for ctx in [Context::background(), within(PATIENCE)] {
+        let answer = group.get_opts(&ctx, "key", options).expect("a value");
+        assert_eq!(answer.source, Source::Getter);
+        assert_eq!(answer.expires_in, Some(seconds(10)));
+        assert_eq!(group.entry_count(), 0);
+    }
+}
+
+#[test]
+fn value_of_a_peer_is_named_so() {
+    let peer = FakePeer::new(|_, _| Ok(PeerResponse::new("theirs").with_age(seconds(7))));
+    let clock = Clock::manual();
+    let group = among("named", all_keys_at(&[&peer]))
+        .clock(clock.clone())
+        .build(echo().0)
+        .expect("a group");
+    let answer = ask(&group, GetOptions::new()).expect("a value");
+    assert_eq!(
+        (answer.source, answer.age),
+        (Source::Peer, Some(seconds(7)))
+    );
+    assert_eq!(answer.expires_in, None);
+    assert_eq!(source(&group, GetOptions::new()), Source::Hot);
+}
