@@ -6,7 +6,7 @@ use super::flight::{Executor, LoadFrom, wait};
 use super::lifetime::Lifetime;
 use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
 use super::parallel::job_for;
-use super::{Inner, LoadBegin, LoadKey, Loaded};
+use super::{Group, Inner, LoadBegin, LoadKey, Loaded};
 use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,6 +18,40 @@ use crate::recursion::{self, LoadId};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
+
+impl Group {
+    /// The values of `keys` for a peer, in their order: from the store or the getter, never from another
+    /// peer. A [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs
+    /// for several keys at the same time.
+    ///
+    /// A transport of your own calls this for [`ProtoGetter::load_many`](crate::ProtoGetter::load_many).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn serve_peer_many(&self, ctx: &Context, keys: &[&str]) -> Vec<Result<PeerResponse>> {
+        let mut results = vec![Err(ErrorKind::DeadlineExceeded.into()); keys.len()];
+        let keys: Vec<(usize, &str)> = keys.iter().copied().enumerate().collect();
+        let each = &mut |at: usize, result| results[at] = result;
+        self.inner.get_many_for_peer(ctx, &keys, None, each);
+        results
+    }
+
+    /// As [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
+    /// `waiter` decides how long this thread waits. Passes the results to `each`, with the number that
+    /// stands beside each key. Keys that are not loaded in time get
+    /// [`ErrorKind::DeadlineExceeded`].
+    #[cfg(feature = "http")]
+    pub(crate) fn serve_client_many(
+        &self,
+        ctx: &Context,
+        keys: &[(usize, &str)],
+        waiter: &mut dyn ClientWaiter,
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) {
+        self.inner.get_many_for_peer(ctx, keys, Some(waiter), each);
+    }
+}
 
 impl Inner {
     /// Loads keys with the getter of this process, and passes each result to `each`.

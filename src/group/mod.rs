@@ -65,9 +65,9 @@ use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
+use crate::error::Result;
 #[cfg(doc)]
-use crate::error::Error;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
 use crate::loader_pool::LoaderPool;
 use crate::panics::FirstPanic;
@@ -308,38 +308,6 @@ impl Group {
         waiter: &mut dyn ClientWaiter,
     ) -> Result<PeerResponse> {
         self.inner.get_for_peer(ctx, key, Some(waiter))
-    }
-
-    /// The values of `keys` for a peer, in their order: from the store or the getter, never from another
-    /// peer. A [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs
-    /// for several keys at the same time.
-    ///
-    /// A transport of your own calls this for [`ProtoGetter::load_many`](crate::ProtoGetter::load_many).
-    ///
-    /// # Panics
-    ///
-    /// As [`get_with`](Self::get_with).
-    pub fn serve_peer_many(&self, ctx: &Context, keys: &[&str]) -> Vec<Result<PeerResponse>> {
-        let mut results = vec![Err(ErrorKind::DeadlineExceeded.into()); keys.len()];
-        let keys: Vec<(usize, &str)> = keys.iter().copied().enumerate().collect();
-        let each = &mut |at: usize, result| results[at] = result;
-        self.inner.get_many_for_peer(ctx, &keys, None, each);
-        results
-    }
-
-    /// As [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
-    /// `waiter` decides how long this thread waits. Passes the results to `each`, with the number that
-    /// stands beside each key. Keys that are not loaded in time get
-    /// [`ErrorKind::DeadlineExceeded`].
-    #[cfg(feature = "http")]
-    pub(crate) fn serve_client_many(
-        &self,
-        ctx: &Context,
-        keys: &[(usize, &str)],
-        waiter: &mut dyn ClientWaiter,
-        each: &mut dyn FnMut(usize, Result<PeerResponse>),
-    ) {
-        self.inner.get_many_for_peer(ctx, keys, Some(waiter), each);
     }
 
     /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a

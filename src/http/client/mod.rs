@@ -5,6 +5,7 @@
 //! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `many`: several keys that one caller asks for.
 //! - `health`, `peer_health`: whether a peer is asked, and its recent exchanges.
 //! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
@@ -29,6 +30,7 @@ pub(crate) mod key_owners;
 #[cfg(not(feature = "ureq"))]
 pub(crate) mod larder_only;
 pub(crate) mod list_check;
+mod many;
 pub(crate) mod peer;
 mod peer_health;
 pub(crate) mod permits;

@@ -51,7 +51,7 @@ pub(crate) struct HttpPeer {
     /// limit.
     pub(super) permits: Permits,
     batcher: Batcher<BatchResult>,
-    policy: BatchPolicy,
+    pub(super) policy: BatchPolicy,
     pub(super) membership: Arc<Membership>,
     /// See [`is_this_process`](Self::is_this_process).
     pub(super) is_this_process: AtomicBool,
@@ -191,39 +191,6 @@ impl ProtoGetter for HttpPeer {
 }
 
 impl HttpPeer {
-    /// Asks for several keys, in as few batches as the limits allow. `load` is whether the peer loads
-    /// those that it has not cached.
-    ///
-    /// If a batch fails after another one brought values, or if the peer does not support batches, the
-    /// remaining keys are `None`.
-    fn ask_for_many(
-        &self,
-        ctx: &Context,
-        group: &str,
-        keys: &[&str],
-        load: bool,
-    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
-        let mut found = Vec::with_capacity(keys.len());
-        while found.len() < keys.len() && self.policy.is_enabled() {
-            let deadline = self.deadline(ctx, Instant::now())?;
-            let rest = &keys[found.len()..];
-            let batch = &rest[..self.batch_len(rest)];
-            match self.send_batch(ctx, group, batch, deadline, load) {
-                Ok(values) => {
-                    found.extend((0..batch.len()).map(|place| values.answer(place)));
-                }
-                Err(BatchError::Peer(error) | BatchError::Failed { error, .. })
-                    if found.is_empty() =>
-                {
-                    return Err(error);
-                }
-                Err(_) => break,
-            }
-        }
-        found.resize(keys.len(), None);
-        Ok(found)
-    }
-
     /// Asks for one key by a request of its own.
     fn get_single(
         &self,
@@ -271,7 +238,7 @@ impl HttpPeer {
 
     /// Sends one batched request and reads its response. `load` is whether the peer loads the keys that
     /// it has not cached.
-    fn send_batch(
+    pub(super) fn send_batch(
         &self,
         ctx: &Context,
         group: &str,
@@ -290,9 +257,7 @@ impl HttpPeer {
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         if load {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = wire::timeout_millis(left).to_string();
-            request.set_checked(wire::TIMEOUT_HEADER.into(), timeout.into());
+            request.set_time_left();
         }
         let own = self.membership.own();
         request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
@@ -499,17 +464,6 @@ impl HttpPeer {
     /// Sends batches again, if they were paused: the list of peers was set.
     pub(crate) fn reset_batches(&self) {
         self.policy.reset();
-    }
-
-    /// How many of `keys` fit in one batch, at least one.
-    fn batch_len(&self, keys: &[&str]) -> usize {
-        let mut bytes = 0;
-        let fits = |key: &&&str| {
-            bytes += key.len();
-            bytes <= self.config.max_batch_key_bytes()
-        };
-        let count = keys.iter().take_while(fits).count();
-        count.clamp(1, self.config.max_batch_keys)
     }
 
     /// The error for a request whose deadline has passed.

@@ -172,6 +172,13 @@ impl<'a> TransportRequest<'a> {
         Ok(())
     }
 
+    /// Sends the time that is left, after which the peer need not load the keys of the request.
+    pub(crate) fn set_time_left(&mut self) {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let timeout = wire::timeout_millis(left).to_string();
+        self.set_checked(wire::TIMEOUT_HEADER.into(), timeout.into());
+    }
+
     /// As [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
     pub(crate) fn set_checked(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
         let first_headers = self.first_headers.iter_mut().flatten();
