@@ -10,6 +10,9 @@ fuzz_target!(|input: (u8, &[u8])| {
     check_changes(body);
     if let Some(keys) = decode_keys(body, most.into()) {
         assert!(keys.len() <= most.into());
-        assert_eq!(decode_keys(&encode_keys("group", &keys), most.into()), Some(keys));
+        assert_eq!(
+            decode_keys(&encode_keys("group", &keys), most.into()),
+            Some(keys)
+        );
     }
 });

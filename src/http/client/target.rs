@@ -70,7 +70,7 @@ impl Target {
         if request.path().len() > MAX_PATH {
             let why = "the key is too long for the path of a URL";
             let cause = io::Error::new(io::ErrorKind::InvalidInput, why);
-            let peer = format_args!("peer {}", self.url);
+            let peer = format!("peer {}", self.url);
             return Err(Error::with_source(ErrorKind::Peer, peer, cause));
         }
         let own = request.deadline();
