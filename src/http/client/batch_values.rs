@@ -123,8 +123,11 @@ impl BatchPolicy {
         }
     }
 
-    /// Notes that a batch succeeded.
-    pub(crate) fn note_success(&self) {
+    /// Notes that a batch succeeded, and the mean length of its values if it had some.
+    pub(crate) fn note_success(&self, mean_len: Option<usize>) {
+        if let Some(len) = mean_len {
+            self.note_len(len);
+        }
         if self.is_doubtful.load(Ordering::Relaxed) {
             self.is_doubtful.store(false, Ordering::Relaxed);
         }
@@ -197,7 +200,7 @@ mod tests {
             assert!(policy.is_enabled());
             policy.pause();
             policy.resume();
-            policy.note_success();
+            policy.note_success(None);
         }
     }
 

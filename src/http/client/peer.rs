@@ -290,11 +290,8 @@ impl HttpPeer {
             self.unsupported_batch(error)
         })?;
         exchange.answered(Duration::ZERO);
-        self.policy.note_success();
         let values = BatchValues { body, slots };
-        if let Some(mean) = values.mean_len() {
-            self.policy.note_len(mean);
-        }
+        self.policy.note_success(values.mean_len());
         Ok(values)
     }
 
