@@ -7,11 +7,16 @@ mod node;
 #[path = "../faults/process.rs"]
 mod process;
 
+use std::time::{Duration, Instant};
+
 use node::{CALLERS, Counts, KEYS};
 use process::Process;
 
 /// The gets of each node in each phase.
 const GETS: u64 = 3_000;
+
+/// The longest wait for the restarted node.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The node that is killed.
 const VICTIM: usize = 1;
@@ -59,13 +64,22 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     check(&after);
     assert!(after[2].loads > 0, "the restarted node loads nothing");
 
+    // The others ask it once a probe has found it.
+    let begun = Instant::now();
+    while report(&mut nodes[2], 0).served == 0 {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "no peer asks the restarted node"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+
     // The callers of all nodes stop before the first server stops.
     for node in &mut nodes {
         assert_eq!(node.ask("stop"), format!("{CALLERS} callers ended"));
     }
     let last: Vec<Counts> = nodes.iter_mut().map(|node| report(node, 0)).collect();
     check(&last);
-    assert!(last[2].served > 0, "no peer asks the restarted node");
 }
 
 /// The counts of a node when its callers have made `calls` calls.
