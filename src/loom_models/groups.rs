@@ -20,8 +20,21 @@ use crate::sync::thread;
 /// Explores a model on a thread with a stack of 64 Ki words. Loom's own has 4 Ki words, which are too few
 /// to make a group.
 pub(super) fn model(explored: impl Fn() + Send + Sync + 'static) {
+    run(&loom::model::Builder::new(), explored);
+}
+
+/// As [`model`], for more threads than can be explored in all orders: those with two preemptions, for
+/// half a minute at most.
+pub(super) fn bounded_model(explored: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.max_duration = Some(std::time::Duration::from_secs(30));
+    run(&builder, explored);
+}
+
+fn run(builder: &loom::model::Builder, explored: impl Fn() + Send + Sync + 'static) {
     let explored = std::sync::Arc::new(explored);
-    loom::model(move || {
+    builder.check(move || {
         let explored = explored.clone();
         let thread = loom::thread::Builder::new().stack_size(1 << 16);
         let ended = thread.spawn(move || explored()).map(|thread| thread.join());

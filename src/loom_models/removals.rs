@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::groups::{Other, changing_group, model};
+use super::groups::{Other, bounded_model, changing_group};
 use crate::context::Context;
 use crate::group::{Group, SetOptions};
 use crate::pb::{ClearRequest, RemoveKeysRequest};
@@ -24,7 +24,7 @@ fn owner_and_peer(source: &Arc<AtomicUsize>) -> [Group; 2] {
 /// The source changes, and then `remove` runs at both nodes on threads of their own, while a third one
 /// asks the peer. After all of them, the peer has no old value.
 fn removed_everywhere_is_removed(remove: fn(&Group)) {
-    model(move || {
+    bounded_model(move || {
         let source = Arc::new(AtomicUsize::new(0));
         let [owner, peer] = owner_and_peer(&source);
         // The owner has the old value.
@@ -72,7 +72,7 @@ fn cleared_value_does_not_come_back_by_a_fetch() {
 
 #[test]
 fn load_never_replaces_a_set_value() {
-    model(|| {
+    bounded_model(|| {
         let source = Arc::new(AtomicUsize::new(0));
         let group = changing_group(&source, PickerSlot::default());
         let loading = {
@@ -92,7 +92,7 @@ fn load_never_replaces_a_set_value() {
 
 #[test]
 fn load_concurrent_with_clear_and_sweep_never_survives() {
-    model(|| {
+    bounded_model(|| {
         let source = Arc::new(AtomicUsize::new(0));
         let group = changing_group(&source, PickerSlot::default());
         let loading = {
