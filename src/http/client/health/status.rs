@@ -15,8 +15,8 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// The reason for a state other than [`PeerState::Healthy`], for people.
     pub cause: Option<String>,
-    /// Half of the recent answers took at most this time, from the request to the last byte; the time
-    /// of loads at the peer aside. `None` if there were fewer than three in the last seconds.
+    /// Half of the recent answers took at most this time, from the request to the last byte, loads
+    /// at the peer included. `None` if there were fewer than three in the last seconds.
     pub p50: Option<Duration>,
     /// The same for 99 of 100 answers.
     pub p99: Option<Duration>,
