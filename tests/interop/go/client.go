@@ -131,7 +131,7 @@ func head(s server) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if response.StatusCode != 405 || response.Header.Get("Allow") != "GET" || len(body) != 0 {
+	if response.StatusCode != 405 || response.Header.Get("Allow") != "GET, PUT, DELETE" || len(body) != 0 {
 		return "", fmt.Errorf("%s, %d bytes", response.Status, len(body))
 	}
 	return c.still(s, 1)
