@@ -71,6 +71,13 @@ impl Inner {
         if self.is_current(&request.key, answer.0, &answer.1) {
             return Ok(Some(answer));
         }
+        if answer.1.removals.is_none() && answer.1.age.is_none() {
+            // A Go program, which has one value of a key and would lose one that was just set. Its answer
+            // is returned to the callers of this load, and not cached: a get that begins later asks again.
+            let (sent, mut response) = answer;
+            response.ttl = Some(Duration::ZERO);
+            return Ok(Some((sent, response)));
+        }
         let uncounted = RemoveKeysRequest {
             group: request.group.clone(),
             keys: vec![request.key.clone()],

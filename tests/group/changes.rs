@@ -175,7 +175,8 @@ fn peers_that_fail_are_named_and_the_others_are_told() {
         assert_eq!(names, ["a", "c"]);
         assert_eq!(failed[0].error.kind(), ErrorKind::Peer);
         assert_eq!(b.changes().len(), n + 1, "it was told");
-        assert_eq!(group.contains_key("a1"), n == 3, "it is done here");
+        // The peers report no ages, so their values are not kept so soon after a removal.
+        assert!(!group.contains_key("a1"), "it is done here");
     }
 }
 
