@@ -37,7 +37,7 @@ pub trait PeerPicker: Send + Sync {
         None
     }
 
-    /// All peers but this process. Each of them is told of removals.
+    /// All peers but this process. Each of them gets removals.
     ///
     /// The default implementation lists none. Then a removal goes to the owner of the key only, and
     /// copies elsewhere stay.

@@ -44,7 +44,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// If the eviction listener panics on this thread; the peers are told first.
+    /// If the eviction listener panics on this thread; the peers get the change first.
     pub fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
         self.inner.remove_in_cluster(ctx, &[key])
     }

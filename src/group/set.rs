@@ -72,12 +72,12 @@ impl Group {
     /// dropped theirs; [`Error::partial`] names them. [`ErrorKind::KeyTooLong`],
     /// [`ErrorKind::ValueTooLarge`], or the error of a context that has ended: then nothing has
     /// changed. [`ErrorKind::Peer`], [`ErrorKind::UnknownGroup`], [`ErrorKind::DeadlineExceeded`] or
-    /// [`ErrorKind::Unsupported`] if the owner did not confirm the value: no other process was told. An
+    /// [`ErrorKind::Unsupported`] if the owner did not confirm the value: no other process got it. An
     /// owner that did not answer in time may have the value all the same; set it again or remove it.
     ///
     /// # Panics
     ///
-    /// If the eviction listener panics on this thread; the peers are told first.
+    /// If the eviction listener panics on this thread; the peers get the change first.
     pub fn set(
         &self,
         ctx: &Context,

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::fork::process_number;
 use crate::peer::Peer;
 use crate::random::{mix, spread};
 use crate::sync::{Arc, Mutex, RwLock};
@@ -17,6 +18,8 @@ use crate::wire::PeersMark;
 /// The list of a pool as others see it, and what was found out about others' lists.
 pub(crate) struct Membership {
     instance: u64,
+    /// The process that made this. A forked process has the same instance, but is another one.
+    made_in: u32,
     own: RwLock<Arc<OwnList>>,
     /// The text of the list before, and when it was replaced.
     previous: Mutex<Option<(String, Instant)>>,
@@ -50,6 +53,7 @@ impl Membership {
         let instance = crate::random::bits();
         Membership {
             instance,
+            made_in: process_number(),
             own: RwLock::new(Arc::new(OwnList::new(instance, "", &[]))),
             previous: Mutex::default(),
             differences: AtomicU64::new(0),
@@ -99,7 +103,7 @@ impl Membership {
     /// Compares the mark of another process, in a request or in a response, and counts a difference. A
     /// process without peers has no list that could differ.
     pub(crate) fn compare(&self, mark: PeersMark) -> MarkOf {
-        if mark.instance == self.instance {
+        if mark.instance == self.instance && process_number() == self.made_in {
             return MarkOf::ThisProcess;
         }
         let own = self.own();
@@ -265,6 +269,18 @@ mod tests {
         let before = mark_of(&own);
         own.set("rendezvous", &[Peer::new("http://b")]);
         assert_eq!(own.compare(before), MarkOf::ThisProcess);
+    }
+
+    #[test]
+    fn mark_of_a_parent_is_that_of_another_process() {
+        let parent = membership(&[Peer::new("http://a")]);
+        let forked = Membership {
+            instance: parent.instance,
+            made_in: parent.made_in.wrapping_sub(1),
+            ..membership(&[Peer::new("http://a")])
+        };
+        assert_eq!(parent.compare(mark_of(&parent)), MarkOf::ThisProcess);
+        assert_eq!(forked.compare(mark_of(&parent)), MarkOf::Same);
     }
 
     #[test]
