@@ -91,7 +91,13 @@ fn absent_owner_leaves_its_keys_to_the_next_node_for_their_full_life() {
         }
         loads.swap(0, Ordering::SeqCst)
     };
-    // Both nodes notice that the owner is down. A value in its place is kept for 10 s.
+    // Both nodes notice that the owner is down, each by a key that the other has not loaded for it.
+    for (n, node) in nodes.iter().enumerate() {
+        let key = node.key_of(&dead.url, &format!("first{n}"));
+        assert_eq!(node.group.get(&key).expect("a value"), key.as_str());
+    }
+    loads.store(0, Ordering::SeqCst);
+    // A value in the owner's place is kept for 10 s.
     let key = nodes[0].key_of(&dead.url, "down");
     assert!((1..=2).contains(&get_at_both(&key)));
     clock.advance(seconds(11));
