@@ -178,7 +178,9 @@ fn dead_peer_is_named_and_the_others_are_told() {
     for node in nodes.iter().chain([&dead]) {
         node.group.get("key").unwrap();
     }
-    dead.server.unwrap().shutdown(Duration::ZERO).unwrap();
+    // Requests of the other nodes' handoff can still be under way.
+    let patience = Duration::from_secs(20);
+    dead.server.unwrap().shutdown(patience).unwrap();
     version.store(1, Ordering::SeqCst);
     let error = nodes[0].group.remove(&background(), "key").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Partial);
