@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
+use crate::error::ErrorKind;
 use crate::store::EvictedEntries;
 
 impl Inner {
@@ -28,6 +29,12 @@ impl Inner {
         }
         let sent = self.store.clock().now();
         let answers = previous.get_many(&ctx.with_timeout(PATIENCE), &self.name, &[key.key]);
+        if let Err(error) = &answers {
+            // Not a time-out: this one is much shorter than that of other exchanges.
+            if error.kind() == ErrorKind::Peer {
+                self.note_failure(error);
+            }
+        }
         let response = answers.ok()?.into_iter().next()??;
         if !self.is_current(key.key, sent, &response) {
             return None;

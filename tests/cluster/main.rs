@@ -62,7 +62,9 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
         .map(|(node, calls)| report(node, calls + GETS))
         .collect();
     check(&after);
-    assert!(after[2].loads > 0, "the restarted node loads nothing");
+    // It takes over the values that the others loaded in its place, so its getter may run for none.
+    let filled = after[2].loads + after[2].peer_loads;
+    assert!(filled > 0, "the restarted node gets no value");
 
     // The others ask it once a probe has found it.
     let begun = Instant::now();
