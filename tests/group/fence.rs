@@ -318,6 +318,55 @@ fn set_at_the_owner_is_not_undone_by_a_copy() {
 }
 
 #[test]
+fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
+    struct After(Arc<Link>);
+    impl PeerPicker for After {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            None
+        }
+
+        fn previous_owner(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(self.0.clone())
+        }
+    }
+
+    let previous = pair();
+    previous.link.owner.get("key").expect("a value");
+    let mut pair = pair();
+    let source = pair.source.clone();
+    let owner = among("fence", Arc::new(After(previous.link.clone())));
+    let owner = owner.build(getter_fn(move |_, _, dest| {
+        Ok(dest.set_str(*lock(&source))?)
+    }));
+    let link = Arc::new(Link {
+        owner: owner.expect("a group"),
+        before: Mutex::default(),
+        is_cut: Mutex::default(),
+        log: Mutex::default(),
+    });
+    let h = among("fence", Arc::new(ToOwner(link.clone())));
+    pair.h = h
+        .build(getter_fn(|_, _, _| panic!("not asked")))
+        .expect("a group");
+    pair.link = link;
+    // The two have applied the same removals, so that they do not compare them when one is under way.
+    pair.h.remove(&background(), "other").expect("confirmed");
+    pair.h.get("other").expect("a value");
+    *lock(&pair.source) = "new";
+    let (h, seen) = (pair.h.clone(), Arc::new(Mutex::new(None)));
+    let theirs = seen.clone();
+    pair.during(
+        |h| h.remove(&background(), "key").expect("confirmed"),
+        move || {
+            let value = h.get("key").expect("a value");
+            *lock(&theirs) = Some(value.to_str().expect("text").to_owned());
+        },
+    );
+    assert_eq!(lock(&seen).as_deref(), Some("new"));
+    assert_eq!(pair.get(), "new");
+}
+
+#[test]
 fn value_of_a_peer_without_ages_is_not_kept_after_a_removal() {
     // It confirms removals, but it reports neither ages nor removals, as a Go program.
     struct Plain(Arc<Mutex<Vec<&'static str>>>);
