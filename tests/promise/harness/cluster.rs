@@ -1,4 +1,4 @@
-//! A set of processes with one source, and what can happen to each of them.
+//! A set of processes with one source. Each can be killed, stopped, cut off, delayed, started again.
 
 use std::ffi::OsString;
 use std::io::{Error, Result};
@@ -16,7 +16,7 @@ use super::node::Options;
 use super::process::Process;
 use super::source::Source;
 
-/// What a cluster is made of.
+/// The options of a cluster.
 #[derive(Clone)]
 pub struct Setup {
     pub nodes: usize,
@@ -30,7 +30,7 @@ pub struct Setup {
     pub unverified_ms: u64,
 }
 
-/// Sees what happens while it happens.
+/// Is called while a cluster runs.
 pub trait Watch {
     fn second(&mut self, _: &Second<'_>) {}
     fn event(&mut self, _: &str) {}
@@ -52,7 +52,7 @@ pub enum State {
     Unlisted,
 }
 
-/// What was found in the end.
+/// The outcome of a run.
 pub struct Verdict {
     pub counts: Counts,
     /// Each as a sentence.

@@ -47,36 +47,18 @@ impl Fault {
                 cluster.delay(node, 0)
             }
             Fault::Cut => {
-                cluster.set_cut(node, true)?;
-                cluster.wait(2 * some)?;
-                if random.below(2) == 0 {
-                    cluster.storm((node + 1) % cluster.nodes(), 10_000)?;
-                }
-                cluster.advance(Duration::from_secs(5 * 60))?;
-                cluster.wait(some)?;
-                // From now on only the repair removes what the node missed.
-                cluster.set_all_changing(false)?;
-                cluster.set_cut(node, false)?;
-                cluster.wait(REPAIR)?;
-                cluster.set_all_changing(true)
+                let storms = random.below(2) == 0;
+                cut(cluster, node, some, storms)
             }
             Fault::KillRemover => {
                 cluster.set_all_changing(false)?;
                 cluster.set_changing(node, true)?;
-                cluster.wait(some)?;
-                cluster.kill(node);
-                cluster.wait(some)?;
-                cluster.restart(node, false)?;
-                cluster.wait(some)?;
+                kill(cluster, node, some, false)?;
                 cluster.set_all_changing(true)
             }
             Fault::KillOwner => {
                 cluster.set_changing(node, false)?;
-                cluster.wait(some)?;
-                cluster.kill(node);
-                cluster.wait(some)?;
-                cluster.restart(node, false)?;
-                cluster.wait(some)
+                kill(cluster, node, some, false)
             }
             Fault::Restore => {
                 // Otherwise there would be few values in the dump.
@@ -84,11 +66,7 @@ impl Fault {
                 cluster.wait(some)?;
                 cluster.dump(node)?;
                 cluster.set_all_changing(true)?;
-                cluster.wait(some / 2)?;
-                cluster.kill(node);
-                cluster.wait(some)?;
-                cluster.restart(node, true)?;
-                cluster.wait(some)
+                kill(cluster, node, some / 2, true)
             }
             Fault::Ring => {
                 cluster.set_listed(node, false)?;
@@ -98,18 +76,51 @@ impl Fault {
             }
             Fault::Stop => {
                 cluster.wait(some)?;
-                cluster.stop(node)?;
-                cluster.wait(4 * some)?;
-                for other in (0..cluster.nodes()).filter(|&other| other != node) {
-                    cluster.set_changing(other, false)?;
-                }
-                cluster.resume(node)?;
-                cluster.set_changing(node, false)?;
-                cluster.wait(REPAIR)?;
-                cluster.set_all_changing(true)
+                stop(cluster, node, 4 * some)
             }
         }
     }
+}
+
+fn kill(cluster: &mut Cluster<'_>, node: usize, some: Duration, restores: bool) -> Result<()> {
+    cluster.wait(some)?;
+    cluster.kill(node);
+    cluster.wait(some)?;
+    cluster.restart(node, restores)?;
+    cluster.wait(some)
+}
+
+fn cut(cluster: &mut Cluster<'_>, node: usize, some: Duration, storms: bool) -> Result<()> {
+    cluster.set_cut(node, true)?;
+    cluster.wait(cut_time().unwrap_or(2 * some))?;
+    if storms {
+        cluster.storm((node + 1) % cluster.nodes(), 10_000)?;
+    }
+    cluster.advance(Duration::from_secs(5 * 60))?;
+    cluster.wait(some)?;
+    // From now on only the repair removes what the node missed.
+    cluster.set_all_changing(false)?;
+    cluster.set_cut(node, false)?;
+    cluster.wait(REPAIR)?;
+    cluster.set_all_changing(true)
+}
+
+fn stop(cluster: &mut Cluster<'_>, node: usize, time: Duration) -> Result<()> {
+    cluster.stop(node)?;
+    cluster.wait(time)?;
+    for other in (0..cluster.nodes()).filter(|&other| other != node) {
+        cluster.set_changing(other, false)?;
+    }
+    cluster.resume(node)?;
+    cluster.set_changing(node, false)?;
+    cluster.wait(REPAIR)?;
+    cluster.set_all_changing(true)
+}
+
+/// How long a node is cut off, if the environment variable is set.
+fn cut_time() -> Option<Duration> {
+    let seconds = std::env::var("LARDER_PROMISE_CUT_SECONDS").ok()?;
+    Some(Duration::from_secs(seconds.parse().expect("a number")))
 }
 
 /// The node is asked again after a second or two. After that, it repairs itself within a second.

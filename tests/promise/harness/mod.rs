@@ -4,10 +4,10 @@
 //! - `source`: the versions of the keys: where the getters read, and which removals announce.
 //! - `records`: files in which each process notes its gets and its removals.
 //! - `judge`: finds gets that returned a value older than a removal had promised.
-//! - `node`, `workload`, `network`: a process: its commands, its threads, and what its requests meet.
+//! - `node`, `workload`, `network`: a process: its commands, its threads, and disturbed requests.
 //! - `process`, `namespaces`: starts and kills processes, and gives each a network of its own.
-//! - `cluster`: a set of processes, and what can happen to each.
-//! - `faults`: which of these things happen when.
+//! - `cluster`: a set of processes, which can be killed, stopped, cut off and so on.
+//! - `faults`: the order of these events.
 
 pub mod clock;
 pub mod cluster;

@@ -1,4 +1,4 @@
-//! What the requests of a node meet: delays on the way to some nodes, and nodes that are cut off.
+//! Disturbs the requests of a node: delays those to some nodes, and refuses those to nodes that are cut off.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};

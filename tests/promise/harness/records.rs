@@ -1,4 +1,4 @@
-//! Records of what a process did. Each is written by one call of the system, so that none is lost when the
+//! Records of the gets and removals of a process. Each is written by one call of the system, so that none is lost when the
 //! process is killed.
 
 use std::fs::File;
@@ -118,7 +118,7 @@ impl Records {
 /// Reads the records that were added to a file since the last call.
 pub struct RecordReader {
     file: File,
-    /// What was read, and not used.
+    /// The bytes that were read and not used yet.
     rest: Vec<u8>,
 }
 
