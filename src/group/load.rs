@@ -14,6 +14,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
+use crate::load_permits;
 use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, ProtoGetter, Route};
@@ -126,6 +127,7 @@ impl Inner {
         } else {
             self.getter.get(ctx, key.key, &mut sink)
         };
+        load_permits::release();
         returned.map_err(Error::from_getter)?;
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
