@@ -276,7 +276,7 @@ impl Inner {
         key: LoadKey<'a>,
         begun: LoadBegin,
     ) -> Option<LoadWatch<'a>> {
-        self.freshness.remembers_failures().then_some(LoadWatch {
+        self.freshness.remembers_failures().then(|| LoadWatch {
             group: self,
             from,
             key,
