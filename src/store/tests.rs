@@ -23,6 +23,7 @@ fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Sto
         favor_objects: false,
         hot_fraction: 0.125,
         shards: Some(shards),
+        retention: Duration::ZERO,
         forecast: false,
         clock: clock.clone(),
     })
@@ -53,9 +54,9 @@ fn put_pending(
     ttl: Option<Duration>,
 ) -> EvictedEntries {
     let hash = store.hash(key);
-    let view = store.keyed(hash, key, value);
+    let view = store.keyed(hash, key, value, None);
     let data = SharedBytes::concat([key.as_bytes(), value]);
-    let data = if view.is_keyed(key) {
+    let data = if view.is_keyed(key, <[u8]>::is_empty) {
         view.allocation()
     } else {
         &data
@@ -64,6 +65,8 @@ fn put_pending(
         hash,
         key,
         data,
+        has_etag: false,
+        is_renewal: false,
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
         begun: None,
@@ -347,12 +350,15 @@ fn load_that_began_before_a_removal_is_not_cached() {
         let hash = store.hash("key");
         let generation = store.peek(hash, "key").expect_err("nothing there");
         remove(&store, hash);
-        let [old, new] = ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes()));
+        let [old, new] =
+            ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes(), None));
         let loaded = |view: &ByteView, loaded_at| {
             let new = NewEntry {
                 hash,
                 key: "key",
                 data: view.allocation(),
+                has_etag: false,
+                is_renewal: false,
                 share: CacheType::Main,
                 expires: None,
                 begun: None,

@@ -39,6 +39,16 @@ pub(crate) struct Fields {
 pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -> Body {
     let mut body = Body::from(Vec::with_capacity(CAPACITY));
     let out = &mut body.copied;
+    encode_fields(out, key_hash, fields);
+    push_tag(out, VALUE);
+    push_varint(out, value.len() as u64);
+    body.push_value(value);
+    body
+}
+
+/// Writes all fields but the value.
+#[inline]
+pub(super) fn encode_fields(out: &mut Vec<u8>, key_hash: u64, fields: &Fields) {
     if let Some(qps) = fields.minute_qps {
         push_tag(out, MINUTE_QPS);
         out.extend_from_slice(&qps.to_le_bytes());
@@ -66,10 +76,6 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
         push_tag(out, REMOVALS);
         out.extend_from_slice(&removals.to_le_bytes());
     }
-    push_tag(out, VALUE);
-    push_varint(out, value.len() as u64);
-    body.push_value(value);
-    body
 }
 
 /// Reads the body of a response with status 200.

@@ -140,6 +140,14 @@ impl Endpoint {
             stale_ms: found.stale.map(|left| left.as_millis() as u64),
             removals: found.removals,
         };
+        let known = request
+            .header(wire::KNOWN_HEADER)
+            .and_then(wire::parse_known);
+        if known.is_some_and(|known| known == wire::value_hash(hash, &found.value)) {
+            let unchanged = wire::encode_unchanged(hash, &fields);
+            let response = Response::text(304, "");
+            return Ok(response.with_own_header(wire::UNCHANGED_HEADER, &unchanged));
+        }
         let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
     }

@@ -326,7 +326,8 @@ proptest! {
             favor_objects,
             hot_fraction: 0.125,
             shards: Some(1),
-            forecast: false,
+            retention: Duration::ZERO,
+ forecast: false,
             clock: Clock::manual(),
         });
         let hashes: Vec<u32> = (0..KEYS).map(|key| store.hash(&name(key)).short()).collect();
