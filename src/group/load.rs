@@ -10,9 +10,11 @@ use super::lifetime::Lifetime;
 use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::{FilledSink, LoadSink};
+use crate::load_permits;
 use crate::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
@@ -130,6 +132,7 @@ impl Inner {
         } else {
             self.getter.get(ctx, key.key, &mut sink)
         };
+        load_permits::release();
         returned.map_err(Error::from_getter)?;
         let filled = sink.finish()?;
         run.has_loaded = true;
@@ -172,7 +175,8 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
-        if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key, old.as_ref()) {
+        let patience = Patience::new(ctx, self, begun, old.as_ref());
+        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, patience) {
             let Loaded {
                 mut view, lifetime, ..
             } = answer?;
@@ -208,7 +212,7 @@ impl Inner {
             key: key.key.into(),
         };
         let old = self.old_value(key, begun);
-        let mut patience = Patience::new(ctx, self, old.as_ref());
+        let mut patience = Patience::new(ctx, self, begun, old.as_ref());
         let mut ask = || patience.ask(&**owner, &request, false);
         let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
         // Without an answer that is newer than all removals, the old value is not renewed.
@@ -230,15 +234,14 @@ impl Inner {
         self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
-        ctx: &Context,
         key: &str,
-        old: Option<&OldValue>,
+        mut patience: Patience<'_>,
     ) -> Option<Result<Loaded>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self, old);
+        let ctx = patience.ctx;
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
             let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
@@ -388,16 +391,24 @@ impl<'c> LoadPatience<'c> {
 struct Patience<'c> {
     ctx: &'c Context,
     group: &'c Inner,
+    /// The begin of the load, until the first peer is asked: the clock need not be read again.
+    begun: Option<Tick>,
     /// The value of the key that is cached here. A peer need not send it again.
     old: Option<&'c OldValue>,
     loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, group: &'c Inner, old: Option<&'c OldValue>) -> Self {
+    fn new(
+        ctx: &'c Context,
+        group: &'c Inner,
+        begun: LoadBegin,
+        old: Option<&'c OldValue>,
+    ) -> Self {
         Patience {
             ctx,
             group,
+            begun: Some(begun.at),
             old,
             loading: LoadPatience::new(ctx, group.max_load_wait),
         }
@@ -415,7 +426,7 @@ impl<'c> Patience<'c> {
         has_next: bool,
     ) -> Result<Answer> {
         let clock = self.group.store.clock();
-        let mut sent = clock.now();
+        let mut sent = self.begun.take().unwrap_or_else(|| clock.now());
         let get = |ctx: &Context| match self.old {
             Some(old) => peer.revalidate(ctx, request, &old.view),
             None => peer.get(ctx, request),
