@@ -4,13 +4,15 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey};
-use super::populate::Placement;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load_permits;
 use crate::loader_pool::JobFor;
+use crate::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
@@ -45,6 +47,7 @@ struct QueryKey {
     key: Box<str>,
     /// Read before the owner is asked, so that a removal in the meantime is detected.
     begun: LoadBegin,
+    old: Option<OldValue>,
 }
 
 impl Inner {
@@ -77,6 +80,7 @@ impl Inner {
         if results.iter().all(Option::is_some) {
             return results.into_iter().flatten().collect();
         }
+        let _lent = load_permits::lend();
         let ctx = &ctx.with_value(FailedPeers::default());
         let plan = {
             let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
@@ -214,10 +218,12 @@ impl Inner {
                 });
                 queries.len() - 1
             });
+            let begun = self.load_begin(generation, forgets);
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                begun: self.load_begin(generation, forgets),
+                begun,
+                old: self.old_value(self.key(key), begun),
             });
         }
         plan
@@ -347,14 +353,8 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
-        self.populate(
-            Placement::Hot,
-            at,
-            begun,
-            &mut value,
-            lifetime,
-            &mut evicted,
-        );
+        let new = NewValue::from_peer(&mut value, lifetime, key.old.as_ref());
+        self.populate(Placement::Hot, at, begun, new, &mut evicted);
         self.notify_and_drop(evicted);
         value
     }
@@ -381,7 +381,11 @@ impl Inner {
             group: self.name.as_str().into(),
             key: (&*key.key).into(),
         };
-        let answer = match query.owner.get(ctx, &request) {
+        let answer = match &key.old {
+            Some(old) => query.owner.revalidate(ctx, &request, &old.view),
+            None => query.owner.get(ctx, &request),
+        };
+        let answer = match answer {
             Err(error) if error.kind() == ErrorKind::Loading => Some(Err(error)),
             Err(error) if is_no_answer(error.kind()) => return Err(error),
             Err(error) if error.kind() == ErrorKind::UnknownGroup => return Err(error),

@@ -15,12 +15,13 @@
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   handoff.rs   a value of the previous owner  dropped_keys.rs  keys without it
+//!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both
+//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
 //! ```
 
 mod answer;
@@ -46,6 +47,7 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod origin;
 mod parallel;
 mod populate;
 mod refresh;
@@ -53,6 +55,7 @@ pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
 mod restore;
+mod revalidation;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -70,7 +73,8 @@ use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
-use crate::loader_pool::LoaderPool;
+use crate::load_permits::LoadPermits;
+use crate::loader_pool::LoaderShare;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
@@ -128,7 +132,9 @@ struct Inner {
     /// Flights that run the getter.
     getter_flights: Flights,
     peers: PickerSlot,
-    pool: LoaderPool,
+    pool: LoaderShare,
+    /// `None` without a limit.
+    permits: Option<Arc<LoadPermits>>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,
@@ -549,8 +555,7 @@ impl Inner {
         if !self.store.may_expire() {
             return;
         }
-        let now = self.store.clock().now();
-        if let Some(expired) = self.store.purge_expired(now, PURGED_BY_LOOKUP) {
+        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
             self.notify_and_drop(expired);
         }
     }
