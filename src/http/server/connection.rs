@@ -137,7 +137,10 @@ impl Session<'_> {
             }
             let budget = service.body_bytes.take(0, is_stranger(self.connection));
             let guard = body_guard.insert(budget.ok_or(NO_ROOM)?);
-            Cow::Owned(socket.read_body(arrived, body_len, deadline, guard)?)
+            self.connection.set_receiving();
+            let body = socket.read_body(arrived, body_len, deadline, guard)?;
+            self.connection.set_busy();
+            Cow::Owned(body)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
         let (response, _response_guard) = respond_in_budget(service, self.connection, &request);
@@ -178,21 +181,27 @@ fn respond_in_budget<'s>(
     request: &Request<'_>,
 ) -> (Response, Option<ByteGuard<'s>>) {
     let is_for_peers = service.endpoint.is_below_base(request.path());
-    let budget = &service.response_bytes;
-    let mut deadline = None;
+    let (budget, is_stranger) = (&service.response_bytes, is_stranger(connection));
+    let (mut deadline, mut guard) = (None, None::<ByteGuard<'_>>);
     loop {
         let response = respond(service, connection, request);
         let len = response.body_len();
         if len <= UNCOUNTED_RESPONSE {
             return (response, None);
         }
-        if let Some(guard) = budget.take(len, is_stranger(connection)) {
-            return (response, Some(guard));
+        // The value may be another one than before the wait.
+        guard = guard.filter(|guard| len <= guard.bytes());
+        guard = guard.or_else(|| budget.take(len, is_stranger));
+        if guard.is_some() {
+            return (response, guard);
         }
         drop(response);
         let max = service.limits.max_request_time;
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + max);
-        if !is_for_peers || !budget.wait_for(len, is_stranger(connection), deadline) {
+        if is_for_peers {
+            guard = budget.wait_for(len, is_stranger, deadline);
+        }
+        if guard.is_none() {
             return (NO_ROOM.into(), None);
         }
     }
