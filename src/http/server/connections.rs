@@ -183,8 +183,14 @@ impl ConnectionTable {
             .filter(|one| matches(one))
             .filter_map(|one| Some((one.idle().filter(|idle| *idle >= MIN_IDLE)?, one)))
             .collect();
-        idle.sort_unstable_by_key(|(idle, one)| (one.is_from_peer(), Reverse(*idle)));
-        idle.iter().any(|(_, one)| one.evict(true))
+        let rank = |(idle, one): &(Duration, &Connection)| (one.is_from_peer(), Reverse(*idle));
+        while let Some(first) = (0..idle.len()).min_by_key(|&at| rank(&idle[at])) {
+            // It may have become busy.
+            if idle.swap_remove(first).1.evict(true) {
+                return true;
+            }
+        }
+        false
     }
 }
 
