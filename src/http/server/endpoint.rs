@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::handler::Request;
 use super::head::split_target;
+use super::reply::{Reply, ValueReply};
 use super::response::Response;
 use super::wait::{LoadLimits, LoadWait};
 use crate::context::Context;
@@ -47,23 +48,43 @@ impl Endpoint {
     ///
     /// Does not unwind. Runs the context hook on this thread, and the getter on a loader thread.
     /// `limits` bounds the wait for the getter.
-    pub(crate) fn respond(
-        &self,
-        request: &Request<'_>,
-        limits: LoadLimits<'_>,
-    ) -> Option<Response> {
-        let response = self.respond_unmarked(request, limits)?;
-        let header = request.header(wire::PEERS_HEADER);
-        let compared = header.and_then(|header| self.membership.compare_header(header));
-        Some(match compared {
-            None | Some(MarkOf::Same) => response,
-            Some(MarkOf::Other | MarkOf::ThisProcess) => {
-                response.with_own_header(wire::PEERS_HEADER, &self.membership.own().header)
-            }
-        })
+    pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
+        let reply = self.respond_unmarked(request, limits)?;
+        let mark = request.head().peers_mark;
+        Some(
+            match mark.and_then(|mark| self.membership.compare_header(mark)) {
+                None | Some(MarkOf::Same) => reply,
+                Some(MarkOf::Other | MarkOf::ThisProcess) => {
+                    let (response, own) = (reply.into_response(), self.membership.own());
+                    let response = response.with_own_header(wire::PEERS_HEADER, &own.header);
+                    response.into()
+                }
+            },
+        )
     }
 
-    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
+    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
+        let (base, path) = (&self.config.base_path, request.path());
+        if request.method() != "GET" {
+            return self.respond_to_other(request, limits).map(Reply::from);
+        }
+        let reply = match wire::parse_path(base, path, self.plus_is_space) {
+            Err(PathError::Outside) => return None,
+            Err(PathError::Malformed(_)) if path[base.len()..] == *wire::PEERS_PAGE => {
+                self.peers_page(request).into()
+            }
+            Err(error) => bad_path(error).into(),
+            Ok(path) => {
+                let hash = wire::key_hash(&path.group, &path.key);
+                let found = self.get(request, limits, &path.group, &path.key, hash);
+                found.map_or_else(|error| with_key(error, hash), Reply::Value)
+            }
+        };
+        Some(reply)
+    }
+
+    /// The response to a request that is not a GET.
+    fn respond_to_other(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
@@ -73,26 +94,8 @@ impl Endpoint {
                 return Some(response.unwrap_or_else(|error| error));
             }
         }
-        if let Some(response) = self.change(request) {
-            return Some(response);
-        }
-        if request.method() == "GET" && path.strip_prefix(base.as_str()) == Some(wire::PEERS_PAGE) {
-            return Some(self.peers_page(request));
-        }
-        let response = match wire::parse_path(base, path, self.plus_is_space) {
-            Err(PathError::Outside) => return None,
-            _ if request.method() != "GET" => Err(method_not_allowed()),
-            Err(error) => Err(bad_path(error)),
-            Ok(path) => {
-                let hash = wire::key_hash(&path.group, &path.key);
-                let response = self.get(request, limits, &path.group, &path.key, hash);
-                let mark = |error: Response| {
-                    error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash))
-                };
-                response.map_err(mark)
-            }
-        };
-        Some(response.unwrap_or_else(|error| error))
+        let changed = self.change(request);
+        changed.or_else(|| self.is_below_base(path).then(method_not_allowed))
     }
 
     /// The list of peers, a line for each.
@@ -110,7 +113,7 @@ impl Endpoint {
         group: &str,
         key: &str,
         hash: u64,
-    ) -> Result<Response, Response> {
+    ) -> Result<ValueReply, Response> {
         let group = self.group(group)?;
         let timeout = timeout_of(request)?;
         // A cached value needs no context. But if there is a hook, it runs for each request for one
@@ -140,8 +143,11 @@ impl Endpoint {
             stale_ms: found.stale.map(|left| left.as_millis() as u64),
             removals: found.removals,
         };
-        let body = wire::encode_response(hash, found.value, &fields);
-        Ok(Response::new(200, wire::CONTENT_TYPE, body))
+        Ok(ValueReply {
+            key_hash: hash,
+            value: found.value,
+            fields,
+        })
     }
 
     /// Responds to a request for several keys. Unless the request says that they are to be loaded, the
@@ -289,12 +295,17 @@ fn fitting(answer: Result<PeerResponse>, room: &mut usize) -> Found {
 
 /// The time that the caller has left; `None` if the request has no such header.
 fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
-    let mut headers = request.headers();
-    let timeout = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));
-    match timeout.map(|(_, value)| wire::parse_timeout(value)) {
+    match request.head().timeout {
         Some(None) => Err(Response::text(400, "the time-out is not a number")),
         timeout => Ok(timeout.flatten()),
     }
+}
+
+/// An error that says which key it answers.
+#[cold]
+fn with_key(error: Response, hash: u64) -> Reply {
+    let marked = error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash));
+    marked.into()
 }
 
 pub(super) fn failed(error: &Error) -> Response {
@@ -315,8 +326,9 @@ fn nanos(ttl: Duration) -> u64 {
 
 /// Rounded up, so that no value seems younger than it is.
 fn age_ms(found: &PeerResponse) -> Option<u64> {
-    let nanos = found.age?.as_nanos();
-    Some(u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX))
+    let age = found.age?;
+    let part = u64::from(age.subsec_nanos().div_ceil(1_000_000));
+    Some(age.as_secs().saturating_mul(1000).saturating_add(part))
 }
 
 fn method_not_allowed() -> Response {
