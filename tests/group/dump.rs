@@ -222,14 +222,3 @@ fn periodic_dump_needs_changes_and_ends_with_its_handle() {
     }
     drop(handle);
 }
-
-#[test]
-#[ignore]
-fn write_golden() {
-    let (before, _) = group(&Clock::system(), 1 << 20);
-    for key in ["a", "b", "long"] {
-        before.get(key).unwrap();
-    }
-    before.remove(&Context::background(), "other").unwrap();
-    before.dump("/tmp/removal/dump-of-x86_64", SCHEMA).unwrap();
-}

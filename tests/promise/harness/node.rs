@@ -199,7 +199,7 @@ fn group(registry: &Registry, options: &Options) -> Result<Group, BoxError> {
         }
         // Some loads are slow, so that a removal is under way at the same time.
         let random = clock::now() / 64;
-        if random % 4 == 0 {
+        if random & 3 == 0 {
             thread::sleep(Duration::from_micros(random % 4000));
         }
         Ok(dest.set_str(&format!("{number} {version}"))?)
