@@ -237,6 +237,10 @@ pub struct PeerResponse {
     pub removals: Option<u64>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
+    /// How long the response waited for the load of the value at the peer: zero if it was cached, or if
+    /// the peer does not report it. It is no part of the time that the peer takes to answer, by which
+    /// slow peers are found.
+    pub load_time: Duration,
 }
 
 impl PeerResponse {
@@ -247,6 +251,7 @@ impl PeerResponse {
             value: value.into(),
             ttl: None,
             minute_qps: None,
+            load_time: Duration::ZERO,
             stale: None,
             age: None,
             removals: None,

@@ -231,7 +231,7 @@ impl HttpPeer {
             Ok(value) => value,
             Err(error) => return Err(exchange.failed(error)),
         };
-        exchange.answered(Duration::ZERO);
+        exchange.answered(value.load_time);
         self.policy.note_len(value.value.len());
         Ok(value)
     }
@@ -289,7 +289,11 @@ impl HttpPeer {
             self.connections.close_idle();
             self.unsupported_batch(error)
         })?;
-        exchange.answered(Duration::ZERO);
+        match load {
+            false => exchange.answered(Duration::ZERO),
+            // How long the loads took is not known.
+            true => exchange.answered_untimed(),
+        }
         let values = BatchValues { body, slots };
         self.policy.note_success(values.mean_len());
         Ok(values)
@@ -370,6 +374,9 @@ impl HttpPeer {
             stale: fields.stale_ms.map(Duration::from_millis),
             removals,
             minute_qps: fields.minute_qps,
+            load_time: fields
+                .load_micros
+                .map_or(Duration::ZERO, Duration::from_micros),
         })
     }
 

@@ -52,7 +52,10 @@ impl Endpoint {
         request: &Request<'_>,
         limits: LoadLimits<'_>,
     ) -> Option<Response> {
-        let response = self.respond_unmarked(request, limits)?;
+        let mut response = self.respond_unmarked(request, limits)?;
+        if self.membership.is_held() {
+            response = response.with_own_header(wire::LEAVING_HEADER, "1");
+        }
         let header = request.header(wire::PEERS_HEADER);
         let compared = header.and_then(|header| self.membership.compare_header(header));
         Some(match compared {
@@ -66,6 +69,9 @@ impl Endpoint {
     fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
+            if path.strip_prefix(base.as_str()) == Some(wire::LEAVE_PATH) {
+                return Some(self.note_leaving(request));
+            }
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
                 let response = group
                     .map_err(bad_path)
@@ -101,6 +107,18 @@ impl Endpoint {
             return Response::text(403, NOT_ALLOWED);
         }
         Response::text(200, self.membership.page(HANDOFF_WINDOW))
+    }
+
+    /// A peer announces that it leaves.
+    fn note_leaving(&self, request: &Request<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        let id = std::str::from_utf8(request.body());
+        match id.is_ok_and(|id| self.peers.leave(id)) {
+            true => Response::text(200, ""),
+            false => Response::text(404, "there is no peer with this id in the list"),
+        }
     }
 
     fn get(
@@ -139,6 +157,7 @@ impl Endpoint {
             age_ms: age_ms(&found),
             stale_ms: found.stale.map(|left| left.as_millis() as u64),
             removals: found.removals,
+            load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
         };
         let body = wire::encode_response(hash, found.value, &fields);
         Ok(Response::new(200, wire::CONTENT_TYPE, body))
@@ -311,6 +330,10 @@ pub(super) fn bad_path(error: PathError) -> Response {
 
 fn nanos(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Rounded up, so that no value seems younger than it is.

@@ -2,6 +2,7 @@
 
 use super::PeerList;
 use crate::http::client::health::Standing;
+use crate::http::client::health::watch::Watch;
 use crate::http::client::peer::HttpPeer;
 use crate::peers::{ProtoGetter, Route};
 use crate::sync::Arc;
@@ -9,11 +10,16 @@ use crate::sync::Arc;
 impl PeerList {
     /// The route of a key while a peer is away.
     ///
-    /// The keys of a peer that is down are loaded by the next one that is not, and kept there for a short
+    /// The keys of a peer that is down or slow are loaded by the next one that is not, and kept there for a short
     /// time: by its own list, the next one knows that it does not own them. Those of an absent peer belong
     /// to the next one. If this process is cut off, it loads the keys of all others itself.
-    pub(super) fn route_around(&self, key: &str, failover: bool, cut_off: bool) -> Route {
-        let is_present = |place| !failover || self.standing(place) != Standing::Absent;
+    ///
+    /// If this process leaves, its keys belong to the next one, too.
+    pub(super) fn route_around(&self, key: &str, failover: bool, watch: &Watch) -> Route {
+        let (cut_off, leaving) = (watch.is_cut_off(), watch.is_leaving());
+        let is_here = |place: usize| !(leaving && self.members[place].client.is_none());
+        let is_present =
+            |place| !failover || is_here(place) && self.standing(place) != Standing::Absent;
         let Some(owner) = self.placement.owner_among(key, is_present) else {
             return Route::Fallback;
         };
@@ -26,10 +32,11 @@ impl PeerList {
         if !self.is_away(owner) {
             return Route::Peer(client);
         }
-        let may = |place| place != owner && !self.is_away(place);
-        let next = failover.then(|| self.next_of(key, may));
-        match next.flatten().and_then(|next| self.client(next)) {
-            Some(next) => Route::Peer(next),
+        let may = |place| place != owner && is_here(place) && !self.is_away(place);
+        match failover.then(|| self.next_of(key, may)).flatten() {
+            Some(next) => self.client(next).map_or(Route::Fallback, Route::Peer),
+            // A slow answer is better than a load here of each key.
+            None if self.standing(owner) == Standing::Slow => Route::Peer(client),
             None => Route::Fallback,
         }
     }
