@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use larder::http::{PeerState, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Result};
 
-use crate::cluster::{Node, Setup, connect};
+use crate::cluster::{Node, Setup, connect, lateness};
 use crate::common::{PATIENCE, millis, seconds};
 
 /// The requests for one key that all nodes sent, and how long some are delayed.
@@ -77,7 +77,6 @@ struct Cluster {
 /// The figures of a load on all nodes.
 #[derive(Debug)]
 struct Figures {
-    gets: usize,
     p99: Duration,
     /// Exchanges that were no load by a peer, in parts of those that were.
     extra: f64,
@@ -93,9 +92,11 @@ impl Cluster {
         let setup = Setup {
             pool: Box::new(move |pool| {
                 let network = wrap.clone();
+                // A busy machine makes no peer slow.
                 let pool = pool
-                    .exchange_timeout(seconds(20))
-                    .connect_timeout(seconds(20));
+                    .exchange_timeout(PATIENCE)
+                    .connect_timeout(PATIENCE)
+                    .slow_after(millis(100));
                 pool.transport(move |url, inner| {
                     Arc::new(Delayed {
                         network: network.clone(),
@@ -167,7 +168,6 @@ impl Cluster {
         let useful = (peer_loads() - before.1) as f64;
         let loads = self.loads.lock().expect("no panic");
         Figures {
-            gets: times.len(),
             p99: times[times.len() * 99 / 100],
             extra: (exchanges() - before.0) as f64 / useful - 1.0,
             loads_a_key: loads.values().sum::<u64>() as f64 / loads.len() as f64,
@@ -205,21 +205,24 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
 
     cluster.network.delay(&[slow], millis(300), millis(700));
     let start = Instant::now();
-    cluster.load(all, "named ", || {
-        wait_until("the peer is named", || {
-            cluster.all_see(slow, PeerState::Slow)
+    let (late, named) = lateness(seconds(3), || {
+        cluster.load(all, "named ", || {
+            let is_named = || cluster.all_see(slow, PeerState::Slow);
+            wait_until("the peer is named", is_named);
         });
+        start.elapsed()
     });
-    let named = start.elapsed();
     // Three seconds of late answers, the first of which is late itself.
-    assert!(named < seconds(10), "{named:?}");
-    let during = cluster.load(others, "during ", || thread::sleep(seconds(4)));
+    assert!(
+        named <= seconds(6) + 20 * late,
+        "{named:?}, control {late:?}"
+    );
     let all_callers = cluster.load(all, "all ", || thread::sleep(seconds(2)));
     println!("with the callers of the slow node: {all_callers:?}");
     println!("named after {named:?}; before {before:?}; during {during:?}");
     // On a machine that is short of processors, gets take longer. Still, no slow answer is among them.
     assert!(
-        during.p99 <= 3 * before.p99.max(millis(50)),
+        during.p99 <= 3 * before.p99.max(millis(80)),
         "{before:?} {during:?}"
     );
     assert!(during.extra <= 0.05, "{during:?}");
