@@ -203,7 +203,11 @@ mod tests {
     const ENTRY: u64 = 144;
 
     fn store(entries: u64, eviction: Eviction, clock: &Clock) -> Store {
-        Store::new(StoreOptions {
+        seeded_store(0, entries, eviction, clock)
+    }
+
+    fn seeded_store(seed: u64, entries: u64, eviction: Eviction, clock: &Clock) -> Store {
+        let options = StoreOptions {
             capacity: entries * ENTRY,
             eviction,
             favor_objects: false,
@@ -211,7 +215,8 @@ mod tests {
             shards: Some(4),
             forecast: true,
             clock: clock.clone(),
-        })
+        };
+        Store::seeded(options, seed)
     }
 
     /// A get that loads if it misses. Values have 74 bytes with their keys, and weigh about [`ENTRY`].
@@ -256,18 +261,18 @@ mod tests {
     /// The forecasts are of several stores, because each samples other keys, and more or fewer of them.
     #[test]
     fn hit_ratio_of_random_gets_is_proportional_to_the_capacity() {
-        const STORES: u32 = 4;
+        const STORES: u64 = 4;
         for eviction in [Eviction::Tide, Eviction::Lru] {
             let mut off = [0.0; 4];
-            for _ in 0..STORES {
-                let store = store(8000, eviction, &Clock::manual());
+            for seed in 0..STORES {
+                let store = seeded_store(seed, 8000, eviction, &Clock::manual());
                 get_uniformly(&store, 32_000, 20_000);
                 store.set_capacity(store.capacity());
                 get_uniformly(&store, 32_000, 100_000);
                 let entries = store.stats(CacheType::Main).items as f64;
                 let times = [0.25, 0.5, 1.0, 2.0].into_iter().zip(ratios(&store));
                 for ((times, ratio), off) in times.zip(&mut off) {
-                    *off += (ratio - times * entries / 32_000.0) / f64::from(STORES);
+                    *off += (ratio - times * entries / 32_000.0) / STORES as f64;
                 }
             }
             let is_near = off.iter().all(|off| off.abs() < 0.04);

@@ -14,6 +14,7 @@
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
+//!   options.rs      its options
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -32,6 +33,7 @@ mod load_times;
 mod main_factor;
 mod making_room;
 mod miniature;
+mod options;
 mod policy;
 mod queues;
 mod shard;
@@ -46,7 +48,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
-use foldhash::fast::RandomState;
+use foldhash::quality::SeedableRandomState;
 
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
@@ -73,29 +75,15 @@ pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
 pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
 pub(crate) use key_hash::KeyHash;
+pub(crate) use options::StoreOptions;
 pub use policy::Eviction;
 pub(crate) use weight::check_capacity;
 
-/// The options of a store.
-#[derive(Clone, Debug)]
-pub(crate) struct StoreOptions {
-    /// In bytes; 0 keeps nothing.
-    pub(crate) capacity: u64,
-    pub(crate) eviction: Eviction,
-    /// Under Tide, whether hits count by objects alone, and not by bytes at all.
-    pub(crate) favor_objects: bool,
-    /// The hot share's part of the capacity, 0 to 1.
-    pub(crate) hot_fraction: f64,
-    /// Rounded up to a power of two. `None` chooses by capacity and cores.
-    pub(crate) shards: Option<usize>,
-    /// Whether to forecast the hit ratio at other capacities.
-    pub(crate) forecast: bool,
-    pub(crate) clock: Clock,
-}
-
 /// Entries of two shares under one budget, found by key.
 pub(crate) struct Store {
-    hasher: RandomState,
+    /// Of good quality, because shards, samples and tags take a few bits each. The fast variant filled
+    /// some shards five times as much as others.
+    hasher: SeedableRandomState,
     /// Padded against false sharing between threads at different shards.
     shards: Box<[CachePadded<RwLock<Shard>>]>,
     budget: Budget,
@@ -120,11 +108,18 @@ struct LookupCounters {
 
 impl Store {
     pub(crate) fn new(options: StoreOptions) -> Store {
-        let shards = options
-            .shards
-            .unwrap_or_else(|| default_shards(options.capacity))
-            .clamp(1, MAX_SHARDS)
-            .next_power_of_two();
+        Store::with_hasher(options, SeedableRandomState::random())
+    }
+
+    /// A store whose keys are in the same shards in each run.
+    #[cfg(all(test, not(larder_loom)))]
+    fn seeded(options: StoreOptions, seed: u64) -> Store {
+        let shared = foldhash::SharedSeed::global_fixed();
+        Store::with_hasher(options, SeedableRandomState::with_seed(seed, shared))
+    }
+
+    fn with_hasher(options: StoreOptions, hasher: SeedableRandomState) -> Store {
+        let shards = options.shards();
         let heap = Arc::new(Heap::new(options.capacity, shards));
         let cost = match options.eviction {
             Eviction::Lru => Cost::Constant,
@@ -133,7 +128,7 @@ impl Store {
         };
         let load_times = LoadTimes::new(options.clock.now());
         Store {
-            hasher: RandomState::default(),
+            hasher,
             shards: (0..shards)
                 .map(|_| CachePadded::new(RwLock::new(Shard::new(cost, load_times))))
                 .collect(),
@@ -592,20 +587,3 @@ impl Drop for ClearedEntries {
 
 /// The hits, or the misses, of one thread after which it removes expired entries.
 const LOOKUPS_PER_PURGE: u64 = 256;
-
-const MAX_SHARDS: usize = 256;
-
-/// The smallest shard by default, in bytes. Smaller shards choose worse victims, and large values
-/// exceed their part.
-const MIN_SHARD_BYTES: u64 = 2 << 20;
-
-/// Four shards a core, as long as each keeps two mebibytes.
-fn default_shards(capacity: u64) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let wanted = (4 * cores).next_power_of_two().min(64);
-    let room = usize::try_from(capacity / MIN_SHARD_BYTES)
-        .unwrap_or(usize::MAX)
-        .max(1);
-    // The largest power of two that fits.
-    wanted.min(1 << room.ilog2())
-}

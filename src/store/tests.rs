@@ -16,8 +16,20 @@ mod lru;
 mod room;
 mod tide;
 
+/// A store whose keys are in the same shards in each run.
 fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Store {
-    Store::new(StoreOptions {
+    seeded_store(0, capacity, eviction, shards, clock)
+}
+
+/// A store whose keys are in the shards that `seed` chooses.
+fn seeded_store(
+    seed: u64,
+    capacity: u64,
+    eviction: Eviction,
+    shards: usize,
+    clock: &Clock,
+) -> Store {
+    let options = StoreOptions {
         capacity,
         eviction,
         favor_objects: false,
@@ -25,7 +37,8 @@ fn store(capacity: u64, eviction: Eviction, shards: usize, clock: &Clock) -> Sto
         shards: Some(shards),
         forecast: false,
         clock: clock.clone(),
-    })
+    };
+    Store::seeded(options, seed)
 }
 
 fn put(
@@ -176,6 +189,35 @@ proptest! {
             prop_assert_eq!(used, total_bytes(&store));
             prop_assert_eq!(used, store.budget.used());
             prop_assert!(used <= capacity, "{} of {}", used, capacity);
+        }
+    }
+}
+
+/// Shards, samples, stripes and tags take bits of the hash that hardly any other one uses.
+#[test]
+fn keys_spread_evenly_by_each_group_of_bits() {
+    let keys = |name: fn(u64) -> String| (0..2000).map(name).collect::<Vec<_>>();
+    let families = [
+        keys(|n| n.to_string()),
+        keys(|n| format!("key:{n:08}")),
+        keys(|n| format!("/api/v1/users/{n}/profile")),
+    ];
+    for seed in 0..100 {
+        let store = seeded_store(seed, 1 << 20, Eviction::Tide, 8, &Clock::manual());
+        for (family, shift) in (0..3).flat_map(|n| [0, 8, 16, 32, 49, 61].map(|shift| (n, shift))) {
+            let mut counts = [0.0; 8];
+            for key in &families[family] {
+                counts[(store.hash(key).get() >> shift) as usize % 8] += 1.0;
+            }
+            // The sum of squares in the chi-squared test. It is above 40 once in a million times.
+            let expected = 2000.0 / 8.0;
+            let squares = counts.map(|count: f64| (count - expected).powi(2) / expected);
+            let sum: f64 = squares.iter().sum();
+            assert!(
+                sum < 40.0,
+                "seed {seed}, {}: {counts:?}",
+                families[family][1]
+            );
         }
     }
 }

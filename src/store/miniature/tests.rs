@@ -112,7 +112,7 @@ fn miniature_hits_as_often_as_a_store() {
         (Eviction::Tide, Cost::SquareRoot),
         (Eviction::Lru, Cost::Constant),
     ] {
-        let store = Store::new(StoreOptions {
+        let options = StoreOptions {
             capacity: 24_000,
             eviction,
             favor_objects: false,
@@ -120,7 +120,8 @@ fn miniature_hits_as_often_as_a_store() {
             shards: Some(1),
             forecast: false,
             clock: clock.clone(),
-        });
+        };
+        let store = Store::seeded(options, 0);
         let mut miniatures = Miniatures::new(24_000 << LOWEST_LEVEL, cost, clock.now());
         let gets = 30_000_u64;
         for n in 0..gets {

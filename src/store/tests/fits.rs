@@ -39,12 +39,12 @@ fn late_misses(store: &Store, count: usize, len: usize, share: CacheType) -> usi
 }
 
 /// Repeats a case with stores of several numbers of shards and both policies. Each store has a hasher
-/// with other seeds, so the values meet in other shards.
+/// with another seed, so the values meet in other shards.
 fn assert_stays(capacity: u64, count: usize, len: usize) {
     for eviction in [Eviction::Tide, Eviction::Lru] {
         for shards in [1, 8, 16, 64] {
-            for _ in 0..5 {
-                let store = store(capacity, eviction, shards, &Clock::manual());
+            for seed in 0..5 {
+                let store = seeded_store(seed, capacity, eviction, shards, &Clock::manual());
                 let missed = late_misses(&store, count, len, CacheType::Main);
                 assert_eq!(missed, 0, "{eviction:?}, {shards} shards, {count} of {len}");
             }

@@ -319,8 +319,9 @@ proptest! {
         steps in steps(),
         capacity in 3_000..30_000_u64,
         favor_objects in any::<bool>(),
+        seed in any::<u64>(),
     ) {
-        let store = Store::new(StoreOptions {
+        let options = StoreOptions {
             capacity,
             eviction: Eviction::Tide,
             favor_objects,
@@ -328,7 +329,8 @@ proptest! {
             shards: Some(1),
             forecast: false,
             clock: Clock::manual(),
-        });
+        };
+        let store = Store::seeded(options, seed);
         let hashes: Vec<u32> = (0..KEYS).map(|key| store.hash(&name(key)).short()).collect();
         let mut model = Tide::new(capacity, favor_objects);
         for (number, step) in steps.into_iter().enumerate() {
