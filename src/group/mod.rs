@@ -19,6 +19,7 @@
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both
 //! ```
@@ -34,6 +35,7 @@ mod compare;
 mod counters;
 mod dump;
 mod dumped_removals;
+mod explain;
 mod fence;
 mod flight;
 mod forecast;
@@ -91,6 +93,7 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
+pub use explain::{Explanation, Outcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};

@@ -42,8 +42,9 @@ impl Transport for Delayed {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        // A node that has just started sends batches besides, to previous owners of its keys.
-        let is_single = u64::from(request.method() == "GET");
+        // A node that has just started also asks for lists of peers, and sends batches to previous owners.
+        let is_for_key = request.path().starts_with("/_groupcache/values/");
+        let is_single = u64::from(request.method() == "GET" && is_for_key);
         let number = self
             .network
             .exchanges
@@ -217,6 +218,7 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
         named <= seconds(6) + 20 * late,
         "{named:?}, control {late:?}"
     );
+    let during = cluster.load(others, "during ", || thread::sleep(seconds(4)));
     let all_callers = cluster.load(all, "all ", || thread::sleep(seconds(2)));
     println!("with the callers of the slow node: {all_callers:?}");
     println!("named after {named:?}; before {before:?}; during {during:?}");

@@ -168,6 +168,10 @@ impl ProtoGetter for PreviousOwner {
         answers
     }
 
+    fn url(&self) -> String {
+        self.client.url()
+    }
+
     fn honors_deadline(&self) -> bool {
         true
     }

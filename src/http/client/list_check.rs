@@ -23,9 +23,11 @@ impl HttpPeer {
     /// Notes the mark of a response. Most responses have none.
     pub(super) fn note_mark(&self, response: &TransportResponse) {
         let Some(mark) = response.peers_mark() else {
-            return;
+            return self.health.note_list(false);
         };
-        match self.membership.compare(mark) {
+        let compared = self.membership.compare(mark);
+        self.health.note_list(compared == MarkOf::Other);
+        match compared {
             MarkOf::Same => {}
             MarkOf::ThisProcess => self.note_this_process(),
             MarkOf::Other if self.membership.is_news(mark) => self.log_difference(),

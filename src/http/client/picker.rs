@@ -21,7 +21,7 @@ use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
 use crate::http::membership::Membership;
 use crate::peer::Peer;
-use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::peers::{KeyRoute, PeerPicker, ProtoGetter, Route};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
@@ -375,6 +375,10 @@ impl PeerPicker for Picker {
             Some(owner) => Route::Peer(owner),
             None => Route::Own,
         }
+    }
+
+    fn explain(&self, key: &str) -> KeyRoute {
+        self.peers().explain(key, self.failover, &self.watch)
     }
 
     /// There is no third attempt: see [`pick_replica`](Self::pick_replica). Peers that are away are passed

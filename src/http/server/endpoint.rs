@@ -15,7 +15,7 @@ use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError, PeerPath};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -52,11 +52,11 @@ impl Endpoint {
         request: &Request<'_>,
         limits: LoadLimits<'_>,
     ) -> Option<Response> {
-        let mut response = self.respond_unmarked(request, limits)?;
+        let header = request.header(wire::PEERS_HEADER);
+        let mut response = self.respond_unmarked(request, limits, header.is_some())?;
         if self.membership.is_held() {
             response = response.with_own_header(wire::LEAVING_HEADER, "1");
         }
-        let header = request.header(wire::PEERS_HEADER);
         let compared = header.and_then(|header| self.membership.compare_header(header));
         Some(match compared {
             None | Some(MarkOf::Same) => response,
@@ -66,7 +66,13 @@ impl Endpoint {
         })
     }
 
-    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
+    /// `is_from_peer` is whether the request has the mark of a process of larder.
+    fn respond_unmarked(
+        &self,
+        request: &Request<'_>,
+        limits: LoadLimits<'_>,
+        is_from_peer: bool,
+    ) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
             if path.strip_prefix(base.as_str()) == Some(wire::LEAVE_PATH) {
@@ -89,9 +95,10 @@ impl Endpoint {
             Err(PathError::Outside) => return None,
             _ if request.method() != "GET" => Err(method_not_allowed()),
             Err(error) => Err(bad_path(error)),
+            Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path),
             Ok(path) => {
                 let hash = wire::key_hash(&path.group, &path.key);
-                let response = self.get(request, limits, &path.group, &path.key, hash);
+                let response = self.get(request, limits, &path, hash, is_from_peer);
                 let mark = |error: Response| {
                     error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash))
                 };
@@ -125,9 +132,9 @@ impl Endpoint {
         &self,
         request: &Request<'_>,
         limits: LoadLimits<'_>,
-        group: &str,
-        key: &str,
+        PeerPath { group, key }: &PeerPath<'_>,
         hash: u64,
+        is_from_peer: bool,
     ) -> Result<Response, Response> {
         let group = self.group(group)?;
         let timeout = timeout_of(request)?;
@@ -159,8 +166,26 @@ impl Endpoint {
             removals: found.removals,
             load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
         };
+        let status = (!is_from_peer).then(|| cache_status(arrived.is_none(), found.ttl));
         let body = wire::encode_response(hash, found.value, &fields);
-        Ok(Response::new(200, wire::CONTENT_TYPE, body))
+        let response = Response::new(200, wire::CONTENT_TYPE, body);
+        Ok(match status {
+            Some(status) => response.with_own_header("Cache-Status", &status),
+            None => response,
+        })
+    }
+
+    /// The explanation of a key, for the operator.
+    fn explain(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Result<Response, Response> {
+        if !self.is_trusted(request.peer_addr()) {
+            return Err(Response::text(403, NOT_ALLOWED));
+        }
+        let group = self.group(&path.group)?;
+        // It asks the program's picker, which may panic.
+        let explained = caught(|| group.explain(&path.key).to_string());
+        explained
+            .map(|text| Response::text(200, text))
+            .ok_or_else(|| Response::text(500, "the picker of peers panicked"))
     }
 
     /// Responds to a request for several keys. Unless the request says that they are to be loaded, the
@@ -332,6 +357,18 @@ fn nanos(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The header of RFC 9211, for clients other than larder's, which need no bytes for it.
+fn cache_status(is_hit: bool, ttl: Option<Duration>) -> String {
+    let status = match is_hit {
+        true => "larder; hit",
+        false => "larder; fwd=miss; stored",
+    };
+    match ttl {
+        Some(ttl) => format!("{status}; ttl={}", ttl.as_secs()),
+        None => status.into(),
+    }
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
@@ -346,6 +383,9 @@ fn method_not_allowed() -> Response {
     Response::text(405, "a key has the methods GET, PUT and DELETE")
         .with_own_header("Allow", "GET, PUT, DELETE")
 }
+
+/// The query of a key's path that asks for its explanation.
+const EXPLAIN: &str = "explain";
 
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
 /// [`Config::max_batch_keys`] are reported as missing.

@@ -40,6 +40,8 @@ pub(crate) struct PeerHealth {
     /// Its lock is taken after that of the watch.
     slowness: Mutex<Slowness>,
     last_failure: Mutex<Option<PeerFailure>>,
+    /// Whether the last answer said that the peer has another list of peers.
+    has_other_list: AtomicBool,
 }
 
 /// Whether a peer is asked.
@@ -81,6 +83,7 @@ impl PeerHealth {
             latencies: Latencies::default(),
             slowness: Mutex::new(Slowness::new()),
             last_failure: Mutex::default(),
+            has_other_list: AtomicBool::new(false),
         }
     }
 
@@ -150,7 +153,11 @@ impl PeerHealth {
             return (PeerState::Slow, slow);
         }
         let state = match self.standing() {
-            Standing::Closed | Standing::Slow => return (PeerState::Healthy, None),
+            Standing::Closed | Standing::Slow => {
+                let other_list = self.has_other_list.load(Ordering::Relaxed);
+                let cause = other_list.then(|| "has another list of peers".to_owned());
+                return (PeerState::Healthy, cause);
+            }
             Standing::Open => PeerState::Down,
             Standing::Absent => PeerState::Absent,
         };
@@ -158,6 +165,14 @@ impl PeerHealth {
             state,
             self.last_failure().map(|failure| failure.error.to_string()),
         )
+    }
+
+    /// Notes whether the peer has another list of peers.
+    #[inline]
+    pub(crate) fn note_list(&self, is_other: bool) {
+        if self.has_other_list.load(Ordering::Relaxed) != is_other {
+            self.has_other_list.store(is_other, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn last_failure(&self) -> Option<PeerFailure> {

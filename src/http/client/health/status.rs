@@ -13,7 +13,8 @@ pub struct PeerStatus {
     pub peer: Peer,
     /// Whether the peer is asked.
     pub state: PeerState,
-    /// The reason for a state other than [`PeerState::Healthy`], for people.
+    /// The reason for a state other than [`PeerState::Healthy`], for people; or that the peer is healthy and
+    /// has another list of peers.
     pub cause: Option<String>,
     /// Half of the recent answers took at most this time, from the request to the last byte, without the
     /// loads at the peer that it reports ([`load_time`](crate::PeerResponse::load_time)). `None` if there were fewer than three in the last seconds.

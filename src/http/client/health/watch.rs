@@ -229,7 +229,7 @@ impl Watch {
         let mut watched = self.watched.lock();
         loop {
             let now = Instant::now();
-            let Update { has_work, next } = self.update(&watched, now);
+            let Updated { has_work, next } = self.update(&watched, now);
             if watched.is_over || !has_work {
                 watched.is_running = false;
                 return None;
@@ -246,7 +246,7 @@ impl Watch {
     }
 
     /// Sets the standing of each peer and of this process.
-    fn update(&self, watched: &Watched, now: Instant) -> Update {
+    fn update(&self, watched: &Watched, now: Instant) -> Updated {
         let peers = &watched.peers;
         let states: Vec<Trouble> = peers.iter().map(|peer| Trouble::of(&peer.health)).collect();
         let slow = states.iter().filter(|state| state.is_slow).count();
@@ -278,7 +278,7 @@ impl Watch {
         self.cut_off.store(cut_off, Ordering::Relaxed);
         away += usize::from(self.is_leaving());
         self.away.store(away, Ordering::Relaxed);
-        Update {
+        Updated {
             has_work: states.iter().any(|state| state.since.is_some()),
             next,
         }
@@ -286,7 +286,7 @@ impl Watch {
 }
 
 /// The result of an update.
-struct Update {
+struct Updated {
     /// Whether a peer is away or slow.
     has_work: bool,
     /// The time of the next change or probe.

@@ -1,10 +1,11 @@
 //! Which peer is asked for a key in place of its owner.
 
-use super::PeerList;
+use super::{Member, PeerList};
 use crate::http::client::health::Standing;
+use crate::http::client::health::status::PeerState;
 use crate::http::client::health::watch::Watch;
 use crate::http::client::peer::HttpPeer;
-use crate::peers::{ProtoGetter, Route};
+use crate::peers::{KeyRoute, ProtoGetter, Route};
 use crate::sync::Arc;
 
 impl PeerList {
@@ -68,6 +69,44 @@ impl PeerList {
         near.or_else(|| self.placement.owner_among(key, may))
     }
 
+    /// Where a key belongs, and why it is loaded elsewhere.
+    pub(super) fn explain(&self, key: &str, failover: bool, watch: &Watch) -> KeyRoute {
+        let Some(owner) = self.placement.owner(key) else {
+            return KeyRoute::default();
+        };
+        let next =
+            failover.then(|| self.next_of(key, |place| place != owner && !self.is_away(place)));
+        let mut reasons = Vec::new();
+        for Member { peer, client } in &self.members {
+            let Some(client) = client else { continue };
+            let name = match state_name(client.health().state()) {
+                Some(state) => format!("{} {state}", peer.url),
+                None if client.is_this_process() => format!("{} is this process", peer.url),
+                None => continue,
+            };
+            reasons.push(name);
+        }
+        let weights = || self.members.iter().map(|member| member.peer.weight);
+        let weight = self.members[owner].peer.weight;
+        if weights().any(|other| other != weight) {
+            let sum: u64 = weights().map(u64::from).sum();
+            reasons.push(format!("the owner has weight {weight} of {sum}"));
+        }
+        if watch.is_cut_off() {
+            reasons.push("more than half of the peers are down: this process is cut off".into());
+        }
+        if watch.is_leaving() {
+            reasons.push("this process leaves".into());
+        }
+        KeyRoute {
+            owner: Some(self.members[owner].peer.url.clone()),
+            next: next
+                .flatten()
+                .map(|next| self.members[next].peer.url.clone()),
+            reasons,
+        }
+    }
+
     /// The standing of the node at a place. This process is never away.
     fn standing(&self, place: usize) -> Standing {
         let client = self.members[place].client.as_ref();
@@ -77,4 +116,18 @@ impl PeerList {
     fn is_away(&self, place: usize) -> bool {
         self.standing(place) != Standing::Closed
     }
+}
+
+/// The state of a peer in words, with its cause; `None` if all is well.
+fn state_name((state, cause): (PeerState, Option<String>)) -> Option<String> {
+    let state = match state {
+        PeerState::Healthy => return cause,
+        PeerState::Slow => "is slow",
+        PeerState::Down => "is down",
+        PeerState::Absent => "is absent",
+    };
+    Some(match cause {
+        Some(cause) => format!("{state}: {cause}"),
+        None => state.into(),
+    })
 }
