@@ -59,7 +59,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The caller's context was cancelled.
     Cancelled,
-    /// Every loader thread is busy, or the system cannot start one; here or at the key's owner.
+    /// Every loader thread is busy, or the system cannot start one; or as many loads run as
+    /// [`max_concurrent_loads`](crate::GroupBuilder::max_concurrent_loads) allows. Here or at the key's owner.
     Overloaded,
     /// The key's owner is alive, and its getter still runs. A group asks the owner again and never
     /// returns this error.

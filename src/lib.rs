@@ -47,6 +47,7 @@ mod group;
 mod heap;
 #[cfg(feature = "http")]
 pub mod http;
+mod load_permits;
 mod loader_pool;
 #[cfg(all(test, larder_loom))]
 mod loom_models;

@@ -10,9 +10,11 @@ use super::lifetime::Lifetime;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
+use crate::load_permits;
 use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, ProtoGetter, Route};
@@ -125,6 +127,7 @@ impl Inner {
         } else {
             self.getter.get(ctx, key.key, &mut sink)
         };
+        load_permits::release();
         returned.map_err(Error::from_getter)?;
         let (view, ttl) = sink.finish()?;
         run.has_loaded = true;
@@ -151,7 +154,7 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
-        if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key) {
+        if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key, begun) {
             let Loaded {
                 mut view, lifetime, ..
             } = answer?;
@@ -186,7 +189,7 @@ impl Inner {
             group: self.name.as_str().into(),
             key: key.key.into(),
         };
-        let mut patience = Patience::new(ctx, self);
+        let mut patience = Patience::new(ctx, self, begun);
         let mut ask = || patience.ask(&**owner, &request, false);
         let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
         // Without an answer that is newer than all removals, the old value is not renewed.
@@ -209,12 +212,13 @@ impl Inner {
         on_pool: bool,
         ctx: &Context,
         key: &str,
+        begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self);
+        let mut patience = Patience::new(ctx, self, begun);
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
             let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
@@ -364,14 +368,17 @@ impl<'c> LoadPatience<'c> {
 struct Patience<'c> {
     ctx: &'c Context,
     group: &'c Inner,
+    /// The begin of the load, until the first peer is asked: the clock need not be read again.
+    begun: Option<Tick>,
     loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, group: &'c Inner) -> Self {
+    fn new(ctx: &'c Context, group: &'c Inner, begun: LoadBegin) -> Self {
         Patience {
             ctx,
             group,
+            begun: Some(begun.at),
             loading: LoadPatience::new(ctx, group.max_load_wait),
         }
     }
@@ -388,7 +395,7 @@ impl<'c> Patience<'c> {
         has_next: bool,
     ) -> Result<Answer> {
         let clock = self.group.store.clock();
-        let mut sent = clock.now();
+        let mut sent = self.begun.take().unwrap_or_else(|| clock.now());
         let mut result = match has_next {
             true => peer.get(&half_of(self.ctx), request),
             false => peer.get(self.ctx, request),

@@ -10,6 +10,7 @@ use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load_permits;
 use crate::loader_pool::JobFor;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
@@ -77,6 +78,7 @@ impl Inner {
         if results.iter().all(Option::is_some) {
             return results.into_iter().flatten().collect();
         }
+        let _lent = load_permits::lend();
         let ctx = &ctx.with_value(FailedPeers::default());
         let plan = {
             let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);

@@ -21,7 +21,7 @@
 //!   client_load.rs  a load that a client of the server waits for
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both
+//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
 //! ```
 
 mod answer;
@@ -47,6 +47,7 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod origin;
 mod parallel;
 mod populate;
 mod refresh;
@@ -71,7 +72,8 @@ use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
-use crate::loader_pool::LoaderPool;
+use crate::load_permits::LoadPermits;
+use crate::loader_pool::LoaderShare;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
@@ -130,7 +132,9 @@ struct Inner {
     /// Flights that run the getter.
     getter_flights: Flights,
     peers: PickerSlot,
-    pool: LoaderPool,
+    pool: LoaderShare,
+    /// `None` without a limit.
+    permits: Option<Arc<LoadPermits>>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,

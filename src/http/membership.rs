@@ -93,13 +93,16 @@ impl Membership {
     /// As [`compare`](Self::compare), for the header of a request; `None` if it is not a mark. Most marks
     /// have the same fingerprint as this process's, and are not parsed.
     pub(crate) fn compare_header(&self, header: &str) -> Option<MarkOf> {
-        let own = self.own();
-        let parts = header.split_at_checked(SPLIT);
-        let own_parts = own.header.split_at_checked(SPLIT);
-        if let (Some((list, instance)), Some((own_list, own_instance))) = (parts, own_parts) {
-            if list == own_list && instance != own_instance && header.len() == own.header.len() {
-                return Some(MarkOf::Same);
-            }
+        let is_same = {
+            let own = self.own.read();
+            let parts = header.split_at_checked(SPLIT);
+            parts.is_some_and(|(list, instance)| {
+                let (own_list, own_instance) = own.header.split_at(SPLIT);
+                list == own_list && instance != own_instance && header.len() == own.header.len()
+            })
+        };
+        if is_same {
+            return Some(MarkOf::Same);
         }
         PeersMark::parse(header).map(|mark| self.compare(mark))
     }

@@ -8,6 +8,7 @@
 mod flights;
 mod free_list;
 mod groups;
+mod permits;
 mod removals;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -35,12 +35,18 @@ pub(crate) struct Fields {
 }
 
 /// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
+pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -> Body {
+    let mut body = Body::from(Vec::with_capacity(CAPACITY));
+    push_fields(&mut body.copied, key_hash, value.len(), fields);
+    body.push_value(value);
+    body
+}
+
+/// Appends the part of a response's body in front of the value, which has `value_len` bytes.
 ///
 /// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
 /// tell it from a missing one.
-pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -> Body {
-    let mut body = Body::from(Vec::with_capacity(CAPACITY));
-    let out = &mut body.copied;
+pub(crate) fn push_fields(out: &mut Vec<u8>, key_hash: u64, value_len: usize, fields: &Fields) {
     if let Some(qps) = fields.minute_qps {
         push_tag(out, MINUTE_QPS);
         out.extend_from_slice(&qps.to_le_bytes());
@@ -73,9 +79,7 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
         push_varint(out, micros);
     }
     push_tag(out, VALUE);
-    push_varint(out, value.len() as u64);
-    body.push_value(value);
-    body
+    push_varint(out, value_len as u64);
 }
 
 /// Reads the body of a response with status 200.
@@ -96,8 +100,13 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
     let fields = &mut decoded.fields;
     let mut rest = body;
     while !rest.is_empty() {
-        let (field, Payload { number, bytes }) = take_field(&mut rest, &KNOWN)
-            .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
+        let taken = take_field(&mut rest, |field| match field {
+            VALUE | MINUTE_QPS | EXPIRE | TTL_NANOS | KEY_HASH | AGE_MS | STALE_MS | REMOVALS => {
+                Ok(())
+            }
+            other => check_type(other, &KNOWN),
+        });
+        let (field, Payload { number, bytes }) = taken.map_err(corrupt)?;
         let fixed = || bytes.try_into().map(u64::from_le_bytes).ok();
         match field {
             VALUE => decoded.value = bytes,
@@ -118,6 +127,11 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
     Ok(decoded)
 }
 
+#[cold]
+fn corrupt(why: &'static str) -> Error {
+    Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"))
+}
+
 /// Checks the things that the generated readers do not check.
 ///
 /// The readers skip a known field of the wrong type as if it were unknown, truncate numbers that
@@ -135,16 +149,24 @@ pub(super) fn check_fields(
             return Err("too many fields");
         }
         fields += 1;
-        take_field(&mut rest, known)?;
+        take_field(&mut rest, |field| check_type(field, known))?;
     }
     Ok(())
 }
 
-/// Takes the next field. One of `known` has its type.
+/// Checks that a field has its type if it is one of `known`.
+fn check_type(field: FieldType, known: &[FieldType]) -> Result<(), &'static str> {
+    match known.iter().any(|&(n, t)| n == field.0 && t != field.1) {
+        true => Err("a field of the wrong type"),
+        false => Ok(()),
+    }
+}
+
+/// Takes the next field, whose number and type `check` accepts.
 #[inline(always)]
 fn take_field<'b>(
     rest: &mut &'b [u8],
-    known: &[FieldType],
+    check: impl FnOnce(FieldType) -> Result<(), &'static str>,
 ) -> Result<(FieldType, Payload<'b>), &'static str> {
     let tag = take_varint(rest)?;
     let tag = u32::try_from(tag).map_err(|_| "a field number out of range")?;
@@ -152,9 +174,7 @@ fn take_field<'b>(
     if field.0 == 0 {
         return Err("a field number out of range");
     }
-    if known.iter().any(|&(n, t)| n == field.0 && t != field.1) {
-        return Err("a field of the wrong type");
-    }
+    check(field)?;
     let (number, len) = match field.1 {
         VARINT => (take_varint(rest)?, 0),
         I64 => (0, 8),

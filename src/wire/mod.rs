@@ -30,7 +30,7 @@ mod pieces;
 mod status;
 mod timeout;
 
-pub(crate) use body::{Fields, decode_response, encode_response};
+pub(crate) use body::{Fields, decode_response, encode_response, push_fields};
 pub(crate) use changes::{
     CLEAR, DROP, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_drop, decode_keys,
     decode_set, decode_table, encode_change, encode_keys, parse_removal_id, verb_path,

@@ -1,5 +1,6 @@
 //! Faults: each test makes one happen, for real where it can, and checks the effect on callers.
 //!
+//! - `cold_restart`: a node starts without its values, and its origin serves few loads at a time.
 //! - `getters`: the getter fails, panics, hangs or is slow.
 //! - `planned_changes`: nodes join, leave, and are restarted.
 //! - `rings`: nodes have different lists of peers; many callers want one key; the wall clock jumps.
@@ -32,6 +33,7 @@ mod raw_client;
 #[path = "../http/client/raw_server.rs"]
 mod raw_server;
 
+mod cold_restart;
 mod getters;
 mod held_connections;
 mod hostile_clients;

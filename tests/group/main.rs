@@ -26,6 +26,7 @@ mod hooks;
 mod keys;
 mod listeners;
 mod one_hop;
+mod origin;
 mod patience;
 mod peers;
 mod pressure;

@@ -207,13 +207,14 @@ impl HttpPeer {
         }
         let path = wire::key_path(&self.base, group, key);
         let own = self.membership.own();
-        let mut request = TransportRequest::get(path, deadline);
-        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let timeout = match deadline == now + self.config.exchange_timeout {
             true => self.full_timeout.as_str().into(),
             false => wire::timeout_millis(deadline - now).to_string().into(),
         };
-        request.set_checked(wire::TIMEOUT_HEADER.into(), timeout);
+        let request = TransportRequest::get(path, deadline).with_headers([
+            (wire::PEERS_HEADER.into(), own.header.as_str().into()),
+            (wire::TIMEOUT_HEADER.into(), timeout),
+        ]);
         let exchange = ObservedExchange::new(&self.health, &self.watch, now);
         let response = match self.transport.round_trip(ctx, request) {
             Ok(response) => response,

@@ -5,8 +5,8 @@
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
-//! - `endpoint`, `changes`: responds to peers. `handler`: the program's own pages. `response`: the result of
-//!   both.
+//! - `endpoint`, `changes`: responds to peers, with a `reply`. `handler`: the program's own pages.
+//!   `response`: the result of both, with any head.
 //! - `tiny`: the endpoint in a tiny_http server.
 
 mod abandoned;
@@ -21,6 +21,7 @@ pub(crate) mod head;
 pub(crate) mod limits;
 mod listener;
 mod reader;
+mod reply;
 pub(crate) mod response;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
