@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
-EXAMPLES=(color color_tiny_http cluster custom_transport forecast getter_file getter_http getter_sqlite getter_redis
+EXAMPLES=(chaos color color_tiny_http cluster custom_transport forecast getter_file getter_http getter_sqlite getter_redis
     json_sink proto_sink)
 BIN="$CARGO_TARGET_DIR/release/examples"
 
@@ -60,6 +60,12 @@ color_cluster() {
     # One, unless a process waited for a second to be given the processor.
     ((loads >= 1 && loads <= 3))
     for port in "${ports[@]}"; do expect 404 "$port" no-such-colour; done
+}
+
+example_chaos() {
+    capture "$BIN/chaos" --seconds 5 --seed 3
+    says '^judged      [1-9][0-9]* gets, [1-9]'
+    says '^violations  0$'
 }
 
 # Runs the command of the README, shortened.

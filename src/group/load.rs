@@ -108,7 +108,7 @@ impl Inner {
 
     /// Runs the getter. This is the work of a getter flight.
     pub(super) fn run_getter(
-        &self,
+        self: &Arc<Self>,
         placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,

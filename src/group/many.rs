@@ -41,6 +41,13 @@ struct OwnerQuery {
     keys: Vec<QueryKey>,
 }
 
+/// The next source of a key's value.
+enum NextLoad {
+    /// The getter of this process, which owns the key or knows of no peer that answers.
+    Here(Placement),
+    Peer(Arc<dyn ProtoGetter>),
+}
+
 struct QueryKey {
     /// The index of the key in the caller's list.
     at: usize,
@@ -109,64 +116,66 @@ impl Inner {
             .collect()
     }
 
-    /// Loads the keys that their owners did not bring. The first is fetched by itself. If its owner and
-    /// the next peer are down, it is loaded here, and no other key of theirs waits for them.
+    /// Loads the keys that their owners did not bring. Of the keys for which the same peer is asked, the
+    /// first is fetched before the others: if that peer does not answer either, they are loaded here. So
+    /// the whole call waits for silent peers twice at most: for the owners, and for the peers after them.
     fn load_rest<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
         keys: &[K],
         results: &mut Results,
     ) {
-        let rest: Vec<usize> = (0..keys.len())
+        let mut rest: Vec<usize> = (0..keys.len())
             .filter(|at| results[*at].is_none())
             .collect();
-        let Some((&first, rest)) = rest.split_first() else {
-            return;
-        };
-        results[first] = Some(self.load(ctx, self.key(keys[first].as_ref()), None));
-        let (mut here, mut others) = (Vec::new(), Vec::new());
-        for &at in rest {
-            let key = self.key(keys[at].as_ref());
-            match self.placement_without_peers(ctx, key.key) {
-                Some(placement) => here.push(ManyKey {
-                    at,
-                    key,
-                    from: ManyFrom::Getter(placement),
-                }),
-                None => others.push(ManyKey {
-                    at,
-                    key,
-                    from: ManyFrom::Peers,
-                }),
+        for is_first in [true, false] {
+            let (mut here, mut fetched, mut later) = (Vec::new(), Vec::new(), Vec::new());
+            let mut peers: Vec<Arc<dyn ProtoGetter>> = Vec::new();
+            for at in rest {
+                let key = self.key(keys[at].as_ref());
+                let next = self.next_load(ctx, key.key);
+                if let Some(NextLoad::Here(placement)) = next {
+                    let from = ManyFrom::Getter(placement);
+                    here.push(ManyKey { at, key, from });
+                    continue;
+                }
+                if let Some(NextLoad::Peer(peer)) = next {
+                    if is_first && peers.iter().any(|other| is_same(other, &peer)) {
+                        later.push(at);
+                        continue;
+                    }
+                    peers.push(peer);
+                }
+                let from = ManyFrom::Peers;
+                fetched.push(ManyKey { at, key, from });
             }
-        }
-        let mut fill = |at: usize, result: Result<Loaded>| {
-            results[at] = Some(result.map(|loaded| loaded.view));
-        };
-        if !here.is_empty() {
-            self.load_several(ctx, here, None, &mut fill);
-        }
-        if !others.is_empty() {
-            self.load_in_parallel(ctx, others, None, &mut fill);
+            let mut fill = |at: usize, result: Result<Loaded>| {
+                results[at] = Some(result.map(|loaded| loaded.view));
+            };
+            if !here.is_empty() {
+                self.load_several(ctx, here, None, &mut fill);
+            }
+            if !fetched.is_empty() {
+                self.load_in_parallel(ctx, fetched, None, &mut fill);
+            }
+            rest = later;
         }
     }
 
-    /// Where the value of a key belongs if it has to be loaded here, because this process owns it or no
-    /// peer for it answers. `None` if a peer has to be asked, or the key is not valid.
-    fn placement_without_peers(&self, ctx: &Context, key: &str) -> Option<Placement> {
+    /// How a key that its owner did not bring is loaded; `None` if it is not valid.
+    fn next_load(&self, ctx: &Context, key: &str) -> Option<NextLoad> {
         self.check_key(key).ok()?;
         let failed = ctx.value::<FailedPeers>()?;
-        let placement = |picker: &dyn PeerPicker| match picker.route(key) {
-            Route::Peer(peer) if !failed.contain(&peer) => None,
+        let next = |picker: &dyn PeerPicker| match picker.route(key) {
+            Route::Peer(peer) if !failed.contain(&peer) => NextLoad::Peer(peer),
             Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
-                Some(next) if !failed.contain(&next) => None,
-                _ => Some(Placement::Fallback),
+                Some(next) if !failed.contain(&next) => NextLoad::Peer(next),
+                _ => NextLoad::Here(Placement::Fallback),
             },
-            route => Some(placement_of(&route)),
+            route => NextLoad::Here(placement_of(&route)),
         };
-        self.peers
-            .ask(&self.name, placement)
-            .unwrap_or(Some(Placement::Main))
+        let here = NextLoad::Here(Placement::Main);
+        Some(self.peers.ask(&self.name, next).unwrap_or(here))
     }
 
     /// Groups the keys without a result by their owners. A request in flight cannot be cancelled, so
