@@ -405,6 +405,7 @@ impl GroupBuilder {
             favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
+            retention: self.freshness.keep_for_revalidation,
             forecast: self.forecast,
             clock: self.clock,
         };
