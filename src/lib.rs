@@ -3,7 +3,7 @@
 // page in the documentation.
 #![cfg_attr(
     feature = "http",
-    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Removal]: manual::removal\n\n",
+    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Freshness]: manual::freshness\n[Removal]: manual::removal\n\n",
     doc = include_str!("../README.md"),
 )]
 //!
@@ -32,6 +32,7 @@
 
 mod bulk_getter;
 mod byteview;
+mod checksum;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
@@ -57,6 +58,7 @@ pub mod manual;
 mod memory_pressure;
 mod message;
 mod nesting;
+mod old_value;
 mod panics;
 pub mod pb;
 mod peer;

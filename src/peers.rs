@@ -127,6 +127,25 @@ pub trait ProtoGetter: Send + Sync {
     /// passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
+    /// As [`get`](Self::get), for a process that has cached `old`, an older answer of a peer for this key.
+    /// If the peer's value is the same, a transport need not carry its bytes: the response has the `old`
+    /// view as its value, with the times of the peer's answer.
+    ///
+    /// The default implementation calls [`get`](Self::get).
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    fn revalidate(
+        &self,
+        ctx: &Context,
+        request: &GetRequest<'_>,
+        old: &ByteView,
+    ) -> Result<PeerResponse> {
+        let _ = old;
+        self.get(ctx, request)
+    }
+
     /// Asks the peer for those values of `keys` that it has cached, in as few exchanges as possible. A
     /// group calls [`load_many`](Self::load_many) instead.
     /// The result has one item for each key, in the order of `keys`. `None` means that the group has

@@ -14,7 +14,8 @@
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
-//!   handoff.rs   a value of the previous owner
+//!   handoff.rs   a value of the previous owner  dropped_keys.rs  keys without it
+//!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
@@ -33,6 +34,7 @@ mod bulk;
 pub(crate) mod client_load;
 mod compare;
 mod counters;
+mod dropped_keys;
 mod dump;
 mod dumped_removals;
 mod explain;
@@ -55,6 +57,7 @@ pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
 mod restore;
+mod revalidation;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -561,8 +564,7 @@ impl Inner {
         if !self.store.may_expire() {
             return;
         }
-        let now = self.store.clock().now();
-        if let Some(expired) = self.store.purge_expired(now, PURGED_BY_LOOKUP) {
+        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
             self.notify_and_drop(expired);
         }
     }

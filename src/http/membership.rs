@@ -164,7 +164,7 @@ impl OwnList {
             instance,
         };
         let mut lines: Vec<String> = peers.iter().map(line_of).collect();
-        lines.sort();
+        lines.sort_unstable();
         OwnList {
             mark,
             header: mark.to_string(),

@@ -10,6 +10,7 @@
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
 //! - `sick_peers`: peers that are killed, stopped, slow or away for good.
 //! - `slow_peers`: peers whose answers are late.
+//! - `dumps`: a process is killed while it dumps, or its disk is full.
 //! - `silent_peers`: peers that do not answer, answer late, or whose connections are dead.
 //!
 //! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of
@@ -34,6 +35,7 @@ mod raw_client;
 mod raw_server;
 
 mod cold_restart;
+mod dumps;
 mod getters;
 mod held_connections;
 mod hostile_clients;

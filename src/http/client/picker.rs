@@ -3,7 +3,7 @@
 
 mod routes;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -196,10 +196,10 @@ impl Picker {
             }
             return;
         }
-        let nodes = |list: &PeerList| -> BTreeSet<(String, u32)> {
-            let node = |member: &Member| (member.peer.id.clone(), member.peer.weight);
-            list.members.iter().map(node).collect()
-        };
+        fn nodes(list: &PeerList) -> HashSet<(&str, u32)> {
+            let peers = list.members.iter().map(|member| &member.peer);
+            peers.map(|peer| (&*peer.id, peer.weight)).collect()
+        }
         if nodes(before) != nodes(after) {
             let clients = before.members.iter().map(|member| member.client.clone());
             self.handoff

@@ -85,7 +85,10 @@ impl Endpoint {
             Ok(path) => {
                 let hash = wire::key_hash(&path.group, &path.key);
                 let found = self.get(request, limits, &path.group, &path.key, hash);
-                found.map_or_else(|error| with_key(error, hash), Reply::Value)
+                found.map_or_else(
+                    |error| with_key(error, hash),
+                    |found| found.unless_known(request.head().known_value),
+                )
             }
         };
         Some(reply)

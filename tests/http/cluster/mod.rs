@@ -6,6 +6,7 @@ mod handoff;
 mod lists;
 mod promise;
 mod removal;
+mod revalidation;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
