@@ -98,7 +98,7 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
-pub use explain::{Explanation, Outcome};
+pub use explain::{Explanation, GetOutcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
