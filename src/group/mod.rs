@@ -22,7 +22,7 @@
 //!   client_load.rs  a load that a client of the server waits for
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
+//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
 //! ```
 
 mod answer;
@@ -49,6 +49,7 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod many_stale;
 mod origin;
 mod parallel;
 mod populate;

@@ -6,8 +6,8 @@
 //! about 45 s. `LOOM_MAX_PREEMPTIONS=3` bounds the search, which then takes 1 s.
 
 mod flights;
-mod freshness;
 mod free_list;
+mod freshness;
 mod groups;
 mod permits;
 mod removals;

@@ -14,7 +14,7 @@
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
-//!   kept.rs         values that loads may renew, and their etags
+//!   kept.rs         values that loads may renew    etag.rs      their etags
 //!   options.rs      its options
 //! ```
 //!
@@ -24,6 +24,7 @@
 mod budget;
 mod ceilings;
 mod entry;
+mod etag;
 mod evicted;
 mod expiry;
 mod forecast;
@@ -72,11 +73,12 @@ pub(crate) use shard::EVICTED_AT_ONCE;
 pub(crate) use ceilings::CeilingId;
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
+pub(crate) use etag::MAX_ETAG;
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
 pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
-pub(crate) use kept::{Kept, MAX_ETAG};
+pub(crate) use kept::Kept;
 pub(crate) use key_hash::KeyHash;
 pub(crate) use options::StoreOptions;
 pub use policy::Eviction;
