@@ -83,7 +83,8 @@ pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
     AdmissionFn, Answer, DumpReport, GetOptions, Group, GroupBuilder, HotAdmission, PeriodicDump,
-    RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source, WeakGroup,
+    RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source, WarmProgress, Warming,
+    WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};

@@ -15,6 +15,7 @@ impl Inner {
     /// `None` if this process has a value of its own: then the load is a refresh.
     pub(super) fn take_over(
         &self,
+        placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
         begun: LoadBegin,
@@ -42,7 +43,7 @@ impl Inner {
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
-        let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
+        let lifetime = self.populate(placement, key, begun, &mut view, lifetime, evicted);
         Some(Loaded {
             view,
             lifetime,

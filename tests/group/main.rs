@@ -40,3 +40,4 @@ mod sinks;
 mod stats;
 mod threads;
 mod user_code;
+mod warm;
