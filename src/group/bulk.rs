@@ -3,7 +3,6 @@
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom, PoolJob, wait};
-use super::lifetime::Lifetime;
 use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
 use super::parallel::job_for;
 use super::{Group, Inner, LoadBegin, LoadKey, Loaded};
@@ -278,23 +277,26 @@ impl Inner {
             .zip(&froms)
             .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
             .collect();
+        let old = |lead: &Lead<'_, '_>| self.old_value(lead.key.key, lead.begun);
+        let olds: Vec<_> = leads.iter().map(old).collect();
         let (mut runs, mut sinks) = (Vec::new(), Vec::new());
-        for lead in leads {
+        for (lead, old) in leads.iter().zip(&olds) {
             let LoadKey { hash, key } = lead.key.key;
             runs.push(GetterRun::new(&self.counters));
-            sinks.push(LoadSink::new(&self.store, hash, key, self.max_value_size));
+            let mut sink = LoadSink::new(&self.store, hash, key, self.max_value_size);
+            sink.old = old.as_ref();
+            sinks.push(sink);
         }
         let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
         let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
         let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
         let results = each.map(|(((lead, run), mut sink), error)| {
             error?;
-            let (view, ttl) = sink.finish()?;
+            let filled = sink.finish()?;
             run.has_loaded = true;
             let (placement, key) = (lead.key.placement(), lead.key.key);
-            let allowance = self.freshness.allowance();
-            let lifetime = Lifetime::of_load(lead.begun.at, ttl, allowance);
-            let lifetime = self.populate(placement, key, lead.begun, view, lifetime, evicted);
+            let value = self.loaded_value(lead.begun, filled);
+            let lifetime = self.populate(placement, key, lead.begun, value, evicted);
             let view = sink.into_value();
             Ok(Loaded {
                 view,
@@ -382,7 +384,11 @@ fn fill_sinks(
     keys: &[&str],
     sinks: &mut [LoadSink<'_>],
 ) -> Vec<Result<()>> {
-    let mut dests: Vec<_> = sinks.iter_mut().map(|sink| BulkSink::new(sink)).collect();
+    // Each key has its own old value, in its sink.
+    let without_old = ctx.with_old_value(None);
+    let ctx = without_old.as_ref().unwrap_or(ctx);
+    let dest = |sink| -> BulkSink<'_> { BulkSink::of_load(sink) };
+    let mut dests: Vec<_> = sinks.iter_mut().map(dest).collect();
     let returned = if std::thread::panicking() {
         // As in `Inner::run_getter`.
         caught(|| bulk.load_many(ctx, keys, &mut dests))

@@ -4,7 +4,7 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey};
-use super::populate::Placement;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits;
 use crate::loader_pool::JobFor;
+use crate::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
@@ -40,12 +41,20 @@ struct OwnerQuery {
     keys: Vec<QueryKey>,
 }
 
+/// The next source of a key's value.
+enum NextLoad {
+    /// The getter of this process, which owns the key or knows of no peer that answers.
+    Here(Placement),
+    Peer(Arc<dyn ProtoGetter>),
+}
+
 struct QueryKey {
     /// The index of the key in the caller's list.
     at: usize,
     key: Box<str>,
     /// Read before the owner is asked, so that a removal in the meantime is detected.
     begun: LoadBegin,
+    old: Option<OldValue>,
 }
 
 impl Inner {
@@ -107,64 +116,66 @@ impl Inner {
             .collect()
     }
 
-    /// Loads the keys that their owners did not bring. The first is fetched by itself. If its owner and
-    /// the next peer are down, it is loaded here, and no other key of theirs waits for them.
+    /// Loads the keys that their owners did not bring. Of the keys for which the same peer is asked, the
+    /// first is fetched before the others: if that peer does not answer either, they are loaded here. So
+    /// the whole call waits for silent peers twice at most: for the owners, and for the peers after them.
     fn load_rest<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
         keys: &[K],
         results: &mut Results,
     ) {
-        let rest: Vec<usize> = (0..keys.len())
+        let mut rest: Vec<usize> = (0..keys.len())
             .filter(|at| results[*at].is_none())
             .collect();
-        let Some((&first, rest)) = rest.split_first() else {
-            return;
-        };
-        results[first] = Some(self.load(ctx, self.key(keys[first].as_ref()), None));
-        let (mut here, mut others) = (Vec::new(), Vec::new());
-        for &at in rest {
-            let key = self.key(keys[at].as_ref());
-            match self.placement_without_peers(ctx, key.key) {
-                Some(placement) => here.push(ManyKey {
-                    at,
-                    key,
-                    from: ManyFrom::Getter(placement),
-                }),
-                None => others.push(ManyKey {
-                    at,
-                    key,
-                    from: ManyFrom::Peers,
-                }),
+        for is_first in [true, false] {
+            let (mut here, mut fetched, mut later) = (Vec::new(), Vec::new(), Vec::new());
+            let mut peers: Vec<Arc<dyn ProtoGetter>> = Vec::new();
+            for at in rest {
+                let key = self.key(keys[at].as_ref());
+                let next = self.next_load(ctx, key.key);
+                if let Some(NextLoad::Here(placement)) = next {
+                    let from = ManyFrom::Getter(placement);
+                    here.push(ManyKey { at, key, from });
+                    continue;
+                }
+                if let Some(NextLoad::Peer(peer)) = next {
+                    if is_first && peers.iter().any(|other| is_same(other, &peer)) {
+                        later.push(at);
+                        continue;
+                    }
+                    peers.push(peer);
+                }
+                let from = ManyFrom::Peers;
+                fetched.push(ManyKey { at, key, from });
             }
-        }
-        let mut fill = |at: usize, result: Result<Loaded>| {
-            results[at] = Some(result.map(|loaded| loaded.view));
-        };
-        if !here.is_empty() {
-            self.load_several(ctx, here, None, &mut fill);
-        }
-        if !others.is_empty() {
-            self.load_in_parallel(ctx, others, None, &mut fill);
+            let mut fill = |at: usize, result: Result<Loaded>| {
+                results[at] = Some(result.map(|loaded| loaded.view));
+            };
+            if !here.is_empty() {
+                self.load_several(ctx, here, None, &mut fill);
+            }
+            if !fetched.is_empty() {
+                self.load_in_parallel(ctx, fetched, None, &mut fill);
+            }
+            rest = later;
         }
     }
 
-    /// Where the value of a key belongs if it has to be loaded here, because this process owns it or no
-    /// peer for it answers. `None` if a peer has to be asked, or the key is not valid.
-    fn placement_without_peers(&self, ctx: &Context, key: &str) -> Option<Placement> {
+    /// How a key that its owner did not bring is loaded; `None` if it is not valid.
+    fn next_load(&self, ctx: &Context, key: &str) -> Option<NextLoad> {
         self.check_key(key).ok()?;
         let failed = ctx.value::<FailedPeers>()?;
-        let placement = |picker: &dyn PeerPicker| match picker.route(key) {
-            Route::Peer(peer) if !failed.contain(&peer) => None,
+        let next = |picker: &dyn PeerPicker| match picker.route(key) {
+            Route::Peer(peer) if !failed.contain(&peer) => NextLoad::Peer(peer),
             Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
-                Some(next) if !failed.contain(&next) => None,
-                _ => Some(Placement::Fallback),
+                Some(next) if !failed.contain(&next) => NextLoad::Peer(next),
+                _ => NextLoad::Here(Placement::Fallback),
             },
-            route => Some(placement_of(&route)),
+            route => NextLoad::Here(placement_of(&route)),
         };
-        self.peers
-            .ask(&self.name, placement)
-            .unwrap_or(Some(Placement::Main))
+        let here = NextLoad::Here(Placement::Main);
+        Some(self.peers.ask(&self.name, next).unwrap_or(here))
     }
 
     /// Groups the keys without a result by their owners. A request in flight cannot be cancelled, so
@@ -216,10 +227,12 @@ impl Inner {
                 });
                 queries.len() - 1
             });
+            let begun = self.load_begin(generation, forgets);
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                begun: self.load_begin(generation, forgets),
+                begun,
+                old: self.old_value(self.key(key), begun),
             });
         }
         plan
@@ -349,14 +362,8 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
-        self.populate(
-            Placement::Hot,
-            at,
-            begun,
-            &mut value,
-            lifetime,
-            &mut evicted,
-        );
+        let new = NewValue::from_peer(&mut value, lifetime, key.old.as_ref());
+        self.populate(Placement::Hot, at, begun, new, &mut evicted);
         self.notify_and_drop(evicted);
         value
     }
@@ -383,7 +390,11 @@ impl Inner {
             group: self.name.as_str().into(),
             key: (&*key.key).into(),
         };
-        let answer = match query.owner.get(ctx, &request) {
+        let answer = match &key.old {
+            Some(old) => query.owner.revalidate(ctx, &request, &old.view),
+            None => query.owner.get(ctx, &request),
+        };
+        let answer = match answer {
             Err(error) if error.kind() == ErrorKind::Loading => Some(Err(error)),
             Err(error) if is_no_answer(error.kind()) => return Err(error),
             Err(error) if error.kind() == ErrorKind::UnknownGroup => return Err(error),

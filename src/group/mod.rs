@@ -14,11 +14,13 @@
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
-//!   handoff.rs   a value of the previous owner
+//!   handoff.rs   a value of the previous owner  dropped_keys.rs  keys without it
+//!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
 //!   warm.rs      loads before callers ask
@@ -33,8 +35,10 @@ mod bulk;
 pub(crate) mod client_load;
 mod compare;
 mod counters;
+mod dropped_keys;
 mod dump;
 mod dumped_removals;
+mod explain;
 mod fence;
 mod flight;
 mod forecast;
@@ -54,6 +58,7 @@ pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
 mod restore;
+mod revalidation;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -95,6 +100,7 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
+pub use explain::{Explanation, Outcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
@@ -511,7 +517,12 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) if !hit.is_due => self.loaded(hit),
+            Ok(hit) if !hit.is_due => {
+                return Ok(PeerResponse {
+                    removals,
+                    ..self.peer_response(self.loaded(hit), arrived)
+                });
+            }
             Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
             Err(miss) => {
                 self.count_miss(hash);
@@ -520,6 +531,7 @@ impl Inner {
         };
         Ok(PeerResponse {
             removals,
+            load_time: self.store.clock().now().since(arrived),
             ..self.peer_response(value, arrived)
         })
     }
@@ -557,8 +569,7 @@ impl Inner {
         if !self.store.may_expire() {
             return;
         }
-        let now = self.store.clock().now();
-        if let Some(expired) = self.store.purge_expired(now, PURGED_BY_LOOKUP) {
+        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
             self.notify_and_drop(expired);
         }
     }

@@ -158,6 +158,16 @@ impl Node {
                 let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
                 format!("{found:?}")
             }
+            // Writes dumps one after the other, until the process ends.
+            ["dump", path] => {
+                let (group, path) = (self.group.clone(), path.to_owned());
+                thread::spawn(move || {
+                    loop {
+                        group.dump(&path, 0).expect("written");
+                    }
+                });
+                "started".into()
+            }
             ["served"] => self.group.stats().server_requests.to_string(),
             ["peer-errors"] => self.group.stats().peer_errors.to_string(),
             ["memory"] => of_process("VmRSS:").to_string(),

@@ -36,6 +36,7 @@ mod replacing;
 #[cfg(target_os = "linux")]
 mod resident_memory;
 mod returned_values;
+mod revalidation;
 mod sinks;
 mod stats;
 mod threads;
