@@ -198,6 +198,14 @@ impl Store {
         self.budget.used()
     }
 
+    /// Whether an entry whose key and value have this length together evicts no other. A part of the
+    /// capacity stays free, for pages that the entry fills in part only.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        let spare = self.capacity() / 64;
+        let weight = weight::of_entry(len).saturating_add(spare);
+        self.budget.has_room(weight)
+    }
+
     /// The used bytes, and the free room that no entry can have.
     pub(crate) fn occupied(&self) -> u64 {
         self.budget.occupied()
