@@ -44,7 +44,7 @@ pub enum ErrorKind {
     /// The getter requested the key that it is loading, directly or through other getters of this
     /// process.
     RecursiveLoad,
-    /// The getter returned `Ok` without setting a value.
+    /// The getter returned `Ok` without setting a value, or renewed an old value although there is none.
     NothingSet,
     /// The getter set a value twice.
     SetTwice,
@@ -59,7 +59,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The caller's context was cancelled.
     Cancelled,
-    /// Every loader thread is busy, or the system cannot start one; here or at the key's owner.
+    /// Every loader thread is busy, or the system cannot start one; or as many loads run as
+    /// [`max_concurrent_loads`](crate::GroupBuilder::max_concurrent_loads) allows. Here or at the key's owner.
     Overloaded,
     /// The key's owner is alive, and its getter still runs. A group asks the owner again and never
     /// returns this error.
@@ -220,6 +221,7 @@ impl ErrorKind {
             ErrorKind::NotFound
                 | ErrorKind::Getter
                 | ErrorKind::RecursiveLoad
+                | ErrorKind::NothingSet
                 | ErrorKind::SetTwice
                 | ErrorKind::Sink
                 | ErrorKind::ValueTooLarge

@@ -16,10 +16,11 @@ use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::getter::{Getter, value_fn};
 use crate::group::registry::Registry;
-use crate::loader_pool::LoaderPool;
+use crate::load_permits::LoadPermits;
+use crate::loader_pool::{LoaderPool, LoaderShare};
 use crate::peers::PickerSlot;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use crate::value::Value;
 
 /// Builds a [`Group`].
@@ -49,6 +50,7 @@ pub struct GroupBuilder {
     max_key_size: usize,
     max_value_size: usize,
     max_loader_threads: usize,
+    max_concurrent_loads: Option<usize>,
     max_unverified: Option<Duration>,
     loader_stack_size: Option<usize>,
     max_load_wait: Duration,
@@ -72,6 +74,7 @@ impl GroupBuilder {
             max_key_size: DEFAULT_MAX_KEY_SIZE,
             max_value_size: DEFAULT_MAX_VALUE_SIZE,
             max_loader_threads: DEFAULT_LOADER_THREADS,
+            max_concurrent_loads: None,
             max_unverified: None,
             loader_stack_size: None,
             max_load_wait: DEFAULT_LOAD_WAIT,
@@ -175,15 +178,42 @@ impl GroupBuilder {
     /// The most threads that run loads for callers with a deadline or a cancellation, and for clients
     /// of an [`http`](crate::http) server. Default: 512.
     ///
+    /// The groups of a registry share the threads of one pool, 1,024 by default. The group gets another one
+    /// only while it has fewer than are left there, so that a getter that hangs does not keep other groups
+    /// from loading: see [`Registry::set_max_loader_threads`].
+    ///
     /// Loads for the server's clients take at most half of them, rounded up, so that clients cannot
     /// keep this process's own callers from loading. 256 peers' loads at a time are as many as the
     /// threads of 10 peers with default options can ask for.
     ///
     /// Threads start when needed and end after 10 s without work. When all are busy, loads of this
     /// process's callers fail with [`ErrorKind::Overloaded`] at once. Those of clients first wait half a
-    /// second for a thread, so that a burst of new keys is served if the getter is quick. A getter that hangs occupies one thread for each key.
+    /// second for a thread, so that a burst of new keys is served if the getter is quick. A getter that hangs
+    /// occupies one thread for each key.
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
+        self
+    }
+
+    /// The most runs of the getter at the same time in this process, for an origin that serves only so many.
+    /// Default: no limit. A call of a [bulk getter](Self::build_bulk) is one run.
+    ///
+    /// Over the limit a load waits on its caller's thread, and the load whose caller has the earliest
+    /// deadline is next. The caller leaves at its deadline, and then another caller of the key waits in its
+    /// place. A caller without a deadline waits for [`max_load_wait`](Self::max_load_wait), and then fails
+    /// with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded). If an old value may be served
+    /// ([`stale_while_revalidate`](Self::stale_while_revalidate),
+    /// [`stale_if_error`](Self::stale_if_error)), nothing waits: callers get that value, and a later get
+    /// starts the load. A request of a peer waits as a request for a slow load does.
+    ///
+    /// Loads of other processes' keys, whose owners do not answer, have half of the runs at most, rounded up.
+    /// A getter that gets another key does not count while it waits for that.
+    ///
+    /// # Errors
+    ///
+    /// `build` returns [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for 0.
+    pub fn max_concurrent_loads(mut self, loads: usize) -> Self {
+        self.max_concurrent_loads = Some(loads);
         self
     }
 
@@ -198,13 +228,13 @@ impl GroupBuilder {
     }
 
     /// Sets the numbers for a board with 64 MB of memory: 16 MiB of
-    /// [`max_capacity`](Self::max_capacity), values of 1 MiB, keys of 1 KiB, and 256 loader threads with
+    /// [`max_capacity`](Self::max_capacity), values of 1 MiB, keys of 1 KiB, and 64 loader threads with
     /// stacks of 128 KiB. Options that are set later take precedence.
     pub fn small(self) -> Self {
         self.max_capacity(16 << 20)
             .max_value_size(1 << 20)
             .max_key_size(1 << 10)
-            .max_loader_threads(256)
+            .max_loader_threads(64)
             .loader_stack_size(128 << 10)
     }
 
@@ -345,13 +375,21 @@ impl GroupBuilder {
         check_name(&self.name)?;
         self.check_numbers()?;
         let (name, registry) = (self.name.clone(), self.registry.clone());
-        registry.register(&name, |peers| self.make_with(getter, bulk_getter, peers))
+        let loaders = self.loaders(registry.loaders());
+        registry.register(&name, |peers| {
+            self.make_with(getter, bulk_getter, peers, loaders)
+        })
     }
 
     /// Makes the group without registering it.
     #[cfg(test)]
     pub(crate) fn make(self, getter: impl Getter + 'static, peers: PickerSlot) -> Group {
-        self.make_with(Arc::new(getter), None, peers)
+        let loaders = self.loaders(&LoaderPool::default());
+        self.make_with(Arc::new(getter), None, peers, loaders)
+    }
+
+    fn loaders(&self, pool: &LoaderPool) -> LoaderShare {
+        pool.share(self.max_loader_threads, self.loader_stack_size)
     }
 
     fn make_with(
@@ -359,6 +397,7 @@ impl GroupBuilder {
         getter: Arc<dyn Getter>,
         bulk_getter: Option<Arc<dyn BulkGetter>>,
         peers: PickerSlot,
+        loaders: LoaderShare,
     ) -> Group {
         let store = StoreOptions {
             capacity: self.max_capacity,
@@ -366,12 +405,14 @@ impl GroupBuilder {
             favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
+            retention: self.freshness.keep_for_revalidation,
             forecast: self.forecast,
             clock: self.clock,
         };
         let inner = Inner {
-            pool: LoaderPool::new(&self.name, self.max_loader_threads)
-                .with_stack_size(self.loader_stack_size),
+            pool: loaders,
+            warm_inserts: Mutex::default(),
+            permits: self.max_concurrent_loads.map(LoadPermits::new),
             name: self.name,
             getter,
             bulk_getter,
@@ -415,6 +456,9 @@ impl GroupBuilder {
         }
         if self.max_loader_threads == 0 {
             return invalid("max_loader_threads must be at least 1");
+        }
+        if self.max_concurrent_loads == Some(0) {
+            return invalid("max_concurrent_loads must be at least 1");
         }
         if self
             .max_unverified

@@ -2,8 +2,7 @@
 
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
-use super::flight::{Executor, LoadFrom, wait};
-use super::lifetime::Lifetime;
+use super::flight::{Executor, LoadFrom, PoolJob, wait};
 use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
 use super::parallel::job_for;
 use super::{Group, Inner, LoadBegin, LoadKey, Loaded};
@@ -11,7 +10,8 @@ use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
-use crate::loader_pool::{BusyGuard, JobFor};
+use crate::load_permits;
+use crate::loader_pool::BusyGuard;
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::recursion::{self, LoadId};
@@ -85,15 +85,8 @@ impl Inner {
                 return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
             }
             let (leads, mut flights) = self.lead_all(&keys, each);
-            if leads.is_empty() {
-                // Other callers load all of them.
-            } else if waiter.is_none() && Executor::for_getter(ctx) == Executor::Caller {
-                for (at, result) in self.run_bulk(&**bulk, leads, None, ctx) {
-                    each(at, result);
-                }
-            } else {
-                let job_for = job_for(&mut waiter);
-                let led = self.run_bulk_on_pool(bulk, leads, ctx, job_for, each);
+            if !leads.is_empty() {
+                let led = self.lead_bulk(bulk, leads, ctx, &mut waiter, each);
                 // These come first. So this thread waits for its own call before it waits for others.
                 flights.splice(0..0, led);
             }
@@ -112,7 +105,7 @@ impl Inner {
     }
 
     /// Leads the flights of all keys that are not in flight, and joins the flights of the others.
-    fn lead_all<'a, 'k>(
+    pub(super) fn lead_all<'a, 'k>(
         &'a self,
         keys: &[ManyKey<'k>],
         each: &mut Each<'_>,
@@ -133,26 +126,51 @@ impl Inner {
         (leads, flights)
     }
 
+    /// Runs the bulk getter on this thread or on a loader thread, once there is a permit. Returns the flights
+    /// that have to be waited for.
+    fn lead_bulk<'k>(
+        self: &Arc<Self>,
+        bulk: &Arc<dyn BulkGetter>,
+        mut leads: Vec<Lead<'_, 'k>>,
+        ctx: &Context,
+        waiter: &mut Option<&mut dyn ClientWaiter>,
+        each: &mut Each<'_>,
+    ) -> Vec<(ManyKey<'k>, Flight)> {
+        let on_this_thread = waiter.is_none() && Executor::for_getter(ctx) == Executor::Caller;
+        let job = job_for(waiter).and_then(|job_for| {
+            let placements = leads.iter().map(|lead| lead.key.placement());
+            let waiter = waiter.as_mut().map(|waiter| &mut **waiter as _);
+            let permit = self.permit_bulk(placements, ctx, waiter)?;
+            Ok(PoolJob { job_for, permit })
+        });
+        let job = match job {
+            Ok(job) => job,
+            Err(refused) => return refuse(leads, &refused, each),
+        };
+        if job.permit.is_some() {
+            // The wait does not make the values older.
+            let at = self.store.clock().now();
+            leads.iter_mut().for_each(|lead| lead.begun.at = at);
+        }
+        if !on_this_thread {
+            return self.run_bulk_on_pool(bulk, leads, ctx, job, each);
+        }
+        let _held = job.permit.map(load_permits::hold);
+        for (at, result) in self.run_bulk(&**bulk, leads, None, ctx) {
+            each(at, result);
+        }
+        Vec::new()
+    }
+
     /// Runs the bulk getter on a loader thread. Returns the flights of its keys, to wait for them.
     fn run_bulk_on_pool<'k>(
         self: &Arc<Self>,
         bulk: &Arc<dyn BulkGetter>,
         leads: Vec<Lead<'_, 'k>>,
         ctx: &Context,
-        job_for: Result<JobFor>,
+        PoolJob { job_for, permit }: PoolJob,
         each: &mut Each<'_>,
     ) -> Vec<(ManyKey<'k>, Flight)> {
-        let refuse = |leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>| {
-            for lead in leads {
-                each(lead.key.at, Err(error.clone()));
-                lead.leader.abandon();
-            }
-            Vec::new()
-        };
-        let job_for = match job_for {
-            Ok(job_for) => job_for,
-            Err(refused) => return refuse(leads, &refused, each),
-        };
         let mut sent = Vec::with_capacity(leads.len());
         let mut flights = Vec::with_capacity(leads.len());
         for Lead { key, leader, begun } in leads {
@@ -164,6 +182,7 @@ impl Inner {
         let submitted = {
             let (group, bulk, ctx, sent) = (self.clone(), bulk.clone(), ctx.clone(), sent.clone());
             self.pool.submit(job_for, move |busy| {
+                let _held = permit.map(load_permits::hold);
                 let leads = sent.iter().map(|lead| lead.receive(&group)).collect();
                 let results = group.run_bulk(&*bulk, leads, Some(busy), &ctx);
                 (results, group, bulk, ctx)
@@ -183,7 +202,7 @@ impl Inner {
     ///
     /// If the getter panics, the leaders are dropped, and all waiters get
     /// [`ErrorKind::GetterPanicked`].
-    fn run_bulk(
+    pub(super) fn run_bulk(
         self: &Arc<Self>,
         bulk: &dyn BulkGetter,
         leads: Vec<Lead<'_, '_>>,
@@ -258,23 +277,26 @@ impl Inner {
             .zip(&froms)
             .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
             .collect();
+        let old = |lead: &Lead<'_, '_>| self.old_value(lead.key.key, lead.begun);
+        let olds: Vec<_> = leads.iter().map(old).collect();
         let (mut runs, mut sinks) = (Vec::new(), Vec::new());
-        for lead in leads {
+        for (lead, old) in leads.iter().zip(&olds) {
             let LoadKey { hash, key } = lead.key.key;
             runs.push(GetterRun::new(&self.counters));
-            sinks.push(LoadSink::new(&self.store, hash, key, self.max_value_size));
+            let mut sink = LoadSink::new(&self.store, hash, key, self.max_value_size);
+            sink.old = old.as_ref();
+            sinks.push(sink);
         }
         let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
         let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
         let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
         let results = each.map(|(((lead, run), mut sink), error)| {
             error?;
-            let (view, ttl) = sink.finish()?;
+            let filled = sink.finish()?;
             run.has_loaded = true;
             let (placement, key) = (lead.key.placement(), lead.key.key);
-            let allowance = self.freshness.allowance();
-            let lifetime = Lifetime::of_load(lead.begun.at, ttl, allowance);
-            let lifetime = self.populate(placement, key, lead.begun, view, lifetime, evicted);
+            let value = self.loaded_value(lead.begun, filled);
+            let lifetime = self.populate(placement, key, lead.begun, value, evicted);
             let view = sink.into_value();
             Ok(Loaded {
                 view,
@@ -362,13 +384,18 @@ fn fill_sinks(
     keys: &[&str],
     sinks: &mut [LoadSink<'_>],
 ) -> Vec<Result<()>> {
-    let mut dests: Vec<_> = sinks.iter_mut().map(|sink| BulkSink::new(sink)).collect();
+    // Each key has its own old value, in its sink.
+    let without_old = ctx.with_old_value(None);
+    let ctx = without_old.as_ref().unwrap_or(ctx);
+    let dest = |sink| -> BulkSink<'_> { BulkSink::of_load(sink) };
+    let mut dests: Vec<_> = sinks.iter_mut().map(dest).collect();
     let returned = if std::thread::panicking() {
         // As in `Inner::run_getter`.
         caught(|| bulk.load_many(ctx, keys, &mut dests))
     } else {
         Some(bulk.load_many(ctx, keys, &mut dests))
     };
+    load_permits::release();
     let error = match returned {
         None => Some(ErrorKind::GetterPanicked.into()),
         Some(returned) => returned.map_err(Error::from_getter).err(),
@@ -380,13 +407,22 @@ fn fill_sinks(
     dests.into_iter().map(result).collect()
 }
 
-type Flight = Waiter<Result<Loaded>>;
+/// Abandons the flights of these keys, which get an error.
+fn refuse<T>(leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>) -> Vec<T> {
+    for lead in leads {
+        each(lead.key.at, Err(error.clone()));
+        lead.leader.abandon();
+    }
+    Vec::new()
+}
+
+pub(super) type Flight = Waiter<Result<Loaded>>;
 
 /// The leader of the flight of one key.
-struct Lead<'a, 'k> {
-    key: ManyKey<'k>,
-    leader: Leader<'a, Result<Loaded>>,
-    begun: LoadBegin,
+pub(super) struct Lead<'a, 'k> {
+    pub(super) key: ManyKey<'k>,
+    pub(super) leader: Leader<'a, Result<Loaded>>,
+    pub(super) begun: LoadBegin,
 }
 
 /// A [`Lead`] on its way to a loader thread.

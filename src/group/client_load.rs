@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::time::Instant;
 
-use super::flight::{LoadFrom, wait_by};
+use super::flight::{LoadFrom, PoolJob, wait_by};
 use super::populate::Placement;
 use super::{Inner, LoadKey, Loaded, MissToken};
 use crate::context::Context;
@@ -51,19 +51,22 @@ impl Inner {
                 Joined::Waiter(flight) => flight,
                 Joined::Leader(leader, epoch, forgets) => {
                     let begun = self.begin(&from, leader, (epoch, forgets), key, miss);
-                    let (leader, begun) = match begun {
-                        Ok(begun) => begun,
+                    let lead = match begun {
+                        Ok(lead) => lead,
                         Err(cached) => return Ok(cached),
                     };
                     let kept = match waiter.start() {
                         Ok(kept) => kept,
                         Err(refused) => {
-                            leader.abandon();
+                            lead.0.abandon();
                             return Err(refused);
                         }
                     };
+                    let lead = self.permit_lead(&from, lead, ctx, key, Some(&mut *waiter));
+                    let (leader, begun, permit) = lead?;
                     let job_for = JobFor::Client(kept, waiter.thread_by());
-                    self.lead_on_pool(&from, leader, ctx, key, begun, job_for)?
+                    let job = PoolJob { job_for, permit };
+                    self.lead_on_pool(&from, leader, ctx, key, begun, job)?
                 }
             };
             if let Some(result) = wait_until(until, &flight, ctx, waiter) {

@@ -17,6 +17,7 @@
 use std::time::Duration;
 
 use super::Inner;
+use super::dropped_keys::LONGEST_REMOVAL;
 use super::removal_clocks::{KeyStripe, RemovalMark};
 use crate::clock::Tick;
 use crate::context::Context;
@@ -89,11 +90,8 @@ impl Inner {
             return Ok(None);
         }
         // If the peer has dropped its value, the load of the new answer began after that, and so after every
-        // removal that this node knew. If not, the peer had applied all of them.
+        // removal that this node knew; it is not taken over from another node. If not, the peer had applied
+        // all of them.
         ask_again().map(Some)
     }
 }
-
-/// How long a removal may be under way. A value of unknown age is not used for that long after a removal
-/// of its stripe.
-const LONGEST_REMOVAL: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@ use super::populate::Placement;
 use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load_permits::{self, LoadPermit};
 use crate::loader_pool::{BusyGuard, JobFor};
 use crate::peers::ProtoGetter;
 use crate::recursion;
@@ -65,6 +66,12 @@ impl LoadFrom {
     }
 }
 
+/// The caller that a flight on the loader pool works for, and the permit of its getter.
+pub(super) struct PoolJob {
+    pub(super) job_for: JobFor,
+    pub(super) permit: Option<LoadPermit>,
+}
+
 impl Inner {
     /// Leads or joins a flight until there is a result or `ctx` ends.
     pub(super) fn load_once(
@@ -75,6 +82,7 @@ impl Inner {
         key: LoadKey<'_>,
         miss: Option<MissToken>,
     ) -> Result<Loaded> {
+        let _lent = load_permits::lend();
         loop {
             if let Some(ended) = ctx.err() {
                 return Err(ended);
@@ -106,10 +114,20 @@ impl Inner {
         key: LoadKey<'_>,
         begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
+        let permitted = self.permit_lead(from, (leader, begun), ctx, key, None);
+        let (leader, begun, permit) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Some(Err(refused)),
+        };
         match executor {
-            Executor::Caller => self.lead(from, leader, None, ctx, key, begun),
+            Executor::Caller => {
+                let _held = permit.map(load_permits::hold);
+                self.lead(from, leader, None, ctx, key, begun)
+            }
             Executor::LoaderPool => {
-                match self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own) {
+                let job_for = JobFor::Own;
+                let job = PoolJob { job_for, permit };
+                match self.lead_on_pool(from, leader, ctx, key, begun, job) {
                     Ok(waiter) => wait(&waiter, ctx),
                     Err(refused) => Some(Err(refused)),
                 }
@@ -186,7 +204,7 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
         begun: LoadBegin,
-        job_for: JobFor,
+        PoolJob { job_for, permit }: PoolJob,
     ) -> Result<Waiter<Result<Loaded>>> {
         let waiter = leader.detach();
         let (hash, id) = (key.hash, waiter.id());
@@ -194,6 +212,7 @@ impl Inner {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
             let key = String::from(key.key);
             self.pool.submit(job_for, move |busy| {
+                let _held = permit.map(load_permits::hold);
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
                 let result = group.lead(&from, leader, Some(busy), &ctx, key, begun);
@@ -216,7 +235,7 @@ impl Inner {
     /// If the getter, a peer, the picker or the admission function panics, the leader is dropped, and
     /// the waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as
     /// they do after [`abandon`](Leader::abandon).
-    fn lead(
+    pub(super) fn lead(
         self: &Arc<Self>,
         from: &LoadFrom,
         leader: Leader<'_, Result<Loaded>>,

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::populate::Placement;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
 use crate::store::EvictedEntries;
+use crate::sync::Arc;
 
 impl Inner {
     /// The value that the previous owner of the key has cached, if the peers changed lately. It is put
@@ -14,7 +15,8 @@ impl Inner {
     ///
     /// `None` if this process has a value of its own: then the load is a refresh.
     pub(super) fn take_over(
-        &self,
+        self: &Arc<Self>,
+        placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
         begun: LoadBegin,
@@ -24,6 +26,10 @@ impl Inner {
             .peers
             .ask(&self.name, |picker| picker.previous_owner(key.key));
         let previous = previous.flatten()?;
+        let now = self.store.clock().now();
+        if self.removals.dropped.may_contain(key.hash, now) {
+            return None;
+        }
         if self.store.peek(key.hash, key.key).is_ok() {
             return None;
         }
@@ -36,13 +42,15 @@ impl Inner {
             }
         }
         let response = answers.ok()?.into_iter().next()??;
+        self.compare(&previous, ctx, sent, response.removals);
         if !self.is_current(key.key, sent, &response) {
             return None;
         }
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
-        let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
+        let value = NewValue::new(&mut view, lifetime);
+        let lifetime = self.populate(placement, key, begun, value, evicted);
         Some(Loaded {
             view,
             lifetime,

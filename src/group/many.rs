@@ -3,21 +3,21 @@
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
-use super::many_key::{ManyFrom, ManyKey};
-use super::populate::Placement;
+use super::many_key::{ManyFrom, ManyKey, Results};
+use super::many_stale::StaleValues;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load_permits;
 use crate::loader_pool::JobFor;
+use crate::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
-
-/// A result for each key, in their order; `None` while there is none.
-type Results = Vec<Option<Result<ByteView>>>;
 
 /// Results that one owner brought, each with the index of its key in the caller's list.
 type Found = Vec<(usize, Result<ByteView>)>;
@@ -39,12 +39,20 @@ struct OwnerQuery {
     keys: Vec<QueryKey>,
 }
 
+/// The next source of a key's value.
+enum NextLoad {
+    /// The getter of this process, which owns the key or knows of no peer that answers.
+    Here(Placement),
+    Peer(Arc<dyn ProtoGetter>),
+}
+
 struct QueryKey {
     /// The index of the key in the caller's list.
     at: usize,
     key: Box<str>,
     /// Read before the owner is asked, so that a removal in the meantime is detected.
     begun: LoadBegin,
+    old: Option<OldValue>,
 }
 
 impl Inner {
@@ -60,29 +68,46 @@ impl Inner {
             keys.iter()
                 .for_each(|key| drop(self.remove_here(key.as_ref(), None)));
         }
-        let cached = |key: &K| {
+        let mut stale = StaleValues::default();
+        let cached = |(at, key): (usize, &K)| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
             match found {
                 Some(hit) if hit.is_due => {
-                    let due = self.get_due(ctx, LoadKey { hash, key }, hit);
-                    return Some(due.map(|loaded| loaded.view));
+                    let key = LoadKey { hash, key };
+                    let due = self.get_due_of_many(ctx, at, key, hit, &mut stale);
+                    return due.map(Ok);
                 }
                 Some(_) => {}
                 None => self.count_miss(hash),
             }
             found.map(|value| Ok(value.view))
         };
-        let mut results: Results = keys.iter().map(cached).collect();
-        if results.iter().all(Option::is_some) {
-            return results.into_iter().flatten().collect();
+        let mut results: Results = keys.iter().enumerate().map(cached).collect();
+        let _lent = load_permits::lend();
+        if !results.iter().all(Option::is_some) {
+            self.load_missing(ctx, keys, &mut results);
         }
+        self.end_stale(ctx, stale, &mut results);
+        results
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into())))
+            .collect()
+    }
+
+    /// Loads the values of the keys that have no result.
+    fn load_missing<K: AsRef<str>>(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[K],
+        results: &mut Results,
+    ) {
         let ctx = &ctx.with_value(FailedPeers::default());
         let plan = {
-            let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
+            let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, results);
             match self.peers.ask(&self.name, make) {
                 Some(plan) => plan,
-                None => self.plan(&NoPeers, ctx, keys, &mut results),
+                None => self.plan(&NoPeers, ctx, keys, results),
             }
         };
         let mut own = Vec::with_capacity(plan.own.len());
@@ -97,72 +122,70 @@ impl Inner {
                 }),
             }
         }
-        self.ask_owners(ctx, plan.queries, own, &mut results);
-        self.load_rest(ctx, keys, &mut results);
-        results
-            .into_iter()
-            .map(|result| result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into())))
-            .collect()
+        self.ask_owners(ctx, plan.queries, own, results);
+        self.load_rest(ctx, keys, results);
     }
 
-    /// Loads the keys that their owners did not bring. The first is fetched by itself. If its owner and
-    /// the next peer are down, it is loaded here, and no other key of theirs waits for them.
+    /// Loads the keys that their owners did not bring. Of the keys for which the same peer is asked, the
+    /// first is fetched before the others: if that peer does not answer either, they are loaded here. So
+    /// the whole call waits for silent peers twice at most: for the owners, and for the peers after them.
     fn load_rest<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
         keys: &[K],
         results: &mut Results,
     ) {
-        let rest: Vec<usize> = (0..keys.len())
+        let mut rest: Vec<usize> = (0..keys.len())
             .filter(|at| results[*at].is_none())
             .collect();
-        let Some((&first, rest)) = rest.split_first() else {
-            return;
-        };
-        results[first] = Some(self.load(ctx, self.key(keys[first].as_ref()), None));
-        let (mut here, mut others) = (Vec::new(), Vec::new());
-        for &at in rest {
-            let key = self.key(keys[at].as_ref());
-            match self.placement_without_peers(ctx, key.key) {
-                Some(placement) => here.push(ManyKey {
-                    at,
-                    key,
-                    from: ManyFrom::Getter(placement),
-                }),
-                None => others.push(ManyKey {
-                    at,
-                    key,
-                    from: ManyFrom::Peers,
-                }),
+        for is_first in [true, false] {
+            let (mut here, mut fetched, mut later) = (Vec::new(), Vec::new(), Vec::new());
+            let mut peers: Vec<Arc<dyn ProtoGetter>> = Vec::new();
+            for at in rest {
+                let key = self.key(keys[at].as_ref());
+                let next = self.next_load(ctx, key.key);
+                if let Some(NextLoad::Here(placement)) = next {
+                    let from = ManyFrom::Getter(placement);
+                    here.push(ManyKey { at, key, from });
+                    continue;
+                }
+                if let Some(NextLoad::Peer(peer)) = next {
+                    if is_first && peers.iter().any(|other| is_same(other, &peer)) {
+                        later.push(at);
+                        continue;
+                    }
+                    peers.push(peer);
+                }
+                let from = ManyFrom::Peers;
+                fetched.push(ManyKey { at, key, from });
             }
-        }
-        let mut fill = |at: usize, result: Result<Loaded>| {
-            results[at] = Some(result.map(|loaded| loaded.view));
-        };
-        if !here.is_empty() {
-            self.load_several(ctx, here, None, &mut fill);
-        }
-        if !others.is_empty() {
-            self.load_in_parallel(ctx, others, None, &mut fill);
+            let mut fill = |at: usize, result: Result<Loaded>| {
+                results[at] = Some(result.map(|loaded| loaded.view));
+            };
+            if !here.is_empty() {
+                self.load_several(ctx, here, None, &mut fill);
+            }
+            if !fetched.is_empty() {
+                self.load_in_parallel(ctx, fetched, None, &mut fill);
+            }
+            rest = later;
         }
     }
 
-    /// Where the value of a key belongs if it has to be loaded here, because this process owns it or no
-    /// peer for it answers. `None` if a peer has to be asked, or the key is not valid.
-    fn placement_without_peers(&self, ctx: &Context, key: &str) -> Option<Placement> {
+    /// How a key that its owner did not bring is loaded; `None` if it is not valid.
+    fn next_load(&self, ctx: &Context, key: &str) -> Option<NextLoad> {
         self.check_key(key).ok()?;
         let failed = ctx.value::<FailedPeers>()?;
-        let placement = |picker: &dyn PeerPicker| match picker.route(key) {
-            Route::Peer(peer) if !failed.contain(&peer) => None,
+        let next = |picker: &dyn PeerPicker| match picker.route(key) {
+            Route::Peer(peer) if !failed.contain(&peer) => NextLoad::Peer(peer),
             Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
-                Some(next) if !failed.contain(&next) => None,
-                _ => Some(Placement::Fallback),
+                Some(next) if !failed.contain(&next) => NextLoad::Peer(next),
+                _ => NextLoad::Here(Placement::Fallback),
             },
-            route => Some(placement_of(&route)),
+            route => NextLoad::Here(placement_of(&route)),
         };
-        self.peers
-            .ask(&self.name, placement)
-            .unwrap_or(Some(Placement::Main))
+        let here = NextLoad::Here(Placement::Main);
+        Some(self.peers.ask(&self.name, next).unwrap_or(here))
     }
 
     /// Groups the keys without a result by their owners. A request in flight cannot be cancelled, so
@@ -214,10 +237,12 @@ impl Inner {
                 });
                 queries.len() - 1
             });
+            let begun = self.load_begin(generation, forgets);
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                begun: self.load_begin(generation, forgets),
+                begun,
+                old: self.old_value(self.key(key), begun),
             });
         }
         plan
@@ -347,14 +372,8 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
-        self.populate(
-            Placement::Hot,
-            at,
-            begun,
-            &mut value,
-            lifetime,
-            &mut evicted,
-        );
+        let new = NewValue::from_peer(&mut value, lifetime, key.old.as_ref());
+        self.populate(Placement::Hot, at, begun, new, &mut evicted);
         self.notify_and_drop(evicted);
         value
     }
@@ -381,7 +400,11 @@ impl Inner {
             group: self.name.as_str().into(),
             key: (&*key.key).into(),
         };
-        let answer = match query.owner.get(ctx, &request) {
+        let answer = match &key.old {
+            Some(old) => query.owner.revalidate(ctx, &request, &old.view),
+            None => query.owner.get(ctx, &request),
+        };
+        let answer = match answer {
             Err(error) if error.kind() == ErrorKind::Loading => Some(Err(error)),
             Err(error) if is_no_answer(error.kind()) => return Err(error),
             Err(error) if error.kind() == ErrorKind::UnknownGroup => return Err(error),

@@ -14,13 +14,17 @@
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
-//!   handoff.rs   a value of the previous owner
+//!   handoff.rs   a value of the previous owner  dropped_keys.rs  keys without it
+//!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both
+//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
+//!   origin.rs    how many getters run at the same time
+//!   warm.rs      loads before callers ask
 //! ```
 
 mod answer;
@@ -32,8 +36,10 @@ mod bulk;
 pub(crate) mod client_load;
 mod compare;
 mod counters;
+mod dropped_keys;
 mod dump;
 mod dumped_removals;
+mod explain;
 mod fence;
 mod flight;
 mod forecast;
@@ -45,6 +51,8 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod many_stale;
+mod origin;
 mod parallel;
 mod populate;
 mod refresh;
@@ -52,10 +60,12 @@ pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
 mod restore;
+mod revalidation;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod unverified;
+mod warm;
 mod weak;
 
 use std::fmt;
@@ -69,7 +79,8 @@ use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
-use crate::loader_pool::LoaderPool;
+use crate::load_permits::LoadPermits;
+use crate::loader_pool::LoaderShare;
 use crate::panics::FirstPanic;
 use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
@@ -78,7 +89,7 @@ use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
     EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
 };
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use client_load::ClientWaiter;
 use compare::Comparisons;
@@ -91,10 +102,12 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
+pub use explain::{Explanation, GetOutcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
+pub use warm::{WarmProgress, Warming};
 pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -127,7 +140,11 @@ struct Inner {
     /// Flights that run the getter.
     getter_flights: Flights,
     peers: PickerSlot,
-    pool: LoaderPool,
+    pool: LoaderShare,
+    /// `None` without a limit.
+    permits: Option<Arc<LoadPermits>>,
+    /// Held for the insertion of a warmed value.
+    warm_inserts: Mutex<()>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,
@@ -502,7 +519,12 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) if !hit.is_due => self.loaded(hit),
+            Ok(hit) if !hit.is_due => {
+                return Ok(PeerResponse {
+                    removals,
+                    ..self.peer_response(self.loaded(hit), arrived)
+                });
+            }
             Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
             Err(miss) => {
                 self.count_miss(hash);
@@ -511,6 +533,7 @@ impl Inner {
         };
         Ok(PeerResponse {
             removals,
+            load_time: self.store.clock().now().since(arrived),
             ..self.peer_response(value, arrived)
         })
     }
@@ -548,8 +571,7 @@ impl Inner {
         if !self.store.may_expire() {
             return;
         }
-        let now = self.store.clock().now();
-        if let Some(expired) = self.store.purge_expired(now, PURGED_BY_LOOKUP) {
+        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
             self.notify_and_drop(expired);
         }
     }

@@ -88,7 +88,9 @@ impl Inner {
         sender: &Sender<WorkerMessage>,
         waiting: &mut Waiting<'_, '_>,
     ) -> Result<()> {
-        let most = queue.len().min(PARALLEL_LOADS);
+        // More threads than permits would only wait.
+        let permits = self.permits.as_ref().map_or(usize::MAX, |p| p.max());
+        let most = queue.len().min(PARALLEL_LOADS).min(permits);
         for started in 0..most {
             let submitted = job_for(&mut waiting.waiter).and_then(|job_for| {
                 let job_for = match job_for {

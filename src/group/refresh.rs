@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
-use super::flight::{Executor, LoadFrom, wait};
+use super::flight::{Executor, LoadFrom, PoolJob, wait};
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
@@ -14,9 +14,10 @@ use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load_permits;
 use crate::loader_pool::JobFor;
 use crate::peers::{PeerResponse, Route};
-use crate::singleflight::{Joined, Leader};
+use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
@@ -51,17 +52,19 @@ impl Inner {
                 self.refresh(key);
                 Ok(old)
             }
-            Phase::Stale => self.unless_stale(key, old, || match self.freshness.soft_timeout {
-                None => self.load_value(ctx, key, None),
-                Some(limit) => {
-                    let from = match self.peers.route(&self.name, key.key) {
-                        Route::Own => LoadFrom::Getter(Placement::Main),
-                        Route::Fallback => LoadFrom::Getter(Placement::Fallback),
-                        Route::Peer(peer) => LoadFrom::Peers(peer),
-                    };
-                    self.load_softly(limit, &from, ctx, key)
-                }
-            }),
+            Phase::Stale => {
+                self.unless_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
+                    None => self.load_value(ctx, key, None),
+                    Some(limit) => {
+                        let from = match self.peers.route(&self.name, key.key) {
+                            Route::Own => LoadFrom::Getter(Placement::Main),
+                            Route::Fallback => LoadFrom::Getter(Placement::Fallback),
+                            Route::Peer(peer) => LoadFrom::Peers(peer),
+                        };
+                        self.load_softly(limit, &from, ctx, key)
+                    }
+                })
+            }
         }
     }
 
@@ -82,13 +85,15 @@ impl Inner {
                 self.refresh_own(key);
                 Ok(old)
             }
-            Phase::Stale => self.unless_stale(key, old, || match self.freshness.soft_timeout {
-                None => self.load_for_peer(ctx, key, None, waiter),
-                Some(limit) => {
-                    let from = LoadFrom::Getter(self.placement_for_peer(key));
-                    self.load_softly(limit, &from, ctx, key)
-                }
-            }),
+            Phase::Stale => {
+                self.unless_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
+                    None => self.load_for_peer(ctx, key, None, waiter),
+                    Some(limit) => {
+                        let from = LoadFrom::Getter(self.placement_for_peer(key));
+                        self.load_softly(limit, &from, ctx, key)
+                    }
+                })
+            }
         }
     }
 
@@ -123,15 +128,16 @@ impl Inner {
     /// The result of `load`, or the old value if that fails or has failed lately.
     fn unless_stale(
         &self,
+        ctx: &Context,
         key: LoadKey<'_>,
         old: Loaded,
-        load: impl FnOnce() -> Result<Loaded>,
+        load: impl FnOnce(&Context) -> Result<Loaded>,
     ) -> Result<Loaded> {
         let clock = self.store.clock();
         let now = || clock.now();
         let recent = self.attempts.recent(key.hash.get(), key.key, now);
         if recent.is_none() {
-            match load() {
+            match load(&self.with_stale_served(ctx, key)) {
                 Err(error) if is_failure(error.kind()) => {
                     let is_over = |end| end <= clock.now();
                     if old.lifetime.expires.is_some_and(is_over) {
@@ -154,19 +160,34 @@ impl Inner {
         ctx: &Context,
         key: LoadKey<'_>,
     ) -> Result<Loaded> {
+        let _lent = load_permits::lend();
+        let load = self.start_softly(from, ctx, key)?;
+        load.end(&ctx.with_timeout(limit))
+    }
+
+    /// Starts a load on a loader thread, or joins one under way.
+    pub(super) fn start_softly(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<SoftLoad> {
         let waiter = match from.flights(self).join(key.hash.get(), key.key) {
             Joined::Waiter(waiter) => waiter,
             Joined::Leader(leader, epoch, forgets) => {
                 match self.begin(from, leader, (epoch, forgets), key, None) {
-                    Err(cached) => return Ok(cached),
-                    Ok((leader, begun)) => {
-                        self.lead_on_pool(from, leader, ctx, key, begun, JobFor::Own)?
+                    Err(cached) => return Ok(SoftLoad::Ended(Ok(cached))),
+                    Ok(lead) => {
+                        let lead = self.permit_lead(from, lead, ctx, key, None)?;
+                        let (leader, begun, permit) = lead;
+                        let job_for = JobFor::Own;
+                        let job = PoolJob { job_for, permit };
+                        self.lead_on_pool(from, leader, ctx, key, begun, job)?
                     }
                 }
             }
         };
-        let result = wait(&waiter, &ctx.with_timeout(limit));
-        result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
+        Ok(SoftLoad::Running(waiter))
     }
 
     /// Loads a value newer than the cached one, or joins a load under way.
@@ -181,6 +202,7 @@ impl Inner {
                 (LoadFrom::Peers(peer), executor)
             }
         };
+        let _lent = load_permits::lend();
         loop {
             if let Some(ended) = ctx.err() {
                 return Err(ended);
@@ -220,8 +242,15 @@ impl Inner {
             return;
         };
         let ctx = Context::background().with_timeout(self.max_load_wait.max(SHORTEST_REFRESH));
-        // Refused if no loader thread is idle: a later get starts it.
-        let _ = self.lead_on_pool(from, leader, &ctx, key, begun, JobFor::Own);
+        // Refused if no loader thread or no permit is free: a later get starts it.
+        match self.permit_refresh(from) {
+            Err(_) => leader.abandon(),
+            Ok(permit) => {
+                let job_for = JobFor::Own;
+                let job = PoolJob { job_for, permit };
+                let _ = self.lead_on_pool(from, leader, &ctx, key, begun, job);
+            }
+        }
     }
 
     /// Begins the flight of a refresh; `None` if one is under way, or failed or succeeded lately.
@@ -257,7 +286,7 @@ impl Inner {
         key: LoadKey<'a>,
         begun: LoadBegin,
     ) -> Option<LoadWatch<'a>> {
-        self.freshness.remembers_failures().then_some(LoadWatch {
+        self.freshness.remembers_failures().then(|| LoadWatch {
             group: self,
             from,
             key,
@@ -278,6 +307,25 @@ impl Inner {
         let forgets = || from.flights(self).forgets(key.hash.get()) != begun.forgets;
         let store = &self.store;
         store.remove_unless_changed(key.hash, key.key, begun.generation, &forgets)
+    }
+}
+
+/// A load whose caller waits for it no longer than a soft time-out.
+pub(super) enum SoftLoad {
+    Ended(Result<Loaded>),
+    Running(Waiter<Result<Loaded>>),
+}
+
+impl SoftLoad {
+    /// Waits until the load or `ctx` has ended.
+    pub(super) fn end(self, ctx: &Context) -> Result<Loaded> {
+        match self {
+            SoftLoad::Ended(result) => result,
+            SoftLoad::Running(waiter) => {
+                let result = wait(&waiter, ctx);
+                result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
+            }
+        }
     }
 }
 
@@ -354,7 +402,7 @@ impl Drop for LoadWatch<'_> {
 }
 
 /// Whether an old value is served instead of this error.
-fn is_failure(kind: ErrorKind) -> bool {
+pub(super) fn is_failure(kind: ErrorKind) -> bool {
     !matches!(
         kind,
         ErrorKind::NotFound | ErrorKind::Cancelled | ErrorKind::RecursiveLoad

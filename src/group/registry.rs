@@ -9,6 +9,7 @@ use foldhash::fast::RandomState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
+use crate::loader_pool::LoaderPool;
 use crate::panics::FirstPanic;
 #[cfg(feature = "http")]
 use crate::peers::PickerGuard;
@@ -37,6 +38,7 @@ struct RegistryInner {
     /// requests.
     groups: RwLock<HashMap<String, Group, RandomState>>,
     peers: PickerSlot,
+    loaders: LoaderPool,
 }
 
 type NewGroupHook = dyn Fn(&Group) + Send + Sync;
@@ -173,6 +175,30 @@ impl Registry {
         }
         hooks.server_start = Some(Box::new(start));
         Ok(())
+    }
+
+    /// The most threads that run loads for the callers of all groups of this registry: see
+    /// [`GroupBuilder::max_loader_threads`](crate::GroupBuilder::max_loader_threads). Default: 1,024.
+    ///
+    /// A group gets another thread only while it has fewer than are left. So one group whose getter hangs
+    /// takes at most half of them, two such groups two thirds, and the others can go on. Loads for the
+    /// clients of a server take at most half of them, rounded up. A change does not affect loads under
+    /// way.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] for 0.
+    pub fn set_max_loader_threads(&self, threads: usize) -> Result<()> {
+        if threads == 0 {
+            let message = "max_loader_threads must be at least 1";
+            return Err(Error::new(ErrorKind::InvalidOption, message));
+        }
+        self.inner.loaders.set_max_threads(threads);
+        Ok(())
+    }
+
+    pub(crate) fn loaders(&self) -> &LoaderPool {
+        &self.inner.loaders
     }
 
     /// Registers the group that `make` makes, unless its name is taken.

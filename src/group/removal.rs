@@ -110,8 +110,13 @@ impl Group {
             return;
         }
         let count = removals.admit(request.removal_id);
+        let is_drop = request.removal_id == Some(0);
         let mut panic = FirstPanic::default();
         for key in &request.keys {
+            if is_drop {
+                let now = self.inner.store.clock().now();
+                removals.dropped.note(self.inner.store.hash(key), now);
+            }
             panic.catch(|| drop(self.inner.remove_here(key, count.stamp(key))));
         }
         removals.finish(count);

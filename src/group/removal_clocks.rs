@@ -18,6 +18,7 @@ use std::time::Duration;
 use fnv::FnvHasher;
 
 use super::applied::{AppliedRemovals, RemovalNumbers};
+use super::dropped_keys::DroppedKeys;
 use crate::clock::{Clock, Tick};
 use crate::random::{self, mix};
 use crate::sync::Mutex;
@@ -38,6 +39,7 @@ pub(super) struct RemovalClocks {
     unsettled: AtomicUsize,
     /// Whether a clock was ever changed.
     is_used: AtomicBool,
+    pub(super) dropped: DroppedKeys,
 }
 
 /// The number of clocks. Few under loom, which allocates each.
@@ -139,6 +141,7 @@ impl RemovalClocks {
             is_incomplete: AtomicBool::new(false),
             unsettled: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
+            dropped: DroppedKeys::new(),
         }
     }
 

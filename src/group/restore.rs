@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Group;
 use super::lifetime::Lifetime;
-use super::populate::Placement;
+use super::populate::{NewValue, Placement};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::dump::{BlockReader, DumpHeader, DumpedEntry, Uptime};
@@ -238,14 +238,8 @@ impl Group {
         let lifetime = Lifetime::between(begin, end, inner.freshness.allowance());
         let mut view = ByteView::from(entry.value);
         let mut evicted = EvictedEntries::default();
-        inner.populate(
-            Placement::Main,
-            key,
-            begun,
-            &mut view,
-            lifetime,
-            &mut evicted,
-        );
+        let value = NewValue::new(&mut view, lifetime);
+        inner.populate(Placement::Main, key, begun, value, &mut evicted);
         inner.notify_and_drop(evicted);
         match inner.store.peek(key.hash, entry.key) {
             Ok(_) => report.restored += 1,

@@ -92,10 +92,14 @@ impl Heap {
         }
     }
 
-    /// A block with the two parts, one after the other. `None` if the system has no memory left.
+    /// A block with the parts, one after the other. `None` if the system has no memory left.
     #[inline]
-    pub(crate) fn allocate(&self, hash: u64, parts: [&[u8]; 2]) -> Option<SharedBytes> {
-        let size = SharedBytes::HEADER + parts[0].len() + parts[1].len();
+    pub(crate) fn allocate<const N: usize>(
+        &self,
+        hash: u64,
+        parts: [&[u8]; N],
+    ) -> Option<SharedBytes> {
+        let size = SharedBytes::HEADER + bytes::len_of(parts);
         let spare = self.spares.take(size);
         let vacant = spare.or_else(|| self.allocate_in_arena(hash, size));
         // Copied without a lock.

@@ -4,7 +4,7 @@
 //! Each request carries the [mark](PeersMark) of the sender's list. The server compares it with its own.
 //! If they differ, its response carries its own mark, and the client logs both lists once.
 
-use crate::sync::plain_atomic::{AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicU32, AtomicU64, Ordering};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ pub(crate) struct Membership {
     /// The text of the list before, and when it was replaced.
     previous: Mutex<Option<(String, Instant)>>,
     differences: AtomicU64,
+    /// The reasons why peers are not to ask this process for its keys: it leaves the cluster, or it has just
+    /// started and learns which peers had its keys before.
+    holds: AtomicU32,
     /// The pairs of own and others' fingerprints that were logged.
     logged: Mutex<HashSet<(u64, u64)>>,
 }
@@ -57,6 +60,7 @@ impl Membership {
             own: RwLock::new(Arc::new(OwnList::new(instance, "", &[]))),
             previous: Mutex::default(),
             differences: AtomicU64::new(0),
+            holds: AtomicU32::new(0),
             logged: Mutex::default(),
         }
     }
@@ -89,13 +93,16 @@ impl Membership {
     /// As [`compare`](Self::compare), for the header of a request; `None` if it is not a mark. Most marks
     /// have the same fingerprint as this process's, and are not parsed.
     pub(crate) fn compare_header(&self, header: &str) -> Option<MarkOf> {
-        let own = self.own();
-        let parts = header.split_at_checked(SPLIT);
-        let own_parts = own.header.split_at_checked(SPLIT);
-        if let (Some((list, instance)), Some((own_list, own_instance))) = (parts, own_parts) {
-            if list == own_list && instance != own_instance && header.len() == own.header.len() {
-                return Some(MarkOf::Same);
-            }
+        let is_same = {
+            let own = self.own.read();
+            let parts = header.split_at_checked(SPLIT);
+            parts.is_some_and(|(list, instance)| {
+                let (own_list, own_instance) = own.header.split_at(SPLIT);
+                list == own_list && instance != own_instance && header.len() == own.header.len()
+            })
+        };
+        if is_same {
+            return Some(MarkOf::Same);
         }
         PeersMark::parse(header).map(|mark| self.compare(mark))
     }
@@ -112,6 +119,22 @@ impl Membership {
         }
         self.differences.fetch_add(1, Ordering::Relaxed);
         MarkOf::Other
+    }
+
+    /// Adds a reason why peers are not to ask this process. Those that ask it do not stop; those that
+    /// probe it wait.
+    pub(crate) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a reason away.
+    pub(crate) fn release(&self) {
+        self.holds.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) != 0
     }
 
     /// How many exchanges were with a process that has another list.
@@ -141,7 +164,7 @@ impl OwnList {
             instance,
         };
         let mut lines: Vec<String> = peers.iter().map(line_of).collect();
-        lines.sort();
+        lines.sort_unstable();
         OwnList {
             mark,
             header: mark.to_string(),

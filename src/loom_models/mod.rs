@@ -7,7 +7,9 @@
 
 mod flights;
 mod free_list;
+mod freshness;
 mod groups;
+mod permits;
 mod removals;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

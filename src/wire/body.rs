@@ -30,15 +30,23 @@ pub(crate) struct Fields {
     pub stale_ms: Option<u64>,
     /// The removals that the peer has applied.
     pub removals: Option<u64>,
+    /// How long the response waited for a load.
+    pub load_micros: Option<u64>,
 }
 
 /// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
+pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -> Body {
+    let mut body = Body::from(Vec::with_capacity(CAPACITY));
+    push_fields(&mut body.copied, key_hash, value.len(), fields);
+    body.push_value(value);
+    body
+}
+
+/// Appends the part of a response's body in front of the value, which has `value_len` bytes.
 ///
 /// Protobuf leaves the order of fields free. An empty value is written too, so that the reader can
 /// tell it from a missing one.
-pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -> Body {
-    let mut body = Body::from(Vec::with_capacity(CAPACITY));
-    let out = &mut body.copied;
+pub(crate) fn push_fields(out: &mut Vec<u8>, key_hash: u64, value_len: usize, fields: &Fields) {
     if let Some(qps) = fields.minute_qps {
         push_tag(out, MINUTE_QPS);
         out.extend_from_slice(&qps.to_le_bytes());
@@ -66,10 +74,12 @@ pub(crate) fn encode_response(key_hash: u64, value: ByteView, fields: &Fields) -
         push_tag(out, REMOVALS);
         out.extend_from_slice(&removals.to_le_bytes());
     }
+    if let Some(micros) = fields.load_micros {
+        push_tag(out, LOAD_MICROS);
+        push_varint(out, micros);
+    }
     push_tag(out, VALUE);
-    push_varint(out, value.len() as u64);
-    body.push_value(value);
-    body
+    push_varint(out, value_len as u64);
 }
 
 /// Reads the body of a response with status 200.
@@ -90,8 +100,13 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
     let fields = &mut decoded.fields;
     let mut rest = body;
     while !rest.is_empty() {
-        let (field, Payload { number, bytes }) = take_field(&mut rest, &KNOWN)
-            .map_err(|why| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}")))?;
+        let taken = take_field(&mut rest, |field| match field {
+            VALUE | MINUTE_QPS | EXPIRE | TTL_NANOS | KEY_HASH | AGE_MS | STALE_MS | REMOVALS => {
+                Ok(())
+            }
+            other => check_type(other, &KNOWN),
+        });
+        let (field, Payload { number, bytes }) = taken.map_err(corrupt)?;
         let fixed = || bytes.try_into().map(u64::from_le_bytes).ok();
         match field {
             VALUE => decoded.value = bytes,
@@ -102,6 +117,7 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
             AGE_MS => fields.age_ms = Some(number),
             STALE_MS => fields.stale_ms = Some(number),
             REMOVALS => fields.removals = fixed(),
+            LOAD_MICROS => fields.load_micros = Some(number),
             _ => {}
         }
     }
@@ -109,6 +125,11 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
     let is_rate = |qps: &f64| qps.is_finite() && *qps >= 0.0;
     fields.minute_qps = fields.minute_qps.filter(is_rate);
     Ok(decoded)
+}
+
+#[cold]
+fn corrupt(why: &'static str) -> Error {
+    Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"))
 }
 
 /// Checks the things that the generated readers do not check.
@@ -128,16 +149,24 @@ pub(super) fn check_fields(
             return Err("too many fields");
         }
         fields += 1;
-        take_field(&mut rest, known)?;
+        take_field(&mut rest, |field| check_type(field, known))?;
     }
     Ok(())
 }
 
-/// Takes the next field. One of `known` has its type.
+/// Checks that a field has its type if it is one of `known`.
+fn check_type(field: FieldType, known: &[FieldType]) -> Result<(), &'static str> {
+    match known.iter().any(|&(n, t)| n == field.0 && t != field.1) {
+        true => Err("a field of the wrong type"),
+        false => Ok(()),
+    }
+}
+
+/// Takes the next field, whose number and type `check` accepts.
 #[inline(always)]
 fn take_field<'b>(
     rest: &mut &'b [u8],
-    known: &[FieldType],
+    check: impl FnOnce(FieldType) -> Result<(), &'static str>,
 ) -> Result<(FieldType, Payload<'b>), &'static str> {
     let tag = take_varint(rest)?;
     let tag = u32::try_from(tag).map_err(|_| "a field number out of range")?;
@@ -145,9 +174,7 @@ fn take_field<'b>(
     if field.0 == 0 {
         return Err("a field number out of range");
     }
-    if known.iter().any(|&(n, t)| n == field.0 && t != field.1) {
-        return Err("a field of the wrong type");
-    }
+    check(field)?;
     let (number, len) = match field.1 {
         VARINT => (take_varint(rest)?, 0),
         I64 => (0, 8),
@@ -236,9 +263,18 @@ const KEY_HASH: FieldType = (101, I64);
 const AGE_MS: FieldType = (102, VARINT);
 const STALE_MS: FieldType = (104, VARINT);
 const REMOVALS: FieldType = (106, I64);
+const LOAD_MICROS: FieldType = (110, VARINT);
 
-const KNOWN: [FieldType; 8] = [
-    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, STALE_MS, REMOVALS,
+const KNOWN: [FieldType; 9] = [
+    VALUE,
+    MINUTE_QPS,
+    EXPIRE,
+    TTL_NANOS,
+    KEY_HASH,
+    AGE_MS,
+    STALE_MS,
+    REMOVALS,
+    LOAD_MICROS,
 ];
 
 const MAX_VARINT: usize = 10;
@@ -454,9 +490,19 @@ mod tests {
             option::of(any::<u64>()),
             option::of(any::<u64>()),
             option::of(1..u64::MAX),
+            option::of(any::<u64>()),
         );
         fields.prop_map(
-            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms, removals)| Fields {
+            |(
+                ttl_nanos,
+                expire_unix_nanos,
+                minute_qps,
+                age_ms,
+                stale_ms,
+                removals,
+                load_micros,
+            )| Fields {
+                load_micros,
                 removals,
                 ttl_nanos,
                 expire_unix_nanos,
@@ -481,6 +527,7 @@ mod tests {
                 ttl_nanos: fields.ttl_nanos,
                 key_hash: Some(HASH),
                 removals: fields.removals,
+                load_micros: fields.load_micros,
                 age_ms: fields.age_ms,
                 stale_ms: fields.stale_ms,
             };

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +24,15 @@ struct Node {
     pool: HttpPool,
     server: Option<Server>,
     loads: Arc<Loads>,
+    running: Arc<Running>,
     load: Option<Load>,
+}
+
+/// The runs of the getter now, and the most at the same time.
+#[derive(Default)]
+struct Running {
+    now: AtomicUsize,
+    most: AtomicUsize,
 }
 
 /// The runs of the getter for each key.
@@ -52,9 +61,13 @@ pub fn run(options: &str) {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let registry = Registry::new();
     let loads = Arc::new(Loads::default());
-    let counted = loads.clone();
-    let group = Group::builder(GROUP)
-        .registry(&registry)
+    let running = Arc::new(Running::default());
+    let (counted, runs) = (loads.clone(), running.clone());
+    let mut builder = Group::builder(GROUP).registry(&registry);
+    if let Some(most) = number("max_loads") {
+        builder = builder.max_concurrent_loads(usize::try_from(most).expect("a small number"));
+    }
+    let group = builder
         .build(move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
             *counted
                 .0
@@ -62,7 +75,11 @@ pub fn run(options: &str) {
                 .expect("no panic")
                 .entry(key.into())
                 .or_default() += 1;
-            load(ctx, key, dest)
+            let now = runs.now.fetch_add(1, Ordering::SeqCst) + 1;
+            runs.most.fetch_max(now, Ordering::SeqCst);
+            let loaded = load(ctx, key, dest);
+            runs.now.fetch_sub(1, Ordering::SeqCst);
+            loaded
         })
         .expect("a group");
     let pool = HttpPool::builder(&url)
@@ -85,6 +102,7 @@ pub fn run(options: &str) {
         pool,
         server: Some(server),
         loads,
+        running,
         load: None,
     };
     println!("{MARK}{url}");
@@ -128,6 +146,7 @@ impl Node {
                 let loads = self.loads.0.lock().expect("no panic");
                 loads.get(key).copied().unwrap_or_default().to_string()
             }
+            ["most-at-once"] => self.running.most.load(Ordering::SeqCst).to_string(),
             // Gets in the background, until `end`: see `Load`.
             ["load", ..] => {
                 self.load = Some(Load::start(&self.group, &self.pool, &words[1..]));
@@ -138,6 +157,16 @@ impl Node {
                 let mut peers = self.pool.peers().into_iter();
                 let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
                 format!("{found:?}")
+            }
+            // Writes dumps one after the other, until the process ends.
+            ["dump", path] => {
+                let (group, path) = (self.group.clone(), path.to_owned());
+                thread::spawn(move || {
+                    loop {
+                        group.dump(&path, 0).expect("written");
+                    }
+                });
+                "started".into()
             }
             ["served"] => self.group.stats().server_requests.to_string(),
             ["peer-errors"] => self.group.stats().peer_errors.to_string(),

@@ -140,6 +140,34 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
 }
 
 #[test]
+fn list_of_keys_whose_next_peers_are_silent_too_is_complete_within_two_exchanges() {
+    let silent = [(); 3].map(|()| RawServer::start(|mut connection| connection.wait_for_close()));
+    let exchange = millis(600);
+    let node = caller(exchange);
+    let [owner, ..] = &silent;
+    let urls: Vec<&String> = silent.iter().map(|peer| &peer.url).collect();
+    node.pool
+        .set(urls.into_iter().chain([&node.url]))
+        .expect("URLs");
+    // For about a third of them each, the next peer is the second, the third, or the node itself.
+    let keys: Vec<String> = (0..24)
+        .map(|n| node.key_of(&owner.url, &format!("key{n} ")))
+        .collect();
+    for ctx in [within(seconds(10)), Context::background()] {
+        let many = || timed(|| node.group.get_many(&ctx, &keys));
+        let (late, (took, values)) = lateness(exchange, many);
+        for (key, value) in keys.iter().zip(values) {
+            assert_eq!(value.expect(key), "loaded here");
+        }
+        assert!(
+            took <= 2 * exchange + millis(100) + 10 * late,
+            "{took:?}, control {late:?}"
+        );
+        node.group.clear_local();
+    }
+}
+
+#[test]
 fn batches_to_a_peer_come_back_after_one_wrong_answer() {
     let (posts, refuse) = (
         Arc::new(AtomicUsize::new(0)),

@@ -187,7 +187,7 @@ fn getter_must_set_exactly_one_value_within_the_limit() {
 #[test]
 fn options_outside_their_range_are_refused() {
     type Set = fn(GroupBuilder) -> GroupBuilder;
-    let bad: [(Set, &str); 11] = [
+    let bad: [(Set, &str); 12] = [
         (|b| b.hot_fraction(-0.1), "between 0 and 1"),
         (|b| b.hot_fraction(1.1), "between 0 and 1"),
         (|b| b.hot_fraction(f64::NAN), "between 0 and 1"),
@@ -202,6 +202,7 @@ fn options_outside_their_range_are_refused() {
         (|b| b.max_key_size(65_536), "at most 65535"),
         (|b| b.shards(0), "at least one shard"),
         (|b| b.max_loader_threads(0), "at least 1"),
+        (|b| b.max_concurrent_loads(0), "at least 1"),
         (|b| b.loader_stack_size(65_535), "at least 65536"),
         (
             |b| b.max_load_wait(std::time::Duration::MAX),

@@ -163,6 +163,19 @@ fn other_group_other_schema_and_other_files_are_refused() {
     );
 }
 
+/// Written by `Group::dump` on x86_64. A machine of 32 bits reads the same entries.
+#[test]
+fn dump_of_another_machine_is_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/group/dump-of-x86_64");
+    let (after, loads) = group(&Clock::system(), 1 << 20);
+    let report = after.restore(path, options()).unwrap();
+    assert_eq!((report.restored, report.is_damaged), (3, false));
+    for key in ["a", "b", "long"] {
+        assert_eq!(after.get(key).unwrap(), format!("value of {key}"));
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 0);
+}
+
 #[test]
 fn damaged_block_costs_only_its_entries() {
     let dump = Dump::new("damaged");

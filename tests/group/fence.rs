@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use larder::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use larder::{
-    Context, ErrorKind, Group, GroupBuilder, PeerPicker, PeerResponse, ProtoGetter, Registry,
-    Result, SetOptions, getter_fn,
+    Context, Error, ErrorKind, Group, GroupBuilder, PeerPicker, PeerResponse, ProtoGetter,
+    Registry, Result, SetOptions, getter_fn,
 };
 
 use crate::common::*;
@@ -119,18 +119,22 @@ fn pair_with(options: impl FnOnce(GroupBuilder) -> GroupBuilder) -> Pair {
     let source = Arc::new(Mutex::new("old"));
     let load = |source: &Arc<Mutex<&'static str>>| {
         let source = source.clone();
-        getter_fn(move |_, _, dest| Ok(dest.set_str(*lock(&source))?))
+        getter_fn(move |_, key, dest| match *lock(&source) {
+            "missing" => Err(Error::not_found(key).into()),
+            value => Ok(dest.set_str(value)?),
+        })
     };
+    let remembering = |builder: GroupBuilder| builder.negative_ttl(seconds(3600));
     let link = Arc::new(Link {
-        owner: Registry::new()
-            .new_group("fence", 1 << 20, load(&source))
+        owner: remembering(Group::builder("fence").registry(&Registry::new()))
+            .build(load(&source))
             .expect("a group"),
         before: Mutex::default(),
         is_cut: Mutex::default(),
         log: Mutex::default(),
     });
     let h = among("fence", Arc::new(ToOwner(link.clone())));
-    let h = options(h).build(load(&source));
+    let h = options(remembering(h)).build(load(&source));
     Pair {
         h: h.expect("a group"),
         link,
@@ -315,6 +319,76 @@ fn set_at_the_owner_is_not_undone_by_a_copy() {
         Some("set".into()),
         "kept, as both applied the set"
     );
+}
+
+#[test]
+fn remembered_absence_ends_with_a_set_or_a_removal() {
+    let pair = pair();
+    let is_missing = || {
+        let error = pair.h.get("key").expect_err("no value");
+        assert!(error.is_not_found(), "{error}");
+    };
+    *lock(&pair.source) = "missing";
+    is_missing();
+    pair.h
+        .set(&background(), "key", "set", SetOptions::new())
+        .expect("confirmed");
+    assert_eq!(pair.get(), "set");
+    pair.h.remove(&background(), "key").expect("confirmed");
+    is_missing();
+    *lock(&pair.source) = "new";
+    is_missing();
+    pair.h.remove(&background(), "key").expect("confirmed");
+    assert_eq!(pair.get(), "new");
+}
+
+#[test]
+fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
+    struct After(Arc<Link>);
+    impl PeerPicker for After {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            None
+        }
+
+        fn previous_owner(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(self.0.clone())
+        }
+    }
+
+    let previous = pair();
+    previous.link.owner.get("key").expect("a value");
+    let mut pair = pair();
+    let source = pair.source.clone();
+    let owner = among("fence", Arc::new(After(previous.link.clone())));
+    let owner = owner.build(getter_fn(move |_, _, dest| {
+        Ok(dest.set_str(*lock(&source))?)
+    }));
+    let link = Arc::new(Link {
+        owner: owner.expect("a group"),
+        before: Mutex::default(),
+        is_cut: Mutex::default(),
+        log: Mutex::default(),
+    });
+    let h = among("fence", Arc::new(ToOwner(link.clone())));
+    pair.h = h
+        .build(getter_fn(|_, _, _| panic!("not asked")))
+        .expect("a group");
+    pair.link = link;
+    // The two have applied the same removals, so that they do not compare them when one is under way.
+    pair.h.remove(&background(), "other").expect("confirmed");
+    pair.h.get("other").expect("a value");
+    *lock(&pair.source) = "new";
+    let (h, seen) = (pair.h.clone(), Arc::new(Mutex::new(None)));
+    let theirs = seen.clone();
+    pair.during(
+        |h| h.remove(&background(), "key").expect("confirmed"),
+        move || {
+            let value = h.get("key").expect("a value");
+            *lock(&theirs) = Some(value.to_str().expect("text").to_owned());
+        },
+    );
+    assert_eq!(lock(&seen).as_deref(), Some("new"));
+    assert_eq!(pair.get(), "new");
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod hooks;
 mod keys;
 mod listeners;
 mod one_hop;
+mod origin;
 mod patience;
 mod peers;
 mod pressure;
@@ -35,7 +36,9 @@ mod replacing;
 #[cfg(target_os = "linux")]
 mod resident_memory;
 mod returned_values;
+mod revalidation;
 mod sinks;
 mod stats;
 mod threads;
 mod user_code;
+mod warm;

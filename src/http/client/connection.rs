@@ -22,8 +22,9 @@ pub(crate) struct PeerConnection {
     exchanges: u64,
     /// When the last exchange began.
     begun: Instant,
-    /// The same until the first write of the exchange, which need not read the clock.
-    just_begun: Option<Instant>,
+    /// The time that was left then, as long as no call of this exchange has waited: the next one need
+    /// not read the clock.
+    left_at_begin: Option<Duration>,
     /// The [number](process_number) of the process that opened the connection. After a fork, parent
     /// and child have it both, and would read each other's responses.
     opened_by: u32,
@@ -55,7 +56,7 @@ impl PeerConnection {
             received: 0,
             exchanges: 0,
             begun: Instant::now(),
-            just_begun: None,
+            left_at_begin: None,
             opened_by: process_number(),
             request: Vec::new(),
             read_timeout: SocketTimeout::default(),
@@ -67,7 +68,7 @@ impl PeerConnection {
     pub(crate) fn begin(&mut self, now: Instant, deadline: Instant) {
         self.deadline = deadline;
         self.begun = now;
-        self.just_begun = Some(now);
+        self.left_at_begin = Some(deadline.saturating_duration_since(now));
         self.received = 0;
         self.exchanges += 1;
     }
@@ -131,19 +132,23 @@ impl PeerConnection {
         }
     }
 
-    /// Calls `io` until it transfers bytes or fails, or the deadline passes. It is `now`.
+    /// The time that is left of the exchange.
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Calls `io` until it transfers bytes or fails, or the deadline passes, which is `left` away.
     fn until_deadline(
         &self,
-        mut now: Instant,
+        mut left: Duration,
         mut io: impl FnMut(Duration) -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
-            let left = self.deadline.saturating_duration_since(now);
             if left.is_zero() {
                 return Err(self.explain(io::ErrorKind::TimedOut.into()));
             }
             match io(left) {
-                Err(error) if did_nothing(&error) => now = Instant::now(),
+                Err(error) if did_nothing(&error) => left = self.left(),
                 done => return done.map_err(|error| self.explain(error)),
             }
         }
@@ -164,8 +169,9 @@ impl Read for PeerConnection {
             return Err(BadResponse("the answer is too long").into());
         }
         let room = buffer.len().min(allowed);
+        let left = self.left_at_begin.take().unwrap_or_else(|| self.left());
         let mut timeout = self.read_timeout;
-        let read = self.until_deadline(Instant::now(), |left| {
+        let read = self.until_deadline(left, |left| {
             timeout.prepare(left, |timeout| self.stream.set_read_timeout(Some(timeout)))?;
             (&self.stream).read(&mut buffer[..room])
         });
@@ -191,13 +197,17 @@ impl Read for PeerConnection {
 /// Writes of the request; the errors are those of the reads.
 impl Write for PeerConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let now = self.just_begun.take().unwrap_or_else(Instant::now);
+        let left = self.left_at_begin.take().unwrap_or_else(|| self.left());
         let mut timeout = self.write_timeout;
-        let written = self.until_deadline(now, |left| {
+        let written = self.until_deadline(left, |left| {
             timeout.prepare(left, |timeout| self.stream.set_write_timeout(Some(timeout)))?;
             (&self.stream).write(bytes)
         });
         self.write_timeout = timeout;
+        // The kernel has room for a short request, because all earlier ones were answered.
+        if matches!(written, Ok(len) if len == bytes.len() && len <= MAX_KEPT) {
+            self.left_at_begin = Some(left);
+        }
         written
     }
 

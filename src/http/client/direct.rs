@@ -115,24 +115,31 @@ fn encode(authority: &str, request: &TransportRequest<'_>, bytes: &mut Vec<u8>) 
     let body = request.body();
     bytes.reserve(EXPECTED_HEAD + body.len());
     // No part can contain a line end: the path is escaped, and the types of the headers exclude it.
-    for part in [request.method(), " ", request.path(), " HTTP/1.1"] {
-        bytes.extend_from_slice(part.as_bytes());
+    bytes.extend_from_slice(request.method().as_bytes());
+    bytes.push(b' ');
+    bytes.extend_from_slice(request.path().as_bytes());
+    bytes.extend_from_slice(b" HTTP/1.1");
+    if !request.has_host() {
+        push_header(bytes, "host", authority);
     }
-    if !request.headers().any(|(name, _)| name == "host") {
-        bytes.extend_from_slice(b"\r\nhost: ");
-        bytes.extend_from_slice(authority.as_bytes());
-    }
-    for (name, value) in request.headers() {
-        for part in ["\r\n", name, ": ", value] {
-            bytes.extend_from_slice(part.as_bytes());
-        }
-    }
+    request
+        .headers()
+        .for_each(|(name, value)| push_header(bytes, name, value));
     if !body.is_empty() {
         bytes.extend_from_slice(b"\r\ncontent-length: ");
         wire::push_decimal(bytes, body.len() as u64);
     }
     bytes.extend_from_slice(b"\r\n\r\n");
     bytes.extend_from_slice(body);
+}
+
+/// Appends the end of a line and a header. Constants of few bytes are written without a call.
+#[inline]
+fn push_header(bytes: &mut Vec<u8>, name: &str, value: &str) {
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(b": ");
+    bytes.extend_from_slice(value.as_bytes());
 }
 
 /// Reads a body to its end, and then returns the connection to the pool. If it is dropped before

@@ -80,6 +80,8 @@ pub struct TransportRequest<'a> {
     /// The headers that were set first. They are stored here, because most requests have no others.
     first_headers: [Option<RequestHeader<'a>>; 3],
     other_headers: Vec<RequestHeader<'a>>,
+    /// Whether one of the headers is `host`.
+    has_host: bool,
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
     deadline: Instant,
@@ -87,15 +89,25 @@ pub struct TransportRequest<'a> {
 
 impl<'a> TransportRequest<'a> {
     /// A request for one key.
+    #[inline]
     pub(crate) fn get(path: String, deadline: Instant) -> Self {
         TransportRequest {
             method: "GET",
             path,
             first_headers: [None, None, None],
             other_headers: Vec::new(),
+            has_host: false,
             body: &[],
             deadline,
         }
+    }
+
+    /// The same with its first two headers, which have different names in lower case and valid values.
+    #[inline]
+    pub(crate) fn with_headers(mut self, [one, two]: [RequestHeader<'a>; 2]) -> Self {
+        debug_assert!(self.headers().next().is_none() && one.0 != two.0);
+        self.first_headers = [Some(one), Some(two), None];
+        self
     }
 
     /// A request for several keys, which are encoded in `body`.
@@ -187,10 +199,15 @@ impl<'a> TransportRequest<'a> {
             *old = value;
             return;
         }
+        self.has_host |= name == "host";
         match self.first_headers.iter_mut().find(|place| place.is_none()) {
             Some(place) => *place = Some((name, value)),
             None => self.other_headers.push((name, value)),
         }
+    }
+
+    pub(crate) fn has_host(&self) -> bool {
+        self.has_host
     }
 
     pub(crate) fn headers(&self) -> impl Iterator<Item = &RequestHeader<'a>> {

@@ -14,6 +14,7 @@ use super::head::{self, BODY_TOO_LARGE, ParsedHead, RequestHead};
 use super::limits::ServerLimits;
 use super::listener::tune_accepted;
 use super::reader::{NO_ROOM, RequestError, RequestReader};
+use super::reply::Reply;
 use super::response::{Response, ResponseOptions};
 use super::wait::LoadLimits;
 use super::writer::ResponseWriter;
@@ -137,16 +138,24 @@ impl Session<'_> {
             }
             let budget = service.body_bytes.take(0, is_stranger(self.connection));
             let guard = body_guard.insert(budget.ok_or(NO_ROOM)?);
-            Cow::Owned(socket.read_body(arrived, body_len, deadline, guard)?)
+            self.connection.set_receiving();
+            let body = socket.read_body(arrived, body_len, deadline, guard)?;
+            self.connection.set_busy();
+            Cow::Owned(body)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
-        let (response, _response_guard) = respond_in_budget(service, self.connection, &request);
+        let (reply, _reply_guard) = respond_in_budget(service, self.connection, &request);
         let options = ResponseOptions {
             keep_alive: head.keep_alive && !is_ending(service, self.connection),
             http_10: head.http_10,
             head_only: head.method == "HEAD",
         };
-        let sent = self.writer.send(&response, options);
+        let sent = match reply {
+            Reply::Value(value) if options.keep_alive && !options.http_10 => {
+                self.writer.send_value(&value)
+            }
+            reply => self.writer.send(&reply.into_response(), options),
+        };
         sent.map_err(|_| RequestError::Closed)?;
         let consumed = head_len + arrived.len();
         self.reader.consume(consumed);
@@ -176,24 +185,30 @@ fn respond_in_budget<'s>(
     service: &'s Service,
     connection: &Connection,
     request: &Request<'_>,
-) -> (Response, Option<ByteGuard<'s>>) {
+) -> (Reply, Option<ByteGuard<'s>>) {
     let is_for_peers = service.endpoint.is_below_base(request.path());
-    let budget = &service.response_bytes;
-    let mut deadline = None;
+    let (budget, is_stranger) = (&service.response_bytes, is_stranger(connection));
+    let (mut deadline, mut guard) = (None, None::<ByteGuard<'_>>);
     loop {
-        let response = respond(service, connection, request);
-        let len = response.body_len();
+        let reply = respond(service, connection, request);
+        let len = reply.body_len();
         if len <= UNCOUNTED_RESPONSE {
-            return (response, None);
+            return (reply, None);
         }
-        if let Some(guard) = budget.take(len, is_stranger(connection)) {
-            return (response, Some(guard));
+        // The value may be another one than before the wait.
+        guard = guard.filter(|guard| len <= guard.bytes());
+        guard = guard.or_else(|| budget.take(len, is_stranger));
+        if guard.is_some() {
+            return (reply, guard);
         }
-        drop(response);
+        drop(reply);
         let max = service.limits.max_request_time;
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + max);
-        if !is_for_peers || !budget.wait_for(len, is_stranger(connection), deadline) {
-            return (NO_ROOM.into(), None);
+        if is_for_peers {
+            guard = budget.wait_for(len, is_stranger, deadline);
+        }
+        if guard.is_none() {
+            return (Response::from(NO_ROOM).into(), None);
         }
     }
 }
@@ -203,17 +218,20 @@ fn is_stranger(connection: &Connection) -> bool {
 }
 
 /// The response of the endpoint or of the fallback. Does not unwind.
-fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Response {
+fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Reply {
     let limits = LoadLimits {
         max_request_time: service.limits.max_request_time,
         connection: Some((connection, &service.abandoned)),
     };
-    let response = service.endpoint.respond(request, limits);
-    response.unwrap_or_else(|| match &service.fallback {
+    if let Some(reply) = service.endpoint.respond(request, limits) {
+        return reply;
+    }
+    let response = match &service.fallback {
         Some(handler) => caught(|| handler.handle(request))
             .unwrap_or_else(|| Response::text(500, "the handler panicked")),
         None => Response::text(404, "there is nothing here"),
-    })
+    };
+    response.into()
 }
 
 /// The longest response that takes nothing of the budget. Those of changes are shorter, so that no

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::handler::Request;
 use super::head::split_target;
+use super::reply::{Reply, ValueReply};
 use super::response::Response;
 use super::wait::{LoadLimits, LoadWait};
 use crate::context::Context;
@@ -15,7 +16,7 @@ use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError, PeerPath};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -47,25 +48,59 @@ impl Endpoint {
     ///
     /// Does not unwind. Runs the context hook on this thread, and the getter on a loader thread.
     /// `limits` bounds the wait for the getter.
-    pub(crate) fn respond(
-        &self,
-        request: &Request<'_>,
-        limits: LoadLimits<'_>,
-    ) -> Option<Response> {
-        let response = self.respond_unmarked(request, limits)?;
-        let header = request.header(wire::PEERS_HEADER);
-        let compared = header.and_then(|header| self.membership.compare_header(header));
-        Some(match compared {
-            None | Some(MarkOf::Same) => response,
+    pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
+        let reply = self.respond_unmarked(request, limits)?;
+        let reply = match self.membership.is_held() {
+            true => reply
+                .into_response()
+                .with_own_header(wire::LEAVING_HEADER, "1")
+                .into(),
+            false => reply,
+        };
+        let Some(mark) = request.head().peers_mark else {
+            return Some(with_cache_status(reply));
+        };
+        Some(match self.membership.compare_header(mark) {
+            None | Some(MarkOf::Same) => reply,
             Some(MarkOf::Other | MarkOf::ThisProcess) => {
-                response.with_own_header(wire::PEERS_HEADER, &self.membership.own().header)
+                let (response, own) = (reply.into_response(), self.membership.own());
+                let response = response.with_own_header(wire::PEERS_HEADER, &own.header);
+                response.into()
             }
         })
     }
 
-    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
+    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
+        let (base, path) = (&self.config.base_path, request.path());
+        if request.method() != "GET" {
+            return self.respond_to_other(request, limits).map(Reply::from);
+        }
+        let reply = match wire::parse_path(base, path, self.plus_is_space) {
+            Err(PathError::Outside) => return None,
+            Err(PathError::Malformed(_)) if path[base.len()..] == *wire::PEERS_PAGE => {
+                self.peers_page(request).into()
+            }
+            Err(error) => bad_path(error).into(),
+            Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
+            Ok(path) => {
+                let hash = wire::key_hash(&path.group, &path.key);
+                let found = self.get(request, limits, &path.group, &path.key, hash);
+                found.map_or_else(
+                    |error| with_key(error, hash),
+                    |found| found.unless_known(request.head().known_value),
+                )
+            }
+        };
+        Some(reply)
+    }
+
+    /// The response to a request that is not a GET.
+    fn respond_to_other(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
+            if path.strip_prefix(base.as_str()) == Some(wire::LEAVE_PATH) {
+                return Some(self.note_leaving(request));
+            }
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
                 let response = group
                     .map_err(bad_path)
@@ -73,26 +108,8 @@ impl Endpoint {
                 return Some(response.unwrap_or_else(|error| error));
             }
         }
-        if let Some(response) = self.change(request) {
-            return Some(response);
-        }
-        if request.method() == "GET" && path.strip_prefix(base.as_str()) == Some(wire::PEERS_PAGE) {
-            return Some(self.peers_page(request));
-        }
-        let response = match wire::parse_path(base, path, self.plus_is_space) {
-            Err(PathError::Outside) => return None,
-            _ if request.method() != "GET" => Err(method_not_allowed()),
-            Err(error) => Err(bad_path(error)),
-            Ok(path) => {
-                let hash = wire::key_hash(&path.group, &path.key);
-                let response = self.get(request, limits, &path.group, &path.key, hash);
-                let mark = |error: Response| {
-                    error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash))
-                };
-                response.map_err(mark)
-            }
-        };
-        Some(response.unwrap_or_else(|error| error))
+        let changed = self.change(request);
+        changed.or_else(|| self.is_below_base(path).then(method_not_allowed))
     }
 
     /// The list of peers, a line for each.
@@ -103,6 +120,18 @@ impl Endpoint {
         Response::text(200, self.membership.page(HANDOFF_WINDOW))
     }
 
+    /// A peer announces that it leaves.
+    fn note_leaving(&self, request: &Request<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        let id = std::str::from_utf8(request.body());
+        match id.is_ok_and(|id| self.peers.leave(id)) {
+            true => Response::text(200, ""),
+            false => Response::text(404, "there is no peer with this id in the list"),
+        }
+    }
+
     fn get(
         &self,
         request: &Request<'_>,
@@ -110,7 +139,7 @@ impl Endpoint {
         group: &str,
         key: &str,
         hash: u64,
-    ) -> Result<Response, Response> {
+    ) -> Result<ValueReply, Response> {
         let group = self.group(group)?;
         let timeout = timeout_of(request)?;
         // A cached value needs no context. But if there is a hook, it runs for each request for one
@@ -139,9 +168,27 @@ impl Endpoint {
             age_ms: age_ms(&found),
             stale_ms: found.stale.map(|left| left.as_millis() as u64),
             removals: found.removals,
+            load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
         };
-        let body = wire::encode_response(hash, found.value, &fields);
-        Ok(Response::new(200, wire::CONTENT_TYPE, body))
+        Ok(ValueReply {
+            key_hash: hash,
+            value: found.value,
+            fields,
+        })
+    }
+
+    /// The explanation of a key, for the operator.
+    fn explain(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        // It asks the program's picker, which may panic.
+        let explained = |group: Group| caught(|| group.explain(&path.key).to_string());
+        match self.group(&path.group).map(explained) {
+            Ok(Some(text)) => Response::text(200, text),
+            Ok(None) => Response::text(500, "the picker of peers panicked"),
+            Err(error) => error,
+        }
     }
 
     /// Responds to a request for several keys. Unless the request says that they are to be loaded, the
@@ -289,12 +336,17 @@ fn fitting(answer: Result<PeerResponse>, room: &mut usize) -> Found {
 
 /// The time that the caller has left; `None` if the request has no such header.
 fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
-    let mut headers = request.headers();
-    let timeout = headers.find(|(name, _)| name.eq_ignore_ascii_case(wire::TIMEOUT_HEADER));
-    match timeout.map(|(_, value)| wire::parse_timeout(value)) {
+    match request.head().timeout {
         Some(None) => Err(Response::text(400, "the time-out is not a number")),
         timeout => Ok(timeout.flatten()),
     }
+}
+
+/// An error that says which key it answers.
+#[cold]
+fn with_key(error: Response, hash: u64) -> Reply {
+    let marked = error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash));
+    marked.into()
 }
 
 pub(super) fn failed(error: &Error) -> Response {
@@ -313,16 +365,42 @@ fn nanos(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The reply with the header of RFC 9211 if it has a value, for clients other than larder's.
+fn with_cache_status(reply: Reply) -> Reply {
+    let Reply::Value(value) = &reply else {
+        return reply;
+    };
+    let mut status = String::from(match value.fields.load_micros {
+        None => "larder; hit",
+        Some(_) => "larder; fwd=miss; stored",
+    });
+    if let Some(nanos) = value.fields.ttl_nanos {
+        status += &format!("; ttl={}", nanos / 1_000_000_000);
+    }
+    reply
+        .into_response()
+        .with_own_header("Cache-Status", &status)
+        .into()
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Rounded up, so that no value seems younger than it is.
 fn age_ms(found: &PeerResponse) -> Option<u64> {
-    let nanos = found.age?.as_nanos();
-    Some(u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX))
+    let age = found.age?;
+    let part = u64::from(age.subsec_nanos().div_ceil(1_000_000));
+    Some(age.as_secs().saturating_mul(1000).saturating_add(part))
 }
 
 fn method_not_allowed() -> Response {
     Response::text(405, "a key has the methods GET, PUT and DELETE")
         .with_own_header("Allow", "GET, PUT, DELETE")
 }
+
+/// The query of a key's path that asks for its explanation.
+const EXPLAIN: &str = "explain";
 
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
 /// [`Config::max_batch_keys`] are reported as missing.

@@ -93,6 +93,11 @@ impl<'r> Request<'r> {
             .map(|field| (field.name, field.value))
     }
 
+    /// The parts of the head that were read when it was parsed.
+    pub(super) fn head(&self) -> &'r RequestHead<'r> {
+        self.head
+    }
+
     /// The body; empty if there is none.
     pub fn body(&self) -> &'r [u8] {
         self.body

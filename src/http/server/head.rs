@@ -8,10 +8,11 @@
 //! next request begins (request smuggling; RFC 9112, section 11.2).
 
 use std::mem::MaybeUninit;
+use std::time::Duration;
 
 use httparse::Header;
 
-use crate::wire::{has_token, parse_length, split_at_byte};
+use crate::wire::{self, has_token, parse_length, split_at_byte};
 
 /// The parts of a head that the connection and the response depend on.
 #[derive(Debug)]
@@ -27,6 +28,12 @@ pub(crate) struct RequestHead<'h> {
     pub http_10: bool,
     /// The client waits for a `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// The first [`wire::PEERS_HEADER`].
+    pub peers_mark: Option<&'h str>,
+    /// The first [`wire::TIMEOUT_HEADER`]; `Some(None)` if it is malformed.
+    pub timeout: Option<Option<Duration>>,
+    /// The hash of the first [`wire::KNOWN_HEADER`] that has one.
+    pub known_value: Option<u64>,
 }
 
 /// The reason that a request is refused. The connection ends with it.
@@ -54,6 +61,9 @@ impl<'h> RequestHead<'h> {
             keep_alive: !http_10,
             http_10,
             expects_continue: false,
+            peers_mark: None,
+            timeout: None,
+            known_value: None,
         };
         head.read_fields()?;
         Ok(head)
@@ -83,6 +93,13 @@ impl<'h> RequestHead<'h> {
             } else if is("connection") {
                 close |= has_token(field.value, b"close");
                 keep_alive |= has_token(field.value, b"keep-alive");
+            } else if is(wire::PEERS_HEADER) {
+                self.peers_mark = self.peers_mark.or(std::str::from_utf8(field.value).ok());
+            } else if is(wire::TIMEOUT_HEADER) {
+                self.timeout = self.timeout.or(Some(wire::parse_timeout(field.value)));
+            } else if is(wire::KNOWN_HEADER) {
+                let known = std::str::from_utf8(field.value).ok();
+                self.known_value = self.known_value.or(known.and_then(wire::parse_known));
             } else if is("expect") {
                 if !field.value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(BadRequest {

@@ -37,6 +37,7 @@ use super::handler::Request;
 use super::head::{BODY_TOO_LARGE, BadRequest, MAX_FIELDS, RequestHead, TOO_MANY_FIELDS, bad};
 use super::limits::{DEFAULT_MAX_REQUEST_TIME, DEFAULT_SOCKET_BUFFER_SIZE, MAX_PEER_BODY};
 use super::listener::{SocketOptions, prepare};
+use super::reply::Reply;
 use super::response::{Response, ResponseOptions};
 use super::wait::LoadLimits;
 use crate::error::{Error, ErrorKind, Result};
@@ -127,8 +128,9 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
             max_request_time: DEFAULT_MAX_REQUEST_TIME,
             connection: None,
         };
-        let response = endpoint.respond(&Request::new(&head, body, peer_addr), limits);
-        Ok(response.unwrap_or_else(|| Response::text(404, "there is nothing here")))
+        let reply = endpoint.respond(&Request::new(&head, body, peer_addr), limits);
+        let nothing = || Response::text(404, "there is nothing here");
+        Ok(reply.map_or_else(nothing, Reply::into_response))
     });
     let response = response.unwrap_or_else(|bad| {
         options.keep_alive = false;

@@ -8,7 +8,9 @@ use super::connections::Connection;
 use super::limits::ServerLimits;
 use super::listener::reset_on_close;
 use super::reader::is_timeout;
+use super::reply::{VALUE_HEAD, ValueReply};
 use super::response::{Response, ResponseOptions};
+use crate::wire;
 
 /// The writing side of a connection.
 pub(crate) struct ResponseWriter<'s> {
@@ -16,6 +18,8 @@ pub(crate) struct ResponseWriter<'s> {
     limits: &'s ServerLimits,
     /// The head of the last response, with its body if that is short.
     buf: Vec<u8>,
+    /// The fields in front of the last value.
+    fields: Vec<u8>,
 }
 
 impl<'s> ResponseWriter<'s> {
@@ -25,7 +29,25 @@ impl<'s> ResponseWriter<'s> {
             connection,
             limits,
             buf,
+            fields: Vec::new(),
         }
+    }
+
+    /// Sends a value on a connection that stays open.
+    pub(crate) fn send_value(&mut self, reply: &ValueReply) -> io::Result<()> {
+        let value = reply.value.as_bytes();
+        self.fields.clear();
+        wire::push_fields(&mut self.fields, reply.key_hash, value.len(), &reply.fields);
+        self.buf.clear();
+        self.buf.extend_from_slice(VALUE_HEAD);
+        wire::push_decimal(&mut self.buf, (self.fields.len() + value.len()) as u64);
+        self.buf.extend_from_slice(b"\r\n\r\n");
+        self.buf.extend_from_slice(&self.fields);
+        if value.len() <= MAX_COPIED {
+            self.buf.extend_from_slice(value);
+            return self.write(&mut [IoSlice::new(&self.buf)]);
+        }
+        self.write(&mut [IoSlice::new(&self.buf), IoSlice::new(value)])
     }
 
     /// Sends a response. A short body is copied behind the head, so that the system call gets one

@@ -135,7 +135,7 @@ fn getter_runs_on_a_loader_thread_also_without_a_deadline() {
     let tested = Hanging::new(|server| server);
     assert_eq!(tested.ask(get("key")).value(), "key");
     let state = tested.gate.state.lock().expect("no panic");
-    assert_eq!(state.threads, ["larder-load-echo"]);
+    assert_eq!(state.threads, ["larder-load"]);
 }
 
 #[test]
@@ -237,6 +237,26 @@ fn client_waits_for_a_loader_thread_while_others_load() {
         tested.ask(get("next")).header("larder-error"),
         Some("overloaded")
     );
+}
+
+#[test]
+fn client_waits_while_as_many_loads_run_as_the_group_allows() {
+    let tested = Hanging::with_group(|group| group.max_concurrent_loads(1), |server| server);
+    let (mut first, mut second) = (tested.connect(), tested.connect());
+    first.send(get("hang"));
+    eventually(|| tested.gate.runs("hang") == 1);
+    // The owner is alive, so the client is to ask it again.
+    assert_eq!(
+        tested.ask(get_within("next", "100")).header("larder-error"),
+        Some("loading")
+    );
+    second.send(get("next"));
+    // Longer than a client waits for a loader thread.
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(tested.gate.runs("next"), 0);
+    tested.gate.open();
+    assert_eq!(second.reply().value(), "next");
+    assert_eq!(first.reply().value(), "hang");
 }
 
 #[test]

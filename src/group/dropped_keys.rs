@@ -1,0 +1,41 @@
+//! The keys that a peer has had dropped lately, because it knows a removal that this node may have missed.
+//!
+//! The next value of such a key has to be newer than that removal. So it is not taken over from a previous
+//! owner, which may have missed the removal, too.
+
+use std::array;
+use std::time::Duration;
+
+use crate::clock::Tick;
+use crate::store::KeyHash;
+use crate::sync::plain_atomic::{AtomicU64, Ordering::SeqCst};
+
+/// Keys share places by their hashes. A place has the time, as of [`Tick::nanos`], until which its keys are
+/// not taken over.
+pub(super) struct DroppedKeys([AtomicU64; PLACES]);
+
+const PLACES: usize = 64;
+
+impl DroppedKeys {
+    pub(super) fn new() -> DroppedKeys {
+        DroppedKeys(array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    /// Notes a key before it is dropped. Loads that began before are joined by no later get.
+    pub(super) fn note(&self, hash: KeyHash, now: Tick) {
+        self.place(hash)
+            .fetch_max(now.after(LONGEST_REMOVAL).nanos(), SeqCst);
+    }
+
+    pub(super) fn may_contain(&self, hash: KeyHash, now: Tick) -> bool {
+        self.place(hash).load(SeqCst) > now.nanos()
+    }
+
+    fn place(&self, hash: KeyHash) -> &AtomicU64 {
+        &self.0[hash.get() as usize % PLACES]
+    }
+}
+
+/// How long a removal may be under way. A value of unknown age is not used for that long after a removal
+/// of its stripe.
+pub(super) const LONGEST_REMOVAL: Duration = Duration::from_secs(10);

@@ -1,0 +1,147 @@
+//! Protects the origin: limits how many loads of a group run the getter at the same time.
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
+use std::time::Instant;
+
+use super::client_load::ClientWaiter;
+use super::flight::LoadFrom;
+use super::populate::Placement;
+use super::{Inner, LoadBegin, LoadKey, Loaded};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::load_permits::{LoadClass, LoadPermit, LoadPermits, Urgency};
+use crate::singleflight::Leader;
+use crate::sync::Arc;
+
+/// The lead of a flight, and the permit to run the getter, if one is needed.
+pub(super) type PermittedLead<'a> = (Leader<'a, Result<Loaded>>, LoadBegin, Option<LoadPermit>);
+
+impl Inner {
+    /// Waits for the permit that a flight needs. If there is none in time, the flight is abandoned, so that
+    /// a waiter with time left leads the next one.
+    pub(super) fn permit_lead<'a>(
+        &self,
+        from: &LoadFrom,
+        (leader, begun): (Leader<'a, Result<Loaded>>, LoadBegin),
+        ctx: &Context,
+        key: LoadKey<'_>,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<PermittedLead<'a>> {
+        let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
+            return Ok((leader, begun, None));
+        };
+        let is_stale_served = ctx
+            .value::<StaleIsServed>()
+            .is_some_and(|at| at.0 == key.hash.get());
+        let permit = match is_stale_served {
+            true => permits.try_acquire(class).ok_or_else(|| over(permits)),
+            false => self.wait_for_permit(permits, class, ctx, waiter),
+        };
+        match permit {
+            Err(error) => {
+                leader.abandon();
+                Err(error)
+            }
+            Ok(permit) => {
+                // The wait does not make the value older.
+                let at = self.store.clock().now();
+                Ok((leader, LoadBegin { at, ..begun }, Some(permit)))
+            }
+        }
+    }
+
+    /// A permit for a load that no caller waits for.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Overloaded`] if none is free.
+    pub(super) fn permit_refresh(&self, from: &LoadFrom) -> Result<Option<LoadPermit>> {
+        let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
+            return Ok(None);
+        };
+        let permit = permits.try_acquire(class);
+        permit.map(Some).ok_or_else(|| over(permits))
+    }
+
+    /// Waits for the permit of one call of the bulk getter.
+    pub(super) fn permit_bulk(
+        &self,
+        placements: impl IntoIterator<Item = Placement>,
+        ctx: &Context,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<Option<LoadPermit>> {
+        let Some(permits) = &self.permits else {
+            return Ok(None);
+        };
+        let mut placements = placements.into_iter();
+        let class = match placements.any(|placement| placement != Placement::Fallback) {
+            true => LoadClass::Own,
+            false => LoadClass::Fallback,
+        };
+        self.wait_for_permit(permits, class, ctx, waiter).map(Some)
+    }
+
+    /// Waits for a permit until `ctx` ends, or the waiter leaves. Without a deadline, the load waits as long
+    /// as for a peer that is loading.
+    fn wait_for_permit(
+        &self,
+        permits: &Arc<LoadPermits>,
+        class: LoadClass,
+        ctx: &Context,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<LoadPermit> {
+        if let Some(permit) = permits.try_acquire(class) {
+            return Ok(permit);
+        }
+        let by = ctx.deadline();
+        let by = by.unwrap_or_else(|| Instant::now() + self.max_load_wait);
+        let mut queued = permits.queue(class, Urgency::By(by));
+        let permit = match waiter {
+            None => queued.wait(by, ctx),
+            Some(waiter) => loop {
+                let until = waiter.next_step().ok_or(ErrorKind::DeadlineExceeded)?;
+                let permit = queued.wait(until, ctx);
+                if permit.is_some() || ctx.err().is_some() {
+                    break permit;
+                }
+            },
+        };
+        match ctx.err() {
+            Some(ended) => Err(ended),
+            None => permit.ok_or_else(|| over(permits)),
+        }
+    }
+
+    /// A context for the load of a key while an old value is served without it. Then the load does not wait
+    /// for a permit.
+    pub(super) fn with_stale_served(&self, ctx: &Context, key: LoadKey<'_>) -> Context {
+        match self.permits {
+            Some(_) => ctx.with_value(StaleIsServed(key.hash.get())),
+            None => ctx.clone(),
+        }
+    }
+}
+
+/// In the context of the load of the key with this hash.
+struct StaleIsServed(u64);
+
+impl LoadFrom {
+    /// The permits for this load; `None` if it does not run the getter itself.
+    fn class(&self) -> Option<LoadClass> {
+        match self {
+            LoadFrom::Getter(Placement::Main | Placement::Warm) => Some(LoadClass::Own),
+            LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => Some(LoadClass::Fallback),
+            LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => None,
+        }
+    }
+}
+
+fn over(permits: &LoadPermits) -> Error {
+    let message = format!(
+        "{} loads run, as many as max_concurrent_loads allows; raise it or shed load",
+        permits.max()
+    );
+    Error::new(ErrorKind::Overloaded, message)
+}

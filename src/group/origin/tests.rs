@@ -1,0 +1,226 @@
+//! Loads that wait for the getter runs of others.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::*;
+use crate::clock::Clock;
+use crate::getter::getter_fn;
+use crate::group::{Group, GroupBuilder};
+use crate::peers::{PeerPicker, PickerSlot, Pickers, ProtoGetter, Route};
+use crate::sync::Mutex;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A group whose getter reports each key and then waits for a signal.
+struct Tested {
+    group: Group,
+    begun: Receiver<String>,
+    go_on: Sender<()>,
+}
+
+fn tested(peers: PickerSlot, options: fn(GroupBuilder) -> GroupBuilder) -> Tested {
+    let (report, begun) = mpsc::channel();
+    let (go_on, signals) = mpsc::channel();
+    let signals = Mutex::new(signals);
+    let getter = getter_fn(move |_: &Context, key, dest| {
+        let _ = report.send(key.to_owned());
+        signals.lock().recv_timeout(PATIENCE)?;
+        Ok(dest.set_str(key)?)
+    });
+    let group = options(Group::builder("origin")).make(getter, peers);
+    Tested {
+        group,
+        begun,
+        go_on,
+    }
+}
+
+impl Tested {
+    fn get(&self, timeout: Duration, key: &'static str) -> JoinHandle<Result<String>> {
+        let group = self.group.clone();
+        thread::spawn(move || {
+            let ctx = Context::background().with_timeout(timeout);
+            let value = group.get_with(&ctx, key)?;
+            Ok(value.to_str().expect("text").to_owned())
+        })
+    }
+
+    fn begins(&self) -> String {
+        self.begun.recv_timeout(PATIENCE).expect("a load begins")
+    }
+
+    fn end(&self, loads: usize) {
+        (0..loads).for_each(|_| self.go_on.send(()).expect("the getter waits"));
+    }
+
+    fn until_waiting(&self, loads: usize) {
+        until_waiting(&self.group, loads);
+    }
+}
+
+fn until_waiting(group: &Group, loads: usize) {
+    let permits = group.inner.permits.as_ref().expect("a limit");
+    while permits.usage().1 != loads {
+        thread::yield_now();
+    }
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+    result.expect_err("an error").kind()
+}
+
+#[test]
+fn load_with_the_earliest_deadline_runs_next() {
+    let tested = tested(PickerSlot::default(), |group| group.max_concurrent_loads(1));
+    let mut calls = vec![tested.get(PATIENCE, "first")];
+    assert_eq!(tested.begins(), "first");
+    for (waiting, (n, key)) in (1..).zip([(4, "d"), (2, "b"), (1, "a"), (3, "c")]) {
+        calls.push(tested.get(n * PATIENCE, key));
+        tested.until_waiting(waiting);
+    }
+    for key in ["a", "b", "c", "d"] {
+        tested.end(1);
+        assert_eq!(tested.begins(), key);
+    }
+    tested.end(1);
+    for call in calls {
+        call.join().expect("no panic").expect("a value");
+    }
+}
+
+#[test]
+fn caller_that_leaves_while_it_waits_hands_over_to_one_with_time_left() {
+    let tested = tested(PickerSlot::default(), |group| group.max_concurrent_loads(1));
+    let first = tested.get(PATIENCE, "first");
+    tested.begins();
+    let short = tested.get(Duration::from_millis(30), "key");
+    tested.until_waiting(1);
+    let patient = tested.get(PATIENCE, "key");
+    let left = short.join().expect("no panic");
+    assert_eq!(kind(left), ErrorKind::DeadlineExceeded);
+    tested.until_waiting(1);
+    tested.end(2);
+    assert_eq!(tested.begins(), "key");
+    assert_eq!(patient.join().expect("no panic").expect("a value"), "key");
+    first.join().expect("no panic").expect("a value");
+    assert_eq!(tested.group.stats().local_loads, 2);
+}
+
+#[test]
+fn caller_without_a_deadline_waits_for_max_load_wait() {
+    let tested = tested(PickerSlot::default(), |group| {
+        let wait = Duration::from_millis(20);
+        group.max_concurrent_loads(1).max_load_wait(wait)
+    });
+    let first = tested.get(PATIENCE, "first");
+    tested.begins();
+    let error = tested.group.get("key").expect_err("the permit is taken");
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert!(
+        error.to_string().contains("max_concurrent_loads"),
+        "{error}"
+    );
+    tested.end(2);
+    first.join().expect("no panic").expect("a value");
+    assert_eq!(tested.group.get("key").expect("a value"), "key");
+}
+
+#[test]
+fn old_value_is_served_at_once_while_no_load_can_run() {
+    let tested = tested(PickerSlot::default(), |group| {
+        group
+            .max_concurrent_loads(1)
+            .time_to_live(Duration::from_secs(10))
+            .stale_while_revalidate(Duration::from_secs(10))
+            .stale_if_error(Duration::from_secs(100))
+            .clock(Clock::manual())
+    });
+    let clock = tested.group.clock().clone();
+    tested.end(1);
+    tested.group.get("old").expect("a value");
+    tested.begins();
+    clock.advance(Duration::from_secs(15));
+    let first = tested.get(PATIENCE, "first");
+    assert_eq!(tested.begins(), "first");
+    // In the time of background loads, and after it. Neither starts a load nor waits.
+    for stale_hits in [0, 1] {
+        assert_eq!(tested.group.get("old").expect("the old value"), "old");
+        assert_eq!(tested.group.stats().stale_hits, stale_hits);
+        clock.advance(Duration::from_secs(15));
+    }
+    tested.until_waiting(0);
+    tested.end(2);
+    first.join().expect("no panic").expect("a value");
+    assert_eq!(tested.group.get("old").expect("a new value"), "old");
+    assert_eq!(tested.begins(), "old");
+}
+
+/// Owns the keys that begin with `theirs`, and does not answer.
+struct Dead;
+
+impl PeerPicker for Dead {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        None
+    }
+
+    fn route(&self, key: &str) -> Route {
+        match key.starts_with("theirs") {
+            true => Route::Fallback,
+            false => Route::Own,
+        }
+    }
+}
+
+#[test]
+fn loads_for_an_owner_that_is_down_leave_half_of_the_runs() {
+    let peers = PickerSlot::default();
+    peers
+        .register(Pickers::One(Arc::new(Dead)))
+        .expect("the slot is empty");
+    let tested = tested(peers, |group| group.max_concurrent_loads(2));
+    let theirs = ["theirs 1", "theirs 2"].map(|key| {
+        let call = tested.get(PATIENCE, key);
+        (key == "theirs 1").then(|| assert_eq!(tested.begins(), key));
+        call
+    });
+    tested.until_waiting(1);
+    let own = tested.get(PATIENCE, "own");
+    assert_eq!(tested.begins(), "own");
+    tested.end(3);
+    assert_eq!(tested.begins(), "theirs 2");
+    for call in theirs.into_iter().chain([own]) {
+        call.join().expect("no panic").expect("a value");
+    }
+}
+
+#[test]
+fn getters_that_wait_for_each_others_keys_do_not_block_the_group() {
+    let nested: Arc<Mutex<Option<Group>>> = Arc::default();
+    let (own, (begun, has_begun)) = (nested.clone(), mpsc::channel());
+    let getter = getter_fn(move |_: &Context, key, dest| {
+        if key == "child" {
+            let group = own.lock().clone().expect("it is set");
+            let _ = begun.send(());
+            // The load of the parent waits for the only permit.
+            until_waiting(&group, 1);
+            group.get("parent")?;
+        }
+        Ok(dest.set_str(key)?)
+    });
+    let group = Group::builder("nested").max_concurrent_loads(1);
+    let group = group.make(getter, PickerSlot::default());
+    *nested.lock() = Some(group.clone());
+    thread::scope(|scope| {
+        let child = scope.spawn(|| group.get("child").map(drop));
+        has_begun.recv_timeout(PATIENCE).expect("it begins");
+        group.get("parent").expect("a value");
+        child.join().expect("no panic").expect("a value");
+    });
+    assert_eq!(
+        group.inner.permits.as_ref().expect("a limit").usage(),
+        (0, 0)
+    );
+    *nested.lock() = None;
+}

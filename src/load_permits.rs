@@ -1,0 +1,280 @@
+//! Permits to run a getter: at most so many at a time, and the load with the earliest deadline gets the next
+//! one.
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::sync::{Arc, Condvar, Mutex, thread_local};
+
+/// The permits of a group.
+///
+/// A permit that is given back goes to a waiting load at once, so no later load takes it.
+pub(crate) struct LoadPermits {
+    state: Mutex<PermitQueues>,
+    max: usize,
+}
+
+#[derive(Default)]
+struct PermitQueues {
+    /// The permits in use, by [`LoadClass`].
+    taken: [usize; 2],
+    /// The waiting loads, by [`LoadClass`]. A load that is not here any more has got its permit.
+    waiting: [BTreeMap<Place, Arc<Condvar>>; 2],
+    /// The number of the next load that waits.
+    next: u64,
+}
+
+/// The place of a waiting load: that with the earliest deadline is first, and of equal ones that which came
+/// first.
+type Place = (Urgency, u64);
+
+/// The keys that a load is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LoadClass {
+    /// Keys that this process owns.
+    Own,
+    /// Keys of a peer that does not answer, or that asks for them in place of the owner. Such loads have
+    /// half of the permits at most, rounded up.
+    Fallback,
+}
+
+/// The order in which waiting loads get permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// The getter runs already: see [`lend`].
+    Resumed,
+    /// The load has a deadline.
+    By(Instant),
+    /// No caller waits for the load.
+    Background,
+}
+
+impl PermitQueues {
+    fn has_room(&self, class: LoadClass, max: usize) -> bool {
+        let [own, fallback] = self.taken;
+        own + fallback < max && (class == LoadClass::Own || fallback < max.div_ceil(2))
+    }
+
+    /// Gives free permits to waiting loads.
+    fn grant(&mut self, max: usize) {
+        loop {
+            let first = |class: LoadClass| {
+                let place = self.waiting[class as usize].keys().next();
+                place
+                    .filter(|_| self.has_room(class, max))
+                    .map(|place| (*place, class))
+            };
+            let first = [LoadClass::Own, LoadClass::Fallback].map(first);
+            let Some((place, class)) = first.into_iter().flatten().min_by_key(|(place, _)| *place)
+            else {
+                return;
+            };
+            if let Some(granted) = self.waiting[class as usize].remove(&place) {
+                self.taken[class as usize] += 1;
+                granted.notify_one();
+            }
+        }
+    }
+}
+
+impl LoadPermits {
+    pub(crate) fn new(max: usize) -> Arc<LoadPermits> {
+        Arc::new(LoadPermits {
+            state: Mutex::default(),
+            max,
+        })
+    }
+
+    pub(crate) fn max(&self) -> usize {
+        self.max
+    }
+
+    /// A permit, if one is free. Then no load waits for it.
+    pub(crate) fn try_acquire(self: &Arc<Self>, class: LoadClass) -> Option<LoadPermit> {
+        let mut state = self.state.lock();
+        if !state.has_room(class, self.max) {
+            return None;
+        }
+        state.taken[class as usize] += 1;
+        drop(state);
+        Some(self.permit(class))
+    }
+
+    /// A place among the loads that wait.
+    pub(crate) fn queue(self: &Arc<Self>, class: LoadClass, urgency: Urgency) -> QueuedLoad {
+        let granted = Arc::new(Condvar::new());
+        let mut state = self.state.lock();
+        let place = (urgency, state.next);
+        state.next += 1;
+        state.waiting[class as usize].insert(place, granted.clone());
+        // A permit may have become free since the caller tried.
+        state.grant(self.max);
+        drop(state);
+        QueuedLoad {
+            permits: self.clone(),
+            class,
+            place,
+            granted,
+            has_permit: false,
+        }
+    }
+
+    fn permit(self: &Arc<Self>, class: LoadClass) -> LoadPermit {
+        LoadPermit {
+            permits: self.clone(),
+            class,
+        }
+    }
+
+    fn give_back(&self, class: LoadClass) {
+        let mut state = self.state.lock();
+        state.taken[class as usize] -= 1;
+        state.grant(self.max);
+    }
+
+    /// The number of permits in use, and of loads that wait.
+    #[cfg(test)]
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        let waiting = state.waiting.iter().map(BTreeMap::len).sum();
+        (state.taken.iter().sum(), waiting)
+    }
+}
+
+/// Allows one run of the getter, until it is dropped.
+pub(crate) struct LoadPermit {
+    permits: Arc<LoadPermits>,
+    class: LoadClass,
+}
+
+impl Drop for LoadPermit {
+    fn drop(&mut self) {
+        self.permits.give_back(self.class);
+    }
+}
+
+/// A load that waits for a permit. Its drop leaves the queue. If it has been given a permit in that moment,
+/// the next load gets it.
+pub(crate) struct QueuedLoad {
+    permits: Arc<LoadPermits>,
+    class: LoadClass,
+    place: Place,
+    /// Notified when the load gets its permit, and when its context is cancelled.
+    granted: Arc<Condvar>,
+    has_permit: bool,
+}
+
+impl QueuedLoad {
+    /// Waits for the permit until the given time, or until `ctx` is cancelled. `None` if there is none by
+    /// then. The load keeps its place.
+    pub(crate) fn wait(&mut self, until: Instant, ctx: &Context) -> Option<LoadPermit> {
+        // The callback takes the lock, so it cannot run between the check and the wait below.
+        let _subscription = ctx.cancellable().then(|| {
+            let (permits, granted) = (self.permits.clone(), self.granted.clone());
+            ctx.on_cancel(move || {
+                let _state = permits.state.lock();
+                granted.notify_one();
+            })
+        });
+        let mut state = self.permits.state.lock();
+        while state.waiting[self.class as usize].contains_key(&self.place) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || ctx.is_cancelled() {
+                return None;
+            }
+            state = self.granted.wait_timeout(state, left);
+        }
+        drop(state);
+        self.has_permit = true;
+        Some(self.permits.permit(self.class))
+    }
+}
+
+impl Drop for QueuedLoad {
+    fn drop(&mut self) {
+        if self.has_permit {
+            return;
+        }
+        let mut state = self.permits.state.lock();
+        let left = state.waiting[self.class as usize].remove(&self.place);
+        drop(state);
+        if left.is_none() {
+            self.permits.give_back(self.class);
+        }
+    }
+}
+
+thread_local! {
+    /// The permit of the getter that this thread runs.
+    static HELD: Cell<Option<LoadPermit>> = const { Cell::new(None) };
+}
+
+/// Keeps a permit for this thread until [`release`], or until the guard is dropped.
+pub(crate) fn hold(permit: LoadPermit) -> HeldPermit {
+    let mut permit = Some(permit);
+    // Fails while the thread-local values of the thread are dropped.
+    let _ = HELD.try_with(|held| held.set(permit.take()));
+    HeldPermit { _permit: permit }
+}
+
+/// Gives back the permit that this thread [holds](hold), if there is one: the getter has returned.
+pub(crate) fn release() {
+    drop(take_held());
+}
+
+fn take_held() -> Option<LoadPermit> {
+    HELD.try_with(Cell::take).ok().flatten()
+}
+
+/// Guard of a permit that the thread [holds](hold).
+#[must_use]
+pub(crate) struct HeldPermit {
+    _permit: Option<LoadPermit>,
+}
+
+impl Drop for HeldPermit {
+    fn drop(&mut self) {
+        release();
+    }
+}
+
+/// Gives the permit of this thread's getter back while the getter waits for another load. Otherwise
+/// getters that wait for each other's keys could hold all permits, and no key would be loaded.
+///
+/// At its drop the getter has a permit again: it waits before all other loads. After [`LONGEST_RESUME`] it
+/// goes on without one, because the other getters hang.
+pub(crate) fn lend() -> LentPermit {
+    let lent = take_held().map(|permit| (permit.permits.clone(), permit.class));
+    LentPermit { lent }
+}
+
+/// Guard of a permit that is [lent](lend).
+#[must_use]
+pub(crate) struct LentPermit {
+    lent: Option<(Arc<LoadPermits>, LoadClass)>,
+}
+
+impl Drop for LentPermit {
+    fn drop(&mut self) {
+        if let Some((permits, class)) = self.lent.take() {
+            resume(&permits, class);
+        }
+    }
+}
+
+#[cold]
+fn resume(permits: &Arc<LoadPermits>, class: LoadClass) {
+    let until = Instant::now() + LONGEST_RESUME;
+    let mut queued = permits.queue(class, Urgency::Resumed);
+    if let Some(permit) = queued.wait(until, &Context::background()) {
+        // The guard of the permit's first holder is still there, and ends this one, too.
+        let _ = HELD.try_with(|held| held.set(Some(permit)));
+    }
+}
+
+const LONGEST_RESUME: Duration = Duration::from_secs(30);

@@ -1,0 +1,174 @@
+//! Finds gets that returned a value older than a removal had promised.
+
+use std::collections::BTreeMap;
+use std::io::Result;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::clock::nanos;
+use super::records::{PREFIX, Record, RecordReader};
+
+/// Reads the records of all processes, and judges them.
+pub struct Judge {
+    dir: PathBuf,
+    files: BTreeMap<PathBuf, RecordReader>,
+    gets: Vec<Get>,
+    /// By key. In the order of their times after [`judge`](Self::judge).
+    promises: Vec<Vec<Promise>>,
+    /// By node: when it got answers, and from which nodes.
+    exchanges: Vec<Vec<(u64, u64)>>,
+    /// By node: when it was started again, with nothing in its cache but what it took from a dump.
+    restarts: Vec<Vec<u64>>,
+    /// The gets that were judged once.
+    judged: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Get {
+    begun: u64,
+    version: u32,
+    key: u16,
+    node: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    at: u64,
+    version: u32,
+    failed: u64,
+    stale_until: Option<u64>,
+}
+
+/// The numbers of all processes since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub gets: usize,
+    pub promises: usize,
+}
+
+impl Judge {
+    pub fn new(dir: &Path, nodes: usize, keys: u64) -> Judge {
+        Judge {
+            dir: dir.to_owned(),
+            files: BTreeMap::new(),
+            gets: Vec::new(),
+            promises: (0..keys).map(|_| Vec::new()).collect(),
+            exchanges: vec![Vec::new(); nodes],
+            restarts: vec![Vec::new(); nodes],
+            judged: 0,
+        }
+    }
+
+    pub fn note_restart(&mut self, node: usize, at: u64) {
+        self.restarts[node].push(at);
+    }
+
+    /// Reads the records that were written since the last call.
+    pub fn read(&mut self) -> Result<Counts> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(PREFIX) && !self.files.contains_key(&path) {
+                let reader = RecordReader::open(&path)?;
+                self.files.insert(path, reader);
+            }
+        }
+        for file in self.files.values_mut() {
+            file.read(|record| match record {
+                Record::Get {
+                    node,
+                    begun,
+                    key,
+                    version,
+                } => self.gets.push(Get {
+                    begun,
+                    version: version as u32,
+                    key: key as u16,
+                    node: node as u16,
+                }),
+                Record::Promise {
+                    at,
+                    key,
+                    version,
+                    failed,
+                    stale_until,
+                } => self.promises[key as usize].push(Promise {
+                    at,
+                    version: version as u32,
+                    failed,
+                    stale_until,
+                }),
+                Record::Exchange { node, at, with } => self.exchanges[node].push((at, with)),
+            })?;
+        }
+        Ok(Counts {
+            gets: self.gets.len(),
+            promises: self.promises.iter().map(Vec::len).sum(),
+        })
+    }
+
+    /// The violations among the gets that were read in the call of [`read`](Self::read) before the last
+    /// one, if their promises are all known by now; the [end](Self::judge_all) has the last word.
+    pub fn judge_new(&mut self, read: usize, grace: Duration) -> usize {
+        let from = std::mem::replace(&mut self.judged, read);
+        self.judge(from..read, grace).len()
+    }
+
+    /// All violations, each as a sentence.
+    pub fn judge_all(&mut self, grace: Duration) -> Vec<String> {
+        self.judge(0..self.gets.len(), grace)
+    }
+
+    fn judge(&mut self, gets: std::ops::Range<usize>, grace: Duration) -> Vec<String> {
+        for promises in &mut self.promises {
+            promises.sort_by_key(|promise| promise.at);
+        }
+        let of = |get: &Get| self.broken_promise(get, grace);
+        let broken = self.gets[gets]
+            .iter()
+            .filter_map(|get| Some((get, of(get)?)));
+        broken
+            .map(|(get, promise)| {
+                format!(
+                    "node {} got version {} of key {}, {} µs after version {} was promised (failed: {:b})",
+                    get.node,
+                    get.version,
+                    get.key,
+                    (get.begun - promise.at) / 1000,
+                    promise.version,
+                    promise.failed,
+                )
+            })
+            .collect()
+    }
+
+    /// The last promise that held when the get began, if the get broke it.
+    fn broken_promise(&self, get: &Get, grace: Duration) -> Option<Promise> {
+        let promises = &self.promises[usize::from(get.key)];
+        let before = promises.partition_point(|promise| promise.at < get.begun);
+        let mut before = promises[..before].iter().rev();
+        // Versions grow with time, because each key has one writer.
+        let last = before.find(|promise| self.holds(promise, get, grace))?;
+        (get.version < last.version).then_some(*last)
+    }
+
+    /// Whether a promise holds for the node of a get at its begin.
+    fn holds(&self, promise: &Promise, get: &Get, grace: Duration) -> bool {
+        let node = usize::from(get.node);
+        if promise.failed >> node & 1 == 0 {
+            return true;
+        }
+        let exchanges = &self.exchanges[node];
+        let first = exchanges.partition_point(|&(at, _)| at <= promise.at);
+        // With a node that has confirmed the removal. The first record can be that of an answer before it.
+        let mut informed = exchanges[first..]
+            .iter()
+            .skip(1)
+            .filter(|(_, with)| with & !promise.failed != 0);
+        let repaired = informed.next().map(|(at, _)| at + nanos(grace));
+        let restarts = &self.restarts[node];
+        let restarted = restarts.iter().find(|&&at| at > promise.at).copied();
+        let ends = [repaired, restarted, promise.stale_until];
+        ends.into_iter().flatten().any(|end| end < get.begun)
+    }
+}

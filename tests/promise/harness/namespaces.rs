@@ -1,0 +1,81 @@
+//! Network namespaces on one bridge, so that each process has a network of its own. Needs root.
+
+use std::io::{Error, Result};
+use std::process::Command;
+
+/// Removed when it is dropped.
+pub struct Namespaces {
+    /// Unique on this machine.
+    name: String,
+    nodes: usize,
+    /// The addresses are `10.{subnet}.{n + 1}`.
+    subnet: String,
+}
+
+impl Namespaces {
+    /// # Errors
+    ///
+    /// The system's, for example without root.
+    pub fn create(nodes: usize) -> Result<Namespaces> {
+        let id = std::process::id() % 60_000;
+        let created = Namespaces {
+            name: format!("ldr{id}"),
+            nodes,
+            subnet: format!("{}.{}", 16 + id / 250, id % 250),
+        };
+        let Namespaces { name, subnet, .. } = &created;
+        ip(&format!("link add {name} type bridge"))?;
+        ip(&format!("link set {name} up"))?;
+        for n in 0..nodes {
+            let address = n + 1;
+            ip(&format!("netns add {name}-{n}"))?;
+            ip(&format!(
+                "link add {name}v{n} type veth peer name eth0 netns {name}-{n}"
+            ))?;
+            ip(&format!("link set {name}v{n} master {name} up"))?;
+            ip(&format!(
+                "-n {name}-{n} addr add 10.{subnet}.{address}/24 dev eth0"
+            ))?;
+            ip(&format!("-n {name}-{n} link set lo up"))?;
+            ip(&format!("-n {name}-{n} link set eth0 up"))?;
+        }
+        Ok(created)
+    }
+
+    /// The address on which a node listens, with a free port.
+    pub fn address(&self, node: usize) -> String {
+        format!("10.{}.{}:7000", self.subnet, node + 1)
+    }
+
+    /// Runs a program in the namespace of a node.
+    pub fn command(&self, node: usize) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &format!("{}-{node}", self.name)]);
+        command
+    }
+
+    /// Takes the cable of a node out, or plugs it in again.
+    pub fn set_link(&self, node: usize, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        ip(&format!("link set {}v{node} {state}", self.name))
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        // Its veth goes with a namespace. Each call fails only if the thing does not exist.
+        for n in 0..self.nodes {
+            let _ = ip(&format!("netns del {}-{n}", self.name));
+        }
+        let _ = ip(&format!("link del {}", self.name));
+    }
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(Error::other(format!("ip {arguments}: {}", message.trim())))
+}

@@ -1,0 +1,84 @@
+//! The handle of a process: this program, started again. It answers each line with a line.
+
+use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+/// The environment variable with the options of a node. A program that finds it set is a node.
+pub const OPTIONS: &str = "LARDER_PROMISE_NODE";
+
+/// The lines of a node begin with this. The test harness prints lines of its own.
+pub const MARK: &str = "> ";
+
+/// Killed when it is dropped.
+pub struct Process {
+    pub url: String,
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    /// Starts a node by a command that ends with this program, and waits until it listens.
+    pub fn start(mut command: Command, options: &str) -> Result<Process> {
+        let mut child = command
+            .env(OPTIONS, options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if let Some((_, line)) = line.split_once(MARK) {
+                    // Fails after the handle is dropped.
+                    let _ = sender.send(line.to_owned());
+                }
+            }
+        });
+        let mut process = Process {
+            url: String::new(),
+            input: child.stdin.take().expect("a pipe"),
+            child,
+            lines,
+        };
+        process.url = process.line()?;
+        Ok(process)
+    }
+
+    /// Sends a command and waits for its result.
+    pub fn ask(&mut self, line: &str) -> Result<String> {
+        writeln!(self.input, "{line}")?;
+        self.line()
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let line = self.lines.recv_timeout(PATIENCE);
+        line.map_err(|error| {
+            let message = format!("the node {}: {error}", self.url);
+            Error::new(ErrorKind::TimedOut, message)
+        })
+    }
+
+    /// Sends a signal, by its name.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let mut kill = Command::new("kill");
+        let status = kill.args(["-s", name, &self.child.id().to_string()]);
+        match status.status()?.success() {
+            true => Ok(()),
+            false => Err(Error::other(format!("cannot send {name}"))),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both calls fail only if the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
