@@ -135,17 +135,19 @@ mod tests {
             stale_ms: Option<u64>,
             expire in option::of(1_i64..),
             removals in option::of(1_u64..),
+            load_micros: Option<u64>,
         ) {
             let fields = Fields {
                 ttl_nanos,
                 age_ms,
                 stale_ms,
                 removals,
+                load_micros,
                 expire_unix_nanos: expire,
                 minute_qps: ttl_nanos.map(|_| 7.5),
             };
             let header = encode_unchanged(key_hash, &fields);
-            prop_assert!(header.len() <= 2 * 78);
+            prop_assert!(header.len() <= 2 * 90);
             let decoded = decode_unchanged(&header, |decoded| (decoded.key_hash, decoded.fields));
             prop_assert_eq!(decoded.expect("it is one"), (Some(key_hash), fields));
         }

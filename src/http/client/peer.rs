@@ -248,7 +248,7 @@ impl HttpPeer {
         if let Some(old) = old.filter(|_| response.status() == 304) {
             return match self.renewed(ctx, response, hash, old) {
                 Ok(Some(renewed)) => {
-                    exchange.answered(Duration::ZERO);
+                    exchange.answered(renewed.load_time);
                     self.policy.note_len(old.len());
                     Ok(renewed)
                 }
