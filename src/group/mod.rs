@@ -21,7 +21,8 @@
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
+//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
+//!   many_stale.rs  several keys with stale values
 //! ```
 
 mod answer;
