@@ -84,13 +84,14 @@ pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
-    AdmissionFn, Answer, DumpReport, GetOptions, Group, GroupBuilder, HotAdmission, PeriodicDump,
-    RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source, WeakGroup,
+    AdmissionFn, Answer, DumpReport, Explanation, GetOptions, GetOutcome, Group, GroupBuilder,
+    HotAdmission, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source,
+    WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;
-pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
+pub use peers::{KeyRoute, NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{

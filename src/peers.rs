@@ -55,6 +55,17 @@ pub trait PeerPicker: Send + Sync {
         }
     }
 
+    /// Where `key` belongs, and why [`route`](Self::route) returns what it does, for people. The default
+    /// implementation has no reasons.
+    fn explain(&self, key: &str) -> KeyRoute {
+        let url = |peer: Option<Arc<dyn ProtoGetter>>| peer.map(|peer| peer.url());
+        KeyRoute {
+            owner: url(self.pick_peer(key)),
+            next: url(self.pick_replica(key, 1)),
+            reasons: Vec::new(),
+        }
+    }
+
     /// The peer to ask for `key` after `asked` has failed, which [`route`](Self::route) or this method
     /// returned before; `None` means to load the key in this process. `attempt` is the number of peers
     /// that have failed. The default implementation asks [`pick_replica`](Self::pick_replica).
@@ -80,6 +91,20 @@ pub enum Route {
     /// In this process, although another one owns the key and does not answer. The value is kept for 10 s
     /// at most, so that the owner is soon asked again.
     Fallback,
+}
+
+/// Where a key belongs: the result of [`PeerPicker::explain`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyRoute {
+    /// The URL of the owner; `None` without peers. Of another picker than [`HttpPool`](crate::http::HttpPool)
+    /// also if it is this process.
+    pub owner: Option<String>,
+    /// The URL of the node that is asked if the owner does not answer, this process or another; `None` if
+    /// there is none.
+    pub next: Option<String>,
+    /// Why a get goes elsewhere than to the owner, and other conditions of the key's nodes.
+    pub reasons: Vec<String>,
 }
 
 /// A peer that can be asked for a key.
@@ -256,6 +281,10 @@ pub struct PeerResponse {
     pub removals: Option<u64>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
+    /// How long the response waited for the load of the value at the peer: zero if it was cached, or if
+    /// the peer does not report it. It is no part of the time that the peer takes to answer, by which
+    /// slow peers are found.
+    pub load_time: Duration,
 }
 
 impl PeerResponse {
@@ -266,6 +295,7 @@ impl PeerResponse {
             value: value.into(),
             ttl: None,
             minute_qps: None,
+            load_time: Duration::ZERO,
             stale: None,
             age: None,
             removals: None,

@@ -20,6 +20,7 @@
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
 //!   many_stale.rs  several keys with stale values
@@ -37,6 +38,7 @@ mod counters;
 mod dropped_keys;
 mod dump;
 mod dumped_removals;
+mod explain;
 mod fence;
 mod flight;
 mod forecast;
@@ -98,6 +100,7 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
+pub use explain::{Explanation, GetOutcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
@@ -511,7 +514,12 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) if !hit.is_due => self.loaded(hit),
+            Ok(hit) if !hit.is_due => {
+                return Ok(PeerResponse {
+                    removals,
+                    ..self.peer_response(self.loaded(hit), arrived)
+                });
+            }
             Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
             Err(miss) => {
                 self.count_miss(hash);
@@ -520,6 +528,7 @@ impl Inner {
         };
         Ok(PeerResponse {
             removals,
+            load_time: self.store.clock().now().since(arrived),
             ..self.peer_response(value, arrived)
         })
     }

@@ -46,7 +46,7 @@ pub(crate) use many::{
 pub(crate) use path::{
     DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,
 };
-pub(crate) use peers_mark::{PEERS_HEADER, PEERS_PAGE, PeersMark};
+pub(crate) use peers_mark::{LEAVE_PATH, LEAVING_HEADER, PEERS_HEADER, PEERS_PAGE, PeersMark};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};

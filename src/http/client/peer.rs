@@ -255,7 +255,7 @@ impl HttpPeer {
             Ok(value) => value,
             Err(error) => return Err(exchange.failed(error)),
         };
-        exchange.answered(Duration::ZERO);
+        exchange.answered(value.load_time);
         self.policy.note_len(value.value.len());
         Ok(value)
     }
@@ -313,7 +313,11 @@ impl HttpPeer {
             self.connections.close_idle();
             self.unsupported_batch(error)
         })?;
-        exchange.answered(Duration::ZERO);
+        match load {
+            false => exchange.answered(Duration::ZERO),
+            // How long the loads took is not known.
+            true => exchange.answered_untimed(),
+        }
         let values = BatchValues { body, slots };
         self.policy.note_success(values.mean_len());
         Ok(values)
@@ -402,6 +406,9 @@ impl HttpPeer {
             // A server of larder leaves the field out if there was no removal.
             removals: is_keyed.then(|| fields.removals.unwrap_or(0)),
             minute_qps: fields.minute_qps,
+            load_time: fields
+                .load_micros
+                .map_or(Duration::ZERO, Duration::from_micros),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Complete nodes in one process: pools, servers and groups.
 
 mod bulk;
+mod explain;
 mod handoff;
 mod lists;
 mod promise;

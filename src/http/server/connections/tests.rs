@@ -12,6 +12,10 @@ impl KnownPeers for Peers {
     fn any(&self) -> bool {
         !self.0.is_empty()
     }
+
+    fn leave(&self, _id: &str) -> bool {
+        false
+    }
 }
 
 struct Tested {
