@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
 EXAMPLES=(chaos color color_tiny_http cluster custom_transport forecast getter_file getter_http getter_sqlite getter_redis
-    json_sink proto_sink)
+    json_sink proto_sink soak)
 BIN="$CARGO_TARGET_DIR/release/examples"
 
 example_color() {
@@ -148,6 +148,12 @@ example_proto_sink() {
     says '^Product { name: "Plum jam"'
     says '^price-list: Sink: '
     says '^4 gets, 2 from the cache, 2 loaded$'
+}
+
+# The full length is 10 minutes.
+example_soak() {
+    capture "$BIN/soak" --seconds 30
+    says '^[1-9][0-9]* gets, 0 failed or wrong$'
 }
 
 # Runs a command as `show` does and keeps its stdout in OUT. Fails if the command fails.

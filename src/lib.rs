@@ -84,9 +84,9 @@ pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
-    AdmissionFn, Answer, DumpReport, Explanation, GetOptions, Group, GroupBuilder, HotAdmission,
-    Outcome, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source,
-    WeakGroup,
+    AdmissionFn, Answer, DumpReport, Explanation, GetOptions, GetOutcome, Group, GroupBuilder,
+    HotAdmission, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source,
+    WarmProgress, Warming, WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};

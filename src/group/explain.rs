@@ -31,13 +31,13 @@ pub struct Explanation {
     /// thousandth of keys to which it belongs. `None` if there was none.
     pub last_removal: Option<Duration>,
     /// What a get would do now.
-    pub outcome: Outcome,
+    pub outcome: GetOutcome,
 }
 
 /// What a get would do.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Outcome {
+pub enum GetOutcome {
     /// Return the cached value.
     Cached,
     /// Return the cached value, and load a newer one in the background.
@@ -65,12 +65,12 @@ impl Group {
     /// the peers in the list.
     ///
     /// ```
-    /// use larder::{Outcome, Registry, getter_fn};
+    /// use larder::{GetOutcome, Registry, getter_fn};
     /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
     ///
-    /// assert!(matches!(colors.explain("red").outcome, Outcome::Getter));
+    /// assert!(matches!(colors.explain("red").outcome, GetOutcome::Getter));
     /// colors.get("red")?;
-    /// assert!(matches!(colors.explain("red").outcome, Outcome::Cached));
+    /// assert!(matches!(colors.explain("red").outcome, GetOutcome::Cached));
     /// println!("{}", colors.explain("red"));
     /// # Ok::<(), larder::Error>(())
     /// ```
@@ -92,8 +92,8 @@ impl Inner {
             Phase::Fresh | Phase::Refresh => share.into(),
         });
         let outcome = match phase {
-            Some(Phase::Fresh) => Outcome::Cached,
-            Some(Phase::Refresh) => Outcome::CachedAndRefresh,
+            Some(Phase::Fresh) => GetOutcome::Cached,
+            Some(Phase::Refresh) => GetOutcome::CachedAndRefresh,
             Some(Phase::Stale) | None => self.outcome_of_load(key),
         };
         let route = self.peers.ask(&self.name, |picker| picker.explain(key));
@@ -112,20 +112,22 @@ impl Inner {
         }
     }
 
-    fn outcome_of_load(&self, key: &str) -> Outcome {
+    fn outcome_of_load(&self, key: &str) -> GetOutcome {
         let checked = self.check_key(key);
         if let Err(error) = checked.and_then(|()| self.check_attempts(self.key(key))) {
-            return Outcome::Fail(error);
+            return GetOutcome::Fail(error);
         }
         match self.peers.route(&self.name, key) {
-            Route::Peer(peer) => Outcome::Peer(peer.url()),
-            Route::Fallback => Outcome::Fallback,
+            Route::Peer(peer) => GetOutcome::Peer(peer.url()),
+            Route::Fallback => GetOutcome::Fallback,
             Route::Own => {
                 let previous = self
                     .peers
                     .ask(&self.name, |picker| picker.previous_owner(key));
                 let previous = previous.flatten();
-                previous.map_or(Outcome::Getter, |peer| Outcome::PreviousOwner(peer.url()))
+                previous.map_or(GetOutcome::Getter, |peer| {
+                    GetOutcome::PreviousOwner(peer.url())
+                })
             }
         }
     }
@@ -161,21 +163,23 @@ impl fmt::Display for Explanation {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for GetOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::Cached => f.write_str("returns the cached value"),
-            Outcome::CachedAndRefresh => f.write_str("returns the cached value and refreshes it"),
-            Outcome::Peer(url) => write!(f, "asks {url}"),
-            Outcome::PreviousOwner(url) => {
+            GetOutcome::Cached => f.write_str("returns the cached value"),
+            GetOutcome::CachedAndRefresh => {
+                f.write_str("returns the cached value and refreshes it")
+            }
+            GetOutcome::Peer(url) => write!(f, "asks {url}"),
+            GetOutcome::PreviousOwner(url) => {
                 write!(
                     f,
                     "takes the value over from {url}, or runs the getter here"
                 )
             }
-            Outcome::Getter => f.write_str("runs the getter here"),
-            Outcome::Fallback => f.write_str("runs the getter here in place of the owner"),
-            Outcome::Fail(error) => write!(f, "fails: {error}"),
+            GetOutcome::Getter => f.write_str("runs the getter here"),
+            GetOutcome::Fallback => f.write_str("runs the getter here in place of the owner"),
+            GetOutcome::Fail(error) => write!(f, "fails: {error}"),
         }
     }
 }

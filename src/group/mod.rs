@@ -22,7 +22,9 @@
 //!   client_load.rs  a load that a client of the server waits for
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
+//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
+//!   origin.rs    how many getters run at the same time
+//!   warm.rs      loads before callers ask
 //! ```
 
 mod answer;
@@ -49,9 +51,11 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod many_stale;
 mod origin;
 mod parallel;
 mod populate;
+mod purge;
 mod refresh;
 pub(crate) mod registry;
 mod removal;
@@ -62,6 +66,7 @@ mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod unverified;
+mod warm;
 mod weak;
 
 use std::fmt;
@@ -85,7 +90,7 @@ use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
     EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
 };
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use client_load::ClientWaiter;
 use compare::Comparisons;
@@ -98,11 +103,12 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
-pub use explain::{Explanation, Outcome};
+pub use explain::{Explanation, GetOutcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
+pub use warm::{WarmProgress, Warming};
 pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -138,6 +144,8 @@ struct Inner {
     pool: LoaderShare,
     /// `None` without a limit.
     permits: Option<Arc<LoadPermits>>,
+    /// Held for the insertion of a warmed value.
+    warm_inserts: Mutex<()>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,
@@ -558,29 +566,6 @@ impl Inner {
         }
     }
 
-    /// Removes a few expired entries, so that look-ups alone remove them all.
-    #[cold]
-    fn purge_some(&self) {
-        if !self.store.may_expire() {
-            return;
-        }
-        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
-            self.notify_and_drop(expired);
-        }
-    }
-
-    fn purge_expired(&self) -> u64 {
-        let now = self.store.clock().now();
-        let mut panic = FirstPanic::default();
-        let mut count = 0;
-        while let Some(expired) = self.store.purge_expired(now, EVICTED_AT_ONCE) {
-            count += expired.len() as u64;
-            self.notify_all(expired, &mut panic);
-        }
-        panic.resume();
-        count
-    }
-
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
@@ -607,9 +592,6 @@ impl Inner {
         }
     }
 }
-
-/// The most expired entries that a look-up removes.
-const PURGED_BY_LOOKUP: usize = 64;
 
 /// A context by reference. A local one would be dropped in the caller, which moves the result once
 /// more.

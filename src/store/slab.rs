@@ -7,13 +7,13 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, NewEntry};
+use super::etag;
 use super::expiry::Expiries;
-use super::kept;
 use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::{SharedBytes, TableMemory, TableVec};
+use crate::heap::{SharedBytes, TableMemory, TableVec, prefetch};
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -65,7 +65,7 @@ impl EntryState {
     #[inline]
     pub(super) fn trailer_len(self, data: &[u8]) -> usize {
         match self.is_tagged() {
-            true => kept::trailer_len(data),
+            true => etag::trailer_len(data),
             false => 0,
         }
     }
@@ -80,6 +80,13 @@ impl EntryMeta {
     #[inline]
     pub(super) fn share(&self) -> CacheType {
         self.state().share()
+    }
+
+    /// The entry with these bytes.
+    fn entry(&self, data: SharedBytes) -> Entry {
+        let state = self.state();
+        let trailer_len = state.trailer_len(&data) as u16;
+        Entry::new(data, self.key_len, trailer_len, state.share())
     }
 
     /// Whether the entry is in its share's main queue, not in the small one.
@@ -253,11 +260,17 @@ impl Slab {
         self.load_times
     }
 
-    /// Starts to fetch an entry that will leave soon to the processor's caches.
+    /// Starts to fetch an entry that will leave soon to the processor's caches, and the link of the one
+    /// after it.
     #[inline]
     pub(super) fn prefetch(&self, index: u32) {
-        if let Some(Some(data)) = self.data.get(index as usize) {
+        let at = index as usize;
+        if let (Some(Some(data)), Some(cold)) = (self.data.get(at), self.cold.get(at)) {
             data.prefetch();
+            prefetch(&self.metas[at]);
+            if let Some(next) = self.cold.get(cold.link.prev as usize) {
+                prefetch(next);
+            }
         }
     }
 
@@ -284,7 +297,7 @@ impl Slab {
         let slots = self.metas.iter().zip(&self.data);
         (0..).zip(slots).filter_map(|(index, (meta, data))| {
             let data = data.clone()?;
-            Some((index, Entry::new(data, meta)))
+            Some((index, meta.entry(data)))
         })
     }
 
@@ -355,7 +368,7 @@ impl Slab {
         let data = self.data[at].take()?;
         self.link_free(index);
         self.expiries.reset(index);
-        Some(Entry::new(data, &self.metas[at]))
+        Some(self.metas[at].entry(data))
     }
 
     fn link_free(&mut self, index: u32) {

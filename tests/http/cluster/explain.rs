@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use larder::{Context, Outcome, Source};
+use larder::{Context, GetOutcome, Source};
 
 use super::{Node, cluster, total_loads};
 
@@ -35,7 +35,7 @@ fn explanation_follows_a_key_and_loads_nothing() {
         explained.route.next.as_deref(),
         Some(asking.pool.self_url())
     );
-    assert!(matches!(&explained.outcome, Outcome::Peer(url) if url.starts_with(owner)));
+    assert!(matches!(&explained.outcome, GetOutcome::Peer(url) if url.starts_with(owner)));
     assert_eq!((explained.cached, explained.last_removal), (None, None));
     assert_eq!(total_loads(&nodes), 0);
     let stats = asking.group.stats();
@@ -44,7 +44,7 @@ fn explanation_follows_a_key_and_loads_nothing() {
     assert!(
         matches!(
             at_owner.outcome,
-            Outcome::Getter | Outcome::PreviousOwner(_)
+            GetOutcome::Getter | GetOutcome::PreviousOwner(_)
         ),
         "{at_owner:?}"
     );
@@ -53,7 +53,7 @@ fn explanation_follows_a_key_and_loads_nothing() {
     asking.group.get(&key).unwrap();
     let copy = asking.group.explain(&key);
     assert_eq!(copy.cached, Some(Source::Hot));
-    assert!(matches!(copy.outcome, Outcome::Cached));
+    assert!(matches!(copy.outcome, GetOutcome::Cached));
     assert!(copy.age.unwrap() < Duration::from_secs(60));
     assert_eq!(copy.expires_in, None);
     assert_eq!(nodes[1].group.explain(&key).cached, Some(Source::Main));
@@ -65,7 +65,7 @@ fn explanation_follows_a_key_and_loads_nothing() {
     let long = "k".repeat(1 << 20);
     assert!(matches!(
         asking.group.explain(&long).outcome,
-        Outcome::Fail(_)
+        GetOutcome::Fail(_)
     ));
 }
 
@@ -87,8 +87,8 @@ fn explanation_names_why_another_node_is_asked() {
     assert!(reasons.contains("is down: "), "{reasons}");
     let next = explained.route.next.as_deref();
     match &explained.outcome {
-        Outcome::Peer(url) => assert_eq!(Some(url.as_str()), next),
-        Outcome::Fallback => assert_eq!(next, Some(node.pool.self_url())),
+        GetOutcome::Peer(url) => assert_eq!(Some(url.as_str()), next),
+        GetOutcome::Fallback => assert_eq!(next, Some(node.pool.self_url())),
         other => panic!("{other}"),
     }
     assert!(explained.to_string().contains(&format!("owner: {dead}\n")));
