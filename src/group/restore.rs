@@ -230,7 +230,8 @@ impl Group {
             downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
         };
         let age = entry.age.and_then(since);
-        if inner.may_be_removed(entry.key, age) {
+        let begin = age.and_then(|age| begun.at.before(age));
+        if inner.may_be_removed(entry.key, begin) {
             report.removed += 1;
             return;
         }
@@ -242,7 +243,6 @@ impl Group {
                 return;
             }
         };
-        let begin = age.and_then(|age| begun.at.before(age));
         let end = left.map(|left| begun.at.after(left));
         let lifetime = Lifetime::between(begin, end, inner.freshness.allowance());
         let mut view = ByteView::from(entry.value);
