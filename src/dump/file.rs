@@ -15,7 +15,7 @@ pub(crate) fn write_atomically<T>(
     path: &Path,
     write: impl FnOnce(&mut File) -> io::Result<T>,
 ) -> io::Result<T> {
-    let temporary = temporary_path(path).map(|_| path.to_path_buf())?;
+    let temporary = temporary_path(path)?;
     let written = write_and_rename(path, &temporary, write);
     if written.is_err() {
         // It may not exist.

@@ -227,7 +227,7 @@ impl Inner {
         };
         self.forget(hash, key);
         // After the flights: see `Attempts::note`.
-        let _ = &self.attempts;
+        self.attempts.forget(hash.get(), key);
         let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
         let value = removed
             .iter()

@@ -247,7 +247,7 @@ impl Inner {
         self.store.set(new, &mut evicted, note);
         self.forget(hash, key);
         // After the flights: see `Attempts::note`.
-        let _ = &self.attempts;
+        self.attempts.forget(hash.get(), key);
         self.notify_and_drop(evicted);
     }
 }
