@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Inner;
 use super::removal_clocks::{KeyStripe, Table};
 use super::restore::RESOLUTION;
+use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Inner {
@@ -36,9 +37,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether a removal may concern a value of this age, `None` if that is not known.
-    pub(super) fn may_be_removed(&self, key: &str, age: Option<Duration>) -> bool {
-        let now = self.store.clock().now();
+    /// Whether a removal until `now` may concern a value of this age, `None` if the age is not known.
+    pub(super) fn may_be_removed(&self, key: &str, age: Option<Duration>, now: Tick) -> bool {
         let since_removal = self.removals.since_removal(KeyStripe::of(key), now);
         since_removal.is_some_and(|since| age.is_none_or(|age| age >= since))
     }
@@ -81,6 +81,10 @@ mod tests {
             .merge_dumped(&encoded, Some(downtime + RESOLUTION));
         merged.expect("well-formed");
         // A value whose load began just before the removal.
-        assert!(after.inner.may_be_removed("key", Some(downtime)));
+        assert!(
+            after
+                .inner
+                .may_be_removed("key", Some(downtime), clock.now())
+        );
     }
 }

@@ -230,7 +230,7 @@ impl Group {
             downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
         };
         let age = entry.age.and_then(since);
-        if inner.may_be_removed(entry.key, age) {
+        if inner.may_be_removed(entry.key, age, begun.at) {
             report.removed += 1;
             return;
         }
