@@ -25,7 +25,9 @@ fn main() {
     let mut report = Report::new("dump");
     let before = filled(keys);
     for _ in 0..rounds() {
-        let dumped = timed(|| drop(before.dump(&path, 0).expect("written")));
+        let dumped = timed(|| {
+            before.dump(&path, 0).expect("written");
+        });
         let copied = timed(|| copy(&path, &dir.0.join("copy")));
         if wanted("write") {
             report.add("write", "larder", "seconds", "s", dumped);

@@ -26,7 +26,7 @@ const THREADS: u64 = 16;
 const KEYS: u64 = 20_000;
 const CACHE: u64 = 32 << 20;
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 struct Node {
     pool: HttpPool,

@@ -25,7 +25,7 @@ enum Attack {
     Deaf,
 }
 
-/// What the honest clients have seen.
+/// The counts of the honest clients.
 #[derive(Default)]
 struct Totals {
     gets: AtomicU64,

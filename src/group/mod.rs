@@ -22,7 +22,9 @@
 //!   client_load.rs  a load that a client of the server waits for
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
+//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
+//!   origin.rs    how many getters run at the same time
+//!   warm.rs      loads before callers ask
 //! ```
 
 mod answer;
@@ -49,6 +51,7 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod many_stale;
 mod origin;
 mod parallel;
 mod populate;
@@ -62,6 +65,7 @@ mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod unverified;
+mod warm;
 mod weak;
 
 use std::fmt;
@@ -85,7 +89,7 @@ use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{
     EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
 };
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use client_load::ClientWaiter;
 use compare::Comparisons;
@@ -103,6 +107,7 @@ pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
+pub use warm::{WarmProgress, Warming};
 pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -138,6 +143,8 @@ struct Inner {
     pool: LoaderShare,
     /// `None` without a limit.
     permits: Option<Arc<LoadPermits>>,
+    /// Held for the insertion of a warmed value.
+    warm_inserts: Mutex<()>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,

@@ -4,7 +4,6 @@ use std::fmt;
 
 use super::generations::Generation;
 use super::key_hash::KeyHash;
-use super::slab::EntryMeta;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::heap::SharedBytes;
@@ -23,13 +22,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(data: SharedBytes, meta: &EntryMeta) -> Entry {
-        let state = meta.state();
+    pub(super) fn new(
+        data: SharedBytes,
+        key_len: u16,
+        trailer_len: u16,
+        share: CacheType,
+    ) -> Entry {
         Entry {
-            key_len: meta.key_len,
-            trailer_len: state.trailer_len(&data) as u16,
-            share: state.share(),
             data,
+            key_len,
+            trailer_len,
+            share,
         }
     }
 

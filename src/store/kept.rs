@@ -1,6 +1,7 @@
-//! Values that are kept for loads that may find them unchanged: their etags, and their renewal.
+//! Values that are kept for loads that may find them unchanged: and their renewal.
 
 use super::entry::NewEntry;
+use super::etag::{etag_of, is_trailer, trailer_of};
 use super::generations::Generation;
 use super::key_hash::KeyHash;
 use super::shard::Shard;
@@ -8,7 +9,6 @@ use super::slab::SlotRef;
 use super::{Store, weight};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::SharedBytes;
 
 /// A cached value, expired or not, and what a load needs to renew it.
 #[derive(Clone, Debug)]
@@ -112,36 +112,3 @@ impl Shard {
         is_same
     }
 }
-
-/// The longest etag that is kept, in bytes.
-pub(crate) const MAX_ETAG: usize = 1024;
-
-/// The bytes behind the value of an entry with this etag.
-fn trailer_of(etag: &str) -> usize {
-    etag.len() + LEN_BYTES
-}
-
-/// The length of the trailer of an entry that has an etag.
-pub(super) fn trailer_len(data: &[u8]) -> usize {
-    let len = data.last_chunk().map_or(0, |len| u16::from_le_bytes(*len));
-    (usize::from(len) + LEN_BYTES).min(data.len())
-}
-
-fn is_trailer(rest: &[u8], etag: Option<&str>) -> bool {
-    match etag {
-        None => rest.is_empty(),
-        Some(etag) => {
-            rest.len() == trailer_of(etag)
-                && rest.starts_with(etag.as_bytes())
-                && trailer_len(rest) == rest.len()
-        }
-    }
-}
-
-fn etag_of(data: &SharedBytes) -> ByteView {
-    let (start, end) = (data.len() - trailer_len(data), data.len() - LEN_BYTES);
-    ByteView::window(data.clone(), start, end)
-}
-
-/// Hold the length of an etag, behind it.
-const LEN_BYTES: usize = size_of::<u16>();

@@ -14,7 +14,7 @@
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
-//!   kept.rs         values that loads may renew, and their etags
+//!   kept.rs         values that loads may renew    etag.rs      their etags
 //!   options.rs      its options
 //! ```
 //!
@@ -24,6 +24,7 @@
 mod budget;
 mod ceilings;
 mod entry;
+mod etag;
 mod evicted;
 mod expiry;
 mod forecast;
@@ -72,11 +73,12 @@ pub(crate) use shard::EVICTED_AT_ONCE;
 pub(crate) use ceilings::CeilingId;
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
+pub(crate) use etag::MAX_ETAG;
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
 pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
-pub(crate) use kept::{Kept, MAX_ETAG};
+pub(crate) use kept::Kept;
 pub(crate) use key_hash::KeyHash;
 pub(crate) use options::StoreOptions;
 pub use policy::Eviction;
@@ -194,6 +196,14 @@ impl Store {
     /// The bytes that count against the capacity.
     pub(crate) fn used(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// Whether an entry whose key and value have this length together evicts no other. A part of the
+    /// capacity stays free, for pages that the entry fills in part only.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        let spare = self.capacity() / 64;
+        let weight = weight::of_entry(len).saturating_add(spare);
+        self.budget.has_room(weight)
     }
 
     /// The used bytes, and the free room that no entry can have.

@@ -7,8 +7,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, NewEntry};
+use super::etag;
 use super::expiry::Expiries;
-use super::kept;
 use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
@@ -65,7 +65,7 @@ impl EntryState {
     #[inline]
     pub(super) fn trailer_len(self, data: &[u8]) -> usize {
         match self.is_tagged() {
-            true => kept::trailer_len(data),
+            true => etag::trailer_len(data),
             false => 0,
         }
     }
@@ -80,6 +80,13 @@ impl EntryMeta {
     #[inline]
     pub(super) fn share(&self) -> CacheType {
         self.state().share()
+    }
+
+    /// The entry with these bytes.
+    fn entry(&self, data: SharedBytes) -> Entry {
+        let state = self.state();
+        let trailer_len = state.trailer_len(&data) as u16;
+        Entry::new(data, self.key_len, trailer_len, state.share())
     }
 
     /// Whether the entry is in its share's main queue, not in the small one.
@@ -284,7 +291,7 @@ impl Slab {
         let slots = self.metas.iter().zip(&self.data);
         (0..).zip(slots).filter_map(|(index, (meta, data))| {
             let data = data.clone()?;
-            Some((index, Entry::new(data, meta)))
+            Some((index, meta.entry(data)))
         })
     }
 
@@ -355,7 +362,7 @@ impl Slab {
         let data = self.data[at].take()?;
         self.link_free(index);
         self.expiries.reset(index);
-        Some(Entry::new(data, &self.metas[at]))
+        Some(self.metas[at].entry(data))
     }
 
     fn link_free(&mut self, index: u32) {

@@ -70,7 +70,7 @@ pub(crate) fn decode_unchanged<T>(header: &str, read: impl FnOnce(Decoded<'_>) -
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// All fields take at most 78 bytes; there is room for those of later versions.
+/// All fields take at most 90 bytes; there is room for those of later versions.
 const MAX_DIGITS: usize = 512;
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 //! - `held_connections`: clients that hold connections, threads or memory which others need.
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
 //! - `sick_peers`: peers that are killed, stopped, slow or away for good.
-//! - `slow_peers`: peers whose answers are late.
 //! - `dumps`: a process is killed while it dumps, or its disk is full.
+//! - `slow_peers`: peers whose answers are late.
 //! - `silent_peers`: peers that do not answer, answer late, or whose connections are dead.
 //!
 //! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of

@@ -41,3 +41,4 @@ mod sinks;
 mod stats;
 mod threads;
 mod user_code;
+mod warm;

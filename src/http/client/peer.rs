@@ -16,7 +16,6 @@ use crate::http::client::health::PeerHealth;
 use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::health::watch::Watch;
 use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::revalidate::SHORTEST_KNOWN;
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
     DefaultTransport, IdleConnections, ResponseBytes, Transport, TransportRequest,
@@ -150,10 +149,7 @@ impl ProtoGetter for HttpPeer {
         request: &GetRequest<'_>,
         old: &ByteView,
     ) -> Result<PeerResponse> {
-        match old.len() < SHORTEST_KNOWN {
-            true => self.get(ctx, request),
-            false => self.get_newer(ctx, request, old),
-        }
+        self.get_newer(ctx, request, old)
     }
 
     fn get_many(
@@ -246,19 +242,11 @@ impl HttpPeer {
         }
         self.note_mark(&response);
         if let Some(old) = old.filter(|_| response.status() == 304) {
-            return match self.renewed(ctx, response, hash, old) {
-                Ok(Some(renewed)) => {
-                    exchange.answered(renewed.load_time);
-                    self.policy.note_len(old.len());
-                    Ok(renewed)
-                }
-                Ok(None) => {
-                    // A server that is not larder's has tags of its own.
-                    drop((exchange, permit));
-                    self.get_single(ctx, group, key, Instant::now(), deadline, None)
-                }
-                Err(error) => Err(exchange.failed(error)),
-            };
+            if let Some(renewed) = self.renewed(ctx, exchange, response, hash, old)? {
+                return Ok(renewed);
+            }
+            drop(permit);
+            return self.get_single(ctx, group, key, Instant::now(), deadline, None);
         }
         if response.status() != 200 {
             return Err(self.end_with_error(exchange, response, Some(hash)));

@@ -1,14 +1,15 @@
 //! Asks a peer for a value that this process has cached already: an equal one is not sent again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::health::exchange::ObservedExchange;
 use super::peer::HttpPeer;
 use super::transport::TransportResponse;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::pb::GetRequest;
-use crate::peers::PeerResponse;
+use crate::peers::{PeerResponse, ProtoGetter};
 use crate::wire;
 
 impl HttpPeer {
@@ -20,17 +21,21 @@ impl HttpPeer {
         request: &GetRequest<'_>,
         old: &ByteView,
     ) -> Result<PeerResponse> {
+        if old.len() < SHORTEST_KNOWN {
+            return self.get(ctx, request);
+        }
         let (group, key) = (&*request.group, &*request.key);
         let now = Instant::now();
         let deadline = self.deadline(ctx, now)?;
         self.get_single(ctx, group, key, now, deadline, Some(old))
     }
 
-    /// The old value with the times of a 304. `None` if the response is not one that a server of larder
-    /// sends to such a request.
+    /// Ends an exchange with a 304: the old value with new times. `None` if no server of larder sent it; other
+    /// servers have tags of their own.
     pub(super) fn renewed(
         &self,
         ctx: &Context,
+        exchange: ObservedExchange<'_>,
         response: TransportResponse,
         hash: u64,
         old: &ByteView,
@@ -40,14 +45,17 @@ impl HttpPeer {
             let is_of_key = decoded.key_hash == Some(hash);
             is_of_key.then(|| Self::response_of(&decoded.fields, true, old.clone()))
         });
-        self.drain(ctx, response)?;
-        match renewed {
-            Ok(Some(renewed)) => Ok(Some(renewed)),
-            Ok(None) => Err(self.other_key()),
-            Err(_) => Ok(None),
+        if let Err(error) = self.drain(ctx, response) {
+            return Err(exchange.failed(error));
         }
+        if let Ok(None) = renewed {
+            return Err(exchange.failed(self.other_key()));
+        }
+        exchange.answered(renewed.load_time);
+        self.policy.note_len(old.len());
+        Ok(renewed.unwrap_or(None))
     }
 }
 
 /// The shortest value for which a request is conditional, in bytes.
-pub(super) const SHORTEST_KNOWN: usize = 512;
+const SHORTEST_KNOWN: usize = 512;
