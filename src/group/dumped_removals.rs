@@ -37,11 +37,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether a removal may concern a value whose load began at this time, `None` if that is not known.
-    pub(super) fn may_be_removed(&self, key: &str, begun: Option<Tick>) -> bool {
-        let now = self.store.clock().now();
+    /// Whether a removal until `now` may concern a value of this age, `None` if the age is not known.
+    pub(super) fn may_be_removed(&self, key: &str, age: Option<Duration>, now: Tick) -> bool {
         let since_removal = self.removals.since_removal(KeyStripe::of(key), now);
-        since_removal.is_some_and(|since| begun.is_none_or(|begun| now.since(begun) >= since))
+        since_removal.is_some_and(|since| age.is_none_or(|age| age >= since))
     }
 }
 
@@ -85,7 +84,7 @@ mod tests {
         assert!(
             after
                 .inner
-                .may_be_removed("key", clock.now().before(downtime))
+                .may_be_removed("key", Some(downtime), clock.now())
         );
     }
 }

@@ -87,9 +87,7 @@ use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::{
-    EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
-};
+use crate::store::{Entry, Generation, KeyHash, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use client_load::ClientWaiter;

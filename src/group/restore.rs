@@ -230,8 +230,7 @@ impl Group {
             downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
         };
         let age = entry.age.and_then(since);
-        let begin = age.and_then(|age| begun.at.before(age));
-        if inner.may_be_removed(entry.key, begin) {
+        if inner.may_be_removed(entry.key, age, begun.at) {
             report.removed += 1;
             return;
         }
@@ -243,6 +242,7 @@ impl Group {
                 return;
             }
         };
+        let begin = age.and_then(|age| begun.at.before(age));
         let end = left.map(|left| begun.at.after(left));
         let lifetime = Lifetime::between(begin, end, inner.freshness.allowance());
         let mut view = ByteView::from(entry.value);

@@ -76,7 +76,8 @@ fn soft_timeout_holds_for_several_keys_together() {
         );
     }
     assert!(time >= millis(50));
-    assert_eq!((origin.loads(), group.stats().stale_hits), (8, 4));
+    assert_eq!(group.stats().stale_hits, 4);
+    eventually("a load of each key", || origin.loads() == 8);
     // The loads go on, and each get joins them.
     let third = start({
         let group = group.clone();
