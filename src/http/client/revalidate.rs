@@ -51,9 +51,11 @@ impl HttpPeer {
         if let Ok(None) = renewed {
             return Err(exchange.failed(self.other_key()));
         }
-        exchange.answered(renewed.load_time);
+        let renewed = renewed.unwrap_or(None);
+        let load_time = renewed.as_ref().map(|renewed| renewed.load_time);
+        exchange.answered(load_time.unwrap_or(Duration::ZERO));
         self.policy.note_len(old.len());
-        Ok(renewed.unwrap_or(None))
+        Ok(renewed)
     }
 }
 
