@@ -55,6 +55,7 @@ mod many_stale;
 mod origin;
 mod parallel;
 mod populate;
+mod purge;
 mod refresh;
 pub(crate) mod registry;
 mod removal;
@@ -86,9 +87,7 @@ use crate::peers::{PeerResponse, PickerSlot};
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::{
-    EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
-};
+use crate::store::{Entry, Generation, KeyHash, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use client_load::ClientWaiter;
@@ -565,29 +564,6 @@ impl Inner {
         }
     }
 
-    /// Removes a few expired entries, so that look-ups alone remove them all.
-    #[cold]
-    fn purge_some(&self) {
-        if !self.store.may_expire() {
-            return;
-        }
-        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
-            self.notify_and_drop(expired);
-        }
-    }
-
-    fn purge_expired(&self) -> u64 {
-        let now = self.store.clock().now();
-        let mut panic = FirstPanic::default();
-        let mut count = 0;
-        while let Some(expired) = self.store.purge_expired(now, EVICTED_AT_ONCE) {
-            count += expired.len() as u64;
-            self.notify_all(expired, &mut panic);
-        }
-        panic.resume();
-        count
-    }
-
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
@@ -614,9 +590,6 @@ impl Inner {
         }
     }
 }
-
-/// The most expired entries that a look-up removes.
-const PURGED_BY_LOOKUP: usize = 64;
 
 /// A context by reference. A local one would be dropped in the caller, which moves the result once
 /// more.

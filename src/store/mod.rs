@@ -117,8 +117,8 @@ impl Store {
     }
 
     /// A store whose keys are in the same shards in each run.
-    #[cfg(all(test, not(larder_loom)))]
-    fn seeded(options: StoreOptions, seed: u64) -> Store {
+    #[cfg(test)]
+    pub(crate) fn seeded(options: StoreOptions, seed: u64) -> Store {
         let shared = foldhash::SharedSeed::global_fixed();
         Store::with_hasher(options, SeedableRandomState::with_seed(seed, shared))
     }
@@ -245,7 +245,7 @@ impl Store {
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(slot) = shard.find(hash, key, &self.timing) else {
-            return Err((shard.generation(hash), at_miss()));
+            return Err((shard.expect(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
         let (share, expires) = (state.share(), slot.expires);

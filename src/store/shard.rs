@@ -193,6 +193,13 @@ impl Shard {
         Some(slot)
     }
 
+    /// The generation for the load of a key that was missed. Starts to fetch what its insertion reads.
+    #[inline]
+    pub(super) fn expect(&self, hash: KeyHash) -> Generation {
+        self.policies[CacheType::Main as usize].expect(hash.short());
+        self.generation(hash)
+    }
+
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len());

@@ -13,7 +13,7 @@ use super::load_times::LoadTimes;
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::{SharedBytes, TableMemory, TableVec};
+use crate::heap::{SharedBytes, TableMemory, TableVec, prefetch};
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -260,11 +260,17 @@ impl Slab {
         self.load_times
     }
 
-    /// Starts to fetch an entry that will leave soon to the processor's caches.
+    /// Starts to fetch an entry that will leave soon to the processor's caches, and the link of the one
+    /// after it.
     #[inline]
     pub(super) fn prefetch(&self, index: u32) {
-        if let Some(Some(data)) = self.data.get(index as usize) {
+        let at = index as usize;
+        if let (Some(Some(data)), Some(cold)) = (self.data.get(at), self.cold.get(at)) {
             data.prefetch();
+            prefetch(&self.metas[at]);
+            if let Some(next) = self.cold.get(cold.link.prev as usize) {
+                prefetch(next);
+            }
         }
     }
 

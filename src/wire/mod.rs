@@ -32,6 +32,8 @@ mod status;
 mod timeout;
 mod unchanged;
 
+#[cfg(larder_fuzz)]
+pub(crate) use body::Decoded;
 pub(crate) use body::{Fields, decode_response, encode_response, push_fields};
 pub(crate) use changes::{
     CLEAR, DROP, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_drop, decode_keys,

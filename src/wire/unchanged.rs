@@ -135,14 +135,13 @@ mod tests {
             stale_ms: Option<u64>,
             expire in option::of(1_i64..),
             removals in option::of(1_u64..),
-            load_micros: Option<u64>,
         ) {
             let fields = Fields {
                 ttl_nanos,
                 age_ms,
                 stale_ms,
                 removals,
-                load_micros,
+                load_micros: age_ms,
                 expire_unix_nanos: expire,
                 minute_qps: ttl_nanos.map(|_| 7.5),
             };

@@ -38,6 +38,7 @@ mod resident_memory;
 mod returned_values;
 mod revalidation;
 mod sinks;
+mod stale_batches;
 mod stats;
 mod threads;
 mod user_code;

@@ -51,11 +51,13 @@ impl HttpPeer {
         if let Ok(None) = renewed {
             return Err(exchange.failed(self.other_key()));
         }
-        let renewed = renewed.unwrap_or(None);
-        let load_time = renewed.as_ref().map(|renewed| renewed.load_time);
-        exchange.answered(load_time.unwrap_or(Duration::ZERO));
+        let load_time = match &renewed {
+            Ok(Some(renewed)) => renewed.load_time,
+            _ => Duration::ZERO,
+        };
+        exchange.answered(load_time);
         self.policy.note_len(old.len());
-        Ok(renewed)
+        Ok(renewed.unwrap_or(None))
     }
 }
 
