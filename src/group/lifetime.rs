@@ -60,7 +60,7 @@ impl Lifetime {
     pub(super) fn of_hit(hit: &Hit, allowance: Duration) -> Lifetime {
         let fresh_until = |end: Tick| end.before(allowance).unwrap_or(end);
         Lifetime {
-            begun: hit.begun,
+            begun: hit.begun.tick(),
             fresh_until: hit.expires.map(fresh_until),
             expires: hit.expires,
         }
