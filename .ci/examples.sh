@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
-EXAMPLES=(chaos color color_tiny_http cluster custom_transport forecast getter_file getter_sqlite getter_redis
-    json_sink proto_sink)
+EXAMPLES=(chaos color color_tiny_http cluster custom_transport forecast getter_file getter_http getter_sqlite getter_redis
+    json_sink proto_sink soak)
 BIN="$CARGO_TARGET_DIR/release/examples"
 
 example_color() {
@@ -104,6 +104,15 @@ example_getter_file() {
     says '^7 gets: 1 from the cache, 2 files read, 4 failed'
 }
 
+example_getter_http() {
+    capture "$BIN/getter_http"
+    says '^news: 100000 bytes, the server answered 200$'
+    says '^news: 100000 bytes, the server answered 304$'
+    says '^no-such-page: there is no page no-such-page, the server answered 404$'
+    # Two pages, and one of them once more.
+    says '^12 gets, 300000 bytes of pages sent by the server$'
+}
+
 example_getter_sqlite() {
     capture "$BIN/getter_sqlite"
     says '^100001 gets by 4 threads'
@@ -139,6 +148,12 @@ example_proto_sink() {
     says '^Product { name: "Plum jam"'
     says '^price-list: Sink: '
     says '^4 gets, 2 from the cache, 2 loaded$'
+}
+
+# The full length is 10 minutes.
+example_soak() {
+    capture "$BIN/soak" --seconds 30
+    says '^[1-9][0-9]* gets, 0 failed or wrong$'
 }
 
 # Runs a command as `show` does and keeps its stdout in OUT. Fails if the command fails.

@@ -25,7 +25,9 @@ fn main() {
     let mut report = Report::new("dump");
     let before = filled(keys);
     for _ in 0..rounds() {
-        let dumped = timed(|| drop(before.dump(&path, 0).expect("written")));
+        let dumped = timed(|| {
+            before.dump(&path, 0).expect("written");
+        });
         let copied = timed(|| copy(&path, &dir.0.join("copy")));
         if wanted("write") {
             report.add("write", "larder", "seconds", "s", dumped);
@@ -40,7 +42,7 @@ fn main() {
             });
         }
     }
-    let ratio = hit_ratio(&before, keys, &mut Rng::new(3), Duration::from_secs(1));
+    let ratio = hit_ratio(&before, keys, &mut Rng(3), Duration::from_secs(1));
     drop(before);
     for _ in 0..rounds() {
         if wanted("restart") {
@@ -119,7 +121,7 @@ fn add_gets(
             during();
             is_over.store(true, Relaxed);
         });
-        let mut rng = Rng::new(1);
+        let mut rng = Rng(1);
         while !is_over.load(Relaxed) {
             let key = key(rng.below(keys));
             times.push(timed(|| drop(group.get(&key).expect("a value"))));
@@ -159,7 +161,7 @@ fn restart(report: &mut Report, path: &Path, keys: usize) {
             group.restore(path, RestoreOptions::new(0)).expect("a dump");
             restored = begun.elapsed();
         });
-        let mut rng = Rng::new(2);
+        let mut rng = Rng(2);
         while begun.elapsed() < Duration::from_secs(4) {
             hit_ratio(&group, keys, &mut rng, Duration::from_millis(100));
         }

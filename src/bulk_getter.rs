@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{BoxError, Error, Result};
-use crate::getter::Getter;
+use crate::getter::{Getter, LoadSink};
 use crate::message::ProtoMessage;
+use crate::old_value::OldValue;
 use crate::sink::Sink;
 
 /// Loads several keys with one call, for sources that answer many keys about as fast as one: a query
@@ -40,6 +41,8 @@ pub trait BulkGetter: Getter {
         sinks: &mut [BulkSink<'_>],
     ) -> Result<(), BoxError> {
         for (key, sink) in keys.iter().zip(sinks) {
+            let with_old = ctx.with_old_value(sink.old.as_ref());
+            let ctx = with_old.as_ref().unwrap_or(ctx);
             if let Err(error) = self.get(ctx, key, sink) {
                 sink.fail(error);
             }
@@ -87,6 +90,7 @@ where
 {
     fn get(&self, ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         let mut sink = BulkSink::new(dest);
+        sink.old = ctx.old_value().cloned();
         (self.0)(ctx, &[key], std::slice::from_mut(&mut sink))?;
         sink.finish()
     }
@@ -109,6 +113,8 @@ where
 /// The sink of one key of a [`BulkGetter`]: takes a value, as each [`Sink`], or an error.
 pub struct BulkSink<'a> {
     dest: &'a mut dyn Sink,
+    /// The value of the key that may be renewed.
+    old: Option<OldValue>,
     is_set: bool,
     error: Option<BoxError>,
 }
@@ -118,9 +124,28 @@ impl<'a> BulkSink<'a> {
     pub fn new(dest: &'a mut dyn Sink) -> Self {
         BulkSink {
             dest,
+            old: None,
             is_set: false,
             error: None,
         }
+    }
+
+    /// The sink of a load.
+    pub(crate) fn of_load(sink: &'a mut LoadSink<'_>) -> Self {
+        BulkSink {
+            old: sink.old.cloned(),
+            ..BulkSink::new(sink)
+        }
+    }
+
+    /// As [`Context::stale`], for the key of this sink.
+    pub fn stale(&self) -> Option<&ByteView> {
+        self.old.as_ref().map(|old| &old.view)
+    }
+
+    /// As [`Context::etag`], for the key of this sink.
+    pub fn etag(&self) -> Option<&str> {
+        self.old.as_ref()?.etag()
     }
 
     /// Sets the error of this key, as a [`Getter`] returns it. If the key has a value, too, the error
@@ -171,6 +196,15 @@ impl Sink for BulkSink<'_> {
 
     fn expire_in(&mut self, ttl: Duration) {
         self.dest.expire_in(ttl);
+    }
+
+    fn set_etag(&mut self, etag: &str) {
+        self.dest.set_etag(etag);
+    }
+
+    fn not_modified(&mut self) -> Result<()> {
+        self.is_set = true;
+        self.dest.not_modified()
     }
 }
 

@@ -37,14 +37,16 @@ impl ByteView {
         ByteView { data, start, end }
     }
 
-    /// Whether the allocation is this key followed by the bytes of the view, as in an entry.
+    /// Whether the allocation is this key followed by the bytes of the view, as in an entry, and by
+    /// others that fit.
     #[inline]
-    pub(crate) fn is_keyed(&self, key: &str) -> bool {
-        let fits = self.start == key.len() && self.end == self.data.len();
-        fits && self.data.starts_with(key.as_bytes())
+    pub(crate) fn is_keyed(&self, key: &str, rest_fits: impl FnOnce(&[u8]) -> bool) -> bool {
+        self.start == key.len()
+            && self.data.starts_with(key.as_bytes())
+            && rest_fits(&self.data[self.end..])
     }
 
-    /// The whole allocation: key and value, if the view [is keyed](Self::is_keyed).
+    /// The whole allocation: key, value and etag, if the view [is keyed](Self::is_keyed).
     pub(crate) fn allocation(&self) -> &SharedBytes {
         &self.data
     }
@@ -329,11 +331,13 @@ mod tests {
     #[test]
     fn only_the_end_of_an_allocation_behind_its_key_is_keyed() {
         let whole = ByteView::from("keyvalue");
-        assert!(whole.slice(3..).is_keyed("key"));
-        assert!(whole.is_keyed(""));
-        assert!(!whole.slice(3..).is_keyed("kez"));
-        assert!(!whole.slice(3..6).is_keyed("key"));
-        assert!(!whole.slice(..0).is_keyed(""));
+        let is_keyed = |view: ByteView, key| view.is_keyed(key, <[u8]>::is_empty);
+        assert!(is_keyed(whole.slice(3..), "key"));
+        assert!(is_keyed(whole.clone(), ""));
+        assert!(!is_keyed(whole.slice(3..), "kez"));
+        assert!(!is_keyed(whole.slice(3..6), "key"));
+        assert!(!is_keyed(whole.slice(..0), ""));
+        assert!(whole.slice(3..6).is_keyed("key", |rest| rest == b"ue"));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub enum ErrorKind {
     /// The getter requested the key that it is loading, directly or through other getters of this
     /// process.
     RecursiveLoad,
-    /// The getter returned `Ok` without setting a value.
+    /// The getter returned `Ok` without setting a value, or renewed an old value although there is none.
     NothingSet,
     /// The getter set a value twice.
     SetTwice,
@@ -221,6 +221,7 @@ impl ErrorKind {
             ErrorKind::NotFound
                 | ErrorKind::Getter
                 | ErrorKind::RecursiveLoad
+                | ErrorKind::NothingSet
                 | ErrorKind::SetTwice
                 | ErrorKind::Sink
                 | ErrorKind::ValueTooLarge

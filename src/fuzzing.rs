@@ -65,6 +65,19 @@ pub fn encode_response(response: Response<'_>) -> Vec<u8> {
     body.iter().collect::<Vec<_>>().concat()
 }
 
+/// The header with the hash of a known value as it is written, if a text is one.
+pub fn parse_known(header: &str) -> Option<String> {
+    wire::parse_known(header).map(wire::known_header)
+}
+
+/// The header with the fields of an unchanged value as it is written, if a text is one.
+pub fn read_unchanged(header: &str) -> Option<String> {
+    let written = |decoded: wire::Decoded<'_>| {
+        wire::encode_unchanged(decoded.key_hash.unwrap_or_default(), &decoded.fields)
+    };
+    wire::decode_unchanged(header, written).ok()
+}
+
 /// Parses a request's head, whose bytes arrive in pieces of `step`. Returns its length, method,
 /// path, announced body length, and whether the connection stays open; or the status that refuses
 /// it; or `None` if it is not complete.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind, Result};
+use crate::old_value::OldValue;
 use crate::sink::Sink;
-use crate::store::{KeyHash, Store};
+use crate::store::{KeyHash, MAX_ETAG, Store};
 use crate::value::Value;
 
 /// Loads the value of a key that no process has cached.
@@ -92,8 +93,12 @@ pub(crate) struct LoadSink<'a> {
     hash: KeyHash,
     key: &'a str,
     max_value_size: usize,
+    /// The value that the getter may renew.
+    pub(crate) old: Option<&'a OldValue>,
     value: Option<ByteView>,
     ttl: Option<Duration>,
+    etag: Option<Box<str>>,
+    is_renewal: bool,
     /// The first error. It is kept because a getter may ignore it and return `Ok`.
     refused: Option<Error>,
 }
@@ -110,18 +115,26 @@ impl<'a> LoadSink<'a> {
             hash,
             key,
             max_value_size,
+            old: None,
             value: None,
             ttl: None,
+            etag: None,
+            is_renewal: false,
             refused: None,
         }
     }
 
-    /// Checks, once the getter has returned `Ok`, that it set one value. Returns that value's time to
-    /// live.
-    pub(crate) fn finish(&mut self) -> Result<(&mut ByteView, Option<Duration>)> {
+    /// Checks, once the getter has returned `Ok`, that it set one value.
+    pub(crate) fn finish(&mut self) -> Result<FilledSink<'_>> {
+        let old = self.old.filter(|_| self.is_renewal);
         match (self.refused.take(), &mut self.value) {
             (Some(error), _) => Err(error),
-            (None, Some(value)) => Ok((value, self.ttl)),
+            (None, Some(value)) => Ok(FilledSink {
+                value,
+                ttl: self.ttl.or(old.and_then(|old| old.good_for)),
+                etag: self.etag.as_deref().or(old.and_then(OldValue::etag)),
+                is_renewal: self.is_renewal,
+            }),
             (None, None) => Err(ErrorKind::NothingSet.into()),
         }
     }
@@ -154,7 +167,8 @@ impl<'a> LoadSink<'a> {
 impl Sink for LoadSink<'_> {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         self.check(value.len())?;
-        self.value = Some(self.store.keyed(self.hash, self.key, value));
+        let etag = self.etag.as_deref();
+        self.value = Some(self.store.keyed(self.hash, self.key, value, etag));
         Ok(())
     }
 
@@ -168,6 +182,32 @@ impl Sink for LoadSink<'_> {
     fn expire_in(&mut self, ttl: Duration) {
         self.ttl = Some(ttl);
     }
+
+    fn set_etag(&mut self, etag: &str) {
+        self.etag = (etag.len() <= MAX_ETAG).then(|| etag.into());
+    }
+
+    fn not_modified(&mut self) -> Result<()> {
+        let Some(old) = self.old else {
+            let error = Error::new(ErrorKind::NothingSet, "there is no old value to renew");
+            self.refused.get_or_insert_with(|| error.clone());
+            return Err(error);
+        };
+        self.check(old.view.len())?;
+        self.value = Some(old.view.clone());
+        self.is_renewal = true;
+        Ok(())
+    }
+}
+
+/// The content of a [`LoadSink`].
+#[derive(Debug)]
+pub(crate) struct FilledSink<'s> {
+    pub(crate) value: &'s mut ByteView,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) etag: Option<&'s str>,
+    /// Whether the value is the old one.
+    pub(crate) is_renewal: bool,
 }
 
 #[cfg(test)]
@@ -183,6 +223,7 @@ mod tests {
             favor_objects: false,
             hot_fraction: 0.0,
             shards: None,
+            retention: Duration::ZERO,
             forecast: false,
             clock: Clock::manual(),
         })
@@ -217,8 +258,8 @@ mod tests {
         let mut sink = sink(&store, 3);
         sink.set_str("thr").unwrap();
         sink.expire_in(Duration::from_secs(1));
-        let (value, ttl) = sink.finish().unwrap();
-        assert_eq!(value, "thr");
-        assert_eq!(ttl, Some(Duration::from_secs(1)));
+        let filled = sink.finish().unwrap();
+        assert_eq!(filled.value, "thr");
+        assert_eq!(filled.ttl, Some(Duration::from_secs(1)));
     }
 }

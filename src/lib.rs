@@ -3,7 +3,7 @@
 // page in the documentation.
 #![cfg_attr(
     feature = "http",
-    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Removal]: manual::removal\n\n",
+    doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Freshness]: manual::freshness\n[Removal]: manual::removal\n\n",
     doc = include_str!("../README.md"),
 )]
 //!
@@ -32,6 +32,7 @@
 
 mod bulk_getter;
 mod byteview;
+mod checksum;
 pub mod clock;
 pub mod consistent_hash;
 mod context;
@@ -57,6 +58,7 @@ pub mod manual;
 mod memory_pressure;
 mod message;
 mod nesting;
+mod old_value;
 mod panics;
 pub mod pb;
 mod peer;
@@ -82,13 +84,14 @@ pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
-    AdmissionFn, Answer, DumpReport, GetOptions, Group, GroupBuilder, HotAdmission, PeriodicDump,
-    RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source, WeakGroup,
+    AdmissionFn, Answer, DumpReport, Explanation, GetOptions, GetOutcome, Group, GroupBuilder,
+    HotAdmission, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source,
+    WarmProgress, Warming, WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;
-pub use peers::{NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
+pub use peers::{KeyRoute, NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
 pub use sink::{

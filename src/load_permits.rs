@@ -15,12 +15,12 @@ use crate::sync::{Arc, Condvar, Mutex, thread_local};
 ///
 /// A permit that is given back goes to a waiting load at once, so no later load takes it.
 pub(crate) struct LoadPermits {
-    state: Mutex<PermitState>,
+    state: Mutex<PermitQueues>,
     max: usize,
 }
 
 #[derive(Default)]
-struct PermitState {
+struct PermitQueues {
     /// The permits in use, by [`LoadClass`].
     taken: [usize; 2],
     /// The waiting loads, by [`LoadClass`]. A load that is not here any more has got its permit.
@@ -50,9 +50,11 @@ pub(crate) enum Urgency {
     Resumed,
     /// The load has a deadline.
     By(Instant),
+    /// No caller waits for the load.
+    Background,
 }
 
-impl PermitState {
+impl PermitQueues {
     fn has_room(&self, class: LoadClass, max: usize) -> bool {
         let [own, fallback] = self.taken;
         own + fallback < max && (class == LoadClass::Own || fallback < max.div_ceil(2))

@@ -14,5 +14,12 @@ pub mod from_go_groupcache {}
 #[doc = include_str!("../docs/eviction.md")]
 pub mod eviction {}
 
+#[doc = "<style>.docblock img[src='freshness.svg'] { display: none }</style>"]
+#[doc = ""]
+#[doc = include_str!("../docs/freshness.svg")]
+#[doc = ""]
+#[doc = include_str!("../docs/freshness.md")]
+pub mod freshness {}
+
 #[doc = include_str!("../docs/removal.md")]
 pub mod removal {}

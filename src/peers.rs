@@ -55,6 +55,17 @@ pub trait PeerPicker: Send + Sync {
         }
     }
 
+    /// Where `key` belongs, and why [`route`](Self::route) returns what it does, for people. The default
+    /// implementation has no reasons.
+    fn explain(&self, key: &str) -> KeyRoute {
+        let url = |peer: Option<Arc<dyn ProtoGetter>>| peer.map(|peer| peer.url());
+        KeyRoute {
+            owner: url(self.pick_peer(key)),
+            next: url(self.pick_replica(key, 1)),
+            reasons: Vec::new(),
+        }
+    }
+
     /// The peer to ask for `key` after `asked` has failed, which [`route`](Self::route) or this method
     /// returned before; `None` means to load the key in this process. `attempt` is the number of peers
     /// that have failed. The default implementation asks [`pick_replica`](Self::pick_replica).
@@ -82,6 +93,20 @@ pub enum Route {
     Fallback,
 }
 
+/// Where a key belongs: the result of [`PeerPicker::explain`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyRoute {
+    /// The URL of the owner; `None` without peers. Of another picker than [`HttpPool`](crate::http::HttpPool)
+    /// also if it is this process.
+    pub owner: Option<String>,
+    /// The URL of the node that is asked if the owner does not answer, this process or another; `None` if
+    /// there is none.
+    pub next: Option<String>,
+    /// Why a get goes elsewhere than to the owner, and other conditions of the key's nodes.
+    pub reasons: Vec<String>,
+}
+
 /// A peer that can be asked for a key.
 pub trait ProtoGetter: Send + Sync {
     /// Asks the peer, which answers from its cache or its getter and asks no other peer.
@@ -101,6 +126,25 @@ pub trait ProtoGetter: Send + Sync {
     /// the same peer again. [`ErrorKind::Overloaded`] is an answer. Return [`ErrorKind::DeadlineExceeded`] only if `ctx`'s own deadline has
     /// passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
+
+    /// As [`get`](Self::get), for a process that has cached `old`, an older answer of a peer for this key.
+    /// If the peer's value is the same, a transport need not carry its bytes: the response has the `old`
+    /// view as its value, with the times of the peer's answer.
+    ///
+    /// The default implementation calls [`get`](Self::get).
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    fn revalidate(
+        &self,
+        ctx: &Context,
+        request: &GetRequest<'_>,
+        old: &ByteView,
+    ) -> Result<PeerResponse> {
+        let _ = old;
+        self.get(ctx, request)
+    }
 
     /// Asks the peer for those values of `keys` that it has cached, in as few exchanges as possible. A
     /// group calls [`load_many`](Self::load_many) instead.
@@ -237,6 +281,10 @@ pub struct PeerResponse {
     pub removals: Option<u64>,
     /// Requests for the key at its owner per minute, if the owner sent the number.
     pub minute_qps: Option<f64>,
+    /// How long the response waited for the load of the value at the peer: zero if it was cached, or if
+    /// the peer does not report it. It is no part of the time that the peer takes to answer, by which
+    /// slow peers are found.
+    pub load_time: Duration,
 }
 
 impl PeerResponse {
@@ -247,6 +295,7 @@ impl PeerResponse {
             value: value.into(),
             ttl: None,
             minute_qps: None,
+            load_time: Duration::ZERO,
             stale: None,
             age: None,
             removals: None,

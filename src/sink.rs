@@ -59,6 +59,29 @@ pub trait Sink {
     fn expire_in(&mut self, ttl: Duration) {
         let _ = ttl;
     }
+
+    /// Sets the etag of the value: a text by which the getter recognises it in a later load, by
+    /// [`Context::etag`](crate::Context::etag), such as an `ETag` of HTTP or the version of a row. It is
+    /// kept beside the value and counts against the capacity. Best set before the value, which saves a
+    /// copy. Longer ones than 1,024 bytes are not kept. Destinations of callers ignore it.
+    fn set_etag(&mut self, etag: &str) {
+        let _ = etag;
+    }
+
+    /// Sets the value that [`Context::stale`](crate::Context::stale) returns, which has not changed. No
+    /// byte is copied. Its time to live begins anew, with the begin of this load. It is as long as before,
+    /// unless [`expire_in`](Self::expire_in) says otherwise. The etag stays, unless another one is set.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NothingSet`] if there is no such value; [`ErrorKind::Sink`] for destinations of
+    /// callers.
+    fn not_modified(&mut self) -> Result<()> {
+        Err(Error::new(
+            ErrorKind::Sink,
+            "this destination has no old value",
+        ))
+    }
 }
 
 /// The methods of a sink that forwards values to another sink.
@@ -82,6 +105,14 @@ macro_rules! forward {
 
         fn expire_in(&mut $self, ttl: Duration) {
             $to.expire_in(ttl);
+        }
+
+        fn set_etag(&mut $self, etag: &str) {
+            $to.set_etag(etag);
+        }
+
+        fn not_modified(&mut $self) -> Result<()> {
+            $to.not_modified()
         }
     };
 }

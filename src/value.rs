@@ -7,7 +7,7 @@ use crate::byteview::ByteView;
 use crate::error::Result;
 use crate::sink::Sink;
 
-/// A value, and how long it may be cached: the result of a getter that
+/// A value, how long it may be cached, and its etag: the result of a getter that
 /// [returns](crate::GroupBuilder::build_with) its values.
 ///
 /// Texts, bytes and views are values by `into()`, so a getter needs this type only to set more than
@@ -32,6 +32,7 @@ use crate::sink::Sink;
 pub struct Value {
     content: Content,
     expire_in: Option<Duration>,
+    etag: Option<String>,
 }
 
 /// The bytes, in the form in which the getter has them. They are copied once, to the layout of an
@@ -42,12 +43,28 @@ enum Content {
     Bytes(Vec<u8>),
     Static(&'static [u8]),
     View(ByteView),
+    /// The old value.
+    NotModified,
 }
 
 impl Value {
     /// A value without a limit of its own.
     pub fn new(value: impl Into<Value>) -> Self {
         value.into()
+    }
+
+    /// The value that [`Context::stale`](crate::Context::stale) returns, which has not changed: see
+    /// [`Sink::not_modified`]. Without such a value, the load fails with
+    /// [`ErrorKind::NothingSet`](crate::ErrorKind::NothingSet).
+    pub fn not_modified() -> Self {
+        Content::NotModified.into()
+    }
+
+    /// The same value, with the text by which the getter recognises it in a later load: see
+    /// [`Sink::set_etag`].
+    pub fn etag(mut self, etag: impl Into<String>) -> Self {
+        self.etag = Some(etag.into());
+        self
     }
 
     /// The same value, to be cached for `ttl` at most, counted from the begin of the load. A group's
@@ -63,11 +80,15 @@ impl Value {
         if let Some(ttl) = self.expire_in {
             dest.expire_in(ttl);
         }
+        if let Some(etag) = &self.etag {
+            dest.set_etag(etag);
+        }
         match self.content {
             Content::Text(text) => dest.set_str(&text),
             Content::Bytes(bytes) => dest.set_bytes(&bytes),
             Content::Static(bytes) => dest.set_bytes(bytes),
             Content::View(view) => dest.set_view(&view),
+            Content::NotModified => dest.not_modified(),
         }
     }
 
@@ -77,6 +98,7 @@ impl Value {
             Content::Bytes(bytes) => bytes,
             Content::Static(bytes) => bytes,
             Content::View(view) => view,
+            Content::NotModified => &[],
         }
     }
 }
@@ -86,6 +108,7 @@ impl From<Content> for Value {
         Value {
             content,
             expire_in: None,
+            etag: None,
         }
     }
 }
@@ -126,6 +149,7 @@ impl fmt::Debug for Value {
         f.debug_struct("Value")
             .field("len", &self.as_bytes().len())
             .field("expire_in", &self.expire_in)
+            .field("etag", &self.etag)
             .finish_non_exhaustive()
     }
 }

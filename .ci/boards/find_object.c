@@ -2,6 +2,7 @@
    address, and its unwinding table. */
 #define _GNU_SOURCE
 #include <link.h>
+#include <stddef.h>
 
 struct dl_find_object {
     unsigned long long flags;

@@ -115,7 +115,7 @@ impl Watch for Table {
             counts.gets - self.gets,
             counts.promises - self.promises,
             second.violations,
-            states.collect::<String>()
+            states.collect::<String>().trim_end()
         );
         (self.gets, self.promises) = (counts.gets, counts.promises);
     }

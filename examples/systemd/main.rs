@@ -60,6 +60,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     sd_notify::notify(false, &[NotifyState::Stopping])?;
+    // The peers take over what is in use.
+    pool.leave(Duration::from_secs(2));
     // Requests that are under way get their answers. `TimeoutStopSec=` is longer.
     server.shutdown(Duration::from_secs(5))?;
     Ok(())

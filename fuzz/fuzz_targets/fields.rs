@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use larder::fuzzing::{is_message, parse_timeout, read_error, split_target};
+use larder::fuzzing::{
+    is_message, parse_known, parse_timeout, read_error, read_unchanged, split_target,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u16, &str, &[u8], &str)| {
@@ -12,6 +14,13 @@ fuzz_target!(|input: (u16, &str, &[u8], &str)| {
     let day = Duration::from_secs(24 * 60 * 60);
     assert!(parse_timeout(bytes).is_none_or(|timeout| timeout <= day));
     let _ = is_message(bytes, field.as_bytes());
+    if let Some(known) = parse_known(field) {
+        assert_eq!(field, known);
+    }
+    // Written again, it is read again.
+    if let Some(written) = read_unchanged(field) {
+        assert_eq!(read_unchanged(&written).as_ref(), Some(&written));
+    }
     if let Some((path, _)) = split_target("GET", text) {
         assert!(path.starts_with('/'));
         assert!(path.len() <= text.len().max(1));

@@ -4,9 +4,9 @@
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::bytes::FieldReader;
-use super::checksum::checksum;
 use super::entries::DumpedEntry;
 use super::header::{DumpHeader, MAX_HEADER};
+use crate::checksum::checksum;
 use crate::error::Result;
 
 /// Writes the header and the blocks of a dump.

@@ -1,7 +1,7 @@
 //! The header of a dump.
 
 use super::bytes::{FieldReader, push_long};
-use super::checksum::checksum;
+use crate::checksum::checksum;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The origin of the entries of a dump, and the time at which they were written.

@@ -6,7 +6,6 @@
 //!   …
 //! ```
 //!
-//! - `checksum`: detects changed bytes.
 //! - `header`, `entries`: the contents of header and blocks, as bytes.
 //! - `blocks`: finds the intact blocks of a file, whatever lies between them.
 //! - `uptime`: how long ago a dump was written.
@@ -17,7 +16,6 @@
 
 mod blocks;
 mod bytes;
-mod checksum;
 mod entries;
 mod file;
 mod header;

@@ -163,7 +163,9 @@ impl AppliedRemovals {
             if is_large || set.origins.len() == MAX_ORIGINS {
                 return None;
             }
-            let ahead: BTreeSet<u32> = numbers.by_ref().take(len as usize).collect();
+            // Not collected, which would make the program larger by a sort.
+            let mut ahead = BTreeSet::new();
+            ahead.extend(numbers.by_ref().take(len as usize));
             let is_sound = ahead.first().is_none_or(|&first| first > base + 1);
             if ahead.len() != len as usize || !is_sound || ahead.contains(&u32::MAX) {
                 return None;

@@ -20,7 +20,7 @@ use crate::load_permits::LoadPermits;
 use crate::loader_pool::{LoaderPool, LoaderShare};
 use crate::peers::PickerSlot;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use crate::value::Value;
 
 /// Builds a [`Group`].
@@ -228,13 +228,13 @@ impl GroupBuilder {
     }
 
     /// Sets the numbers for a board with 64 MB of memory: 16 MiB of
-    /// [`max_capacity`](Self::max_capacity), values of 1 MiB, keys of 1 KiB, and 256 loader threads with
+    /// [`max_capacity`](Self::max_capacity), values of 1 MiB, keys of 1 KiB, and 64 loader threads with
     /// stacks of 128 KiB. Options that are set later take precedence.
     pub fn small(self) -> Self {
         self.max_capacity(16 << 20)
             .max_value_size(1 << 20)
             .max_key_size(1 << 10)
-            .max_loader_threads(256)
+            .max_loader_threads(64)
             .loader_stack_size(128 << 10)
     }
 
@@ -405,11 +405,13 @@ impl GroupBuilder {
             favor_objects: self.favor_objects,
             hot_fraction: self.hot_fraction,
             shards: self.shards,
+            retention: self.freshness.keep_for_revalidation,
             forecast: self.forecast,
             clock: self.clock,
         };
         let inner = Inner {
             pool: loaders,
+            warm_inserts: Mutex::default(),
             permits: self.max_concurrent_loads.map(LoadPermits::new),
             name: self.name,
             getter,

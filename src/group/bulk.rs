@@ -3,7 +3,6 @@
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom, PoolJob, wait};
-use super::lifetime::Lifetime;
 use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
 use super::parallel::job_for;
 use super::{Group, Inner, LoadBegin, LoadKey, Loaded};
@@ -106,7 +105,7 @@ impl Inner {
     }
 
     /// Leads the flights of all keys that are not in flight, and joins the flights of the others.
-    fn lead_all<'a, 'k>(
+    pub(super) fn lead_all<'a, 'k>(
         &'a self,
         keys: &[ManyKey<'k>],
         each: &mut Each<'_>,
@@ -203,7 +202,7 @@ impl Inner {
     ///
     /// If the getter panics, the leaders are dropped, and all waiters get
     /// [`ErrorKind::GetterPanicked`].
-    fn run_bulk(
+    pub(super) fn run_bulk(
         self: &Arc<Self>,
         bulk: &dyn BulkGetter,
         leads: Vec<Lead<'_, '_>>,
@@ -278,23 +277,26 @@ impl Inner {
             .zip(&froms)
             .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
             .collect();
+        let old = |lead: &Lead<'_, '_>| self.old_value(lead.key.key, lead.begun);
+        let olds: Vec<_> = leads.iter().map(old).collect();
         let (mut runs, mut sinks) = (Vec::new(), Vec::new());
-        for lead in leads {
+        for (lead, old) in leads.iter().zip(&olds) {
             let LoadKey { hash, key } = lead.key.key;
             runs.push(GetterRun::new(&self.counters));
-            sinks.push(LoadSink::new(&self.store, hash, key, self.max_value_size));
+            let mut sink = LoadSink::new(&self.store, hash, key, self.max_value_size);
+            sink.old = old.as_ref();
+            sinks.push(sink);
         }
         let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
         let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
         let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
         let results = each.map(|(((lead, run), mut sink), error)| {
             error?;
-            let (view, ttl) = sink.finish()?;
+            let filled = sink.finish()?;
             run.has_loaded = true;
             let (placement, key) = (lead.key.placement(), lead.key.key);
-            let allowance = self.freshness.allowance();
-            let lifetime = Lifetime::of_load(lead.begun.at, ttl, allowance);
-            let lifetime = self.populate(placement, key, lead.begun, view, lifetime, evicted);
+            let value = self.loaded_value(lead.begun, filled);
+            let lifetime = self.populate(placement, key, lead.begun, value, evicted);
             let view = sink.into_value();
             Ok(Loaded {
                 view,
@@ -382,7 +384,11 @@ fn fill_sinks(
     keys: &[&str],
     sinks: &mut [LoadSink<'_>],
 ) -> Vec<Result<()>> {
-    let mut dests: Vec<_> = sinks.iter_mut().map(|sink| BulkSink::new(sink)).collect();
+    // Each key has its own old value, in its sink.
+    let without_old = ctx.with_old_value(None);
+    let ctx = without_old.as_ref().unwrap_or(ctx);
+    let dest = |sink| -> BulkSink<'_> { BulkSink::of_load(sink) };
+    let mut dests: Vec<_> = sinks.iter_mut().map(dest).collect();
     let returned = if std::thread::panicking() {
         // As in `Inner::run_getter`.
         caught(|| bulk.load_many(ctx, keys, &mut dests))
@@ -410,13 +416,13 @@ fn refuse<T>(leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>) -> Ve
     Vec::new()
 }
 
-type Flight = Waiter<Result<Loaded>>;
+pub(super) type Flight = Waiter<Result<Loaded>>;
 
 /// The leader of the flight of one key.
-struct Lead<'a, 'k> {
-    key: ManyKey<'k>,
-    leader: Leader<'a, Result<Loaded>>,
-    begun: LoadBegin,
+pub(super) struct Lead<'a, 'k> {
+    pub(super) key: ManyKey<'k>,
+    pub(super) leader: Leader<'a, Result<Loaded>>,
+    pub(super) begun: LoadBegin,
 }
 
 /// A [`Lead`] on its way to a loader thread.

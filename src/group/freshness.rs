@@ -18,6 +18,8 @@ pub(super) struct Freshness {
     pub(super) refresh_at: Option<f64>,
     pub(super) negative_ttl: Option<Duration>,
     pub(super) error_ttl: Option<Duration>,
+    /// How long a value is kept after it may be served.
+    pub(super) keep_for_revalidation: Duration,
 }
 
 /// The part of its life in which a cached value is.
@@ -41,6 +43,7 @@ impl Default for Freshness {
             refresh_at: None,
             negative_ttl: None,
             error_ttl: None,
+            keep_for_revalidation: Duration::ZERO,
         }
     }
 }

@@ -86,6 +86,21 @@ impl GroupBuilder {
         self.freshness.error_ttl = Some(time);
         self
     }
+
+    /// How long a value is kept after its time, stale times included. It is not served then, but a load can
+    /// renew it without its bytes: the getter by [`Context::stale`](crate::Context::stale) and
+    /// [`Sink::not_modified`](crate::Sink::not_modified), and copies in other processes by a conditional
+    /// request to the owner of the key. Default: 0. At most 10 years count.
+    ///
+    /// Such values leave before any other is evicted for want of room. Until then,
+    /// [`entry_count`](crate::Group::entry_count) and [`weighted_size`](crate::Group::weighted_size) count
+    /// them. Without this option, a value can surely be renewed as long as it may be served: in the time of
+    /// [`refresh_at`](Self::refresh_at), [`stale_while_revalidate`](Self::stale_while_revalidate) and
+    /// [`stale_if_error`](Self::stale_if_error). Afterwards it may be gone at any time.
+    pub fn keep_for_revalidation(mut self, time: Duration) -> Self {
+        self.freshness.keep_for_revalidation = time.min(LONGEST_STALE);
+        self
+    }
 }
 
 /// A longer time could reach the end of a clock's range. The value would then never end.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::populate::Placement;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
@@ -16,6 +16,7 @@ impl Inner {
     /// `None` if this process has a value of its own: then the load is a refresh.
     pub(super) fn take_over(
         self: &Arc<Self>,
+        placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
         begun: LoadBegin,
@@ -48,7 +49,8 @@ impl Inner {
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
-        let lifetime = self.populate(Placement::Main, key, begun, &mut view, lifetime, evicted);
+        let value = NewValue::new(&mut view, lifetime);
+        let lifetime = self.populate(placement, key, begun, value, evicted);
         Some(Loaded {
             view,
             lifetime,

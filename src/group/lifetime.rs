@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::peers::PeerResponse;
-use crate::store::Hit;
+use crate::store::{Hit, Kept};
 
 /// The times of a value, by the clock of this process.
 #[derive(Clone, Copy, Debug)]
@@ -58,12 +58,21 @@ impl Lifetime {
 
     /// Of a cached value.
     pub(super) fn of_hit(hit: &Hit, allowance: Duration) -> Lifetime {
+        Lifetime::of_entry(hit.begun.tick(), hit.expires, allowance)
+    }
+
+    fn of_entry(begun: Option<Tick>, expires: Option<Tick>, allowance: Duration) -> Lifetime {
         let fresh_until = |end: Tick| end.before(allowance).unwrap_or(end);
         Lifetime {
-            begun: hit.begun.tick(),
-            fresh_until: hit.expires.map(fresh_until),
-            expires: hit.expires,
+            begun,
+            fresh_until: expires.map(fresh_until),
+            expires,
         }
+    }
+
+    /// Of a value that may have expired.
+    pub(super) fn of_kept(kept: &Kept, allowance: Duration) -> Lifetime {
+        Lifetime::of_entry(kept.begun, kept.expires, allowance)
     }
 
     /// Of a value whose begin and end were computed.

@@ -7,14 +7,15 @@ use super::counters::GetterRun;
 use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
-use super::populate::Placement;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::getter::LoadSink;
+use crate::getter::{FilledSink, LoadSink};
 use crate::load_permits;
+use crate::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerPicker, ProtoGetter, Route};
@@ -114,13 +115,17 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
-        if placement == Placement::Main {
-            if let Some(loaded) = self.take_over(ctx, key, begun, evicted) {
+        if placement != Placement::Fallback {
+            if let Some(loaded) = self.take_over(placement, ctx, key, begun, evicted) {
                 return Ok(loaded);
             }
         }
         let mut run = GetterRun::new(&self.counters);
+        let old = self.old_value(key, begun);
+        let with_old = ctx.with_old_value(old.as_ref());
+        let ctx = with_old.as_ref().unwrap_or(ctx);
         let mut sink = LoadSink::new(&self.store, key.hash, key.key, self.max_value_size);
+        sink.old = old.as_ref();
         let returned = if std::thread::panicking() {
             // A drop calls the group while its thread unwinds. A second panic would abort the process.
             caught(|| self.getter.get(ctx, key.key, &mut sink)).ok_or(ErrorKind::GetterPanicked)?
@@ -129,11 +134,11 @@ impl Inner {
         };
         load_permits::release();
         returned.map_err(Error::from_getter)?;
-        let (view, ttl) = sink.finish()?;
+        let filled = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let lifetime = Lifetime::of_load(begun.at, ttl, self.freshness.allowance());
-        let lifetime = self.populate(placement, key, begun, view, lifetime, evicted);
+        let value = self.loaded_value(begun, filled);
+        let lifetime = self.populate(placement, key, begun, value, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.into_value();
         Ok(Loaded {
@@ -141,6 +146,21 @@ impl Inner {
             lifetime,
             by_peer: false,
         })
+    }
+
+    /// The value that a getter set during this load.
+    pub(super) fn loaded_value<'v>(
+        &self,
+        begun: LoadBegin,
+        filled: FilledSink<'v>,
+    ) -> NewValue<'v> {
+        let allowance = self.freshness.allowance();
+        NewValue {
+            lifetime: Lifetime::of_load(begun.at, filled.ttl, allowance),
+            view: filled.value,
+            etag: filled.etag,
+            is_renewal: filled.is_renewal,
+        }
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -154,12 +174,14 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
-        if let Some(answer) = self.ask_peers(owner, on_pool, ctx, key.key, begun) {
+        let old = self.old_value(key, begun);
+        let patience = Patience::new(ctx, self, begun, old.as_ref());
+        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, patience) {
             let Loaded {
                 mut view, lifetime, ..
             } = answer?;
-            let hot = Placement::Hot;
-            let lifetime = self.populate(hot, key, begun, &mut view, lifetime, evicted);
+            let value = NewValue::from_peer(&mut view, lifetime, old.as_ref());
+            let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
             return Ok(Loaded {
                 view,
                 lifetime,
@@ -189,7 +211,8 @@ impl Inner {
             group: self.name.as_str().into(),
             key: key.key.into(),
         };
-        let mut patience = Patience::new(ctx, self, begun);
+        let old = self.old_value(key, begun);
+        let mut patience = Patience::new(ctx, self, begun, old.as_ref());
         let mut ask = || patience.ask(&**owner, &request, false);
         let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
         // Without an answer that is newer than all removals, the old value is not renewed.
@@ -197,7 +220,8 @@ impl Inner {
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
-        let lifetime = self.populate(Placement::Hot, key, begun, &mut view, lifetime, evicted);
+        let value = NewValue::from_peer(&mut view, lifetime, old.as_ref());
+        let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
         Ok(Loaded {
             view,
             lifetime,
@@ -210,15 +234,14 @@ impl Inner {
         self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
-        ctx: &Context,
         key: &str,
-        begun: LoadBegin,
+        mut patience: Patience<'_>,
     ) -> Option<Result<Loaded>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
             key: key.into(),
         };
-        let mut patience = Patience::new(ctx, self, begun);
+        let ctx = patience.ctx;
         let mut peer = owner.clone();
         for attempt in 1..=MAX_PEERS_ASKED {
             let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
@@ -370,15 +393,23 @@ struct Patience<'c> {
     group: &'c Inner,
     /// The begin of the load, until the first peer is asked: the clock need not be read again.
     begun: Option<Tick>,
+    /// The value of the key that is cached here. A peer need not send it again.
+    old: Option<&'c OldValue>,
     loading: LoadPatience<'c>,
 }
 
 impl<'c> Patience<'c> {
-    fn new(ctx: &'c Context, group: &'c Inner, begun: LoadBegin) -> Self {
+    fn new(
+        ctx: &'c Context,
+        group: &'c Inner,
+        begun: LoadBegin,
+        old: Option<&'c OldValue>,
+    ) -> Self {
         Patience {
             ctx,
             group,
             begun: Some(begun.at),
+            old,
             loading: LoadPatience::new(ctx, group.max_load_wait),
         }
     }
@@ -396,16 +427,20 @@ impl<'c> Patience<'c> {
     ) -> Result<Answer> {
         let clock = self.group.store.clock();
         let mut sent = self.begun.take().unwrap_or_else(|| clock.now());
+        let get = |ctx: &Context| match self.old {
+            Some(old) => peer.revalidate(ctx, request, &old.view),
+            None => peer.get(ctx, request),
+        };
         let mut result = match has_next {
-            true => peer.get(&half_of(self.ctx), request),
-            false => peer.get(self.ctx, request),
+            true => get(&half_of(self.ctx)),
+            false => get(self.ctx),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
             if !self.loading.is_left() {
                 break;
             }
             sent = clock.now();
-            result = peer.get(self.ctx, request);
+            result = get(self.ctx);
         }
         result.map(|response| (sent, response))
     }

@@ -3,8 +3,9 @@
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
-use super::many_key::{ManyFrom, ManyKey};
-use super::populate::Placement;
+use super::many_key::{ManyFrom, ManyKey, Results};
+use super::many_stale::StaleValues;
+use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -12,13 +13,11 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits;
 use crate::loader_pool::JobFor;
+use crate::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
-
-/// A result for each key, in their order; `None` while there is none.
-type Results = Vec<Option<Result<ByteView>>>;
 
 /// Results that one owner brought, each with the index of its key in the caller's list.
 type Found = Vec<(usize, Result<ByteView>)>;
@@ -53,6 +52,7 @@ struct QueryKey {
     key: Box<str>,
     /// Read before the owner is asked, so that a removal in the meantime is detected.
     begun: LoadBegin,
+    old: Option<OldValue>,
 }
 
 impl Inner {
@@ -68,30 +68,46 @@ impl Inner {
             keys.iter()
                 .for_each(|key| drop(self.remove_here(key.as_ref(), None)));
         }
-        let cached = |key: &K| {
+        let mut stale = StaleValues::default();
+        let cached = |(at, key): (usize, &K)| {
             let LoadKey { hash, key } = self.key(key.as_ref());
             let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
             match found {
                 Some(hit) if hit.is_due => {
-                    let due = self.get_due(ctx, LoadKey { hash, key }, hit);
-                    return Some(due.map(|loaded| loaded.view));
+                    let key = LoadKey { hash, key };
+                    let due = self.get_due_of_many(ctx, at, key, hit, &mut stale);
+                    return due.map(Ok);
                 }
                 Some(_) => {}
                 None => self.count_miss(hash),
             }
             found.map(|value| Ok(value.view))
         };
-        let mut results: Results = keys.iter().map(cached).collect();
-        if results.iter().all(Option::is_some) {
-            return results.into_iter().flatten().collect();
-        }
+        let mut results: Results = keys.iter().enumerate().map(cached).collect();
         let _lent = load_permits::lend();
+        if !results.iter().all(Option::is_some) {
+            self.load_missing(ctx, keys, &mut results);
+        }
+        self.end_stale(ctx, stale, &mut results);
+        results
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into())))
+            .collect()
+    }
+
+    /// Loads the values of the keys that have no result.
+    fn load_missing<K: AsRef<str>>(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[K],
+        results: &mut Results,
+    ) {
         let ctx = &ctx.with_value(FailedPeers::default());
         let plan = {
-            let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, &mut results);
+            let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, results);
             match self.peers.ask(&self.name, make) {
                 Some(plan) => plan,
-                None => self.plan(&NoPeers, ctx, keys, &mut results),
+                None => self.plan(&NoPeers, ctx, keys, results),
             }
         };
         let mut own = Vec::with_capacity(plan.own.len());
@@ -106,12 +122,8 @@ impl Inner {
                 }),
             }
         }
-        self.ask_owners(ctx, plan.queries, own, &mut results);
-        self.load_rest(ctx, keys, &mut results);
-        results
-            .into_iter()
-            .map(|result| result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into())))
-            .collect()
+        self.ask_owners(ctx, plan.queries, own, results);
+        self.load_rest(ctx, keys, results);
     }
 
     /// Loads the keys that their owners did not bring. Of the keys for which the same peer is asked, the
@@ -225,10 +237,12 @@ impl Inner {
                 });
                 queries.len() - 1
             });
+            let begun = self.load_begin(generation, forgets);
             queries[query].keys.push(QueryKey {
                 at,
                 key: key.into(),
-                begun: self.load_begin(generation, forgets),
+                begun,
+                old: self.old_value(self.key(key), begun),
             });
         }
         plan
@@ -358,14 +372,8 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &answer);
         let mut value = answer.value;
         let mut evicted = EvictedEntries::default();
-        self.populate(
-            Placement::Hot,
-            at,
-            begun,
-            &mut value,
-            lifetime,
-            &mut evicted,
-        );
+        let new = NewValue::from_peer(&mut value, lifetime, key.old.as_ref());
+        self.populate(Placement::Hot, at, begun, new, &mut evicted);
         self.notify_and_drop(evicted);
         value
     }
@@ -392,7 +400,11 @@ impl Inner {
             group: self.name.as_str().into(),
             key: (&*key.key).into(),
         };
-        let answer = match query.owner.get(ctx, &request) {
+        let answer = match &key.old {
+            Some(old) => query.owner.revalidate(ctx, &request, &old.view),
+            None => query.owner.get(ctx, &request),
+        };
+        let answer = match answer {
             Err(error) if error.kind() == ErrorKind::Loading => Some(Err(error)),
             Err(error) if is_no_answer(error.kind()) => return Err(error),
             Err(error) if error.kind() == ErrorKind::UnknownGroup => return Err(error),

@@ -2,6 +2,7 @@
 
 use super::populate::Placement;
 use super::{LoadKey, Loaded};
+use crate::byteview::ByteView;
 use crate::error::Result;
 use crate::store::KeyHash;
 
@@ -22,6 +23,9 @@ pub(super) enum ManyFrom {
     /// The owner, if it is another process, and then as for a single get.
     Peers,
 }
+
+/// A result for each key, in their order; `None` while there is none.
+pub(super) type Results = Vec<Option<Result<ByteView>>>;
 
 /// Takes the result of the key at an index of the caller's list.
 pub(super) type Each<'e> = dyn FnMut(usize, Result<Loaded>) + 'e;

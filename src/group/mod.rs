@@ -15,12 +15,16 @@
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
 //!   handoff.rs   a value of the previous owner  dropped_keys.rs  keys without it
+//!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both                origin.rs    how many getters run at the same time
+//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
+//!   origin.rs    how many getters run at the same time
+//!   warm.rs      loads before callers ask
 //! ```
 
 mod answer;
@@ -35,6 +39,7 @@ mod counters;
 mod dropped_keys;
 mod dump;
 mod dumped_removals;
+mod explain;
 mod fence;
 mod flight;
 mod forecast;
@@ -46,19 +51,23 @@ mod limit;
 mod load;
 mod many;
 mod many_key;
+mod many_stale;
 mod origin;
 mod parallel;
 mod populate;
+mod purge;
 mod refresh;
 pub(crate) mod registry;
 mod removal;
 mod removal_clocks;
 mod restore;
+mod revalidation;
 mod serve;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod unverified;
+mod warm;
 mod weak;
 
 use std::fmt;
@@ -79,10 +88,8 @@ use crate::peers::PickerSlot;
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::{
-    EVICTED_AT_ONCE, Entry, Generation, KeyHash, RemovalCause, Store, check_capacity,
-};
-use crate::sync::Arc;
+use crate::store::{Entry, Generation, KeyHash, RemovalCause, Store, check_capacity};
+use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use compare::Comparisons;
 use counters::LoadCounters;
@@ -94,10 +101,12 @@ use unverified::MaxUnverified;
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
+pub use explain::{Explanation, GetOutcome};
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
+pub use warm::{WarmProgress, Warming};
 pub use weak::WeakGroup;
 
 /// A named cache, shared with the processes that have a group of the same name.
@@ -133,6 +142,8 @@ struct Inner {
     pool: LoaderShare,
     /// `None` without a limit.
     permits: Option<Arc<LoadPermits>>,
+    /// Held for the insertion of a warmed value.
+    warm_inserts: Mutex<()>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,
@@ -452,30 +463,6 @@ impl Inner {
         }
     }
 
-    /// Removes a few expired entries, so that look-ups alone remove them all.
-    #[cold]
-    fn purge_some(&self) {
-        if !self.store.may_expire() {
-            return;
-        }
-        let now = self.store.clock().now();
-        if let Some(expired) = self.store.purge_expired(now, PURGED_BY_LOOKUP) {
-            self.notify_and_drop(expired);
-        }
-    }
-
-    fn purge_expired(&self) -> u64 {
-        let now = self.store.clock().now();
-        let mut panic = FirstPanic::default();
-        let mut count = 0;
-        while let Some(expired) = self.store.purge_expired(now, EVICTED_AT_ONCE) {
-            count += expired.len() as u64;
-            self.notify_all(expired, &mut panic);
-        }
-        panic.resume();
-        count
-    }
-
     fn set_capacity(&self, bytes: u64) -> Result<()> {
         check_capacity(bytes)?;
         self.store.set_capacity(bytes);
@@ -502,9 +489,6 @@ impl Inner {
         }
     }
 }
-
-/// The most expired entries that a look-up removes.
-const PURGED_BY_LOOKUP: usize = 64;
 
 /// A context by reference. A local one would be dropped in the caller, which moves the result once
 /// more.

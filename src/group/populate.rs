@@ -9,6 +9,7 @@ use super::{Inner, LoadBegin, LoadKey};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::nesting;
+use crate::old_value::OldValue;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
 use crate::store::{Evicted, EvictedEntries, NewEntry};
@@ -19,6 +20,8 @@ use crate::sync::Arc;
 pub(super) enum Placement {
     /// The value of a key that this process owns. It goes to the main share.
     Main,
+    /// The same, loaded before a caller asks for it. It is kept only if there is room.
+    Warm,
     /// A value received from a peer. It goes to the hot share, if it is admitted.
     Hot,
     /// The value of a peer's key, loaded here because the peer did not answer, or because a peer
@@ -74,6 +77,42 @@ impl fmt::Debug for HotAdmission {
     }
 }
 
+/// A loaded value, its times, and what else goes into the store.
+pub(super) struct NewValue<'v> {
+    pub(super) view: &'v mut ByteView,
+    pub(super) lifetime: Lifetime,
+    pub(super) etag: Option<&'v str>,
+    /// Whether it may be the very value that is cached. Then only the times of that one change.
+    pub(super) is_renewal: bool,
+}
+
+impl<'v> NewValue<'v> {
+    /// A value that is no renewal, and has no etag.
+    pub(super) fn new(view: &'v mut ByteView, lifetime: Lifetime) -> Self {
+        NewValue {
+            view,
+            lifetime,
+            etag: None,
+            is_renewal: false,
+        }
+    }
+
+    /// The value that a peer sent to a process with this old value. If it is the old one, it is renewed.
+    pub(super) fn from_peer(
+        view: &'v mut ByteView,
+        lifetime: Lifetime,
+        old: Option<&'v OldValue>,
+    ) -> Self {
+        let is_same = |old: &&OldValue| old.view.as_ptr() == view.as_ptr();
+        let old = old.filter(is_same);
+        NewValue {
+            etag: old.and_then(OldValue::etag),
+            is_renewal: old.is_some(),
+            ..NewValue::new(view, lifetime)
+        }
+    }
+}
+
 impl Inner {
     /// Puts a loaded value into its share, and adds the entries evicted for it to `evicted`, for
     /// [`notify_and_drop`](Self::notify_and_drop). Returns the value's times, which the group's
@@ -83,13 +122,18 @@ impl Inner {
         placement: Placement,
         LoadKey { hash, key }: LoadKey<'_>,
         begun: LoadBegin,
-        view: &mut ByteView,
-        lifetime: Lifetime,
+        value: NewValue<'_>,
         evicted: &mut EvictedEntries,
     ) -> Lifetime {
+        let NewValue {
+            view,
+            lifetime,
+            etag,
+            is_renewal,
+        } = value;
         let group_ttl = self.freshness.time_to_live;
         let (share, flights, ttl) = match placement {
-            Placement::Main => (
+            Placement::Main | Placement::Warm => (
                 CacheType::Main,
                 &self.getter_flights,
                 self.freshness.jittered_ttl(),
@@ -102,12 +146,15 @@ impl Inner {
         };
         let lifetime = self.at_most(lifetime, ttl, begun.at);
         let is_over = |end| end <= self.store.clock().now();
+        // Two warmed values at the same time could both find the last room.
+        let _alone = (placement == Placement::Warm).then(|| self.warm_inserts.lock());
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep && begun.is_kept)
             || lifetime.expires.is_some_and(is_over)
             || self.store.capacity() == 0
-            || !self.store.adopt(hash, key, view)
+            || placement == Placement::Warm && !self.store.has_room(key.len() + view.len())
+            || !self.store.adopt(hash, key, view, etag)
         {
             return lifetime;
         }
@@ -115,6 +162,8 @@ impl Inner {
             hash,
             key,
             data: view.allocation(),
+            has_etag: etag.is_some(),
+            is_renewal,
             share,
             expires: lifetime.expires,
             begun: lifetime.begun,

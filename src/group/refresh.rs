@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits;
 use crate::loader_pool::JobFor;
 use crate::peers::{PeerResponse, Route};
-use crate::singleflight::{Joined, Leader};
+use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
@@ -161,11 +161,22 @@ impl Inner {
         key: LoadKey<'_>,
     ) -> Result<Loaded> {
         let _lent = load_permits::lend();
+        let load = self.start_softly(from, ctx, key)?;
+        load.end(&ctx.with_timeout(limit))
+    }
+
+    /// Starts a load on a loader thread, or joins one under way.
+    pub(super) fn start_softly(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        ctx: &Context,
+        key: LoadKey<'_>,
+    ) -> Result<SoftLoad> {
         let waiter = match from.flights(self).join(key.hash.get(), key.key) {
             Joined::Waiter(waiter) => waiter,
             Joined::Leader(leader, epoch, forgets) => {
                 match self.begin(from, leader, (epoch, forgets), key, None) {
-                    Err(cached) => return Ok(cached),
+                    Err(cached) => return Ok(SoftLoad::Ended(Ok(cached))),
                     Ok(lead) => {
                         let lead = self.permit_lead(from, lead, ctx, key, None)?;
                         let (leader, begun, permit) = lead;
@@ -176,8 +187,7 @@ impl Inner {
                 }
             }
         };
-        let result = wait(&waiter, &ctx.with_timeout(limit));
-        result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
+        Ok(SoftLoad::Running(waiter))
     }
 
     /// Loads a value newer than the cached one, or joins a load under way.
@@ -300,6 +310,25 @@ impl Inner {
     }
 }
 
+/// A load whose caller waits for it no longer than a soft time-out.
+pub(super) enum SoftLoad {
+    Ended(Result<Loaded>),
+    Running(Waiter<Result<Loaded>>),
+}
+
+impl SoftLoad {
+    /// Waits until the load or `ctx` has ended.
+    pub(super) fn end(self, ctx: &Context) -> Result<Loaded> {
+        match self {
+            SoftLoad::Ended(result) => result,
+            SoftLoad::Running(waiter) => {
+                let result = wait(&waiter, ctx);
+                result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
+            }
+        }
+    }
+}
+
 /// Notes the outcome of a load when it is dropped: a panic is a failure, too.
 pub(super) struct LoadWatch<'a> {
     group: &'a Inner,
@@ -373,7 +402,7 @@ impl Drop for LoadWatch<'_> {
 }
 
 /// Whether an old value is served instead of this error.
-fn is_failure(kind: ErrorKind) -> bool {
+pub(super) fn is_failure(kind: ErrorKind) -> bool {
     !matches!(
         kind,
         ErrorKind::NotFound | ErrorKind::Cancelled | ErrorKind::RecursiveLoad

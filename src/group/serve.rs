@@ -73,7 +73,12 @@ impl Inner {
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
         let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
-            Ok(hit) if !hit.is_due => self.loaded(hit),
+            Ok(hit) if !hit.is_due => {
+                return Ok(PeerResponse {
+                    removals,
+                    ..self.peer_response(self.loaded(hit), arrived)
+                });
+            }
             Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
             Err(miss) => {
                 self.count_miss(hash);
@@ -82,6 +87,7 @@ impl Inner {
         };
         Ok(PeerResponse {
             removals,
+            load_time: self.store.clock().now().since(arrived),
             ..self.peer_response(value, arrived)
         })
     }

@@ -218,7 +218,7 @@ impl Inner {
         let clock = self.store.clock();
         let lifetime = self.lifetime_of_set(ttl);
         let is_over = lifetime.expires.is_some_and(|end| end <= clock.now());
-        if is_over || self.store.capacity() == 0 || !self.store.adopt(hash, key, &mut value) {
+        if is_over || self.store.capacity() == 0 || !self.store.adopt(hash, key, &mut value, None) {
             self.remove_here(key, stamp);
             return;
         }
@@ -227,6 +227,8 @@ impl Inner {
             hash,
             key,
             data: value.allocation(),
+            has_etag: false,
+            is_renewal: false,
             share: CacheType::Main,
             expires: lifetime.expires,
             begun: lifetime.begun,

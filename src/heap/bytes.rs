@@ -6,26 +6,33 @@ use super::raw::{SharedBytes, Vacant};
 
 impl SharedBytes {
     /// A copy of the parts on malloc, one after the other.
-    pub(crate) fn concat(parts: [&[u8]; 2]) -> SharedBytes {
-        SharedBytes::zeros(parts[0].len() + parts[1].len()).with_parts(parts)
+    pub(crate) fn concat<const N: usize>(parts: [&[u8]; N]) -> SharedBytes {
+        SharedBytes::zeros(len_of(parts)).with_parts(parts)
     }
 
     /// Copies the parts into new bytes of their length.
-    fn with_parts(mut self, [front, back]: [&[u8]; 2]) -> SharedBytes {
-        if let Some(bytes) = self.get_mut() {
-            let (to_front, to_back) = bytes.split_at_mut(front.len());
-            to_front.copy_from_slice(front);
-            to_back.copy_from_slice(back);
+    fn with_parts<const N: usize>(mut self, parts: [&[u8]; N]) -> SharedBytes {
+        if let Some(mut bytes) = self.get_mut() {
+            for part in parts {
+                let (to, rest) = bytes.split_at_mut(part.len());
+                to.copy_from_slice(part);
+                bytes = rest;
+            }
         }
         self
     }
 }
 
+/// The length of all parts together.
+#[inline]
+pub(super) fn len_of<const N: usize>(parts: [&[u8]; N]) -> usize {
+    parts.iter().map(|part| part.len()).sum()
+}
+
 impl Vacant {
     /// Copies the parts into the block, one after the other.
-    pub(super) fn fill(self, parts: [&[u8]; 2]) -> SharedBytes {
-        let len = parts[0].len() + parts[1].len();
-        self.into_bytes(len).with_parts(parts)
+    pub(super) fn fill<const N: usize>(self, parts: [&[u8]; N]) -> SharedBytes {
+        self.into_bytes(len_of(parts)).with_parts(parts)
     }
 }
 

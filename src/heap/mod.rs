@@ -4,7 +4,7 @@
 //!   mod.rs      the heap of a store: several arenas, each with its lock
 //!   arena.rs    the blocks of an arena      classes.rs   their sizes
 //!   pages.rs    the pages of a segment      release.rs   the way of dropped blocks back
-//!   bytes.rs    copies into blocks          raw.rs       shared bytes, mapped memory; all `unsafe` code
+//!   bytes.rs    copies into blocks          raw.rs, raw/  shared bytes, mapped memory; all `unsafe` code
 //!   spares.rs   blocks that threads keep for their next entries
 //! ```
 //!
@@ -35,7 +35,7 @@ use raw::{Mapping, Vacant};
 use release::Release;
 use spares::Spares;
 
-pub(crate) use raw::{SharedBytes, TableMemory};
+pub(crate) use raw::{SharedBytes, TableMemory, prefetch};
 
 /// A vector whose memory goes back to the system as soon as it is freed.
 pub(crate) type TableVec<T> = allocator_api2::vec::Vec<T, TableMemory>;
@@ -92,10 +92,14 @@ impl Heap {
         }
     }
 
-    /// A block with the two parts, one after the other. `None` if the system has no memory left.
+    /// A block with the parts, one after the other. `None` if the system has no memory left.
     #[inline]
-    pub(crate) fn allocate(&self, hash: u64, parts: [&[u8]; 2]) -> Option<SharedBytes> {
-        let size = SharedBytes::HEADER + parts[0].len() + parts[1].len();
+    pub(crate) fn allocate<const N: usize>(
+        &self,
+        hash: u64,
+        parts: [&[u8]; N],
+    ) -> Option<SharedBytes> {
+        let size = SharedBytes::HEADER + bytes::len_of(parts);
         let spare = self.spares.take(size);
         let vacant = spare.or_else(|| self.allocate_in_arena(hash, size));
         // Copied without a lock.

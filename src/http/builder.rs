@@ -189,6 +189,17 @@ impl HttpPoolBuilder {
         self
     }
 
+    /// The shortest time of a peer's answers that counts as slow; 20 ms by default.
+    ///
+    /// A peer is slow if 5 of 100 of its answers take longer than this, and longer than five times what is
+    /// usual for the other peers, for 3 s. The time of loads at the peer does not count. Raise it where some
+    /// peers are much farther away than others, so that distance alone makes none slow. See
+    /// [`HttpPool::peers`].
+    pub fn slow_after(mut self, time: Duration) -> Self {
+        self.config.slow_after = time;
+        self
+    }
+
     /// The most connections to one peer that are in use at a time; 24 by default, at least 1.
     ///
     /// A further request waits for a free connection; requests get connections in the order in

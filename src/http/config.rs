@@ -14,6 +14,7 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     pub(crate) exchange_timeout: Duration,
     pub(crate) absent_after: Duration,
+    pub(crate) slow_after: Duration,
     pub(crate) max_connections_per_peer: usize,
     pub(crate) max_idle_per_peer: usize,
     pub(crate) max_value_size: usize,
@@ -29,6 +30,7 @@ impl Default for Config {
             connect_timeout: Duration::from_millis(250),
             exchange_timeout: Duration::from_secs(1),
             absent_after: Duration::from_secs(60),
+            slow_after: Duration::from_millis(20),
             max_connections_per_peer: 24,
             max_idle_per_peer: 24,
             max_value_size: 16 << 20,
@@ -101,6 +103,9 @@ pub(crate) trait KnownPeers: Send + Sync {
 
     /// Whether there are peers other than this process.
     fn any(&self) -> bool;
+
+    /// Notes that the peer with this id leaves. Returns whether there is one.
+    fn leave(&self, id: &str) -> bool;
 }
 
 /// Which HTTP client asks the peers.

@@ -4,7 +4,7 @@
 //! Each request carries the [mark](PeersMark) of the sender's list. The server compares it with its own.
 //! If they differ, its response carries its own mark, and the client logs both lists once.
 
-use crate::sync::plain_atomic::{AtomicU64, Ordering};
+use crate::sync::plain_atomic::{AtomicU32, AtomicU64, Ordering};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ pub(crate) struct Membership {
     /// The text of the list before, and when it was replaced.
     previous: Mutex<Option<(String, Instant)>>,
     differences: AtomicU64,
+    /// The reasons why peers are not to ask this process for its keys: it leaves the cluster, or it has just
+    /// started and learns which peers had its keys before.
+    holds: AtomicU32,
     /// The pairs of own and others' fingerprints that were logged.
     logged: Mutex<HashSet<(u64, u64)>>,
 }
@@ -57,6 +60,7 @@ impl Membership {
             own: RwLock::new(Arc::new(OwnList::new(instance, "", &[]))),
             previous: Mutex::default(),
             differences: AtomicU64::new(0),
+            holds: AtomicU32::new(0),
             logged: Mutex::default(),
         }
     }
@@ -117,6 +121,22 @@ impl Membership {
         MarkOf::Other
     }
 
+    /// Adds a reason why peers are not to ask this process. Those that ask it do not stop; those that
+    /// probe it wait.
+    pub(crate) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a reason away.
+    pub(crate) fn release(&self) {
+        self.holds.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) != 0
+    }
+
     /// How many exchanges were with a process that has another list.
     pub(crate) fn differences(&self) -> u64 {
         self.differences.load(Ordering::Relaxed)
@@ -144,7 +164,7 @@ impl OwnList {
             instance,
         };
         let mut lines: Vec<String> = peers.iter().map(line_of).collect();
-        lines.sort();
+        lines.sort_unstable();
         OwnList {
             mark,
             header: mark.to_string(),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::ToSocketAddrs;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 #[cfg(feature = "tiny_http")]
@@ -170,6 +171,35 @@ impl HttpPool {
             .map_err(|error| Error::with_source(ErrorKind::Io, "cannot answer a peer", error))
     }
 
+    /// Leaves the cluster before this process ends: announces it to all peers, and returns after `drain`.
+    ///
+    /// From the announcement on, the next peer owns each key of this process, and does not wait until this
+    /// process fails. Before it loads one, it asks this process for what that has cached, for 10 ms at most.
+    /// So `drain` is the time in which the values that are in use move; 5 s are enough for those that are
+    /// asked for once in 5 s. This process answers requests until its server is
+    /// [shut down](Server::shutdown), and asks the peers for the keys that it had. It does not join again:
+    /// the next process at its URL does, which takes the values back as they are asked for.
+    ///
+    /// A peer that does not confirm within the
+    /// [`exchange_timeout`](crate::http::HttpPoolBuilder::exchange_timeout) is logged. It finds out when its
+    /// requests fail.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # fn stop(pool: &larder::http::HttpPool, server: &larder::http::Server) -> larder::Result<()> {
+    /// // After SIGTERM:
+    /// pool.leave(Duration::from_secs(5));
+    /// server.shutdown(Duration::from_secs(5))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn leave(&self, drain: Duration) {
+        let end = Instant::now() + drain.min(LONGEST_DRAIN);
+        self.inner.membership.hold();
+        self.inner.picker.announce_leave();
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+    }
+
     /// Whether the path of `url`, with or without a query, lies below the base path.
     pub fn matches(&self, url: &str) -> bool {
         self.inner.endpoint.owns(url)
@@ -213,6 +243,13 @@ impl HttpPool {
     /// shorter, at random. After a peer that fails again within 30 s of its return, the first wait is
     /// twice as long, up to 5 min.
     ///
+    /// A peer is slow if 95 of 100 of its answers take more than five times as long as those of a usual peer,
+    /// and more than [`slow_after`](crate::http::HttpPoolBuilder::slow_after), for 3 s. With fewer
+    /// than two peers that answer, none is slow. The time of loads at the peer does not count. The next peer is asked in place of a slow
+    /// one, as if it were down, and the slow one gets two probes a second until they have been fast
+    /// for 5 s. A peer that is slow again within 30 s needs twice as long. If more than a third of the nodes
+    /// are slow, none of them is passed over.
+    ///
     /// If more than half of the peers are down, this process is the one that is cut off. It then loads all
     /// keys of others itself, until fewer than a third are down. Peers that are absent do not count.
     pub fn peers(&self) -> Vec<PeerStatus> {
@@ -254,6 +291,9 @@ impl fmt::Debug for HttpPool {
             .finish()
     }
 }
+
+/// A day can be added to any `Instant`.
+const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Go's HTTP client opens a connection for each request that finds no idle one, keeps two idle
 /// ones, and has no limit of its own. The number is half of the default of `max_connections`.

@@ -7,6 +7,7 @@
 
 mod flights;
 mod free_list;
+mod freshness;
 mod groups;
 mod permits;
 mod removals;

@@ -51,6 +51,7 @@ pub struct GetResponse<'a> {
     pub age_ms: Option<u64>,
     pub stale_ms: Option<u64>,
     pub removals: Option<u64>,
+    pub load_micros: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for GetResponse<'a> {
@@ -66,6 +67,7 @@ impl<'a> MessageRead<'a> for GetResponse<'a> {
                 Ok(816) => msg.age_ms = Some(r.read_uint64(bytes)?),
                 Ok(832) => msg.stale_ms = Some(r.read_uint64(bytes)?),
                 Ok(849) => msg.removals = Some(r.read_fixed64(bytes)?),
+                Ok(880) => msg.load_micros = Some(r.read_uint64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -85,6 +87,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         + self.age_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.stale_ms.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.removals.as_ref().map_or(0, |_| 2 + 8)
+        + self.load_micros.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -96,6 +99,7 @@ impl<'a> MessageWrite for GetResponse<'a> {
         if let Some(ref s) = self.age_ms { w.write_with_tag(816, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.stale_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.removals { w.write_with_tag(849, |w| w.write_fixed64(*s))?; }
+        if let Some(ref s) = self.load_micros { w.write_with_tag(880, |w| w.write_uint64(*s))?; }
         Ok(())
     }
 }

@@ -14,17 +14,25 @@ use crate::stats::CacheType;
 /// even after the cache has dropped them.
 #[derive(Clone)]
 pub struct Entry {
-    /// Key and value, side by side.
+    /// Key, value and etag, side by side.
     data: SharedBytes,
-    key_len: usize,
+    key_len: u16,
+    /// The bytes of the etag and its length.
+    trailer_len: u16,
     share: CacheType,
 }
 
 impl Entry {
-    pub(super) fn new(data: SharedBytes, key_len: usize, share: CacheType) -> Entry {
+    pub(super) fn new(
+        data: SharedBytes,
+        key_len: u16,
+        trailer_len: u16,
+        share: CacheType,
+    ) -> Entry {
         Entry {
             data,
             key_len,
+            trailer_len,
             share,
         }
     }
@@ -36,12 +44,13 @@ impl Entry {
     /// The key.
     pub fn key(&self) -> &str {
         // The key was inserted as a `&str`, so it is UTF-8.
-        std::str::from_utf8(&self.data[..self.key_len]).unwrap_or_default()
+        std::str::from_utf8(&self.data[..usize::from(self.key_len)]).unwrap_or_default()
     }
 
     /// The value. Copies no byte.
     pub fn value(&self) -> ByteView {
-        ByteView::window(self.data.clone(), self.key_len, self.data.len())
+        let end = self.data.len() - usize::from(self.trailer_len);
+        ByteView::window(self.data.clone(), usize::from(self.key_len), end)
     }
 
     /// The share that holds it: the main one if this process owns the key, else the hot one.
@@ -54,7 +63,7 @@ impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
             .field("key", &self.key())
-            .field("len", &(self.data.len() - self.key_len))
+            .field("len", &self.value().len())
             .field("cache_type", &self.share)
             .finish()
     }
@@ -76,9 +85,12 @@ pub(crate) struct Hit {
 pub(crate) struct NewEntry<'a> {
     pub(crate) hash: KeyHash,
     pub(crate) key: &'a str,
-    /// Key and value, side by side, as `Store::keyed` makes them. Borrowed, so that a value
+    /// Key, value and etag, side by side, as `Store::keyed` makes them. Borrowed, so that a value
     /// that is not inserted is not dropped under the lock.
     pub(crate) data: &'a SharedBytes,
+    pub(crate) has_etag: bool,
+    /// Whether the value may be that of the entry in the store, which then only gets new times.
+    pub(crate) is_renewal: bool,
     pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
     /// A time at or before the begin of the value's load, in whatever process that was. `None` if it is

@@ -213,6 +213,7 @@ mod tests {
             favor_objects: false,
             hot_fraction: 0.125,
             shards: Some(4),
+            retention: Duration::ZERO,
             forecast: true,
             clock: clock.clone(),
         };
@@ -227,11 +228,13 @@ mod tests {
             return;
         };
         store.count_miss(hash);
-        let view = store.keyed(hash, &key, &[0; 64]);
+        let view = store.keyed(hash, &key, &[0; 64], None);
         let new = NewEntry {
             hash,
             key: &key,
             data: view.allocation(),
+            has_etag: false,
+            is_renewal: false,
             share: CacheType::Main,
             expires: ttl.map(|ttl| store.clock().now().after(ttl)),
             begun: None,

@@ -1,7 +1,7 @@
 //! The sharded, byte-bounded, expiring store behind a group.
 //!
 //! ```text
-//!   mod.rs          the store: which shard, which lock; only it and making_room.rs lock
+//!   mod.rs          the store: which shard, which lock; only it, making_room.rs and kept.rs lock
 //!   making_room.rs  which shard gives room
 //!   shard.rs        one shard: a table from keys to slots
 //!   slab.rs         its slots
@@ -14,6 +14,7 @@
 //!   entry.rs        an entry                       key_hash.rs  the hash of a key
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
+//!   kept.rs         values that loads may renew    etag.rs      their etags
 //!   options.rs      its options
 //! ```
 //!
@@ -23,11 +24,13 @@
 mod budget;
 mod ceilings;
 mod entry;
+mod etag;
 mod evicted;
 mod expiry;
 mod forecast;
 mod generations;
 mod ghost;
+mod kept;
 mod key_hash;
 mod load_times;
 mod main_factor;
@@ -70,10 +73,12 @@ pub(crate) use shard::EVICTED_AT_ONCE;
 pub(crate) use ceilings::CeilingId;
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
+pub(crate) use etag::MAX_ETAG;
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
 pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
+pub(crate) use kept::Kept;
 pub(crate) use key_hash::KeyHash;
 pub(crate) use options::StoreOptions;
 pub use policy::Eviction;
@@ -112,8 +117,8 @@ impl Store {
     }
 
     /// A store whose keys are in the same shards in each run.
-    #[cfg(all(test, not(larder_loom)))]
-    fn seeded(options: StoreOptions, seed: u64) -> Store {
+    #[cfg(test)]
+    pub(crate) fn seeded(options: StoreOptions, seed: u64) -> Store {
         let shared = foldhash::SharedSeed::global_fixed();
         Store::with_hasher(options, SeedableRandomState::with_seed(seed, shared))
     }
@@ -146,7 +151,7 @@ impl Store {
             ),
             next_expiries: NextExpiries::new(shards),
             eviction: options.eviction,
-            timing: Timing::new(options.clock),
+            timing: Timing::new(options.clock, options.retention),
             lookups: ThreadCounters::new(),
             cursor: AtomicUsize::new(0),
         }
@@ -166,35 +171,6 @@ impl Store {
     /// The capacity now, which a temporary limit may lower.
     pub(crate) fn capacity(&self) -> u64 {
         self.budget.capacity()
-    }
-
-    /// A view of a copy of `value`, for [`insert`](Self::insert). The copy lies behind one of its key in
-    /// the store's memory, or on malloc if the store cannot keep it.
-    #[inline]
-    pub(crate) fn keyed(&self, hash: KeyHash, key: &str, value: &[u8]) -> ByteView {
-        let len = key.len() + value.len();
-        let block = if weight::of_entry(len) <= self.capacity() {
-            self.heap.allocate(hash.get(), [key.as_bytes(), value])
-        } else {
-            None
-        };
-        match block {
-            Some(block) => ByteView::window(block, key.len(), len),
-            None => ByteView::from(value),
-        }
-    }
-
-    /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
-    /// be cached. False if there is no memory left.
-    #[inline]
-    pub(crate) fn adopt(&self, hash: KeyHash, key: &str, view: &mut ByteView) -> bool {
-        let is_owned =
-            |view: &ByteView| view.is_keyed(key) && self.heap.owns(hash.get(), view.allocation());
-        if is_owned(view) || weight::of_entry(key.len() + view.len()) > self.capacity() {
-            return true;
-        }
-        *view = self.keyed(hash, key, view);
-        is_owned(view)
     }
 
     /// Drops entries that left, and keeps memory of theirs for the next entry of this thread.
@@ -220,6 +196,14 @@ impl Store {
     /// The bytes that count against the capacity.
     pub(crate) fn used(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// Whether an entry whose key and value have this length together evicts no other. A part of the
+    /// capacity stays free, for pages that the entry fills in part only.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        let spare = self.capacity() / 64;
+        let weight = weight::of_entry(len).saturating_add(spare);
+        self.budget.has_room(weight)
     }
 
     /// The used bytes, and the free room that no entry can have.
@@ -261,10 +245,10 @@ impl Store {
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(slot) = shard.find(hash, key, &self.timing) else {
-            return Err((shard.generation(hash), at_miss()));
+            return Err((shard.expect(hash), at_miss()));
         };
-        slot.meta.count_hit();
-        let (share, expires) = (slot.meta.share(), slot.expires);
+        let state = slot.meta.count_hit();
+        let (share, expires) = (state.share(), slot.expires);
         let (begun, is_due) = (slot.begun, slot.is_due);
         // The view is built last. If it were built here and then moved, it would be loaded in pieces
         // of other sizes than it was stored in, which stalls (no store forwarding).
@@ -282,10 +266,10 @@ impl Store {
             let ledger = self.budget.ledger();
             self.shard(hash).write().promote(hash, key, &ledger);
         }
-        let end = data.len();
         if self.forecaster.samples(hash) {
-            self.observe_get(hash, Some(SampledValue::new(end, expires)));
+            self.observe_get(hash, Some(SampledValue::new(data.len(), expires)));
         }
+        let end = data.len() - state.trailer_len(&data);
         Ok(Hit {
             view: ByteView::window(data, start, end),
             expires,
@@ -404,6 +388,12 @@ impl Store {
         let mut evicted = EvictedEntries::default();
         self.remove_expired(now, &mut evicted, |update| update.evicted.len() < at_most);
         (!evicted.is_empty()).then_some(evicted)
+    }
+
+    /// As [`purge_expired`](Self::purge_expired), but entries that are kept for loads stay.
+    pub(crate) fn purge_unkept(&self, at_most: usize) -> Option<EvictedEntries> {
+        let now = self.timing.clock.now();
+        self.purge_expired(now.before(self.timing.retention)?, at_most)
     }
 
     /// Whether an entry may expire.
@@ -554,6 +544,7 @@ impl Store {
             ledger: self.budget.ledger(),
             clock: &self.timing.clock,
             now: None,
+            retention: self.timing.retention,
             evicted,
         }
     }

@@ -1,5 +1,7 @@
 //! The options of a store.
 
+use std::time::Duration;
+
 use super::policy::Eviction;
 use crate::clock::Clock;
 
@@ -15,6 +17,8 @@ pub(crate) struct StoreOptions {
     pub(crate) hot_fraction: f64,
     /// Rounded up to a power of two. `None` chooses by capacity and cores.
     pub(crate) shards: Option<usize>,
+    /// How long an entry is kept after its expiry, while there is room.
+    pub(crate) retention: Duration,
     /// Whether to forecast the hit ratio at other capacities.
     pub(crate) forecast: bool,
     pub(crate) clock: Clock,

@@ -1,6 +1,8 @@
 //! One shard: a table, its slots, and the policy of each share. A shard does no locking; the store
 //! locks it.
 
+use std::time::Duration;
+
 use hashbrown::HashTable;
 
 use super::budget::{Budget, Ledger, Progress};
@@ -36,7 +38,7 @@ const MIN_SLOTS: usize = 64;
 #[repr(C, align(64))]
 pub(super) struct Shard {
     table: HashTable<u32, TableMemory>,
-    slab: Slab,
+    pub(super) slab: Slab,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
     policies: [Policy; 2],
@@ -56,6 +58,8 @@ pub(super) struct Update<'a> {
     pub(super) clock: &'a Clock,
     /// The time of the operation, read from the clock once it is needed.
     pub(super) now: Option<Tick>,
+    /// How long entries are kept after their expiry, while there is room.
+    pub(super) retention: Duration,
     pub(super) evicted: &'a mut EvictedEntries,
 }
 
@@ -170,7 +174,7 @@ impl Shard {
 
     /// The slot of a key's entry, expired or not.
     #[inline(always)]
-    fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
+    pub(super) fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
         let short = hash.short();
         let found = self.table.find(table_hash(short), |&index| {
             self.slab.has_key(index, short, key)
@@ -187,6 +191,13 @@ impl Shard {
             slot.is_due = timing.is_due(end)?;
         }
         Some(slot)
+    }
+
+    /// The generation for the load of a key that was missed. Starts to fetch what its insertion reads.
+    #[inline]
+    pub(super) fn expect(&self, hash: KeyHash) -> Generation {
+        self.policies[CacheType::Main as usize].expect(hash.short());
+        self.generation(hash)
     }
 
     /// All live entries.
@@ -218,7 +229,10 @@ impl Shard {
     /// Inserts nothing if the key was removed since its load began, or if the policy refuses the entry.
     /// In the second case an older entry of the key is removed all the same.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
-        if new.loaded_at != self.generation(new.hash) || (new.is_forgotten)() {
+        if new.loaded_at != self.generation(new.hash)
+            || (new.is_forgotten)()
+            || new.is_renewal && self.renew(new)
+        {
             return Insertion::ENDED;
         }
         self.put(new, update)
@@ -237,12 +251,12 @@ impl Shard {
         if new.expires.is_some() || !self.slab.expiries().is_empty() {
             weight += weight::EXPIRY as u64;
         }
-        let before = update.evicted.len();
+        let most = update.evicted.len() + EVICTED_AT_ONCE;
         self.remove_expired(update, |update| {
-            let removed = update.evicted.len() - before;
-            let needed = !update.ledger.has_room(weight) && removed < EVICTED_AT_ONCE;
-            needed || removed < SWEPT_AT_ONCE
+            !update.ledger.has_room(weight) && update.evicted.len() < most
         });
+        let most = update.evicted.len() + SWEPT_AT_ONCE;
+        self.remove_unkept(update, |update| update.evicted.len() < most);
         let replaced = self.replace(new, update);
         let is_possible = weight <= update.ledger.budget.capacity();
         if !is_possible || !Slab::can_hold(new.key.len(), weight) {
@@ -498,7 +512,29 @@ impl Shard {
             return;
         }
         let now = update.now();
-        while let Some(index) = self.slab.expiries().expired(now).filter(|_| more(update)) {
+        self.remove_expired_by(now, update, more);
+    }
+
+    /// Removes entries that have expired and are not kept any longer, while `more` returns true.
+    fn remove_unkept(&mut self, update: &mut Update<'_>, more: impl Fn(&Update<'_>) -> bool) {
+        if self.next_expiry() == Tick::NEVER {
+            return;
+        }
+        if let Some(then) = update.now().before(update.retention) {
+            self.remove_expired_by(then, update, more);
+        }
+    }
+
+    fn remove_expired_by(
+        &mut self,
+        then: Tick,
+        update: &mut Update<'_>,
+        more: impl Fn(&Update<'_>) -> bool,
+    ) {
+        while more(update) {
+            let Some(index) = self.slab.expiries().expired(then) else {
+                return;
+            };
             self.remove_slot(index, RemovalCause::Expired, update);
         }
     }

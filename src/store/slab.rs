@@ -7,12 +7,13 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, NewEntry};
+use super::etag;
 use super::expiry::Expiries;
 use super::load_times::{LoadTime, LoadTimes, UNKNOWN};
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::{SharedBytes, TableMemory, TableVec};
+use crate::heap::{SharedBytes, TableMemory, TableVec, prefetch};
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -39,20 +40,58 @@ pub(super) struct EntryMeta {
 const FREQ: u8 = 7;
 const HOT: u8 = 8;
 const IN_MAIN_QUEUE: u8 = 16;
+const TAGGED: u8 = 32;
+
+/// The state of an entry at one time.
+#[derive(Clone, Copy)]
+pub(super) struct EntryState(u8);
+
+impl EntryState {
+    #[inline]
+    pub(super) fn share(self) -> CacheType {
+        match self.0 & HOT {
+            0 => CacheType::Main,
+            _ => CacheType::Hot,
+        }
+    }
+
+    /// Whether there is an etag behind the value.
+    #[inline]
+    pub(super) fn is_tagged(self) -> bool {
+        self.0 & TAGGED != 0
+    }
+
+    /// The number of bytes behind the value of this entry.
+    #[inline]
+    pub(super) fn trailer_len(self, data: &[u8]) -> usize {
+        match self.is_tagged() {
+            true => etag::trailer_len(data),
+            false => 0,
+        }
+    }
+}
 
 impl EntryMeta {
     #[inline]
+    pub(super) fn state(&self) -> EntryState {
+        EntryState(self.state.load(Ordering::Relaxed))
+    }
+
+    #[inline]
     pub(super) fn share(&self) -> CacheType {
-        if self.has(HOT) {
-            CacheType::Hot
-        } else {
-            CacheType::Main
-        }
+        self.state().share()
+    }
+
+    /// The entry with these bytes.
+    fn entry(&self, data: SharedBytes) -> Entry {
+        let state = self.state();
+        let trailer_len = state.trailer_len(&data) as u16;
+        Entry::new(data, self.key_len, trailer_len, state.share())
     }
 
     /// Whether the entry is in its share's main queue, not in the small one.
     pub(super) fn in_main_queue(&self) -> bool {
-        self.has(IN_MAIN_QUEUE)
+        self.state().0 & IN_MAIN_QUEUE != 0
     }
 
     pub(super) fn set_in_main_queue(&mut self, in_main: bool) {
@@ -64,14 +103,15 @@ impl EntryMeta {
         };
     }
 
-    /// Counts a hit. At the maximum nothing is written, so the cache line of an entry with many
+    /// Counts a hit, and returns the state before. At the maximum nothing is written, so the cache line of an entry with many
     /// hits stays shared between the cores that read it.
     #[inline]
-    pub(super) fn count_hit(&self) {
+    pub(super) fn count_hit(&self) -> EntryState {
         let state = self.state.load(Ordering::Relaxed);
         if state & FREQ < MAX_FREQ {
             self.state.store(state + 1, Ordering::Relaxed);
         }
+        EntryState(state)
     }
 
     pub(super) fn freq(&self) -> u8 {
@@ -81,11 +121,6 @@ impl EntryMeta {
     pub(super) fn set_freq(&mut self, freq: u8) {
         let state = self.state.get_mut();
         *state = (*state & !FREQ) | freq.min(MAX_FREQ);
-    }
-
-    #[inline]
-    fn has(&self, flag: u8) -> bool {
-        self.state.load(Ordering::Relaxed) & flag != 0
     }
 }
 
@@ -154,7 +189,8 @@ impl SlotRef<'_> {
 
     pub(super) fn view(&self) -> ByteView {
         let start = usize::from(self.meta.key_len);
-        ByteView::window(self.data.clone(), start, self.data.len())
+        let end = self.data.len() - self.meta.state().trailer_len(self.data);
+        ByteView::window(self.data.clone(), start, end)
     }
 }
 
@@ -224,11 +260,17 @@ impl Slab {
         self.load_times
     }
 
-    /// Starts to fetch an entry that will leave soon to the processor's caches.
+    /// Starts to fetch an entry that will leave soon to the processor's caches, and the link of the one
+    /// after it.
     #[inline]
     pub(super) fn prefetch(&self, index: u32) {
-        if let Some(Some(data)) = self.data.get(index as usize) {
+        let at = index as usize;
+        if let (Some(Some(data)), Some(cold)) = (self.data.get(at), self.cold.get(at)) {
             data.prefetch();
+            prefetch(&self.metas[at]);
+            if let Some(next) = self.cold.get(cold.link.prev as usize) {
+                prefetch(next);
+            }
         }
     }
 
@@ -255,8 +297,7 @@ impl Slab {
         let slots = self.metas.iter().zip(&self.data);
         (0..).zip(slots).filter_map(|(index, (meta, data))| {
             let data = data.clone()?;
-            let entry = Entry::new(data, usize::from(meta.key_len), meta.share());
-            Some((index, entry))
+            Some((index, meta.entry(data)))
         })
     }
 
@@ -268,10 +309,12 @@ impl Slab {
     /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if a
     /// slot [cannot hold](Self::can_hold) it.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, weight: u64) -> Option<u32> {
+        let share = if new.share == CacheType::Hot { HOT } else { 0 };
+        let tagged = if new.has_etag { TAGGED } else { 0 };
         let meta = EntryMeta {
             key_len: u16::try_from(new.key.len()).ok()?,
             tag: tag_of(new.hash.short()),
-            state: AtomicU8::new(if new.share == CacheType::Hot { HOT } else { 0 }),
+            state: AtomicU8::new(share | tagged),
         };
         let link = SlotLink::new(new.hash.short(), weight)?;
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
@@ -282,6 +325,14 @@ impl Slab {
             ColdData { link, begun },
             new.expires,
         )
+    }
+
+    /// Gives a slot's entry new times.
+    pub(super) fn renew(&mut self, index: u32, expires: Option<Tick>, begun: Option<Tick>) {
+        let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
+        let begun = self.load_times.pack(begun, begins);
+        self.cold[index as usize].begun = begun;
+        self.expiries.set(index, self.data.len(), expires);
     }
 
     #[inline]
@@ -317,8 +368,7 @@ impl Slab {
         let data = self.data[at].take()?;
         self.link_free(index);
         self.expiries.reset(index);
-        let meta = &self.metas[at];
-        Some(Entry::new(data, usize::from(meta.key_len), meta.share()))
+        Some(self.metas[at].entry(data))
     }
 
     fn link_free(&mut self, index: u32) {

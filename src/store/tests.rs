@@ -35,6 +35,7 @@ fn seeded_store(
         favor_objects: false,
         hot_fraction: 0.125,
         shards: Some(shards),
+        retention: Duration::ZERO,
         forecast: false,
         clock: clock.clone(),
     };
@@ -66,9 +67,9 @@ fn put_pending(
     ttl: Option<Duration>,
 ) -> EvictedEntries {
     let hash = store.hash(key);
-    let view = store.keyed(hash, key, value);
+    let view = store.keyed(hash, key, value, None);
     let data = SharedBytes::concat([key.as_bytes(), value]);
-    let data = if view.is_keyed(key) {
+    let data = if view.is_keyed(key, <[u8]>::is_empty) {
         view.allocation()
     } else {
         &data
@@ -77,6 +78,8 @@ fn put_pending(
         hash,
         key,
         data,
+        has_etag: false,
+        is_renewal: false,
         share,
         expires: ttl.map(|ttl| store.clock().now().after(ttl)),
         begun: None,
@@ -389,12 +392,15 @@ fn load_that_began_before_a_removal_is_not_cached() {
         let hash = store.hash("key");
         let generation = store.peek(hash, "key").expect_err("nothing there");
         remove(&store, hash);
-        let [old, new] = ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes()));
+        let [old, new] =
+            ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes(), None));
         let loaded = |view: &ByteView, loaded_at| {
             let new = NewEntry {
                 hash,
                 key: "key",
                 data: view.allocation(),
+                has_etag: false,
+                is_renewal: false,
                 share: CacheType::Main,
                 expires: None,
                 begun: None,

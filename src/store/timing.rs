@@ -8,14 +8,17 @@ use crate::clock::{Clock, Tick};
 #[derive(Debug)]
 pub(super) struct Timing {
     pub(super) clock: Clock,
+    /// How long entries are kept after their expiry.
+    pub(super) retention: Duration,
     /// In nanoseconds.
     margin: AtomicU64,
 }
 
 impl Timing {
-    pub(super) fn new(clock: Clock) -> Timing {
+    pub(super) fn new(clock: Clock, retention: Duration) -> Timing {
         Timing {
             clock,
+            retention,
             margin: AtomicU64::new(0),
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Fields {
     pub stale_ms: Option<u64>,
     /// The removals that the peer has applied.
     pub removals: Option<u64>,
+    /// How long the response waited for a load.
+    pub load_micros: Option<u64>,
 }
 
 /// The body of a response with `value`, which is the last field. `key_hash` is that of its key.
@@ -72,6 +74,10 @@ pub(crate) fn push_fields(out: &mut Vec<u8>, key_hash: u64, value_len: usize, fi
         push_tag(out, REMOVALS);
         out.extend_from_slice(&removals.to_le_bytes());
     }
+    if let Some(micros) = fields.load_micros {
+        push_tag(out, LOAD_MICROS);
+        push_varint(out, micros);
+    }
     push_tag(out, VALUE);
     push_varint(out, value_len as u64);
 }
@@ -111,6 +117,7 @@ pub(crate) fn decode_response(body: &[u8]) -> Result<Decoded<'_>> {
             AGE_MS => fields.age_ms = Some(number),
             STALE_MS => fields.stale_ms = Some(number),
             REMOVALS => fields.removals = fixed(),
+            LOAD_MICROS => fields.load_micros = Some(number),
             _ => {}
         }
     }
@@ -256,9 +263,18 @@ const KEY_HASH: FieldType = (101, I64);
 const AGE_MS: FieldType = (102, VARINT);
 const STALE_MS: FieldType = (104, VARINT);
 const REMOVALS: FieldType = (106, I64);
+const LOAD_MICROS: FieldType = (110, VARINT);
 
-const KNOWN: [FieldType; 8] = [
-    VALUE, MINUTE_QPS, EXPIRE, TTL_NANOS, KEY_HASH, AGE_MS, STALE_MS, REMOVALS,
+const KNOWN: [FieldType; 9] = [
+    VALUE,
+    MINUTE_QPS,
+    EXPIRE,
+    TTL_NANOS,
+    KEY_HASH,
+    AGE_MS,
+    STALE_MS,
+    REMOVALS,
+    LOAD_MICROS,
 ];
 
 const MAX_VARINT: usize = 10;
@@ -474,9 +490,19 @@ mod tests {
             option::of(any::<u64>()),
             option::of(any::<u64>()),
             option::of(1..u64::MAX),
+            option::of(any::<u64>()),
         );
         fields.prop_map(
-            |(ttl_nanos, expire_unix_nanos, minute_qps, age_ms, stale_ms, removals)| Fields {
+            |(
+                ttl_nanos,
+                expire_unix_nanos,
+                minute_qps,
+                age_ms,
+                stale_ms,
+                removals,
+                load_micros,
+            )| Fields {
+                load_micros,
                 removals,
                 ttl_nanos,
                 expire_unix_nanos,
@@ -501,6 +527,7 @@ mod tests {
                 ttl_nanos: fields.ttl_nanos,
                 key_hash: Some(HASH),
                 removals: fields.removals,
+                load_micros: fields.load_micros,
                 age_ms: fields.age_ms,
                 stale_ms: fields.stale_ms,
             };

@@ -7,6 +7,7 @@
 //! | `path` | [`key_path`] → [`parse_path`] | |
 //! | `timeout` | [`timeout_millis`] → [`parse_timeout`] | |
 //! | `body` | | [`encode_response`] → [`decode_response`] |
+//! | `unchanged` | [`known_header`] → [`parse_known`] | [`encode_unchanged`] → [`decode_unchanged`] |
 //! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
 //! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`], [`decode_table`] | the last one |
 //! | `status` | | [`status_of`] → [`error_of`] |
@@ -29,7 +30,10 @@ mod peers_mark;
 mod pieces;
 mod status;
 mod timeout;
+mod unchanged;
 
+#[cfg(larder_fuzz)]
+pub(crate) use body::Decoded;
 pub(crate) use body::{Fields, decode_response, encode_response, push_fields};
 pub(crate) use changes::{
     CLEAR, DROP, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_drop, decode_keys,
@@ -44,10 +48,14 @@ pub(crate) use many::{
 pub(crate) use path::{
     DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,
 };
-pub(crate) use peers_mark::{PEERS_HEADER, PEERS_PAGE, PeersMark};
+pub(crate) use peers_mark::{LEAVE_PATH, LEAVING_HEADER, PEERS_HEADER, PEERS_PAGE, PeersMark};
 pub use pieces::Body;
 pub(crate) use status::{ERROR_HEADER, error_of, status_of};
 pub(crate) use timeout::{TIMEOUT_HEADER, loading_after, parse_timeout, timeout_millis};
+pub(crate) use unchanged::{
+    KNOWN_HEADER, UNCHANGED_HEADER, decode_unchanged, encode_unchanged, known_header, parse_known,
+    value_hash,
+};
 
 /// Whether a `Content-Type` is that of protobuf bodies. golang/groupcache sends exactly this type;
 /// parameters after it are ignored.

@@ -10,6 +10,14 @@ pub(crate) const PEERS_HEADER: &str = "larder-peers";
 /// key of a group.
 pub(crate) const PEERS_PAGE: &str = "_peers";
 
+/// The path, below the base path, of the request with which a process announces that it leaves. Its body
+/// is the id of the process in the list of peers.
+pub(crate) const LEAVE_PATH: &str = "_leave/";
+
+/// The header of the responses of a process that is not to be asked for its keys: it leaves, or has just
+/// started.
+pub(crate) const LEAVING_HEADER: &str = "larder-leaving";
+
 /// Identifies a list of peers, and the process that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeersMark {

@@ -24,9 +24,9 @@ pub struct Node {
 /// The options of a node. The defaults suit a slow machine.
 pub struct Setup {
     pub name: &'static str,
-    pub group: Box<dyn Fn(GroupBuilder) -> GroupBuilder>,
-    pub pool: Box<dyn Fn(HttpPoolBuilder) -> HttpPoolBuilder>,
-    pub server: Box<dyn Fn(ServerBuilder) -> ServerBuilder>,
+    pub group: Box<dyn Fn(GroupBuilder) -> GroupBuilder + Sync>,
+    pub pool: Box<dyn Fn(HttpPoolBuilder) -> HttpPoolBuilder + Sync>,
+    pub server: Box<dyn Fn(ServerBuilder) -> ServerBuilder + Sync>,
 }
 
 impl Default for Setup {
@@ -46,6 +46,14 @@ impl Setup {
         G: Fn(&Context, &str, &mut dyn Sink) -> Result<(), BoxError> + Send + Sync + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        self.start_on(listener, &[], getter)
+    }
+
+    /// The same on a socket that is there, by a node that knows its peers before it listens.
+    pub fn start_on<G>(&self, listener: TcpListener, peers: &[String], getter: G) -> Node
+    where
+        G: Fn(&Context, &str, &mut dyn Sink) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let registry = Registry::new();
         let group = (self.group)(Group::builder(self.name).registry(&registry))
@@ -54,6 +62,9 @@ impl Setup {
         let pool = (self.pool)(HttpPool::builder(&url).registry(&registry))
             .build()
             .expect("a pool");
+        if !peers.is_empty() {
+            pool.set(peers).expect("good URLs");
+        }
         let server = (self.server)(pool.server())
             .serve_listener(listener)
             .expect("a server");

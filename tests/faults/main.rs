@@ -2,6 +2,7 @@
 //!
 //! - `cold_restart`: a node starts without its values, and its origin serves few loads at a time.
 //! - `getters`: the getter fails, panics, hangs or is slow.
+//! - `planned_changes`: nodes join, leave, and are restarted.
 //! - `rings`: nodes have different lists of peers; many callers want one key; the wall clock jumps.
 //! - `scarce`: a server runs out of descriptors or threads, or is shut down under load.
 //! - `hostile_clients`: clients that are slow, send floods, or send ambiguous requests.
@@ -9,6 +10,7 @@
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
 //! - `sick_peers`: peers that are killed, stopped, slow or away for good.
 //! - `dumps`: a process is killed while it dumps, or its disk is full.
+//! - `slow_peers`: peers whose answers are late.
 //! - `silent_peers`: peers that do not answer, answer late, or whose connections are dead.
 //!
 //! Nodes are registries in this process (`cluster`) or processes of their own (`process`). A limit of
@@ -38,10 +40,12 @@ mod getters;
 mod held_connections;
 mod hostile_clients;
 mod hostile_servers;
+mod planned_changes;
 mod rings;
 mod scarce;
 mod sick_peers;
 mod silent_peers;
+mod slow_peers;
 
 /// Not a test of its own: the other tests start this program again for it.
 #[test]

@@ -14,21 +14,21 @@ use crate::common::*;
 
 /// An origin whose value is the number of its loads so far. It can fail, and be held.
 #[derive(Clone, Default)]
-struct Origin {
+pub struct Origin {
     loads: Arc<AtomicUsize>,
     fails: Arc<AtomicBool>,
     is_missing: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
-    holds: Arc<AtomicBool>,
-    gate: Gate,
+    pub holds: Arc<AtomicBool>,
+    pub gate: Gate,
 }
 
 impl Origin {
-    fn loads(&self) -> usize {
+    pub fn loads(&self) -> usize {
         self.loads.load(SeqCst)
     }
 
-    fn group(&self, builder: GroupBuilder) -> Group {
+    pub fn group(&self, builder: GroupBuilder) -> Group {
         let origin = self.clone();
         builder
             .build(getter_fn(move |_, _, dest| {
@@ -52,7 +52,7 @@ impl Origin {
 }
 
 /// A group whose values are fresh for exactly 10 s.
-fn fresh_for_ten(clock: &Clock) -> GroupBuilder {
+pub fn fresh_for_ten(clock: &Clock) -> GroupBuilder {
     alone("fresh")
         .clock(clock.clone())
         .time_to_live(seconds(10))

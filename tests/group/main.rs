@@ -36,7 +36,10 @@ mod replacing;
 #[cfg(target_os = "linux")]
 mod resident_memory;
 mod returned_values;
+mod revalidation;
 mod sinks;
+mod stale_batches;
 mod stats;
 mod threads;
 mod user_code;
+mod warm;

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::peer::HttpPeer;
-use crate::http::membership::{HANDOFF_WINDOW, PeersPage};
+use crate::http::membership::{HANDOFF_WINDOW, Membership, PeersPage};
 use crate::pb::GetRequest;
 use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
@@ -58,7 +58,12 @@ impl Handoff {
             drop(ended);
             return None;
         }
-        let owner = past.placement.owner(key)?;
+        // A node that had gone before had left its keys to the next one. Nodes without a client stay.
+        let may_have = |place: usize| {
+            let client = past.clients.get(place).and_then(Option::as_ref);
+            client.is_none_or(|client| client.health().may_hand_over())
+        };
+        let owner = past.placement.owner_among(key, may_have)?;
         let client = past.clients.get(owner)?.clone()?;
         Some(Arc::new(PreviousOwner { client, past }))
     }
@@ -66,15 +71,20 @@ impl Handoff {
     /// Learns the past from the peers, for a process that has just received its first list.
     /// `key_owners` and `members` are that list; `own` is the place of this process.
     ///
-    /// The peers are asked on a thread, one after the other, until one has an answer.
+    /// The peers are asked on a thread, one after the other, until one has an answer. Peers that probe this
+    /// process wait for that.
     pub(crate) fn learn(
         self: &Arc<Self>,
         empty: KeyOwners,
         members: Vec<(Peer, Option<Arc<HttpPeer>>)>,
         own_id: String,
+        membership: Arc<Membership>,
     ) {
         let handoff = Arc::downgrade(self);
+        membership.hold();
+        let held = Held(membership);
         let learn = move || {
+            let _held = held;
             let clients = members.iter().filter_map(|(_, client)| client.as_ref());
             let mut pages = clients.filter_map(|client| client.page_reader()().ok());
             let Some(page) = pages.next() else {
@@ -92,6 +102,15 @@ impl Handoff {
             .name("larder-handoff".into())
             .stack_size(STACK)
             .spawn(learn);
+    }
+}
+
+/// Holds peers back until it is dropped.
+struct Held(Arc<Membership>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
@@ -147,6 +166,10 @@ impl ProtoGetter for PreviousOwner {
             Err(_) => _ = vain.fetch_add(COST_OF_FAILURE, Ordering::Relaxed),
         }
         answers
+    }
+
+    fn url(&self) -> String {
+        self.client.url()
     }
 
     fn honors_deadline(&self) -> bool {

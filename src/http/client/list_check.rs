@@ -1,4 +1,5 @@
-//! Reacts to a response that says that the peer has another list of peers, or is this process.
+//! Reacts to a response that says that the peer has another list of peers, or is this process; and reads
+//! the peer's list, or announces that this process leaves it.
 
 use std::io::Read;
 use std::sync::atomic::Ordering;
@@ -10,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::http::membership::MarkOf;
-use crate::wire::PEERS_PAGE;
+use crate::wire::{LEAVE_PATH, PEERS_PAGE};
 
 impl HttpPeer {
     /// Whether this peer has turned out to be this process, under a name by which it does not know
@@ -22,9 +23,11 @@ impl HttpPeer {
     /// Notes the mark of a response. Most responses have none.
     pub(super) fn note_mark(&self, response: &TransportResponse) {
         let Some(mark) = response.peers_mark() else {
-            return;
+            return self.health.note_list(false);
         };
-        match self.membership.compare(mark) {
+        let compared = self.membership.compare(mark);
+        self.health.note_list(compared == MarkOf::Other);
+        match compared {
             MarkOf::Same => {}
             MarkOf::ThisProcess => self.note_this_process(),
             MarkOf::Other if self.membership.is_news(mark) => self.log_difference(),
@@ -79,6 +82,21 @@ impl HttpPeer {
                 200 => Ok(text_of(response)),
                 status => Err(Error::new(ErrorKind::Peer, format!("status {status}"))),
             }
+        }
+    }
+}
+
+impl HttpPeer {
+    /// Announces that this process, which has this id in the list, leaves.
+    pub(crate) fn announce_leave(&self, id: &str) -> Result<()> {
+        let deadline = Instant::now() + self.config.exchange_timeout;
+        let ctx = Context::background().with_deadline(deadline);
+        let path = format!("{}{LEAVE_PATH}", self.base);
+        let request = TransportRequest::change("POST", path, id.as_bytes(), deadline);
+        let response = self.transport.round_trip(&ctx, request)?;
+        match response.status() {
+            200 => Ok(()),
+            status => Err(self.failure(format_args!("status {status}"))),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
 //! - `many`: several keys that one caller asks for.
+//! - `revalidate`: a request for a value that is cached already.
 //! - `health`, `peer_health`: whether a peer is asked, and its recent exchanges.
 //! - `changes`: the requests that change data at the peer.
 //! - `permits`: limits the requests that are under way.
@@ -38,6 +39,7 @@ pub(crate) mod picker;
 pub(crate) mod pool;
 pub(crate) mod resolve;
 pub(crate) mod response;
+mod revalidate;
 pub(crate) mod target;
 pub(crate) mod transport;
 #[cfg(feature = "ureq")]

@@ -109,10 +109,12 @@ impl ProtoGetter for HttpPeer {
         let now = Instant::now();
         let deadline = self.deadline(ctx, now)?;
         if !self.policy.pays_off() {
-            return self.get_single(ctx, group, key, now, deadline);
+            return self.get_single(ctx, group, key, now, deadline, None);
         }
         let (result, place) = match self.batcher.join(group, key, deadline, Instant::now) {
-            BatchRole::Single(_guard) => return self.get_single(ctx, group, key, now, deadline),
+            BatchRole::Single(_guard) => {
+                return self.get_single(ctx, group, key, now, deadline, None);
+            }
             BatchRole::TimedOut => return Err(self.timed_out(ctx)),
             BatchRole::Waiter(result, place) => (result, place),
             BatchRole::Leader(mut leader) => {
@@ -138,7 +140,16 @@ impl ProtoGetter for HttpPeer {
             Some(Err(BatchError::Fallback | BatchError::Failed { .. })) | None => {}
         }
         drop(result);
-        self.get_single(ctx, group, key, Instant::now(), deadline)
+        self.get_single(ctx, group, key, Instant::now(), deadline, None)
+    }
+
+    fn revalidate(
+        &self,
+        ctx: &Context,
+        request: &GetRequest<'_>,
+        old: &ByteView,
+    ) -> Result<PeerResponse> {
+        self.get_newer(ctx, request, old)
     }
 
     fn get_many(
@@ -191,14 +202,15 @@ impl ProtoGetter for HttpPeer {
 }
 
 impl HttpPeer {
-    /// Asks for one key by a request of its own.
-    fn get_single(
+    /// Asks for one key by a request of its own. An `old` value need not be sent again.
+    pub(super) fn get_single(
         &self,
         ctx: &Context,
         group: &str,
         key: &str,
         now: Instant,
         deadline: Instant,
+        old: Option<&ByteView>,
     ) -> Result<PeerResponse> {
         let permit = self.permit(ctx, deadline)?;
         let now = permit.waited_until.unwrap_or(now);
@@ -211,10 +223,15 @@ impl HttpPeer {
             true => self.full_timeout.as_str().into(),
             false => wire::timeout_millis(deadline - now).to_string().into(),
         };
-        let request = TransportRequest::get(path, deadline).with_headers([
+        let mut request = TransportRequest::get(path, deadline).with_headers([
             (wire::PEERS_HEADER.into(), own.header.as_str().into()),
             (wire::TIMEOUT_HEADER.into(), timeout),
         ]);
+        let hash = wire::key_hash(group, key);
+        if let Some(old) = old {
+            let known = wire::known_header(wire::value_hash(hash, old));
+            request.set_checked(wire::KNOWN_HEADER.into(), known.into());
+        }
         let exchange = ObservedExchange::new(&self.health, &self.watch, now);
         let response = match self.transport.round_trip(ctx, request) {
             Ok(response) => response,
@@ -224,7 +241,13 @@ impl HttpPeer {
             self.policy.resume();
         }
         self.note_mark(&response);
-        let hash = wire::key_hash(group, key);
+        if let Some(old) = old.filter(|_| response.status() == 304) {
+            if let Some(renewed) = self.renewed(ctx, exchange, response, hash, old)? {
+                return Ok(renewed);
+            }
+            drop(permit);
+            return self.get_single(ctx, group, key, Instant::now(), deadline, None);
+        }
         if response.status() != 200 {
             return Err(self.end_with_error(exchange, response, Some(hash)));
         }
@@ -232,7 +255,7 @@ impl HttpPeer {
             Ok(value) => value,
             Err(error) => return Err(exchange.failed(error)),
         };
-        exchange.answered(Duration::ZERO);
+        exchange.answered(value.load_time);
         self.policy.note_len(value.value.len());
         Ok(value)
     }
@@ -290,7 +313,11 @@ impl HttpPeer {
             self.connections.close_idle();
             self.unsupported_batch(error)
         })?;
-        exchange.answered(Duration::ZERO);
+        match load {
+            false => exchange.answered(Duration::ZERO),
+            // How long the loads took is not known.
+            true => exchange.answered_untimed(),
+        }
         let values = BatchValues { body, slots };
         self.policy.note_success(values.mean_len());
         Ok(values)
@@ -352,9 +379,7 @@ impl HttpPeer {
         if decoded.value.len() > self.config.max_value_size {
             return Err(self.refusal(TOO_LONG));
         }
-        let fields = decoded.fields;
-        // A server of larder leaves the field out if there was no removal.
-        let removals = decoded.key_hash.map(|_| fields.removals.unwrap_or(0));
+        let (fields, is_keyed) = (decoded.fields, decoded.key_hash.is_some());
         let value = match decoded.value {
             // A view of the body, unless it would keep much more than the value in memory.
             value if !value.is_empty() && body.len() - value.len() <= MAX_WASTE => {
@@ -364,14 +389,27 @@ impl HttpPeer {
             }
             value => ByteView::from(value),
         };
-        Ok(PeerResponse {
+        Ok(Self::response_of(&fields, is_keyed, value))
+    }
+
+    /// The response with this value and the fields of a body, which names its key or not.
+    pub(super) fn response_of(
+        fields: &wire::Fields,
+        is_keyed: bool,
+        value: ByteView,
+    ) -> PeerResponse {
+        PeerResponse {
             value,
-            ttl: ttl_of(&fields),
+            ttl: ttl_of(fields),
             age: fields.age_ms.map(Duration::from_millis),
             stale: fields.stale_ms.map(Duration::from_millis),
-            removals,
+            // A server of larder leaves the field out if there was no removal.
+            removals: is_keyed.then(|| fields.removals.unwrap_or(0)),
             minute_qps: fields.minute_qps,
-        })
+            load_time: fields
+                .load_micros
+                .map_or(Duration::ZERO, Duration::from_micros),
+        }
     }
 
     /// The body of a response with status 200, if it is a protobuf message of at most `max` bytes.
@@ -416,7 +454,7 @@ impl HttpPeer {
     }
 
     /// The error for a response that answers another request.
-    fn other_key(&self) -> Error {
+    pub(super) fn other_key(&self) -> Error {
         self.connections.close_idle();
         self.failure(OTHER_KEY)
     }

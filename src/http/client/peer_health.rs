@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::http::client::health::PeerHealth;
 use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::health::watch::{Probe, WatchedPeer};
+use crate::http::client::health::{PeerHealth, ProbeAnswer, ProbeOf};
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::peer::Peer;
@@ -61,7 +61,7 @@ impl HttpPeer {
         let (error, is_of_the_key) = self.read_error(response, hash);
         match is_answer && is_of_the_key {
             true => {
-                exchange.answered_with_error();
+                exchange.answered_untimed();
                 error
             }
             false => exchange.broken(error),
@@ -71,16 +71,28 @@ impl HttpPeer {
 
 impl Probe for HttpPeer {
     /// Requests the base path, which names no group. Any answer but an error of a proxy will do. The
-    /// idle connections are closed before, because they may be those of before the outage.
-    fn probe(&self) -> Result<()> {
-        self.connections.close_idle();
+    /// idle connections to a peer that was down are closed before, because they may be those of before the
+    /// outage.
+    fn probe(&self, of: ProbeOf) -> Result<ProbeAnswer> {
+        if of == ProbeOf::Down {
+            self.connections.close_idle();
+        }
         let deadline = Instant::now() + self.config.exchange_timeout;
         let ctx = Context::background().with_deadline(deadline);
         let request = TransportRequest::get(self.base.clone(), deadline);
         let response = self.transport.round_trip(&ctx, request)?;
+        if response.header(wire::LEAVING_HEADER).is_some() {
+            return Ok(ProbeAnswer::Leaving);
+        }
         match response.status() {
-            status if response.is_from_larder() || status < 500 && status != 408 => Ok(()),
+            status if response.is_from_larder() || status < 500 && status != 408 => {
+                Ok(ProbeAnswer::Present)
+            }
             status => Err(self.failure(format_args!("it answered a probe with {status}"))),
         }
+    }
+
+    fn name(&self) -> String {
+        self.url.to_string()
     }
 }

@@ -3,7 +3,7 @@
 
 mod routes;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -21,7 +21,7 @@ use crate::http::client::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
 use crate::http::membership::Membership;
 use crate::peer::Peer;
-use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::peers::{KeyRoute, PeerPicker, ProtoGetter, Route};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, RwLock};
 
@@ -96,7 +96,7 @@ impl Picker {
             empty,
             failover,
             transport,
-            watch: Watch::new(config.absent_after),
+            watch: Watch::new(config.absent_after, config.slow_after),
             config,
             membership,
             is_absence_logged: AtomicBool::new(false),
@@ -187,15 +187,19 @@ impl Picker {
                 let members = after.members.iter();
                 let members = members.map(|member| (member.peer.clone(), member.client.clone()));
                 let own_id = own.peer.id.clone();
-                self.handoff
-                    .learn(self.empty.clone(), members.collect(), own_id);
+                self.handoff.learn(
+                    self.empty.clone(),
+                    members.collect(),
+                    own_id,
+                    self.membership.clone(),
+                );
             }
             return;
         }
-        let nodes = |list: &PeerList| -> BTreeSet<(String, u32)> {
-            let node = |member: &Member| (member.peer.id.clone(), member.peer.weight);
-            list.members.iter().map(node).collect()
-        };
+        fn nodes(list: &PeerList) -> HashSet<(&str, u32)> {
+            let peers = list.members.iter().map(|member| &member.peer);
+            peers.map(|peer| (&*peer.id, peer.weight)).collect()
+        }
         if nodes(before) != nodes(after) {
             let clients = before.members.iter().map(|member| member.client.clone());
             self.handoff
@@ -234,6 +238,30 @@ impl Picker {
             Some(client.status(member.peer.clone()))
         };
         peers.members.iter().filter_map(status).collect()
+    }
+
+    /// See `HttpPool::leave`.
+    pub(crate) fn announce_leave(&self) {
+        let peers = self.peers();
+        let own = peers.members.iter().find(|member| member.client.is_none());
+        if let Some(own) = own {
+            let announce = |client: &Arc<HttpPeer>| {
+                if let Err(error) = client.announce_leave(&own.peer.id) {
+                    log::warn!("a peer does not know that this process leaves: {error}");
+                }
+            };
+            let announce = &announce;
+            // At the same time, so that no peer asks another one that does not know it yet.
+            std::thread::scope(|scope| {
+                for client in peers.clients() {
+                    let named = std::thread::Builder::new().name("larder-leave".into());
+                    if named.spawn_scoped(scope, move || announce(client)).is_err() {
+                        announce(client);
+                    }
+                }
+            });
+        }
+        self.watch.leave();
     }
 
     /// Whether this process still asks previous owners for the values of its keys.
@@ -285,6 +313,23 @@ impl KnownPeers for Picker {
     fn any(&self) -> bool {
         self.peers().clients().next().is_some()
     }
+
+    /// From now on, the next peer owns its keys. It asks the one that leaves for what that has cached, so
+    /// the past begins before.
+    fn leave(&self, id: &str) -> bool {
+        let peers = self.peers();
+        let mut members = peers.members.iter();
+        let found = members.find(|member| member.peer.id == id);
+        let Some(client) = found.and_then(|member| member.client.as_ref()) else {
+            return false;
+        };
+        let clients = peers.members.iter().map(|member| member.client.clone());
+        self.handoff
+            .begin(peers.placement.clone(), clients.collect());
+        client.health().leave();
+        self.watch.wake();
+        true
+    }
 }
 
 impl PeerPicker for Picker {
@@ -323,13 +368,17 @@ impl PeerPicker for Picker {
     fn route(&self, key: &str) -> Route {
         let peers = self.peers();
         if self.watch.is_any_away() {
-            return peers.route_around(key, self.failover, self.watch.is_cut_off());
+            return peers.route_around(key, self.failover, &self.watch);
         }
         let owner = peers.placement.owner(key);
         match owner.and_then(|owner| peers.client(owner)) {
             Some(owner) => Route::Peer(owner),
             None => Route::Own,
         }
+    }
+
+    fn explain(&self, key: &str) -> KeyRoute {
+        self.peers().explain(key, self.failover, &self.watch)
     }
 
     /// There is no third attempt: see [`pick_replica`](Self::pick_replica). Peers that are away are passed

@@ -172,6 +172,7 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Server: larder\r\n\
     Content-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 20\r\n\
     Connection: close\r\n\r\n\

@@ -1,23 +1,27 @@
 //! Bounds the bytes that all connections of a server hold together.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex};
 
 /// Bytes that connections take and give back.
 ///
 /// Strangers have half of them at most, so that clients that read nothing, or send half a body, cannot
-/// keep the peers from theirs.
+/// keep the peers from theirs. Those that wait are served in turn, the peers among themselves and the
+/// strangers among themselves.
 pub(crate) struct ByteBudget {
     max: usize,
     used: Mutex<UsedBytes>,
-    freed: Condvar,
 }
 
 #[derive(Default)]
 struct UsedBytes {
     all: usize,
     by_strangers: usize,
+    /// The waiters, peers and strangers: each has a condition of its own, so that only the first of them
+    /// is woken.
+    waiting: [VecDeque<Arc<Condvar>>; 2],
 }
 
 impl ByteBudget {
@@ -25,36 +29,57 @@ impl ByteBudget {
         ByteBudget {
             max,
             used: Mutex::default(),
-            freed: Condvar::new(),
         }
     }
 
-    /// Takes `bytes`, if there is room. A response that is longer than the whole room gets it alone.
+    /// Takes `bytes`, if there is room, and no other connection waits for it. A response that is longer
+    /// than the whole room gets it alone.
     pub(crate) fn take(&self, bytes: usize, is_stranger: bool) -> Option<ByteGuard<'_>> {
         let mut used = self.used.lock();
-        if !self.has_room(&used, bytes, is_stranger) {
+        let is_first = used.waiting[usize::from(is_stranger)].is_empty();
+        if !is_first || !self.has_room(&used, bytes, is_stranger) {
             return None;
         }
+        Some(self.add(&mut used, bytes, is_stranger))
+    }
+
+    /// Waits for its turn, and for room for `bytes`, and takes them. Returns `None` at `deadline`.
+    pub(crate) fn wait_for(
+        &self,
+        bytes: usize,
+        is_stranger: bool,
+        deadline: Instant,
+    ) -> Option<ByteGuard<'_>> {
+        let class = usize::from(is_stranger);
+        let turn = Arc::new(Condvar::new());
+        let mut used = self.used.lock();
+        used.waiting[class].push_back(turn.clone());
+        let mut guard = None;
+        loop {
+            let is_first = used.waiting[class].front();
+            let is_first = is_first.is_some_and(|first| Arc::ptr_eq(first, &turn));
+            if is_first && self.has_room(&used, bytes, is_stranger) {
+                guard = Some(self.add(&mut used, bytes, is_stranger));
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            used = turn.wait_timeout(used, left);
+        }
+        used.waiting[class].retain(|other| !Arc::ptr_eq(other, &turn));
+        used.wake_first();
+        guard
+    }
+
+    fn add(&self, used: &mut UsedBytes, bytes: usize, is_stranger: bool) -> ByteGuard<'_> {
         used.add(bytes, is_stranger);
-        Some(ByteGuard {
+        ByteGuard {
             budget: self,
             bytes,
             is_stranger,
-        })
-    }
-
-    /// Waits until there is room for `bytes`, which another connection may take first. Returns `false`
-    /// at `deadline`.
-    pub(crate) fn wait_for(&self, bytes: usize, is_stranger: bool, deadline: Instant) -> bool {
-        let mut used = self.used.lock();
-        while !self.has_room(&used, bytes, is_stranger) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            used = self.freed.wait_timeout(used, left);
         }
-        true
     }
 
     fn has_room(&self, used: &UsedBytes, bytes: usize, is_stranger: bool) -> bool {
@@ -70,6 +95,12 @@ impl UsedBytes {
             self.by_strangers = self.by_strangers.saturating_add(bytes);
         }
     }
+
+    /// To be called when there may be room for the first waiters, or others have become the first.
+    fn wake_first(&self) {
+        let first = self.waiting.iter().filter_map(VecDeque::front);
+        first.for_each(|turn| turn.notify_one());
+    }
 }
 
 /// Taken bytes, which are given back when it is dropped.
@@ -80,6 +111,11 @@ pub(crate) struct ByteGuard<'b> {
 }
 
 impl ByteGuard<'_> {
+    /// How many bytes were taken.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes `more` bytes too, if there is room.
     #[must_use]
     pub(crate) fn grow(&mut self, more: usize) -> bool {
@@ -99,8 +135,7 @@ impl Drop for ByteGuard<'_> {
         if self.is_stranger {
             used.by_strangers = used.by_strangers.saturating_sub(self.bytes);
         }
-        drop(used);
-        self.budget.freed.notify_all();
+        used.wake_first();
     }
 }
 
@@ -127,7 +162,7 @@ mod tests {
         let budget = ByteBudget::new(100);
         let long = budget.take(1000, true).expect("alone");
         assert!(budget.take(1, false).is_none());
-        assert!(!budget.wait_for(1, false, Instant::now()));
+        assert!(budget.wait_for(1, false, Instant::now()).is_none());
         drop(long);
         assert!(budget.take(1, false).is_some());
     }
@@ -148,9 +183,44 @@ mod tests {
         let guard = budget.take(100, false).expect("room");
         let deadline = Instant::now() + Duration::from_secs(20);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| budget.wait_for(100, false, deadline));
+            let waiter = scope.spawn(|| budget.wait_for(100, false, deadline).is_some());
             drop(guard);
             assert!(waiter.join().expect("no panic"));
         });
+    }
+
+    #[test]
+    fn long_response_is_not_passed_by_short_ones() {
+        let budget = ByteBudget::new(100);
+        let [first, second] = [50, 50].map(|bytes| budget.take(bytes, false).expect("room"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        std::thread::scope(|scope| {
+            let long = scope.spawn(|| budget.wait_for(100, false, deadline).map(drop));
+            while budget.used.lock().waiting[0].is_empty() {
+                std::thread::yield_now();
+            }
+            drop(first);
+            assert!(budget.take(1, false).is_none(), "it waits for its turn");
+            let short = scope.spawn(|| budget.wait_for(1, false, deadline).map(drop));
+            drop(second);
+            assert!(long.join().expect("no panic").is_some());
+            assert!(short.join().expect("no panic").is_some());
+        });
+        assert!(budget.take(100, false).is_some(), "no connection waits");
+    }
+
+    #[test]
+    fn waiter_that_gives_up_lets_the_next_one_pass() {
+        let budget = ByteBudget::new(100);
+        let guard = budget.take(50, false).expect("room");
+        let soon = Instant::now() + Duration::from_millis(20);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        std::thread::scope(|scope| {
+            let long = scope.spawn(|| budget.wait_for(100, false, soon).is_some());
+            let short = scope.spawn(|| budget.wait_for(50, false, deadline).is_some());
+            assert!(!long.join().expect("no panic"));
+            assert!(short.join().expect("no panic"));
+        });
+        drop(guard);
     }
 }

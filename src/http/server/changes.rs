@@ -141,6 +141,10 @@ mod tests {
         fn any(&self) -> bool {
             true
         }
+
+        fn leave(&self, _id: &str) -> bool {
+            false
+        }
     }
 
     #[test]

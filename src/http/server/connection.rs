@@ -138,7 +138,10 @@ impl Session<'_> {
             }
             let budget = service.body_bytes.take(0, is_stranger(self.connection));
             let guard = body_guard.insert(budget.ok_or(NO_ROOM)?);
-            Cow::Owned(socket.read_body(arrived, body_len, deadline, guard)?)
+            self.connection.set_receiving();
+            let body = socket.read_body(arrived, body_len, deadline, guard)?;
+            self.connection.set_busy();
+            Cow::Owned(body)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
         let (reply, _reply_guard) = respond_in_budget(service, self.connection, &request);
@@ -183,22 +186,28 @@ fn respond_in_budget<'s>(
     connection: &Connection,
     request: &Request<'_>,
 ) -> (Reply, Option<ByteGuard<'s>>) {
-    let budget = &service.response_bytes;
-    let mut deadline = None;
+    let is_for_peers = service.endpoint.is_below_base(request.path());
+    let (budget, is_stranger) = (&service.response_bytes, is_stranger(connection));
+    let (mut deadline, mut guard) = (None, None::<ByteGuard<'_>>);
     loop {
         let reply = respond(service, connection, request);
         let len = reply.body_len();
         if len <= UNCOUNTED_RESPONSE {
             return (reply, None);
         }
-        if let Some(guard) = budget.take(len, is_stranger(connection)) {
-            return (reply, Some(guard));
+        // The value may be another one than before the wait.
+        guard = guard.filter(|guard| len <= guard.bytes());
+        guard = guard.or_else(|| budget.take(len, is_stranger));
+        if guard.is_some() {
+            return (reply, guard);
         }
         drop(reply);
         let max = service.limits.max_request_time;
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + max);
-        let is_for_peers = service.endpoint.is_below_base(request.path());
-        if !is_for_peers || !budget.wait_for(len, is_stranger(connection), deadline) {
+        if is_for_peers {
+            guard = budget.wait_for(len, is_stranger, deadline);
+        }
+        if guard.is_none() {
             return (Response::from(NO_ROOM).into(), None);
         }
     }

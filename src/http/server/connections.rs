@@ -27,13 +27,14 @@ pub(crate) struct Connection {
     accepted: Instant,
     /// [`BUSY`] while a request is under way, [`GONE`] if its client seems to have left, [`EVICTED`]
     /// once the connection has to make room, or the time since `accepted` when it became idle, in
-    /// milliseconds.
+    /// milliseconds. [`RECEIVING`] and the time since `accepted` while a body arrives.
     state: AtomicU64,
 }
 
 const BUSY: u64 = u64::MAX;
 const EVICTED: u64 = u64::MAX - 1;
 const GONE: u64 = u64::MAX - 2;
+const RECEIVING: u64 = 1 << 62;
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, addr: SocketAddr, peers: &dyn KnownPeers) -> Arc<Self> {
@@ -57,6 +58,11 @@ impl Connection {
     #[inline]
     pub(crate) fn set_idle(&self) {
         self.change(millis(self.accepted.elapsed()));
+    }
+
+    /// Marks the connection as one that may be closed to make room, although a request is under way.
+    pub(crate) fn set_receiving(&self) {
+        self.change(RECEIVING | millis(self.accepted.elapsed()));
     }
 
     /// Marks the connection as the first to make room: its client reads no response.
@@ -99,19 +105,22 @@ impl Connection {
             since => Some(
                 self.accepted
                     .elapsed()
-                    .saturating_sub(Duration::from_millis(since)),
+                    .saturating_sub(Duration::from_millis(since & !RECEIVING)),
             ),
         }
     }
 
-    /// Ends the connection if it is idle. Returns whether it was.
+    /// Ends the connection if it is idle or, with `make_room`, if a body arrives. Returns whether it
+    /// did.
     ///
     /// Only the receiving side is closed: a thread that has just read a request, and not yet marked
     /// its connection busy, can still write the response.
-    fn evict(&self) -> bool {
+    fn evict(&self, make_room: bool) -> bool {
         let state = self.state.load(Ordering::SeqCst);
         let (before, after) = (Ordering::SeqCst, Ordering::Relaxed);
+        let is_receiving = state < GONE && state & RECEIVING != 0;
         if matches!(state, BUSY | EVICTED)
+            || (is_receiving && !make_room)
             || self
                 .state
                 .compare_exchange(state, EVICTED, before, after)
@@ -174,8 +183,14 @@ impl ConnectionTable {
             .filter(|one| matches(one))
             .filter_map(|one| Some((one.idle().filter(|idle| *idle >= MIN_IDLE)?, one)))
             .collect();
-        idle.sort_unstable_by_key(|(idle, one)| (one.is_from_peer(), Reverse(*idle)));
-        idle.iter().any(|(_, one)| one.evict())
+        let rank = |(idle, one): &(Duration, &Connection)| (one.is_from_peer(), Reverse(*idle));
+        while let Some(first) = (0..idle.len()).min_by_key(|&at| rank(&idle[at])) {
+            // It may have become busy.
+            if idle.swap_remove(first).1.evict(true) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -308,7 +323,7 @@ impl Connections {
     ///
     pub(crate) fn close_idle(&self) {
         for connection in self.all(false) {
-            connection.evict();
+            connection.evict(false);
         }
     }
 

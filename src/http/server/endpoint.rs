@@ -16,7 +16,7 @@ use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError};
+use crate::wire::{self, Fields, ManyBody, PathError, PeerPath};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -50,17 +50,24 @@ impl Endpoint {
     /// `limits` bounds the wait for the getter.
     pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
         let reply = self.respond_unmarked(request, limits)?;
-        let mark = request.head().peers_mark;
-        Some(
-            match mark.and_then(|mark| self.membership.compare_header(mark)) {
-                None | Some(MarkOf::Same) => reply,
-                Some(MarkOf::Other | MarkOf::ThisProcess) => {
-                    let (response, own) = (reply.into_response(), self.membership.own());
-                    let response = response.with_own_header(wire::PEERS_HEADER, &own.header);
-                    response.into()
-                }
-            },
-        )
+        let reply = match self.membership.is_held() {
+            true => reply
+                .into_response()
+                .with_own_header(wire::LEAVING_HEADER, "1")
+                .into(),
+            false => reply,
+        };
+        let Some(mark) = request.head().peers_mark else {
+            return Some(with_cache_status(reply));
+        };
+        Some(match self.membership.compare_header(mark) {
+            None | Some(MarkOf::Same) => reply,
+            Some(MarkOf::Other | MarkOf::ThisProcess) => {
+                let (response, own) = (reply.into_response(), self.membership.own());
+                let response = response.with_own_header(wire::PEERS_HEADER, &own.header);
+                response.into()
+            }
+        })
     }
 
     fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
@@ -74,10 +81,14 @@ impl Endpoint {
                 self.peers_page(request).into()
             }
             Err(error) => bad_path(error).into(),
+            Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
             Ok(path) => {
                 let hash = wire::key_hash(&path.group, &path.key);
                 let found = self.get(request, limits, &path.group, &path.key, hash);
-                found.map_or_else(|error| with_key(error, hash), Reply::Value)
+                found.map_or_else(
+                    |error| with_key(error, hash),
+                    |found| found.unless_known(request.head().known_value),
+                )
             }
         };
         Some(reply)
@@ -87,6 +98,9 @@ impl Endpoint {
     fn respond_to_other(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
+            if path.strip_prefix(base.as_str()) == Some(wire::LEAVE_PATH) {
+                return Some(self.note_leaving(request));
+            }
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
                 let response = group
                     .map_err(bad_path)
@@ -104,6 +118,18 @@ impl Endpoint {
             return Response::text(403, NOT_ALLOWED);
         }
         Response::text(200, self.membership.page(HANDOFF_WINDOW))
+    }
+
+    /// A peer announces that it leaves.
+    fn note_leaving(&self, request: &Request<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        let id = std::str::from_utf8(request.body());
+        match id.is_ok_and(|id| self.peers.leave(id)) {
+            true => Response::text(200, ""),
+            false => Response::text(404, "there is no peer with this id in the list"),
+        }
     }
 
     fn get(
@@ -142,12 +168,27 @@ impl Endpoint {
             age_ms: age_ms(&found),
             stale_ms: found.stale.map(|left| left.as_millis() as u64),
             removals: found.removals,
+            load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
         };
         Ok(ValueReply {
             key_hash: hash,
             value: found.value,
             fields,
         })
+    }
+
+    /// The explanation of a key, for the operator.
+    fn explain(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Response {
+        if !self.is_trusted(request.peer_addr()) {
+            return Response::text(403, NOT_ALLOWED);
+        }
+        // It asks the program's picker, which may panic.
+        let explained = |group: Group| caught(|| group.explain(&path.key).to_string());
+        match self.group(&path.group).map(explained) {
+            Ok(Some(text)) => Response::text(200, text),
+            Ok(None) => Response::text(500, "the picker of peers panicked"),
+            Err(error) => error,
+        }
     }
 
     /// Responds to a request for several keys. Unless the request says that they are to be loaded, the
@@ -324,6 +365,28 @@ fn nanos(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The reply with the header of RFC 9211 if it has a value, for clients other than larder's.
+fn with_cache_status(reply: Reply) -> Reply {
+    let Reply::Value(value) = &reply else {
+        return reply;
+    };
+    let mut status = String::from(match value.fields.load_micros {
+        None => "larder; hit",
+        Some(_) => "larder; fwd=miss; stored",
+    });
+    if let Some(nanos) = value.fields.ttl_nanos {
+        status += &format!("; ttl={}", nanos / 1_000_000_000);
+    }
+    reply
+        .into_response()
+        .with_own_header("Cache-Status", &status)
+        .into()
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Rounded up, so that no value seems younger than it is.
 fn age_ms(found: &PeerResponse) -> Option<u64> {
     let age = found.age?;
@@ -335,6 +398,9 @@ fn method_not_allowed() -> Response {
     Response::text(405, "a key has the methods GET, PUT and DELETE")
         .with_own_header("Allow", "GET, PUT, DELETE")
 }
+
+/// The query of a key's path that asks for its explanation.
+const EXPLAIN: &str = "explain";
 
 /// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
 /// [`Config::max_batch_keys`] are reported as missing.

@@ -32,6 +32,8 @@ pub(crate) struct RequestHead<'h> {
     pub peers_mark: Option<&'h str>,
     /// The first [`wire::TIMEOUT_HEADER`]; `Some(None)` if it is malformed.
     pub timeout: Option<Option<Duration>>,
+    /// The hash of the first [`wire::KNOWN_HEADER`] that has one.
+    pub known_value: Option<u64>,
 }
 
 /// The reason that a request is refused. The connection ends with it.
@@ -61,6 +63,7 @@ impl<'h> RequestHead<'h> {
             expects_continue: false,
             peers_mark: None,
             timeout: None,
+            known_value: None,
         };
         head.read_fields()?;
         Ok(head)
@@ -94,6 +97,9 @@ impl<'h> RequestHead<'h> {
                 self.peers_mark = self.peers_mark.or(std::str::from_utf8(field.value).ok());
             } else if is(wire::TIMEOUT_HEADER) {
                 self.timeout = self.timeout.or(Some(wire::parse_timeout(field.value)));
+            } else if is(wire::KNOWN_HEADER) {
+                let known = std::str::from_utf8(field.value).ok();
+                self.known_value = self.known_value.or(known.and_then(wire::parse_known));
             } else if is("expect") {
                 if !field.value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(BadRequest {

@@ -24,6 +24,7 @@ pub struct ServerLimits {
     pub(crate) stack_size: usize,
     pub(crate) max_response_bytes: usize,
     pub(crate) max_body_bytes: usize,
+    pub(crate) malloc_arenas: usize,
 }
 
 impl Default for ServerLimits {
@@ -44,6 +45,7 @@ impl Default for ServerLimits {
             stack_size: 512 << 10,
             max_response_bytes: DEFAULT_MAX_RESPONSE_BYTES,
             max_body_bytes: 256 << 20,
+            malloc_arenas: 0,
         }
     }
 }
@@ -51,20 +53,21 @@ impl Default for ServerLimits {
 impl ServerLimits {
     /// The limits for a board with 64 MB of memory.
     ///
-    /// At most 128 connections, 16 from one address, with stacks of 128 KiB and socket buffers of 16
-    /// KiB; heads of 4 KiB and bodies of 64 KiB; 4 MiB of responses and 512 KiB of bodies at a time; 8
-    /// abandoned loads of one address. All others have their defaults.
+    /// At most 96 connections, 16 from one address, with stacks of 128 KiB and socket buffers of 16
+    /// KiB; heads of 4 KiB and bodies of 64 KiB; 2 MiB of responses and 512 KiB of bodies at a time; 8
+    /// abandoned loads of one address; 2 arenas of malloc. All others have their defaults.
     pub fn small() -> Self {
         ServerLimits {
-            max_connections: 128.min(default_max_connections()),
+            max_connections: 96.min(default_max_connections()),
             max_connections_per_addr: 16,
             max_head_size: 4 << 10,
             max_body_size: 64 << 10,
             max_abandoned_loads: 8,
             socket_buffer_size: 16 << 10,
             stack_size: 128 << 10,
-            max_response_bytes: 4 << 20,
+            max_response_bytes: 2 << 20,
             max_body_bytes: 512 << 10,
+            malloc_arenas: 2,
             ..ServerLimits::default()
         }
     }

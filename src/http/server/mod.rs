@@ -1,7 +1,7 @@
 //! The server: a builder with every limit, and the handle of a running server.
 //!
-//! - `limits`, `byte_budget`, `listener`: the numbers of the builder; the bytes that connections share;
-//!   options of the listening socket.
+//! - `limits`, `byte_budget`, `listener`, `malloc_arenas`: the numbers of the builder; the bytes that
+//!   connections share; options of the listening socket; the bound of glibc's malloc.
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
@@ -20,6 +20,7 @@ pub(crate) mod handler;
 pub(crate) mod head;
 pub(crate) mod limits;
 mod listener;
+mod malloc_arenas;
 mod reader;
 mod reply;
 pub(crate) mod response;
@@ -100,8 +101,9 @@ impl ServerBuilder {
     ///
     /// A quarter is kept for the addresses of the peers in the pool's list, if there are any. If a new
     /// connection finds none free, the one that has been idle longest is closed, a stranger's before a
-    /// peer's; a stranger's new connection never closes one of a peer. If none has been idle for 100
-    /// ms, the new one is answered with 503 and closed.
+    /// peer's; a stranger's new connection never closes one of a peer. A connection counts as idle also
+    /// while the body of a request arrives. If none has been idle for 100 ms, the new one is answered with
+    /// 503 and closed.
     pub fn max_connections(mut self, count: usize) -> Self {
         self.limits.max_connections = count;
         self
@@ -232,8 +234,8 @@ impl ServerBuilder {
 
     /// The most bytes of responses that are under way, over all connections. Default: 1 GiB.
     ///
-    /// A request whose response does not fit waits, without holding the value. It is then answered
-    /// anew, or with 503 after [`max_request_time`](Self::max_request_time). Clients other than the peers
+    /// A request whose response does not fit waits for its turn, without holding the value. It is then
+    /// answered anew, or with 503 after [`max_request_time`](Self::max_request_time). Clients other than the peers
     /// of the pool's list take half of the bytes at most. A longer response is sent alone. Responses of
     /// up to 4 KiB do not count, and those of a [`fallback`](Self::fallback) are not made again: one that
     /// does not fit is answered with 503 at once.
@@ -250,6 +252,17 @@ impl ServerBuilder {
     /// not count.
     pub fn max_body_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_body_bytes = bytes;
+        self
+    }
+
+    /// The most arenas of glibc's malloc, for the whole process. 0, the default, leaves them as they are:
+    /// eight for each core, or what `MALLOC_ARENA_MAX` says. Other allocators have no such option.
+    ///
+    /// Each arena keeps memory that its threads have freed, up to twice the longest value. It is set when
+    /// the server starts; arenas that exist by then stay. With few arenas, threads wait for each other
+    /// when they allocate.
+    pub fn malloc_arenas(mut self, count: usize) -> Self {
+        self.limits.malloc_arenas = count;
         self
     }
 
@@ -290,6 +303,7 @@ impl ServerBuilder {
         };
         let (local_addr, waker) =
             setup().map_err(|e| failed("cannot set up the listening socket", e))?;
+        malloc_arenas::bound(self.limits.malloc_arenas);
         let service = Arc::new(Service {
             endpoint: self.endpoint,
             fallback: self.fallback,

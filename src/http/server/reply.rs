@@ -17,6 +17,20 @@ pub(crate) struct ValueReply {
     pub fields: Fields,
 }
 
+impl ValueReply {
+    /// The value, or a 304 with its fields if the client has cached the value with this hash.
+    pub(super) fn unless_known(self, known: Option<u64>) -> Reply {
+        let is_known =
+            known.is_some_and(|known| known == wire::value_hash(self.key_hash, &self.value));
+        if !is_known {
+            return Reply::Value(self);
+        }
+        let fields = wire::encode_unchanged(self.key_hash, &self.fields);
+        let response = Response::text(304, "").with_own_header(wire::UNCHANGED_HEADER, &fields);
+        response.into()
+    }
+}
+
 impl Reply {
     /// The memory that the body takes while it is sent, in bytes; for a value, that of the value.
     pub(crate) fn body_len(&self) -> usize {

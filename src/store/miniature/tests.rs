@@ -118,6 +118,7 @@ fn miniature_hits_as_often_as_a_store() {
             favor_objects: false,
             hot_fraction: 0.0,
             shards: Some(1),
+            retention: Duration::ZERO,
             forecast: false,
             clock: clock.clone(),
         };
@@ -129,7 +130,7 @@ fn miniature_hits_as_often_as_a_store() {
             let id = mix(n) % (1 + mix(n + gets) % 1000);
             let (name, bytes) = (format!("{id}"), vec![0; 1 << (mix(id) % 12)]);
             let hash = store.hash(&name);
-            let view = store.keyed(hash, &name, &bytes);
+            let view = store.keyed(hash, &name, &bytes, None);
             let value = SampledValue::new(view.allocation().len(), None);
             miniatures.get(key(id, LOWEST_LEVEL), Some(value), &clock);
 
@@ -141,6 +142,8 @@ fn miniature_hits_as_often_as_a_store() {
                 hash,
                 key: &name,
                 data: view.allocation(),
+                has_etag: false,
+                is_renewal: false,
                 share: CacheType::Main,
                 expires: None,
                 begun: None,

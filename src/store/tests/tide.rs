@@ -327,7 +327,8 @@ proptest! {
             favor_objects,
             hot_fraction: 0.125,
             shards: Some(1),
-            forecast: false,
+            retention: Duration::ZERO,
+ forecast: false,
             clock: Clock::manual(),
         };
         let store = Store::seeded(options, seed);

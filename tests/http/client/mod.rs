@@ -13,6 +13,7 @@ mod larder_only;
 mod other_keys;
 mod picking;
 pub(crate) mod raw_server;
+mod revalidation;
 mod time;
 
 use std::borrow::Cow;

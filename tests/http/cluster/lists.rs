@@ -51,6 +51,16 @@ fn different_lists_are_counted_on_both_sides_and_equal_ones_are_not() {
             .iter()
             .all(|node| node.pool.peer_list_differences() > 0)
     );
+    let cause = nodes[0].pool.peers()[0].cause.clone();
+    assert_eq!(cause.as_deref(), Some("has another list of peers"));
+
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    nodes[0].pool.set(&urls).unwrap();
+    nodes[0].group.clear_local();
+    for key in keys() {
+        nodes[0].group.get(&key).unwrap();
+    }
+    assert_eq!(nodes[0].pool.peers()[0].cause, None);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Complete nodes in one process: pools, servers and groups.
 
 mod bulk;
+mod explain;
 mod handoff;
 mod lists;
 mod promise;
 mod removal;
+mod revalidation;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

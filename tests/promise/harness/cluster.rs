@@ -73,7 +73,8 @@ pub struct Cluster<'w> {
     urls: Vec<String>,
     states: Vec<State>,
     runs: Vec<usize>,
-    counts: Counts,
+    /// As of the last second.
+    pub counts: Counts,
     violations: usize,
     next_second: Instant,
 }
@@ -168,11 +169,6 @@ impl<'w> Cluster<'w> {
 
     pub fn nodes(&self) -> usize {
         self.setup.nodes
-    }
-
-    /// The gets that were judged so far.
-    pub fn gets(&self) -> usize {
-        self.counts.gets
     }
 
     fn ask(&mut self, node: usize, line: &str) -> Result<String> {
@@ -278,7 +274,10 @@ impl<'w> Cluster<'w> {
             let line = format!("delay {} {millis}", self.urls[node]);
             self.ask(other, &line)?;
         }
-        self.event(&format!("requests to node {node} take up to {millis} ms"));
+        self.event(&match millis {
+            0 => format!("requests to node {node} are not delayed any more"),
+            _ => format!("requests to node {node} are delayed by up to {millis} ms"),
+        });
         Ok(())
     }
 

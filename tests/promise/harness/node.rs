@@ -92,7 +92,7 @@ pub fn run(words: &str) -> Result<(), BoxError> {
 
 impl Node {
     fn start(options: Options) -> Result<Node, BoxError> {
-        let listener = TcpListener::bind(&options.addr)?;
+        let listener = listen(&options.addr)?;
         let url = format!("http://{}", listener.local_addr()?);
         let registry = Registry::new();
         let network = Arc::new(Network::default());
@@ -186,6 +186,22 @@ impl Node {
     }
 }
 
+/// Listens on an address. A connection of another process may use a port that a killed node had.
+fn listen(addr: &str) -> io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(addr) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if begun.elapsed() > Duration::from_secs(10) {
+                    return Err(error);
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
 fn group(registry: &Registry, options: &Options) -> Result<Group, BoxError> {
     let source = Source::open(&options.dir)?;
     let load = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
@@ -199,7 +215,7 @@ fn group(registry: &Registry, options: &Options) -> Result<Group, BoxError> {
         }
         // Some loads are slow, so that a removal is under way at the same time.
         let random = clock::now() / 64;
-        if random % 4 == 0 {
+        if random & 3 == 0 {
             thread::sleep(Duration::from_micros(random % 4000));
         }
         Ok(dest.set_str(&format!("{number} {version}"))?)

@@ -35,6 +35,25 @@ struct Outage {
     window: Duration,
     probe_at: Instant,
     is_probing: bool,
+    /// Whether the peer announced it, and whether it still answers.
+    leaving: Option<Leaving>,
+}
+
+/// A planned outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// The peer still answers, also with what it has cached.
+    Answers,
+    Ended,
+}
+
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProbeEnd {
+    Answered,
+    /// The peer answered that it is leaving.
+    IsLeaving,
+    Failed,
 }
 
 /// How an exchange with a peer ended.
@@ -110,7 +129,18 @@ impl Breaker {
             window: self.first_window,
             probe_at: now + with_jitter(self.first_window, dice),
             is_probing: false,
+            leaving: None,
         });
+    }
+
+    /// Notes that the peer leaves the cluster for now.
+    pub(crate) fn leave(&mut self, now: Instant, dice: f64) {
+        if self.outage.is_none() {
+            self.open(now, dice);
+        }
+        if let Some(outage) = &mut self.outage {
+            outage.leaving = Some(Leaving::Answers);
+        }
     }
 
     /// Whether a probe is due. If so, it counts as under way until [`on_probe`](Self::on_probe).
@@ -124,24 +154,45 @@ impl Breaker {
         }
     }
 
-    /// Notes the end of a probe. An answer closes the breaker.
-    pub(crate) fn on_probe(&mut self, now: Instant, is_answered: bool, dice: f64) {
+    /// Notes the end of a probe. An answer closes the breaker, unless the peer is leaving.
+    pub(crate) fn on_probe(&mut self, now: Instant, end: ProbeEnd, dice: f64) {
         let Some(outage) = &mut self.outage else {
             return;
         };
-        if is_answered {
-            self.outage = None;
-            self.recovered = Some(now);
-            return;
-        }
-        let longest = LONGEST_WINDOW.max(self.first_window);
         outage.is_probing = false;
-        outage.window = (outage.window * 2).min(longest);
+        match end {
+            ProbeEnd::Answered => {
+                // The end of a planned outage is not the recovery of a peer that may fail again.
+                self.recovered = outage.leaving.is_none().then_some(now);
+                self.outage = None;
+                return;
+            }
+            // The process that comes back is to be found soon.
+            ProbeEnd::IsLeaving => outage.leaving = Some(Leaving::Answers),
+            ProbeEnd::Failed => {
+                outage.leaving = outage.leaving.map(|_| Leaving::Ended);
+                let longest = LONGEST_WINDOW.max(self.first_window);
+                outage.window = (outage.window * 2).min(longest);
+            }
+        }
         outage.probe_at = now + with_jitter(outage.window, dice);
     }
 
     pub(crate) fn has_failures(&self) -> bool {
         self.failures.is_some()
+    }
+
+    /// Whether the peer announced the outage.
+    pub(crate) fn is_planned(&self) -> bool {
+        self.outage
+            .as_ref()
+            .is_some_and(|outage| outage.leaving.is_some())
+    }
+
+    /// Whether the peer is leaving, and still answers.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let leaving = self.outage.as_ref().and_then(|outage| outage.leaving);
+        leaving == Some(Leaving::Answers)
     }
 
     /// When the breaker opened; `None` while it is closed.
@@ -221,7 +272,12 @@ mod tests {
             assert!(self.breaker.begin_probe(at));
             assert!(!self.breaker.begin_probe(at), "one probe a window");
             assert_eq!(self.breaker.probe_at(), None);
-            self.breaker.on_probe(at, is_answered, 0.0);
+            let end = if is_answered {
+                ProbeEnd::Answered
+            } else {
+                ProbeEnd::Failed
+            };
+            self.breaker.on_probe(at, end, 0.0);
             at.saturating_duration_since(std::mem::replace(&mut self.now, at))
         }
     }
@@ -233,6 +289,33 @@ mod tests {
         assert!(peer.note(millis(1), Unreachable));
         assert_eq!(peer.breaker.open_since(), Some(peer.now));
         assert!(!peer.note(millis(1), Unreachable), "it is open already");
+    }
+
+    #[test]
+    fn peer_that_leaves_is_probed_each_second_until_it_has_gone() {
+        let mut peer = Timed::new();
+        peer.breaker.leave(peer.now, 0.0);
+        for _ in 0..5 {
+            assert!(peer.breaker.is_leaving() && peer.breaker.is_planned());
+            let at = peer.breaker.probe_at().expect("it is open");
+            assert_eq!(at - peer.now, SHORTEST_WINDOW);
+            assert!(peer.breaker.begin_probe(at));
+            peer.breaker.on_probe(at, ProbeEnd::IsLeaving, 0.0);
+            peer.now = at;
+        }
+        peer.probe(false);
+        assert!(!peer.breaker.is_leaving() && peer.breaker.is_planned());
+        peer.probe(true);
+        assert_eq!(peer.breaker.open_since(), None);
+        // A planned outage is no sign of a peer that fails again and again.
+        assert!(peer.note(millis(1), Unreachable));
+        assert_eq!(peer.breaker.probe_at(), Some(peer.now + SHORTEST_WINDOW));
+        assert!(!peer.breaker.is_planned());
+        peer.breaker.leave(peer.now, 0.0);
+        assert!(
+            peer.breaker.is_planned(),
+            "it was down before it announced it"
+        );
     }
 
     #[test]
@@ -384,7 +467,8 @@ mod tests {
                         if due {
                             let since = now - last_probe.expect("it opened");
                             prop_assert!(since >= millis(750), "{since:?} between probes");
-                            breaker.on_probe(now, answered, dice);
+                            let end = if answered { ProbeEnd::Answered } else { ProbeEnd::Failed };
+                            breaker.on_probe(now, end, dice);
                             prop_assert_eq!(breaker.open_since().is_none(), answered);
                             last_probe = Some(now);
                         }

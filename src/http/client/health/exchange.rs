@@ -36,16 +36,16 @@ impl<'p> ObservedExchange<'p> {
         self.watch.tick(now);
     }
 
-    /// The peer answered without a value: with an error of its getter, or that it is overloaded. How long
-    /// it took says nothing.
-    pub(crate) fn answered_with_error(self) {
+    /// The peer answered, and how long it took says nothing: with an error of its getter, that it is
+    /// overloaded, or with values of which it loaded some.
+    pub(crate) fn answered_untimed(self) {
         self.health.on_answer(self.began, Instant::now());
     }
 
     /// The exchange failed with `error`, which is returned.
     pub(crate) fn failed(self, error: Error) -> Error {
         match end_of(&error) {
-            Some(ExchangeEnd::Answered) => self.answered_with_error(),
+            Some(ExchangeEnd::Answered) => self.answered_untimed(),
             Some(end) => return self.ended(end, error),
             None => {}
         }

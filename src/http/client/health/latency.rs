@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::slowness::TurnTimes;
 use crate::sync::Mutex;
 
 /// Counts exchanges by their time, and forgets them after a few seconds.
@@ -40,16 +41,32 @@ impl Latencies {
     }
 
     /// Ends so many periods of time: what was added since the last turn counts fully, earlier exchanges
-    /// less.
-    pub(crate) fn turn(&self, periods: u32) {
+    /// less. Returns the times at its end.
+    pub(crate) fn turn(&self, periods: u32) -> TurnTimes {
+        let fresh = self.end_turn(periods);
+        let total: f32 = fresh.iter().sum();
+        let is_fresh = total > 0.0;
+        let p95 = match is_fresh {
+            true => Some(quantile(&fresh, 0.95 * total)),
+            false => self.quantiles([0.95]).map(|[p95]| p95),
+        };
+        TurnTimes { p95, is_fresh }
+    }
+
+    /// Returns the counts since the last turn.
+    fn end_turn(&self, periods: u32) -> [f32; BUCKETS] {
         let kept = KEPT_A_TURN.powi(periods.min(MOST_TURNS) as i32);
         let mut recent = self.recent.lock();
         let Recent { seen, weights } = &mut *recent;
-        for ((count, seen), weight) in self.counts.iter().zip(seen).zip(weights) {
+        let mut fresh = [0.0; BUCKETS];
+        let buckets = self.counts.iter().zip(seen).zip(weights);
+        for (fresh, ((count, seen), weight)) in fresh.iter_mut().zip(buckets) {
             let now = count.load(Ordering::Relaxed);
-            *weight = *weight * kept + now.wrapping_sub(*seen) as f32;
+            *fresh = now.wrapping_sub(*seen) as f32;
+            *weight = *weight * kept + *fresh;
             *seen = now;
         }
+        fresh
     }
 
     /// The times that so many parts of the recent exchanges did not exceed, within a fifth. `None` if
@@ -132,8 +149,15 @@ mod tests {
                     "{found:?}"
                 );
             }
-            latencies.turn(1);
+            assert_eq!(latencies.turn(1).p95, Some(p95));
         }
+        latencies.add(millis(500));
+        let [fresh, none] = [1; 2].map(|periods| latencies.turn(periods));
+        assert!(
+            fresh.is_fresh && fresh.p95 >= Some(millis(500)),
+            "{fresh:?}"
+        );
+        assert!(!none.is_fresh && none.p95 < fresh.p95, "{none:?}");
     }
 
     #[test]

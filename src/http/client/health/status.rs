@@ -13,10 +13,11 @@ pub struct PeerStatus {
     pub peer: Peer,
     /// Whether the peer is asked.
     pub state: PeerState,
-    /// The reason for a state other than [`PeerState::Healthy`], for people.
+    /// The reason for a state other than [`PeerState::Healthy`], for people; or that the peer is healthy and
+    /// has another list of peers.
     pub cause: Option<String>,
-    /// Half of the recent answers took at most this time, from the request to the last byte, loads
-    /// at the peer included. `None` if there were fewer than three in the last seconds.
+    /// Half of the recent answers took at most this time, from the request to the last byte, without the
+    /// loads at the peer that it reports ([`load_time`](crate::PeerResponse::load_time)). `None` if there were fewer than three in the last seconds.
     pub p50: Option<Duration>,
     /// The same for 99 of 100 answers.
     pub p99: Option<Duration>,
@@ -32,11 +33,15 @@ pub struct PeerStatus {
 pub enum PeerState {
     /// It is asked for its keys.
     Healthy,
+    /// It answers much later than the others: see [`HttpPool::peers`](crate::http::HttpPool::peers). The
+    /// next peer is asked in its place, unless more than a third of the nodes are slow.
+    Slow,
     /// It does not answer. The next peer is asked, and keeps the values for 10 s. The peer is probed in
     /// the background.
     Down,
-    /// It has been down for [`absent_after`](crate::http::HttpPoolBuilder::absent_after). Its keys belong
-    /// to the next peer until it answers a probe.
+    /// It has been down for [`absent_after`](crate::http::HttpPoolBuilder::absent_after), or it announced
+    /// that it [leaves](crate::http::HttpPool::leave). Its keys belong to the next peer until it answers a
+    /// probe.
     Absent,
 }
 

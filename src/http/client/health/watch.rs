@@ -1,10 +1,11 @@
-//! The peers of a pool together: which are away, whether this process is cut off, and the probes.
+//! The peers of a pool together: which are away or slow, whether this process is cut off, and the probes.
 
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use super::breaker::is_cut_off;
-use super::{PeerHealth, Standing};
+use super::slowness::{TurnTimes, are_many_slow, slow_limit};
+use super::{PeerHealth, ProbeAnswer, ProbeOf, Standing};
 use crate::error::{Error, ErrorKind};
 use crate::panics::caught;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,21 +14,30 @@ use crate::sync::{Arc, Condvar, Mutex, thread};
 /// A peer that can be probed.
 pub(crate) trait Probe: Send + Sync {
     /// Asks the peer whether it is alive.
-    fn probe(&self) -> Result<(), Error>;
+    fn probe(&self, of: ProbeOf) -> Result<ProbeAnswer, Error>;
+
+    /// The name of the peer in the log.
+    fn name(&self) -> String;
 }
 
-/// Watches the peers of a pool while one of them is away.
+/// Watches the peers of a pool while one of them is away or slow.
 ///
-/// A breaker that opens calls [`wake`](Self::wake). The lock of the watch is taken after the breaker
+/// A breaker that opens, and a turn after which a peer is slow, call [`wake`](Self::wake). The lock of the watch is taken after the breaker
 /// changed, so the last of several concurrent calls reads the last state of each breaker. The thread
-/// ends under the same lock, once it reads that all breakers are closed. So a breaker that opens is
-/// either read by the thread, or starts another one.
+/// ends under the same lock, once it reads that all breakers are closed and no peer is slow. So a breaker
+/// that opens is either read by the thread, or starts another one.
 pub(crate) struct Watch {
     /// How long a peer is down until it counts as absent.
     absent_after: Duration,
-    /// The peers in the list that are not closed. While there is none, picks read nothing else.
+    /// The shortest time of answers that is slow.
+    slow_after: Duration,
+    /// The limit at the last turn, in nanoseconds.
+    slow_limit: AtomicU64,
+    /// The nodes in the list that are not closed. While there is none, picks read nothing else.
     away: AtomicUsize,
     cut_off: AtomicBool,
+    /// Whether this process leaves the cluster. It counts as away then.
+    is_leaving: AtomicBool,
     origin: Instant,
     /// When the next turn of the latencies is due, in nanoseconds since `origin`.
     turn_at: AtomicU64,
@@ -52,11 +62,14 @@ pub(crate) struct WatchedPeer {
 }
 
 impl Watch {
-    pub(crate) fn new(absent_after: Duration) -> Arc<Self> {
+    pub(crate) fn new(absent_after: Duration, slow_after: Duration) -> Arc<Self> {
         Arc::new(Watch {
             absent_after,
+            slow_after,
+            slow_limit: AtomicU64::new(nanos(slow_after)),
             away: AtomicUsize::new(0),
             cut_off: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
             origin: Instant::now(),
             turn_at: AtomicU64::new(0),
             watched: Mutex::new(Watched {
@@ -68,10 +81,21 @@ impl Watch {
         })
     }
 
-    /// Whether a peer is away.
+    /// Whether a node is away: a peer, or this process because it leaves.
     #[inline]
     pub(crate) fn is_any_away(&self) -> bool {
         self.away.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether this process is leaving, so that it owns no keys.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    /// Gives up the keys of this process.
+    pub(crate) fn leave(self: &Arc<Self>) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        self.wake();
     }
 
     /// Whether so many peers are down that this process is the one that is cut off.
@@ -82,8 +106,8 @@ impl Watch {
     /// Called after an answer, and before a report: at least [`TURN`] after the last time, the latencies
     /// of all peers turn.
     #[inline]
-    pub(crate) fn tick(&self, now: Instant) {
-        let now = now.saturating_duration_since(self.origin).as_nanos() as u64;
+    pub(crate) fn tick(self: &Arc<Self>, now: Instant) {
+        let now = nanos(now.saturating_duration_since(self.origin));
         let due = self.turn_at.load(Ordering::Relaxed);
         if now >= due {
             self.turn(now, due);
@@ -91,8 +115,8 @@ impl Watch {
     }
 
     #[cold]
-    fn turn(&self, now: u64, due: u64) {
-        let turn = TURN.as_nanos() as u64;
+    fn turn(self: &Arc<Self>, now: u64, due: u64) {
+        let turn = nanos(TURN);
         let set =
             self.turn_at
                 .compare_exchange(due, now + turn, Ordering::Relaxed, Ordering::Relaxed);
@@ -101,9 +125,35 @@ impl Watch {
             return;
         }
         let periods = 1 + u32::try_from((now - due) / turn).unwrap_or(u32::MAX - 1);
-        for WatchedPeer { health, .. } in &self.watched.lock().peers {
-            health.latencies.turn(periods);
+        let slow = self.find_slow(self.origin + Duration::from_nanos(now), periods);
+        if slow.is_empty() {
+            return;
         }
+        for (health, peer) in slow {
+            let name = peer.map_or_else(String::new, |peer| peer.name());
+            let cause = health.slowness.lock().cause().unwrap_or_default();
+            log::warn!("peer {name} is slow: {cause}");
+        }
+        self.wake();
+    }
+
+    /// Ends a turn. Returns the peers that are slow since now.
+    fn find_slow(&self, now: Instant, periods: u32) -> Vec<Due> {
+        let watched = self.watched.lock();
+        let peers = &watched.peers;
+        let times: Vec<TurnTimes> = peers
+            .iter()
+            .map(|peer| peer.health.latencies.turn(periods))
+            .collect();
+        let limit = slow_limit(&times, self.slow_after);
+        let known = limit.unwrap_or(self.slow_after);
+        self.slow_limit.store(nanos(known), Ordering::Relaxed);
+        let turned = peers.iter().zip(times);
+        let slow = turned.filter(|(peer, times)| {
+            let mut slowness = peer.health.slowness.lock();
+            slowness.on_turn(now, *times, limit)
+        });
+        slow.map(|(peer, _)| peer.upgrade()).collect()
     }
 
     /// Watches these peers from now on. Returns those of before.
@@ -118,8 +168,8 @@ impl Watch {
     /// peer is away and there is none.
     pub(crate) fn wake(self: &Arc<Self>) {
         let mut watched = self.watched.lock();
-        self.update(&watched, Instant::now());
-        let needs_thread = self.is_any_away() && !watched.is_running && !watched.is_over;
+        let has_work = self.update(&watched, Instant::now()).has_work;
+        let needs_thread = has_work && !watched.is_running && !watched.is_over;
         if needs_thread {
             watched.is_running = true;
         }
@@ -130,7 +180,8 @@ impl Watch {
             // opens tries to start the thread again.
             let mut watched = self.watched.lock();
             watched.is_running = false;
-            self.away.store(0, Ordering::Relaxed);
+            self.away
+                .store(usize::from(self.is_leaving()), Ordering::Relaxed);
         }
     }
 
@@ -147,70 +198,137 @@ impl Watch {
     }
 
     /// The work of the thread.
-    fn run(&self) {
+    fn run(self: &Arc<Self>) {
         while let Some(due) = self.next_due() {
-            for (health, peer) in due {
+            for (of, (health, peer)) in due {
+                let began = Instant::now();
                 // A peer that is not in use any more needs no answer.
-                let result = peer.map_or(Ok(()), |peer| {
-                    let result = caught(|| peer.probe());
+                let result = peer.map_or(Ok(ProbeAnswer::Present), |peer| {
+                    let result = caught(|| peer.probe(of));
                     result.unwrap_or_else(|| Err(ErrorKind::Peer.into()))
                 });
-                health.on_probe(Instant::now(), result);
+                let now = Instant::now();
+                match of {
+                    ProbeOf::Down => health.on_probe(now, result),
+                    ProbeOf::Slow => {
+                        let took = result.ok().map(|_| now - began);
+                        let limit = Duration::from_nanos(self.slow_limit.load(Ordering::Relaxed));
+                        health.slowness.lock().on_probe(began, now, took, limit);
+                    }
+                }
+            }
+            // Callers may send no request that would do it. Under loom, no step may depend on the time.
+            if !cfg!(larder_loom) {
+                self.tick(Instant::now());
             }
         }
     }
 
     /// Waits for the next probes. `None` if the thread is to end.
-    fn next_due(&self) -> Option<Vec<Due>> {
+    fn next_due(&self) -> Option<Vec<(ProbeOf, Due)>> {
         let mut watched = self.watched.lock();
         loop {
             let now = Instant::now();
-            let wake_at = self.update(&watched, now);
-            if watched.is_over || !self.is_any_away() {
+            let Updated { has_work, next } = self.update(&watched, now);
+            if watched.is_over || !has_work {
                 watched.is_running = false;
                 return None;
             }
             let due = watched.peers.iter();
-            let due = due.filter(|watched| watched.health.begin_probe(now));
-            let due: Vec<Due> = due.map(WatchedPeer::upgrade).collect();
+            let due = due.filter_map(|peer| Some((peer.health.begin_probe(now)?, peer.upgrade())));
+            let due: Vec<(ProbeOf, Due)> = due.collect();
             if !due.is_empty() {
                 return Some(due);
             }
-            let wait = wake_at.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now));
+            let wait = next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now));
             watched = self.changed.wait_timeout(watched, wait.max(SHORTEST_WAIT));
         }
     }
 
-    /// Sets the standing of each peer and of this process. Returns the time of the next change or probe.
-    fn update(&self, watched: &Watched, now: Instant) -> Option<Instant> {
-        let (mut open, mut absent, mut present) = (0, 0, 0);
+    /// Sets the standing of each peer and of this process.
+    fn update(&self, watched: &Watched, now: Instant) -> Updated {
+        let peers = &watched.peers;
+        let states: Vec<Trouble> = peers.iter().map(|peer| Trouble::of(&peer.health)).collect();
+        let slow = states.iter().filter(|state| state.is_slow).count();
+        // This process is one of the nodes.
+        let pass_over_slow = !are_many_slow(slow, peers.len() + 1);
+        let (mut open, mut away, mut present) = (0, 0, 0);
         let mut next: Option<Instant> = None;
-        for WatchedPeer { health, .. } in &watched.peers {
-            let (since, probe_at) = {
-                let breaker = health.breaker.lock();
-                (breaker.open_since(), breaker.probe_at())
+        for (WatchedPeer { health, .. }, state) in peers.iter().zip(&states) {
+            let since = state.since.filter(|_| !state.is_slow || pass_over_slow);
+            let until_absent = match state.is_planned {
+                true => Duration::ZERO,
+                false => self.absent_after,
             };
-            let absent_at = since.map(|since| since + self.absent_after);
+            let absent_at = since.map(|since| since + until_absent);
             let standing = match absent_at {
                 None => Standing::Closed,
                 Some(at) if now >= at => Standing::Absent,
+                Some(_) if state.is_slow => Standing::Slow,
                 Some(_) => Standing::Open,
             };
             open += usize::from(standing == Standing::Open);
-            absent += usize::from(standing == Standing::Absent);
+            away += usize::from(standing != Standing::Closed);
             present += usize::from(standing != Standing::Absent);
             health.standing.store(standing as u8, Ordering::Relaxed);
-            let later = absent_at.filter(|_| standing == Standing::Open);
-            next = next.into_iter().chain(later).chain(probe_at).min();
+            let later = absent_at.filter(|_| standing != Standing::Absent);
+            next = next.into_iter().chain(later).chain(state.probe_at).min();
         }
         let cut_off = is_cut_off(self.is_cut_off(), open, present);
         self.cut_off.store(cut_off, Ordering::Relaxed);
-        self.away.store(open + absent, Ordering::Relaxed);
-        next
+        away += usize::from(self.is_leaving());
+        self.away.store(away, Ordering::Relaxed);
+        Updated {
+            has_work: states.iter().any(|state| state.since.is_some()),
+            next,
+        }
     }
 }
 
-/// A peer whose probe is due; `None` if it is not in use any more.
+/// The result of an update.
+struct Updated {
+    /// Whether a peer is away or slow.
+    has_work: bool,
+    /// The time of the next change or probe.
+    next: Option<Instant>,
+}
+
+/// Whether a peer is away or slow.
+struct Trouble {
+    since: Option<Instant>,
+    is_slow: bool,
+    /// Whether the peer announced that it leaves.
+    is_planned: bool,
+    probe_at: Option<Instant>,
+}
+
+impl Trouble {
+    fn of(health: &PeerHealth) -> Trouble {
+        let breaker = health.breaker.lock();
+        if breaker.open_since().is_some() {
+            return Trouble {
+                since: breaker.open_since(),
+                is_slow: false,
+                is_planned: breaker.is_planned(),
+                probe_at: breaker.probe_at(),
+            };
+        }
+        drop(breaker);
+        let slowness = health.slowness.lock();
+        Trouble {
+            since: slowness.slow_since(),
+            is_slow: slowness.slow_since().is_some(),
+            is_planned: false,
+            probe_at: slowness.probe_at(),
+        }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A peer; `None` if it is not in use any more.
 type Due = (Arc<PeerHealth>, Option<Arc<dyn Probe>>);
 
 impl WatchedPeer {

@@ -12,6 +12,10 @@ impl KnownPeers for Peers {
     fn any(&self) -> bool {
         !self.0.is_empty()
     }
+
+    fn leave(&self, _id: &str) -> bool {
+        false
+    }
 }
 
 struct Tested {
@@ -118,6 +122,27 @@ fn connection_that_was_idle_longest_makes_room() {
         "an idle moment is not enough"
     );
     assert!(!is_evicted(&busy) && !is_evicted(&fresh));
+}
+
+#[test]
+fn connection_whose_body_arrives_makes_room_and_does_not_end_at_a_shutdown() {
+    let tested = Tested::new(1, 32, vec![]);
+    let receiving = tested.busy(STRANGER);
+    let connection = &receiving.connection;
+    connection.change(RECEIVING | millis(AGE - Duration::from_secs(1)));
+    tested.connections.close_idle();
+    assert!(!is_evicted(&receiving));
+    let _new = tested.busy(OTHER);
+    assert!(is_evicted(&receiving));
+}
+
+#[test]
+fn body_that_began_a_moment_ago_is_not_cut() {
+    let tested = Tested::new(1, 32, vec![]);
+    let receiving = tested.busy(STRANGER);
+    receiving.connection.set_receiving();
+    assert!(tested.admit(OTHER).is_none());
+    assert!(!is_evicted(&receiving));
 }
 
 #[test]

@@ -10,12 +10,16 @@ struct Fake {
 }
 
 impl Probe for Fake {
-    fn probe(&self) -> Result<(), Error> {
+    fn probe(&self, _: ProbeOf) -> Result<ProbeAnswer, Error> {
         self.probes.fetch_add(1, Ordering::SeqCst);
         match self.is_up.load(Ordering::SeqCst) {
-            true => Ok(()),
+            true => Ok(ProbeAnswer::Present),
             false => Err(ErrorKind::Peer.into()),
         }
+    }
+
+    fn name(&self) -> String {
+        "fake".into()
     }
 }
 
@@ -27,7 +31,7 @@ struct Setting {
 
 impl Setting {
     fn new(count: usize, absent_after: Duration) -> Self {
-        let watch = Watch::new(absent_after);
+        let watch = Watch::new(absent_after, Duration::from_millis(20));
         let peer = || {
             let fake = Fake {
                 is_up: false.into(),
@@ -66,6 +70,7 @@ impl Setting {
 #[cfg(not(larder_loom))]
 mod threads {
     use super::*;
+    use crate::http::PeerState;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -121,9 +126,13 @@ mod threads {
     fn panic_of_a_probe_is_a_failure() {
         struct Panics(std::sync::atomic::AtomicUsize);
         impl Probe for Panics {
-            fn probe(&self) -> Result<(), Error> {
+            fn probe(&self, _: ProbeOf) -> Result<ProbeAnswer, Error> {
                 self.0.fetch_add(1, Ordering::SeqCst);
                 std::panic::resume_unwind(Box::new("in the transport"))
+            }
+
+            fn name(&self) -> String {
+                "panics".into()
             }
         }
         let setting = Setting::new(1, LONG);
@@ -138,6 +147,73 @@ mod threads {
         wait_until("two probes", || peer.0.load(Ordering::SeqCst) == 2);
         assert!(!setting.peers[0].0.is_closed());
         setting.watch.close();
+    }
+
+    /// Turns of the last seconds, in which some peers answered late.
+    fn make_slow(setting: &Setting, slow: &[usize]) {
+        let now = Instant::now();
+        for turn in (0..=8).rev() {
+            for (at, (health, _)) in setting.peers.iter().enumerate() {
+                let millis = if slow.contains(&at) { 500 } else { 1 };
+                (0..10).for_each(|_| health.latencies.add(Duration::from_millis(millis)));
+            }
+            drop(setting.watch.find_slow(now - TURN * turn, 1));
+        }
+        setting.watch.wake();
+    }
+
+    #[test]
+    fn slow_peer_is_passed_over_and_probed() {
+        let setting = Setting::new(3, LONG);
+        let (health, fake) = &setting.peers[1];
+        fake.is_up.store(true, Ordering::SeqCst);
+        make_slow(&setting, &[1]);
+        assert_eq!(health.standing(), Standing::Slow);
+        assert_eq!(health.state().0, PeerState::Slow);
+        assert!(setting.watch.is_any_away() && !setting.watch.is_cut_off());
+        assert!(setting.peers[0].0.is_closed());
+        wait_until("probed twice", || fake.probes.load(Ordering::SeqCst) == 2);
+        drop(setting.watch.set_peers(Vec::new()));
+        wait_until("the thread ends", || !is_running(&setting.watch));
+    }
+
+    #[test]
+    fn peer_that_is_slow_for_long_is_absent_but_its_state_is_slow() {
+        let setting = Setting::new(3, Duration::from_millis(100));
+        make_slow(&setting, &[1]);
+        let health = &setting.peers[1].0;
+        wait_until("absent", || health.standing() == Standing::Absent);
+        assert_eq!(health.state().0, PeerState::Slow);
+        setting.watch.close();
+    }
+
+    #[test]
+    fn no_peer_is_passed_over_if_more_than_a_third_are_slow() {
+        let setting = Setting::new(4, LONG);
+        make_slow(&setting, &[0, 1]);
+        for (at, (health, _)) in setting.peers.iter().enumerate() {
+            assert!(health.is_closed());
+            assert_eq!(health.state().0 == PeerState::Slow, at < 2, "{at}");
+        }
+        assert!(!setting.watch.is_any_away());
+        assert!(is_running(&setting.watch), "they are probed all the same");
+        setting.watch.close();
+    }
+
+    #[test]
+    fn peer_that_leaves_is_absent_at_once() {
+        let setting = Setting::new(2, LONG);
+        let (health, fake) = &setting.peers[0];
+        health.leave();
+        setting.watch.wake();
+        assert_eq!(health.standing(), Standing::Absent);
+        assert_eq!(health.state().0, PeerState::Absent);
+        assert!(health.may_hand_over() && !setting.watch.is_cut_off());
+        wait_until("it has gone", || !health.may_hand_over());
+        assert_eq!(health.standing(), Standing::Absent);
+        fake.is_up.store(true, Ordering::SeqCst);
+        wait_until("it is back", || health.is_closed());
+        assert!(health.may_hand_over());
     }
 
     #[test]
@@ -171,11 +247,39 @@ mod loom_models {
             let killer = thread::spawn(move || other.kill(0));
             setting.kill(1);
             killer.join().expect("no panic");
-            while setting.watch.watched.lock().is_running {
-                thread::yield_now();
+            wait_for_the_end(&setting);
+        });
+    }
+
+    fn wait_for_the_end(setting: &Setting) {
+        while setting.watch.watched.lock().is_running {
+            thread::yield_now();
+        }
+        assert!(setting.peers.iter().all(|(health, _)| health.is_closed()));
+        assert!(!setting.watch.is_any_away());
+    }
+
+    /// A turn finds a slow peer while the breaker of another one opens.
+    #[test]
+    fn loom_every_slow_peer_is_probed_until_it_is_not() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(1);
+        model.max_duration = Some(Duration::from_secs(10));
+        model.check(|| {
+            let setting = Arc::new(Setting::new(3, Duration::from_secs(60)));
+            for (at, (health, fake)) in setting.peers.iter().enumerate() {
+                fake.is_up.store(true, Ordering::SeqCst);
+                let millis = if at == 1 { 500 } else { 1 };
+                (0..10).for_each(|_| health.latencies.add(Duration::from_millis(millis)));
             }
-            assert!(setting.peers.iter().all(|(health, _)| health.is_closed()));
-            assert!(!setting.watch.is_any_away());
+            let other = setting.clone();
+            let killer = thread::spawn(move || other.kill(0));
+            setting.watch.tick(setting.watch.origin);
+            killer.join().expect("no panic");
+            wait_for_the_end(&setting);
+            let probes = |at: usize| setting.peers[at].1.probes.load(Ordering::SeqCst);
+            assert_eq!((probes(0), probes(2)), (1, 0));
+            assert!(probes(1) >= 1, "it was slow");
         });
     }
 }

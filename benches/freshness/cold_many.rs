@@ -5,12 +5,10 @@
 //! `get_many` with a getter for single keys; `single` is 100 gets one after the other. Each round uses new
 //! keys.
 
-mod common;
-
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use common::{Report, rounds, wanted};
+use super::common::{Report, rounds};
 use larder::http::{HttpPool, Server};
 use larder::{BoxError, Context, Group, Registry, Sink, bulk_fn, value_fn};
 
@@ -24,11 +22,7 @@ struct Node {
     _server: Server,
 }
 
-fn main() {
-    let mut report = Report::new("cold_many");
-    if !wanted("cold-many-100") {
-        return;
-    }
+pub fn run(report: &mut Report) {
     let nodes = cluster();
     let ctx = Context::background().with_timeout(Duration::from_secs(60));
     let mut round_of_keys = 0;
@@ -61,11 +55,10 @@ fn main() {
     time("bulk", None, &bulk);
     time("getter", None, &getter);
     for _ in 0..rounds() {
-        time("bulk", Some(&mut report), &bulk);
-        time("getter", Some(&mut report), &getter);
-        time("single", Some(&mut report), &single);
+        time("bulk", Some(report), &bulk);
+        time("getter", Some(report), &getter);
+        time("single", Some(report), &single);
     }
-    report.finish();
 }
 
 fn cluster() -> Vec<Node> {

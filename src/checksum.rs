@@ -4,7 +4,7 @@
 ///
 /// Each step mixes one word into one of four lanes by operations that can be undone. So two inputs of
 /// one length that differ in one word always have different checksums, and others nearly always.
-pub(super) fn checksum(seed: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn checksum(seed: u64, bytes: &[u8]) -> u64 {
     let mut lanes = [seed, !seed, seed.rotate_left(32), bytes.len() as u64];
     let mut chunks = bytes.chunks_exact(32);
     for chunk in &mut chunks {

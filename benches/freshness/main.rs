@@ -1,0 +1,173 @@
+//! Values that expire: the cost of a time to live on a hit, gets during refreshes and slow loads, the bytes
+//! between nodes for values that have not changed, and gets of keys that no node has cached.
+//!
+//! `LARDER_CASES` is a comma-separated list of cases to run.
+
+mod cold_many;
+#[path = "../common/mod.rs"]
+mod common;
+mod unchanged;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Report, rounds, wanted};
+use larder::{BoxError, Clock, Group, Registry};
+
+fn main() {
+    let mut report = Report::new("freshness");
+    if wanted("hit-ttl") {
+        hit_ttl(&mut report);
+    }
+    if wanted("refresh") {
+        for _ in 0..rounds().min(3) {
+            refresh(&mut report);
+        }
+    }
+    if wanted("soft-timeout") {
+        soft_timeout(&mut report);
+    }
+    if wanted("unchanged") {
+        unchanged::run(&mut report);
+    }
+    if wanted("cold-many-100") {
+        cold_many::run(&mut report);
+    }
+    report.finish();
+}
+
+/// Keys of the case `hit-ttl`, all cached.
+const HIT_KEYS: usize = 2_000;
+
+/// Hits of a slice of time. Slices with and without a time to live alternate.
+const HITS: usize = 100_000;
+
+fn hit_ttl(report: &mut Report) {
+    let group = |name: &str, ttl: Option<Duration>| {
+        let builder = Group::builder(name).registry(&Registry::new());
+        let builder = match ttl {
+            Some(ttl) => builder.time_to_live(ttl),
+            None => builder,
+        };
+        let echo = |_: &_, key: &str| Ok::<_, BoxError>(key.to_owned());
+        builder.build_with(echo).expect("a group")
+    };
+    let keys: Vec<String> = (0..HIT_KEYS).map(|n| format!("key {n:012}")).collect();
+    let groups = [
+        group("none", None),
+        group("ttl", Some(Duration::from_secs(3600))),
+    ];
+    let slice = |group: &Group| {
+        let began = Instant::now();
+        for n in 0..HITS {
+            std::hint::black_box(group.get(&keys[n % HIT_KEYS]).expect("a value"));
+        }
+        began.elapsed().as_secs_f64()
+    };
+    groups.iter().for_each(|group| _ = slice(group));
+    for _ in 0..rounds() {
+        let mut sums = [0.0; 2];
+        for _ in 0..10 {
+            for (sum, group) in sums.iter_mut().zip(&groups) {
+                *sum += slice(group);
+            }
+        }
+        report.add("hit-ttl", "larder", "ratio", "ratio", sums[1] / sums[0]);
+    }
+}
+
+/// Gets of one key, by two threads, while it is refreshed again and again.
+fn refresh(report: &mut Report) {
+    const TTL: Duration = Duration::from_millis(400);
+    let group = Group::builder("refresh")
+        .registry(&Registry::new())
+        .time_to_live(TTL)
+        .refresh_at(0.2)
+        .build_with(|_, key| {
+            thread::sleep(Duration::from_millis(5));
+            Ok::<_, BoxError>(key.to_owned())
+        })
+        .expect("a group");
+    group.get("key").expect("a value");
+    let seconds = number("LARDER_SECONDS", 5) as u64;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let gets = || {
+        let mut times = Vec::new();
+        while Instant::now() < end {
+            let began = Instant::now();
+            group.get("key").expect("a value");
+            times.push(began.elapsed().as_nanos() as u32);
+        }
+        times
+    };
+    let mut times = thread::scope(|scope| {
+        let other = scope.spawn(gets);
+        let mut times = gets();
+        times.extend(other.join().expect("no panic"));
+        times
+    });
+    let stats = group.stats();
+    let blocking = stats.loads - 1;
+    let mut add = |metric, unit, value| report.add("refresh", "larder", metric, unit, value);
+    add("p50_us", "us", quantile(&mut times, 0.5) / 1e3);
+    add("p99_us", "us", quantile(&mut times, 0.99) / 1e3);
+    add("blocking_loads", "loads", blocking as f64);
+    add("refreshes", "loads", stats.refreshes as f64);
+}
+
+/// Gets of a stale value, by four threads, while its load takes 10 s.
+fn soft_timeout(report: &mut Report) {
+    const GETS: usize = 40;
+    let clock = Clock::manual();
+    let loads = AtomicUsize::new(0);
+    let is_over: &'static AtomicBool = Box::leak(Box::default());
+    let group = Group::builder("soft")
+        .registry(&Registry::new())
+        .clock(clock.clone())
+        .time_to_live(Duration::from_secs(10))
+        .stale_if_error(Duration::from_secs(60))
+        .soft_timeout(Duration::from_millis(50))
+        .build_with(move |_, key| {
+            let end = Instant::now() + Duration::from_secs(10);
+            let is_slow = loads.fetch_add(1, Ordering::SeqCst) > 0;
+            while is_slow && Instant::now() < end && !is_over.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok::<_, BoxError>(key.to_owned())
+        })
+        .expect("a group");
+    group.get("key").expect("a value");
+    clock.advance(Duration::from_secs(10));
+    let gets = || -> Vec<u32> {
+        let get = |_| {
+            let began = Instant::now();
+            group.get("key").expect("the old value");
+            began.elapsed().as_micros() as u32
+        };
+        (0..GETS).map(get).collect()
+    };
+    let mut times: Vec<u32> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(gets)).collect();
+        let times = threads.into_iter().map(|thread| thread.join());
+        times.flat_map(|times| times.expect("no panic")).collect()
+    });
+    is_over.store(true, Ordering::SeqCst);
+    let ms = |quantile: f64| quantile / 1e3;
+    let p50 = ms(quantile(&mut times, 0.5));
+    let p99 = ms(quantile(&mut times, 0.99));
+    report.add("soft-timeout", "larder", "p50_ms", "ms", p50);
+    report.add("soft-timeout", "larder", "p99_ms", "ms", p99);
+}
+
+fn quantile(values: &mut [u32], part: f64) -> f64 {
+    values.sort_unstable();
+    let last = values.len() - 1;
+    f64::from(values[(last as f64 * part).round() as usize])
+}
+
+/// A number from the environment.
+fn number(name: &str, default: usize) -> usize {
+    let set = std::env::var(name).ok();
+    set.and_then(|set| set.parse().ok()).unwrap_or(default)
+}

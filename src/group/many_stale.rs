@@ -1,0 +1,103 @@
+//! Stale values among several keys: newer ones are loaded together with the values that are missing.
+
+use std::time::Instant;
+
+use super::flight::LoadFrom;
+use super::freshness::Phase;
+use super::many_key::Results;
+use super::populate::Placement;
+use super::refresh::{SoftLoad, is_failure};
+use super::{Inner, LoadKey, Loaded};
+use crate::byteview::ByteView;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind};
+use crate::peers::Route;
+use crate::store::Hit;
+use crate::sync::Arc;
+
+/// The stale values of a call, each with the index of its key in the caller's list.
+#[derive(Default)]
+pub(super) struct StaleValues {
+    olds: Vec<(usize, Loaded)>,
+    /// Loads that are waited for no longer than the soft time-out, and when that ends.
+    soft_loads: Vec<(usize, SoftLoad)>,
+    soft_end: Option<Instant>,
+}
+
+impl Inner {
+    /// The value for a call for several keys that found a [due](Hit::is_due) one. `None` if it is stale and
+    /// has to be loaded.
+    pub(super) fn get_due_of_many(
+        self: &Arc<Self>,
+        ctx: &Context,
+        at: usize,
+        key: LoadKey<'_>,
+        hit: Hit,
+        stale: &mut StaleValues,
+    ) -> Option<ByteView> {
+        let old = self.loaded(hit);
+        match self.phase(&old.lifetime) {
+            Phase::Fresh => {}
+            Phase::Refresh => self.refresh(key),
+            Phase::Stale => {
+                let now = || self.store.clock().now();
+                if self.attempts.recent(key.hash.get(), key.key, now).is_none() {
+                    let view = old.view.clone();
+                    stale.olds.push((at, old));
+                    return self.start_soft_load(ctx, at, key, stale).then_some(view);
+                }
+                self.counters.add(|loads| &loads.stale_hits);
+            }
+        }
+        Some(old.view)
+    }
+
+    /// Starts the load of a stale value, if there is a soft time-out.
+    fn start_soft_load(
+        self: &Arc<Self>,
+        ctx: &Context,
+        at: usize,
+        key: LoadKey<'_>,
+        stale: &mut StaleValues,
+    ) -> bool {
+        let Some(limit) = self.freshness.soft_timeout else {
+            return false;
+        };
+        let from = match self.peers.route(&self.name, key.key) {
+            Route::Own => LoadFrom::Getter(Placement::Main),
+            Route::Fallback => LoadFrom::Getter(Placement::Fallback),
+            Route::Peer(peer) => LoadFrom::Peers(peer),
+        };
+        let started = self.start_softly(&from, &self.with_stale_served(ctx, key), key);
+        let load = started.unwrap_or_else(|error| SoftLoad::Ended(Err(error)));
+        stale.soft_loads.push((at, load));
+        let later = Instant::now().checked_add(limit);
+        stale.soft_end = stale.soft_end.or(later);
+        true
+    }
+
+    /// Waits for the loads with a soft time-out, and puts old values in place of errors.
+    pub(super) fn end_stale(&self, ctx: &Context, stale: StaleValues, results: &mut Results) {
+        let soft = match stale.soft_end {
+            Some(end) => ctx.with_deadline(end),
+            None => ctx.clone(),
+        };
+        for (at, load) in stale.soft_loads {
+            results[at] = Some(load.end(&soft).map(|loaded| loaded.view));
+        }
+        let now = self.store.clock().now();
+        for (at, old) in stale.olds {
+            let is_over = old.lifetime.expires.is_some_and(|end| end <= now);
+            let late = || Err(Error::from(ErrorKind::DeadlineExceeded));
+            let result = results[at].take().unwrap_or_else(late);
+            let serves_old = |error: &Error| is_failure(error.kind()) && !is_over;
+            results[at] = Some(match result.as_ref().err().is_some_and(serves_old) {
+                true => {
+                    self.counters.add(|loads| &loads.stale_hits);
+                    Ok(old.view)
+                }
+                false => result,
+            });
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Values that are kept for loads that may find them unchanged: and their renewal.
+
+use super::entry::NewEntry;
+use super::etag::{etag_of, is_trailer, trailer_of};
+use super::generations::Generation;
+use super::key_hash::KeyHash;
+use super::shard::Shard;
+use super::slab::SlotRef;
+use super::{Store, weight};
+use crate::byteview::ByteView;
+use crate::clock::Tick;
+
+/// A cached value, expired or not, and what a load needs to renew it.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) view: ByteView,
+    pub(crate) etag: Option<ByteView>,
+    pub(crate) expires: Option<Tick>,
+    /// See [`NewEntry::begun`].
+    pub(crate) begun: Option<Tick>,
+}
+
+impl Store {
+    /// The entry of a key, also if it has expired, and the generation for an insertion. Counts nothing.
+    pub(crate) fn kept(&self, hash: KeyHash, key: &str) -> (Option<Kept>, Generation) {
+        let shard = self.shard(hash).read();
+        let kept = shard.find_kept(hash, key).map(|slot| {
+            let view = slot.view();
+            let etag = slot.meta.state().is_tagged().then(|| etag_of(slot.data));
+            Kept {
+                view,
+                etag,
+                expires: slot.expires,
+                begun: slot.begun.tick(),
+            }
+        });
+        (kept, shard.generation(hash))
+    }
+
+    /// A view of a copy of `value`, for [`insert`](Self::insert). The copy lies behind one of its key in
+    /// the store's memory, and before its etag, or on malloc if the store cannot keep it.
+    #[inline]
+    pub(crate) fn keyed(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        value: &[u8],
+        etag: Option<&str>,
+    ) -> ByteView {
+        let end = key.len() + value.len();
+        let len = end + etag.map_or(0, trailer_of);
+        let block = if weight::of_entry(len) > self.capacity() {
+            None
+        } else if let Some(etag) = etag {
+            // An etag is at most `MAX_ETAG` bytes long.
+            let etag_len = (etag.len() as u16).to_le_bytes();
+            let parts = [key.as_bytes(), value, etag.as_bytes(), &etag_len];
+            self.heap.allocate(hash.get(), parts)
+        } else {
+            self.heap.allocate(hash.get(), [key.as_bytes(), value])
+        };
+        match block {
+            Some(block) => ByteView::window(block, key.len(), end),
+            None => ByteView::from(value),
+        }
+    }
+
+    /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
+    /// be cached. False if there is no memory left.
+    #[inline]
+    pub(crate) fn adopt(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        view: &mut ByteView,
+        etag: Option<&str>,
+    ) -> bool {
+        let is_owned = |view: &ByteView| {
+            view.is_keyed(key, |rest| is_trailer(rest, etag))
+                && self.heap.owns(hash.get(), view.allocation())
+        };
+        let len = key.len() + view.len() + etag.map_or(0, trailer_of);
+        if is_owned(view) || weight::of_entry(len) > self.capacity() {
+            return true;
+        }
+        *view = self.keyed(hash, key, view, etag);
+        is_owned(view)
+    }
+}
+
+impl Shard {
+    /// The entry of a key, expired or not.
+    fn find_kept(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
+        self.slab.slot(self.index_of(hash, key)?)
+    }
+
+    /// Gives the entry of the key new times, if it holds the very bytes of the new one. It keeps its place
+    /// and its hits, and no listener is called.
+    pub(super) fn renew(&mut self, new: &NewEntry<'_>) -> bool {
+        let Some(index) = self.index_of(new.hash, new.key) else {
+            return false;
+        };
+        let is_same = self.slab.slot(index).is_some_and(|slot| {
+            slot.data.as_ptr() == new.data.as_ptr()
+                && slot.meta.share() == new.share
+                // The weight depends on it.
+                && slot.expires.is_some() == new.expires.is_some()
+        });
+        if is_same {
+            self.slab.renew(index, new.expires, new.begun);
+        }
+        is_same
+    }
+}

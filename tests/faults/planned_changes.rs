@@ -1,0 +1,296 @@
+//! Nodes that join, leave and are restarted, one after the other, while all nodes get keys.
+//!
+//! The nodes are in this process. The load, not the time, decides when a test goes on.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use larder::http::{PeerState, Transport, TransportRequest, TransportResponse};
+use larder::{Context, Group, HotAdmission, Result};
+
+use crate::cluster::{Node, Setup};
+use crate::common::{PATIENCE, millis};
+
+const KEYS: u64 = 600;
+
+/// Each key is asked for so often until the load counts as enough: with fewer, a node may not be asked for
+/// one of its keys.
+const ROUNDS: u64 = 12;
+
+/// What all nodes count together.
+#[derive(Default)]
+struct Counts {
+    loads: AtomicU64,
+    gets: AtomicU64,
+    errors: AtomicU64,
+    /// The peeks at previous owners that took too long, or failed, because the machine was busy.
+    late_peeks: AtomicU64,
+}
+
+struct Timed {
+    counts: Arc<Counts>,
+    inner: Arc<dyn Transport>,
+}
+
+impl Transport for Timed {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> Result<TransportResponse> {
+        let is_peek = request.method() == "POST";
+        let start = Instant::now();
+        let result = self.inner.round_trip(ctx, request);
+        if is_peek && (result.is_err() || start.elapsed() > millis(7)) {
+            self.counts.late_peeks.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+/// Nodes, and the places of those that get keys.
+struct Cluster {
+    setup: Setup,
+    counts: Arc<Counts>,
+    callers: Mutex<Vec<Option<Group>>>,
+    stop: AtomicBool,
+}
+
+impl Cluster {
+    fn new(admission: fn() -> HotAdmission) -> Cluster {
+        let counts = Arc::new(Counts::default());
+        let wrap = counts.clone();
+        Cluster {
+            setup: Setup {
+                group: Box::new(move |group| group.hot_admission(admission())),
+                pool: Box::new(move |pool| {
+                    let counts = wrap.clone();
+                    let pool = pool.exchange_timeout(PATIENCE).connect_timeout(PATIENCE);
+                    // Only batches of handoffs are sent by POST.
+                    pool.max_batch_keys(2).transport(move |_, inner| {
+                        Arc::new(Timed {
+                            counts: counts.clone(),
+                            inner,
+                        })
+                    })
+                }),
+                ..Setup::default()
+            },
+            counts,
+            callers: Mutex::default(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    fn start(&self, listener: TcpListener, peers: &[String]) -> Node {
+        let counts = self.counts.clone();
+        self.setup.start_on(listener, peers, move |_, key, dest| {
+            counts.loads.fetch_add(1, Ordering::Relaxed);
+            Ok(dest.set_str(key)?)
+        })
+    }
+
+    /// Lets a node get keys, or no more.
+    fn call(&self, place: usize, group: Option<&Group>) {
+        let mut callers = self.callers.lock().expect("no panic");
+        if callers.len() <= place {
+            callers.resize(place + 1, None);
+        }
+        callers[place] = group.cloned();
+    }
+
+    /// Gets all keys again and again, each time at another node.
+    fn get_keys(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let number = self.counts.gets.fetch_add(1, Ordering::Relaxed);
+            let (round, key) = (number / KEYS, format!("key {}", number * 7919 % KEYS));
+            let group = {
+                let callers = self.callers.lock().expect("no panic");
+                let present: Vec<&Group> = callers.iter().flatten().collect();
+                let place = (round + number * 31) as usize % present.len();
+                present[place].clone()
+            };
+            if !group.get(&key).is_ok_and(|value| value == key.as_str()) {
+                self.counts.errors.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits until all keys were asked for by all nodes.
+    fn wait_for_load(&self) {
+        let end = self.counts.gets.load(Ordering::Relaxed) + ROUNDS * KEYS;
+        let start = Instant::now();
+        while self.counts.gets.load(Ordering::Relaxed) < end {
+            assert!(start.elapsed() < 2 * PATIENCE, "the gets hang");
+            thread::sleep(millis(5));
+        }
+    }
+
+    /// Runs `during` while threads get keys. Returns the loads during it, and the peeks that were late.
+    fn under_load(&self, during: impl FnOnce()) -> (u64, u64) {
+        let (mut loads, mut late) = (0, 0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| self.get_keys());
+            }
+            self.wait_for_load();
+            let count = || {
+                let counts = [&self.counts.loads, &self.counts.late_peeks];
+                counts.map(|count| count.load(Ordering::Relaxed))
+            };
+            let before = count();
+            assert_eq!(before[0], KEYS, "each key is loaded once");
+            during();
+            let after = count();
+            (loads, late) = (after[0] - before[0], after[1] - before[1]);
+            self.stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(self.counts.errors.load(Ordering::Relaxed), 0);
+        (loads, late)
+    }
+}
+
+fn listen() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("a port")
+}
+
+/// Listens on a port that was free a moment ago. Another program may have it for a short time.
+fn listen_again(addr: std::net::SocketAddr) -> TcpListener {
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(addr) {
+            Ok(listener) => return listener,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+        }
+        thread::sleep(millis(5));
+    }
+}
+
+fn url_of(listener: &TcpListener) -> String {
+    format!("http://{}", listener.local_addr().expect("an address"))
+}
+
+fn sees(node: &Node, url: &str, state: PeerState) -> bool {
+    let mut peers = node.pool.peers().into_iter();
+    peers.any(|peer| peer.peer.url == url && peer.state == state)
+}
+
+/// Restarts the nodes of a cluster of five, one by one, each with a drain.
+fn restart_one_by_one(admission: fn() -> HotAdmission) {
+    let cluster = Cluster::new(admission);
+    let listeners = [(); 5].map(|()| listen());
+    let urls = listeners.each_ref().map(url_of);
+    let mut nodes: Vec<Node> = listeners
+        .into_iter()
+        .map(|listener| cluster.start(listener, &urls))
+        .collect();
+    for (place, node) in nodes.iter().enumerate() {
+        cluster.call(place, Some(&node.group));
+    }
+    let (loads, late) = cluster.under_load(|| {
+        for place in 0..nodes.len() {
+            let leaving = nodes.remove(place);
+            cluster.call(place, None);
+            leaving.pool.leave(Duration::ZERO);
+            for node in &nodes {
+                assert!(sees(node, &leaving.url, PeerState::Absent));
+            }
+            cluster.wait_for_load();
+            let addr = leaving.addr();
+            leaving
+                .server
+                .shutdown(PATIENCE)
+                .expect("no request is cut");
+            drop(leaving);
+            let back = cluster.start(listen_again(addr), &urls);
+            cluster.call(place, Some(&back.group));
+            let start = Instant::now();
+            while !nodes
+                .iter()
+                .all(|node| sees(node, &back.url, PeerState::Healthy))
+            {
+                assert!(start.elapsed() < PATIENCE, "it is not back");
+                thread::sleep(millis(5));
+            }
+            nodes.insert(place, back);
+            cluster.wait_for_load();
+        }
+    });
+    println!("{loads} of {KEYS} keys are loaded again, {late} peeks were late");
+    assert!(
+        loads <= KEYS * 2 / 100 + late,
+        "{loads} loads, {late} late peeks"
+    );
+}
+
+#[test]
+fn drained_restarts_one_by_one_load_few_keys_again() {
+    restart_one_by_one(|| HotAdmission::Always);
+}
+
+#[test]
+fn drained_restarts_one_by_one_load_few_keys_again_without_copies() {
+    restart_one_by_one(|| HotAdmission::Never);
+}
+
+#[test]
+fn three_nodes_that_become_ten_and_three_again_load_few_moved_keys() {
+    let cluster = Cluster::new(|| HotAdmission::Never);
+    let listeners: Vec<TcpListener> = (0..10).map(|_| listen()).collect();
+    let urls: Vec<String> = listeners.iter().map(url_of).collect();
+    let mut listeners = listeners.into_iter();
+    let first = listeners.by_ref().take(3);
+    let nodes: Vec<Node> = first
+        .map(|listener| cluster.start(listener, &urls[..3]))
+        .collect();
+    for (place, node) in nodes.iter().enumerate() {
+        cluster.call(place, Some(&node.group));
+    }
+    let owners = |node: &Node| -> Vec<Option<String>> {
+        let keys = (0..KEYS).map(|key| format!("key {key}"));
+        keys.map(|key| node.pool.owner(&key)).collect()
+    };
+    let mut moved = 0;
+    let (loads, late) = cluster.under_load(|| {
+        let before = owners(&nodes[0]);
+        let new: Vec<Node> = listeners
+            .map(|listener| cluster.start(listener, &urls))
+            .collect();
+        for node in &new {
+            while !format!("{:?}", node.pool).contains("handoff: true") {
+                thread::sleep(millis(1));
+            }
+        }
+        for node in &nodes {
+            node.pool.set(&urls).expect("good URLs");
+        }
+        for (place, node) in new.iter().enumerate() {
+            cluster.call(3 + place, Some(&node.group));
+        }
+        let after = owners(&nodes[0]);
+        moved = before.iter().zip(&after).filter(|(a, b)| a != b).count() as u64;
+        cluster.wait_for_load();
+        for (place, node) in new.iter().enumerate() {
+            cluster.call(3 + place, None);
+            node.pool.leave(Duration::ZERO);
+        }
+        cluster.wait_for_load();
+        for node in &nodes {
+            node.pool.set(&urls[..3]).expect("good URLs");
+        }
+        cluster.wait_for_load();
+        for node in new {
+            node.server.shutdown(PATIENCE).expect("no request is cut");
+        }
+        cluster.wait_for_load();
+    });
+    println!("{moved} of {KEYS} keys moved and came back, {loads} loads, {late} peeks were late");
+    // Each of them moved twice.
+    assert!(
+        loads <= 2 * moved * 5 / 100 + late,
+        "{loads} loads, {moved} moved, {late} late peeks"
+    );
+}

@@ -1,0 +1,236 @@
+//! Copies that are asked for again after their time, and have not changed.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use larder::http::{
+    HttpClient, HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
+};
+use larder::{ByteView, Clock, Context, GetOptions, Group, Registry, Result, SetOptions, Value};
+
+/// Notes the status of each response for a key, and the length of its body.
+struct Noting(Arc<dyn Transport>, Arc<Mutex<Vec<(u16, u64)>>>);
+
+impl Transport for Noting {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> Result<TransportResponse> {
+        let is_noted = request.path().contains("/pages/");
+        let response = self.0.round_trip(ctx, request)?;
+        if is_noted {
+            let length = response.length().expect("a length");
+            self.1.lock().unwrap().push((response.status(), length));
+        }
+        Ok(response)
+    }
+}
+
+/// Two nodes with one clock, and an origin whose getter can be held.
+struct Cluster {
+    clock: Clock,
+    groups: Vec<Group>,
+    noted: Arc<Mutex<Vec<(u16, u64)>>>,
+    version: Arc<AtomicUsize>,
+    loads: Arc<AtomicUsize>,
+    held: Arc<(Mutex<bool>, Condvar)>,
+    /// A key of the second node.
+    key: String,
+    _nodes: Vec<(HttpPool, Server)>,
+}
+
+fn value(version: usize) -> Vec<u8> {
+    vec![version as u8; 100 << 10]
+}
+
+impl Cluster {
+    fn start(client: HttpClient) -> Cluster {
+        let clock = Clock::manual();
+        let noted: Arc<Mutex<Vec<(u16, u64)>>> = Arc::default();
+        let (version, loads) = (Arc::default(), Arc::default());
+        let held: Arc<(Mutex<bool>, Condvar)> = Arc::default();
+        let (mut groups, mut nodes) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let registry = Registry::new();
+            let notes = noted.clone();
+            let wrap = move |_: &str, inner| -> Arc<dyn Transport> {
+                Arc::new(Noting(inner, notes.clone()))
+            };
+            let builder: HttpPoolBuilder = HttpPool::builder(&url).registry(&registry);
+            let pool = builder.http_client(client).transport(wrap).build().unwrap();
+            let (version, loads): (Arc<AtomicUsize>, Arc<AtomicUsize>) =
+                (Arc::clone(&version), Arc::clone(&loads));
+            let held = held.clone();
+            let group = Group::builder("pages")
+                .registry(&registry)
+                .clock(clock.clone())
+                .time_to_live(Duration::from_secs(10))
+                .time_to_live_jitter(0.0)
+                .keep_for_revalidation(Duration::from_secs(60))
+                .build_with(move |ctx, _| {
+                    let version = version.load(SeqCst);
+                    loads.fetch_add(1, SeqCst);
+                    let held_now = held.0.lock().unwrap();
+                    drop(held.1.wait_while(held_now, |held| *held).unwrap());
+                    let etag = version.to_string();
+                    if ctx.etag() == Some(&etag) {
+                        return Ok::<_, larder::Error>(Value::not_modified());
+                    }
+                    Ok(Value::new(value(version)).etag(etag))
+                })
+                .unwrap();
+            groups.push(group);
+            let server = pool.server().serve_listener(listener).unwrap();
+            nodes.push((pool, server));
+        }
+        let urls: Vec<_> = nodes.iter().map(|(pool, _)| pool.self_url()).collect();
+        nodes.iter().for_each(|(pool, _)| pool.set(&urls).unwrap());
+        let is_theirs = |key: &String| nodes[0].0.owner(key).as_deref() == Some(&*urls[1]);
+        let key = (0..).map(|n| format!("page-{n}")).find(is_theirs).unwrap();
+        Cluster {
+            clock,
+            groups,
+            noted,
+            version,
+            loads,
+            held,
+            key,
+            _nodes: nodes,
+        }
+    }
+
+    /// The value at the node that does not own the key, and the exchanges that it cost.
+    fn get(&self) -> (ByteView, Vec<(u16, u64)>) {
+        self.noted.lock().unwrap().clear();
+        let value = self.groups[0].get(&self.key).unwrap();
+        (value, std::mem::take(&mut self.noted.lock().unwrap()))
+    }
+
+    /// Lets the copy expire, changes data while it is asked for again, and returns what that get returned.
+    fn change_meanwhile(&self, change: impl FnOnce(&Cluster)) -> ByteView {
+        self.get();
+        self.clock.advance(Duration::from_secs(10));
+        *self.held.0.lock().unwrap() = true;
+        let loads = self.loads.load(SeqCst);
+        let value = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| self.groups[0].get(&self.key).unwrap());
+            let begun = Instant::now();
+            while self.loads.load(SeqCst) == loads {
+                assert!(begun.elapsed() < Duration::from_secs(20), "no load begins");
+                std::thread::yield_now();
+            }
+            change(self);
+            *self.held.0.lock().unwrap() = false;
+            self.held.1.notify_all();
+            asking.join().unwrap()
+        });
+        let notes = self.noted.lock().unwrap();
+        assert!(
+            notes.contains(&(304, 0)),
+            "an answer is unchanged: {notes:?}"
+        );
+        value
+    }
+}
+
+const CLIENTS: &[HttpClient] = &[
+    HttpClient::Auto,
+    HttpClient::Direct,
+    #[cfg(feature = "ureq")]
+    HttpClient::Ureq,
+];
+
+#[test]
+fn unchanged_copy_is_renewed_without_a_body() {
+    for &client in CLIENTS {
+        let cluster = Cluster::start(client);
+        let answer = || {
+            let options = GetOptions::new().only_if_cached();
+            let ctx = Context::background();
+            let answer = cluster.groups[0]
+                .get_opts(&ctx, &cluster.key, options)
+                .unwrap();
+            (
+                answer.age.unwrap().as_secs(),
+                answer.expires_in.unwrap().as_secs(),
+            )
+        };
+        let (first, exchanges) = cluster.get();
+        assert_eq!(first, value(0));
+        assert!(
+            exchanges.len() == 1 && exchanges[0].0 == 200,
+            "{exchanges:?}"
+        );
+        for loads in 2..5 {
+            cluster.clock.advance(Duration::from_secs(4));
+            assert_eq!((cluster.get().1, answer()), (vec![], (4, 6)));
+            cluster.clock.advance(Duration::from_secs(6));
+            let (renewed, exchanges) = cluster.get();
+            assert_eq!(renewed.as_ptr(), first.as_ptr(), "no byte is copied");
+            assert_eq!(exchanges, [(304, 0)]);
+            assert_eq!(cluster.loads.load(SeqCst), loads);
+            assert_eq!(answer(), (0, 10));
+        }
+        cluster.clock.advance(Duration::from_secs(10));
+        cluster.version.store(1, SeqCst);
+        let (changed, exchanges) = cluster.get();
+        assert_eq!(changed, value(1));
+        assert!(
+            exchanges.len() == 1 && exchanges[0].1 > 100 << 10,
+            "{exchanges:?}"
+        );
+    }
+}
+
+#[test]
+fn age_of_a_renewed_copy_is_that_of_the_owner() {
+    let cluster = Cluster::start(HttpClient::Auto);
+    cluster.get();
+    cluster.clock.advance(Duration::from_secs(10));
+    cluster.groups[1].get(&cluster.key).unwrap();
+    cluster.clock.advance(Duration::from_secs(3));
+    assert_eq!(cluster.get().1, [(304, 0)]);
+    let ctx = Context::background();
+    let answer = cluster.groups[0]
+        .get_opts(&ctx, &cluster.key, GetOptions::new())
+        .unwrap();
+    assert_eq!(answer.age, Some(Duration::from_secs(3)));
+    assert_eq!(answer.expires_in, Some(Duration::from_secs(7)));
+}
+
+#[test]
+fn removal_meanwhile_keeps_a_copy_from_being_renewed() {
+    let cluster = Cluster::start(HttpClient::Auto);
+    let old = cluster.change_meanwhile(|cluster| cluster.groups[0].invalidate(&cluster.key));
+    assert_eq!(old, value(0));
+    assert!(!cluster.groups[0].contains_key(&cluster.key));
+}
+
+#[test]
+fn removal_in_the_cluster_fences_an_unchanged_answer() {
+    let cluster = Cluster::start(HttpClient::Auto);
+    cluster.change_meanwhile(|cluster| {
+        cluster.version.store(1, SeqCst);
+        let removed = cluster.groups[0].remove(&Context::background(), &cluster.key);
+        removed.expect("both nodes drop it");
+    });
+    assert_eq!(cluster.groups[0].get(&cluster.key).unwrap(), value(1));
+    assert_eq!(cluster.groups[1].get(&cluster.key).unwrap(), value(1));
+}
+
+#[test]
+fn value_that_is_set_meanwhile_is_not_replaced_by_an_unchanged_one() {
+    let cluster = Cluster::start(HttpClient::Auto);
+    cluster.change_meanwhile(|cluster| {
+        let (ctx, group) = (Context::background(), &cluster.groups[0]);
+        let set = group.set(&ctx, &cluster.key, value(9), SetOptions::new());
+        set.expect("the owner keeps it");
+    });
+    assert_eq!(cluster.groups[0].get(&cluster.key).unwrap(), value(9));
+    assert_eq!(cluster.groups[1].get(&cluster.key).unwrap(), value(9));
+}
