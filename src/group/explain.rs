@@ -10,7 +10,7 @@ use super::{Group, Inner};
 use crate::error::Error;
 use crate::peers::{KeyRoute, Route};
 
-/// What a get of a key would do, and why; the result of [`Group::explain`].
+/// The way that a get of a key would take, and why; the result of [`Group::explain`].
 ///
 /// Its text has a line for each part that is known.
 #[derive(Clone, Debug)]
@@ -30,11 +30,11 @@ pub struct Explanation {
     /// The time since the last removal that this process has applied to the key, or to another one of the
     /// thousandth of keys to which it belongs. `None` if there was none.
     pub last_removal: Option<Duration>,
-    /// What a get would do now.
+    /// The step that a get would take now.
     pub outcome: GetOutcome,
 }
 
-/// What a get would do.
+/// The step that a get would take.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum GetOutcome {

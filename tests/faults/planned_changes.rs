@@ -20,7 +20,7 @@ const KEYS: u64 = 600;
 /// one of its keys.
 const ROUNDS: u64 = 12;
 
-/// What all nodes count together.
+/// The counters that all nodes share.
 #[derive(Default)]
 struct Counts {
     loads: AtomicU64,

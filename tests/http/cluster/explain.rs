@@ -1,4 +1,4 @@
-//! What a get would do, as a node explains it to the program and over HTTP.
+//! An explanation of a get, as a node gives it to the program and over HTTP.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
