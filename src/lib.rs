@@ -86,7 +86,7 @@ pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
     AdmissionFn, Answer, DumpReport, Explanation, GetOptions, GetOutcome, Group, GroupBuilder,
     HotAdmission, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source,
-    WeakGroup,
+    WarmProgress, Warming, WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};

@@ -50,6 +50,8 @@ pub(crate) enum Urgency {
     Resumed,
     /// The load has a deadline.
     By(Instant),
+    /// No caller waits for the load.
+    Background,
 }
 
 impl PermitQueues {

@@ -20,7 +20,7 @@ use crate::load_permits::LoadPermits;
 use crate::loader_pool::{LoaderPool, LoaderShare};
 use crate::peers::PickerSlot;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use crate::value::Value;
 
 /// Builds a [`Group`].
@@ -411,6 +411,7 @@ impl GroupBuilder {
         };
         let inner = Inner {
             pool: loaders,
+            warm_inserts: Mutex::default(),
             permits: self.max_concurrent_loads.map(LoadPermits::new),
             name: self.name,
             getter,

@@ -105,7 +105,7 @@ impl Inner {
     }
 
     /// Leads the flights of all keys that are not in flight, and joins the flights of the others.
-    fn lead_all<'a, 'k>(
+    pub(super) fn lead_all<'a, 'k>(
         &'a self,
         keys: &[ManyKey<'k>],
         each: &mut Each<'_>,
@@ -202,7 +202,7 @@ impl Inner {
     ///
     /// If the getter panics, the leaders are dropped, and all waiters get
     /// [`ErrorKind::GetterPanicked`].
-    fn run_bulk(
+    pub(super) fn run_bulk(
         self: &Arc<Self>,
         bulk: &dyn BulkGetter,
         leads: Vec<Lead<'_, '_>>,
@@ -416,13 +416,13 @@ fn refuse<T>(leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>) -> Ve
     Vec::new()
 }
 
-type Flight = Waiter<Result<Loaded>>;
+pub(super) type Flight = Waiter<Result<Loaded>>;
 
 /// The leader of the flight of one key.
-struct Lead<'a, 'k> {
-    key: ManyKey<'k>,
-    leader: Leader<'a, Result<Loaded>>,
-    begun: LoadBegin,
+pub(super) struct Lead<'a, 'k> {
+    pub(super) key: ManyKey<'k>,
+    pub(super) leader: Leader<'a, Result<Loaded>>,
+    pub(super) begun: LoadBegin,
 }
 
 /// A [`Lead`] on its way to a loader thread.

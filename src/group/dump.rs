@@ -92,6 +92,9 @@ impl Group {
     fn write_dump(&self, file: &mut std::fs::File, schema: u64) -> io::Result<DumpReport> {
         let store = &self.inner.store;
         let clock = store.clock();
+        // Before the entries: a removal in between is then missing here, and its entry is gone. Before the
+        // uptime: no removal may look older than it is.
+        let removals = self.inner.encoded_removals();
         let uptime = Uptime::now();
         let header = DumpHeader {
             group: self.name().to_owned(),
@@ -99,8 +102,7 @@ impl Group {
             boot_id: uptime.boot_id,
             since_boot: uptime.since_boot,
             unix_nanos: u64::try_from(clock.unix_nanos()).unwrap_or(0),
-            // Before the entries: a removal in between is then missing here, and its entry is gone.
-            removals: self.inner.encoded_removals(),
+            removals,
         };
         let dumped_at = clock.now();
         let mut writer = BlockWriter::new(io::BufWriter::new(file), &header)?;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::Inner;
 use super::removal_clocks::{KeyStripe, Table};
+use super::restore::RESOLUTION;
+use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Inner {
@@ -16,7 +18,7 @@ impl Inner {
         encoded
     }
 
-    /// Applies the removals of a dump that was written this long ago, if that is known.
+    /// Applies the removals of a dump that was written at most this long ago, if that is known.
     ///
     /// # Errors
     ///
@@ -28,15 +30,15 @@ impl Inner {
         })?;
         // If the time is not known, the removals count as made now, so that more values are dropped.
         self.merge(&match downtime {
-            Some(downtime) => table.older_by(downtime),
+            // It is rounded up, and a removal may not look older than it is.
+            Some(downtime) => table.older_by(downtime.saturating_sub(2 * RESOLUTION)),
             None => table.made_now(),
         });
         Ok(())
     }
 
-    /// Whether a removal may concern a value of this age, `None` if that is not known.
-    pub(super) fn may_be_removed(&self, key: &str, age: Option<Duration>) -> bool {
-        let now = self.store.clock().now();
+    /// Whether a removal until `now` may concern a value of this age, `None` if the age is not known.
+    pub(super) fn may_be_removed(&self, key: &str, age: Option<Duration>, now: Tick) -> bool {
         let since_removal = self.removals.since_removal(KeyStripe::of(key), now);
         since_removal.is_some_and(|since| age.is_none_or(|age| age >= since))
     }
@@ -47,4 +49,42 @@ fn decode(encoded: &[u8]) -> Option<Table> {
     let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
     let (clocks, applied) = rest.split_at_checked(len)?;
     Table::decode(clocks, applied)
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::context::Context;
+    use crate::getter::getter_fn;
+    use crate::group::Group;
+    use crate::group::registry::Registry;
+
+    #[test]
+    fn removal_in_a_dump_does_not_look_older_than_it_is() {
+        let clock = Clock::manual();
+        let group = || {
+            let builder = Group::builder("colors").registry(&Registry::new());
+            let load = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+            builder.clock(clock.clone()).build(load).expect("a group")
+        };
+        let before = group();
+        before
+            .remove(&Context::background(), "key")
+            .expect("no peers");
+        let encoded = before.inner.encoded_removals();
+        let downtime = Duration::from_millis(100);
+        clock.advance(downtime);
+        let after = group();
+        let merged = after
+            .inner
+            .merge_dumped(&encoded, Some(downtime + RESOLUTION));
+        merged.expect("well-formed");
+        // A value whose load began just before the removal.
+        assert!(
+            after
+                .inner
+                .may_be_removed("key", Some(downtime), clock.now())
+        );
+    }
 }

@@ -235,7 +235,7 @@ impl Inner {
     /// If the getter, a peer, the picker or the admission function panics, the leader is dropped, and
     /// the waiters get [`ErrorKind::GetterPanicked`]. They do not load again one after the other, as
     /// they do after [`abandon`](Leader::abandon).
-    fn lead(
+    pub(super) fn lead(
         self: &Arc<Self>,
         from: &LoadFrom,
         leader: Leader<'_, Result<Loaded>>,

@@ -16,6 +16,7 @@ impl Inner {
     /// `None` if this process has a value of its own: then the load is a refresh.
     pub(super) fn take_over(
         self: &Arc<Self>,
+        placement: Placement,
         ctx: &Context,
         key: LoadKey<'_>,
         begun: LoadBegin,
@@ -49,7 +50,7 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
         let value = NewValue::new(&mut view, lifetime);
-        let lifetime = self.populate(Placement::Main, key, begun, value, evicted);
+        let lifetime = self.populate(placement, key, begun, value, evicted);
         Some(Loaded {
             view,
             lifetime,

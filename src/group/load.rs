@@ -115,8 +115,8 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
-        if placement == Placement::Main {
-            if let Some(loaded) = self.take_over(ctx, key, begun, evicted) {
+        if placement != Placement::Fallback {
+            if let Some(loaded) = self.take_over(placement, ctx, key, begun, evicted) {
                 return Ok(loaded);
             }
         }

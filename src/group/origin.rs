@@ -76,7 +76,7 @@ impl Inner {
             return Ok(None);
         };
         let mut placements = placements.into_iter();
-        let class = match placements.any(|placement| placement == Placement::Main) {
+        let class = match placements.any(|placement| placement != Placement::Fallback) {
             true => LoadClass::Own,
             false => LoadClass::Fallback,
         };
@@ -131,7 +131,7 @@ impl LoadFrom {
     /// The permits for this load; `None` if it does not run the getter itself.
     fn class(&self) -> Option<LoadClass> {
         match self {
-            LoadFrom::Getter(Placement::Main) => Some(LoadClass::Own),
+            LoadFrom::Getter(Placement::Main | Placement::Warm) => Some(LoadClass::Own),
             LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => Some(LoadClass::Fallback),
             LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => None,
         }

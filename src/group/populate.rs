@@ -20,6 +20,8 @@ use crate::sync::Arc;
 pub(super) enum Placement {
     /// The value of a key that this process owns. It goes to the main share.
     Main,
+    /// The same, loaded before a caller asks for it. It is kept only if there is room.
+    Warm,
     /// A value received from a peer. It goes to the hot share, if it is admitted.
     Hot,
     /// The value of a peer's key, loaded here because the peer did not answer, or because a peer
@@ -131,7 +133,7 @@ impl Inner {
         } = value;
         let group_ttl = self.freshness.time_to_live;
         let (share, flights, ttl) = match placement {
-            Placement::Main => (
+            Placement::Main | Placement::Warm => (
                 CacheType::Main,
                 &self.getter_flights,
                 self.freshness.jittered_ttl(),
@@ -144,11 +146,14 @@ impl Inner {
         };
         let lifetime = self.at_most(lifetime, ttl, begun.at);
         let is_over = |end| end <= self.store.clock().now();
+        // Two warmed values at the same time could both find the last room.
+        let _alone = (placement == Placement::Warm).then(|| self.warm_inserts.lock());
         let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep && begun.is_kept)
             || lifetime.expires.is_some_and(is_over)
             || self.store.capacity() == 0
+            || placement == Placement::Warm && !self.store.has_room(key.len() + view.len())
             || !self.store.adopt(hash, key, view, etag)
         {
             return lifetime;

@@ -9,6 +9,7 @@ use super::Group;
 use super::lifetime::Lifetime;
 use super::populate::{NewValue, Placement};
 use crate::byteview::ByteView;
+use crate::clock::Tick;
 use crate::context::Context;
 use crate::dump::{BlockReader, DumpHeader, DumpedEntry, Uptime};
 use crate::error::{Error, ErrorKind, Result};
@@ -112,7 +113,7 @@ impl Group {
         let (header, mut blocks) = BlockReader::open(BufReader::new(file))?;
         self.check_header(&header, options.schema)?;
         let downtime = self.downtime(&header);
-        self.learn_removals(&header, downtime, options.trust_alone)?;
+        self.learn_removals(&header, downtime.time, options.trust_alone)?;
         let mut report = RestoreReport::default();
         while let Some(mut payload) = blocks.next_block().map_err(io)? {
             while let Some(entry) = DumpedEntry::take(&mut payload) {
@@ -147,8 +148,9 @@ impl Group {
         Ok(())
     }
 
-    /// The time since the dump; `None` if it is not known.
-    fn downtime(&self, header: &DumpHeader) -> Option<Duration> {
+    fn downtime(&self, header: &DumpHeader) -> Downtime {
+        // Read first, so that no value looks younger than it is.
+        let until = self.inner.store.clock().now();
         let uptime = Uptime::now();
         let nanos = if !header.boot_id.is_empty() && header.boot_id == uptime.boot_id {
             uptime.since_boot.checked_sub(header.since_boot)
@@ -156,7 +158,10 @@ impl Group {
             let now = u64::try_from(self.inner.store.clock().unix_nanos()).ok();
             now.and_then(|now| now.checked_sub(header.unix_nanos))
         };
-        nanos.map(|nanos| Duration::from_nanos(nanos) + RESOLUTION)
+        Downtime {
+            until,
+            time: nanos.map(|nanos| Duration::from_nanos(nanos) + RESOLUTION),
+        }
     }
 
     /// Applies the removals that were applied at the dump, and those that the peers know of.
@@ -199,7 +204,7 @@ impl Group {
     fn restore_entry(
         &self,
         entry: &DumpedEntry<'_>,
-        downtime: Option<Duration>,
+        downtime: Downtime,
         report: &mut RestoreReport,
     ) {
         let inner = &self.inner;
@@ -217,11 +222,15 @@ impl Group {
         // Read before the clocks of the removals, so that a removal after that is detected.
         let forgets = inner.getter_flights.forgets(key.hash.get());
         let begun = inner.load_begin(generation, forgets);
+        // Time has passed since the first entry was read.
+        let downtime = downtime
+            .time
+            .map(|time| time + begun.at.since(downtime.until));
         let since = |nanos: u64| {
             downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
         };
         let age = entry.age.and_then(since);
-        if inner.may_be_removed(entry.key, age) {
+        if inner.may_be_removed(entry.key, age, begun.at) {
             report.removed += 1;
             return;
         }
@@ -248,9 +257,16 @@ impl Group {
     }
 }
 
+/// The time from the dump until a reading of the clock; `None` if it is not known.
+#[derive(Clone, Copy)]
+struct Downtime {
+    until: Tick,
+    time: Option<Duration>,
+}
+
 /// The clock since the boot counts hundredths of a second, and is read twice. No value may look younger
 /// than it is.
-const RESOLUTION: Duration = Duration::from_millis(20);
+pub(super) const RESOLUTION: Duration = Duration::from_millis(20);
 
 /// How long a process that restores tries to reach a peer.
 const PATIENCE: Duration = Duration::from_secs(2);

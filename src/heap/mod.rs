@@ -4,7 +4,7 @@
 //!   mod.rs      the heap of a store: several arenas, each with its lock
 //!   arena.rs    the blocks of an arena      classes.rs   their sizes
 //!   pages.rs    the pages of a segment      release.rs   the way of dropped blocks back
-//!   bytes.rs    copies into blocks          raw.rs       shared bytes, mapped memory; all `unsafe` code
+//!   bytes.rs    copies into blocks          raw.rs, raw/  shared bytes, mapped memory; all `unsafe` code
 //!   spares.rs   blocks that threads keep for their next entries
 //! ```
 //!
@@ -35,7 +35,7 @@ use raw::{Mapping, Vacant};
 use release::Release;
 use spares::Spares;
 
-pub(crate) use raw::{SharedBytes, TableMemory};
+pub(crate) use raw::{SharedBytes, TableMemory, prefetch};
 
 /// A vector whose memory goes back to the system as soon as it is freed.
 pub(crate) type TableVec<T> = allocator_api2::vec::Vec<T, TableMemory>;

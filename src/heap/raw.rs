@@ -1,4 +1,9 @@
-//! Shared bytes, and the memory that they lie in. No other file of this module has `unsafe` code.
+//! Shared bytes in blocks of a heap or of malloc. This module has all `unsafe` code of the heap.
+//!
+//! ```text
+//!   raw.rs          shared bytes               raw/mapped.rs     memory of the system
+//!   raw/vacant.rs   blocks without bytes yet   raw/prefetch.rs   hints to the processor
+//! ```
 //!
 //! A block is a header of 8 bytes (reference count and length) and then the bytes. There are two kinds:
 //!
@@ -6,7 +11,7 @@
 //!   multiple of 16.
 //! - A block of malloc begins at a multiple of 16, plus 8. The word in front of it is the whole length.
 //!
-//! The code relies on these invariants:
+//! The code of these files relies on these invariants:
 //!
 //! 1. A [`Vacant`] and a [`SharedBytes`] point to a block that belongs to nothing else. The arena makes
 //!    each place vacant once, and again only after the free list has returned it.
@@ -22,19 +27,25 @@
 //! `arena.rs` has to keep 1 and 5, which its tests compare with a naive model. `release.rs` is the list.
 #![allow(unsafe_code)]
 
+mod mapped;
+mod prefetch;
+mod vacant;
+
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::classes::rounded;
 use super::release::{Place, Release};
 use crate::sync::Arc;
-use allocator_api2::alloc::{AllocError, Allocator, Global};
+use mapped::SegmentHead;
 
-/// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
-pub(super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
+pub(crate) use mapped::TableMemory;
+pub(super) use mapped::{Mapping, SEGMENT, system_page};
+pub(crate) use prefetch::prefetch;
+pub(super) use vacant::{BlockCell, Vacant};
 
 /// Like std's `Arc<[u8]>`, but the length is stored with the bytes, so the pointer is one word.
 ///
@@ -53,14 +64,6 @@ const LONG: u32 = u32::MAX;
 
 /// The longest block that glibc keeps in its cache, in bytes.
 const SMALL: usize = 1024;
-
-/// The bytes of a cache line.
-#[cfg(target_arch = "x86_64")]
-const CACHE_LINE: usize = 64;
-
-/// The processor itself fetches the later lines of longer blocks, because they are written in order.
-#[cfg(target_arch = "x86_64")]
-const PREFETCHED_LINES: usize = 4;
 
 /// The bytes in front of the header of a block of malloc. They tell it from a block of a heap.
 const PREFIX: usize = 8;
@@ -125,13 +128,7 @@ impl SharedBytes {
     /// Starts to fetch the first cache lines of the block, and does not wait for them.
     #[inline]
     pub(crate) fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        for line in 0..PREFETCHED_LINES {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let address = self.0.as_ptr().wrapping_byte_add(line * CACHE_LINE);
-            // SAFETY: a prefetch accesses no memory.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
+        prefetch::first_lines(self.0.as_ptr());
     }
 
     /// Whether the block lies in a segment of this arena.
@@ -232,225 +229,3 @@ impl Drop for SharedBytes {
         }
     }
 }
-
-/// A block in use without a header yet. One that is dropped is never freed.
-#[must_use]
-pub(super) struct Vacant {
-    block: NonNull<u8>,
-    size: usize,
-}
-
-// SAFETY: it owns its block.
-unsafe impl Send for Vacant {}
-
-impl Vacant {
-    /// Makes the block one of `len` bytes, whose values are not specified.
-    #[inline]
-    pub(super) fn into_bytes(self, len: usize) -> SharedBytes {
-        assert!(
-            len <= self.size - SharedBytes::HEADER,
-            "the block is too short"
-        );
-        let head = BlockHead {
-            refs: AtomicU32::new(1),
-            len: u32::try_from(len).unwrap_or(LONG),
-        };
-        let bytes = SharedBytes(self.block.cast());
-        // SAFETY: the block is mapped, aligned, and belongs to this function alone (invariant 1).
-        unsafe { bytes.0.write(head) };
-        bytes
-    }
-}
-
-/// A place for one block that threads exchange without a lock.
-#[derive(Default)]
-pub(super) struct BlockCell(AtomicPtr<BlockHead>);
-
-impl BlockCell {
-    /// Puts in another block, or none, and returns the former one.
-    pub(super) fn swap(&self, block: Option<SharedBytes>) -> Option<SharedBytes> {
-        let new = block.map_or(ptr::null_mut(), |block| ManuallyDrop::new(block).0.as_ptr());
-        // The reference moves into the cell and out of it, so the count does not change (invariant 3).
-        NonNull::new(self.0.swap(new, Ordering::AcqRel)).map(SharedBytes)
-    }
-}
-
-impl Drop for BlockCell {
-    fn drop(&mut self) {
-        drop(self.swap(None));
-    }
-}
-
-/// The beginning of a segment.
-struct SegmentHead {
-    release: Arc<Release<Mapping>>,
-    id: u32,
-}
-
-/// A mapped segment. The drop unmaps it.
-pub(super) struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: it owns its memory.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    /// Maps at least `len` bytes. Blocks of this segment are released there, with this id. `None` if the
-    /// system has no memory or no addresses left.
-    pub(super) fn new(len: usize, release: &Arc<Release<Mapping>>, id: u32) -> Option<Mapping> {
-        let len = len.checked_next_multiple_of(SEGMENT)?;
-        let start = system::map_segment(len)?;
-        let release = release.clone();
-        // SAFETY: the mapping is new and writable, and its start is aligned to SEGMENT.
-        unsafe { start.cast().write(SegmentHead { release, id }) };
-        Some(Mapping { start, len })
-    }
-
-    /// The address of this range, which begins behind the segment's head.
-    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
-        assert!(offset >= size_of::<SegmentHead>() && offset < SEGMENT && len <= self.len - offset);
-        // SAFETY: the offset is within the mapping.
-        unsafe { self.start.add(offset) }
-    }
-
-    /// The block of `size` bytes at this offset. It must not be in use (invariant 1).
-    pub(super) fn vacant(&self, offset: usize, size: usize) -> Vacant {
-        assert!(offset % (2 * PREFIX) == 0 && size >= SharedBytes::HEADER);
-        let block = self.at(offset, size);
-        Vacant { block, size }
-    }
-
-    /// The link of the block at this offset, which came out of the free list and is not freed yet.
-    pub(super) fn link(&self, offset: usize) -> u64 {
-        // SAFETY: `push` wrote it, and the list's `Acquire` is before this read (invariant 5).
-        unsafe { self.at(offset, SharedBytes::HEADER).cast().read() }
-    }
-
-    /// Returns the pages of this range to the system. No block in use may lie in it, and it consists
-    /// of whole pages.
-    pub(super) fn decommit(&self, offset: usize, len: usize) {
-        system::decommit(self.at(offset, len), len);
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: `new` wrote the head, and no block is in use (invariant 5).
-        unsafe { ptr::drop_in_place(self.start.cast::<SegmentHead>().as_ptr()) };
-        system::unmap(self.start, self.len);
-    }
-}
-
-/// The memory of tables. Large ones are mapped one by one. malloc would take them from the arena of the
-/// thread that lets them grow, and would keep what is free at the end of each arena.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct TableMemory;
-
-// SAFETY: both allocators return memory of the layout that lives until it is deallocated. The size of
-// the layout chooses between them, and is the same in both calls. Mapped memory begins at a page, which
-// no alignment here exceeds.
-unsafe impl Allocator for TableMemory {
-    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        if layout.size() < system::MIN_TABLE {
-            return Global.allocate(layout);
-        }
-        let start = system::map(layout.size()).ok_or(AllocError)?;
-        Ok(NonNull::slice_from_raw_parts(start, layout.size()))
-    }
-
-    unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
-        if layout.size() < system::MIN_TABLE {
-            // SAFETY: as the caller's.
-            return unsafe { Global.deallocate(start, layout) };
-        }
-        system::unmap(start, layout.size());
-    }
-}
-
-/// Memory of the system.
-#[cfg(all(unix, not(miri)))]
-mod system {
-    use super::{NonNull, SEGMENT, ptr};
-
-    /// Tables of at least so many bytes are mapped.
-    pub(super) const MIN_TABLE: usize = 8 << 10;
-
-    /// The bytes of a page.
-    pub(in super::super) fn page() -> usize {
-        // SAFETY: it only reads a number.
-        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        usize::try_from(bytes).unwrap_or(4096)
-    }
-
-    /// Maps `len` bytes.
-    pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let kind = libc::MAP_PRIVATE | libc::MAP_ANON;
-        // SAFETY: the new mapping replaces none.
-        let start = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
-        NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED)
-    }
-
-    /// Maps `len` bytes at a multiple of `SEGMENT`.
-    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
-        let start = map(len.checked_add(SEGMENT)?)?;
-        let before = start.addr().get().wrapping_neg() % SEGMENT;
-        // SAFETY: both ends and the part between them lie in the mapping.
-        let (aligned, after) = unsafe { (start.add(before), start.add(before + len)) };
-        unmap(start, before);
-        unmap(after, SEGMENT - before);
-        // With huge pages, a segment of which little is used would be resident as a whole.
-        #[cfg(target_os = "linux")]
-        // SAFETY: the advice does not change the contents.
-        unsafe {
-            libc::madvise(aligned.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE);
-        }
-        Some(aligned)
-    }
-
-    pub(super) fn unmap(start: NonNull<u8>, len: usize) {
-        if len > 0 {
-            // SAFETY: the callers own this part of a mapping, and do not access it again.
-            unsafe { libc::munmap(start.as_ptr().cast(), len) };
-        }
-    }
-
-    pub(super) fn decommit(start: NonNull<u8>, len: usize) {
-        // SAFETY: the caller's range is mapped, and nothing in it is in use.
-        unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) };
-    }
-}
-
-/// Memory of std's allocator, where pages cannot be returned one by one.
-#[cfg(not(all(unix, not(miri))))]
-mod system {
-    use super::{Layout, NonNull, SEGMENT, alloc_zeroed, dealloc};
-
-    /// No table is mapped.
-    pub(super) const MIN_TABLE: usize = usize::MAX;
-
-    pub(in super::super) fn page() -> usize {
-        4096
-    }
-
-    pub(super) use map_segment as map;
-
-    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
-        let layout = Layout::from_size_align(len, SEGMENT).ok()?;
-        // SAFETY: the layout is not empty.
-        NonNull::new(unsafe { alloc_zeroed(layout) })
-    }
-
-    pub(super) fn unmap(start: NonNull<u8>, len: usize) {
-        if let Ok(layout) = Layout::from_size_align(len, SEGMENT) {
-            // SAFETY: `map_segment` allocated it with this layout, and it is not accessed again.
-            unsafe { dealloc(start.as_ptr(), layout) }
-        }
-    }
-
-    pub(super) fn decommit(_: NonNull<u8>, _: usize) {}
-}
-
-pub(super) use system::page as system_page;

@@ -29,7 +29,14 @@ fn load_with_the_earliest_deadline_gets_the_next_permit() {
     let permits = LoadPermits::new(1);
     let running = permits.try_acquire(LoadClass::Own);
     assert!(permits.try_acquire(LoadClass::Own).is_none());
-    let urgencies = [by(5), by(3), by(1), by(2), Urgency::Resumed, by(6)];
+    let urgencies = [
+        Urgency::Background,
+        by(3),
+        by(1),
+        by(2),
+        Urgency::Resumed,
+        Urgency::Background,
+    ];
     let mut queued = urgencies.map(|urgency| Some(permits.queue(LoadClass::Own, urgency)));
     drop(running);
     for next in [4, 2, 3, 1, 0, 5] {

@@ -32,7 +32,7 @@ pub(super) fn bounded_model(explored: impl Fn() + Send + Sync + 'static) {
     run(&builder, explored);
 }
 
-fn run(builder: &loom::model::Builder, explored: impl Fn() + Send + Sync + 'static) {
+pub(super) fn run(builder: &loom::model::Builder, explored: impl Fn() + Send + Sync + 'static) {
     let explored = std::sync::Arc::new(explored);
     builder.check(move || {
         let explored = explored.clone();

@@ -5,6 +5,7 @@
 //! A deadlock, a lost wake-up or a broken assertion in any order fails the test. All orders take
 //! about 45 s. `LOOM_MAX_PREEMPTIONS=3` bounds the search, which then takes 1 s.
 
+mod eviction;
 mod flights;
 mod free_list;
 mod freshness;

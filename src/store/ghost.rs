@@ -1,6 +1,6 @@
 //! Remembers keys that were evicted lately, by fingerprints of four bytes.
 
-use crate::heap::{TableMemory, TableVec};
+use crate::heap::{TableMemory, TableVec, prefetch};
 
 /// A direct-mapped table of keys that left, each with its queue and the time of its departure.
 ///
@@ -70,6 +70,14 @@ impl Ghost {
             age: u32::try_from(u64::from(units) << self.shift).unwrap_or(u32::MAX),
             was_main: cell & WAS_MAIN != 0,
         })
+    }
+
+    /// Starts to fetch the cell of a key.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u32) {
+        if let Some(cell) = self.cells.get(self.place(hash)) {
+            prefetch(cell);
+        }
     }
 
     pub(super) fn table_bytes(&self) -> usize {

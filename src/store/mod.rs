@@ -117,8 +117,8 @@ impl Store {
     }
 
     /// A store whose keys are in the same shards in each run.
-    #[cfg(all(test, not(larder_loom)))]
-    fn seeded(options: StoreOptions, seed: u64) -> Store {
+    #[cfg(test)]
+    pub(crate) fn seeded(options: StoreOptions, seed: u64) -> Store {
         let shared = foldhash::SharedSeed::global_fixed();
         Store::with_hasher(options, SeedableRandomState::with_seed(seed, shared))
     }
@@ -198,6 +198,14 @@ impl Store {
         self.budget.used()
     }
 
+    /// Whether an entry whose key and value have this length together evicts no other. A part of the
+    /// capacity stays free, for pages that the entry fills in part only.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        let spare = self.capacity() / 64;
+        let weight = weight::of_entry(len).saturating_add(spare);
+        self.budget.has_room(weight)
+    }
+
     /// The used bytes, and the free room that no entry can have.
     pub(crate) fn occupied(&self) -> u64 {
         self.budget.occupied()
@@ -237,7 +245,7 @@ impl Store {
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(slot) = shard.find(hash, key, &self.timing) else {
-            return Err((shard.generation(hash), at_miss()));
+            return Err((shard.expect(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
         let (share, expires) = (state.share(), slot.expires);

@@ -294,6 +294,12 @@ impl Policy {
         self.queues.tail_index(self.last_search.queue)
     }
 
+    /// Prepares for the insertion of a key that was missed.
+    #[inline]
+    pub(super) fn expect(&self, hash: u32) {
+        self.ghost.prefetch(hash);
+    }
+
     /// The queue whose tail has the highest score, or almost the highest, and this score.
     ///
     /// Within one miss the queue of the last search is used again while its tail is within 1/8 of the

@@ -193,6 +193,13 @@ impl Shard {
         Some(slot)
     }
 
+    /// The generation for the load of a key that was missed. Starts to fetch what its insertion reads.
+    #[inline]
+    pub(super) fn expect(&self, hash: KeyHash) -> Generation {
+        self.policies[CacheType::Main as usize].expect(hash.short());
+        self.generation(hash)
+    }
+
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len());
@@ -414,7 +421,7 @@ impl Shard {
         let until = from.saturating_sub(SEARCHED_AT_ONCE);
         for index in (until..from).rev() {
             let slot = self.slab.slot(index);
-            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun)) {
+            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun.tick())) {
                 self.remove_slot(index, RemovalCause::Explicit, update);
             }
         }

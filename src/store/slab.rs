@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::entry::{Entry, NewEntry};
 use super::etag;
 use super::expiry::Expiries;
-use super::load_times::LoadTimes;
+use super::load_times::{LoadTime, LoadTimes, UNKNOWN};
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::{SharedBytes, TableMemory, TableVec};
+use crate::heap::{SharedBytes, TableMemory, TableVec, prefetch};
 use crate::stats::CacheType;
 
 /// The index of no slot.
@@ -174,7 +174,7 @@ pub(super) struct SlotRef<'a> {
     pub(super) data: &'a SharedBytes,
     pub(super) meta: &'a EntryMeta,
     pub(super) expires: Option<Tick>,
-    pub(super) begun: Option<Tick>,
+    pub(super) begun: LoadTime,
     /// See [`Hit::is_due`](super::Hit::is_due). Set by the shard.
     pub(super) is_due: bool,
 }
@@ -251,20 +251,26 @@ impl Slab {
     /// No index out of bounds panics here, so the compiler leaves the look-up out where the result is not
     /// used.
     #[inline(always)]
-    fn begun(&self, index: u32) -> Option<Tick> {
-        let cold = self.cold.get(index as usize)?;
-        self.load_times.unpack(cold.begun)
+    fn begun(&self, index: u32) -> LoadTime {
+        let cold = self.cold.get(index as usize);
+        self.load_times.of(cold.map_or(UNKNOWN, |cold| cold.begun))
     }
 
     pub(super) fn load_times(&self) -> LoadTimes {
         self.load_times
     }
 
-    /// Starts to fetch an entry that will leave soon to the processor's caches.
+    /// Starts to fetch an entry that will leave soon to the processor's caches, and the link of the one
+    /// after it.
     #[inline]
     pub(super) fn prefetch(&self, index: u32) {
-        if let Some(Some(data)) = self.data.get(index as usize) {
+        let at = index as usize;
+        if let (Some(Some(data)), Some(cold)) = (self.data.get(at), self.cold.get(at)) {
             data.prefetch();
+            prefetch(&self.metas[at]);
+            if let Some(next) = self.cold.get(cold.link.prev as usize) {
+                prefetch(next);
+            }
         }
     }
 

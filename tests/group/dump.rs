@@ -123,6 +123,23 @@ fn removed_values_do_not_come_back() {
 }
 
 #[test]
+fn removed_values_do_not_come_back_from_a_restore_that_takes_long() {
+    let dump = Dump::new("long");
+    let clock = Clock::manual();
+    let (before, _) = group(&clock, 4 << 20);
+    let keys: Vec<_> = (0..5000).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        before.get(key).unwrap();
+    }
+    before.dump(&dump.0, SCHEMA).unwrap();
+    let (after, _) = group(&clock, 4 << 20);
+    after.remove_many(&Context::background(), &keys).unwrap();
+    let options = options().progress(|_| clock.advance(Duration::from_secs(10)));
+    let report = after.restore(&dump.0, options).unwrap();
+    assert_eq!((report.restored, report.removed), (0, 5000), "{report:?}");
+}
+
+#[test]
 fn value_that_was_loaded_meanwhile_stays() {
     let dump = Dump::new("meanwhile");
     let (before, _) = group(&Clock::system(), 1 << 20);

@@ -42,3 +42,4 @@ mod stale_batches;
 mod stats;
 mod threads;
 mod user_code;
+mod warm;

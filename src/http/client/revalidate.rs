@@ -51,7 +51,11 @@ impl HttpPeer {
         if let Ok(None) = renewed {
             return Err(exchange.failed(self.other_key()));
         }
-        exchange.answered(Duration::ZERO);
+        let load_time = match &renewed {
+            Ok(Some(renewed)) => renewed.load_time,
+            _ => Duration::ZERO,
+        };
+        exchange.answered(load_time);
         self.policy.note_len(old.len());
         Ok(renewed.unwrap_or(None))
     }

@@ -92,7 +92,7 @@ pub fn run(words: &str) -> Result<(), BoxError> {
 
 impl Node {
     fn start(options: Options) -> Result<Node, BoxError> {
-        let listener = TcpListener::bind(&options.addr)?;
+        let listener = listen(&options.addr)?;
         let url = format!("http://{}", listener.local_addr()?);
         let registry = Registry::new();
         let network = Arc::new(Network::default());
@@ -183,6 +183,22 @@ impl Node {
     fn dump_path(&self) -> PathBuf {
         let name = format!("dump-{}", self.options.node);
         self.options.dir.join(name)
+    }
+}
+
+/// Listens on an address. A connection of another process may use a port that a killed node had.
+fn listen(addr: &str) -> io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(addr) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if begun.elapsed() > Duration::from_secs(10) {
+                    return Err(error);
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
     }
 }
 

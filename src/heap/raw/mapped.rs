@@ -1,0 +1,195 @@
+//! Memory of the system: segments for blocks, and tables.
+
+use std::alloc::Layout;
+use std::ptr::{self, NonNull};
+
+use super::{PREFIX, SharedBytes, Vacant};
+use crate::heap::release::Release;
+use crate::sync::Arc;
+use allocator_api2::alloc::{AllocError, Allocator, Global};
+
+/// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
+pub(in super::super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
+
+/// The beginning of a segment.
+pub(super) struct SegmentHead {
+    pub(super) release: Arc<Release<Mapping>>,
+    pub(super) id: u32,
+}
+
+/// A mapped segment. The drop unmaps it.
+pub(in super::super) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps at least `len` bytes. Blocks of this segment are released there, with this id. `None` if the
+    /// system has no memory or no addresses left.
+    pub(in super::super) fn new(
+        len: usize,
+        release: &Arc<Release<Mapping>>,
+        id: u32,
+    ) -> Option<Mapping> {
+        let len = len.checked_next_multiple_of(SEGMENT)?;
+        let start = system::map_segment(len)?;
+        let release = release.clone();
+        // SAFETY: the mapping is new and writable, and its start is aligned to SEGMENT.
+        unsafe { start.cast().write(SegmentHead { release, id }) };
+        Some(Mapping { start, len })
+    }
+
+    /// The address of this range, which begins behind the segment's head.
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(offset >= size_of::<SegmentHead>() && offset < SEGMENT && len <= self.len - offset);
+        // SAFETY: the offset is within the mapping.
+        unsafe { self.start.add(offset) }
+    }
+
+    /// The block of `size` bytes at this offset. It must not be in use (invariant 1).
+    pub(in super::super) fn vacant(&self, offset: usize, size: usize) -> Vacant {
+        assert!(offset % (2 * PREFIX) == 0 && size >= SharedBytes::HEADER);
+        let block = self.at(offset, size);
+        Vacant { block, size }
+    }
+
+    /// The link of the block at this offset, which came out of the free list and is not freed yet.
+    pub(in super::super) fn link(&self, offset: usize) -> u64 {
+        // SAFETY: `push` wrote it, and the list's `Acquire` is before this read (invariant 5).
+        unsafe { self.at(offset, SharedBytes::HEADER).cast().read() }
+    }
+
+    /// Returns the pages of this range to the system. No block in use may lie in it, and it consists
+    /// of whole pages.
+    pub(in super::super) fn decommit(&self, offset: usize, len: usize) {
+        system::decommit(self.at(offset, len), len);
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `new` wrote the head, and no block is in use (invariant 5).
+        unsafe { ptr::drop_in_place(self.start.cast::<SegmentHead>().as_ptr()) };
+        system::unmap(self.start, self.len);
+    }
+}
+
+/// The memory of tables. Large ones are mapped one by one. malloc would take them from the arena of the
+/// thread that lets them grow, and would keep what is free at the end of each arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TableMemory;
+
+// SAFETY: both allocators return memory of the layout that lives until it is deallocated. The size of
+// the layout chooses between them, and is the same in both calls. Mapped memory begins at a page, which
+// no alignment here exceeds.
+unsafe impl Allocator for TableMemory {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() < system::MIN_TABLE {
+            return Global.allocate(layout);
+        }
+        let start = system::map(layout.size()).ok_or(AllocError)?;
+        Ok(NonNull::slice_from_raw_parts(start, layout.size()))
+    }
+
+    unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
+        if layout.size() < system::MIN_TABLE {
+            // SAFETY: as the caller's.
+            return unsafe { Global.deallocate(start, layout) };
+        }
+        system::unmap(start, layout.size());
+    }
+}
+
+/// Memory of the system.
+#[cfg(all(unix, not(miri)))]
+mod system {
+    use super::{NonNull, SEGMENT, ptr};
+
+    /// Tables of at least so many bytes are mapped.
+    pub(super) const MIN_TABLE: usize = 8 << 10;
+
+    /// The bytes of a page.
+    pub(super) fn page() -> usize {
+        // SAFETY: it only reads a number.
+        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(bytes).unwrap_or(4096)
+    }
+
+    /// Maps `len` bytes.
+    pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANON;
+        // SAFETY: the new mapping replaces none.
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
+        NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED)
+    }
+
+    /// Maps `len` bytes at a multiple of `SEGMENT`.
+    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
+        let start = map(len.checked_add(SEGMENT)?)?;
+        let before = start.addr().get().wrapping_neg() % SEGMENT;
+        // SAFETY: both ends and the part between them lie in the mapping.
+        let (aligned, after) = unsafe { (start.add(before), start.add(before + len)) };
+        unmap(start, before);
+        unmap(after, SEGMENT - before);
+        // With huge pages, a segment of which little is used would be resident as a whole.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the advice does not change the contents.
+        unsafe {
+            libc::madvise(aligned.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE);
+        }
+        Some(aligned)
+    }
+
+    pub(super) fn unmap(start: NonNull<u8>, len: usize) {
+        if len > 0 {
+            // SAFETY: the callers own this part of a mapping, and do not access it again.
+            unsafe { libc::munmap(start.as_ptr().cast(), len) };
+        }
+    }
+
+    pub(super) fn decommit(start: NonNull<u8>, len: usize) {
+        // SAFETY: the caller's range is mapped, and nothing in it is in use.
+        unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Memory of std's allocator, where pages cannot be returned one by one.
+#[cfg(not(all(unix, not(miri))))]
+mod system {
+    use std::alloc::{alloc_zeroed, dealloc};
+
+    use super::{Layout, NonNull, SEGMENT};
+
+    /// No table is mapped.
+    pub(super) const MIN_TABLE: usize = usize::MAX;
+
+    pub(super) fn page() -> usize {
+        4096
+    }
+
+    pub(super) use map_segment as map;
+
+    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(len, SEGMENT).ok()?;
+        // SAFETY: the layout is not empty.
+        NonNull::new(unsafe { alloc_zeroed(layout) })
+    }
+
+    pub(super) fn unmap(start: NonNull<u8>, len: usize) {
+        if let Ok(layout) = Layout::from_size_align(len, SEGMENT) {
+            // SAFETY: `map_segment` allocated it with this layout, and it is not accessed again.
+            unsafe { dealloc(start.as_ptr(), layout) }
+        }
+    }
+
+    pub(super) fn decommit(_: NonNull<u8>, _: usize) {}
+}
+
+/// The bytes of a page of the system.
+pub(in super::super) fn system_page() -> usize {
+    system::page()
+}

@@ -1,0 +1,33 @@
+//! Tells the processor which memory is needed soon.
+
+/// The bytes of a cache line.
+const CACHE_LINE: usize = 64;
+
+/// The processor itself fetches the later lines of longer blocks, because they are written in order.
+const PREFETCHED_LINES: usize = 4;
+
+/// Starts to fetch the cache line where `target` begins, and does not wait for it.
+#[inline]
+pub(crate) fn prefetch<T>(target: &T) {
+    prefetch_line(target);
+}
+
+/// As [`prefetch`], for the first cache lines of a block.
+#[inline]
+pub(super) fn first_lines<T>(block: *const T) {
+    for line in 0..PREFETCHED_LINES {
+        prefetch_line(block.wrapping_byte_add(line * CACHE_LINE));
+    }
+}
+
+#[inline]
+fn prefetch_line<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch accesses no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
