@@ -58,7 +58,7 @@ impl Lifetime {
 
     /// Of a cached value.
     pub(super) fn of_hit(hit: &Hit, allowance: Duration) -> Lifetime {
-        Lifetime::of_entry(hit.begun, hit.expires, allowance)
+        Lifetime::of_entry(hit.begun.tick(), hit.expires, allowance)
     }
 
     fn of_entry(begun: Option<Tick>, expires: Option<Tick>, allowance: Duration) -> Lifetime {

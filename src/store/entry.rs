@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::generations::Generation;
 use super::key_hash::KeyHash;
+use super::load_times::LoadTime;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::heap::SharedBytes;
@@ -74,7 +75,7 @@ pub(crate) struct Hit {
     pub(crate) view: ByteView,
     pub(crate) expires: Option<Tick>,
     /// See [`NewEntry::begun`].
-    pub(crate) begun: Option<Tick>,
+    pub(crate) begun: LoadTime,
     pub(crate) share: CacheType,
     /// Whether it expires within the margin of `Store::raise_margin`.
     pub(crate) is_due: bool,

@@ -31,7 +31,7 @@ impl Store {
                 view,
                 etag,
                 expires: slot.expires,
-                begun: slot.begun,
+                begun: slot.begun.tick(),
             }
         });
         (kept, shard.generation(hash))

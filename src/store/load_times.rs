@@ -22,6 +22,20 @@ const UNIT: Duration = Duration::from_millis(1);
 /// The number of a load that begins when the base moves.
 const HALF: u32 = 1 << 31;
 
+/// When the load of an entry began, still packed, because most hits do not need it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadTime {
+    times: LoadTimes,
+    number: u32,
+}
+
+impl LoadTime {
+    /// `None` if it is not known.
+    pub(crate) fn tick(self) -> Option<Tick> {
+        self.times.unpack(self.number)
+    }
+}
+
 impl LoadTimes {
     /// Loads that began at most 24 days before `now` have a number.
     pub(super) fn new(now: Tick) -> LoadTimes {
@@ -48,6 +62,15 @@ impl LoadTimes {
         }
         self.move_base(units(self.base) as u64 - u64::from(HALF), numbers);
         units(self.base) as u32
+    }
+
+    /// The time of the load with this number.
+    #[inline]
+    pub(super) fn of(self, number: u32) -> LoadTime {
+        LoadTime {
+            times: self,
+            number,
+        }
     }
 
     #[inline]

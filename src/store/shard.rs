@@ -368,7 +368,7 @@ impl Shard {
         let until = from.saturating_sub(SEARCHED_AT_ONCE);
         for index in (until..from).rev() {
             let slot = self.slab.slot(index);
-            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun)) {
+            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun.tick())) {
                 self.remove_slot(index, RemovalCause::Explicit, update);
             }
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::entry::{Entry, NewEntry};
 use super::etag;
 use super::expiry::Expiries;
-use super::load_times::LoadTimes;
+use super::load_times::{LoadTime, LoadTimes, UNKNOWN};
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -174,7 +174,7 @@ pub(super) struct SlotRef<'a> {
     pub(super) data: &'a SharedBytes,
     pub(super) meta: &'a EntryMeta,
     pub(super) expires: Option<Tick>,
-    pub(super) begun: Option<Tick>,
+    pub(super) begun: LoadTime,
     /// See [`Hit::is_due`](super::Hit::is_due). Set by the shard.
     pub(super) is_due: bool,
 }
@@ -251,9 +251,9 @@ impl Slab {
     /// No index out of bounds panics here, so the compiler leaves the look-up out where the result is not
     /// used.
     #[inline(always)]
-    fn begun(&self, index: u32) -> Option<Tick> {
-        let cold = self.cold.get(index as usize)?;
-        self.load_times.unpack(cold.begun)
+    fn begun(&self, index: u32) -> LoadTime {
+        let cold = self.cold.get(index as usize);
+        self.load_times.of(cold.map_or(UNKNOWN, |cold| cold.begun))
     }
 
     pub(super) fn load_times(&self) -> LoadTimes {

@@ -162,14 +162,13 @@ fn group_whose_getter_hangs_leaves_threads_to_the_others() {
         builder.build(getter).expect("a new group")
     };
     let [sick, well] = ["sick", "well"].map(group);
-    let mut refused = 0;
-    for n in 0..2 * THREADS {
-        match kind(sick.get_with(&within(millis(1)), &format!("hangs {n}"))) {
-            ErrorKind::Overloaded => refused += 1,
-            kind => assert_eq!(kind, ErrorKind::DeadlineExceeded),
-        }
-    }
-    assert_eq!(refused, 2 * THREADS - THREADS / 2);
+    // Some calls may start no load, because their time is over at once.
+    let is_refused = |n: usize| {
+        let kind = kind(sick.get_with(&within(millis(1)), &format!("hangs {n}")));
+        kind == ErrorKind::Overloaded
+    };
+    assert!((0..10_000).any(is_refused));
+    eventually("the threads run", || hung.get() == THREADS as i64 / 2);
     for n in 0..20 {
         let value = well.get_with(&within(PATIENCE), &format!("key {n}"));
         assert_eq!(value.expect("a value"), format!("key {n}").as_str());

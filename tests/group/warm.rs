@@ -66,7 +66,12 @@ fn warming_evicts_nothing_and_ends_when_the_cache_is_full() {
     assert_eq!(loads.get(), 500 + end.loaded as i64);
     assert_eq!(evicted.get(), 0);
     assert!((0..500).all(|n| group.contains_key(&format!("own {n}"))));
-    assert!(group.contains_key("key 0"));
+    // The last value of each thread may have found no room.
+    let kept = keys(5000)
+        .iter()
+        .filter(|key| group.contains_key(key))
+        .count();
+    assert!(kept + 16 >= end.loaded, "{kept} of {}", end.loaded);
 }
 
 #[test]

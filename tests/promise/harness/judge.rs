@@ -1,6 +1,6 @@
 //! Finds gets that returned a value older than a removal had promised.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Result;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -123,7 +123,8 @@ impl Judge {
         for promises in &mut self.promises {
             promises.sort_by_key(|promise| promise.at);
         }
-        let of = |get: &Get| self.broken_promise(get, grace);
+        let informed = self.informed();
+        let of = |get: &Get| self.broken_promise(get, &informed, grace);
         let broken = self.gets[gets]
             .iter()
             .filter_map(|get| Some((get, of(get)?)));
@@ -142,33 +143,50 @@ impl Judge {
             .collect()
     }
 
+    /// For each node and each set of nodes that did not confirm a promise: when the node got an answer from
+    /// one that did.
+    fn informed(&self) -> Informed {
+        let mut informed = Informed::new();
+        for failed in self.promises.iter().flatten().map(|promise| promise.failed) {
+            for node in (0..self.exchanges.len()).filter(|node| failed >> node & 1 == 1) {
+                informed.entry((node, failed)).or_insert_with(|| {
+                    let exchanges = self.exchanges[node].iter();
+                    let with_one = exchanges.filter(|(_, with)| with & !failed != 0);
+                    with_one.map(|&(at, _)| at).collect()
+                });
+            }
+        }
+        informed
+    }
+
     /// The last promise that held when the get began, if the get broke it.
-    fn broken_promise(&self, get: &Get, grace: Duration) -> Option<Promise> {
+    fn broken_promise(&self, get: &Get, informed: &Informed, grace: Duration) -> Option<Promise> {
         let promises = &self.promises[usize::from(get.key)];
         let before = promises.partition_point(|promise| promise.at < get.begun);
         let mut before = promises[..before].iter().rev();
         // Versions grow with time, because each key has one writer.
-        let last = before.find(|promise| self.holds(promise, get, grace))?;
+        let last = before.find(|promise| self.holds(promise, get, informed, grace))?;
         (get.version < last.version).then_some(*last)
     }
 
     /// Whether a promise holds for the node of a get at its begin.
-    fn holds(&self, promise: &Promise, get: &Get, grace: Duration) -> bool {
+    fn holds(&self, promise: &Promise, get: &Get, informed: &Informed, grace: Duration) -> bool {
         let node = usize::from(get.node);
         if promise.failed >> node & 1 == 0 {
             return true;
         }
-        let exchanges = &self.exchanges[node];
-        let first = exchanges.partition_point(|&(at, _)| at <= promise.at);
-        // With a node that has confirmed the removal. The first record can be that of an answer before it.
-        let mut informed = exchanges[first..]
-            .iter()
-            .skip(1)
-            .filter(|(_, with)| with & !promise.failed != 0);
-        let repaired = informed.next().map(|(at, _)| at + nanos(grace));
-        let restarts = &self.restarts[node];
-        let restarted = restarts.iter().find(|&&at| at > promise.at).copied();
+        let after = |times: &[u64], n: usize| {
+            let first = times.partition_point(|&time| time <= promise.at);
+            times.get(first + n).copied()
+        };
+        // The first record can be that of an answer before the promise.
+        let exchanged = after(&informed[&(node, promise.failed)], 1);
+        let repaired = exchanged.map(|at| at + nanos(grace));
+        let restarted = after(&self.restarts[node], 0);
         let ends = [repaired, restarted, promise.stale_until];
         ends.into_iter().flatten().any(|end| end < get.begun)
     }
 }
+
+/// Times in order, by node and by the nodes that did not confirm.
+type Informed = HashMap<(usize, u64), Vec<u64>>;

@@ -1,0 +1,115 @@
+//! Serves the requests of peers: from the store or the getter, never from another peer.
+
+use super::client_load::ClientWaiter;
+use super::lifetime::Lifetime;
+use super::{Group, Inner, LoadKey, Loaded};
+use crate::clock::Tick;
+use crate::context::Context;
+use crate::error::Result;
+use crate::peers::PeerResponse;
+use crate::sync::Arc;
+
+impl Group {
+    /// The value of `key` for a peer: from the store or the getter, never from another peer.
+    ///
+    /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
+    /// must call it, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_with`](Self::get_with).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
+        self.inner.get_for_peer(ctx, key, None)
+    }
+
+    /// As [`serve_peer`](Self::serve_peer), but the getter always runs on a loader thread, and
+    /// `waiter` decides how long this thread waits.
+    #[cfg(feature = "http")]
+    pub(crate) fn serve_client(
+        &self,
+        ctx: &Context,
+        key: &str,
+        waiter: &mut dyn ClientWaiter,
+    ) -> Result<PeerResponse> {
+        self.inner.get_for_peer(ctx, key, Some(waiter))
+    }
+
+    /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
+    /// look-up only if there is a value. Without one the peer sends another request, which
+    /// [`serve_peer`](Self::serve_peer) answers and counts.
+    pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
+        let hash = self.inner.store.hash(key);
+        let purge = || self.inner.purge_some();
+        let removals = self.inner.removals_for(key);
+        let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
+        let loaded = match hit.is_due {
+            true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
+            false => self.inner.loaded(hit),
+        };
+        self.inner.counters.add(|loads| &loads.server_requests);
+        let now = self.inner.store.clock().now();
+        let response = self.inner.peer_response(loaded, now);
+        Some(PeerResponse {
+            removals,
+            ..response
+        })
+    }
+}
+
+impl Inner {
+    pub(super) fn get_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: &str,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<PeerResponse> {
+        self.counters.add(|loads| &loads.server_requests);
+        let arrived = self.store.clock().now();
+        let removals = self.removals_for(key);
+        let hash = self.store.hash(key);
+        let epoch = || self.getter_flights.epoch(hash.get());
+        let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
+            Ok(hit) if !hit.is_due => {
+                return Ok(PeerResponse {
+                    removals,
+                    ..self.peer_response(self.loaded(hit), arrived)
+                });
+            }
+            Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
+            Err(miss) => {
+                self.count_miss(hash);
+                self.load_for_peer(ctx, LoadKey { hash, key }, Some(miss), waiter)?
+            }
+        };
+        Ok(PeerResponse {
+            removals,
+            load_time: self.store.clock().now().since(arrived),
+            ..self.peer_response(value, arrived)
+        })
+    }
+
+    /// The response with a value to a request that arrived at this time.
+    pub(super) fn peer_response(&self, value: Loaded, arrived: Tick) -> PeerResponse {
+        let Lifetime {
+            begun,
+            fresh_until,
+            expires,
+        } = value.lifetime;
+        // The wait for a loader thread, between the arrival and the begin of the load, is no part of the
+        // time to live.
+        let from = begun.map_or(arrived, |begun| begun.max(arrived));
+        PeerResponse {
+            ttl: fresh_until.map(|end| end.since(from)),
+            stale: expires.zip(fresh_until).and_then(|(end, fresh)| {
+                let left = end.since(fresh.max(from));
+                (end > fresh).then_some(left)
+            }),
+            age: begun.map(|begun| arrived.since(begun)),
+            ..PeerResponse::new(value.view)
+        }
+    }
+}
