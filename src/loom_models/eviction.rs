@@ -31,6 +31,7 @@ fn full(eviction: Eviction) -> Arc<Model> {
         favor_objects: false,
         hot_fraction: 0.0,
         shards: Some(2),
+        retention: Duration::ZERO,
         forecast: false,
         clock: Clock::manual(),
     };
@@ -44,7 +45,7 @@ fn full(eviction: Eviction) -> Arc<Model> {
     }
     let [a, b] = of_shards;
     let keys = [a[0].clone(), a[1].clone(), b[0].clone(), b[1].clone()];
-    let value = |key: &String, len: usize| store.keyed(store.hash(key), key, &vec![0; len]);
+    let value = |key: &String, len: usize| store.keyed(store.hash(key), key, &vec![0; len], None);
     let short = keys.each_ref().map(|key| value(key, SHORT));
     let long = value(&keys[1], LONG);
     let model = Model {
@@ -74,6 +75,8 @@ impl Model {
             share: CacheType::Main,
             expires: None,
             begun: None,
+            has_etag: false,
+            is_renewal: false,
             loaded_at,
             is_forgotten: &|| false,
         };

@@ -3,8 +3,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::demand::{Demand, tolerated};
 use super::evicted::{EvictedEntries, PendingEviction};
-use super::shard::{Demand, EVICTED_AT_ONCE, Room, Update, tolerated};
+use super::shard::{EVICTED_AT_ONCE, Room, Update};
 use super::{Store, weight};
 use crate::clock::Tick;
 use crate::stats::CacheType;

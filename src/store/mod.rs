@@ -15,7 +15,7 @@
 //!   generations.rs  removals during a load         ceilings.rs  temporary limits
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
 //!   kept.rs         values that loads may renew    etag.rs      their etags
-//!   options.rs      its options
+//!   options.rs      its options                    demand.rs    the room that an operation needs
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -23,6 +23,7 @@
 
 mod budget;
 mod ceilings;
+mod demand;
 mod entry;
 mod etag;
 mod evicted;
