@@ -46,13 +46,13 @@ fn response_over_the_budget_is_sent_when_there_is_room() {
     let server = serve_sizes(|server| {
         server
             .max_response_bytes(4 << 20)
-            .write_timeout(Duration::from_secs(1))
+            .write_timeout(Duration::from_secs(3))
     });
     let addr = server.local_addr();
     let _deaf: Vec<_> = (0..3)
         .map(|_| Client::sending(addr, get("3000000")))
         .collect();
-    // The deaf clients are reset after a second each, and the others get their values.
+    // The deaf clients are reset after three seconds each, and the others get their values.
     for key in ["3000001", "3000002"] {
         let reply = ask(addr, get(key));
         assert_eq!(reply.status, 200);
