@@ -63,7 +63,7 @@ fn member(
         .registry(&registry)
         .build()?;
     let all = peer_ips().map(|ip| url(SocketAddr::new(ip, peers.port())));
-    pool.set(&all.chain([url(node)]).collect::<Vec<_>>())?;
+    pool.set(all.chain([url(node)]).collect::<Vec<_>>())?;
     let group = Group::builder("values")
         .registry(&registry)
         .small()
