@@ -85,8 +85,8 @@ pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
     AdmissionFn, Answer, DumpReport, Explanation, GetOptions, GetOutcome, Group, GroupBuilder,
-    HotAdmission, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport, SetOptions, Source,
-    WarmProgress, Warming, WeakGroup,
+    HotAdmission, KeyRate, PeriodicDump, RestoreOptions, RestoreProgress, RestoreReport,
+    SetOptions, Source, WarmProgress, Warming, WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
 pub use message::{ProtoDecode, ProtoMessage};

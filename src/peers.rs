@@ -279,7 +279,8 @@ pub struct PeerResponse {
     /// makes and reads. `None` if the peer reports none, as a Go program does. Then a value of unknown age
     /// is not used for 10 s after a removal.
     pub removals: Option<u64>,
-    /// Requests for the key at its owner per minute, if the owner sent the number.
+    /// Requests for the key per second at the peer, the mean of about the last minute, if the peer
+    /// [measures](crate::GroupBuilder::measure_rates) it.
     pub minute_qps: Option<f64>,
     /// How long the response waited for the load of the value at the peer: zero if it was cached, or if
     /// the peer does not report it. It is no part of the time that the peer takes to answer, by which

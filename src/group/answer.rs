@@ -135,11 +135,13 @@ impl Inner {
         let hash = key.hash;
         let epoch = || self.getter_flights.epoch(hash.get());
         let not_cached = || Err(Error::from(ErrorKind::NotCached));
-        let found = self.store.get(hash, key.key, epoch, || self.purge_some());
+        let found = self
+            .store
+            .get(hash, key.key, epoch, || self.sample_hit(key));
         let hit = match found {
             Ok(hit) => hit,
             Err(miss) => {
-                self.count_miss(hash);
+                self.count_miss(key);
                 return match options.only_if_cached {
                     true => not_cached(),
                     false => Ok(self.loaded_answer(self.load_value(ctx, key, Some(miss))?)),

@@ -6,6 +6,7 @@ use super::attempts::Attempts;
 use super::compare::Comparisons;
 use super::counters::LoadCounters;
 use super::freshness::Freshness;
+use super::key_rates::KeyRates;
 use super::removal_clocks::RemovalClocks;
 use super::unverified::MaxUnverified;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
@@ -56,6 +57,7 @@ pub struct GroupBuilder {
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
     forecast: bool,
+    measures_rates: bool,
     clock: Clock,
 }
 
@@ -80,6 +82,7 @@ impl GroupBuilder {
             max_load_wait: DEFAULT_LOAD_WAIT,
             eviction_listener: None,
             forecast: false,
+            measures_rates: false,
             clock: Clock::system(),
         }
     }
@@ -285,6 +288,17 @@ impl GroupBuilder {
         self
     }
 
+    /// Whether the group measures how often its keys are requested: for [`Group::hottest_keys`], and for
+    /// peers, which get the rate of a key with its value ([`PeerResponse::minute_qps`](crate::PeerResponse)).
+    /// Default: no, unless [`hot_admission`](Self::hot_admission) is [`HotAdmission::OwnerRate`].
+    ///
+    /// It takes 12 KiB, and with long keys up to 44 KiB, which are not part of the capacity. A hit takes no
+    /// longer, but for one in 256.
+    pub fn measure_rates(mut self, measure: bool) -> Self {
+        self.measures_rates = measure;
+        self
+    }
+
     /// The clock that measures expiry. Default: the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -409,6 +423,9 @@ impl GroupBuilder {
             forecast: self.forecast,
             clock: self.clock,
         };
+        let has_rates =
+            self.measures_rates || matches!(self.hot_admission, HotAdmission::OwnerRate(_));
+        let rates = has_rates.then(|| KeyRates::new(store.clock.now()));
         let inner = Inner {
             pool: loaders,
             warm_inserts: Mutex::default(),
@@ -429,6 +446,7 @@ impl GroupBuilder {
             eviction_listener: self.eviction_listener,
             removals: RemovalClocks::new(),
             comparisons: Comparisons::default(),
+            rates,
             max_unverified: MaxUnverified::new(self.max_unverified),
             counters: LoadCounters::new(),
         };
@@ -447,6 +465,9 @@ impl GroupBuilder {
         }
         if matches!(self.hot_admission, HotAdmission::Probability(p) if !(0.0..=1.0).contains(&p)) {
             return invalid("a hot admission probability must be between 0 and 1");
+        }
+        if matches!(self.hot_admission, HotAdmission::OwnerRate(qps) if !(0.0..).contains(&qps)) {
+            return invalid("an owner's rate for hot admission must be at least 0");
         }
         if self.max_key_size > usize::from(u16::MAX) {
             return invalid("max_key_size must be at most 65535");

@@ -328,17 +328,20 @@ impl Inner {
         let mut each = |at: usize, result: Result<Loaded>| {
             let response = |loaded| PeerResponse {
                 removals: removals[at],
+                minute_qps: self.rate(keys[at].1, arrived),
                 ..self.peer_response(loaded, arrived)
             };
             each(keys[at].0, result.map(response));
         };
         let mut missing = Vec::new();
+        let purge = || self.purge_some();
         for (at, &(_, key)) in keys.iter().enumerate() {
             self.counters.add(|loads| &loads.server_requests);
             let key = self.key(key);
-            let found = self
-                .store
-                .get(key.hash, key.key, || (), || self.purge_some());
+            let found = self.store.get(key.hash, key.key, || (), purge);
+            if found.is_ok() {
+                self.rate_hit_of_peer(key, arrived);
+            }
             match (found, &mut waiter) {
                 (Ok(hit), _) if !hit.is_due => {
                     each(at, Ok(self.loaded(hit)));
@@ -358,11 +361,9 @@ impl Inner {
                 }
                 (Err(_), _) => {}
             }
-            self.count_miss(key.hash);
-            match self
-                .check_key(key.key)
-                .and_then(|()| self.check_attempts(key))
-            {
+            self.count_miss(key);
+            let checked = self.check_key(key.key);
+            match checked.and_then(|()| self.check_attempts(key)) {
                 Ok(()) => {
                     let from = ManyFrom::Getter(self.placement_for_peer(key));
                     missing.push(ManyKey { at, key, from });
@@ -370,10 +371,9 @@ impl Inner {
                 Err(error) => each(at, Err(error)),
             }
         }
-        if missing.is_empty() {
-            return;
+        if !missing.is_empty() {
+            self.load_several(ctx, missing, waiter, &mut each);
         }
-        self.load_several(ctx, missing, waiter, &mut each);
     }
 }
 

@@ -159,6 +159,7 @@ impl Inner {
             lifetime: Lifetime::of_load(begun.at, filled.ttl, allowance),
             view: filled.value,
             etag: filled.etag,
+            owner_qps: None,
             is_renewal: filled.is_renewal,
         }
     }
@@ -175,12 +176,13 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
-        let patience = Patience::new(ctx, self, begun, old.as_ref());
-        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, patience) {
+        let mut patience = Patience::new(ctx, self, begun, old.as_ref());
+        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, &mut patience) {
             let Loaded {
                 mut view, lifetime, ..
             } = answer?;
-            let value = NewValue::from_peer(&mut view, lifetime, old.as_ref());
+            let qps = patience.owner_qps;
+            let value = NewValue::from_peer(&mut view, lifetime, qps, old.as_ref());
             let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
             return Ok(Loaded {
                 view,
@@ -219,8 +221,8 @@ impl Inner {
         let (sent, response) = answer.ok_or(ErrorKind::Peer)?;
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
-        let mut view = response.value;
-        let value = NewValue::from_peer(&mut view, lifetime, old.as_ref());
+        let (mut view, qps) = (response.value, response.minute_qps);
+        let value = NewValue::from_peer(&mut view, lifetime, qps, old.as_ref());
         let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
         Ok(Loaded {
             view,
@@ -235,7 +237,7 @@ impl Inner {
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         key: &str,
-        mut patience: Patience<'_>,
+        patience: &mut Patience<'_>,
     ) -> Option<Result<Loaded>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
@@ -252,7 +254,7 @@ impl Inner {
             // Picked in advance only if the time that the first peer gets depends on it.
             let picked = ctx.deadline().map(|_| next());
             let has_next = matches!(picked, Some(Some(_)));
-            match self.ask_peer(&peer, &request, &mut patience, has_next) {
+            match self.ask_peer(&peer, &request, patience, has_next) {
                 Asked::Answer(answer) => return Some(answer),
                 Asked::LoadHere => return None,
                 Asked::NextPeer => {
@@ -396,6 +398,8 @@ struct Patience<'c> {
     /// The value of the key that is cached here. A peer need not send it again.
     old: Option<&'c OldValue>,
     loading: LoadPatience<'c>,
+    /// The rate of the key in the last answer.
+    owner_qps: Option<f64>,
 }
 
 impl<'c> Patience<'c> {
@@ -411,6 +415,7 @@ impl<'c> Patience<'c> {
             begun: Some(begun.at),
             old,
             loading: LoadPatience::new(ctx, group.max_load_wait),
+            owner_qps: None,
         }
     }
 
@@ -442,6 +447,10 @@ impl<'c> Patience<'c> {
             sent = clock.now();
             result = get(self.ctx);
         }
+        self.owner_qps = result
+            .as_ref()
+            .ok()
+            .and_then(|response| response.minute_qps);
         result.map(|response| (sent, response))
     }
 }

@@ -6,7 +6,7 @@ use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey, Results};
 use super::many_stale::StaleValues;
 use super::populate::{NewValue, Placement};
-use super::{Inner, LoadBegin, LoadKey, Loaded};
+use super::{Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
@@ -70,16 +70,16 @@ impl Inner {
         }
         let mut stale = StaleValues::default();
         let cached = |(at, key): (usize, &K)| {
-            let LoadKey { hash, key } = self.key(key.as_ref());
-            let found = self.store.get(hash, key, || (), || self.purge_some()).ok();
+            let key = self.key(key.as_ref());
+            let sample = || self.sample_hit(key);
+            let found = self.store.get(key.hash, key.key, || (), sample).ok();
             match found {
                 Some(hit) if hit.is_due => {
-                    let key = LoadKey { hash, key };
                     let due = self.get_due_of_many(ctx, at, key, hit, &mut stale);
                     return due.map(Ok);
                 }
                 Some(_) => {}
-                None => self.count_miss(hash),
+                None => self.count_miss(key),
             }
             found.map(|value| Ok(value.view))
         };
@@ -370,9 +370,9 @@ impl Inner {
         self.counters.add(|loads| &loads.peer_loads);
         let (at, begun) = (self.key(&key.key), key.begun);
         let lifetime = self.lifetime_of(sent, &answer);
-        let mut value = answer.value;
+        let (mut value, qps) = (answer.value, answer.minute_qps);
         let mut evicted = EvictedEntries::default();
-        let new = NewValue::from_peer(&mut value, lifetime, key.old.as_ref());
+        let new = NewValue::from_peer(&mut value, lifetime, qps, key.old.as_ref());
         self.populate(Placement::Hot, at, begun, new, &mut evicted);
         self.notify_and_drop(evicted);
         value

@@ -24,7 +24,7 @@
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both               many_stale.rs  those with stale values
 //!   origin.rs    how many getters run at the same time
-//!   warm.rs      loads before callers ask
+//!   warm.rs      loads before callers ask       key_rates.rs  how often keys are requested
 //! ```
 
 mod answer;
@@ -46,6 +46,7 @@ mod forecast;
 mod freshness;
 mod freshness_options;
 mod handoff;
+mod key_rates;
 mod lifetime;
 mod limit;
 mod load;
@@ -94,6 +95,7 @@ use attempts::Attempts;
 use compare::Comparisons;
 use counters::LoadCounters;
 use freshness::Freshness;
+use key_rates::KeyRates;
 use lifetime::Lifetime;
 use removal_clocks::RemovalClocks;
 use unverified::MaxUnverified;
@@ -102,6 +104,7 @@ pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::{DumpReport, PeriodicDump};
 pub use explain::{Explanation, GetOutcome};
+pub use key_rates::KeyRate;
 pub(crate) use limit::TemporaryLimit;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
@@ -153,6 +156,8 @@ struct Inner {
     eviction_listener: Option<Arc<EvictionListener>>,
     removals: RemovalClocks,
     comparisons: Comparisons,
+    /// `None` if they are not measured.
+    rates: Option<KeyRates>,
     max_unverified: MaxUnverified,
     counters: LoadCounters,
 }
@@ -337,8 +342,8 @@ impl Group {
     /// expire during the call may stay.
     ///
     /// There is no need to call this. Expired entries are never returned, and they leave before any
-    /// other entry is evicted or refused for want of room. Insertions and look-ups remove them: every
-    /// 256 hits or misses of one thread remove up to 64. Concurrent gets wait for the removal of 256
+    /// other entry is evicted or refused for want of room. Insertions and look-ups remove them: one
+    /// hit in 256, and one miss in 256, removes up to 64. Concurrent gets wait for the removal of 256
     /// entries at most.
     ///
     /// # Panics
@@ -442,11 +447,14 @@ impl Inner {
         }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
-        match self.store.get(hash, key, epoch, || self.purge_some()) {
+        match self
+            .store
+            .get(hash, key, epoch, || self.sample_hit(LoadKey { hash, key }))
+        {
             Ok(hit) if !hit.is_due => Ok(hit.view),
             Ok(_) => self.get_found_due(ctx, LoadKey { hash, key }),
             Err(miss) => {
-                self.count_miss(hash);
+                self.count_miss(LoadKey { hash, key });
                 self.load(ctx, LoadKey { hash, key }, Some(miss))
             }
         }
@@ -457,10 +465,11 @@ impl Inner {
         LoadKey { hash, key }
     }
 
-    fn count_miss(&self, hash: KeyHash) {
-        if self.store.count_miss(hash) {
+    fn count_miss(&self, key: LoadKey<'_>) {
+        if self.store.count_miss(key.hash) {
             self.purge_some();
         }
+        self.rate_miss(key);
     }
 
     fn set_capacity(&self, bytes: u64) -> Result<()> {

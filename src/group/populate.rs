@@ -48,6 +48,13 @@ pub enum HotAdmission {
     Never,
     /// Each with this probability, 0 to 1. golang/groupcache keeps one in ten.
     Probability(f64),
+    /// Those of keys that their owner gets at least so many times per second, 0 or more: requests of its
+    /// own callers and of all peers, the mean of about the last minute. A value whose owner reports no rate
+    /// is not kept, as that of a golang/groupcache.
+    ///
+    /// All processes need this option, or [`measure_rates`](crate::GroupBuilder::measure_rates). Gets that a
+    /// copy answers are not known to the owner, so the rate of a key falls once there are copies of it.
+    OwnerRate(f64),
     /// Those for which the function returns true, given key and value.
     Custom(Arc<AdmissionFn>),
 }
@@ -56,11 +63,13 @@ pub enum HotAdmission {
 pub type AdmissionFn = dyn Fn(&str, &ByteView) -> bool + Send + Sync;
 
 impl HotAdmission {
-    fn admits(&self, key: &str, value: &ByteView) -> bool {
+    /// Whether to keep a copy, if its owner reported this rate.
+    fn admits(&self, key: &str, value: &ByteView, owner_qps: Option<f64>) -> bool {
         match self {
             HotAdmission::Always => true,
             HotAdmission::Never => false,
             HotAdmission::Probability(p) => crate::random::unit() < *p,
+            HotAdmission::OwnerRate(least) => owner_qps.is_some_and(|qps| qps >= *least),
             HotAdmission::Custom(admit) => admit(key, value),
         }
     }
@@ -72,6 +81,7 @@ impl fmt::Debug for HotAdmission {
             HotAdmission::Always => f.write_str("Always"),
             HotAdmission::Never => f.write_str("Never"),
             HotAdmission::Probability(p) => f.debug_tuple("Probability").field(p).finish(),
+            HotAdmission::OwnerRate(qps) => f.debug_tuple("OwnerRate").field(qps).finish(),
             HotAdmission::Custom(_) => f.write_str("Custom"),
         }
     }
@@ -82,6 +92,8 @@ pub(super) struct NewValue<'v> {
     pub(super) view: &'v mut ByteView,
     pub(super) lifetime: Lifetime,
     pub(super) etag: Option<&'v str>,
+    /// The requests for the key per second, as its owner reported them.
+    pub(super) owner_qps: Option<f64>,
     /// Whether it may be the very value that is cached. Then only the times of that one change.
     pub(super) is_renewal: bool,
 }
@@ -93,6 +105,7 @@ impl<'v> NewValue<'v> {
             view,
             lifetime,
             etag: None,
+            owner_qps: None,
             is_renewal: false,
         }
     }
@@ -101,12 +114,14 @@ impl<'v> NewValue<'v> {
     pub(super) fn from_peer(
         view: &'v mut ByteView,
         lifetime: Lifetime,
+        owner_qps: Option<f64>,
         old: Option<&'v OldValue>,
     ) -> Self {
         let is_same = |old: &&OldValue| old.view.as_ptr() == view.as_ptr();
         let old = old.filter(is_same);
         NewValue {
             etag: old.and_then(OldValue::etag),
+            owner_qps,
             is_renewal: old.is_some(),
             ..NewValue::new(view, lifetime)
         }
@@ -129,6 +144,7 @@ impl Inner {
             view,
             lifetime,
             etag,
+            owner_qps,
             is_renewal,
         } = value;
         let group_ttl = self.freshness.time_to_live;
@@ -148,7 +164,8 @@ impl Inner {
         let is_over = |end| end <= self.store.clock().now();
         // Two warmed values at the same time could both find the last room.
         let _alone = (placement == Placement::Warm).then(|| self.warm_inserts.lock());
-        let admitted = placement != Placement::Hot || self.hot_admission.admits(key, view);
+        let admitted =
+            placement != Placement::Hot || self.hot_admission.admits(key, view, owner_qps);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep && begun.is_kept)
             || lifetime.expires.is_some_and(is_over)

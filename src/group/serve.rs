@@ -52,10 +52,10 @@ impl Group {
         };
         self.inner.counters.add(|loads| &loads.server_requests);
         let now = self.inner.store.clock().now();
-        let response = self.inner.peer_response(loaded, now);
         Some(PeerResponse {
             removals,
-            ..response
+            minute_qps: self.inner.rate_hit_of_peer(LoadKey { hash, key }, now),
+            ..self.inner.peer_response(loaded, now)
         })
     }
 }
@@ -70,23 +70,32 @@ impl Inner {
         self.counters.add(|loads| &loads.server_requests);
         let arrived = self.store.clock().now();
         let removals = self.removals_for(key);
-        let hash = self.store.hash(key);
-        let epoch = || self.getter_flights.epoch(hash.get());
-        let value = match self.store.get(hash, key, epoch, || self.purge_some()) {
+        let key = self.key(key);
+        let epoch = || self.getter_flights.epoch(key.hash.get());
+        let found = self
+            .store
+            .get(key.hash, key.key, epoch, || self.purge_some());
+        let minute_qps = match &found {
+            Ok(_) => self.rate_hit_of_peer(key, arrived),
+            Err(_) => {
+                self.count_miss(key);
+                self.rate(key.key, arrived)
+            }
+        };
+        let value = match found {
             Ok(hit) if !hit.is_due => {
                 return Ok(PeerResponse {
                     removals,
+                    minute_qps,
                     ..self.peer_response(self.loaded(hit), arrived)
                 });
             }
-            Ok(hit) => self.serve_due(ctx, LoadKey { hash, key }, hit, waiter)?,
-            Err(miss) => {
-                self.count_miss(hash);
-                self.load_for_peer(ctx, LoadKey { hash, key }, Some(miss), waiter)?
-            }
+            Ok(hit) => self.serve_due(ctx, key, hit, waiter)?,
+            Err(miss) => self.load_for_peer(ctx, key, Some(miss), waiter)?,
         };
         Ok(PeerResponse {
             removals,
+            minute_qps,
             load_time: self.store.clock().now().since(arrived),
             ..self.peer_response(value, arrived)
         })

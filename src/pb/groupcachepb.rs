@@ -153,6 +153,8 @@ pub struct GetManyResponse<'a> {
     pub age_ms: Vec<u64>,
     pub errors: Vec<Cow<'a, [u8]>>,
     pub removals: Option<Cow<'a, [u8]>>,
+    pub minute_qps: Option<Cow<'a, [u8]>>,
+    pub stale_ms: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> MessageRead<'a> for GetManyResponse<'a> {
@@ -166,6 +168,8 @@ impl<'a> MessageRead<'a> for GetManyResponse<'a> {
                 Ok(832) => msg.age_ms.push(r.read_uint64(bytes)?),
                 Ok(842) => msg.errors.push(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(850) => msg.removals = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(858) => msg.minute_qps = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
+                Ok(866) => msg.stale_ms = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -183,6 +187,8 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         + self.age_ms.iter().map(|s| 2 + sizeof_varint(*(s) as u64)).sum::<usize>()
         + self.errors.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.removals.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
+        + self.minute_qps.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
+        + self.stale_ms.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -192,6 +198,8 @@ impl<'a> MessageWrite for GetManyResponse<'a> {
         for s in &self.age_ms { w.write_with_tag(832, |w| w.write_uint64(*s))?; }
         for s in &self.errors { w.write_with_tag(842, |w| w.write_bytes(&**s))?; }
         if let Some(ref s) = self.removals { w.write_with_tag(850, |w| w.write_bytes(&**s))?; }
+        if let Some(ref s) = self.minute_qps { w.write_with_tag(858, |w| w.write_bytes(&**s))?; }
+        if let Some(ref s) = self.stale_ms { w.write_with_tag(866, |w| w.write_bytes(&**s))?; }
         Ok(())
     }
 }

@@ -16,6 +16,7 @@
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
 //!   kept.rs         values that loads may renew    etag.rs      their etags
 //!   options.rs      its options                    demand.rs    the room that an operation needs
+//!   sampling.rs     one look-up in 256
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -40,6 +41,7 @@ mod miniature;
 mod options;
 mod policy;
 mod queues;
+mod sampling;
 mod shard;
 mod slab;
 #[cfg(all(test, not(larder_loom)))]
@@ -83,6 +85,7 @@ pub(crate) use kept::Kept;
 pub(crate) use key_hash::KeyHash;
 pub(crate) use options::StoreOptions;
 pub use policy::Eviction;
+pub(crate) use sampling::{SAMPLED_ONE_IN, is_sampled};
 pub(crate) use weight::check_capacity;
 
 /// Entries of two shares under one budget, found by key.
@@ -234,15 +237,15 @@ impl Store {
     /// [`peek`](Self::peek) would return. In this case `at_miss` runs under the shard's lock, so no
     /// entry is inserted between the look-up and its call. It must take no lock.
     ///
-    /// Every [`LOOKUPS_PER_PURGE`]th hit of a thread calls `purge`, which removes expired entries. A
-    /// hit holds the shared lock, so it removes none itself.
+    /// One hit in [`SAMPLED_ONE_IN`] of a thread calls `at_sampled`, which removes expired entries. A hit
+    /// holds the shared lock, so it removes none itself.
     #[inline(always)]
     pub(crate) fn get<M>(
         &self,
         hash: KeyHash,
         key: &str,
         at_miss: impl FnOnce() -> M,
-        purge: impl FnOnce(),
+        at_sampled: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some(slot) = shard.find(hash, key, &self.timing) else {
@@ -259,8 +262,8 @@ impl Store {
             CacheType::Main => &lookups.main_hits,
             CacheType::Hot => &lookups.hot_hits,
         });
-        if hits % LOOKUPS_PER_PURGE == 0 {
-            purge();
+        if is_sampled(hits) {
+            at_sampled();
         }
         if self.eviction == Eviction::Lru {
             // The entry may have left between the two locks. Then `promote` does nothing.
@@ -286,7 +289,7 @@ impl Store {
         if self.forecaster.samples(hash) {
             self.observe_get(hash, None);
         }
-        misses % LOOKUPS_PER_PURGE == 0
+        is_sampled(misses)
     }
 
     #[cold]
@@ -576,6 +579,3 @@ impl Drop for ClearedEntries {
         self.heap.release_free_pages();
     }
 }
-
-/// The hits, or the misses, of one thread after which it removes expired entries.
-const LOOKUPS_PER_PURGE: u64 = 256;

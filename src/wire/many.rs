@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use quick_protobuf::{BytesReader, MessageRead};
 
-use super::body::{FieldType, LEN, VARINT, check_fields, push_tag, push_varint};
+use super::body::{FieldType, Fields, LEN, VARINT, check_fields, push_tag, push_varint};
+use super::numbers::{NO_NUMBER, numbers, push_numbers, whole_numbers};
 use super::path::{PathError, escaped_len, push_escaped, split_at_byte, unescape};
 use super::pieces::Body;
 use super::status::{error_of, status_of};
@@ -82,6 +83,10 @@ pub(crate) struct ManyBody {
     ages: Vec<Option<u64>>,
     /// The removals that this node had applied before each look-up.
     removals: Vec<u64>,
+    /// The rate of each value's key.
+    rates: Vec<u32>,
+    /// How long each value may be served after its time to live, in milliseconds.
+    stale: Vec<u32>,
     errors: Vec<u8>,
 }
 
@@ -105,17 +110,14 @@ impl ManyBody {
     }
 
     /// Adds the next key, which has this value. `key_hash` is the [hash](super::key_hash) of the key.
-    pub(crate) fn push(
-        &mut self,
-        key_hash: u64,
-        value: ByteView,
-        ttl_nanos: Option<u64>,
-        age_ms: Option<u64>,
-        removals: Option<u64>,
-    ) {
-        self.removals.push(removals.unwrap_or(0));
-        self.ages.push(age_ms);
-        match ttl_nanos {
+    pub(crate) fn push(&mut self, key_hash: u64, value: ByteView, fields: &Fields) {
+        self.removals.push(fields.removals.unwrap_or(0));
+        self.ages.push(fields.age_ms);
+        let rate = fields.minute_qps.map(|qps| (qps as f32).to_bits());
+        self.rates.push(rate.unwrap_or(NO_NUMBER));
+        let stale = |ms| u32::try_from(ms).unwrap_or(NO_NUMBER - 1);
+        self.stale.push(fields.stale_ms.map_or(NO_NUMBER, stale));
+        match fields.ttl_nanos {
             None => self.found.push(FOUND),
             Some(ttl) => {
                 self.found.push(FOUND_WITH_TTL);
@@ -156,6 +158,8 @@ impl ManyBody {
                 out.extend_from_slice(&(removals as u32).to_le_bytes());
             }
         }
+        push_numbers(out, RATES, &self.rates);
+        push_numbers(out, STALE, &self.stale);
         out.extend_from_slice(&self.errors);
         self.body
     }
@@ -177,14 +181,11 @@ fn decode_error(bytes: &[u8]) -> Error {
     error_of(FAILED_STATUS, Some(code), text)
 }
 
-/// The place of a value in the body of a response, and its times as in
-/// [`Fields`](super::Fields).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The place of a value in the body of a response, and its fields.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ManyValue {
     pub range: Range<usize>,
-    pub ttl_nanos: Option<u64>,
-    pub age_ms: Option<u64>,
-    pub removals: u64,
+    pub fields: Fields,
 }
 
 /// Reads the body of a response to a request for the keys with these [hashes](super::key_hash):
@@ -198,55 +199,52 @@ pub(crate) fn decode_many_response(
     body: &[u8],
     hashes: impl ExactSizeIterator<Item = u64>,
 ) -> Result<Vec<Option<Result<ManyValue>>>> {
-    let corrupt = |why: &str| Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"));
-    let keys = hashes.len();
-    let max_fields = keys.saturating_mul(3).saturating_add(SPARE_FIELDS);
-    check_fields(body, &KNOWN, max_fields).map_err(corrupt)?;
-    let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
-        .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
-    check_counts(&message).map_err(corrupt)?;
+    let message = read_message(body, hashes.len())?;
     let found = message.found.as_deref().unwrap_or_default();
-    if found.len() != keys {
-        return Err(corrupt("it is for another number of keys"));
-    }
     let start = body.as_ptr().addr();
     let mut values = message.keyed_values.iter();
-    let mut ttls = message.ttl_nanos.iter();
+    let mut ttls = message.ttl_nanos.iter().peekable();
     let mut errors = message.errors.iter();
     let mut ages = message.age_ms.iter().copied();
-    let removals = message.removals.as_deref().unwrap_or_default();
-    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
-    let mut numbers = removals.chunks_exact(4).map(number).map(u64::from);
-    let digest = numbers.next().unwrap_or(0) << 32;
-    let mut slots = Vec::with_capacity(keys);
+    let mut stamps = whole_numbers(message.removals.as_deref()).map(u64::from);
+    let digest = stamps.next().unwrap_or(0) << 32;
+    let mut rates = numbers(message.minute_qps.as_deref());
+    let mut stale = numbers(message.stale_ms.as_deref());
+    let mut slots = Vec::with_capacity(found.len());
     for (&state, hash) in found.iter().zip(hashes) {
-        if state == MISSING {
-            slots.push(None);
-            continue;
-        }
-        if state == FAILED {
-            let error = errors.next().ok_or_else(|| corrupt("an error is missing"));
-            slots.push(Some(Err(decode_error(error?))));
-            continue;
+        let has_ttl = match state {
+            MISSING => {
+                slots.push(None);
+                continue;
+            }
+            FAILED => {
+                let error = errors.next().ok_or_else(|| corrupt("an error is missing"));
+                slots.push(Some(Err(decode_error(error?))));
+                continue;
+            }
+            FOUND => false,
+            FOUND_WITH_TTL => true,
+            _ => return Err(corrupt("a key in no known state")),
+        };
+        let ttl_nanos = ttls.next_if(|_| has_ttl).copied();
+        if has_ttl && ttl_nanos.is_none() {
+            return Err(corrupt("a time is missing"));
         }
         let keyed = values.next().ok_or_else(|| corrupt("a value is missing"))?;
         let value = keyed.strip_prefix(&hash.to_le_bytes());
         let value = value.ok_or_else(|| corrupt("a value is that of another key"))?;
-        let ttl_nanos = match state {
-            FOUND => None,
-            FOUND_WITH_TTL => {
-                let ttl = ttls.next().ok_or_else(|| corrupt("a time is missing"))?;
-                Some(*ttl)
-            }
-            _ => return Err(corrupt("a key in no known state")),
-        };
         // The generated reader only borrows, so the value is a part of the body.
         let from = value.as_ptr().addr() - start;
         slots.push(Some(Ok(ManyValue {
             range: from..from + value.len(),
-            ttl_nanos,
-            age_ms: ages.next().filter(|&age| age != UNKNOWN_AGE),
-            removals: digest | numbers.next().unwrap_or(0),
+            fields: Fields {
+                ttl_nanos,
+                age_ms: ages.next().filter(|&age| age != UNKNOWN_AGE),
+                removals: Some(digest | stamps.next().unwrap_or(0)),
+                minute_qps: rates.next().flatten().and_then(rate_of_bits),
+                stale_ms: stale.next().flatten().map(u64::from),
+                ..Fields::default()
+            },
         })));
     }
     if values.next().is_some() || ttls.next().is_some() || errors.next().is_some() {
@@ -255,7 +253,30 @@ pub(crate) fn decode_many_response(
     Ok(slots)
 }
 
-/// Checks that there are an age and a stamp for each value, or none at all.
+/// Reads the message of a response for so many keys, and checks its counts.
+fn read_message(body: &[u8], keys: usize) -> Result<GetManyResponse<'_>> {
+    let max_fields = keys.saturating_mul(3).saturating_add(SPARE_FIELDS);
+    check_fields(body, &KNOWN, max_fields).map_err(corrupt)?;
+    let message = GetManyResponse::from_reader(&mut BytesReader::from_bytes(body), body)
+        .map_err(|error| Error::with_source(ErrorKind::Peer, CORRUPT, error))?;
+    check_counts(&message).map_err(corrupt)?;
+    match message.found.as_deref().unwrap_or_default().len() == keys {
+        true => Ok(message),
+        false => Err(corrupt("it is for another number of keys")),
+    }
+}
+
+fn corrupt(why: &str) -> Error {
+    Error::new(ErrorKind::Peer, format!("{CORRUPT}: {why}"))
+}
+
+/// A rate in the form of a response, if it is one.
+fn rate_of_bits(bits: u32) -> Option<f64> {
+    let qps = f64::from(f32::from_bits(bits));
+    (qps.is_finite() && qps >= 0.0).then_some(qps)
+}
+
+/// Checks that there are an age, a stamp and other numbers for each value, or none at all.
 fn check_counts(message: &GetManyResponse<'_>) -> Result<(), &'static str> {
     let values = message.keyed_values.len();
     if ![0, values].contains(&message.age_ms.len()) {
@@ -264,6 +285,12 @@ fn check_counts(message: &GetManyResponse<'_>) -> Result<(), &'static str> {
     let removals = message.removals.as_deref().unwrap_or_default();
     if ![0, 4 + 4 * values].contains(&removals.len()) {
         return Err("a stamp is missing");
+    }
+    for numbers in [&message.minute_qps, &message.stale_ms] {
+        let len = numbers.as_deref().unwrap_or_default().len();
+        if ![0, 4 * values].contains(&len) {
+            return Err("a number is missing");
+        }
     }
     Ok(())
 }
@@ -278,14 +305,18 @@ const KEYED_VALUES: FieldType = (103, LEN);
 const ERRORS: FieldType = (105, LEN);
 const AGE_MS: FieldType = (104, VARINT);
 const REMOVALS: FieldType = (106, LEN);
+const RATES: FieldType = (107, LEN);
+const STALE: FieldType = (108, LEN);
 
-const KNOWN: [FieldType; 6] = [
+const KNOWN: [FieldType; 8] = [
     KEYED_VALUES,
     KEYS_FOUND,
     TTL_NANOS,
     AGE_MS,
     REMOVALS,
     ERRORS,
+    RATES,
+    STALE,
 ];
 
 const UNKNOWN_AGE: u64 = u64::MAX;
@@ -319,13 +350,22 @@ mod tests {
     /// Value, time to live, and age.
     type Value = (Vec<u8>, Option<u64>, Option<u64>);
 
+    fn fields(ttl_nanos: Option<u64>, age_ms: Option<u64>, removals: Option<u64>) -> Fields {
+        Fields {
+            ttl_nanos,
+            age_ms,
+            removals,
+            ..Fields::default()
+        }
+    }
+
     fn encoded(values: &[Option<Value>]) -> Vec<u8> {
         let mut body = ManyBody::default();
         for (hash, value) in (0..).zip(values) {
             match value {
                 None => body.push_missing(),
                 Some((value, ttl, age)) => {
-                    body.push(hash, value.as_slice().into(), *ttl, *age, None)
+                    body.push(hash, value.as_slice().into(), &fields(*ttl, *age, None))
                 }
             }
         }
@@ -359,12 +399,12 @@ mod tests {
     #[test]
     fn error_of_a_key_keeps_its_kind_and_text() {
         let mut body = ManyBody::default();
-        body.push(0, "a".into(), Some(7), Some(1), None);
+        body.push(0, "a".into(), &fields(Some(7), Some(1), None));
         body.push_error(&Error::not_found("no such colour"));
         body.push_missing();
         body.push_error(&Error::new(ErrorKind::Getter, "é".repeat(1000)));
         body.push_error(&Error::new(ErrorKind::Cancelled, ""));
-        body.push(5, "b".into(), None, None, None);
+        body.push(5, "b".into(), &Fields::default());
         let body: Vec<u8> = body.finish().iter().collect::<Vec<_>>().concat();
         let slots = decode(&body, 6).expect("it is valid");
         let error = |at: usize| match &slots[at] {
@@ -435,23 +475,67 @@ mod tests {
     #[test]
     fn stamps_of_removals_follow_one_digest() {
         let mut body = ManyBody::default();
-        body.push(1, "a".into(), None, None, Some(0x5_0000_0007));
+        body.push(1, "a".into(), &fields(None, None, Some(0x5_0000_0007)));
         body.push_missing();
-        body.push(3, "c".into(), None, None, Some(0x6_0000_0008));
+        body.push(3, "c".into(), &fields(None, None, Some(0x6_0000_0008)));
         let body = body.finish().iter().collect::<Vec<_>>().concat();
         let decoded = decode_many_response(&body, [1, 2, 3].into_iter()).expect("it decodes");
         let removals: Vec<_> = decoded
             .iter()
             .flatten()
-            .map(|value| value.as_ref().expect("no error").removals)
+            .map(|value| value.as_ref().expect("no error").fields.removals)
             .collect();
-        assert_eq!(removals, [0x5_0000_0007, 0x5_0000_0008]);
+        assert_eq!(removals, [Some(0x5_0000_0007), Some(0x5_0000_0008)]);
         // One byte of the stamps is missing.
         let stamps = body.len() - 13;
         let mut short = body[..body.len() - 1].to_vec();
         short[stamps] -= 1;
         let error = decode_many_response(&short, [1, 2, 3].into_iter()).expect_err("too short");
         assert!(error.to_string().contains("stamp"), "{error}");
+    }
+
+    #[test]
+    fn rates_and_stale_times_are_those_of_their_values() {
+        let with = |minute_qps, stale_ms| Fields {
+            minute_qps,
+            stale_ms,
+            ..Fields::default()
+        };
+        let mut body = ManyBody::default();
+        body.push(0, "a".into(), &with(None, Some(u64::MAX)));
+        body.push_missing();
+        body.push(2, "c".into(), &with(Some(2.5), None));
+        body.push(3, "d".into(), &with(Some(0.0), Some(7)));
+        let body = body.finish().iter().collect::<Vec<_>>().concat();
+        let decoded = decode(&body, 4).expect("it is valid");
+        let numbers = |slot: &Result<ManyValue>| {
+            let fields = slot.as_ref().expect("no error").fields;
+            (fields.minute_qps, fields.stale_ms)
+        };
+        let numbers: Vec<_> = decoded.iter().flatten().map(numbers).collect();
+        let longest = u64::from(u32::MAX - 1);
+        assert_eq!(
+            numbers,
+            [
+                (None, Some(longest)),
+                (Some(2.5), None),
+                (Some(0.0), Some(7))
+            ]
+        );
+        // A rate of infinity and one that is missing.
+        let rates = |bits: &[u32]| {
+            let mut more = body.clone();
+            push_numbers(&mut more, RATES, bits);
+            decode(&more, 4)
+        };
+        assert!(rates(&[1, 2]).is_err());
+        let infinite = f32::INFINITY.to_bits();
+        let decoded = rates(&[infinite, 0, 0]).expect("it is valid");
+        assert_eq!(decoded[0].as_ref().map(numbers_of_first), Some(None));
+    }
+
+    fn numbers_of_first(slot: &Result<ManyValue>) -> Option<f64> {
+        slot.as_ref().expect("no error").fields.minute_qps
     }
 
     proptest! {
@@ -471,7 +555,7 @@ mod tests {
             let back: Vec<_> = decoded
                 .into_iter()
                 .map(|slot| slot.map(|value| value.expect("no error")))
-                .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.ttl_nanos, v.age_ms)))
+                .map(|slot| slot.map(|v| (body[v.range].to_vec(), v.fields.ttl_nanos, v.fields.age_ms)))
                 .collect();
             prop_assert_eq!(back, values);
         }

@@ -25,6 +25,7 @@ mod differential;
 mod head;
 mod key_hash;
 mod many;
+mod numbers;
 mod path;
 mod peers_mark;
 mod pieces;

@@ -23,6 +23,7 @@ mod freshness;
 mod groupcache;
 mod herd;
 mod hooks;
+mod hot_keys;
 mod keys;
 mod listeners;
 mod one_hop;

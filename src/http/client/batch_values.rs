@@ -46,10 +46,13 @@ impl BatchValues {
             Err(error) => return Some(Err(error.clone())),
         };
         let value = ByteView::from(self.body.get(slot.range.clone())?);
+        let fields = &slot.fields;
         Some(Ok(PeerResponse {
-            ttl: slot.ttl_nanos.map(Duration::from_nanos),
-            age: slot.age_ms.map(Duration::from_millis),
-            removals: Some(slot.removals),
+            ttl: fields.ttl_nanos.map(Duration::from_nanos),
+            age: fields.age_ms.map(Duration::from_millis),
+            stale: fields.stale_ms.map(Duration::from_millis),
+            minute_qps: fields.minute_qps,
+            removals: fields.removals,
             ..PeerResponse::new(value)
         }))
     }

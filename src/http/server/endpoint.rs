@@ -162,13 +162,8 @@ impl Endpoint {
                 .saturating_add_unsigned(ttl)
         };
         let fields = Fields {
-            ttl_nanos,
             expire_unix_nanos: ttl_nanos.map(expire),
-            minute_qps: found.minute_qps,
-            age_ms: age_ms(&found),
-            stale_ms: found.stale.map(|left| left.as_millis() as u64),
-            removals: found.removals,
-            load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
+            ..fields_of(&found)
         };
         Ok(ValueReply {
             key_hash: hash,
@@ -233,9 +228,8 @@ impl Endpoint {
         for (key, found) in asked.keys.iter().zip(found) {
             match found {
                 Some(Ok(found)) => {
-                    let (ttl, age, removals) =
-                        (found.ttl.map(nanos), age_ms(&found), found.removals);
-                    body.push(wire::key_hash(name, key), found.value, ttl, age, removals);
+                    let fields = fields_of(&found);
+                    body.push(wire::key_hash(name, key), found.value, &fields);
                 }
                 Some(Err(error)) => body.push_error(&error),
                 None => body.push_missing(),
@@ -381,6 +375,19 @@ fn with_cache_status(reply: Reply) -> Reply {
         .into_response()
         .with_own_header("Cache-Status", &status)
         .into()
+}
+
+/// The fields of a response, without the point in time when the value expires.
+fn fields_of(found: &PeerResponse) -> Fields {
+    Fields {
+        ttl_nanos: found.ttl.map(nanos),
+        expire_unix_nanos: None,
+        minute_qps: found.minute_qps,
+        age_ms: age_ms(found),
+        stale_ms: found.stale.map(|left| left.as_millis() as u64),
+        removals: found.removals,
+        load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
+    }
 }
 
 fn micros(time: Duration) -> u64 {

@@ -46,6 +46,7 @@ fn answer_to(keys: &[String], missing: impl Fn(&str) -> bool) -> Vec<u8> {
         age_ms: Vec::new(),
         errors: Vec::new(),
         removals: None,
+        ..GetManyResponse::default()
     };
     ok(&message.encode().expect("it encodes"))
 }

@@ -157,6 +157,7 @@ fn batch_in_another_order_is_refused() {
                     removals: None,
                     age_ms: Vec::new(),
                     errors: Vec::new(),
+                    ..GetManyResponse::default()
                 };
                 connection.send(&ok_with(LARDER, &message.encode().unwrap()));
             }

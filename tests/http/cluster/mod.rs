@@ -3,6 +3,7 @@
 mod bulk;
 mod explain;
 mod handoff;
+mod hot_keys;
 mod lists;
 mod promise;
 mod removal;
