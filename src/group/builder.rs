@@ -292,8 +292,8 @@ impl GroupBuilder {
     /// peers, which get the rate of a key with its value ([`PeerResponse::minute_qps`](crate::PeerResponse)).
     /// Default: no, unless [`hot_admission`](Self::hot_admission) is [`HotAdmission::OwnerRate`].
     ///
-    /// It takes 12 KiB, and with long keys up to 44 KiB, which are not part of the capacity. A hit takes no
-    /// longer, but for one in 256.
+    /// It takes 10 KiB, and the first 128 bytes of up to 256 keys, which are not part of the capacity. Only
+    /// one hit in 256 takes longer; each miss does.
     pub fn measure_rates(mut self, measure: bool) -> Self {
         self.measures_rates = measure;
         self

@@ -328,7 +328,7 @@ impl Inner {
         let mut each = |at: usize, result: Result<Loaded>| {
             let response = |loaded| PeerResponse {
                 removals: removals[at],
-                minute_qps: self.rate(keys[at].1, arrived),
+                minute_qps: self.rate(keys[at].1),
                 ..self.peer_response(loaded, arrived)
             };
             each(keys[at].0, result.map(response));
@@ -340,7 +340,7 @@ impl Inner {
             let key = self.key(key);
             let found = self.store.get(key.hash, key.key, || (), purge);
             if found.is_ok() {
-                self.rate_hit_of_peer(key, arrived);
+                self.count_request(key);
             }
             match (found, &mut waiter) {
                 (Ok(hit), _) if !hit.is_due => {

@@ -56,21 +56,17 @@ impl Inner {
         self.purge_some();
     }
 
-    /// Counts one request for a key that missed.
-    pub(super) fn rate_miss(&self, key: LoadKey<'_>) {
-        if let Some(rates) = &self.rates {
-            rates.add(key, 1.0, self.store.clock().now());
-        }
+    /// Counts one request for a key, and returns the key's rate. `None` if it is not measured, or another
+    /// thread is counting right now.
+    pub(super) fn count_request(&self, key: LoadKey<'_>) -> Option<f64> {
+        self.rates.as_ref()?.add(key, 1.0, self.store.clock().now())
     }
 
-    /// Counts one request of a peer that found the value here, and returns the rate of the key.
-    pub(super) fn rate_hit_of_peer(&self, key: LoadKey<'_>, now: Tick) -> Option<f64> {
-        self.rates.as_ref()?.add(key, 1.0, now)
-    }
-
-    /// The rate of a key. `None` if it is not measured, or another thread is counting right now.
-    pub(super) fn rate(&self, key: &str, now: Tick) -> Option<f64> {
-        self.rates.as_ref()?.add(self.key(key), 0.0, now)
+    /// As [`count_request`](Self::count_request), but counts nothing.
+    pub(super) fn rate(&self, key: &str) -> Option<f64> {
+        self.rates
+            .as_ref()?
+            .add(self.key(key), 0.0, self.store.clock().now())
     }
 }
 
@@ -86,7 +82,7 @@ pub(super) struct KeyRates {
 }
 
 struct Sketch {
-    /// When a request counted as 1.
+    /// The time at which one request added 1 to a count.
     origin: Tick,
     sets: Box<[[Counter; WAYS]]>,
 }
@@ -153,7 +149,7 @@ impl KeyRates {
 }
 
 impl Sketch {
-    /// What a request counts for now.
+    /// The amount that one request adds to a count now.
     fn worth(&mut self, now: Tick) -> f64 {
         let age = now.since(self.origin).as_secs_f64() / MEMORY_SECONDS;
         if age < MAX_EXPONENT {
@@ -179,17 +175,19 @@ fn beginning(key: &str) -> &str {
     &key[..end]
 }
 
-/// The number of counters is that of [`SETS`] times [`WAYS`]. With their keys they take 12 KiB, and 44 KiB at
-/// most.
+/// There are [`SETS`] times [`WAYS`] counters.
 const SETS: usize = 32;
 
 /// The counters of one set, which are searched one by one.
 const WAYS: usize = 8;
 
+/// The documentation of `GroupBuilder::measure_rates` gives the size of all counters.
+const _: () = assert!(SETS * WAYS * size_of::<Counter>() <= 10 << 10);
+
 /// A request that was so long ago counts 1/e.
 const MEMORY_SECONDS: f64 = 60.0;
 
-/// The exponent of the greatest worth of a request.
+/// The logarithm of the most that one request adds to a count.
 const MAX_EXPONENT: f64 = 100.0;
 
 /// The most bytes of a key that are kept.

@@ -176,19 +176,9 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
-        let mut patience = Patience::new(ctx, self, begun, old.as_ref());
-        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, &mut patience) {
-            let Loaded {
-                mut view, lifetime, ..
-            } = answer?;
-            let qps = patience.owner_qps;
-            let value = NewValue::from_peer(&mut view, lifetime, qps, old.as_ref());
-            let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
-            return Ok(Loaded {
-                view,
-                lifetime,
-                by_peer: true,
-            });
+        let patience = Patience::new(ctx, self, begun, old.as_ref());
+        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, patience) {
+            return Ok(self.cache_answer(key, begun, answer?, old.as_ref(), evicted));
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
@@ -218,17 +208,30 @@ impl Inner {
         let mut ask = || patience.ask(&**owner, &request, false);
         let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
         // Without an answer that is newer than all removals, the old value is not renewed.
-        let (sent, response) = answer.ok_or(ErrorKind::Peer)?;
+        let answer = answer.ok_or(ErrorKind::Peer)?;
+        Ok(self.cache_answer(key, begun, answer, old.as_ref(), evicted))
+    }
+
+    /// Counts the answer of a peer, and caches its value. `old` is the value that the peer need not have
+    /// sent again.
+    pub(super) fn cache_answer(
+        &self,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+        (sent, response): Answer,
+        old: Option<&OldValue>,
+        evicted: &mut EvictedEntries,
+    ) -> Loaded {
         self.counters.add(|loads| &loads.peer_loads);
         let lifetime = self.lifetime_of(sent, &response);
-        let (mut view, qps) = (response.value, response.minute_qps);
-        let value = NewValue::from_peer(&mut view, lifetime, qps, old.as_ref());
+        let mut view = response.value;
+        let value = NewValue::from_peer(&mut view, lifetime, response.minute_qps, old);
         let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
-        Ok(Loaded {
+        Loaded {
             view,
             lifetime,
             by_peer: true,
-        })
+        }
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
@@ -237,8 +240,8 @@ impl Inner {
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         key: &str,
-        patience: &mut Patience<'_>,
-    ) -> Option<Result<Loaded>> {
+        mut patience: Patience<'_>,
+    ) -> Option<Result<Answer>> {
         let request = GetRequest {
             group: self.name.as_str().into(),
             key: key.into(),
@@ -254,7 +257,7 @@ impl Inner {
             // Picked in advance only if the time that the first peer gets depends on it.
             let picked = ctx.deadline().map(|_| next());
             let has_next = matches!(picked, Some(Some(_)));
-            match self.ask_peer(&peer, &request, patience, has_next) {
+            match self.ask_peer(&peer, &request, &mut patience, has_next) {
                 Asked::Answer(answer) => return Some(answer),
                 Asked::LoadHere => return None,
                 Asked::NextPeer => {
@@ -287,14 +290,7 @@ impl Inner {
         let mut ask = || patience.ask(&**peer, request, has_next);
         let answer = ask().and_then(|answer| self.verify(peer, ctx, request, answer, ask));
         let error = match answer {
-            Ok(Some((sent, response))) => {
-                self.counters.add(|loads| &loads.peer_loads);
-                return Asked::Answer(Ok(Loaded {
-                    lifetime: self.lifetime_of(sent, &response),
-                    view: response.value,
-                    by_peer: true,
-                }));
-            }
+            Ok(Some(answer)) => return Asked::Answer(Ok(answer)),
             Ok(None) => return Asked::LoadHere,
             Err(error) => error,
         };
@@ -343,7 +339,7 @@ impl Inner {
 
 /// The outcome of asking one peer.
 enum Asked {
-    Answer(Result<Loaded>),
+    Answer(Result<Answer>),
     NextPeer,
     LoadHere,
 }
@@ -398,8 +394,6 @@ struct Patience<'c> {
     /// The value of the key that is cached here. A peer need not send it again.
     old: Option<&'c OldValue>,
     loading: LoadPatience<'c>,
-    /// The rate of the key in the last answer.
-    owner_qps: Option<f64>,
 }
 
 impl<'c> Patience<'c> {
@@ -415,7 +409,6 @@ impl<'c> Patience<'c> {
             begun: Some(begun.at),
             old,
             loading: LoadPatience::new(ctx, group.max_load_wait),
-            owner_qps: None,
         }
     }
 
@@ -447,10 +440,6 @@ impl<'c> Patience<'c> {
             sent = clock.now();
             result = get(self.ctx);
         }
-        self.owner_qps = result
-            .as_ref()
-            .ok()
-            .and_then(|response| response.minute_qps);
         result.map(|response| (sent, response))
     }
 }

@@ -5,7 +5,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey, Results};
 use super::many_stale::StaleValues;
-use super::populate::{NewValue, Placement};
+use super::populate::Placement;
 use super::{Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -79,7 +79,7 @@ impl Inner {
                     return due.map(Ok);
                 }
                 Some(_) => {}
-                None => self.count_miss(key),
+                None => drop(self.count_miss(key)),
             }
             found.map(|value| Ok(value.view))
         };
@@ -367,15 +367,11 @@ impl Inner {
 
     /// Puts a peer's answer to a request of this time into the cache and returns its value.
     fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
-        self.counters.add(|loads| &loads.peer_loads);
-        let (at, begun) = (self.key(&key.key), key.begun);
-        let lifetime = self.lifetime_of(sent, &answer);
-        let (mut value, qps) = (answer.value, answer.minute_qps);
+        let (at, old) = (self.key(&key.key), key.old.as_ref());
         let mut evicted = EvictedEntries::default();
-        let new = NewValue::from_peer(&mut value, lifetime, qps, key.old.as_ref());
-        self.populate(Placement::Hot, at, begun, new, &mut evicted);
+        let loaded = self.cache_answer(at, key.begun, (sent, answer), old, &mut evicted);
         self.notify_and_drop(evicted);
-        value
+        loaded.view
     }
 
     /// Asks for all keys of an owner at once. A key without an answer is to be fetched by itself.

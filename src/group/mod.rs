@@ -465,11 +465,12 @@ impl Inner {
         LoadKey { hash, key }
     }
 
-    fn count_miss(&self, key: LoadKey<'_>) {
+    /// Counts a look-up that found nothing, and returns the key's rate if it is measured.
+    fn count_miss(&self, key: LoadKey<'_>) -> Option<f64> {
         if self.store.count_miss(key.hash) {
             self.purge_some();
         }
-        self.rate_miss(key);
+        self.count_request(key)
     }
 
     fn set_capacity(&self, bytes: u64) -> Result<()> {

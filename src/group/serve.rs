@@ -54,7 +54,7 @@ impl Group {
         let now = self.inner.store.clock().now();
         Some(PeerResponse {
             removals,
-            minute_qps: self.inner.rate_hit_of_peer(LoadKey { hash, key }, now),
+            minute_qps: self.inner.count_request(LoadKey { hash, key }),
             ..self.inner.peer_response(loaded, now)
         })
     }
@@ -76,11 +76,8 @@ impl Inner {
             .store
             .get(key.hash, key.key, epoch, || self.purge_some());
         let minute_qps = match &found {
-            Ok(_) => self.rate_hit_of_peer(key, arrived),
-            Err(_) => {
-                self.count_miss(key);
-                self.rate(key.key, arrived)
-            }
+            Ok(_) => self.count_request(key),
+            Err(_) => self.count_miss(key),
         };
         let value = match found {
             Ok(hit) if !hit.is_due => {

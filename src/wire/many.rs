@@ -508,14 +508,16 @@ mod tests {
         body.push(3, "d".into(), &with(Some(0.0), Some(7)));
         let body = body.finish().iter().collect::<Vec<_>>().concat();
         let decoded = decode(&body, 4).expect("it is valid");
-        let numbers = |slot: &Result<ManyValue>| {
-            let fields = slot.as_ref().expect("no error").fields;
-            (fields.minute_qps, fields.stale_ms)
+        let numbers = |decoded: &[Option<Result<ManyValue>>]| -> Vec<_> {
+            let fields = |slot: &Result<ManyValue>| slot.as_ref().expect("no error").fields;
+            let fields = decoded.iter().flatten().map(fields);
+            fields
+                .map(|fields| (fields.minute_qps, fields.stale_ms))
+                .collect()
         };
-        let numbers: Vec<_> = decoded.iter().flatten().map(numbers).collect();
         let longest = u64::from(u32::MAX - 1);
         assert_eq!(
-            numbers,
+            numbers(&decoded),
             [
                 (None, Some(longest)),
                 (Some(2.5), None),
@@ -531,11 +533,8 @@ mod tests {
         assert!(rates(&[1, 2]).is_err());
         let infinite = f32::INFINITY.to_bits();
         let decoded = rates(&[infinite, 0, 0]).expect("it is valid");
-        assert_eq!(decoded[0].as_ref().map(numbers_of_first), Some(None));
-    }
-
-    fn numbers_of_first(slot: &Result<ManyValue>) -> Option<f64> {
-        slot.as_ref().expect("no error").fields.minute_qps
+        let rates: Vec<_> = numbers(&decoded).iter().map(|number| number.0).collect();
+        assert_eq!(rates, [None, Some(0.0), Some(0.0)]);
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::byteview::ByteView;
 use crate::error::{Error, Result};
 use crate::heap::SharedBytes;
+use crate::http::client::messages::response_of;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -46,15 +47,7 @@ impl BatchValues {
             Err(error) => return Some(Err(error.clone())),
         };
         let value = ByteView::from(self.body.get(slot.range.clone())?);
-        let fields = &slot.fields;
-        Some(Ok(PeerResponse {
-            ttl: fields.ttl_nanos.map(Duration::from_nanos),
-            age: fields.age_ms.map(Duration::from_millis),
-            stale: fields.stale_ms.map(Duration::from_millis),
-            minute_qps: fields.minute_qps,
-            removals: fields.removals,
-            ..PeerResponse::new(value)
-        }))
+        Some(Ok(response_of(&slot.fields, true, value)))
     }
 
     /// The mean length of the values; `None` if there is none.

@@ -1,7 +1,7 @@
 //! The client of a pool: finds the peer that owns a key and asks it.
 //!
 //! - `picker`: the list of peers, and the owner of a key. `key_owners`: which node owns which key.
-//! - `peer`: the requests to one peer, and the meaning of each response.
+//! - `peer`: the requests to one peer. `messages`: reads its responses and its errors.
 //! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
@@ -32,6 +32,7 @@ pub(crate) mod key_owners;
 pub(crate) mod larder_only;
 pub(crate) mod list_check;
 mod many;
+mod messages;
 pub(crate) mod peer;
 mod peer_health;
 pub(crate) mod permits;

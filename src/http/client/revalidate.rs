@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::health::exchange::ObservedExchange;
+use super::messages::response_of;
 use super::peer::HttpPeer;
 use super::transport::TransportResponse;
 use crate::byteview::ByteView;
@@ -43,7 +44,7 @@ impl HttpPeer {
         let header = response.header(wire::UNCHANGED_HEADER).unwrap_or_default();
         let renewed = wire::decode_unchanged(header, |decoded| {
             let is_of_key = decoded.key_hash == Some(hash);
-            is_of_key.then(|| Self::response_of(&decoded.fields, true, old.clone()))
+            is_of_key.then(|| response_of(&decoded.fields, true, old.clone()))
         });
         if let Err(error) = self.drain(ctx, response) {
             return Err(exchange.failed(error));
