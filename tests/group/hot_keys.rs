@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use larder::{Clock, ErrorKind, Group, HotAdmission, Registry};
+use larder::{Clock, Context, ErrorKind, Group, HotAdmission, Registry};
 
 fn builder(clock: &Clock) -> larder::GroupBuilder {
     let registry = Registry::new();
@@ -45,6 +45,21 @@ fn hottest_keys_of_this_process_are_found_in_their_order() {
     }
     assert_eq!(group.hottest_keys(1).len(), 1);
     assert!(group.hottest_keys(usize::MAX).len() <= 256);
+}
+
+/// As [`Group::serve_peer`] is for transports of one's own.
+#[test]
+fn response_to_a_peer_has_the_rate_of_a_loaded_and_of_a_cached_value() {
+    let group = builder(&Clock::manual())
+        .measure_rates(true)
+        .build_with(|_, key| Ok::<_, larder::Error>(key.to_owned()))
+        .expect("a group");
+    for count in 1..=9 {
+        let response = group.serve_peer(&Context::background(), "red");
+        let rate = response.expect("a value").minute_qps.expect("measured");
+        let expected = f64::from(count) / 60.0;
+        assert!((rate - expected).abs() < 1e-6, "{count}: {rate}");
+    }
 }
 
 #[test]
