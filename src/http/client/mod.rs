@@ -2,6 +2,7 @@
 //!
 //! - `picker`: the list of peers, and the owner of a key. `key_owners`: which node owns which key.
 //! - `peer`: the requests to one peer. `messages`: reads its responses and its errors.
+//!   `fields`: the times and marks of a response.
 //! - `handoff`: the owners of keys before the last change.
 //! - `list_check`: what a peer's list of peers says.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
@@ -25,6 +26,7 @@ pub(crate) mod changes;
 pub(crate) mod connection;
 pub(crate) mod default_transport;
 pub(crate) mod direct;
+mod fields;
 pub(crate) mod handoff;
 pub(crate) mod health;
 pub(crate) mod key_owners;

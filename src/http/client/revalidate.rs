@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::fields::response_of;
 use super::health::exchange::ObservedExchange;
-use super::messages::response_of;
 use super::peer::HttpPeer;
 use super::transport::TransportResponse;
 use crate::byteview::ByteView;
