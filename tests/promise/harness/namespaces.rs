@@ -2,6 +2,11 @@
 
 use std::io::{Error, Result};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Numbers the clusters of this process. The kernel removes the devices of a namespace some time after its name
+/// is gone, so the next cluster must not use their names again.
+static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 
 /// Removed when it is dropped.
 pub struct Namespaces {
@@ -18,8 +23,10 @@ impl Namespaces {
     /// The system's, for example without root.
     pub fn create(nodes: usize) -> Result<Namespaces> {
         let id = std::process::id() % 60_000;
+        let cluster = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let created = Namespaces {
-            name: format!("ldr{id}"),
+            // The name of a device has at most 15 bytes.
+            name: format!("l{id}c{cluster}"),
             nodes,
             subnet: format!("{}.{}", 16 + id / 250, id % 250),
         };
@@ -63,7 +70,7 @@ impl Namespaces {
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        // Its veth goes with a namespace. Each call fails only if the thing does not exist.
+        // Its veth goes with a namespace, but later. Each call fails only if the thing does not exist.
         for n in 0..self.nodes {
             let _ = ip(&format!("netns del {}-{n}", self.name));
         }
