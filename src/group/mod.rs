@@ -447,12 +447,10 @@ impl Inner {
         }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
-        match self
-            .store
-            .get(hash, key, epoch, || self.sample_hit(LoadKey { hash, key }))
-        {
-            Ok(hit) if !hit.is_due => Ok(hit.view),
-            Ok(_) => self.get_found_due(ctx, LoadKey { hash, key }),
+        let sample = || self.sample_hit(LoadKey { hash, key });
+        match self.store.get_view(hash, key, epoch, sample) {
+            Ok((view, false)) => Ok(view),
+            Ok((_, true)) => self.get_found_due(ctx, LoadKey { hash, key }),
             Err(miss) => {
                 self.count_miss(LoadKey { hash, key });
                 self.load(ctx, LoadKey { hash, key }, Some(miss))

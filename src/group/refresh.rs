@@ -22,8 +22,7 @@ use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
 impl Inner {
-    /// The value for a get that found a [due](Hit::is_due) one. It is looked up again: if the get used more
-    /// of the hit than the view, each hit would read when its load began.
+    /// The value for a get that found a [due](Hit::is_due) one. It is looked up again, for its times.
     #[cold]
     pub(super) fn get_found_due(
         self: &Arc<Self>,
