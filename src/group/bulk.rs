@@ -2,9 +2,11 @@
 
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
-use super::flight::{Executor, LoadFrom, PoolJob, wait};
+use super::flight::{Executor, LoadFrom, PoolJob};
 use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
+use super::origin::give_up;
 use super::parallel::job_for;
+use super::rejoin::Rejoins;
 use super::{Group, Inner, LoadBegin, LoadKey, Loaded};
 use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
@@ -80,6 +82,7 @@ impl Inner {
         mut waiter: Option<&mut dyn ClientWaiter>,
         each: &mut Each<'_>,
     ) {
+        let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         while !keys.is_empty() {
             if let Some(ended) = ctx.err() {
                 return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
@@ -93,7 +96,7 @@ impl Inner {
             keys.clear();
             for (key, flight) in flights {
                 let over = match &mut waiter {
-                    None => wait(&flight, ctx),
+                    None => rejoins.wait(&flight),
                     Some(waiter) => wait_in_steps(&flight, ctx, &mut **waiter),
                 };
                 match over {
@@ -407,11 +410,11 @@ fn fill_sinks(
     dests.into_iter().map(result).collect()
 }
 
-/// Abandons the flights of these keys, which get an error.
+/// Ends the flights of these keys, which get an error.
 fn refuse<T>(leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>) -> Vec<T> {
     for lead in leads {
         each(lead.key.at, Err(error.clone()));
-        lead.leader.abandon();
+        give_up(lead.leader, error);
     }
     Vec::new()
 }

@@ -20,6 +20,7 @@
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   rejoin.rs    waits for flights, and joins them again
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   many_key.rs  the keys of both               many_stale.rs  those with stale values
@@ -59,6 +60,7 @@ mod populate;
 mod purge;
 mod refresh;
 pub(crate) mod registry;
+mod rejoin;
 mod removal;
 mod removal_clocks;
 mod restore;
