@@ -1,5 +1,7 @@
 //! Loads several keys here with one call of a bulk getter.
 
+use std::cell::Cell;
+
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom, PoolJob};
@@ -328,10 +330,12 @@ impl Inner {
         let arrived = self.store.clock().now();
         // Read before all look-ups, in the order of the keys. So the first mark is the oldest.
         let removals: Vec<_> = keys.iter().map(|(_, key)| self.removals_for(key)).collect();
+        // Measured as the keys are counted.
+        let rates: Vec<Cell<Option<f64>>> = vec![Cell::new(None); keys.len()];
         let mut each = |at: usize, result: Result<Loaded>| {
             let response = |loaded| PeerResponse {
                 removals: removals[at],
-                minute_qps: self.rate(keys[at].1),
+                minute_qps: rates[at].get(),
                 ..self.peer_response(loaded, arrived)
             };
             each(keys[at].0, result.map(response));
@@ -342,9 +346,10 @@ impl Inner {
             self.counters.add(|loads| &loads.server_requests);
             let key = self.key(key);
             let found = self.store.get(key.hash, key.key, || (), purge);
-            if found.is_ok() {
-                self.count_request(key);
-            }
+            rates[at].set(match &found {
+                Ok(_) => self.count_request(key),
+                Err(_) => self.count_miss(key),
+            });
             match (found, &mut waiter) {
                 (Ok(hit), _) if !hit.is_due => {
                     each(at, Ok(self.loaded(hit)));
@@ -364,7 +369,6 @@ impl Inner {
                 }
                 (Err(_), _) => {}
             }
-            self.count_miss(key);
             let checked = self.check_key(key.key);
             match checked.and_then(|()| self.check_attempts(key)) {
                 Ok(()) => {
