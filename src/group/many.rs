@@ -425,7 +425,7 @@ fn fill(results: &mut Results, found: Found) {
 }
 
 /// The next answer; `None` once all have arrived or failed, or the deadline has passed.
-fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
+pub(super) fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
     match ctx.deadline() {
         None => answers.recv().ok(),
         Some(deadline) => answers.recv_deadline(deadline).ok(),
