@@ -193,6 +193,26 @@ pub trait ProtoGetter: Send + Sync {
         Ok(cached.into_iter().map(|answer| answer.map(Ok)).collect())
     }
 
+    /// As [`load_many`](Self::load_many), for a process that has cached `olds`, older answers of peers: one for
+    /// each key, `None` where there is none. As for [`revalidate`](Self::revalidate), the response for a key
+    /// whose value is the same has the old view as its value, and a transport need not carry its bytes.
+    ///
+    /// The default implementation calls [`load_many`](Self::load_many).
+    ///
+    /// # Errors
+    ///
+    /// As [`get_many`](Self::get_many).
+    fn revalidate_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        olds: &[Option<ByteView>],
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let _ = olds;
+        self.load_many(ctx, group, keys)
+    }
+
     /// Tells the peer to remove keys from its cache, by
     /// [`Group::serve_remove`](crate::Group::serve_remove).
     ///

@@ -381,8 +381,13 @@ impl Inner {
         query: &OwnerQuery,
         keys: &[&QueryKey],
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let old = |key: &&QueryKey| key.old.as_ref().map(|old| old.view.clone());
+        let olds: Vec<Option<ByteView>> = keys.iter().map(old).collect();
         let keys: Vec<&str> = keys.iter().map(|key| &*key.key).collect();
-        query.owner.load_many(ctx, &self.name, &keys)
+        match olds.iter().any(Option::is_some) {
+            true => query.owner.revalidate_many(ctx, &self.name, &keys, &olds),
+            false => query.owner.load_many(ctx, &self.name, &keys),
+        }
     }
 
     /// Asks for the only key of an owner. The owner loads it if necessary.

@@ -5,7 +5,8 @@
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
-//! - `endpoint`, `changes`: responds to peers, with a `reply`. `handler`: the program's own pages.
+//! - `endpoint`, `changes`: responds to peers, with a `reply`; `many`: several values; `fields`: those of a
+//!   response. `handler`: the program's own pages.
 //!   `response`: the result of both, with any head.
 //! - `tiny`: the endpoint in a tiny_http server.
 
@@ -16,11 +17,13 @@ mod changes;
 mod connection;
 mod connections;
 pub(crate) mod endpoint;
+mod fields;
 pub(crate) mod handler;
 pub(crate) mod head;
 pub(crate) mod limits;
 mod listener;
 mod malloc_arenas;
+mod many;
 mod reader;
 mod reply;
 pub(crate) mod response;
