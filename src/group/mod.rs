@@ -25,6 +25,7 @@
 //!   many_key.rs  the keys of both               many_stale.rs  those with stale values
 //!   origin.rs    how many getters run at the same time
 //!   warm.rs      loads before callers ask       key_rates.rs  how often keys are requested
+//!   sweep.rs     drops the entries of a clear
 //! ```
 
 mod answer;
@@ -65,6 +66,7 @@ mod restore;
 mod revalidation;
 mod serve;
 mod set;
+mod sweep;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod unverified;

@@ -371,6 +371,17 @@ impl Slab {
         Some(self.metas[at].entry(data))
     }
 
+    /// Takes the last entry out of a slab that is not used any more, and the slots from there on.
+    pub(super) fn take_last(&mut self) -> Option<(u32, Entry)> {
+        loop {
+            let data = self.data.pop()?;
+            let at = self.data.len();
+            if let Some(data) = data {
+                return Some((at as u32, self.metas[at].entry(data)));
+            }
+        }
+    }
+
     fn link_free(&mut self, index: u32) {
         let free = self.free;
         let link = self.link_mut(index);
