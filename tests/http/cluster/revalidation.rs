@@ -278,7 +278,7 @@ fn unchanged_copies_of_several_keys_are_renewed_together() {
 fn removal_meanwhile_keeps_a_copy_from_being_renewed() {
     for many in [false, true] {
         let cluster = Cluster::start(HttpClient::Auto);
-        let remove = |cluster: &Cluster| drop(cluster.groups[0].invalidate(&cluster.key));
+        let remove = |cluster: &Cluster| cluster.groups[0].invalidate(&cluster.key);
         let old = cluster.change_meanwhile(many, remove);
         assert_eq!(old, value(0));
         assert!(!cluster.groups[0].contains_key(&cluster.key));
