@@ -1,7 +1,9 @@
 //! Values that expire: the cost of a time to live on a hit, gets during refreshes and slow loads, the bytes
-//! between nodes for values that have not changed, and gets of keys that no node has cached.
+//! between nodes for values that have not changed, gets of keys that no node has cached, and expired entries
+//! that only hits remove.
 //!
-//! `LARDER_CASES` is a comma-separated list of cases to run.
+//! `LARDER_CASES` is a comma-separated list of cases to run. `LARDER_TTLS` is the number of times to live of the
+//! case `refresh`, 50 by default.
 
 mod cold_many;
 #[path = "../common/mod.rs"]
@@ -13,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Report, rounds, wanted};
-use larder::{BoxError, Clock, Group, Registry};
+use larder::{BoxError, Clock, Group, Registry, Value};
 
 fn main() {
     let mut report = Report::new("freshness");
@@ -33,6 +35,9 @@ fn main() {
     }
     if wanted("cold-many-100") {
         cold_many::run(&mut report);
+    }
+    if wanted("dead-10000") {
+        dead(&mut report);
     }
     report.finish();
 }
@@ -79,7 +84,7 @@ fn hit_ttl(report: &mut Report) {
 
 /// Gets of one key, by two threads, while it is refreshed again and again.
 fn refresh(report: &mut Report) {
-    const TTL: Duration = Duration::from_millis(400);
+    const TTL: Duration = Duration::from_millis(100);
     let group = Group::builder("refresh")
         .registry(&Registry::new())
         .time_to_live(TTL)
@@ -90,8 +95,7 @@ fn refresh(report: &mut Report) {
         })
         .expect("a group");
     group.get("key").expect("a value");
-    let seconds = number("LARDER_SECONDS", 5) as u64;
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + TTL * number("LARDER_TTLS", 50) as u32;
     let gets = || {
         let mut times = Vec::new();
         while Instant::now() < end {
@@ -158,6 +162,41 @@ fn soft_timeout(report: &mut Report) {
     let p99 = ms(quantile(&mut times, 0.99));
     report.add("soft-timeout", "larder", "p50_ms", "ms", p50);
     report.add("soft-timeout", "larder", "p99_ms", "ms", p99);
+}
+
+/// Expired entries beside an entry that gets 10,000 hits per second: the time until all of them are gone.
+fn dead(report: &mut Report) {
+    const DEAD: usize = 10_000;
+    let clock = Clock::manual();
+    let group = Group::builder("dead")
+        .registry(&Registry::new())
+        .clock(clock.clone())
+        .build_with(|_, key| {
+            let value = Value::new(key.to_owned());
+            Ok::<_, BoxError>(match key {
+                "live" => value,
+                _ => value.expire_in(Duration::from_secs(1)),
+            })
+        })
+        .expect("a group");
+    group.get("live").expect("a value");
+    for n in 0..DEAD {
+        group.get(&n.to_string()).expect("a value");
+    }
+    clock.advance(Duration::from_secs(2));
+    let began = Instant::now();
+    let mut hits = 0;
+    while group.entry_count() > 1 {
+        for _ in 0..10 {
+            group.get("live").expect("a value");
+        }
+        hits += 10;
+        let due = Duration::from_micros(100) * hits;
+        thread::sleep(due.saturating_sub(began.elapsed()));
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    report.add("dead-10000", "larder", "seconds", "s", seconds);
+    report.add("dead-10000", "larder", "hits", "hits", f64::from(hits));
 }
 
 fn quantile(values: &mut [u32], part: f64) -> f64 {

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
 
-use larder::{ByteView, Context, ErrorKind, Group, Registry, Result, getter_fn};
+use larder::{ByteView, Clock, Context, ErrorKind, Group, Registry, Result, getter_fn};
 
 use crate::common::*;
 
@@ -45,6 +45,24 @@ fn hundred_threads_load_cold_key_once() {
             assert_eq!(loads.get(), round + 1);
         }
         assert_eq!(group.entry_count(), 20);
+    }
+}
+
+#[test]
+fn hundred_threads_load_a_key_that_expires_once() {
+    for ctx in contexts() {
+        let ((getter, loads), clock) = (echo(), Clock::manual());
+        let builder = alone("herd").clock(clock.clone()).time_to_live(seconds(10));
+        let group = builder.build(getter).expect("a group");
+        group.get("key").expect("a value");
+        for round in 0..20 {
+            clock.advance(seconds(10));
+            let (group, ctx) = (group.clone(), ctx.clone());
+            for call in herd(100, move |_| group.get_with(&ctx, "key")) {
+                assert_eq!(call.end().expect("a value"), "ECHO:key");
+            }
+            assert_eq!(loads.get(), round + 2);
+        }
     }
 }
 
