@@ -144,6 +144,12 @@ impl LoadPermits {
         let waiting = state.waiting.iter().map(BTreeMap::len).sum();
         (state.taken.iter().sum(), waiting)
     }
+
+    /// How many loads have waited so far.
+    #[cfg(all(test, not(larder_loom)))]
+    pub(crate) fn waits(&self) -> u64 {
+        self.state.lock().next
+    }
 }
 
 /// Allows one run of the getter, until it is dropped.

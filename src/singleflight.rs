@@ -178,7 +178,9 @@ impl<T: Clone> Group<T> {
             }
             Joined::Waiter(waiter) => match waiter.wait_unsubscribed(&Context::background()) {
                 Waited::Finished(value) => Ok(value),
-                Waited::Panicked | Waited::Abandoned | Waited::Left(_) => Err(LeaderPanicked),
+                Waited::Panicked | Waited::Abandoned | Waited::Refused | Waited::Left(_) => {
+                    Err(LeaderPanicked)
+                }
             },
         }
     }
@@ -379,6 +381,7 @@ impl<T> Default for Outcome<T> {
 enum FlightEnd {
     Finished,
     Abandoned,
+    Refused,
     Panicked,
 }
 
@@ -389,6 +392,8 @@ pub(crate) enum Waited<T> {
     Finished(T),
     /// The leader abandoned the flight. The waiter has to join again.
     Abandoned,
+    /// The same, because no more work may begin.
+    Refused,
     /// The leader panicked.
     Panicked,
     /// This waiter's own deadline or cancellation came first. The flight goes on.
@@ -446,12 +451,13 @@ impl<T: Clone> Waiter<T> {
                 }
             };
         }
-        let panicked = matches!(*end, Some(FlightEnd::Panicked));
+        let how = *end;
         drop(end);
-        match result.get() {
-            Some(value) => Waited::Finished(value.clone()),
-            None if panicked => Waited::Panicked,
-            None => Waited::Abandoned,
+        match (result.get(), how) {
+            (Some(value), _) => Waited::Finished(value.clone()),
+            (None, Some(FlightEnd::Panicked)) => Waited::Panicked,
+            (None, Some(FlightEnd::Refused)) => Waited::Refused,
+            (None, _) => Waited::Abandoned,
         }
     }
 }
@@ -497,6 +503,13 @@ impl<T> Leader<'_, T> {
     pub(crate) fn abandon(mut self) {
         if let Some(mut waiters) = self.leave() {
             waiters.end = FlightEnd::Abandoned;
+        }
+    }
+
+    /// As [`abandon`](Self::abandon), because the work may not begin.
+    pub(crate) fn refuse(mut self) {
+        if let Some(mut waiters) = self.leave() {
+            waiters.end = FlightEnd::Refused;
         }
     }
 

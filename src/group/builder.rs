@@ -204,7 +204,8 @@ impl GroupBuilder {
     /// Over the limit a load waits on its caller's thread, and the load whose caller has the earliest
     /// deadline is next. The caller leaves at its deadline, and then another caller of the key waits in its
     /// place. A caller without a deadline waits for [`max_load_wait`](Self::max_load_wait), and then fails
-    /// with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded). If an old value may be served
+    /// with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded); or
+    /// for three times as long at most, if it first waits for loads of other callers. If an old value may be served
     /// ([`stale_while_revalidate`](Self::stale_while_revalidate),
     /// [`stale_if_error`](Self::stale_if_error)), nothing waits: callers get that value, and a later get
     /// starts the load. A request of a peer waits as a request for a slow load does.

@@ -2,10 +2,12 @@
 
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
-use super::flight::{Executor, LoadFrom, PoolJob, wait};
-use super::many_key::{Each, ManyFrom, ManyKey, OwnedKey};
+use super::flight::{Executor, LoadFrom, PoolJob};
+use super::many_key::{Each, ManyKey, OwnedKey};
+use super::origin::give_up;
 use super::parallel::job_for;
-use super::{Group, Inner, LoadBegin, LoadKey, Loaded};
+use super::rejoin::Rejoins;
+use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,45 +15,10 @@ use crate::getter::LoadSink;
 use crate::load_permits;
 use crate::loader_pool::BusyGuard;
 use crate::panics::caught;
-use crate::peers::PeerResponse;
 use crate::recursion::{self, LoadId};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
-
-impl Group {
-    /// The values of `keys` for a peer, in their order: from the store or the getter, never from another
-    /// peer. A [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs
-    /// for several keys at the same time.
-    ///
-    /// A transport of your own calls this for [`ProtoGetter::load_many`](crate::ProtoGetter::load_many).
-    ///
-    /// # Panics
-    ///
-    /// As [`get_with`](Self::get_with).
-    pub fn serve_peer_many(&self, ctx: &Context, keys: &[&str]) -> Vec<Result<PeerResponse>> {
-        let mut results = vec![Err(ErrorKind::DeadlineExceeded.into()); keys.len()];
-        let keys: Vec<(usize, &str)> = keys.iter().copied().enumerate().collect();
-        let each = &mut |at: usize, result| results[at] = result;
-        self.inner.get_many_for_peer(ctx, &keys, None, each);
-        results
-    }
-
-    /// As [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
-    /// `waiter` decides how long this thread waits. Passes the results to `each`, with the number that
-    /// stands beside each key. Keys that are not loaded in time get
-    /// [`ErrorKind::DeadlineExceeded`].
-    #[cfg(feature = "http")]
-    pub(crate) fn serve_client_many(
-        &self,
-        ctx: &Context,
-        keys: &[(usize, &str)],
-        waiter: &mut dyn ClientWaiter,
-        each: &mut dyn FnMut(usize, Result<PeerResponse>),
-    ) {
-        self.inner.get_many_for_peer(ctx, keys, Some(waiter), each);
-    }
-}
 
 impl Inner {
     /// Loads keys with the getter of this process, and passes each result to `each`.
@@ -80,6 +47,7 @@ impl Inner {
         mut waiter: Option<&mut dyn ClientWaiter>,
         each: &mut Each<'_>,
     ) {
+        let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         while !keys.is_empty() {
             if let Some(ended) = ctx.err() {
                 return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
@@ -93,7 +61,7 @@ impl Inner {
             keys.clear();
             for (key, flight) in flights {
                 let over = match &mut waiter {
-                    None => wait(&flight, ctx),
+                    None => rejoins.wait(&flight),
                     Some(waiter) => wait_in_steps(&flight, ctx, &mut **waiter),
                 };
                 match over {
@@ -312,69 +280,6 @@ impl Inner {
         }
         results
     }
-
-    /// The values of `keys` for a peer: from the store or the getter, never from another peer. Passes
-    /// each result to `each`, in no particular order.
-    pub(super) fn get_many_for_peer(
-        self: &Arc<Self>,
-        ctx: &Context,
-        keys: &[(usize, &str)],
-        mut waiter: Option<&mut dyn ClientWaiter>,
-        each: &mut dyn FnMut(usize, Result<PeerResponse>),
-    ) {
-        let arrived = self.store.clock().now();
-        // Read before all look-ups, in the order of the keys. So the first mark is the oldest.
-        let removals: Vec<_> = keys.iter().map(|(_, key)| self.removals_for(key)).collect();
-        let mut each = |at: usize, result: Result<Loaded>| {
-            let response = |loaded| PeerResponse {
-                removals: removals[at],
-                minute_qps: self.rate(keys[at].1),
-                ..self.peer_response(loaded, arrived)
-            };
-            each(keys[at].0, result.map(response));
-        };
-        let mut missing = Vec::new();
-        let purge = || self.purge_some();
-        for (at, &(_, key)) in keys.iter().enumerate() {
-            self.counters.add(|loads| &loads.server_requests);
-            let key = self.key(key);
-            let found = self.store.get(key.hash, key.key, || (), purge);
-            if found.is_ok() {
-                self.count_request(key);
-            }
-            match (found, &mut waiter) {
-                (Ok(hit), _) if !hit.is_due => {
-                    each(at, Ok(self.loaded(hit)));
-                    continue;
-                }
-                (Ok(hit), None) => {
-                    each(at, self.serve_due(ctx, key, hit, None));
-                    continue;
-                }
-                // A key whose value has to be renewed first gets no result: the client asks for it by
-                // itself.
-                (Ok(hit), Some(_)) => {
-                    if let Some(loaded) = self.serve_due_cached(key, hit) {
-                        each(at, Ok(loaded));
-                    }
-                    continue;
-                }
-                (Err(_), _) => {}
-            }
-            self.count_miss(key);
-            let checked = self.check_key(key.key);
-            match checked.and_then(|()| self.check_attempts(key)) {
-                Ok(()) => {
-                    let from = ManyFrom::Getter(self.placement_for_peer(key));
-                    missing.push(ManyKey { at, key, from });
-                }
-                Err(error) => each(at, Err(error)),
-            }
-        }
-        if !missing.is_empty() {
-            self.load_several(ctx, missing, waiter, &mut each);
-        }
-    }
 }
 
 /// Calls the bulk getter. Returns the error of each key that it did not load.
@@ -407,11 +312,11 @@ fn fill_sinks(
     dests.into_iter().map(result).collect()
 }
 
-/// Abandons the flights of these keys, which get an error.
+/// Ends the flights of these keys, which get an error.
 fn refuse<T>(leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>) -> Vec<T> {
     for lead in leads {
         each(lead.key.at, Err(error.clone()));
-        lead.leader.abandon();
+        give_up(lead.leader, error);
     }
     Vec::new()
 }

@@ -4,8 +4,9 @@
 use std::any::Any;
 use std::time::Instant;
 
-use super::flight::{LoadFrom, PoolJob, wait_by};
+use super::flight::{LoadFrom, PoolJob};
 use super::populate::Placement;
+use super::rejoin::wait_by;
 use super::{Inner, LoadKey, Loaded, MissToken};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
@@ -109,5 +110,5 @@ fn wait_until(
             over => return over,
         }
     };
-    wait_by(flight, wait)
+    wait_by(flight, wait).ok()
 }

@@ -3,14 +3,15 @@
 
 use super::freshness::Phase;
 use super::populate::Placement;
+use super::rejoin::Rejoins;
 use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::load_permits::{self, LoadPermit};
 use crate::loader_pool::{BusyGuard, JobFor};
 use crate::peers::ProtoGetter;
 use crate::recursion;
-use crate::singleflight::{Epoch, ForgetCount, Joined, Leader, Waited, Waiter};
+use crate::singleflight::{Epoch, ForgetCount, Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
 
@@ -83,19 +84,20 @@ impl Inner {
         miss: Option<MissToken>,
     ) -> Result<Loaded> {
         let _lent = load_permits::lend();
+        let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         loop {
             if let Some(ended) = ctx.err() {
                 return Err(ended);
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
-                Joined::Waiter(waiter) => wait(&waiter, ctx),
+                Joined::Waiter(waiter) => rejoins.wait(&waiter),
                 Joined::Leader(leader, epoch, forgets) => {
                     let begun = self.begin(from, leader, (epoch, forgets), key, miss);
                     let (leader, begun) = match begun {
                         Ok(begun) => begun,
                         Err(cached) => return Ok(cached),
                     };
-                    self.lead_by(from, executor, leader, ctx, key, begun)
+                    self.lead_by(from, executor, leader, &mut rejoins, key, begun)
                 }
             };
             if let Some(result) = result {
@@ -104,16 +106,18 @@ impl Inner {
         }
     }
 
-    /// Runs a flight until there is a result or `ctx` ends. `None` if the caller has to join again.
+    /// Runs a flight until there is a result or the caller's context ends. `None` if the caller has to join
+    /// again.
     pub(super) fn lead_by(
         self: &Arc<Self>,
         from: &LoadFrom,
         executor: Executor,
         leader: Leader<'_, Result<Loaded>>,
-        ctx: &Context,
+        rejoins: &mut Rejoins<'_>,
         key: LoadKey<'_>,
         begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
+        let ctx = rejoins.ctx;
         let permitted = self.permit_lead(from, (leader, begun), ctx, key, None);
         let (leader, begun, permit) = match permitted {
             Ok(permitted) => permitted,
@@ -128,7 +132,7 @@ impl Inner {
                 let job_for = JobFor::Own;
                 let job = PoolJob { job_for, permit };
                 match self.lead_on_pool(from, leader, ctx, key, begun, job) {
-                    Ok(waiter) => wait(&waiter, ctx),
+                    Ok(waiter) => rejoins.wait(&waiter),
                     Err(refused) => Some(Err(refused)),
                 }
             }
@@ -222,7 +226,7 @@ impl Inner {
         if let Err(refused) = submitted {
             // The waiters join again. One that has time left, or needs no loader thread, leads the
             // next flight.
-            from.flights(self).lead(hash.get(), id).abandon();
+            from.flights(self).lead(hash.get(), id).refuse();
             return Err(refused);
         }
         Ok(waiter)
@@ -294,34 +298,5 @@ impl Inner {
         self.notify_and_drop(evicted);
         drop(notifying);
         result
-    }
-}
-
-/// Waits for a flight, until it is over or `ctx` has ended. `None` if it is over and the caller has
-/// to join again.
-pub(super) fn wait(waiter: &Waiter<Result<Loaded>>, ctx: &Context) -> Option<Result<Loaded>> {
-    let result = wait_by(waiter, || waiter.wait(ctx))?;
-    // The leader had a deadline. No peer answered it, and it found no idle loader thread for the
-    // getter. This caller needs no loader thread, so it joins again.
-    let overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
-    let joins_again = result.as_ref().is_err_and(overloaded) && !ctx.has_deadline_or_cancel();
-    (!joins_again).then_some(result)
-}
-
-/// Waits for a flight by `wait`. `None` if it is over and the caller has to join again.
-pub(super) fn wait_by(
-    waiter: &Waiter<Result<Loaded>>,
-    wait: impl FnOnce() -> Waited<Result<Loaded>>,
-) -> Option<Result<Loaded>> {
-    let _dependency = match recursion::wait_for(waiter.id()) {
-        Ok(dependency) => dependency,
-        Err(circle) => return Some(Err(circle)),
-    };
-    match wait() {
-        Waited::Finished(result) => Some(result),
-        Waited::Panicked => Some(Err(ErrorKind::GetterPanicked.into())),
-        Waited::Left(ended) => Some(Err(ended)),
-        // The leader ran out of time, or got no thread.
-        Waited::Abandoned => None,
     }
 }

@@ -61,13 +61,6 @@ impl Inner {
     pub(super) fn count_request(&self, key: LoadKey<'_>) -> Option<f64> {
         self.rates.as_ref()?.add(key, 1.0, self.store.clock().now())
     }
-
-    /// As [`count_request`](Self::count_request), but counts nothing.
-    pub(super) fn rate(&self, key: &str) -> Option<f64> {
-        self.rates
-            .as_ref()?
-            .add(self.key(key), 0.0, self.store.clock().now())
-    }
 }
 
 /// The counters of the hottest keys: a sketch of fixed size ("space saving", in sets of a few counters).
@@ -119,7 +112,6 @@ impl KeyRates {
         let set = &mut sketch.sets[hash as usize % SETS];
         let at = match set.iter().position(|counter| counter.hash == hash) {
             Some(at) => at,
-            None if requests == 0.0 => return Some(0.0),
             None => {
                 let by_count = |a: &usize, b: &usize| set[*a].count.total_cmp(&set[*b].count);
                 let lowest = (0..WAYS).min_by(by_count)?;

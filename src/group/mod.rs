@@ -20,9 +20,11 @@
 //!   dump.rs      entries to a file             restore.rs   and back
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
+//!   rejoin.rs    waits for flights, and joins them again
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   many_key.rs  the keys of both               many_stale.rs  those with stale values
+//!   serve_many.rs  requests of peers for several keys
+//!   many_key.rs  the keys of these               many_stale.rs  those with stale values
 //!   origin.rs    how many getters run at the same time
 //!   warm.rs      loads before callers ask       key_rates.rs  how often keys are requested
 //! ```
@@ -59,11 +61,13 @@ mod populate;
 mod purge;
 mod refresh;
 pub(crate) mod registry;
+mod rejoin;
 mod removal;
 mod removal_clocks;
 mod restore;
 mod revalidation;
 mod serve;
+mod serve_many;
 mod set;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
@@ -447,12 +451,10 @@ impl Inner {
         }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());
-        match self
-            .store
-            .get(hash, key, epoch, || self.sample_hit(LoadKey { hash, key }))
-        {
-            Ok(hit) if !hit.is_due => Ok(hit.view),
-            Ok(_) => self.get_found_due(ctx, LoadKey { hash, key }),
+        let sample = || self.sample_hit(LoadKey { hash, key });
+        match self.store.get_view(hash, key, epoch, sample) {
+            Ok((view, false)) => Ok(view),
+            Ok((_, true)) => self.get_found_due(ctx, LoadKey { hash, key }),
             Err(miss) => {
                 self.count_miss(LoadKey { hash, key });
                 self.load(ctx, LoadKey { hash, key }, Some(miss))

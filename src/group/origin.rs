@@ -41,7 +41,7 @@ impl Inner {
         };
         match permit {
             Err(error) => {
-                leader.abandon();
+                give_up(leader, &error);
                 Err(error)
             }
             Ok(permit) => {
@@ -135,6 +135,14 @@ impl LoadFrom {
             LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => Some(LoadClass::Fallback),
             LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => None,
         }
+    }
+}
+
+/// Ends the flight of a load that may not begin, for this reason.
+pub(super) fn give_up(leader: Leader<'_, Result<Loaded>>, error: &Error) {
+    match error.kind() {
+        ErrorKind::Overloaded => leader.refuse(),
+        _ => leader.abandon(),
     }
 }
 

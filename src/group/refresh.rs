@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
-use super::flight::{Executor, LoadFrom, PoolJob, wait};
+use super::flight::{Executor, LoadFrom, PoolJob};
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
+use super::rejoin::{Rejoins, wait_by};
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -22,8 +23,7 @@ use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
 impl Inner {
-    /// The value for a get that found a [due](Hit::is_due) one. It is looked up again: if the get used more
-    /// of the hit than the view, each hit would read when its load began.
+    /// The value for a get that found a [due](Hit::is_due) one. It is looked up again, for its times.
     #[cold]
     pub(super) fn get_found_due(
         self: &Arc<Self>,
@@ -203,16 +203,17 @@ impl Inner {
             }
         };
         let _lent = load_permits::lend();
+        let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         loop {
             if let Some(ended) = ctx.err() {
                 return Err(ended);
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
-                Joined::Waiter(waiter) => wait(&waiter, ctx),
+                Joined::Waiter(waiter) => rejoins.wait(&waiter),
                 Joined::Leader(leader, _, forgets) => {
                     let (_, generation) = self.store.look(key.hash, key.key);
                     let begun = self.load_begin(generation, forgets);
-                    self.lead_by(&from, executor, leader, ctx, key, begun)
+                    self.lead_by(&from, executor, leader, &mut rejoins, key, begun)
                 }
             };
             if let Some(result) = result {
@@ -322,8 +323,8 @@ impl SoftLoad {
         match self {
             SoftLoad::Ended(result) => result,
             SoftLoad::Running(waiter) => {
-                let result = wait(&waiter, ctx);
-                result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into()))
+                let result = wait_by(&waiter, || waiter.wait(ctx));
+                result.unwrap_or_else(|_| Err(ErrorKind::DeadlineExceeded.into()))
             }
         }
     }

@@ -88,7 +88,7 @@ fn until_landed(flights: &Flights, value: usize) -> usize {
                 Waited::Finished(value) => return value,
                 // One flight is abandoned in these models. A waiter of it must not join it again.
                 Waited::Abandoned => abandoned += 1,
-                Waited::Panicked => panic!("no leader panics"),
+                Waited::Refused | Waited::Panicked => panic!("no leader refuses or panics"),
                 Waited::Left(error) => panic!("this context cannot end: {error}"),
             },
         }

@@ -5,7 +5,6 @@ use super::etag::{etag_of, is_trailer, trailer_of};
 use super::generations::Generation;
 use super::key_hash::KeyHash;
 use super::shard::Shard;
-use super::slab::SlotRef;
 use super::{Store, weight};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -24,14 +23,14 @@ impl Store {
     /// The entry of a key, also if it has expired, and the generation for an insertion. Counts nothing.
     pub(crate) fn kept(&self, hash: KeyHash, key: &str) -> (Option<Kept>, Generation) {
         let shard = self.shard(hash).read();
-        let kept = shard.find_kept(hash, key).map(|slot| {
+        let kept = shard.slot_of(hash, key).map(|slot| {
             let view = slot.view();
             let etag = slot.meta.state().is_tagged().then(|| etag_of(slot.data));
             Kept {
                 view,
                 etag,
-                expires: slot.expires,
-                begun: slot.begun.tick(),
+                expires: slot.expires(),
+                begun: slot.begun().tick(),
             }
         });
         (kept, shard.generation(hash))
@@ -89,26 +88,19 @@ impl Store {
 }
 
 impl Shard {
-    /// The entry of a key, expired or not.
-    fn find_kept(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
-        self.slab.slot(self.index_of(hash, key)?)
-    }
-
     /// Gives the entry of the key new times, if it holds the very bytes of the new one. It keeps its place
     /// and its hits, and no listener is called.
     pub(super) fn renew(&mut self, new: &NewEntry<'_>) -> bool {
-        let Some(index) = self.index_of(new.hash, new.key) else {
-            return false;
-        };
-        let is_same = self.slab.slot(index).is_some_and(|slot| {
+        let same = self.slot_of(new.hash, new.key).filter(|slot| {
             slot.data.as_ptr() == new.data.as_ptr()
                 && slot.meta.share() == new.share
                 // The weight depends on it.
-                && slot.expires.is_some() == new.expires.is_some()
+                && slot.expires().is_some() == new.expires.is_some()
         });
-        if is_same {
-            self.slab.renew(index, new.expires, new.begun);
-        }
-        is_same
+        let Some(index) = same.map(|slot| slot.index) else {
+            return false;
+        };
+        self.slab.renew(index, new.expires, new.begun);
+        true
     }
 }

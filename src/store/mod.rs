@@ -69,6 +69,7 @@ use load_times::LoadTimes;
 use miniature::SampledValue;
 use policy::Cost;
 use shard::{Insertion, Room, Shard, Update};
+use slab::SlotRef;
 use timing::Timing;
 
 pub(crate) use shard::EVICTED_AT_ONCE;
@@ -239,7 +240,6 @@ impl Store {
     ///
     /// One hit in [`SAMPLED_ONE_IN`] of a thread calls `at_sampled`, which removes expired entries. A hit
     /// holds the shared lock, so it removes none itself.
-    #[inline(always)]
     pub(crate) fn get<M>(
         &self,
         hash: KeyHash,
@@ -247,18 +247,52 @@ impl Store {
         at_miss: impl FnOnce() -> M,
         at_sampled: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
+        let read = |slot: SlotRef<'_>| (slot.expires(), slot.begun(), slot.meta.share());
+        let found = self.get_slot(hash, key, at_miss, at_sampled, read)?;
+        let (view, is_due, (expires, begun, share)) = found;
+        Ok(Hit {
+            view,
+            expires,
+            begun,
+            share,
+            is_due,
+        })
+    }
+
+    /// As [`get`](Self::get), but returns only the view and whether it is [due](Hit::is_due).
+    #[inline(always)]
+    pub(crate) fn get_view<M>(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        at_miss: impl FnOnce() -> M,
+        at_sampled: impl FnOnce(),
+    ) -> Result<(ByteView, bool), (Generation, M)> {
+        let found = self.get_slot(hash, key, at_miss, at_sampled, |_| ())?;
+        Ok((found.0, found.1))
+    }
+
+    /// Finds an entry, and returns its view, whether it is due, and the result of `read`.
+    #[inline(always)]
+    fn get_slot<M, T>(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        at_miss: impl FnOnce() -> M,
+        at_sampled: impl FnOnce(),
+        read: impl FnOnce(SlotRef<'_>) -> T,
+    ) -> Result<(ByteView, bool, T), (Generation, M)> {
         let shard = self.shard(hash).read();
-        let Some(slot) = shard.find(hash, key, &self.timing) else {
+        let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
             return Err((shard.expect(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
-        let (share, expires) = (state.share(), slot.expires);
-        let (begun, is_due) = (slot.begun, slot.is_due);
+        let (read, expires) = (read(slot), slot.expires());
         // The view is built last. If it were built here and then moved, it would be loaded in pieces
         // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
         drop(shard);
-        let hits = self.lookups.add(|lookups| match share {
+        let hits = self.lookups.add(|lookups| match state.share() {
             CacheType::Main => &lookups.main_hits,
             CacheType::Hot => &lookups.hot_hits,
         });
@@ -274,13 +308,7 @@ impl Store {
             self.observe_get(hash, Some(SampledValue::new(data.len(), expires)));
         }
         let end = data.len() - state.trailer_len(&data);
-        Ok(Hit {
-            view: ByteView::window(data, start, end),
-            expires,
-            begun,
-            share,
-            is_due,
-        })
+        Ok((ByteView::window(data, start, end), is_due, read))
     }
 
     /// Counts a look-up that found nothing. True if the caller should remove expired entries.
@@ -317,12 +345,13 @@ impl Store {
     /// As [`peek`](Self::peek), with the generation also if there is an entry.
     pub(crate) fn look(&self, hash: KeyHash, key: &str) -> (Option<Hit>, Generation) {
         let shard = self.shard(hash).read();
-        let found = shard.find(hash, key, &self.timing).map(|slot| Hit {
+        let found = shard.find(hash, key, &self.timing);
+        let found = found.map(|(slot, is_due)| Hit {
             view: slot.view(),
-            expires: slot.expires,
-            begun: slot.begun,
+            expires: slot.expires(),
+            begun: slot.begun(),
             share: slot.meta.share(),
-            is_due: slot.is_due,
+            is_due,
         });
         (found, shard.generation(hash))
     }

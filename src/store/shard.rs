@@ -119,25 +119,47 @@ impl Shard {
         }
     }
 
-    /// The slot of a key's entry, expired or not.
+    /// The entry of a key, expired or not.
     #[inline(always)]
-    pub(super) fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
+    pub(super) fn slot_of(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
         let short = hash.short();
-        let found = self.table.find(table_hash(short), |&index| {
-            self.slab.has_key(index, short, key)
-        });
-        found.copied()
+        let has_hash = |&index: &u32| self.slab.has_hash(index, short);
+        let slot = self
+            .slab
+            .slot(*self.table.find(table_hash(short), has_hash)?)?;
+        if slot.has_key(key) {
+            return Some(slot);
+        }
+        self.slot_of_several(short, key)
     }
 
-    /// The live entry of a key.
+    /// The entry of a key whose short hash another key has, too.
+    #[cold]
+    fn slot_of_several(&self, short: u32, key: &str) -> Option<SlotRef<'_>> {
+        let slots = self.table.iter_hash(table_hash(short));
+        let mut slots = slots.filter_map(|&index| self.slab.slot(index));
+        slots.find(|slot| slot.meta.hash == short && slot.has_key(key))
+    }
+
+    fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
+        self.slot_of(hash, key).map(|slot| slot.index)
+    }
+
+    /// The live entry of a key, and whether it is [due](super::Hit::is_due).
     #[inline(always)]
-    pub(super) fn find(&self, hash: KeyHash, key: &str, timing: &Timing) -> Option<SlotRef<'_>> {
-        let mut slot = self.slab.slot(self.index_of(hash, key)?)?;
+    pub(super) fn find(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        timing: &Timing,
+    ) -> Option<(SlotRef<'_>, bool)> {
+        let slot = self.slot_of(hash, key)?;
         // The clock is read only if the entry can expire.
-        if let Some(end) = slot.expires {
-            slot.is_due = timing.is_due(end)?;
-        }
-        Some(slot)
+        let is_due = match slot.expires() {
+            Some(end) => timing.is_due(end)?,
+            None => false,
+        };
+        Some((slot, is_due))
     }
 
     /// The generation for the load of a key that was missed. Starts to fetch what its insertion reads.
@@ -368,7 +390,7 @@ impl Shard {
         let until = from.saturating_sub(SEARCHED_AT_ONCE);
         for index in (until..from).rev() {
             let slot = self.slab.slot(index);
-            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun.tick())) {
+            if slot.is_some_and(|slot| is_old(slot.key(), slot.begun().tick())) {
                 self.remove_slot(index, RemovalCause::Explicit, update);
             }
         }

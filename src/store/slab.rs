@@ -1,7 +1,7 @@
 //! The slots of a shard.
 //!
-//! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer (8
-//! bytes) and its meta data (4 bytes), but not the cold data (24 bytes). So more of the data that hits
+//! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer and its
+//! meta data (16 bytes, in one cache line), but not the cold data (20 bytes). So more of the data that hits
 //! read stays in the processor's caches.
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::entry::{Entry, NewEntry};
 use super::etag;
 use super::expiry::Expiries;
-use super::load_times::{LoadTime, LoadTimes, UNKNOWN};
+use super::load_times::{LoadTime, LoadTimes};
 use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -25,10 +25,10 @@ pub(super) const MAX_FREQ: u8 = 4;
 /// The data about a slot's entry that are read without reading the entry itself.
 #[derive(Debug, Default)]
 pub(super) struct EntryMeta {
+    /// The short hash: enough to find the slot's place in the table, and to reject a key without reading
+    /// the entry.
+    pub(super) hash: u32,
     pub(super) key_len: u16,
-    /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without reading the
-    /// entry.
-    tag: u8,
     /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
     /// shared lock with a plain load and store. Two concurrent hits may count as one, which is good
     /// enough for the policy. The flags change under the exclusive lock only, so no reader's store
@@ -72,6 +72,14 @@ impl EntryState {
 }
 
 impl EntryMeta {
+    /// The data of an entry without a key.
+    pub(super) fn of_hash(hash: u32) -> EntryMeta {
+        EntryMeta {
+            hash,
+            ..EntryMeta::default()
+        }
+    }
+
     #[inline]
     pub(super) fn state(&self) -> EntryState {
         EntryState(self.state.load(Ordering::Relaxed))
@@ -124,14 +132,11 @@ impl EntryMeta {
     }
 }
 
-/// A slot's neighbours in its queue or among the free slots, and the data that the policy and the
-/// table need without reading the entry.
+/// A slot's neighbours in its queue or among the free slots, and the data that the policy needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotLink {
     pub(super) prev: u32,
     pub(super) next: u32,
-    /// The short hash: enough to find the slot's place in the table.
-    pub(super) hash: u32,
     /// Packed, see [`weight::packed`].
     weight: u32,
     /// When the entry entered its queue, in the time of the policy.
@@ -148,11 +153,10 @@ struct ColdData {
 
 impl SlotLink {
     /// The link of an entry that is in no queue. `None` if the weight is too large.
-    pub(super) fn new(hash: u32, weight: u64) -> Option<SlotLink> {
+    pub(super) fn new(weight: u64) -> Option<SlotLink> {
         Some(SlotLink {
             prev: NIL,
             next: NIL,
-            hash,
             weight: weight::packed(weight)?,
             born: 0,
         })
@@ -163,23 +167,46 @@ impl SlotLink {
     }
 }
 
-const _: () = assert!(
-    weight::SLOT
-        == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<ColdData>()
-);
+/// The data of a slot that hits read.
+#[derive(Debug)]
+struct Slot {
+    /// `None` if the slot is free.
+    data: Option<SharedBytes>,
+    meta: EntryMeta,
+}
+
+const _: () = assert!(weight::SLOT == size_of::<Slot>() + size_of::<ColdData>());
 
 /// A slot's entry, borrowed from the slab.
 #[derive(Clone, Copy)]
 pub(super) struct SlotRef<'a> {
+    pub(super) index: u32,
     pub(super) data: &'a SharedBytes,
     pub(super) meta: &'a EntryMeta,
-    pub(super) expires: Option<Tick>,
-    pub(super) begun: LoadTime,
-    /// See [`Hit::is_due`](super::Hit::is_due). Set by the shard.
-    pub(super) is_due: bool,
+    slab: &'a Slab,
 }
 
 impl SlotRef<'_> {
+    #[inline]
+    pub(super) fn expires(&self) -> Option<Tick> {
+        self.slab.expiry(self.index)
+    }
+
+    /// When its load began. Most hits do not need it, and save a cache miss.
+    pub(super) fn begun(&self) -> LoadTime {
+        let begun = self.slab.cold[self.index as usize].begun;
+        self.slab.load_times.of(begun)
+    }
+
+    #[inline(always)]
+    pub(super) fn has_key(&self, key: &str) -> bool {
+        usize::from(self.meta.key_len) == key.len()
+            && self
+                .data
+                .get(..key.len())
+                .is_some_and(|bytes| same_bytes(bytes, key.as_bytes()))
+    }
+
     pub(super) fn key(&self) -> &str {
         let key = self.data.get(..usize::from(self.meta.key_len));
         // The key was inserted as a `&str`, so it is UTF-8.
@@ -198,9 +225,7 @@ impl SlotRef<'_> {
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Slab {
-    /// `None` where the slot is free.
-    data: TableVec<Option<SharedBytes>>,
-    metas: TableVec<EntryMeta>,
+    slots: TableVec<Slot>,
     cold: TableVec<ColdData>,
     expiries: Expiries,
     load_times: LoadTimes,
@@ -210,8 +235,7 @@ pub(super) struct Slab {
 impl Slab {
     pub(super) fn new(load_times: LoadTimes) -> Slab {
         Slab {
-            data: TableVec::new_in(TableMemory),
-            metas: TableVec::new_in(TableMemory),
+            slots: TableVec::new_in(TableMemory),
             cold: TableVec::new_in(TableMemory),
             expiries: Expiries::default(),
             load_times,
@@ -221,39 +245,26 @@ impl Slab {
 
     /// The number of slots, free ones included.
     pub(super) fn len(&self) -> usize {
-        self.data.len()
-    }
-
-    /// Whether the slot's entry has this key, which has this short hash.
-    #[inline]
-    pub(super) fn has_key(&self, index: u32, hash: u32, key: &str) -> bool {
-        let meta = &self.metas[index as usize];
-        meta.tag == tag_of(hash)
-            && usize::from(meta.key_len) == key.len()
-            && self.data[index as usize]
-                .as_ref()
-                .is_some_and(|data| same_bytes(&data[..key.len()], key.as_bytes()))
+        self.slots.len()
     }
 
     /// The slot's entry, if it has one.
     #[inline(always)]
     pub(super) fn slot(&self, index: u32) -> Option<SlotRef<'_>> {
-        let at = index as usize;
+        let Slot { data, meta } = self.slots.get(index as usize)?;
         Some(SlotRef {
-            data: self.data[at].as_ref()?,
-            meta: &self.metas[at],
-            expires: self.expiry(index),
-            begun: self.begun(index),
-            is_due: false,
+            index,
+            data: data.as_ref()?,
+            meta,
+            slab: self,
         })
     }
 
-    /// No index out of bounds panics here, so the compiler leaves the look-up out where the result is not
-    /// used.
+    /// Whether the slot's key has this short hash.
     #[inline(always)]
-    fn begun(&self, index: u32) -> LoadTime {
-        let cold = self.cold.get(index as usize);
-        self.load_times.of(cold.map_or(UNKNOWN, |cold| cold.begun))
+    pub(super) fn has_hash(&self, index: u32, hash: u32) -> bool {
+        let slot = self.slots.get(index as usize);
+        slot.is_some_and(|slot| slot.meta.hash == hash)
     }
 
     pub(super) fn load_times(&self) -> LoadTimes {
@@ -264,10 +275,8 @@ impl Slab {
     /// after it.
     #[inline]
     pub(super) fn prefetch(&self, index: u32) {
-        let at = index as usize;
-        if let (Some(Some(data)), Some(cold)) = (self.data.get(at), self.cold.get(at)) {
-            data.prefetch();
-            prefetch(&self.metas[at]);
+        if let (Some(slot), Some(cold)) = (self.slot(index), self.cold.get(index as usize)) {
+            slot.data.prefetch();
             if let Some(next) = self.cold.get(cold.link.prev as usize) {
                 prefetch(next);
             }
@@ -276,7 +285,7 @@ impl Slab {
 
     /// The short hash of the slot's key.
     pub(super) fn hash(&self, index: u32) -> u32 {
-        self.link(index).hash
+        self.meta(index).hash
     }
 
     pub(super) fn weight(&self, index: u32) -> u64 {
@@ -294,10 +303,9 @@ impl Slab {
 
     /// The slots in use, and their entries.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Entry)> {
-        let slots = self.metas.iter().zip(&self.data);
-        (0..).zip(slots).filter_map(|(index, (meta, data))| {
-            let data = data.clone()?;
-            Some((index, meta.entry(data)))
+        (0..).zip(&self.slots).filter_map(|(index, slot)| {
+            let data = slot.data.clone()?;
+            Some((index, slot.meta.entry(data)))
         })
     }
 
@@ -312,19 +320,15 @@ impl Slab {
         let share = if new.share == CacheType::Hot { HOT } else { 0 };
         let tagged = if new.has_etag { TAGGED } else { 0 };
         let meta = EntryMeta {
+            hash: new.hash.short(),
             key_len: u16::try_from(new.key.len()).ok()?,
-            tag: tag_of(new.hash.short()),
             state: AtomicU8::new(share | tagged),
         };
-        let link = SlotLink::new(new.hash.short(), weight)?;
+        let link = SlotLink::new(weight)?;
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
         let begun = self.load_times.pack(new.begun, begins);
-        self.put(
-            new.data.clone(),
-            meta,
-            ColdData { link, begun },
-            new.expires,
-        )
+        let data = Some(new.data.clone());
+        self.put(Slot { data, meta }, ColdData { link, begun }, new.expires)
     }
 
     /// Gives a slot's entry new times.
@@ -332,43 +336,36 @@ impl Slab {
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
         let begun = self.load_times.pack(begun, begins);
         self.cold[index as usize].begun = begun;
-        self.expiries.set(index, self.data.len(), expires);
+        self.expiries.set(index, self.len(), expires);
     }
 
     #[inline]
-    fn put(
-        &mut self,
-        data: SharedBytes,
-        meta: EntryMeta,
-        cold: ColdData,
-        expires: Option<Tick>,
-    ) -> Option<u32> {
+    fn put(&mut self, slot: Slot, cold: ColdData, expires: Option<Tick>) -> Option<u32> {
         let index = if self.free != NIL {
             let index = self.free;
             let at = index as usize;
             self.unlink_free(index);
-            self.data[at] = Some(data);
-            self.metas[at] = meta;
+            self.slots[at] = slot;
             self.cold[at] = cold;
             index
         } else {
             let index = u32::try_from(self.len()).ok().filter(|&i| i != NIL)?;
-            self.data.push(Some(data));
-            self.metas.push(meta);
+            self.slots.push(slot);
             self.cold.push(cold);
             index
         };
-        self.expiries.set(index, self.data.len(), expires);
+        self.expiries.set(index, self.len(), expires);
         Some(index)
     }
 
     /// Frees a slot that is in no list, and returns its entry.
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
-        let at = index as usize;
-        let data = self.data[at].take()?;
+        let slot = &mut self.slots[index as usize];
+        let data = slot.data.take()?;
+        let entry = slot.meta.entry(data);
         self.link_free(index);
         self.expiries.reset(index);
-        Some(self.metas[at].entry(data))
+        Some(entry)
     }
 
     fn link_free(&mut self, index: u32) {
@@ -397,21 +394,19 @@ impl Slab {
     /// must be a free slot.
     pub(super) fn remove_last_slot(&mut self) -> Option<(u32, u32)> {
         let last = self.len().checked_sub(1)?;
-        let moved = if self.data[last].is_none() {
+        let moved = if self.slots[last].data.is_none() {
             self.unlink_free(last as u32);
             None
         } else {
             let to = self.free;
             self.unlink_free(to);
             let at = to as usize;
-            self.data[at] = self.data[last].take();
-            self.metas.swap(at, last);
+            self.slots.swap(at, last);
             self.cold[at] = self.cold[last];
             self.expiries.set(to, last, self.expiry(last as u32));
             Some((last as u32, to))
         };
-        self.data.truncate(last);
-        self.metas.truncate(last);
+        self.slots.truncate(last);
         self.cold.truncate(last);
         self.expiries.reset(last as u32);
         moved
@@ -419,19 +414,16 @@ impl Slab {
 
     /// The bytes of all slots.
     pub(super) fn table_bytes(&self) -> usize {
-        let slot =
-            size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<ColdData>();
-        self.len() * slot + self.expiries.table_bytes()
+        self.len() * weight::SLOT + self.expiries.table_bytes()
     }
 
     /// Frees the memory of removed slots if there is memory for more than `at_most` slots.
     pub(super) fn shrink(&mut self, at_most: usize) {
         let len = self.len();
-        if self.data.capacity() <= at_most.saturating_add(1) {
+        if self.slots.capacity() <= at_most.saturating_add(1) {
             return;
         }
-        self.data.shrink_to(len);
-        self.metas.shrink_to(len);
+        self.slots.shrink_to(len);
         self.cold.shrink_to(len);
         self.expiries.shrink(len);
     }
@@ -458,20 +450,13 @@ impl Slots for Slab {
 
     #[inline]
     fn meta(&self, index: u32) -> &EntryMeta {
-        &self.metas[index as usize]
+        &self.slots[index as usize].meta
     }
 
     #[inline]
     fn meta_mut(&mut self, index: u32) -> &mut EntryMeta {
-        &mut self.metas[index as usize]
+        &mut self.slots[index as usize].meta
     }
-}
-
-/// Bits 17 to 24 of the short hash. The table uses the low bits for the place and the high ones for
-/// its own tag.
-#[inline]
-fn tag_of(hash: u32) -> u8 {
-    (hash >> 17) as u8
 }
 
 /// Whether two slices of the same length are equal. Keys of 8 to 16 bytes are compared by their first

@@ -8,6 +8,7 @@ mod lists;
 mod promise;
 mod removal;
 mod revalidation;
+mod stale_copies;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,0 +1,116 @@
+//! Serves the requests of peers for several keys.
+
+use std::cell::Cell;
+
+use super::client_load::ClientWaiter;
+use super::many_key::{ManyFrom, ManyKey};
+use super::{Group, Inner, LoadKey, Loaded};
+use crate::context::Context;
+use crate::error::{ErrorKind, Result};
+use crate::peers::PeerResponse;
+use crate::store::Hit;
+use crate::sync::Arc;
+
+impl Group {
+    /// The values of `keys` for a peer, in their order: from the store or the getter, never from another
+    /// peer. A [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs
+    /// for several keys at the same time.
+    ///
+    /// A transport of your own calls this for [`ProtoGetter::load_many`](crate::ProtoGetter::load_many).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_with`](Self::get_with).
+    pub fn serve_peer_many(&self, ctx: &Context, keys: &[&str]) -> Vec<Result<PeerResponse>> {
+        let mut results = vec![Err(ErrorKind::DeadlineExceeded.into()); keys.len()];
+        let keys: Vec<(usize, &str)> = keys.iter().copied().enumerate().collect();
+        let each = &mut |at: usize, result| results[at] = result;
+        self.inner.get_many_for_peer(ctx, &keys, None, each);
+        results
+    }
+
+    /// As [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
+    /// `waiter` decides how long this thread waits. Passes the results to `each`, with the number that
+    /// stands beside each key. Keys that are not loaded in time get
+    /// [`ErrorKind::DeadlineExceeded`].
+    #[cfg(feature = "http")]
+    pub(crate) fn serve_client_many(
+        &self,
+        ctx: &Context,
+        keys: &[(usize, &str)],
+        waiter: &mut dyn ClientWaiter,
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) {
+        self.inner.get_many_for_peer(ctx, keys, Some(waiter), each);
+    }
+}
+
+impl Inner {
+    /// The values of `keys` for a peer: from the store or the getter, never from another peer. Passes
+    /// each result to `each`, in no particular order.
+    fn get_many_for_peer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        keys: &[(usize, &str)],
+        waiter: Option<&mut dyn ClientWaiter>,
+        each: &mut dyn FnMut(usize, Result<PeerResponse>),
+    ) {
+        let arrived = self.store.clock().now();
+        // Read before all look-ups, in the order of the keys. So the first mark is the oldest.
+        let removals: Vec<_> = keys.iter().map(|(_, key)| self.removals_for(key)).collect();
+        // Measured as the keys are counted.
+        let rates: Vec<Cell<Option<f64>>> = vec![Cell::new(None); keys.len()];
+        let mut each = |at: usize, result: Result<Loaded>| {
+            let response = |loaded| PeerResponse {
+                removals: removals[at],
+                minute_qps: rates[at].get(),
+                ..self.peer_response(loaded, arrived)
+            };
+            each(keys[at].0, result.map(response));
+        };
+        let mut missing = Vec::new();
+        for (at, &(_, key)) in keys.iter().enumerate() {
+            self.counters.add(|loads| &loads.server_requests);
+            let key = self.key(key);
+            let purge = || self.purge_some();
+            let found = self.store.get(key.hash, key.key, || (), purge);
+            rates[at].set(match &found {
+                Ok(_) => self.count_request(key),
+                Err(_) => self.count_miss(key),
+            });
+            if let Ok(hit) = found {
+                if let Some(result) = self.serve_hit(ctx, key, hit, waiter.is_some()) {
+                    each(at, result);
+                }
+                continue;
+            }
+            let checked = self.check_key(key.key);
+            match checked.and_then(|()| self.check_attempts(key)) {
+                Ok(()) => {
+                    let from = ManyFrom::Getter(self.placement_for_peer(key));
+                    missing.push(ManyKey { at, key, from });
+                }
+                Err(error) => each(at, Err(error)),
+            }
+        }
+        if !missing.is_empty() {
+            self.load_several(ctx, missing, waiter, &mut each);
+        }
+    }
+
+    /// The result for a cached value. `None` if it has to be renewed first, and a client waits for others: it
+    /// asks for this one by itself.
+    fn serve_hit(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        hit: Hit,
+        for_client: bool,
+    ) -> Option<Result<Loaded>> {
+        match (hit.is_due, for_client) {
+            (false, _) => Some(Ok(self.loaded(hit))),
+            (true, false) => Some(self.serve_due(ctx, key, hit, None)),
+            (true, true) => self.serve_due_cached(key, hit).map(Ok),
+        }
+    }
+}
