@@ -1,19 +1,22 @@
 //! The clock that measures expiry: the system's monotonic clock, or a manual one for tests.
 
 mod boot;
+mod coarse;
 
 use crate::sync::plain_atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use boot::boot_nanos;
+use boot::{boot_nanos, coarse_nanos};
+use coarse::CoarseClock;
 
 /// A monotonic clock for expiry, and a wall clock for points in time that other processes read.
 ///
 /// Only the monotonic clock decides when entries expire. If the wall clock jumps by an hour, no entry
-/// expires early or late. The time of a suspend counts on Linux, from the first reading after it; on macOS
-/// it does not count. The wall clock is read only where a message to another process contains a point in
+/// expires early or late. The time of a suspend counts on Linux, but values may be served for half a
+/// second after it that expired meanwhile; on macOS it does not count. The wall clock is read only where a message to another process contains a point in
 /// time.
 ///
 /// The deadlines of callers are [`std::time::Instant`]s and do not use this clock, because the
@@ -33,6 +36,7 @@ struct SystemClock {
     origin: Instant,
     /// The boot clock at the origin.
     boot_nanos: Option<u64>,
+    coarse: CoarseClock,
 }
 
 impl SystemClock {
@@ -57,6 +61,7 @@ impl Clock {
         Clock(ClockKind::System(Arc::new(SystemClock {
             origin: Instant::now(),
             boot_nanos: boot_nanos(),
+            coarse: CoarseClock::default(),
         })))
     }
 
@@ -106,6 +111,18 @@ impl Clock {
         Tick(ORIGIN.saturating_add(since_origin))
     }
 
+    /// Whether `end`, in nanoseconds as of [`Tick::nanos`], is at least 50 ms from now. It takes a fifth of
+    /// the time of [`now`](Self::now). False if it is not known. For half a second after a suspend, the time
+    /// of the suspend may be left out.
+    #[inline]
+    pub(crate) fn is_well_before(&self, end: u64) -> bool {
+        let ClockKind::System(system) = &self.0 else {
+            return false;
+        };
+        let now = coarse_nanos().map(|coarse| system.coarse.estimate(coarse, || system.nanos()));
+        now.is_some_and(|now| now.saturating_add(ORIGIN.get() + WELL_BEFORE) < end)
+    }
+
     /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z; 0 for a system clock set before
     /// that.
     pub fn unix_nanos(&self) -> i64 {
@@ -138,19 +155,23 @@ impl fmt::Debug for Clock {
 
 /// The number of a clock's first tick, 36 years after the first tick of all. The time before it is for
 /// values of other processes that were loaded before this process started.
-const ORIGIN: u64 = 1 << 60;
+const ORIGIN: NonZeroU64 = NonZeroU64::new(1 << 60).expect("it is not zero");
 
-/// A reading of a [`Clock`], in nanoseconds. It can be a time before the clock's origin.
+/// In nanoseconds. The coarse clock is behind by less, unless the kernel misses its ticks.
+const WELL_BEFORE: u64 = 50_000_000;
+
+/// A reading of a [`Clock`], in nanoseconds. It can be a time before the clock's origin. An
+/// `Option<Tick>` has the same size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tick(u64);
+pub struct Tick(NonZeroU64);
 
 impl Tick {
     /// The tick at which [`after`](Self::after) saturates. It stands for "does not expire".
-    pub(crate) const NEVER: Tick = Tick(u64::MAX);
+    pub(crate) const NEVER: Tick = Tick(NonZeroU64::MAX);
 
     /// The nanoseconds since the first tick of all.
     pub(crate) fn nanos(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     /// The tick `by` later. Saturates 548 years after the clock's origin.
@@ -160,12 +181,13 @@ impl Tick {
 
     /// The tick `by` earlier; `None` if that is more than 36 years before the clock's origin.
     pub fn before(self, by: Duration) -> Option<Tick> {
-        self.0.checked_sub(saturating_nanos(by)).map(Tick)
+        let nanos = self.nanos().checked_sub(saturating_nanos(by))?;
+        NonZeroU64::new(nanos).map(Tick)
     }
 
     /// The time from `earlier` to `self`; zero if `self` is not later.
     pub fn since(self, earlier: Tick) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.nanos().saturating_sub(earlier.nanos()))
     }
 }
 
@@ -216,6 +238,21 @@ mod tests {
         clock.shift_wall_clock(-3_600_000_000_000);
         assert_eq!(clock.now(), tick);
         assert_eq!(clock.unix_nanos(), unix - 3_600_000_000_000);
+    }
+
+    #[test]
+    fn time_well_before_the_end_is_told_apart_from_that_near_it() {
+        let clock = Clock::system();
+        let is_well_before = |millis| {
+            let end = clock.now().after(Duration::from_millis(millis));
+            clock.is_well_before(end.nanos())
+        };
+        assert!(!is_well_before(0));
+        assert!(!is_well_before(20));
+        // The end is far away.
+        let is_linux = cfg!(target_os = "linux");
+        assert_eq!(is_well_before(60_000), is_linux);
+        assert_eq!(clock.is_well_before(Tick::NEVER.nanos()), is_linux);
     }
 
     #[test]

@@ -2,9 +2,8 @@
 
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
-use super::flight::{Executor, LoadFrom, PoolJob};
+use super::flight::{Executor, LoadFrom, PoolJob, finish_with, give_up};
 use super::many_key::{Each, ManyKey, OwnedKey};
-use super::origin::give_up;
 use super::parallel::job_for;
 use super::rejoin::Rejoins;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
@@ -84,9 +83,9 @@ impl Inner {
                 Joined::Waiter(flight) => flights.push((key, flight)),
                 Joined::Leader(leader, epoch, forgets) => {
                     let from = LoadFrom::Getter(key.placement());
-                    match self.begin(&from, leader, (epoch, forgets), key.key, None) {
-                        Ok((leader, begun)) => leads.push(Lead { key, leader, begun }),
-                        Err(cached) => each(key.at, Ok(cached)),
+                    match self.begin(&from, (epoch, forgets), key.key, None) {
+                        Ok(begun) => leads.push(Lead { key, leader, begun }),
+                        Err(cached) => each(key.at, Ok(finish_with(leader, cached))),
                     }
                 }
             }
@@ -315,8 +314,7 @@ fn fill_sinks(
 /// Ends the flights of these keys, which get an error.
 fn refuse<T>(leads: Vec<Lead<'_, '_>>, error: &Error, each: &mut Each<'_>) -> Vec<T> {
     for lead in leads {
-        each(lead.key.at, Err(error.clone()));
-        give_up(lead.leader, error);
+        each(lead.key.at, Err(give_up(lead.leader, error.clone())));
     }
     Vec::new()
 }

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::time::Instant;
 
-use super::flight::{LoadFrom, PoolJob};
+use super::flight::{LoadFrom, PoolJob, finish_with, give_up};
 use super::populate::Placement;
 use super::rejoin::wait_by;
 use super::{Inner, LoadKey, Loaded, MissToken};
@@ -51,20 +51,22 @@ impl Inner {
             let flight = match self.getter_flights.join(key.hash.get(), key.key) {
                 Joined::Waiter(flight) => flight,
                 Joined::Leader(leader, epoch, forgets) => {
-                    let begun = self.begin(&from, leader, (epoch, forgets), key, miss);
-                    let lead = match begun {
-                        Ok(lead) => lead,
-                        Err(cached) => return Ok(cached),
+                    let mut begun = match self.begin(&from, (epoch, forgets), key, miss) {
+                        Ok(begun) => begun,
+                        Err(cached) => return Ok(finish_with(leader, cached)),
                     };
                     let kept = match waiter.start() {
                         Ok(kept) => kept,
                         Err(refused) => {
-                            lead.0.abandon();
+                            leader.abandon();
                             return Err(refused);
                         }
                     };
-                    let lead = self.permit_lead(&from, lead, ctx, key, Some(&mut *waiter));
-                    let (leader, begun, permit) = lead?;
+                    let permit = self.permit_lead(&from, &mut begun, ctx, key, Some(&mut *waiter));
+                    let permit = match permit {
+                        Ok(permit) => permit,
+                        Err(refused) => return Err(give_up(leader, refused)),
+                    };
                     let job_for = JobFor::Client(kept, waiter.thread_by());
                     let job = PoolJob { job_for, permit };
                     self.lead_on_pool(&from, leader, ctx, key, begun, job)?

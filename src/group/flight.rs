@@ -6,7 +6,7 @@ use super::populate::Placement;
 use super::rejoin::Rejoins;
 use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::context::Context;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits::{self, LoadPermit};
 use crate::loader_pool::{BusyGuard, JobFor};
 use crate::peers::ProtoGetter;
@@ -92,12 +92,10 @@ impl Inner {
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(waiter) => rejoins.wait(&waiter),
                 Joined::Leader(leader, epoch, forgets) => {
-                    let begun = self.begin(from, leader, (epoch, forgets), key, miss);
-                    let (leader, begun) = match begun {
-                        Ok(begun) => begun,
-                        Err(cached) => return Ok(cached),
-                    };
-                    self.lead_by(from, executor, leader, &mut rejoins, key, begun)
+                    match self.begin(from, (epoch, forgets), key, miss) {
+                        Ok(begun) => self.lead_by(from, executor, leader, &mut rejoins, key, begun),
+                        Err(cached) => return Ok(finish_with(leader, cached)),
+                    }
                 }
             };
             if let Some(result) = result {
@@ -115,13 +113,12 @@ impl Inner {
         leader: Leader<'_, Result<Loaded>>,
         rejoins: &mut Rejoins<'_>,
         key: LoadKey<'_>,
-        begun: LoadBegin,
+        mut begun: LoadBegin,
     ) -> Option<Result<Loaded>> {
         let ctx = rejoins.ctx;
-        let permitted = self.permit_lead(from, (leader, begun), ctx, key, None);
-        let (leader, begun, permit) = match permitted {
-            Ok(permitted) => permitted,
-            Err(refused) => return Some(Err(refused)),
+        let permit = match self.permit_lead(from, &mut begun, ctx, key, None) {
+            Ok(permit) => permit,
+            Err(refused) => return Some(Err(give_up(leader, refused))),
         };
         match executor {
             Executor::Caller => {
@@ -139,30 +136,26 @@ impl Inner {
         }
     }
 
-    /// Begins the work of a flight, unless the value is cached by now. Then that value is the result
-    /// of the flight.
-    pub(super) fn begin<'a>(
+    /// Begins the work of a flight, unless the value is cached by now. Then the leader [finishes the
+    /// flight](finish_with) with that value.
+    pub(super) fn begin(
         &self,
         from: &LoadFrom,
-        leader: Leader<'a, Result<Loaded>>,
         (epoch, forgets): (Epoch, ForgetCount),
         key: LoadKey<'_>,
         miss: Option<MissToken>,
-    ) -> Result<(Leader<'a, Result<Loaded>>, LoadBegin), Loaded> {
+    ) -> Result<LoadBegin, Loaded> {
         let generation = match miss {
             Some((generation, at_miss)) if at_miss == epoch => generation,
             _ => match self.recheck_cache(key) {
-                Ok(value) => {
-                    leader.finish(&Ok(value.clone()));
-                    return Err(value);
-                }
+                Ok(value) => return Err(value),
                 Err(generation) => generation,
             },
         };
         if !matches!(from, LoadFrom::GetterAfterPeers) {
             self.counters.add(|loads| &loads.loads_deduped);
         }
-        Ok((leader, self.load_begin(generation, forgets)))
+        Ok(self.load_begin(generation, forgets))
     }
 
     pub(super) fn load_begin(&self, generation: Generation, forgets: ForgetCount) -> LoadBegin {
@@ -281,8 +274,8 @@ impl Inner {
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
             evicted = self.remove_vanished(from, key, begun);
         }
-        let is_abandoned = ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_));
-        let result = Some(result).filter(|result| result.is_ok() || !is_abandoned);
+        let is_abandoned =
+            result.is_err() && (ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_)));
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
         let notifying = match self.eviction_listener {
@@ -291,12 +284,27 @@ impl Inner {
         };
         drop(busy);
         drop(dependency);
-        match &result {
-            Some(result) => leader.finish(result),
-            None => leader.abandon(),
+        match is_abandoned {
+            false => leader.finish(&result),
+            true => leader.abandon(),
         }
         self.notify_and_drop(evicted);
         drop(notifying);
-        result
+        (!is_abandoned).then_some(result)
     }
+}
+
+/// Publishes a value that was cached when the flight began.
+pub(super) fn finish_with(leader: Leader<'_, Result<Loaded>>, cached: Loaded) -> Loaded {
+    leader.finish(&Ok(cached.clone()));
+    cached
+}
+
+/// Ends the flight of a load that may not begin, for this reason.
+pub(super) fn give_up(leader: Leader<'_, Result<Loaded>>, error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Overloaded => leader.refuse(),
+        _ => leader.abandon(),
+    }
+    error
 }

@@ -27,6 +27,7 @@
 //!   many_key.rs  the keys of these               many_stale.rs  those with stale values
 //!   origin.rs    how many getters run at the same time
 //!   warm.rs      loads before callers ask       key_rates.rs  how often keys are requested
+//!   sweep.rs     drops the entries of a clear
 //! ```
 
 mod answer;
@@ -69,6 +70,7 @@ mod revalidation;
 mod serve;
 mod serve_many;
 mod set;
+mod sweep;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod unverified;

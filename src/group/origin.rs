@@ -8,29 +8,26 @@ use std::time::Instant;
 use super::client_load::ClientWaiter;
 use super::flight::LoadFrom;
 use super::populate::Placement;
-use super::{Inner, LoadBegin, LoadKey, Loaded};
+use super::{Inner, LoadBegin, LoadKey};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits::{LoadClass, LoadPermit, LoadPermits, Urgency};
-use crate::singleflight::Leader;
 use crate::sync::Arc;
 
-/// The lead of a flight, and the permit to run the getter, if one is needed.
-pub(super) type PermittedLead<'a> = (Leader<'a, Result<Loaded>>, LoadBegin, Option<LoadPermit>);
-
 impl Inner {
-    /// Waits for the permit that a flight needs. If there is none in time, the flight is abandoned, so that
-    /// a waiter with time left leads the next one.
-    pub(super) fn permit_lead<'a>(
+    /// Waits for the permit that a flight needs; `None` if it needs none. If there is none in time, the
+    /// caller [gives the flight up](super::flight::give_up), so that a waiter with time left leads the next one.
+    #[inline]
+    pub(super) fn permit_lead(
         &self,
         from: &LoadFrom,
-        (leader, begun): (Leader<'a, Result<Loaded>>, LoadBegin),
+        begun: &mut LoadBegin,
         ctx: &Context,
         key: LoadKey<'_>,
         waiter: Option<&mut dyn ClientWaiter>,
-    ) -> Result<PermittedLead<'a>> {
+    ) -> Result<Option<LoadPermit>> {
         let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
-            return Ok((leader, begun, None));
+            return Ok(None);
         };
         let is_stale_served = ctx
             .value::<StaleIsServed>()
@@ -38,18 +35,10 @@ impl Inner {
         let permit = match is_stale_served {
             true => permits.try_acquire(class).ok_or_else(|| over(permits)),
             false => self.wait_for_permit(permits, class, ctx, waiter),
-        };
-        match permit {
-            Err(error) => {
-                give_up(leader, &error);
-                Err(error)
-            }
-            Ok(permit) => {
-                // The wait does not make the value older.
-                let at = self.store.clock().now();
-                Ok((leader, LoadBegin { at, ..begun }, Some(permit)))
-            }
-        }
+        }?;
+        // The wait does not make the value older.
+        begun.at = self.store.clock().now();
+        Ok(Some(permit))
     }
 
     /// A permit for a load that no caller waits for.
@@ -135,14 +124,6 @@ impl LoadFrom {
             LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => Some(LoadClass::Fallback),
             LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => None,
         }
-    }
-}
-
-/// Ends the flight of a load that may not begin, for this reason.
-pub(super) fn give_up(leader: Leader<'_, Result<Loaded>>, error: &Error) {
-    match error.kind() {
-        ErrorKind::Overloaded => leader.refuse(),
-        _ => leader.abandon(),
     }
 }
 

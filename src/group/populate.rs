@@ -210,7 +210,11 @@ impl Inner {
     /// Calls the listener for entries that left the store, and then drops them. Continues to evict
     /// while the store is over its capacity. No lock is held during the calls. A panic of the
     /// listener propagates at the end.
+    #[inline]
     pub(super) fn notify_and_drop(&self, evicted: EvictedEntries) {
+        if evicted.is_empty() && evicted.pending().is_none() {
+            return;
+        }
         let mut panic = FirstPanic::default();
         self.notify_all(evicted, &mut panic);
         panic.resume();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
-use super::flight::{Executor, LoadFrom, PoolJob};
+use super::flight::{Executor, LoadFrom, PoolJob, finish_with, give_up};
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
@@ -175,11 +175,15 @@ impl Inner {
         let waiter = match from.flights(self).join(key.hash.get(), key.key) {
             Joined::Waiter(waiter) => waiter,
             Joined::Leader(leader, epoch, forgets) => {
-                match self.begin(from, leader, (epoch, forgets), key, None) {
-                    Err(cached) => return Ok(SoftLoad::Ended(Ok(cached))),
-                    Ok(lead) => {
-                        let lead = self.permit_lead(from, lead, ctx, key, None)?;
-                        let (leader, begun, permit) = lead;
+                match self.begin(from, (epoch, forgets), key, None) {
+                    Err(cached) => {
+                        return Ok(SoftLoad::Ended(Ok(finish_with(leader, cached))));
+                    }
+                    Ok(mut begun) => {
+                        let permit = match self.permit_lead(from, &mut begun, ctx, key, None) {
+                            Ok(permit) => permit,
+                            Err(refused) => return Err(give_up(leader, refused)),
+                        };
                         let job_for = JobFor::Own;
                         let job = PoolJob { job_for, permit };
                         self.lead_on_pool(from, leader, ctx, key, begun, job)?

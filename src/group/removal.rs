@@ -7,13 +7,11 @@ use crate::context::Context;
 use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
-use crate::loader_pool::JobFor;
-use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
 use crate::peers::ProtoGetter;
 use crate::store::{ClearedEntries, Evicted, KeyHash, RemovalCause};
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 
 impl Group {
     /// Removes `key` from the caches of all processes: from this one, and from those of its peers, all
@@ -67,9 +65,9 @@ impl Group {
     /// Removes everything from the caches of all processes, with the effect of
     /// [`remove`](Self::remove) for each key.
     ///
-    /// The entries are out of the cache at once. A loader thread calls the eviction listener for them
-    /// and returns their memory, after this call has returned; if no loader thread is free, this
-    /// thread does.
+    /// The entries are out of the cache at once, however many there are. A thread of its own calls the
+    /// eviction listener for them and returns their memory, after this call has returned. If the system
+    /// refuses that thread, this one does so.
     ///
     /// # Errors
     ///
@@ -97,7 +95,7 @@ impl Group {
     /// Removes everything from this process's cache, with the effect of
     /// [`invalidate`](Self::invalidate) for each key, and returns the memory to the system.
     pub fn clear_local(&self) {
-        self.inner.clear_local();
+        self.inner.sweep(self.inner.take_all());
     }
 
     /// Removes keys because a peer has removed them.
@@ -126,7 +124,7 @@ impl Group {
     /// Removes everything because a peer has. As for [`serve_remove`](Self::serve_remove).
     pub fn serve_clear(&self, request: &ClearRequest<'_>) {
         let count = self.inner.removals.admit(request.removal_id);
-        self.inner.clear_here(count);
+        self.inner.sweep_later(self.inner.clear_unswept(count));
     }
 
     /// As [`serve_clear`](Self::serve_clear), but the caller drops the entries, by the returned function.
@@ -134,7 +132,7 @@ impl Group {
     pub(crate) fn clear_unswept(&self, request: &ClearRequest<'_>) -> impl FnOnce() + Send + use<> {
         let inner = self.inner.clone();
         let cleared = inner.clear_unswept(inner.removals.admit(request.removal_id));
-        move || inner.notify_cleared(cleared)
+        move || inner.sweep(cleared)
     }
 
     /// Applies the removals of a peer that this process has missed, and returns those that this process
@@ -172,7 +170,7 @@ impl Inner {
             return Err(ended);
         }
         let (removal_id, count) = self.removals.begin();
-        self.clear_here(count);
+        self.sweep_later(self.clear_unswept(count));
         let group = self.name.clone();
         let told = self.tell(ctx, self.all_peers(&[]), move |peer, ctx| {
             let request = ClearRequest {
@@ -243,38 +241,13 @@ impl Inner {
         self.peer_flights.forget_hashed(hash.get(), key);
     }
 
-    pub(super) fn clear_local(&self) {
-        self.notify_cleared(self.take_all());
-    }
-
     /// Takes everything out of the cache.
-    fn take_all(&self) -> ClearedEntries {
+    pub(super) fn take_all(&self) -> ClearedEntries {
         let cleared = self.store.clear();
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
         self.attempts.forget_all();
         cleared
-    }
-
-    /// Takes everything out of the cache, and lets a loader thread drop it.
-    fn clear_here(self: &Arc<Self>, count: Counted) {
-        // Shared, because a refused job is dropped.
-        let cleared = Arc::new(Mutex::new(Some(self.clear_unswept(count))));
-        let (group, theirs) = (self.clone(), cleared.clone());
-        let submitted = self.pool.submit(JobFor::Own, move |busy| {
-            let cleared = theirs.lock().take();
-            if let Some(cleared) = cleared {
-                group.notify_cleared(cleared);
-            }
-            drop(busy);
-            group
-        });
-        if submitted.is_err() {
-            let cleared = cleared.lock().take();
-            if let Some(cleared) = cleared {
-                self.notify_cleared(cleared);
-            }
-        }
     }
 
     /// Takes everything out of the cache, and notes the removal of all keys.
@@ -287,20 +260,6 @@ impl Inner {
         drop(unsettled);
         self.removals.finish(count);
         cleared
-    }
-
-    /// Calls the listener for entries that were cleared, and drops them.
-    fn notify_cleared(&self, cleared: ClearedEntries) {
-        let Some(listener) = self.eviction_listener.clone() else {
-            return;
-        };
-        let mut panic = FirstPanic::default();
-        nesting::run_or_queue(&mut panic, move |panic| {
-            for Evicted { entry, cause } in cleared.iter() {
-                panic.catch(|| listener(entry.key(), entry.value(), cause));
-            }
-        });
-        panic.resume();
     }
 }
 

@@ -308,7 +308,7 @@ fn no_flight_is_left_behind() {
             (End::Panic, &contexts()[1]),
             (End::NotFound, &contexts()[1]),
         ] {
-            held.group.clear_local();
+            held.group.sweep(held.group.take_all());
             let callers = held.callers(5, ctx);
             held.end(how);
             callers.into_iter().for_each(|caller| drop(caller.join()));

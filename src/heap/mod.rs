@@ -170,6 +170,13 @@ impl Heap {
         self.collect(&self.arenas[next % self.arenas.len()], false);
     }
 
+    /// Frees the blocks that were dropped before.
+    pub(crate) fn free_dropped(&self) {
+        for shared in &self.arenas {
+            self.collect(shared, false);
+        }
+    }
+
     /// Returns all pages that hold no block to the system. Does not wait for blocks that are in use.
     pub(crate) fn release_free_pages(&self) {
         self.spares.clear();

@@ -80,13 +80,6 @@ impl Expiries {
         u32::try_from(at).ok().filter(|_| !self.is_empty())
     }
 
-    /// All slots whose entries have expired.
-    pub(super) fn all_expired(&self, now: Tick) -> impl Iterator<Item = u32> {
-        let any = self.earliest() <= now;
-        let ticks = (0..).zip(if any { &self.ticks[..] } else { &[] });
-        ticks.filter_map(move |(slot, &tick)| (tick <= now).then_some(slot))
-    }
-
     /// The bytes of the lowest level, which has almost all words.
     pub(super) fn table_bytes(&self) -> usize {
         size_of_val(&self.ticks[..])
@@ -257,7 +250,6 @@ mod tests {
                     let found = tree.expired(tick(now));
                     prop_assert_eq!(found.is_some(), !expired.is_empty());
                     prop_assert!(found.is_none_or(is_expired));
-                    prop_assert_eq!(tree.all_expired(tick(now)).collect::<Vec<_>>(), expired);
                 }
             }
             let used = list.iter().rposition(Option::is_some).map_or(0, |last| last + 1);

@@ -24,6 +24,7 @@
 
 mod budget;
 mod ceilings;
+mod cleared;
 mod demand;
 mod entry;
 mod etag;
@@ -75,6 +76,7 @@ use timing::Timing;
 pub(crate) use shard::EVICTED_AT_ONCE;
 
 pub(crate) use ceilings::CeilingId;
+pub(crate) use cleared::ClearedEntries;
 pub use entry::Entry;
 pub(crate) use entry::{Hit, NewEntry};
 pub(crate) use etag::MAX_ETAG;
@@ -525,19 +527,6 @@ impl Store {
         evicted
     }
 
-    /// Removes everything, shard by shard. The values of loads under way are not cached.
-    pub(crate) fn clear(&self) -> ClearedEntries {
-        self.forecaster.observe_clear();
-        let now = self.timing.clock.now();
-        let clear =
-            |shard: &CachePadded<RwLock<Shard>>| shard.write().clear(self.budget.ledger(), now);
-        ClearedEntries {
-            shards: self.shards.iter().map(clear).collect(),
-            now,
-            heap: self.heap.clone(),
-        }
-    }
-
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
         let shards = self.shards.iter();
@@ -585,26 +574,5 @@ impl Store {
     #[inline]
     fn shard(&self, hash: KeyHash) -> &RwLock<Shard> {
         &self.shards[hash.shard(self.shards.len())]
-    }
-}
-
-/// The former contents of a cleared store. The drop returns their memory to the system.
-pub(crate) struct ClearedEntries {
-    shards: Vec<Shard>,
-    /// When it was cleared.
-    now: Tick,
-    heap: Arc<Heap>,
-}
-
-impl ClearedEntries {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Evicted> {
-        self.shards.iter().flat_map(|shard| shard.cleared(self.now))
-    }
-}
-
-impl Drop for ClearedEntries {
-    fn drop(&mut self) {
-        self.shards.clear();
-        self.heap.release_free_pages();
     }
 }

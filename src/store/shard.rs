@@ -399,17 +399,12 @@ impl Shard {
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
     /// contents with their tables, to be dropped without the lock.
-    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>, now: Tick) -> Shard {
+    pub(super) fn clear(&mut self, mut ledger: Ledger<'_>) -> Shard {
         for share in [CacheType::Main, CacheType::Hot] {
             let policy = &self.policies[share as usize];
             ledger.release(share, policy.bytes());
             let removals = &mut self.removals[share as usize];
             removals[RemovalCause::Explicit as usize] += u64::from(policy.len());
-        }
-        for index in self.slab.expiries().all_expired(now) {
-            let removals = &mut self.removals[self.slab.meta(index).share() as usize];
-            removals[RemovalCause::Explicit as usize] -= 1;
-            removals[RemovalCause::Expired as usize] += 1;
         }
         let mut empty = Shard::new(self.cost, self.slab.load_times());
         empty.removals = self.removals;
@@ -420,12 +415,27 @@ impl Shard {
         std::mem::replace(self, empty)
     }
 
-    /// The entries of a shard that was cleared at this time.
-    pub(super) fn cleared(&self, now: Tick) -> impl Iterator<Item = Evicted> {
-        self.slab.iter().map(move |(index, entry)| Evicted {
-            entry,
-            cause: self.cause(index, RemovalCause::Explicit, now),
-        })
+    /// Takes the entries of the last slots, at most [`EVICTED_AT_ONCE`], out of a shard that was cleared at
+    /// this time.
+    pub(super) fn take_cleared(&mut self, now: Tick) -> Vec<Evicted> {
+        let mut entries = Vec::new();
+        while entries.len() < EVICTED_AT_ONCE {
+            let Some((index, entry)) = self.slab.take_last() else {
+                break;
+            };
+            let cause = self.cause(index, RemovalCause::Explicit, now);
+            entries.push(Evicted { entry, cause });
+        }
+        entries
+    }
+
+    /// Corrects the causes of entries that were cleared and counted as explicitly removed.
+    pub(super) fn count_expired(&mut self, entries: &[Evicted]) {
+        for one in entries {
+            let removals = &mut self.removals[one.entry.cache_type() as usize];
+            removals[RemovalCause::Explicit as usize] -= 1;
+            removals[one.cause as usize] += 1;
+        }
     }
 
     /// Shrinks the tables if they are much larger than their contents, by some slots at a time.

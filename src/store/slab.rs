@@ -368,6 +368,16 @@ impl Slab {
         Some(entry)
     }
 
+    /// Takes the last entry out of a slab that is not used any more, and the slots from there on.
+    pub(super) fn take_last(&mut self) -> Option<(u32, Entry)> {
+        loop {
+            let Slot { data, meta } = self.slots.pop()?;
+            if let Some(data) = data {
+                return Some((self.slots.len() as u32, meta.entry(data)));
+            }
+        }
+    }
+
     fn link_free(&mut self, index: u32) {
         let free = self.free;
         let link = self.link_mut(index);

@@ -417,6 +417,22 @@ fn load_that_began_before_a_removal_is_not_cached() {
     }
 }
 
+/// Otherwise the next allocation would free the blocks of all cleared entries, under its arena's lock.
+#[test]
+fn memory_of_cleared_entries_is_freed_part_by_part() {
+    let store = store(8 << 20, Eviction::Tide, 1, &Clock::manual());
+    for n in 0..20_000 {
+        put(&store, &n.to_string(), &[0; 100], CacheType::Main, None);
+    }
+    let full = store.heap.resident();
+    let mut cleared = store.clear();
+    for _ in 0..10_000 / EVICTED_AT_ONCE {
+        store.take_cleared(&mut cleared).expect("more entries");
+    }
+    let left = store.heap.resident();
+    assert!((full / 3..full * 2 / 3).contains(&left), "{left} of {full}");
+}
+
 #[test]
 fn key_too_long_for_a_slot_evicts_nothing() {
     let store = store(200_000, Eviction::Lru, 1, &Clock::manual());

@@ -26,8 +26,14 @@ impl Timing {
     /// Whether an entry that expires at `end` is due; `None` if it has expired.
     #[inline]
     pub(super) fn is_due(&self, end: Tick) -> Option<bool> {
-        let now = self.clock.now();
         let margin = self.margin.load(Ordering::Relaxed);
+        if self
+            .clock
+            .is_well_before(end.nanos().saturating_sub(margin))
+        {
+            return Some(false);
+        }
+        let now = self.clock.now();
         (now < end).then(|| end.nanos() - now.nanos() <= margin)
     }
 

@@ -1,6 +1,7 @@
 //! Sets, removals and clears are told to all peers, and what they did not confirm is named.
 
 use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
 
 use larder::pb::{ClearRequest, GetRequest, RemoveKeysRequest, SetRequest};
 use larder::{
@@ -191,7 +192,7 @@ fn hung_peer_is_named_at_the_deadline() {
                 changes: Mutex::default(),
                 answer: Box::new(move |ctx: &Context| match ctx.remaining() {
                     Some(left) if honors_deadline => {
-                        std::thread::sleep(left);
+                        thread::sleep(left);
                         Err(ErrorKind::Peer.into())
                     }
                     _ => {
@@ -405,12 +406,13 @@ fn group_that_keeps_nothing_can_be_set_and_cleared() {
 }
 
 #[test]
-fn listener_is_called_for_each_entry_after_a_clear() {
+fn entries_of_a_clear_are_dropped_on_another_thread() {
     let count = Count::default();
-    let counted = count.clone();
+    let (counted, caller) = (count.clone(), thread::current().id());
     let group = alone("cleared")
         .eviction_listener(move |_, _, cause| {
             assert_eq!(cause, RemovalCause::Explicit);
+            assert_ne!(thread::current().id(), caller);
             counted.add(1);
         })
         .build(echo().0)

@@ -168,10 +168,11 @@ fn expired_entries_leave_as_expired_by_every_road() {
             },
             |store| {
                 let mut evicted = EvictedEntries::default();
-                let cleared = store.clear();
-                cleared
-                    .iter()
-                    .for_each(|one| evicted.push(one.entry, one.cause));
+                let mut cleared = store.clear();
+                while let Some(part) = store.take_cleared(&mut cleared) {
+                    part.into_iter()
+                        .for_each(|one| evicted.push(one.entry, one.cause));
+                }
                 evicted
             },
         ] {
@@ -257,7 +258,8 @@ fn removals_are_counted_by_share_and_cause() {
     store.remove(store.hash("c"), "c", || ());
     clock.advance(SECOND);
     store.remove(store.hash("a"), "a", || ());
-    store.clear();
+    let mut cleared = store.clear();
+    while store.take_cleared(&mut cleared).is_some() {}
     let stats = store.stats(CacheType::Hot);
     let counted = (
         stats.expired,
@@ -267,4 +269,26 @@ fn removals_are_counted_by_share_and_cause() {
     );
     assert_eq!(counted, (2, 2, 1, 0));
     assert_eq!(store.stats(CacheType::Main), CacheStats::default());
+}
+
+/// A clear reads no entry, however many have expired. The parts that are taken later correct the counts.
+#[test]
+fn clear_counts_expired_entries_when_they_are_taken() {
+    each_policy(|eviction, shards| {
+        let clock = Clock::manual();
+        let store = full_of_mortals(eviction, shards, &clock);
+        let count = store.stats(CacheType::Main).items;
+        clock.advance(SECOND);
+        let mut cleared = store.clear();
+        let counts = || {
+            let stats = store.stats(CacheType::Main);
+            (stats.items, stats.removed, stats.expired)
+        };
+        assert_eq!(counts(), (0, count, 0));
+        let part = store.take_cleared(&mut cleared).expect("entries").len() as u64;
+        assert!(part < count, "it is bounded");
+        assert_eq!(counts(), (0, count - part, part));
+        while store.take_cleared(&mut cleared).is_some() {}
+        assert_eq!(counts(), (0, 0, count));
+    });
 }
