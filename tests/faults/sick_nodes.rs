@@ -429,10 +429,11 @@ fn assert_deadlines_hold(fault: impl FnOnce(&mut Cluster), end: impl FnOnce(&mut
     // A slow machine makes gets late as well, so one good round of several is enough.
     let is_as_before = |round: u64| {
         cluster.begin(1..NODES, &format!("during{round}-"));
-        let during = cluster.measure(|_| thread::sleep(seconds(2)));
+        let mut late = Duration::ZERO;
+        let during = cluster.measure(|_| (late, ()) = lateness(seconds(2), || ()));
         println!("before: {before:?}\nuntil it is named: {first:?}\nafter that: {during:?}");
         assert_eq!(during.to_sick, 0);
-        5 * during.p99_elsewhere <= 6 * before.p99_elsewhere
+        5 * during.p99_elsewhere <= 6 * before.p99_elsewhere + 20 * late
     };
     assert!((0..8).any(is_as_before), "keys of other owners are late");
     end(&mut cluster);
