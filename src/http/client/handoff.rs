@@ -42,11 +42,15 @@ struct Past {
 impl Handoff {
     /// Notes the list that was replaced now.
     pub(crate) fn begin(&self, placement: KeyOwners, clients: PastClients) {
+        self.begin_after(0, placement, clients);
+    }
+
+    fn begin_after(&self, vain: u32, placement: KeyOwners, clients: PastClients) {
         let past = Past {
             placement,
             clients,
             until: Instant::now() + HANDOFF_WINDOW,
-            vain: AtomicU32::new(0),
+            vain: AtomicU32::new(vain),
         };
         let before = self.past.write().replace(Arc::new(past));
         drop(before);
@@ -67,7 +71,8 @@ impl Handoff {
         *came_back = Some(now);
         drop(came_back);
         if let Some((placement, clients)) = past() {
-            self.begin(placement, clients);
+            // The peer may be the one that is sick. Then there is nothing to take over.
+            self.begin_after(MAX_VAIN - FEW_VAIN, placement, clients);
         }
     }
 
@@ -205,6 +210,9 @@ impl ProtoGetter for PreviousOwner {
 /// After so many answers in a row without a value, previous owners are not asked any more: the cluster
 /// has just started, or the window is longer than it needs to be.
 const MAX_VAIN: u32 = 256;
+
+/// The same for a process that may have been away, until the first value.
+const FEW_VAIN: u32 = 16;
 
 /// A failed exchange counts as so many answers without a value, because it costs more time.
 const COST_OF_FAILURE: u32 = 16;
