@@ -120,6 +120,7 @@ pub fn read_response(
 /// The keys of a request for several keys, if it is valid and has at most `max_keys`.
 pub fn decode_many_request(body: &[u8], max_keys: usize) -> Option<Vec<String>> {
     let request = wire::decode_many_request(body, max_keys).ok()?;
+    assert_eq!(wire::known_hashes(&request).count(), request.keys.len());
     Some(request.keys.iter().map(|key| key.to_string()).collect())
 }
 

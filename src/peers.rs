@@ -29,7 +29,9 @@ pub trait PeerPicker: Send + Sync {
 
     /// The peer that may have cached a value of `key`, which this process owns only since a short time
     /// ago: the list of peers changed, or this process started. The group asks it, by
-    /// [`ProtoGetter::get_many`], for 10 ms at most, before it runs its own getter.
+    /// [`ProtoGetter::get_many`], for 10 ms at most, before it runs its own getter. For the keys of one call
+    /// of a [bulk getter](crate::BulkGetter), each previous owner gets one request, all at the same time. Peers
+    /// are told apart by pointers, so return clones of one `Arc` for one peer.
     ///
     /// The default implementation returns none.
     fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
@@ -189,6 +191,26 @@ pub trait ProtoGetter: Send + Sync {
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
         let cached = self.get_many(ctx, group, keys)?;
         Ok(cached.into_iter().map(|answer| answer.map(Ok)).collect())
+    }
+
+    /// As [`load_many`](Self::load_many), for a process that has cached `olds`, older answers of peers: one for
+    /// each key, `None` where there is none. As for [`revalidate`](Self::revalidate), the response for a key
+    /// whose value is the same has the old view as its value, and a transport need not carry its bytes.
+    ///
+    /// The default implementation calls [`load_many`](Self::load_many).
+    ///
+    /// # Errors
+    ///
+    /// As [`get_many`](Self::get_many).
+    fn revalidate_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        olds: &[Option<ByteView>],
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let _ = olds;
+        self.load_many(ctx, group, keys)
     }
 
     /// Tells the peer to remove keys from its cache, by

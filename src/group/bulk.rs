@@ -189,7 +189,7 @@ impl Inner {
             }
         };
         let mut evicted = EvictedEntries::default();
-        let results = self.call_bulk_getter(bulk, &leads, ctx, &mut evicted);
+        let results = self.load_leads(bulk, &leads, ctx, &mut evicted);
         let mut vanished = Vec::new();
         for (lead, result) in leads.iter().zip(&results) {
             if result.as_ref().is_err_and(Error::is_not_found) {
@@ -227,9 +227,10 @@ impl Inner {
         published
     }
 
-    /// Calls the bulk getter, and puts the values into the store. Returns the result of each key.
-    fn call_bulk_getter(
-        &self,
+    /// Loads the values of these keys from the previous owners, and those that they do not have by the bulk
+    /// getter. Returns the result of each key.
+    fn load_leads(
+        self: &Arc<Self>,
         bulk: &dyn BulkGetter,
         leads: &[Lead<'_, '_>],
         ctx: &Context,
@@ -244,7 +245,35 @@ impl Inner {
             .zip(&froms)
             .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
             .collect();
-        let old = |lead: &Lead<'_, '_>| self.old_value(lead.key.key, lead.begun);
+        let taken = self.take_over_all(ctx, leads, evicted);
+        let mut results: Vec<_> = taken.into_iter().map(|taken| taken.map(Ok)).collect();
+        let missing = |at: &usize| results[*at].is_none();
+        let missing: Vec<usize> = (0..leads.len()).filter(missing).collect();
+        if !missing.is_empty() {
+            let rest: Vec<&Lead<'_, '_>> = missing.iter().map(|at| &leads[*at]).collect();
+            let loaded = self.call_bulk_getter(bulk, &rest, ctx, evicted);
+            for (at, result) in missing.into_iter().zip(loaded) {
+                results[at] = Some(result);
+            }
+        }
+        let results: Vec<Result<Loaded>> = results.into_iter().flatten().collect();
+        for (watch, result) in watches.into_iter().zip(&results) {
+            if let Some(watch) = watch {
+                watch.end(result);
+            }
+        }
+        results
+    }
+
+    /// Calls the bulk getter, and puts the values into the store. Returns the result of each key.
+    fn call_bulk_getter(
+        &self,
+        bulk: &dyn BulkGetter,
+        leads: &[&Lead<'_, '_>],
+        ctx: &Context,
+        evicted: &mut EvictedEntries,
+    ) -> Vec<Result<Loaded>> {
+        let old = |lead: &&Lead<'_, '_>| self.old_value(lead.key.key, lead.begun);
         let olds: Vec<_> = leads.iter().map(old).collect();
         let (mut runs, mut sinks) = (Vec::new(), Vec::new());
         for (lead, old) in leads.iter().zip(&olds) {
@@ -271,13 +300,7 @@ impl Inner {
                 by_peer: false,
             })
         });
-        let results: Vec<Result<Loaded>> = results.collect();
-        for (watch, result) in watches.into_iter().zip(&results) {
-            if let Some(watch) = watch {
-                watch.end(result);
-            }
-        }
-        results
+        results.collect()
     }
 }
 

@@ -115,10 +115,8 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
-        if placement != Placement::Fallback {
-            if let Some(loaded) = self.take_over(placement, ctx, key, begun, evicted) {
-                return Ok(loaded);
-            }
+        if let Some(loaded) = self.take_over(placement, ctx, key, begun, evicted) {
+            return Ok(loaded);
         }
         let mut run = GetterRun::new(&self.counters);
         let old = self.old_value(key, begun);

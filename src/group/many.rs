@@ -381,8 +381,13 @@ impl Inner {
         query: &OwnerQuery,
         keys: &[&QueryKey],
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        let old = |key: &&QueryKey| key.old.as_ref().map(|old| old.view.clone());
+        let olds: Vec<Option<ByteView>> = keys.iter().map(old).collect();
         let keys: Vec<&str> = keys.iter().map(|key| &*key.key).collect();
-        query.owner.load_many(ctx, &self.name, &keys)
+        match olds.iter().any(Option::is_some) {
+            true => query.owner.revalidate_many(ctx, &self.name, &keys, &olds),
+            false => query.owner.load_many(ctx, &self.name, &keys),
+        }
     }
 
     /// Asks for the only key of an owner. The owner loads it if necessary.
@@ -425,7 +430,7 @@ fn fill(results: &mut Results, found: Found) {
 }
 
 /// The next answer; `None` once all have arrived or failed, or the deadline has passed.
-fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
+pub(super) fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
     match ctx.deadline() {
         None => answers.recv().ok(),
         Some(deadline) => answers.recv_deadline(deadline).ok(),

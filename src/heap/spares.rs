@@ -37,7 +37,7 @@ impl Spares {
         if size > MAX_SPARE_BLOCK {
             return None;
         }
-        let block = self.cell().swap(None)?;
+        let block = self.cell().take()?;
         let fits = rounded(SharedBytes::HEADER + block.len()) == rounded(size);
         if fits { block.into_vacant() } else { None }
     }
@@ -45,7 +45,7 @@ impl Spares {
     /// Drops the blocks of all threads.
     pub(super) fn clear(&self) {
         for cell in self.0.iter() {
-            drop(cell.swap(None));
+            drop(cell.take());
         }
     }
 

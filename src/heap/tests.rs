@@ -268,3 +268,19 @@ fn gaps_of_half_empty_slabs_count_as_excess() {
     settled(&heap);
     assert_eq!(heap.excess().load(Ordering::Relaxed), 0);
 }
+
+/// Small tables lie on malloc, and larger ones in mappings, which grow at other addresses.
+#[test]
+fn table_keeps_its_contents_while_it_grows_and_shrinks() {
+    let mut table = super::TableVec::new_in(super::TableMemory);
+    let numbers = 0..300_000_u64;
+    table.extend(numbers.clone());
+    assert!(numbers.eq(table.iter().copied()));
+    for len in [100_000, 5000, 1000, 10] {
+        table.truncate(len);
+        table.shrink_to_fit();
+        assert!((0..len as u64).eq(table.iter().copied()));
+    }
+    table.extend(10..5000);
+    assert!((0..5000).eq(table.iter().copied()));
+}

@@ -110,6 +110,7 @@ pub struct GetManyRequest<'a> {
     pub keys: Vec<Cow<'a, str>>,
     pub max_bytes: Option<u64>,
     pub load: Option<bool>,
+    pub known: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> MessageRead<'a> for GetManyRequest<'a> {
@@ -120,6 +121,7 @@ impl<'a> MessageRead<'a> for GetManyRequest<'a> {
                 Ok(802) => msg.keys.push(r.read_string(bytes).map(Cow::Borrowed)?),
                 Ok(808) => msg.max_bytes = Some(r.read_uint64(bytes)?),
                 Ok(816) => msg.load = Some(r.read_bool(bytes)?),
+                Ok(826) => msg.known = Some(r.read_bytes(bytes).map(Cow::Borrowed)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -134,12 +136,14 @@ impl<'a> MessageWrite for GetManyRequest<'a> {
         + self.keys.iter().map(|s| 2 + sizeof_len((s).len())).sum::<usize>()
         + self.max_bytes.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.load.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
+        + self.known.as_ref().map_or(0, |m| 2 + sizeof_len((m).len()))
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
         for s in &self.keys { w.write_with_tag(802, |w| w.write_string(&**s))?; }
         if let Some(ref s) = self.max_bytes { w.write_with_tag(808, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.load { w.write_with_tag(816, |w| w.write_bool(*s))?; }
+        if let Some(ref s) = self.known { w.write_with_tag(826, |w| w.write_bytes(&**s))?; }
         Ok(())
     }
 }

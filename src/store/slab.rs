@@ -169,13 +169,13 @@ impl SlotLink {
 
 /// The data of a slot that hits read.
 #[derive(Debug)]
-struct Slot {
+struct HotData {
     /// `None` if the slot is free.
     data: Option<SharedBytes>,
     meta: EntryMeta,
 }
 
-const _: () = assert!(weight::SLOT == size_of::<Slot>() + size_of::<ColdData>());
+const _: () = assert!(weight::SLOT == size_of::<HotData>() + size_of::<ColdData>());
 
 /// A slot's entry, borrowed from the slab.
 #[derive(Clone, Copy)]
@@ -225,7 +225,7 @@ impl SlotRef<'_> {
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Slab {
-    slots: TableVec<Slot>,
+    slots: TableVec<HotData>,
     cold: TableVec<ColdData>,
     expiries: Expiries,
     load_times: LoadTimes,
@@ -251,7 +251,7 @@ impl Slab {
     /// The slot's entry, if it has one.
     #[inline(always)]
     pub(super) fn slot(&self, index: u32) -> Option<SlotRef<'_>> {
-        let Slot { data, meta } = self.slots.get(index as usize)?;
+        let HotData { data, meta } = self.slots.get(index as usize)?;
         Some(SlotRef {
             index,
             data: data.as_ref()?,
@@ -328,7 +328,11 @@ impl Slab {
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
         let begun = self.load_times.pack(new.begun, begins);
         let data = Some(new.data.clone());
-        self.put(Slot { data, meta }, ColdData { link, begun }, new.expires)
+        self.put(
+            HotData { data, meta },
+            ColdData { link, begun },
+            new.expires,
+        )
     }
 
     /// Gives a slot's entry new times.
@@ -340,7 +344,7 @@ impl Slab {
     }
 
     #[inline]
-    fn put(&mut self, slot: Slot, cold: ColdData, expires: Option<Tick>) -> Option<u32> {
+    fn put(&mut self, slot: HotData, cold: ColdData, expires: Option<Tick>) -> Option<u32> {
         let index = if self.free != NIL {
             let index = self.free;
             let at = index as usize;
@@ -371,7 +375,7 @@ impl Slab {
     /// Takes the last entry out of a slab that is not used any more, and the slots from there on.
     pub(super) fn take_last(&mut self) -> Option<(u32, Entry)> {
         loop {
-            let Slot { data, meta } = self.slots.pop()?;
+            let HotData { data, meta } = self.slots.pop()?;
             if let Some(data) = data {
                 return Some((self.slots.len() as u32, meta.entry(data)));
             }

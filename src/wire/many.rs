@@ -6,6 +6,7 @@ use std::ops::Range;
 use quick_protobuf::{BytesReader, MessageRead};
 
 use super::body::{FieldType, Fields, LEN, VARINT, check_fields, push_tag, push_varint};
+use super::known::{has_whole_hashes, known_values};
 use super::numbers::{NO_NUMBER, numbers, push_numbers, whole_numbers};
 use super::path::{PathError, escaped_len, push_escaped, split_at_byte, unescape};
 use super::pieces::Body;
@@ -37,12 +38,19 @@ pub(crate) fn parse_group_path<'a>(
 }
 
 /// The body of a request for `keys`, whose response may hold `max_bytes` of values. `load` is whether
-/// the peer is to load what it has not cached.
-pub(crate) fn many_request(keys: &[&str], max_bytes: usize, load: bool) -> Result<Vec<u8>> {
+/// the peer is to load what it has not cached. `known` has the [hashes](super::value_hash) of the values that
+/// need not be sent again.
+pub(crate) fn many_request(
+    keys: &[&str],
+    max_bytes: usize,
+    load: bool,
+    known: &[Option<u64>],
+) -> Result<Vec<u8>> {
     let message = GetManyRequest {
         keys: keys.iter().map(|&key| Cow::Borrowed(key)).collect(),
         max_bytes: Some(max_bytes as u64),
         load: load.then_some(true),
+        known: known_values(known),
     };
     message
         .encode()
@@ -54,20 +62,23 @@ pub(crate) fn many_request(keys: &[&str], max_bytes: usize, load: bool) -> Resul
 /// # Errors
 ///
 /// The reason: it is not a sequence of whole fields of the right types, it has more than `max_keys`
-/// keys, or a key is not UTF-8. At most `max_keys` keys are allocated; their text borrows from `body`.
+/// keys, a key is not UTF-8, or there is not a hash for each key. At most `max_keys` keys are allocated; their text borrows from `body`.
 pub(crate) fn decode_many_request(
     body: &[u8],
     max_keys: usize,
 ) -> Result<GetManyRequest<'_>, String> {
     check_fields(
         body,
-        &[KEYS, MAX_BYTES, LOAD],
+        &[KEYS, MAX_BYTES, LOAD, KNOWN_HASHES],
         max_keys.saturating_add(SPARE_FIELDS),
     )?;
     let message = GetManyRequest::from_reader(&mut BytesReader::from_bytes(body), body)
         .map_err(|error| error.to_string())?;
     if message.keys.len() > max_keys {
         return Err(format!("{} keys, over {max_keys}", message.keys.len()));
+    }
+    if !has_whole_hashes(&message) {
+        return Err("not a hash for each key".into());
     }
     Ok(message)
 }
@@ -111,24 +122,31 @@ impl ManyBody {
 
     /// Adds the next key, which has this value. `key_hash` is the [hash](super::key_hash) of the key.
     pub(crate) fn push(&mut self, key_hash: u64, value: ByteView, fields: &Fields) {
+        self.push_keyed(FOUND, key_hash, value.len(), fields);
+        self.body.push_value(value);
+    }
+
+    /// Adds the next key, whose value the client has.
+    pub(crate) fn push_unchanged(&mut self, key_hash: u64, fields: &Fields) {
+        self.push_keyed(UNCHANGED, key_hash, 0, fields);
+    }
+
+    /// Adds what stands before the value of the next key, which is in this state, or in the next one if it has
+    /// a time to live.
+    fn push_keyed(&mut self, state: u8, key_hash: u64, len: usize, fields: &Fields) {
         self.removals.push(fields.removals.unwrap_or(0));
         self.ages.push(fields.age_ms);
         let rate = fields.minute_qps.map(|qps| (qps as f32).to_bits());
         self.rates.push(rate.unwrap_or(NO_NUMBER));
         let stale = |ms| u32::try_from(ms).unwrap_or(NO_NUMBER - 1);
         self.stale.push(fields.stale_ms.map_or(NO_NUMBER, stale));
-        match fields.ttl_nanos {
-            None => self.found.push(FOUND),
-            Some(ttl) => {
-                self.found.push(FOUND_WITH_TTL);
-                self.ttls.push(ttl);
-            }
-        }
+        self.found
+            .push(state + u8::from(fields.ttl_nanos.is_some()));
+        self.ttls.extend(fields.ttl_nanos);
         let out = &mut self.body.copied;
         push_tag(out, KEYED_VALUES);
-        push_varint(out, (HASH_LEN + value.len()) as u64);
+        push_varint(out, (HASH_LEN + len) as u64);
         out.extend_from_slice(&key_hash.to_le_bytes());
-        self.body.push_value(value);
     }
 
     /// The whole body. The states of the keys follow the values, because they are complete only
@@ -185,6 +203,8 @@ fn decode_error(bytes: &[u8]) -> Error {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ManyValue {
     pub range: Range<usize>,
+    /// Whether the value is the one that the request named. Then `range` is empty.
+    pub is_unchanged: bool,
     pub fields: Fields,
 }
 
@@ -222,21 +242,21 @@ pub(crate) fn decode_many_response(
                 slots.push(Some(Err(decode_error(error?))));
                 continue;
             }
-            FOUND => false,
-            FOUND_WITH_TTL => true,
+            FOUND | UNCHANGED => false,
+            FOUND_WITH_TTL | UNCHANGED_WITH_TTL => true,
             _ => return Err(corrupt("a key in no known state")),
         };
         let ttl_nanos = ttls.next_if(|_| has_ttl).copied();
         if has_ttl && ttl_nanos.is_none() {
             return Err(corrupt("a time is missing"));
         }
-        let keyed = values.next().ok_or_else(|| corrupt("a value is missing"))?;
-        let value = keyed.strip_prefix(&hash.to_le_bytes());
-        let value = value.ok_or_else(|| corrupt("a value is that of another key"))?;
+        let is_unchanged = matches!(state, UNCHANGED | UNCHANGED_WITH_TTL);
+        let value = value_of_key(values.next(), hash, is_unchanged).map_err(corrupt)?;
         // The generated reader only borrows, so the value is a part of the body.
         let from = value.as_ptr().addr() - start;
         slots.push(Some(Ok(ManyValue {
             range: from..from + value.len(),
+            is_unchanged,
             fields: Fields {
                 ttl_nanos,
                 age_ms: ages.next().filter(|&age| age != UNKNOWN_AGE),
@@ -251,6 +271,20 @@ pub(crate) fn decode_many_response(
         return Err(corrupt("a value of no key"));
     }
     Ok(slots)
+}
+
+/// The value behind the hash of its key; empty if the client has it.
+fn value_of_key<'b>(
+    keyed: Option<&'b Cow<'_, [u8]>>,
+    key_hash: u64,
+    is_unchanged: bool,
+) -> Result<&'b [u8], &'static str> {
+    let keyed = keyed.ok_or("a value is missing")?;
+    let value = keyed.strip_prefix(&key_hash.to_le_bytes());
+    match value.ok_or("a value is that of another key")? {
+        value if is_unchanged && !value.is_empty() => Err("a known value"),
+        value => Ok(value),
+    }
 }
 
 /// Reads the message of a response for so many keys, and checks its counts.
@@ -298,6 +332,7 @@ fn check_counts(message: &GetManyResponse<'_>) -> Result<(), &'static str> {
 const KEYS: FieldType = (100, LEN);
 const MAX_BYTES: FieldType = (101, VARINT);
 const LOAD: FieldType = (102, VARINT);
+const KNOWN_HASHES: FieldType = (103, LEN);
 
 const KEYS_FOUND: FieldType = (101, LEN);
 const TTL_NANOS: FieldType = (102, VARINT);
@@ -328,6 +363,8 @@ const MISSING: u8 = 0;
 const FOUND: u8 = 1;
 const FOUND_WITH_TTL: u8 = 2;
 const FAILED: u8 = 3;
+const UNCHANGED: u8 = 4;
+const UNCHANGED_WITH_TTL: u8 = 5;
 
 /// The longest text of an error in a response, in bytes.
 pub(crate) const MAX_ERROR_TEXT: usize = 400;
@@ -447,7 +484,7 @@ mod tests {
     #[test]
     fn request_with_too_many_keys_is_refused() {
         let keys = vec![""; 1000];
-        let body = many_request(&keys, 1, true).expect("it encodes");
+        let body = many_request(&keys, 1, true, &[]).expect("it encodes");
         assert!(decode_many_request(&body, 1000).is_ok());
         assert!(decode_many_request(&body, 999).is_err(), "a few too many");
         assert!(decode_many_request(&body, 10).is_err(), "far too many");
@@ -566,7 +603,7 @@ mod tests {
             load: bool,
         ) {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            let body = many_request(&keys, max_bytes as usize, load).unwrap();
+            let body = many_request(&keys, max_bytes as usize, load, &[]).unwrap();
             let decoded = decode_many_request(&body, 20).unwrap();
             prop_assert_eq!(decoded.keys, keys);
             prop_assert_eq!(decoded.max_bytes, Some(u64::from(max_bytes)));

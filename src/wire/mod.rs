@@ -12,7 +12,8 @@
 //! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`], [`decode_table`] | the last one |
 //! | `status` | | [`status_of`] → [`error_of`] |
 //!
-//! An answer says with a hash which key it answers: `key_hash`. A request says which list of peers its
+//! An answer says with a hash which key it answers: `key_hash`. A request for several keys says which values
+//! its sender has: `known`. A request says which list of peers its
 //! sender has: `peers_mark`.
 //!
 //! Both sides use `head`, which finds the end of an HTTP head. `pieces` is a body whose values are
@@ -24,6 +25,7 @@ mod changes;
 mod differential;
 mod head;
 mod key_hash;
+mod known;
 mod many;
 mod numbers;
 mod path;
@@ -42,6 +44,7 @@ pub(crate) use changes::{
 };
 pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};
+pub(crate) use known::known_hashes;
 pub(crate) use many::{
     MAX_ERROR_TEXT, ManyBody, ManyValue, decode_many_request, decode_many_response, group_path,
     many_request, parse_group_path,

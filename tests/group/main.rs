@@ -21,6 +21,7 @@ mod failover;
 mod fence;
 mod freshness;
 mod groupcache;
+mod handoff;
 mod herd;
 mod hooks;
 mod hot_keys;

@@ -94,6 +94,32 @@ unsafe impl Allocator for TableMemory {
         Ok(NonNull::slice_from_raw_parts(start, layout.size()))
     }
 
+    /// Mapped memory moves by its page tables: no byte is copied, and the old pages need no second copy
+    /// meanwhile.
+    unsafe fn grow(
+        &self,
+        start: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        if old.size() >= system::MIN_TABLE {
+            // SAFETY: the caller owns this mapping of `old.size()` bytes.
+            if let Some(start) = unsafe { system::grow(start, old.size(), new.size()) } {
+                return Ok(NonNull::slice_from_raw_parts(start, new.size()));
+            }
+        }
+        let moved = self.allocate(new)?;
+        // SAFETY: both are as long as `old` at least, and they do not overlap. The caller gives `start`
+        // away.
+        unsafe {
+            start
+                .as_ptr()
+                .copy_to_nonoverlapping(moved.as_ptr().cast(), old.size());
+            self.deallocate(start, old);
+        }
+        Ok(moved)
+    }
+
     unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
         if layout.size() < system::MIN_TABLE {
             // SAFETY: as the caller's.
@@ -125,6 +151,24 @@ mod system {
         // SAFETY: the new mapping replaces none.
         let start = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
         NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED)
+    }
+
+    /// Makes a mapping of `old` bytes longer, at another address if need be. `None` if that cannot be done;
+    /// then nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the mapping, and uses its old address no more.
+    #[cfg(target_os = "linux")]
+    pub(super) unsafe fn grow(start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+        // SAFETY: as the caller's. The new mapping replaces no other.
+        let moved = unsafe { libc::mremap(start.as_ptr().cast(), old, new, libc::MREMAP_MAYMOVE) };
+        NonNull::new(moved.cast()).filter(|_| moved != libc::MAP_FAILED)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) unsafe fn grow(_: NonNull<u8>, _: usize, _: usize) -> Option<NonNull<u8>> {
+        None
     }
 
     /// Maps `len` bytes at a multiple of `SEGMENT`.
@@ -172,6 +216,10 @@ mod system {
     }
 
     pub(super) use map_segment as map;
+
+    pub(super) unsafe fn grow(_: NonNull<u8>, _: usize, _: usize) -> Option<NonNull<u8>> {
+        None
+    }
 
     pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
         let layout = Layout::from_size_align(len, SEGMENT).ok()?;

@@ -46,6 +46,16 @@ impl BlockCell {
         // The reference moves into the cell and out of it, so the count does not change (invariant 3).
         NonNull::new(self.0.swap(new, Ordering::AcqRel)).map(SharedBytes)
     }
+
+    /// Takes the block out, if there is one. Most often there is none in a cache that is not full, and the
+    /// look costs no locked instruction then.
+    #[inline]
+    pub(in super::super) fn take(&self) -> Option<SharedBytes> {
+        if self.0.load(Ordering::Relaxed).is_null() {
+            return None;
+        }
+        self.swap(None)
+    }
 }
 
 impl Drop for BlockCell {

@@ -9,7 +9,7 @@ use crate::http::client::fields::response_of;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::wire::ManyValue;
+use crate::wire::{self, ManyValue};
 
 /// The result of a batched request, shared by its leader and its waiters.
 pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
@@ -30,6 +30,8 @@ pub(crate) enum BatchError {
 pub(crate) struct BatchValues {
     pub(crate) body: SharedBytes,
     pub(crate) slots: Vec<Option<Result<ManyValue>>>,
+    /// The values that the request named, each at the place of its key.
+    pub(crate) olds: Vec<Option<ByteView>>,
 }
 
 impl BatchValues {
@@ -46,17 +48,37 @@ impl BatchValues {
             Ok(slot) => slot,
             Err(error) => return Some(Err(error.clone())),
         };
-        let value = ByteView::from(self.body.get(slot.range.clone())?);
+        let value = match slot.is_unchanged {
+            true => self.olds.get(place)?.clone()?,
+            false => ByteView::from(self.body.get(slot.range.clone())?),
+        };
         Some(Ok(response_of(&slot.fields, true, value)))
     }
 
-    /// The mean length of the values; `None` if there is none.
+    /// The mean length of the values that were sent; `None` if there is none.
     pub(crate) fn mean_len(&self) -> Option<usize> {
-        let values = || self.slots.iter().flatten().flatten();
+        let is_sent = |value: &&ManyValue| !value.is_unchanged;
+        let values = || self.slots.iter().flatten().flatten().filter(is_sent);
         let sum: usize = values().map(|value| value.range.len()).sum();
         sum.checked_div(values().count())
     }
 }
+
+/// The hashes of the values that a request for several keys names.
+pub(crate) fn known_hashes(
+    group: &str,
+    keys: &[&str],
+    olds: &[Option<ByteView>],
+) -> Vec<Option<u64>> {
+    let hash = |(key, old): (&&str, &Option<ByteView>)| {
+        let old = old.as_ref().filter(|old| old.len() >= SHORTEST_KNOWN)?;
+        Some(wire::value_hash(wire::key_hash(group, key), old))
+    };
+    keys.iter().zip(olds).map(hash).collect()
+}
+
+/// The shortest value whose hash a request names, in bytes. The hash takes eight.
+const SHORTEST_KNOWN: usize = 64;
 
 /// Whether the keys of one peer are asked for in batches, judged by its responses.
 pub(crate) struct BatchPolicy {

@@ -32,11 +32,10 @@ pub(crate) type PastClients = Vec<Option<Arc<HttpPeer>>>;
 /// The owners of keys before a change, and until when they are asked.
 struct Past {
     placement: KeyOwners,
-    /// The clients of the nodes, each at its place; `None` for this process and for unknown nodes.
-    clients: PastClients,
+    /// The nodes, each at its place; `None` for this process and for unknown nodes.
+    owners: Vec<Option<Arc<PreviousOwner>>>,
     until: Instant,
-    /// Rises with each answer without a value, and falls to 0 with each value.
-    vain: AtomicU32,
+    vain: Arc<AtomicU32>,
 }
 
 impl Handoff {
@@ -46,11 +45,17 @@ impl Handoff {
     }
 
     fn begin_after(&self, vain: u32, placement: KeyOwners, clients: PastClients) {
+        let vain = Arc::new(AtomicU32::new(vain));
+        let owner = |client| {
+            let vain = Arc::clone(&vain);
+            Arc::new(PreviousOwner { client, vain })
+        };
+        let owners = clients.into_iter().map(|client| client.map(owner));
         let past = Past {
             placement,
-            clients,
+            owners: owners.collect(),
             until: Instant::now() + HANDOFF_WINDOW,
-            vain: AtomicU32::new(vain),
+            vain,
         };
         let before = self.past.write().replace(Arc::new(past));
         drop(before);
@@ -90,12 +95,12 @@ impl Handoff {
         }
         // A node that had gone before had left its keys to the next one. Nodes without a client stay.
         let may_have = |place: usize| {
-            let client = past.clients.get(place).and_then(Option::as_ref);
-            client.is_none_or(|client| client.health().may_hand_over())
+            let owner = past.owners.get(place).and_then(Option::as_ref);
+            owner.is_none_or(|owner| owner.client.health().may_hand_over())
         };
         let owner = past.placement.owner_among(key, may_have)?;
-        let client = past.clients.get(owner)?.clone()?;
-        Some(Arc::new(PreviousOwner { client, past }))
+        let owner = past.owners.get(owner)?.clone()?;
+        Some(owner)
     }
 
     /// Learns the past from the peers, for a process that has just received its first list.
@@ -174,7 +179,8 @@ fn past_of(
 /// A peer that is only asked for what it has cached.
 struct PreviousOwner {
     client: Arc<HttpPeer>,
-    past: Arc<Past>,
+    /// Rises with each answer without a value, and falls to 0 with each value. All previous owners share it.
+    vain: Arc<AtomicU32>,
 }
 
 impl ProtoGetter for PreviousOwner {
@@ -189,7 +195,7 @@ impl ProtoGetter for PreviousOwner {
         keys: &[&str],
     ) -> Result<Vec<Option<PeerResponse>>> {
         let answers = self.client.get_many(ctx, group, keys);
-        let vain = &self.past.vain;
+        let vain = &self.vain;
         match &answers {
             Ok(answers) if answers.iter().any(Option::is_some) => vain.store(0, Ordering::Relaxed),
             Ok(_) => _ = vain.fetch_add(1, Ordering::Relaxed),

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::batch_values::BatchError;
@@ -10,7 +11,7 @@ use crate::peers::PeerResponse;
 
 impl HttpPeer {
     /// Asks for several keys, in as few batches as the limits allow. `load` is whether the peer loads
-    /// those that it has not cached.
+    /// those that it has not cached. `olds` has the values that it need not send again, or is empty.
     ///
     /// If a batch fails after another one brought values, or if the peer does not support batches, the
     /// remaining keys are `None`.
@@ -19,6 +20,7 @@ impl HttpPeer {
         ctx: &Context,
         group: &str,
         keys: &[&str],
+        olds: &[Option<ByteView>],
         load: bool,
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
         let mut found = Vec::with_capacity(keys.len());
@@ -26,7 +28,9 @@ impl HttpPeer {
             let deadline = self.deadline(ctx, Instant::now())?;
             let rest = &keys[found.len()..];
             let batch = &rest[..self.batch_len(rest)];
-            match self.send_batch(ctx, group, batch, deadline, load) {
+            let olds = olds.get(found.len()..).unwrap_or_default();
+            let olds = &olds[..batch.len().min(olds.len())];
+            match self.send_batch(ctx, group, batch, olds, deadline, load) {
                 Ok(values) => {
                     found.extend((0..batch.len()).map(|place| values.answer(place)));
                 }

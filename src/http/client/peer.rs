@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::heap::SharedBytes;
 use crate::http::client::batch::{BatchRole, Batcher};
-use crate::http::client::batch_values::{BatchError, BatchPolicy, BatchResult, BatchValues};
+use crate::http::client::batch_values::{
+    BatchError, BatchPolicy, BatchResult, BatchValues, known_hashes,
+};
 use crate::http::client::health::PeerHealth;
 use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::health::watch::Watch;
@@ -116,7 +119,7 @@ impl ProtoGetter for HttpPeer {
             BatchRole::Waiter(result, place) => (result, place),
             BatchRole::Leader(mut leader) => {
                 let keys = leader.keys();
-                let result = Arc::new(self.send_batch(ctx, group, &keys, deadline, false));
+                let result = Arc::new(self.send_batch(ctx, group, &keys, &[], deadline, false));
                 leader.set_result(result.clone());
                 (Some(result), leader.place())
             }
@@ -155,7 +158,7 @@ impl ProtoGetter for HttpPeer {
         group: &str,
         keys: &[&str],
     ) -> Result<Vec<Option<PeerResponse>>> {
-        let answers = self.ask_for_many(ctx, group, keys, false)?;
+        let answers = self.ask_for_many(ctx, group, keys, &[], false)?;
         let value = |answer: Option<Result<PeerResponse>>| answer?.ok();
         Ok(answers.into_iter().map(value).collect())
     }
@@ -166,7 +169,17 @@ impl ProtoGetter for HttpPeer {
         group: &str,
         keys: &[&str],
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
-        self.ask_for_many(ctx, group, keys, true)
+        self.ask_for_many(ctx, group, keys, &[], true)
+    }
+
+    fn revalidate_many(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: &[&str],
+        olds: &[Option<ByteView>],
+    ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+        self.ask_for_many(ctx, group, keys, olds, true)
     }
 
     fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
@@ -258,12 +271,13 @@ impl HttpPeer {
     }
 
     /// Sends one batched request and reads its response. `load` is whether the peer loads the keys that
-    /// it has not cached.
+    /// it has not cached. `olds` has the values that it need not send again.
     pub(super) fn send_batch(
         &self,
         ctx: &Context,
         group: &str,
         keys: &[&str],
+        olds: &[Option<ByteView>],
         deadline: Instant,
         load: bool,
     ) -> Result<BatchValues, BatchError> {
@@ -273,7 +287,9 @@ impl HttpPeer {
             BatchError::Failed { error, timed_out }
         };
         let permit = self.permit(ctx, deadline).map_err(failed)?;
-        let body = wire::many_request(keys, self.config.max_batch_bytes, load).map_err(failed)?;
+        let known = known_hashes(group, keys, olds);
+        let body = wire::many_request(keys, self.config.max_batch_bytes, load, &known);
+        let body = body.map_err(failed)?;
         let path = wire::group_path(&self.base, group);
         let mut request = TransportRequest::batch(path, &body, deadline);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
@@ -304,20 +320,31 @@ impl HttpPeer {
             Ok(body) => body,
             Err(error) => return Err(failed(exchange.failed(error))),
         };
+        let values = self.batch_values(body, group, keys, olds)?;
+        match load {
+            false => exchange.answered(Duration::ZERO),
+            // How long the loads took is not known.
+            true => exchange.answered_untimed(),
+        }
+        self.policy.note_success(values.mean_len());
+        Ok(values)
+    }
+
+    fn batch_values(
+        &self,
+        body: SharedBytes,
+        group: &str,
+        keys: &[&str],
+        olds: &[Option<ByteView>],
+    ) -> Result<BatchValues, BatchError> {
         let hashes = keys.iter().map(|key| wire::key_hash(group, key));
         let slots = wire::decode_many_response(&body, hashes).map_err(|error| {
             // It answers 200 to anything, so it is not a larder server; or it answers other keys.
             self.connections.close_idle();
             self.unsupported_batch(error)
         })?;
-        match load {
-            false => exchange.answered(Duration::ZERO),
-            // How long the loads took is not known.
-            true => exchange.answered_untimed(),
-        }
-        let values = BatchValues { body, slots };
-        self.policy.note_success(values.mean_len());
-        Ok(values)
+        let olds = olds.to_vec();
+        Ok(BatchValues { body, slots, olds })
     }
 
     /// The error of a batch whose response has another status than 200.

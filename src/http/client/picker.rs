@@ -311,8 +311,8 @@ impl KnownPeers for Picker {
         others.filter(|peer| peer.target().is_at(ip)).count()
     }
 
-    fn any(&self) -> bool {
-        self.peers().clients().next().is_some()
+    fn count(&self) -> usize {
+        self.peers().clients().count()
     }
 
     /// From now on, the next peer owns its keys. It asks the one that leaves for what that has cached, so

@@ -141,8 +141,8 @@ mod tests {
             usize::from(ip == IpAddr::from([10, 0, 0, 2]))
         }
 
-        fn any(&self) -> bool {
-            true
+        fn count(&self) -> usize {
+            1
         }
 
         fn leave(&self, _id: &str) -> bool {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::fields::{fields_of, nanos};
 use super::handler::Request;
 use super::head::split_target;
+use super::many::ManyReply;
 use super::reply::{Reply, ValueReply};
 use super::response::Response;
 use super::wait::{LoadLimits, LoadWait};
@@ -16,7 +18,7 @@ use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
-use crate::wire::{self, Fields, ManyBody, PathError, PeerPath};
+use crate::wire::{self, Fields, PathError, PeerPath};
 
 /// Makes the context of a peer's request, for example with a request id or a tighter deadline.
 pub(crate) type ContextHook = dyn Fn(&Request<'_>) -> Context + Send + Sync;
@@ -208,41 +210,24 @@ impl Endpoint {
             .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
         let wanted = asked.max_bytes.and_then(|most| usize::try_from(most).ok());
         let most = self.config.max_batch_bytes;
-        let mut room = wanted.map_or(most, |wanted| wanted.min(most));
-        let answered = asked.keys.len().min(self.config.max_batch_keys);
-        let mut found: Vec<Found> = vec![None; asked.keys.len()];
-        let load = asked.load == Some(true);
-        for (at, key) in asked.keys[..answered].iter().enumerate() {
-            // The client fetches a value that does not fit with a request of its own, like a missing
-            // one.
-            let cached = (!load && room > 0).then(|| group.serve_peer_cached(key));
-            found[at] = cached
-                .flatten()
-                .and_then(|cached| fitting(Ok(cached), &mut room));
-        }
-        if load {
+        let room = wanted.map_or(most, |wanted| wanted.min(most));
+        let answered = &asked.keys[..asked.keys.len().min(self.config.max_batch_keys)];
+        let mut reply = ManyReply::new(name, &asked, room);
+        if asked.load == Some(true) {
             let wait = LoadWait::new(limits, timeout);
-            let keys: Vec<(usize, &str)> = asked.keys[..answered]
-                .iter()
-                .map(|key| &**key)
-                .enumerate()
-                .collect();
-            self.load_many(request, wait, &group, &keys, &mut |at, loaded| {
-                found[at] = fitting(loaded, &mut room);
-            })?;
-        }
-        let mut body = ManyBody::default();
-        for (key, found) in asked.keys.iter().zip(found) {
-            match found {
-                Some(Ok(found)) => {
-                    let fields = fields_of(&found);
-                    body.push(wire::key_hash(name, key), found.value, &fields);
+            let keys = answered.iter().map(|key| &**key).enumerate();
+            let keys: Vec<(usize, &str)> = keys.collect();
+            let each = &mut |at, loaded| reply.add(at, loaded);
+            self.load_many(request, wait, &group, &keys, each)?;
+        } else {
+            for (at, key) in answered.iter().enumerate() {
+                let cached = reply.has_room().then(|| group.serve_peer_cached(key));
+                if let Some(cached) = cached.flatten() {
+                    reply.add(at, Ok(cached));
                 }
-                Some(Err(error)) => body.push_error(&error),
-                None => body.push_missing(),
             }
         }
-        Ok(Response::new(200, wire::CONTENT_TYPE, body.finish()))
+        Ok(Response::new(200, wire::CONTENT_TYPE, reply.finish()))
     }
 
     /// Loads the keys of a batch. Those that are not loaded in time get the error of the wait.
@@ -322,19 +307,6 @@ impl Endpoint {
     }
 }
 
-/// The answer for a key of a batch; `None` if the client has to ask for the key by itself.
-type Found = Option<Result<PeerResponse>>;
-
-/// The answer, if there is room for it.
-fn fitting(answer: Result<PeerResponse>, room: &mut usize) -> Found {
-    let len = match &answer {
-        Ok(found) => found.value.len(),
-        Err(_) => wire::MAX_ERROR_TEXT,
-    };
-    *room = room.checked_sub(len)?;
-    Some(answer)
-}
-
 /// The time that the caller has left; `None` if the request has no such header.
 fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     match request.head().timeout {
@@ -362,10 +334,6 @@ pub(super) fn bad_path(error: PathError) -> Response {
     }
 }
 
-fn nanos(ttl: Duration) -> u64 {
-    u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// The reply with the header of RFC 9211 if it has a value, for clients other than larder's.
 fn with_cache_status(reply: Reply) -> Reply {
     let Reply::Value(value) = &reply else {
@@ -382,30 +350,6 @@ fn with_cache_status(reply: Reply) -> Reply {
         .into_response()
         .with_own_header("Cache-Status", &status)
         .into()
-}
-
-/// The fields of a response, without the point in time when the value expires.
-fn fields_of(found: &PeerResponse) -> Fields {
-    Fields {
-        ttl_nanos: found.ttl.map(nanos),
-        expire_unix_nanos: None,
-        minute_qps: found.minute_qps,
-        age_ms: age_ms(found),
-        stale_ms: found.stale.map(|left| left.as_millis() as u64),
-        removals: found.removals,
-        load_micros: (!found.load_time.is_zero()).then(|| micros(found.load_time)),
-    }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Rounded up, so that no value seems younger than it is.
-fn age_ms(found: &PeerResponse) -> Option<u64> {
-    let age = found.age?;
-    let part = u64::from(age.subsec_nanos().div_ceil(1_000_000));
-    Some(age.as_secs().saturating_mul(1000).saturating_add(part))
 }
 
 fn method_not_allowed() -> Response {

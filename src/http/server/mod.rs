@@ -5,7 +5,8 @@
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
 //! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
-//! - `endpoint`, `changes`: responds to peers, with a `reply`. `handler`: the program's own pages.
+//! - `endpoint`, `changes`: responds to peers, with a `reply`; `many`: several values; `fields`: those of a
+//!   response. `handler`: the program's own pages.
 //!   `response`: the result of both, with any head.
 //! - `tiny`: the endpoint in a tiny_http server.
 
@@ -16,11 +17,13 @@ mod changes;
 mod connection;
 mod connections;
 pub(crate) mod endpoint;
+mod fields;
 pub(crate) mod handler;
 pub(crate) mod head;
 pub(crate) mod limits;
 mod listener;
 mod malloc_arenas;
+mod many;
 mod reader;
 mod reply;
 pub(crate) mod response;
@@ -99,7 +102,8 @@ impl ServerBuilder {
     /// [`max_connections_per_peer`](super::HttpPoolBuilder::max_connections_per_peer), 24. A connection
     /// without a request takes 512 KiB of address space, and about 20 KiB of memory.
     ///
-    /// A quarter is kept for the addresses of the peers in the pool's list, if there are any. If a new
+    /// A quarter is kept for the addresses of the peers in the pool's list, if there are any. With more
+    /// peers than that, one connection for each of them is kept, up to three quarters. If a new
     /// connection finds none free, the one that has been idle longest is closed, a stranger's before a
     /// peer's; a stranger's new connection never closes one of a peer. A connection counts as idle also
     /// while the body of a request arrives. If none has been idle for 100 ms, the new one is answered with

@@ -153,3 +153,37 @@ fn error_text_of_any_length_arrives_or_is_cut() {
         check(&nodes, key, result);
     }
 }
+
+#[test]
+fn new_owner_takes_the_values_of_several_keys_over() {
+    let nodes: Vec<Node> = (0..4)
+        .map(|_| node(Duration::ZERO, |builder| builder))
+        .collect();
+    let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
+    let set = |nodes: &[Node], urls: &[&str]| {
+        nodes.iter().for_each(|node| node.pool.set(urls).unwrap());
+    };
+    let keys: Vec<String> = (0..400).map(|n| format!("key-{n}")).collect();
+    set(&nodes[..3], &urls[..3]);
+    for result in nodes[0].group.get_many(&Context::background(), &keys) {
+        result.unwrap();
+    }
+    set(&nodes, &urls);
+    while !format!("{:?}", nodes[3].pool).contains("handoff: true") {
+        std::thread::yield_now();
+    }
+    let is_moved = |key: &&String| nodes[0].pool.owner(key).as_deref() == Some(urls[3]);
+    let moved: Vec<&String> = keys.iter().filter(is_moved).collect();
+    let mut values = Vec::new();
+    for keys in moved.chunks(4) {
+        values.extend(nodes[3].group.get_many(&Context::background(), keys));
+    }
+    for (key, value) in moved.iter().zip(values) {
+        assert!(value.unwrap().starts_with(key.as_bytes()));
+    }
+    // On a busy machine, an answer can come too late. Then the getter loads the keys.
+    let loaded = nodes[3].calls.lock().unwrap().concat().len() as u64;
+    let taken_over = nodes[3].group.stats().peer_loads;
+    assert_eq!(taken_over + loaded, moved.len() as u64);
+    assert!(taken_over > 0);
+}

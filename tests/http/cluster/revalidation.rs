@@ -19,7 +19,7 @@ impl Transport for Noting {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        let is_noted = request.path().contains("/pages/");
+        let is_noted = request.path().contains("/pages");
         let response = self.0.round_trip(ctx, request)?;
         if is_noted {
             let length = response.length().expect("a length");
@@ -37,7 +37,8 @@ struct Cluster {
     version: Arc<AtomicUsize>,
     loads: Arc<AtomicUsize>,
     held: Arc<(Mutex<bool>, Condvar)>,
-    /// A key of the second node.
+    /// Keys of the second node, and the first of them.
+    keys: Vec<String>,
     key: String,
     _nodes: Vec<(HttpPool, Server)>,
 }
@@ -53,11 +54,16 @@ impl Cluster {
         let (version, loads) = (Arc::default(), Arc::default());
         let held: Arc<(Mutex<bool>, Condvar)> = Arc::default();
         let (mut groups, mut nodes) = (Vec::new(), Vec::new());
-        for _ in 0..2 {
+        for place in 0..2 {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
             let registry = Registry::new();
-            let notes = noted.clone();
+            // The second node asks the first one for what it may have from before.
+            let notes = if place == 0 {
+                noted.clone()
+            } else {
+                Arc::default()
+            };
             let wrap = move |_: &str, inner| -> Arc<dyn Transport> {
                 Arc::new(Noting(inner, notes.clone()))
             };
@@ -91,7 +97,9 @@ impl Cluster {
         let urls: Vec<_> = nodes.iter().map(|(pool, _)| pool.self_url()).collect();
         nodes.iter().for_each(|(pool, _)| pool.set(&urls).unwrap());
         let is_theirs = |key: &String| nodes[0].0.owner(key).as_deref() == Some(&*urls[1]);
-        let key = (0..).map(|n| format!("page-{n}")).find(is_theirs).unwrap();
+        let pages = (0..).map(|n| format!("page-{n}"));
+        let keys: Vec<String> = pages.filter(is_theirs).take(3).collect();
+        let key = keys[0].clone();
         Cluster {
             clock,
             groups,
@@ -99,6 +107,7 @@ impl Cluster {
             version,
             loads,
             held,
+            keys,
             key,
             _nodes: nodes,
         }
@@ -111,14 +120,32 @@ impl Cluster {
         (value, std::mem::take(&mut self.noted.lock().unwrap()))
     }
 
-    /// Lets the copy expire, changes data while it is asked for again, and returns what that get returned.
-    fn change_meanwhile(&self, change: impl FnOnce(&Cluster)) -> ByteView {
-        self.get();
+    /// The same for all keys, by one call.
+    fn get_many(&self) -> (Vec<ByteView>, Vec<(u16, u64)>) {
+        self.noted.lock().unwrap().clear();
+        let values = self.groups[0].get_many(&Context::background(), &self.keys);
+        let values = values.into_iter().map(|value| value.unwrap());
+        (
+            values.collect(),
+            std::mem::take(&mut self.noted.lock().unwrap()),
+        )
+    }
+
+    /// Lets the copies expire, changes data while they are asked for again, and returns what that get returned
+    /// for the first key. `many` is whether it is a get of all keys.
+    fn change_meanwhile(&self, many: bool, change: impl FnOnce(&Cluster)) -> ByteView {
+        self.get_many();
         self.clock.advance(Duration::from_secs(10));
         *self.held.0.lock().unwrap() = true;
         let loads = self.loads.load(SeqCst);
         let value = std::thread::scope(|scope| {
-            let asking = scope.spawn(|| self.groups[0].get(&self.key).unwrap());
+            let asking = scope.spawn(|| match many {
+                false => self.groups[0].get(&self.key).unwrap(),
+                true => {
+                    let values = self.groups[0].get_many(&Context::background(), &self.keys);
+                    values.into_iter().next().unwrap().unwrap()
+                }
+            });
             let begun = Instant::now();
             while self.loads.load(SeqCst) == loads {
                 assert!(begun.elapsed() < Duration::from_secs(20), "no load begins");
@@ -130,8 +157,12 @@ impl Cluster {
             asking.join().unwrap()
         });
         let notes = self.noted.lock().unwrap();
+        let is_unchanged = |&(status, length): &(u16, u64)| match many {
+            false => (status, length) == (304, 0),
+            true => status == 200 && length < 1000,
+        };
         assert!(
-            notes.contains(&(304, 0)),
+            notes.iter().any(is_unchanged),
             "an answer is unchanged: {notes:?}"
         );
         value
@@ -204,33 +235,80 @@ fn age_of_a_renewed_copy_is_that_of_the_owner() {
 }
 
 #[test]
+fn unchanged_copies_of_several_keys_are_renewed_together() {
+    for &client in CLIENTS {
+        let cluster = Cluster::start(client);
+        let (first, exchanges) = cluster.get_many();
+        assert!(first.iter().all(|page| *page == value(0)));
+        assert!(
+            exchanges.len() == 1 && exchanges[0].1 > 300 << 10,
+            "{exchanges:?}"
+        );
+        cluster.clock.advance(Duration::from_secs(10));
+        for round in 2..4 {
+            let (renewed, exchanges) = cluster.get_many();
+            for (renewed, first) in renewed.iter().zip(&first) {
+                assert_eq!(renewed.as_ptr(), first.as_ptr(), "no byte is copied");
+            }
+            assert!(
+                exchanges.len() == 1 && exchanges[0].1 < 200,
+                "{exchanges:?}"
+            );
+            assert_eq!(cluster.loads.load(SeqCst), 3 * round);
+            cluster.clock.advance(Duration::from_secs(9));
+            assert_eq!(cluster.get_many().1, [], "their life is extended");
+            cluster.clock.advance(Duration::from_secs(1));
+        }
+        // Two values are renewed at the owner before the first one changes.
+        for key in &cluster.keys[1..] {
+            cluster.groups[1].get(key).unwrap();
+        }
+        cluster.version.store(1, SeqCst);
+        let (values, exchanges) = cluster.get_many();
+        assert_eq!(values, [value(1), value(0), value(0)].map(ByteView::from));
+        assert_eq!(values[1].as_ptr(), first[1].as_ptr());
+        assert!(
+            exchanges.len() == 1 && (100..101).contains(&(exchanges[0].1 >> 10)),
+            "{exchanges:?}"
+        );
+    }
+}
+
+#[test]
 fn removal_meanwhile_keeps_a_copy_from_being_renewed() {
-    let cluster = Cluster::start(HttpClient::Auto);
-    let old = cluster.change_meanwhile(|cluster| cluster.groups[0].invalidate(&cluster.key));
-    assert_eq!(old, value(0));
-    assert!(!cluster.groups[0].contains_key(&cluster.key));
+    for many in [false, true] {
+        let cluster = Cluster::start(HttpClient::Auto);
+        let remove = |cluster: &Cluster| cluster.groups[0].invalidate(&cluster.key);
+        let old = cluster.change_meanwhile(many, remove);
+        assert_eq!(old, value(0));
+        assert!(!cluster.groups[0].contains_key(&cluster.key));
+    }
 }
 
 #[test]
 fn removal_in_the_cluster_fences_an_unchanged_answer() {
-    let cluster = Cluster::start(HttpClient::Auto);
-    cluster.change_meanwhile(|cluster| {
-        cluster.version.store(1, SeqCst);
-        let removed = cluster.groups[0].remove(&Context::background(), &cluster.key);
-        removed.expect("both nodes drop it");
-    });
-    assert_eq!(cluster.groups[0].get(&cluster.key).unwrap(), value(1));
-    assert_eq!(cluster.groups[1].get(&cluster.key).unwrap(), value(1));
+    for many in [false, true] {
+        let cluster = Cluster::start(HttpClient::Auto);
+        cluster.change_meanwhile(many, |cluster| {
+            cluster.version.store(1, SeqCst);
+            let removed = cluster.groups[0].remove(&Context::background(), &cluster.key);
+            removed.expect("both nodes drop it");
+        });
+        assert_eq!(cluster.groups[0].get(&cluster.key).unwrap(), value(1));
+        assert_eq!(cluster.groups[1].get(&cluster.key).unwrap(), value(1));
+    }
 }
 
 #[test]
 fn value_that_is_set_meanwhile_is_not_replaced_by_an_unchanged_one() {
-    let cluster = Cluster::start(HttpClient::Auto);
-    cluster.change_meanwhile(|cluster| {
-        let (ctx, group) = (Context::background(), &cluster.groups[0]);
-        let set = group.set(&ctx, &cluster.key, value(9), SetOptions::new());
-        set.expect("the owner keeps it");
-    });
-    assert_eq!(cluster.groups[0].get(&cluster.key).unwrap(), value(9));
-    assert_eq!(cluster.groups[1].get(&cluster.key).unwrap(), value(9));
+    for many in [false, true] {
+        let cluster = Cluster::start(HttpClient::Auto);
+        cluster.change_meanwhile(many, |cluster| {
+            let (ctx, group) = (Context::background(), &cluster.groups[0]);
+            let set = group.set(&ctx, &cluster.key, value(9), SetOptions::new());
+            set.expect("the owner keeps it");
+        });
+        assert_eq!(cluster.groups[0].get(&cluster.key).unwrap(), value(9));
+        assert_eq!(cluster.groups[1].get(&cluster.key).unwrap(), value(9));
+    }
 }

@@ -426,6 +426,7 @@ fn many_request(keys: &[&str], max_bytes: u64) -> Vec<u8> {
         keys: keys.iter().map(|&key| key.into()).collect(),
         max_bytes: Some(max_bytes),
         load: None,
+        known: None,
     };
     message.encode().expect("it encodes")
 }
