@@ -106,6 +106,9 @@ pub(crate) trait KnownPeers: Send + Sync {
 
     /// Notes that the peer with this id leaves. Returns whether there is one.
     fn leave(&self, id: &str) -> bool;
+
+    /// Notes that a peer probes this process, because it found it down or slow.
+    fn note_probe(&self) {}
 }
 
 /// Which HTTP client asks the peers.
