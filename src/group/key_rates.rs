@@ -160,16 +160,17 @@ impl Sketch {
     }
 }
 
-/// e to the power of `x`, which is not negative, to 12 digits.
+/// e to the power of `x`, which is not negative, to 9 digits.
 ///
 /// std's function links libm, which takes 288 KiB of memory in each process and is needed for nothing else.
 fn exp(x: f64) -> f64 {
     let whole = x as i32;
-    let part = x - f64::from(whole);
-    let series = (1..=16)
-        .rev()
-        .fold(1.0, |sum, n| 1.0 + sum * part / f64::from(n));
-    E.powi(whole) * series
+    let y = (x - f64::from(whole)) / 8.0;
+    let tail = 1.0 + y / 4.0 * (1.0 + y / 5.0 * (1.0 + y / 6.0));
+    let eighth_root = 1.0 + y * (1.0 + y / 2.0 * (1.0 + y / 3.0 * tail));
+    let fourth_root = eighth_root * eighth_root;
+    let root = fourth_root * fourth_root;
+    E.powi(whole) * root * root
 }
 
 /// The beginning of a key that a counter has room for.
@@ -210,7 +211,7 @@ mod tests {
     #[test]
     fn exponential_is_that_of_std() {
         for x in (0..4_000).map(|n| f64::from(n) / 16.0) {
-            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-12, "{x}");
+            assert!((exp(x) / x.exp() - 1.0).abs() < 2e-9, "{x}");
         }
         assert_eq!(1.0 / exp(f64::MAX), 0.0);
     }
