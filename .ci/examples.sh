@@ -152,7 +152,7 @@ example_proto_sink() {
 
 # The full length is 10 minutes.
 example_soak() {
-    capture "$BIN/soak" --seconds 30
+    capture "$BIN/soak" --seconds 60
     says '^[1-9][0-9]* gets, 0 failed or wrong$'
 }
 

@@ -13,4 +13,19 @@ if ! command -v setpriv >/dev/null && ! install util-linux; then
     echo "SKIPPED: no setpriv"
     exit 77
 fi
-show cargo test --locked --test faults -- --ignored needs_root
+if ! command -v ip >/dev/null && ! install iproute2; then
+    echo "SKIPPED: no ip"
+    exit 77
+fi
+probe="ldrprobe$$"
+if ! ip netns add "$probe"; then
+    echo "SKIPPED: no network namespaces"
+    exit 77
+fi
+ip netns del "$probe"
+if [ ! -c /dev/net/tun ]; then
+    echo "SKIPPED: no /dev/net/tun"
+    exit 77
+fi
+# One at a time, because they measure.
+show cargo test --locked --test faults -- --ignored --test-threads=1 needs_root

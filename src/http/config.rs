@@ -101,11 +101,14 @@ pub(crate) trait KnownPeers: Send + Sync {
     /// How many peers have this address. The address of a peer's name is known once it was looked up.
     fn peers_at(&self, ip: IpAddr) -> usize;
 
-    /// Whether there are peers other than this process.
-    fn any(&self) -> bool;
+    /// How many peers there are other than this process.
+    fn count(&self) -> usize;
 
     /// Notes that the peer with this id leaves. Returns whether there is one.
     fn leave(&self, id: &str) -> bool;
+
+    /// Notes that a peer probes this process, because it found it down or slow.
+    fn note_probe(&self) {}
 }
 
 /// Which HTTP client asks the peers.

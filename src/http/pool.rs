@@ -243,11 +243,12 @@ impl HttpPool {
     /// shorter, at random. After a peer that fails again within 30 s of its return, the first wait is
     /// twice as long, up to 5 min.
     ///
-    /// A peer is slow if 95 of 100 of its answers take more than five times as long as those of a usual peer,
-    /// and more than [`slow_after`](crate::http::HttpPoolBuilder::slow_after), for 3 s. With fewer
-    /// than two peers that answer, none is slow. The time of loads at the peer does not count. The next peer is asked in place of a slow
-    /// one, as if it were down, and the slow one gets two probes a second until they have been fast
-    /// for 5 s. A peer that is slow again within 30 s needs twice as long. If more than a third of the nodes
+    /// A peer is slow if 5 of 100 of its answers take more than five times as long as those of a usual peer,
+    /// and more than [`slow_after`](crate::http::HttpPoolBuilder::slow_after), in most of the half seconds of
+    /// 3 s. With fewer than two peers that answer, none is slow. The time of loads at the peer does not count, and
+    /// an exchange that reached its own time-out counts as an answer after that time. The next peer is asked
+    /// in place of a slow one, as if it were down, and the slow one gets two probes a second until they have been
+    /// fast for 5 s. A peer that is slow again within 30 s needs twice as long. If more than a third of the nodes
     /// are slow, none of them is passed over.
     ///
     /// If more than half of the peers are down, this process is the one that is cut off. It then loads all

@@ -17,10 +17,13 @@ pub struct Load {
     threads: Vec<JoinHandle<Tally>>,
 }
 
+/// The gets of a load.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     /// The microseconds of each get.
     micros: Vec<u64>,
+    /// The same for keys that the peer `apart` owns.
+    micros_apart: Vec<u64>,
     errors: u64,
     wrong: u64,
 }
@@ -37,10 +40,15 @@ struct Options {
     /// Only keys that this node owns, and none that this one owns.
     only: Option<String>,
     except: Option<String>,
+    /// A peer whose keys are counted apart.
+    apart: Option<String>,
+    /// So many nodes share the keys, and this is the place of this one. One get in two is of a new key, and
+    /// the other one of the last thousand of all nodes.
+    shared: Option<(u64, u64)>,
 }
 
 impl Options {
-    /// Options are words such as `threads=8 keys=1000 ms=500 pause_us=100 only=URL`.
+    /// Options are words such as `threads=8 keys=1000 ms=500 pause_us=100 only=URL shared=2/5`.
     fn new(words: &[&str]) -> Self {
         let words: HashMap<&str, &str> = words.iter().filter_map(|w| w.split_once('=')).collect();
         let number = |name: &str| words.get(name).map(|n| n.parse().expect("a number"));
@@ -53,6 +61,12 @@ impl Options {
             pause: number("pause_us").map(Duration::from_micros),
             only: text("only"),
             except: text("except"),
+            apart: text("apart"),
+            shared: words.get("shared").map(|shared| {
+                let (place, nodes) = shared.split_once('/').expect("two numbers");
+                let number = |n: &str| n.parse().expect("a number");
+                (number(place), number(nodes))
+            }),
         }
     }
 }
@@ -73,23 +87,51 @@ impl Load {
         }
     }
 
-    /// Ends the load. The figures are words such as `gets=1000 errors=0`.
-    pub fn end(self) -> String {
+    /// Ends the load.
+    pub fn end(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         let mut sum = Tally::default();
         for thread in self.threads {
             let tally = thread.join().expect("no panic");
             sum.micros.extend(tally.micros);
+            sum.micros_apart.extend(tally.micros_apart);
             sum.errors += tally.errors;
             sum.wrong += tally.wrong;
         }
-        sum.micros.sort_unstable();
-        let gets = sum.micros.len();
-        let at = |part: usize| sum.micros.get((gets * part / 1000).min(gets.max(1) - 1));
-        let [p50, p99, max] = [500, 990, 1000].map(|part| at(part).copied().unwrap_or_default());
-        let Tally { errors, wrong, .. } = sum;
+        sum
+    }
+}
+
+impl Tally {
+    /// Words such as `gets=1000 errors=0`.
+    pub fn figures(self) -> String {
+        let (errors, wrong) = (self.errors, self.wrong);
+        let mut micros = self.micros;
+        micros.extend(self.micros_apart);
+        let gets = micros.len();
+        let [p50, p99, max] = [500, 990, 1000].map(|part| quantile(&mut micros, part));
         format!("gets={gets} errors={errors} wrong={wrong} p50_us={p50} p99_us={p99} max_us={max}")
     }
+
+    /// The microseconds of the gets, then of those of keys that the peer `apart` owns, then the number of
+    /// errors, with a `/` between.
+    pub fn times(self) -> String {
+        let words = |micros: Vec<u64>| {
+            let words = micros.iter().map(u64::to_string);
+            words.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(self.wrong, 0, "wrong values");
+        let (here, apart) = (words(self.micros), words(self.micros_apart));
+        format!("{here}/{apart}/{}", self.errors)
+    }
+}
+
+/// The time that so many parts of 1000 do not exceed.
+pub fn quantile(micros: &mut [u64], part: usize) -> u64 {
+    micros.sort_unstable();
+    let last = micros.len().max(1) - 1;
+    let found = micros.get((micros.len() * part / 1000).min(last));
+    found.copied().unwrap_or_default()
 }
 
 fn run(
@@ -106,9 +148,17 @@ fn run(
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(number * 2 + 1);
-        let place = match options.keys {
-            0 => count.fetch_add(1, Ordering::Relaxed),
-            keys => (random >> 33) % keys,
+        let place = match (options.keys, options.shared) {
+            (0, None) => count.fetch_add(1, Ordering::Relaxed),
+            (0, Some((place, nodes))) => {
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                let new = number / 2 * nodes + place;
+                match number % 2 {
+                    0 => new,
+                    _ => new.saturating_sub((random >> 33) % 1000),
+                }
+            }
+            (keys, _) => (random >> 33) % keys,
         };
         let key = format!("{}{place}", options.prefix);
         let is_owner = |url: &Option<String>| url.is_some() && pool.owner(&key) == *url;
@@ -120,7 +170,11 @@ fn run(
             None => group.get(&key),
             Some(limit) => group.get_with(&Context::background().with_timeout(limit), &key),
         };
-        tally.micros.push(start.elapsed().as_micros() as u64);
+        let micros = start.elapsed().as_micros() as u64;
+        match is_owner(&options.apart) {
+            true => tally.micros_apart.push(micros),
+            false => tally.micros.push(micros),
+        }
         match value {
             Ok(value) => tally.wrong += u64::from(value != value_of(&key).as_slice()),
             Err(_) => tally.errors += 1,

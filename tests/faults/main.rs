@@ -9,6 +9,7 @@
 //! - `held_connections`: clients that hold connections, threads or memory which others need.
 //! - `hostile_servers`: peers whose answers are slow, broken or endless.
 //! - `sick_peers`: peers that are killed, stopped, slow or away for good.
+//! - `sick_nodes`: one of five is slow, stopped, loses packets, has another list, or no time.
 //! - `dumps`: a process is killed while it dumps, or its disk is full.
 //! - `slow_peers`: peers whose answers are late.
 //! - `silent_peers`: peers that do not answer, answer late, or whose connections are dead.
@@ -23,10 +24,16 @@ mod cluster;
 mod load;
 mod node;
 mod process;
+#[cfg(target_os = "linux")]
+mod user_link;
 
 #[allow(dead_code, reason = "the helpers of another test program")]
 #[path = "../group/common.rs"]
 mod common;
+#[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "the helpers of another test program")]
+#[path = "../promise/harness/namespaces.rs"]
+mod namespaces;
 #[allow(dead_code, reason = "the helpers of another test program")]
 #[path = "../http/server/support.rs"]
 mod raw_client;
@@ -43,6 +50,8 @@ mod hostile_servers;
 mod planned_changes;
 mod rings;
 mod scarce;
+#[cfg(target_os = "linux")]
+mod sick_nodes;
 mod sick_peers;
 mod silent_peers;
 mod slow_peers;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::http::{HttpPool, Server};
+use larder::http::{HttpPool, Server, Transport, TransportRequest, TransportResponse};
 use larder::{BoxError, Context, Error, Group, Registry, Sink};
 
 use crate::cluster::GROUP;
@@ -25,7 +25,32 @@ struct Node {
     server: Option<Server>,
     loads: Arc<Loads>,
     running: Arc<Running>,
+    requests: Arc<Requests>,
     load: Option<Load>,
+}
+
+/// The requests for keys to each peer, by its URL.
+#[derive(Default)]
+struct Requests(Mutex<HashMap<String, u64>>);
+
+struct Counted {
+    requests: Arc<Requests>,
+    url: String,
+    inner: Arc<dyn Transport>,
+}
+
+impl Transport for Counted {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> larder::Result<TransportResponse> {
+        if request.path().starts_with("/_groupcache/values") {
+            let mut requests = self.requests.0.lock().expect("no panic");
+            *requests.entry(self.url.clone()).or_default() += 1;
+        }
+        self.inner.round_trip(ctx, request)
+    }
 }
 
 /// The runs of the getter now, and the most at the same time.
@@ -57,7 +82,9 @@ pub fn run(options: &str) {
         log::set_max_level(log::LevelFilter::Trace);
     }
     let port = number("port").unwrap_or(0);
-    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).expect("the port is free");
+    let addr = options.get("addr").map(|addr| (*addr).to_owned());
+    let addr = addr.unwrap_or_else(|| format!("127.0.0.1:{port}"));
+    let listener = TcpListener::bind(addr).expect("the port is free");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let registry = Registry::new();
     let loads = Arc::new(Loads::default());
@@ -82,11 +109,21 @@ pub fn run(options: &str) {
             loaded
         })
         .expect("a group");
+    let requests = Arc::new(Requests::default());
+    let counts = requests.clone();
     let pool = HttpPool::builder(&url)
         .registry(&registry)
         .connect_timeout(millis("connect_ms"))
         .exchange_timeout(millis("exchange_ms"))
         .absent_after(number("absent_ms").map_or(Duration::from_secs(60), Duration::from_millis))
+        .slow_after(number("slow_ms").map_or(Duration::from_millis(20), Duration::from_millis))
+        .transport(move |url, inner| {
+            Arc::new(Counted {
+                requests: counts.clone(),
+                url: url.to_owned(),
+                inner,
+            })
+        })
         .build()
         .expect("a pool");
     let mut server = pool.server();
@@ -103,6 +140,7 @@ pub fn run(options: &str) {
         server: Some(server),
         loads,
         running,
+        requests,
         load: None,
     };
     println!("{MARK}{url}");
@@ -146,13 +184,24 @@ impl Node {
                 let loads = self.loads.0.lock().expect("no panic");
                 loads.get(key).copied().unwrap_or_default().to_string()
             }
+            // The numbers of the keys with this prefix, each as often as it was loaded here.
+            ["loaded", prefix] => self.loaded(prefix),
+            // The requests for keys to this peer, and to all, and the loads by peers.
+            ["requests", url] => {
+                let requests = self.requests.0.lock().expect("no panic");
+                let (to_one, to_all) = (requests.get(url), requests.values().sum::<u64>());
+                let (to_one, loads) = (to_one.copied(), self.group.stats().peer_loads);
+                let to_one = to_one.unwrap_or_default();
+                format!("to_one={to_one} to_all={to_all} loads={loads}")
+            }
             ["most-at-once"] => self.running.most.load(Ordering::SeqCst).to_string(),
             // Gets in the background, until `end`: see `Load`.
             ["load", ..] => {
                 self.load = Some(Load::start(&self.group, &self.pool, &words[1..]));
                 "started".into()
             }
-            ["end"] => self.load.take().expect("a load").end(),
+            ["end"] => self.load.take().expect("a load").end().figures(),
+            ["end", "times"] => self.load.take().expect("a load").end().times(),
             ["peer", url] => {
                 let mut peers = self.pool.peers().into_iter();
                 let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
@@ -190,6 +239,15 @@ impl Node {
             }
             _ => panic!("unknown command {line:?}"),
         }
+    }
+
+    fn loaded(&self, prefix: &str) -> String {
+        let loads = self.loads.0.lock().expect("no panic");
+        let of_prefix = loads.iter();
+        let of_prefix =
+            of_prefix.filter_map(|(key, &runs)| Some((key.strip_prefix(prefix)?, runs)));
+        let numbers = of_prefix.flat_map(|(number, runs)| (0..runs).map(move |_| number));
+        numbers.collect::<Vec<_>>().join(" ")
     }
 
     fn herd(&self, threads: usize, key: &str) -> String {

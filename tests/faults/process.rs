@@ -120,6 +120,18 @@ impl Process {
         self.child.try_wait().expect("it is a child").is_none()
     }
 
+    /// Sends a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let mut kill = Command::new("kill");
+        let status = kill.args(["-s", name, &self.child.id().to_string()]);
+        assert!(status.status().expect("a status").success(), "SIG{name}");
+    }
+
+    /// The id of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the process with SIGKILL and waits for its end.
     pub fn kill(&mut self) {
         self.child.kill().expect("the node runs");

@@ -1,15 +1,16 @@
 //! Peers that are killed, stopped or away for good, and the processes that ask them.
 
+use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use larder::Clock;
-use larder::http::PeerState;
+use larder::http::{PeerState, Transport, TransportRequest, TransportResponse};
+use larder::{Clock, Context, Error, ErrorKind};
 
 use crate::cluster::{Node, Setup};
-use crate::common::{eventually, millis, seconds};
+use crate::common::{PATIENCE, eventually, millis, seconds};
 use crate::process::{Process, figure};
 use crate::raw_server::RawServer;
 
@@ -63,6 +64,132 @@ fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_resta
     }
 }
 
+/// The requests to or from one node, which fail while it is cut off.
+struct Cable {
+    is_cut: Arc<AtomicBool>,
+    late_peeks: Arc<AtomicUsize>,
+    inner: Arc<dyn Transport>,
+}
+
+impl Transport for Cable {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> larder::Result<TransportResponse> {
+        if self.is_cut.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Peer, "the cable is cut"));
+        }
+        let (is_peek, start) = (request.method() == "POST", Instant::now());
+        let result = self.inner.round_trip(ctx, request);
+        if is_peek && (result.is_err() || start.elapsed() > millis(7)) {
+            self.late_peeks.fetch_add(1, Ordering::SeqCst);
+        }
+        result
+    }
+}
+
+/// Three nodes, the first of which is cut off from the others on demand. A node counts its loads.
+fn nodes_with_a_cable(
+    is_cut: &Arc<AtomicBool>,
+    late_peeks: &Arc<AtomicUsize>,
+    loads: &Arc<AtomicUsize>,
+) -> [Node; 3] {
+    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let urls = listeners.each_ref().map(|listener| {
+        let addr = listener.local_addr().expect("an address");
+        format!("http://{addr}")
+    });
+    let mut places = 0..3;
+    listeners.map(|listener| {
+        let is_first = places.next() == Some(0);
+        let (first, is_cut, late_peeks) = (urls[0].clone(), is_cut.clone(), late_peeks.clone());
+        let setup = Setup {
+            pool: Box::new(move |pool| {
+                let (first, is_cut, late_peeks) =
+                    (first.clone(), is_cut.clone(), late_peeks.clone());
+                let pool = pool.absent_after(millis(200));
+                let pool = pool.exchange_timeout(PATIENCE).connect_timeout(PATIENCE);
+                // Only batches of handoffs are sent by POST.
+                pool.max_batch_keys(2)
+                    .transport(move |url, inner| match is_first || url == first {
+                        false => inner,
+                        true => Arc::new(Cable {
+                            is_cut: is_cut.clone(),
+                            late_peeks: late_peeks.clone(),
+                            inner,
+                        }),
+                    })
+            }),
+            ..Setup::default()
+        };
+        let loads = loads.clone();
+        setup.start_on(listener, &urls, move |_, key, dest| {
+            loads.fetch_add(1, Ordering::SeqCst);
+            Ok(dest.set_str(key)?)
+        })
+    })
+}
+
+#[test]
+fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
+    const KEYS: usize = 200;
+    let is_cut = Arc::new(AtomicBool::new(false));
+    let [late_peeks, loads] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let nodes = nodes_with_a_cable(&is_cut, &late_peeks, &loads);
+    let (cut, others) = (&nodes[0], &nodes[1..]);
+    let keys_of = |owner: &Node, prefix: &str| -> Vec<String> {
+        let keys = (0..).map(|n| format!("{prefix} {n}"));
+        let owned = keys.filter(|key| cut.pool.owner(key).as_deref() == Some(&*owner.url));
+        owned.take(KEYS).collect()
+    };
+    let get = |node: &Node, keys: &[String]| {
+        for key in keys {
+            assert_eq!(node.group.get(key).expect("a value"), key.as_str());
+        }
+    };
+    let all_see = |nodes: &[Node], url: &str, state: PeerState| {
+        nodes.iter().all(|node| {
+            let mut peers = node.pool.peers().into_iter();
+            peers.any(|peer| peer.peer.url == url && peer.state == state)
+        })
+    };
+    // All notice it, the one that is cut off as well.
+    is_cut.store(true, Ordering::SeqCst);
+    for (n, node) in others.iter().enumerate() {
+        get(node, &keys_of(cut, &format!("notice{n}"))[..9]);
+        get(cut, &keys_of(node, &format!("notice{n}"))[..9]);
+    }
+    eventually("absent", || all_see(others, &cut.url, PeerState::Absent));
+    loads.store(0, Ordering::SeqCst);
+    let keys = keys_of(cut, "key");
+    for node in others {
+        get(node, &keys);
+    }
+    assert_eq!(loads.swap(0, Ordering::SeqCst), KEYS, "the next nodes load");
+
+    is_cut.store(false, Ordering::SeqCst);
+    late_peeks.store(0, Ordering::SeqCst);
+    eventually("it is back", || {
+        all_see(others, &cut.url, PeerState::Healthy)
+    });
+    for other in others {
+        eventually("the others are", || {
+            all_see(&nodes[..1], &other.url, PeerState::Healthy)
+        });
+    }
+    get(cut, &keys);
+    let (loads, late) = (
+        loads.load(Ordering::SeqCst),
+        late_peeks.load(Ordering::SeqCst),
+    );
+    println!("{loads} of {KEYS} keys are loaded again, {late} peeks were late");
+    assert!(
+        loads <= KEYS * 5 / 100 + late,
+        "{loads} loads, {late} late peeks"
+    );
+}
+
 #[test]
 fn absent_owner_leaves_its_keys_to_the_next_node_for_their_full_life() {
     let clock = Clock::manual();
@@ -111,6 +238,26 @@ fn absent_owner_leaves_its_keys_to_the_next_node_for_their_full_life() {
     assert_eq!(get_at_both(&key), 0, "it is kept");
 }
 
+/// Counts the probes that a thread sends which is not made for it.
+struct ProbesOfCallers {
+    count: Arc<AtomicUsize>,
+    inner: Arc<dyn Transport>,
+}
+
+impl Transport for ProbesOfCallers {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> larder::Result<TransportResponse> {
+        let is_probe = request.path() == "/_groupcache/";
+        if is_probe && thread::current().name() != Some("larder-probe") {
+            self.count.fetch_add(1, Ordering::SeqCst);
+        }
+        self.inner.round_trip(ctx, request)
+    }
+}
+
 #[test]
 fn peer_that_is_down_gets_one_probe_a_window() {
     let [probes, gets] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
@@ -124,7 +271,23 @@ fn peer_that_is_down_gets_one_probe_a_window() {
         }
     });
     let others = [(); 2].map(|()| Setup::default().start(|_, _, dest| Ok(dest.set_str("value")?)));
-    let node = Setup::default().start(|_, _, dest| Ok(dest.set_str("value")?));
+    let by_callers = Arc::new(AtomicUsize::new(0));
+    let watched = Setup {
+        pool: Box::new({
+            let by_callers = by_callers.clone();
+            move |pool| {
+                let by_callers = by_callers.clone();
+                pool.transport(move |_, inner| {
+                    Arc::new(ProbesOfCallers {
+                        count: by_callers.clone(),
+                        inner,
+                    })
+                })
+            }
+        }),
+        ..Setup::default()
+    };
+    let node = watched.start(|_, _, dest| Ok(dest.set_str("value")?));
     let urls = [&dead.url, &others[0].url, &others[1].url, &node.url];
     node.pool.set(urls).expect("URLs");
     let start = Instant::now();
@@ -135,15 +298,14 @@ fn peer_that_is_down_gets_one_probe_a_window() {
         for key in &keys[..5] {
             assert_eq!(node.group.get(key).expect("a value"), "value");
         }
-        let values = node
-            .group
-            .get_many(&larder::Context::background(), &keys[5..]);
+        let values = node.group.get_many(&Context::background(), &keys[5..]);
         assert!(values.iter().all(|value| value.is_ok()));
         thread::sleep(millis(1));
     }
     // Probes are sent after 1 s and after 2 s more, each up to a quarter earlier.
     let probes = probes.load(Ordering::SeqCst);
     assert!((1..=2).contains(&probes), "{probes} probes");
+    assert_eq!(by_callers.load(Ordering::SeqCst), 0, "no caller waits");
     assert_eq!(gets.load(Ordering::SeqCst), 1);
     assert_eq!(node.group.stats().peer_errors, 1);
 }

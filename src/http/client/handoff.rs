@@ -1,11 +1,12 @@
 //! Handoff: after a change of peers, the previous owner of a key may still have its value.
 //!
 //! For a while after each change, a group asks the previous owner for what it has cached, before it
-//! runs its own getter. A process that has just started asks a peer which list it had before.
+//! runs its own getter. A process that has just started asks a peer which list it had before. One that was
+//! only cut off is probed by its peers, which shows it that the next node has loaded its keys meanwhile.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::Result;
@@ -15,13 +16,18 @@ use crate::http::membership::{HANDOFF_WINDOW, Membership, PeersPage};
 use crate::pb::GetRequest;
 use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
-use crate::sync::{Arc, RwLock};
+use crate::sync::{Arc, Mutex, RwLock};
 
 /// The owners of keys before the last change.
 #[derive(Default)]
 pub(crate) struct Handoff {
     past: RwLock<Option<Arc<Past>>>,
+    /// When this process last began to ask others for values, because it was away for them.
+    came_back: Mutex<Option<Instant>>,
 }
+
+/// The clients of the nodes of a list, each at its place.
+pub(crate) type PastClients = Vec<Option<Arc<HttpPeer>>>;
 
 /// The owners of keys before a change, and until when they are asked.
 struct Past {
@@ -34,8 +40,12 @@ struct Past {
 
 impl Handoff {
     /// Notes the list that was replaced now.
-    pub(crate) fn begin(&self, placement: KeyOwners, clients: Vec<Option<Arc<HttpPeer>>>) {
-        let vain = Arc::default();
+    pub(crate) fn begin(&self, placement: KeyOwners, clients: PastClients) {
+        self.begin_after(0, placement, clients);
+    }
+
+    fn begin_after(&self, vain: u32, placement: KeyOwners, clients: PastClients) {
+        let vain = Arc::new(AtomicU32::new(vain));
         let owner = |client| {
             let vain = Arc::clone(&vain);
             Arc::new(PreviousOwner { client, vain })
@@ -49,6 +59,26 @@ impl Handoff {
         };
         let before = self.past.write().replace(Arc::new(past));
         drop(before);
+    }
+
+    /// Notes that this process was away for a peer, as its probe shows: then others loaded its keys. `past` is
+    /// the list without this process. A past that is known already stays. It does so at most once in
+    /// [`RETURN_PAUSE`], because a slow process is probed again and again.
+    pub(crate) fn come_back(&self, past: impl FnOnce() -> Option<(KeyOwners, PastClients)>) {
+        let now = Instant::now();
+        let is_known =
+            |past: &Option<Arc<Past>>| past.as_ref().is_some_and(|past| now < past.until);
+        let mut came_back = self.came_back.lock();
+        let is_recent = came_back.is_some_and(|at| now - at < RETURN_PAUSE);
+        if is_recent || is_known(&self.past.read()) {
+            return;
+        }
+        *came_back = Some(now);
+        drop(came_back);
+        if let Some((placement, clients)) = past() {
+            // The peer may be the one that is sick. Then there is nothing to take over.
+            self.begin_after(MAX_VAIN - FEW_VAIN, placement, clients);
+        }
     }
 
     pub(crate) fn is_active(&self) -> bool {
@@ -129,7 +159,7 @@ fn past_of(
     members: &[(Peer, Option<Arc<HttpPeer>>)],
     page: &str,
     own_id: &str,
-) -> Option<(KeyOwners, Vec<Option<Arc<HttpPeer>>>)> {
+) -> Option<(KeyOwners, PastClients)> {
     let page = PeersPage::parse(page)?;
     let has_own = |list: &[Peer]| list.iter().any(|peer| peer.id == own_id);
     let mut nodes = match page.previous {
@@ -187,8 +217,14 @@ impl ProtoGetter for PreviousOwner {
 /// has just started, or the window is longer than it needs to be.
 const MAX_VAIN: u32 = 256;
 
+/// The same for a process that may have been away, until the first value.
+const FEW_VAIN: u32 = 16;
+
 /// A failed exchange counts as so many answers without a value, because it costs more time.
 const COST_OF_FAILURE: u32 = 16;
+
+/// Between two returns of this process.
+const RETURN_PAUSE: Duration = Duration::from_secs(10);
 
 /// In bytes.
 const STACK: usize = 256 << 10;

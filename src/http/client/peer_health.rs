@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::health::watch::{Probe, WatchedPeer};
@@ -79,8 +79,18 @@ impl Probe for HttpPeer {
         }
         let deadline = Instant::now() + self.config.exchange_timeout;
         let ctx = Context::background().with_deadline(deadline);
-        let request = TransportRequest::get(self.base.clone(), deadline);
-        let response = self.transport.round_trip(&ctx, request)?;
+        let mut request = TransportRequest::get(self.base.clone(), deadline);
+        let own = self.membership.own();
+        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
+        let response = self.transport.round_trip(&ctx, request);
+        let response = response.map_err(|error| match error.kind() {
+            // No caller waits for a probe.
+            ErrorKind::DeadlineExceeded => {
+                let timeout = self.config.exchange_timeout;
+                self.failure(format_args!("no answer to a probe within {timeout:?}"))
+            }
+            _ => error,
+        })?;
         if response.header(wire::LEAVING_HEADER).is_some() {
             return Ok(ProbeAnswer::Leaving);
         }

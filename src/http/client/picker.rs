@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::default_transport::default_transport;
 use crate::http::client::handoff::Handoff;
+use crate::http::client::health::Standing;
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::health::watch::Watch;
 use crate::http::client::key_owners::KeyOwners;
@@ -310,8 +311,8 @@ impl KnownPeers for Picker {
         others.filter(|peer| peer.target().is_at(ip)).count()
     }
 
-    fn any(&self) -> bool {
-        self.peers().clients().next().is_some()
+    fn count(&self) -> usize {
+        self.peers().clients().count()
     }
 
     /// From now on, the next peer owns its keys. It asks the one that leaves for what that has cached, so
@@ -329,6 +330,26 @@ impl KnownPeers for Picker {
         client.health().leave();
         self.watch.wake();
         true
+    }
+
+    /// Meanwhile, the node that is next for each of its keys loaded it. Peers that this process cannot reach
+    /// may be back, too.
+    fn note_probe(&self) {
+        let peers = self.peers();
+        self.handoff.come_back(|| {
+            let others: Vec<&Member> = peers.others().collect();
+            let nodes: Vec<Peer> = others.iter().map(|member| member.peer.clone()).collect();
+            let clients = others.iter().map(|member| member.client.clone());
+            Some((self.empty.with(&nodes).ok()?, clients.collect()))
+        });
+        let away = peers.clients().map(|client| client.health());
+        let mut away = away
+            .filter(|health| health.standing() >= Standing::Open)
+            .peekable();
+        if away.peek().is_some() {
+            away.for_each(|health| health.probe_soon());
+            self.watch.wake();
+        }
     }
 }
 
@@ -412,9 +433,12 @@ impl PeerList {
     }
 
     fn clients(&self) -> impl Iterator<Item = &Arc<HttpPeer>> {
-        self.members
-            .iter()
-            .filter_map(|member| member.client.as_ref())
+        self.others().filter_map(|member| member.client.as_ref())
+    }
+
+    /// All but this process.
+    fn others(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.client.is_some())
     }
 
     fn client_at(&self, url: &str) -> Option<&Arc<HttpPeer>> {

@@ -120,13 +120,16 @@ const MAX_KEYS: usize = 65_536;
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use std::net::IpAddr;
+    use std::time::Duration;
 
     use super::*;
     use crate::context::Context;
+    use crate::group::Group;
     use crate::group::registry::Registry;
     use crate::http::config::{Config, KnownPeers};
     use crate::http::membership::Membership;
     use crate::http::server::head::RequestHead;
+    use crate::http::server::wait::LoadLimits;
     use crate::sink::Sink;
     use crate::sync::Arc;
 
@@ -138,8 +141,8 @@ mod tests {
             usize::from(ip == IpAddr::from([10, 0, 0, 2]))
         }
 
-        fn any(&self) -> bool {
-            true
+        fn count(&self) -> usize {
+            1
         }
 
         fn leave(&self, _id: &str) -> bool {
@@ -147,8 +150,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_this_machine_and_peers_may_change_data() {
+    const HOST: [httparse::Header<'_>; 1] = [httparse::Header {
+        name: "Host",
+        value: b"h",
+    }];
+
+    /// Addresses, and whether each is of this machine or of a peer.
+    const CLIENTS: [(&str, bool); 7] = [
+        ("127.0.0.1:1", true),
+        ("127.9.9.9:1", true),
+        ("[::1]:1", true),
+        ("10.0.0.2:1", true),
+        ("[::ffff:10.0.0.2]:1", true),
+        ("10.0.0.3:1", false),
+        ("[2001:db8::1]:1", false),
+    ];
+
+    fn endpoint() -> (Endpoint, Group) {
         let registry = Registry::new();
         let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
         let group = registry.new_group("g", 1 << 20, load).expect("a group");
@@ -160,10 +178,43 @@ mod tests {
             plus_is_space: false,
             context: None,
         };
-        let fields = [httparse::Header {
-            name: "Host",
-            value: b"h",
-        }];
+        (endpoint, group)
+    }
+
+    #[test]
+    fn only_this_machine_and_peers_see_explanations_and_lists_and_may_leave() {
+        let (endpoint, _) = endpoint();
+        for (method, path) in [
+            ("GET", "g/k?explain"),
+            ("GET", "_peers"),
+            ("POST", "_leave/"),
+        ] {
+            let target = format!("/_groupcache/{path}");
+            let head = RequestHead::new(method, &target, false, &HOST).expect("a head");
+            let status = |client| {
+                let limits = LoadLimits {
+                    max_request_time: Duration::from_secs(60),
+                    connection: None,
+                };
+                let request = Request::new(&head, b"", client);
+                let reply = endpoint.respond(&request, limits).expect("a reply");
+                reply.into_response().status()
+            };
+            for (client, is_allowed) in CLIENTS {
+                let status = status(Some(client.parse().expect("an address")));
+                assert_eq!(
+                    status == 403,
+                    !is_allowed,
+                    "{method} {path} {client}: {status}"
+                );
+            }
+            assert_eq!(status(None), 403, "{path} of an unknown address");
+        }
+    }
+
+    #[test]
+    fn only_this_machine_and_peers_may_change_data() {
+        let (endpoint, group) = endpoint();
         for (method, path) in [
             ("DELETE", "k"),
             ("PUT", "k"),
@@ -171,16 +222,8 @@ mod tests {
             ("POST", "_remove-keys/"),
         ] {
             let target = format!("/_groupcache/g/{path}");
-            let head = RequestHead::new(method, &target, false, &fields).expect("a head");
-            for (client, is_allowed) in [
-                ("127.0.0.1:1", true),
-                ("127.9.9.9:1", true),
-                ("[::1]:1", true),
-                ("10.0.0.2:1", true),
-                ("[::ffff:10.0.0.2]:1", true),
-                ("10.0.0.3:1", false),
-                ("[2001:db8::1]:1", false),
-            ] {
+            let head = RequestHead::new(method, &target, false, &HOST).expect("a head");
+            for (client, is_allowed) in CLIENTS {
                 group.get("k").expect("a value");
                 let client = client.parse().expect("an address");
                 let request = Request::new(&head, b"", Some(client));

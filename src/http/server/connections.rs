@@ -194,6 +194,15 @@ impl ConnectionTable {
     }
 }
 
+/// How many of `max` connections are kept for peers: a quarter, or one for each of many peers. Busy
+/// strangers have at least a quarter.
+fn kept_for_peers(max: usize, peers: usize) -> usize {
+    if peers == 0 {
+        return 0;
+    }
+    peers.min(max - max / 4).max(max / 4)
+}
+
 /// See [`ConnectionTable::evict`].
 const MIN_IDLE: Duration = Duration::from_millis(100);
 
@@ -216,8 +225,8 @@ impl Connections {
     /// Adds `connection` to the open ones; `None` if a limit is reached.
     ///
     /// At a limit, the connection that has been idle longest makes room: for a peer one of any
-    /// client, strangers first, for a stranger one of a stranger. A quarter of the connections is
-    /// kept for peers: strangers cannot take it, and their new connections do not end those of peers.
+    /// client, strangers first, for a stranger one of a stranger. Strangers cannot take the connections
+    /// that are [kept for peers](kept_for_peers), and their new connections do not end those of peers.
     pub(crate) fn admit(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
@@ -234,11 +243,7 @@ impl Connections {
         let stranger = |other: &Connection| !other.is_from_peer();
         let any = |_: &Connection| true;
         let is_peer = connection.is_from_peer();
-        let reserved = if peers.any() {
-            limits.max_connections / 4
-        } else {
-            0
-        };
+        let reserved = kept_for_peers(limits.max_connections, peers.count());
         let has_room = if table.count(same_addr)
             >= limits
                 .max_connections_per_addr
@@ -400,6 +405,13 @@ impl Drop for ConnectionGuard {
 pub(crate) fn test_connection(stream: TcpStream) -> Arc<Connection> {
     let addr = stream.peer_addr().expect("it is connected");
     Connection::new(stream, addr, &tests::Peers(Vec::new()))
+}
+
+/// A connection of a known peer.
+#[cfg(all(test, not(larder_loom)))]
+pub(crate) fn test_peer_connection(stream: TcpStream) -> Arc<Connection> {
+    let addr = stream.peer_addr().expect("it is connected");
+    Connection::new(stream, addr, &tests::Peers(vec![addr.ip()]))
 }
 
 #[cfg(all(test, not(larder_loom)))]

@@ -82,7 +82,14 @@ impl Endpoint {
             Err(PathError::Malformed(_)) if path[base.len()..] == *wire::PEERS_PAGE => {
                 self.peers_page(request).into()
             }
-            Err(error) => bad_path(error).into(),
+            Err(error) => {
+                // A peer requests the base path to see whether this process answers.
+                let is_probe = path == base && request.head().peers_mark.is_some();
+                if is_probe && self.is_trusted(request.peer_addr()) {
+                    self.peers.note_probe();
+                }
+                bad_path(error).into()
+            }
             Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
             Ok(path) => {
                 let hash = wire::key_hash(&path.group, &path.key);

@@ -102,7 +102,8 @@ impl ServerBuilder {
     /// [`max_connections_per_peer`](super::HttpPoolBuilder::max_connections_per_peer), 24. A connection
     /// without a request takes 512 KiB of address space, and about 20 KiB of memory.
     ///
-    /// A quarter is kept for the addresses of the peers in the pool's list, if there are any. If a new
+    /// A quarter is kept for the addresses of the peers in the pool's list, if there are any. With more
+    /// peers than that, one connection for each of them is kept, up to three quarters. If a new
     /// connection finds none free, the one that has been idle longest is closed, a stranger's before a
     /// peer's; a stranger's new connection never closes one of a peer. A connection counts as idle also
     /// while the body of a request arrives. If none has been idle for 100 ms, the new one is answered with
@@ -212,6 +213,17 @@ impl ServerBuilder {
     /// for large values and distant clients.
     pub fn socket_buffer_size(mut self, bytes: usize) -> Self {
         self.limits.socket_buffer_size = bytes;
+        self
+    }
+
+    /// The size of the send buffer that the system keeps for a connection of a known peer, in bytes, once a
+    /// response is longer than [`socket_buffer_size`](Self::socket_buffer_size). Default: 512 KiB, at least
+    /// 4 KiB; no effect if it is smaller than that size. Linux takes the double.
+    ///
+    /// With a small buffer, the threads of server and client wake each other up for each part of a long
+    /// value.
+    pub fn peer_buffer_size(mut self, bytes: usize) -> Self {
+        self.limits.peer_buffer_size = bytes;
         self
     }
 

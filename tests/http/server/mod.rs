@@ -1,6 +1,7 @@
 //! The server and the peer path in tiny_http.
 
 mod budgets;
+mod cache_status;
 mod changes;
 mod conformance;
 mod deaf;

@@ -10,8 +10,8 @@ static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 
 /// Removed when it is dropped.
 pub struct Namespaces {
-    /// Unique on this machine.
-    name: String,
+    /// Unique on this machine: the name of the bridge. A node's namespace is `{name}-{n}`.
+    pub name: String,
     nodes: usize,
     /// The addresses are `10.{subnet}.{n + 1}`.
     subnet: String,
@@ -78,7 +78,8 @@ impl Drop for Namespaces {
     }
 }
 
-fn ip(arguments: &str) -> Result<()> {
+/// Runs `ip`.
+pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip").args(arguments.split(' ')).output()?;
     if output.status.success() {
         return Ok(());

@@ -154,6 +154,13 @@ impl Breaker {
         }
     }
 
+    /// Makes the next probe due, because the peer seems to be back.
+    pub(crate) fn probe_soon(&mut self, now: Instant) {
+        if let Some(outage) = &mut self.outage {
+            outage.probe_at = outage.probe_at.min(now);
+        }
+    }
+
     /// Notes the end of a probe. An answer closes the breaker, unless the peer is leaving.
     pub(crate) fn on_probe(&mut self, now: Instant, end: ProbeEnd, dice: f64) {
         let Some(outage) = &mut self.outage else {
@@ -366,6 +373,19 @@ mod tests {
         peer.now += RELAPSE;
         peer.note(millis(1), Unreachable);
         assert_eq!(peer.probe(true).as_secs(), 1, "it was well for long enough");
+    }
+
+    #[test]
+    fn peer_that_seems_to_be_back_is_probed_soon() {
+        let mut peer = Timed::new();
+        peer.breaker.probe_soon(peer.now);
+        assert_eq!(peer.breaker.probe_at(), None, "it is not down");
+        peer.note(millis(1), Unreachable);
+        peer.probe(false);
+        peer.breaker.probe_soon(peer.now);
+        assert_eq!(peer.breaker.probe_at(), Some(peer.now));
+        assert_eq!(peer.probe(true), Duration::ZERO);
+        assert_eq!(peer.breaker.open_since(), None);
     }
 
     #[test]

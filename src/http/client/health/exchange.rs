@@ -59,6 +59,12 @@ impl<'p> ObservedExchange<'p> {
 
     fn ended(self, end: ExchangeEnd, error: Error) -> Error {
         let now = Instant::now();
+        // A time-out of this process is an answer that took longer than it. That of a caller is not: the
+        // peer may be running a slow getter for it.
+        if end == ExchangeEnd::TimedOut && error.kind() == ErrorKind::Peer {
+            let took = now.saturating_duration_since(self.began);
+            self.health.latencies.add(took);
+        }
         if self.health.on_failure(self.began, now, end, &error) {
             log::warn!("a peer is not asked for now: {error}");
             self.watch.wake();
@@ -96,6 +102,24 @@ fn end_of(error: &Error) -> Option<ExchangeEnd> {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_out_of_this_process_counts_as_a_late_answer_and_that_of_a_caller_does_not() {
+        let second = Duration::from_secs(1);
+        let health = PeerHealth::new(Duration::from_secs(60));
+        let watch = Watch::new(second, second);
+        let end_after_a_second = |kind| {
+            let began = Instant::now() - second;
+            let timed_out = io::Error::from(io::ErrorKind::TimedOut);
+            let error = Error::with_source(kind, "no answer", timed_out);
+            ObservedExchange::new(&health, &watch, began).failed(error);
+        };
+        (0..5).for_each(|_| end_after_a_second(ErrorKind::DeadlineExceeded));
+        assert_eq!(health.latencies.quantiles([0.5]), None);
+        (0..5).for_each(|_| end_after_a_second(ErrorKind::Peer));
+        let [p50] = health.latencies.quantiles([0.5]).expect("enough");
+        assert!(p50 >= second, "{p50:?}");
+    }
 
     #[test]
     fn end_of_an_exchange_follows_from_its_error() {

@@ -45,7 +45,7 @@ pub(crate) struct PeerHealth {
 }
 
 /// Whether a peer is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(crate) enum Standing {
     Closed,
     /// It answers much later than others: its keys are loaded by the next peer, which keeps them for a
@@ -188,6 +188,11 @@ impl PeerHealth {
         drop(breaker);
         let is_due = self.slowness.lock().begin_probe(now);
         is_due.then_some(ProbeOf::Slow)
+    }
+
+    /// Makes the next probe due. The watch has to be woken up.
+    pub(crate) fn probe_soon(&self) {
+        self.breaker.lock().probe_soon(Instant::now());
     }
 
     fn on_probe(&self, now: Instant, result: Result<ProbeAnswer, Error>) {

@@ -1,7 +1,7 @@
 //! Decides whether a peer is slow: a state machine without clock or socket.
 //!
 //! ```text
-//!           its answers are over the limit for 3 s
+//!       most turns of 3 s are over the limit
 //!   usual ─────────────────────────────────────────▶ slow
 //!     ▲                                               │
 //!     └──────── its probes are under it for 5 s ──────┘
@@ -19,13 +19,22 @@ use std::time::{Duration, Instant};
 /// Whether one peer is slow.
 #[derive(Debug)]
 pub(crate) struct Slowness {
-    /// The first and the last turn in a row whose answers were over the limit.
-    over: Option<(Instant, Instant)>,
+    row: Option<Row>,
     slow: Option<SlowPeriod>,
     /// How long probes of the present period, or of the last one, have to be under the limit.
     needed: Duration,
     /// When the last period ended.
     recovered: Option<Instant>,
+}
+
+/// Turns in a row of which more were over the limit than under it: also of a peer that loses packets, some
+/// turns are not.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    first: Instant,
+    last: Instant,
+    /// The turns that were over the limit, less the others.
+    excess: u32,
 }
 
 #[derive(Debug)]
@@ -53,7 +62,7 @@ pub(crate) struct TurnTimes {
 impl Slowness {
     pub(crate) fn new() -> Self {
         Slowness {
-            over: None,
+            row: None,
             slow: None,
             needed: Duration::ZERO,
             recovered: None,
@@ -75,19 +84,37 @@ impl Slowness {
         if !times.is_fresh {
             return false;
         }
-        let over = times.p95.zip(limit).filter(|(p95, limit)| p95 > limit);
-        let Some((time, limit)) = over else {
-            self.over = None;
+        let in_time = |row: &Row| now.saturating_duration_since(row.last) <= GAP;
+        let row = self.row.filter(in_time);
+        let Some((time, limit)) = times.p95.zip(limit).filter(|(p95, limit)| p95 > limit) else {
+            let row = row.filter(|row| row.excess > 1);
+            self.row = row.map(|row| Row {
+                last: now,
+                excess: row.excess - 1,
+                ..row
+            });
             return false;
         };
-        let is_in_row = |&(_, last): &(_, Instant)| now.saturating_duration_since(last) <= GAP;
-        let first = self.over.filter(is_in_row).map_or(now, |(first, _)| first);
-        self.over = Some((first, now));
+        let first = row.map_or(now, |row| row.first);
+        self.row = Some(Row {
+            first,
+            last: now,
+            excess: row.map_or(0, |row| row.excess) + 1,
+        });
         let is_slow = now.saturating_duration_since(first) >= PERIOD;
         if is_slow {
             self.begin(now, time, limit);
         }
         is_slow
+    }
+
+    /// Notes a turn in which callers did not ask the peer, because it is down: a row of turns pauses. So a peer
+    /// that loses packets, and answers a probe in between, is found slow.
+    pub(crate) fn skip_turn(&mut self, now: Instant) {
+        if let Some(row) = &mut self.row {
+            row.first += now.saturating_duration_since(row.last);
+            row.last = now;
+        }
     }
 
     fn begin(&mut self, now: Instant, time: Duration, limit: Duration) {
@@ -98,7 +125,7 @@ impl Slowness {
             true => (self.needed * 2).min(LONGEST_RECOVERY),
             false => RECOVERY,
         };
-        self.over = None;
+        self.row = None;
         self.slow = Some(SlowPeriod {
             since: now,
             time,
@@ -321,6 +348,29 @@ mod tests {
     }
 
     #[test]
+    fn peer_is_slow_if_most_turns_are_over_the_limit() {
+        let mut peer = Timed::new();
+        peer.turn(all(millis(500)));
+        let time_of = |turn| millis(if turn % 3 == 1 { 1 } else { 500 });
+        let slow_at = (0..20).find(|&turn| peer.turn(all(time_of(turn))));
+        assert_eq!(slow_at, Some(5), "3 s after the first turn");
+    }
+
+    #[test]
+    fn outage_pauses_a_row_of_slow_turns() {
+        let mut peer = Timed::new();
+        peer.turn(all(millis(500)));
+        assert!(!peer.turn(all(millis(500))), "0.5 s");
+        peer.now += Duration::from_secs(20);
+        peer.slowness.skip_turn(peer.now);
+        let took = peer.become_slow();
+        assert_eq!(took, PERIOD - TURN);
+        peer.recover();
+        peer.slowness.skip_turn(peer.now);
+        assert!(!peer.turn(all(millis(500))), "no row to go on with");
+    }
+
+    #[test]
     fn limit_is_that_of_a_usual_peer_and_at_least_the_given_one() {
         let limit = |times: &[u64]| {
             let times: Vec<_> = times.iter().map(|&n| all(millis(n))).collect();
@@ -341,22 +391,23 @@ mod tests {
             turns in prop::collection::vec((prop::option::of(0_u64..60), 1_u64..6), 1..60),
         ) {
             let mut peer = Timed::new();
-            let mut row: Vec<Instant> = Vec::new();
+            // The time of each turn since the row began, and whether it was over the limit.
+            let mut row: Vec<(Instant, bool)> = Vec::new();
             for (time, halves) in turns {
                 peer.now += TURN * (halves as u32 - 1);
                 let times = time.map_or(TurnTimes::default(), |time| all(millis(time)));
                 let became = peer.turn(times);
-                match time {
-                    None => {}
-                    Some(time) if time <= 20 => row.clear(),
-                    Some(_) => {
-                        if row.last().is_some_and(|&last| peer.now - last > GAP) {
-                            row.clear();
-                        }
-                        row.push(peer.now);
+                if let Some(time) = time {
+                    if row.last().is_some_and(|&(last, _)| peer.now - last > GAP) {
+                        row.clear();
+                    }
+                    row.push((peer.now, time > 20));
+                    let over = row.iter().filter(|(_, is_over)| *is_over).count();
+                    if over <= row.len() - over {
+                        row.clear();
                     }
                 }
-                let is_due = time.is_some() && row.first().is_some_and(|&first| peer.now - first >= PERIOD);
+                let is_due = time.is_some_and(|time| time > 20) && peer.now - row[0].0 >= PERIOD;
                 prop_assert_eq!(became, is_due);
                 if became {
                     prop_assert!(peer.slowness.probe_at().is_some());

@@ -151,7 +151,13 @@ impl Watch {
         let turned = peers.iter().zip(times);
         let slow = turned.filter(|(peer, times)| {
             let mut slowness = peer.health.slowness.lock();
-            slowness.on_turn(now, *times, limit)
+            match peer.health.standing() {
+                Standing::Closed | Standing::Slow => slowness.on_turn(now, *times, limit),
+                Standing::Open | Standing::Absent => {
+                    slowness.skip_turn(now);
+                    false
+                }
+            }
         });
         slow.map(|(peer, _)| peer.upgrade()).collect()
     }

@@ -9,8 +9,8 @@ impl KnownPeers for Peers {
         self.0.iter().filter(|peer| **peer == ip).count()
     }
 
-    fn any(&self) -> bool {
-        !self.0.is_empty()
+    fn count(&self) -> usize {
+        self.0.len()
     }
 
     fn leave(&self, _id: &str) -> bool {
@@ -161,6 +161,17 @@ fn strangers_leave_a_quarter_of_the_connections_to_peers() {
     assert!(tested.admit(STRANGER).is_none());
     let _peers: Vec<_> = (0..2).map(|_| tested.busy(PEER)).collect();
     assert!(tested.admit(PEER).is_none());
+}
+
+#[test]
+fn strangers_leave_a_connection_to_each_peer_up_to_three_quarters() {
+    for (peers, kept) in [(0, 0), (2, 2), (5, 5), (6, 6), (7, 6), (100, 6)] {
+        let tested = Tested::new(8, 32, vec![PEER.into(); peers]);
+        let _strangers: Vec<_> = (kept..8).map(|_| tested.busy(STRANGER)).collect();
+        assert!(tested.admit(STRANGER).is_none(), "{peers} peers");
+        let _peers: Vec<_> = (0..kept).map(|_| tested.busy(PEER)).collect();
+        assert!(tested.admit(PEER).is_none(), "{peers} peers");
+    }
 }
 
 #[test]
