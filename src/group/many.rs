@@ -6,6 +6,7 @@ use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey, Results};
 use super::many_stale::StaleValues;
 use super::populate::Placement;
+use super::removal_clocks::Counted;
 use super::{Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -66,7 +67,7 @@ impl Inner {
     ) -> Vec<Result<ByteView>> {
         if !self.may_serve(ctx) {
             keys.iter()
-                .for_each(|key| drop(self.remove_here(key.as_ref(), None)));
+                .for_each(|key| drop(self.remove_here(key.as_ref(), Counted::Not)));
         }
         let mut stale = StaleValues::default();
         let cached = |(at, key): (usize, &K)| {

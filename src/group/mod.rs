@@ -103,7 +103,7 @@ use counters::LoadCounters;
 use freshness::Freshness;
 use key_rates::KeyRates;
 use lifetime::Lifetime;
-use removal_clocks::RemovalClocks;
+use removal_clocks::{Counted, RemovalClocks};
 use unverified::MaxUnverified;
 
 pub use answer::{Answer, GetOptions, Source};
@@ -449,7 +449,7 @@ impl Inner {
     #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
         if !self.may_serve(ctx) {
-            self.remove_here(key, None);
+            self.remove_here(key, Counted::Not);
         }
         let hash = self.store.hash(key);
         let epoch = || self.getter_flights.epoch(hash.get());

@@ -84,12 +84,12 @@ impl Group {
     /// process's cache. It also does not join a load that began before the removal. The value of such
     /// a load is returned to the callers that wait for it already, and is not cached.
     pub fn invalidate(&self, key: &str) {
-        self.inner.remove_here(key, None);
+        self.inner.remove_here(key, Counted::Not);
     }
 
     /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
     pub fn remove_local(&self, key: &str) -> Option<ByteView> {
-        self.inner.remove_here(key, None)
+        self.inner.remove_here(key, Counted::Not)
     }
 
     /// Removes everything from this process's cache, with the effect of
@@ -115,7 +115,7 @@ impl Group {
                 let now = self.inner.store.clock().now();
                 removals.dropped.note(self.inner.store.hash(key), now);
             }
-            panic.catch(|| drop(self.inner.remove_here(key, count.stamp(key))));
+            panic.catch(|| drop(self.inner.remove_here(key, count)));
         }
         removals.finish(count);
         panic.resume();
@@ -151,7 +151,7 @@ impl Inner {
         let (removal_id, count) = self.removals.begin();
         let mut panic = FirstPanic::default();
         for key in keys {
-            panic.catch(|| drop(self.remove_here(key, count.stamp(key))));
+            panic.catch(|| drop(self.remove_here(key, count)));
         }
         self.removals.finish(count);
         let peers = self.all_peers(keys);
@@ -199,8 +199,8 @@ impl Inner {
         listed.unwrap_or_default()
     }
 
-    /// Removes a key from this process's cache, and returns its value. Adds `stamp` to the key's clock.
-    pub(super) fn remove_here(&self, key: &str, stamp: Option<u32>) -> Option<ByteView> {
+    /// Removes a key from this process's cache, and returns its value. Changes the key's clock as `counted`.
+    pub(super) fn remove_here(&self, key: &str, counted: Counted) -> Option<ByteView> {
         let hash = self.store.hash(key);
         // The store comes first: from then on it refuses the values of loads under way. The flights
         // come second, so that a get that begins after this function does not join one of those
@@ -211,19 +211,14 @@ impl Inner {
         // value. Suppose a later load, of a newer value, ends first. The older value would replace
         // the newer one. So an insertion also checks that its flight was not forgotten.
         //
-        // A counted removal forgets the flights before the store, too. A peer's request that reads the
-        // new clock between the two steps then joins no load that began before the removal. Its answer
-        // has to be newer than the removals that it names.
-        let removed = match stamp {
-            None => self.store.remove(hash, key, || ()),
-            Some(stamp) => {
-                self.forget(hash, key);
-                let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
-                let note = || self.removals.advance(stripe, stamp, clock);
-                self.store.remove(hash, key, note)
-            }
-        };
+        // Between the two steps, answers to peers do not name this removal. A peer's request could still
+        // join a load that began before, and an answer has to be newer than the removals that it names.
+        let unsettled = self.removals.unsettle();
+        let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
+        let note = || self.removals.advance(stripe, key, counted, clock);
+        let removed = self.store.remove(hash, key, note);
         self.forget(hash, key);
+        drop(unsettled);
         // After the flights: see `Attempts::note`.
         self.attempts.forget(hash.get(), key);
         let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
@@ -253,9 +248,8 @@ impl Inner {
     /// Takes everything out of the cache, and notes the removal of all keys.
     fn clear_unswept(&self, count: Counted) -> ClearedEntries {
         let unsettled = self.removals.unsettle();
-        if let Some(stamp) = count.stamp("") {
-            self.removals.advance(ALL_KEYS, stamp, self.store.clock());
-        }
+        let clock = self.store.clock();
+        self.removals.advance(ALL_KEYS, "", count, clock);
         let cleared = self.take_all();
         drop(unsettled);
         self.removals.finish(count);

@@ -33,6 +33,8 @@ pub(super) struct RemovalClocks {
     numbers: Mutex<RemovalNumbers>,
     /// The removals that have begun here and are not in `applied` yet.
     under_way: Mutex<Vec<u64>>,
+    /// The clocks that these have changed. A merge must not undo that.
+    ahead: Mutex<Vec<(u64, KeyStripe)>>,
     /// Whether a removal could not be noted in `applied`.
     is_incomplete: AtomicBool,
     /// The clears and merges under way. They change the clocks before the entries.
@@ -138,6 +140,7 @@ impl RemovalClocks {
             digest: AtomicU64::new(0),
             numbers: Mutex::new(RemovalNumbers::new()),
             under_way: Mutex::default(),
+            ahead: Mutex::default(),
             is_incomplete: AtomicBool::new(false),
             unsettled: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
@@ -185,6 +188,8 @@ impl RemovalClocks {
             if let Some(at) = under_way.iter().position(|&other| other == number) {
                 under_way.swap_remove(at);
             }
+            drop(under_way);
+            self.ahead.lock().retain(|(other, _)| *other != number);
         }
     }
 
@@ -208,8 +213,14 @@ impl RemovalClocks {
         known.is_some_and(|known| self.applied.lock().contains_all(&known))
     }
 
-    /// Changes the clock of a removal.
-    pub(super) fn advance(&self, stripe: KeyStripe, stamp: u32, clock: &Clock) {
+    /// Changes the clock of a removal of this key, or of all keys for the empty one.
+    pub(super) fn advance(&self, stripe: KeyStripe, key: &str, counted: Counted, clock: &Clock) {
+        let Some(stamp) = counted.stamp(key) else {
+            return;
+        };
+        if let Counted::Numbered(number) = counted {
+            self.ahead.lock().push((number, stripe));
+        }
         // The time is read after the old clock, so that of two removals the second has the later time.
         self.change(stripe, |old| LastRemoval {
             stamp: old.stamp.wrapping_add(stamp),
@@ -404,7 +415,7 @@ impl RemovalClocks {
     /// them itself has another one. Then a value of this stripe is current if its load began after the last
     /// removal.
     pub(super) fn merge(&self, table: &Table, received: Tick, clock: &Clock) -> Option<Floors> {
-        let (own, union) = {
+        let (own, ahead, union) = {
             let applied = self.applied.lock();
             if applied.contains_all(&table.applied) {
                 return None;
@@ -412,9 +423,11 @@ impl RemovalClocks {
             let own: Vec<u32> = KeyStripe::all()
                 .map(|stripe| self.last(stripe).stamp)
                 .collect();
+            // Read after the stamps. Its removals are in the stamps, and not in the set.
+            let ahead = self.ahead.lock().clone();
             let mut union = applied.clone();
             union.add_all(&table.applied);
-            (own, union)
+            (own, ahead, union)
         };
         let has_all = table.applied.contains_all(&union);
         let mut floors = Floors(vec![None; CLOCKS].into());
@@ -432,9 +445,11 @@ impl RemovalClocks {
                 true => theirs,
                 false => mix(union.digest() ^ stripe.0 as u64) as u32 | 1,
             };
+            let is_ahead = ahead.iter().any(|(_, ahead)| *ahead == stripe);
             self.change(stripe, |own| {
-                // A removal or another merge changed it meanwhile. Then it has to differ from all others.
-                let stamp = if own.stamp == before {
+                // The new one lacks a removal that is under way, or that changed it meanwhile. Then it has to
+                // differ from all others.
+                let stamp = if own.stamp == before && !is_ahead {
                     new
                 } else {
                     random::bits() as u32 | 1

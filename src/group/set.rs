@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::removal_clocks::KeyStripe;
+use super::removal_clocks::{Counted, KeyStripe};
 use super::{Group, Inner};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -115,15 +115,14 @@ impl Inner {
         }
         self.check_entry(key, &value)?;
         let (removal_id, count) = self.removals.begin();
-        let stamp = count.stamp(key);
         let owner = self.peers.owner(&self.name, key);
         match &owner {
-            None => self.set_here(key, value, options.ttl, stamp),
+            None => self.set_here(key, value, options.ttl, count),
             Some(owner) => {
                 let set = self.set_at(ctx, owner, key, value, options, removal_id);
                 // The number would be missing for ever.
                 set.inspect_err(|_| self.removals.finish(count))?;
-                self.remove_here(key, stamp);
+                self.remove_here(key, count);
             }
         }
         self.removals.finish(count);
@@ -187,10 +186,9 @@ impl Inner {
             }
         };
         let count = self.removals.admit(request.removal_id);
-        let stamp = count.stamp(key);
         match self.peers.owner(&self.name, key) {
-            None => self.set_here(key, value.into(), ttl, stamp),
-            Some(_) => drop(self.remove_here(key, stamp)),
+            None => self.set_here(key, value.into(), ttl, count),
+            Some(_) => drop(self.remove_here(key, count)),
         }
         self.removals.finish(count);
         Ok(())
@@ -213,13 +211,13 @@ impl Inner {
 
     /// Replaces the value of a key that this process owns. The values of loads under way are not
     /// cached.
-    fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>, stamp: Option<u32>) {
+    fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>, counted: Counted) {
         let hash = self.store.hash(key);
         let clock = self.store.clock();
         let lifetime = self.lifetime_of_set(ttl);
         let is_over = lifetime.expires.is_some_and(|end| end <= clock.now());
         if is_over || self.store.capacity() == 0 || !self.store.adopt(hash, key, &mut value, None) {
-            self.remove_here(key, stamp);
+            self.remove_here(key, counted);
             return;
         }
         let mut evicted = EvictedEntries::default();
@@ -237,15 +235,12 @@ impl Inner {
             is_forgotten: &|| false,
         };
         // In the order of `remove_here`.
-        self.forget(hash, key);
+        let unsettled = self.removals.unsettle();
         let stripe = KeyStripe::of(key);
-        let note = || {
-            if let Some(stamp) = stamp {
-                self.removals.advance(stripe, stamp, clock);
-            }
-        };
+        let note = || self.removals.advance(stripe, key, counted, clock);
         self.store.set(new, &mut evicted, note);
         self.forget(hash, key);
+        drop(unsettled);
         // After the flights: see `Attempts::note`.
         self.attempts.forget(hash.get(), key);
         self.notify_and_drop(evicted);

@@ -317,3 +317,22 @@ fn no_flight_is_left_behind() {
         assert_eq!(held.group.peer_flights.in_flight(), 0);
     }
 }
+
+/// Until its end, a peer's request could join a load that began before the removal.
+#[test]
+fn answers_name_no_removals_while_one_is_applied() {
+    let group = held(1 << 20, PickerSlot::default()).group;
+    let (hash, removals) = (group.store.hash("key"), &group.removals);
+    removals.finish(removals.admit(Some(7 << 32 | 1)));
+    let is_named = || removals.mark("key").is_some();
+    assert!(is_named());
+    thread::scope(|scope| {
+        let at_miss = || {
+            // It waits for the lock under which this runs.
+            scope.spawn(|| group.remove_here("key", removals.admit(Some(7 << 32 | 2))));
+            eventually(|| !is_named());
+        };
+        assert!(group.store.get(hash, "key", at_miss, || ()).is_err());
+    });
+    assert!(is_named());
+}

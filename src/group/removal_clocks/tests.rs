@@ -22,16 +22,19 @@ impl Node {
     /// Applies a removal, as a group does.
     fn remove(&self, key: &str, number: u64) {
         let counted = self.clocks.admit(Some(number));
-        if let Some(stamp) = counted.stamp(key) {
-            self.clocks.advance(KeyStripe::of(key), stamp, &self.clock);
-        }
+        self.note(key, counted);
         self.clocks.finish(counted);
+    }
+
+    /// The first half of a removal.
+    fn note(&self, key: &str, counted: Counted) {
+        let stripe = KeyStripe::of(key);
+        self.clocks.advance(stripe, key, counted, &self.clock);
     }
 
     fn clear(&self, number: u64) {
         let counted = self.clocks.admit(Some(number));
-        let stamp = counted.stamp("").expect("it is new");
-        self.clocks.advance(ALL_KEYS, stamp, &self.clock);
+        self.clocks.advance(ALL_KEYS, "", counted, &self.clock);
         self.clocks.finish(counted);
     }
 
@@ -231,6 +234,26 @@ fn removals_of_two_nodes_in_one_stripe_are_exchanged() {
     assert!(a.merge(&c.table()).is_none());
     assert!(c.merge(&a.table()).is_some());
     assert!(c.is_like(b, "k") && c.has_digest_of(b));
+}
+
+/// Otherwise it would take a value of a node that has not applied the removal for a current one.
+#[test]
+fn merge_does_not_undo_a_removal_under_way() {
+    for has_removed in [false, true] {
+        let [a, b] = pair();
+        if has_removed {
+            a.remove(&other("k"), 1);
+        }
+        b.remove("k", 1 << 32 | 1);
+        let [of_a, of_b] = [&a, &b].map(Node::table);
+        let under_way = a.clocks.admit(Some(2 << 32 | 1));
+        a.note("k", under_way);
+        a.merge(&of_b);
+        b.merge(&of_a);
+        assert!(!a.is_like(&b, "k"));
+        a.clocks.finish(under_way);
+        assert!(!a.is_like(&b, "k"));
+    }
 }
 
 #[test]

@@ -407,5 +407,12 @@ pub(crate) fn test_connection(stream: TcpStream) -> Arc<Connection> {
     Connection::new(stream, addr, &tests::Peers(Vec::new()))
 }
 
+/// A connection of a known peer.
+#[cfg(all(test, not(larder_loom)))]
+pub(crate) fn test_peer_connection(stream: TcpStream) -> Arc<Connection> {
+    let addr = stream.peer_addr().expect("it is connected");
+    Connection::new(stream, addr, &tests::Peers(vec![addr.ip()]))
+}
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests;

@@ -20,6 +20,7 @@ pub struct ServerLimits {
     pub(crate) write_timeout: Duration,
     pub(crate) min_write_rate: usize,
     pub(crate) socket_buffer_size: usize,
+    pub(crate) peer_buffer_size: usize,
     pub(crate) idle_timeout: Duration,
     pub(crate) stack_size: usize,
     pub(crate) max_response_bytes: usize,
@@ -41,6 +42,7 @@ impl Default for ServerLimits {
             write_timeout: Duration::from_secs(30),
             min_write_rate: 16 << 10,
             socket_buffer_size: DEFAULT_SOCKET_BUFFER_SIZE,
+            peer_buffer_size: 512 << 10,
             idle_timeout: Duration::from_secs(60),
             stack_size: 512 << 10,
             max_response_bytes: DEFAULT_MAX_RESPONSE_BYTES,
@@ -64,6 +66,7 @@ impl ServerLimits {
             max_body_size: 64 << 10,
             max_abandoned_loads: 8,
             socket_buffer_size: 16 << 10,
+            peer_buffer_size: 16 << 10,
             stack_size: 128 << 10,
             max_response_bytes: 2 << 20,
             max_body_bytes: 512 << 10,
@@ -84,8 +87,8 @@ impl ServerLimits {
         if self.stack_size < MIN_STACK_SIZE {
             return wrong("stack_size is at least 65536 bytes");
         }
-        if self.socket_buffer_size < MIN_SOCKET_BUFFER_SIZE {
-            return wrong("socket_buffer_size is at least 4096 bytes");
+        if self.socket_buffer_size.min(self.peer_buffer_size) < MIN_SOCKET_BUFFER_SIZE {
+            return wrong("socket_buffer_size and peer_buffer_size are at least 4096 bytes");
         }
         let timeouts = [
             self.head_timeout,
@@ -154,8 +157,7 @@ const DEFAULT_MAX_RESPONSE_BYTES: usize = 1 << 30;
 /// has a few bytes around it.
 pub(crate) const MAX_PEER_BODY: usize = 128 << 10;
 
-/// The default size of a socket's buffers. Responses of 1 MB take as long as with those that the system
-/// chooses, up to several MiB.
+/// The default size of a socket's buffers.
 pub(crate) const DEFAULT_SOCKET_BUFFER_SIZE: usize = 64 << 10;
 
 /// The longest wait of one system call that writes: a client's progress is checked as often.

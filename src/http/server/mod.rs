@@ -216,6 +216,17 @@ impl ServerBuilder {
         self
     }
 
+    /// The size of the send buffer that the system keeps for a connection of a known peer, in bytes, once a
+    /// response is longer than [`socket_buffer_size`](Self::socket_buffer_size). Default: 512 KiB, at least
+    /// 4 KiB; no effect if it is smaller than that size. Linux takes the double.
+    ///
+    /// With a small buffer, the threads of server and client wake each other up for each part of a long
+    /// value.
+    pub fn peer_buffer_size(mut self, bytes: usize) -> Self {
+        self.limits.peer_buffer_size = bytes;
+        self
+    }
+
     /// How long a connection is kept open between two requests. Default: 60 s.
     ///
     /// Keep it longer than clients keep their idle connections, so that the clients close them first.

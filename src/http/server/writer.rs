@@ -4,6 +4,8 @@ use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use super::connections::Connection;
 use super::limits::ServerLimits;
 use super::listener::reset_on_close;
@@ -20,6 +22,8 @@ pub(crate) struct ResponseWriter<'s> {
     buf: Vec<u8>,
     /// The fields in front of the last value.
     fields: Vec<u8>,
+    /// Responses up to this length need no larger send buffer.
+    fits_buffer: usize,
 }
 
 impl<'s> ResponseWriter<'s> {
@@ -30,6 +34,10 @@ impl<'s> ResponseWriter<'s> {
             limits,
             buf,
             fields: Vec::new(),
+            fits_buffer: match connection.is_from_peer() {
+                true => limits.socket_buffer_size,
+                false => usize::MAX,
+            },
         }
     }
 
@@ -46,6 +54,9 @@ impl<'s> ResponseWriter<'s> {
         if value.len() <= MAX_COPIED {
             self.buf.extend_from_slice(value);
             return self.write(&mut [IoSlice::new(&self.buf)]);
+        }
+        if value.len() > self.fits_buffer {
+            self.enlarge_send_buffer();
         }
         self.write(&mut [IoSlice::new(&self.buf), IoSlice::new(value)])
     }
@@ -69,6 +80,18 @@ impl<'s> ResponseWriter<'s> {
         }
         let all = two.into_iter().chain(pieces.map(IoSlice::new));
         self.write(&mut all.collect::<Vec<_>>())
+    }
+
+    /// Gives the connection of a peer the send buffer for long values. Only peers get it, so that what
+    /// strangers can hold stays small.
+    #[cold]
+    fn enlarge_send_buffer(&mut self) {
+        self.fits_buffer = usize::MAX;
+        let size = self.limits.peer_buffer_size;
+        if size > self.limits.socket_buffer_size {
+            // Without it, the response only takes longer.
+            let _ = SockRef::from(&self.connection.stream).set_send_buffer_size(size);
+        }
     }
 
     /// Writes all bytes. If one system call does not take them, or the client does not, the clock is
@@ -151,7 +174,7 @@ fn write_some(mut stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usiz
 #[cfg(all(unix, not(target_vendor = "apple")))]
 fn write_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     let slices = &slices[..slices.len().min(MAX_SLICES)];
-    socket2::SockRef::from(stream).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
+    SockRef::from(stream).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
 }
 
 /// Elsewhere there is no SIGPIPE, or the socket has an option against it, which std sets.
@@ -177,7 +200,9 @@ const MAX_COPIED: usize = 1024 + 64;
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::http::server::connections::test_connection;
+    use crate::http::server::connections::{test_connection, test_peer_connection};
+    use crate::sync::Arc;
+    use crate::wire::Fields;
     use std::io::Read;
     use std::net::TcpListener;
 
@@ -214,5 +239,42 @@ mod tests {
             reading.join().expect("no panic").expect("all of it")
         });
         assert!(received.starts_with(b"HTTP/1.1 200 OK\r\n") && received.ends_with(&value));
+    }
+
+    /// The size of the send buffer of a connection after a value of this length.
+    fn buffer_after(make: impl FnOnce(TcpStream) -> Arc<Connection>, len: usize) -> usize {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = listener.local_addr().expect("addr");
+        let mut reader = TcpStream::connect(addr).expect("connect");
+        let limits = ServerLimits::default();
+        let (stream, _) = listener.accept().expect("accept");
+        SockRef::from(&stream)
+            .set_send_buffer_size(limits.socket_buffer_size)
+            .expect("options");
+        let connection = make(stream);
+        std::thread::scope(|scope| {
+            scope.spawn(|| reader.read_to_end(&mut Vec::new()));
+            let reply = ValueReply {
+                key_hash: 1,
+                value: vec![7; len].into(),
+                fields: Fields::default(),
+            };
+            let mut writer = ResponseWriter::new(&connection, &limits);
+            writer.send_value(&reply).expect("sent");
+            let size = SockRef::from(&connection.stream).send_buffer_size();
+            let end = connection.stream.shutdown(std::net::Shutdown::Write);
+            end.expect("the end");
+            size.expect("size")
+        })
+    }
+
+    #[test]
+    fn only_peers_get_a_large_send_buffer_and_only_for_long_values() {
+        let stranger = buffer_after(test_connection, 1 << 20);
+        let short = buffer_after(test_peer_connection, 10_000);
+        let long = buffer_after(test_peer_connection, 1 << 20);
+        assert_eq!(short, stranger);
+        // The system may allow less than 512 KiB (net.core.wmem_max).
+        assert!(long > stranger, "{long} and {stranger}");
     }
 }
