@@ -10,12 +10,14 @@ use larder::{
 
 use crate::common::*;
 
+type Hook = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// Has cached the keys that end in `!`.
 #[derive(Default)]
 struct Previous {
     asked: Mutex<Vec<Vec<String>>>,
     /// Called before each answer.
-    before: Mutex<Option<Box<dyn Fn() -> Result<()> + Send + Sync>>>,
+    before: Mutex<Option<Hook>>,
 }
 
 impl Previous {
