@@ -224,7 +224,7 @@ const FEW_VAIN: u32 = 16;
 const COST_OF_FAILURE: u32 = 16;
 
 /// Between two returns of this process.
-const RETURN_PAUSE: Duration = Duration::from_secs(10);
+const RETURN_PAUSE: Duration = Duration::from_secs(3);
 
 /// In bytes.
 const STACK: usize = 256 << 10;
