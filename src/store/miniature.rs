@@ -240,7 +240,7 @@ impl Miniatures {
 
     fn index_of(&self, cache: usize, key: SampledKey) -> Option<u32> {
         let hash = key.hash_in(cache);
-        let has_key = |index: &u16| self.samples.meta(u32::from(*index)).hash == hash;
+        let has_key = |index: &u16| self.samples.link(u32::from(*index)).hash == hash;
         let found = self.table.find(table_hash(hash), has_key);
         found.copied().map(u32::from)
     }
@@ -264,7 +264,7 @@ impl Miniatures {
         }
         let hash = key.hash_in(cache);
         let miniature = &mut self.caches[cache];
-        let link = SlotLink::new(value.weight);
+        let link = SlotLink::new(hash, value.weight);
         let (true, Some(link)) = (value.weight <= miniature.capacity, link) else {
             return;
         };
@@ -283,7 +283,7 @@ impl Miniatures {
         }
         let sample = Sample {
             link,
-            meta: EntryMeta::of_hash(hash),
+            meta: EntryMeta::default(),
             expires: value.expires.map_or(u32::MAX, |end| self.units(end) + 1),
             cache: cache as u8,
             level: key.level as u8,
@@ -296,7 +296,7 @@ impl Miniatures {
         let samples = &self.samples;
         self.table
             .insert_unique(table_hash(hash), index as u16, |&index| {
-                table_hash(samples.meta(index.into()).hash)
+                table_hash(samples.link(index.into()).hash)
             });
         if evicts && cache == CACHES - 1 {
             self.refine();
@@ -368,7 +368,7 @@ impl Miniatures {
 
     /// Frees the slot of an entry that is in no queue.
     fn release(&mut self, index: u32) {
-        let hash = table_hash(self.samples.meta(index).hash);
+        let hash = table_hash(self.samples.link(index).hash);
         let is_it = |&other: &u16| u32::from(other) == index;
         if let Ok(place) = self.table.find_entry(hash, is_it) {
             place.remove();

@@ -281,7 +281,7 @@ impl Policy {
             self.remove_from(slots, queue, index);
             if self.cost != Cost::Constant {
                 self.main_factor.count_departure(queue.is_main());
-                let hash = slots.meta(index).hash;
+                let hash = slots.link(index).hash;
                 self.ghost
                     .insert(hash, queue.is_main(), now, self.len, moment.entries);
             }

@@ -123,22 +123,22 @@ impl Shard {
     #[inline(always)]
     pub(super) fn slot_of(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
         let short = hash.short();
-        let has_hash = |&index: &u32| self.slab.has_hash(index, short);
+        let is_like = |&index: &u32| self.slab.may_have(index, short, key.len());
         let slot = self
             .slab
-            .slot(*self.table.find(table_hash(short), has_hash)?)?;
+            .slot(*self.table.find(table_hash(short), is_like)?)?;
         if slot.has_key(key) {
             return Some(slot);
         }
         self.slot_of_several(short, key)
     }
 
-    /// The entry of a key whose short hash another key has, too.
+    /// The entry of a key that looks like another one in the table.
     #[cold]
     fn slot_of_several(&self, short: u32, key: &str) -> Option<SlotRef<'_>> {
         let slots = self.table.iter_hash(table_hash(short));
         let mut slots = slots.filter_map(|&index| self.slab.slot(index));
-        slots.find(|slot| slot.meta.hash == short && slot.has_key(key))
+        slots.find(|slot| slot.has_key(key))
     }
 
     fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {

@@ -1,7 +1,7 @@
 //! The slots of a shard.
 //!
-//! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer and its
-//! meta data (16 bytes, in one cache line), but not the cold data (20 bytes). So more of the data that hits
+//! The fields of the slots are in separate arrays, grouped by use. A hit reads the entry's pointer (8
+//! bytes) and its meta data (4 bytes), but not the cold data (24 bytes). So more of the data that hits
 //! read stays in the processor's caches.
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -25,10 +25,10 @@ pub(super) const MAX_FREQ: u8 = 4;
 /// The data about a slot's entry that are read without reading the entry itself.
 #[derive(Debug, Default)]
 pub(super) struct EntryMeta {
-    /// The short hash: enough to find the slot's place in the table, and to reject a key without reading
-    /// the entry.
-    pub(super) hash: u32,
     pub(super) key_len: u16,
+    /// An 8-bit tag that rejects 255 of 256 false matches of the hash table, without reading the
+    /// entry.
+    tag: u8,
     /// Hits since the entry entered its queue, and the flags below. Readers count hits under the
     /// shared lock with a plain load and store. Two concurrent hits may count as one, which is good
     /// enough for the policy. The flags change under the exclusive lock only, so no reader's store
@@ -72,14 +72,6 @@ impl EntryState {
 }
 
 impl EntryMeta {
-    /// The data of an entry without a key.
-    pub(super) fn of_hash(hash: u32) -> EntryMeta {
-        EntryMeta {
-            hash,
-            ..EntryMeta::default()
-        }
-    }
-
     #[inline]
     pub(super) fn state(&self) -> EntryState {
         EntryState(self.state.load(Ordering::Relaxed))
@@ -132,11 +124,14 @@ impl EntryMeta {
     }
 }
 
-/// A slot's neighbours in its queue or among the free slots, and the data that the policy needs.
+/// A slot's neighbours in its queue or among the free slots, and the data that the policy and the
+/// table need without reading the entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotLink {
     pub(super) prev: u32,
     pub(super) next: u32,
+    /// The short hash: enough to find the slot's place in the table.
+    pub(super) hash: u32,
     /// Packed, see [`weight::packed`].
     weight: u32,
     /// When the entry entered its queue, in the time of the policy.
@@ -153,10 +148,11 @@ struct ColdData {
 
 impl SlotLink {
     /// The link of an entry that is in no queue. `None` if the weight is too large.
-    pub(super) fn new(weight: u64) -> Option<SlotLink> {
+    pub(super) fn new(hash: u32, weight: u64) -> Option<SlotLink> {
         Some(SlotLink {
             prev: NIL,
             next: NIL,
+            hash,
             weight: weight::packed(weight)?,
             born: 0,
         })
@@ -167,15 +163,10 @@ impl SlotLink {
     }
 }
 
-/// The data of a slot that hits read.
-#[derive(Debug)]
-struct HotData {
-    /// `None` if the slot is free.
-    data: Option<SharedBytes>,
-    meta: EntryMeta,
-}
-
-const _: () = assert!(weight::SLOT == size_of::<HotData>() + size_of::<ColdData>());
+const _: () = assert!(
+    weight::SLOT
+        == size_of::<Option<SharedBytes>>() + size_of::<EntryMeta>() + size_of::<ColdData>()
+);
 
 /// A slot's entry, borrowed from the slab.
 #[derive(Clone, Copy)]
@@ -225,7 +216,9 @@ impl SlotRef<'_> {
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Slab {
-    slots: TableVec<HotData>,
+    /// `None` where the slot is free.
+    data: TableVec<Option<SharedBytes>>,
+    metas: TableVec<EntryMeta>,
     cold: TableVec<ColdData>,
     expiries: Expiries,
     load_times: LoadTimes,
@@ -235,7 +228,8 @@ pub(super) struct Slab {
 impl Slab {
     pub(super) fn new(load_times: LoadTimes) -> Slab {
         Slab {
-            slots: TableVec::new_in(TableMemory),
+            data: TableVec::new_in(TableMemory),
+            metas: TableVec::new_in(TableMemory),
             cold: TableVec::new_in(TableMemory),
             expiries: Expiries::default(),
             load_times,
@@ -245,26 +239,27 @@ impl Slab {
 
     /// The number of slots, free ones included.
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.data.len()
     }
 
     /// The slot's entry, if it has one.
     #[inline(always)]
     pub(super) fn slot(&self, index: u32) -> Option<SlotRef<'_>> {
-        let HotData { data, meta } = self.slots.get(index as usize)?;
+        let at = index as usize;
         Some(SlotRef {
             index,
-            data: data.as_ref()?,
-            meta,
+            data: self.data.get(at)?.as_ref()?,
+            meta: self.metas.get(at)?,
             slab: self,
         })
     }
 
-    /// Whether the slot's key has this short hash.
+    /// Whether the slot's key may be one with this short hash and this length.
     #[inline(always)]
-    pub(super) fn has_hash(&self, index: u32, hash: u32) -> bool {
-        let slot = self.slots.get(index as usize);
-        slot.is_some_and(|slot| slot.meta.hash == hash)
+    pub(super) fn may_have(&self, index: u32, hash: u32, key_len: usize) -> bool {
+        let is_like =
+            |meta: &EntryMeta| meta.tag == tag_of(hash) && usize::from(meta.key_len) == key_len;
+        self.metas.get(index as usize).is_some_and(is_like)
     }
 
     pub(super) fn load_times(&self) -> LoadTimes {
@@ -277,6 +272,7 @@ impl Slab {
     pub(super) fn prefetch(&self, index: u32) {
         if let (Some(slot), Some(cold)) = (self.slot(index), self.cold.get(index as usize)) {
             slot.data.prefetch();
+            prefetch(slot.meta);
             if let Some(next) = self.cold.get(cold.link.prev as usize) {
                 prefetch(next);
             }
@@ -285,7 +281,7 @@ impl Slab {
 
     /// The short hash of the slot's key.
     pub(super) fn hash(&self, index: u32) -> u32 {
-        self.meta(index).hash
+        self.link(index).hash
     }
 
     pub(super) fn weight(&self, index: u32) -> u64 {
@@ -303,9 +299,10 @@ impl Slab {
 
     /// The slots in use, and their entries.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Entry)> {
-        (0..).zip(&self.slots).filter_map(|(index, slot)| {
-            let data = slot.data.clone()?;
-            Some((index, slot.meta.entry(data)))
+        let slots = self.metas.iter().zip(&self.data);
+        (0..).zip(slots).filter_map(|(index, (meta, data))| {
+            let data = data.clone()?;
+            Some((index, meta.entry(data)))
         })
     }
 
@@ -320,19 +317,15 @@ impl Slab {
         let share = if new.share == CacheType::Hot { HOT } else { 0 };
         let tagged = if new.has_etag { TAGGED } else { 0 };
         let meta = EntryMeta {
-            hash: new.hash.short(),
             key_len: u16::try_from(new.key.len()).ok()?,
+            tag: tag_of(new.hash.short()),
             state: AtomicU8::new(share | tagged),
         };
-        let link = SlotLink::new(weight)?;
+        let link = SlotLink::new(new.hash.short(), weight)?;
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
         let begun = self.load_times.pack(new.begun, begins);
-        let data = Some(new.data.clone());
-        self.put(
-            HotData { data, meta },
-            ColdData { link, begun },
-            new.expires,
-        )
+        let data = new.data.clone();
+        self.put(data, meta, ColdData { link, begun }, new.expires)
     }
 
     /// Gives a slot's entry new times.
@@ -344,17 +337,25 @@ impl Slab {
     }
 
     #[inline]
-    fn put(&mut self, slot: HotData, cold: ColdData, expires: Option<Tick>) -> Option<u32> {
+    fn put(
+        &mut self,
+        data: SharedBytes,
+        meta: EntryMeta,
+        cold: ColdData,
+        expires: Option<Tick>,
+    ) -> Option<u32> {
         let index = if self.free != NIL {
             let index = self.free;
             let at = index as usize;
             self.unlink_free(index);
-            self.slots[at] = slot;
+            self.data[at] = Some(data);
+            self.metas[at] = meta;
             self.cold[at] = cold;
             index
         } else {
             let index = u32::try_from(self.len()).ok().filter(|&i| i != NIL)?;
-            self.slots.push(slot);
+            self.data.push(Some(data));
+            self.metas.push(meta);
             self.cold.push(cold);
             index
         };
@@ -364,9 +365,9 @@ impl Slab {
 
     /// Frees a slot that is in no list, and returns its entry.
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
-        let slot = &mut self.slots[index as usize];
-        let data = slot.data.take()?;
-        let entry = slot.meta.entry(data);
+        let at = index as usize;
+        let data = self.data[at].take()?;
+        let entry = self.metas[at].entry(data);
         self.link_free(index);
         self.expiries.reset(index);
         Some(entry)
@@ -375,9 +376,9 @@ impl Slab {
     /// Takes the last entry out of a slab that is not used any more, and the slots from there on.
     pub(super) fn take_last(&mut self) -> Option<(u32, Entry)> {
         loop {
-            let HotData { data, meta } = self.slots.pop()?;
+            let (data, meta) = (self.data.pop()?, self.metas.pop()?);
             if let Some(data) = data {
-                return Some((self.slots.len() as u32, meta.entry(data)));
+                return Some((self.data.len() as u32, meta.entry(data)));
             }
         }
     }
@@ -408,19 +409,21 @@ impl Slab {
     /// must be a free slot.
     pub(super) fn remove_last_slot(&mut self) -> Option<(u32, u32)> {
         let last = self.len().checked_sub(1)?;
-        let moved = if self.slots[last].data.is_none() {
+        let moved = if self.data[last].is_none() {
             self.unlink_free(last as u32);
             None
         } else {
             let to = self.free;
             self.unlink_free(to);
             let at = to as usize;
-            self.slots.swap(at, last);
+            self.data.swap(at, last);
+            self.metas.swap(at, last);
             self.cold[at] = self.cold[last];
             self.expiries.set(to, last, self.expiry(last as u32));
             Some((last as u32, to))
         };
-        self.slots.truncate(last);
+        self.data.truncate(last);
+        self.metas.truncate(last);
         self.cold.truncate(last);
         self.expiries.reset(last as u32);
         moved
@@ -434,10 +437,11 @@ impl Slab {
     /// Frees the memory of removed slots if there is memory for more than `at_most` slots.
     pub(super) fn shrink(&mut self, at_most: usize) {
         let len = self.len();
-        if self.slots.capacity() <= at_most.saturating_add(1) {
+        if self.data.capacity() <= at_most.saturating_add(1) {
             return;
         }
-        self.slots.shrink_to(len);
+        self.data.shrink_to(len);
+        self.metas.shrink_to(len);
         self.cold.shrink_to(len);
         self.expiries.shrink(len);
     }
@@ -464,13 +468,20 @@ impl Slots for Slab {
 
     #[inline]
     fn meta(&self, index: u32) -> &EntryMeta {
-        &self.slots[index as usize].meta
+        &self.metas[index as usize]
     }
 
     #[inline]
     fn meta_mut(&mut self, index: u32) -> &mut EntryMeta {
-        &mut self.slots[index as usize].meta
+        &mut self.metas[index as usize]
     }
+}
+
+/// Bits 17 to 24 of the short hash. The table uses the low bits for the place and the high ones for
+/// its own tag.
+#[inline]
+fn tag_of(hash: u32) -> u8 {
+    (hash >> 17) as u8
 }
 
 /// Whether two slices of the same length are equal. Keys of 8 to 16 bytes are compared by their first

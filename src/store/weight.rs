@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::heap::{SharedBytes, classes};
 
 /// The bytes of a slot: a pointer, the entry's meta data, and its cold data. `slab.rs` asserts it.
-pub(super) const SLOT: usize = size_of::<usize>() + 8 + 20;
+pub(super) const SLOT: usize = size_of::<usize>() + 4 + 24;
 
 /// An entry's place in the shard's tables: its slot, its index in the hash table (4 bytes and a
 /// control byte, at a load between 7/16 and 7/8), and its word in the ghost table.
