@@ -71,3 +71,21 @@ install() {
     fi
     rm "$log"
 }
+
+# Exits with 77 if network namespaces cannot be made here.
+need_namespaces() {
+    if [ "$(id -u)" != 0 ]; then
+        echo "SKIPPED: not root"
+        exit 77
+    fi
+    if ! command -v ip >/dev/null && ! install iproute2; then
+        echo "SKIPPED: no ip"
+        exit 77
+    fi
+    local probe="ldrprobe$$"
+    if ! ip netns add "$probe"; then
+        echo "SKIPPED: no network namespaces"
+        exit 77
+    fi
+    ip netns del "$probe"
+}

@@ -5,18 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
-if [ "$(id -u)" != 0 ]; then
-    echo "SKIPPED: not root"
-    exit 77
-fi
-if ! command -v ip >/dev/null && ! install iproute2; then
-    echo "SKIPPED: no ip"
-    exit 77
-fi
-probe="ldrprobe$$"
-if ! ip netns add "$probe"; then
-    echo "SKIPPED: no network namespaces"
-    exit 77
-fi
-ip netns del "$probe"
+need_namespaces
 show cargo test --locked --test promise -- --ignored needs_root

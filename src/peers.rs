@@ -30,8 +30,8 @@ pub trait PeerPicker: Send + Sync {
     /// The peer that may have cached a value of `key`, which this process owns only since a short time
     /// ago: the list of peers changed, or this process started. The group asks it, by
     /// [`ProtoGetter::get_many`], for 10 ms at most, before it runs its own getter. For the keys of one call
-    /// of a [bulk getter](crate::BulkGetter), each previous owner gets one request, all at the same time. Peers
-    /// are told apart by pointers, so return clones of one `Arc` for one peer.
+    /// of a [bulk getter](crate::BulkGetter), each previous owner gets one request, all at the same time. Two
+    /// keys have the same previous owner if this returns clones of one `Arc` for both.
     ///
     /// The default implementation returns none.
     fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {

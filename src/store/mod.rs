@@ -289,7 +289,9 @@ impl Store {
             return Err((shard.expect(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
-        let (read, expires) = (read(slot), slot.expires());
+        let read = read(slot);
+        let sampled = self.forecaster.samples(hash);
+        let sampled = sampled.then(|| SampledValue::new(slot.data.len(), slot.expires()));
         // The view is built last. If it were built here and then moved, it would be loaded in pieces
         // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
@@ -306,8 +308,8 @@ impl Store {
             let ledger = self.budget.ledger();
             self.shard(hash).write().promote(hash, key, &ledger);
         }
-        if self.forecaster.samples(hash) {
-            self.observe_get(hash, Some(SampledValue::new(data.len(), expires)));
+        if sampled.is_some() {
+            self.observe_get(hash, sampled);
         }
         let end = data.len() - state.trailer_len(&data);
         Ok((ByteView::window(data, start, end), is_due, read))

@@ -21,6 +21,7 @@
 #![cfg(all(feature = "http", unix, not(larder_loom)))]
 
 mod cluster;
+mod late_peeks;
 mod load;
 mod node;
 mod process;

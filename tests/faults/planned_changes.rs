@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::http::{HttpPool, PeerState, Transport, TransportRequest, TransportResponse};
-use larder::{Clock, Context, Group, HotAdmission, Registry, Result};
+use larder::http::{HttpPool, PeerState};
+use larder::{Clock, Group, HotAdmission, Registry};
 
 use crate::cluster::{Node, Setup};
 use crate::common::{PATIENCE, millis};
+use crate::late_peeks::{LatePeeks, only_peeks_are_posts};
 
 const KEYS: u64 = 600;
 
@@ -26,29 +27,7 @@ struct Counts {
     loads: AtomicU64,
     gets: AtomicU64,
     errors: AtomicU64,
-    /// The peeks at previous owners that took too long, or failed, because the machine was busy.
-    late_peeks: AtomicU64,
-}
-
-struct Timed {
-    counts: Arc<Counts>,
-    inner: Arc<dyn Transport>,
-}
-
-impl Transport for Timed {
-    fn round_trip(
-        &self,
-        ctx: &Context,
-        request: TransportRequest<'_>,
-    ) -> Result<TransportResponse> {
-        let is_peek = request.method() == "POST";
-        let start = Instant::now();
-        let result = self.inner.round_trip(ctx, request);
-        if is_peek && (result.is_err() || start.elapsed() > millis(7)) {
-            self.counts.late_peeks.fetch_add(1, Ordering::Relaxed);
-        }
-        result
-    }
+    late_peeks: Arc<AtomicU64>,
 }
 
 /// Nodes, and the places of those that get keys.
@@ -67,14 +46,11 @@ impl Cluster {
             setup: Setup {
                 group: Box::new(move |group| group.hot_admission(admission())),
                 pool: Box::new(move |pool| {
-                    let counts = wrap.clone();
+                    let late_peeks = wrap.late_peeks.clone();
                     let pool = pool.exchange_timeout(PATIENCE).connect_timeout(PATIENCE);
-                    // Only batches of handoffs are sent by POST.
-                    pool.max_batch_keys(2).transport(move |_, inner| {
-                        Arc::new(Timed {
-                            counts: counts.clone(),
-                            inner,
-                        })
+                    only_peeks_are_posts(pool).transport(move |_, inner| {
+                        let count = late_peeks.clone();
+                        Arc::new(LatePeeks { count, inner })
                     })
                 }),
                 ..Setup::default()

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use larder::{Clock, Context, Error, ErrorKind};
 
 use crate::cluster::{Node, Setup};
 use crate::common::{PATIENCE, eventually, millis, seconds};
+use crate::late_peeks::{LatePeeks, only_peeks_are_posts};
 use crate::process::{Process, figure};
 use crate::raw_server::RawServer;
 
@@ -67,8 +68,7 @@ fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_resta
 /// The requests to or from one node, which fail while it is cut off.
 struct Cable {
     is_cut: Arc<AtomicBool>,
-    late_peeks: Arc<AtomicUsize>,
-    inner: Arc<dyn Transport>,
+    inner: LatePeeks,
 }
 
 impl Transport for Cable {
@@ -80,19 +80,14 @@ impl Transport for Cable {
         if self.is_cut.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Peer, "the cable is cut"));
         }
-        let (is_peek, start) = (request.method() == "POST", Instant::now());
-        let result = self.inner.round_trip(ctx, request);
-        if is_peek && (result.is_err() || start.elapsed() > millis(7)) {
-            self.late_peeks.fetch_add(1, Ordering::SeqCst);
-        }
-        result
+        self.inner.round_trip(ctx, request)
     }
 }
 
 /// Three nodes, the first of which is cut off from the others on demand. A node counts its loads.
 fn nodes_with_a_cable(
     is_cut: &Arc<AtomicBool>,
-    late_peeks: &Arc<AtomicUsize>,
+    late_peeks: &Arc<AtomicU64>,
     loads: &Arc<AtomicUsize>,
 ) -> [Node; 3] {
     let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
@@ -110,16 +105,16 @@ fn nodes_with_a_cable(
                     (first.clone(), is_cut.clone(), late_peeks.clone());
                 let pool = pool.absent_after(millis(200));
                 let pool = pool.exchange_timeout(PATIENCE).connect_timeout(PATIENCE);
-                // Only batches of handoffs are sent by POST.
-                pool.max_batch_keys(2)
-                    .transport(move |url, inner| match is_first || url == first {
+                only_peeks_are_posts(pool).transport(move |url, inner| {
+                    let count = late_peeks.clone();
+                    match is_first || url == first {
                         false => inner,
                         true => Arc::new(Cable {
                             is_cut: is_cut.clone(),
-                            late_peeks: late_peeks.clone(),
-                            inner,
+                            inner: LatePeeks { count, inner },
                         }),
-                    })
+                    }
+                })
             }),
             ..Setup::default()
         };
@@ -135,7 +130,7 @@ fn nodes_with_a_cable(
 fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
     const KEYS: usize = 200;
     let is_cut = Arc::new(AtomicBool::new(false));
-    let [late_peeks, loads] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let (late_peeks, loads) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
     let nodes = nodes_with_a_cable(&is_cut, &late_peeks, &loads);
     let (cut, others) = (&nodes[0], &nodes[1..]);
     let keys_of = |owner: &Node, prefix: &str| -> Vec<String> {
@@ -181,7 +176,7 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
     get(cut, &keys);
     let (loads, late) = (
         loads.load(Ordering::SeqCst),
-        late_peeks.load(Ordering::SeqCst),
+        late_peeks.load(Ordering::SeqCst) as usize,
     );
     println!("{loads} of {KEYS} keys are loaded again, {late} peeks were late");
     assert!(
