@@ -274,7 +274,7 @@ fn gaps_of_half_empty_slabs_count_as_excess() {
 fn table_keeps_its_contents_while_it_grows_and_shrinks() {
     let mut table = super::TableVec::new_in(super::TableMemory);
     let numbers = 0..300_000_u64;
-    table.extend(numbers.clone());
+    numbers.clone().for_each(|number| table.push(number));
     assert!(numbers.eq(table.iter().copied()));
     for len in [100_000, 5000, 1000, 10] {
         table.truncate(len);

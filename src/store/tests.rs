@@ -337,6 +337,42 @@ fn insertions_sweep_expired_entries() {
 }
 
 #[test]
+fn entry_has_the_begin_of_its_own_load() {
+    let clock = Clock::manual();
+    let store = store(1 << 20, Eviction::Tide, 1, &clock);
+    let keys: Vec<String> = (0..10).map(|n| format!("key{n}")).collect();
+    let begins: Vec<Tick> = (0..10)
+        .map(|n| clock.now().after(Duration::from_secs(n)))
+        .collect();
+    for (key, &begun) in keys.iter().zip(&begins) {
+        let hash = store.hash(key);
+        let view = store.keyed(hash, key, b"value", None);
+        let new = NewEntry {
+            hash,
+            key,
+            data: view.allocation(),
+            has_etag: false,
+            is_renewal: false,
+            share: CacheType::Main,
+            expires: None,
+            begun: Some(begun),
+            loaded_at: store.shard(hash).read().generation(hash),
+            is_forgotten: &|| false,
+        };
+        store.insert(new, &mut EvictedEntries::default());
+    }
+    for (key, &begun) in keys.iter().zip(&begins) {
+        let hash = store.hash(key);
+        let hit = store.get(hash, key, || (), || ()).expect("a value");
+        assert_eq!(hit.begun.tick(), Some(begun));
+        let (looked, _) = store.look(hash, key);
+        assert_eq!(looked.expect("a value").begun.tick(), Some(begun));
+        let (kept, _) = store.kept(hash, key);
+        assert_eq!(kept.expect("a value").begun, Some(begun));
+    }
+}
+
+#[test]
 fn load_that_began_before_a_removal_is_not_cached() {
     let store = store(10_000, Eviction::Tide, 1, &Clock::manual());
     for remove in [
