@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Report, result_file};
+use common::{Report, result_file, wanted};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -51,13 +51,18 @@ const NO_TABLES: &[&str] = &[
 fn main() {
     let mut report = Report::new("footprint");
     for (case, features, settings, linker) in CASES {
+        if !wanted(case) {
+            continue;
+        }
         let node = built(features, settings, linker);
         measure(&mut report, case, "larder", &node);
         let packages = packages(features) as f64;
         report.add(case, "larder", "packages", "crates", packages);
     }
     let musl = root().join("target/boards/target/x86_64-unknown-linux-musl/small/examples/node");
-    if musl.exists() {
+    if !wanted("node-musl") {
+        println!("node-musl is not asked for");
+    } else if musl.exists() {
         measure(&mut report, "node-musl", "larder", &musl);
     } else {
         println!("node-musl is not there; .ci/boards.sh footprint builds it");
