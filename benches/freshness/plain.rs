@@ -1,8 +1,8 @@
-//! A value that a thread refreshes, and nothing else: the least that a cache has to do.
+//! A value behind a lock that a thread refreshes: the least that a cache has to do.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,8 @@ pub struct Plain {
 
 struct RefreshedValue {
     origin: Instant,
-    /// The begin of the load of the value, in nanoseconds since the origin.
-    begun: AtomicU64,
+    /// The value, and the begin of its load since the origin.
+    value: RwLock<(Arc<str>, Duration)>,
     is_refreshing: AtomicBool,
     blocking_loads: AtomicU64,
 }
@@ -32,7 +32,7 @@ impl Plain {
     pub fn start() -> Plain {
         let value = Arc::new(RefreshedValue {
             origin: Instant::now(),
-            begun: AtomicU64::new(0),
+            value: RwLock::new(("value".into(), Duration::ZERO)),
             is_refreshing: AtomicBool::new(false),
             blocking_loads: AtomicU64::new(0),
         });
@@ -41,32 +41,36 @@ impl Plain {
         thread::spawn(move || {
             for begun in receiver {
                 thread::sleep(LOAD);
-                refreshed.begun.store(begun.as_nanos() as u64, SeqCst);
+                let old = {
+                    let mut value = refreshed.value.write().expect("no panic");
+                    std::mem::replace(&mut *value, ("value".into(), begun))
+                };
                 refreshed.is_refreshing.store(false, SeqCst);
+                drop(old);
             }
         });
         Plain { value, orders }
     }
 
     /// Starts a refresh if it is time, and waits for it if the value has expired.
-    pub fn get(&self) {
-        let value = &*self.value;
+    pub fn get(&self) -> Arc<str> {
+        let shared = &*self.value;
         let mut is_blocked = false;
         loop {
-            let now = value.origin.elapsed();
-            let begun = Duration::from_nanos(value.begun.load(SeqCst));
+            let now = shared.origin.elapsed();
+            let (value, begun) = shared.value.read().expect("no panic").clone();
             let age = now.saturating_sub(begun);
-            if age >= TTL.mul_f64(REFRESH_AT) && !value.is_refreshing.swap(true, SeqCst) {
+            if age >= TTL.mul_f64(REFRESH_AT) && !shared.is_refreshing.swap(true, SeqCst) {
                 self.orders.send(now).expect("the thread runs");
             }
             if age < TTL {
-                break;
+                if is_blocked {
+                    shared.blocking_loads.fetch_add(1, SeqCst);
+                }
+                return value;
             }
             is_blocked = true;
             thread::sleep(Duration::from_micros(100));
-        }
-        if is_blocked {
-            value.blocking_loads.fetch_add(1, SeqCst);
         }
     }
 
