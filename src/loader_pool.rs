@@ -1,6 +1,7 @@
 //! Threads for loads whose callers must be able to return before the load ends. The groups of a registry
 //! share one pool.
 
+mod queue;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
@@ -8,13 +9,12 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::plain_atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
+use queue::JobQueue;
 
 /// The caller that a job works for.
 pub(crate) enum JobFor {
@@ -61,8 +61,13 @@ struct ThreadSet {
     stack_size: Option<usize>,
     /// It holds no more jobs than there are threads without one. It is not a rendezvous channel, which
     /// would refuse a job while an idle thread is not yet receiving: see [`BusyGuard`].
-    jobs: Sender<Job>,
-    receiver: Receiver<Job>,
+    jobs: Arc<JobQueue<Job>>,
+}
+
+impl Drop for ThreadSet {
+    fn drop(&mut self) {
+        self.jobs.close();
+    }
 }
 
 struct PoolShared {
@@ -211,12 +216,10 @@ impl LoaderPool {
         let mut sets = self.sets.lock();
         let found = sets.iter().find(|set| set.stack_size == stack_size);
         let set = found.cloned().unwrap_or_else(|| {
-            let (jobs, receiver) = unbounded();
             let set = Arc::new(ThreadSet {
                 number: sets.len(),
                 stack_size,
-                jobs,
-                receiver,
+                jobs: Arc::new(JobQueue::new()),
             });
             self.shared.state.lock().sets.push(SetCounts::default());
             sets.push(set.clone());
@@ -276,9 +279,8 @@ impl LoaderShare {
         let set = &mut state.sets[number];
         if set.busy <= set.live {
             drop(state);
-            // The set holds a receiver, so the channel is open and `send` succeeds.
-            let sent = self.set.jobs.send(job);
-            return sent.map_err(|_| ErrorKind::Overloaded.into());
+            self.set.jobs.send(job);
+            return Ok(());
         }
         set.live += 1;
         drop(state);
@@ -306,11 +308,7 @@ impl LoaderShare {
     }
 
     fn spawn(&self, first: Option<Job>) -> Result<()> {
-        let (pool, jobs, number) = (
-            self.pool.clone(),
-            self.set.receiver.clone(),
-            self.set.number,
-        );
+        let (pool, jobs, number) = (self.pool.clone(), self.set.jobs.clone(), self.set.number);
         let mut thread = thread::Builder::new().name("larder-load".into());
         if let Some(stack_size) = self.set.stack_size {
             thread = thread.stack_size(stack_size);
@@ -355,7 +353,7 @@ impl PoolShared {
     }
 
     /// Runs jobs until none comes for `idle_timeout`, or until the set is dropped.
-    fn work(&self, number: usize, jobs: &Receiver<Job>, first: Option<Job>) {
+    fn work(&self, number: usize, jobs: &JobQueue<Job>, first: Option<Job>) {
         let mut job = first;
         loop {
             if let Some(job) = job {
@@ -370,7 +368,7 @@ impl PoolShared {
                     return;
                 }
             }
-            job = jobs.recv_timeout(self.idle_timeout).ok();
+            job = jobs.receive(self.idle_timeout);
             if job.is_none() {
                 let set = &mut self.state.lock().sets[number];
                 // If all live threads count as busy, a job was sent that this thread has to receive.
