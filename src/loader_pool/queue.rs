@@ -61,3 +61,43 @@ impl<T> JobQueue<T> {
         self.changed.notify_all();
     }
 }
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::thread;
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn jobs_are_received_in_their_order_also_after_the_close() {
+        let queue = JobQueue::new();
+        queue.send(1);
+        queue.send(2);
+        assert_eq!(queue.receive(LONG), Some(1));
+        queue.close();
+        assert_eq!(queue.receive(LONG), Some(2));
+        assert_eq!(queue.receive(LONG), None);
+    }
+
+    #[test]
+    fn job_and_close_wake_receivers_that_sleep() {
+        let queue = JobQueue::new();
+        thread::scope(|scope| {
+            let receivers = [0, 1].map(|_| scope.spawn(|| queue.receive(LONG)));
+            queue.send(7);
+            queue.close();
+            let mut received = receivers.map(|receiver| receiver.join().expect("no panic"));
+            received.sort_unstable();
+            assert_eq!(received, [None, Some(7)]);
+        });
+    }
+
+    #[test]
+    fn receiver_without_a_job_gives_up_after_its_time() {
+        let queue = JobQueue::<()>::new();
+        let begun = Instant::now();
+        assert_eq!(queue.receive(Duration::from_millis(5)), None);
+        assert!(begun.elapsed() >= Duration::from_millis(5));
+    }
+}
