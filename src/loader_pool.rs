@@ -10,8 +10,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::nesting::Origin;
 use crate::panics::caught;
@@ -55,22 +53,28 @@ pub(crate) struct LoaderShare {
 }
 
 /// The threads with one size of stack. Its drop ends them.
-struct ThreadSet {
-    /// It holds no more jobs than there are threads without one. It is not a rendezvous channel, which
-    /// would refuse a job while an idle thread is not yet receiving: see [`BusyGuard`].
-    jobs: Sender<Job>,
-    worker: Worker,
+struct ThreadSet(Worker);
+
+impl Drop for ThreadSet {
+    fn drop(&mut self) {
+        let worker = &self.0;
+        worker.pool.state.lock().sets[worker.number].is_closed = true;
+        worker.has_job.notify_all();
+    }
 }
 
 /// All that a thread of a set needs.
 #[derive(Clone)]
 struct Worker {
     pool: Arc<PoolShared>,
-    /// The index of the set's counts in [`PoolState::sets`].
+    /// The index of the set in [`PoolState::sets`].
     number: usize,
     /// In bytes; std's default without.
     stack_size: Option<usize>,
-    jobs: Receiver<Job>,
+    /// Idle threads sleep on it at once. A receiver of crossbeam-channel yields its processor several times
+    /// before it sleeps. On a busy machine, Linux lets such a thread wait the longer for a processor when its
+    /// next job comes.
+    has_job: Arc<Condvar>,
 }
 
 struct PoolShared {
@@ -83,24 +87,27 @@ struct PoolState {
     /// The jobs that run or were sent to a thread.
     busy: usize,
     busy_for_clients: usize,
-    sets: Vec<SetCounts>,
+    sets: Vec<SetState>,
     /// The callers that wait for a thread for the job of a client, in the order of their arrival.
     waiting: VecDeque<Arc<ThreadWaiter>>,
 }
 
 /// A thread of a set has a job, or drops what its job left, or waits for a job.
-#[derive(Clone, Copy, Default)]
-struct SetCounts {
+#[derive(Default)]
+struct SetState {
     live: usize,
     /// Threads that have a job, or will receive one that was sent.
     busy: usize,
     /// Threads that drop what their job left. A drop may run user code, which may wait for another job.
     ending: usize,
+    /// The jobs that were sent. There is a thread for each, which may not be waiting yet: see [`BusyGuard`].
+    sent: VecDeque<Job>,
+    is_closed: bool,
 }
 
-impl SetCounts {
-    /// Whether there is a thread for each job that was sent.
-    fn suffice(self) -> bool {
+impl SetState {
+    /// Whether there is a thread for each job.
+    fn has_threads(&self) -> bool {
         self.busy + self.ending <= self.live
     }
 }
@@ -229,18 +236,15 @@ impl LoaderPool {
     /// A share of at most `max_threads` threads, with stacks of this size.
     pub(crate) fn share(&self, max_threads: usize, stack_size: Option<usize>) -> LoaderShare {
         let mut sets = self.sets.lock();
-        let found = sets.iter().find(|set| set.worker.stack_size == stack_size);
+        let found = sets.iter().find(|set| set.0.stack_size == stack_size);
         let set = found.cloned().unwrap_or_else(|| {
-            let (sender, jobs) = unbounded();
-            let worker = Worker {
+            let set = Arc::new(ThreadSet(Worker {
                 pool: self.shared.clone(),
                 number: sets.len(),
                 stack_size,
-                jobs,
-            };
-            let jobs = sender;
-            let set = Arc::new(ThreadSet { jobs, worker });
-            self.shared.state.lock().sets.push(SetCounts::default());
+                has_job: Arc::default(),
+            }));
+            self.shared.state.lock().sets.push(SetState::default());
             sets.push(set.clone());
             set
         });
@@ -285,7 +289,7 @@ impl LoaderShare {
             JobFor::Own => (None, None),
             JobFor::Client(kept, until) => (Some(until), kept),
         };
-        let worker = &self.set.worker;
+        let worker = &self.set.0;
         let busy = BusyJob {
             set: worker.number,
             group: self.group.clone(),
@@ -294,11 +298,10 @@ impl LoaderShare {
         let mut state = worker.pool.begin(&busy, until)?;
         let job = Job { busy, kept, run };
         let set = &mut state.sets[worker.number];
-        if set.suffice() {
-            drop(state);
-            // The set holds a receiver, so the channel is open and `send` succeeds.
-            let sent = self.set.jobs.send(job);
-            return sent.map_err(|_| ErrorKind::Overloaded.into());
+        if set.has_threads() {
+            set.sent.push_back(job);
+            worker.has_job.notify_one();
+            return Ok(());
         }
         set.live += 1;
         drop(state);
@@ -328,7 +331,7 @@ impl Worker {
         let mut state = self.pool.state.lock();
         let set = &mut state.sets[self.number];
         set.ending += 1;
-        if set.suffice() {
+        if set.has_threads() {
             return;
         }
         set.live += 1;
@@ -341,33 +344,40 @@ impl Worker {
 
     /// Runs jobs until none comes for the idle time-out, or until the set is dropped.
     fn work(&self, first: Option<Job>) {
-        let mut job = first;
+        let mut next = first;
+        while let Some(Job { busy, kept, run }) = next.or_else(|| self.receive()) {
+            let is_ending = Cell::new(false);
+            let busy = BusyGuard {
+                worker: self,
+                job: busy,
+                is_ending: &is_ending,
+            };
+            // If the job panics, the panic hook reports the panic, and the job's guards release
+            // its waiters. The thread continues.
+            caught(move || run(busy));
+            drop(kept);
+            if is_ending.get() {
+                self.pool.state.lock().sets[self.number].ending -= 1;
+            }
+            next = None;
+        }
+    }
+
+    /// The next job. `None` if this thread is to end.
+    fn receive(&self) -> Option<Job> {
+        let end = Instant::now() + self.pool.idle_timeout;
+        let mut state = self.pool.state.lock();
         loop {
-            if let Some(Job { busy, kept, run }) = job {
-                let is_ending = Cell::new(false);
-                let busy = BusyGuard {
-                    worker: self,
-                    job: busy,
-                    is_ending: &is_ending,
-                };
-                // If the job panics, the panic hook reports the panic, and the job's guards release
-                // its waiters. The thread continues.
-                caught(move || run(busy));
-                drop(kept);
-                if is_ending.get() {
-                    self.pool.state.lock().sets[self.number].ending -= 1;
-                }
+            let set = &mut state.sets[self.number];
+            if let Some(job) = set.sent.pop_front() {
+                return Some(job);
             }
-            job = self.jobs.recv_timeout(self.pool.idle_timeout).ok();
-            if job.is_none() {
-                let set = &mut self.pool.state.lock().sets[self.number];
-                // Without this thread, a job that was sent could have none.
+            let left = end.saturating_duration_since(Instant::now());
+            if set.is_closed || left.is_zero() {
                 set.live -= 1;
-                if set.suffice() {
-                    return;
-                }
-                set.live += 1;
+                return None;
             }
+            state = self.has_job.wait_timeout(state, left);
         }
     }
 }

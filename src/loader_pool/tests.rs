@@ -9,12 +9,12 @@ fn share(max_threads: usize) -> LoaderShare {
 }
 
 fn live(share: &LoaderShare) -> usize {
-    let state = share.set.worker.pool.state.lock();
+    let state = share.set.0.pool.state.lock();
     state.sets.iter().map(|set| set.live).sum()
 }
 
 fn waiting(share: &LoaderShare) -> usize {
-    share.set.worker.pool.state.lock().waiting.len()
+    share.set.0.pool.state.lock().waiting.len()
 }
 
 /// A job that reports its start and ends on a signal.
@@ -220,6 +220,23 @@ fn idle_threads_end_and_new_jobs_still_run() {
         }
     }
     while live(&pool) > 0 {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn idle_threads_end_with_their_pool() {
+    let pool = LoaderPool::new(100, Duration::from_secs(3600));
+    let (shared, share) = (pool.shared.clone(), pool.share(4, None));
+    let (done, wait) = mpsc::channel();
+    let submitted = share.submit(JobFor::Own, move |busy| {
+        drop(busy);
+        let _ = done.send(());
+    });
+    submitted.expect("a thread is idle");
+    wait.recv().expect("it ran");
+    drop((pool, share));
+    while shared.state.lock().sets[0].live > 0 {
         thread::yield_now();
     }
 }
