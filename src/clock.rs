@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boot::{boot_nanos, coarse_nanos};
-use coarse::CoarseClock;
+use coarse::TickReadings;
 
 /// A monotonic clock for expiry, and a wall clock for points in time that other processes read.
 ///
 /// Only the monotonic clock decides when entries expire. If the wall clock jumps by an hour, no entry
-/// expires early or late. The time of a suspend counts on Linux, but values may be served for half a
-/// second after it that expired meanwhile; on macOS it does not count. The wall clock is read only where a message to another process contains a point in
-/// time.
+/// expires early or late. The time of a suspend counts on Linux; on macOS it does not. The wall clock is read
+/// only where a message to another process contains a point in time.
 ///
 /// The deadlines of callers are [`std::time::Instant`]s and do not use this clock, because the
 /// operating system times their waits.
@@ -36,7 +35,7 @@ struct SystemClock {
     origin: Instant,
     /// The boot clock at the origin.
     boot_nanos: Option<u64>,
-    coarse: CoarseClock,
+    readings: TickReadings,
 }
 
 impl SystemClock {
@@ -61,7 +60,7 @@ impl Clock {
         Clock(ClockKind::System(Arc::new(SystemClock {
             origin: Instant::now(),
             boot_nanos: boot_nanos(),
-            coarse: CoarseClock::default(),
+            readings: TickReadings::default(),
         })))
     }
 
@@ -111,16 +110,27 @@ impl Clock {
         Tick(ORIGIN.saturating_add(since_origin))
     }
 
-    /// Whether `end`, in nanoseconds as of [`Tick::nanos`], is at least 50 ms from now. It takes a fifth of
-    /// the time of [`now`](Self::now). False if it is not known. For half a second after a suspend, the time
-    /// of the suspend may be left out.
+    /// The time at the last tick of the kernel or later: up to 10 ms ago, unless the kernel misses ticks. It
+    /// takes a fifth of the time of [`now`](Self::now). A manual clock, and a system without a coarse clock,
+    /// return `now`.
+    #[inline]
+    pub(crate) fn recent(&self) -> Tick {
+        let ClockKind::System(system) = &self.0 else {
+            return self.now();
+        };
+        let exact = || system.nanos();
+        let since_origin = match coarse_nanos() {
+            Some(coarse) => system.readings.latest(coarse, exact),
+            None => exact(),
+        };
+        Tick(ORIGIN.saturating_add(since_origin))
+    }
+
+    /// Whether `end`, in nanoseconds as of [`Tick::nanos`], is at least 50 ms from now. False if that is not
+    /// known without a reading of an exact clock.
     #[inline]
     pub(crate) fn is_well_before(&self, end: u64) -> bool {
-        let ClockKind::System(system) = &self.0 else {
-            return false;
-        };
-        let now = coarse_nanos().map(|coarse| system.coarse.estimate(coarse, || system.nanos()));
-        now.is_some_and(|now| now.saturating_add(ORIGIN.get() + WELL_BEFORE) < end)
+        matches!(self.0, ClockKind::System(_)) && self.recent().nanos().saturating_add(WELL_BEFORE) < end
     }
 
     /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z; 0 for a system clock set before
@@ -157,7 +167,7 @@ impl fmt::Debug for Clock {
 /// values of other processes that were loaded before this process started.
 const ORIGIN: NonZeroU64 = NonZeroU64::new(1 << 60).expect("it is not zero");
 
-/// In nanoseconds. The coarse clock is behind by less, unless the kernel misses its ticks.
+/// In nanoseconds. [`Clock::recent`] is behind by less, unless the kernel misses ticks.
 const WELL_BEFORE: u64 = 50_000_000;
 
 /// A reading of a [`Clock`], in nanoseconds. It can be a time before the clock's origin. An
@@ -253,6 +263,25 @@ mod tests {
         let is_linux = cfg!(target_os = "linux");
         assert_eq!(is_well_before(60_000), is_linux);
         assert_eq!(clock.is_well_before(Tick::NEVER.nanos()), is_linux);
+    }
+
+    #[test]
+    fn recent_time_is_never_ahead_and_never_decreases() {
+        let clock = Clock::system();
+        let (begun, mut last) = (Instant::now(), clock.recent());
+        while begun.elapsed() < Duration::from_millis(30) {
+            let recent = clock.recent();
+            assert!(last <= recent && recent <= clock.now());
+            last = recent;
+        }
+        assert!(clock.recent() > clock.now().before(begun.elapsed()).expect("in range"));
+    }
+
+    #[test]
+    fn recent_time_of_a_manual_clock_is_its_time() {
+        let clock = Clock::manual();
+        clock.advance(Duration::from_nanos(1));
+        assert_eq!(clock.recent(), clock.now());
     }
 
     #[test]

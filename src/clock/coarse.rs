@@ -1,38 +1,35 @@
-//! An estimate of the time that costs little.
+//! A reading of the exact clock that costs little.
 
 use crate::sync::plain_atomic::{AtomicU64, Ordering};
 
-/// Adds the coarse clock, which does not count suspends, to its distance from an exact clock. The distance is
-/// measured twice a second.
+/// Keeps one reading of the exact clock for each tick of the kernel, which the coarse clock counts. A reading
+/// of the coarse clock costs a fifth of an exact one.
 #[derive(Default)]
-pub(super) struct CoarseClock {
-    /// The exact clock less the coarse one.
-    distance: AtomicU64,
-    /// The coarse clock when the distance was measured; 0 before.
-    measured: AtomicU64,
+pub(super) struct TickReadings {
+    /// The coarse clock when the exact one was read; 0 before the first reading.
+    coarse: AtomicU64,
+    exact: AtomicU64,
 }
 
-/// The distance is measured again after this time, in nanoseconds.
-const MEASURED_EVERY: u64 = 500_000_000;
-
-impl CoarseClock {
-    /// An estimate of `exact`, given the coarse clock now. It is wrong by the time between two ticks of the
-    /// kernel. After a suspend, it is behind until the distance is measured again.
+impl TickReadings {
+    /// The reading of the exact clock in this tick, or one of now if there is none. It is never ahead of
+    /// the exact clock, and behind by less than a tick. A suspend makes no difference: the first tick after it
+    /// has a reading of its own.
     #[inline]
-    pub(super) fn estimate(&self, coarse: u64, exact: impl FnOnce() -> u64) -> u64 {
-        // A thread that reads a new `measured` reads the new distance.
-        let measured = self.measured.load(Ordering::Acquire);
-        if coarse.wrapping_sub(measured) > MEASURED_EVERY || measured == 0 {
-            return self.measure(coarse, exact());
+    pub(super) fn latest(&self, coarse: u64, exact: impl FnOnce() -> u64) -> u64 {
+        // A thread that reads this tick's number reads its exact time, too, or a later one.
+        if self.coarse.load(Ordering::Acquire) == coarse {
+            return self.exact.load(Ordering::Relaxed);
         }
-        coarse.wrapping_add(self.distance.load(Ordering::Relaxed))
+        self.renew(coarse, exact())
     }
 
+    /// The larger of two readings stays. Without that, a thread could read the exact clock, be suspended
+    /// while others note later ticks, and then replace their reading by its old one.
     #[cold]
-    fn measure(&self, coarse: u64, exact: u64) -> u64 {
-        self.distance
-            .store(exact.wrapping_sub(coarse), Ordering::Relaxed);
-        self.measured.store(coarse, Ordering::Release);
+    fn renew(&self, coarse: u64, exact: u64) -> u64 {
+        self.exact.fetch_max(exact, Ordering::Relaxed);
+        self.coarse.store(coarse, Ordering::Release);
         exact
     }
 }
@@ -44,19 +41,37 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn suspend_is_noticed_after_half_a_second() {
-        let clock = CoarseClock::default();
-        let begin = 50 * SECOND;
-        assert_eq!(clock.estimate(begin, || 7 * SECOND), 7 * SECOND);
-        let unread = || unreachable!("the distance is known");
-        let later = begin + SECOND / 4;
-        assert_eq!(clock.estimate(later, unread), 7 * SECOND + SECOND / 4);
+    fn exact_clock_is_read_once_a_tick() {
+        let readings = TickReadings::default();
+        let unread = || unreachable!("the tick has a reading");
+        assert_eq!(readings.latest(50 * SECOND, || 7 * SECOND), 7 * SECOND);
+        assert_eq!(readings.latest(50 * SECOND, unread), 7 * SECOND);
+        let next = 50 * SECOND + 4_000_000;
+        assert_eq!(readings.latest(next, || 7 * SECOND + 1), 7 * SECOND + 1);
+        assert_eq!(readings.latest(next, unread), 7 * SECOND + 1);
+    }
+
+    #[test]
+    fn suspend_is_noticed_in_the_next_tick() {
+        let readings = TickReadings::default();
+        readings.latest(50 * SECOND, || 7 * SECOND);
         // The system sleeps for 100 seconds, which the coarse clock does not count.
-        let exact = |coarse| 107 * SECOND + coarse - begin;
-        assert!(clock.estimate(begin + SECOND / 2, unread) < 8 * SECOND);
-        let awake = begin + SECOND / 2 + 1;
-        assert_eq!(clock.estimate(awake, || exact(awake)), exact(awake));
-        let later = awake + SECOND / 2;
-        assert_eq!(clock.estimate(later, unread), exact(later));
+        let awake = 50 * SECOND + 4_000_000;
+        assert_eq!(readings.latest(awake, || 107 * SECOND), 107 * SECOND);
+    }
+
+    /// A thread reads the exact clock in the first tick, and notes it in the second.
+    #[test]
+    fn late_reading_does_not_replace_a_later_one() {
+        let readings = TickReadings::default();
+        let (first, second) = (50 * SECOND, 50 * SECOND + 4_000_000);
+        let late = || {
+            readings.latest(second, || 9 * SECOND);
+            7 * SECOND
+        };
+        readings.latest(first, late);
+        let unread = || unreachable!("the tick has a reading");
+        assert_eq!(readings.latest(first, unread), 9 * SECOND);
+        assert_eq!(readings.latest(second, || 9 * SECOND + 1), 9 * SECOND + 1);
     }
 }

@@ -5,6 +5,7 @@ use super::freshness::Phase;
 use super::populate::Placement;
 use super::rejoin::Rejoins;
 use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
+use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits::{self, LoadPermit};
@@ -160,10 +161,22 @@ impl Inner {
 
     pub(super) fn load_begin(&self, generation: Generation, forgets: ForgetCount) -> LoadBegin {
         LoadBegin {
-            at: self.store.clock().now(),
+            at: self.time_of_begin(),
             is_kept: true,
             generation,
             forgets,
+        }
+    }
+
+    /// The time for the begin of a load. It is exact if values expire here, or are compared with removals.
+    /// Otherwise it is up to 10 ms early, so that the value seems older than it is.
+    fn time_of_begin(&self) -> Tick {
+        let is_exact = self.freshness.time_to_live.is_some()
+            || self.store.may_expire()
+            || !self.removals.are_unused();
+        match is_exact {
+            true => self.store.clock().now(),
+            false => self.store.clock().recent(),
         }
     }
 
