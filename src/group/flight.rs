@@ -193,10 +193,13 @@ impl Inner {
     /// Skipped if the epochs are equal: then no flight of the key ended between A's miss and A
     /// becoming leader.
     ///
-    /// A stale value counts as none.
+    /// A stale value counts as none, and so does a [doubtful copy](Self::is_doubtful_copy).
     pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
         let (found, generation) = self.store.look(key.hash, key.key);
         let hit = found.ok_or(generation)?;
+        if self.is_doubtful_copy(key, &hit) {
+            return Err(generation);
+        }
         let is_due = hit.is_due;
         let loaded = self.loaded(hit);
         match is_due && self.phase(&loaded.lifetime) == Phase::Stale {
