@@ -7,6 +7,7 @@
 #   .ci/boards.sh test TARGET... [-- ...]   the test suites; what follows -- goes to the test programs
 #   .ci/boards.sh cargo TARGET ARGS...      any cargo command
 #   .ci/boards.sh run TARGET PROGRAM...     a program of that machine
+#   .ci/boards.sh later TARGET              the unit tests of a machine of 32 bits in the year 2040
 #   .ci/boards.sh mixed TARGET...           a cluster of this machine and others: one load of each colour
 #   .ci/boards.sh static                    the static example answers in an empty root directory
 #   .ci/boards.sh footprint                 builds the static node that `cargo bench --bench footprint` measures
@@ -26,11 +27,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BOARDS="${BOARDS:-$PWD/target/boards}"
 
 # What is done | target | Debian's architecture of its ready standard library | its gcc | qemu
+# `native` is a machine whose programs this one runs, with the C library of the cross compiler.
 TARGETS="
 test   aarch64-unknown-linux-gnu       arm64   aarch64-linux-gnu     aarch64
 test   armv7-unknown-linux-gnueabihf   armhf   arm-linux-gnueabihf   arm
 test   s390x-unknown-linux-gnu         s390x   s390x-linux-gnu       s390x
-build  i686-unknown-linux-gnu          i386    i686-linux-gnu        i386
+build  i686-unknown-linux-gnu          i386    i686-linux-gnu        native
 static x86_64-unknown-linux-musl       -       musl                  -
 check  armv5te-unknown-linux-gnueabi   -       arm-linux-gnueabi     arm
 "
@@ -49,11 +51,13 @@ target() {
     }
 }
 
+emulated() { [ "$QEMU" != - ] && [ "$QEMU" != native ]; }
+
 targets() { awk -v kinds="$*" 'NF && index(" " kinds " ", " " $1 " ") {print $2}' <<<"$TARGETS"; }
 
 setup() {
     local packages=("rustc-web=$MSRV*" "libstd-rust-web-dev=$MSRV*" gcc libc6-dev curl) cross="$GCC"
-    if [ "$QEMU" != - ]; then packages+=(qemu-user-static); fi
+    if emulated; then packages+=(qemu-user-static); fi
     if [ "$ARCH" = - ]; then packages+=("rust-web-src=$MSRV*"); fi
     case "$GCC" in
     musl) packages+=(musl-tools) ;;
@@ -108,7 +112,9 @@ cross() {
     else
         flags="--sysroot $BOARDS/sysroot/usr"
     fi
-    if [ "$QEMU" != - ]; then
+    if [ "$QEMU" = native ]; then
+        flags+=" -C link-arg=-Wl,--dynamic-linker=/usr/$GCC/lib/ld-linux.so.2,-rpath,/usr/$GCC/lib"
+    elif emulated; then
         runner=("CARGO_TARGET_${upper}_RUNNER=prlimit --as=$MAX_ADDRESS_SPACE qemu-$QEMU-static")
     fi
     env -u RUSTFLAGS -u RUSTUP_TOOLCHAIN RUSTC=/usr/bin/rustc CARGO_TARGET_DIR="$BOARDS/target" \
@@ -145,7 +151,7 @@ suites() {
 # Runs a program of the target, and the programs of its kind that it starts. The kernel starts those by
 # qemu, in a namespace of its own (Linux 6.7 or newer).
 as_native() {
-    if [ "$QEMU" = - ]; then
+    if ! emulated; then
         "$@"
         return
     fi
@@ -155,13 +161,25 @@ as_native() {
     aarch64) data='\x02\x01' machine='\xb7\x00' ;;
     arm) data='\x01\x01' machine='\x28\x00' ;;
     s390x) data='\x02\x02' machine='\x00\x16' ;;
-    i386) data='\x01\x01' machine='\x03\x00' ;;
     esac
     if [ "$data" = '\x02\x02' ]; then mask+='\xff\xfe\xff\xff'; else mask+='\xfe\xff\xff\xff'; fi
     magic="\\x7fELF$data\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00"
     if [ "$data" = '\x02\x02' ]; then magic+="\\x00\\x02$machine"; else magic+="\\x02\\x00$machine"; fi
     QEMU_LD_PREFIX="/usr/$GCC" prlimit --as="$MAX_ADDRESS_SPACE" unshare --map-root-user --mount -- \
         .ci/boards/native.sh "$QEMU" "$magic" "$mask" "$@"
+}
+
+# The unit tests with a wall clock of the year 2040.
+later() {
+    local clock="$BOARDS/after_2038.$ARCH.so" program
+    "$GCC-gcc" -O2 -shared -fPIC -o "$clock" .ci/boards/after_2038.c
+    cross test --release --no-run -p larder --all-features --lib 2>&1 | tee "$BOARDS/programs.$TARGET"
+    program="$(sed -n 's/.*Executable.*(\(.*\))$/\1/p' "$BOARDS/programs.$TARGET")"
+    if emulated; then
+        QEMU_SET_ENV="LD_PRELOAD=$clock" as_native "$(realpath "$program")"
+    else
+        LD_PRELOAD="$clock" "$(realpath "$program")"
+    fi
 }
 
 example() { echo "$BOARDS/target/$TARGET/release/examples/$1"; }
@@ -277,7 +295,7 @@ command="${1:-help}"
 shift || true
 case "$command" in
 list) awk 'NF {print $1, $2}' <<<"$TARGETS" ;;
-setup | build) each "$command" "$@" ;;
+setup | build | later) each "$command" "$@" ;;
 test)
     names=()
     while (($#)) && [ "$1" != -- ]; do names+=("$1") && shift; done
