@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use super::groups::{Other, bounded_model, changing_group};
 use crate::context::Context;
 use crate::group::{Group, SetOptions};
-use crate::pb::{ClearRequest, RemoveKeysRequest};
-use crate::peers::{PickerSlot, Pickers};
+use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
+use crate::peers::{PeerResponse, PickerSlot, Pickers};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
@@ -50,12 +50,7 @@ fn removed_everywhere_is_removed(remove: fn(&Group)) {
 #[test]
 fn value_removed_at_owner_and_peer_does_not_come_back_by_a_fetch() {
     removed_everywhere_is_removed(|group| {
-        group.serve_remove(&RemoveKeysRequest {
-            group: "model".into(),
-            keys: vec!["key".into()],
-            removal_id: Some(7 << 32 | 1),
-            unless_applied: None,
-        });
+        group.serve_remove(&removal(1));
     });
 }
 
@@ -107,5 +102,66 @@ fn load_concurrent_with_clear_and_sweep_never_survives() {
         sweeping.join().unwrap();
         assert_eq!(group.peek("key"), Some("1".into()));
         assert_eq!(group.entry_count(), 1);
+    });
+}
+
+fn removal(count: u64) -> RemoveKeysRequest<'static> {
+    RemoveKeysRequest {
+        group: "model".into(),
+        keys: vec!["key".into()],
+        removal_id: Some(7 << 32 | count),
+        unless_applied: None,
+    }
+}
+
+/// The stamp in an answer; 0 if it has none.
+fn stamp_of(answer: &PeerResponse) -> u32 {
+    answer.removals.map_or(0, |bits| bits as u32)
+}
+
+#[test]
+fn answer_with_the_stamp_of_a_removal_is_no_older_value() {
+    bounded_model(|| {
+        let source = Arc::new(AtomicUsize::new(0));
+        let group = changing_group(&source, PickerSlot::default());
+        let loading = {
+            let group = group.clone();
+            thread::spawn(move || group.get("key").map(drop))
+        };
+        let removing = {
+            let (group, source) = (group.clone(), source.clone());
+            thread::spawn(move || {
+                source.store(1, Ordering::SeqCst);
+                group.serve_remove(&removal(1));
+            })
+        };
+        // It may join the load that began before.
+        let answer = group.serve_peer(&Context::background(), "key");
+        let answer = answer.expect("a value");
+        assert!(stamp_of(&answer) == 0 || answer.value == "1");
+        loading.join().unwrap().expect("a value");
+        removing.join().unwrap();
+    });
+}
+
+#[test]
+fn merge_does_not_undo_the_stamp_of_a_removal_under_way() {
+    bounded_model(|| {
+        let source = Arc::new(AtomicUsize::new(0));
+        let group = || changing_group(&source, PickerSlot::default());
+        let (node, peer) = (group(), group());
+        peer.serve_remove(&removal(1));
+        let table = peer.serve_removals(&RemovalTable::default());
+        let removing = {
+            let node = node.clone();
+            thread::spawn(move || node.serve_remove(&removal(2)))
+        };
+        node.serve_removals(&table);
+        removing.join().unwrap();
+        let [node, peer] = [node, peer].map(|group| {
+            let answer = group.serve_peer(&Context::background(), "key");
+            stamp_of(&answer.expect("a value"))
+        });
+        assert_ne!(node, peer, "the peer lacks the second removal");
     });
 }
