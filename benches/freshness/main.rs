@@ -8,6 +8,7 @@
 mod cold_many;
 #[path = "../common/mod.rs"]
 mod common;
+mod plain;
 mod unchanged;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{Report, rounds, wanted};
 use larder::{BoxError, Clock, Group, Registry, Value};
+use plain::Plain;
 
 fn main() {
     let mut report = Report::new("freshness");
@@ -82,26 +84,30 @@ fn hit_ttl(report: &mut Report) {
     }
 }
 
-/// Gets of one key, by two threads, while it is refreshed again and again.
+/// Gets of one key, by two threads, while it is refreshed again and again. The same threads use a [`Plain`]
+/// value: its blocking loads are those of a machine that does not run the threads in time.
 fn refresh(report: &mut Report) {
-    const TTL: Duration = Duration::from_millis(100);
     let group = Group::builder("refresh")
         .registry(&Registry::new())
-        .time_to_live(TTL)
-        .refresh_at(0.2)
+        .time_to_live(plain::TTL)
+        .time_to_live_jitter(0.0)
+        .refresh_at(plain::REFRESH_AT)
         .build_with(|_, key| {
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(plain::LOAD);
             Ok::<_, BoxError>(key.to_owned())
         })
         .expect("a group");
     group.get("key").expect("a value");
-    let end = Instant::now() + TTL * number("LARDER_TTLS", 50) as u32;
+    let plain = Plain::start();
+    let end = Instant::now() + plain::TTL * number("LARDER_TTLS", 50) as u32;
     let gets = || {
         let mut times = Vec::new();
-        while Instant::now() < end {
-            let began = Instant::now();
+        let mut began = Instant::now();
+        while began < end {
             group.get("key").expect("a value");
             times.push(began.elapsed().as_nanos() as u32);
+            std::hint::black_box(plain.get());
+            began = Instant::now();
         }
         times
     };
@@ -113,11 +119,12 @@ fn refresh(report: &mut Report) {
     });
     let stats = group.stats();
     let blocking = stats.loads - 1;
-    let mut add = |metric, unit, value| report.add("refresh", "larder", metric, unit, value);
-    add("p50_us", "us", quantile(&mut times, 0.5) / 1e3);
-    add("p99_us", "us", quantile(&mut times, 0.99) / 1e3);
-    add("blocking_loads", "loads", blocking as f64);
-    add("refreshes", "loads", stats.refreshes as f64);
+    let mut add = |name, metric, unit, value| report.add("refresh", name, metric, unit, value);
+    add("larder", "p50_us", "us", quantile(&mut times, 0.5) / 1e3);
+    add("larder", "p99_us", "us", quantile(&mut times, 0.99) / 1e3);
+    add("larder", "blocking_loads", "loads", blocking as f64);
+    add("plain", "blocking_loads", "loads", plain.blocking_loads());
+    add("larder", "refreshes", "loads", stats.refreshes as f64);
 }
 
 /// Gets of a stale value, by four threads, while its load takes 10 s.

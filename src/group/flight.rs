@@ -298,15 +298,17 @@ impl Inner {
             Some(_) if !evicted.is_empty() => busy.take(),
             _ => None,
         };
+        // An error may run user code when it is dropped, for which the loader thread counts as busy.
+        let result = (!is_abandoned).then_some(result);
         drop(busy);
         drop(dependency);
-        match is_abandoned {
-            false => leader.finish(&result),
-            true => leader.abandon(),
+        match &result {
+            Some(result) => leader.finish(result),
+            None => leader.abandon(),
         }
         self.notify_and_drop(evicted);
         drop(notifying);
-        (!is_abandoned).then_some(result)
+        result
     }
 }
 
