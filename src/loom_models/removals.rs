@@ -1,15 +1,17 @@
 //! Removals in a cluster: at the owner of a key, at a peer, and while the peer asks the owner.
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use super::groups::{Other, bounded_model, changing_group};
+use super::Works;
+use super::groups::{Other, bounded_model, changing_group, group};
 use crate::context::Context;
-use crate::group::{Group, SetOptions};
+use crate::getter::getter_fn;
+use crate::group::{Group, SetOptions, WeakGroup};
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
 use crate::peers::{PeerResponse, PickerSlot, Pickers};
-use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
-use crate::sync::thread;
+use crate::sync::{Arc, Mutex, thread};
 
 /// A node that owns the key, and one that asks it. Both load from one source.
 fn owner_and_peer(source: &Arc<AtomicUsize>) -> [Group; 2] {
@@ -122,25 +124,39 @@ fn stamp_of(answer: &PeerResponse) -> u32 {
 #[test]
 fn answer_with_the_stamp_of_a_removal_is_no_older_value() {
     bounded_model(|| {
-        let source = Arc::new(AtomicUsize::new(0));
-        let group = changing_group(&source, PickerSlot::default());
-        let loading = {
-            let group = group.clone();
-            thread::spawn(move || group.get("key").map(drop))
-        };
-        let removing = {
-            let (group, source) = (group.clone(), source.clone());
-            thread::spawn(move || {
-                source.store(1, Ordering::SeqCst);
-                group.serve_remove(&removal(1));
+        let works = Works::default();
+        let this = Arc::new(OnceLock::<WeakGroup>::new());
+        let threads = Arc::new(Mutex::new(Vec::new()));
+        let getter = {
+            let (works, this, threads) = (works.clone(), this.clone(), threads.clone());
+            getter_fn(move |_, _, dest| {
+                if works.work() > 0 {
+                    return Ok(dest.set_str("new")?);
+                }
+                // The key is removed while this load is under way, and a peer asks for it, which may join
+                // the load.
+                let group = this.get().and_then(WeakGroup::upgrade).expect("a group");
+                let removing = {
+                    let group = group.clone();
+                    thread::spawn(move || group.serve_remove(&removal(1)))
+                };
+                let asking = thread::spawn(move || {
+                    let answer = group.serve_peer(&Context::background(), "key");
+                    let answer = answer.expect("a value");
+                    assert!(stamp_of(&answer) == 0 || answer.value == "new");
+                });
+                threads.lock().extend([removing, asking]);
+                thread::yield_now();
+                Ok(dest.set_str("old")?)
             })
         };
-        // It may join the load that began before.
-        let answer = group.serve_peer(&Context::background(), "key");
-        let answer = answer.expect("a value");
-        assert!(stamp_of(&answer) == 0 || answer.value == "1");
-        loading.join().unwrap().expect("a value");
-        removing.join().unwrap();
+        let group = group(PickerSlot::default(), getter);
+        assert!(this.set(group.downgrade()).is_ok(), "it is new");
+        assert_eq!(group.get("key").expect("a value"), "old");
+        let threads = std::mem::take(&mut *threads.lock());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
     });
 }
 
@@ -148,8 +164,7 @@ fn answer_with_the_stamp_of_a_removal_is_no_older_value() {
 fn merge_does_not_undo_the_stamp_of_a_removal_under_way() {
     bounded_model(|| {
         let source = Arc::new(AtomicUsize::new(0));
-        let group = || changing_group(&source, PickerSlot::default());
-        let (node, peer) = (group(), group());
+        let [node, peer] = [(); 2].map(|()| changing_group(&source, PickerSlot::default()));
         peer.serve_remove(&removal(1));
         let table = peer.serve_removals(&RemovalTable::default());
         let removing = {
