@@ -130,7 +130,8 @@ impl Clock {
     /// known without a reading of an exact clock.
     #[inline]
     pub(crate) fn is_well_before(&self, end: u64) -> bool {
-        matches!(self.0, ClockKind::System(_)) && self.recent().nanos().saturating_add(WELL_BEFORE) < end
+        matches!(self.0, ClockKind::System(_))
+            && self.recent().nanos().saturating_add(WELL_BEFORE) < end
     }
 
     /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z; 0 for a system clock set before

@@ -301,6 +301,29 @@ fn negative_ttl_and_error_ttl_spare_loads_until_they_end_or_the_key_is_removed()
 }
 
 #[test]
+fn failure_of_a_load_that_a_removal_overtook_is_not_remembered() {
+    for is_missing in [true, false] {
+        let (clock, origin) = (Clock::manual(), Origin::default());
+        let builder = fresh_for_ten(&clock).negative_ttl(seconds(20));
+        let group = origin.group(builder.error_ttl(seconds(20)));
+        origin.holds.store(true, SeqCst);
+        origin.fails.store(true, SeqCst);
+        origin.is_missing.store(is_missing, SeqCst);
+        let failing = start({
+            let group = group.clone();
+            move || group.get("key")
+        });
+        eventually("the getter runs", || origin.loads() == 1);
+        group.invalidate("key");
+        origin.gate.open();
+        assert!(failing.end().is_err());
+        origin.fails.store(false, SeqCst);
+        origin.is_missing.store(false, SeqCst);
+        assert_eq!(value(&group), "1");
+    }
+}
+
+#[test]
 fn errors_are_not_remembered_by_default() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let group = origin.group(fresh_for_ten(&clock));
