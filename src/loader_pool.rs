@@ -1,12 +1,13 @@
 //! Threads for loads whose callers must be able to return before the load ends. The groups of a registry
 //! share one pool.
 
-mod queue;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -14,7 +15,6 @@ use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::plain_atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
-use queue::JobQueue;
 
 /// The caller that a job works for.
 pub(crate) enum JobFor {
@@ -48,26 +48,33 @@ pub(crate) struct LoaderPool {
 
 /// A group's share of a pool.
 pub(crate) struct LoaderShare {
-    pool: Arc<PoolShared>,
     set: Arc<ThreadSet>,
     group: Arc<GroupThreads>,
 }
 
 /// The threads with one size of stack. Its drop ends them.
-struct ThreadSet {
-    /// The index of its counts in [`PoolState::sets`].
-    number: usize,
-    /// In bytes; std's default without.
-    stack_size: Option<usize>,
-    /// It holds no more jobs than there are threads without one. It is not a rendezvous channel, which
-    /// would refuse a job while an idle thread is not yet receiving: see [`BusyGuard`].
-    jobs: Arc<JobQueue<Job>>,
-}
+struct ThreadSet(Worker);
 
 impl Drop for ThreadSet {
     fn drop(&mut self) {
-        self.jobs.close();
+        let worker = &self.0;
+        worker.pool.state.lock().sets[worker.number].is_closed = true;
+        worker.has_job.notify_all();
     }
+}
+
+/// All that a thread of a set needs.
+#[derive(Clone)]
+struct Worker {
+    pool: Arc<PoolShared>,
+    /// The index of the set in [`PoolState::sets`].
+    number: usize,
+    /// In bytes; std's default without.
+    stack_size: Option<usize>,
+    /// Idle threads sleep on it at once. A receiver of crossbeam-channel yields its processor several times
+    /// before it sleeps. On a busy machine, Linux lets such a thread wait the longer for a processor when its
+    /// next job comes.
+    has_job: Arc<Condvar>,
 }
 
 struct PoolShared {
@@ -80,22 +87,29 @@ struct PoolState {
     /// The jobs that run or were sent to a thread.
     busy: usize,
     busy_for_clients: usize,
-    sets: Vec<SetCounts>,
+    sets: Vec<SetState>,
     /// The callers that wait for a thread for the job of a client, in the order of their arrival.
     waiting: VecDeque<Arc<ThreadWaiter>>,
 }
 
+/// A thread of a set has a job, or drops what its job left, or waits for a job.
 #[derive(Default)]
-struct SetCounts {
+struct SetState {
     live: usize,
-    /// Threads that have a job, or will receive one that was sent. The others wait for a job or are
-    /// about to.
+    /// Threads that have a job, or will receive one that was sent.
     busy: usize,
-    /// The threads that drop what their job left. A drop may run user code, which may submit another
-    /// job and wait for it: see [`LoaderShare::replace_caller`].
-    ending: Vec<thread::ThreadId>,
-    /// The threads whose places others have taken. They end with their jobs.
-    replaced: Vec<thread::ThreadId>,
+    /// Threads that drop what their job left. A drop may run user code, which may wait for another job.
+    ending: usize,
+    /// The jobs that were sent. There is a thread for each, which may not be waiting yet: see [`BusyGuard`].
+    sent: VecDeque<Job>,
+    is_closed: bool,
+}
+
+impl SetState {
+    /// Whether there is a thread for each job.
+    fn has_threads(&self) -> bool {
+        self.busy + self.ending <= self.live
+    }
 }
 
 /// The threads of one group. The counts change under the lock of [`PoolShared::state`].
@@ -170,13 +184,21 @@ impl PoolState {
 /// A job drops it before it publishes its result. Otherwise a caller that gets the result and submits
 /// another job at once could be refused, although there are as many threads as callers.
 pub(crate) struct BusyGuard<'a> {
-    pool: &'a PoolShared,
+    worker: &'a Worker,
     job: BusyJob,
+    /// Whether the thread counts as ending.
+    is_ending: &'a Cell<bool>,
 }
 
 impl Drop for BusyGuard<'_> {
     fn drop(&mut self) {
-        self.pool.state.lock().end(&self.job);
+        let mut state = self.worker.pool.state.lock();
+        state.end(&self.job);
+        if std::thread::panicking() {
+            // The other values of the job are dropped after the guard.
+            state.sets[self.job.set].ending += 1;
+            self.is_ending.set(true);
+        }
     }
 }
 
@@ -214,19 +236,19 @@ impl LoaderPool {
     /// A share of at most `max_threads` threads, with stacks of this size.
     pub(crate) fn share(&self, max_threads: usize, stack_size: Option<usize>) -> LoaderShare {
         let mut sets = self.sets.lock();
-        let found = sets.iter().find(|set| set.stack_size == stack_size);
+        let found = sets.iter().find(|set| set.0.stack_size == stack_size);
         let set = found.cloned().unwrap_or_else(|| {
-            let set = Arc::new(ThreadSet {
+            let set = Arc::new(ThreadSet(Worker {
+                pool: self.shared.clone(),
                 number: sets.len(),
                 stack_size,
-                jobs: Arc::new(JobQueue::new()),
-            });
-            self.shared.state.lock().sets.push(SetCounts::default());
+                has_job: Arc::default(),
+            }));
+            self.shared.state.lock().sets.push(SetState::default());
             sets.push(set.clone());
             set
         });
         LoaderShare {
-            pool: self.shared.clone(),
             set,
             group: Arc::new(GroupThreads {
                 max: max_threads,
@@ -251,16 +273,14 @@ impl LoaderShare {
         job_for: JobFor,
         job: impl FnOnce(BusyGuard<'_>) -> T + Send + 'static,
     ) -> Result<()> {
-        self.replace_caller()?;
         let origin = Origin::here();
-        let number = self.set.number;
         let run = Box::new(move |busy: BusyGuard<'_>| {
-            let pool = busy.pool;
+            let (worker, is_ending) = (busy.worker, busy.is_ending);
             origin.run(|| {
                 let rest = job(busy);
                 if std::mem::needs_drop::<T>() {
-                    let this = thread::current().id();
-                    pool.state.lock().sets[number].ending.push(this);
+                    is_ending.set(true);
+                    worker.begin_ending();
                     drop(rest);
                 }
             });
@@ -269,54 +289,96 @@ impl LoaderShare {
             JobFor::Own => (None, None),
             JobFor::Client(kept, until) => (Some(until), kept),
         };
+        let worker = &self.set.0;
         let busy = BusyJob {
-            set: number,
+            set: worker.number,
             group: self.group.clone(),
             for_client: until.is_some(),
         };
-        let mut state = self.pool.begin(&busy, until)?;
+        let mut state = worker.pool.begin(&busy, until)?;
         let job = Job { busy, kept, run };
-        let set = &mut state.sets[number];
-        if set.busy <= set.live {
-            drop(state);
-            self.set.jobs.send(job);
+        let set = &mut state.sets[worker.number];
+        if set.has_threads() {
+            set.sent.push_back(job);
+            worker.has_job.notify_one();
             return Ok(());
         }
         set.live += 1;
         drop(state);
         let busy = job.busy.clone();
-        self.spawn(Some(job)).inspect_err(|_| {
-            let mut state = self.pool.state.lock();
-            state.sets[number].live -= 1;
+        worker.spawn(Some(job)).map_err(|e| {
+            let mut state = worker.pool.state.lock();
+            state.sets[worker.number].live -= 1;
             state.end(&busy);
+            Error::with_source(ErrorKind::Overloaded, "no thread for the load", e)
         })
     }
+}
 
-    /// If this is a thread of the pool whose job has ended, starts a thread in its place, and lets it
-    /// end. It counts as idle, but it will wait for the job that it is about to submit. So it could
-    /// wait for itself.
-    fn replace_caller(&self) -> Result<()> {
-        let (caller, number) = (thread::current().id(), self.set.number);
-        if !self.pool.state.lock().sets[number].ending.contains(&caller) {
-            return Ok(());
-        }
-        self.spawn(None)?;
-        let set = &mut self.pool.state.lock().sets[number];
-        set.ending.retain(|id| *id != caller);
-        set.replaced.push(caller);
-        Ok(())
-    }
-
-    fn spawn(&self, first: Option<Job>) -> Result<()> {
-        let (pool, jobs, number) = (self.pool.clone(), self.set.jobs.clone(), self.set.number);
+impl Worker {
+    fn spawn(&self, first: Option<Job>) -> io::Result<()> {
         let mut thread = thread::Builder::new().name("larder-load".into());
-        if let Some(stack_size) = self.set.stack_size {
+        if let Some(stack_size) = self.stack_size {
             thread = thread.stack_size(stack_size);
         }
-        let spawned = thread.spawn(move || pool.work(number, &jobs, first));
-        spawned
-            .map(drop)
-            .map_err(|e| Error::with_source(ErrorKind::Overloaded, "no thread for the load", e))
+        let worker = self.clone();
+        thread.spawn(move || worker.work(first)).map(drop)
+    }
+
+    /// Counts this thread as ending. A job may have been sent to it since it dropped its [`BusyGuard`]; then
+    /// another thread starts, since the drops that follow may wait for that job.
+    fn begin_ending(&self) {
+        let mut state = self.pool.state.lock();
+        let set = &mut state.sets[self.number];
+        set.ending += 1;
+        if set.has_threads() {
+            return;
+        }
+        set.live += 1;
+        drop(state);
+        if let Err(e) = self.spawn(None) {
+            log::warn!("no thread for a load, which waits for the end of another one: {e}");
+            self.pool.state.lock().sets[self.number].live -= 1;
+        }
+    }
+
+    /// Runs jobs until none comes for the idle time-out, or until the set is dropped.
+    fn work(&self, first: Option<Job>) {
+        let mut next = first;
+        while let Some(Job { busy, kept, run }) = next.or_else(|| self.receive()) {
+            let is_ending = Cell::new(false);
+            let busy = BusyGuard {
+                worker: self,
+                job: busy,
+                is_ending: &is_ending,
+            };
+            // If the job panics, the panic hook reports the panic, and the job's guards release
+            // its waiters. The thread continues.
+            caught(move || run(busy));
+            drop(kept);
+            if is_ending.get() {
+                self.pool.state.lock().sets[self.number].ending -= 1;
+            }
+            next = None;
+        }
+    }
+
+    /// The next job. `None` if this thread is to end.
+    fn receive(&self) -> Option<Job> {
+        let end = Instant::now() + self.pool.idle_timeout;
+        let mut state = self.pool.state.lock();
+        loop {
+            let set = &mut state.sets[self.number];
+            if let Some(job) = set.sent.pop_front() {
+                return Some(job);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if set.is_closed || left.is_zero() {
+                set.live -= 1;
+                return None;
+            }
+            state = self.has_job.wait_timeout(state, left);
+        }
     }
 }
 
@@ -350,44 +412,6 @@ impl PoolShared {
                 Some(_) => {}
             }
         }
-    }
-
-    /// Runs jobs until none comes for `idle_timeout`, or until the set is dropped.
-    fn work(&self, number: usize, jobs: &JobQueue<Job>, first: Option<Job>) {
-        let mut job = first;
-        loop {
-            if let Some(job) = job {
-                let Job { busy, kept, run } = job;
-                let (pool, job) = (self, busy);
-                let busy = BusyGuard { pool, job };
-                // If the job panics, the panic hook reports the panic, and the job's guards release
-                // its waiters. The thread continues.
-                caught(move || run(busy));
-                drop(kept);
-                if self.is_replaced(number) {
-                    return;
-                }
-            }
-            job = jobs.receive(self.idle_timeout);
-            if job.is_none() {
-                let set = &mut self.state.lock().sets[number];
-                // If all live threads count as busy, a job was sent that this thread has to receive.
-                if set.busy < set.live {
-                    set.live -= 1;
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Notes the end of this thread's job. Returns whether another thread has taken its place.
-    fn is_replaced(&self, number: usize) -> bool {
-        let this = thread::current().id();
-        let set = &mut self.state.lock().sets[number];
-        set.ending.retain(|id| *id != this);
-        let replaced = set.replaced.len();
-        set.replaced.retain(|id| *id != this);
-        set.replaced.len() < replaced
     }
 }
 

@@ -3,6 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread::{self, ScopedJoinHandle};
+
+use crossbeam_channel::{Sender, bounded};
 
 /// Writes a file by `write`: into a temporary file beside it, which then takes its name. Both the file
 /// and its folder are synced, so that the new file is there after a power cut. On Unix, only the owner
@@ -13,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// Those of `write` and of the system. The old file is then as it was, and the temporary file is removed.
 pub(crate) fn write_atomically<T>(
     path: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<T>,
+    write: impl FnOnce(&mut SyncedWriter<'_>) -> io::Result<T>,
 ) -> io::Result<T> {
     let temporary = temporary_path(path)?;
     let written = write_and_rename(path, &temporary, write);
@@ -27,15 +30,31 @@ pub(crate) fn write_atomically<T>(
 fn write_and_rename<T>(
     path: &Path,
     temporary: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<T>,
+    write: impl FnOnce(&mut SyncedWriter<'_>) -> io::Result<T>,
 ) -> io::Result<T> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(temporary)?;
-    let written = write(&mut file)?;
-    file.flush()?;
+    let file = options.open(temporary)?;
+    let written = thread::scope(|scope| {
+        let (due, dues) = bounded(1);
+        let sync = || dues.into_iter().try_for_each(|()| file.sync_data());
+        // Without a thread, the whole file is synced at the end.
+        let thread = thread::Builder::new().name("larder-dump-sync".into());
+        let syncing = thread.spawn_scoped(scope, sync).ok();
+        let mut writer = SyncedWriter {
+            file: &file,
+            unsynced: 0,
+            due,
+        };
+        let written = write(&mut writer);
+        drop(writer);
+        // The system reports an error of the disk to one call only.
+        let synced = syncing.map(ScopedJoinHandle::join);
+        synced.map_or(Ok(()), |joined| joined.unwrap_or(Ok(())))?;
+        written
+    })?;
     file.sync_all()?;
     drop(file);
     fs::rename(temporary, path)?;
@@ -45,6 +64,35 @@ fn write_and_rename<T>(
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(written)
 }
+
+/// Writes a file, and has another thread sync it meanwhile. So the disk does not stand idle until the whole file
+/// is written.
+pub(crate) struct SyncedWriter<'f> {
+    file: &'f File,
+    /// The bytes since a sync was asked for.
+    unsynced: usize,
+    due: Sender<()>,
+}
+
+impl Write for SyncedWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= SYNC_EVERY {
+            self.unsynced = 0;
+            // Fails if a sync is due already, or if there is no thread.
+            let _ = self.due.try_send(());
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// In bytes. Each sync also writes the file's length, so that small ones would wear out SD cards.
+const SYNC_EVERY: usize = 16 << 20;
 
 /// The same path for each dump, so that a crash leaves at most one temporary file behind.
 fn temporary_path(path: &Path) -> io::Result<PathBuf> {
@@ -57,4 +105,29 @@ fn temporary_path(path: &Path) -> io::Result<PathBuf> {
     let mut temporary = name.to_owned();
     temporary.push(".tmp");
     Ok(path.with_file_name(temporary))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sync_is_asked_for_while_a_large_file_is_written() {
+        let file = OpenOptions::new().write(true).open("/dev/null");
+        let file = file.expect("a file");
+        let (due, dues) = bounded(1);
+        let mut writer = SyncedWriter {
+            file: &file,
+            unsynced: 0,
+            due,
+        };
+        let mut syncs_after = |bytes: usize| {
+            writer.write_all(&vec![0; bytes]).expect("written");
+            dues.try_iter().count()
+        };
+        assert_eq!(syncs_after(SYNC_EVERY - 1), 0);
+        assert_eq!(syncs_after(1), 1);
+        assert_eq!(syncs_after(SYNC_EVERY / 2), 0);
+        assert_eq!(syncs_after(SYNC_EVERY / 2), 1);
+    }
 }

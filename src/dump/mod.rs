@@ -25,7 +25,7 @@ mod uptime;
 
 pub(crate) use blocks::{BlockReader, BlockWriter};
 pub(crate) use entries::DumpedEntry;
-pub(crate) use file::write_atomically;
+pub(crate) use file::{SyncedWriter, write_atomically};
 pub(crate) use header::DumpHeader;
 pub(crate) use uptime::Uptime;
 

@@ -129,7 +129,7 @@ fn failed_write_leaves_the_old_file() {
     std::fs::create_dir_all(&folder).expect("a folder");
     let path = folder.join("dump");
     write_atomically(&path, |file| std::io::Write::write_all(file, b"old")).expect("written");
-    let full = |file: &mut std::fs::File| {
+    let full = |file: &mut SyncedWriter<'_>| {
         std::io::Write::write_all(file, b"new")?;
         Err::<(), _>(std::io::Error::from(std::io::ErrorKind::StorageFull))
     };

@@ -192,7 +192,8 @@ impl GroupBuilder {
     /// Threads start when needed and end after 10 s without work. When all are busy, loads of this
     /// process's callers fail with [`ErrorKind::Overloaded`] at once. Those of clients first wait half a
     /// second for a thread, so that a burst of new keys is served if the getter is quick. A getter that hangs
-    /// occupies one thread for each key.
+    /// occupies one thread for each key. A thread that drops the values of a finished load does not count,
+    /// since such a drop may wait for another load.
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self

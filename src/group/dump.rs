@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Group, Loaded};
-use crate::dump::{BlockWriter, DumpHeader, DumpedEntry, Uptime, write_atomically};
+use crate::dump::{BlockWriter, DumpHeader, DumpedEntry, SyncedWriter, Uptime, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::CacheType;
 use crate::sync::thread;
@@ -18,10 +18,10 @@ impl Group {
     /// `schema` is the program's own number of the form of its values. A dump is restored only under the
     /// same number, so change it when old values would be misread.
     ///
-    /// The file is written beside `path` first, with the name followed by `.tmp`. It is synced and then
-    /// renamed, so that a crash leaves the old file or the new one. Only its owner can read it (mode
-    /// 0600). It takes the bytes of keys and values, 24 bytes an entry, and 3 % at most for blocks, more
-    /// where values are longer than 64 KiB.
+    /// The file is written beside `path` first, with the name followed by `.tmp`. It is synced, by a thread
+    /// of its own while it is written and once more at the end, and then renamed, so that a crash leaves
+    /// the old file or the new one. Only its owner can read it (mode 0600). It takes the bytes of keys and
+    /// values, 24 bytes an entry, and 3 % at most for blocks, more where values are longer than 64 KiB.
     ///
     /// Gets go on meanwhile. An entry that changes during the call is written in its old or its new
     /// state, or not at all.
@@ -89,7 +89,7 @@ impl Group {
         }
     }
 
-    fn write_dump(&self, file: &mut std::fs::File, schema: u64) -> io::Result<DumpReport> {
+    fn write_dump(&self, file: &mut SyncedWriter<'_>, schema: u64) -> io::Result<DumpReport> {
         let store = &self.inner.store;
         let clock = store.clock();
         // Before the entries: a removal in between is then missing here, and its entry is gone. Before the

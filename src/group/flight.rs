@@ -193,10 +193,13 @@ impl Inner {
     /// Skipped if the epochs are equal: then no flight of the key ended between A's miss and A
     /// becoming leader.
     ///
-    /// A stale value counts as none.
+    /// A stale value counts as none, and so does a [doubtful copy](Self::is_doubtful_copy).
     pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
         let (found, generation) = self.store.look(key.hash, key.key);
         let hit = found.ok_or(generation)?;
+        if self.is_doubtful_copy(key, &hit) {
+            return Err(generation);
+        }
         let is_due = hit.is_due;
         let loaded = self.loaded(hit);
         match is_due && self.phase(&loaded.lifetime) == Phase::Stale {
@@ -295,15 +298,17 @@ impl Inner {
             Some(_) if !evicted.is_empty() => busy.take(),
             _ => None,
         };
+        // An error may run user code when it is dropped, for which the loader thread counts as busy.
+        let result = (!is_abandoned).then_some(result);
         drop(busy);
         drop(dependency);
-        match is_abandoned {
-            false => leader.finish(&result),
-            true => leader.abandon(),
+        match &result {
+            Some(result) => leader.finish(result),
+            None => leader.abandon(),
         }
         self.notify_and_drop(evicted);
         drop(notifying);
-        (!is_abandoned).then_some(result)
+        result
     }
 }
 

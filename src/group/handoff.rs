@@ -1,4 +1,8 @@
-//! Handoff: takes values over from the previous owners of their keys, before the getter runs.
+//! Handoff: takes values over from other owners of their keys, before the getter runs.
+//!
+//! The other owner is the previous one, if the peers changed lately. For a peer's request for a key that this
+//! process does not own, it is the owner: the lists of the two peers differ, and the owner is asked for what it
+//! has cached, and nothing else.
 
 use std::time::Duration;
 
@@ -13,13 +17,14 @@ use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
 use crate::loader_pool::JobFor;
-use crate::peers::ProtoGetter;
-use crate::store::EvictedEntries;
+use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::stats::CacheType;
+use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
 impl Inner {
-    /// The value that the previous owner of the key has cached, if the peers changed lately. It is put
-    /// into the main share, with the age and the expiry that it has there.
+    /// The value that another owner of the key has cached. It is put into the main share, with the age and
+    /// the expiry that it has there.
     ///
     /// `None` if this process has a value of its own: then the load is a refresh.
     pub(super) fn take_over(
@@ -30,13 +35,13 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Option<Loaded> {
-        let previous = self.previous_owner(placement, key)?;
+        let owner = self.other_owner(placement, key)?;
         let ctx = ctx.with_timeout(PATIENCE);
-        let answer = self.ask_previous(&previous, &ctx, &[key.key]).pop()??;
+        let answer = self.ask_other(&owner, &ctx, &[key.key]).pop()??;
         Some(self.keep_taken(placement, key, begun, answer, evicted))
     }
 
-    /// As [`take_over`](Self::take_over), for several keys: one request to each previous owner, all at the
+    /// As [`take_over`](Self::take_over), for several keys: one request to each other owner, all at the
     /// same time. The result has an item for each key.
     pub(super) fn take_over_all(
         self: &Arc<Self>,
@@ -45,11 +50,11 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Vec<Option<Loaded>> {
         let mut taken: Vec<Option<Loaded>> = leads.iter().map(|_| None).collect();
-        let queries = self.by_previous_owner(leads);
+        let queries = self.by_other_owner(leads);
         if queries.is_empty() {
             return taken;
         }
-        for (at, answer) in self.ask_all_previous(&ctx.with_timeout(PATIENCE), queries) {
+        for (at, answer) in self.ask_all_others(&ctx.with_timeout(PATIENCE), queries) {
             let Lead { key, begun, .. } = &leads[at];
             let loaded = self.keep_taken(key.placement(), key.key, *begun, answer, evicted);
             taken[at] = Some(loaded);
@@ -57,28 +62,43 @@ impl Inner {
         taken
     }
 
-    /// The previous owner, if it is to be asked for a key whose value is loaded now.
-    fn previous_owner(
-        &self,
-        placement: Placement,
-        key: LoadKey<'_>,
-    ) -> Option<Arc<dyn ProtoGetter>> {
-        if placement == Placement::Fallback {
-            return None;
-        }
-        let previous = self
-            .peers
-            .ask(&self.name, |picker| picker.previous_owner(key.key));
-        let previous = previous.flatten()?;
-        let now = self.store.clock().now();
-        let is_dropped = self.removals.dropped.may_contain(key.hash, now);
-        (!is_dropped && self.store.peek(key.hash, key.key).is_err()).then_some(previous)
+    /// The other owner, if it is to be asked for a key whose value is loaded now.
+    fn other_owner(&self, placement: Placement, key: LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
+        let owner = |picker: &dyn PeerPicker| match placement {
+            Placement::Fallback => None,
+            Placement::Misdirected => match picker.route(key.key) {
+                Route::Peer(owner) => Some(owner),
+                _ => None,
+            },
+            _ => picker.previous_owner(key.key),
+        };
+        let owner = self.peers.ask(&self.name, owner).flatten()?;
+        let is_missing = || self.store.peek(key.hash, key.key).is_err();
+        (!self.is_dropped(key) && is_missing()).then_some(owner)
     }
 
-    fn by_previous_owner(&self, leads: &[Lead<'_, '_>]) -> Vec<PreviousQuery> {
-        let mut queries: Vec<PreviousQuery> = Vec::new();
+    /// Whether a peer that knows of a removal has had this key dropped here lately. No other node may be asked
+    /// for its value, and no copy of it may be sent: this node may have missed the removal, as others may have.
+    fn is_dropped(&self, key: LoadKey<'_>) -> bool {
+        let now = self.store.clock().now();
+        self.removals.dropped.may_contain(key.hash, now)
+    }
+
+    /// Whether a cached value is a copy that may not be sent to a peer, because its key was dropped lately.
+    ///
+    /// Without this, lists of peers that differ break the promise of a removal:
+    ///
+    /// 1. H has applied a removal. It asks P for the key, and has P drop its old value.
+    /// 2. P takes O for the owner. A get at P copies the old value from O. Neither has applied the removal.
+    /// 3. H asks P again, and takes its value for a new one.
+    pub(super) fn is_doubtful_copy(&self, key: LoadKey<'_>, hit: &Hit) -> bool {
+        hit.share == CacheType::Hot && self.is_dropped(key)
+    }
+
+    fn by_other_owner(&self, leads: &[Lead<'_, '_>]) -> Vec<OtherQuery> {
+        let mut queries: Vec<OtherQuery> = Vec::new();
         for (at, Lead { key, .. }) in leads.iter().enumerate() {
-            let Some(owner) = self.previous_owner(key.placement(), key.key) else {
+            let Some(owner) = self.other_owner(key.placement(), key.key) else {
                 continue;
             };
             let key = (at, key.key.key.into());
@@ -87,7 +107,7 @@ impl Inner {
                 .find(|query| is_same(&query.owner, &owner))
             {
                 Some(query) => query.keys.push(key),
-                None => queries.push(PreviousQuery {
+                None => queries.push(OtherQuery {
                     owner,
                     keys: vec![key],
                 }),
@@ -98,10 +118,10 @@ impl Inner {
 
     /// Asks the first owner on this thread, and the others on loader threads. Those for which there is no
     /// thread are not asked: the getter loads their keys.
-    fn ask_all_previous(
+    fn ask_all_others(
         self: &Arc<Self>,
         ctx: &Context,
-        queries: Vec<PreviousQuery>,
+        queries: Vec<OtherQuery>,
     ) -> Vec<(usize, Answer)> {
         let (sender, answers) = unbounded();
         let mut queries = queries.into_iter();
@@ -125,15 +145,15 @@ impl Inner {
         found
     }
 
-    /// The values that a previous owner has cached, an item for each key.
-    fn ask_previous(
+    /// The values that another owner has cached, an item for each key.
+    fn ask_other(
         self: &Arc<Self>,
-        previous: &Arc<dyn ProtoGetter>,
+        owner: &Arc<dyn ProtoGetter>,
         ctx: &Context,
         keys: &[&str],
     ) -> Vec<Option<Answer>> {
         let sent = self.store.clock().now();
-        let answers = match previous.get_many(ctx, &self.name, keys) {
+        let answers = match owner.get_many(ctx, &self.name, keys) {
             Ok(answers) if answers.len() == keys.len() => answers,
             Ok(_) => return Vec::new(),
             Err(error) => {
@@ -145,7 +165,7 @@ impl Inner {
             }
         };
         if let Some(brought) = answers.iter().flatten().next() {
-            self.compare(previous, ctx, sent, brought.removals);
+            self.compare(owner, ctx, sent, brought.removals);
         }
         let is_current = |(response, key): (_, &&str)| {
             let response =
@@ -176,20 +196,20 @@ impl Inner {
     }
 }
 
-/// The keys that one previous owner is asked for, each with its index.
-struct PreviousQuery {
+/// The keys that one owner is asked for, each with its index.
+struct OtherQuery {
     owner: Arc<dyn ProtoGetter>,
     keys: Vec<(usize, Box<str>)>,
 }
 
-impl PreviousQuery {
+impl OtherQuery {
     fn ask(&self, group: &Arc<Inner>, ctx: &Context) -> Vec<(usize, Answer)> {
         let keys: Vec<&str> = self.keys.iter().map(|(_, key)| &**key).collect();
-        let answers = group.ask_previous(&self.owner, ctx, &keys).into_iter();
+        let answers = group.ask_other(&self.owner, ctx, &keys).into_iter();
         let found = |(answer, (at, _)): (Option<Answer>, &(usize, _))| Some((*at, answer?));
         answers.zip(&self.keys).filter_map(found).collect()
     }
 }
 
-/// How long the previous owners may take to answer.
+/// How long the other owners may take to answer.
 const PATIENCE: Duration = Duration::from_millis(10);

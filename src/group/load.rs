@@ -91,7 +91,8 @@ impl Inner {
     pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
         match self.peers.route(&self.name, key.key) {
             Route::Own => Placement::Main,
-            Route::Peer(_) | Route::Fallback => Placement::Fallback,
+            Route::Peer(_) => Placement::Misdirected,
+            Route::Fallback => Placement::Fallback,
         }
     }
 

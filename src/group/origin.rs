@@ -65,7 +65,7 @@ impl Inner {
             return Ok(None);
         };
         let mut placements = placements.into_iter();
-        let class = match placements.any(|placement| placement != Placement::Fallback) {
+        let class = match placements.any(|placement| !placement.is_for_another()) {
             true => LoadClass::Own,
             false => LoadClass::Fallback,
         };

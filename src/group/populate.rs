@@ -24,11 +24,20 @@ pub(super) enum Placement {
     Warm,
     /// A value received from a peer. It goes to the hot share, if it is admitted.
     Hot,
-    /// The value of a peer's key, loaded here because the peer did not answer, or because a peer
-    /// asked this process for it. It goes to the main share, for [`FALLBACK_TTL`] at most. The hot
-    /// share is too small for all keys of an owner that is down, so they would be loaded again and
-    /// again.
+    /// The value of a peer's key, loaded here because the peer did not answer. It goes to the main share,
+    /// for [`FALLBACK_TTL`] at most. The hot share is too small for all keys of an owner that is down, so
+    /// they would be loaded again and again.
     Fallback,
+    /// The same, loaded because another peer asked this process for it. Its list of peers differs, or the
+    /// owner does not answer it.
+    Misdirected,
+}
+
+impl Placement {
+    /// Whether another process owns the key, and the getter runs here in its place.
+    pub(super) fn is_for_another(self) -> bool {
+        matches!(self, Placement::Fallback | Placement::Misdirected)
+    }
 }
 
 /// How long a process keeps a value that it had to load although another process owns the key. This
@@ -155,7 +164,7 @@ impl Inner {
                 self.freshness.jittered_ttl(),
             ),
             Placement::Hot => (CacheType::Hot, &self.peer_flights, group_ttl),
-            Placement::Fallback => {
+            Placement::Fallback | Placement::Misdirected => {
                 let ttl = group_ttl.map_or(FALLBACK_TTL, |ttl| ttl.min(FALLBACK_TTL));
                 (CacheType::Main, &self.getter_flights, Some(ttl))
             }

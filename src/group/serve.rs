@@ -46,6 +46,9 @@ impl Group {
         let purge = || self.inner.purge_some();
         let removals = self.inner.removals_for(key);
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
+        if self.inner.is_doubtful_copy(LoadKey { hash, key }, &hit) {
+            return None;
+        }
         let loaded = match hit.is_due {
             true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
             false => self.inner.loaded(hit),
@@ -80,6 +83,9 @@ impl Inner {
             Err(_) => self.count_miss(key),
         };
         let value = match found {
+            Ok(hit) if self.is_doubtful_copy(key, &hit) => {
+                self.load_for_peer(ctx, key, None, waiter)?
+            }
             Ok(hit) if !hit.is_due => {
                 return Ok(PeerResponse {
                     removals,

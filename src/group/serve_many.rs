@@ -78,7 +78,8 @@ impl Inner {
                 Ok(_) => self.count_request(key),
                 Err(_) => self.count_miss(key),
             });
-            if let Ok(hit) = found {
+            let found = found.ok();
+            if let Some(hit) = found.filter(|hit| !self.is_doubtful_copy(key, hit)) {
                 if let Some(result) = self.serve_hit(ctx, key, hit, waiter.is_some()) {
                     each(at, result);
                 }

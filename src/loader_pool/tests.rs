@@ -9,12 +9,12 @@ fn share(max_threads: usize) -> LoaderShare {
 }
 
 fn live(share: &LoaderShare) -> usize {
-    let state = share.pool.state.lock();
+    let state = share.set.0.pool.state.lock();
     state.sets.iter().map(|set| set.live).sum()
 }
 
 fn waiting(share: &LoaderShare) -> usize {
-    share.pool.state.lock().waiting.len()
+    share.set.0.pool.state.lock().waiting.len()
 }
 
 /// A job that reports its start and ends on a signal.
@@ -86,6 +86,74 @@ fn clients_leave_half_of_the_threads_to_own_callers() {
     }
 }
 
+/// Its drop waits for a signal, and signals its end.
+struct WaitsInDrop(mpsc::Receiver<()>, mpsc::Sender<()>);
+
+impl Drop for WaitsInDrop {
+    fn drop(&mut self) {
+        let signal = self.0.recv_timeout(Duration::from_secs(20));
+        let _ = signal.is_ok().then(|| self.1.send(()));
+    }
+}
+
+#[test]
+fn job_does_not_wait_for_a_thread_that_drops() {
+    let pool = share(1);
+    let (signal, wait) = mpsc::channel();
+    let (dropped, is_dropped) = mpsc::channel();
+    let (rest, (begun, has_begun)) = (WaitsInDrop(wait, dropped), mpsc::channel());
+    let submitted = pool.submit(JobFor::Own, move |busy| {
+        drop(busy);
+        let _ = begun.send(());
+        rest
+    });
+    submitted.expect("a thread is idle");
+    has_begun.recv().expect("it runs");
+    let submitted = pool.submit(JobFor::Own, move |_busy| {
+        let _ = signal.send(());
+    });
+    submitted.expect("a thread is idle");
+    is_dropped.recv().expect("the second job ran");
+}
+
+/// The second job is sent to the thread of the first one before that one begins to drop.
+#[test]
+fn job_of_a_thread_that_begins_to_drop_gets_another_thread() {
+    for panics in [false, true] {
+        let pool = Arc::new(share(1));
+        let (signal, wait) = mpsc::channel();
+        let (dropped, is_dropped) = mpsc::channel();
+        let (rest, other) = (WaitsInDrop(wait, dropped), pool.clone());
+        let submitted = pool.submit(JobFor::Own, move |busy| {
+            let rest = rest;
+            if panics {
+                // They are dropped in the reverse order.
+                let _later = Submits(other, Some(signal));
+                let _busy = busy;
+                std::panic::resume_unwind(Box::new("quietly"));
+            }
+            drop(busy);
+            drop(Submits(other, Some(signal)));
+            rest
+        });
+        submitted.expect("a thread is idle");
+        is_dropped.recv().expect("the second job ran");
+    }
+}
+
+/// Its drop submits a job that sends a signal, if the thread is not busy any more.
+struct Submits(Arc<LoaderShare>, Option<mpsc::Sender<()>>);
+
+impl Drop for Submits {
+    fn drop(&mut self) {
+        let signal = self.1.take().expect("it is dropped once");
+        let submitted = self.0.submit(JobFor::Own, move |_busy| {
+            let _ = signal.send(());
+        });
+        submitted.expect("a thread is idle");
+    }
+}
+
 #[test]
 fn drop_after_a_job_may_wait_for_another_job() {
     struct WaitsForJob(Arc<LoaderShare>, mpsc::Sender<()>);
@@ -114,9 +182,7 @@ fn drop_after_a_job_may_wait_for_another_job() {
         submitted.expect("a thread is idle");
         wait.recv().expect("it is dropped");
     }
-    while live(&pool) != 1 {
-        thread::yield_now();
-    }
+    assert!(live(&pool) <= 2);
 }
 
 #[test]
@@ -154,6 +220,23 @@ fn idle_threads_end_and_new_jobs_still_run() {
         }
     }
     while live(&pool) > 0 {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn idle_threads_end_with_their_pool() {
+    let pool = LoaderPool::new(100, Duration::from_secs(3600));
+    let (shared, share) = (pool.shared.clone(), pool.share(4, None));
+    let (done, wait) = mpsc::channel();
+    let submitted = share.submit(JobFor::Own, move |busy| {
+        drop(busy);
+        let _ = done.send(());
+    });
+    submitted.expect("a thread is idle");
+    wait.recv().expect("it ran");
+    drop((pool, share));
+    while shared.state.lock().sets[0].live > 0 {
         thread::yield_now();
     }
 }

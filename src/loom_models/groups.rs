@@ -43,7 +43,7 @@ pub(super) fn run(builder: &loom::model::Builder, explored: impl Fn() + Send + S
 }
 
 /// A small group in no registry.
-fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {
+pub(super) fn group(peers: PickerSlot, getter: impl Getter + 'static) -> Group {
     Group::builder("model")
         .max_capacity(1 << 16)
         .shards(1)

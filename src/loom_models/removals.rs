@@ -1,15 +1,17 @@
 //! Removals in a cluster: at the owner of a key, at a peer, and while the peer asks the owner.
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use super::groups::{Other, bounded_model, changing_group};
+use super::Works;
+use super::groups::{Other, bounded_model, changing_group, group};
 use crate::context::Context;
-use crate::group::{Group, SetOptions};
-use crate::pb::{ClearRequest, RemoveKeysRequest};
-use crate::peers::{PickerSlot, Pickers};
-use crate::sync::Arc;
+use crate::getter::getter_fn;
+use crate::group::{Group, SetOptions, WeakGroup};
+use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
+use crate::peers::{PeerResponse, PickerSlot, Pickers};
 use crate::sync::atomic::AtomicUsize;
-use crate::sync::thread;
+use crate::sync::{Arc, Mutex, thread};
 
 /// A node that owns the key, and one that asks it. Both load from one source.
 fn owner_and_peer(source: &Arc<AtomicUsize>) -> [Group; 2] {
@@ -50,12 +52,7 @@ fn removed_everywhere_is_removed(remove: fn(&Group)) {
 #[test]
 fn value_removed_at_owner_and_peer_does_not_come_back_by_a_fetch() {
     removed_everywhere_is_removed(|group| {
-        group.serve_remove(&RemoveKeysRequest {
-            group: "model".into(),
-            keys: vec!["key".into()],
-            removal_id: Some(7 << 32 | 1),
-            unless_applied: None,
-        });
+        group.serve_remove(&removal(1));
     });
 }
 
@@ -107,5 +104,79 @@ fn load_concurrent_with_clear_and_sweep_never_survives() {
         sweeping.join().unwrap();
         assert_eq!(group.peek("key"), Some("1".into()));
         assert_eq!(group.entry_count(), 1);
+    });
+}
+
+fn removal(count: u64) -> RemoveKeysRequest<'static> {
+    RemoveKeysRequest {
+        group: "model".into(),
+        keys: vec!["key".into()],
+        removal_id: Some(7 << 32 | count),
+        unless_applied: None,
+    }
+}
+
+/// The stamp in an answer; 0 if it has none.
+fn stamp_of(answer: &PeerResponse) -> u32 {
+    answer.removals.map_or(0, |bits| bits as u32)
+}
+
+#[test]
+fn answer_with_the_stamp_of_a_removal_is_no_older_value() {
+    bounded_model(|| {
+        let works = Works::default();
+        let this = Arc::new(OnceLock::<WeakGroup>::new());
+        let threads = Arc::new(Mutex::new(Vec::new()));
+        let getter = {
+            let (works, this, threads) = (works.clone(), this.clone(), threads.clone());
+            getter_fn(move |_, _, dest| {
+                if works.work() > 0 {
+                    return Ok(dest.set_str("new")?);
+                }
+                // The key is removed while this load is under way, and a peer asks for it, which may join
+                // the load.
+                let group = this.get().and_then(WeakGroup::upgrade).expect("a group");
+                let removing = {
+                    let group = group.clone();
+                    thread::spawn(move || group.serve_remove(&removal(1)))
+                };
+                let asking = thread::spawn(move || {
+                    let answer = group.serve_peer(&Context::background(), "key");
+                    let answer = answer.expect("a value");
+                    assert!(stamp_of(&answer) == 0 || answer.value == "new");
+                });
+                threads.lock().extend([removing, asking]);
+                thread::yield_now();
+                Ok(dest.set_str("old")?)
+            })
+        };
+        let group = group(PickerSlot::default(), getter);
+        assert!(this.set(group.downgrade()).is_ok(), "it is new");
+        assert_eq!(group.get("key").expect("a value"), "old");
+        let threads = std::mem::take(&mut *threads.lock());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
+fn merge_does_not_undo_the_stamp_of_a_removal_under_way() {
+    bounded_model(|| {
+        let source = Arc::new(AtomicUsize::new(0));
+        let [node, peer] = [(); 2].map(|()| changing_group(&source, PickerSlot::default()));
+        peer.serve_remove(&removal(1));
+        let table = peer.serve_removals(&RemovalTable::default());
+        let removing = {
+            let node = node.clone();
+            thread::spawn(move || node.serve_remove(&removal(2)))
+        };
+        node.serve_removals(&table);
+        removing.join().unwrap();
+        let [node, peer] = [node, peer].map(|group| {
+            let answer = group.serve_peer(&Context::background(), "key");
+            stamp_of(&answer.expect("a value"))
+        });
+        assert_ne!(node, peer, "the peer lacks the second removal");
     });
 }

@@ -392,6 +392,33 @@ fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
 }
 
 #[test]
+fn copy_of_a_lately_dropped_key_is_not_sent_to_peers() {
+    // A node that takes another one for the owner of all keys. Neither of the two hears of the removal.
+    let pair = pair_with(|builder| builder.clock(larder::Clock::manual()));
+    let Pair {
+        h: node, source, ..
+    } = &pair;
+    let keys = ["one", "two", "three", "four"];
+    let values = |node: &Group| keys.map(|key| node.get(key).expect("a value").to_vec());
+    assert_eq!(values(node), [b"old"; 4]);
+    *lock(source) = "new";
+    node.serve_remove(&RemoveKeysRequest {
+        group: "fence".into(),
+        keys: keys.map(Into::into).into(),
+        removal_id: Some(0),
+        unless_applied: None,
+    });
+    assert_eq!(values(node), [b"old"; 4], "copied from the owner once more");
+    assert!(node.serve_peer_cached("one").is_none());
+    let served = node.serve_peer(&background(), "two").expect("a value");
+    assert_eq!(served.value, "new");
+    for served in node.serve_peer_many(&background(), &["three", "four"]) {
+        assert_eq!(served.expect("a value").value, "new");
+    }
+    assert_eq!(values(node), [b"old", b"new", b"new", b"new"]);
+}
+
+#[test]
 fn value_of_a_peer_without_ages_is_not_kept_after_a_removal() {
     // It confirms removals, but it reports neither ages nor removals, as a Go program.
     struct Plain(Arc<Mutex<Vec<&'static str>>>);

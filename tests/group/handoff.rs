@@ -183,6 +183,59 @@ fn getter_loads_all_if_the_previous_owner_fails() {
 }
 
 #[test]
+fn owner_is_asked_before_a_key_is_loaded_for_a_peer_with_another_list() {
+    let previous: Arc<Previous> = Arc::default();
+    let clock = Clock::manual();
+    let (getter, loads) = echo();
+    let group = among("misdirected", all_keys_at(&[&previous]));
+    let group = group.clock(clock.clone()).build(getter).expect("a group");
+    let ctx = Context::background();
+    let served = group.serve_peer(&ctx, "a1!").expect("a value");
+    assert_eq!(served.value, "a1! taken over");
+    assert_eq!(served.age, Some(seconds(4)));
+    let many = group.serve_peer_many(&ctx, &["a2!", "a3"]);
+    let many = many
+        .into_iter()
+        .map(|served| served.expect("a value").value);
+    assert!(many.eq(["a2! taken over", "ECHO:a3"]));
+    assert_eq!(loads.get(), 1);
+    assert_eq!(previous.asked().concat().len(), 3);
+    clock.advance(seconds(10));
+    assert!(!group.contains_key("a1!"), "this process is not the owner");
+    previous.before(|| Err(ErrorKind::Peer.into()));
+    let served = group.serve_peer(&ctx, "a1!").expect("a value");
+    assert_eq!(served.value, "ECHO:a1!");
+}
+
+#[test]
+fn owner_that_failed_is_not_asked_for_what_it_has_cached() {
+    struct Failing;
+    impl ProtoGetter for Failing {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn load_many(
+            &self,
+            _: &Context,
+            _: &str,
+            _: &[&str],
+        ) -> Result<Vec<Option<Result<PeerResponse>>>> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn get_many(&self, _: &Context, _: &str, _: &[&str]) -> Result<Vec<Option<PeerResponse>>> {
+            unreachable!("it does not answer")
+        }
+    }
+    let group = among("failing", all_keys_at(&[&Arc::new(Failing)]));
+    let group = group.build(echo().0).expect("a group");
+    assert_eq!(group.get("a").expect("a value"), "ECHO:a");
+    let values = group.get_many(&Context::background(), &["b", "c"]);
+    assert!(values.iter().all(Result::is_ok));
+}
+
+#[test]
 fn dropped_and_stale_values_are_not_taken_over() {
     let clock = Clock::manual();
     let tested = tested(|builder| {

@@ -228,3 +228,39 @@ const RETURN_PAUSE: Duration = Duration::from_secs(3);
 
 /// In bytes.
 const STACK: usize = 256 << 10;
+
+#[cfg(all(test, larder_loom))]
+mod model {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::rendezvous::Rendezvous;
+    use crate::sync::thread;
+
+    #[test]
+    fn loom_returns_at_the_same_time_begin_one_handoff() {
+        loom::model(|| {
+            let handoff = Arc::new(Handoff::default());
+            let lists = Arc::new(AtomicUsize::new(0));
+            let come_back = |handoff: &Handoff, lists: &AtomicUsize| {
+                handoff.come_back(|| {
+                    lists.fetch_add(1, Ordering::Relaxed);
+                    Some((KeyOwners::Rendezvous(Rendezvous::new()), Vec::new()))
+                });
+            };
+            let other = {
+                let (handoff, lists) = (handoff.clone(), lists.clone());
+                thread::spawn(move || come_back(&handoff, &lists))
+            };
+            let asking = {
+                let handoff = handoff.clone();
+                thread::spawn(move || handoff.previous_owner("key").is_none())
+            };
+            come_back(&handoff, &lists);
+            other.join().unwrap();
+            assert!(asking.join().unwrap(), "the list has no nodes");
+            assert_eq!(lists.load(Ordering::Relaxed), 1);
+            assert!(handoff.is_active());
+        });
+    }
+}
