@@ -412,7 +412,7 @@ fn invalid_fractions_are_refused() {
 }
 
 /// A node that owns a key, and one that has a copy. Both use one clock.
-fn owner_and_copy(
+pub fn owner_and_copy(
     origin: &Origin,
     clock: &Clock,
     options: fn(GroupBuilder) -> GroupBuilder,
@@ -489,6 +489,33 @@ fn copy_obeys_the_staleness_of_the_owner() {
         clock.advance(seconds(1));
     }
     assert!(origin.loads() <= 3);
+}
+
+#[test]
+fn copy_of_a_stale_value_has_only_the_rest_of_its_allowance() {
+    let (clock, registry) = (Clock::manual(), Registry::new());
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = fails.clone();
+    let builder = Group::builder("shared").registry(&registry);
+    let builder = builder.clock(clock.clone()).stale_if_error(seconds(20));
+    let owner = builder.build(getter_fn(move |_, key, dest| {
+        if failing.load(SeqCst) {
+            return Err("the origin is down".into());
+        }
+        dest.expire_in(seconds(10));
+        Ok(dest.set_str(key)?)
+    }));
+    value(&owner.expect("a group"));
+    let copy = among("shared", all_keys_at(&[&Arc::new(Node(registry))]))
+        .clock(clock.clone())
+        .stale_if_error(seconds(20))
+        .build(getter_fn(|_, _, _| Err("nothing is loaded here".into())))
+        .expect("a group");
+    fails.store(true, SeqCst);
+    clock.advance(seconds(25));
+    assert_eq!(value(&copy), "key");
+    clock.advance(seconds(5));
+    assert_eq!(copy.peek("key"), None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use larder::{Clock, Context, ErrorKind};
 
 use crate::common::*;
-use crate::freshness::{Origin, fresh_for_ten, value};
+use crate::freshness::{Origin, fresh_for_ten, owner_and_copy, value};
 
 #[test]
 fn negative_ttl_and_error_ttl_spare_loads_until_they_end_or_the_key_is_removed() {
@@ -78,4 +78,18 @@ fn errors_are_not_remembered_by_default() {
         assert_eq!(kind(group.get("key")), ErrorKind::Getter);
         assert_eq!(origin.loads(), loads);
     }
+}
+
+#[test]
+fn absence_is_remembered_by_the_owner_alone() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let (owner, copy) =
+        owner_and_copy(&origin, &clock, |builder| builder.negative_ttl(seconds(20)));
+    origin.is_missing.store(true, SeqCst);
+    assert_eq!(kind(owner.get("key")), ErrorKind::NotFound);
+    origin.is_missing.store(false, SeqCst);
+    clock.advance(seconds(19));
+    assert_eq!(kind(copy.get("key")), ErrorKind::NotFound);
+    clock.advance(seconds(1));
+    assert_eq!(value(&copy), "1");
 }
