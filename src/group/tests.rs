@@ -338,3 +338,26 @@ fn answers_name_no_removals_while_one_is_applied() {
     });
     assert!(is_named());
 }
+
+/// As by a get that found the value due, before another refresh ended.
+#[test]
+fn refresh_of_a_value_that_is_fresh_by_now_loads_nothing() {
+    let clock = Clock::manual();
+    let group = Group::builder("fresh")
+        .clock(clock.clone())
+        .time_to_live(Duration::from_secs(10))
+        .time_to_live_jitter(0.0)
+        .refresh_at(0.5)
+        .make(
+            crate::getter::value_fn(|_, key| Ok::<_, Error>(key.to_owned())),
+            PickerSlot::default(),
+        );
+    group.get("key").expect("a value");
+    let refreshes = || {
+        group.inner.refresh(group.inner.key("key"));
+        group.stats().refreshes
+    };
+    assert_eq!(refreshes(), 0);
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(refreshes(), 1);
+}

@@ -149,3 +149,32 @@ fn value_of_a_peer_is_named_so() {
     assert_eq!(answer.expires_in, None);
     assert_eq!(source(&group, GetOptions::new()), Source::Hot);
 }
+
+#[test]
+fn copy_past_its_time_to_live_is_named_stale() {
+    let answered = Count::default();
+    let counted = answered.clone();
+    let peer = FakePeer::new(move |_, _| {
+        counted.add(1);
+        match counted.get() {
+            1 => Ok(PeerResponse::new("theirs")
+                .with_ttl(seconds(10))
+                .with_age(seconds(0))),
+            _ => Err(ErrorKind::Peer.into()),
+        }
+    });
+    let clock = Clock::manual();
+    let group = among("stale", all_keys_at(&[&peer]))
+        .clock(clock.clone())
+        .stale_if_error(seconds(5))
+        .build(getter_fn(|_, _, _| Err("down, too".into())))
+        .expect("a group");
+    assert_eq!(source(&group, GetOptions::new()), Source::Peer);
+    clock.advance(seconds(12));
+    let answer = ask(&group, GetOptions::new()).expect("the old value");
+    assert_eq!(
+        (answer.source, answer.age),
+        (Source::Stale, Some(seconds(12)))
+    );
+    assert_eq!(answer.expires_in, Some(seconds(0)));
+}

@@ -16,8 +16,8 @@ use crate::common::*;
 #[derive(Clone, Default)]
 pub struct Origin {
     loads: Arc<AtomicUsize>,
-    fails: Arc<AtomicBool>,
-    is_missing: Arc<AtomicBool>,
+    pub fails: Arc<AtomicBool>,
+    pub is_missing: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
     pub holds: Arc<AtomicBool>,
     pub gate: Gate,
@@ -59,7 +59,7 @@ pub fn fresh_for_ten(clock: &Clock) -> GroupBuilder {
         .time_to_live_jitter(0.0)
 }
 
-fn value(group: &Group) -> String {
+pub fn value(group: &Group) -> String {
     let value = group.get("key").expect("a value");
     value.to_str().expect("text").to_owned()
 }
@@ -262,56 +262,6 @@ fn key_that_vanished_is_removed() {
 }
 
 #[test]
-fn negative_ttl_and_error_ttl_spare_loads_until_they_end_or_the_key_is_removed() {
-    for is_missing in [true, false] {
-        let (clock, origin) = (Clock::manual(), Origin::default());
-        let group = origin.group(
-            fresh_for_ten(&clock)
-                .negative_ttl(seconds(20))
-                .error_ttl(seconds(20)),
-        );
-        origin.fails.store(true, SeqCst);
-        origin.is_missing.store(is_missing, SeqCst);
-        let want = match is_missing {
-            true => ErrorKind::NotFound,
-            false => ErrorKind::Getter,
-        };
-        let failed = |loads| {
-            for _ in 0..10 {
-                assert_eq!(kind(group.get("key")), want);
-                let served = group.serve_peer(&Context::background(), "key");
-                assert_eq!(kind(served), want);
-            }
-            assert_eq!(origin.loads(), loads);
-        };
-        failed(1);
-        clock.advance(seconds(19));
-        failed(1);
-        clock.advance(seconds(1));
-        failed(2);
-        group.invalidate("key");
-        failed(3);
-        group.clear_local();
-        failed(4);
-        origin.fails.store(false, SeqCst);
-        origin.is_missing.store(false, SeqCst);
-        clock.advance(seconds(20));
-        assert_eq!(value(&group), "4");
-    }
-}
-
-#[test]
-fn errors_are_not_remembered_by_default() {
-    let (clock, origin) = (Clock::manual(), Origin::default());
-    let group = origin.group(fresh_for_ten(&clock));
-    origin.fails.store(true, SeqCst);
-    for loads in 1..4 {
-        assert_eq!(kind(group.get("key")), ErrorKind::Getter);
-        assert_eq!(origin.loads(), loads);
-    }
-}
-
-#[test]
 fn soft_timeout_returns_the_old_value_and_the_load_goes_on() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let group = origin.group(
@@ -462,7 +412,7 @@ fn invalid_fractions_are_refused() {
 }
 
 /// A node that owns a key, and one that has a copy. Both use one clock.
-fn owner_and_copy(
+pub fn owner_and_copy(
     origin: &Origin,
     clock: &Clock,
     options: fn(GroupBuilder) -> GroupBuilder,
@@ -539,6 +489,33 @@ fn copy_obeys_the_staleness_of_the_owner() {
         clock.advance(seconds(1));
     }
     assert!(origin.loads() <= 3);
+}
+
+#[test]
+fn copy_of_a_stale_value_has_only_the_rest_of_its_allowance() {
+    let (clock, registry) = (Clock::manual(), Registry::new());
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = fails.clone();
+    let builder = Group::builder("shared").registry(&registry);
+    let builder = builder.clock(clock.clone()).stale_if_error(seconds(20));
+    let owner = builder.build(getter_fn(move |_, key, dest| {
+        if failing.load(SeqCst) {
+            return Err("the origin is down".into());
+        }
+        dest.expire_in(seconds(10));
+        Ok(dest.set_str(key)?)
+    }));
+    value(&owner.expect("a group"));
+    let copy = among("shared", all_keys_at(&[&Arc::new(Node(registry))]))
+        .clock(clock.clone())
+        .stale_if_error(seconds(20))
+        .build(getter_fn(|_, _, _| Err("nothing is loaded here".into())))
+        .expect("a group");
+    fails.store(true, SeqCst);
+    clock.advance(seconds(25));
+    assert_eq!(value(&copy), "key");
+    clock.advance(seconds(5));
+    assert_eq!(copy.peek("key"), None);
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod patience;
 mod peers;
 mod pressure;
 mod recursion;
+mod remembered_failures;
 mod removal;
 mod replacing;
 #[cfg(target_os = "linux")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use larder::{Clock, Context, ErrorKind, Result, Sink};
+use larder::{BoxError, Clock, Context, ErrorKind, Result, Sink};
 
 use crate::common::*;
 use crate::freshness::{Origin, fresh_for_ten};
@@ -96,4 +96,44 @@ fn soft_timeout_holds_for_several_keys_together() {
             .zip(&first)
             .all(|(new, old)| new.as_ref().ok() != old.as_ref().ok())
     });
+}
+
+#[test]
+fn value_whose_allowance_ends_during_a_failed_load_is_not_served() {
+    let clock = Clock::manual();
+    let (slow, counted) = (clock.clone(), Count::default());
+    let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        counted.add(1);
+        if counted.get() == 1 {
+            return Ok(dest.set_str(key)?);
+        }
+        slow.advance(seconds(5));
+        Err("the origin is down".into())
+    };
+    let builder = fresh_for_ten(&clock).stale_if_error(seconds(5));
+    let group = builder.build(getter).expect("a group");
+    group.get("key").expect("a value");
+    clock.advance(seconds(10));
+    assert_eq!(kind(group.get("key")), ErrorKind::Getter);
+
+    let (slow, counted) = (clock.clone(), Count::default());
+    let load = larder::bulk_fn(move |_, keys, sinks| {
+        counted.add(1);
+        if counted.get() > 1 {
+            slow.advance(seconds(5));
+            return Err("the origin is down".into());
+        }
+        keys.iter()
+            .zip(sinks)
+            .try_for_each(|(key, sink)| sink.set_str(key))?;
+        Ok(())
+    });
+    let builder = fresh_for_ten(&clock).stale_if_error(seconds(5));
+    let group = builder.build_bulk(load).expect("a group");
+    let get = || group.get_many(&Context::background(), &["a", "b"]);
+    assert!(get().iter().all(Result::is_ok));
+    clock.advance(seconds(10));
+    get()
+        .into_iter()
+        .for_each(|result| assert_eq!(kind(result), ErrorKind::Getter));
 }

@@ -1,0 +1,95 @@
+//! Failures of loads that are remembered: the getter does not run again for some time.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use larder::{Clock, Context, ErrorKind};
+
+use crate::common::*;
+use crate::freshness::{Origin, fresh_for_ten, owner_and_copy, value};
+
+#[test]
+fn negative_ttl_and_error_ttl_spare_loads_until_they_end_or_the_key_is_removed() {
+    for is_missing in [true, false] {
+        let (clock, origin) = (Clock::manual(), Origin::default());
+        let group = origin.group(
+            fresh_for_ten(&clock)
+                .negative_ttl(seconds(20))
+                .error_ttl(seconds(20)),
+        );
+        origin.fails.store(true, SeqCst);
+        origin.is_missing.store(is_missing, SeqCst);
+        let want = match is_missing {
+            true => ErrorKind::NotFound,
+            false => ErrorKind::Getter,
+        };
+        let failed = |loads| {
+            for _ in 0..10 {
+                assert_eq!(kind(group.get("key")), want);
+                let served = group.serve_peer(&Context::background(), "key");
+                assert_eq!(kind(served), want);
+            }
+            assert_eq!(origin.loads(), loads);
+        };
+        failed(1);
+        clock.advance(seconds(19));
+        failed(1);
+        clock.advance(seconds(1));
+        failed(2);
+        group.invalidate("key");
+        failed(3);
+        group.clear_local();
+        failed(4);
+        origin.fails.store(false, SeqCst);
+        origin.is_missing.store(false, SeqCst);
+        clock.advance(seconds(20));
+        assert_eq!(value(&group), "4");
+    }
+}
+
+#[test]
+fn failure_of_a_load_that_a_removal_overtook_is_not_remembered() {
+    for is_missing in [true, false] {
+        let (clock, origin) = (Clock::manual(), Origin::default());
+        let builder = fresh_for_ten(&clock).negative_ttl(seconds(20));
+        let group = origin.group(builder.error_ttl(seconds(20)));
+        origin.holds.store(true, SeqCst);
+        origin.fails.store(true, SeqCst);
+        origin.is_missing.store(is_missing, SeqCst);
+        let failing = start({
+            let group = group.clone();
+            move || group.get("key")
+        });
+        eventually("the getter runs", || origin.loads() == 1);
+        group.invalidate("key");
+        origin.gate.open();
+        assert!(failing.end().is_err());
+        origin.fails.store(false, SeqCst);
+        origin.is_missing.store(false, SeqCst);
+        assert_eq!(value(&group), "1");
+    }
+}
+
+#[test]
+fn errors_are_not_remembered_by_default() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let group = origin.group(fresh_for_ten(&clock));
+    origin.fails.store(true, SeqCst);
+    for loads in 1..4 {
+        assert_eq!(kind(group.get("key")), ErrorKind::Getter);
+        assert_eq!(origin.loads(), loads);
+    }
+}
+
+#[test]
+fn absence_is_remembered_by_the_owner_alone() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let (owner, copy) =
+        owner_and_copy(&origin, &clock, |builder| builder.negative_ttl(seconds(20)));
+    origin.is_missing.store(true, SeqCst);
+    assert_eq!(kind(owner.get("key")), ErrorKind::NotFound);
+    origin.is_missing.store(false, SeqCst);
+    clock.advance(seconds(19));
+    assert_eq!(kind(copy.get("key")), ErrorKind::NotFound);
+    clock.advance(seconds(1));
+    assert_eq!(value(&copy), "1");
+}
