@@ -1,7 +1,8 @@
 //! The size and the cost at rest of the smallest node, `examples/node.rs`, in programs of few bytes.
 //!
-//! The cases are `node` (all default features), `node-no-ureq`, `node-unwind` (default features, and
-//! panics that unwind), and `node-musl` (static, without ureq). `node-musl` takes part if
+//! The cases are `node` (all default features), `node-no-ureq`, `node-no-tables` (without ureq and without
+//! the tables for unwinding), `node-unwind` (default features, and panics that unwind), and `node-musl`
+//! (static, without ureq). `node-musl` takes part if
 //! `.ci/boards.sh footprint` has built it. Each is built with the profile `small`, then started with
 //! eight peers in its list. `idle_rss_kib` and `threads` are read after a second, `wakeups` are the
 //! voluntary context switches of all its threads in ten seconds, and `first_get_us` is the time from the
@@ -20,31 +21,48 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Report, result_file};
+use common::{Report, result_file, wanted};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Name, features, and settings of the profile.
-const CASES: [(&str, &str, &[&str]); 3] = [
-    ("node", "ureq,tiny_http", &[]),
-    ("node-no-ureq", "http", &[]),
+/// Name, features, options of cargo, and options of the linker.
+const CASES: [(&str, &str, &[&str], &[&str]); 4] = [
+    ("node", "ureq,tiny_http", &[], &[]),
+    ("node-no-ureq", "http", &[], &[]),
+    ("node-no-tables", "http", &[], NO_TABLES),
     (
         "node-unwind",
         "ureq,tiny_http",
         &["--config", "profile.small.panic=\"unwind\""],
+        &[],
     ),
+];
+
+/// Leaves out the tables for unwinding, and packs the relocations.
+const NO_TABLES: &[&str] = &[
+    concat!(
+        "-Clink-arg=-Wl,-T,",
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/no_unwind.ld"
+    ),
+    "-Clink-arg=-Wl,--no-eh-frame-hdr,-z,pack-relative-relocs",
 ];
 
 fn main() {
     let mut report = Report::new("footprint");
-    for (case, features, settings) in CASES {
-        let node = built(features, settings);
+    for (case, features, settings, linker) in CASES {
+        if !wanted(case) {
+            continue;
+        }
+        let node = built(features, settings, linker);
         measure(&mut report, case, "larder", &node);
         let packages = packages(features) as f64;
         report.add(case, "larder", "packages", "crates", packages);
     }
     let musl = root().join("target/boards/target/x86_64-unknown-linux-musl/small/examples/node");
-    if musl.exists() {
+    if !wanted("node-musl") {
+        println!("node-musl is not asked for");
+    } else if musl.exists() {
         measure(&mut report, "node-musl", "larder", &musl);
     } else {
         println!("node-musl is not there; .ci/boards.sh footprint builds it");
@@ -76,12 +94,14 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 /// Builds the example and returns the path of a copy, which the next build does not replace.
-fn built(features: &str, settings: &[&str]) -> PathBuf {
-    let arguments = "build --quiet --profile small -p larder-examples --no-default-features";
+fn built(features: &str, settings: &[&str], linker: &[&str]) -> PathBuf {
+    let arguments = "rustc --quiet --profile small -p larder-examples --no-default-features";
     let arguments: Vec<_> = arguments.split(' ').collect();
     let status = cargo(&arguments)
         .args(["--features", features, "--example", "node"])
         .args(settings)
+        .arg("--")
+        .args(linker)
         .status()
         .expect("cargo runs");
     assert!(status.success(), "the example is built");

@@ -1,7 +1,7 @@
 //! The bytes between three nodes for values that expire, and have not changed or have hardly changed.
 //!
-//! Each node is reached through a relay that counts bytes. All nodes share a clock. In each round all values
-//! expire, and each node gets all of them.
+//! Each node is reached through a relay that counts bytes. All nodes share a clock, a manual one unless
+//! `LARDER_REAL_TIME` is 1. In each round all values expire, and each node gets all of them.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -37,6 +37,10 @@ pub fn run(report: &mut Report) {
     add("getter_values", "values", sent as f64);
 }
 
+fn is_real_time() -> bool {
+    number("LARDER_REAL_TIME", 0) == 1
+}
+
 /// The source: a version of each value, which is its etag.
 struct Origin {
     versions: Vec<AtomicU64>,
@@ -67,7 +71,10 @@ struct Cluster {
 impl Cluster {
     /// `is_conditional` is whether nodes ask each other, and the source, for changes only.
     fn start(values: usize, is_conditional: bool) -> Cluster {
-        let clock = Clock::manual();
+        let clock = match is_real_time() {
+            true => Clock::system(),
+            false => Clock::manual(),
+        };
         let bytes = Arc::<AtomicU64>::default();
         let origin = Arc::new(Origin {
             versions: (0..values).map(|_| AtomicU64::new(0)).collect(),
@@ -112,6 +119,14 @@ impl Cluster {
         cluster
     }
 
+    /// Ends the time to live of all values.
+    fn expire(&self) {
+        match is_real_time() {
+            true => thread::sleep(TTL),
+            false => self.clock.advance(TTL),
+        }
+    }
+
     /// Gets all values at all nodes, and checks that they are the present ones.
     fn get_all(&self) {
         for group in &self.groups {
@@ -130,7 +145,7 @@ impl Cluster {
         for _ in 0..rounds {
             let changed = changing.by_ref().take(changed);
             changed.for_each(|version| _ = version.fetch_add(1, SeqCst));
-            self.clock.advance(TTL);
+            self.expire();
             self.get_all();
         }
         (self.bytes.load(SeqCst) - before) as f64 / rounds as f64

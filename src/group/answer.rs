@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
+use super::removal_clocks::Counted;
 use super::{Group, Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -127,6 +128,9 @@ impl Group {
 
 impl Inner {
     fn get_opts(self: &Arc<Self>, ctx: &Context, key: &str, options: GetOptions) -> Result<Answer> {
+        if !self.may_serve(ctx) {
+            self.remove_here(key, Counted::Not);
+        }
         let key = self.key(key);
         let ctx = &match options.no_store {
             true => ctx.with_value(NoStore),

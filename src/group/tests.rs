@@ -150,9 +150,9 @@ fn panic_releases_a_hundred_waiters_within_10_ms() {
     for peers in [PickerSlot::default, dead_peer] {
         for ctx in contexts() {
             // Other programs use this machine, too. So one of ten rounds is enough, and each is compared
-            // with threads that only wake up.
+            // with a panic and threads that only wake up.
             let over = (0..10).map(|_| {
-                let control = wake_up_of_a_hundred_threads();
+                let control = wake_up_of_a_hundred_threads_after_a_panic();
                 a_panic_among_a_hundred_callers(peers(), &ctx).saturating_sub(5 * control)
             });
             let over = over.min().expect("ten rounds");
@@ -161,8 +161,8 @@ fn panic_releases_a_hundred_waiters_within_10_ms() {
     }
 }
 
-/// The time in which a hundred threads that wait wake up and end.
-fn wake_up_of_a_hundred_threads() -> Duration {
+/// The time in which a panic is caught, and a hundred threads that wait wake up and end.
+fn wake_up_of_a_hundred_threads_after_a_panic() -> Duration {
     let barrier = Arc::new(std::sync::Barrier::new(101));
     let threads: Vec<_> = (0..100)
         .map(|_| {
@@ -173,6 +173,8 @@ fn wake_up_of_a_hundred_threads() -> Duration {
         })
         .collect();
     let began = Instant::now();
+    let panicked = std::panic::catch_unwind(|| panic!("control"));
+    assert!(panicked.is_err());
     barrier.wait();
     threads
         .into_iter()

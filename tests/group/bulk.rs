@@ -215,6 +215,63 @@ fn single_get_joins_a_call_and_a_call_joins_single_gets() {
 }
 
 #[test]
+fn call_joins_the_loads_of_single_keys_and_requests_of_peers_join_the_call() {
+    for ctx in contexts() {
+        let (single, bulk) = (Gate::new(), Gate::new());
+        let calls: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
+        let (noted, gates) = (calls.clone(), (single.clone(), bulk.clone()));
+        let load = bulk_fn(move |_, keys, sinks| {
+            let names = keys.iter().map(|key| key.to_string()).collect();
+            noted.lock().expect("no panic").push(names);
+            match keys.len() {
+                1 => gates.0.pass(),
+                _ => gates.1.pass(),
+            }
+            for (key, sink) in keys.iter().zip(sinks) {
+                sink.set_str(&format!("{key} of {}", keys.len()))?;
+            }
+            Ok(())
+        });
+        let group = alone("joined").build_bulk(load).expect("a group");
+        let begun = |calls_begun| {
+            eventually("the getter runs", || {
+                calls.lock().expect("no panic").len() == calls_begun
+            });
+        };
+        let get = {
+            let (group, ctx) = (group.clone(), ctx.clone());
+            start(move || group.get_with(&ctx, "b"))
+        };
+        begun(1);
+        let many = {
+            let (group, ctx) = (group.clone(), ctx.clone());
+            start(move || texts(group.get_many(&ctx, &["a", "b", "c"])))
+        };
+        begun(2);
+        let served = {
+            let (group, ctx) = (group.clone(), ctx.clone());
+            start(move || group.serve_peer(&ctx, "c"))
+        };
+        let served_many = {
+            let (group, ctx) = (group.clone(), ctx.clone());
+            start(move || group.serve_peer_many(&ctx, &["a", "b"]))
+        };
+        // The expectations hold whether or not these have joined by then.
+        std::thread::sleep(millis(20));
+        bulk.open();
+        assert_eq!(served.end().expect("a value").value, "c of 2");
+        single.open();
+        assert_eq!(get.end().expect("a value"), "b of 1");
+        assert_eq!(many.end(), ["a of 2", "b of 1", "c of 2"]);
+        let served_many = served_many.end().into_iter();
+        let values: Vec<ByteView> = served_many.map(|got| got.expect("a value").value).collect();
+        assert_eq!(values, ["a of 2", "b of 1"]);
+        let calls = calls.lock().expect("no panic");
+        assert_eq!(*calls, [vec!["b"], vec!["a", "c"]]);
+    }
+}
+
+#[test]
 fn panic_fails_all_keys_of_its_call_and_no_other() {
     for ctx in contexts() {
         let (recorder, gate) = Recorder::held();

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use larder::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use larder::{
-    Context, Error, ErrorKind, Group, GroupBuilder, PeerPicker, PeerResponse, ProtoGetter,
-    Registry, Result, SetOptions, getter_fn,
+    Clock, Context, Error, ErrorKind, GetOptions, Group, GroupBuilder, PeerPicker, PeerResponse,
+    ProtoGetter, Registry, Result, SetOptions, getter_fn,
 };
 
 use crate::common::*;
@@ -454,7 +454,7 @@ fn value_of_a_peer_without_ages_is_not_kept_after_a_removal() {
     }
     let log = Arc::new(Mutex::new(Vec::new()));
     let plain = Arc::new(Plain(log.clone()));
-    let clock = larder::Clock::manual();
+    let clock = Clock::manual();
     let group = among("plain", all_keys_at(&[&plain]))
         .clock(clock.clone())
         .build(echo().0)
@@ -488,7 +488,7 @@ fn local_removals_do_not_make_values_of_peers_old() {
 
 #[test]
 fn cut_off_node_with_a_limit_serves_nothing_old_after_it() {
-    let clock = larder::Clock::manual();
+    let clock = Clock::manual();
     let pair = pair_with(|builder| builder.max_unverified(seconds(5)).clock(clock.clone()));
     assert_eq!(pair.get(), "old");
     clock.advance(seconds(4));
@@ -517,6 +517,21 @@ fn cut_off_node_with_a_limit_serves_nothing_old_after_it() {
     assert_eq!(pair.get(), "newer");
     *lock(&pair.source) = "newest";
     assert_eq!(pair.get(), "newer", "it is cached again");
+}
+
+#[test]
+fn gets_with_options_keep_to_the_limit_of_a_node_that_is_cut_off() {
+    let clock = Clock::manual();
+    let pair = pair_with(|builder| builder.max_unverified(seconds(5)).clock(clock.clone()));
+    assert_eq!(pair.get(), "old");
+    *lock(&pair.link.is_cut) = true;
+    *lock(&pair.source) = "new";
+    let get = |options| pair.h.get_opts(&background(), "key", options);
+    let cached = GetOptions::new().only_if_cached();
+    assert_eq!(get(cached).expect("cached").value, "old");
+    clock.advance(seconds(5));
+    assert_eq!(kind(get(cached)), ErrorKind::NotCached);
+    assert_eq!(get(GetOptions::new()).expect("a value").value, "new");
 }
 
 #[test]

@@ -508,6 +508,17 @@ fn copy_is_refreshed_by_the_owner_alone() {
 }
 
 #[test]
+fn copy_that_expired_during_a_suspend_is_not_served() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let (_owner, copy) = owner_and_copy(&origin, &clock, |builder| builder);
+    assert_eq!(value(&copy), "0");
+    clock.suspend(seconds(8 * 3600));
+    assert_eq!(copy.peek("key"), None);
+    assert!(copy.serve_peer_cached("key").is_none());
+    assert_eq!(value(&copy), "1");
+}
+
+#[test]
 fn copy_obeys_the_staleness_of_the_owner() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let (owner, copy) = owner_and_copy(&origin, &clock, |builder| {

@@ -44,6 +44,31 @@ fn value_expires_when_it_says_so() {
 }
 
 #[test]
+fn value_with_an_etag_is_renewed_by_not_modified() {
+    let (clock, sent) = (Clock::manual(), Count::default());
+    let counted = sent.clone();
+    let group = alone("etags")
+        .clock(clock.clone())
+        .time_to_live(seconds(10))
+        .keep_for_revalidation(seconds(60))
+        .build_with(move |ctx, key| {
+            if key == "never set" || ctx.etag() == Some("first") {
+                return Ok::<_, Error>(Value::not_modified());
+            }
+            counted.add(1);
+            Ok(Value::new("text").etag("first"))
+        })
+        .expect("a group");
+    for _ in 0..3 {
+        assert_eq!(group.get("key").expect("a value"), "text");
+        clock.advance(seconds(10));
+        assert!(!group.contains_key("key"));
+    }
+    assert_eq!((sent.get(), group.stats().local_loads), (1, 3));
+    assert_eq!(kind(group.get("never set")), ErrorKind::NothingSet);
+}
+
+#[test]
 fn error_of_any_type_reaches_the_caller() {
     let group = alone("numbers").build_with(parsed).expect("a group");
     assert_eq!(group.get("7").expect("a value"), "7");

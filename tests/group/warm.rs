@@ -100,6 +100,34 @@ fn cancelled_warming_completes_the_loads_under_way_only() {
 }
 
 #[test]
+fn warming_and_callers_together_keep_to_the_limit_of_loads() {
+    let runs: Arc<Mutex<(usize, usize)>> = Arc::default();
+    let counted = runs.clone();
+    let getter = move |_: &Context, key: &str, dest: &mut dyn Sink| {
+        {
+            let mut runs = counted.lock().expect("no panic");
+            runs.0 += 1;
+            runs.1 = runs.1.max(runs.0);
+        }
+        std::thread::sleep(millis(1));
+        counted.lock().expect("no panic").0 -= 1;
+        Ok(dest.set_str(key)?)
+    };
+    let builder = alone("limited").max_concurrent_loads(3);
+    let group = builder.max_load_wait(PATIENCE).build(getter).expect("new");
+    let warming = group.warm(keys(60), |_| ()).expect("threads");
+    let callers: Vec<_> = (0..4)
+        .map(|caller| {
+            let group = group.clone();
+            start(move || (0..10).all(|n| group.get(&format!("{caller} {n}")).is_ok()))
+        })
+        .collect();
+    assert!(callers.into_iter().all(Call::end));
+    assert_eq!(warming.join().loaded, 60);
+    assert_eq!(runs.lock().expect("no panic").1, 3);
+}
+
+#[test]
 fn key_that_is_removed_while_it_is_warmed_is_not_cached() {
     let (begun, gate) = (Gate::new(), Gate::new());
     let (begins, end) = (begun.clone(), gate.clone());

@@ -91,6 +91,31 @@ fn load_with_the_earliest_deadline_runs_next() {
 }
 
 #[test]
+fn load_of_a_caller_runs_before_a_warming_that_has_waited_longer() {
+    let tested = tested(PickerSlot::default(), |builder| {
+        builder.max_concurrent_loads(1)
+    });
+    let warm = |key: &str| {
+        let warming = tested.group.warm(vec![key.to_owned()], |_| ());
+        warming.expect("a thread")
+    };
+    let first = warm("first");
+    assert_eq!(tested.begins(), "first");
+    let second = warm("second");
+    tested.until_waiting(1);
+    let caller = tested.get(PATIENCE, "of a caller");
+    tested.until_waiting(2);
+    tested.end(1);
+    assert_eq!(tested.begins(), "of a caller");
+    tested.end(2);
+    let value = caller.join().expect("no panic");
+    assert_eq!(value.expect("a value"), "of a caller");
+    for warming in [first, second] {
+        assert_eq!(warming.join().loaded, 1);
+    }
+}
+
+#[test]
 fn caller_that_leaves_while_it_waits_hands_over_to_one_with_time_left() {
     let tested = tested(PickerSlot::default(), |group| group.max_concurrent_loads(1));
     let first = tested.get(PATIENCE, "first");

@@ -113,7 +113,7 @@ fn change(n: u64, node: &Node, key: usize, version: u64) {
         0 => node
             .group
             .set(&ctx, &key, version.to_string(), SetOptions::new()),
-        1 => node.group.remove_many(&ctx, &[&key, "0"]),
+        1 => node.group.remove_many(&ctx, &[key.as_str(), "0"]),
         2 if n % 40 == 2 => node.group.clear(&ctx),
         _ => node.group.remove(&ctx, &key),
     }
