@@ -342,19 +342,38 @@ fn remembered_absence_ends_with_a_set_or_a_removal() {
     assert_eq!(pair.get(), "new");
 }
 
-#[test]
-fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
-    struct After(Arc<Link>);
-    impl PeerPicker for After {
-        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
-            None
-        }
-
-        fn previous_owner(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
-            Some(self.0.clone())
-        }
+/// This process owns all keys, and the one behind the link did before.
+struct After(Arc<Link>);
+impl PeerPicker for After {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        None
     }
 
+    fn previous_owner(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn owner_takes_no_value_over_that_is_older_than_a_removal() {
+    let previous = pair();
+    previous.link.owner.get("key").expect("a value");
+    let owner = among("fence", Arc::new(After(previous.link.clone())));
+    let owner = owner.build(getter_fn(|_, _, dest| Ok(dest.set_str("new")?)));
+    let owner = owner.expect("a group");
+    // The previous owner has missed it.
+    owner.serve_remove(&RemoveKeysRequest {
+        group: "fence".into(),
+        keys: vec!["key".into()],
+        removal_id: Some(7 << 32 | 1),
+        unless_applied: None,
+    });
+    assert_eq!(owner.get("key").expect("a value"), "new");
+    assert_eq!(previous.link.count("get_many"), 1);
+}
+
+#[test]
+fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
     let previous = pair();
     previous.link.owner.get("key").expect("a value");
     let mut pair = pair();
