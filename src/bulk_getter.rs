@@ -194,6 +194,11 @@ impl Sink for BulkSink<'_> {
         self.dest.set_view(value)
     }
 
+    fn take_view(&mut self, value: ByteView) -> Result<()> {
+        self.is_set = true;
+        self.dest.take_view(value)
+    }
+
     fn expire_in(&mut self, ttl: Duration) {
         self.dest.expire_in(ttl);
     }

@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroUsize;
 use std::ops::{Bound, Deref, RangeBounds};
 use std::str::Utf8Error;
 
@@ -20,53 +21,74 @@ use crate::sync::Arc;
 /// small slice of a large value for a long time, copy the slice with [`to_vec`](slice::to_vec).
 #[derive(Clone)]
 pub struct ByteView {
-    data: SharedBytes,
+    /// `None` in an empty view that [`new`](ByteView::new) made.
+    data: Option<SharedBytes>,
     start: usize,
-    end: usize,
+    /// One more than the end, so that a `Result` of a view has no more bytes than the view.
+    after_end: NonZeroUsize,
 }
 
 impl ByteView {
-    /// The empty view.
-    pub fn new() -> Self {
-        ByteView::from(&[][..])
+    /// The empty view. It does not allocate.
+    pub const fn new() -> Self {
+        ByteView {
+            data: None,
+            start: 0,
+            after_end: NonZeroUsize::MIN,
+        }
     }
 
     /// The window `start..end` of `data`.
     pub(crate) fn window(data: SharedBytes, start: usize, end: usize) -> Self {
         debug_assert!(start <= end && end <= data.len());
-        ByteView { data, start, end }
+        ByteView {
+            data: Some(data),
+            start,
+            after_end: NonZeroUsize::MIN.saturating_add(end),
+        }
+    }
+
+    #[inline]
+    fn end(&self) -> usize {
+        self.after_end.get() - 1
     }
 
     /// Whether the allocation is this key followed by the bytes of the view, as in an entry, and by
     /// others that fit.
     #[inline]
     pub(crate) fn is_keyed(&self, key: &str, rest_fits: impl FnOnce(&[u8]) -> bool) -> bool {
+        let Some(data) = &self.data else {
+            return false;
+        };
         self.start == key.len()
-            && self.data.starts_with(key.as_bytes())
-            && rest_fits(&self.data[self.end..])
+            && data.starts_with(key.as_bytes())
+            && rest_fits(&data[self.end()..])
     }
 
     /// The whole allocation: key, value and etag, if the view [is keyed](Self::is_keyed).
-    pub(crate) fn allocation(&self) -> &SharedBytes {
-        &self.data
+    pub(crate) fn allocation(&self) -> Option<&SharedBytes> {
+        self.data.as_ref()
     }
 
     /// The number of bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.end - self.start
+        self.end() - self.start
     }
 
     /// Whether there are no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.start == self.end()
     }
 
     /// The bytes. Dereferencing returns the same slice.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.data[self.start..self.end]
+        match &self.data {
+            Some(data) => &data[self.start..self.end()],
+            None => &[],
+        }
     }
 
     /// The byte at `index`, or `None` past the end.
@@ -108,7 +130,7 @@ impl ByteView {
         ByteView {
             data: self.data.clone(),
             start: self.start + from,
-            end: self.start + to,
+            after_end: NonZeroUsize::MIN.saturating_add(self.start + to),
         }
     }
 
@@ -184,11 +206,7 @@ impl From<Arc<[u8]>> for ByteView {
 impl From<SharedBytes> for ByteView {
     fn from(data: SharedBytes) -> Self {
         let end = data.len();
-        ByteView {
-            data,
-            start: 0,
-            end,
-        }
+        ByteView::window(data, 0, end)
     }
 }
 
@@ -313,13 +331,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn empty_view_has_no_allocation_and_equals_others() {
+        const EMPTY: ByteView = ByteView::new();
+        assert!(EMPTY.is_empty() && EMPTY.allocation().is_none());
+        assert_eq!(EMPTY, ByteView::from(""));
+        assert_eq!(EMPTY.slice(..), EMPTY);
+        assert_eq!(EMPTY.at(0), None);
+    }
+
+    #[test]
     fn slices_share_the_allocation() {
         let view = ByteView::from("hello, world");
         let word = view.slice(7..12);
         assert_eq!(word, "world");
         assert_eq!(view.slice_from(7), word);
         assert_eq!(view.slice(..=4), "hello");
-        assert!(std::ptr::eq(&*view.data, &*word.slice(1..2).data));
+        let data = |view: &ByteView| view.allocation().expect("it has bytes").as_ptr();
+        assert_eq!(data(&view), data(&word.slice(1..2)));
     }
 
     #[test]

@@ -174,8 +174,12 @@ impl Sink for LoadSink<'_> {
 
     /// Shares the view's bytes. The store copies them later to memory of its own, if it keeps them.
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
+        self.take_view(value.clone())
+    }
+
+    fn take_view(&mut self, value: ByteView) -> Result<()> {
         self.check(value.len())?;
-        self.value = Some(value.clone());
+        self.value = Some(value);
         Ok(())
     }
 

@@ -53,6 +53,15 @@ pub trait Sink {
         self.set_bytes(value)
     }
 
+    /// As [`set_view`](Self::set_view), for a view that the caller does not need any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_bytes`](Self::set_bytes).
+    fn take_view(&mut self, value: ByteView) -> Result<()> {
+        self.set_view(&value)
+    }
+
     /// Sets how long the value may be cached, counted from the begin of the load. A group's
     /// `time_to_live` can only shorten it. Getters may call this before or after they set the value.
     /// Destinations of callers ignore it. `Duration::MAX` means no limit.
@@ -101,6 +110,10 @@ macro_rules! forward {
 
         fn set_view(&mut $self, value: &ByteView) -> Result<()> {
             $to.set_view(value)
+        }
+
+        fn take_view(&mut $self, value: ByteView) -> Result<()> {
+            $to.take_view(value)
         }
 
         fn expire_in(&mut $self, ttl: Duration) {
@@ -153,7 +166,11 @@ impl Sink for ByteView {
     }
 
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
-        *self = value.clone();
+        self.take_view(value.clone())
+    }
+
+    fn take_view(&mut self, value: ByteView) -> Result<()> {
+        *self = value;
         Ok(())
     }
 }
@@ -326,8 +343,9 @@ mod tests {
         let sink: &mut dyn Sink = &mut count;
         sink.set_str("abc").unwrap();
         sink.set_view(&ByteView::from("de")).unwrap();
+        sink.take_view(ByteView::from("f")).unwrap();
         sink.expire_in(Duration::from_secs(1));
-        assert_eq!(count.0, 5);
+        assert_eq!(count.0, 6);
     }
 
     #[cfg(feature = "json")]

@@ -87,7 +87,7 @@ impl Value {
             Content::Text(text) => dest.set_str(&text),
             Content::Bytes(bytes) => dest.set_bytes(&bytes),
             Content::Static(bytes) => dest.set_bytes(bytes),
-            Content::View(view) => dest.set_view(&view),
+            Content::View(view) => dest.take_view(view),
             Content::NotModified => dest.not_modified(),
         }
     }

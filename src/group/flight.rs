@@ -270,19 +270,16 @@ impl Inner {
         let begun = begun.within(ctx);
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
+        let evicting = &mut evicted;
         let result = match from {
-            LoadFrom::Getter(placement) => {
-                self.run_getter(*placement, ctx, key, begun, &mut evicted)
-            }
+            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, begun, evicting),
             LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, begun, &mut evicted)
+                self.run_getter(Placement::Fallback, ctx, key, begun, evicting)
             }
             LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, begun, &mut evicted)
+                self.load_from_peers(owner, on_pool, ctx, key, begun, evicting)
             }
-            LoadFrom::OwnerAlone(owner) => {
-                self.load_from_owner(owner, ctx, key, begun, &mut evicted)
-            }
+            LoadFrom::OwnerAlone(owner) => self.load_from_owner(owner, ctx, key, begun, evicting),
         };
         if let Some(watch) = watch {
             watch.end(&result);

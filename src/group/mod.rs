@@ -269,7 +269,7 @@ impl Group {
     ///
     /// As [`get_with`](Self::get_with).
     pub fn get_into(&self, ctx: &Context, key: &str, mut dest: impl Sink) -> Result<()> {
-        dest.set_view(&self.get_with(ctx, key)?)
+        dest.take_view(self.get_with(ctx, key)?)
     }
 
     /// The values of `keys`, in their order, each with its own result.

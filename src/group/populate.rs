@@ -180,14 +180,16 @@ impl Inner {
             || lifetime.expires.is_some_and(is_over)
             || self.store.capacity() == 0
             || placement == Placement::Warm && !self.store.has_room(key.len() + view.len())
-            || !self.store.adopt(hash, key, view, etag)
         {
             return lifetime;
         }
+        let Some(data) = self.store.adopt(hash, key, view, etag) else {
+            return lifetime;
+        };
         let new = NewEntry {
             hash,
             key,
-            data: view.allocation(),
+            data,
             has_etag: etag.is_some(),
             is_renewal,
             share,

@@ -216,15 +216,17 @@ impl Inner {
         let clock = self.store.clock();
         let lifetime = self.lifetime_of_set(ttl);
         let is_over = lifetime.expires.is_some_and(|end| end <= clock.now());
-        if is_over || self.store.capacity() == 0 || !self.store.adopt(hash, key, &mut value, None) {
+        let is_kept = !is_over && self.store.capacity() != 0;
+        let adopted = is_kept.then(|| self.store.adopt(hash, key, &mut value, None));
+        let Some(data) = adopted.flatten() else {
             self.remove_here(key, counted);
             return;
-        }
+        };
         let mut evicted = EvictedEntries::default();
         let new = NewEntry {
             hash,
             key,
-            data: value.allocation(),
+            data,
             has_etag: false,
             is_renewal: false,
             share: CacheType::Main,

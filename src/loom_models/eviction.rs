@@ -63,7 +63,7 @@ fn full(eviction: Eviction) -> Arc<Model> {
 impl Model {
     /// Inserts a value, and evicts what has to leave for it.
     fn insert(&self, key: usize, value: &ByteView) -> Vec<EvictedEntries> {
-        let (key, data) = (&self.keys[key], value.allocation());
+        let (key, data) = (&self.keys[key], value.allocation().expect("bytes"));
         let hash = self.store.hash(key);
         let Err(loaded_at) = self.store.peek(hash, key) else {
             return Vec::new();

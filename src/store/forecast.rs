@@ -232,7 +232,7 @@ mod tests {
         let new = NewEntry {
             hash,
             key: &key,
-            data: view.allocation(),
+            data: view.allocation().expect("the view has bytes"),
             has_etag: false,
             is_renewal: false,
             share: CacheType::Main,

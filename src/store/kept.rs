@@ -8,6 +8,7 @@ use super::shard::Shard;
 use super::{Store, weight};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
+use crate::heap::SharedBytes;
 
 /// A cached value, expired or not, and what a load needs to renew it.
 #[derive(Clone, Debug)]
@@ -65,25 +66,27 @@ impl Store {
     }
 
     /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
-    /// be cached. False if there is no memory left.
+    /// be cached. Returns the bytes of the entry; `None` if there is no memory left.
     #[inline]
-    pub(crate) fn adopt(
+    pub(crate) fn adopt<'v>(
         &self,
         hash: KeyHash,
         key: &str,
-        view: &mut ByteView,
+        view: &'v mut ByteView,
         etag: Option<&str>,
-    ) -> bool {
+    ) -> Option<&'v SharedBytes> {
         let is_owned = |view: &ByteView| {
             view.is_keyed(key, |rest| is_trailer(rest, etag))
-                && self.heap.owns(hash.get(), view.allocation())
+                && (view.allocation()).is_some_and(|data| self.heap.owns(hash.get(), data))
         };
         let len = key.len() + view.len() + etag.map_or(0, trailer_of);
-        if is_owned(view) || weight::of_entry(len) > self.capacity() {
-            return true;
+        if !is_owned(view) && weight::of_entry(len) <= self.capacity() {
+            *view = self.keyed(hash, key, view, etag);
+            if !is_owned(view) {
+                return None;
+            }
         }
-        *view = self.keyed(hash, key, view, etag);
-        is_owned(view)
+        view.allocation()
     }
 }
 

@@ -71,7 +71,7 @@ fn put_pending(
     let view = store.keyed(hash, key, value, None);
     let data = SharedBytes::concat([key.as_bytes(), value]);
     let data = if view.is_keyed(key, <[u8]>::is_empty) {
-        view.allocation()
+        view.allocation().expect("bytes")
     } else {
         &data
     };
@@ -350,7 +350,7 @@ fn entry_has_the_begin_of_its_own_load() {
         let new = NewEntry {
             hash,
             key,
-            data: view.allocation(),
+            data: view.allocation().expect("bytes"),
             has_etag: false,
             is_renewal: false,
             share: CacheType::Main,
@@ -388,7 +388,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
             let new = NewEntry {
                 hash,
                 key: "key",
-                data: view.allocation(),
+                data: view.allocation().expect("bytes"),
                 has_etag: false,
                 is_renewal: false,
                 share: CacheType::Main,

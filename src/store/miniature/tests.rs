@@ -131,7 +131,7 @@ fn miniature_hits_as_often_as_a_store() {
             let (name, bytes) = (format!("{id}"), vec![0; 1 << (mix(id) % 12)]);
             let hash = store.hash(&name);
             let view = store.keyed(hash, &name, &bytes, None);
-            let value = SampledValue::new(view.allocation().len(), None);
+            let value = SampledValue::new(view.allocation().expect("bytes").len(), None);
             miniatures.get(key(id, LOWEST_LEVEL), Some(value), &clock);
 
             let Err((generation, ())) = store.get(hash, &name, || (), || ()) else {
@@ -141,7 +141,7 @@ fn miniature_hits_as_often_as_a_store() {
             let new = NewEntry {
                 hash,
                 key: &name,
-                data: view.allocation(),
+                data: view.allocation().expect("bytes"),
                 has_etag: false,
                 is_renewal: false,
                 share: CacheType::Main,

@@ -99,7 +99,7 @@ fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
     let new = NewEntry {
         hash,
         key: "large",
-        data: view.allocation(),
+        data: view.allocation().expect("bytes"),
         has_etag: false,
         is_renewal: false,
         share: CacheType::Main,
