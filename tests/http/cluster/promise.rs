@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use larder::http::{HttpPool, Server, Transport, TransportRequest, TransportResponse};
-use larder::{Context, Group, Registry, Result, SetOptions, Sink};
+use larder::{Context, Group, Peer, Registry, Result, SetOptions, Sink};
 
 const KEYS: usize = 8;
 
@@ -75,9 +75,14 @@ fn cluster(source: &Arc<Source>, max_millis: u64) -> Vec<Node> {
     let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
     let urls: Vec<String> = listeners.iter().map(url).collect();
     let slow = urls[2].clone();
-    let start = |(listener, url): (TcpListener, &String)| {
+    // The ids choose the owners, so that these are the same whatever the ports are.
+    let id = |n: usize| format!("node-{n}");
+    let peer = |(n, url): (usize, &String)| Peer::new(url).with_id(id(n));
+    let peers: Vec<Peer> = urls.iter().enumerate().map(peer).collect();
+    let start = |(n, (listener, url)): (usize, (TcpListener, &String))| {
         let (registry, slow) = (Registry::new(), slow.clone());
         let pool = HttpPool::builder(url)
+            .id(id(n))
             .registry(&registry)
             .exchange_timeout(Duration::from_secs(10))
             .transport(move |url, to| match url == slow {
@@ -96,14 +101,15 @@ fn cluster(source: &Arc<Source>, max_millis: u64) -> Vec<Node> {
             std::thread::yield_now();
             Ok(dest.set_str(&version.to_string())?)
         };
-        pool.set(&urls).unwrap();
+        pool.set(peers.clone()).unwrap();
         Node {
             group: registry.new_group("promise", 1 << 20, load).unwrap(),
             _server: pool.server().serve_listener(listener).unwrap(),
             pool,
         }
     };
-    listeners.into_iter().zip(&urls).map(start).collect()
+    let nodes = listeners.into_iter().zip(&urls).enumerate();
+    nodes.map(start).collect()
 }
 
 /// How a key is changed: returns once the change is promised.
