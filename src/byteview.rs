@@ -24,7 +24,7 @@ pub struct ByteView {
     /// `None` in an empty view that [`new`](ByteView::new) made.
     data: Option<SharedBytes>,
     start: usize,
-    /// One more than the end, so that a `Result` of a view has no more bytes than the view.
+    /// The end plus one. It is never zero, so that a `Result` of a view is no larger than the view.
     after_end: NonZeroUsize,
 }
 

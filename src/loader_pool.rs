@@ -35,7 +35,7 @@ struct Job {
 
 /// A pool of up to a number of threads, which start when needed and end when idle.
 ///
-/// It has no queue of jobs. A job gets a thread at once or is refused; only the job of a client waits a
+/// No job waits in a queue for a busy thread. A job gets a thread at once or is refused; only the job of a client waits a
 /// while, on the thread that submits it.
 ///
 /// A group gets another thread only while it has fewer than are left. So a group whose getter hangs takes
@@ -72,8 +72,7 @@ struct Worker {
     /// In bytes; std's default without.
     stack_size: Option<usize>,
     /// Idle threads sleep on it at once. A receiver of crossbeam-channel yields its processor several times
-    /// before it sleeps. On a busy machine, Linux lets such a thread wait the longer for a processor when its
-    /// next job comes.
+    /// before it sleeps. Then Linux gives it a processor later when its next job comes, if the machine is busy.
     has_job: Arc<Condvar>,
 }
 
@@ -260,14 +259,13 @@ impl LoaderPool {
 }
 
 impl LoaderShare {
-    /// Runs `job` on a thread of the pool, which is busy until the job drops its [`BusyGuard`].
+    /// Runs `job` on a thread of the pool, which is busy until the job drops its [`BusyGuard`]. The value
+    /// that `job` returns is dropped after it.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Overloaded`] if all threads that the job may have are busy, or the system refuses a
     /// new one.
-    ///
-    /// The job returns the values that are dropped after it.
     pub(crate) fn submit<T>(
         &self,
         job_for: JobFor,
@@ -278,11 +276,10 @@ impl LoaderShare {
             let (worker, is_ending) = (busy.worker, busy.is_ending);
             origin.run(|| {
                 let rest = job(busy);
-                if std::mem::needs_drop::<T>() {
-                    is_ending.set(true);
+                if std::mem::needs_drop::<T>() && !is_ending.replace(true) {
                     worker.begin_ending();
-                    drop(rest);
                 }
+                drop(rest);
             });
         });
         let (until, kept) = match job_for {
@@ -300,6 +297,7 @@ impl LoaderShare {
         let set = &mut state.sets[worker.number];
         if set.has_threads() {
             set.sent.push_back(job);
+            drop(state);
             worker.has_job.notify_one();
             return Ok(());
         }
@@ -343,9 +341,8 @@ impl Worker {
     }
 
     /// Runs jobs until none comes for the idle time-out, or until the set is dropped.
-    fn work(&self, first: Option<Job>) {
-        let mut next = first;
-        while let Some(Job { busy, kept, run }) = next.or_else(|| self.receive()) {
+    fn work(&self, mut first: Option<Job>) {
+        while let Some(Job { busy, kept, run }) = first.take().or_else(|| self.receive()) {
             let is_ending = Cell::new(false);
             let busy = BusyGuard {
                 worker: self,
@@ -359,7 +356,6 @@ impl Worker {
             if is_ending.get() {
                 self.pool.state.lock().sets[self.number].ending -= 1;
             }
-            next = None;
         }
     }
 

@@ -295,7 +295,7 @@ pub struct PeerResponse {
     /// that the options of the asking group decide.
     pub stale: Option<Duration>,
     /// How long before the request the load of the value began; zero if it began later. `None` if the
-    /// peer does not report it, or if it was weeks ago.
+    /// peer does not report it, or if it was weeks ago. It can be up to 10 ms too large.
     pub age: Option<Duration>,
     /// The removals that the peer had applied before it looked the value up, as a number that a group
     /// makes and reads. `None` if the peer reports none, as a Go program does. Then a value of unknown age

@@ -53,7 +53,8 @@ pub trait Sink {
         self.set_bytes(value)
     }
 
-    /// As [`set_view`](Self::set_view), for a view that the caller does not need any more.
+    /// Takes a view that the caller does not need any more, without a change of its reference count where
+    /// the destination can hold a view. By default this calls [`set_view`](Self::set_view).
     ///
     /// # Errors
     ///

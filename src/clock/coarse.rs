@@ -2,8 +2,8 @@
 
 use crate::sync::plain_atomic::{AtomicU64, Ordering};
 
-/// Keeps one reading of the exact clock for each tick of the kernel, which the coarse clock counts. A reading
-/// of the coarse clock costs a fifth of an exact one.
+/// Keeps one reading of the exact clock a tick of the kernel. The coarse clock, which is five times as fast,
+/// shows when a tick has passed.
 #[derive(Default)]
 pub(super) struct TickReadings {
     /// The coarse clock when the exact one was read; 0 before the first reading.

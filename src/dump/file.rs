@@ -50,7 +50,7 @@ fn write_and_rename<T>(
         };
         let written = write(&mut writer);
         drop(writer);
-        // The system reports an error of the disk to one call only.
+        // The system reports a disk error once. So the thread's result counts, too.
         let synced = syncing.map(ScopedJoinHandle::join);
         synced.map_or(Ok(()), |joined| joined.unwrap_or(Ok(())))?;
         written
@@ -65,8 +65,7 @@ fn write_and_rename<T>(
     Ok(written)
 }
 
-/// Writes a file, and has another thread sync it meanwhile. So the disk does not stand idle until the whole file
-/// is written.
+/// Writes a file while another thread syncs it, so that the disk is busy from the start.
 pub(crate) struct SyncedWriter<'f> {
     file: &'f File,
     /// The bytes since a sync was asked for.
@@ -91,7 +90,7 @@ impl Write for SyncedWriter<'_> {
     }
 }
 
-/// In bytes. Each sync also writes the file's length, so that small ones would wear out SD cards.
+/// In bytes. Each sync also writes the file's length. More of them would wear out SD cards.
 const SYNC_EVERY: usize = 16 << 20;
 
 /// The same path for each dump, so that a crash leaves at most one temporary file behind.

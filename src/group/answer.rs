@@ -32,7 +32,8 @@ pub struct GetOptions {
     /// without a load. The group's own limits hold as well. Default: `None`, as the group does.
     pub max_stale: Option<Duration>,
     /// Nothing is loaded: without a cached value that fits, the get fails with
-    /// [`ErrorKind::NotCached`]. Default: no.
+    /// [`ErrorKind::NotCached`]. With [`max_unverified`](crate::GroupBuilder::max_unverified), the peers may
+    /// be asked for their removals first. Default: no.
     pub only_if_cached: bool,
     /// A value that has to be loaded is not kept in this process. Callers that wait for the same load
     /// keep it. Default: no.
@@ -92,7 +93,7 @@ pub struct Answer {
     /// Where it came from.
     pub source: Source,
     /// The time since its load began, in whatever process that was. `None` if it is not known: a peer
-    /// that is not larder sent the value, or the load was weeks ago.
+    /// that is not larder sent the value, or the load was weeks ago. It can be up to 10 ms too large.
     pub age: Option<Duration>,
     /// The time until the end of its time to live; zero if that is over, `None` if it does not expire.
     pub expires_in: Option<Duration>,

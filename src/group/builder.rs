@@ -153,7 +153,8 @@ impl GroupBuilder {
     /// get asks all peers at the same time, and if too few answer, loads the value. So a process in a
     /// cluster of two has no cache while the other is down. Set the same limit in all processes.
     ///
-    /// A hit reads the clock, and each process exchanges 8 KiB with each peer about once in this time.
+    /// The limit holds for `get`, `get_many`, `get_opts` and their forms, not for `peek` and `iter`. A hit
+    /// reads the clock, and each process exchanges 8 KiB with each peer about once in this time.
     ///
     /// # Errors
     ///
@@ -193,7 +194,7 @@ impl GroupBuilder {
     /// process's callers fail with [`ErrorKind::Overloaded`] at once. Those of clients first wait half a
     /// second for a thread, so that a burst of new keys is served if the getter is quick. A getter that hangs
     /// occupies one thread for each key. A thread that drops the values of a finished load does not count,
-    /// since such a drop may wait for another load.
+    /// because the drop may wait for another load.
     pub fn max_loader_threads(mut self, threads: usize) -> Self {
         self.max_loader_threads = threads;
         self

@@ -227,7 +227,7 @@ impl Inner {
         published
     }
 
-    /// Loads the values of these keys from the previous owners, and those that they do not have by the bulk
+    /// Loads the values of these keys from their other owners, and those that they do not have by the bulk
     /// getter. Returns the result of each key.
     fn load_leads(
         self: &Arc<Self>,

@@ -99,9 +99,11 @@ impl Inner {
 
     fn repair_later(self: &Arc<Self>, peer: &Arc<dyn ProtoGetter>) -> Result<()> {
         let (group, peer) = (self.clone(), peer.clone());
-        self.pool.submit(JobFor::Own, move |_busy| {
+        self.pool.submit(JobFor::Own, move |busy| {
             std::thread::sleep(PATIENCE);
             group.repair(&peer, &Context::background());
+            drop(busy);
+            (group, peer)
         })
     }
 

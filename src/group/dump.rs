@@ -18,9 +18,9 @@ impl Group {
     /// `schema` is the program's own number of the form of its values. A dump is restored only under the
     /// same number, so change it when old values would be misread.
     ///
-    /// The file is written beside `path` first, with the name followed by `.tmp`. It is synced, by a thread
-    /// of its own while it is written and once more at the end, and then renamed, so that a crash leaves
-    /// the old file or the new one. Only its owner can read it (mode 0600). It takes the bytes of keys and
+    /// The file is written beside `path` first, with the name followed by `.tmp`. A thread syncs it
+    /// while it is written. It is synced once more at the end and then renamed, so that a crash leaves the
+    /// old file or the new one. Only its owner can read it (mode 0600). It takes the bytes of keys and
     /// values, 24 bytes an entry, and 3 % at most for blocks, more where values are longer than 64 KiB.
     ///
     /// Gets go on meanwhile. An entry that changes during the call is written in its old or its new

@@ -11,7 +11,8 @@
 //!
 //! At step 4, H compares the owner's removals, which are in the answer, with its own. If the owner has
 //! not applied all of them, and its load of the value began before the last of them, H has the owner drop
-//! the value, and asks again. The owner keeps it if it has applied them meanwhile, and others in addition. So no caller at H gets the old value: not the one that asked, and none that
+//! the value, and asks again. The owner keeps it if it has applied them meanwhile, and others in
+//! addition. So no caller at H gets the old value: not the one that asked, and none that
 //! joins its load after the removal has returned.
 
 use std::time::Duration;
@@ -59,7 +60,8 @@ impl Inner {
     }
 
     /// A peer's answer if it [is current](Self::is_current). If not, has the peer drop its value unless it
-    /// has applied all removals that this node knows, and asks again. `None` if the peer does not drop it: then the getter has to run here.
+    /// has applied all removals that this node knows, and asks again. `None` if the peer does not drop it,
+    /// or answers too late: then the getter has to run here.
     pub(super) fn verify(
         self: &Arc<Self>,
         peer: &Arc<dyn ProtoGetter>,
@@ -85,13 +87,16 @@ impl Inner {
             removal_id: Some(0),
             unless_applied: self.removals.known().map(Into::into),
         };
+        let begun = self.store.clock().now();
         if let Err(error) = peer.remove(ctx, &uncounted) {
             log::debug!("group {}: {error}", self.name);
             return Ok(None);
         }
         // If the peer has dropped its value, the load of the new answer began after that, and so after every
         // removal that this node knew; it is not taken over from another node. If not, the peer had applied
-        // all of them.
-        ask_again().map(Some)
+        // all of them. After `LONGEST_REMOVAL` the peer may send a copy of the key again.
+        let answer = ask_again()?;
+        let is_in_time = self.store.clock().now().since(begun) < LONGEST_REMOVAL;
+        Ok(is_in_time.then_some(answer))
     }
 }

@@ -148,7 +148,7 @@ impl Inner {
     ) -> Result<LoadBegin, Loaded> {
         let generation = match miss {
             Some((generation, at_miss)) if at_miss == epoch => generation,
-            _ => match self.recheck_cache(key) {
+            _ => match self.recheck_cache(key, matches!(from, LoadFrom::Getter(_))) {
                 Ok(value) => return Err(value),
                 Err(generation) => generation,
             },
@@ -193,11 +193,16 @@ impl Inner {
     /// Skipped if the epochs are equal: then no flight of the key ended between A's miss and A
     /// becoming leader.
     ///
-    /// A stale value counts as none, and so does a [doubtful copy](Self::is_doubtful_copy).
-    pub(super) fn recheck_cache(&self, key: LoadKey<'_>) -> Result<Loaded, Generation> {
+    /// A stale value counts as none. So does a [doubtful copy](Self::is_doubtful_copy) if peers may wait for
+    /// the load.
+    pub(super) fn recheck_cache(
+        &self,
+        key: LoadKey<'_>,
+        may_serve_peers: bool,
+    ) -> Result<Loaded, Generation> {
         let (found, generation) = self.store.look(key.hash, key.key);
         let hit = found.ok_or(generation)?;
-        if self.is_doubtful_copy(key, &hit) {
+        if may_serve_peers && self.is_doubtful_copy(key, &hit) {
             return Err(generation);
         }
         let is_due = hit.is_due;
@@ -269,30 +274,30 @@ impl Inner {
         let on_pool = busy.is_some();
         let begun = begun.within(ctx);
         let watch = self.watch(from, key, begun);
-        let mut evicted = EvictedEntries::default();
-        let evicting = &mut evicted;
+        let mut left = EvictedEntries::default();
+        let evicted = &mut left;
         let result = match from {
-            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, begun, evicting),
+            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, begun, evicted),
             LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, begun, evicting)
+                self.run_getter(Placement::Fallback, ctx, key, begun, evicted)
             }
             LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, begun, evicting)
+                self.load_from_peers(owner, on_pool, ctx, key, begun, evicted)
             }
-            LoadFrom::OwnerAlone(owner) => self.load_from_owner(owner, ctx, key, begun, evicting),
+            LoadFrom::OwnerAlone(owner) => self.load_from_owner(owner, ctx, key, begun, evicted),
         };
         if let Some(watch) = watch {
             watch.end(&result);
         }
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
-            evicted = self.remove_vanished(from, key, begun);
+            left = self.remove_vanished(from, key, begun);
         }
         let is_abandoned =
             result.is_err() && (ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_)));
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
         let notifying = match self.eviction_listener {
-            Some(_) if !evicted.is_empty() => busy.take(),
+            Some(_) if !left.is_empty() => busy.take(),
             _ => None,
         };
         // An error may run user code when it is dropped, for which the loader thread counts as busy.
@@ -303,7 +308,7 @@ impl Inner {
             Some(result) => leader.finish(result),
             None => leader.abandon(),
         }
-        self.notify_and_drop(evicted);
+        self.notify_and_drop(left);
         drop(notifying);
         result
     }

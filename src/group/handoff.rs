@@ -1,8 +1,7 @@
 //! Handoff: takes values over from other owners of their keys, before the getter runs.
 //!
-//! The other owner is the previous one, if the peers changed lately. For a peer's request for a key that this
-//! process does not own, it is the owner: the lists of the two peers differ, and the owner is asked for what it
-//! has cached, and nothing else.
+//! The other owner is the previous owner, if the peers changed lately. If a peer asks for a key that this
+//! process does not own, the other owner is the present one. It is asked only for what it has cached.
 
 use std::time::Duration;
 
@@ -78,7 +77,7 @@ impl Inner {
     }
 
     /// Whether a peer that knows of a removal has had this key dropped here lately. No other node may be asked
-    /// for its value, and no copy of it may be sent: this node may have missed the removal, as others may have.
+    /// for its value, and no copy of it may be sent: like others, this node may have missed the removal.
     fn is_dropped(&self, key: LoadKey<'_>) -> bool {
         let now = self.store.clock().now();
         self.removals.dropped.may_contain(key.hash, now)

@@ -64,9 +64,9 @@ impl Inner {
         recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
     }
 
-    /// Loads a key for a peer with the getter of this process, even if another process owns the key.
-    /// A request is never passed on a second time, so two processes whose rings disagree never wait
-    /// for each other.
+    /// Loads a key for a peer: the owner's cached value if another process owns the key, else by the getter
+    /// here. No request makes another process load, so two processes whose lists differ never wait for each
+    /// other.
     ///
     /// The picker decides by its own view whether the key is this process's own: it also is if its
     /// owner has been away for so long that this process owns its keys for now.

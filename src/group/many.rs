@@ -215,7 +215,7 @@ impl Inner {
                 continue;
             }
             let forgets = self.peer_flights.forgets(self.key(key).hash.get());
-            let generation = match self.recheck_cache(self.key(key)) {
+            let generation = match self.recheck_cache(self.key(key), false) {
                 Ok(value) => {
                     *result = Some(Ok(value.view));
                     continue;

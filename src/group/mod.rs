@@ -14,7 +14,7 @@
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
 //!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
-//!   handoff.rs   a value of the previous owner  dropped_keys.rs  keys without it
+//!   handoff.rs   a value of another owner  dropped_keys.rs  keys without it
 //!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back

@@ -28,8 +28,8 @@ pub(super) enum Placement {
     /// for [`FALLBACK_TTL`] at most. The hot share is too small for all keys of an owner that is down, so
     /// they would be loaded again and again.
     Fallback,
-    /// The same, loaded because another peer asked this process for it. Its list of peers differs, or the
-    /// owner does not answer it.
+    /// The value of a peer's key, loaded here because another peer asked for it: the list of that peer
+    /// differs, or the owner does not answer that peer. Kept like [`Fallback`](Self::Fallback).
     Misdirected,
 }
 

@@ -66,7 +66,8 @@ impl Store {
     }
 
     /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
-    /// be cached. Returns the bytes of the entry; `None` if there is no memory left.
+    /// be cached. Returns the bytes of the entry; `None` if there is no memory left, or for an empty
+    /// view without an allocation whose key is too large.
     #[inline]
     pub(crate) fn adopt<'v>(
         &self,

@@ -214,7 +214,7 @@ fn keys_spread_evenly_by_each_group_of_bits() {
                 counts[(store.hash(key).get() >> shift) as usize % 8] += 1.0;
             }
             // The sum of squares in the chi-squared test. It is above 40 once in a million times. The hash
-            // is made of shorter products where a word has 32 bits: one of the 1,800 sums is 40.2 there.
+            // multiplies shorter words on 32 bits: one of the 1,800 sums is 40.2 there.
             let limit = if usize::BITS == 64 { 40.0 } else { 48.0 };
             let expected = 2000.0 / 8.0;
             let squares = counts.map(|count: f64| (count - expected).powi(2) / expected);

@@ -206,7 +206,7 @@ fn slow_load_does_not_delay_requests_for_cached_keys() {
 
 #[test]
 fn slow_load_runs_once_for_the_callers_of_all_nodes() {
-    let node = || Node::start(|builder| builder.exchange_timeout(Duration::from_secs(1)));
+    let node = || Node::start(|builder| builder.exchange_timeout(Duration::from_secs(2)));
     let nodes: Vec<_> = (0..3).map(|_| node()).collect();
     let urls: Vec<_> = nodes.iter().map(|node| node.pool.self_url()).collect();
     for node in &nodes {
@@ -225,7 +225,7 @@ fn slow_load_runs_once_for_the_callers_of_all_nodes() {
             })
             .collect();
         // Three exchanges long.
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(6));
         drop(held);
         for caller in callers {
             caller.join().unwrap().expect("a value");
