@@ -87,6 +87,25 @@ fn ttl_of_the_group_counts_from_the_begin_of_the_load_at_the_owner() {
 }
 
 #[test]
+fn times_of_a_peers_answer_count_from_the_begin_of_the_request() {
+    let clock = Clock::manual();
+    let slow = clock.clone();
+    let peer = FakePeer::new(move |_, _| {
+        slow.advance(seconds(3));
+        let answer = PeerResponse::new("theirs").with_ttl(seconds(10));
+        Ok(answer.with_age(seconds(1)))
+    });
+    let group = among("slow", all_keys_at(&[&peer]))
+        .clock(clock.clone())
+        .build(echo().0)
+        .expect("a group");
+    group.get("key").expect("a value");
+    let answer = served(&group, "key");
+    assert_eq!(answer.ttl, Some(seconds(7)));
+    assert_eq!(answer.age, Some(seconds(4)));
+}
+
+#[test]
 fn age_that_a_peer_does_not_report_is_not_known() {
     let clock = Clock::manual();
     let peer = FakePeer::echo();

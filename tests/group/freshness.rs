@@ -135,6 +135,24 @@ fn stale_value_is_served_while_one_load_runs() {
 }
 
 #[test]
+fn cancelled_caller_gets_its_error_and_no_stale_value() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let group = origin.group(fresh_for_ten(&clock).stale_if_error(seconds(60)));
+    assert_eq!(value(&group), "0");
+    clock.advance(seconds(10));
+    origin.holds.store(true, SeqCst);
+    let (ctx, canceller) = Context::background().with_cancel();
+    let call = start({
+        let group = group.clone();
+        move || group.get_with(&ctx, "key")
+    });
+    eventually("the load runs", || origin.loads() == 2);
+    canceller.cancel();
+    assert_eq!(kind(call.end()), ErrorKind::Cancelled);
+    origin.gate.open();
+}
+
+#[test]
 fn hung_refresh_does_not_make_a_value_immortal() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let group = origin.group(fresh_for_ten(&clock).stale_while_revalidate(seconds(5)));

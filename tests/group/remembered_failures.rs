@@ -69,6 +69,28 @@ fn failure_of_a_load_that_a_removal_overtook_is_not_remembered() {
     }
 }
 
+/// A failure that is not forgotten would pass for one of a value that is kept, whose errors are not
+/// remembered.
+#[test]
+fn failure_is_forgotten_once_a_load_succeeds() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let builder = fresh_for_ten(&clock).stale_while_revalidate(seconds(5));
+    let group = origin.group(builder.error_ttl(seconds(20)));
+    let fails = |loads| {
+        origin.fails.store(true, SeqCst);
+        assert_eq!(kind(group.get("key")), ErrorKind::Getter);
+        assert_eq!(kind(group.get("key")), ErrorKind::Getter);
+        assert_eq!(origin.loads(), loads);
+        origin.fails.store(false, SeqCst);
+    };
+    fails(1);
+    clock.advance(seconds(20));
+    assert_eq!(value(&group), "1");
+    clock.advance(seconds(60));
+    assert_eq!(group.purge_expired(), 1);
+    fails(3);
+}
+
 #[test]
 fn errors_are_not_remembered_by_default() {
     let (clock, origin) = (Clock::manual(), Origin::default());
