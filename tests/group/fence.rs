@@ -438,6 +438,26 @@ fn copy_of_a_lately_dropped_key_is_not_sent_to_peers() {
 }
 
 #[test]
+fn second_answer_is_used_only_while_the_peer_knows_of_the_drop() {
+    for (time, local_loads) in [(seconds(9), 0), (seconds(10), 1)] {
+        let clock = Clock::manual();
+        let pair = pair_with(|builder| builder.clock(clock.clone()));
+        assert_eq!(pair.get(), "old");
+        *lock(&pair.source) = "new";
+        let (h, link) = (pair.h.clone(), Arc::downgrade(&pair.link));
+        *lock(&pair.link.before) = Some(Arc::new(move |what| match what {
+            "remove" => assert_eq!(h.get("key").expect("a value"), "new"),
+            "get" if link.upgrade().expect("in use").count("drop") == 1 => clock.advance(time),
+            _ => {}
+        }));
+        pair.h.remove(&background(), "key").expect("confirmed");
+        *lock(&pair.link.before) = None;
+        assert_eq!(pair.link.count("get"), 3);
+        assert_eq!(pair.h.stats().local_loads, local_loads, "{time:?}");
+    }
+}
+
+#[test]
 fn value_of_a_peer_without_ages_is_not_kept_after_a_removal() {
     // It confirms removals, but it reports neither ages nor removals, as a Go program.
     struct Plain(Arc<Mutex<Vec<&'static str>>>);
@@ -462,11 +482,7 @@ fn value_of_a_peer_without_ages_is_not_kept_after_a_removal() {
     group.remove(&background(), "key").expect("confirmed");
     group.get("key").expect("a value");
     group.get("key").expect("a value");
-    assert_eq!(
-        *lock(&log),
-        ["remove", "get", "get"],
-        "the value is not kept"
-    );
+    assert_eq!(*lock(&log), ["remove", "get", "get"], "it is not kept");
     clock.advance(seconds(11));
     for _ in 0..2 {
         group.get("key").expect("a value");
