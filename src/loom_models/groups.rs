@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::getter::{Getter, getter_fn};
-use crate::group::Group;
+use crate::group::{Group, WeakGroup};
 use crate::pb::{GetRequest, RemoveKeysRequest};
 use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
 use crate::sync::Arc;
@@ -81,21 +81,25 @@ fn panicking_getter_releases_waiters() {
     });
 }
 
-/// The peer of a node: another node, which owns every key. It is asked on this thread.
+/// The peer of a node: another node, which owns every key. It is asked on this thread. Weak, because nodes
+/// that hold each other would stay mapped after each execution.
 #[derive(Clone, Default)]
-pub(super) struct Other(pub(super) Arc<OnceLock<Group>>);
+pub(super) struct Other(pub(super) Arc<OnceLock<WeakGroup>>);
+
+impl Other {
+    fn group(&self) -> Group {
+        let group = self.0.get().and_then(WeakGroup::upgrade);
+        group.expect("the group is made, and in use")
+    }
+}
 
 impl ProtoGetter for Other {
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
-        let group = self.0.get().expect("the group is made");
-        group.serve_peer(ctx, &request.key)
+        self.group().serve_peer(ctx, &request.key)
     }
 
     fn remove(&self, _: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
-        self.0
-            .get()
-            .expect("the group is made")
-            .serve_remove(request);
+        self.group().serve_remove(request);
         Ok(())
     }
 }
@@ -117,7 +121,7 @@ fn nodes_with_different_rings_never_deadlock() {
             group(slot, getter_fn(|_, _, dest| Ok(dest.set_str("value")?)))
         });
         let [a, b] = &groups;
-        let theirs = [b, a].map(Group::clone);
+        let theirs = [b, a].map(Group::downgrade);
         for (other, group) in others.iter().zip(theirs) {
             other.0.set(group).expect("once");
         }

@@ -17,7 +17,7 @@ use crate::sync::{Arc, Mutex, thread};
 fn owner_and_peer(source: &Arc<AtomicUsize>) -> [Group; 2] {
     let owner = changing_group(source, PickerSlot::default());
     let (link, slot) = (Other::default(), PickerSlot::default());
-    assert!(link.0.set(owner.clone()).is_ok(), "it is new");
+    assert!(link.0.set(owner.downgrade()).is_ok(), "it is new");
     slot.register(Pickers::One(Arc::new(link)))
         .expect("the slot is empty");
     [owner, changing_group(source, slot)]
