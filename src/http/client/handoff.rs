@@ -217,8 +217,9 @@ impl ProtoGetter for PreviousOwner {
 /// has just started, or the window is longer than it needs to be.
 const MAX_VAIN: u32 = 256;
 
-/// The same for a process that may have been away, until the first value.
-const FEW_VAIN: u32 = 16;
+/// The same for a process that may have been away, until the first value. It is more than the cost of one
+/// failure: an answer may be late on a busy machine.
+const FEW_VAIN: u32 = 4 * COST_OF_FAILURE;
 
 /// A failed exchange counts as so many answers without a value, because it costs more time.
 const COST_OF_FAILURE: u32 = 16;
