@@ -274,30 +274,20 @@ impl Inner {
         let on_pool = busy.is_some();
         let begun = begun.within(ctx);
         let watch = self.watch(from, key, begun);
-        let mut left = EvictedEntries::default();
-        let evicted = &mut left;
-        let result = match from {
-            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, begun, evicted),
-            LoadFrom::GetterAfterPeers => {
-                self.run_getter(Placement::Fallback, ctx, key, begun, evicted)
-            }
-            LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, begun, evicted)
-            }
-            LoadFrom::OwnerAlone(owner) => self.load_from_owner(owner, ctx, key, begun, evicted),
-        };
+        let mut evicted = EvictedEntries::default();
+        let result = self.run_work(from, on_pool, ctx, key, begun, &mut evicted);
         if let Some(watch) = watch {
             watch.end(&result);
         }
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
-            left = self.remove_vanished(from, key, begun);
+            evicted = self.remove_vanished(from, key, begun);
         }
         let is_abandoned =
             result.is_err() && (ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_)));
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
         let notifying = match self.eviction_listener {
-            Some(_) if !left.is_empty() => busy.take(),
+            Some(_) if !evicted.is_empty() => busy.take(),
             _ => None,
         };
         // An error may run user code when it is dropped, for which the loader thread counts as busy.
@@ -308,9 +298,32 @@ impl Inner {
             Some(result) => leader.finish(result),
             None => leader.abandon(),
         }
-        self.notify_and_drop(left);
+        self.notify_and_drop(evicted);
         drop(notifying);
         result
+    }
+
+    /// The work of a flight: the getter, or requests to peers. The store's victims go to `evicted`.
+    #[inline]
+    fn run_work(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        on_pool: bool,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        begun: LoadBegin,
+        evicted: &mut EvictedEntries,
+    ) -> Result<Loaded> {
+        match from {
+            LoadFrom::Getter(placement) => self.run_getter(*placement, ctx, key, begun, evicted),
+            LoadFrom::GetterAfterPeers => {
+                self.run_getter(Placement::Fallback, ctx, key, begun, evicted)
+            }
+            LoadFrom::Peers(owner) => {
+                self.load_from_peers(owner, on_pool, ctx, key, begun, evicted)
+            }
+            LoadFrom::OwnerAlone(owner) => self.load_from_owner(owner, ctx, key, begun, evicted),
+        }
     }
 }
 

@@ -136,15 +136,15 @@ fn nodes_with_different_rings_never_deadlock() {
 
 /// A peer that owns every key. Its answer is the current number of the source.
 #[derive(Clone)]
-struct Peer(Arc<AtomicUsize>);
+struct SourcePeer(Arc<AtomicUsize>);
 
-impl ProtoGetter for Peer {
+impl ProtoGetter for SourcePeer {
     fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
         Ok(PeerResponse::new(said(&self.0)))
     }
 }
 
-impl PeerPicker for Peer {
+impl PeerPicker for SourcePeer {
     fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
         Some(Arc::new(self.clone()))
     }
@@ -199,7 +199,7 @@ fn no_peers(_: &Arc<AtomicUsize>) -> PickerSlot {
 }
 
 fn a_peer(source: &Arc<AtomicUsize>) -> PickerSlot {
-    let (slot, peer) = (PickerSlot::default(), Arc::new(Peer(source.clone())));
+    let (slot, peer) = (PickerSlot::default(), Arc::new(SourcePeer(source.clone())));
     slot.register(Pickers::One(peer))
         .expect("the slot is empty");
     slot

@@ -65,9 +65,10 @@ fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_resta
     }
 }
 
-/// The requests to or from one node, which fail while it is cut off.
+/// The requests to or from one node, which fail while it is cut off. The next peek fails if the cable is loose.
 struct Cable {
     is_cut: Arc<AtomicBool>,
+    is_loose: Arc<AtomicBool>,
     inner: LatePeeks,
 }
 
@@ -80,6 +81,10 @@ impl Transport for Cable {
         if self.is_cut.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Peer, "the cable is cut"));
         }
+        if request.method() == "POST" && self.is_loose.swap(false, Ordering::SeqCst) {
+            self.inner.count.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::new(ErrorKind::Peer, "the cable is loose"));
+        }
         self.inner.round_trip(ctx, request)
     }
 }
@@ -87,6 +92,7 @@ impl Transport for Cable {
 /// Three nodes, the first of which is cut off from the others on demand. A node counts its loads.
 fn nodes_with_a_cable(
     is_cut: &Arc<AtomicBool>,
+    is_loose: &Arc<AtomicBool>,
     late_peeks: &Arc<AtomicU64>,
     loads: &Arc<AtomicUsize>,
 ) -> [Node; 3] {
@@ -99,10 +105,12 @@ fn nodes_with_a_cable(
     listeners.map(|listener| {
         let is_first = places.next() == Some(0);
         let (first, is_cut, late_peeks) = (urls[0].clone(), is_cut.clone(), late_peeks.clone());
+        let is_loose = is_loose.clone();
         let setup = Setup {
             pool: Box::new(move |pool| {
                 let (first, is_cut, late_peeks) =
                     (first.clone(), is_cut.clone(), late_peeks.clone());
+                let is_loose = is_loose.clone();
                 let pool = pool.absent_after(millis(200));
                 let pool = pool.exchange_timeout(PATIENCE).connect_timeout(PATIENCE);
                 only_peeks_are_posts(pool).transport(move |url, inner| {
@@ -111,6 +119,7 @@ fn nodes_with_a_cable(
                         false => inner,
                         true => Arc::new(Cable {
                             is_cut: is_cut.clone(),
+                            is_loose: is_loose.clone(),
                             inner: LatePeeks { count, inner },
                         }),
                     }
@@ -131,13 +140,15 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
     const KEYS: usize = 200;
     let is_cut = Arc::new(AtomicBool::new(false));
     let (late_peeks, loads) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
-    let nodes = nodes_with_a_cable(&is_cut, &late_peeks, &loads);
+    let is_loose = Arc::new(AtomicBool::new(false));
+    let nodes = nodes_with_a_cable(&is_cut, &is_loose, &late_peeks, &loads);
     let (cut, others) = (&nodes[0], &nodes[1..]);
-    let keys_of = |owner: &Node, prefix: &str| -> Vec<String> {
+    let some_keys_of = |owner: &Node, prefix: &str, count: usize| -> Vec<String> {
         let keys = (0..).map(|n| format!("{prefix} {n}"));
         let owned = keys.filter(|key| cut.pool.owner(key).as_deref() == Some(&*owner.url));
-        owned.take(KEYS).collect()
+        owned.take(count).collect()
     };
+    let keys_of = |owner: &Node, prefix: &str| some_keys_of(owner, prefix, KEYS);
     let get = |node: &Node, keys: &[String]| {
         for key in keys {
             assert_eq!(node.group.get(key).expect("a value"), key.as_str());
@@ -149,6 +160,8 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
             peers.any(|peer| peer.peer.url == url && peer.state == state)
         })
     };
+    // It has just started, and asks the others for values until so many answers were in vain.
+    get(cut, &some_keys_of(cut, "cold", 1000));
     // All notice it, the one that is cut off as well.
     is_cut.store(true, Ordering::SeqCst);
     for (n, node) in others.iter().enumerate() {
@@ -163,6 +176,7 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
     }
     assert_eq!(loads.swap(0, Ordering::SeqCst), KEYS, "the next nodes load");
 
+    is_loose.store(true, Ordering::SeqCst);
     is_cut.store(false, Ordering::SeqCst);
     late_peeks.store(0, Ordering::SeqCst);
     eventually("it is back", || {

@@ -412,7 +412,7 @@ fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
 
 #[test]
 fn copy_of_a_lately_dropped_key_is_not_sent_to_peers() {
-    // A node that takes another one for the owner of all keys. Neither of the two hears of the removal.
+    // A node that takes another one for the owner of all keys. The removal reaches neither of them.
     let pair = pair_with(|builder| builder.clock(larder::Clock::manual()));
     let Pair {
         h: node, source, ..
