@@ -68,32 +68,37 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
             .replace("Host: h", "Host: h\r\nContent-Length: 100")
             + "half",
     ] {
-        let held: Vec<_> = (0..ATTACKERS)
-            .map(|_| half_request(attacked, &bytes))
-            .collect();
-        assert!(attacked.server.connections() <= 256);
-        let begun = Instant::now();
-        let (late, (took, [theirs, others])) = lateness(limit, || {
-            thread::scope(|scope| {
-                let ended = scope.spawn(|| {
-                    eventually("the connections end", || attacked.server.connections() <= 4);
-                    begun.elapsed()
-                });
-                let times = times(caller, [attacked, control], 500, &bytes[..4]);
-                (ended.join().expect("no panic"), times)
-            })
+        // On a busy machine, the slowest of a round may show how it schedules threads.
+        let mut rounds = Vec::new();
+        let is_fast = (0..5).any(|round| {
+            let held: Vec<_> = (0..ATTACKERS)
+                .map(|_| half_request(attacked, &bytes))
+                .collect();
+            let begun = Instant::now();
+            let (late, (took, is_attacked, [theirs, others])) = lateness(limit, || {
+                thread::scope(|scope| {
+                    let ended = scope.spawn(|| {
+                        eventually("the connections end", || attacked.server.connections() <= 4);
+                        begun.elapsed()
+                    });
+                    let name = format!("{} {round}", &bytes[..4]);
+                    let connections = attacked.server.connections();
+                    assert!(connections <= 256, "{connections}");
+                    let is_attacked = connections >= 200;
+                    let times = times(caller, [attacked, control], 500, &name);
+                    (ended.join().expect("no panic"), is_attacked, times)
+                })
+            });
+            drop(held);
+            let delay = late + wake_up_delay(64);
+            let most = limit + millis(1500) + 10 * delay;
+            assert!(took <= most, "{took:?}, control {delay:?}");
+            let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
+            let [theirs, others] = [theirs, others].map(|times| p99(&times));
+            rounds.push((is_attacked, theirs, others));
+            is_attacked && theirs <= 2 * others
         });
-        let delay = late + wake_up_delay(64);
-        let most = limit + millis(1500) + 10 * delay;
-        assert!(took <= most, "{took:?}, control {delay:?}");
-        // The slowest show how a busy machine schedules threads more than the server.
-        let median = |times: &[Duration]| times[times.len() / 2];
-        let [theirs, others] = [theirs, others].map(|times| median(&times));
-        assert!(
-            theirs <= 2 * others + delay,
-            "{theirs:?}, elsewhere {others:?}"
-        );
-        drop(held);
+        assert!(is_fast, "99th percentiles there and elsewhere: {rounds:?}");
     }
 }
 

@@ -178,8 +178,11 @@ impl Node {
             // The value, or the kind of the error.
             ["get", key] => shown(self.group.get(key)),
             ["get", key, ms] => shown(self.group.get_with(&within(ms), key)),
-            // How many of so many threads got the right value of one key.
-            ["herd", threads, key] => self.herd(threads.parse().expect("a number"), key),
+            // How many of so many threads got the right value of one key. Half of them get it after
+            // these peers were set, if there are some.
+            ["herd", threads, key, ref peers @ ..] => {
+                self.herd(threads.parse().expect("a number"), key, peers)
+            }
             ["loads", key] => {
                 let loads = self.loads.0.lock().expect("no panic");
                 loads.get(key).copied().unwrap_or_default().to_string()
@@ -250,15 +253,26 @@ impl Node {
         numbers.collect::<Vec<_>>().join(" ")
     }
 
-    fn herd(&self, threads: usize, key: &str) -> String {
-        let together = Barrier::new(threads);
+    fn herd(&self, threads: usize, key: &str, peers: &[&str]) -> String {
+        let early = if peers.is_empty() {
+            threads
+        } else {
+            threads / 2
+        };
+        let (first, second) = (Barrier::new(early), Barrier::new(threads - early));
+        let get = |together: &Barrier| {
+            together.wait();
+            let value = self.group.get(key);
+            value.is_ok_and(|value| value == value_of(key).as_slice())
+        };
         let right = thread::scope(|scope| {
-            let get = || {
-                together.wait();
-                let value = self.group.get(key);
-                value.is_ok_and(|value| value == value_of(key).as_slice())
-            };
-            let calls: Vec<_> = (0..threads).map(|_| scope.spawn(get)).collect();
+            let mut calls: Vec<_> = (0..early).map(|_| scope.spawn(|| get(&first))).collect();
+            if !peers.is_empty() {
+                // The load of the first ones is under way.
+                thread::sleep(Duration::from_millis(100));
+                self.pool.set(peers).expect("good URLs");
+                calls.extend((early..threads).map(|_| scope.spawn(|| get(&second))));
+            }
             let ended = calls.into_iter().map(|call| call.join().unwrap_or(false));
             ended.filter(|right| *right).count()
         });

@@ -1,6 +1,7 @@
 //! Nodes have different groups or different lists of peers; many callers want one key; clocks jump.
 
-use larder::{BoxError, Clock, Context, Sink};
+use larder::http::HttpPool;
+use larder::{BoxError, Clock, Context, Registry, Sink};
 
 use crate::cluster::{GROUP, Node, Setup, connect};
 use crate::common::{Count, PATIENCE, seconds, start, within};
@@ -124,8 +125,14 @@ fn three() -> [Process; 3] {
 
 /// Gets a key by 100 threads of each node at the same time. Returns each node's runs of the getter.
 fn herd(nodes: &mut [Process], key: &str) -> Vec<u64> {
+    herd_while_peers_change(nodes, key, "")
+}
+
+/// The same. While the first half of the threads wait, each node gets these peers; then the others get
+/// the key.
+fn herd_while_peers_change(nodes: &mut [Process], key: &str, peers: &str) -> Vec<u64> {
     for node in &mut *nodes {
-        node.begin(&format!("herd {THREADS} {key}"));
+        node.begin(format!("herd {THREADS} {key} {peers}").trim_end());
     }
     for node in &mut *nodes {
         assert_eq!(node.line(), THREADS.to_string(), "each has the value");
@@ -142,6 +149,32 @@ fn three_hundred_callers_of_a_cold_key_in_three_processes_cause_one_load() {
     for n in 0..4 {
         let loads = herd(&mut nodes, &format!("slow:200:{n}"));
         assert_eq!(loads.iter().sum::<u64>(), 1, "{loads:?}");
+    }
+}
+
+#[test]
+fn three_hundred_callers_of_a_cold_key_whose_owner_changes_cause_two_loads_at_most() {
+    let mut nodes = three();
+    let urls = nodes.each_ref().map(|node| node.url.clone());
+    let (before, after) = (urls[..2].join(" "), urls.join(" "));
+    // A pool that knows no more than the list, so that it names the same owners.
+    let pool = HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
+    let pool = pool.build().expect("a pool");
+    let owner = |urls: &[String], key: &str| {
+        pool.set(urls).expect("URLs");
+        pool.owner(key)
+    };
+    let moves = |key: &String| owner(&urls[..2], key) != owner(&urls, key);
+    let keys = (0..).map(|n| format!("slow:400:{n}")).filter(moves);
+    for key in keys.take(4) {
+        for node in &mut nodes {
+            assert_eq!(node.ask(&format!("peers {before}")), "ready");
+        }
+        let loads = herd_while_peers_change(&mut nodes, &key, &after);
+        assert!(
+            (1..=2).contains(&loads.iter().sum::<u64>()),
+            "{key}: {loads:?}"
+        );
     }
 }
 

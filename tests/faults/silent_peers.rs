@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder::{BoxError, Context, Sink};
 
-use crate::cluster::{Node, Setup, lateness, socket_lateness};
+use crate::cluster::{Node, Setup, lateness, socket_lateness, wake_up_delay};
 use crate::common::{PATIENCE, millis, seconds, start, timed, within};
 use crate::process::Process;
 use crate::raw_server::{RawServer, failure, key_of, keyed_body, ok_with};
@@ -22,16 +22,19 @@ fn answer(key: &str) -> Vec<u8> {
 
 /// A node whose exchanges with peers take at most `exchange`.
 fn caller(exchange: Duration) -> Node {
+    caller_with(exchange, |_, _, dest| Ok(dest.set_str("loaded here")?))
+}
+
+fn caller_with(
+    exchange: Duration,
+    getter: impl Fn(&Context, &str, &mut dyn Sink) -> Result<(), BoxError> + Send + Sync + 'static,
+) -> Node {
     let setup = Setup {
         name: COLORS,
         pool: Box::new(move |pool| pool.connect_timeout(exchange).exchange_timeout(exchange)),
         ..Setup::default()
     };
-    setup.start(
-        |_: &Context, _: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
-            Ok(dest.set_str("loaded here")?)
-        },
-    )
+    setup.start(getter)
 }
 
 #[test]
@@ -108,13 +111,21 @@ fn slow_peer_is_asked_once_for_a_key() {
 fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
     let silent = RawServer::start(|mut connection| connection.wait_for_close());
     let exchange = millis(600);
-    let node = caller(exchange);
+    let loaded = Arc::new(Mutex::new(Vec::new()));
+    let noted = loaded.clone();
+    let node = caller_with(exchange, move |_, key, dest| {
+        dest.set_str("loaded here")?;
+        let load = (key.to_owned(), Instant::now());
+        noted.lock().expect("no panic").push(load);
+        Ok(())
+    });
     node.pool.set([&silent.url, &node.url]).expect("URLs");
     let keys: Vec<String> = (0..12)
         .map(|n| node.key_of(&silent.url, &format!("theirs{n} ")))
         .chain((0..4).map(|n| node.key_of(&node.url, &format!("own{n} "))))
         .collect();
-    let ctx = within(seconds(10));
+    let ctx = within(millis(2500));
+    let start = Instant::now();
     let (late, (took, values)) = lateness(exchange, || timed(|| node.group.get_many(&ctx, &keys)));
     for (key, value) in keys.iter().zip(values) {
         assert_eq!(value.expect(key), "loaded here");
@@ -123,6 +134,13 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
         took <= 2 * exchange + millis(100) + 10 * late,
         "{took:?}, control {late:?}"
     );
+    // The node's own keys are loaded at once, not after the wait for the owner of the others.
+    let delay = late + wake_up_delay(16);
+    for (key, at) in &loaded.lock().expect("no panic")[..4] {
+        assert!(key.starts_with("own"), "{key} was loaded first");
+        let took = *at - start;
+        assert!(took <= millis(10) + 10 * delay, "{key}: {took:?}");
+    }
 
     // With less time than one exchange, the node's own keys are there all the same.
     let keys = keys.iter().map(|key| format!("{key}again"));

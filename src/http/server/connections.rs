@@ -4,10 +4,13 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
+
+use socket2::SockRef;
 
 use super::limits::ServerLimits;
 use crate::http::config::KnownPeers;
@@ -80,14 +83,25 @@ impl Connection {
     }
 
     /// Whether the client will send nothing more. Not detected behind requests that are still unread.
+    ///
+    /// Does not change the socket's mode, because another thread may use it meanwhile.
+    #[cfg(unix)]
     pub(crate) fn has_ended(&self) -> bool {
-        let stream = &self.stream;
-        let peeked = stream
-            .set_nonblocking(true)
-            .and_then(|()| stream.peek(&mut [0]));
-        let blocking = stream.set_nonblocking(false);
-        let nothing_yet = io::ErrorKind::WouldBlock;
-        blocking.is_err() || peeked.map_or_else(|error| error.kind() != nothing_yet, |n| n == 0)
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        let peeked =
+            SockRef::from(&self.stream).recv_with_flags(&mut [MaybeUninit::uninit()], flags);
+        peeked.map_or_else(|e| e.kind() != io::ErrorKind::WouldBlock, |n| n == 0)
+    }
+
+    /// Not detected on other systems.
+    #[cfg(not(unix))]
+    pub(crate) fn has_ended(&self) -> bool {
+        false
+    }
+
+    /// Whether a request is under way whose client will send nothing more.
+    fn is_abandoned(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == BUSY && self.has_ended()
     }
 
     #[inline]
@@ -171,7 +185,7 @@ impl ConnectionTable {
     }
 
     /// Ends the connection that has been idle longest of those for which `matches` is true, a
-    /// stranger's first. Returns whether there is one.
+    /// stranger's first, or else one whose client has left. Returns whether there is one.
     ///
     /// A connection that became idle a moment ago does not count: its client may be sending the next
     /// request.
@@ -190,7 +204,15 @@ impl ConnectionTable {
                 return true;
             }
         }
-        false
+        // A thread that waits for a load looks for its client every 200 ms. A new client does not wait so long.
+        let open = self.open.values().map(|open| &*open.connection);
+        let mut matching = open.filter(|one| matches(one)).take(MAX_LOOKS);
+        matching.any(|one| {
+            one.is_abandoned() && {
+                one.set_gone();
+                one.evict(true)
+            }
+        })
     }
 }
 
@@ -205,6 +227,9 @@ fn kept_for_peers(max: usize, peers: usize) -> usize {
 
 /// See [`ConnectionTable::evict`].
 const MIN_IDLE: Duration = Duration::from_millis(100);
+
+/// How many clients the accept thread looks for before it refuses a connection. A look is one system call.
+const MAX_LOOKS: usize = 1024;
 
 struct OpenConnection {
     connection: Arc<Connection>,

@@ -22,7 +22,7 @@ pub(crate) struct LoadLimits<'a> {
 /// One request's wait for a load.
 ///
 /// The thread wakes up after 10, 20, 40, 80, 160 ms and then every 200 ms to see whether its client
-/// has left: three system calls, about 5 µs with the wake-up. A load of up to 10 ms costs none.
+/// has left, which costs a wake-up and one system call. A load of up to 10 ms costs none.
 pub(crate) struct LoadWait<'a> {
     limits: LoadLimits<'a>,
     /// Whether the request has a time-out.

@@ -22,6 +22,8 @@ struct Tested {
     connections: Arc<Connections>,
     limits: ServerLimits,
     peers: Peers,
+    /// Keeps the other ends of the connections.
+    listener: TcpListener,
 }
 
 impl Tested {
@@ -34,13 +36,14 @@ impl Tested {
                 ..ServerLimits::default()
             },
             peers: Peers(peers),
+            listener: TcpListener::bind("127.0.0.1:0").expect("bind"),
         }
     }
 
     /// A connection from `ip`, which is busy.
     fn admit(&self, ip: impl Into<IpAddr>) -> Option<ConnectionGuard> {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let stream = TcpStream::connect(listener.local_addr().expect("addr")).expect("connect");
+        let addr = self.listener.local_addr().expect("addr");
+        let stream = TcpStream::connect(addr).expect("connect");
         let mut connection = Connection::new(stream, SocketAddr::new(ip.into(), 1), &self.peers);
         Arc::get_mut(&mut connection)
             .expect("one reference")
@@ -192,6 +195,28 @@ fn connection_whose_client_has_left_makes_room_first() {
     left.connection.set_gone();
     let _new = tested.busy(OTHER);
     assert!(is_evicted(&left) && !is_evicted(&idle));
+}
+
+#[cfg(unix)]
+#[test]
+fn busy_connection_makes_room_if_its_client_has_left() {
+    let tested = Tested::new(2, 32, vec![]);
+    let addr = tested.listener.local_addr().expect("addr");
+    let [here, gone] = [(); 2].map(|()| {
+        let stream = TcpStream::connect(addr).expect("connect");
+        let (client, addr) = tested.listener.accept().expect("accept");
+        let connection = Connection::new(stream, addr, &tested.peers);
+        connection.set_busy();
+        let guard = tested
+            .connections
+            .admit(&connection, &tested.limits, &tested.peers);
+        (guard.expect("there is room"), client)
+    });
+    assert!(tested.admit(OTHER).is_none());
+    drop(gone.1);
+    let _new = tested.busy(OTHER);
+    assert!(is_evicted(&gone.0) && !is_evicted(&here.0));
+    assert!(tested.admit(OTHER).is_none());
 }
 
 #[test]
