@@ -1,18 +1,18 @@
 //! A get of a cached key, by all threads together, compared with other caches.
 //!
 //! There are 100,000 keys of 16 bytes with values of 100 bytes. All are present, and nothing is evicted.
-//! `larder` is the public `Group::get`, statistics included; `larder forecast` is the same with forecasts
-//! on. In `one-hot-key-8` half of all gets are of
-//! one key.
+//! `larder` is the public `Group::get`, statistics included; `larder TTL`, `larder rates` and `larder forecast`
+//! are the same with a time to live, with measured rates, and with forecasts. In `one-hot-key-8` half of all
+//! gets are of one key.
 
 mod common;
 
 use std::hint::black_box;
 use std::sync::{Arc, Barrier, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Report, Rng, Zipf, chosen, shuffled, turns, wanted};
-use larder::{ByteView, Context, Group, Registry, Sink};
+use larder::{ByteView, Context, Group, GroupBuilder, Registry, Sink};
 
 const KEYS: usize = 100_000;
 const VALUE: usize = 100;
@@ -131,15 +131,22 @@ fn main() {
 fn filled(keys: &[String]) -> Vec<Named> {
     let value = [7_u8; VALUE];
 
-    let group = |forecast: bool| {
-        Group::builder("hit")
+    let group = |option: fn(GroupBuilder) -> GroupBuilder| {
+        option(Group::builder("hit"))
             .registry(&Registry::new())
             .max_capacity(CAPACITY)
-            .forecast(forecast)
             .build(move |_: &Context, _: &str, dest: &mut dyn Sink| Ok(dest.set_bytes(&value)?))
             .expect("the options are right")
     };
-    let (group, forecasting) = (group(false), group(true));
+    let variants = [
+        (
+            "larder TTL",
+            group(|builder| builder.time_to_live(Duration::from_secs(3600))),
+        ),
+        ("larder rates", group(|builder| builder.measure_rates(true))),
+        ("larder forecast", group(|builder| builder.forecast(true))),
+    ];
+    let group = group(|builder| builder);
     let quick = QuickCache::with_weighter(KEYS, CAPACITY, ByBytes);
     let moka = moka::sync::Cache::builder()
         .max_capacity(CAPACITY)
@@ -153,7 +160,9 @@ fn filled(keys: &[String]) -> Vec<Named> {
     for key in keys {
         let owned = || Box::<str>::from(key.as_str());
         group.get(key).expect("the getter answers");
-        forecasting.get(key).expect("the getter answers");
+        for (_, variant) in &variants {
+            variant.get(key).expect("the getter answers");
+        }
         quick.insert(owned(), Shared::from(&value[..]));
         moka.insert(owned(), Shared::from(&value[..]));
         mini.insert(key.clone(), Shared::from(&value[..]));
@@ -173,7 +182,7 @@ fn filled(keys: &[String]) -> Vec<Named> {
             .get_into(&Context::background(), key, &mut bytes)
             .map_or(0, |()| bytes.len())
     });
-    vec![
+    let mut caches: Vec<Named> = vec![
         ("larder", Box::new(group)),
         ("quick_cache", Box::new(quick)),
         ("moka", Box::new(moka)),
@@ -181,8 +190,11 @@ fn filled(keys: &[String]) -> Vec<Named> {
         ("lru+Mutex", Box::new(lru)),
         ("larder get_into view", Box::new(into_view)),
         ("larder get_into Vec", Box::new(into_vec)),
-        ("larder forecast", Box::new(forecasting)),
-    ]
+    ];
+    for (name, variant) in variants {
+        caches.push((name, Box::new(variant)));
+    }
+    caches
 }
 
 fn weigh<K: AsRef<str>>(key: &K, value: &Shared) -> u32 {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Report, rounds, wanted};
+use common::{Report, Rng, Zipf, rounds, shuffled, wanted};
 use larder::{BoxError, Clock, Group, Registry, Value};
 use plain::Plain;
 
@@ -44,8 +44,8 @@ fn main() {
     report.finish();
 }
 
-/// Keys of the case `hit-ttl`, all cached.
-const HIT_KEYS: usize = 2_000;
+/// Keys of the case `hit-ttl`, all cached, as in `hit`.
+const HIT_KEYS: usize = 100_000;
 
 /// Hits of a slice of time. Slices with and without a time to live alternate.
 const HITS: usize = 100_000;
@@ -60,19 +60,27 @@ fn hit_ttl(report: &mut Report) {
         let echo = |_: &_, key: &str| Ok::<_, BoxError>(key.to_owned());
         builder.build_with(echo).expect("a group")
     };
-    let keys: Vec<String> = (0..HIT_KEYS).map(|n| format!("key {n:012}")).collect();
+    let (mut rng, zipf) = (Rng(42), Zipf::new(HIT_KEYS, 0.99));
+    let key = |n: u32| format!("key-{n:012}");
+    let order = shuffled(HIT_KEYS, &mut rng);
+    let keys: Vec<String> = (0..HITS).map(|_| key(order[zipf.draw(&mut rng)])).collect();
     let groups = [
         group("none", None),
         group("ttl", Some(Duration::from_secs(3600))),
     ];
     let slice = |group: &Group| {
         let began = Instant::now();
-        for n in 0..HITS {
-            std::hint::black_box(group.get(&keys[n % HIT_KEYS]).expect("a value"));
+        for key in &keys {
+            std::hint::black_box(group.get(key).expect("a value"));
         }
         began.elapsed().as_secs_f64()
     };
-    groups.iter().for_each(|group| _ = slice(group));
+    for group in &groups {
+        for n in &order {
+            group.get(&key(*n)).expect("a value");
+        }
+        slice(group);
+    }
     for _ in 0..rounds() {
         let mut sums = [0.0; 2];
         for _ in 0..10 {

@@ -95,7 +95,7 @@ use crate::peers::PickerSlot;
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
-use crate::store::{Entry, Generation, KeyHash, RemovalCause, Store, check_capacity};
+use crate::store::{Entry, Generation, KeyHash, NoView, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
 use attempts::Attempts;
 use compare::Comparisons;
@@ -235,7 +235,7 @@ impl Group {
     /// [`ErrorKind::GetterPanicked`], and the next call loads again.
     #[inline]
     pub fn get(&self, key: &str) -> Result<ByteView> {
-        self.inner.get(BACKGROUND, key)
+        self.get_with(BACKGROUND, key)
     }
 
     /// The value of `key`, within the bounds of `ctx`.
@@ -254,7 +254,6 @@ impl Group {
     ///
     /// If the getter panics on this thread. It runs on this thread only if `ctx` has no deadline and
     /// cannot be cancelled.
-    #[inline]
     pub fn get_with(&self, ctx: &Context, key: &str) -> Result<ByteView> {
         self.inner.get(ctx, key)
     }
@@ -446,7 +445,6 @@ impl fmt::Debug for Group {
 }
 
 impl Inner {
-    #[inline(always)]
     fn get(self: &Arc<Self>, ctx: &Context, key: &str) -> Result<ByteView> {
         if !self.may_serve(ctx) {
             self.remove_here(key, Counted::Not);
@@ -455,11 +453,24 @@ impl Inner {
         let epoch = || self.getter_flights.epoch(hash.get());
         let sample = || self.sample_hit(LoadKey { hash, key });
         match self.store.get_view(hash, key, epoch, sample) {
-            Ok((view, false)) => Ok(view),
-            Ok((_, true)) => self.get_found_due(ctx, LoadKey { hash, key }),
-            Err(miss) => {
-                self.count_miss(LoadKey { hash, key });
-                self.load(ctx, LoadKey { hash, key }, Some(miss))
+            Ok(view) => Ok(view),
+            Err(why) => self.get_without_view(ctx, LoadKey { hash, key }, why),
+        }
+    }
+
+    /// Not inlined, so that a hit saves fewer registers.
+    #[inline(never)]
+    fn get_without_view(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: LoadKey<'_>,
+        why: NoView<Epoch>,
+    ) -> Result<ByteView> {
+        match why {
+            NoView::Due => self.get_found_due(ctx, key),
+            NoView::Missed(generation, epoch) => {
+                self.count_miss(key);
+                self.load(ctx, key, Some((generation, epoch)))
             }
         }
     }

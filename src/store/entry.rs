@@ -69,6 +69,14 @@ impl fmt::Debug for Entry {
     }
 }
 
+/// Why [`Store::get_view`](super::Store::get_view) returns no view.
+pub(crate) enum NoView<M> {
+    /// There is no live entry.
+    Missed(Generation, M),
+    /// The entry is [due](Hit::is_due). It is counted as a hit.
+    Due,
+}
+
 /// A live entry that a look-up found.
 #[derive(Clone, Debug)]
 pub(crate) struct Hit {

@@ -70,7 +70,7 @@ use load_times::LoadTimes;
 use miniature::SampledValue;
 use policy::Cost;
 use shard::{Insertion, Room, Shard, Update};
-use slab::SlotRef;
+use slab::EntryState;
 use timing::Timing;
 
 pub(crate) use shard::EVICTED_AT_ONCE;
@@ -78,7 +78,7 @@ pub(crate) use shard::EVICTED_AT_ONCE;
 pub(crate) use ceilings::CeilingId;
 pub(crate) use cleared::ClearedEntries;
 pub use entry::Entry;
-pub(crate) use entry::{Hit, NewEntry};
+pub(crate) use entry::{Hit, NewEntry, NoView};
 pub(crate) use etag::MAX_ETAG;
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
@@ -249,19 +249,18 @@ impl Store {
         at_miss: impl FnOnce() -> M,
         at_sampled: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
-        let read = |slot: SlotRef<'_>| (slot.expires(), slot.begun(), slot.meta.share());
-        let found = self.get_slot(hash, key, at_miss, at_sampled, read)?;
-        let (view, is_due, (expires, begun, share)) = found;
-        Ok(Hit {
-            view,
-            expires,
-            begun,
-            share,
-            is_due,
-        })
+        let shard = self.shard(hash).read();
+        let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
+            return Err((shard.expect(hash), at_miss()));
+        };
+        let state = slot.meta.count_hit();
+        let hit = slot.hit(is_due);
+        drop(shard);
+        self.count_hit(hash, key, state, at_sampled);
+        Ok(hit)
     }
 
-    /// As [`get`](Self::get), but returns only the view and whether it is [due](Hit::is_due).
+    /// The view of a live entry that is not [due](Hit::is_due). Otherwise as [`get`](Self::get).
     #[inline(always)]
     pub(crate) fn get_view<M>(
         &self,
@@ -269,33 +268,26 @@ impl Store {
         key: &str,
         at_miss: impl FnOnce() -> M,
         at_sampled: impl FnOnce(),
-    ) -> Result<(ByteView, bool), (Generation, M)> {
-        let found = self.get_slot(hash, key, at_miss, at_sampled, |_| ())?;
-        Ok((found.0, found.1))
-    }
-
-    /// Finds an entry, and returns its view, whether it is due, and the result of `read`.
-    #[inline(always)]
-    fn get_slot<M, T>(
-        &self,
-        hash: KeyHash,
-        key: &str,
-        at_miss: impl FnOnce() -> M,
-        at_sampled: impl FnOnce(),
-        read: impl FnOnce(SlotRef<'_>) -> T,
-    ) -> Result<(ByteView, bool, T), (Generation, M)> {
+    ) -> Result<ByteView, NoView<M>> {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
-            return Err((shard.expect(hash), at_miss()));
+            return Err(NoView::Missed(shard.expect(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
-        let read = read(slot);
-        let sampled = self.forecaster.samples(hash);
-        let sampled = sampled.then(|| SampledValue::new(slot.data.len(), slot.expires()));
-        // The view is built last. If it were built here and then moved, it would be loaded in pieces
-        // of other sizes than it was stored in, which stalls (no store forwarding).
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));
         drop(shard);
+        self.count_hit(hash, key, state, at_sampled);
+        if is_due {
+            return Err(NoView::Due);
+        }
+        // The view is built last. If it were built earlier and then moved, it would be loaded in pieces
+        // of other sizes than it was stored in, which stalls (no store forwarding).
+        let end = data.len() - state.trailer_len(&data);
+        Ok(ByteView::window(data, start, end))
+    }
+
+    #[inline(always)]
+    fn count_hit(&self, hash: KeyHash, key: &str, state: EntryState, at_sampled: impl FnOnce()) {
         let hits = self.lookups.add(|lookups| match state.share() {
             CacheType::Main => &lookups.main_hits,
             CacheType::Hot => &lookups.hot_hits,
@@ -303,16 +295,28 @@ impl Store {
         if is_sampled(hits) {
             at_sampled();
         }
+        if self.eviction == Eviction::Lru || self.forecaster.samples(hash) {
+            self.observe_hit(hash, key);
+        }
+    }
+
+    /// Moves the entry of a hit to the front under exact LRU, and shows the forecast a hit of a sampled key.
+    /// The entry may have left since the hit. Then this does nothing.
+    #[cold]
+    fn observe_hit(&self, hash: KeyHash, key: &str) {
         if self.eviction == Eviction::Lru {
-            // The entry may have left between the two locks. Then `promote` does nothing.
             let ledger = self.budget.ledger();
             self.shard(hash).write().promote(hash, key, &ledger);
         }
-        if sampled.is_some() {
-            self.observe_get(hash, sampled);
+        if self.forecaster.samples(hash) {
+            let shard = self.shard(hash).read();
+            let slot = shard.slot_of(hash, key);
+            let value = slot.map(|slot| SampledValue::new(slot.data.len(), slot.expires()));
+            drop(shard);
+            if value.is_some() {
+                self.observe_get(hash, value);
+            }
         }
-        let end = data.len() - state.trailer_len(&data);
-        Ok((ByteView::window(data, start, end), is_due, read))
     }
 
     /// Counts a look-up that found nothing. True if the caller should remove expired entries.
@@ -350,13 +354,7 @@ impl Store {
     pub(crate) fn look(&self, hash: KeyHash, key: &str) -> (Option<Hit>, Generation) {
         let shard = self.shard(hash).read();
         let found = shard.find(hash, key, &self.timing);
-        let found = found.map(|(slot, is_due)| Hit {
-            view: slot.view(),
-            expires: slot.expires(),
-            begun: slot.begun(),
-            share: slot.meta.share(),
-            is_due,
-        });
+        let found = found.map(|(slot, is_due)| slot.hit(is_due));
         (found, shard.generation(hash))
     }
 

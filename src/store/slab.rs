@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::entry::{Entry, NewEntry};
+use super::entry::{Entry, Hit, NewEntry};
 use super::etag;
 use super::expiry::Expiries;
 use super::load_times::{LoadTime, LoadTimes};
@@ -203,6 +203,17 @@ impl SlotRef<'_> {
         // The key was inserted as a `&str`, so it is UTF-8.
         key.and_then(|key| std::str::from_utf8(key).ok())
             .unwrap_or_default()
+    }
+
+    /// The entry as a hit, which may be [due](Hit::is_due).
+    pub(super) fn hit(&self, is_due: bool) -> Hit {
+        Hit {
+            view: self.view(),
+            expires: self.expires(),
+            begun: self.begun(),
+            share: self.meta.share(),
+            is_due,
+        }
     }
 
     pub(super) fn view(&self) -> ByteView {
