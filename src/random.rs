@@ -1,21 +1,17 @@
 //! Random numbers, and the mixing function that they and the hashes share.
 
-use crate::sync::plain_atomic::{AtomicU64, Ordering};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::LazyLock;
 
-/// A number in 0..1, for decisions that need no secrecy: SplitMix64 over a counter that is seeded
-/// per process.
+/// A number in 0..1, for decisions that need no secrecy.
 pub(crate) fn unit() -> f64 {
     // A double has 53 bits of precision, so use the upper 53 bits.
     (bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// 64 random bits, as for [`unit`].
+/// 64 random bits, as for [`unit`]. Each `RandomState` has other keys, which std counts up from random ones
+/// in each thread.
 pub(crate) fn bits() -> u64 {
-    static COUNTER: LazyLock<AtomicU64> =
-        LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0_u64)));
-    mix(COUNTER.fetch_add(GOLDEN_RATIO, Ordering::Relaxed))
+    RandomState::new().hash_one(0_u64)
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number

@@ -179,7 +179,7 @@ impl fmt::Debug for Rendezvous {
 struct Score<'a> {
     bits: u64,
     weight: u32,
-    /// Of two equal scores, that of the name that sorts first is higher.
+    /// Of two equal scores, the one whose name sorts first is higher.
     name: &'a str,
 }
 

@@ -392,7 +392,7 @@ pub(crate) enum Waited<T> {
     Finished(T),
     /// The leader abandoned the flight. The waiter has to join again.
     Abandoned,
-    /// The same, because no more work may begin.
+    /// The leader abandoned the flight, because no more work may begin.
     Refused,
     /// The leader panicked.
     Panicked,

@@ -228,7 +228,7 @@ impl From<CacheType> for Source {
 struct NoStore;
 
 impl LoadBegin {
-    /// The same, for a load within `ctx`.
+    /// This begin, for a load within `ctx`.
     pub(super) fn within(self, ctx: &Context) -> LoadBegin {
         LoadBegin {
             is_kept: ctx.value::<NoStore>().is_none(),

@@ -17,8 +17,8 @@ impl GroupBuilder {
         self
     }
 
-    /// The largest part of the [`time_to_live`](Self::time_to_live) that is cut off at random, so that
-    /// values that were loaded together do not expire together: 0 to 1. Default: 0.05. A getter's
+    /// The fraction of the [`time_to_live`](Self::time_to_live) that is cut off at most, 0 to 1. The part
+    /// that is cut off is random, so values loaded together do not expire together. Default: 0.05. A getter's
     /// [`expire_in`](crate::Sink::expire_in) is not shortened.
     pub fn time_to_live_jitter(mut self, fraction: f64) -> Self {
         self.freshness.jitter = fraction;

@@ -9,8 +9,8 @@ use crate::store::{Hit, Kept};
 /// The times of a value, by the clock of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetime {
-    /// A time at or before the begin of the load, in whatever process that was. `None` if it is not
-    /// known, or was weeks ago.
+    /// A time at or before the begin of the load, which this process or another one ran. `None` if it is
+    /// not known, or was weeks ago.
     pub(super) begun: Option<Tick>,
     /// The end of the time to live; `None` if there is none.
     pub(super) fresh_until: Option<Tick>,
@@ -20,7 +20,7 @@ pub(super) struct Lifetime {
 }
 
 impl Lifetime {
-    /// Of a value whose load began at `begun`. Its time to live counts from then. So a slow getter does
+    /// The times of a value whose load began at `begun`. Its time to live counts from then. So a slow getter does
     /// not make its value older than the group allows. A value with a time to live of zero is never
     /// served again; others are, for `allowance` at most.
     pub(super) fn of_load(begun: Tick, ttl: Option<Duration>, allowance: Duration) -> Lifetime {
@@ -36,8 +36,8 @@ impl Lifetime {
         }
     }
 
-    /// Of the response to a request that was sent at `sent` or later. The peer's times count from the
-    /// arrival of the request, which is later.
+    /// The times of a peer's value. The request was sent at `sent` or later. The peer counts its times
+    /// from the arrival of the request, so they end here no later than there.
     pub(super) fn of_response(
         sent: Tick,
         response: &PeerResponse,
@@ -56,7 +56,7 @@ impl Lifetime {
         }
     }
 
-    /// Of a cached value.
+    /// The times of a cached value.
     pub(super) fn of_hit(hit: &Hit, allowance: Duration) -> Lifetime {
         Lifetime::of_entry(hit.begun.tick(), hit.expires, allowance)
     }
@@ -70,12 +70,12 @@ impl Lifetime {
         }
     }
 
-    /// Of a value that may have expired.
+    /// The times of a value that may have expired.
     pub(super) fn of_kept(kept: &Kept, allowance: Duration) -> Lifetime {
         Lifetime::of_entry(kept.begun, kept.expires, allowance)
     }
 
-    /// Of a value whose begin and end were computed.
+    /// The times of a value whose begin and end are known.
     pub(super) fn between(
         begun: Option<Tick>,
         fresh_until: Option<Tick>,
@@ -88,8 +88,8 @@ impl Lifetime {
         }
     }
 
-    /// The same, but the time to live ends at most `ttl` after the begin of the load, or after `request`
-    /// if that begin is not known.
+    /// These times with a shorter time to live: at most `ttl` from the begin of the load, or from
+    /// `request` if that begin is not known.
     pub(super) fn at_most(self, ttl: Option<Duration>, request: Tick, allowance: Duration) -> Self {
         let fresh = ttl.and_then(|ttl| end(self.begun.unwrap_or(request), ttl));
         let expires = fresh.and_then(|fresh| end(fresh, allowance));
@@ -100,8 +100,8 @@ impl Lifetime {
         }
     }
 
-    /// From the begin of the load to the end of the time to live; the longest time if one of them is not
-    /// known.
+    /// The time from the begin of the load to the end of the time to live; the longest time if one of the
+    /// two is not known.
     pub(super) fn fresh_time(&self) -> Duration {
         match (self.begun, self.fresh_until) {
             (Some(begun), Some(end)) => end.since(begun),

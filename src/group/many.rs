@@ -127,9 +127,9 @@ impl Inner {
         self.load_rest(ctx, keys, results);
     }
 
-    /// Loads the keys that their owners did not bring. Of the keys for which the same peer is asked, the
-    /// first is fetched before the others: if that peer does not answer either, they are loaded here. So
-    /// the whole call waits for silent peers twice at most: for the owners, and for the peers after them.
+    /// Loads the keys whose owners sent no value. Each peer that is asked next gets one key first. If it
+    /// does not answer, its other keys are loaded here. So the whole call waits for silent peers twice at
+    /// most: for the owners, and for the peers after them.
     fn load_rest<K: AsRef<str>>(
         self: &Arc<Self>,
         ctx: &Context,
@@ -227,8 +227,8 @@ impl Inner {
                 .iter()
                 .position(|query| is_same(&query.owner, &owner));
             let query = found.unwrap_or_else(|| {
-                // Asked only if the time that the owner gets depends on it. The next peers of the
-                // owner's other keys can be others.
+                // The picker is asked only if the owner's time depends on it. Other keys of the owner may
+                // have other next peers.
                 let has_next =
                     ctx.deadline().is_some() && picker.pick_next(key, 1, &owner).is_some();
                 queries.push(OwnerQuery {
@@ -333,7 +333,7 @@ impl Inner {
                     None => {}
                     Some(Err(error)) if error.kind() == ErrorKind::Loading => loading.push(key),
                     Some(Err(error)) if is_no_answer(error.kind()) => {}
-                    // Asked for by itself, which has the owner drop it.
+                    // The key is asked for by itself later. That request makes the owner drop its old value.
                     Some(Ok(response)) if !self.is_current(&key.key, sent, &response) => {}
                     Some(answer) => {
                         self.counters.add(|loads| &loads.loads_deduped);

@@ -13,8 +13,8 @@
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
-//!   compare.rs   whether peers have applied them, too  unverified.rs  how long that may be unknown
-//!   handoff.rs   a value of another owner  dropped_keys.rs  keys without it
+//!   compare.rs   finds removals that one node missed  unverified.rs  how long that may be unknown
+//!   handoff.rs   takes values over from earlier owners  dropped_keys.rs  keys that it leaves out
 //!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   and back
@@ -192,7 +192,7 @@ struct LoadBegin {
     /// Whether the value is to be cached.
     is_kept: bool,
     generation: Generation,
-    /// Of the flights that the load belongs to.
+    /// The count of the flights that the load belongs to.
     forgets: ForgetCount,
 }
 

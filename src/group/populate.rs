@@ -20,7 +20,7 @@ use crate::sync::Arc;
 pub(super) enum Placement {
     /// The value of a key that this process owns. It goes to the main share.
     Main,
-    /// The same, loaded before a caller asks for it. It is kept only if there is room.
+    /// A value as in `Main` that is loaded before a caller asks for it. It is kept only if there is room.
     Warm,
     /// A value received from a peer. It goes to the hot share, if it is admitted.
     Hot,

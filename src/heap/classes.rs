@@ -57,7 +57,7 @@ pub(super) const CLASSES: [Class; SLABS.len()] = {
 const STEP: usize = 16;
 
 /// The class of each size of a small block, in steps.
-static CLASS_OF_STEPS: [u8; MAX_SMALL / STEP + 1] = {
+const CLASS_OF_STEPS: [u8; MAX_SMALL / STEP + 1] = {
     let mut of_steps = [0; MAX_SMALL / STEP + 1];
     let (mut steps, mut class) = (0, 0);
     while steps < of_steps.len() {

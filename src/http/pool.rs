@@ -175,7 +175,7 @@ impl HttpPool {
     ///
     /// From the announcement on, the next peer owns each key of this process, and does not wait until this
     /// process fails. Before it loads one, it asks this process for what that has cached, for 10 ms at most.
-    /// So `drain` is the time in which the values that are in use move; 5 s are enough for those that are
+    /// So the values in use move within `drain`. A time of 5 s is enough for those that are
     /// asked for once in 5 s. This process answers requests until its server is
     /// [shut down](Server::shutdown), and asks the peers for the keys that it had. It does not join again:
     /// the next process at its URL does, which takes the values back as they are asked for.

@@ -151,8 +151,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The loads that have a permit by the rules, of loads as (class, deadline, number): those that had one, and
-/// in the order of deadlines those for which there is room.
+/// Which loads have a permit by the rules: those that had one, and then, by deadline, as many as there is
+/// room for. A load is (class, deadline, number).
 fn granted(max: usize, had: &[bool], loads: &[(LoadClass, u64, u64)]) -> Vec<bool> {
     let mut has = had.to_vec();
     let mut order: Vec<usize> = (0..loads.len()).collect();

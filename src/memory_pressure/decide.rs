@@ -63,7 +63,7 @@ const STALL_TRIM: u64 = 8;
 /// The time for a trim to take effect before waits cause another one.
 const STALL_PAUSE: Duration = Duration::from_secs(1);
 
-/// A level with this many times the headroom that it has to keep needs fewer readings.
+/// Memory is read less often while each level has this many times the headroom that it has to keep.
 const FAR: u64 = 16;
 
 /// The state between decisions.

@@ -93,7 +93,7 @@ pub(crate) use weight::check_capacity;
 
 /// Entries of two shares under one budget, found by key.
 pub(crate) struct Store {
-    /// Of good quality, because shards, samples and tags take a few bits each. The fast variant filled
+    /// A hash of good quality, because shards, samples and tags take a few bits each. The fast variant filled
     /// some shards five times as much as others.
     hasher: SeedableRandomState,
     /// Padded against false sharing between threads at different shards.

@@ -100,8 +100,8 @@ fn paths_and_keys_are_read_as_in_go() {
 enum Case {
     /// A target that any client could send.
     Target(String),
-    /// The same, with a raw `+` read as a space. Go never reads it so, so the question has `%20`
-    /// instead.
+    /// A target in which a raw `+` is a space. Go never reads it so. For this reason, the question has
+    /// `%20` instead.
     PlusTarget(String),
     /// The target that this crate sends for a group and a key.
     Ours(String, String),

@@ -465,8 +465,8 @@ fn copy_is_refreshed_by_the_owner_alone() {
     assert!(asked <= 3, "{asked} requests while the owner is loading");
     origin.gate.open();
     eventually("the owner has it", || value(&owner) == "1");
-    // The owner is asked again only after some time. The note of that may come so late that the owner
-    // has refreshed its value once more.
+    // The copy's node waits before it asks the owner again. On a busy machine it waits so long that the
+    // owner has refreshed its value once more by then.
     eventually("the copy has a newer value", || {
         clock.advance(millis(10));
         value(&copy) != "0"

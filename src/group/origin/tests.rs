@@ -169,7 +169,8 @@ fn old_value_is_served_at_once_while_no_load_can_run() {
     clock.advance(Duration::from_secs(15));
     let first = tested.get(PATIENCE, "first");
     assert_eq!(tested.begins(), "first");
-    // In the time of background loads, and after it. Neither starts a load nor waits.
+    // At first a get would start a load in the background, and later one that it waits for. Neither
+    // happens.
     for stale_hits in [0, 1] {
         assert_eq!(tested.group.get("old").expect("the old value"), "old");
         assert_eq!(tested.group.stats().stale_hits, stale_hits);

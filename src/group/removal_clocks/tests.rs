@@ -227,7 +227,7 @@ fn removals_of_two_nodes_in_one_stripe_are_exchanged() {
         assert!(floors.is_older("k", node.now().before(millis(5001))));
     }
     assert!(a.is_like(b, "k") && a.has_digest_of(b));
-    // A third node that has applied one of the two does not take the merged clock for its own.
+    // A third node has applied one of the two removals. Its clock differs from the merged one.
     let c = Node::new(5);
     c.remove("k", OF_A | 1);
     assert!(!c.is_like(a, "k") && !c.has_digest_of(a));
@@ -236,7 +236,7 @@ fn removals_of_two_nodes_in_one_stripe_are_exchanged() {
     assert!(c.is_like(b, "k") && c.has_digest_of(b));
 }
 
-/// Otherwise it would take a value of a node that has not applied the removal for a current one.
+/// Otherwise the node would keep a value that a peer sends, although the peer has not applied the removal.
 #[test]
 fn merge_does_not_undo_a_removal_under_way() {
     for has_removed in [false, true] {
@@ -265,8 +265,8 @@ fn malformed_tables_are_refused() {
 }
 
 proptest! {
-    /// Each node misses some of the removals. After exchanges, all nodes have the same set, and each was
-    /// told to drop every value that a removal which it missed concerns.
+    /// Each node misses some of the removals. After some exchanges, all nodes have the same set. Each was
+    /// told to drop the values of the keys whose removals it had missed.
     #[test]
     fn nodes_converge_and_miss_no_removal(
         removals in prop::collection::vec((0..6_u8, 0..3_u64, 1..8_u8), 1..30),
@@ -297,7 +297,7 @@ proptest! {
                 });
             }
         }
-        // A removal that no other node received is not known to any, so it is not missed.
+        // No exchange can tell of a removal that no node has received.
         let known = |key: &str| nodes.iter().any(|node| {
             node.clocks.since_removal(KeyStripe::of(key), node.now()).is_some()
         });

@@ -27,7 +27,7 @@ pub(crate) struct Batcher<T> {
     max_bytes: usize,
     /// How many callers send requests of their own before others are batched.
     above: usize,
-    /// The same while batches are under way.
+    /// How many do so while batches are under way.
     until: usize,
     state: Mutex<BatcherState<T>>,
 }
@@ -343,7 +343,7 @@ impl<T> Drop for BatchLeader<'_, T> {
 /// ran both peers. One under loom.
 const BATCH_ABOVE: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
-/// The same while batches are under way. It is smaller, because the waiters of a batch that just
+/// How many threads do so while batches are under way. The number is smaller, because the waiters of a batch that just
 /// ended are missing for a moment, and the next keys would be asked for one by one. One under loom.
 const BATCH_UNTIL: usize = if cfg!(larder_loom) { 1 } else { 8 };
 

@@ -295,8 +295,8 @@ impl SocketTimeout {
     }
 }
 
-/// Connects to the addresses in turn. Each gets an even share of the time that is left, so that an
-/// address that drops packets does not use up the time of the next one.
+/// Connects to the addresses in turn. Each gets an even share of the time left. So an address that drops
+/// packets does not use up the time of the next one.
 fn connect_to_any<T>(
     addresses: &[SocketAddr],
     deadline: Instant,

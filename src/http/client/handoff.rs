@@ -217,8 +217,8 @@ impl ProtoGetter for PreviousOwner {
 /// has just started, or the window is longer than it needs to be.
 const MAX_VAIN: u32 = 256;
 
-/// The same for a process that may have been away, until the first value. It is more than the cost of one
-/// failure: an answer may be late on a busy machine.
+/// As [`MAX_VAIN`], for a process that may have been away, until it gets the first value. The number is
+/// more than the cost of one failure, because an answer may be late on a busy machine.
 const FEW_VAIN: u32 = 4 * COST_OF_FAILURE;
 
 /// A failed exchange counts as so many answers without a value, because it costs more time.

@@ -13,7 +13,7 @@ pub(crate) enum KeyOwners {
 }
 
 impl KeyOwners {
-    /// The same kind of placement, with the nodes of a list in which each id stands once.
+    /// A placement of the same kind, with the nodes of a list. Each id stands once in that list.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Reacts to a response that says that the peer has another list of peers, or is this process; and reads
-//! the peer's list, or announces that this process leaves it.
+//! Reacts if a response shows that the peer has another list of peers, or is this process. Reads the
+//! lists of peers, and announces to them that this process leaves.
 
 use std::io::Read;
 use std::sync::atomic::Ordering;

@@ -102,7 +102,7 @@ impl<'a> TransportRequest<'a> {
         }
     }
 
-    /// The same with its first two headers, which have different names in lower case and valid values.
+    /// This request with its first two headers, which have different names in lower case and valid values.
     #[inline]
     pub(crate) fn with_headers(mut self, [one, two]: [RequestHeader<'a>; 2]) -> Self {
         debug_assert!(self.headers().next().is_none() && one.0 != two.0);

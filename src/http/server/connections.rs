@@ -28,9 +28,9 @@ pub(crate) struct Connection {
     /// How many peers of the pool have this address; 0 for a stranger.
     peers: usize,
     accepted: Instant,
-    /// [`BUSY`] while a request is under way, [`GONE`] if its client seems to have left, [`EVICTED`]
-    /// once the connection has to make room, or the time since `accepted` when it became idle, in
-    /// milliseconds. [`RECEIVING`] and the time since `accepted` while a body arrives.
+    /// [`BUSY`] while a request is under way, [`GONE`] if its client seems to have left, and [`EVICTED`]
+    /// once the connection has to make room. While it is idle: the time when it became so, in milliseconds
+    /// since `accepted`. While a body arrives: [`RECEIVING`] and the time when that began.
     state: AtomicU64,
 }
 
@@ -184,8 +184,8 @@ impl ConnectionTable {
         open.filter(|one| matches(one) && !one.is_evicted()).count()
     }
 
-    /// Ends the connection that has been idle longest of those for which `matches` is true, a
-    /// stranger's first, or else one whose client has left. Returns whether there is one.
+    /// Ends one connection for which `matches` is true: of the idle ones the one that has been idle longest,
+    /// a stranger's first; else a busy one whose client has left. Returns whether there is one.
     ///
     /// A connection that became idle a moment ago does not count: its client may be sending the next
     /// request.
@@ -249,9 +249,9 @@ pub(crate) struct ConnectionGuard {
 impl Connections {
     /// Adds `connection` to the open ones; `None` if a limit is reached.
     ///
-    /// At a limit, the connection that has been idle longest makes room: for a peer one of any
-    /// client, strangers first, for a stranger one of a stranger. Strangers cannot take the connections
-    /// that are [kept for peers](kept_for_peers), and their new connections do not end those of peers.
+    /// At a limit, the connection that has been idle longest makes room. A stranger's connection can make
+    /// room for any other, and does so first. That of a peer makes room for a peer only. Strangers cannot
+    /// take the connections that are [kept for peers](kept_for_peers).
     pub(crate) fn admit(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
@@ -350,7 +350,6 @@ impl Connections {
     /// A connection thread marks its connection idle and then checks whether the server is stopping.
     /// A shutdown marks the server as stopping and then checks whether the connection is idle. In
     /// every order of these four steps, at least one of the two checks succeeds.
-    ///
     pub(crate) fn close_idle(&self) {
         for connection in self.all(false) {
             connection.evict(false);
