@@ -301,7 +301,9 @@ impl<T> StripeState<T> {
     fn end(&mut self, id: LoadId) -> Option<Arc<Outcome<T>>> {
         let at = self.live().iter().position(|flight| flight.id == id)?;
         self.live -= 1;
-        self.flights.swap(at, self.live);
+        if at != self.live {
+            self.flights.swap(at, self.live);
+        }
         self.flights.truncate(self.live + 1);
         let ended = &mut self.flights[self.live];
         if ended.key.capacity() > MAX_SPARE_KEY {

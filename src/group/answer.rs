@@ -138,11 +138,11 @@ impl Inner {
             false => ctx.clone(),
         };
         let hash = key.hash;
-        let epoch = || self.getter_flights.epoch(hash.get());
+        let epochs = || self.epochs(hash);
         let not_cached = || Err(Error::from(ErrorKind::NotCached));
         let found = self
             .store
-            .get(hash, key.key, epoch, || self.sample_hit(key));
+            .get(hash, key.key, epochs, || self.sample_hit(key));
         let hit = match found {
             Ok(hit) => hit,
             Err(miss) => {

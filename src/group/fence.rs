@@ -23,7 +23,7 @@ use super::removal_clocks::{KeyStripe, RemovalMark};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::Result;
-use crate::pb::{GetRequest, RemoveKeysRequest};
+use crate::pb::RemoveKeysRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
 
@@ -59,31 +59,27 @@ impl Inner {
         }
     }
 
-    /// A peer's answer if it [is current](Self::is_current). If not, has the peer drop its value unless it
-    /// has applied all removals that this node knows, and asks again. `None` if the peer does not drop it,
-    /// or answers too late: then the getter has to run here.
-    pub(super) fn verify(
-        self: &Arc<Self>,
+    /// An answer in place of one that [is not current](Self::is_current): has the peer drop its value unless
+    /// it has applied all removals that this node knows, and asks again. `None` if the peer does not drop
+    /// it, or answers too late: then the getter has to run here.
+    #[cold]
+    pub(super) fn newer_answer(
+        &self,
         peer: &Arc<dyn ProtoGetter>,
         ctx: &Context,
-        request: &GetRequest<'_>,
-        answer: Answer,
-        ask_again: impl FnOnce() -> Result<Answer>,
-    ) -> Result<Option<Answer>> {
-        self.compare(peer, ctx, answer.0, answer.1.removals);
-        if self.is_current(&request.key, answer.0, &answer.1) {
-            return Ok(Some(answer));
-        }
-        if answer.1.removals.is_none() && answer.1.age.is_none() {
+        key: &str,
+        mut answer: PeerResponse,
+        ask_again: impl FnOnce() -> Result<PeerResponse>,
+    ) -> Result<Option<PeerResponse>> {
+        if answer.removals.is_none() && answer.age.is_none() {
             // A Go program, which has one value of a key and would lose one that was just set. Its answer
             // is returned to the callers of this load, and not cached: a get that begins later asks again.
-            let (sent, mut response) = answer;
-            response.ttl = Some(Duration::ZERO);
-            return Ok(Some((sent, response)));
+            answer.ttl = Some(Duration::ZERO);
+            return Ok(Some(answer));
         }
         let uncounted = RemoveKeysRequest {
-            group: request.group.clone(),
-            keys: vec![request.key.clone()],
+            group: self.name.as_str().into(),
+            keys: vec![key.into()],
             removal_id: Some(0),
             unless_applied: self.removals.known().map(Into::into),
         };

@@ -4,7 +4,7 @@
 use super::freshness::Phase;
 use super::populate::Placement;
 use super::rejoin::Rejoins;
-use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
+use super::{Epochs, Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,6 +64,14 @@ impl LoadFrom {
         match self {
             LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => &group.peer_flights,
             LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => &group.getter_flights,
+        }
+    }
+
+    /// That of its flights.
+    fn epoch(&self, epochs: Epochs) -> Epoch {
+        match self {
+            LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => epochs.peer,
+            LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => epochs.getter,
         }
     }
 }
@@ -147,7 +155,7 @@ impl Inner {
         miss: Option<MissToken>,
     ) -> Result<LoadBegin, Loaded> {
         let generation = match miss {
-            Some((generation, at_miss)) if at_miss == epoch => generation,
+            Some((generation, at_miss)) if from.epoch(at_miss) == epoch => generation,
             _ => match self.recheck_cache(key, matches!(from, LoadFrom::Getter(_))) {
                 Ok(value) => return Err(value),
                 Err(generation) => generation,

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
-use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::{NewValue, Placement};
@@ -18,7 +17,7 @@ use crate::load_permits;
 use crate::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -52,7 +51,7 @@ impl Inner {
             Route::Fallback => self.load_locally(Placement::Fallback, ctx, key, miss),
             Route::Peer(peer) => {
                 let executor = Executor::for_peer(ctx, &*peer);
-                self.load_once(&LoadFrom::Peers(peer), executor, ctx, key, None)
+                self.load_once(&LoadFrom::Peers(peer), executor, ctx, key, miss)
             }
         }
     }
@@ -175,9 +174,9 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
-        let patience = Patience::new(ctx, self, begun, old.as_ref());
-        if let Some(answer) = self.ask_peers(owner, on_pool, key.key, patience) {
-            return Ok(self.cache_answer(key, begun, answer?, old.as_ref(), evicted));
+        let mut peers = PeerLoad::new(self, ctx, key, begun, old.as_ref(), evicted);
+        if let Some(result) = peers.ask_in_turn(owner, on_pool) {
+            return result;
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
@@ -198,26 +197,22 @@ impl Inner {
         begun: LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
-        let request = GetRequest {
-            group: self.name.as_str().into(),
-            key: key.key.into(),
-        };
         let old = self.old_value(key, begun);
-        let mut patience = Patience::new(ctx, self, begun, old.as_ref());
-        let mut ask = || patience.ask(&**owner, &request, false);
-        let answer = ask().and_then(|answer| self.verify(owner, ctx, &request, answer, ask))?;
+        let loaded =
+            PeerLoad::new(self, ctx, key, begun, old.as_ref(), evicted).ask(owner, false)?;
         // Without an answer that is newer than all removals, the old value is not renewed.
-        let answer = answer.ok_or(ErrorKind::Peer)?;
-        Ok(self.cache_answer(key, begun, answer, old.as_ref(), evicted))
+        Ok(loaded.ok_or(ErrorKind::Peer)?)
     }
 
     /// Counts the answer of a peer, and caches its value. `old` is the value that the peer need not have
     /// sent again.
+    #[inline]
     pub(super) fn cache_answer(
         &self,
         key: LoadKey<'_>,
         begun: LoadBegin,
-        (sent, response): Answer,
+        sent: Tick,
+        response: PeerResponse,
         old: Option<&OldValue>,
         evicted: &mut EvictedEntries,
     ) -> Loaded {
@@ -230,88 +225,6 @@ impl Inner {
             view,
             lifetime,
             by_peer: true,
-        }
-    }
-
-    /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
-    fn ask_peers(
-        self: &Arc<Self>,
-        owner: &Arc<dyn ProtoGetter>,
-        on_pool: bool,
-        key: &str,
-        mut patience: Patience<'_>,
-    ) -> Option<Result<Answer>> {
-        let request = GetRequest {
-            group: self.name.as_str().into(),
-            key: key.into(),
-        };
-        let ctx = patience.ctx;
-        let mut peer = owner.clone();
-        for attempt in 1..=MAX_PEERS_ASKED {
-            let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, &peer);
-            let next = || match attempt {
-                MAX_PEERS_ASKED => None,
-                _ => self.peers.ask(&self.name, pick).flatten(),
-            };
-            // Picked in advance only if the time that the first peer gets depends on it.
-            let picked = ctx.deadline().map(|_| next());
-            let has_next = matches!(picked, Some(Some(_)));
-            match self.ask_peer(&peer, &request, &mut patience, has_next) {
-                Asked::Answer(answer) => return Some(answer),
-                Asked::LoadHere => return None,
-                Asked::NextPeer => {
-                    let next = picked.unwrap_or_else(next)?;
-                    peer = next;
-                }
-            }
-            // This is the caller's thread, because the owner honors deadlines. A replica that does
-            // not honor them is skipped, because the caller could miss its deadline.
-            if !on_pool && Executor::for_peer(ctx, &*peer) == Executor::LoaderPool {
-                return None;
-            }
-        }
-        None
-    }
-
-    /// Asks one peer, unless it failed already during the caller's call for several keys.
-    fn ask_peer(
-        self: &Arc<Self>,
-        peer: &Arc<dyn ProtoGetter>,
-        request: &GetRequest<'_>,
-        patience: &mut Patience<'_>,
-        has_next: bool,
-    ) -> Asked {
-        let ctx = patience.ctx;
-        let failed = ctx.value::<FailedPeers>();
-        if failed.is_some_and(|failed| failed.contain(peer)) {
-            return Asked::NextPeer;
-        }
-        let mut ask = || patience.ask(&**peer, request, has_next);
-        let answer = ask().and_then(|answer| self.verify(peer, ctx, request, answer, ask));
-        let error = match answer {
-            Ok(Some(answer)) => return Asked::Answer(Ok(answer)),
-            Ok(None) => return Asked::LoadHere,
-            Err(error) => error,
-        };
-        match error.kind() {
-            kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
-                self.note_failure(&error);
-                if let Some(failed) = failed {
-                    failed.add(peer);
-                }
-                match ctx.err() {
-                    Some(ended) => Asked::Answer(Err(ended)),
-                    None => Asked::NextPeer,
-                }
-            }
-            // The peer is up but does not have the group: it has not made it yet, or the processes
-            // run different code. Its successor is no better choice than this process.
-            ErrorKind::UnknownGroup => {
-                self.note_failure(&error);
-                Asked::LoadHere
-            }
-            // The peer's getter ran; its error is the answer.
-            _ => Asked::Answer(Err(error)),
         }
     }
 
@@ -334,13 +247,6 @@ impl Inner {
             ),
         ))
     }
-}
-
-/// The outcome of asking one peer.
-enum Asked {
-    Answer(Result<Answer>),
-    NextPeer,
-    LoadHere,
 }
 
 /// How long a caller waits for peers that are loading.
@@ -384,49 +290,154 @@ impl<'c> LoadPatience<'c> {
     }
 }
 
-/// The time that peers get for one load.
-struct Patience<'c> {
+/// One load from peers.
+struct PeerLoad<'c> {
+    group: &'c Arc<Inner>,
     ctx: &'c Context,
-    group: &'c Inner,
-    /// The begin of the load, until the first peer is asked: the clock need not be read again.
-    begun: Option<Tick>,
+    key: LoadKey<'c>,
+    begun: LoadBegin,
     /// The value of the key that is cached here. A peer need not send it again.
     old: Option<&'c OldValue>,
+    evicted: &'c mut EvictedEntries,
+    request: GetRequest<'c>,
+    /// A time at or before the last request. For the first one, the begin of the load: the clock need
+    /// not be read again.
+    sent: Tick,
+    is_first: bool,
     loading: LoadPatience<'c>,
 }
 
-impl<'c> Patience<'c> {
+/// The outcome of asking one peer.
+enum Asked {
+    Answer(Result<Loaded>),
+    NextPeer,
+    LoadHere,
+}
+
+impl<'c> PeerLoad<'c> {
     fn new(
+        group: &'c Arc<Inner>,
         ctx: &'c Context,
-        group: &'c Inner,
+        key: LoadKey<'c>,
         begun: LoadBegin,
         old: Option<&'c OldValue>,
+        evicted: &'c mut EvictedEntries,
     ) -> Self {
-        Patience {
-            ctx,
+        PeerLoad {
             group,
-            begun: Some(begun.at),
+            ctx,
+            key,
+            begun,
             old,
+            evicted,
+            request: GetRequest {
+                group: group.name.as_str().into(),
+                key: key.key.into(),
+            },
+            sent: begun.at,
+            is_first: true,
             loading: LoadPatience::new(ctx, group.max_load_wait),
         }
     }
 
-    /// Asks a peer. If there is a next peer to ask, this one gets at most half of the time, so that the
-    /// keys of a hung peer do not all fail.
+    /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
+    fn ask_in_turn(
+        &mut self,
+        owner: &Arc<dyn ProtoGetter>,
+        on_pool: bool,
+    ) -> Option<Result<Loaded>> {
+        let (group, ctx, key) = (self.group, self.ctx, self.key.key);
+        let mut replica = None;
+        for attempt in 1..=MAX_PEERS_ASKED {
+            let peer = replica.as_ref().unwrap_or(owner);
+            let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, peer);
+            let next = || match attempt {
+                MAX_PEERS_ASKED => None,
+                _ => group.peers.ask(&group.name, pick).flatten(),
+            };
+            // Picked in advance only if the time that the first peer gets depends on it.
+            let picked = ctx.deadline().map(|_| next());
+            let has_next = matches!(picked, Some(Some(_)));
+            let next = match self.ask_unless_failed(peer, has_next) {
+                Asked::Answer(answer) => return Some(answer),
+                Asked::LoadHere => return None,
+                Asked::NextPeer => picked.unwrap_or_else(next)?,
+            };
+            // This is the caller's thread, because the owner honors deadlines. A replica that does
+            // not honor them is skipped, because the caller could miss its deadline.
+            if !on_pool && Executor::for_peer(ctx, &*next) == Executor::LoaderPool {
+                return None;
+            }
+            replica = Some(next);
+        }
+        None
+    }
+
+    /// Asks one peer, unless it failed already during the caller's call for several keys.
+    fn ask_unless_failed(&mut self, peer: &Arc<dyn ProtoGetter>, has_next: bool) -> Asked {
+        let (group, ctx) = (self.group, self.ctx);
+        let failed = ctx.value::<FailedPeers>();
+        if failed.is_some_and(|failed| failed.contain(peer)) {
+            return Asked::NextPeer;
+        }
+        let error = match self.ask(peer, has_next) {
+            Ok(Some(loaded)) => return Asked::Answer(Ok(loaded)),
+            Ok(None) => return Asked::LoadHere,
+            Err(error) => error,
+        };
+        match error.kind() {
+            kind if is_no_answer(kind) && ctx.err().is_none() || kind == ErrorKind::Peer => {
+                group.note_failure(&error);
+                if let Some(failed) = failed {
+                    failed.add(peer);
+                }
+                match ctx.err() {
+                    Some(ended) => Asked::Answer(Err(ended)),
+                    None => Asked::NextPeer,
+                }
+            }
+            // The peer is up but does not have the group: it has not made it yet, or the processes
+            // run different code. Its successor is no better choice than this process.
+            ErrorKind::UnknownGroup => {
+                group.note_failure(&error);
+                Asked::LoadHere
+            }
+            // The peer's getter ran; its error is the answer.
+            _ => Asked::Answer(Err(error)),
+        }
+    }
+
+    /// Asks one peer, and caches its value. `None` if it has none that is newer than all removals: then the
+    /// getter has to run here.
+    fn ask(&mut self, peer: &Arc<dyn ProtoGetter>, has_next: bool) -> Result<Option<Loaded>> {
+        let (group, ctx, key) = (self.group, self.ctx, self.key);
+        let mut response = self.request(&**peer, has_next)?;
+        group.compare(peer, ctx, self.sent, response.removals);
+        if !group.is_current(key.key, self.sent, &response) {
+            let ask_again = || self.request(&**peer, has_next);
+            match group.newer_answer(peer, ctx, key.key, response, ask_again)? {
+                Some(newer) => response = newer,
+                None => return Ok(None),
+            }
+        }
+        let (sent, old) = (self.sent, self.old);
+        let loaded = group.cache_answer(key, self.begun, sent, response, old, self.evicted);
+        Ok(Some(loaded))
+    }
+
+    /// Sends a request to a peer. If there is a next peer to ask, this one gets at most half of the time, so
+    /// that the keys of a hung peer do not all fail.
     ///
     /// If the peer answers that it is loading the key, it is asked again as long as the caller can
     /// wait: it is alive, and another peer would load the key a second time.
-    fn ask(
-        &mut self,
-        peer: &dyn ProtoGetter,
-        request: &GetRequest<'_>,
-        has_next: bool,
-    ) -> Result<Answer> {
+    fn request(&mut self, peer: &dyn ProtoGetter, has_next: bool) -> Result<PeerResponse> {
         let clock = self.group.store.clock();
-        let mut sent = self.begun.take().unwrap_or_else(|| clock.now());
+        if !std::mem::take(&mut self.is_first) {
+            self.sent = clock.now();
+        }
         let get = |ctx: &Context| match self.old {
-            Some(old) => peer.revalidate(ctx, request, &old.view),
-            None => peer.get(ctx, request),
+            Some(old) => peer.revalidate(ctx, &self.request, &old.view),
+            None => peer.get(ctx, &self.request),
         };
         let mut result = match has_next {
             true => get(&half_of(self.ctx)),
@@ -436,10 +447,10 @@ impl<'c> Patience<'c> {
             if !self.loading.is_left() {
                 break;
             }
-            sent = clock.now();
+            self.sent = clock.now();
             result = get(self.ctx);
         }
-        result.map(|response| (sent, response))
+        result
     }
 }
 

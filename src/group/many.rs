@@ -370,7 +370,7 @@ impl Inner {
     fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
         let (at, old) = (self.key(&key.key), key.old.as_ref());
         let mut evicted = EvictedEntries::default();
-        let loaded = self.cache_answer(at, key.begun, (sent, answer), old, &mut evicted);
+        let loaded = self.cache_answer(at, key.begun, sent, answer, old, &mut evicted);
         self.notify_and_drop(evicted);
         loaded.view
     }

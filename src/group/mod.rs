@@ -182,8 +182,15 @@ struct Loaded {
     by_peer: bool,
 }
 
-/// The state at a miss: the store's generation of the key, and the epoch of its getter flights.
-type MissToken = (Generation, Epoch);
+/// The state at a miss: the store's generation of the key, and the epochs of its flights.
+type MissToken = (Generation, Epochs);
+
+/// The epochs of the flights of a key.
+#[derive(Clone, Copy)]
+struct Epochs {
+    peer: Epoch,
+    getter: Epoch,
+}
 
 /// The state when a load began. Its value is cached only if neither of the two counts has changed.
 #[derive(Clone, Copy)]
@@ -450,9 +457,9 @@ impl Inner {
             self.remove_here(key, Counted::Not);
         }
         let hash = self.store.hash(key);
-        let epoch = || self.getter_flights.epoch(hash.get());
+        let epochs = || self.epochs(hash);
         let sample = || self.sample_hit(LoadKey { hash, key });
-        match self.store.get_view(hash, key, epoch, sample) {
+        match self.store.get_view(hash, key, epochs, sample) {
             Ok(view) => Ok(view),
             Err(why) => self.get_without_view(ctx, LoadKey { hash, key }, why),
         }
@@ -464,14 +471,23 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         key: LoadKey<'_>,
-        why: NoView<Epoch>,
+        why: NoView<Epochs>,
     ) -> Result<ByteView> {
         match why {
             NoView::Due => self.get_found_due(ctx, key),
-            NoView::Missed(generation, epoch) => {
+            NoView::Missed(generation, epochs) => {
                 self.count_miss(key);
-                self.load(ctx, key, Some((generation, epoch)))
+                self.load(ctx, key, Some((generation, epochs)))
             }
+        }
+    }
+
+    /// Read at a miss, under the lock of the store. Not inlined, as [`get_without_view`](Self::get_without_view).
+    #[inline(never)]
+    fn epochs(&self, hash: KeyHash) -> Epochs {
+        Epochs {
+            peer: self.peer_flights.epoch(hash.get()),
+            getter: self.getter_flights.epoch(hash.get()),
         }
     }
 

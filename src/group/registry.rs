@@ -81,6 +81,7 @@ impl Registry {
     }
 
     /// The group of this name, if there is one.
+    #[inline]
     pub fn get_group(&self, name: &str) -> Option<Group> {
         self.inner.groups.read().get(name).cloned()
     }

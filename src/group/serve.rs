@@ -41,6 +41,7 @@ impl Group {
     /// The value of `key` for a peer, if it is cached here. Loads nothing. Counts as a request and a
     /// look-up only if there is a value. Without one the peer sends another request, which
     /// [`serve_peer`](Self::serve_peer) answers and counts.
+    #[inline]
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
         let purge = || self.inner.purge_some();
@@ -74,10 +75,10 @@ impl Inner {
         let arrived = self.store.clock().now();
         let removals = self.removals_for(key);
         let key = self.key(key);
-        let epoch = || self.getter_flights.epoch(key.hash.get());
+        let epochs = || self.epochs(key.hash);
         let found = self
             .store
-            .get(key.hash, key.key, epoch, || self.purge_some());
+            .get(key.hash, key.key, epochs, || self.purge_some());
         let minute_qps = match &found {
             Ok(_) => self.count_request(key),
             Err(_) => self.count_miss(key),
@@ -105,6 +106,7 @@ impl Inner {
     }
 
     /// The response with a value to a request that arrived at this time.
+    #[inline]
     pub(super) fn peer_response(&self, value: Loaded, arrived: Tick) -> PeerResponse {
         let Lifetime {
             begun,

@@ -274,6 +274,50 @@ fn recheck_prevents_second_load() {
     assert_eq!(held.group.stats().loads_deduped, 1);
 }
 
+/// As [`dead_peer`], but it answers with the key, and counts the requests.
+fn counting_peer() -> (PickerSlot, Arc<AtomicUsize>) {
+    #[derive(Clone)]
+    struct Counting(Arc<AtomicUsize>);
+    impl ProtoGetter for Counting {
+        fn get(&self, _: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(PeerResponse::new(&*request.key))
+        }
+    }
+    impl PeerPicker for Counting {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(Arc::new(self.clone()))
+        }
+    }
+    let peer = Counting(Arc::default());
+    let slot = PickerSlot::default();
+    slot.register(Pickers::One(Arc::new(peer.clone())))
+        .expect("the slot is empty");
+    (slot, peer.0)
+}
+
+#[test]
+fn recheck_after_a_miss_prevents_second_request_to_a_peer() {
+    let (peers, requests) = counting_peer();
+    let group = held(1 << 20, peers).group;
+    let key = group.key("key");
+    let get = |miss| group.load(&Context::background(), key, miss);
+    let miss = || {
+        let (hash, key) = (key.hash, key.key);
+        let found = group.store.get(hash, key, || group.epochs(hash), || ());
+        let Err(miss) = found else {
+            panic!("it is cached");
+        };
+        miss
+    };
+    // Two callers miss the store at the same time. The flight of one has ended when the other joins.
+    let misses = [miss(), miss()];
+    for miss in misses {
+        assert_eq!(get(Some(miss)).expect("a value"), "key");
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
+    }
+}
+
 #[test]
 fn waiters_load_once_more_after_leader_fails_past_its_deadline() {
     let held = held(1 << 20, PickerSlot::default());

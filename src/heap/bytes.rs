@@ -44,7 +44,7 @@ impl AsRef<[u8]> for SharedBytes {
 
 impl From<&[u8]> for SharedBytes {
     fn from(bytes: &[u8]) -> SharedBytes {
-        SharedBytes::concat([bytes, &[]])
+        SharedBytes::concat([bytes])
     }
 }
 

@@ -8,7 +8,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 use super::body::{FieldType, Fields, LEN, VARINT, check_fields, push_tag, push_varint};
 use super::known::{has_whole_hashes, known_values};
 use super::numbers::{NO_NUMBER, numbers, push_numbers, whole_numbers};
-use super::path::{PathError, escaped_len, push_escaped, split_at_byte, unescape};
+use super::path::{PathError, escaped_len, push_escaped, split_at_byte, text_of, unescape};
 use super::pieces::Body;
 use super::status::{error_of, status_of};
 use crate::byteview::ByteView;
@@ -19,10 +19,10 @@ use crate::pb::{GetManyRequest, GetManyResponse};
 /// The path of a request for several keys of `group`; the keys are in its body.
 pub(crate) fn group_path(base: &str, group: &str) -> String {
     let group_len = escaped_len(group);
-    let mut path = String::with_capacity(base.len() + group_len);
-    path.push_str(base);
+    let mut path = Vec::with_capacity(base.len() + group_len);
+    path.extend_from_slice(base.as_bytes());
     push_escaped(&mut path, group, group_len);
-    path
+    text_of(path)
 }
 
 /// The group of a path without a key; `None` if the path has another shape.

@@ -4,7 +4,7 @@
 //!
 //! | file | request | response |
 //! |---|---|---|
-//! | `path` | [`key_path`] → [`parse_path`] | |
+//! | `path` | [`KeyPath`] → [`parse_path`] | |
 //! | `timeout` | [`timeout_millis`] → [`parse_timeout`] | |
 //! | `body` | | [`encode_response`] → [`decode_response`] |
 //! | `unchanged` | [`known_header`] → [`parse_known`] | [`encode_unchanged`] → [`decode_unchanged`] |
@@ -50,7 +50,8 @@ pub(crate) use many::{
     many_request, parse_group_path,
 };
 pub(crate) use path::{
-    DEFAULT_BASE_PATH, PathError, PeerPath, check_base_path, key_path, parse_path, split_at_byte,
+    DEFAULT_BASE_PATH, KeyPath, PathError, PeerPath, check_base_path, key_path, parse_path,
+    split_at_byte,
 };
 pub(crate) use peers_mark::{LEAVE_PATH, LEAVING_HEADER, PEERS_HEADER, PEERS_PAGE, PeersMark};
 pub use pieces::Body;

@@ -65,18 +65,58 @@ pub(crate) fn check_base_path(base: &str) -> Result<()> {
 }
 
 /// The path that asks a peer for `key` of `group`.
+pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
+    KeyPath::new(base, group, key).to_text()
+}
+
+/// The path that asks a peer for a key of a group, not written yet.
 ///
 /// The dots of a group or key that is `.` or `..` are escaped, because software that normalises
 /// paths removes such a segment. Go's `net/url` and [`parse_path`] decode them again. A client or
 /// proxy that follows the WHATWG URL standard treats `%2E%2E` like `..`; no escape avoids that.
-pub(crate) fn key_path(base: &str, group: &str, key: &str) -> String {
-    let (group_len, key_len) = (escaped_len(group), escaped_len(key));
-    let mut path = String::with_capacity(base.len() + group_len + 1 + key_len);
-    path.push_str(base);
-    push_escaped(&mut path, group, group_len);
-    path.push('/');
-    push_escaped(&mut path, key, key_len);
-    path
+pub(crate) struct KeyPath<'a> {
+    base: &'a str,
+    group: &'a str,
+    key: &'a str,
+    /// Their lengths with escapes.
+    group_len: usize,
+    key_len: usize,
+}
+
+impl<'a> KeyPath<'a> {
+    #[inline]
+    pub(crate) fn new(base: &'a str, group: &'a str, key: &'a str) -> Self {
+        KeyPath {
+            base,
+            group,
+            key,
+            group_len: escaped_len(group),
+            key_len: escaped_len(key),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.base.len() + self.group_len + 1 + self.key_len
+    }
+
+    #[inline]
+    pub(crate) fn push_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.base.as_bytes());
+        push_escaped(out, self.group, self.group_len);
+        out.push(b'/');
+        push_escaped(out, self.key, self.key_len);
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        let mut path = Vec::with_capacity(self.len());
+        self.push_to(&mut path);
+        text_of(path)
+    }
+}
+
+/// A path that was written as bytes.
+pub(super) fn text_of(path: Vec<u8>) -> String {
+    String::from_utf8(path).expect("a base path is text, and escaped segments are ASCII")
 }
 
 /// Reads the group and key from `raw_path`, the request's target as it arrived, still escaped.
@@ -91,6 +131,9 @@ pub(crate) fn parse_path<'a>(
     plus_is_space: bool,
 ) -> Result<PeerPath<'a>, PathError> {
     let below = raw_path.strip_prefix(base).ok_or(PathError::Outside)?;
+    if let Some(path) = split_unescaped(below) {
+        return Ok(path);
+    }
     let (below, _) = split_at_byte(below, b'?').unwrap_or((below, ""));
     let slash = below.bytes().position(|byte| byte == b'/');
     let slash = slash.ok_or(PathError::Malformed("there is no slash after the group"))?;
@@ -101,6 +144,19 @@ pub(crate) fn parse_path<'a>(
     Ok(PeerPath {
         group: unescape(group, plus_is_space)?,
         key: unescape(key, plus_is_space)?,
+    })
+}
+
+/// Group and key of a path of unreserved bytes and one slash, as most are.
+#[inline]
+fn split_unescaped(below: &str) -> Option<PeerPath<'_>> {
+    let end = below.bytes().position(|byte| !is_unreserved(byte))?;
+    let (group, rest) = below.split_at(end);
+    let key = rest.strip_prefix('/')?;
+    let is_valid = !group.is_empty() && key.bytes().all(is_unreserved);
+    is_valid.then_some(PeerPath {
+        group: Cow::Borrowed(group),
+        key: Cow::Borrowed(key),
     })
 }
 
@@ -121,23 +177,23 @@ pub(crate) fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
 }
 
 /// Appends a segment. `escaped_len` is its [length](escaped_len) with escapes.
-pub(super) fn push_escaped(out: &mut String, segment: &str, escaped_len: usize) {
+#[inline]
+pub(super) fn push_escaped(out: &mut Vec<u8>, segment: &str, escaped_len: usize) {
     if escaped_len == segment.len() {
-        return out.push_str(segment);
+        return out.extend_from_slice(segment.as_bytes());
     }
-    if is_dots(segment) {
-        for _ in 0..segment.len() {
-            out.push_str("%2E");
-        }
-        return;
-    }
+    push_with_escapes(out, segment);
+}
+
+#[cold]
+fn push_with_escapes(out: &mut Vec<u8>, segment: &str) {
     for byte in segment.bytes() {
-        if is_unreserved(byte) {
-            out.push(char::from(byte));
+        if is_unreserved(byte) && !is_dots(segment) {
+            out.push(byte);
         } else {
-            out.push('%');
-            out.push(char::from(HEX[usize::from(byte >> 4)]));
-            out.push(char::from(HEX[usize::from(byte & 15)]));
+            out.push(b'%');
+            out.push(HEX[usize::from(byte >> 4)]);
+            out.push(HEX[usize::from(byte & 15)]);
         }
     }
 }

@@ -12,16 +12,14 @@ use crate::http::client::response::BadResponse;
 /// A connection that carries one exchange after the other.
 pub(crate) struct PeerConnection {
     stream: TcpStream,
-    /// When the current exchange must be over.
-    deadline: Instant,
+    /// The time of the last exchange.
+    time: ExchangeTime,
     /// The most bytes of one response, head included.
     max_response: u64,
     /// The bytes received of the current response.
     received: u64,
     /// The exchanges begun on this connection.
     exchanges: u64,
-    /// When the last exchange began.
-    begun: Instant,
     /// The time that was left then, as long as no call of this exchange has waited: the next one need
     /// not read the clock.
     left_at_begin: Option<Duration>,
@@ -51,11 +49,13 @@ impl PeerConnection {
         }
         Ok(PeerConnection {
             stream: connected?,
-            deadline,
+            time: ExchangeTime {
+                begun: Instant::now(),
+                limit: Duration::ZERO,
+            },
             max_response,
             received: 0,
             exchanges: 0,
-            begun: Instant::now(),
             left_at_begin: None,
             opened_by: process_number(),
             request: Vec::new(),
@@ -64,11 +64,10 @@ impl PeerConnection {
         })
     }
 
-    /// Begins an exchange that must be over at `deadline`.
-    pub(crate) fn begin(&mut self, now: Instant, deadline: Instant) {
-        self.deadline = deadline;
-        self.begun = now;
-        self.left_at_begin = Some(deadline.saturating_duration_since(now));
+    /// Begins an exchange that must be over after `limit`.
+    pub(crate) fn begin(&mut self, now: Instant, limit: Duration) {
+        self.time = ExchangeTime { begun: now, limit };
+        self.left_at_begin = Some(limit);
         self.received = 0;
         self.exchanges += 1;
     }
@@ -77,7 +76,13 @@ impl PeerConnection {
     pub(crate) fn send(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let mut request = std::mem::take(&mut self.request);
         encode(&mut request);
-        let sent = self.write_all(&request);
+        // Most requests are written at once.
+        let sent = match self.write(&request) {
+            Ok(len) if len == request.len() => Ok(()),
+            Ok(len) if len > 0 => self.write_all(&request[len..]),
+            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+            Err(error) => Err(error),
+        };
         if request.capacity() <= MAX_KEPT {
             request.clear();
             self.request = request;
@@ -95,18 +100,18 @@ impl PeerConnection {
     /// connection within that time, the exchange fails with [`StaleConnection`].
     pub(crate) fn is_usable(&self, now: Instant, is_keyed: bool) -> bool {
         self.opened_by == process_number()
-            && ((is_keyed && now < self.begun + UNCHECKED)
+            && ((is_keyed && now < self.begun() + UNCHECKED)
                 || (!self.is_too_old(now) && is_silent(&self.stream)))
     }
 
     /// When the last exchange began.
     pub(crate) fn begun(&self) -> Instant {
-        self.begun
+        self.time.begun
     }
 
     /// Whether the connection has been idle for too long to be used again.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
-        now >= self.begun + MAX_IDLE_AGE
+        now >= self.begun() + MAX_IDLE_AGE
     }
 
     /// Marks the failures that show a connection which was dead before this exchange: it carried an
@@ -131,25 +136,34 @@ impl PeerConnection {
             _ => error,
         }
     }
+}
 
-    /// The time that is left of the exchange.
+/// When an exchange began, and how long it may take.
+struct ExchangeTime {
+    begun: Instant,
+    limit: Duration,
+}
+
+impl ExchangeTime {
     fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+        self.limit.saturating_sub(self.begun.elapsed())
     }
 
-    /// Calls `io` until it transfers bytes or fails, or the deadline passes, which is `left` away.
-    fn until_deadline(
+    /// Calls `io` with the time that is left, now `left`, until it transfers bytes or fails, or the time
+    /// is over.
+    #[inline]
+    fn until_over(
         &self,
         mut left: Duration,
         mut io: impl FnMut(Duration) -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
             if left.is_zero() {
-                return Err(self.explain(io::ErrorKind::TimedOut.into()));
+                return Err(io::ErrorKind::TimedOut.into());
             }
             match io(left) {
                 Err(error) if did_nothing(&error) => left = self.left(),
-                done => return done.map_err(|error| self.explain(error)),
+                done => return done,
             }
         }
     }
@@ -169,14 +183,16 @@ impl Read for PeerConnection {
             return Err(BadResponse("the answer is too long").into());
         }
         let room = buffer.len().min(allowed);
-        let left = self.left_at_begin.take().unwrap_or_else(|| self.left());
-        let mut timeout = self.read_timeout;
-        let read = self.until_deadline(left, |left| {
-            timeout.prepare(left, |timeout| self.stream.set_read_timeout(Some(timeout)))?;
-            (&self.stream).read(&mut buffer[..room])
+        let left = self
+            .left_at_begin
+            .take()
+            .unwrap_or_else(|| self.time.left());
+        let (mut stream, timeout) = (&self.stream, &mut self.read_timeout);
+        let read = self.time.until_over(left, |left| {
+            timeout.prepare(left, |timeout| stream.set_read_timeout(Some(timeout)))?;
+            stream.read(&mut buffer[..room])
         });
-        self.read_timeout = timeout;
-        match read? {
+        match read.map_err(|error| self.explain(error))? {
             0 if self.received == 0 => Err(self.explain(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "the connection was closed without an answer",
@@ -197,18 +213,20 @@ impl Read for PeerConnection {
 /// Writes of the request; the errors are those of the reads.
 impl Write for PeerConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = self.left_at_begin.take().unwrap_or_else(|| self.left());
-        let mut timeout = self.write_timeout;
-        let written = self.until_deadline(left, |left| {
-            timeout.prepare(left, |timeout| self.stream.set_write_timeout(Some(timeout)))?;
-            (&self.stream).write(bytes)
+        let left = self
+            .left_at_begin
+            .take()
+            .unwrap_or_else(|| self.time.left());
+        let (mut stream, timeout) = (&self.stream, &mut self.write_timeout);
+        let written = self.time.until_over(left, |left| {
+            timeout.prepare(left, |timeout| stream.set_write_timeout(Some(timeout)))?;
+            stream.write(bytes)
         });
-        self.write_timeout = timeout;
         // The kernel has room for a short request, because all earlier ones were answered.
         if matches!(written, Ok(len) if len == bytes.len() && len <= MAX_KEPT) {
             self.left_at_begin = Some(left);
         }
-        written
+        written.map_err(|error| self.explain(error))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -405,17 +423,17 @@ pub(crate) mod tests {
 
     /// Makes the last exchange of `connection` begin earlier.
     pub(crate) fn age(connection: &mut PeerConnection, by: Duration) {
-        connection.begun -= by;
+        connection.time.begun -= by;
     }
 
     #[test]
     fn connection_is_used_again_until_it_is_too_old_or_the_peer_sends_something() {
         let (mut connection, mut peer) = pair();
-        connection.begin(Instant::now(), soon());
+        connection.begin(Instant::now(), Duration::from_secs(20));
         connection.write_all(b"request").unwrap();
         peer.write_all(b"response").unwrap();
         assert_eq!(connection.read(&mut [0; 9]).unwrap(), 8);
-        let later = |past| connection.begun + past;
+        let later = |past| connection.begun() + past;
         for is_keyed in [true, false] {
             assert!(connection.is_usable(later(Duration::ZERO), is_keyed));
             assert!(connection.is_usable(later(UNCHECKED), is_keyed));
@@ -430,9 +448,9 @@ pub(crate) mod tests {
     #[test]
     fn connection_of_another_process_is_not_used() {
         let (mut connection, _peer) = pair();
-        assert!(connection.is_usable(connection.begun, true));
+        assert!(connection.is_usable(connection.begun(), true));
         open_by_another_process(&mut connection);
-        assert!(!connection.is_usable(connection.begun, true));
+        assert!(!connection.is_usable(connection.begun(), true));
     }
 
     #[test]
@@ -449,7 +467,7 @@ pub(crate) mod tests {
             });
             let begun = Instant::now();
             let limit = Duration::from_millis(200);
-            connection.begin(Instant::now(), begun + limit);
+            connection.begin(begun, limit);
             let error = connection.write_all(&vec![0; 256 << 20]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
             let took = begun.elapsed();

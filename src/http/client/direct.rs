@@ -11,7 +11,7 @@ use crate::http::client::pool::{ConnectionPool, PooledConnection};
 use crate::http::client::response::{BodyFraming, ResponseReader};
 use crate::http::client::target::Target;
 use crate::http::client::transport::{
-    IdleConnections, ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
+    IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
 };
 use crate::sync::Arc;
 use crate::wire;
@@ -39,9 +39,13 @@ impl DirectTransport {
         request: &TransportRequest<'_>,
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
-        let now = Instant::now();
-        if let Some(connection) = self.pool.take(now) {
-            let response = self.exchange(connection, request, now, deadline);
+        let (now, left) = request.began().unwrap_or_else(|| {
+            let now = Instant::now();
+            (now, deadline.saturating_duration_since(now))
+        });
+        if let Some(mut connection) = self.pool.take(now) {
+            connection.source.begin(now, left);
+            let response = self.exchange(connection, request);
             let Err(error) = &response else {
                 return response;
             };
@@ -54,24 +58,22 @@ impl DirectTransport {
                 None => return response,
             }
         }
-        let connection = self.pool.target.connect(deadline)?;
-        let connection = Box::new(ResponseReader::new(connection));
-        self.exchange(connection, request, Instant::now(), deadline)
+        let mut connection = self.pool.target.connect(deadline)?;
+        let now = Instant::now();
+        connection.begin(now, deadline.saturating_duration_since(now));
+        self.exchange(Box::new(ResponseReader::new(connection)), request)
     }
 
     fn exchange(
         &self,
         mut connection: PooledConnection,
         request: &TransportRequest<'_>,
-        now: Instant,
-        deadline: Instant,
     ) -> io::Result<TransportResponse> {
-        connection.source.begin(now, deadline);
         let authority = self.pool.target.url.authority();
         connection
             .source
             .send(|bytes| encode(authority, request, bytes))?;
-        let (head, bytes) = connection.read_head()?;
+        let (head, headers) = connection.read_head()?;
         self.pool.target.note_keyed(head.is_from_larder);
         let body = match connection.take_whole(head.framing) {
             Some(bytes) => {
@@ -87,7 +89,6 @@ impl DirectTransport {
                 keep_alive: head.keep_alive,
             })),
         };
-        let headers = ResponseHeaders::new(bytes, head.is_protobuf);
         Ok(TransportResponse::with_head(&head, headers, body))
     }
 }
@@ -117,14 +118,12 @@ fn encode(authority: &str, request: &TransportRequest<'_>, bytes: &mut Vec<u8>) 
     // No part can contain a line end: the path is escaped, and the types of the headers exclude it.
     bytes.extend_from_slice(request.method().as_bytes());
     bytes.push(b' ');
-    bytes.extend_from_slice(request.path().as_bytes());
+    request.push_path(bytes);
     bytes.extend_from_slice(b" HTTP/1.1");
     if !request.has_host() {
         push_header(bytes, "host", authority);
     }
-    request
-        .headers()
-        .for_each(|(name, value)| push_header(bytes, name, value));
+    request.each_header(|name, value| push_header(bytes, name, value));
     if !body.is_empty() {
         bytes.extend_from_slice(b"\r\ncontent-length: ");
         wire::push_decimal(bytes, body.len() as u64);

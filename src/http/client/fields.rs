@@ -8,6 +8,7 @@ use crate::peers::PeerResponse;
 use crate::wire;
 
 /// The response with this value and the fields of a body, which names its key or not.
+#[inline]
 pub(super) fn response_of(fields: &wire::Fields, is_keyed: bool, value: ByteView) -> PeerResponse {
     PeerResponse {
         value,

@@ -14,6 +14,7 @@ use crate::wire;
 
 impl HttpPeer {
     /// The value in a response with status 200 to the request for the key with this hash.
+    #[inline]
     pub(super) fn value_of(
         &self,
         ctx: &Context,

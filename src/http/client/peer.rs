@@ -47,6 +47,8 @@ pub(crate) struct HttpPeer {
     pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     pub(super) connections: Arc<dyn IdleConnections>,
+    /// Whether the transport is the default one, so that no other code runs before it sends a request.
+    is_asked_directly: bool,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
     pub(super) permits: Permits,
@@ -72,6 +74,7 @@ impl HttpPeer {
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
             full_timeout: wire::timeout_millis(config.exchange_timeout).to_string(),
+            is_asked_directly: by.is_whole(),
             transport: by.transport,
             connections: by.connections,
             permits: Permits::new(config.max_connections_per_peer),
@@ -227,16 +230,18 @@ impl HttpPeer {
         if now >= deadline {
             return Err(self.timed_out(ctx));
         }
-        let path = wire::key_path(&self.base, group, key);
-        let own = self.membership.own();
-        let timeout = match deadline == now + self.config.exchange_timeout {
-            true => self.full_timeout.as_str().into(),
-            false => wire::timeout_millis(deadline - now).to_string().into(),
+        let full = self.config.exchange_timeout;
+        let (left, timeout) = match deadline == now + full {
+            true => (full, self.full_timeout.as_str().into()),
+            false => {
+                let left = deadline - now;
+                (left, wire::timeout_millis(left).to_string().into())
+            }
         };
-        let mut request = TransportRequest::get(path, deadline).with_headers([
-            (wire::PEERS_HEADER.into(), own.header.as_str().into()),
-            (wire::TIMEOUT_HEADER.into(), timeout),
-        ]);
+        let own = self.membership.own();
+        let path = wire::KeyPath::new(&self.base, group, key);
+        let began = self.is_asked_directly.then_some((now, left));
+        let mut request = TransportRequest::get_key(path, &own.header, timeout, deadline, began);
         let hash = wire::key_hash(group, key);
         if let Some(old) = old {
             let known = wire::known_header(wire::value_hash(hash, old));
@@ -261,13 +266,15 @@ impl HttpPeer {
         if response.status() != 200 {
             return Err(self.end_with_error(exchange, response, Some(hash)));
         }
-        let value = match self.value_of(ctx, response, hash) {
-            Ok(value) => value,
-            Err(error) => return Err(exchange.failed(error)),
-        };
-        exchange.answered(value.load_time);
-        self.policy.note_len(value.value.len());
-        Ok(value)
+        let result = self.value_of(ctx, response, hash);
+        match &result {
+            Ok(response) => {
+                exchange.answered(response.load_time);
+                self.policy.note_len(response.value.len());
+                result
+            }
+            Err(_) => result.map_err(|error| exchange.failed(error)),
+        }
     }
 
     /// Sends one batched request and reads its response. `load` is whether the peer loads the keys that
@@ -291,13 +298,13 @@ impl HttpPeer {
         let body = wire::many_request(keys, self.config.max_batch_bytes, load, &known);
         let body = body.map_err(failed)?;
         let path = wire::group_path(&self.base, group);
-        let mut request = TransportRequest::batch(path, &body, deadline);
+        let own = self.membership.own();
+        let mut request =
+            TransportRequest::batch(path, &body, deadline).with_peers_mark(&own.header);
         request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         if load {
             request.set_time_left();
         }
-        let own = self.membership.own();
-        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
         let began = permit.waited_until.unwrap_or_else(Instant::now);
         let exchange = ObservedExchange::new(&self.health, &self.watch, began);
         let response = match self.transport.round_trip(ctx, request) {

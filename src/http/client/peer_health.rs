@@ -79,9 +79,9 @@ impl Probe for HttpPeer {
         }
         let deadline = Instant::now() + self.config.exchange_timeout;
         let ctx = Context::background().with_deadline(deadline);
-        let mut request = TransportRequest::get(self.base.clone(), deadline);
         let own = self.membership.own();
-        request.set_checked(wire::PEERS_HEADER.into(), own.header.as_str().into());
+        let request =
+            TransportRequest::get(self.base.clone(), deadline).with_peers_mark(&own.header);
         let response = self.transport.round_trip(&ctx, request);
         let response = response.map_err(|error| match error.kind() {
             // No caller waits for a probe.

@@ -37,8 +37,8 @@ impl ConnectionPool {
             let (_, connection) = {
                 let mut idle = self.idle.lock();
                 match idle.iter().rposition(|(user, _)| *user == thread) {
-                    Some(own) => idle.remove(own),
-                    None => idle.pop_back(),
+                    Some(own) if own + 1 < idle.len() => idle.remove(own),
+                    _ => idle.pop_back(),
                 }?
             };
             if connection.source.is_usable(now, self.target.is_keyed()) {
@@ -161,7 +161,7 @@ mod tests {
         let (pool, ports, _others) = pool_with(10, 3);
         let then = Instant::now();
         let mut used = pool.take(then).unwrap();
-        used.source.begin(then + UNIT, then + 2 * UNIT);
+        used.source.begin(then + UNIT, UNIT);
         pool.give_back(used);
         pool.close_unused_since(then);
         assert_eq!(idle_ports(&pool), ports[2..]);

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use httparse::{EMPTY_HEADER, Status};
 
 use crate::heap::SharedBytes;
+use crate::sync::Arc;
 use crate::wire::{self, Scan, has_token, parse_length, scan};
 
 /// The parts of a head that the client needs. The head is not that of an interim response.
@@ -215,17 +216,26 @@ impl<R: Read> ResponseReader<R> {
 
     /// Reads the head of a response, and returns it with its bytes. Skips interim responses (RFC
     /// 9110, section 15.2).
-    pub(crate) fn read_head(&mut self) -> io::Result<(ResponseHead, Box<[u8]>)> {
+    pub(crate) fn read_head(&mut self) -> io::Result<(ResponseHead, HeadBytes)> {
+        self.trailer = 0;
+        if self.is_empty() {
+            self.fill()?;
+        }
+        let (room, filled) = (&self.bytes[self.start..], self.end - self.start);
+        let last = self.last.as_ref();
+        if let Some((head, bytes)) = last.and_then(|last| last.repeated(room, filled)) {
+            self.start += bytes.len();
+            return Ok((head, bytes));
+        }
+        self.parse_head()
+    }
+
+    /// Reads a head that differs from the last one, or has not arrived as a whole yet.
+    fn parse_head(&mut self) -> io::Result<(ResponseHead, HeadBytes)> {
         let mut scanned = 0;
         let mut skipped = 0;
-        self.trailer = 0;
         loop {
             let unused = &self.bytes[self.start..self.end];
-            let last = self.last.as_ref().filter(|_| skipped == 0);
-            if let Some((head, len)) = last.and_then(|last| last.repeated(unused)) {
-                self.start += len;
-                return Ok((head, unused[..len].into()));
-            }
             match scan(unused, scanned).map_err(|_| NOT_HTTP)? {
                 Scan::Complete(len) if skipped + len > MAX_HEAD => return Err(TOO_LONG.into()),
                 Scan::Complete(len) => {
@@ -233,7 +243,7 @@ impl<R: Read> ResponseReader<R> {
                     let bytes = &unused[..len];
                     if let Some(head) = ResponseHead::parse(bytes)? {
                         self.last = LastHead::new(bytes, head);
-                        return Ok((head, bytes.into()));
+                        return Ok((head, HeadBytes::new(bytes)));
                     }
                     skipped += len;
                     scanned = 0;
@@ -250,8 +260,13 @@ impl<R: Read> ResponseReader<R> {
     pub(crate) fn take_whole(&mut self, framing: BodyFraming) -> Option<SharedBytes> {
         let length = usize::try_from(framing.length()?).ok()?;
         let body = self.bytes[self.start..self.end].get(..length)?;
+        let body = body.into();
         self.start += length;
-        Some(body.into())
+        if self.is_empty() {
+            // The next response is read to the begin of the buffer. Nothing has to move for that.
+            (self.start, self.end) = (0, 0);
+        }
+        Some(body)
     }
 
     /// Reads at least one byte of a body; returns 0 at its end. `into` is not empty.
@@ -352,9 +367,11 @@ impl<R: Read> ResponseReader<R> {
     /// Reads some bytes, and appends them to those that are not used yet; 0 at the end of the
     /// source, or if there is no room for more.
     fn read_more(&mut self) -> io::Result<usize> {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
         if self.end == self.bytes.len() {
             return Ok(0);
         }
@@ -371,7 +388,7 @@ impl<R: Read> ResponseReader<R> {
 #[derive(Debug)]
 struct LastHead {
     /// The bytes in front of the digits of the `Content-Length`, which is the last field.
-    start: Box<[u8]>,
+    start: Arc<[u8]>,
     head: ResponseHead,
 }
 
@@ -387,18 +404,71 @@ impl LastHead {
         })
     }
 
-    /// The head at the start of `bytes` and its length, if it differs in the length of the body only.
-    fn repeated(&self, bytes: &[u8]) -> Option<(ResponseHead, usize)> {
-        let rest = bytes.strip_prefix(&*self.start)?;
-        let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
-        let (length, rest) = rest.split_at(digits);
-        let framing = BodyFraming::Length(parse_length(length).ok()?);
+    /// The head at the start of `bytes`, of which `filled` were received, if it differs in the length of the
+    /// body only.
+    fn repeated(&self, bytes: &[u8], filled: usize) -> Option<(ResponseHead, HeadBytes)> {
+        let rest = bytes.strip_prefix(&*self.start)?.first_chunk()?;
+        let (mut length, mut digits) = (0, 0);
+        while digits < MAX_REPEATED_DIGITS && rest[digits].is_ascii_digit() {
+            length = 10 * length + u64::from(rest[digits] - b'0');
+            digits += 1;
+        }
+        let bytes = HeadBytes {
+            start: self.start.clone(),
+            rest: *rest,
+            rest_len: digits + END.len(),
+        };
         let head = ResponseHead {
-            framing,
+            framing: BodyFraming::Length(length),
             ..self.head
         };
-        rest.starts_with(END)
-            .then_some((head, self.start.len() + digits + END.len()))
+        let is_whole = digits > 0 && rest[digits..].starts_with(END) && bytes.len() <= filled;
+        is_whole.then_some((head, bytes))
+    }
+}
+
+/// The bytes of a head. Those that repeat the last head are shared with it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeadBytes {
+    /// The whole head, or the part in front of the digits of the `Content-Length`, which is the last field.
+    start: Arc<[u8]>,
+    /// Begins with the rest.
+    rest: [u8; MAX_REPEATED_DIGITS + END.len()],
+    rest_len: usize,
+}
+
+impl HeadBytes {
+    /// The bytes of a well-formed head.
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        HeadBytes {
+            start: bytes.into(),
+            ..HeadBytes::default()
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.start.len() + self.rest_len
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.rest[..self.rest_len]
+    }
+
+    #[cfg(any(test, feature = "ureq"))]
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        [&self.start, self.rest()].concat()
+    }
+
+    /// Names and values of the fields.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.start.trim_ascii_start().split(|&byte| byte == b'\n');
+        lines.skip(1).filter_map(|line| {
+            let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
+            // There is one length, whose digits are in the rest.
+            let is_cut = self.rest_len > 0 && name.eq_ignore_ascii_case(b"content-length");
+            let value = if is_cut { self.rest() } else { &value[1..] };
+            Some((name, value.trim_ascii()))
+        })
     }
 }
 
@@ -435,8 +505,11 @@ const MAX_FIELDS: usize = 128;
 /// The name of the last field of a head that can repeat.
 const LENGTH: &[u8; 18] = b"\r\ncontent-length: ";
 
+/// The most digits of the length in a head that repeats the last one.
+const MAX_REPEATED_DIGITS: usize = 12;
+
 /// The end of a head.
-const END: &[u8] = b"\r\n\r\n";
+const END: &[u8; 4] = b"\r\n\r\n";
 
 /// The most digits of a chunk size: 15 hexadecimal digits always fit in 64 bits.
 const MAX_SIZE_DIGITS: usize = 15;

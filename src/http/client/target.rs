@@ -67,7 +67,7 @@ impl Target {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
-        if request.path().len() > MAX_PATH {
+        if request.path_len() > MAX_PATH {
             let why = "the key is too long for the path of a URL";
             let cause = io::Error::new(io::ErrorKind::InvalidInput, why);
             let peer = format!("peer {}", self.url);

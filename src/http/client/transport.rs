@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{Cursor, Read};
-use std::time::Instant;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::response::ResponseHead;
+use crate::http::client::response::{HeadBytes, ResponseHead};
 use crate::sync::Arc;
 use crate::wire::{self, PeersMark};
 
@@ -68,46 +69,91 @@ impl DefaultTransport {
             connections: made,
         }
     }
+
+    /// Whether the transport is the one that has these connections, and not one that wraps it.
+    pub(crate) fn is_whole(&self) -> bool {
+        let transport = Arc::as_ptr(&self.transport).cast::<()>();
+        transport == Arc::as_ptr(&self.connections).cast::<()>()
+    }
 }
 
 /// Name, in lower case, and value of a header that can be sent as it is.
 pub(crate) type RequestHeader<'a> = (Cow<'a, str>, Cow<'a, str>);
 
+/// The path of a request.
+enum RequestPath<'a> {
+    Written(String),
+    /// That of a key is written where it is sent. Here it is written only for other code that asks for it.
+    OfKey(wire::KeyPath<'a>, OnceLock<String>),
+}
+
 /// A request on its way to a peer. It has each header once.
 pub struct TransportRequest<'a> {
     method: &'static str,
-    path: String,
-    /// The headers that were set first. They are stored here, because most requests have no others.
-    first_headers: [Option<RequestHeader<'a>>; 3],
+    path: RequestPath<'a>,
+    /// The values of [`wire::PEERS_HEADER`] and [`wire::TIMEOUT_HEADER`]. They have fields of their own,
+    /// because most requests have these two headers and no others.
+    peers_mark: Option<Cow<'a, str>>,
+    timeout: Option<Cow<'a, str>>,
     other_headers: Vec<RequestHeader<'a>>,
     /// Whether one of the headers is `host`.
     has_host: bool,
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
     deadline: Instant,
+    /// See [`began`](Self::began).
+    began: Option<(Instant, Duration)>,
 }
 
 impl<'a> TransportRequest<'a> {
-    /// A request for one key.
+    /// A request for one key, with the mark of this process's list of peers, and the time in milliseconds
+    /// after which the peer need not answer any more. For `began`, see [`began`](Self::began).
     #[inline]
-    pub(crate) fn get(path: String, deadline: Instant) -> Self {
+    pub(crate) fn get_key(
+        path: wire::KeyPath<'a>,
+        peers_mark: &'a str,
+        timeout: Cow<'a, str>,
+        deadline: Instant,
+        began: Option<(Instant, Duration)>,
+    ) -> Self {
         TransportRequest {
             method: "GET",
-            path,
-            first_headers: [None, None, None],
+            path: RequestPath::OfKey(path, OnceLock::new()),
+            peers_mark: Some(peers_mark.into()),
+            timeout: Some(timeout),
             other_headers: Vec::new(),
             has_host: false,
             body: &[],
             deadline,
+            began,
         }
     }
 
-    /// This request with its first two headers, which have different names in lower case and valid values.
-    #[inline]
-    pub(crate) fn with_headers(mut self, [one, two]: [RequestHeader<'a>; 2]) -> Self {
-        debug_assert!(self.headers().next().is_none() && one.0 != two.0);
-        self.first_headers = [Some(one), Some(two), None];
+    /// A request for something else.
+    pub(crate) fn get(path: String, deadline: Instant) -> Self {
+        TransportRequest {
+            method: "GET",
+            path: RequestPath::Written(path),
+            peers_mark: None,
+            timeout: None,
+            other_headers: Vec::new(),
+            has_host: false,
+            body: &[],
+            deadline,
+            began: None,
+        }
+    }
+
+    /// This request with the mark of this process's list of peers.
+    pub(crate) fn with_peers_mark(mut self, mark: &'a str) -> Self {
+        self.peers_mark = Some(mark.into());
         self
+    }
+
+    /// The time at which the request was made, and the time that was left then: a transport that is
+    /// called at once need not read the clock. `None` if other code may run before.
+    pub(crate) fn began(&self) -> Option<(Instant, Duration)> {
+        self.began
     }
 
     /// A request for several keys, which are encoded in `body`.
@@ -146,7 +192,26 @@ impl<'a> TransportRequest<'a> {
 
     /// The path as it is sent: escaped, and with the path of the peer's URL and the base path.
     pub fn path(&self) -> &str {
-        &self.path
+        match &self.path {
+            RequestPath::Written(path) => path,
+            RequestPath::OfKey(path, written) => written.get_or_init(|| path.to_text()),
+        }
+    }
+
+    pub(crate) fn path_len(&self) -> usize {
+        match &self.path {
+            RequestPath::Written(path) => path.len(),
+            RequestPath::OfKey(path, _) => path.len(),
+        }
+    }
+
+    /// Appends the path.
+    #[inline]
+    pub(crate) fn push_path(&self, out: &mut Vec<u8>) {
+        match &self.path {
+            RequestPath::Written(path) => out.extend_from_slice(path.as_bytes()),
+            RequestPath::OfKey(path, _) => path.push_to(out),
+        }
     }
 
     /// The body; empty for a GET and a DELETE.
@@ -156,9 +221,13 @@ impl<'a> TransportRequest<'a> {
 
     /// The header of this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut headers = self.headers();
-        let (_, value) = headers.find(|(found, _)| found.eq_ignore_ascii_case(name))?;
-        Some(value)
+        let mut header = None;
+        self.each_header(|found, value| {
+            if found.eq_ignore_ascii_case(name) {
+                header = Some(value);
+            }
+        });
+        header
     }
 
     /// Sets a header, in place of those of the same name. The transport itself adds `Host`, if it is
@@ -187,22 +256,23 @@ impl<'a> TransportRequest<'a> {
     /// Sends the time that is left, after which the peer need not load the keys of the request.
     pub(crate) fn set_time_left(&mut self) {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let timeout = wire::timeout_millis(left).to_string();
-        self.set_checked(wire::TIMEOUT_HEADER.into(), timeout.into());
+        self.timeout = Some(wire::timeout_millis(left).to_string().into());
     }
 
     /// As [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
     pub(crate) fn set_checked(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
-        let first_headers = self.first_headers.iter_mut().flatten();
-        let mut headers = first_headers.chain(&mut self.other_headers);
-        if let Some((_, old)) = headers.find(|(found, _)| *found == name) {
-            *old = value;
-            return;
-        }
-        self.has_host |= name == "host";
-        match self.first_headers.iter_mut().find(|place| place.is_none()) {
-            Some(place) => *place = Some((name, value)),
-            None => self.other_headers.push((name, value)),
+        match &*name {
+            wire::PEERS_HEADER => self.peers_mark = Some(value),
+            wire::TIMEOUT_HEADER => self.timeout = Some(value),
+            _ => {
+                let mut others = self.other_headers.iter_mut();
+                if let Some((_, old)) = others.find(|(found, _)| *found == name) {
+                    *old = value;
+                    return;
+                }
+                self.has_host |= name == "host";
+                self.other_headers.push((name, value));
+            }
         }
     }
 
@@ -210,11 +280,19 @@ impl<'a> TransportRequest<'a> {
         self.has_host
     }
 
-    pub(crate) fn headers(&self) -> impl Iterator<Item = &RequestHeader<'a>> {
-        self.first_headers
-            .iter()
-            .flatten()
-            .chain(&self.other_headers)
+    /// Calls `each` with the name, in lower case, and the value of each header. Inlined, so that the names
+    /// of the common ones are constants.
+    #[inline(always)]
+    pub(crate) fn each_header<'s>(&'s self, mut each: impl FnMut(&'s str, &'s str)) {
+        if let Some(mark) = &self.peers_mark {
+            each(wire::PEERS_HEADER, mark);
+        }
+        if let Some(timeout) = &self.timeout {
+            each(wire::TIMEOUT_HEADER, timeout);
+        }
+        for (name, value) in &self.other_headers {
+            each(name, value);
+        }
     }
 }
 
@@ -223,7 +301,7 @@ impl fmt::Debug for TransportRequest<'_> {
         // Without the values of headers: they may be secrets.
         f.debug_struct("TransportRequest")
             .field("method", &self.method)
-            .field("path", &self.path)
+            .field("path", &self.path())
             .field("body", &self.body.len())
             .finish_non_exhaustive()
     }
@@ -232,7 +310,10 @@ impl fmt::Debug for TransportRequest<'_> {
 /// A peer's response: its head, and a reader of its body.
 pub struct TransportResponse {
     status: u16,
-    headers: ResponseHeaders,
+    /// Few headers are looked up, so they are looked up in the bytes of the head.
+    headers: HeadBytes,
+    /// Whether the headers announce a protobuf message without a content coding.
+    is_protobuf: bool,
     is_from_larder: bool,
     has_peers_mark: bool,
     length: Option<u64>,
@@ -263,7 +344,8 @@ impl TransportResponse {
     fn with_bytes(status: u16, length: Option<u64>, body: ResponseBytes) -> Self {
         TransportResponse {
             status,
-            headers: ResponseHeaders::default(),
+            headers: HeadBytes::default(),
+            is_protobuf: false,
             is_from_larder: false,
             has_peers_mark: false,
             length,
@@ -272,14 +354,11 @@ impl TransportResponse {
     }
 
     /// The response with this head. `headers` are those of the head.
-    pub(crate) fn with_head(
-        head: &ResponseHead,
-        headers: ResponseHeaders,
-        body: ResponseBytes,
-    ) -> Self {
+    pub(crate) fn with_head(head: &ResponseHead, headers: HeadBytes, body: ResponseBytes) -> Self {
         TransportResponse {
             status: head.status,
             headers,
+            is_protobuf: head.is_protobuf,
             is_from_larder: head.is_from_larder,
             has_peers_mark: head.has_peers_mark,
             length: head.framing.length(),
@@ -294,7 +373,7 @@ impl TransportResponse {
 
     /// The first header of this name, in any case, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let value = self.headers.all(name).next()?;
+        let value = self.all(name).next()?;
         let text = std::str::from_utf8(value).ok();
         text.filter(|text| text.is_ascii())
     }
@@ -306,18 +385,35 @@ impl TransportResponse {
     /// [`ErrorKind::InvalidOption`] if HTTP has no such name or value.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         check_header(name, value)?;
-        self.headers.set(name, value);
+        let mut head = b"HTTP/1.1\r\n".to_vec();
+        let kept = self.headers.fields();
+        let kept = kept.filter(|(found, _)| !found.eq_ignore_ascii_case(name.as_bytes()));
+        for (name, value) in kept.chain([(name.as_bytes(), value.as_bytes())]) {
+            for part in [name, b": ", value, b"\r\n"] {
+                head.extend_from_slice(part);
+            }
+        }
+        self.headers = HeadBytes::new(&head);
+        let content_type = self.all("content-type").next();
+        self.is_protobuf = content_type.is_some_and(wire::is_protobuf) && !self.is_encoded();
         Ok(())
+    }
+
+    /// The values of the headers of this name, in any case.
+    fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let fields = self.headers.fields();
+        let found = fields.filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()));
+        found.map(|(_, value)| value)
     }
 
     /// Whether the body is a protobuf message, by its content type, and has no content coding.
     pub(crate) fn is_protobuf(&self) -> bool {
-        self.headers.is_protobuf
+        self.is_protobuf
     }
 
     /// Whether the body has a content coding.
     pub(crate) fn is_encoded(&self) -> bool {
-        self.headers.is_encoded()
+        self.all("content-encoding").any(wire::is_encoded)
     }
 
     /// Whether larder's own server sent the response, and no proxy forwarded it.
@@ -347,60 +443,6 @@ impl TransportResponse {
     pub(crate) fn into_bytes(self) -> ResponseBytes {
         self.body
     }
-}
-
-/// The headers of a response. They are looked up in the bytes of the head, because few are looked up.
-#[derive(Default)]
-pub(crate) struct ResponseHeaders {
-    /// A well-formed head, or nothing.
-    head: Vec<u8>,
-    /// Whether they announce a protobuf message without a content coding.
-    is_protobuf: bool,
-}
-
-impl ResponseHeaders {
-    /// The headers of a well-formed head.
-    pub(crate) fn new(head: Box<[u8]>, is_protobuf: bool) -> Self {
-        ResponseHeaders {
-            head: head.into(),
-            is_protobuf,
-        }
-    }
-
-    /// The values of the headers of this name, in any case.
-    fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        let fields = fields_of(&self.head);
-        let found = fields.filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()));
-        found.map(|(_, value)| value)
-    }
-
-    fn is_encoded(&self) -> bool {
-        self.all("content-encoding").any(wire::is_encoded)
-    }
-
-    /// Sets a header that was checked, in place of those of the same name.
-    fn set(&mut self, name: &str, value: &str) {
-        let mut head = b"HTTP/1.1\r\n".to_vec();
-        let kept = fields_of(&self.head);
-        let kept = kept.filter(|(found, _)| !found.eq_ignore_ascii_case(name.as_bytes()));
-        for (name, value) in kept.chain([(name.as_bytes(), value.as_bytes())]) {
-            for part in [name, b": ", value, b"\r\n"] {
-                head.extend_from_slice(part);
-            }
-        }
-        self.head = head;
-        let content_type = self.all("content-type").next();
-        self.is_protobuf = content_type.is_some_and(wire::is_protobuf) && !self.is_encoded();
-    }
-}
-
-/// Names and values of the fields of a well-formed head.
-fn fields_of(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let lines = head.trim_ascii_start().split(|&byte| byte == b'\n');
-    lines.skip(1).filter_map(|line| {
-        let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
-        Some((name, value[1..].trim_ascii()))
-    })
 }
 
 impl fmt::Debug for TransportResponse {
@@ -440,15 +482,60 @@ mod tests {
         request.set_header("X-Token", "one").unwrap();
         request.set_header("x-token", "two").unwrap();
         assert_eq!(request.header("X-TOKEN"), Some("two"));
-        assert_eq!(request.headers().count(), 1);
+        let mut count = 0;
+        request.each_header(|_, _| count += 1);
+        assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn wrapped_transport_is_not_whole() {
+        struct Made;
+        struct Wrapped(Arc<dyn Transport>);
+        impl Transport for Made {
+            fn round_trip(
+                &self,
+                _: &Context,
+                _: TransportRequest<'_>,
+            ) -> Result<TransportResponse> {
+                Ok(TransportResponse::new(200, ""))
+            }
+        }
+        impl IdleConnections for Made {
+            fn close_idle(&self) {}
+        }
+        impl Transport for Wrapped {
+            fn round_trip(
+                &self,
+                ctx: &Context,
+                request: TransportRequest<'_>,
+            ) -> Result<TransportResponse> {
+                self.0.round_trip(ctx, request)
+            }
+        }
+        let mut by = DefaultTransport::of(Made);
+        assert!(by.is_whole());
+        by.transport = Arc::new(Wrapped(by.transport));
+        assert!(!by.is_whole());
+    }
+
+    #[test]
+    fn path_of_a_key_is_shown_as_it_is_sent() {
+        let path = wire::KeyPath::new("/base/", "g", "a/b");
+        let request = TransportRequest::get_key(path, "mark", "7".into(), Instant::now(), None);
+        let mut sent = Vec::new();
+        request.push_path(&mut sent);
+        assert_eq!(sent, b"/base/g/a%2Fb");
+        assert_eq!(request.path().as_bytes(), sent);
+        assert_eq!(request.path_len(), sent.len());
+        assert_eq!(request.header(wire::PEERS_HEADER), Some("mark"));
+        assert_eq!(request.header(wire::TIMEOUT_HEADER), Some("7"));
     }
 
     #[test]
     fn headers_of_a_head_are_found_and_can_be_set() {
         let head = b"HTTP/1.1 200 a: b\r\nX-One:  1 \r\nx-two:2\r\nX-TWO: 3\r\nx-bad: \xff\r\n\r\n";
-        let headers = ResponseHeaders::new(head[..].into(), false);
         let mut response = TransportResponse {
-            headers,
+            headers: HeadBytes::new(head),
             ..TransportResponse::new(200, "")
         };
         assert_eq!(response.header("x-one"), Some("1"));
@@ -486,7 +573,7 @@ mod tests {
         let long = "a".repeat(MAX_HEADER);
         let error = request.set_header("x", &long).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert!(request.headers().next().is_none());
+        assert_eq!(request.header("x"), None);
         request.set_header("x", &long[1..]).unwrap();
     }
 }

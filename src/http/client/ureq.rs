@@ -15,11 +15,11 @@ use ureq::{Agent, AsSendBody, Body};
 use crate::context::Context;
 use crate::http::client::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnection};
 use crate::http::client::response::{
-    BodyFraming, MAX_HEAD, ResponseHead, ResponseReader, TOO_LONG,
+    BodyFraming, HeadBytes, MAX_HEAD, ResponseHead, ResponseReader, TOO_LONG,
 };
 use crate::http::client::target::{MAX_LINE, Target};
 use crate::http::client::transport::{
-    IdleConnections, ResponseBytes, ResponseHeaders, Transport, TransportRequest, TransportResponse,
+    IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
 };
 use crate::http::config::Config;
 use crate::sync::Arc;
@@ -74,7 +74,7 @@ impl UreqTransport {
         };
         Ok(TransportResponse::with_head(
             &head,
-            ResponseHeaders::new(head_of(&parts), head.is_protobuf),
+            HeadBytes::new(&head_of(&parts)),
             ResponseBytes::Reader(Box::new(body)),
         ))
     }
@@ -111,9 +111,9 @@ impl UreqTransport {
         if request.header("host").is_none() {
             sent = sent.header("host", authority);
         }
-        for (name, value) in request.headers() {
-            sent = sent.header(&**name, &**value);
-        }
+        request.each_header(|name, value| {
+            sent = std::mem::take(&mut sent).header(name, value);
+        });
         sent.body(body)
     }
 }
@@ -125,14 +125,14 @@ fn url_of(authority: &str, path: &str) -> Result<Uri, http::Error> {
 }
 
 /// The head of a response as it was received, but for spaces and line ends.
-fn head_of(parts: &http::response::Parts) -> Box<[u8]> {
+fn head_of(parts: &http::response::Parts) -> Vec<u8> {
     let mut head = b"HTTP/1.1\r\n".to_vec();
     for (name, value) in &parts.headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend_from_slice(part);
         }
     }
-    head.into()
+    head
 }
 
 impl IdleConnections for UreqTransport {
@@ -228,7 +228,10 @@ impl Connector for PeerConnector {
         // connection is dropped with them.
         let made_in = self.generation.load(Ordering::Relaxed);
         Ok(Some(UreqStream {
-            reader: ResponseReader::new(self.target.connect(deadline_of(details.timeout))?),
+            reader: ResponseReader::new(
+                self.target
+                    .connect(Instant::now() + limit_of(details.timeout))?,
+            ),
             framing: None,
             buffers: LazyBuffers::new(INPUT_BUFFER, MAX_LINE),
             is_writing: false,
@@ -267,8 +270,7 @@ impl UreqIo for UreqStream {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         if !std::mem::replace(&mut self.is_writing, true) {
-            let deadline = deadline_of(timeout);
-            self.reader.source.begin(Instant::now(), deadline);
+            self.reader.source.begin(Instant::now(), limit_of(timeout));
             self.framing = None;
         }
         let output = &self.buffers.output()[..amount];
@@ -284,6 +286,7 @@ impl UreqIo for UreqStream {
         let read = match &mut self.framing {
             None => {
                 let (head, bytes) = self.reader.read_head()?;
+                let bytes = bytes.to_vec();
                 self.framing = Some(head.framing);
                 let room = room.get_mut(..bytes.len());
                 room.ok_or(io::Error::from(TOO_LONG))?
@@ -324,8 +327,8 @@ fn read_chunk(
     Ok(CHUNK_HEAD + read + CHUNK_END.len())
 }
 
-fn deadline_of(timeout: NextTimeout) -> Instant {
-    Instant::now() + (*timeout.after).min(LONGEST)
+fn limit_of(timeout: NextTimeout) -> Duration {
+    (*timeout.after).min(LONGEST)
 }
 
 /// The bytes of the line before a chunk: eight digits and the line end.

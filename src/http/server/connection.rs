@@ -144,7 +144,11 @@ impl Session<'_> {
             Cow::Owned(body)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
-        let (reply, _reply_guard) = respond_in_budget(service, self.connection, &request);
+        let mut reply = respond(service, self.connection, &request);
+        let _reply_guard = match reply.body_len() {
+            ..=UNCOUNTED_RESPONSE => None,
+            _ => wait_for_budget(service, self.connection, &request, &mut reply),
+        };
         let options = ResponseOptions {
             keep_alive: head.keep_alive && !is_ending(service, self.connection),
             http_10: head.http_10,
@@ -179,37 +183,36 @@ fn is_ending(service: &Service, connection: &Connection) -> bool {
     service.connections.is_stopping() || connection.is_evicted()
 }
 
-/// The response, and its bytes of the budget. One that does not fit is made again when there is room,
-/// so that its value is not held meanwhile.
-fn respond_in_budget<'s>(
+/// Takes the bytes of a response from the budget. One that does not fit is made again when there is room,
+/// so that its value is not held meanwhile. Without room, it becomes an error.
+fn wait_for_budget<'s>(
     service: &'s Service,
     connection: &Connection,
     request: &Request<'_>,
-) -> (Reply, Option<ByteGuard<'s>>) {
+    reply: &mut Reply,
+) -> Option<ByteGuard<'s>> {
     let is_for_peers = service.endpoint.is_below_base(request.path());
     let (budget, is_stranger) = (&service.response_bytes, is_stranger(connection));
     let (mut deadline, mut guard) = (None, None::<ByteGuard<'_>>);
     loop {
-        let reply = respond(service, connection, request);
         let len = reply.body_len();
         if len <= UNCOUNTED_RESPONSE {
-            return (reply, None);
+            return None;
         }
         // The value may be another one than before the wait.
         guard = guard.filter(|guard| len <= guard.bytes());
         guard = guard.or_else(|| budget.take(len, is_stranger));
         if guard.is_some() {
-            return (reply, guard);
+            return guard;
         }
-        drop(reply);
+        *reply = Response::from(NO_ROOM).into();
         let max = service.limits.max_request_time;
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + max);
         if is_for_peers {
             guard = budget.wait_for(len, is_stranger, deadline);
         }
-        if guard.is_none() {
-            return (Response::from(NO_ROOM).into(), None);
-        }
+        guard.as_ref()?;
+        *reply = respond(service, connection, request);
     }
 }
 

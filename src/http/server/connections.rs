@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::limits::ServerLimits;
+use crate::clock::{Clock, Tick};
 use crate::http::config::KnownPeers;
 use crate::nesting::Origin;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +28,8 @@ pub(crate) struct Connection {
     pub thread: OnceLock<ThreadId>,
     /// How many peers of the pool have this address; 0 for a stranger.
     peers: usize,
-    accepted: Instant,
+    clock: Clock,
+    accepted: Tick,
     /// [`BUSY`] while a request is under way, [`GONE`] if its client seems to have left, and [`EVICTED`]
     /// once the connection has to make room. While it is idle: the time when it became so, in milliseconds
     /// since `accepted`. While a body arrives: [`RECEIVING`] and the time when that began.
@@ -41,12 +43,14 @@ const RECEIVING: u64 = 1 << 62;
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, addr: SocketAddr, peers: &dyn KnownPeers) -> Arc<Self> {
+        let clock = Clock::system();
         Arc::new(Connection {
             stream,
             addr,
             thread: OnceLock::new(),
             peers: peers.peers_at(addr.ip().to_canonical()),
-            accepted: Instant::now(),
+            accepted: clock.now(),
+            clock,
             state: AtomicU64::new(0),
         })
     }
@@ -60,12 +64,13 @@ impl Connection {
     /// Marks the connection as one that may be closed to make room, and that a shutdown closes.
     #[inline]
     pub(crate) fn set_idle(&self) {
-        self.change(millis(self.accepted.elapsed()));
+        // Up to 10 ms early: it is called after each request.
+        self.change(millis(self.clock.recent().since(self.accepted)));
     }
 
     /// Marks the connection as one that may be closed to make room, although a request is under way.
     pub(crate) fn set_receiving(&self) {
-        self.change(RECEIVING | millis(self.accepted.elapsed()));
+        self.change(RECEIVING | millis(self.age()));
     }
 
     /// Marks the connection as the first to make room: its client reads no response.
@@ -111,16 +116,20 @@ impl Connection {
         }
     }
 
+    /// The time since the accept.
+    fn age(&self) -> Duration {
+        self.clock.now().since(self.accepted)
+    }
+
     /// How long the connection has been idle; `None` if it is busy or evicted.
     fn idle(&self) -> Option<Duration> {
         match self.state.load(Ordering::SeqCst) {
             BUSY | EVICTED => None,
             GONE => Some(Duration::MAX),
-            since => Some(
-                self.accepted
-                    .elapsed()
-                    .saturating_sub(Duration::from_millis(since & !RECEIVING)),
-            ),
+            since => {
+                let since = Duration::from_millis(since & !RECEIVING);
+                Some(self.age().saturating_sub(since))
+            }
         }
     }
 

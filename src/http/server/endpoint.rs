@@ -51,25 +51,26 @@ impl Endpoint {
     /// Does not unwind. Runs the context hook on this thread, and the getter on a loader thread.
     /// `limits` bounds the wait for the getter.
     pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
-        let reply = self.respond_unmarked(request, limits)?;
-        let reply = match self.membership.is_held() {
-            true => reply
-                .into_response()
-                .with_own_header(wire::LEAVING_HEADER, "1")
-                .into(),
-            false => reply,
+        // Changed in place: a reply is large.
+        let mut reply = self.respond_unmarked(request, limits);
+        reply.as_ref()?;
+        let with_header = |reply: Reply, name, value: &str| {
+            Reply::from(reply.into_response().with_own_header(name, value))
         };
-        let Some(mark) = request.head().peers_mark else {
-            return Some(with_cache_status(reply));
-        };
-        Some(match self.membership.compare_header(mark) {
-            None | Some(MarkOf::Same) => reply,
-            Some(MarkOf::Other | MarkOf::ThisProcess) => {
-                let (response, own) = (reply.into_response(), self.membership.own());
-                let response = response.with_own_header(wire::PEERS_HEADER, &own.header);
-                response.into()
-            }
-        })
+        if self.membership.is_held() {
+            reply = reply.map(|reply| with_header(reply, wire::LEAVING_HEADER, "1"));
+        }
+        match request.head().peers_mark {
+            None => reply = reply.map(with_cache_status),
+            Some(mark) => match self.membership.compare_header(mark) {
+                None | Some(MarkOf::Same) => {}
+                Some(MarkOf::Other | MarkOf::ThisProcess) => {
+                    let own = self.membership.own();
+                    reply = reply.map(|reply| with_header(reply, wire::PEERS_HEADER, &own.header));
+                }
+            },
+        }
+        reply
     }
 
     fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
@@ -77,7 +78,7 @@ impl Endpoint {
         if request.method() != "GET" {
             return self.respond_to_other(request, limits).map(Reply::from);
         }
-        let reply = match wire::parse_path(base, path, self.plus_is_space) {
+        Some(match wire::parse_path(base, path, self.plus_is_space) {
             Err(PathError::Outside) => return None,
             Err(PathError::Malformed(_)) if path[base.len()..] == *wire::PEERS_PAGE => {
                 self.peers_page(request).into()
@@ -91,16 +92,8 @@ impl Endpoint {
                 bad_path(error).into()
             }
             Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
-            Ok(path) => {
-                let hash = wire::key_hash(&path.group, &path.key);
-                let found = self.get(request, limits, &path.group, &path.key, hash);
-                found.map_or_else(
-                    |error| with_key(error, hash),
-                    |found| found.unless_known(request.head().known_value),
-                )
-            }
-        };
-        Some(reply)
+            Ok(path) => self.get(request, limits, &path),
+        })
     }
 
     /// The response to a request that is not a GET.
@@ -141,44 +134,28 @@ impl Endpoint {
         }
     }
 
-    fn get(
-        &self,
-        request: &Request<'_>,
-        limits: LoadLimits<'_>,
-        group: &str,
-        key: &str,
-        hash: u64,
-    ) -> Result<ValueReply, Response> {
-        let group = self.group(group)?;
-        let timeout = timeout_of(request)?;
+    fn get(&self, request: &Request<'_>, limits: LoadLimits<'_>, path: &PeerPath<'_>) -> Reply {
+        let hash = wire::key_hash(&path.group, &path.key);
+        let (group, timeout) = match (self.group(&path.group), timeout_of(request)) {
+            (Ok(group), Ok(timeout)) => (group, timeout),
+            (Err(error), _) | (_, Err(error)) => return with_key(error, hash),
+        };
+        let known = request.head().known_value;
+        let unix_nanos = || group.clock().unix_nanos();
         // A cached value needs no context. But if there is a hook, it runs for each request for one
         // key.
-        let cached = self.context.is_none().then(|| group.serve_peer_cached(key));
-        let unix_nanos = || group.clock().unix_nanos();
-        // The times of the response count from the arrival of the request.
-        let (found, arrived) = match cached.flatten() {
-            Some(found) => (found, None),
-            None => {
-                let arrived = unix_nanos();
-                let wait = LoadWait::new(limits, timeout);
-                (self.load(request, wait, &group, key)?, Some(arrived))
+        if self.context.is_none() {
+            if let Some(found) = group.serve_peer_cached(&path.key) {
+                return reply_with(found, hash, known, unix_nanos);
             }
-        };
-        let ttl_nanos = found.ttl.map(nanos);
-        let expire = |ttl| {
-            arrived
-                .unwrap_or_else(unix_nanos)
-                .saturating_add_unsigned(ttl)
-        };
-        let fields = Fields {
-            expire_unix_nanos: ttl_nanos.map(expire),
-            ..fields_of(&found)
-        };
-        Ok(ValueReply {
-            key_hash: hash,
-            value: found.value,
-            fields,
-        })
+        }
+        // The times of the response count from the arrival of the request.
+        let arrived = unix_nanos();
+        let wait = LoadWait::new(limits, timeout);
+        match self.load(request, wait, &group, &path.key) {
+            Ok(found) => reply_with(found, hash, known, || arrived),
+            Err(error) => with_key(error, hash),
+        }
     }
 
     /// The explanation of a key, for the operator.
@@ -259,6 +236,7 @@ impl Endpoint {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn group(&self, name: &str) -> Result<Group, Response> {
         self.registry.get_group(name).ok_or_else(|| {
             let message = format!("there is no group {name:?} here");
@@ -312,6 +290,32 @@ fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     match request.head().timeout {
         Some(None) => Err(Response::text(400, "the time-out is not a number")),
         timeout => Ok(timeout.flatten()),
+    }
+}
+
+/// The reply with the value of the key with this hash, or without it if the client has cached it. `now`
+/// is the wall clock at the begin of the times.
+#[inline]
+fn reply_with(
+    found: PeerResponse,
+    hash: u64,
+    known: Option<u64>,
+    now: impl FnOnce() -> i64,
+) -> Reply {
+    let ttl_nanos = found.ttl.map(nanos);
+    let expire = |ttl| now().saturating_add_unsigned(ttl);
+    let fields = Fields {
+        expire_unix_nanos: ttl_nanos.map(expire),
+        ..fields_of(&found)
+    };
+    let value = ValueReply {
+        key_hash: hash,
+        value: found.value,
+        fields,
+    };
+    match known {
+        None => Reply::Value(value),
+        Some(known) => value.unless_known(known),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::peers::PeerResponse;
 use crate::wire::Fields;
 
 /// The fields of a response, without the point in time when the value expires.
+#[inline]
 pub(super) fn fields_of(found: &PeerResponse) -> Fields {
     Fields {
         ttl_nanos: found.ttl.map(nanos),

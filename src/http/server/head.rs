@@ -171,6 +171,7 @@ impl<'h> ParsedHead<'h> {
     }
 
     /// This head with the target of `similar`.
+    #[inline]
     pub(crate) fn with_target_of<'s>(
         &'s self,
         similar: &'s [u8],

@@ -19,10 +19,8 @@ pub(crate) struct ValueReply {
 
 impl ValueReply {
     /// The value, or a 304 with its fields if the client has cached the value with this hash.
-    pub(super) fn unless_known(self, known: Option<u64>) -> Reply {
-        let is_known =
-            known.is_some_and(|known| known == wire::value_hash(self.key_hash, &self.value));
-        if !is_known {
+    pub(super) fn unless_known(self, known: u64) -> Reply {
+        if known != wire::value_hash(self.key_hash, &self.value) {
             return Reply::Value(self);
         }
         let fields = wire::encode_unchanged(self.key_hash, &self.fields);

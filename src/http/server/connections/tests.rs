@@ -45,9 +45,8 @@ impl Tested {
         let addr = self.listener.local_addr().expect("addr");
         let stream = TcpStream::connect(addr).expect("connect");
         let mut connection = Connection::new(stream, SocketAddr::new(ip.into(), 1), &self.peers);
-        Arc::get_mut(&mut connection)
-            .expect("one reference")
-            .accepted -= AGE;
+        let own = Arc::get_mut(&mut connection).expect("one reference");
+        own.accepted = own.accepted.before(AGE).expect("a tick");
         connection.set_busy();
         let connections = &self.connections;
         connections.admit(&connection, &self.limits, &self.peers)
