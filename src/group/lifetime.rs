@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Tick;
+use crate::clock::{Clock, Tick};
 use crate::peers::PeerResponse;
 use crate::store::{Hit, Kept};
 
@@ -98,6 +98,16 @@ impl Lifetime {
             fresh_until: earlier(self.fresh_until, fresh),
             expires: earlier(self.expires, expires),
         }
+    }
+
+    /// Whether the value has no end of its own, and a known begin from which a group's time to live counts.
+    pub(super) fn is_endless(&self) -> bool {
+        self.expires.is_none() && self.begun.is_some()
+    }
+
+    /// Whether the value may not be served any more.
+    pub(super) fn is_over(&self, clock: &Clock) -> bool {
+        self.expires.is_some_and(|end| end <= clock.now())
     }
 
     /// The time from the begin of the load to the end of the time to live; the longest time if one of the

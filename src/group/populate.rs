@@ -156,28 +156,26 @@ impl Inner {
             owner_qps,
             is_renewal,
         } = value;
-        let group_ttl = self.freshness.time_to_live;
+        let (getters, group_ttl) = (&self.getter_flights, self.freshness.time_to_live);
         let (share, flights, ttl) = match placement {
-            Placement::Main | Placement::Warm => (
-                CacheType::Main,
-                &self.getter_flights,
-                self.freshness.jittered_ttl(),
-            ),
+            Placement::Main | Placement::Warm => {
+                (CacheType::Main, getters, self.freshness.jittered_ttl())
+            }
             Placement::Hot => (CacheType::Hot, &self.peer_flights, group_ttl),
             Placement::Fallback | Placement::Misdirected => {
                 let ttl = group_ttl.map_or(FALLBACK_TTL, |ttl| ttl.min(FALLBACK_TTL));
-                (CacheType::Main, &self.getter_flights, Some(ttl))
+                (CacheType::Main, getters, Some(ttl))
             }
         };
+        let is_shortened = placement.is_for_another() && lifetime.is_endless();
         let lifetime = self.at_most(lifetime, ttl, begun.at);
-        let is_over = |end| end <= self.store.clock().now();
         // Two warmed values at the same time could both find the last room.
         let _alone = (placement == Placement::Warm).then(|| self.warm_inserts.lock());
         let admitted =
             placement != Placement::Hot || self.hot_admission.admits(key, view, owner_qps);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep && begun.is_kept)
-            || lifetime.expires.is_some_and(is_over)
+            || lifetime.is_over(self.store.clock())
             || self.store.capacity() == 0
             || placement == Placement::Warm && !self.store.has_room(key.len() + view.len())
         {
@@ -194,6 +192,7 @@ impl Inner {
             is_renewal,
             share,
             expires: lifetime.expires,
+            is_shortened,
             begun: lifetime.begun,
             loaded_at: begun.generation,
             is_forgotten: &|| flights.forgets(hash.get()) != begun.forgets,

@@ -139,8 +139,7 @@ impl Inner {
         if recent.is_none() {
             match load(&self.with_stale_served(ctx, key)) {
                 Err(error) if is_failure(error.kind()) => {
-                    let is_over = |end| end <= clock.now();
-                    if old.lifetime.expires.is_some_and(is_over) {
+                    if old.lifetime.is_over(clock) {
                         return Err(error);
                     }
                     log::debug!("group {}: a stale value is served: {error}", self.name);

@@ -7,6 +7,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::Result;
 use crate::peers::PeerResponse;
+use crate::store::Hit;
 use crate::sync::Arc;
 
 impl Group {
@@ -50,10 +51,13 @@ impl Group {
         if self.inner.is_doubtful_copy(LoadKey { hash, key }, &hit) {
             return None;
         }
-        let loaded = match hit.is_due {
+        // The peer may be the owner, which was away.
+        let full = self.inner.full_lifetime(&hit);
+        let mut loaded = match hit.is_due {
             true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
             false => self.inner.loaded(hit),
         };
+        loaded.lifetime = full.unwrap_or(loaded.lifetime);
         self.inner.counters.add(|loads| &loads.server_requests);
         let now = self.inner.store.clock().now();
         Some(PeerResponse {
@@ -103,6 +107,14 @@ impl Inner {
             load_time: self.store.clock().now().since(arrived),
             ..self.peer_response(value, arrived)
         })
+    }
+
+    /// The times that a cached value has at the owner of its key, if they are [shortened](Hit::is_shortened)
+    /// here.
+    fn full_lifetime(&self, hit: &Hit) -> Option<Lifetime> {
+        let begun = hit.begun.tick().filter(|_| hit.is_shortened)?;
+        let (ttl, allowance) = (self.freshness.time_to_live, self.freshness.allowance());
+        Some(Lifetime::of_load(begun, ttl, allowance))
     }
 
     /// The response with a value to a request that arrived at this time.

@@ -215,8 +215,7 @@ impl Inner {
         let hash = self.store.hash(key);
         let clock = self.store.clock();
         let lifetime = self.lifetime_of_set(ttl);
-        let is_over = lifetime.expires.is_some_and(|end| end <= clock.now());
-        let is_kept = !is_over && self.store.capacity() != 0;
+        let is_kept = !lifetime.is_over(clock) && self.store.capacity() != 0;
         let adopted = is_kept.then(|| self.store.adopt(hash, key, &mut value, None));
         let Some(data) = adopted.flatten() else {
             self.remove_here(key, counted);
@@ -229,6 +228,7 @@ impl Inner {
             data,
             has_etag: false,
             is_renewal: false,
+            is_shortened: false,
             share: CacheType::Main,
             expires: lifetime.expires,
             begun: lifetime.begun,

@@ -77,6 +77,7 @@ impl Model {
             begun: None,
             has_etag: false,
             is_renewal: false,
+            is_shortened: false,
             loaded_at,
             is_forgotten: &|| false,
         };

@@ -85,6 +85,8 @@ pub(crate) struct Hit {
     /// See [`NewEntry::begun`].
     pub(crate) begun: LoadTime,
     pub(crate) share: CacheType,
+    /// See [`NewEntry::is_shortened`].
+    pub(crate) is_shortened: bool,
     /// Whether it expires within the margin of `Store::raise_margin`.
     pub(crate) is_due: bool,
 }
@@ -101,6 +103,9 @@ pub(crate) struct NewEntry<'a> {
     pub(crate) is_renewal: bool,
     pub(crate) share: CacheType,
     pub(crate) expires: Option<Tick>,
+    /// Whether it only expires because another process owns the key. That process may keep the value as
+    /// long as the options of the group allow.
+    pub(crate) is_shortened: bool,
     /// A time at or before the begin of the value's load, in whatever process that was. `None` if it is
     /// not known, or too long ago to be kept.
     pub(crate) begun: Option<Tick>,

@@ -235,6 +235,7 @@ mod tests {
             data: view.allocation().expect("the view has bytes"),
             has_etag: false,
             is_renewal: false,
+            is_shortened: false,
             share: CacheType::Main,
             expires: ttl.map(|ttl| store.clock().now().after(ttl)),
             begun: None,

@@ -98,6 +98,7 @@ impl Shard {
         let same = self.slot_of(new.hash, new.key).filter(|slot| {
             slot.data.as_ptr() == new.data.as_ptr()
                 && slot.meta.share() == new.share
+                && slot.meta.state().is_shortened() == new.is_shortened
                 // The weight depends on it.
                 && slot.expires().is_some() == new.expires.is_some()
         });

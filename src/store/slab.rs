@@ -41,6 +41,7 @@ const FREQ: u8 = 7;
 const HOT: u8 = 8;
 const IN_MAIN_QUEUE: u8 = 16;
 const TAGGED: u8 = 32;
+const SHORTENED: u8 = 64;
 
 /// The state of an entry at one time.
 #[derive(Clone, Copy)]
@@ -59,6 +60,11 @@ impl EntryState {
     #[inline]
     pub(super) fn is_tagged(self) -> bool {
         self.0 & TAGGED != 0
+    }
+
+    /// See [`NewEntry::is_shortened`].
+    pub(super) fn is_shortened(self) -> bool {
+        self.0 & SHORTENED != 0
     }
 
     /// The number of bytes behind the value of this entry.
@@ -212,6 +218,7 @@ impl SlotRef<'_> {
             expires: self.expires(),
             begun: self.begun(),
             share: self.meta.share(),
+            is_shortened: self.meta.state().is_shortened(),
             is_due,
         }
     }
@@ -327,10 +334,11 @@ impl Slab {
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, weight: u64) -> Option<u32> {
         let share = if new.share == CacheType::Hot { HOT } else { 0 };
         let tagged = if new.has_etag { TAGGED } else { 0 };
+        let shortened = if new.is_shortened { SHORTENED } else { 0 };
         let meta = EntryMeta {
             key_len: u16::try_from(new.key.len()).ok()?,
             tag: tag_of(new.hash.short()),
-            state: AtomicU8::new(share | tagged),
+            state: AtomicU8::new(share | tagged | shortened),
         };
         let link = SlotLink::new(new.hash.short(), weight)?;
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);

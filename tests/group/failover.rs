@@ -71,6 +71,34 @@ fn value_of_dead_owner_is_kept_ten_seconds() {
 }
 
 #[test]
+fn owner_that_is_back_may_keep_the_value_longer_than_ten_seconds() {
+    let clock = Clock::manual();
+    let dead = FakePeer::failing(ErrorKind::Peer, REFUSED);
+    let options = among("gutter", all_keys_at(&[&dead]))
+        .clock(clock.clone())
+        .time_to_live(seconds(60));
+    let getter = getter_fn(|_, key, dest| {
+        if let Ok(n) = key.parse() {
+            dest.expire_in(seconds(n));
+        }
+        Ok(dest.set_str(key)?)
+    });
+    let group = options.build(getter).expect("a group");
+    let cached = |key: &str| group.serve_peer_cached(key);
+    for key in ["no end", "30", "5"] {
+        group.get(key).expect("a value");
+    }
+    clock.advance(seconds(2));
+    let left = |key| cached(key).expect("it is cached").ttl;
+    assert_eq!(left("no end"), Some(seconds(58)));
+    // The end that a getter chose is not known any more.
+    assert_eq!(left("30"), Some(seconds(8)));
+    assert_eq!(left("5"), Some(seconds(3)));
+    clock.advance(seconds(8));
+    assert!(cached("no end").is_none(), "here it is gone after 10 s");
+}
+
+#[test]
 fn key_is_loaded_here_when_peer_lacks_the_group() {
     let new = FakePeer::failing(ErrorKind::UnknownGroup, "no such group");
     let next = FakePeer::echo();

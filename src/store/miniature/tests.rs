@@ -144,6 +144,7 @@ fn miniature_hits_as_often_as_a_store() {
                 data: view.allocation().expect("bytes"),
                 has_etag: false,
                 is_renewal: false,
+                is_shortened: false,
                 share: CacheType::Main,
                 expires: None,
                 begun: None,

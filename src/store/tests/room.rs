@@ -102,6 +102,7 @@ fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
         data: view.allocation().expect("bytes"),
         has_etag: false,
         is_renewal: false,
+        is_shortened: false,
         share: CacheType::Main,
         expires: None,
         begun: None,
