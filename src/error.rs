@@ -86,6 +86,8 @@ pub enum ErrorKind {
     InvalidPeer,
     /// Two of the peers are the same.
     DuplicatePeer,
+    /// The list of peers is empty.
+    NoPeers,
     /// A peer picker is registered already.
     AlreadyRegistered,
     /// A change reached this process, but not all peers confirmed it: see [`Error::partial`].
@@ -262,6 +264,7 @@ impl ErrorKind {
             ErrorKind::InvalidBasePath => "a base path begins and ends with a slash",
             ErrorKind::InvalidPeer => "a peer is a URL such as http://10.0.0.1:8080",
             ErrorKind::DuplicatePeer => "a peer is listed twice",
+            ErrorKind::NoPeers => "a list of peers has at least this process",
             ErrorKind::AlreadyRegistered => "a peer picker is registered already",
             ErrorKind::Partial => "some peers did not confirm the change",
             ErrorKind::InvalidDump => "the file is not a dump of this group",

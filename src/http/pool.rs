@@ -94,6 +94,9 @@ impl HttpPool {
     /// URL even if it is written differently in the list (case of the host, port 80, slash at the
     /// end), and its own [id](crate::http::HttpPoolBuilder::id).
     ///
+    /// An empty list is an error, because it is usually the result of a look-up that failed. A process that
+    /// is to be alone sets a list of itself only. One that is about to end calls [`leave`](Self::leave).
+    ///
     /// This call opens no connection and does not wait for name look-ups. Names are looked up in
     /// the background. If a name is not found, only the requests to that peer fail. A peer whose
     /// URL was in the old list, with the same text, keeps its connections. Requests under way use
@@ -102,10 +105,11 @@ impl HttpPool {
     ///
     /// # Errors
     ///
-    /// [`InvalidPeer`] or [`DuplicatePeer`]. After an error, the peers are unchanged.
+    /// [`InvalidPeer`], [`DuplicatePeer`] or [`NoPeers`]. After an error, the peers are unchanged.
     ///
     /// [`InvalidPeer`]: crate::ErrorKind::InvalidPeer
     /// [`DuplicatePeer`]: crate::ErrorKind::DuplicatePeer
+    /// [`NoPeers`]: crate::ErrorKind::NoPeers
     pub fn set<I>(&self, peers: I) -> Result<()>
     where
         I: IntoIterator,

@@ -42,6 +42,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> (u16, &'static str) {
         | ErrorKind::InvalidBasePath
         | ErrorKind::InvalidPeer
         | ErrorKind::DuplicatePeer
+        | ErrorKind::NoPeers
         | ErrorKind::AlreadyRegistered
         | ErrorKind::Partial
         | ErrorKind::InvalidDump
@@ -138,7 +139,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Kind at the owner, status, header, kind at the caller.
-    const MAPPINGS: [(K, u16, &str, K); 26] = [
+    const MAPPINGS: [(K, u16, &str, K); 27] = [
         (K::NotFound, 404, "not-found", K::NotFound),
         (K::UnknownGroup, 404, "unknown-group", K::UnknownGroup),
         (K::Getter, 503, "getter", K::Getter),
@@ -162,6 +163,7 @@ mod tests {
         (K::InvalidBasePath, 503, "getter", K::Getter),
         (K::InvalidPeer, 503, "getter", K::Getter),
         (K::DuplicatePeer, 503, "getter", K::Getter),
+        (K::NoPeers, 503, "getter", K::Getter),
         (K::AlreadyRegistered, 503, "getter", K::Getter),
         (K::Partial, 503, "getter", K::Getter),
         (K::NotCached, 503, "getter", K::Getter),

@@ -1,6 +1,7 @@
 //! Faults: each test makes one happen, for real where it can, and checks the effect on callers.
 //!
 //! - `cold_restart`: a node starts without its values, and its origin serves few loads at a time.
+//! - `flapping_lists`: the lists of peers change again and again.
 //! - `getters`: the getter fails, panics, hangs or is slow.
 //! - `planned_changes`: nodes join, leave, and are restarted.
 //! - `rings`: nodes have different lists of peers; many callers want one key; the wall clock jumps.
@@ -35,6 +36,8 @@ mod common;
 #[allow(dead_code, reason = "the helpers of another test program")]
 #[path = "../promise/harness/namespaces.rs"]
 mod namespaces;
+#[path = "../promise/harness/process.rs"]
+mod process_handle;
 #[allow(dead_code, reason = "the helpers of another test program")]
 #[path = "../http/server/support.rs"]
 mod raw_client;
@@ -44,6 +47,7 @@ mod raw_server;
 
 mod cold_restart;
 mod dumps;
+mod flapping_lists;
 mod getters;
 mod held_connections;
 mod hostile_clients;

@@ -454,7 +454,7 @@ impl fmt::Debug for Picker {
     }
 }
 
-/// Parses a list of peers and checks that no id and no address is in it twice.
+/// Parses a list of peers and checks that it is not empty, and that no id and no address is in it twice.
 fn check_list(peers: impl Iterator<Item = Peer>) -> Result<Vec<CheckedPeer>> {
     let duplicate = |message: String| Error::new(ErrorKind::DuplicatePeer, message);
     let (mut ids, mut addresses) = (HashSet::new(), HashMap::new());
@@ -470,6 +470,10 @@ fn check_list(peers: impl Iterator<Item = Peer>) -> Result<Vec<CheckedPeer>> {
             return Err(duplicate(format!("two peers have the id {:?}", peer.id)));
         }
         list.push(CheckedPeer { peer, url });
+    }
+    if list.is_empty() {
+        // Usually a look-up that failed. Each process would load all keys.
+        return Err(ErrorKind::NoPeers.into());
     }
     Ok(list)
 }

@@ -203,7 +203,7 @@ fn without_peers_this_process_owns_every_key() {
     assert_eq!(pool.owner("k"), None);
     pool.set([NODES[1]]).unwrap();
     assert!(pool.pick_peer("k").is_some());
-    pool.set::<[&str; 0]>([]).unwrap();
+    pool.set([NODES[0]]).unwrap();
     assert!(pool.pick_peer("k").is_none());
 }
 
@@ -220,6 +220,22 @@ fn this_process_is_found_in_the_list_by_any_form_of_its_url() {
         assert_eq!(pool.owner("k").as_deref(), Some(listed));
         assert_eq!(pool.self_url(), own);
     }
+}
+
+/// A look-up of peers that fails can return none. Then no process must take all keys for its own.
+#[test]
+fn empty_list_changes_nothing() {
+    let pool = builder(NODES[0]).build().unwrap();
+    for urls in [Vec::new(), NODES.to_vec()] {
+        if !urls.is_empty() {
+            pool.set(&urls).unwrap();
+        }
+        let error = pool.set([""; 0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoPeers);
+        assert_eq!(pool.urls(), urls);
+    }
+    pool.set(&NODES[..1]).unwrap();
+    assert_eq!(pool.owner("k").as_deref(), Some(NODES[0]));
 }
 
 #[test]
@@ -347,7 +363,7 @@ fn request_in_flight_succeeds_after_the_removal_of_its_peer() {
     thread::scope(|scope| {
         let request = scope.spawn(|| get(&pool, "k"));
         has_arrived.recv().unwrap();
-        pool.set::<[&str; 0]>([]).unwrap();
+        pool.set([pool.self_url()]).unwrap();
         release.send(()).unwrap();
         assert_eq!(request.join().unwrap().unwrap().value, "late");
     });
