@@ -1,4 +1,5 @@
-use std::io::Cursor;
+use std::io::{Cursor, Write};
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 
@@ -123,14 +124,20 @@ fn damaged_header_refuses_the_whole() {
     }
 }
 
-#[test]
-fn failed_write_leaves_the_old_file() {
-    let folder = std::env::temp_dir().join(format!("larder-dump-{}", std::process::id()));
+/// A new folder, and the path of a file in it that holds "old".
+fn old_file(test: &str) -> (PathBuf, PathBuf) {
+    let folder = std::env::temp_dir().join(format!("larder-{test}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let path = folder.join("dump");
-    write_atomically(&path, |file| std::io::Write::write_all(file, b"old")).expect("written");
+    write_atomically(&path, |file| file.write_all(b"old")).expect("written");
+    (folder, path)
+}
+
+#[test]
+fn failed_write_leaves_the_old_file() {
+    let (folder, path) = old_file("dump");
     let full = |file: &mut SyncedWriter<'_>| {
-        std::io::Write::write_all(file, b"new")?;
+        file.write_all(b"new")?;
         Err::<(), _>(std::io::Error::from(std::io::ErrorKind::StorageFull))
     };
     let error = write_atomically(&path, full).expect_err("no space");
@@ -143,6 +150,18 @@ fn failed_write_leaves_the_old_file() {
         let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions());
         assert_eq!(mode & 0o777, 0o600);
     }
+    std::fs::remove_dir_all(&folder).expect("ours");
+}
+
+/// A device that cannot be synced stands for a disk that fails then.
+#[cfg(target_os = "linux")]
+#[test]
+fn file_that_cannot_be_synced_does_not_replace_the_old_one() {
+    let (folder, path) = old_file("sync");
+    let temporary = folder.join("dump.tmp");
+    std::os::unix::fs::symlink("/dev/null", &temporary).expect("a link");
+    write_atomically(&path, |file| file.write_all(b"new")).expect_err("it is not synced");
+    assert_eq!(std::fs::read(&path).expect("the old file"), b"old");
     std::fs::remove_dir_all(&folder).expect("ours");
 }
 

@@ -168,8 +168,11 @@ fn other_group_other_schema_and_other_files_are_refused() {
     let other = Group::builder("others").registry(&Registry::new());
     let other = other.build(|_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?));
     assert_eq!(kind(&other.unwrap(), SCHEMA), ErrorKind::InvalidDump);
-    std::fs::write(&dump.0, "not a dump").unwrap();
-    assert_eq!(kind(&after, SCHEMA), ErrorKind::InvalidDump);
+    let whole = std::fs::read(&dump.0).unwrap();
+    for bytes in [&whole[..40], &whole[..8], b"not a dump", b""] {
+        std::fs::write(&dump.0, bytes).unwrap();
+        assert_eq!(kind(&after, SCHEMA), ErrorKind::InvalidDump, "{bytes:?}");
+    }
     std::fs::remove_file(&dump.0).unwrap();
     assert_eq!(kind(&after, SCHEMA), ErrorKind::Io);
     assert_eq!(after.entry_count(), 0);

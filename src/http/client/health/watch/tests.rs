@@ -7,11 +7,16 @@ use crate::http::client::health::breaker::ExchangeEnd;
 struct Fake {
     is_up: std::sync::atomic::AtomicBool,
     probes: std::sync::atomic::AtomicUsize,
+    /// The probes that a caller's thread ran.
+    by_callers: std::sync::atomic::AtomicUsize,
 }
 
 impl Probe for Fake {
     fn probe(&self, _: ProbeOf) -> Result<ProbeAnswer, Error> {
         self.probes.fetch_add(1, Ordering::SeqCst);
+        if std::thread::current().name() != Some("larder-probe") {
+            self.by_callers.fetch_add(1, Ordering::SeqCst);
+        }
         match self.is_up.load(Ordering::SeqCst) {
             true => Ok(ProbeAnswer::Present),
             false => Err(ErrorKind::Peer.into()),
@@ -36,6 +41,7 @@ impl Setting {
             let fake = Fake {
                 is_up: false.into(),
                 probes: 0.into(),
+                by_callers: 0.into(),
             };
             (
                 Arc::new(PeerHealth::new(Duration::from_secs(1))),
@@ -184,6 +190,23 @@ mod threads {
         let health = &setting.peers[1].0;
         wait_until("absent", || health.standing() == Standing::Absent);
         assert_eq!(health.state().0, PeerState::Slow);
+        setting.watch.close();
+    }
+
+    /// A hung peer would keep a caller for the time-out of the probe.
+    #[test]
+    fn no_caller_runs_a_probe() {
+        let setting = Setting::new(4, LONG);
+        make_slow(&setting, &[3]);
+        setting.kill(0);
+        for (_, fake) in [&setting.peers[0], &setting.peers[3]] {
+            wait_until("two probes", || {
+                setting.watch.wake();
+                setting.watch.tick(Instant::now());
+                fake.probes.load(Ordering::SeqCst) >= 2
+            });
+            assert_eq!(fake.by_callers.load(Ordering::SeqCst), 0);
+        }
         setting.watch.close();
     }
 
