@@ -36,8 +36,6 @@ mod common;
 #[allow(dead_code, reason = "the helpers of another test program")]
 #[path = "../promise/harness/namespaces.rs"]
 mod namespaces;
-#[path = "../promise/harness/process.rs"]
-mod process_handle;
 #[allow(dead_code, reason = "the helpers of another test program")]
 #[path = "../http/server/support.rs"]
 mod raw_client;

@@ -155,7 +155,7 @@ impl<'w> Cluster<'w> {
             command.arg(program);
         }
         command.args(arguments);
-        Process::start(command, &options.to_words())
+        Process::spawn(command, &options.to_words())
     }
 
     /// Tells a new process the list, and lets it get.
@@ -173,9 +173,8 @@ impl<'w> Cluster<'w> {
 
     fn ask(&mut self, node: usize, line: &str) -> Result<String> {
         let process = self.processes[node].as_mut();
-        process
-            .ok_or_else(|| Error::other("the node is dead"))?
-            .ask(line)
+        let process = process.ok_or_else(|| Error::other("the node is dead"))?;
+        Ok(process.ask(line))
     }
 
     fn event(&mut self, event: &str) {
@@ -244,7 +243,8 @@ impl<'w> Cluster<'w> {
         let process = self.processes[node].as_ref();
         process
             .ok_or_else(|| Error::other("the node is dead"))?
-            .signal(name)
+            .signal(name);
+        Ok(())
     }
 
     /// Cuts a node off from all others, or connects it again.

@@ -1,28 +1,29 @@
 //! The handle of a process: this program, started again. It answers each line with a line.
 
-use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
+use std::io::{BufRead, BufReader, Result, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
 /// The environment variable with the options of a node. A program that finds it set is a node.
-pub const OPTIONS: &str = "LARDER_PROMISE_NODE";
+pub const OPTIONS: &str = "LARDER_TEST_NODE";
 
 /// The lines of a node begin with this. The test harness prints lines of its own.
 pub const MARK: &str = "> ";
 
-/// Killed when it is dropped.
+/// Killed when it is dropped. The calls panic if the node does not answer.
 pub struct Process {
     pub url: String,
-    child: Child,
+    pub child: Child,
     input: ChildStdin,
     lines: Receiver<String>,
 }
 
 impl Process {
-    /// Starts a node by a command that ends with this program, and waits until it listens.
-    pub fn start(mut command: Command, options: &str) -> Result<Process> {
+    /// Starts a node by a command that ends with this program, and waits until it listens. Its first line is
+    /// its URL.
+    pub fn spawn(mut command: Command, options: &str) -> Result<Process> {
         let mut child = command
             .env(OPTIONS, options)
             .stdin(Stdio::piped())
@@ -44,32 +45,32 @@ impl Process {
             child,
             lines,
         };
-        process.url = process.line()?;
+        process.url = process.line();
         Ok(process)
     }
 
     /// Sends a command and waits for its result.
-    pub fn ask(&mut self, line: &str) -> Result<String> {
-        writeln!(self.input, "{line}")?;
+    pub fn ask(&mut self, line: &str) -> String {
+        self.begin(line);
         self.line()
     }
 
-    fn line(&mut self) -> Result<String> {
+    /// Sends a command. [`line`](Self::line) waits for its result.
+    pub fn begin(&mut self, line: &str) {
+        writeln!(self.input, "{line}").expect("the node runs");
+    }
+
+    /// The next result.
+    pub fn line(&mut self) -> String {
         let line = self.lines.recv_timeout(PATIENCE);
-        line.map_err(|error| {
-            let message = format!("the node {}: {error}", self.url);
-            Error::new(ErrorKind::TimedOut, message)
-        })
+        line.unwrap_or_else(|error| panic!("the node {}: {error}", self.url))
     }
 
     /// Sends a signal, by its name.
-    pub fn signal(&self, name: &str) -> Result<()> {
+    pub fn signal(&self, name: &str) {
         let mut kill = Command::new("kill");
         let status = kill.args(["-s", name, &self.child.id().to_string()]);
-        match status.status()?.success() {
-            true => Ok(()),
-            false => Err(Error::other(format!("cannot send {name}"))),
-        }
+        assert!(status.status().expect("a status").success(), "SIG{name}");
     }
 }
 
