@@ -405,3 +405,31 @@ fn refresh_of_a_value_that_is_fresh_by_now_loads_nothing() {
     clock.advance(Duration::from_secs(5));
     assert_eq!(refreshes(), 1);
 }
+
+/// A removal advances the generation of its key, and forgets the flight then. A load can begin between the two.
+#[test]
+fn value_of_a_forgotten_load_does_not_replace_that_of_a_newer_one() {
+    let (release, released) = channel::<()>();
+    let (released, runs) = (Mutex::new(released), Arc::new(AtomicUsize::new(0)));
+    let counted = runs.clone();
+    let getter = move |_: &Context, _: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        let run = counted.fetch_add(1, Ordering::SeqCst);
+        if run == 0 {
+            released.lock().recv_timeout(PATIENCE)?;
+        }
+        Ok(dest.set_str(&run.to_string())?)
+    };
+    let builder = Group::builder("test").clock(Clock::manual());
+    let group = builder.make(getter, PickerSlot::default());
+    let older = {
+        let group = group.clone();
+        thread::spawn(move || group.get("key"))
+    };
+    eventually(|| runs.load(Ordering::SeqCst) == 1);
+    let hash = group.inner.key("key").hash;
+    group.inner.getter_flights.forget_hashed(hash.get(), "key");
+    assert_eq!(group.get("key").expect("a value"), "1");
+    release.send(()).expect("it runs");
+    assert_eq!(older.join().expect("no panic").expect("a value"), "0");
+    assert_eq!(group.get("key").expect("a value"), "1");
+}

@@ -1,8 +1,9 @@
 //! Failures of loads that are remembered: the getter does not run again for some time.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use larder::{Clock, Context, ErrorKind};
+use larder::{Clock, Context, ErrorKind, PeerResponse};
 
 use crate::common::*;
 use crate::freshness::{Origin, fresh_for_ten, owner_and_copy, value};
@@ -89,6 +90,33 @@ fn failure_is_forgotten_once_a_load_succeeds() {
     clock.advance(seconds(60));
     assert_eq!(group.purge_expired(), 1);
     fails(3);
+}
+
+/// The owner had no thread or no run left. That says nothing about the key.
+#[test]
+fn overload_of_the_owner_is_not_remembered() {
+    let (clock, is_busy) = (Clock::manual(), Arc::new(AtomicBool::new(false)));
+    let busy = is_busy.clone();
+    let owner = FakePeer::new(move |_, _| match busy.load(SeqCst) {
+        true => Err(ErrorKind::Overloaded.into()),
+        false => Ok(PeerResponse::new("value")),
+    });
+    let (getter, loads) = echo();
+    let group = among("busy owner", all_keys_at(&[&owner]))
+        .clock(clock.clone())
+        .time_to_live(seconds(10))
+        .stale_if_error(seconds(5))
+        .build(getter)
+        .expect("a group");
+    assert_eq!(group.get("key").expect("a value"), "value");
+    is_busy.store(true, SeqCst);
+    clock.advance(seconds(11));
+    assert_eq!(group.get("key").expect("the old value"), "value");
+    clock.advance(seconds(5));
+    for calls in 3..5 {
+        assert_eq!(kind(group.get("key")), ErrorKind::Overloaded);
+        assert_eq!((owner.calls(), loads.get()), (calls, 0));
+    }
 }
 
 #[test]
