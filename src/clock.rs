@@ -1,4 +1,4 @@
-//! The clock that measures expiry: the system's monotonic clock, or a manual one for tests.
+//! The clock that measures expiry: the system's monotonic clock, or for tests one that can be moved.
 
 mod boot;
 mod coarse;
@@ -28,6 +28,7 @@ pub struct Clock(ClockKind);
 #[derive(Clone)]
 enum ClockKind {
     System(Arc<SystemClock>),
+    Adjustable(Arc<AdjustableClock>),
     Manual(Arc<ManualClock>),
 }
 
@@ -39,12 +40,32 @@ struct SystemClock {
 }
 
 impl SystemClock {
+    fn new() -> SystemClock {
+        SystemClock {
+            origin: Instant::now(),
+            boot_nanos: boot_nanos(),
+            readings: TickReadings::default(),
+        }
+    }
+
     #[inline]
     fn nanos(&self) -> u64 {
         let since_boot = self
             .boot_nanos
             .and_then(|origin| boot_nanos()?.checked_sub(origin));
         since_boot.unwrap_or_else(|| saturating_nanos(self.origin.elapsed()))
+    }
+}
+
+struct AdjustableClock {
+    system: SystemClock,
+    added_nanos: AtomicU64,
+}
+
+impl AdjustableClock {
+    fn nanos(&self) -> u64 {
+        let added = self.added_nanos.load(SeqCst);
+        self.system.nanos().saturating_add(added)
     }
 }
 
@@ -57,10 +78,15 @@ impl Clock {
     /// The system's clocks: for expiry `CLOCK_BOOTTIME` (Linux) or `CLOCK_MONOTONIC`, `CLOCK_REALTIME` for
     /// the wire.
     pub fn system() -> Self {
-        Clock(ClockKind::System(Arc::new(SystemClock {
-            origin: Instant::now(),
-            boot_nanos: boot_nanos(),
-            readings: TickReadings::default(),
+        Clock(ClockKind::System(Arc::new(SystemClock::new())))
+    }
+
+    /// The system's clocks, and what [`advance`](Self::advance) adds to them. For tests of several processes,
+    /// whose clocks have to run at the same speed, and may jump.
+    pub fn adjustable() -> Self {
+        Clock(ClockKind::Adjustable(Arc::new(AdjustableClock {
+            system: SystemClock::new(),
+            added_nanos: AtomicU64::new(0),
         })))
     }
 
@@ -74,24 +100,27 @@ impl Clock {
         })))
     }
 
-    /// Moves a manual clock and its wall clock forward. The clock stops at the end of its range, 548
-    /// years after its origin. Has no effect on a system clock.
+    /// Moves a manual or adjustable clock and its wall clock forward. The clock stops at the end of its range,
+    /// 548 years after its origin. Has no effect on a system clock.
     pub fn advance(&self, by: Duration) {
-        if let ClockKind::Manual(manual) = &self.0 {
-            let later = |nanos: u64| Some(nanos.saturating_add(saturating_nanos(by)));
-            let _ = manual.nanos.fetch_update(SeqCst, SeqCst, later);
-        }
+        let nanos = match &self.0 {
+            ClockKind::System(_) => return,
+            ClockKind::Adjustable(clock) => &clock.added_nanos,
+            ClockKind::Manual(manual) => &manual.nanos,
+        };
+        let later = |nanos: u64| Some(nanos.saturating_add(saturating_nanos(by)));
+        let _ = nanos.fetch_update(SeqCst, SeqCst, later);
     }
 
-    /// Suspends the system of a manual clock for `time`. The clock and its wall clock move, as a system
-    /// clock does on Linux. Has no effect on a system clock.
+    /// Suspends the system of a manual or adjustable clock for `time`. The clock and its wall clock move, as a
+    /// system clock does on Linux. Has no effect on a system clock.
     pub fn suspend(&self, time: Duration) {
         self.advance(time);
     }
 
     /// Shifts only the wall clock of a manual clock, as an administrator or NTP would. A negative
     /// number shifts it back in time. The wall clock stops at the ends of its range, 292 years before
-    /// and after 1970. Has no effect on a system clock.
+    /// and after 1970. Has no effect on other clocks.
     pub fn shift_wall_clock(&self, by_nanos: i64) {
         if let ClockKind::Manual(manual) = &self.0 {
             let shifted = |offset: i64| Some(offset.saturating_add(by_nanos));
@@ -105,6 +134,7 @@ impl Clock {
     pub fn now(&self) -> Tick {
         let since_origin = match &self.0 {
             ClockKind::System(system) => system.nanos(),
+            ClockKind::Adjustable(clock) => clock.nanos(),
             ClockKind::Manual(manual) => manual.nanos.load(SeqCst),
         };
         Tick(ORIGIN.saturating_add(since_origin))
@@ -138,9 +168,10 @@ impl Clock {
     /// that.
     pub fn unix_nanos(&self) -> i64 {
         match &self.0 {
-            ClockKind::System(_) => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
+            ClockKind::System(_) => system_unix_nanos(),
+            ClockKind::Adjustable(clock) => {
+                system_unix_nanos().saturating_add_unsigned(clock.added_nanos.load(SeqCst))
+            }
             ClockKind::Manual(manual) => manual
                 .unix_offset_nanos
                 .load(SeqCst)
@@ -159,6 +190,7 @@ impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             ClockKind::System(_) => "Clock::system",
+            ClockKind::Adjustable(_) => "Clock::adjustable",
             ClockKind::Manual(_) => "Clock::manual",
         })
     }
@@ -202,6 +234,12 @@ impl Tick {
     }
 }
 
+fn system_unix_nanos() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
 fn saturating_nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -217,6 +255,23 @@ mod tests {
         assert_eq!(clock.now(), start);
         clock.clone().advance(Duration::from_secs(3));
         assert_eq!(clock.now().since(start), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn adjustable_clock_moves_with_the_time_and_by_advance() {
+        let clock = Clock::adjustable();
+        let before = Instant::now();
+        let (tick, unix) = (clock.now(), clock.unix_nanos());
+        let after = Instant::now();
+        let hour = Duration::from_secs(3600);
+        clock.clone().advance(hour);
+        while after.elapsed() < Duration::from_millis(2) {}
+        let least = after.elapsed();
+        let since = clock.now().since(tick);
+        assert!(since >= hour + least && since <= hour + before.elapsed());
+        assert!(clock.recent().since(tick) >= hour + least);
+        assert!(clock.unix_nanos() >= unix + hour.as_nanos() as i64);
+        assert!(!clock.is_well_before(Tick::NEVER.nanos()));
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn operate(time: Duration, seed: u64, nodes: usize) -> Result<(), BoxError> {
         program: vec![OsString::from(std::env::current_exe()?)],
         seed,
         namespaces: false,
-        manual_clock: false,
+        adjustable_clock: false,
         unverified_ms: 0,
     };
     let begun = Instant::now();

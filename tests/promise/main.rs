@@ -55,7 +55,7 @@ fn setup(nodes: usize) -> Setup {
         program,
         seed: 1,
         namespaces: false,
-        manual_clock: false,
+        adjustable_clock: false,
         unverified_ms: 0,
     }
 }
@@ -100,7 +100,7 @@ fn delayed_requests() {
 fn node_that_is_cut_off() {
     assert_kept(
         Setup {
-            manual_clock: true,
+            adjustable_clock: true,
             ..setup(3)
         },
         Fault::Cut,

@@ -25,7 +25,7 @@ pub struct Setup {
     pub seed: u64,
     /// Whether each process has a network of its own. Needs root.
     pub namespaces: bool,
-    pub manual_clock: bool,
+    pub adjustable_clock: bool,
     /// `max_unverified` in milliseconds, 0 for none.
     pub unverified_ms: u64,
 }
@@ -142,7 +142,7 @@ impl<'w> Cluster<'w> {
             dir: self.dir.0.clone(),
             addr: address,
             keys: KEYS,
-            manual_clock: self.setup.manual_clock,
+            adjustable_clock: self.setup.adjustable_clock,
             unverified_ms: self.setup.unverified_ms,
             seed: self.setup.seed,
         };
@@ -319,7 +319,7 @@ impl<'w> Cluster<'w> {
 
     /// Moves the clocks of all nodes, if they are manual ones.
     pub fn advance(&mut self, time: Duration) -> Result<()> {
-        if self.setup.manual_clock {
+        if self.setup.adjustable_clock {
             for node in 0..self.nodes() {
                 self.ask(node, &format!("advance {}", time.as_millis()))?;
             }
