@@ -249,6 +249,9 @@ impl<'w> Cluster<'w> {
 
     /// Cuts a node off from all others, or connects it again.
     pub fn set_cut(&mut self, node: usize, is_cut: bool) -> Result<()> {
+        if is_cut {
+            self.judge.note_cut(clock::now());
+        }
         if let Some(namespaces) = &self.namespaces {
             namespaces.set_link(node, !is_cut)?;
         } else {

@@ -19,6 +19,8 @@ pub struct Judge {
     exchanges: Vec<Vec<(u64, u64)>>,
     /// By node: when it was started again, with nothing in its cache but what it took from a dump.
     restarts: Vec<Vec<u64>>,
+    /// When nodes were cut off.
+    cuts: Vec<u64>,
     /// The gets that were judged once.
     judged: usize,
 }
@@ -55,12 +57,17 @@ impl Judge {
             promises: (0..keys).map(|_| Vec::new()).collect(),
             exchanges: vec![Vec::new(); nodes],
             restarts: vec![Vec::new(); nodes],
+            cuts: Vec::new(),
             judged: 0,
         }
     }
 
     pub fn note_restart(&mut self, node: usize, at: u64) {
         self.restarts[node].push(at);
+    }
+
+    pub fn note_cut(&mut self, at: u64) {
+        self.cuts.push(at);
     }
 
     /// Reads the records that were written since the last call.
@@ -123,7 +130,7 @@ impl Judge {
         for promises in &mut self.promises {
             promises.sort_by_key(|promise| promise.at);
         }
-        let informed = self.informed();
+        let informed = self.informed(nanos(grace));
         let of = |get: &Get| self.broken_promise(get, &informed, grace);
         let broken = self.gets[gets]
             .iter()
@@ -144,15 +151,18 @@ impl Judge {
     }
 
     /// For each node and each set of nodes that did not confirm a promise: when the node got an answer from
-    /// one that did.
-    fn informed(&self) -> Informed {
+    /// one that did. An answer next to a cut does not count, because the two could not compare their removals
+    /// after it.
+    fn informed(&self, grace: u64) -> Informed {
+        let is_cut = |at: u64| self.cuts.iter().any(|cut| cut.abs_diff(at) <= grace);
         let mut informed = Informed::new();
         for failed in self.promises.iter().flatten().map(|promise| promise.failed) {
             for node in (0..self.exchanges.len()).filter(|node| failed >> node & 1 == 1) {
                 informed.entry((node, failed)).or_insert_with(|| {
                     let exchanges = self.exchanges[node].iter();
                     let with_one = exchanges.filter(|(_, with)| with & !failed != 0);
-                    with_one.map(|&(at, _)| at).collect()
+                    let times = with_one.map(|&(at, _)| at);
+                    times.filter(|&at| !is_cut(at)).collect()
                 });
             }
         }

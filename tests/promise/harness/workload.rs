@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ pub struct Workload {
     urls: Arc<OnceLock<Vec<String>>>,
     options: Options,
     source: Source,
-    is_changing: AtomicBool,
+    /// Held during a change.
+    is_changing: Mutex<bool>,
     changes: AtomicU64,
     /// Changes that some nodes did not confirm.
     partial: AtomicU64,
@@ -47,15 +48,16 @@ impl Workload {
             network,
             urls,
             options,
-            is_changing: AtomicBool::new(true),
+            is_changing: Mutex::new(true),
             changes: AtomicU64::new(0),
             partial: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         })
     }
 
+    /// Waits for a change under way.
     pub fn set_changing(&self, yes: bool) {
-        self.is_changing.store(yes, Relaxed);
+        *self.is_changing.lock().expect("no panic") = yes;
     }
 
     /// Numbers, such as `changes=10 partial=0 errors=0 loads=90`.
@@ -133,7 +135,8 @@ impl Workload {
         let mut uncertain = HashMap::new();
         loop {
             thread::sleep(CHANGE_PAUSE);
-            if !self.is_changing.load(Relaxed) {
+            let is_changing = self.is_changing.lock().expect("no panic");
+            if !*is_changing {
                 continue;
             }
             uncertain.retain(|_, at: &mut Instant| at.elapsed() < LATEST_SET);
