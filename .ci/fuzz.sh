@@ -10,7 +10,7 @@ seconds="${1:-20}"
 if (($#)); then shift; fi
 targets=("$@")
 if ((${#targets[@]} == 0)); then
-    mapfile -t targets < <(sed -n 's/^name = "\([a-z]*\)"$/\1/p' fuzz/Cargo.toml)
+    mapfile -t targets < <(sed -n 's/^name = "\([a-z_]*\)"$/\1/p' fuzz/Cargo.toml)
 fi
 # libFuzzer is written in C++.
 if ! command -v c++ >/dev/null && ! install g++; then
