@@ -130,8 +130,8 @@ impl Judge {
         for promises in &mut self.promises {
             promises.sort_by_key(|promise| promise.at);
         }
-        let informed = self.informed(nanos(grace));
-        let of = |get: &Get| self.broken_promise(get, &informed, grace);
+        let begins = self.begins(nanos(grace));
+        let of = |get: &Get| self.broken_promise(get, &begins);
         let broken = self.gets[gets]
             .iter()
             .filter_map(|get| Some((get, of(get)?)));
@@ -169,21 +169,32 @@ impl Judge {
         informed
     }
 
-    /// The last promise that held when the get began, if the get broke it.
-    fn broken_promise(&self, get: &Get, informed: &Informed, grace: Duration) -> Option<Promise> {
-        let promises = &self.promises[usize::from(get.key)];
-        let before = promises.partition_point(|promise| promise.at < get.begun);
-        let mut before = promises[..before].iter().rev();
-        // Versions grow with time, because each key has one writer.
-        let last = before.find(|promise| self.holds(promise, get, informed, grace))?;
-        (get.version < last.version).then_some(*last)
+    /// For each key and each promise, from when on it holds at each node.
+    fn begins(&self, grace: u64) -> Vec<Vec<Vec<u64>>> {
+        let informed = self.informed(grace);
+        let nodes = 0..self.exchanges.len();
+        let at_nodes = |promise: &Promise| {
+            let at = |node| self.holds_from(promise, node, &informed, grace);
+            nodes.clone().map(at).collect()
+        };
+        let of_key = |promises: &Vec<Promise>| promises.iter().map(at_nodes).collect();
+        self.promises.iter().map(of_key).collect()
     }
 
-    /// Whether a promise holds for the node of a get at its begin.
-    fn holds(&self, promise: &Promise, get: &Get, informed: &Informed, grace: Duration) -> bool {
-        let node = usize::from(get.node);
+    /// The last promise that held when the get began, if the get broke it.
+    fn broken_promise(&self, get: &Get, begins: &[Vec<Vec<u64>>]) -> Option<Promise> {
+        let (key, node) = (usize::from(get.key), usize::from(get.node));
+        let promises = &self.promises[key];
+        let before = promises.partition_point(|promise| promise.at < get.begun);
+        // Versions grow with time, because each key has one writer.
+        let last = (0..before).rfind(|&n| begins[key][n][node] < get.begun)?;
+        (get.version < promises[last].version).then_some(promises[last])
+    }
+
+    /// From when on a promise holds at a node, if it does.
+    fn holds_from(&self, promise: &Promise, node: usize, informed: &Informed, grace: u64) -> u64 {
         if promise.failed >> node & 1 == 0 {
-            return true;
+            return promise.at;
         }
         let after = |times: &[u64], n: usize| {
             let first = times.partition_point(|&time| time <= promise.at);
@@ -191,10 +202,10 @@ impl Judge {
         };
         // The first record can be that of an answer before the promise.
         let exchanged = after(&informed[&(node, promise.failed)], 1);
-        let repaired = exchanged.map(|at| at + nanos(grace));
+        let repaired = exchanged.map(|at| at + grace);
         let restarted = after(&self.restarts[node], 0);
-        let ends = [repaired, restarted, promise.stale_until];
-        ends.into_iter().flatten().any(|end| end < get.begun)
+        let begins = [repaired, restarted, promise.stale_until];
+        begins.into_iter().flatten().min().unwrap_or(u64::MAX)
     }
 }
 
