@@ -343,8 +343,9 @@ impl<T> Drop for BatchLeader<'_, T> {
 /// ran both peers. One under loom.
 const BATCH_ABOVE: usize = if cfg!(larder_loom) { 1 } else { 16 };
 
-/// How many threads do so while batches are under way. The number is smaller, because the waiters of a batch that just
-/// ended are missing for a moment, and the next keys would be asked for one by one. One under loom.
+/// How many threads do so while batches are under way. The number is smaller, because the waiters of a
+/// batch that just ended are missing for a moment, and the next keys would be asked for one by one. One
+/// under loom.
 const BATCH_UNTIL: usize = if cfg!(larder_loom) { 1 } else { 8 };
 
 /// The batches to one peer that are under way at a time. With two, the peer works on one while the

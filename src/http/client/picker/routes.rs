@@ -12,7 +12,8 @@ impl PeerList {
     /// The route of a key while a peer is away.
     ///
     /// The keys of a peer that is down or slow are loaded by the next peer that is neither. It keeps them for a
-    /// short time, because by its list it does not own them. The keys of an absent peer belong to the next one. If this process is cut off, it loads the keys of all others itself.
+    /// short time, because by its list it does not own them. The keys of an absent peer belong to the next
+    /// one. If this process is cut off, it loads the keys of all others itself.
     ///
     /// If this process leaves, its keys belong to the next one, too.
     pub(super) fn route_around(&self, key: &str, failover: bool, watch: &Watch) -> Route {
