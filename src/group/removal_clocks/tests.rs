@@ -266,7 +266,7 @@ fn malformed_tables_are_refused() {
 
 proptest! {
     /// Each node misses some of the removals. After some exchanges, all nodes have the same set. Each was
-    /// told to drop the values of the keys whose removals it had missed.
+    /// made to drop the values of the keys whose removals it had missed.
     #[test]
     fn nodes_converge_and_miss_no_removal(
         removals in prop::collection::vec((0..6_u8, 0..3_u64, 1..8_u8), 1..30),

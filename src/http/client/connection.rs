@@ -76,13 +76,7 @@ impl PeerConnection {
     pub(crate) fn send(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let mut request = std::mem::take(&mut self.request);
         encode(&mut request);
-        // Most requests are written at once.
-        let sent = match self.write(&request) {
-            Ok(len) if len == request.len() => Ok(()),
-            Ok(len) if len > 0 => self.write_all(&request[len..]),
-            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-            Err(error) => Err(error),
-        };
+        let sent = self.write_all(&request);
         if request.capacity() <= MAX_KEPT {
             request.clear();
             self.request = request;
@@ -112,6 +106,12 @@ impl PeerConnection {
     /// Whether the connection has been idle for too long to be used again.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
         now >= self.begun() + MAX_IDLE_AGE
+    }
+
+    /// The time that is left of the exchange. Does not read the clock if no call of it has waited.
+    fn take_left(&mut self) -> Duration {
+        let at_begin = self.left_at_begin.take();
+        at_begin.unwrap_or_else(|| self.time.left())
     }
 
     /// Marks the failures that show a connection which was dead before this exchange: it carried an
@@ -183,10 +183,7 @@ impl Read for PeerConnection {
             return Err(BadResponse("the answer is too long").into());
         }
         let room = buffer.len().min(allowed);
-        let left = self
-            .left_at_begin
-            .take()
-            .unwrap_or_else(|| self.time.left());
+        let left = self.take_left();
         let (mut stream, timeout) = (&self.stream, &mut self.read_timeout);
         let read = self.time.until_over(left, |left| {
             timeout.prepare(left, |timeout| stream.set_read_timeout(Some(timeout)))?;
@@ -213,10 +210,7 @@ impl Read for PeerConnection {
 /// Writes of the request; the errors are those of the reads.
 impl Write for PeerConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = self
-            .left_at_begin
-            .take()
-            .unwrap_or_else(|| self.time.left());
+        let left = self.take_left();
         let (mut stream, timeout) = (&self.stream, &mut self.write_timeout);
         let written = self.time.until_over(left, |left| {
             timeout.prepare(left, |timeout| stream.set_write_timeout(Some(timeout)))?;

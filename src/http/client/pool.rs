@@ -37,8 +37,8 @@ impl ConnectionPool {
             let (_, connection) = {
                 let mut idle = self.idle.lock();
                 match idle.iter().rposition(|(user, _)| *user == thread) {
-                    Some(own) if own + 1 < idle.len() => idle.remove(own),
-                    _ => idle.pop_back(),
+                    Some(own) => idle.remove(own),
+                    None => idle.pop_back(),
                 }?
             };
             if connection.source.is_usable(now, self.target.is_keyed()) {
