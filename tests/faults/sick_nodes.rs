@@ -167,7 +167,7 @@ impl Cluster {
     }
 
     /// Waits until all healthy nodes see the sick one in such a state at the same time.
-    fn wait_until_settled(&mut self, named: Named) {
+    fn wait_until_all_name(&mut self, named: Named) {
         let start = Instant::now();
         let line = format!("peer {}", self.sick);
         while !self
@@ -201,10 +201,6 @@ struct Named {
 }
 
 impl Named {
-    const SLOW: Named = Named {
-        states: &["Slow"],
-        causes: &["its answers took"],
-    };
     const DOWN: Named = Named {
         states: &["Down"],
         causes: &["peer"],
@@ -244,12 +240,8 @@ struct Outcome {
     own_gets: u64,
 }
 
-/// Lets a fault happen, which all others are to name. After that they settle with a name of it.
-fn outcome_of(
-    cluster: &mut Cluster,
-    (named, settled): (Named, Named),
-    fault: impl FnOnce(&mut Cluster),
-) -> Outcome {
+/// Lets a fault happen, which all others are to name, and all of them at the same time.
+fn outcome_of(cluster: &mut Cluster, named: Named, fault: impl FnOnce(&mut Cluster)) -> Outcome {
     let is_stopped = named == Named::STOPPED;
     cluster.begin(0..NODES, "before-");
     let before = cluster.measure(|_| thread::sleep(seconds(3)));
@@ -266,7 +258,7 @@ fn outcome_of(
         });
         time = (took, late);
         println!("named after {time:?}: {}", states[0]);
-        cluster.wait_until_settled(settled);
+        cluster.wait_until_all_name(named);
     });
     println!("before the fault: {before:?}\nuntil it is named: {until_named:?}");
 
@@ -321,12 +313,13 @@ impl Outcome {
         assert!(time <= seconds(6) + 20 * late, "{time:?}, control {late:?}");
     }
 
-    /// Asserts that the sick node is asked by less than one get in a hundred.
+    /// Asserts that the sick node is asked by less than one of so many gets: as much as remains after
+    /// those by which a node notices that it is sick. Of a healthy node it is one get in six.
     #[track_caller]
-    fn assert_passed_over(&self) {
+    fn assert_passed_over(&self, one_of: u64) {
         let Figures { to_sick, gets, .. } = self.during;
         assert!(
-            100 * to_sick < gets as u64,
+            one_of * to_sick < gets as u64,
             "{to_sick} requests, {gets} gets"
         );
     }
@@ -337,10 +330,10 @@ impl Outcome {
 fn needs_root_node_behind_a_slow_network_is_passed_over() {
     let mut cluster = Cluster::start(SLOW);
     let delay = |cluster: &mut Cluster| cluster.link.delay.store(250, Relaxed);
-    let outcome = outcome_of(&mut cluster, (Named::SLOW_OR_DOWN, Named::SLOW), delay);
+    let outcome = outcome_of(&mut cluster, Named::SLOW_OR_DOWN, delay);
     outcome.assert_named_in_time();
     outcome.assert_harmless();
-    outcome.assert_passed_over();
+    outcome.assert_passed_over(100);
 }
 
 #[test]
@@ -348,9 +341,11 @@ fn needs_root_node_behind_a_slow_network_is_passed_over() {
 fn needs_root_node_that_loses_packets_is_passed_over() {
     let mut cluster = Cluster::start(SLOW);
     let lose = |cluster: &mut Cluster| cluster.link.lost.store(30, Relaxed);
-    let outcome = outcome_of(&mut cluster, (Named::SLOW_OR_DOWN, Named::SLOW), lose);
+    let outcome = outcome_of(&mut cluster, Named::SLOW_OR_DOWN, lose);
     outcome.assert_harmless();
-    outcome.assert_passed_over();
+    // A node that sees it down, and not slow yet, sends a probe that is not lost in a while. For a second or two
+    // it asks again then.
+    outcome.assert_passed_over(40);
 }
 
 #[test]
@@ -358,10 +353,10 @@ fn needs_root_node_that_loses_packets_is_passed_over() {
 fn needs_root_node_that_is_stopped_is_passed_over() {
     let mut cluster = Cluster::start(SLOW);
     let stop = |cluster: &mut Cluster| cluster.nodes[0].signal("STOP");
-    let outcome = outcome_of(&mut cluster, (Named::STOPPED, Named::STOPPED), stop);
+    let outcome = outcome_of(&mut cluster, Named::STOPPED, stop);
     outcome.assert_named_in_time();
     outcome.assert_harmless();
-    outcome.assert_passed_over();
+    outcome.assert_passed_over(100);
 }
 
 #[test]
@@ -371,13 +366,9 @@ fn needs_root_node_without_a_processor_is_passed_over() {
     let mut cluster = Cluster::start(millis(20));
     let mut spinning = None;
     let starve = |cluster: &mut Cluster| spinning = Some(Spinning::beside(&cluster.nodes[0]));
-    let outcome = outcome_of(
-        &mut cluster,
-        (Named::SLOW_OR_DOWN, Named::SLOW_OR_DOWN),
-        starve,
-    );
+    let outcome = outcome_of(&mut cluster, Named::SLOW_OR_DOWN, starve);
     outcome.assert_harmless();
-    outcome.assert_passed_over();
+    outcome.assert_passed_over(40);
 }
 
 #[test]
@@ -385,9 +376,8 @@ fn needs_root_node_without_a_processor_is_passed_over() {
 fn needs_root_node_with_another_list_is_named_and_costs_a_load_of_each_key_that_it_assigns_differently()
  {
     let mut cluster = Cluster::start(SLOW);
-    let named = (Named::OF_ANOTHER_LIST, Named::OF_ANOTHER_LIST);
     let shorten = |cluster: &mut Cluster| cluster.set_list(0, 0..NODES - 1);
-    let outcome = outcome_of(&mut cluster, named, shorten);
+    let outcome = outcome_of(&mut cluster, Named::OF_ANOTHER_LIST, shorten);
     outcome.assert_named_in_time();
     outcome.assert_harmless();
 }
