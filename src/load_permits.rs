@@ -5,7 +5,7 @@
 mod tests;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
@@ -23,10 +23,31 @@ pub(crate) struct LoadPermits {
 struct PermitQueues {
     /// The permits in use, by [`LoadClass`].
     taken: [usize; 2],
-    /// The waiting loads, by [`LoadClass`]. A load that is not here any more has got its permit.
-    waiting: [BTreeMap<Place, Arc<Condvar>>; 2],
+    /// The waiting loads, by [`LoadClass`].
+    waiting: [WaitingLoads; 2],
     /// The number of the next load that waits.
     next: u64,
+}
+
+/// Waiting loads in the order of their places. A load that is not here any more has got its permit.
+#[derive(Default)]
+struct WaitingLoads(VecDeque<(Place, Arc<Condvar>)>);
+
+impl WaitingLoads {
+    fn find(&self, place: Place) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&place, |(place, _)| *place)
+    }
+
+    fn insert(&mut self, place: Place, granted: Arc<Condvar>) {
+        let (Ok(at) | Err(at)) = self.find(place);
+        self.0.insert(at, (place, granted));
+    }
+
+    /// Whether the load was there.
+    fn remove(&mut self, place: Place) -> bool {
+        let found = self.find(place);
+        found.is_ok_and(|at| self.0.remove(at).is_some())
+    }
 }
 
 /// The place of a waiting load: that with the earliest deadline is first, and of equal ones that which came
@@ -64,17 +85,15 @@ impl PermitQueues {
     fn grant(&mut self, max: usize) {
         loop {
             let first = |class: LoadClass| {
-                let place = self.waiting[class as usize].keys().next();
-                place
-                    .filter(|_| self.has_room(class, max))
-                    .map(|place| (*place, class))
+                let (place, _) = self.waiting[class as usize].0.front()?;
+                self.has_room(class, max).then_some((*place, class))
             };
             let first = [LoadClass::Own, LoadClass::Fallback].map(first);
-            let Some((place, class)) = first.into_iter().flatten().min_by_key(|(place, _)| *place)
-            else {
+            let first = first.into_iter().flatten().min_by_key(|(place, _)| *place);
+            let Some((_, class)) = first else {
                 return;
             };
-            if let Some(granted) = self.waiting[class as usize].remove(&place) {
+            if let Some((_, granted)) = self.waiting[class as usize].0.pop_front() {
                 self.taken[class as usize] += 1;
                 granted.notify_one();
             }
@@ -141,7 +160,7 @@ impl LoadPermits {
     #[cfg(test)]
     pub(crate) fn usage(&self) -> (usize, usize) {
         let state = self.state.lock();
-        let waiting = state.waiting.iter().map(BTreeMap::len).sum();
+        let waiting = state.waiting.iter().map(|waiting| waiting.0.len()).sum();
         (state.taken.iter().sum(), waiting)
     }
 
@@ -188,7 +207,7 @@ impl QueuedLoad {
             })
         });
         let mut state = self.permits.state.lock();
-        while state.waiting[self.class as usize].contains_key(&self.place) {
+        while state.waiting[self.class as usize].find(self.place).is_ok() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || ctx.is_cancelled() {
                 return None;
@@ -207,9 +226,9 @@ impl Drop for QueuedLoad {
             return;
         }
         let mut state = self.permits.state.lock();
-        let left = state.waiting[self.class as usize].remove(&self.place);
+        let left = state.waiting[self.class as usize].remove(self.place);
         drop(state);
-        if left.is_none() {
+        if !left {
             self.permits.give_back(self.class);
         }
     }

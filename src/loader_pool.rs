@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::plain_atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
 
 /// The caller that a job works for.
 pub(crate) enum JobFor {
@@ -30,8 +30,10 @@ struct Job {
     busy: BusyJob,
     /// Dropped after `run`.
     kept: Option<Arc<dyn Any + Send + Sync>>,
-    run: Box<dyn FnOnce(BusyGuard<'_>) + Send>,
+    run: Run,
 }
+
+type Run = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
 
 /// A pool of up to a number of threads, which start when needed and end when idle.
 ///
@@ -282,6 +284,11 @@ impl LoaderShare {
                 drop(rest);
             });
         });
+        self.send(job_for, run)
+    }
+
+    /// Not generic: a program has this code once, and not for each kind of job.
+    fn send(&self, job_for: JobFor, run: Run) -> Result<()> {
         let (until, kept) = match job_for {
             JobFor::Own => (None, None),
             JobFor::Client(kept, until) => (Some(until), kept),
@@ -315,12 +322,8 @@ impl LoaderShare {
 
 impl Worker {
     fn spawn(&self, first: Option<Job>) -> io::Result<()> {
-        let mut thread = thread::Builder::new().name("larder-load".into());
-        if let Some(stack_size) = self.stack_size {
-            thread = thread.stack_size(stack_size);
-        }
         let worker = self.clone();
-        thread.spawn(move || worker.work(first)).map(drop)
+        spawn("larder-load", self.stack_size, move || worker.work(first)).map(drop)
     }
 
     /// Counts this thread as ending. A job may have been sent to it since it dropped its [`BusyGuard`]; then

@@ -39,10 +39,33 @@ macro_rules! loom_thread_local {
 #[cfg(larder_loom)]
 pub(crate) use loom_thread_local as thread_local;
 
+use std::io;
 use std::sync::{PoisonError, TryLockError};
 use std::time::Duration;
 
 pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+/// Starts a thread. Without a stack size it has the default one.
+pub(crate) fn spawn(
+    name: &str,
+    stack_size: Option<usize>,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<thread::JoinHandle<()>> {
+    spawn_boxed(name, stack_size, Box::new(run))
+}
+
+/// Not generic: a program has the code of std's start once, and not for each kind of thread.
+fn spawn_boxed(
+    name: &str,
+    stack_size: Option<usize>,
+    run: Box<dyn FnOnce() + Send>,
+) -> io::Result<thread::JoinHandle<()>> {
+    let mut thread = thread::Builder::new().name(name.into());
+    if let Some(stack_size) = stack_size {
+        thread = thread.stack_size(stack_size);
+    }
+    thread.spawn(run)
+}
 
 /// A mutex that stays usable after a thread panicked while it held the lock.
 #[derive(Debug, Default)]

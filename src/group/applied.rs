@@ -4,8 +4,6 @@
 //! removes, and the count of that group's removals. So a set is a few intervals, and two nodes can tell
 //! which of them has applied removals that the other has not.
 
-use std::collections::BTreeSet;
-
 use crate::random::{self, mix};
 
 /// The removals of each origin. Those whose counts changed last are at the end.
@@ -22,20 +20,31 @@ struct OriginCounts {
     id: u32,
     /// The first ones, up to this count, are all applied.
     base: u32,
-    /// Others that are applied. Some before them are still under way, or lost.
-    ahead: BTreeSet<u32>,
+    /// Others that are applied, in order. Some before them are still under way, or lost.
+    ahead: Vec<u32>,
 }
 
 impl OriginCounts {
     /// Whether the removal was missing.
     fn insert(&mut self, count: u32) -> bool {
-        if count <= self.base || !self.ahead.insert(count) {
+        if count <= self.base {
             return false;
         }
-        while self.ahead.remove(&(self.base + 1)) {
-            self.base += 1;
-        }
+        let Err(at) = self.ahead.binary_search(&count) else {
+            return false;
+        };
+        self.ahead.insert(at, count);
+        self.close_gap();
         true
+    }
+
+    /// Takes those into the base that follow it.
+    fn close_gap(&mut self) {
+        let distances = self.ahead.iter().map(|count| count - self.base);
+        let following = distances.zip(1..).take_while(|(one, next)| one == next);
+        let following = following.count();
+        self.base += following as u32;
+        self.ahead.drain(..following);
     }
 
     fn digest(&self) -> u64 {
@@ -48,7 +57,7 @@ impl OriginCounts {
     }
 
     fn contains(&self, count: u32) -> bool {
-        count <= self.base || self.ahead.contains(&count)
+        count <= self.base || self.ahead.binary_search(&count).is_ok()
     }
 
     fn contains_all(&self, other: &OriginCounts) -> bool {
@@ -125,14 +134,13 @@ impl AppliedRemovals {
             let own = self.origin(theirs.id);
             let before = own.digest();
             own.base = own.base.max(theirs.base);
-            own.ahead.extend(&theirs.ahead);
-            own.ahead = own.ahead.split_off(&(own.base + 1));
-            while own.ahead.remove(&(own.base + 1)) {
-                own.base += 1;
+            own.base = own.base.max(theirs.base);
+            own.ahead.retain(|&count| count > theirs.base);
+            own.close_gap();
+            for &count in &theirs.ahead {
+                own.insert(count);
             }
-            while own.ahead.len() > MAX_AHEAD {
-                own.ahead.pop_last();
-            }
+            own.ahead.truncate(MAX_AHEAD);
             let after = own.digest();
             self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
         }
@@ -163,11 +171,14 @@ impl AppliedRemovals {
             if is_large || set.origins.len() == MAX_ORIGINS {
                 return None;
             }
-            // Not collected, which would make the program larger by a sort.
-            let mut ahead = BTreeSet::new();
-            ahead.extend(numbers.by_ref().take(len as usize));
+            let ahead: Vec<u32> = numbers.by_ref().take(len as usize).collect();
             let is_sound = ahead.first().is_none_or(|&first| first > base + 1);
-            if ahead.len() != len as usize || !is_sound || ahead.contains(&u32::MAX) {
+            let is_in_order = ahead.is_sorted_by(|one, next| one < next);
+            if ahead.len() != len as usize
+                || !is_sound
+                || !is_in_order
+                || ahead.last() == Some(&u32::MAX)
+            {
                 return None;
             }
             set.origins.push(OriginCounts { id, base, ahead });
@@ -210,6 +221,8 @@ const MAX_AHEAD: usize = 64;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::collection::vec;
     use proptest::prelude::*;
 

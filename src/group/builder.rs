@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::attempts::Attempts;
+use super::bulk::Bulk;
 use super::compare::Comparisons;
 use super::counters::LoadCounters;
 use super::freshness::Freshness;
 use super::key_rates::KeyRates;
 use super::removal_clocks::RemovalClocks;
-use super::unverified::MaxUnverified;
+use super::unverified::{MaxUnverified, UnverifiedLimit};
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
 use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
@@ -52,7 +53,7 @@ pub struct GroupBuilder {
     max_value_size: usize,
     max_loader_threads: usize,
     max_concurrent_loads: Option<usize>,
-    max_unverified: Option<Duration>,
+    max_unverified: Option<UnverifiedLimit>,
     loader_stack_size: Option<usize>,
     max_load_wait: Duration,
     eviction_listener: Option<Arc<EvictionListener>>,
@@ -160,7 +161,7 @@ impl GroupBuilder {
     ///
     /// `build` returns [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a limit under 10 ms.
     pub fn max_unverified(mut self, limit: Duration) -> Self {
-        self.max_unverified = Some(limit);
+        self.max_unverified = Some(UnverifiedLimit::new(limit));
         self
     }
 
@@ -381,14 +382,10 @@ impl GroupBuilder {
     /// As [`build`](Self::build).
     pub fn build_bulk(self, getter: impl BulkGetter + 'static) -> Result<Group> {
         let getter = Arc::new(getter);
-        self.register(getter.clone(), Some(getter))
+        self.register(getter.clone(), Some(Bulk::new(getter)))
     }
 
-    fn register(
-        self,
-        getter: Arc<dyn Getter>,
-        bulk_getter: Option<Arc<dyn BulkGetter>>,
-    ) -> Result<Group> {
+    fn register(self, getter: Arc<dyn Getter>, bulk_getter: Option<Bulk>) -> Result<Group> {
         check_name(&self.name)?;
         self.check_numbers()?;
         let (name, registry) = (self.name.clone(), self.registry.clone());
@@ -412,7 +409,7 @@ impl GroupBuilder {
     fn make_with(
         self,
         getter: Arc<dyn Getter>,
-        bulk_getter: Option<Arc<dyn BulkGetter>>,
+        bulk_getter: Option<Bulk>,
         peers: PickerSlot,
         loaders: LoaderShare,
     ) -> Group {
@@ -486,7 +483,7 @@ impl GroupBuilder {
         }
         if self
             .max_unverified
-            .is_some_and(|limit| limit < LEAST_UNVERIFIED)
+            .is_some_and(|limit| limit.time < LEAST_UNVERIFIED)
         {
             return invalid("max_unverified must be at least 10 ms");
         }

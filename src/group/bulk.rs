@@ -19,6 +19,31 @@ use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
+/// A bulk getter.
+pub(super) struct Bulk {
+    pub(super) getter: Arc<dyn BulkGetter>,
+    /// The only use of [`Inner::load_by_bulk`], so that programs without bulk getters do not contain it.
+    load: LoadByBulk,
+}
+
+type LoadByBulk = fn(
+    &Arc<Inner>,
+    &Arc<dyn BulkGetter>,
+    &Context,
+    Vec<ManyKey<'_>>,
+    Option<&mut dyn ClientWaiter>,
+    &mut Each<'_>,
+);
+
+impl Bulk {
+    pub(super) fn new(getter: Arc<dyn BulkGetter>) -> Bulk {
+        Bulk {
+            getter,
+            load: Inner::load_by_bulk,
+        }
+    }
+}
+
 impl Inner {
     /// Loads keys with the getter of this process, and passes each result to `each`.
     ///
@@ -33,7 +58,9 @@ impl Inner {
         each: &mut Each<'_>,
     ) {
         match &self.bulk_getter {
-            Some(bulk) if keys.len() > 1 => self.load_by_bulk(bulk, ctx, keys, waiter, each),
+            Some(bulk) if keys.len() > 1 => {
+                (bulk.load)(self, &bulk.getter, ctx, keys, waiter, each);
+            }
             _ => self.load_in_parallel(ctx, keys, waiter, each),
         }
     }

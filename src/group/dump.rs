@@ -8,7 +8,7 @@ use super::{Group, Loaded};
 use crate::dump::{BlockWriter, DumpHeader, DumpedEntry, SyncedWriter, Uptime, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::CacheType;
-use crate::sync::thread;
+use crate::sync::spawn;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 impl Group {
@@ -78,8 +78,7 @@ impl Group {
                 }
             }
         };
-        let spawned = thread::Builder::new().name("larder-dump".into()).spawn(run);
-        match spawned {
+        match spawn("larder-dump", None, run) {
             Ok(_) => Ok(PeriodicDump { _stop: stop }),
             Err(error) => Err(Error::with_source(
                 ErrorKind::Io,

@@ -156,7 +156,8 @@ impl fmt::Display for Explanation {
         ];
         for (name, time) in times {
             if let Some(time) = time {
-                writeln!(f, "{name}: {} ms", time.as_millis())?;
+                // 64 bits: nothing else in the program prints more.
+                writeln!(f, "{name}: {} ms", time.as_millis() as u64)?;
             }
         }
         writeln!(f, "get: {}", self.outcome)

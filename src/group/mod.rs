@@ -80,7 +80,7 @@ mod weak;
 use std::fmt;
 use std::time::Duration;
 
-use crate::bulk_getter::BulkGetter;
+use self::bulk::Bulk;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
@@ -140,7 +140,7 @@ struct Inner {
     name: String,
     getter: Arc<dyn Getter>,
     /// The same getter, if it can load several keys with one call.
-    bulk_getter: Option<Arc<dyn BulkGetter>>,
+    bulk_getter: Option<Bulk>,
     store: Store,
     /// Flights that ask a peer. They are kept apart from those that run the getter. A request from a
     /// peer joins only getter flights, so two processes never wait for each other.

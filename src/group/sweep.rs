@@ -1,28 +1,29 @@
 //! Drops the entries that a clear took out of the cache, in parts.
 
-use std::sync::mpsc;
-
 use super::Inner;
 use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::store::{ClearedEntries, Evicted};
-use crate::sync::{Arc, thread};
+use crate::sync::{Arc, Mutex, spawn};
 
 impl Inner {
     /// Lets a thread of its own drop the entries. If the system refuses one, this thread drops them.
     pub(super) fn sweep_later(self: &Arc<Self>, cleared: ClearedEntries) {
-        let (sender, receiver) = mpsc::channel();
-        let group = self.clone();
-        let sweep = move || {
-            receiver
-                .into_iter()
-                .for_each(|cleared| group.sweep(cleared))
+        // The thread takes them from here, because a refused function is dropped.
+        let cleared = Arc::new(Mutex::new(Some(cleared)));
+        let sweep = {
+            let (group, cleared) = (self.clone(), cleared.clone());
+            move || group.sweep_taken(&cleared)
         };
-        // The entries follow later, because a refused function is dropped.
-        let thread = thread::Builder::new().name("larder-sweep".into());
-        match thread.spawn(sweep) {
-            Ok(_) => drop(sender.send(cleared)),
-            Err(_) => self.sweep(cleared),
+        if spawn("larder-sweep", None, sweep).is_err() {
+            self.sweep_taken(&cleared);
+        }
+    }
+
+    fn sweep_taken(self: &Arc<Self>, cleared: &Mutex<Option<ClearedEntries>>) {
+        let taken = cleared.lock().take();
+        if let Some(cleared) = taken {
+            self.sweep(cleared);
         }
     }
 

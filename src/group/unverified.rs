@@ -10,13 +10,30 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The option, and until when the cache is known to have missed no older removal.
 pub(super) struct MaxUnverified {
-    limit: Option<Duration>,
+    limit: Option<UnverifiedLimit>,
     /// A number of nanoseconds as of [`Tick::nanos`].
     verified_until: AtomicU64,
 }
 
+#[derive(Clone, Copy)]
+pub(super) struct UnverifiedLimit {
+    pub(super) time: Duration,
+    /// The only use of [`Inner::is_verified`], so that programs without the limit do not contain it. It is
+    /// not inlined either, so that their hits save fewer registers.
+    check: fn(&Arc<Inner>, &Context, Duration) -> bool,
+}
+
+impl UnverifiedLimit {
+    pub(super) fn new(time: Duration) -> UnverifiedLimit {
+        UnverifiedLimit {
+            time,
+            check: Inner::is_verified,
+        }
+    }
+}
+
 impl MaxUnverified {
-    pub(super) fn new(limit: Option<Duration>) -> MaxUnverified {
+    pub(super) fn new(limit: Option<UnverifiedLimit>) -> MaxUnverified {
         MaxUnverified {
             limit,
             verified_until: AtomicU64::new(0),
@@ -24,7 +41,7 @@ impl MaxUnverified {
     }
 
     pub(super) fn limit(&self) -> Option<Duration> {
-        self.limit
+        self.limit.map(|limit| limit.time)
     }
 }
 
@@ -38,12 +55,10 @@ impl Inner {
     pub(super) fn may_serve(self: &Arc<Self>, ctx: &Context) -> bool {
         match self.max_unverified.limit {
             None => true,
-            Some(limit) => self.is_verified(ctx, limit),
+            Some(limit) => (limit.check)(self, ctx, limit.time),
         }
     }
 
-    /// Not inlined, so that hits of groups without the limit save fewer registers.
-    #[inline(never)]
     fn is_verified(self: &Arc<Self>, ctx: &Context, limit: Duration) -> bool {
         let now = self.store.clock().now();
         let until = self.max_unverified.verified_until.load(Ordering::Acquire);
@@ -54,13 +69,14 @@ impl Inner {
         let peers = self.all_peers(&[]);
         // With this node, half of the peers are more than half of all nodes.
         let needed = peers.len().div_ceil(2);
-        let Some(last) = needed.checked_sub(1) else {
+        if needed == 0 {
             return true;
-        };
+        }
         let heard = || {
-            let mut times = self.comparisons.equal_times(&peers);
-            times.sort_unstable_by(|one, other| other.cmp(one));
-            let time = times[last]?;
+            let times = self.comparisons.equal_times(&peers);
+            let mut times: Vec<Tick> = times.into_iter().flatten().collect();
+            times.sort_unstable();
+            let time = times[times.len().checked_sub(needed)?];
             let until = time.after(limit);
             let verified = &self.max_unverified.verified_until;
             verified.fetch_max(until.nanos(), Ordering::AcqRel);

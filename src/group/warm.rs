@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits::{self, LoadClass, LoadPermit, Urgency};
 use crate::panics::caught;
 use crate::peers::Route;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, spawn};
 
 /// How far a [`Warming`] is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,8 +142,7 @@ impl Group {
         };
         for _ in 0..loads.min(WARM_THREADS).min(permits) {
             let (group, work, ctx) = (self.clone(), warming.work.clone(), ctx.clone());
-            let thread = std::thread::Builder::new().name("larder-warm".into());
-            let spawned = thread.spawn(move || {
+            let spawned = spawn("larder-warm", None, move || {
                 while group.inner.warm_next(&work, &ctx) {}
                 // Drops may run user code.
                 caught(move || drop((group, work, ctx)));
@@ -273,7 +272,7 @@ impl Inner {
         let led = leads.len();
         let loaded = match &self.bulk_getter {
             Some(bulk) if led > 1 => {
-                let run = caught(|| self.run_bulk(&**bulk, leads, None, ctx));
+                let run = caught(|| self.run_bulk(&*bulk.getter, leads, None, ctx));
                 run.unwrap_or_default()
             }
             _ => leads

@@ -16,7 +16,9 @@ fn by(n: u64) -> Urgency {
 
 fn is_granted(queued: &QueuedLoad) -> bool {
     let state = queued.permits.state.lock();
-    !state.waiting[queued.class as usize].contains_key(&queued.place)
+    state.waiting[queued.class as usize]
+        .find(queued.place)
+        .is_err()
 }
 
 /// The permit of a load that waited, if it has one.

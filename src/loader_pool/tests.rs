@@ -1,6 +1,7 @@
 //! Tests of the pool of loader threads.
 
 use super::*;
+use crate::sync::thread;
 use std::sync::mpsc;
 
 /// A share of a pool of its own.

@@ -5,7 +5,6 @@
 //! only cut off is probed by its peers, which shows it that the next node has loaded its keys meanwhile.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
@@ -16,7 +15,7 @@ use crate::http::membership::{HANDOFF_WINDOW, Membership, PeersPage};
 use crate::pb::GetRequest;
 use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
-use crate::sync::{Arc, Mutex, RwLock};
+use crate::sync::{Arc, Mutex, RwLock, spawn};
 
 /// The owners of keys before the last change.
 #[derive(Default)]
@@ -133,10 +132,7 @@ impl Handoff {
             }
         };
         // Without a thread, the first loads run the getter.
-        let _ = thread::Builder::new()
-            .name("larder-handoff".into())
-            .stack_size(STACK)
-            .spawn(learn);
+        let _ = spawn("larder-handoff", Some(STACK), learn);
     }
 }
 

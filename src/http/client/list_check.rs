@@ -3,7 +3,6 @@
 
 use std::io::Read;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Instant;
 
 use crate::context::Context;
@@ -11,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::http::membership::MarkOf;
+use crate::sync::spawn;
 use crate::wire::{LEAVE_PATH, PEERS_PAGE};
 
 impl HttpPeer {
@@ -60,10 +60,7 @@ impl HttpPeer {
             );
         };
         // Without a thread the difference is only counted.
-        let _ = thread::Builder::new()
-            .name("larder-peers".into())
-            .stack_size(STACK)
-            .spawn(log);
+        let _ = spawn("larder-peers", Some(STACK), log);
     }
 }
 

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::http::client::url::{Host, PeerUrl};
-use crate::sync::{Arc, Condvar, Mutex, thread};
+use crate::sync::{Arc, Condvar, Mutex, spawn};
 
 /// The addresses to connect to for one peer.
 ///
@@ -138,8 +138,7 @@ impl HostName {
             let found = catch_unwind(AssertUnwindSafe(look_up));
             name.finish(found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked"))));
         };
-        let thread = thread::Builder::new().name("larder-lookup".into());
-        if let Err(error) = thread.spawn(run) {
+        if let Err(error) = spawn("larder-lookup", None, run) {
             let message = format!("cannot look up {}: {error}", self.host);
             self.finish(Err(error));
             log::warn!("{message}");

@@ -10,7 +10,7 @@ use super::connection::{Service, serve};
 use super::connections::{Connection, ConnectionGuard};
 use super::listener::Listener;
 use crate::panics::caught;
-use crate::sync::{Arc, thread};
+use crate::sync::{self, Arc, thread};
 
 /// Accepts until the server stops.
 ///
@@ -69,14 +69,12 @@ fn start(service: &Arc<Service>, connection: &Arc<Connection>) -> Result<(), Con
 }
 
 fn spawn(service: Arc<Service>, guard: ConnectionGuard) -> io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new()
-        .name("larder-conn".to_owned())
-        .stack_size(service.limits.stack_size)
-        .spawn(move || {
-            // An error would mean that the thread is set already, but only this line sets it.
-            let _ = guard.connection.thread.set(std::thread::current().id());
-            serve(&service, &guard.connection);
-        })
+    let stack_size = service.limits.stack_size;
+    sync::spawn("larder-conn", Some(stack_size), move || {
+        // An error would mean that the thread is set already, but only this line sets it.
+        let _ = guard.connection.thread.set(std::thread::current().id());
+        serve(&service, &guard.connection);
+    })
 }
 
 enum ConnectionRefused {

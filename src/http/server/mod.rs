@@ -48,8 +48,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::config::KnownPeers;
 use crate::panics::caught;
 use crate::peers::PickerGuard;
-use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Arc, Mutex};
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Arc, Mutex, spawn};
 
 /// Sets up a [`Server`].
 ///
@@ -329,12 +329,11 @@ impl ServerBuilder {
             limits: self.limits,
             connections: Arc::new(Connections::default()),
         });
-        let accept = thread::Builder::new()
-            .name("larder-accept".to_owned())
-            .spawn({
-                let service = service.clone();
-                move || accept::run(&mut Listener::new(listener), &service)
-            })
+        let accept = {
+            let service = service.clone();
+            move || accept::run(&mut Listener::new(listener), &service)
+        };
+        let accept = spawn("larder-accept", None, accept)
             .map_err(|e| failed("cannot start the accept thread", e))?;
         Ok(Server {
             connections: service.connections.clone(),

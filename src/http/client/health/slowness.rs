@@ -16,6 +16,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::clock::saturating_nanos;
+
 /// Whether one peer is slow.
 #[derive(Debug)]
 pub(crate) struct Slowness {
@@ -197,12 +199,14 @@ impl Slowness {
 /// The time over which a peer is slow; `None` if fewer than two of `peers` answered enough. It is
 /// [`FACTOR`] times the lower median of their times.
 pub(crate) fn slow_limit(peers: &[TurnTimes], at_least: Duration) -> Option<Duration> {
-    let mut times: Vec<Duration> = peers.iter().filter_map(|times| times.p95).collect();
+    // As numbers, whose sort a program has anyway.
+    let nanos = |times: &TurnTimes| times.p95.map(saturating_nanos);
+    let mut times: Vec<u64> = peers.iter().filter_map(nanos).collect();
     if times.len() < 2 {
         return None;
     }
     times.sort_unstable();
-    let median = times[(times.len() - 1) / 2];
+    let median = Duration::from_nanos(times[(times.len() - 1) / 2]);
     Some(median.saturating_mul(FACTOR).max(at_least))
 }
 

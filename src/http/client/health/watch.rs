@@ -9,7 +9,7 @@ use super::{PeerHealth, ProbeAnswer, ProbeOf, Standing};
 use crate::error::{Error, ErrorKind};
 use crate::panics::caught;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Arc, Condvar, Mutex, thread};
+use crate::sync::{Arc, Condvar, Mutex, spawn};
 
 /// A peer that can be probed.
 pub(crate) trait Probe: Send + Sync {
@@ -193,8 +193,7 @@ impl Watch {
 
     fn spawn(self: &Arc<Self>) -> bool {
         let watch = self.clone();
-        let named = thread::Builder::new().name("larder-probe".into());
-        named.spawn(move || watch.run()).is_ok()
+        spawn("larder-probe", None, move || watch.run()).is_ok()
     }
 
     /// Ends the thread.

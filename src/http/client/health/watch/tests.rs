@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::http::client::health::breaker::ExchangeEnd;
+use crate::sync::thread;
 
 /// A peer that answers probes while it is up. Its atomics are std's, because loom need not explore them.
 struct Fake {
