@@ -29,17 +29,26 @@ impl<'p> ObservedExchange<'p> {
     /// The peer answered with a value, and loaded it for `load_time`; zero if it was cached.
     #[inline]
     pub(crate) fn answered(self, load_time: Duration) {
+        self.health.on_answer(self.began);
+        if self.health.latencies.count_answer() {
+            self.sampled(load_time);
+        }
+    }
+
+    #[inline(never)]
+    fn sampled(self, load_time: Duration) {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.began);
-        self.health.latencies.add(took.saturating_sub(load_time));
-        self.health.on_answer(self.began, now);
+        self.health
+            .latencies
+            .add_sample(took.saturating_sub(load_time));
         self.watch.tick(now);
     }
 
     /// The peer answered, and how long it took says nothing: with an error of its getter, that it is
     /// overloaded, or with values of which it loaded some.
     pub(crate) fn answered_untimed(self) {
-        self.health.on_answer(self.began, Instant::now());
+        self.health.on_answer(self.began);
     }
 
     /// The exchange failed with `error`, which is returned.
@@ -65,8 +74,10 @@ impl<'p> ObservedExchange<'p> {
             let took = now.saturating_duration_since(self.began);
             self.health.latencies.add(took);
         }
-        if self.health.on_failure(self.began, now, end, &error) {
-            log::warn!("a peer is not asked for now: {error}");
+        let is_open = self.health.on_failure(self.began, now, end, &error);
+        // Also if another thread opened the breaker: it may not have woken the watch yet, and this caller
+        // would pick the same peer again.
+        if is_open {
             self.watch.wake();
         }
         error
@@ -102,6 +113,9 @@ fn end_of(error: &Error) -> Option<ExchangeEnd> {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
+    use crate::http::client::health::watch::{Probe, WatchedPeer};
+    use crate::http::client::health::{ProbeAnswer, ProbeOf};
+    use std::sync::Weak;
 
     #[test]
     fn time_out_of_this_process_counts_as_a_late_answer_and_that_of_a_caller_does_not() {
@@ -119,6 +133,40 @@ mod tests {
         (0..5).for_each(|_| end_after_a_second(ErrorKind::Peer));
         let [p50] = health.latencies.quantiles([0.5]).expect("enough");
         assert!(p50 >= second, "{p50:?}");
+    }
+
+    #[test]
+    fn failure_passes_the_peer_over_although_another_thread_opened_its_breaker() {
+        let second = Duration::from_secs(1);
+        let health = Arc::new(PeerHealth::new(second));
+        let watch = Watch::new(second, second);
+        let peer = Weak::<NoProbe>::new();
+        let watched = WatchedPeer {
+            health: health.clone(),
+            peer,
+        };
+        drop(watch.set_peers(vec![watched]));
+        let began = Instant::now();
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = Error::with_source(ErrorKind::Peer, "refused", refused);
+        // The other thread is before its call of `wake`.
+        assert!(health.on_failure(began, began, ExchangeEnd::Unreachable, &error));
+        assert!(!watch.is_any_away());
+        ObservedExchange::new(&health, &watch, began).failed(error);
+        assert!(watch.is_any_away());
+        watch.close();
+    }
+
+    struct NoProbe;
+
+    impl Probe for NoProbe {
+        fn probe(&self, _: ProbeOf) -> Result<ProbeAnswer, Error> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn name(&self) -> String {
+            String::new()
+        }
     }
 
     #[test]

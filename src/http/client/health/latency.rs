@@ -10,15 +10,22 @@ use crate::sync::Mutex;
 /// Counts exchanges by their time, and forgets them after a few seconds.
 ///
 /// Callers only add to a counter. [`turn`](Self::turn) moves the counts to the weights, which halve
-/// every three turns.
+/// every three turns. Of a peer that answers often, a sample is timed: the end of an exchange would read the
+/// clock for nothing else.
 pub(crate) struct Latencies {
     counts: [AtomicU32; BUCKETS],
+    /// All answers, timed or not.
+    answers: AtomicU32,
+    /// One answer in so many is timed, and counts for all of them: a power of two.
+    interval: AtomicU32,
     recent: Mutex<Recent>,
 }
 
 struct Recent {
     /// `counts` at the last turn.
     seen: [u32; BUCKETS],
+    /// `answers` at the last turn.
+    seen_answers: u32,
     weights: [f32; BUCKETS],
 }
 
@@ -26,8 +33,11 @@ impl Default for Latencies {
     fn default() -> Self {
         Latencies {
             counts: std::array::from_fn(|_| AtomicU32::new(0)),
+            answers: AtomicU32::new(0),
+            interval: AtomicU32::new(1),
             recent: Mutex::new(Recent {
                 seen: [0; BUCKETS],
+                seen_answers: 0,
                 weights: [0.0; BUCKETS],
             }),
         }
@@ -35,7 +45,21 @@ impl Default for Latencies {
 }
 
 impl Latencies {
+    /// Counts an answer. Returns whether it belongs to the sample, so that its time is to be
+    /// [added](Self::add_sample).
     #[inline]
+    pub(crate) fn count_answer(&self) -> bool {
+        let number = self.answers.fetch_add(1, Ordering::Relaxed);
+        number & (self.interval.load(Ordering::Relaxed) - 1) == 0
+    }
+
+    /// Adds the time of an answer of the sample.
+    pub(crate) fn add_sample(&self, took: Duration) {
+        let interval = self.interval.load(Ordering::Relaxed);
+        self.counts[bucket_of(took)].fetch_add(interval, Ordering::Relaxed);
+    }
+
+    /// Adds the time of an exchange that is not sampled, because it failed.
     pub(crate) fn add(&self, took: Duration) {
         self.counts[bucket_of(took)].fetch_add(1, Ordering::Relaxed);
     }
@@ -57,7 +81,12 @@ impl Latencies {
     fn end_turn(&self, periods: u32) -> [f32; BUCKETS] {
         let kept = KEPT_A_TURN.powi(periods.min(MOST_TURNS) as i32);
         let mut recent = self.recent.lock();
-        let Recent { seen, weights } = &mut *recent;
+        let answers = self.answers.load(Ordering::Relaxed);
+        let answers_a_turn = answers.wrapping_sub(recent.seen_answers) / periods;
+        recent.seen_answers = answers;
+        self.interval
+            .store(interval_for(answers_a_turn), Ordering::Relaxed);
+        let Recent { seen, weights, .. } = &mut *recent;
         let mut fresh = [0.0; BUCKETS];
         let buckets = self.counts.iter().zip(seen).zip(weights);
         for (fresh, ((count, seen), weight)) in fresh.iter_mut().zip(buckets) {
@@ -86,6 +115,12 @@ impl Latencies {
         let total: f32 = weights.iter().sum();
         (total >= FEWEST).then(|| parts.map(|part| quantile(&weights, part * total)))
     }
+}
+
+/// The distance of timed answers at which a turn times [`SAMPLES`] or more of so many.
+fn interval_for(answers: u32) -> u32 {
+    let most = (answers / SAMPLES).clamp(1, LONGEST_INTERVAL);
+    1 << most.ilog2()
 }
 
 fn quantile(weights: &[f32], limit: f32) -> Duration {
@@ -121,6 +156,12 @@ const KEPT_A_TURN: f32 = 0.8;
 
 /// After so many turns, nothing is left of an exchange.
 const MOST_TURNS: u32 = 200;
+
+/// A turn times all answers up to twice as many.
+const SAMPLES: u32 = 64;
+
+/// Bounds the answers that are not timed if a peer becomes slow.
+const LONGEST_INTERVAL: u32 = 16;
 
 /// Fewer recent exchanges say nothing.
 const FEWEST: f32 = 3.0;
@@ -173,6 +214,34 @@ mod tests {
         latencies.turn(1);
         latencies.turn(40);
         assert_eq!(latencies.quantiles([0.5]), None);
+    }
+
+    #[test]
+    fn one_answer_in_so_many_is_timed_and_counts_for_all_of_them() {
+        let latencies = Latencies::default();
+        let timed_of = |answers: u32, took| {
+            let timed = (0..answers).filter(|_| latencies.count_answer());
+            timed.map(|_| latencies.add_sample(took)).count() as u32
+        };
+        for (answers, then) in [(127, 127), (128, 64), (511, 127), (100_000, 6_250)] {
+            // This turn has no answers, so the next one times all.
+            latencies.turn(1);
+            assert_eq!(timed_of(answers, millis(1)), answers);
+            latencies.turn(1);
+            assert_eq!(timed_of(answers, millis(1)), then);
+            latencies.turn(1);
+        }
+        // 1,600 answers in two ways, of which 1 in 16 is late.
+        latencies.turn(400);
+        timed_of(1_600, millis(1));
+        latencies.turn(1);
+        let [first, last] = [timed_of(1_500, millis(1)), timed_of(100, millis(500))];
+        assert!(
+            first <= 1_500 / 16 + 1 && last >= 100 / 16,
+            "{first} {last}"
+        );
+        let p95 = latencies.turn(1).p95.expect("answers");
+        assert!(p95 >= millis(500), "{p95:?}");
     }
 
     proptest! {

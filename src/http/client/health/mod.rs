@@ -103,16 +103,16 @@ impl PeerHealth {
 
     /// Notes that the peer answered.
     #[inline]
-    pub(crate) fn on_answer(&self, began: Instant, now: Instant) {
+    pub(crate) fn on_answer(&self, began: Instant) {
         if self.has_failures.load(Ordering::Relaxed) {
             let mut breaker = self.breaker.lock();
-            breaker.on_result(began, now, ExchangeEnd::Answered, 0.0);
+            breaker.on_result(began, Instant::now(), ExchangeEnd::Answered, 0.0);
             self.has_failures
                 .store(breaker.has_failures(), Ordering::Relaxed);
         }
     }
 
-    /// Notes an exchange without an answer. Returns whether the breaker opened because of it.
+    /// Notes an exchange without an answer. Returns whether the breaker is open. If so, the watch has to be woken up.
     #[must_use]
     pub(crate) fn on_failure(
         &self,
@@ -126,7 +126,12 @@ impl PeerHealth {
         let opened = breaker.on_result(began, now, end, random::unit());
         self.has_failures
             .store(breaker.has_failures(), Ordering::Relaxed);
-        opened
+        let is_open = breaker.open_since().is_some();
+        drop(breaker);
+        if opened {
+            log::warn!("a peer is not asked for now: {error}");
+        }
+        is_open
     }
 
     fn note_error(&self, error: &Error) {
