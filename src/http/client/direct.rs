@@ -39,11 +39,9 @@ impl DirectTransport {
         request: &TransportRequest<'_>,
         deadline: Instant,
     ) -> io::Result<TransportResponse> {
-        let (now, left) = request.began().unwrap_or_else(|| {
-            let now = Instant::now();
-            (now, deadline.saturating_duration_since(now))
-        });
+        let now = Instant::now();
         if let Some(mut connection) = self.pool.take(now) {
+            let left = deadline.saturating_duration_since(now);
             connection.source.begin(now, left);
             let response = self.exchange(connection, request);
             let Err(error) = &response else {

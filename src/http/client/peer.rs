@@ -47,8 +47,6 @@ pub(crate) struct HttpPeer {
     pub(super) transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
     pub(super) connections: Arc<dyn IdleConnections>,
-    /// Whether the transport is the default one, so that no other code runs before it sends a request.
-    is_asked_directly: bool,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
     pub(super) permits: Permits,
@@ -74,7 +72,6 @@ impl HttpPeer {
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
             full_timeout: wire::timeout_millis(config.exchange_timeout).to_string(),
-            is_asked_directly: by.is_whole(),
             transport: by.transport,
             connections: by.connections,
             permits: Permits::new(config.max_connections_per_peer),
@@ -231,17 +228,13 @@ impl HttpPeer {
             return Err(self.timed_out(ctx));
         }
         let full = self.config.exchange_timeout;
-        let (left, timeout) = match deadline == now + full {
-            true => (full, self.full_timeout.as_str().into()),
-            false => {
-                let left = deadline - now;
-                (left, wire::timeout_millis(left).to_string().into())
-            }
+        let timeout = match deadline == now + full {
+            true => self.full_timeout.as_str().into(),
+            false => wire::timeout_millis(deadline - now).to_string().into(),
         };
         let own = self.membership.own();
         let path = wire::KeyPath::new(&self.base, group, key);
-        let began = self.is_asked_directly.then_some((now, left));
-        let mut request = TransportRequest::get_key(path, &own.header, timeout, deadline, began);
+        let mut request = TransportRequest::get_key(path, &own.header, timeout, deadline);
         let hash = wire::key_hash(group, key);
         if let Some(old) = old {
             let known = wire::known_header(wire::value_hash(hash, old));

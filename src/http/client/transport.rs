@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{Cursor, Read};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -69,12 +69,6 @@ impl DefaultTransport {
             connections: made,
         }
     }
-
-    /// Whether the transport is the one that has these connections, and not one that wraps it.
-    pub(crate) fn is_whole(&self) -> bool {
-        let transport = Arc::as_ptr(&self.transport).cast::<()>();
-        transport == Arc::as_ptr(&self.connections).cast::<()>()
-    }
 }
 
 /// Name, in lower case, and value of a header that can be sent as it is.
@@ -101,20 +95,17 @@ pub struct TransportRequest<'a> {
     body: &'a [u8],
     /// When the last byte of the response must have arrived.
     deadline: Instant,
-    /// See [`began`](Self::began).
-    began: Option<(Instant, Duration)>,
 }
 
 impl<'a> TransportRequest<'a> {
     /// A request for one key, with the mark of this process's list of peers, and the time in milliseconds
-    /// after which the peer need not answer any more. For `began`, see [`began`](Self::began).
+    /// after which the peer need not answer any more.
     #[inline]
     pub(crate) fn get_key(
         path: wire::KeyPath<'a>,
         peers_mark: &'a str,
         timeout: Cow<'a, str>,
         deadline: Instant,
-        began: Option<(Instant, Duration)>,
     ) -> Self {
         TransportRequest {
             method: "GET",
@@ -125,7 +116,6 @@ impl<'a> TransportRequest<'a> {
             has_host: false,
             body: &[],
             deadline,
-            began,
         }
     }
 
@@ -140,7 +130,6 @@ impl<'a> TransportRequest<'a> {
             has_host: false,
             body: &[],
             deadline,
-            began: None,
         }
     }
 
@@ -148,12 +137,6 @@ impl<'a> TransportRequest<'a> {
     pub(crate) fn with_peers_mark(mut self, mark: &'a str) -> Self {
         self.peers_mark = Some(mark.into());
         self
-    }
-
-    /// The time at which the request was made, and the time that was left then: a transport that is
-    /// called at once need not read the clock. `None` if other code may run before.
-    pub(crate) fn began(&self) -> Option<(Instant, Duration)> {
-        self.began
     }
 
     /// A request for several keys, which are encoded in `body`.
@@ -488,40 +471,9 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_transport_is_not_whole() {
-        struct Made;
-        struct Wrapped(Arc<dyn Transport>);
-        impl Transport for Made {
-            fn round_trip(
-                &self,
-                _: &Context,
-                _: TransportRequest<'_>,
-            ) -> Result<TransportResponse> {
-                Ok(TransportResponse::new(200, ""))
-            }
-        }
-        impl IdleConnections for Made {
-            fn close_idle(&self) {}
-        }
-        impl Transport for Wrapped {
-            fn round_trip(
-                &self,
-                ctx: &Context,
-                request: TransportRequest<'_>,
-            ) -> Result<TransportResponse> {
-                self.0.round_trip(ctx, request)
-            }
-        }
-        let mut by = DefaultTransport::of(Made);
-        assert!(by.is_whole());
-        by.transport = Arc::new(Wrapped(by.transport));
-        assert!(!by.is_whole());
-    }
-
-    #[test]
     fn path_of_a_key_is_shown_as_it_is_sent() {
         let path = wire::KeyPath::new("/base/", "g", "a/b");
-        let request = TransportRequest::get_key(path, "mark", "7".into(), Instant::now(), None);
+        let request = TransportRequest::get_key(path, "mark", "7".into(), Instant::now());
         let mut sent = Vec::new();
         request.push_path(&mut sent);
         assert_eq!(sent, b"/base/g/a%2Fb");
