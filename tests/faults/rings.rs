@@ -33,6 +33,15 @@ fn key_of_an_owner_without_the_group_is_loaded_locally() {
         assert_eq!(caller.group.get(&key).expect("a value"), key.as_str());
         assert_eq!((ours.get(), theirs.get()), (n, 0));
     }
+    // Lists are asked for in batches.
+    for n in 0..5 {
+        let keys = [1, 2].map(|of| caller.key_of(&owner.url, &format!("list {n} {of} ")));
+        let values = caller.group.get_many(&Context::background(), &keys);
+        for (key, value) in keys.iter().zip(values) {
+            assert_eq!(value.expect("a value"), key.as_str());
+        }
+        assert_eq!((ours.get(), theirs.get()), (5 + 2 * (n + 1), 0));
+    }
     // The owner is asked again and again, and answers as soon as it has the group.
     owner
         .registry
@@ -40,7 +49,12 @@ fn key_of_an_owner_without_the_group_is_loaded_locally() {
         .expect("a group");
     let key = caller.key_of(&owner.url, "later ");
     assert_eq!(caller.group.get(&key).expect("a value"), key.as_str());
-    assert_eq!((ours.get(), theirs.get()), (5, 1));
+    assert_eq!((ours.get(), theirs.get()), (15, 1));
+    let peers = caller.pool.peers();
+    assert!(
+        peers.iter().all(|peer| peer.last_error.is_none()),
+        "{peers:?}"
+    );
 }
 
 #[test]

@@ -200,6 +200,8 @@ mod tests {
             (ErrorKind::Cancelled, None),
             (ErrorKind::Getter, Some(ExchangeEnd::Answered)),
             (ErrorKind::Overloaded, Some(ExchangeEnd::Answered)),
+            (ErrorKind::NotFound, Some(ExchangeEnd::Answered)),
+            (ErrorKind::UnknownGroup, Some(ExchangeEnd::Answered)),
         ] {
             assert_eq!(end_of(&Error::new(kind, "no io error")), end, "{kind:?}");
         }
