@@ -176,21 +176,15 @@ fn clients_that_do_not_read_hold_little_memory_and_are_reset() {
     drop(clients);
 }
 
-#[test]
-fn twelve_pools_with_default_limits_are_never_refused() {
-    const POOLS: usize = 12;
-    const THREADS: usize = 24;
-    const GETS: usize = 100;
-    let mut server = Process::start("");
+const POOLS: usize = 12;
+const THREADS: usize = 24;
+
+/// Nodes that own no key. The connections are those of the defaults, and no exchange takes too long on a
+/// slow machine. Without copies, each get is an exchange.
+fn pools_of(server: &Process) -> Vec<Node> {
     let local = |_: &Context, _: &str, _: &mut dyn Sink| -> Result<(), BoxError> {
         Err("this node owns no key".into())
     };
-    let keys: Arc<Vec<String>> = Arc::new((0..GETS).map(|n| format!("key{n}")).collect());
-    for key in keys.iter() {
-        server.ask(&format!("get {key}"));
-    }
-    // No exchange takes too long on a slow machine; the connections are those of the defaults. Without
-    // copies, each get is an exchange.
     let setup = Setup {
         group: Box::new(|group| group.hot_admission(HotAdmission::Never)),
         ..Setup::default()
@@ -199,29 +193,63 @@ fn twelve_pools_with_default_limits_are_never_refused() {
     for node in &nodes {
         node.pool.set([&server.url]).expect("a URL");
     }
+    nodes
+}
+
+/// Gets keys by 24 threads of each node, which begin at the same time.
+fn get_by_all<K>(nodes: &[Node], keys: impl Fn(usize) -> K) -> Vec<Call<()>>
+where
+    K: IntoIterator<Item = String> + Send + 'static,
+{
     let together = Arc::new(Barrier::new(POOLS * THREADS));
-    let calls: Vec<Call<()>> = (0..POOLS * THREADS)
-        .map(|n| {
-            let (group, together) = (nodes[n % POOLS].group.clone(), together.clone());
-            let keys = keys.clone();
-            start(move || {
-                together.wait();
-                for key in keys.iter() {
-                    let value = group.get(key).expect("a value of the server");
-                    assert_eq!(value, format!("value of {key}").as_str());
-                }
-            })
+    let call = |n: usize| {
+        let (group, together) = (nodes[n % POOLS].group.clone(), together.clone());
+        let keys = keys(n / POOLS);
+        start(move || {
+            together.wait();
+            for key in keys {
+                let value = group.get(&key).expect("a value of the server");
+                assert_eq!(value, format!("value of {key}").as_str());
+            }
         })
-        .collect();
-    for call in calls {
-        call.end();
+    };
+    (0..POOLS * THREADS).map(call).collect()
+}
+
+fn peer_errors(nodes: &[Node]) -> u64 {
+    let errors = nodes.iter().map(|node| node.group.stats().peer_errors);
+    errors.sum()
+}
+
+#[test]
+fn twelve_pools_with_default_limits_are_never_refused() {
+    const GETS: usize = 100;
+    let mut server = Process::start("");
+    let nodes = pools_of(&server);
+    for n in 0..GETS {
+        server.ask(&format!("get key{n}"));
     }
-    let errors: u64 = nodes
-        .iter()
-        .map(|node| node.group.stats().peer_errors)
-        .sum();
-    assert_eq!(errors, 0);
+    let calls = get_by_all(&nodes, |_| (0..GETS).map(|n| format!("key{n}")));
+    calls.into_iter().for_each(Call::end);
+    assert_eq!(peer_errors(&nodes), 0);
     assert!(server.is_alive());
+}
+
+#[test]
+fn twelve_pools_with_default_limits_may_use_all_their_connections_at_the_same_time() {
+    let mut server = Process::start("");
+    let nodes = pools_of(&server);
+    // No request is answered before each of them has its connection.
+    let calls = get_by_all(&nodes, |thread| [format!("gate:{thread}")]);
+    let begun = Instant::now();
+    while server.number::<usize>("connections") < POOLS * THREADS {
+        assert_eq!(peer_errors(&nodes), 0, "the server refuses connections");
+        assert!(begun.elapsed() < PATIENCE, "there are too few connections");
+        thread::sleep(millis(5));
+    }
+    assert_eq!(server.ask("open"), "ready");
+    calls.into_iter().for_each(Call::end);
+    assert_eq!(peer_errors(&nodes), 0);
 }
 
 #[test]

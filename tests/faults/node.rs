@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use larder::http::{HttpPool, Server, Transport, TransportRequest, TransportRespo
 use larder::{BoxError, Context, Error, Group, Registry, Sink};
 
 use crate::cluster::GROUP;
-use crate::common::PATIENCE;
+use crate::common::{Gate, PATIENCE};
 use crate::load::Load;
 use crate::process::MARK;
 
@@ -220,6 +220,11 @@ impl Node {
                 });
                 "started".into()
             }
+            // Lets the getter go on with the keys of `gate`.
+            ["open"] => {
+                GATE.open();
+                "ready".into()
+            }
             ["served"] => self.group.stats().server_requests.to_string(),
             ["peer-errors"] => self.group.stats().peer_errors.to_string(),
             ["memory"] => of_process("VmRSS:").to_string(),
@@ -287,16 +292,19 @@ fn shown(result: larder::Result<larder::ByteView>) -> String {
     }
 }
 
+static GATE: LazyLock<Gate> = LazyLock::new(Gate::new);
+
 fn within(ms: &str) -> Context {
     let ms = ms.parse().expect("a number");
     Context::background().with_timeout(Duration::from_millis(ms))
 }
 
 /// The getter of a node. Keys are words with colons between them; the first one says what it does:
-/// `slow:MS`, `hang`, `fail`, `missing`, `panic`. For all others it returns [`value_of`] at once.
+/// `slow:MS`, `gate`, `hang`, `fail`, `missing`, `panic`. For all others it returns [`value_of`] at once.
 pub fn load(_: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
     match key.split(':').collect::<Vec<_>>()[..] {
         ["slow", ms, ..] => thread::sleep(Duration::from_millis(ms.parse()?)),
+        ["gate", ..] => GATE.pass(),
         ["hang", ..] => loop {
             thread::park();
         },
