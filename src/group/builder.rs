@@ -188,8 +188,8 @@ impl GroupBuilder {
     /// from loading: see [`Registry::set_max_loader_threads`].
     ///
     /// Loads for the server's clients take at most half of them, rounded up, so that clients cannot
-    /// keep this process's own callers from loading. With the default of 256, that is as many loads as 10
-    /// peers with default options can request at a time.
+    /// keep this process's own callers from loading. By default these are 256, as many loads as 10 peers with
+    /// default options can request at a time.
     ///
     /// Threads start when needed and end after 10 s without work. When all are busy, loads of this
     /// process's callers fail with [`ErrorKind::Overloaded`] at once. Those of clients first wait half a

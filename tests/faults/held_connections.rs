@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use larder::{BoxError, Context, HotAdmission, Sink};
+use socket2::{Domain, Socket, Type};
 
 use crate::cluster::{Node, Setup, wake_up_delay};
 use crate::common::{Call, PATIENCE, millis, seconds, start, timed};
@@ -252,30 +253,72 @@ fn twelve_pools_with_default_limits_may_use_all_their_connections_at_the_same_ti
     assert_eq!(peer_errors(&nodes), 0);
 }
 
-#[test]
-fn timeouts_that_clients_choose_do_not_hold_threads_or_connections() {
-    let mut node = Process::start("max_request_ms=1000");
-    let with_timeout = |key: &str, ms: &str| {
-        request(key).replace("Host: h", &format!("Host: h\r\nlarder-timeout-ms: {ms}"))
-    };
-    let mut stranger = Client::connect(addr(&node));
-    for n in 0..300 {
-        // The server may refuse them after a while.
-        let _ = stranger.try_send(with_timeout(&format!("slow:4000:{n}"), "1").as_bytes());
+/// A request with a time-out that its client chose.
+fn request_within(key: &str, ms: &str) -> String {
+    request(key).replace("Host: h", &format!("Host: h\r\nlarder-timeout-ms: {ms}"))
+}
+
+/// Sends requests for so many keys with 1 ms each, from an address of this machine, and reads the responses.
+/// The getter hangs for these keys.
+fn abandon(node: &Process, last_byte: u8, count: usize) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let own = SocketAddr::from(([127, 0, 0, last_byte], 0));
+    socket.bind(&own.into()).expect("an address of loopback");
+    socket.connect(&addr(node).into()).expect("it accepts");
+    let mut stranger = Client::new(socket.into());
+    for n in 0..count {
+        stranger.send(request_within(&format!("gate:{last_byte}.{n}"), "1"));
+        assert!(stranger.reply().status >= 500);
     }
-    thread::sleep(millis(400));
+}
+
+fn assert_own_callers_find_threads(node: &mut Process) {
     for n in 0..10 {
         let value = node.ask(&format!("get slow:1:{n} 10000"));
         assert_eq!(value, format!("value of slow:1:{n}"));
     }
-    let late = wake_up_delay(16);
-    let addr = addr(&node);
-    let (took, reply) = timed(|| ask(addr, with_timeout("hang:k", "100000000000")));
-    assert!(reply.status >= 500, "{reply:?}");
-    assert!(
-        took <= millis(1500) + 20 * late,
-        "{took:?}, control {late:?}"
-    );
+}
+
+/// How many loads of [`abandon`] began.
+fn abandoned_loads(node: &mut Process) -> usize {
+    node.ask("loaded gate:").split_whitespace().count()
+}
+
+#[test]
+fn client_that_abandons_loads_takes_few_threads() {
+    let mut node = Process::start("loader_threads=128");
+    abandon(&node, 1, 300);
+    assert_own_callers_find_threads(&mut node);
+    let begun = abandoned_loads(&mut node);
+    assert!((1..=32).contains(&begun), "{begun} loads");
+}
+
+#[test]
+fn clients_that_abandon_loads_leave_half_of_the_threads_to_own_callers() {
+    let mut node = Process::start("loader_threads=128");
+    // Each of ten may abandon so many.
+    (1..=10).for_each(|client| abandon(&node, client, 30));
+    assert_own_callers_find_threads(&mut node);
+    let begun = abandoned_loads(&mut node);
+    assert!((33..=64).contains(&begun), "{begun} loads");
+}
+
+#[test]
+fn request_ends_at_the_time_of_the_server_if_its_client_chose_more() {
+    let node = Process::start("max_request_ms=1000");
+    for (request, code) in [
+        (request_within("gate:k", "100000000000"), "loading"),
+        (request("gate:k"), "deadline"),
+    ] {
+        let late = wake_up_delay(16);
+        let addr = addr(&node);
+        let (took, reply) = timed(|| ask(addr, request));
+        assert_eq!(reply.header("larder-error"), Some(code));
+        assert!(
+            took <= millis(1500) + 20 * late,
+            "{took:?}, control {late:?}"
+        );
+    }
 }
 
 #[test]

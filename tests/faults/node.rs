@@ -94,6 +94,9 @@ pub fn run(options: &str) {
     if let Some(most) = number("max_loads") {
         builder = builder.max_concurrent_loads(usize::try_from(most).expect("a small number"));
     }
+    if let Some(most) = number("loader_threads") {
+        builder = builder.max_loader_threads(usize::try_from(most).expect("a small number"));
+    }
     let group = builder
         .build(move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
             *counted
