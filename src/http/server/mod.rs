@@ -3,34 +3,27 @@
 //! - `limits`, `byte_budget`, `listener`, `malloc_arenas`: the numbers of the builder; the bytes that
 //!   connections share; options of the listening socket; the bound of glibc's malloc.
 //! - `accept`, `connections`: the accept thread; the open connections and how they end.
-//! - `connection`: one connection on its own thread: `reader` → `head` → response → `writer`.
+//! - `connection`: one connection on its own thread: reader → `head` → response → writer.
 //! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
-//! - `endpoint`, `changes`: responds to peers, with a `reply`; `many`: several values; `fields`: those of a
-//!   response. `handler`: the program's own pages.
-//!   `response`: the result of both, with any head.
+//! - `endpoint`: responds to peers. `handler`: the program's own pages. `response`: the result of both, with
+//!   any head.
 //! - `tiny`: the endpoint in a tiny_http server.
 
 mod abandoned;
 mod accept;
 mod byte_budget;
-mod changes;
 mod connection;
 mod connections;
 pub(crate) mod endpoint;
-mod fields;
 pub(crate) mod handler;
 pub(crate) mod head;
 pub(crate) mod limits;
 mod listener;
 mod malloc_arenas;
-mod many;
-mod reader;
-mod reply;
 pub(crate) mod response;
 #[cfg(feature = "tiny_http")]
 pub mod tiny;
 mod wait;
-mod writer;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};

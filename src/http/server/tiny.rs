@@ -33,11 +33,11 @@ use std::time::Duration;
 use httparse::Header;
 
 use super::endpoint::Endpoint;
+use super::endpoint::reply::Reply;
 use super::handler::Request;
 use super::head::{BODY_TOO_LARGE, BadRequest, MAX_FIELDS, RequestHead, TOO_MANY_FIELDS, bad};
 use super::limits::{DEFAULT_MAX_REQUEST_TIME, DEFAULT_SOCKET_BUFFER_SIZE, MAX_PEER_BODY};
 use super::listener::{SocketOptions, prepare};
-use super::reply::Reply;
 use super::response::{Response, ResponseOptions};
 use super::wait::LoadLimits;
 use crate::error::{Error, ErrorKind, Result};

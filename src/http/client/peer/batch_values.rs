@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::byteview::ByteView;
 use crate::error::{Error, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::fields::response_of;
+use crate::http::client::peer::fields::response_of;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::fields::response_of;
-use super::health::exchange::ObservedExchange;
-use super::peer::HttpPeer;
-use super::transport::TransportResponse;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
+use crate::http::client::health::exchange::ObservedExchange;
+use crate::http::client::peer::HttpPeer;
+use crate::http::client::peer::fields::response_of;
+use crate::http::client::transport::TransportResponse;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::wire;

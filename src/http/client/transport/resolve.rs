@@ -6,7 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use crate::http::client::url::{Host, PeerUrl};
+use crate::http::client::transport::url::{Host, PeerUrl};
 use crate::sync::{Arc, Condvar, Mutex, spawn};
 
 /// The addresses to connect to for one peer.

@@ -1,24 +1,29 @@
 //! Serves one connection: reads requests and writes responses, one at a time, on the connection's own
 //! thread.
+//!
+//! `reader` reads a head and a body, `writer` writes a response.
+
+pub(crate) mod reader;
+mod writer;
 
 use std::borrow::Cow;
 use std::io::Write;
 use std::time::Instant;
 
-use super::abandoned::AbandonedLoads;
-use super::byte_budget::{ByteBudget, ByteGuard};
-use super::connections::{Connection, Connections};
-use super::endpoint::Endpoint;
-use super::handler::{Handler, Request};
-use super::head::{self, BODY_TOO_LARGE, ParsedHead, RequestHead};
-use super::limits::ServerLimits;
-use super::listener::tune_accepted;
-use super::reader::{NO_ROOM, RequestError, RequestReader};
-use super::reply::Reply;
-use super::response::{Response, ResponseOptions};
-use super::wait::LoadLimits;
-use super::writer::ResponseWriter;
 use crate::http::config::KnownPeers;
+use crate::http::server::abandoned::AbandonedLoads;
+use crate::http::server::byte_budget::{ByteBudget, ByteGuard};
+use crate::http::server::connection::reader::{NO_ROOM, RequestError, RequestReader};
+use crate::http::server::connection::writer::ResponseWriter;
+use crate::http::server::connections::{Connection, Connections};
+use crate::http::server::endpoint::Endpoint;
+use crate::http::server::endpoint::reply::Reply;
+use crate::http::server::handler::{Handler, Request};
+use crate::http::server::head::{self, BODY_TOO_LARGE, ParsedHead, RequestHead};
+use crate::http::server::limits::ServerLimits;
+use crate::http::server::listener::tune_accepted;
+use crate::http::server::response::{Response, ResponseOptions};
+use crate::http::server::wait::LoadLimits;
 use crate::panics::caught;
 use crate::sync::Arc;
 

@@ -1,14 +1,14 @@
 //! Makes the transport of a peer: the direct one, ureq, or by default one that chooses between the two.
 
-#[cfg(feature = "ureq")]
-use crate::http::client::auto::AutoTransport;
-use crate::http::client::direct::DirectTransport;
-#[cfg(not(feature = "ureq"))]
-use crate::http::client::larder_only::LarderOnlyTransport;
-use crate::http::client::target::Target;
 use crate::http::client::transport::DefaultTransport;
 #[cfg(feature = "ureq")]
-use crate::http::client::ureq::UreqTransport;
+use crate::http::client::transport::auto::AutoTransport;
+use crate::http::client::transport::direct::DirectTransport;
+#[cfg(not(feature = "ureq"))]
+use crate::http::client::transport::larder_only::LarderOnlyTransport;
+use crate::http::client::transport::target::Target;
+#[cfg(feature = "ureq")]
+use crate::http::client::transport::ureq::UreqTransport;
 use crate::http::config::HttpClient;
 use crate::sync::Arc;
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::peer::HttpPeer;
+use crate::http::client::picker::key_owners::KeyOwners;
 use crate::http::membership::{HANDOFF_WINDOW, Membership, PeersPage};
 use crate::pb::GetRequest;
 use crate::peer::Peer;

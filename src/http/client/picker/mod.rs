@@ -1,6 +1,11 @@
 //! Finds the peer that owns a key: the placement of keys and the clients of the peers, replaced
 //! together.
+//!
+//! - `key_owners`: which node owns which key. `routes`: the order in which peers are asked.
+//! - `handoff`: the owners of keys before the last change.
 
+mod handoff;
+pub(crate) mod key_owners;
 mod routes;
 
 use std::collections::{HashMap, HashSet};
@@ -9,16 +14,16 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::default_transport::default_transport;
-use crate::http::client::handoff::Handoff;
 use crate::http::client::health::Standing;
 use crate::http::client::health::status::PeerStatus;
 use crate::http::client::health::watch::Watch;
-use crate::http::client::key_owners::KeyOwners;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::target::Target;
+use crate::http::client::picker::handoff::Handoff;
+use crate::http::client::picker::key_owners::KeyOwners;
 use crate::http::client::transport::Transport;
-use crate::http::client::url::PeerUrl;
+use crate::http::client::transport::default::default_transport;
+use crate::http::client::transport::target::Target;
+use crate::http::client::transport::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
 use crate::http::membership::Membership;
 use crate::peer::Peer;

@@ -1,4 +1,25 @@
 //! A peer that is asked over HTTP: the requests, and what follows from each response.
+//!
+//! - This file: one key, and a batch. `messages`: reads the responses and the errors. `fields`: the times and
+//!   marks of a response.
+//! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - `many`: several keys that one caller asks for.
+//! - `revalidate`: a request for a value that is cached already.
+//! - `changes`: the requests that change data at the peer.
+//! - `list_check`: what the peer's list of peers says.
+//! - `health`: the probe and the report of the peer.
+//! - `permits`: limits the requests that are under way.
+
+pub(crate) mod batch;
+mod batch_values;
+mod changes;
+mod fields;
+mod health;
+pub(crate) mod list_check;
+mod many;
+mod messages;
+mod permits;
+mod revalidate;
 
 use std::error::Error as _;
 use std::fmt;
@@ -9,19 +30,19 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::batch::{BatchRole, Batcher};
-use crate::http::client::batch_values::{
-    BatchError, BatchPolicy, BatchResult, BatchValues, known_hashes,
-};
 use crate::http::client::health::PeerHealth;
 use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::health::watch::Watch;
-use crate::http::client::permits::{Permit, Permits};
-use crate::http::client::target::Target;
+use crate::http::client::peer::batch::{BatchRole, Batcher};
+use crate::http::client::peer::batch_values::{
+    BatchError, BatchPolicy, BatchResult, BatchValues, known_hashes,
+};
+use crate::http::client::peer::permits::{Permit, Permits};
+use crate::http::client::transport::target::Target;
+use crate::http::client::transport::url::PeerUrl;
 use crate::http::client::transport::{
     DefaultTransport, IdleConnections, Transport, TransportRequest,
 };
-use crate::http::client::url::PeerUrl;
 use crate::http::config::Config;
 use crate::http::membership::Membership;
 use crate::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
@@ -36,27 +57,27 @@ use crate::wire;
 /// of the peer's getter is returned unchanged. Only [`ErrorKind::Peer`] is a sign of the peer's
 /// health.
 pub(crate) struct HttpPeer {
-    pub(super) url: PeerUrl,
+    url: PeerUrl,
     /// The path of the peer's URL and the base path: the part of a request's path before the group.
-    pub(super) base: String,
-    pub(super) config: Arc<Config>,
+    base: String,
+    config: Arc<Config>,
     /// The time-out header of a request with the whole exchange time-out left, as most requests
     /// have.
     full_timeout: String,
     target: Arc<Target>,
-    pub(super) transport: Arc<dyn Transport>,
+    transport: Arc<dyn Transport>,
     /// Those of the default transport, which the transport may wrap.
-    pub(super) connections: Arc<dyn IdleConnections>,
+    connections: Arc<dyn IdleConnections>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
-    pub(super) permits: Permits,
+    permits: Permits,
     batcher: Batcher<BatchResult>,
-    pub(super) policy: BatchPolicy,
-    pub(super) membership: Arc<Membership>,
+    policy: BatchPolicy,
+    membership: Arc<Membership>,
     /// See [`is_this_process`](Self::is_this_process).
-    pub(super) is_this_process: AtomicBool,
-    pub(super) health: Arc<PeerHealth>,
-    pub(super) watch: Arc<Watch>,
+    is_this_process: AtomicBool,
+    health: Arc<PeerHealth>,
+    watch: Arc<Watch>,
 }
 
 impl HttpPeer {
@@ -93,11 +114,11 @@ impl HttpPeer {
         &self.target
     }
 
-    pub(super) fn base(&self) -> &str {
+    fn base(&self) -> &str {
         &self.base
     }
 
-    pub(super) fn transport(&self) -> &dyn Transport {
+    fn transport(&self) -> &dyn Transport {
         &*self.transport
     }
 }
@@ -213,7 +234,7 @@ impl ProtoGetter for HttpPeer {
 
 impl HttpPeer {
     /// Asks for one key by a request of its own. An `old` value need not be sent again.
-    pub(super) fn get_single(
+    fn get_single(
         &self,
         ctx: &Context,
         group: &str,
@@ -272,7 +293,7 @@ impl HttpPeer {
 
     /// Sends one batched request and reads its response. `load` is whether the peer loads the keys that
     /// it has not cached. `olds` has the values that it need not send again.
-    pub(super) fn send_batch(
+    fn send_batch(
         &self,
         ctx: &Context,
         group: &str,
@@ -371,7 +392,7 @@ impl HttpPeer {
     /// # Errors
     ///
     /// If `ctx` has ended.
-    pub(super) fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
+    fn deadline(&self, ctx: &Context, now: Instant) -> Result<Instant> {
         if let Some(ended) = ctx.err() {
             return Err(ended);
         }
@@ -382,7 +403,7 @@ impl HttpPeer {
 
     /// Waits for the permit to use a connection. It is held until the response is read, or its
     /// connection closed.
-    pub(super) fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
+    fn permit(&self, ctx: &Context, deadline: Instant) -> Result<Permit<'_>> {
         let permit = self.permits.acquire(deadline);
         permit.ok_or_else(|| ctx.err().unwrap_or_else(|| self.failure(ALL_BUSY)))
     }
@@ -401,12 +422,12 @@ impl HttpPeer {
     }
 
     /// A failure that concerns this key or the options of this process, not the peer's health.
-    pub(super) fn refusal(&self, why: &'static str) -> Error {
+    fn refusal(&self, why: &'static str) -> Error {
         let cause = io::Error::new(io::ErrorKind::InvalidInput, why);
         Error::with_source(ErrorKind::Peer, format_args!("peer {}", self.url), cause)
     }
 
-    pub(super) fn failure(&self, why: impl fmt::Display) -> Error {
+    fn failure(&self, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Peer, format!("peer {}: {why}", self.url))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::fields::fields_of;
 use crate::error::{Error, Result};
+use crate::http::server::endpoint::fields::fields_of;
 use crate::pb::GetManyRequest;
 use crate::peers::PeerResponse;
 use crate::wire::{self, Body, ManyBody};

@@ -1,20 +1,28 @@
 //! Responds to the requests of peers, for this crate's server and for tiny_http.
+//!
+//! - This file: gets of one key. `many`: of several. `changes`: removals and sets.
+//! - `reply`: a response, or a value with its fields. `fields`: the fields of a value.
+
+mod changes;
+mod fields;
+mod many;
+pub(crate) mod reply;
 
 use std::time::Duration;
 
-use super::fields::{fields_of, nanos};
-use super::handler::Request;
-use super::head::split_target;
-use super::many::ManyReply;
-use super::reply::{Reply, ValueReply};
-use super::response::Response;
-use super::wait::{LoadLimits, LoadWait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
 use crate::http::config::{Config, KnownPeers};
 use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
+use crate::http::server::endpoint::fields::{fields_of, nanos};
+use crate::http::server::endpoint::many::ManyReply;
+use crate::http::server::endpoint::reply::{Reply, ValueReply};
+use crate::http::server::handler::Request;
+use crate::http::server::head::split_target;
+use crate::http::server::response::Response;
+use crate::http::server::wait::{LoadLimits, LoadWait};
 use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;

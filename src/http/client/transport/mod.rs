@@ -1,4 +1,25 @@
-//! The trait that carries requests to a peer, with its request and response.
+//! Carries requests to a peer: the trait, with its request and response, and the transports of this crate.
+//!
+//! - `default`: makes the transport of a peer.
+//! - `auto` chooses between `ureq` and `direct`. Without the feature `ureq`, `larder_only` takes its place.
+//! - `target`: the URL, options and addresses of the peer, which all of these use.
+//! - `url`, `resolve`: the URL, and its addresses.
+//! - `pool`, `connection`, `response`: the parts of `direct`.
+
+#[cfg(feature = "ureq")]
+mod auto;
+mod connection;
+pub(crate) mod default;
+mod direct;
+#[cfg(not(feature = "ureq"))]
+mod larder_only;
+mod pool;
+mod resolve;
+mod response;
+pub(crate) mod target;
+#[cfg(feature = "ureq")]
+mod ureq;
+pub(crate) mod url;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +30,7 @@ use std::time::Instant;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::response::{HeadBytes, ResponseHead};
+use crate::http::client::transport::response::{HeadBytes, ResponseHead};
 use crate::sync::Arc;
 use crate::wire::{self, PeersMark};
 

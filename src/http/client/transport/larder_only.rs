@@ -4,8 +4,8 @@ use std::io;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::direct::DirectTransport;
-use crate::http::client::target::Target;
+use crate::http::client::transport::direct::DirectTransport;
+use crate::http::client::transport::target::Target;
 use crate::http::client::transport::{
     IdleConnections, Transport, TransportRequest, TransportResponse,
 };

@@ -5,8 +5,8 @@ use std::time::Instant;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::client::batch_values::BatchError;
 use crate::http::client::peer::HttpPeer;
+use crate::http::client::peer::batch_values::BatchError;
 use crate::peers::PeerResponse;
 
 impl HttpPeer {

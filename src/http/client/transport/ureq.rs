@@ -13,11 +13,11 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, AsSendBody, Body};
 
 use crate::context::Context;
-use crate::http::client::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnection};
-use crate::http::client::response::{
+use crate::http::client::transport::connection::{MAX_IDLE_AGE, PeerConnection, StaleConnection};
+use crate::http::client::transport::response::{
     BodyFraming, HeadBytes, MAX_HEAD, ResponseHead, ResponseReader, TOO_LONG,
 };
-use crate::http::client::target::{MAX_LINE, Target};
+use crate::http::client::transport::target::{MAX_LINE, Target};
 use crate::http::client::transport::{
     IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
 };

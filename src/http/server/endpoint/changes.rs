@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::endpoint::{Endpoint, NOT_ALLOWED, bad_path, failed};
-use super::handler::Request;
-use super::response::Response;
+use crate::http::server::endpoint::{Endpoint, NOT_ALLOWED, bad_path, failed};
+use crate::http::server::handler::Request;
+use crate::http::server::response::Response;
 use crate::panics::caught;
 use crate::pb::RemoveKeysRequest;
 use crate::wire::{self, PeerPath};
@@ -94,7 +94,7 @@ impl Endpoint {
 
     /// The longest body that is read of a request below the base path. A value that a peer sets is
     /// longer than other bodies.
-    pub(super) fn max_body(&self, method: &str, client: Option<SocketAddr>, other: usize) -> usize {
+    pub(crate) fn max_body(&self, method: &str, client: Option<SocketAddr>, other: usize) -> usize {
         match method {
             "PUT" if self.is_trusted(client) => self.config.max_value_size.saturating_add(other),
             _ => other,

@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::fork::process_number;
-use crate::http::client::resolve::Addresses;
-use crate::http::client::response::BadResponse;
+use crate::http::client::transport::resolve::Addresses;
+use crate::http::client::transport::response::BadResponse;
 
 /// A connection that carries one exchange after the other.
 pub(crate) struct PeerConnection {
@@ -388,7 +388,7 @@ const MET_ITSELF: &str = "refused: it connected to itself, because no server lis
 #[cfg(all(test, not(larder_loom)))]
 pub(crate) mod tests {
     use super::*;
-    use crate::http::client::url::PeerUrl;
+    use crate::http::client::transport::url::PeerUrl;
     use crate::sync::Mutex;
     use std::net::TcpListener;
     use std::thread;

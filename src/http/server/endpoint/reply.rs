@@ -1,7 +1,7 @@
 //! The response to a peer, before it is encoded: a value needs no memory of its own until it is sent.
 
-use super::response::Response;
 use crate::byteview::ByteView;
+use crate::http::server::response::Response;
 use crate::wire::{self, Fields};
 
 /// The response to a request below the base path.
@@ -57,7 +57,7 @@ impl From<Response> for Reply {
 
 /// The head of a [`ValueReply`] up to the value of its `Content-Length`, if the connection stays open.
 /// It is the head that [`Response::push_head`] appends.
-pub(super) const VALUE_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nServer: larder\r\n\
+pub(crate) const VALUE_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nServer: larder\r\n\
     Content-Type: application/x-protobuf\r\nContent-Length: ";
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::client::connection::{PeerConnection, StaleConnection};
-use crate::http::client::resolve::Addresses;
 use crate::http::client::transport::TransportRequest;
-use crate::http::client::url::PeerUrl;
+use crate::http::client::transport::connection::{PeerConnection, StaleConnection};
+use crate::http::client::transport::resolve::Addresses;
+use crate::http::client::transport::url::PeerUrl;
 use crate::http::config::Config;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};

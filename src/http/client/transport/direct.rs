@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::http::client::connection::StaleConnection;
-use crate::http::client::pool::{ConnectionPool, PooledConnection};
-use crate::http::client::response::{BodyFraming, ResponseReader};
-use crate::http::client::target::Target;
+use crate::http::client::transport::connection::StaleConnection;
+use crate::http::client::transport::pool::{ConnectionPool, PooledConnection};
+use crate::http::client::transport::response::{BodyFraming, ResponseReader};
+use crate::http::client::transport::target::Target;
 use crate::http::client::transport::{
     IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
 };

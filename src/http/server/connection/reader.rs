@@ -4,9 +4,9 @@ use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::byte_budget::ByteGuard;
-use super::head::{BadRequest, ParsedHead, bad};
-use super::limits::ServerLimits;
+use crate::http::server::byte_budget::ByteGuard;
+use crate::http::server::head::{BadRequest, ParsedHead, bad};
+use crate::http::server::limits::ServerLimits;
 use crate::wire::{Scan, scan};
 
 /// The reason that no request could be read, or not all of it.

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
-use crate::http::client::connection::PeerConnection;
-use crate::http::client::response::ResponseReader;
-use crate::http::client::target::Target;
+use crate::http::client::transport::connection::PeerConnection;
+use crate::http::client::transport::response::ResponseReader;
+use crate::http::client::transport::target::Target;
 use crate::sync::{Arc, Mutex};
 
 /// A connection, with the bytes that were read from it and not used yet. It is boxed, because it moves
@@ -89,9 +89,9 @@ impl ConnectionPool {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::http::client::connection::MAX_IDLE_AGE;
-    use crate::http::client::connection::tests::{age, pair, port};
-    use crate::http::client::url::PeerUrl;
+    use crate::http::client::transport::connection::MAX_IDLE_AGE;
+    use crate::http::client::transport::connection::tests::{age, pair, port};
+    use crate::http::client::transport::url::PeerUrl;
     use crate::http::config::Config;
     use std::net::TcpStream;
 

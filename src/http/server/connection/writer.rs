@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::connections::Connection;
-use super::limits::ServerLimits;
-use super::listener::reset_on_close;
-use super::reader::is_timeout;
-use super::reply::{VALUE_HEAD, ValueReply};
-use super::response::{Response, ResponseOptions};
+use crate::http::server::connection::reader::is_timeout;
+use crate::http::server::connections::Connection;
+use crate::http::server::endpoint::reply::{VALUE_HEAD, ValueReply};
+use crate::http::server::limits::ServerLimits;
+use crate::http::server::listener::reset_on_close;
+use crate::http::server::response::{Response, ResponseOptions};
 use crate::wire;
 
 /// The writing side of a connection.
@@ -117,7 +117,7 @@ impl<'s> ResponseWriter<'s> {
     ///
     /// While it does not, the connection may be closed to make room for another.
     ///
-    /// [`SocketOptions::write_step`]: super::listener::SocketOptions::write_step
+    /// [`SocketOptions::write_step`]: crate::http::server::listener::SocketOptions::write_step
     #[cold]
     fn write_slowly(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         let now = Instant::now();

@@ -5,12 +5,12 @@ use std::io;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::http::client::direct::DirectTransport;
-use crate::http::client::target::Target;
+use crate::http::client::transport::direct::DirectTransport;
+use crate::http::client::transport::target::Target;
+use crate::http::client::transport::ureq::UreqTransport;
 use crate::http::client::transport::{
     DefaultTransport, IdleConnections, Transport, TransportRequest, TransportResponse,
 };
-use crate::http::client::ureq::UreqTransport;
 use crate::sync::{Arc, RwLock};
 
 /// Sends requests by ureq until a response comes from larder's own server, and by the direct

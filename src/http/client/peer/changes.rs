@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::peer::HttpPeer;
-use super::transport::{TransportRequest, TransportResponse};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::client::peer::HttpPeer;
+use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::wire;
 
