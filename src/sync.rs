@@ -8,7 +8,10 @@
 pub(crate) use std::sync::Arc;
 
 #[cfg(not(larder_loom))]
-pub(crate) use std::{sync::OnceLock, thread, thread_local};
+pub(crate) use std::{sync::OnceLock, thread_local};
+
+#[cfg(all(feature = "http", not(larder_loom)))]
+pub(crate) use std::thread;
 
 #[cfg(not(larder_loom))]
 pub(crate) use plain_atomic as atomic;
@@ -41,16 +44,31 @@ pub(crate) use loom_thread_local as thread_local;
 
 use std::io;
 use std::sync::{PoisonError, TryLockError};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 /// Starts a thread. Without a stack size it has the default one.
+#[cfg(not(larder_loom))]
+pub(crate) use spawn_plain as spawn;
+
+/// As [`spawn_plain`], a thread that loom explores.
+#[cfg(larder_loom)]
 pub(crate) fn spawn(
+    name: &str,
+    _: Option<usize>,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(run)
+}
+
+/// Starts a thread of std, also under loom.
+pub(crate) fn spawn_plain(
     name: &str,
     stack_size: Option<usize>,
     run: impl FnOnce() + Send + 'static,
-) -> io::Result<thread::JoinHandle<()>> {
+) -> io::Result<JoinHandle<()>> {
     spawn_boxed(name, stack_size, Box::new(run))
 }
 
@@ -59,8 +77,8 @@ fn spawn_boxed(
     name: &str,
     stack_size: Option<usize>,
     run: Box<dyn FnOnce() + Send>,
-) -> io::Result<thread::JoinHandle<()>> {
-    let mut thread = thread::Builder::new().name(name.into());
+) -> io::Result<JoinHandle<()>> {
+    let mut thread = Builder::new().name(name.into());
     if let Some(stack_size) = stack_size {
         thread = thread.stack_size(stack_size);
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits::{self, LoadClass, LoadPermit, Urgency};
 use crate::panics::caught;
 use crate::peers::Route;
-use crate::sync::{Arc, Mutex, spawn};
+use crate::sync::{Arc, Mutex, spawn_plain};
 
 /// How far a [`Warming`] is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,7 +142,7 @@ impl Group {
         };
         for _ in 0..loads.min(WARM_THREADS).min(permits) {
             let (group, work, ctx) = (self.clone(), warming.work.clone(), ctx.clone());
-            let spawned = spawn("larder-warm", None, move || {
+            let spawned = spawn_plain("larder-warm", None, move || {
                 while group.inner.warm_next(&work, &ctx) {}
                 // Drops may run user code.
                 caught(move || drop((group, work, ctx)));

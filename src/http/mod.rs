@@ -18,8 +18,8 @@ mod server;
 /// The parsers, for the targets in `fuzz/`.
 #[cfg(larder_fuzz)]
 pub(crate) mod fuzzed {
-    pub(crate) use super::client::response::{Pieces, read_response};
-    pub(crate) use super::client::url::PeerUrl;
+    pub(crate) use super::client::transport::response::{Pieces, read_response};
+    pub(crate) use super::client::transport::url::PeerUrl;
     pub(crate) use super::server::head::{NO_FIELDS, parse, split_target};
 }
 

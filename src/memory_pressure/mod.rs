@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::registry::Registry;
 use crate::group::{Group, TemporaryLimit};
 use crate::panics;
-use crate::sync::{Arc, Condvar, Mutex, spawn};
+use crate::sync::{Arc, Condvar, Mutex, spawn_plain};
 use decide::{Controller, GroupSize, Options};
 use source::PressureSource;
 
@@ -185,9 +185,10 @@ impl MemoryPressureBuilder {
             shared: shared.clone(),
         };
         let pause = watcher.step();
-        let thread = spawn("larder-memory", None, move || watcher.run(pause)).map_err(|error| {
-            Error::with_source(ErrorKind::Io, "cannot start the thread that watches", error)
-        })?;
+        let thread =
+            spawn_plain("larder-memory", None, move || watcher.run(pause)).map_err(|error| {
+                Error::with_source(ErrorKind::Io, "cannot start the thread that watches", error)
+            })?;
         Ok(MemoryPressure {
             shared,
             thread: Some(thread),

@@ -15,7 +15,7 @@ mod direct;
 mod larder_only;
 mod pool;
 mod resolve;
-mod response;
+pub(crate) mod response;
 pub(crate) mod target;
 #[cfg(feature = "ureq")]
 mod ureq;
