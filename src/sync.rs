@@ -10,7 +10,7 @@ pub(crate) use std::sync::Arc;
 #[cfg(not(larder_loom))]
 pub(crate) use std::{sync::OnceLock, thread_local};
 
-#[cfg(all(feature = "http", not(larder_loom)))]
+#[cfg(all(any(feature = "http", test), not(larder_loom)))]
 pub(crate) use std::thread;
 
 #[cfg(not(larder_loom))]
