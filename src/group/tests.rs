@@ -148,15 +148,15 @@ fn contexts() -> [Context; 2] {
 #[test]
 fn panic_releases_a_hundred_waiters_within_10_ms() {
     for peers in [PickerSlot::default, dead_peer] {
-        for ctx in contexts() {
+        for at in 0..contexts().len() {
             // Other programs use this machine, too. So one of ten rounds is enough, and each is compared
-            // with a panic and threads that only wake up.
-            let over = (0..10).map(|_| {
+            // with a panic and threads that only wake up. Each has its own deadline: they may take long.
+            let mut over = (0..10).map(|_| {
                 let control = wake_up_of_a_hundred_threads_after_a_panic();
-                a_panic_among_a_hundred_callers(peers(), &ctx).saturating_sub(5 * control)
+                a_panic_among_a_hundred_callers(peers(), &contexts()[at])
+                    .saturating_sub(5 * control)
             });
-            let over = over.min().expect("ten rounds");
-            assert!(over <= Duration::from_millis(10), "{over:?}");
+            assert!(over.any(|over| over <= Duration::from_millis(10)));
         }
     }
 }
