@@ -111,8 +111,8 @@ fn keys_that_no_node_has_are_one_call_at_each_owner() {
 #[test]
 fn calls_that_take_longer_than_an_exchange_run_once() {
     let options: fn(HttpPoolBuilder) -> HttpPoolBuilder =
-        |builder| builder.exchange_timeout(Duration::from_millis(500));
-    let nodes = cluster(Duration::from_millis(1200), options);
+        |builder| builder.exchange_timeout(Duration::from_millis(1000));
+    let nodes = cluster(Duration::from_millis(2400), options);
     let keys: Vec<String> = (0..30).map(|n| format!("key-{n}")).collect();
     let with_deadline = Context::background().with_timeout(Duration::from_secs(20));
     for ctx in [Context::background(), with_deadline] {
