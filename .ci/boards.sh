@@ -140,7 +140,10 @@ build() {
 suites() {
     local program failed=0
     # Memory is measured as the system counts it, and the emulator's own counts there, too.
-    if emulated; then set -- "$@" --skip half_bodies_cost --skip floods_of_heads_cost --skip ambiguous_requests --skip resident_memory; fi
+    if emulated; then
+        set -- "$@" --skip half_bodies_cost --skip floods_of_heads_cost --skip ambiguous_requests \
+            --skip resident_memory
+    fi
     cross test --release --no-run -p larder --all-features --lib --tests 2>&1 | tee "$BOARDS/programs.$TARGET"
     while read -r program; do
         case "$program" in */interop-*) continue ;; esac

@@ -12,7 +12,6 @@ use super::{get, pool_of};
 const GETS: usize = 5_000;
 
 #[test]
-#[cfg(target_os = "linux")]
 fn parent_and_child_of_a_fork_get_their_own_values() {
     // In a process of its own, so that no other test runs while it forks.
     let output = Command::new(std::env::current_exe().unwrap())

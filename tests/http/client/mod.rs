@@ -5,6 +5,7 @@ mod answers;
 mod auto;
 mod batches;
 mod connections;
+#[cfg(target_os = "linux")]
 mod fork;
 mod hooks;
 mod idle;
