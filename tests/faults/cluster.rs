@@ -5,7 +5,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::http::{HttpPool, HttpPoolBuilder, Server, ServerBuilder};
+use larder::http::{
+    HttpPool, HttpPoolBuilder, Server, ServerBuilder, Transport, TransportRequest,
+    TransportResponse,
+};
 use larder::{BoxError, Context, Group, GroupBuilder, Registry, Sink};
 
 use crate::common::PATIENCE;
@@ -89,6 +92,38 @@ impl Node {
         let owned = |key: &String| self.pool.owner(key).as_deref() == Some(owner);
         keys.find(owned).expect("a key")
     }
+}
+
+/// Calls `see` with each request that the pool sends, and with the URL of its peer, before it is sent.
+pub fn see_requests<F>(pool: HttpPoolBuilder, see: F) -> HttpPoolBuilder
+where
+    F: Fn(&str, &TransportRequest<'_>) + Send + Sync + 'static,
+{
+    struct Seen<F> {
+        see: Arc<F>,
+        url: String,
+        inner: Arc<dyn Transport>,
+    }
+
+    impl<F: Fn(&str, &TransportRequest<'_>) + Send + Sync> Transport for Seen<F> {
+        fn round_trip(
+            &self,
+            ctx: &Context,
+            request: TransportRequest<'_>,
+        ) -> larder::Result<TransportResponse> {
+            (self.see)(&self.url, &request);
+            self.inner.round_trip(ctx, request)
+        }
+    }
+
+    let see = Arc::new(see);
+    pool.transport(move |url, inner| {
+        Arc::new(Seen {
+            see: see.clone(),
+            url: url.to_owned(),
+            inner,
+        })
+    })
 }
 
 /// Sets the same peers at all nodes.

@@ -111,11 +111,8 @@ fn bad_answers() -> Vec<(&'static str, Vec<u8>)> {
 fn bad_answer_leads_to_a_local_load_and_is_never_cached() {
     for &client in CLIENTS {
         for (name, answer) in bad_answers() {
-            let server = RawServer::start(move |mut connection| {
-                // Some of the answers are complete only at the end of the connection.
-                connection.read_head();
-                connection.send(&answer);
-            });
+            // Some of the answers are complete only at the end of the connection.
+            let server = RawServer::answering_once(answer);
             let (node, runs) = node_of(&server, client);
             for key in ["one", "two", "one"] {
                 let local = format!("{key}, loaded here");
@@ -134,10 +131,7 @@ fn bad_answer_leads_to_a_local_load_and_is_never_cached() {
 fn bad_answer_leads_to_the_next_peer_and_three_in_a_row_open_the_breaker() {
     for &client in CLIENTS {
         for (name, answer) in bad_answers() {
-            let server = RawServer::start(move |mut connection| {
-                connection.read_head();
-                connection.send(&answer);
-            });
+            let server = RawServer::answering_once(answer);
             let (node, runs) = node_of(&server, client);
             let next = Setup::default().start(|_: &Context, key: &str, dest: &mut dyn Sink| {
                 Ok(dest.set_str(&format!("{key}, loaded by the next peer"))?)

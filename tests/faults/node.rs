@@ -11,10 +11,10 @@ use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::http::{HttpPool, Server, Transport, TransportRequest, TransportResponse};
+use larder::http::{HttpPool, Server};
 use larder::{BoxError, Context, Error, Group, Registry, Sink};
 
-use crate::cluster::GROUP;
+use crate::cluster::{GROUP, see_requests};
 use crate::common::{Gate, PATIENCE};
 use crate::load::Load;
 use crate::process::MARK;
@@ -32,26 +32,6 @@ struct Node {
 /// The requests for keys to each peer, by its URL.
 #[derive(Default)]
 struct Requests(Mutex<HashMap<String, u64>>);
-
-struct Counted {
-    requests: Arc<Requests>,
-    url: String,
-    inner: Arc<dyn Transport>,
-}
-
-impl Transport for Counted {
-    fn round_trip(
-        &self,
-        ctx: &Context,
-        request: TransportRequest<'_>,
-    ) -> larder::Result<TransportResponse> {
-        if request.path().starts_with("/_groupcache/values") {
-            let mut requests = self.requests.0.lock().expect("no panic");
-            *requests.entry(self.url.clone()).or_default() += 1;
-        }
-        self.inner.round_trip(ctx, request)
-    }
-}
 
 /// The runs of the getter now, and the most at the same time.
 #[derive(Default)]
@@ -119,16 +99,14 @@ pub fn run(options: &str) {
         .connect_timeout(millis("connect_ms"))
         .exchange_timeout(millis("exchange_ms"))
         .absent_after(number("absent_ms").map_or(Duration::from_secs(60), Duration::from_millis))
-        .slow_after(number("slow_ms").map_or(Duration::from_millis(20), Duration::from_millis))
-        .transport(move |url, inner| {
-            Arc::new(Counted {
-                requests: counts.clone(),
-                url: url.to_owned(),
-                inner,
-            })
-        })
-        .build()
-        .expect("a pool");
+        .slow_after(number("slow_ms").map_or(Duration::from_millis(20), Duration::from_millis));
+    let pool = see_requests(pool, move |url, request| {
+        if request.path().starts_with("/_groupcache/values") {
+            let mut requests = counts.0.lock().expect("no panic");
+            *requests.entry(url.to_owned()).or_default() += 1;
+        }
+    });
+    let pool = pool.build().expect("a pool");
     let mut server = pool.server();
     if let Some(most) = number("max_connections") {
         server = server.max_connections(usize::try_from(most).expect("a small number"));

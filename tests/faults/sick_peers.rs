@@ -9,7 +9,7 @@ use std::time::Instant;
 use larder::http::{PeerState, Transport, TransportRequest, TransportResponse};
 use larder::{Clock, Context, Error, ErrorKind};
 
-use crate::cluster::{Node, Setup};
+use crate::cluster::{Node, Setup, see_requests};
 use crate::common::{PATIENCE, eventually, millis, seconds};
 use crate::late_peeks::{LatePeeks, only_peeks_are_posts};
 use crate::process::{Process, figure};
@@ -247,26 +247,6 @@ fn absent_owner_leaves_its_keys_to_the_next_node_for_their_full_life() {
     assert_eq!(get_at_both(&key), 0, "it is kept");
 }
 
-/// Counts the probes that a thread sends which is not made for it.
-struct ProbesOfCallers {
-    count: Arc<AtomicUsize>,
-    inner: Arc<dyn Transport>,
-}
-
-impl Transport for ProbesOfCallers {
-    fn round_trip(
-        &self,
-        ctx: &Context,
-        request: TransportRequest<'_>,
-    ) -> larder::Result<TransportResponse> {
-        let is_probe = request.path() == "/_groupcache/";
-        if is_probe && thread::current().name() != Some("larder-probe") {
-            self.count.fetch_add(1, Ordering::SeqCst);
-        }
-        self.inner.round_trip(ctx, request)
-    }
-}
-
 #[test]
 fn peer_that_is_down_gets_one_probe_a_window() {
     let [probes, gets] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
@@ -286,11 +266,11 @@ fn peer_that_is_down_gets_one_probe_a_window() {
             let by_callers = by_callers.clone();
             move |pool| {
                 let by_callers = by_callers.clone();
-                pool.transport(move |_, inner| {
-                    Arc::new(ProbesOfCallers {
-                        count: by_callers.clone(),
-                        inner,
-                    })
+                see_requests(pool, move |_, request| {
+                    let is_probe = request.path() == "/_groupcache/";
+                    if is_probe && thread::current().name() != Some("larder-probe") {
+                        by_callers.fetch_add(1, Ordering::SeqCst);
+                    }
                 })
             }
         }),

@@ -129,7 +129,7 @@ fn slow_peer_is_asked_once_for_a_key() {
 
 #[test]
 fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
-    let silent = RawServer::start(|mut connection| connection.wait_for_close());
+    let silent = RawServer::silent();
     let exchange = millis(600);
     let loaded = Arc::new(Mutex::new(Vec::new()));
     let noted = loaded.clone();
@@ -178,7 +178,7 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
 
 #[test]
 fn list_of_keys_whose_next_peers_are_silent_too_is_complete_within_two_exchanges() {
-    let silent = [(); 3].map(|()| RawServer::start(|mut connection| connection.wait_for_close()));
+    let silent = [(); 3].map(|()| RawServer::silent());
     let exchange = millis(600);
     let node = caller(exchange);
     let [owner, ..] = &silent;
@@ -248,7 +248,7 @@ fn batches_to_a_peer_come_back_after_one_wrong_answer() {
 
 #[test]
 fn caller_leaves_a_hung_peer_at_its_deadline() {
-    let silent = RawServer::start(|mut connection| connection.wait_for_close());
+    let silent = RawServer::silent();
     // Longer than the test: a peer that is silent for so long is not asked any more.
     let node = caller(seconds(60));
     node.pool.set([&silent.url]).expect("a URL");

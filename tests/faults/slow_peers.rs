@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::http::{PeerState, Transport, TransportRequest, TransportResponse};
-use larder::{Context, Result};
+use larder::http::{PeerState, TransportRequest};
 
-use crate::cluster::{Node, Setup, connect, lateness};
+use crate::cluster::{Node, Setup, connect, lateness, see_requests};
 use crate::common::{PATIENCE, millis, seconds};
 
 /// The requests for one key that all nodes sent, and how long some are delayed.
@@ -30,41 +29,26 @@ impl Network {
         let delays = urls.iter().map(|url| ((*url).clone(), (from, to)));
         *self.delays.lock().expect("no panic") = delays.collect();
     }
-}
 
-struct Delayed {
-    network: Arc<Network>,
-    url: String,
-    inner: Arc<dyn Transport>,
-}
-
-impl Transport for Delayed {
-    fn round_trip(
-        &self,
-        ctx: &Context,
-        request: TransportRequest<'_>,
-    ) -> Result<TransportResponse> {
+    /// Counts a request to the peer with this URL, and delays it.
+    fn on_request(&self, url: &str, request: &TransportRequest<'_>) {
         // A node that has just started also asks for lists of peers, and sends batches to previous owners.
         let is_for_key = request.path().starts_with("/_groupcache/values/");
         let is_single = u64::from(request.method() == "GET" && is_for_key);
-        let number = self
-            .network
-            .exchanges
-            .fetch_add(is_single, Ordering::Relaxed);
+        let number = self.exchanges.fetch_add(is_single, Ordering::Relaxed);
         if request.method() == "POST" && request.path() == "/_groupcache/values" {
-            self.network.peeks.fetch_add(1, Ordering::Relaxed);
+            self.peeks.fetch_add(1, Ordering::Relaxed);
         }
         if request.path() == "/_groupcache/" {
-            self.network.probes.fetch_add(1, Ordering::Relaxed);
+            self.probes.fetch_add(1, Ordering::Relaxed);
         }
-        let delays = self.network.delays.lock().expect("no panic");
-        let delay = delays.get(&self.url).copied();
+        let delays = self.delays.lock().expect("no panic");
+        let delay = delays.get(url).copied();
         drop(delays);
         if let Some((from, to)) = delay {
             let spread = u32::try_from(number * 7919 % 101).expect("small");
             thread::sleep(from + (to - from) * spread / 100);
         }
-        self.inner.round_trip(ctx, request)
     }
 }
 
@@ -105,13 +89,7 @@ impl Cluster {
                     .exchange_timeout(PATIENCE)
                     .connect_timeout(PATIENCE)
                     .slow_after(millis(100));
-                pool.transport(move |url, inner| {
-                    Arc::new(Delayed {
-                        network: network.clone(),
-                        url: url.to_owned(),
-                        inner,
-                    })
-                })
+                see_requests(pool, move |url, request| network.on_request(url, request))
             }),
             ..Setup::default()
         };

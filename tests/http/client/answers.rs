@@ -331,10 +331,7 @@ fn unusual_but_valid_answers_are_accepted() {
 #[test]
 fn malformed_or_foreign_answer_is_an_error_of_the_peer() {
     for (name, answer) in rejected_answers() {
-        let server = RawServer::start(move |mut connection| {
-            connection.read_head();
-            connection.send(&answer);
-        });
+        let server = RawServer::answering_once(answer);
         let text = peer_error(&pool_of(&server.url), "k");
         println!("{name}: {text}");
         assert_eq!(server.connections(), 1, "{name}");

@@ -273,7 +273,7 @@ fn batches_are_sent_again_after_the_list_of_peers_is_set() {
 
 #[test]
 fn silent_peer_is_not_asked_key_by_key_after_a_batch() {
-    let server = RawServer::start(|mut connection| connection.wait_for_close());
+    let server = RawServer::silent();
     let pool = crowded(&server.url, |builder| {
         builder.exchange_timeout(Duration::from_millis(300))
     });
@@ -298,12 +298,8 @@ fn silent_peer_is_not_asked_key_by_key_after_a_batch() {
 
 #[test]
 fn unknown_group_is_the_error_of_all_batched_callers() {
-    let server = RawServer::start(|mut connection| {
-        while connection.read_head().is_some() {
-            let headers = "larder-error: unknown-group\r\n";
-            connection.send(&failure("404 Not Found", headers, "no group"));
-        }
-    });
+    let headers = "larder-error: unknown-group\r\n";
+    let server = RawServer::answering(failure("404 Not Found", headers, "no group"));
     let pool = crowded(&server.url, |builder| builder);
     std::thread::scope(|scope| {
         for thread in 0..8 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use larder::{Context, ErrorKind};
 
-use super::raw_server::{RawServer, body, failure, ok};
+use super::raw_server::{RawServer, body, failure, key_of, ok};
 use super::{ask, get, peer_error, pool_of, pool_with};
 
 #[test]
@@ -51,10 +51,7 @@ fn request_has_only_the_necessary_headers() {
 
 #[test]
 fn connection_closed_while_idle_is_replaced() {
-    let server = RawServer::start(|mut connection| {
-        connection.read_head();
-        connection.send(&ok(&body(b"#0f0")));
-    });
+    let server = RawServer::answering_once(ok(&body(b"#0f0")));
     let pool = pool_of(&server.url);
     for _ in 0..5 {
         assert_eq!(get(&pool, "green").unwrap().value, "#0f0");
@@ -79,9 +76,7 @@ fn request_is_retried_once() {
 
 #[test]
 fn request_on_a_new_connection_is_not_retried() {
-    let server = RawServer::start(|mut connection| {
-        connection.read_head();
-    });
+    let server = RawServer::answering_once(b"");
     peer_error(&pool_of(&server.url), "green");
     assert_eq!(server.connections(), 1);
 }
@@ -162,11 +157,9 @@ fn connection_is_closed_after_an_answer_that_was_not_read_to_its_end() {
 
 #[test]
 fn bytes_after_an_answer_are_not_taken_for_the_next_answer() {
-    let server = RawServer::start(|mut connection| {
-        while let Some(head) = connection.read_head() {
-            let value = if head.contains("/a ") { b"A" } else { b"B" };
-            connection.send(&[ok(&body(value)), ok(&body(b"forged"))].concat());
-        }
+    let server = RawServer::answering_by(|head| {
+        let value = if head.contains("/a ") { b"A" } else { b"B" };
+        [ok(&body(value)), ok(&body(b"forged"))].concat()
     });
     let pool = pool_of(&server.url);
     assert_eq!(get(&pool, "a").unwrap().value, "A");
@@ -200,13 +193,7 @@ fn bytes_that_arrive_on_an_idle_connection_are_not_taken_for_an_answer() {
 
 #[test]
 fn threads_get_their_own_answers_and_few_connections() {
-    let server = RawServer::start(|mut connection| {
-        while let Some(head) = connection.read_head() {
-            let path = head.split(' ').nth(1).unwrap_or_default();
-            let key = path.rsplit('/').next().unwrap_or_default().to_owned();
-            connection.send(&ok(&body(key.as_bytes())));
-        }
-    });
+    let server = RawServer::answering_by(|head| ok(&body(key_of(head).as_bytes())));
     let pool = pool_of(&server.url);
     std::thread::scope(|scope| {
         for thread in 0..8 {
@@ -224,11 +211,9 @@ fn threads_get_their_own_answers_and_few_connections() {
 
 #[test]
 fn requests_over_the_connection_limit_wait_and_succeed() {
-    let server = RawServer::start(|mut connection| {
-        while connection.read_head().is_some() {
-            std::thread::sleep(Duration::from_millis(2));
-            connection.send(&ok(&body(b"x")));
-        }
+    let server = RawServer::answering_by(|_| {
+        std::thread::sleep(Duration::from_millis(2));
+        ok(&body(b"x"))
     });
     let pool = pool_with(&server.url, |builder| {
         builder
@@ -252,9 +237,7 @@ fn requests_over_the_connection_limit_wait_and_succeed() {
 
 #[test]
 fn caller_that_waits_for_a_connection_returns_at_its_deadline() {
-    let server = RawServer::start(|mut connection| {
-        connection.wait_for_close();
-    });
+    let server = RawServer::silent();
     let limit = Duration::from_millis(300);
     let pool = pool_with(&server.url, |builder| {
         builder

@@ -31,11 +31,9 @@ fn forking_process() {
         return;
     }
     for headers in ["", "Server: larder\r\n"] {
-        let server = RawServer::start(move |mut connection| {
-            while let Some(head) = connection.read_head() {
-                let key = key_of(&head);
-                connection.send(&ok_with(headers, &keyed_body(&key, key.as_bytes())));
-            }
+        let server = RawServer::answering_by(move |head| {
+            let key = key_of(head);
+            ok_with(headers, &keyed_body(&key, key.as_bytes()))
         });
         let pool = pool_of(&server.url);
         warm(&pool);

@@ -15,11 +15,7 @@ fn auto_pool(url: &str) -> HttpPool {
 
 /// Answers every request with these headers.
 fn server_with(headers: &'static str) -> RawServer {
-    RawServer::start(move |mut connection| {
-        while let Some(head) = connection.read_head() {
-            connection.send(&ok_with(headers, &keyed_body(&key_of(&head), b"value")));
-        }
-    })
+    RawServer::answering_by(|head| ok_with(headers, &keyed_body(&key_of(head), b"value")))
 }
 
 #[test]
@@ -53,14 +49,12 @@ fn answer_that_is_not_directly_from_larder_is_an_error_that_names_the_feature() 
 #[test]
 fn peer_that_becomes_a_larder_server_is_asked_again() {
     let answers = AtomicUsize::new(0);
-    let server = RawServer::start(move |mut connection| {
-        while let Some(head) = connection.read_head() {
-            let headers = match answers.fetch_add(1, Ordering::SeqCst) {
-                0 => "",
-                _ => "Server: larder\r\n",
-            };
-            connection.send(&ok_with(headers, &keyed_body(&key_of(&head), b"value")));
-        }
+    let server = RawServer::answering_by(move |head| {
+        let headers = match answers.fetch_add(1, Ordering::SeqCst) {
+            0 => "",
+            _ => "Server: larder\r\n",
+        };
+        ok_with(headers, &keyed_body(&key_of(head), b"value"))
     });
     let pool = auto_pool(&server.url);
     peer_error(&pool, "k");

@@ -16,11 +16,9 @@ const LARDER: &str = "Server: larder\r\n";
 /// Answers each request by `answer`, which gets its number and its key.
 fn server(answer: impl Fn(usize, &str) -> Vec<u8> + Send + Sync + 'static) -> RawServer {
     let requests = AtomicUsize::new(0);
-    RawServer::start(move |mut connection| {
-        while let Some(head) = connection.read_head() {
-            let number = requests.fetch_add(1, Ordering::SeqCst);
-            connection.send(&answer(number, &key_of(&head)));
-        }
+    RawServer::answering_by(move |head| {
+        let number = requests.fetch_add(1, Ordering::SeqCst);
+        answer(number, &key_of(head))
     })
 }
 

@@ -55,11 +55,30 @@ impl RawServer {
     /// Sends `answer` to each request, and keeps connections open.
     pub fn answering(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
+        RawServer::answering_by(move |_| answer.clone())
+    }
+
+    /// Sends the answer for the head of each request, and keeps connections open.
+    pub fn answering_by(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
         RawServer::start(move |mut connection| {
-            while connection.read_head().is_some() {
-                connection.send(&answer);
+            while let Some(head) = connection.read_head() {
+                connection.send(&answer(&head));
             }
         })
+    }
+
+    /// Sends `answer` to the first request of each connection, and closes it.
+    pub fn answering_once(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        RawServer::start(move |mut connection| {
+            connection.read_head();
+            connection.send(&answer);
+        })
+    }
+
+    /// Reads requests and answers none.
+    pub fn silent() -> Self {
+        RawServer::start(|mut connection| connection.wait_for_close())
     }
 
     /// The connections accepted so far.

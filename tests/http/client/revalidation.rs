@@ -36,13 +36,10 @@ fn unchanged(key: &str, ttl_nanos: u64) -> String {
 
 /// A server that answers conditional requests with a 304 with these headers, and others with [`VALUE`].
 fn server(headers: String) -> RawServer {
-    RawServer::start(move |mut connection| {
-        while let Some(head) = connection.read_head() {
-            let answer = match head.to_ascii_lowercase().contains("\r\nif-none-match: \"") {
-                true => format!("HTTP/1.1 304 Not Modified\r\n{headers}\r\n").into_bytes(),
-                false => ok_with("Server: larder\r\n", &keyed_body("key", &VALUE)),
-            };
-            connection.send(&answer);
+    RawServer::answering_by(move |head| {
+        match head.to_ascii_lowercase().contains("\r\nif-none-match: \"") {
+            true => format!("HTTP/1.1 304 Not Modified\r\n{headers}\r\n").into_bytes(),
+            false => ok_with("Server: larder\r\n", &keyed_body("key", &VALUE)),
         }
     })
 }

@@ -26,10 +26,6 @@ fn drip(head_first: bool) -> RawServer {
     })
 }
 
-fn silent() -> RawServer {
-    RawServer::start(|mut connection| connection.wait_for_close())
-}
-
 #[test]
 fn exchange_timeout_is_not_extended_by_a_slow_stream_of_bytes() {
     for head_first in [false, true] {
@@ -47,7 +43,7 @@ fn exchange_timeout_is_not_extended_by_a_slow_stream_of_bytes() {
 
 #[test]
 fn request_to_a_silent_peer_ends_at_the_exchange_timeout() {
-    let server = silent();
+    let server = RawServer::silent();
     let pool = pool_with(&server.url, |builder| {
         builder.exchange_timeout(Duration::from_millis(100))
     });
@@ -59,7 +55,7 @@ fn request_to_a_silent_peer_ends_at_the_exchange_timeout() {
 
 #[test]
 fn request_ends_at_an_earlier_deadline_of_the_caller() {
-    for server in [silent(), drip(true)] {
+    for server in [RawServer::silent(), drip(true)] {
         let pool = pool_of(&server.url);
         let ctx = Context::background().with_timeout(Duration::from_millis(100));
         let begun = Instant::now();
@@ -141,7 +137,7 @@ fn deadline_is_not_overshot() {
 
 #[test]
 fn ended_context_sends_no_request() {
-    let server = silent();
+    let server = RawServer::silent();
     let pool = pool_of(&server.url);
     let (ctx, canceller) = Context::background().with_cancel();
     canceller.cancel();
