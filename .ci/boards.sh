@@ -131,8 +131,8 @@ build() {
     done
     # A check is enough where no program is linked.
     if [ "$KIND" = check ]; then return; fi
-    echo "+ $TARGET: cargo build --release --example color --example cluster"
-    cross build --quiet --release -p larder-examples --example color --example cluster
+    echo "+ $TARGET: cargo build --release --example color --bin cluster"
+    cross build --quiet --release -p larder-examples -p cluster --example color --bin cluster
 }
 
 # The suites. Not the documentation tests, which rustdoc runs only on its own machine, and not those of

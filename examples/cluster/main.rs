@@ -1,7 +1,7 @@
 //! Three processes share a cache of files. One is killed under load, and no caller gets an error.
 //!
 //! ```text
-//! cargo run --release --example cluster [-- --dir DIR --seconds 10]
+//! cargo run --release -p cluster [-- --dir DIR --seconds 10]
 //! ```
 //!
 //! Starts three processes on free ports of the loopback address. In each, threads get files of a
@@ -35,7 +35,7 @@ const VICTIM: usize = 1;
 const MIN_SECONDS: u64 = 4;
 
 fn main() -> Result<(), BoxError> {
-    let mut dir: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/../src").into();
+    let mut dir: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src").into();
     let mut seconds: u64 = 10;
     let mut node = None;
     let mut parser = lexopt::Parser::from_env();
