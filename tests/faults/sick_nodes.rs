@@ -343,8 +343,8 @@ fn needs_root_node_that_loses_packets_is_passed_over() {
     let lose = |cluster: &mut Cluster| cluster.link.lost.store(30, Relaxed);
     let outcome = outcome_of(&mut cluster, Named::SLOW_OR_DOWN, lose);
     outcome.assert_harmless();
-    // A node that sees it down, and not slow yet, sends a probe that is not lost in a while. For a second or two
-    // it asks again then.
+    // Of a node that sees it down, and not slow yet, three probes in a row are answered in a while. For a second
+    // or two it asks again then.
     outcome.assert_passed_over(40);
 }
 

@@ -4,12 +4,14 @@
 //!            unreachable, or three failures in a row
 //!   closed ──────────────────────────────────────────▶ open ──┐ the probe fails:
 //!     ▲                                                 │  ▲  │ the window doubles, up to 30 s
-//!     └───────────── a probe is answered ───────────────┘  └──┘
+//!     └──── a probe is answered; three after time-outs ─┘  └──┘
 //! ```
 //!
 //! While a breaker is open, callers ask another peer. One probe is sent in each window, by a thread of
 //! its own. A peer that fails again within 30 s of its recovery begins with a window twice as long as
 //! the last time, up to 5 min.
+//!
+//! A peer that loses packets answers some of the probes. So a peer that timed out has to answer three in a row.
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,9 @@ struct Outage {
     window: Duration,
     probe_at: Instant,
     is_probing: bool,
+    /// The answered probes in a row that end it, and those so far.
+    needed: u32,
+    answered: u32,
     /// Whether the peer announced it, and whether it still answers.
     leaving: Option<Leaving>,
 }
@@ -110,12 +115,16 @@ impl Breaker {
             _ => count >= FAILURES,
         };
         if opens {
-            self.open(now, dice);
+            let needed = match end {
+                ExchangeEnd::TimedOut => ANSWERS,
+                _ => 1,
+            };
+            self.open(now, needed, dice);
         }
         opens
     }
 
-    fn open(&mut self, now: Instant, dice: f64) {
+    fn open(&mut self, now: Instant, needed: u32, dice: f64) {
         let again = self
             .recovered
             .is_some_and(|at| now.saturating_duration_since(at) < RELAPSE);
@@ -129,6 +138,8 @@ impl Breaker {
             window: self.first_window,
             probe_at: now + with_jitter(self.first_window, dice),
             is_probing: false,
+            needed,
+            answered: 0,
             leaving: None,
         });
     }
@@ -136,7 +147,7 @@ impl Breaker {
     /// Notes that the peer leaves the cluster for now.
     pub(crate) fn leave(&mut self, now: Instant, dice: f64) {
         if self.outage.is_none() {
-            self.open(now, dice);
+            self.open(now, 1, dice);
         }
         if let Some(outage) = &mut self.outage {
             outage.leaving = Some(Leaving::Answers);
@@ -161,13 +172,18 @@ impl Breaker {
         }
     }
 
-    /// Notes the end of a probe. An answer closes the breaker, unless the peer is leaving.
+    /// Notes the end of a probe. Enough answers in a row close the breaker, unless the peer is leaving.
     pub(crate) fn on_probe(&mut self, now: Instant, end: ProbeEnd, dice: f64) {
         let Some(outage) = &mut self.outage else {
             return;
         };
         outage.is_probing = false;
         match end {
+            ProbeEnd::Answered if outage.answered + 1 < outage.needed => {
+                outage.answered += 1;
+                outage.probe_at = now + BETWEEN_ANSWERS;
+                return;
+            }
             ProbeEnd::Answered => {
                 // The end of a planned outage is not the recovery of a peer that may fail again.
                 self.recovered = outage.leaving.is_none().then_some(now);
@@ -177,6 +193,7 @@ impl Breaker {
             // The process that comes back is to be found soon.
             ProbeEnd::IsLeaving => outage.leaving = Some(Leaving::Answers),
             ProbeEnd::Failed => {
+                outage.answered = 0;
                 outage.leaving = outage.leaving.map(|_| Leaving::Ended);
                 let longest = LONGEST_WINDOW.max(self.first_window);
                 outage.window = (outage.window * 2).min(longest);
@@ -230,6 +247,13 @@ fn with_jitter(window: Duration, dice: f64) -> Duration {
 
 /// The time-outs or broken answers in a row that open a breaker.
 const FAILURES: u32 = 3;
+
+/// The probes in a row that a peer answers after time-outs until it is asked again. One that loses 30 of 100
+/// packets in each direction answers about two probes of five, but three in a row only in one window of fifteen.
+const ANSWERS: u32 = 3;
+
+/// The time between two probes of such a row.
+const BETWEEN_ANSWERS: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 500 });
 
 /// Zero under loom, which does not wait for time to pass.
 const SHORTEST_WINDOW: Duration = Duration::from_secs(if cfg!(larder_loom) { 0 } else { 1 });
@@ -361,6 +385,18 @@ mod tests {
     }
 
     #[test]
+    fn peer_that_timed_out_answers_three_probes_in_a_row_before_it_is_asked() {
+        let mut peer = Timed::new();
+        let opened = [(); 3].map(|()| peer.note(PATIENCE, TimedOut));
+        assert_eq!(opened, [false, false, true]);
+        let waits = [true, true, false, true, true].map(|answers| peer.probe(answers).as_millis());
+        assert_eq!(waits, [1000, 500, 500, 2000, 500]);
+        assert!(peer.breaker.open_since().is_some());
+        assert_eq!(peer.probe(true), BETWEEN_ANSWERS);
+        assert_eq!(peer.breaker.open_since(), None);
+    }
+
+    #[test]
     fn relapse_doubles_the_first_window_to_five_minutes() {
         let mut peer = Timed::new();
         let mut waits = Vec::new();
@@ -451,6 +487,8 @@ mod tests {
             // The failures in a row while it was closed, as (begin, end).
             let mut row: Vec<(Instant, ExchangeEnd)> = Vec::new();
             let mut last_probe: Option<Instant> = None;
+            // The answered probes that close it, and those in a row.
+            let (mut needed, mut answers) = (0, 0);
             for step in steps {
                 let was_open = breaker.open_since().is_some();
                 match step {
@@ -478,6 +516,7 @@ mod tests {
                         if opened {
                             row.clear();
                             last_probe = Some(now);
+                            (needed, answers) = (if end == TimedOut { 3 } else { 1 }, 0);
                         }
                     }
                     Step::Wait(ms, answered) => {
@@ -486,10 +525,12 @@ mod tests {
                         prop_assert_eq!(breaker.begin_probe(now), due);
                         if due {
                             let since = now - last_probe.expect("it opened");
-                            prop_assert!(since >= millis(750), "{since:?} between probes");
+                            let least = if answers > 0 { millis(500) } else { millis(750) };
+                            prop_assert!(since >= least, "{since:?} between probes");
                             let end = if answered { ProbeEnd::Answered } else { ProbeEnd::Failed };
                             breaker.on_probe(now, end, dice);
-                            prop_assert_eq!(breaker.open_since().is_none(), answered);
+                            answers = if answered { answers + 1 } else { 0 };
+                            prop_assert_eq!(breaker.open_since().is_none(), answers == needed);
                             last_probe = Some(now);
                         }
                         let next = breaker.probe_at().map(|at| at - now);
