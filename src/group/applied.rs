@@ -134,7 +134,6 @@ impl AppliedRemovals {
             let own = self.origin(theirs.id);
             let before = own.digest();
             own.base = own.base.max(theirs.base);
-            own.base = own.base.max(theirs.base);
             own.ahead.retain(|&count| count > theirs.base);
             own.close_gap();
             for &count in &theirs.ahead {
