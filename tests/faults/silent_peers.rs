@@ -139,16 +139,15 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
         noted.lock().expect("no panic").push(load);
         Ok(())
     });
+    // The same call for as many keys of its own.
+    let own: Vec<String> = (0..4).map(|n| format!("first{n}")).collect();
+    let (control, _) = timed(|| node.group.get_many(&within(millis(2500)), &own));
+    loaded.lock().expect("no panic").clear();
     node.pool.set([&silent.url, &node.url]).expect("URLs");
     let keys: Vec<String> = (0..12)
         .map(|n| node.key_of(&silent.url, &format!("theirs{n} ")))
         .chain((0..4).map(|n| node.key_of(&node.url, &format!("own{n} "))))
         .collect();
-    // The same call for keys of which the node owns all.
-    let own = (0..4).map(|n| node.key_of(&node.url, &format!("first{n} ")));
-    let own: Vec<String> = own.collect();
-    let (control, _) = timed(|| node.group.get_many(&within(millis(2500)), &own));
-    loaded.lock().expect("no panic").clear();
     let ctx = within(millis(2500));
     let start = Instant::now();
     let (late, (took, values)) = lateness(exchange, || timed(|| node.group.get_many(&ctx, &keys)));

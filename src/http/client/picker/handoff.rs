@@ -4,6 +4,7 @@
 //! runs its own getter. A process that has just started asks a peer which list it had before. One that was
 //! only cut off is probed by its peers, which shows it that the next node has loaded its keys meanwhile.
 
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,54 @@ use crate::http::membership::{HANDOFF_WINDOW, Membership, PeersPage};
 use crate::pb::GetRequest;
 use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
-use crate::sync::{Arc, Mutex, RwLock, spawn};
+use crate::sync::atomic::AtomicBool;
+use crate::sync::{Arc, Condvar, Mutex, RwLock, spawn};
 
 /// The owners of keys before the last change.
 #[derive(Default)]
 pub(crate) struct Handoff {
     past: RwLock<Option<Arc<Past>>>,
+    learning: Learning,
     /// When this process last began to ask others for values, because it was away for them.
     came_back: Mutex<Option<Instant>>,
+}
+
+/// Whether a thread [learns](Handoff::learn) the past, for which loads wait a few milliseconds. Otherwise the first
+/// ones after a start would run the getter for values that other processes have.
+#[derive(Default)]
+struct Learning {
+    /// Read without the lock by each load.
+    is_under_way: AtomicBool,
+    /// Until when loads wait. `None` once the thread has ended.
+    until: Mutex<Option<Instant>>,
+    ended: Condvar,
+}
+
+impl Learning {
+    fn begin(&self) {
+        *self.until.lock() = Some(Instant::now() + LEARNING);
+        self.is_under_way.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        *self.until.lock() = None;
+        self.is_under_way.store(false, Ordering::Relaxed);
+        self.ended.notify_all();
+    }
+
+    fn wait(&self) {
+        if !self.is_under_way.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut until = self.until.lock();
+        while let Some(end) = *until {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            until = self.ended.wait_timeout(until, left);
+        }
+    }
 }
 
 /// The clients of the nodes of a list, each at its place.
@@ -86,6 +127,7 @@ impl Handoff {
 
     /// The previous owner of `key`, if it may still have a value that this process lacks.
     pub(crate) fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        self.learning.wait();
         let past = self.past.read().clone()?;
         if past.vain.load(Ordering::Relaxed) >= MAX_VAIN || Instant::now() >= past.until {
             let ended = self.past.write().take_if(|other| Arc::ptr_eq(other, &past));
@@ -106,7 +148,7 @@ impl Handoff {
     /// `key_owners` and `members` are that list; `own` is the place of this process.
     ///
     /// The peers are asked on a thread, one after the other, until one has an answer. Peers that probe this
-    /// process wait for that.
+    /// process wait for that, and so do loads, for [`LEARNING`] at most.
     pub(crate) fn learn(
         self: &Arc<Self>,
         empty: KeyOwners,
@@ -116,7 +158,11 @@ impl Handoff {
     ) {
         let handoff = Arc::downgrade(self);
         membership.hold();
-        let held = Held(membership);
+        self.learning.begin();
+        let held = Held {
+            membership,
+            handoff: handoff.clone(),
+        };
         let learn = move || {
             let _held = held;
             let clients = members.iter().filter_map(|(_, client)| client.as_ref());
@@ -136,12 +182,18 @@ impl Handoff {
     }
 }
 
-/// Holds peers back until it is dropped.
-struct Held(Arc<Membership>);
+/// Holds peers and loads back until it is dropped.
+struct Held {
+    membership: Arc<Membership>,
+    handoff: Weak<Handoff>,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.release();
+        self.membership.release();
+        if let Some(handoff) = self.handoff.upgrade() {
+            handoff.learning.end();
+        }
     }
 }
 
@@ -208,6 +260,10 @@ impl ProtoGetter for PreviousOwner {
         true
     }
 }
+
+/// How long loads wait for the past, from the first list on. The answer of a peer takes a millisecond or two; one
+/// that does not run refuses at once, and for a silent one nobody waits longer.
+const LEARNING: Duration = Duration::from_millis(5);
 
 /// After so many answers in a row without a value, previous owners are not asked any more: the cluster
 /// has just started, or the window is longer than it needs to be.
