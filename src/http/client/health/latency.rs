@@ -10,8 +10,8 @@ use crate::sync::Mutex;
 /// Counts exchanges by their time, and forgets them after a few seconds.
 ///
 /// Callers only add to a counter. [`turn`](Self::turn) moves the counts to the weights, which halve
-/// every three turns. Of a peer that answers often, a sample is timed: the end of an exchange would read the
-/// clock for nothing else.
+/// every three turns. Of a peer that answers often, only a sample is timed, because a timed exchange reads the
+/// clock once more at its end.
 pub(crate) struct Latencies {
     counts: [AtomicU32; BUCKETS],
     /// All answers, timed or not.

@@ -261,9 +261,9 @@ impl ProtoGetter for PreviousOwner {
     }
 }
 
-/// How long loads wait for the past, from the first list on. The answer of a peer takes a millisecond or two; one
-/// that does not run refuses at once, and for a silent one nobody waits longer.
-const LEARNING: Duration = Duration::from_millis(5);
+/// How long loads wait for the past, from the first list on. The answer of a peer takes a millisecond or two, and a
+/// peer that does not run refuses at once. Under loom, only the end of the thread ends the wait.
+const LEARNING: Duration = Duration::from_millis(if cfg!(larder_loom) { 3_600_000 } else { 5 });
 
 /// After so many answers in a row without a value, previous owners are not asked any more: the cluster
 /// has just started, or the window is longer than it needs to be.
@@ -289,6 +289,20 @@ mod model {
     use super::*;
     use crate::rendezvous::Rendezvous;
     use crate::sync::thread;
+
+    #[test]
+    fn loom_load_that_waits_for_the_past_is_woken() {
+        loom::model(|| {
+            let learning = Arc::new(Learning::default());
+            learning.begin();
+            let waiting = {
+                let learning = learning.clone();
+                thread::spawn(move || learning.wait())
+            };
+            learning.end();
+            waiting.join().unwrap();
+        });
+    }
 
     #[test]
     fn loom_returns_at_the_same_time_begin_one_handoff() {
