@@ -276,14 +276,14 @@ mod tests {
     }
 
     /// A breaker, and a clock that the tests move.
-    struct Timed {
+    struct TimedBreaker {
         breaker: Breaker,
         now: Instant,
     }
 
-    impl Timed {
+    impl TimedBreaker {
         fn new() -> Self {
-            Timed {
+            TimedBreaker {
                 breaker: Breaker::new(PATIENCE),
                 now: Instant::now(),
             }
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn unreachable_peer_opens_at_once() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         assert!(!peer.note(millis(1), Answered));
         assert!(peer.note(millis(1), Unreachable));
         assert_eq!(peer.breaker.open_since(), Some(peer.now));
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn peer_that_leaves_is_probed_each_second_until_it_has_gone() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         peer.breaker.leave(peer.now, 0.0);
         for _ in 0..5 {
             assert!(peer.breaker.is_leaving() && peer.breaker.is_planned());
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_open() {
         for end in [TimedOut, Broken] {
-            let mut peer = Timed::new();
+            let mut peer = TimedBreaker::new();
             for _ in 0..5 {
                 assert!(!peer.note(PATIENCE, end));
                 assert!(!peer.note(PATIENCE, end));
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn callers_with_little_time_open_only_after_the_patience() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         let opened = (0..100)
             .take_while(|_| !peer.note(millis(20), TimedOut))
             .count();
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn window_doubles_to_thirty_seconds() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         peer.note(millis(1), Unreachable);
         let waits: Vec<u64> = (0..8).map(|_| peer.probe(false).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn peer_that_timed_out_answers_three_probes_in_a_row_before_it_is_asked() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         let opened = [(); 3].map(|()| peer.note(PATIENCE, TimedOut));
         assert_eq!(opened, [false, false, true]);
         let waits = [true, true, false, true, true].map(|answers| peer.probe(answers).as_millis());
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn relapse_doubles_the_first_window_to_five_minutes() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         let mut waits = Vec::new();
         for _ in 0..11 {
             peer.now += RELAPSE - millis(2);
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn peer_that_seems_to_be_back_is_probed_soon() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         peer.breaker.probe_soon(peer.now);
         assert_eq!(peer.breaker.probe_at(), None, "it is not down");
         peer.note(millis(1), Unreachable);
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn late_answer_does_not_close() {
-        let mut peer = Timed::new();
+        let mut peer = TimedBreaker::new();
         let began = peer.now;
         peer.note(millis(1), Unreachable);
         let late = peer.now + millis(1);

@@ -253,14 +253,14 @@ mod tests {
     }
 
     /// The state of a peer, and a clock that the tests move.
-    struct Timed {
+    struct TimedPeer {
         slowness: Slowness,
         now: Instant,
     }
 
-    impl Timed {
+    impl TimedPeer {
         fn new() -> Self {
-            Timed {
+            TimedPeer {
                 slowness: Slowness::new(),
                 now: Instant::now(),
             }
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn peer_is_slow_after_three_seconds_and_recovers_after_five() {
-        let mut peer = Timed::new();
+        let mut peer = TimedPeer::new();
         let took = peer.become_slow();
         assert!(
             (PERIOD..PERIOD + 2 * TURN).contains(&took) && took < Duration::from_secs(5),
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn peer_that_relapses_needs_longer_to_recover() {
-        let mut peer = Timed::new();
+        let mut peer = TimedPeer::new();
         peer.become_slow();
         let first = peer.recover();
         peer.become_slow();
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn one_late_answer_makes_no_peer_slow() {
-        let mut peer = Timed::new();
+        let mut peer = TimedPeer::new();
         assert!(!peer.turn(all(millis(500))));
         for _ in 0..20 {
             let none = TurnTimes {
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn peer_is_slow_if_most_turns_are_over_the_limit() {
-        let mut peer = Timed::new();
+        let mut peer = TimedPeer::new();
         peer.turn(all(millis(500)));
         let time_of = |turn| millis(if turn % 3 == 1 { 1 } else { 500 });
         let slow_at = (0..20).find(|&turn| peer.turn(all(time_of(turn))));
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn outage_pauses_a_row_of_slow_turns() {
-        let mut peer = Timed::new();
+        let mut peer = TimedPeer::new();
         peer.turn(all(millis(500)));
         assert!(!peer.turn(all(millis(500))), "0.5 s");
         peer.now += Duration::from_secs(20);
@@ -394,7 +394,7 @@ mod tests {
         fn peer_is_slow_exactly_after_turns_in_a_row(
             turns in prop::collection::vec((prop::option::of(0_u64..60), 1_u64..6), 1..60),
         ) {
-            let mut peer = Timed::new();
+            let mut peer = TimedPeer::new();
             // The time of each turn since the row began, and whether it was over the limit.
             let mut row: Vec<(Instant, bool)> = Vec::new();
             for (time, halves) in turns {
