@@ -24,7 +24,7 @@ pub struct Node {
     pub server: Server,
 }
 
-/// The options of a node. The defaults suit a slow machine.
+/// The options of a node. The defaults, and the time-outs that `pool` begins with, suit a slow machine.
 pub struct Setup {
     pub name: &'static str,
     pub group: Box<dyn Fn(GroupBuilder) -> GroupBuilder + Sync>,
@@ -37,7 +37,7 @@ impl Default for Setup {
         Setup {
             name: GROUP,
             group: Box::new(|group| group),
-            pool: Box::new(|pool| pool.connect_timeout(PATIENCE).exchange_timeout(PATIENCE)),
+            pool: Box::new(|pool| pool),
             server: Box::new(|server| server),
         }
     }
@@ -62,9 +62,9 @@ impl Setup {
         let group = (self.group)(Group::builder(self.name).registry(&registry))
             .build(getter)
             .expect("a group");
-        let pool = (self.pool)(HttpPool::builder(&url).registry(&registry))
-            .build()
-            .expect("a pool");
+        let pool = HttpPool::builder(&url).registry(&registry);
+        let pool = pool.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
+        let pool = (self.pool)(pool).build().expect("a pool");
         if !peers.is_empty() {
             pool.set(peers).expect("good URLs");
         }

@@ -15,7 +15,7 @@ use larder::{Clock, Context, Group, HotAdmission, Registry};
 
 use crate::cluster::{Node, Setup};
 use crate::common::{PATIENCE, millis};
-use crate::late_peeks::{LatePeeks, only_peeks_are_posts};
+use crate::late_peeks::{Late, LatePeeks, only_peeks_are_posts};
 
 const KEYS: u64 = 600;
 
@@ -29,7 +29,7 @@ struct Counts {
     loads: AtomicU64,
     gets: AtomicU64,
     errors: AtomicU64,
-    late_peeks: Arc<AtomicU64>,
+    late_peeks: Arc<Late>,
 }
 
 /// Nodes, and the places of those that get keys.
@@ -58,10 +58,9 @@ impl Cluster {
                 }),
                 pool: Box::new(move |pool| {
                     let late_peeks = wrap.late_peeks.clone();
-                    let pool = pool.exchange_timeout(PATIENCE).connect_timeout(PATIENCE);
                     only_peeks_are_posts(pool).transport(move |_, inner| {
-                        let count = late_peeks.clone();
-                        Arc::new(LatePeeks { count, inner })
+                        let late = late_peeks.clone();
+                        Arc::new(LatePeeks { late, inner })
                     })
                 }),
                 ..Setup::default()
@@ -147,7 +146,7 @@ impl Cluster {
             }
             self.wait_for_load();
             let count = || {
-                let counts = [&self.counts.loads, &self.counts.late_peeks];
+                let counts = [&self.counts.loads, &self.counts.late_peeks.count];
                 counts.map(|count| count.load(Ordering::Relaxed))
             };
             let before = count();

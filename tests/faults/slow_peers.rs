@@ -85,10 +85,7 @@ impl Cluster {
             pool: Box::new(move |pool| {
                 let network = wrap.clone();
                 // A busy machine makes no peer slow.
-                let pool = pool
-                    .exchange_timeout(PATIENCE)
-                    .connect_timeout(PATIENCE)
-                    .slow_after(millis(100));
+                let pool = pool.slow_after(millis(100));
                 see_requests(pool, move |url, request| network.on_request(url, request))
             }),
             ..Setup::default()

@@ -33,12 +33,16 @@ struct Node {
 
 struct TraceId(String);
 
+const PATIENCE: Duration = Duration::from_secs(20);
+
 impl Node {
     fn start(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let registry = Registry::new();
         let builder = HttpPool::builder(&url).registry(&registry);
+        // A slow machine makes no exchange fail.
+        let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
         let pool = options(builder).build().unwrap();
         let loads = Arc::new(Mutex::new(Vec::new()));
         let loaded = loads.clone();
