@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(known_header(0xab), "\"00000000000000ab\"");
     }
 
-    const GOLDEN: u64 = 0xbad2_4c9e_3dad_e5bc;
+    const GOLDEN: u64 = 0xf971_b8fe_d919_e2a8;
 
     #[test]
     fn only_one_tag_of_sixteen_digits_is_known() {

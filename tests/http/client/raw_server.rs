@@ -146,11 +146,21 @@ pub fn body(value: &[u8]) -> Vec<u8> {
     message.encode().expect("it encodes")
 }
 
-/// The hash with which larder's server says which key it answers: FNV-1a of 64 bits.
+/// The hash with which larder's server says which key it answers, as `groupcache.proto` defines it.
 pub fn key_hash(group: &str, key: &str) -> u64 {
-    let bytes = group.bytes().chain([0xff]).chain(key.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    let mix = |hash: u64, number: u64| {
+        let product = u128::from(hash ^ number) * 0x9e37_79b9_7f4a_7c15;
+        (product % (1 << 64)) as u64 ^ (product >> 64) as u64
+    };
+    let number = |bytes: &[u8]| {
+        let digits = bytes.iter().enumerate();
+        digits.fold(0, |sum, (at, &byte)| sum + (u64::from(byte) << (8 * at)))
+    };
+    [group, key].iter().fold(0, |hash, text| {
+        let bytes = text.as_bytes();
+        let hash = mix(hash, bytes.len() as u64);
+        let hash = bytes.chunks_exact(8).map(number).fold(hash, mix);
+        mix(hash, number(&bytes[bytes.len().saturating_sub(8)..]))
     })
 }
 
