@@ -78,30 +78,31 @@ fn clients_that_left_a_hanging_getter_hold_no_connection() {
 #[test]
 fn idle_strangers_make_room_for_new_clients_while_they_go_on() {
     const STRANGERS: usize = 256;
-    let node = Process::start("max_connections=256");
+    let mut node = Process::start("max_connections=256");
+    let addr = addr(&node);
     let stranger = || {
-        let mut stranger = Client::sending(addr(&node), request("k"));
+        let mut stranger = Client::sending(addr, request("k"));
         assert_eq!(stranger.reply().value(), "value of k");
         stranger
     };
     let mut strangers: Vec<_> = (0..STRANGERS).map(|_| stranger()).collect();
     // A connection that was used a moment ago makes no room.
     thread::sleep(seconds(1));
-    for n in 0..10 {
+    let rounds = (0..10).map(|_| {
         let took = serve_time(&node);
-        let control = wake_up_delay(16);
-        assert!(
-            took <= millis(100) + 20 * control,
-            "{took:?}, control {control:?}"
-        );
-        // A stranger that was closed comes again.
-        let again = &mut strangers[n * 20];
-        if again.try_send(request("k").as_bytes()).is_err()
-            || !matches!(again.try_reply(true), Ok(Some(_)))
-        {
-            *again = stranger();
-        }
-    }
+        // The stranger that was closed comes again, so that the next client finds no room either.
+        until_connections(&mut node, STRANGERS - 1);
+        strangers.push(stranger());
+        took
+    });
+    let mut times: Vec<_> = rounds.collect();
+    let control = wake_up_delay(16);
+    times.sort_unstable();
+    // A busy machine makes some of them late. A stranger that keeps its place makes all of them late.
+    assert!(
+        times[2] <= millis(100) + 20 * control,
+        "{times:?}, control {control:?}"
+    );
 }
 
 /// The bytes that the system holds for the sockets of a port, and the number of these sockets.

@@ -64,15 +64,17 @@ fn flood(node: &mut Process) -> (Vec<Option<u16>>, Duration) {
 
 #[test]
 fn server_leaves_half_of_the_descriptors_to_the_program() {
-    let mut node = Process::start_with_limits("ulimit -n 40", "");
+    let mut node = Process::start_with_limits("ulimit -n 100", "");
     let before: usize = node.number("descriptors");
-    let clients: Vec<_> = (0..100).map(|_| connect(&node)).collect();
+    assert!(before < 20, "{before} descriptors of the node's own");
+    let clients: Vec<_> = (0..150).map(|_| connect(&node)).collect();
     thread::sleep(millis(100));
     let connections: usize = node.number("connections");
-    assert!((1..=20).contains(&connections), "{connections} connections");
-    assert!(node.number::<usize>("descriptors") < 40);
+    assert!((1..=50).contains(&connections), "{connections} connections");
+    // The server keeps 16 refused connections open for a moment, too, and accepts one more.
+    let found: usize = node.number("descriptors");
+    assert!(found <= before + 50 + 17, "{found} descriptors");
     drop(clients);
-    assert!(before < 20, "{before} descriptors of the node's own");
 }
 
 #[test]

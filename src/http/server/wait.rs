@@ -29,7 +29,7 @@ pub(crate) struct LoadWait<'a> {
     pub has_timeout: bool,
     pub deadline: Instant,
     /// When to respond that the value is still loaded; `None` if the request has no time-out, because
-    /// its client does not expect that response.
+    /// its client does not expect that response, or one of 0.
     loading_at: Option<Instant>,
     /// See [`ClientWaiter::thread_by`].
     thread_by: Instant,
@@ -47,7 +47,8 @@ impl<'a> LoadWait<'a> {
         let now = Instant::now();
         let max = limits.max_request_time;
         let time = timeout.map_or(max, |timeout| timeout.min(max));
-        let loading_at = timeout.map(|_| now + wire::loading_after(time));
+        let has_time = timeout.is_some_and(|timeout| !timeout.is_zero());
+        let loading_at = has_time.then(|| now + wire::loading_after(time));
         let deadline = now + time;
         LoadWait {
             limits,
@@ -100,10 +101,11 @@ impl ClientWaiter for LoadWait<'_> {
     fn next_step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let is_first = self.step == FIRST_STEP;
-        let end = if now >= self.deadline {
-            Some(ErrorKind::DeadlineExceeded)
-        } else if self.loading_at.is_some_and(|at| now >= at) {
+        let end = if self.loading_at.is_some_and(|at| now >= at) {
+            // Also if this thread is so late that the time is over: a client that still waits asks again.
             Some(ErrorKind::Loading)
+        } else if now >= self.deadline {
+            Some(ErrorKind::DeadlineExceeded)
         } else if !is_first && self.is_client_gone(now) {
             Some(ErrorKind::Cancelled)
         } else {
@@ -130,3 +132,31 @@ const LONGEST_STEP: Duration = Duration::from_millis(200);
 
 /// How long a request is still waited for after its client has closed its sending side.
 const GONE_AFTER: Duration = Duration::from_millis(500);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+
+    /// How a wait ends whose thread runs again after the deadline.
+    fn end_of_late_wait(timeout: Option<Duration>) -> Option<ErrorKind> {
+        let limits = LoadLimits {
+            max_request_time: Duration::from_millis(1),
+            connection: None,
+        };
+        let mut wait = LoadWait::new(limits, timeout);
+        while Instant::now() < wait.deadline {
+            std::thread::yield_now();
+        }
+        assert_eq!(wait.next_step(), None);
+        wait.end
+    }
+
+    #[test]
+    fn late_thread_tells_a_client_that_may_still_wait_that_the_value_is_loaded() {
+        let (hour, zero) = (Duration::from_secs(3600), Duration::ZERO);
+        assert_eq!(end_of_late_wait(Some(hour)), Some(ErrorKind::Loading));
+        let spent = Some(ErrorKind::DeadlineExceeded);
+        assert_eq!(end_of_late_wait(Some(zero)), spent);
+        assert_eq!(end_of_late_wait(None), spent);
+    }
+}
