@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
 # Runs the test suites under ThreadSanitizer, with an instrumented standard library: `.ci/tsan.sh
-# [SUITE...]`, by default lib, group and http. Fails if there is a data race. A test that fails for
-# another reason is only shown, because the limits of some tests are too short for a program that runs
-# ten times slower. Takes 20 minutes, so it is not a step of `.ci/run`.
+# [SUITE[=TEST]...]`, by default all that have threads. TEST is a part of a test's name.
+#
+# Each test is a process of its own. One that does not pass is run again alone, with more time and memory.
+# Fails if there is a data race, in a test or in a process that it starts. A test that fails for another
+# reason is only listed with it, because the limits of some tests are too short for a program that runs
+# ten times slower. Takes an hour, so it is not a step of `.ci/run`.
+#
+#   LARDER_TSAN_SECONDS  the time of a test (120), and four times as much when it is alone
+#   LARDER_TSAN_MIB      the memory of each of its processes (3000), and twice as much when it is alone
 #
 # The compiler and the source of its standard library are Debian's, unpacked beside the build and not
 # installed. Exits with 77 if they cannot be had.
@@ -12,8 +18,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 work="$CARGO_TARGET_DIR/tsan"
 root="$work/root"
-suites=("$@")
-if ((${#suites[@]} == 0)); then suites=(lib group http); fi
+results="$work/results"
+wanted=("$@")
+if ((${#wanted[@]} == 0)); then wanted=(lib cluster faults group http promise); fi
+seconds="${LARDER_TSAN_SECONDS:-120}"
+mib="${LARDER_TSAN_MIB:-3000}"
 
 # Unpacks the newest of Debian's Rust packages, and the LLVM that it needs.
 unpack() {
@@ -55,24 +64,103 @@ chmod +x "$work/rustc"
 export RUSTC="$work/rustc" RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread
 export CARGO_TARGET_DIR="$work/target"
 unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
-export TSAN_OPTIONS="history_size=4 suppressions=$PWD/.ci/tsan.supp"
+# Optimized, because many tests have limits of time. The standard library is too.
+export CARGO_PROFILE_DEV_OPT_LEVEL=1
+export TSAN_OPTIONS="history_size=4 die_after_fork=0"
 if command -v llvm-symbolizer >/dev/null; then
     # Not a link: the runtime decides by the name how to talk to the program.
     TSAN_OPTIONS+=" external_symbolizer_path=$(readlink -f "$(command -v llvm-symbolizer)")"
 fi
-failed=0
-for suite in "${suites[@]}"; do
-    option=(--test "$suite")
+
+
+# Builds a suite, and prints its program.
+build() {
+    local suite="$1" option=(--test "$1")
     if [ "$suite" = lib ]; then option=(--lib); fi
-    log="$work/$suite.log"
-    cargo test -Zbuild-std --target x86_64-unknown-linux-gnu --locked -p larder --all-features \
-        "${option[@]}" -- --test-threads=2 >"$log" 2>&1 || true
-    grep -E '^(error|test result)|\.\.\. FAILED' "$log" || true
-    races="$(grep -c 'WARNING: ThreadSanitizer' "$log" || true)"
-    echo "tsan $suite: $races reports"
-    if ((races > 0)) || ! grep -q '^test result' "$log"; then
-        grep -A40 'WARNING: ThreadSanitizer' "$log" | head -200 || tail -20 "$log"
-        failed=1
+    cargo test --no-run -Zbuild-std --target x86_64-unknown-linux-gnu --locked -p larder --all-features \
+        "${option[@]}" >"$work/build.log" 2>&1 || return 1
+    sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$work/build.log"
+}
+
+# The files of a test in this folder. The options of the runtime are separated by colons.
+files() {
+    echo "$1/${2//::/.}"
+}
+
+# run PROGRAM FOLDER SECONDS MIB TEST: runs one test. Its file `.log` has what it prints, `.tsan.PID` what
+# the runtime says of each process, and `.result` how it ended.
+run() {
+    local program="$1" seconds="$3" mib="$4" test="$5" code=0 out result
+    out="$(files "$2" "$test")"
+    rm -f "$out".*
+    TSAN_OPTIONS+=" log_path=$out.tsan hard_rss_limit_mb=$mib" timeout -k 10 "$seconds" \
+        "$program" --exact "$test" --test-threads=1 </dev/null >"$out.log" 2>&1 || code=$?
+    if grep -qs 'WARNING: ThreadSanitizer' "$out".tsan.*; then
+        result="RACE"
+    elif ((code == 0)); then
+        result=passed
+    elif grep -qs 'rss limit exhausted' "$out".tsan.*; then
+        result="needs more than $mib MiB"
+    elif ((code == 124 || code == 137)); then
+        result="takes longer than $seconds s"
+    else
+        result="fails: $(grep -A1 -F "thread '$test'" "$out.log" | sed 's/.*panicked at //' | tr '\n' ' ' |
+            cut -c1-200 || true)"
     fi
+    echo "$result" >"$out.result"
+}
+export -f run files
+
+# Runs the tests of a suite: two at a time, and then those that did not pass, one at a time.
+run_suite() {
+    local suite="$1" program="$2" part="$3" folder="$results/$1" test
+    mkdir -p "$folder"
+    "$program" --list --format terse --ignored | sed -n 's/: test$//p' | sort >"$folder/ignored"
+    "$program" --list --format terse | sed -n 's/: test$//p' | sort | comm -23 - "$folder/ignored" |
+        { grep -F -e "$part" || true; } >"$folder/tests"
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    xargs -a "$folder/tests" -r -P 2 -n 1 bash -c 'run "$@"' run "$program" "$folder" "$seconds" "$mib"
+    while read -r test; do
+        if ! grep -qE '^(passed|RACE)' "$(files "$folder" "$test").result"; then
+            run "$program" "$folder" "$((4 * seconds))" "$((2 * mib))" "$test"
+        fi
+    done <"$folder/tests"
+}
+
+# Prints the races and the tests that did not pass, and counts them.
+report() {
+    local suite="$1" folder="$results/$1" test result run=0 races=0 left=0
+    while read -r test; do
+        result="$(cat "$(files "$folder" "$test").result")"
+        case "$result" in
+        passed) run=$((run + 1)) ;;
+        RACE)
+            races=$((races + 1))
+            echo "$suite $test: RACE"
+            cat "$(files "$folder" "$test")".tsan.* | head -100
+            ;;
+        *)
+            left=$((left + 1))
+            echo "$suite $test $result; no race until then"
+            ;;
+        esac
+    done <"$folder/tests"
+    echo "tsan $suite: $run tests passed, $left did not, $races with races, $(wc -l <"$folder/ignored") ignored"
+    total=$((total + run)) total_left=$((total_left + left)) total_races=$((total_races + races))
+}
+
+rm -rf "$results"
+mkdir -p "$results"
+total=0 total_left=0 total_races=0 suites=0
+for item in "${wanted[@]}"; do
+    suite="${item%%=*}" part="${item#"${item%%=*}"}"
+    if ! program="$(build "$suite")"; then
+        tail -40 "$work/build.log"
+        exit 1
+    fi
+    run_suite "$suite" "$program" "${part#=}"
+    report "$suite"
+    suites=$((suites + 1))
 done
-exit "$failed"
+echo "tsan: $suites suites, $total tests passed, $total_left did not, $total_races with races"
+((total_races == 0))
