@@ -64,6 +64,8 @@ chmod +x "$work/rustc"
 export RUSTC="$work/rustc" RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread
 export CARGO_TARGET_DIR="$work/target"
 unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
+# To print one takes longer than the time-outs of the tests of panics.
+export RUST_BACKTRACE=0
 # Optimized, because many tests have limits of time. The standard library is too.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
 export TSAN_OPTIONS="history_size=4 die_after_fork=0"
