@@ -91,8 +91,10 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
             });
             drop(held);
             let delay = late + wake_up_delay(64);
-            let most = limit + millis(1500) + 10 * delay;
-            assert!(took <= most, "{took:?}, control {delay:?}");
+            // As many gets as attackers: the end of a connection costs no more.
+            let work = others.iter().sum::<Duration>();
+            let most = limit + millis(1500) + 10 * delay + work;
+            assert!(took <= most, "{took:?}, controls {delay:?} and {work:?}");
             let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
             let [theirs, others] = [theirs, others].map(|times| p99(&times));
             rounds.push((is_attacked, theirs, others));
