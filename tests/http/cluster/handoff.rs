@@ -1,12 +1,12 @@
 //! Values move to the new owners of their keys after a change of peers.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use larder::http::{Transport, TransportRequest, TransportResponse};
 use larder::{Context, Peer};
 
-use super::{Node, total_loads};
+use super::{Node, PATIENCE, total_loads};
 
 const KEYS: usize = 400;
 
@@ -85,8 +85,11 @@ fn peer_loads(nodes: &[Node]) -> u64 {
     sum(nodes, |node| node.group.stats().peer_loads)
 }
 
-/// A network on which the list of peers takes 2 ms.
-struct SlowNetwork(Arc<dyn Transport>);
+/// A network on which the list of peers takes 2 ms. It tells when the list came.
+struct SlowNetwork {
+    inner: Arc<dyn Transport>,
+    came: mpsc::Sender<Instant>,
+}
 
 impl Transport for SlowNetwork {
     fn round_trip(
@@ -94,32 +97,48 @@ impl Transport for SlowNetwork {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> larder::Result<TransportResponse> {
-        if request.path().ends_with("_peers") {
-            std::thread::sleep(Duration::from_millis(2));
+        if !request.path().ends_with("_peers") {
+            return self.inner.round_trip(ctx, request);
         }
-        self.0.round_trip(ctx, request)
+        std::thread::sleep(Duration::from_millis(2));
+        let response = self.inner.round_trip(ctx, request);
+        // Fails if the test has ended.
+        let _ = self.came.send(Instant::now());
+        response
     }
 }
 
 #[test]
 fn first_load_of_a_new_node_waits_until_it_knows_the_previous_owners() {
-    let is_taken_over = || {
+    let attempt = || {
         let mut nodes = vec![Node::start(|builder| builder)];
         set_all(&nodes, &urls(&nodes));
         get_at_owners(&nodes);
-        nodes.push(Node::start(|builder| {
-            builder.transport(|_, inner| Arc::new(SlowNetwork(inner)))
+        let (sender, came) = mpsc::channel();
+        nodes.push(Node::start(move |builder| {
+            let sender = sender.clone();
+            builder.transport(move |_, inner| {
+                let came = sender.clone();
+                Arc::new(SlowNetwork { inner, came })
+            })
         }));
         let urls = urls(&nodes);
         nodes[0].pool.set(&urls).unwrap();
+        let begun = Instant::now();
         nodes[1].pool.set(&urls).unwrap();
         let own = (0..KEYS).map(|n| format!("key-{n}"));
         let mut own = own.filter(|key| nodes[1].pool.owner(key).as_ref() == Some(&urls[1]));
         nodes[1].group.get(&own.next().unwrap()).unwrap();
-        nodes[1].loads() == 0
+        let came = came.recv_timeout(PATIENCE).unwrap();
+        (nodes[1].loads() == 0, came - begun)
     };
     // On a busy machine, the list can come later than loads wait for it.
-    assert!((0..20).any(|_| is_taken_over()));
+    let attempts: Vec<_> = (0..20).map(|_| attempt()).collect();
+    let is_any_in_time = attempts
+        .iter()
+        .any(|(_, took)| *took < Duration::from_millis(4));
+    let is_any_taken_over = attempts.iter().any(|(is_taken_over, _)| *is_taken_over);
+    assert!(is_any_taken_over || !is_any_in_time, "{attempts:?}");
 }
 
 #[test]
