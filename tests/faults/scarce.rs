@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cluster::wake_up_delay;
-use crate::common::{PATIENCE, millis, start};
+use crate::common::{PATIENCE, eventually, millis, start};
 use crate::process::Process;
 
 /// The path of a key at a node.
@@ -38,11 +38,15 @@ fn flood(node: &mut Process) -> (Vec<Option<u16>>, Duration) {
         // The server may have refused and closed it.
         let _ = client.write_all(request("k").as_bytes());
     }
+    for client in &clients {
+        client.set_nonblocking(true).expect("valid");
+    }
+    let has_answer = |client: &TcpStream| client.peek(&mut [0]).is_ok_and(|len| len > 0);
+    eventually("an answer", || clients.iter().any(has_answer));
     thread::sleep(millis(300));
     assert!(node.is_alive());
     let mut statuses = Vec::new();
     for client in &mut clients {
-        client.set_nonblocking(true).expect("valid");
         statuses.push(status(client));
     }
     drop(clients);

@@ -33,7 +33,9 @@ fn connect(nodes: &mut [Process]) {
 #[test]
 fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_restart() {
     const THREADS: u64 = 8;
-    let mut nodes = cluster::<3>("exchange_ms=1000 connect_ms=250");
+    // A slow machine makes no exchange with a node that lives fail.
+    const TIMES: &str = "exchange_ms=20000 connect_ms=20000";
+    let mut nodes = cluster::<3>(TIMES);
     for node in &mut nodes[..2] {
         let load = format!("load threads={THREADS} pause_us=200 prefix={}", node.url);
         assert_eq!(node.ask(&load), "started");
@@ -48,7 +50,7 @@ fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_resta
         status.contains("Down") && status.contains("refused"),
         "{status}"
     );
-    nodes[2] = Process::start(&format!("exchange_ms=1000 connect_ms=250 {options}"));
+    nodes[2] = Process::start(&format!("{TIMES} {options}"));
     let back = Instant::now();
     connect(&mut nodes[2..]);
     while nodes[2].number::<u64>("served") == 0 {
