@@ -141,8 +141,8 @@ impl<'a> LoadSink<'a> {
 
     /// The value, after [`finish`](Self::finish).
     #[inline]
-    pub(crate) fn into_value(self) -> ByteView {
-        self.value.unwrap_or_default()
+    pub(crate) fn take_value(&mut self) -> ByteView {
+        self.value.take().unwrap_or_default()
     }
 
     fn check(&mut self, len: usize) -> Result<()> {

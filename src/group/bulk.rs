@@ -320,7 +320,7 @@ impl Inner {
             let (placement, key) = (lead.key.placement(), lead.key.key);
             let value = self.loaded_value(lead.begun, filled);
             let lifetime = self.populate(placement, key, lead.begun, value, evicted);
-            let view = sink.into_value();
+            let view = sink.take_value();
             Ok(Loaded {
                 view,
                 lifetime,

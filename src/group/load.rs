@@ -138,7 +138,7 @@ impl Inner {
         let value = self.loaded_value(begun, filled);
         let lifetime = self.populate(placement, key, begun, value, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
-        let view = sink.into_value();
+        let view = sink.take_value();
         Ok(Loaded {
             view,
             lifetime,

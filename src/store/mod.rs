@@ -16,7 +16,7 @@
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
 //!   kept.rs         values that loads may renew    etag.rs      their etags
 //!   options.rs      its options                    demand.rs    the room that an operation needs
-//!   sampling.rs     one look-up in 256
+//!   sampling.rs     one look-up in 256           prefetch.rs  memory that is needed soon
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -41,6 +41,7 @@ mod making_room;
 mod miniature;
 mod options;
 mod policy;
+mod prefetch;
 mod queues;
 mod sampling;
 mod shard;
@@ -251,7 +252,8 @@ impl Store {
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
-            return Err((shard.expect(hash), at_miss()));
+            shard.prefetch_insertion(hash);
+            return Err((shard.generation(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
         let hit = slot.hit(is_due);
@@ -271,7 +273,8 @@ impl Store {
     ) -> Result<ByteView, NoView<M>> {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
-            return Err(NoView::Missed(shard.expect(hash), at_miss()));
+            shard.prefetch_insertion(hash);
+            return Err(NoView::Missed(shard.generation(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));

@@ -294,9 +294,9 @@ impl Policy {
         self.queues.tail_index(self.last_search.queue)
     }
 
-    /// Prepares for the insertion of a key that was missed.
+    /// Starts to fetch the ghost of a key.
     #[inline]
-    pub(super) fn expect(&self, hash: u32) {
+    pub(super) fn prefetch_ghost(&self, hash: u32) {
         self.ghost.prefetch(hash);
     }
 

@@ -38,11 +38,11 @@ const MIN_SLOTS: usize = 64;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Shard {
-    table: HashTable<u32, TableMemory>,
+    pub(super) table: HashTable<u32, TableMemory>,
     pub(super) slab: Slab,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
-    policies: [Policy; 2],
+    pub(super) policies: [Policy; 2],
     removals: [Removals; 2],
     progress: Progress,
     generations: Generations,
@@ -160,13 +160,6 @@ impl Shard {
             None => false,
         };
         Some((slot, is_due))
-    }
-
-    /// The generation for the load of a key that was missed. Starts to fetch what its insertion reads.
-    #[inline]
-    pub(super) fn expect(&self, hash: KeyHash) -> Generation {
-        self.policies[CacheType::Main as usize].expect(hash.short());
-        self.generation(hash)
     }
 
     /// All live entries.
@@ -322,9 +315,7 @@ impl Shard {
             match policy.evict(&mut self.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
-                    // Its drop would wait for the cache line with the reference count, and the next
-                    // value is written to its block.
-                    self.slab.prefetch(policy.likely_victim());
+                    self.prefetch_victim(share);
                     self.release(index, RemovalCause::Size, update);
                 }
                 Choice::Below(score) => return Room::Below(share, Some(score)),

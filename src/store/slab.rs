@@ -284,17 +284,23 @@ impl Slab {
         self.load_times
     }
 
-    /// Starts to fetch an entry that will leave soon to the processor's caches, and the link of the one
-    /// after it.
+    /// Starts to fetch an entry that will leave soon to the processor's caches, and the slot of the one
+    /// after it. Returns the short hash of the first.
     #[inline]
-    pub(super) fn prefetch(&self, index: u32) {
-        if let (Some(slot), Some(cold)) = (self.slot(index), self.cold.get(index as usize)) {
-            slot.data.prefetch();
-            prefetch(slot.meta);
-            if let Some(next) = self.cold.get(cold.link.prev as usize) {
-                prefetch(next);
-            }
+    pub(super) fn prefetch(&self, index: u32) -> Option<u32> {
+        let slot = self.slot(index)?;
+        slot.data.prefetch();
+        prefetch(slot.meta);
+        let link = self.cold.get(index as usize)?.link;
+        let at = link.prev as usize;
+        if let (Some(data), Some(meta), Some(cold)) =
+            (self.data.get(at), self.metas.get(at), self.cold.get(at))
+        {
+            prefetch(data);
+            prefetch(meta);
+            prefetch(cold);
         }
+        Some(link.hash)
     }
 
     /// The short hash of the slot's key.

@@ -28,6 +28,11 @@ fn prefetch_line<T>(address: *const T) {
         // SAFETY: a prefetch accesses no memory.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch accesses no memory.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }
