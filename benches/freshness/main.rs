@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use common::{Report, Rng, Zipf, rounds, shuffled, wanted};
 use larder::{BoxError, Clock, Group, Registry, Value};
 use plain::Plain;
+use rustix::time::{ClockId, clock_gettime};
 
 fn main() {
     let mut report = Report::new("freshness");
@@ -50,6 +51,8 @@ const HIT_KEYS: usize = 100_000;
 /// Hits of a slice of time. Slices with and without a time to live alternate.
 const HITS: usize = 100_000;
 
+/// Hits of values with a time to live, of others, and of others with a reading of the coarse clock for each:
+/// the least that a hit costs if it learns the time.
 fn hit_ttl(report: &mut Report) {
     let group = |name: &str, ttl: Option<Duration>| {
         let builder = Group::builder(name).registry(&Registry::new());
@@ -68,27 +71,33 @@ fn hit_ttl(report: &mut Report) {
         group("none", None),
         group("ttl", Some(Duration::from_secs(3600))),
     ];
-    let slice = |group: &Group| {
+    let [none, ttl] = &groups;
+    let hit = |group: &Group, key: &str| {
+        std::hint::black_box(group.get(key).expect("a value"));
+    };
+    let slice = |hit: &dyn Fn(&str)| {
         let began = Instant::now();
-        for key in &keys {
-            std::hint::black_box(group.get(key).expect("a value"));
-        }
+        keys.iter().for_each(|key| hit(key));
         began.elapsed().as_secs_f64()
     };
+    let slices: [&dyn Fn(&str); 3] = [&|key| hit(none, key), &|key| hit(ttl, key), &|key| {
+        std::hint::black_box(clock_gettime(ClockId::MonotonicCoarse));
+        hit(none, key);
+    }];
     for group in &groups {
-        for n in &order {
-            group.get(&key(*n)).expect("a value");
-        }
-        slice(group);
+        order.iter().for_each(|n| hit(group, &key(*n)));
     }
+    slices.iter().for_each(|hit| _ = slice(hit));
     for _ in 0..rounds() {
-        let mut sums = [0.0; 2];
+        let mut sums = [0.0; 3];
         for _ in 0..10 {
-            for (sum, group) in sums.iter_mut().zip(&groups) {
-                *sum += slice(group);
+            for (sum, hit) in sums.iter_mut().zip(slices) {
+                *sum += slice(hit);
             }
         }
-        report.add("hit-ttl", "larder", "ratio", "ratio", sums[1] / sums[0]);
+        let mut add = |name, sum| report.add("hit-ttl", name, "ratio", "ratio", sum / sums[0]);
+        add("larder", sums[1]);
+        add("coarse clock", sums[2]);
     }
 }
 

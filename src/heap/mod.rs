@@ -35,7 +35,7 @@ use raw::{Mapping, Vacant};
 use release::Release;
 use spares::Spares;
 
-pub(crate) use raw::{SharedBytes, TableMemory, prefetch};
+pub(crate) use raw::{SharedBytes, TableMemory, prefetch, prefetch_address};
 
 /// A vector whose memory goes back to the system as soon as it is freed.
 pub(crate) type TableVec<T> = allocator_api2::vec::Vec<T, TableMemory>;

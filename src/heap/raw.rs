@@ -44,7 +44,7 @@ use mapped::SegmentHead;
 
 pub(crate) use mapped::TableMemory;
 pub(super) use mapped::{Mapping, SEGMENT, system_page};
-pub(crate) use prefetch::prefetch;
+pub(crate) use prefetch::{prefetch, prefetch_address};
 pub(super) use vacant::{BlockCell, Vacant};
 
 /// Like std's `Arc<[u8]>`, but the length is stored with the bytes, so the pointer is one word.

@@ -1,48 +1,51 @@
-//! Tells the processor early which memory misses and evictions will access.
+//! Tells the processor early which memory look-ups, insertions and evictions will access. A store of many
+//! entries is larger than the processor's caches, so they would wait for one cache line after the other.
 //!
-//! A store of many entries is larger than the processor's caches. An insertion would wait for the memory of
-//! its place in the table, and an eviction for its victim's entry, its slot and its place in the table.
+//! hashbrown stores the places of a table before its tags, the first place last. The table does not return
+//! their address, so it is computed from that of an entry. If it is wrong, only the prefetches are in vain.
 
-use super::key_hash::{KeyHash, table_hash};
+use super::key_hash::table_hash;
 use super::shard::Shard;
-use crate::heap::prefetch;
+use crate::heap::prefetch_address;
 use crate::stats::CacheType;
 
-/// The places of the table that are searched for an entry.
-const NEIGHBORS: usize = 4;
+/// The bytes of a place.
+const PLACE: usize = size_of::<u32>();
 
 impl Shard {
-    /// Starts to fetch what the insertion of a key that was missed accesses: its ghost, and its place in the
-    /// table.
-    ///
-    /// The table returns references to entries only, so the place is fetched by way of an entry beside it,
-    /// which most often lies in the same cache line. The table searches for a free place from the hash on,
-    /// modulo its length.
+    /// Computes where the places of the table end and its tags begin, after the insertion at a place with this
+    /// address.
     #[inline]
-    pub(super) fn prefetch_insertion(&self, hash: KeyHash) {
-        let short = hash.short();
-        self.policies[CacheType::Main as usize].prefetch_ghost(short);
-        let first = table_hash(short) as usize;
-        let last = self.table.num_buckets().wrapping_sub(1);
-        let mut places = (0..NEIGHBORS).map(|n| first.wrapping_add(n) & last);
-        if let Some(neighbor) = places.find_map(|place| self.table.get_bucket(place)) {
-            prefetch(neighbor);
-        }
+    pub(super) fn note_place(&mut self, address: usize, place: usize) {
+        self.places_end = address.wrapping_add((place + 1) * PLACE);
+    }
+
+    /// Starts to fetch the place of a key, or the place where it would be inserted. The look-up that follows
+    /// reads the tags first, and only then knows the address of the place. So both are fetched at the same
+    /// time.
+    #[inline(always)]
+    pub(super) fn prefetch_place(&self, short: u32) {
+        let before_end = (self.home(short) + 1) * PLACE;
+        prefetch_address(self.places_end.wrapping_sub(before_end));
     }
 
     /// Starts to fetch what the next eviction from a share accesses, if the victim is in the same queue as the
-    /// last one: its slot, its ghost, its place in the table, and its entry. The drop of the entry reads the
-    /// reference count, and the next value is written to its block.
+    /// last one: its slot, its ghost, its tag and its place in the table, and its entry. The drop of the entry
+    /// reads the reference count, and the next value is written to its block.
     #[inline]
     pub(super) fn prefetch_victim(&self, share: CacheType) {
         let policy = &self.policies[share as usize];
-        let Some(hash) = self.slab.prefetch(policy.likely_victim()) else {
+        let Some(short) = self.slab.prefetch(policy.likely_victim()) else {
             return;
         };
-        policy.prefetch_ghost(hash);
-        self.table.find(table_hash(hash), |place| {
-            prefetch(place);
-            false
-        });
+        policy.prefetch_ghost(short);
+        self.prefetch_place(short);
+        prefetch_address(self.places_end.wrapping_add(self.home(short)));
+    }
+
+    /// The place where a search in the table begins.
+    #[inline(always)]
+    fn home(&self, short: u32) -> usize {
+        table_hash(short) as usize & self.table.num_buckets().wrapping_sub(1)
     }
 }

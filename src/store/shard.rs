@@ -39,6 +39,8 @@ const MIN_SLOTS: usize = 64;
 #[repr(C, align(64))]
 pub(super) struct Shard {
     pub(super) table: HashTable<u32, TableMemory>,
+    /// See [`note_place`](Self::note_place).
+    pub(super) places_end: usize,
     pub(super) slab: Slab,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
@@ -110,6 +112,7 @@ impl Shard {
     pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
             table: HashTable::new_in(TableMemory),
+            places_end: 0,
             slab: Slab::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
@@ -123,6 +126,7 @@ impl Shard {
     #[inline(always)]
     pub(super) fn slot_of(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
         let short = hash.short();
+        self.prefetch_place(short);
         let is_like = |&index: &u32| self.slab.may_have(index, short, key.len());
         let slot = self
             .slab
@@ -251,10 +255,12 @@ impl Shard {
         let policy = &mut self.policies[new.share as usize];
         policy.push(&mut self.slab, index, admission.proven, moment.now);
         let slab = &self.slab;
-        self.table
-            .insert_unique(table_hash(new.hash.short()), index, |&index| {
-                table_hash(slab.hash(index))
-            });
+        let hash = |&index: &u32| table_hash(slab.hash(index));
+        let entry = self
+            .table
+            .insert_unique(table_hash(new.hash.short()), index, hash);
+        let (address, place) = (std::ptr::from_ref(entry.get()).addr(), entry.bucket_index());
+        self.note_place(address, place);
         Insertion {
             room,
             limit: admission.limit,

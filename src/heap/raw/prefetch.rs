@@ -12,6 +12,12 @@ pub(crate) fn prefetch<T>(target: &T) {
     prefetch_line(target);
 }
 
+/// As [`prefetch`], for a number that may be no valid address.
+#[inline(always)]
+pub(crate) fn prefetch_address(address: usize) {
+    prefetch_line(std::ptr::without_provenance::<u8>(address));
+}
+
 /// As [`prefetch`], for the first cache lines of a block.
 #[inline]
 pub(super) fn first_lines<T>(block: *const T) {
