@@ -74,7 +74,6 @@ if command -v llvm-symbolizer >/dev/null; then
     TSAN_OPTIONS+=" external_symbolizer_path=$(readlink -f "$(command -v llvm-symbolizer)")"
 fi
 
-
 # Builds a suite, and prints its program.
 build() {
     local suite="$1" option=(--test "$1")

@@ -252,7 +252,7 @@ impl Store {
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
-            shard.policies[CacheType::Main as usize].prefetch_ghost(hash.short());
+            shard.prefetch_ghost(hash.short());
             return Err((shard.generation(hash), at_miss()));
         };
         let state = slot.meta.count_hit();
@@ -273,7 +273,7 @@ impl Store {
     ) -> Result<ByteView, NoView<M>> {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
-            shard.policies[CacheType::Main as usize].prefetch_ghost(hash.short());
+            shard.prefetch_ghost(hash.short());
             return Err(NoView::Missed(shard.generation(hash), at_miss()));
         };
         let state = slot.meta.count_hit();

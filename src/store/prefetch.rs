@@ -20,13 +20,21 @@ impl Shard {
         self.places_end = address.wrapping_add((place + 1) * PLACE);
     }
 
-    /// Starts to fetch the place of a key, or the place where it would be inserted. The look-up that follows
-    /// reads the tags first, and only then knows the address of the place. So both are fetched at the same
-    /// time.
+    /// Starts to fetch the tag and the place of a key, or those where it would be inserted. The look-up that
+    /// follows reads the tag first, and only then knows the address of the place. So both are fetched at the
+    /// same time.
     #[inline(always)]
     pub(super) fn prefetch_place(&self, short: u32) {
-        let before_end = (self.home(short) + 1) * PLACE;
-        prefetch_address(self.places_end.wrapping_sub(before_end));
+        let last = self.table.num_buckets().wrapping_sub(1);
+        let place = table_hash(short) as usize & last;
+        prefetch_address(self.places_end.wrapping_sub((place + 1) * PLACE));
+        prefetch_address(self.places_end.wrapping_add(place));
+    }
+
+    /// Starts to fetch what the insertion of a missed key accesses besides its place: its ghost.
+    #[inline]
+    pub(super) fn prefetch_ghost(&self, short: u32) {
+        self.policies[CacheType::Main as usize].prefetch_ghost(short);
     }
 
     /// Starts to fetch what the next eviction from a share accesses, if the victim is in the same queue as the
@@ -40,12 +48,5 @@ impl Shard {
         };
         policy.prefetch_ghost(short);
         self.prefetch_place(short);
-        prefetch_address(self.places_end.wrapping_add(self.home(short)));
-    }
-
-    /// The place where a search in the table begins.
-    #[inline(always)]
-    fn home(&self, short: u32) -> usize {
-        table_hash(short) as usize & self.table.num_buckets().wrapping_sub(1)
     }
 }

@@ -126,7 +126,6 @@ impl Shard {
     #[inline(always)]
     pub(super) fn slot_of(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
         let short = hash.short();
-        self.prefetch_place(short);
         let is_like = |&index: &u32| self.slab.may_have(index, short, key.len());
         let slot = self
             .slab
@@ -157,6 +156,7 @@ impl Shard {
         key: &str,
         timing: &Timing,
     ) -> Option<(SlotRef<'_>, bool)> {
+        self.prefetch_place(hash.short());
         let slot = self.slot_of(hash, key)?;
         // The clock is read only if the entry can expire.
         let is_due = match slot.expires() {

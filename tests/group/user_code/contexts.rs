@@ -8,8 +8,8 @@ use crate::common::*;
 
 use super::*;
 
-/// A recursion of this depth would overflow the stack of any thread of this process, which has 2 MiB.
-const DEEP: usize = 200_000;
+/// A recursion of this depth would overflow the stack of any thread of this process.
+const DEEP: usize = 1_000_000;
 
 #[test]
 fn deep_chains_of_contexts_are_searched_cancelled_and_dropped_without_recursion() {
