@@ -7,6 +7,8 @@ use std::time::Duration;
 use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server};
 use larder::{Context, ErrorKind, Group, Registry, Result, Sink, bulk_fn};
 
+use super::PATIENCE;
+
 type Calls = Arc<Mutex<Vec<Vec<String>>>>;
 
 struct Node {
@@ -22,6 +24,7 @@ fn node(time: Duration, options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) ->
     let url = format!("http://{}", listener.local_addr().unwrap());
     let registry = Registry::new();
     let builder = HttpPool::builder(&url).registry(&registry);
+    let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
     let pool = options(builder.replicas(50)).build().unwrap();
     let calls = Calls::default();
     let noted = calls.clone();

@@ -7,6 +7,8 @@ use larder::http::{HttpPool, Server};
 use larder::pb::GetRequest;
 use larder::{Clock, Context, Group, GroupBuilder, HotAdmission, PeerPicker, Registry, Result};
 
+use super::PATIENCE;
+
 struct Node {
     pool: HttpPool,
     group: Group,
@@ -19,7 +21,9 @@ fn cluster(clock: &Clock, options: impl Fn(GroupBuilder) -> GroupBuilder) -> Vec
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let registry = Registry::new();
-        let pool = HttpPool::builder(&url).registry(&registry).build().unwrap();
+        let builder = HttpPool::builder(&url).registry(&registry);
+        let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
+        let pool = builder.build().unwrap();
         let builder = Group::builder("colors").registry(&registry);
         let group = options(builder.clock(clock.clone()))
             .build_with(|_, key| Ok::<_, larder::Error>(format!("the color {key}")))

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use larder::http::{HttpPool, Server, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Group, Peer, Registry, Result, SetOptions, Sink};
 
+use super::PATIENCE;
+
 const KEYS: usize = 8;
 
 /// The version of each key at its source.
@@ -84,7 +86,8 @@ fn cluster(source: &Arc<Source>, max_millis: u64) -> Vec<Node> {
         let pool = HttpPool::builder(url)
             .id(id(n))
             .registry(&registry)
-            .exchange_timeout(Duration::from_secs(10))
+            .connect_timeout(PATIENCE)
+            .exchange_timeout(PATIENCE)
             .transport(move |url, to| match url == slow {
                 true => Arc::new(Delaying {
                     to,

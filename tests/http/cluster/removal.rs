@@ -8,6 +8,8 @@ use std::time::Duration;
 use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server};
 use larder::{Context, ErrorKind, Group, Registry, SetOptions, Sink};
 
+use super::PATIENCE;
+
 struct Node {
     pool: HttpPool,
     group: Group,
@@ -23,6 +25,7 @@ fn cluster(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> (Vec<Node>, 
             let url = format!("http://{}", listener.local_addr().unwrap());
             let registry = Registry::new();
             let builder = HttpPool::builder(&url).registry(&registry);
+            let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
             let pool = options(builder).build().unwrap();
             let version = version.clone();
             let load = move |_: &Context, key: &str, dest: &mut dyn Sink| {

@@ -8,6 +8,8 @@ use std::time::Duration;
 use larder::http::{HttpPool, Server};
 use larder::{Clock, Context, ErrorKind, Group, PeerPicker, Registry, Result};
 
+use super::PATIENCE;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Node {
@@ -21,7 +23,9 @@ fn node(clock: &Clock, stale: Duration, fails: &Arc<AtomicBool>) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let registry = Registry::new();
-    let pool = HttpPool::builder(&url).registry(&registry).build().unwrap();
+    let builder = HttpPool::builder(&url).registry(&registry);
+    let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
+    let pool = builder.build().unwrap();
     let fails = fails.clone();
     let group = Group::builder("colors")
         .registry(&registry)
