@@ -7,6 +7,7 @@ use super::{Group, Inner};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::panics::FirstPanic;
 use crate::pb::{RemoveKeysRequest, SetRequest};
 use crate::peers::ProtoGetter;
 use crate::stats::CacheType;
@@ -116,13 +117,14 @@ impl Inner {
         self.check_entry(key, &value)?;
         let (removal_id, count) = self.removals.begin();
         let owner = self.peers.owner(&self.name, key);
+        let mut panic = FirstPanic::default();
         match &owner {
-            None => self.set_here(key, value, options.ttl, count),
+            None => panic.catch(|| self.set_here(key, value, options.ttl, count)),
             Some(owner) => {
                 let set = self.set_at(ctx, owner, key, value, options, removal_id);
                 // The number would be missing for ever.
                 set.inspect_err(|_| self.removals.finish(count))?;
-                self.remove_here(key, count);
+                panic.catch(|| drop(self.remove_here(key, count)));
             }
         }
         self.removals.finish(count);
@@ -140,6 +142,7 @@ impl Inner {
             };
             peer.remove(ctx, &request)
         });
+        panic.resume();
         self.result_of(told, usize::from(owner.is_some()))
     }
 
@@ -186,11 +189,13 @@ impl Inner {
             }
         };
         let count = self.removals.admit(request.removal_id);
+        let mut panic = FirstPanic::default();
         match self.peers.owner(&self.name, key) {
-            None => self.set_here(key, value.into(), ttl, count),
-            Some(_) => drop(self.remove_here(key, count)),
+            None => panic.catch(|| self.set_here(key, value.into(), ttl, count)),
+            Some(_) => panic.catch(|| drop(self.remove_here(key, count))),
         }
         self.removals.finish(count);
+        panic.resume();
         Ok(())
     }
 

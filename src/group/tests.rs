@@ -433,3 +433,26 @@ fn value_of_a_forgotten_load_does_not_replace_that_of_a_newer_one() {
     assert_eq!(older.join().expect("no panic").expect("a value"), "0");
     assert_eq!(group.get("key").expect("a value"), "1");
 }
+
+#[test]
+fn set_of_a_peer_is_applied_although_its_listener_panics() {
+    let listener = |_: &str, _, _| resume_unwind(Box::new("in the listener"));
+    let getter = |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        Ok(dest.set_str(key)?)
+    };
+    let builder = Group::builder("test").eviction_listener(listener);
+    let group = builder.make(getter, PickerSlot::default());
+    group.get("key").expect("a value");
+    let request = crate::pb::SetRequest {
+        group: "test".into(),
+        key: "key".into(),
+        value: Some(b"new"[..].into()),
+        removal_id: Some(7 << 32 | 1),
+        ..Default::default()
+    };
+    assert!(catch_unwind(AssertUnwindSafe(|| group.serve_set(&request))).is_err());
+    assert_eq!(group.peek("key"), Some("new".into()));
+    let removals = &group.inner.removals;
+    let known = removals.known().expect("few removals");
+    assert!(removals.has_applied(&known), "none is under way");
+}

@@ -182,6 +182,33 @@ fn peers_that_fail_are_named_and_the_others_are_told() {
 }
 
 #[test]
+fn all_peers_are_told_of_a_change_whose_listener_panics() {
+    let [a, b] = ["a", "b"].map(|name| peer(name, |_| Ok(())));
+    let picker = Arc::new(Peers(vec![a.clone(), b.clone()]));
+    let group = among("changes", picker)
+        .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))
+        .build(echo().0)
+        .expect("a group");
+    let load = || ["own", "a1"].map(|key| group.get(key).expect("a value"));
+    let set = |key: &str| group.set(&background(), key, "new", SetOptions::new());
+    let remove = |key: &str| group.remove(&background(), key);
+    let changes: [(&dyn Fn() -> Result<()>, _, _); 4] = [
+        (&|| set("own"), "remove own", "remove own"),
+        (&|| set("a1"), "set a1 new", "remove a1"),
+        (&|| remove("own"), "remove own", "remove own"),
+        (&|| remove("other"), "remove other", "remove other"),
+    ];
+    load();
+    for (change, to_a, to_b) in changes {
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(change)).is_err();
+        assert_eq!(panics, to_a != "remove other", "{to_a}");
+        for (peer, told) in [(&a, to_a), (&b, to_b)] {
+            assert_eq!(peer.changes().last().map(|told| &**told), Some(told));
+        }
+    }
+}
+
+#[test]
 fn hung_peer_is_named_at_the_deadline() {
     for honors_deadline in [true, false] {
         let gate = Gate::new();
