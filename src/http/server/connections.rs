@@ -133,17 +133,17 @@ impl Connection {
         }
     }
 
-    /// Ends the connection if it is idle or, with `make_room`, if a body arrives. Returns whether it
-    /// did.
+    /// Ends the connection if it is idle or, with `make_room`, if a body arrives or its client seems to
+    /// have left. Returns whether it did.
     ///
     /// Only the receiving side is closed: a thread that has just read a request, and not yet marked
     /// its connection busy, can still write the response.
     fn evict(&self, make_room: bool) -> bool {
         let state = self.state.load(Ordering::SeqCst);
         let (before, after) = (Ordering::SeqCst, Ordering::Relaxed);
-        let is_receiving = state < GONE && state & RECEIVING != 0;
+        let is_under_way = state == GONE || state & RECEIVING != 0;
         if matches!(state, BUSY | EVICTED)
-            || (is_receiving && !make_room)
+            || (is_under_way && !make_room)
             || self
                 .state
                 .compare_exchange(state, EVICTED, before, after)
@@ -269,7 +269,7 @@ impl Connections {
     ) -> Option<ConnectionGuard> {
         let mut table = self.table.lock();
         // An evicted connection ends soon. This bounds those that have not ended yet.
-        if table.open.len() >= 2 * limits.max_connections {
+        if table.open.len() >= limits.max_connections.saturating_mul(2) {
             return None;
         }
         let addr = connection.limited_addr();

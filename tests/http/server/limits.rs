@@ -238,3 +238,22 @@ fn large_response_is_complete_for_a_slow_reader_and_cut_for_a_too_slow_reader() 
     }
     assert!(rest.len() < value.len(), "the response was cut off");
 }
+
+#[test]
+fn largest_numbers_are_no_limits() {
+    let most = usize::MAX;
+    let server = serve(|server| {
+        server
+            .max_connections(most)
+            .max_connections_per_addr(most)
+            .max_abandoned_loads(most)
+            .max_head_size(most)
+            .max_body_size(most)
+            .max_response_bytes(most)
+            .max_body_bytes(most)
+    });
+    for n in 0..3 {
+        let key = format!("k{n}");
+        assert_eq!(ask(server.local_addr(), get(&key)).value(), key);
+    }
+}

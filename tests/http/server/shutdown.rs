@@ -5,10 +5,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use larder::ErrorKind;
 use larder::http::{Request, Response, Server};
+use larder::{ByteView, ErrorKind};
 
 use super::support::{Client, ask, eventually, get, pool, serve};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server whose handler signals that it was called, and returns when it is released.
 fn waiting_server() -> (Server, Receiver<()>, Sender<()>) {
@@ -155,4 +157,26 @@ fn port_can_be_bound_again_after_shutdown() {
     let next = pool().serve(addr).expect("the same port");
     assert_eq!(ask(addr, get("k")).value(), "k");
     drop(next);
+}
+
+#[test]
+fn shutdown_lets_a_client_that_reads_in_pauses_finish() {
+    let value: ByteView = vec![b'v'; 4_000_000].into();
+    let server = serve(|server| {
+        let value = value.clone();
+        server
+            .write_timeout(PATIENCE)
+            .min_write_rate(0)
+            .fallback(move |_: &Request| Response::new(200, "x/y", value.clone()))
+    });
+    let addr = server.local_addr();
+    let mut client = Client::sending(addr, "GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    // The server has tried twice to write more of it.
+    std::thread::sleep(Duration::from_millis(2500));
+    let stopping = std::thread::spawn(move || server.shutdown(PATIENCE));
+    eventually(|| TcpListener::bind(addr).is_ok());
+    // And tries once more during the shutdown.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(client.reply().body == *value);
+    stopping.join().expect("no panic").expect("in time");
 }
