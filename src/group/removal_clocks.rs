@@ -72,8 +72,8 @@ impl KeyStripe {
 pub(super) enum Counted {
     /// By the hash of its number.
     Numbered(u64),
-    /// By a hash of the key: it came from a Go program, which sends no number. If a node misses it, that is
-    /// not noticed.
+    /// By a hash of the key: it came from a Go program, which sends no number, or has one that no node of
+    /// larder makes. If a node misses it, that is not noticed.
     Unnumbered,
     /// Not at all.
     Not,
@@ -165,6 +165,8 @@ impl RemovalClocks {
         match number {
             None => Counted::Unnumbered,
             Some(0) => Counted::Not,
+            // No node makes this number, and other nodes would refuse a set with it.
+            Some(number) if number as u32 == u32::MAX => Counted::Unnumbered,
             Some(number) if self.applied.lock().contains(number) => Counted::Not,
             Some(number) => {
                 self.under_way.lock().push(number);

@@ -257,6 +257,16 @@ fn merge_does_not_undo_a_removal_under_way() {
 }
 
 #[test]
+fn number_that_ends_the_counts_leaves_the_table_readable() {
+    let [one, other] = pair();
+    for count in [0, 1, u32::MAX] {
+        one.remove("key", 7 << 32 | u64::from(count));
+    }
+    other.merge(&one.table());
+    assert!(other.has_digest_of(&one));
+}
+
+#[test]
 fn malformed_tables_are_refused() {
     for (clocks, applied) in [(0, 0), (8, 0), (8191, 0), (8193, 0), (8192, 1), (8192, 4)] {
         assert!(Table::decode(&vec![1; clocks], &vec![0; applied]).is_none());
