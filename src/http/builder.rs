@@ -11,7 +11,7 @@ use crate::http::client::picker::key_owners::KeyOwners;
 use crate::http::client::picker::{OwnIdentity, Picker, TransportHook};
 use crate::http::client::transport::Transport;
 use crate::http::client::transport::url::PeerUrl;
-use crate::http::config::{Config, HttpClient};
+use crate::http::config::{Config, HttpClient, MAX_BATCH_KEYS};
 use crate::http::membership::Membership;
 use crate::http::pool::{HttpPool, PoolInner};
 use crate::http::server::endpoint::{ContextHook, Endpoint};
@@ -234,7 +234,8 @@ impl HttpPoolBuilder {
     }
 
     /// The most keys in one batched request to a peer, and the most keys whose values this process
-    /// sends in one response; 128 by default. With 0 or 1, this process sends no batches.
+    /// sends in one response; 128 by default, and 4,096 at most: larger numbers count as 4,096. With 0 or
+    /// 1, this process sends no batches.
     ///
     /// Up to 16 threads at a time send requests of their own to a peer; fewer if
     /// [`max_connections_per_peer`](Self::max_connections_per_peer) is below 18. The keys of
@@ -247,7 +248,7 @@ impl HttpPoolBuilder {
     /// not support batches, such as a Go program, gets one request for each key from then on. If
     /// the mean length of the peer's values is over 16 KiB, threads do not wait for each other.
     pub fn max_batch_keys(mut self, keys: usize) -> Self {
-        self.config.max_batch_keys = keys;
+        self.config.max_batch_keys = keys.min(MAX_BATCH_KEYS);
         self
     }
 

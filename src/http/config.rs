@@ -152,6 +152,43 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 const MAX_KEY_BYTES: usize = 64 << 10;
 
-/// The most bytes that each value of a batch adds to the body: its tag and length, the hash of its
-/// key, its state, its time to live.
-const MAX_AROUND: u64 = 32;
+/// The most keys that a server reads of one request, which bounds its memory to 100 KiB. A request with
+/// more is refused.
+pub(crate) const MAX_BATCH_KEYS: usize = 4096;
+
+/// The most bytes that each value of a batch adds to the body: 15 for its tag, its length and the hash of
+/// its key, 1 for its state, 12 each for its time to live and its age, and 4 each for its removals, its
+/// rate and its stale time.
+const MAX_AROUND: u64 = 64;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::byteview::ByteView;
+    use crate::wire::{Fields, ManyBody};
+
+    #[test]
+    fn batch_full_of_values_with_all_fields_is_not_too_long() {
+        let fields = Fields {
+            ttl_nanos: Some(u64::MAX),
+            minute_qps: Some(1.0),
+            age_ms: Some(u64::MAX),
+            stale_ms: Some(u64::MAX),
+            removals: Some(u64::MAX),
+            ..Fields::default()
+        };
+        for keys in [1, 128, 4096] {
+            let config = Config {
+                max_batch_keys: keys,
+                ..Config::default()
+            };
+            let value = ByteView::from(vec![0; config.max_batch_bytes / keys]);
+            let mut body = ManyBody::default();
+            for _ in 0..keys {
+                body.push(1, value.clone(), &fields);
+            }
+            let body = body.finish();
+            assert!(body.len() as u64 <= config.max_batch_body(), "{keys} keys");
+        }
+    }
+}

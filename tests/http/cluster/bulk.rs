@@ -148,6 +148,20 @@ fn values_that_do_not_fit_into_one_answer_are_loaded_once() {
 }
 
 #[test]
+fn batches_have_no_more_keys_than_a_server_reads() {
+    let nodes = cluster(Duration::ZERO, |builder| builder.max_batch_keys(100_000));
+    let keys: Vec<String> = (0..15_000).map(|n| format!("{n}")).collect();
+    let results = nodes[0].group.get_many(&Context::background(), &keys);
+    for (key, result) in keys.iter().zip(results) {
+        check(&nodes, key, result);
+    }
+    for node in &nodes {
+        let calls = node.calls.lock().unwrap().len();
+        assert!(calls <= 2, "{calls} calls");
+    }
+}
+
+#[test]
 fn error_text_of_any_length_arrives_or_is_cut() {
     let nodes = cluster(Duration::ZERO, |builder| builder.max_batch_bytes(2000));
     let keys: Vec<String> = (0..40).map(|n| format!("broken-{n}")).collect();

@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::group::registry::Registry;
-use crate::http::config::{Config, KnownPeers};
+use crate::http::config::{Config, KnownPeers, MAX_BATCH_KEYS};
 use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::http::server::endpoint::fields::{fields_of, nanos};
 use crate::http::server::endpoint::many::ManyReply;
@@ -191,11 +191,12 @@ impl Endpoint {
     ) -> Result<Response, Response> {
         let group = self.group(name)?;
         let timeout = timeout_of(request)?;
-        let asked = wire::decode_many_request(request.body(), MAX_KEYS)
+        let asked = wire::decode_many_request(request.body(), MAX_BATCH_KEYS)
             .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
         let wanted = asked.max_bytes.and_then(|most| usize::try_from(most).ok());
         let most = self.config.max_batch_bytes;
         let room = wanted.map_or(most, |wanted| wanted.min(most));
+        // The other keys are reported as missing.
         let answered = &asked.keys[..asked.keys.len().min(self.config.max_batch_keys)];
         let mut reply = ManyReply::new(name, &asked, room);
         if asked.load == Some(true) {
@@ -371,9 +372,5 @@ fn method_not_allowed() -> Response {
 
 /// The query of a key's path that asks for its explanation.
 const EXPLAIN: &str = "explain";
-
-/// The most keys that are read of one request, which bounds its memory to 100 KiB. Keys over
-/// [`Config::max_batch_keys`] are reported as missing.
-const MAX_KEYS: usize = 4096;
 
 pub(super) const NOT_ALLOWED: &str = "only this machine and the peers in the list may do this";
