@@ -80,7 +80,8 @@ impl Inner {
     }
 }
 
-/// Waits for a flight until it is over or `waiter` leaves. `None` if the caller has to join again.
+/// Waits for a flight until it is over or `waiter` leaves. `None` if the caller has to join again. If
+/// `waiter` has left already, a result that is there is returned all the same.
 ///
 /// # Errors
 ///
@@ -92,7 +93,11 @@ pub(super) fn wait_in_steps(
 ) -> Option<Result<Loaded>> {
     match waiter.next_step() {
         Some(until) => wait_until(until, flight, ctx, waiter),
-        None => Some(Err(ErrorKind::DeadlineExceeded.into())),
+        None => {
+            let ended = ctx.with_deadline(Instant::now());
+            let found = wait_by(flight, || flight.wait(&ended));
+            Some(found.unwrap_or_else(|_| Err(ErrorKind::DeadlineExceeded.into())))
+        }
     }
 }
 
@@ -113,4 +118,51 @@ fn wait_until(
         }
     };
     wait_by(flight, wait).ok()
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::getter::getter_fn;
+    use crate::group::Group;
+    use crate::peers::PickerSlot;
+
+    /// A client whose time is over.
+    struct Spent;
+
+    impl ClientWaiter for Spent {
+        fn start(&mut self) -> Result<Option<Arc<dyn Any + Send + Sync>>> {
+            Ok(None)
+        }
+
+        fn thread_by(&self) -> Instant {
+            Instant::now()
+        }
+
+        fn next_step(&mut self) -> Option<Instant> {
+            None
+        }
+    }
+
+    #[test]
+    fn result_that_is_there_is_returned_after_the_last_step() {
+        let getter = getter_fn(|_: &Context, key, dest| Ok(dest.set_str(key)?));
+        let group = Group::builder("test").make(getter, PickerSlot::default());
+        group.get("key").expect("a value");
+        let hash = group.inner.store.hash("key");
+        let flights = &group.inner.getter_flights;
+        let Joined::Leader(leader, ..) = flights.join(hash.get(), "key") else {
+            panic!("no load is under way");
+        };
+        let Joined::Waiter(flight) = flights.join(hash.get(), "key") else {
+            panic!("a load is under way");
+        };
+        let ctx = Context::background();
+        let kind = |flight| wait_in_steps(flight, &ctx, &mut Spent).expect("an end");
+        let late = kind(&flight).map(|_| ()).map_err(|error| error.kind());
+        assert_eq!(late, Err(ErrorKind::DeadlineExceeded));
+        let (hit, _) = group.inner.store.look(hash, "key");
+        finish_with(leader, group.inner.loaded(hit.expect("it is cached")));
+        assert_eq!(kind(&flight).expect("a value").view, "key");
+    }
 }
