@@ -109,13 +109,18 @@ impl Inner {
 
     /// Exchanges tables with a peer, unless the digests are equal by now.
     fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
+        // Of the eviction listener.
+        let mut panic = FirstPanic::default();
         if self.comparisons.with(peer, |comparison| comparison.differs) {
-            if let Err(error) = self.exchange(peer, ctx) {
-                log::debug!("group {}: {error}", self.name);
-            }
+            panic.catch(|| {
+                if let Err(error) = self.exchange(peer, ctx) {
+                    log::debug!("group {}: {error}", self.name);
+                }
+            });
         }
         self.comparisons
             .with(peer, |comparison| comparison.is_scheduled = false);
+        panic.resume();
     }
 
     /// Exchanges tables with a peer. After that, this node has applied all that the peer had.

@@ -1,8 +1,10 @@
 //! Listeners that call their group, panic, or drop it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use larder::{Eviction, Group, RemovalCause};
+use larder::pb::{GetRequest, RemovalTable};
+use larder::{Eviction, Group, PeerPicker, PeerResponse, ProtoGetter, RemovalCause, Result};
 
 use crate::common::*;
 
@@ -265,4 +267,53 @@ fn listener_may_drop_the_last_handle_of_its_group() {
     let call = start(move || group.invalidate("key"));
     call.end();
     eventually("the group is dropped", || dropped.get() == 1);
+}
+
+/// A peer that is a group of this process, and owns all keys.
+struct Owner(Group);
+
+impl ProtoGetter for Owner {
+    fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+        self.0.serve_peer(ctx, &request.key)
+    }
+
+    fn exchange_removals(
+        &self,
+        _: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        Ok(self.0.serve_removals(request))
+    }
+}
+
+struct ToOwner(Arc<Owner>);
+
+impl PeerPicker for ToOwner {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn missed_removals_are_repaired_although_the_listener_panicked_before() {
+    let owner = alone("missed").build(texts()).expect("a group");
+    let to_owner = ToOwner(Arc::new(Owner(owner.clone())));
+    let group = among("missed", Arc::new(to_owner))
+        .eviction_listener(|_, _, _| panic_quietly())
+        .build(texts())
+        .expect("a group");
+    for key in ["a", "b"] {
+        group.get(key).expect("a value");
+    }
+    for removed in ["a", "b"] {
+        owner
+            .remove(&Context::background(), removed)
+            .expect("it is alone");
+        assert!(group.contains_key(removed));
+        // The digest in its answer shows that a removal was missed.
+        let get = || group.get(&format!("not {removed}"));
+        let got = catch_unwind(AssertUnwindSafe(get));
+        assert!(!group.contains_key(removed), "{removed}");
+        assert!(got.is_err(), "the panic of the listener propagates");
+    }
 }
