@@ -1,7 +1,7 @@
 //! Removes expired entries.
 
 use super::Inner;
-use crate::panics::FirstPanic;
+use crate::panics::{FirstPanic, caught};
 use crate::store::EVICTED_AT_ONCE;
 
 impl Inner {
@@ -14,6 +14,13 @@ impl Inner {
         if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
             self.notify_and_drop(expired);
         }
+    }
+
+    /// As [`purge_some`](Self::purge_some), on a thread that serves a peer: a panic of the listener does not
+    /// keep the value from the peer.
+    #[cold]
+    pub(super) fn purge_for_peer(&self) {
+        caught(|| self.purge_some());
     }
 
     pub(super) fn purge_expired(&self) -> u64 {

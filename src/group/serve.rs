@@ -45,7 +45,7 @@ impl Group {
     #[inline]
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
         let hash = self.inner.store.hash(key);
-        let purge = || self.inner.purge_some();
+        let purge = || self.inner.purge_for_peer();
         let removals = self.inner.removals_for(key);
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
         if self.inner.is_doubtful_copy(LoadKey { hash, key }, &hit) {
@@ -82,7 +82,7 @@ impl Inner {
         let epochs = || self.epochs(key.hash);
         let found = self
             .store
-            .get(key.hash, key.key, epochs, || self.purge_some());
+            .get(key.hash, key.key, epochs, || self.purge_for_peer());
         let minute_qps = match &found {
             Ok(_) => self.count_request(key),
             Err(_) => self.count_miss(key),

@@ -72,7 +72,7 @@ impl Inner {
         for (at, &(_, key)) in keys.iter().enumerate() {
             self.counters.add(|loads| &loads.server_requests);
             let key = self.key(key);
-            let purge = || self.purge_some();
+            let purge = || self.purge_for_peer();
             let found = self.store.get(key.hash, key.key, || (), purge);
             rates[at].set(match &found {
                 Ok(_) => self.count_request(key),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use larder::ErrorKind;
-use larder::http::{Request, Response, ServerBuilder};
+use larder::http::{HttpPool, Request, Response, ServerBuilder};
+use larder::{Clock, ErrorKind, Group, Registry, Value};
 
 use super::support::{Client, ask, get, pool, pool_with, serve};
 
@@ -141,4 +141,33 @@ fn limits_out_of_range_are_refused() {
     refused(|server| server.stack_size(65_535));
     refused(|server| server.idle_timeout(Duration::ZERO));
     refused(|server| server.write_timeout(Duration::MAX));
+}
+
+#[test]
+fn hits_are_answered_although_the_listener_of_expired_entries_panics() {
+    let (registry, clock) = (Registry::new(), Clock::manual());
+    let group = Group::builder("echo")
+        .registry(&registry)
+        .clock(clock.clone())
+        .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))
+        .build_with(|_, key| {
+            let seconds = if key == "lasting" { 3600 } else { 1 };
+            let value = Value::new(key.to_owned()).expire_in(Duration::from_secs(seconds));
+            Ok::<_, larder::Error>(value)
+        })
+        .expect("a group");
+    for key in (0..1000).map(|n| n.to_string()).chain(["lasting".into()]) {
+        group.get(&key).expect("a value");
+    }
+    clock.advance(Duration::from_secs(2));
+    let pool = HttpPool::builder("http://127.0.0.1:1").registry(&registry);
+    let pool = pool.build().expect("a pool");
+    let server = pool.serve("127.0.0.1:0").expect("a server");
+    let mut client = Client::connect(server.local_addr());
+    // One hit in 256 removes some of the expired entries.
+    for _ in 0..1000 {
+        client.send(get("lasting"));
+        assert_eq!(client.reply().value(), "lasting");
+    }
+    assert!(group.entry_count() < 1000);
 }
