@@ -149,7 +149,10 @@ pub trait ProtoGetter: Send + Sync {
     }
 
     /// Asks the peer for those values of `keys` that it has cached, in as few exchanges as possible. A
-    /// group calls [`load_many`](Self::load_many) instead.
+    /// group calls this for keys that it takes over from a
+    /// [previous owner](PeerPicker::previous_owner), and [`load_many`](Self::load_many) for a get of
+    /// several keys.
+    ///
     /// The result has one item for each key, in the order of `keys`. `None` means that the group has
     /// to ask for the key with [`get`](Self::get).
     ///

@@ -247,7 +247,7 @@ impl Group {
 
     /// The value of `key`, within the bounds of `ctx`.
     ///
-    /// If `ctx` has a deadline or can be cancelled, the load runs on a thread of the group's loader
+    /// If `ctx` has a deadline or can be cancelled, the getter runs on a thread of the group's loader
     /// pool, so that this call returns on time even if the getter hangs. The load then continues for
     /// other callers and for the cache. If this call starts the load, the getter receives `ctx`.
     ///

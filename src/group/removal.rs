@@ -47,8 +47,8 @@ impl Group {
         self.inner.remove_in_cluster(ctx, &[key])
     }
 
-    /// As [`remove`](Self::remove), for several keys: each peer gets one request for all of them, or a
-    /// few if their text is over 64 KiB.
+    /// As [`remove`](Self::remove), for several keys. Each peer gets one request for all of them; several,
+    /// one after the other, if the text of the keys is over about 10 KiB or there are more than 4,096.
     ///
     /// # Errors
     ///

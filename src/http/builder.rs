@@ -172,7 +172,10 @@ impl HttpPoolBuilder {
     /// How long one exchange with a peer may take, from connecting to the last byte of the
     /// response; 1 s by default. If the caller's own deadline is earlier, the exchange ends then.
     ///
-    /// The time includes the run of the peer's getter, so raise it for slow getters.
+    /// The time includes the run of the peer's getter. If that takes longer, larder's server answers before the
+    /// end that the value is being loaded, and is asked again: by a caller with a deadline until that, by
+    /// others for [`max_load_wait`](crate::GroupBuilder::max_load_wait). Other servers, such as Go programs,
+    /// do not answer so, and their getters' time has to fit.
     pub fn exchange_timeout(mut self, timeout: Duration) -> Self {
         self.config.exchange_timeout = timeout;
         self
@@ -243,8 +246,9 @@ impl HttpPoolBuilder {
     /// way, further keys gather and are sent in the next batch. The keys of one
     /// [`get_many`](crate::Group::get_many) are batched in any case.
     ///
-    /// The peer answers a batch from its cache alone, without loading. Keys that it has not cached
-    /// are then requested one by one, so that a slow load never delays the others. A peer that does
+    /// The peer answers a batch of several threads' keys from its cache alone, without loading. Keys that
+    /// it has not cached are then requested one by one, so that a slow load never delays the others. For
+    /// a `get_many`, it loads them. A peer that does
     /// not support batches, such as a Go program, gets one request for each key from then on. If
     /// the mean length of the peer's values is over 16 KiB, threads do not wait for each other.
     pub fn max_batch_keys(mut self, keys: usize) -> Self {

@@ -243,9 +243,9 @@ impl HttpPool {
     ///
     /// A peer that is down is not asked. Its keys are loaded by the next one in the list's order for each
     /// key, which keeps them for 10 s, so that not all processes load them. A thread of its own sends one
-    /// probe after 1 s, 2 s, 4 s and so on up to 30 s, until one is answered. Each wait is up to a quarter
-    /// shorter, at random. After a peer that fails again within 30 s of its return, the first wait is
-    /// twice as long, up to 5 min.
+    /// probe after 1 s, 2 s, 4 s and so on up to 30 s, until one is answered; or three in a row, half a second
+    /// apart, if the peer was late and not unreachable. Each wait is up to a quarter shorter, at random. If a peer
+    /// fails again within 30 s of its return, its first wait is twice as long as the last time, up to 5 min.
     ///
     /// A peer is slow if 5 of 100 of its answers take more than five times as long as those of a usual peer,
     /// and more than [`slow_after`](crate::http::HttpPoolBuilder::slow_after), in most of the half seconds of
@@ -301,5 +301,5 @@ impl fmt::Debug for HttpPool {
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Go's HTTP client opens a connection for each request that finds no idle one, keeps two idle
-/// ones, and has no limit of its own. The number is half of the default of `max_connections`.
+/// ones, and has no limit of its own. The number is a sixteenth of the default of `max_connections`.
 const GO_CONNECTIONS_PER_ADDR: usize = 128;
