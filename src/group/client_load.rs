@@ -27,6 +27,9 @@ pub(crate) trait ClientWaiter {
     /// Until when this request waits for a loader thread if all that clients may have are busy.
     fn thread_by(&self) -> Instant;
 
+    /// Until when a value arrives in time for the client.
+    fn answer_by(&self) -> Instant;
+
     /// The end of the next step; `None` if the thread is to leave. The load goes on without it.
     fn next_step(&mut self) -> Option<Instant>;
 }
@@ -136,6 +139,10 @@ mod tests {
         }
 
         fn thread_by(&self) -> Instant {
+            Instant::now()
+        }
+
+        fn answer_by(&self) -> Instant {
             Instant::now()
         }
 

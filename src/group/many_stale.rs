@@ -11,6 +11,7 @@ use super::{Inner, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
+use crate::loader_pool::JobFor;
 use crate::peers::Route;
 use crate::store::Hit;
 use crate::sync::Arc;
@@ -68,7 +69,7 @@ impl Inner {
             Route::Fallback => LoadFrom::Getter(Placement::Fallback),
             Route::Peer(peer) => LoadFrom::Peers(peer),
         };
-        let started = self.start_softly(&from, &self.with_stale_served(ctx, key), key);
+        let started = self.start_softly(&from, JobFor::Own, &self.with_stale_served(ctx, key), key);
         let load = started.unwrap_or_else(|error| SoftLoad::Ended(Err(error)));
         stale.soft_loads.push((at, load));
         let later = Instant::now().checked_add(limit);

@@ -1,7 +1,7 @@
 //! Gets of values that are near the end of their time to live, or past it: in the background a newer value
 //! is loaded, or the old one is served if that fails or takes too long.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
@@ -61,7 +61,7 @@ impl Inner {
                             Route::Fallback => LoadFrom::Getter(Placement::Fallback),
                             Route::Peer(peer) => LoadFrom::Peers(peer),
                         };
-                        self.load_softly(limit, &from, ctx, key)
+                        self.load_softly(limit, &from, JobFor::Own, ctx, key)
                     }
                 })
             }
@@ -90,7 +90,12 @@ impl Inner {
                     None => self.load_for_peer(ctx, key, None, waiter),
                     Some(limit) => {
                         let from = LoadFrom::Getter(self.placement_for_peer(key));
-                        self.load_softly(limit, &from, ctx, key)
+                        // The client would not get the old value after that.
+                        let left = waiter.map_or(limit, |waiter| {
+                            let by = waiter.answer_by();
+                            by.saturating_duration_since(Instant::now())
+                        });
+                        self.load_softly(limit.min(left), &from, for_client(), ctx, key)
                     }
                 })
             }
@@ -156,11 +161,12 @@ impl Inner {
         self: &Arc<Self>,
         limit: Duration,
         from: &LoadFrom,
+        job_for: JobFor,
         ctx: &Context,
         key: LoadKey<'_>,
     ) -> Result<Loaded> {
         let _lent = load_permits::lend();
-        let load = self.start_softly(from, ctx, key)?;
+        let load = self.start_softly(from, job_for, ctx, key)?;
         load.end(&ctx.with_timeout(limit))
     }
 
@@ -168,6 +174,7 @@ impl Inner {
     pub(super) fn start_softly(
         self: &Arc<Self>,
         from: &LoadFrom,
+        job_for: JobFor,
         ctx: &Context,
         key: LoadKey<'_>,
     ) -> Result<SoftLoad> {
@@ -183,7 +190,6 @@ impl Inner {
                             Ok(permit) => permit,
                             Err(refused) => return Err(give_up(leader, refused)),
                         };
-                        let job_for = JobFor::Own;
                         let job = PoolJob { job_for, permit };
                         self.lead_on_pool(from, leader, ctx, key, begun, job)?
                     }
@@ -228,8 +234,12 @@ impl Inner {
     /// Starts a load of a newer value, unless one is under way or failed lately.
     pub(super) fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
         match self.peers.route(&self.name, key.key) {
-            Route::Own => self.start_refresh(key, &LoadFrom::Getter(Placement::Main)),
-            Route::Peer(peer) => self.start_refresh(key, &LoadFrom::OwnerAlone(peer)),
+            Route::Own => {
+                self.start_refresh(key, &LoadFrom::Getter(Placement::Main), JobFor::Own);
+            }
+            Route::Peer(peer) => {
+                self.start_refresh(key, &LoadFrom::OwnerAlone(peer), JobFor::Own);
+            }
             // The owner does not answer. The old value is used until it is over.
             Route::Fallback => {}
         }
@@ -237,11 +247,11 @@ impl Inner {
 
     fn refresh_own(self: &Arc<Self>, key: LoadKey<'_>) {
         if matches!(self.peers.route(&self.name, key.key), Route::Own) {
-            self.start_refresh(key, &LoadFrom::Getter(Placement::Main));
+            self.start_refresh(key, &LoadFrom::Getter(Placement::Main), for_client());
         }
     }
 
-    fn start_refresh(self: &Arc<Self>, key: LoadKey<'_>, from: &LoadFrom) {
+    fn start_refresh(self: &Arc<Self>, key: LoadKey<'_>, from: &LoadFrom, job_for: JobFor) {
         let Some((leader, begun)) = self.begin_refresh(key, from) else {
             return;
         };
@@ -250,7 +260,6 @@ impl Inner {
         match self.permit_refresh(from) {
             Err(_) => leader.abandon(),
             Ok(permit) => {
-                let job_for = JobFor::Own;
                 let job = PoolJob { job_for, permit };
                 let _ = self.lead_on_pool(from, leader, &ctx, key, begun, job);
             }
@@ -403,6 +412,12 @@ impl Drop for LoadWatch<'_> {
             self.note(ttl, error);
         }
     }
+}
+
+/// A load because of a peer that gets the old value: if the clients' share of the loader threads is busy, it
+/// does not begin.
+fn for_client() -> JobFor {
+    JobFor::Client(None, Instant::now())
 }
 
 /// Whether an old value is served instead of this error.

@@ -98,6 +98,10 @@ impl ClientWaiter for LoadWait<'_> {
         self.thread_by
     }
 
+    fn answer_by(&self) -> Instant {
+        self.loading_at.unwrap_or(self.deadline)
+    }
+
     fn next_step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let is_first = self.step == FIRST_STEP;
@@ -118,7 +122,7 @@ impl ClientWaiter for LoadWait<'_> {
         }
         let next = now + self.step;
         self.step = (self.step * 2).min(LONGEST_STEP);
-        Some(next.min(self.loading_at.unwrap_or(self.deadline)))
+        Some(next.min(self.answer_by()))
     }
 }
 
@@ -158,5 +162,17 @@ mod tests {
         let spent = Some(ErrorKind::DeadlineExceeded);
         assert_eq!(end_of_late_wait(Some(zero)), spent);
         assert_eq!(end_of_late_wait(None), spent);
+    }
+
+    #[test]
+    fn value_is_in_time_before_the_client_is_told_that_it_is_loaded() {
+        let limits = LoadLimits {
+            max_request_time: Duration::from_secs(60),
+            connection: None,
+        };
+        let wait = LoadWait::new(limits, Some(Duration::from_secs(8)));
+        assert_eq!(wait.deadline - wait.answer_by(), Duration::from_secs(1));
+        let wait = LoadWait::new(limits, None);
+        assert_eq!(wait.answer_by(), wait.deadline);
     }
 }

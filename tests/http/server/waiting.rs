@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use larder::http::{HttpPool, Server, ServerBuilder};
-use larder::{Context, ErrorKind, Group, GroupBuilder, Registry, Sink};
+use larder::{Clock, Context, ErrorKind, Group, GroupBuilder, Registry, SetOptions, Sink};
 
 use super::support::{Client, Reply, ask, eventually, get};
 
@@ -320,4 +320,59 @@ fn shutdown_cuts_off_requests_that_wait_for_a_getter_and_leaves_no_thread() {
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(client.is_closed());
     eventually(|| tested.server.connections() == 0);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A server whose values are fresh for half an hour, and served for an hour more while they are loaded.
+fn serve_old(
+    options: impl FnOnce(GroupBuilder) -> GroupBuilder,
+    server: impl FnOnce(ServerBuilder) -> ServerBuilder,
+) -> (Hanging, Clock) {
+    let clock = Clock::manual();
+    let with_old = |group: GroupBuilder| {
+        let group = group.clock(clock.clone()).time_to_live(HOUR / 2);
+        options(group.stale_if_error(HOUR))
+    };
+    (Hanging::with_group(with_old, server), clock)
+}
+
+#[test]
+fn old_value_is_sent_before_the_soft_timeout_if_the_request_ends_earlier() {
+    let (tested, clock) = serve_old(
+        |group| group.soft_timeout(HOUR),
+        |server| server.max_request_time(SHORT),
+    );
+    let ctx = Context::background();
+    let set = tested.group.set(&ctx, "hang", "old", SetOptions::new());
+    set.expect("it is alone");
+    clock.advance(HOUR);
+    for request in [get("hang"), get_within("hang", "3600000")] {
+        assert_eq!(tested.ask(request).value(), "old");
+    }
+    assert_eq!(tested.gate.runs("hang"), 1, "a newer value is being loaded");
+}
+
+#[test]
+fn clients_that_get_old_values_leave_threads_to_own_callers() {
+    let soft = |group: GroupBuilder| group.soft_timeout(Duration::from_millis(1));
+    let refreshed = |group: GroupBuilder| group.stale_while_revalidate(HOUR);
+    let options: [fn(GroupBuilder) -> GroupBuilder; 2] = [soft, refreshed];
+    for options in options {
+        let options = |group: GroupBuilder| options(group.max_loader_threads(4));
+        let (tested, clock) = serve_old(options, |server| server);
+        let keys: Vec<String> = (0..8).map(|n| format!("hang {n}")).collect();
+        for key in &keys {
+            let set = tested
+                .group
+                .set(&Context::background(), key, "old", SetOptions::new());
+            set.expect("it is alone");
+        }
+        clock.advance(HOUR);
+        for key in &keys {
+            assert_eq!(tested.ask(get(&key.replace(' ', "%20"))).value(), "old");
+        }
+        let ctx = Context::background().with_timeout(Duration::from_secs(20));
+        assert_eq!(tested.group.get_with(&ctx, "key").expect("a thread"), "key");
+    }
 }
