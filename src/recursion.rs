@@ -29,6 +29,11 @@ impl LoadId {
         let stripe = std::ptr::from_ref(stripe).addr();
         LoadId { number, stripe }
     }
+
+    /// The number in the stripe.
+    pub(crate) fn number(self) -> u64 {
+        self.number
+    }
 }
 
 thread_local! {

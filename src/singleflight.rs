@@ -79,10 +79,8 @@ impl<T> Group<T> {
         state.begun += 1;
         let id = LoadId::new(stripe, state.begun);
         state.begin(id, hash, key);
-        let leader = Leader {
-            stripe: Some(stripe),
-            id,
-        };
+        let number = state.begun;
+        let leader = Leader { stripe, number };
         Joined::Leader(leader, self.epoch(hash), self.forgets(hash))
     }
 
@@ -110,8 +108,8 @@ impl<T> Group<T> {
 
     /// Leads a flight whose leader was [detached](Leader::detach).
     pub(crate) fn lead(&self, hash: u64, id: LoadId) -> Leader<'_, T> {
-        let stripe = Some(self.stripe(hash));
-        Leader { stripe, id }
+        let (stripe, number) = (self.stripe(hash), id.number());
+        Leader { stripe, number }
     }
 
     pub(crate) fn forget_hashed(&self, hash: u64, key: &str) {
@@ -467,25 +465,28 @@ impl<T: Clone> Waiter<T> {
 /// Held by the caller that does the work of a flight. If it is dropped without
 /// [`finish`](Self::finish) or [`abandon`](Self::abandon), the leader panicked: the waiters get
 /// [`Waited::Panicked`].
+///
+/// It has two words, which are passed in registers. A larger one would be copied at each call.
 pub(crate) struct Leader<'a, T> {
-    /// `None` once the flight has ended, or another thread leads it.
-    stripe: Option<&'a Stripe<T>>,
-    id: LoadId,
+    stripe: &'a Stripe<T>,
+    /// The number of the flight in its stripe. 0 once the flight has ended, or another thread leads it.
+    number: u64,
 }
 
 impl<T> Leader<'_, T> {
     /// Gives up the lead. The caller waits for the flight, and another thread [leads](Group::lead)
     /// it.
     pub(crate) fn detach(mut self) -> Waiter<T> {
-        let stripe = self.stripe.take().expect("a leader is detached once");
-        let mut stripe = stripe.lock();
-        let flight = stripe.live().iter_mut().find(|f| f.id == self.id);
+        let id = self.id();
+        self.number = 0;
+        let mut stripe = self.stripe.lock();
+        let flight = stripe.live().iter_mut().find(|f| f.id == id);
         let flight = flight.expect("a flight stays in its stripe while it is led");
         flight.waiter()
     }
 
     pub(crate) fn id(&self) -> LoadId {
-        self.id
+        LoadId::new(self.stripe, self.number)
     }
 
     /// Ends the flight: callers from now on start another, and the waiters get clones of `value`.
@@ -518,7 +519,12 @@ impl<T> Leader<'_, T> {
     /// Removes the flight from its stripe. This comes before the waiters wake up, because a waiter
     /// that joins again must not find this flight.
     fn leave(&mut self) -> Option<WakeWaiters<T>> {
-        let outcome = self.stripe.take()?.lock_and_advance().end(self.id)?;
+        if self.number == 0 {
+            return None;
+        }
+        let id = self.id();
+        self.number = 0;
+        let outcome = self.stripe.lock_and_advance().end(id)?;
         Some(WakeWaiters {
             outcome,
             end: FlightEnd::Panicked,

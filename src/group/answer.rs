@@ -142,14 +142,14 @@ impl Inner {
         let not_cached = || Err(Error::from(ErrorKind::NotCached));
         let found = self
             .store
-            .get(hash, key.key, epochs, || self.sample_hit(key));
+            .get(hash, key.key, epochs, || self.sample_hit(&key));
         let hit = match found {
             Ok(hit) => hit,
             Err(miss) => {
-                self.count_miss(key);
+                self.count_miss(&key);
                 return match options.only_if_cached {
                     true => not_cached(),
-                    false => Ok(self.loaded_answer(self.load_value(ctx, key, Some(miss))?)),
+                    false => Ok(self.loaded_answer(self.load_value(ctx, &key, Some(&miss))?)),
                 };
             }
         };
@@ -159,7 +159,7 @@ impl Inner {
         if !self.fits(&old.lifetime, options) {
             return match options.only_if_cached {
                 true => not_cached(),
-                false => Ok(self.loaded_answer(self.load_newer(ctx, key)?)),
+                false => Ok(self.loaded_answer(self.load_newer(ctx, &key)?)),
             };
         }
         if phase == Phase::Stale && options.max_stale.is_none() {
@@ -167,14 +167,14 @@ impl Inner {
                 return not_cached();
             }
             let begun = old.lifetime.begun;
-            let loaded = self.get_due(ctx, key, hit)?;
+            let loaded = self.get_due(ctx, &key, hit)?;
             return Ok(match loaded.lifetime.begun == begun {
                 true => self.answer(loaded, share.into()),
                 false => self.loaded_answer(loaded),
             });
         }
         if phase == Phase::Refresh && !options.only_if_cached {
-            self.refresh(key);
+            self.refresh(&key);
         }
         Ok(self.answer(old, share.into()))
     }
@@ -228,11 +228,8 @@ impl From<CacheType> for Source {
 struct NoStore;
 
 impl LoadBegin {
-    /// This begin, for a load within `ctx`.
-    pub(super) fn within(self, ctx: &Context) -> LoadBegin {
-        LoadBegin {
-            is_kept: ctx.value::<NoStore>().is_none(),
-            ..self
-        }
+    /// Whether the value is to be cached is known once the context of the load is.
+    pub(super) fn set_context(&mut self, ctx: &Context) {
+        self.is_kept = ctx.value::<NoStore>().is_none();
     }
 }

@@ -110,7 +110,7 @@ impl Inner {
                 Joined::Waiter(flight) => flights.push((key, flight)),
                 Joined::Leader(leader, epoch, forgets) => {
                     let from = LoadFrom::Getter(key.placement());
-                    match self.begin(&from, (epoch, forgets), key.key, None) {
+                    match self.begin(&from, (epoch, forgets), &key.key, None) {
                         Ok(begun) => leads.push(Lead { key, leader, begun }),
                         Err(cached) => each(key.at, Ok(finish_with(leader, cached))),
                     }
@@ -221,7 +221,7 @@ impl Inner {
         for (lead, result) in leads.iter().zip(&results) {
             if result.as_ref().is_err_and(Error::is_not_found) {
                 let from = LoadFrom::Getter(lead.key.placement());
-                vanished.push(self.remove_vanished(&from, lead.key.key, lead.begun));
+                vanished.push(self.remove_vanished(&from, &lead.key.key, &lead.begun));
             }
         }
         let ended = ctx.err();
@@ -270,7 +270,7 @@ impl Inner {
         let watches: Vec<_> = leads
             .iter()
             .zip(&froms)
-            .map(|(lead, from)| self.watch(from, lead.key.key, lead.begun))
+            .map(|(lead, from)| self.watch(from, &lead.key.key, &lead.begun))
             .collect();
         let taken = self.take_over_all(ctx, leads, evicted);
         let mut results: Vec<_> = taken.into_iter().map(|taken| taken.map(Ok)).collect();
@@ -300,7 +300,7 @@ impl Inner {
         ctx: &Context,
         evicted: &mut EvictedEntries,
     ) -> Vec<Result<Loaded>> {
-        let old = |lead: &&Lead<'_, '_>| self.old_value(lead.key.key, lead.begun);
+        let old = |lead: &&Lead<'_, '_>| self.old_value(&lead.key.key, &lead.begun);
         let olds: Vec<_> = leads.iter().map(old).collect();
         let (mut runs, mut sinks) = (Vec::new(), Vec::new());
         for (lead, old) in leads.iter().zip(&olds) {
@@ -318,8 +318,8 @@ impl Inner {
             let filled = sink.finish()?;
             run.has_loaded = true;
             let (placement, key) = (lead.key.placement(), lead.key.key);
-            let value = self.loaded_value(lead.begun, filled);
-            let lifetime = self.populate(placement, key, lead.begun, value, evicted);
+            let value = self.loaded_value(&lead.begun, filled);
+            let lifetime = self.populate(placement, &key, &lead.begun, value, evicted);
             let view = sink.take_value();
             Ok(Loaded {
                 view,

@@ -45,8 +45,8 @@ impl Inner {
         self: &Arc<Self>,
         placement: Placement,
         ctx: &Context,
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
         waiter: &mut dyn ClientWaiter,
     ) -> Result<Loaded> {
         let from = LoadFrom::Getter(placement);

@@ -114,7 +114,7 @@ impl Inner {
 
     fn outcome_of_load(&self, key: &str) -> GetOutcome {
         let checked = self.check_key(key);
-        if let Err(error) = checked.and_then(|()| self.check_attempts(self.key(key))) {
+        if let Err(error) = checked.and_then(|()| self.check_attempts(&self.key(key))) {
             return GetOutcome::Fail(error);
         }
         match self.peers.route(&self.name, key) {

@@ -89,8 +89,8 @@ impl Inner {
         from: &LoadFrom,
         executor: Executor,
         ctx: &Context,
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
     ) -> Result<Loaded> {
         let _lent = load_permits::lend();
         let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
@@ -102,7 +102,9 @@ impl Inner {
                 Joined::Waiter(waiter) => rejoins.wait(&waiter),
                 Joined::Leader(leader, epoch, forgets) => {
                     match self.begin(from, (epoch, forgets), key, miss) {
-                        Ok(begun) => self.lead_by(from, executor, leader, &mut rejoins, key, begun),
+                        Ok(ref mut begun) => {
+                            self.lead_by(from, executor, leader, &mut rejoins, key, begun)
+                        }
                         Err(cached) => return Ok(finish_with(leader, cached)),
                     }
                 }
@@ -121,11 +123,11 @@ impl Inner {
         executor: Executor,
         leader: Leader<'_, Result<Loaded>>,
         rejoins: &mut Rejoins<'_>,
-        key: LoadKey<'_>,
-        mut begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &mut LoadBegin,
     ) -> Option<Result<Loaded>> {
         let ctx = rejoins.ctx;
-        let permit = match self.permit_lead(from, &mut begun, ctx, key, None) {
+        let permit = match self.permit_lead(from, begun, ctx, key, None) {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(give_up(leader, refused))),
         };
@@ -137,7 +139,7 @@ impl Inner {
             Executor::LoaderPool => {
                 let job_for = JobFor::Own;
                 let job = PoolJob { job_for, permit };
-                match self.lead_on_pool(from, leader, ctx, key, begun, job) {
+                match self.lead_on_pool(from, leader, ctx, key, *begun, job) {
                     Ok(waiter) => rejoins.wait(&waiter),
                     Err(refused) => Some(Err(refused)),
                 }
@@ -151,11 +153,11 @@ impl Inner {
         &self,
         from: &LoadFrom,
         (epoch, forgets): (Epoch, ForgetCount),
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
     ) -> Result<LoadBegin, Loaded> {
         let generation = match miss {
-            Some((generation, at_miss)) if from.epoch(at_miss) == epoch => generation,
+            Some(&(generation, at_miss)) if from.epoch(at_miss) == epoch => generation,
             _ => match self.recheck_cache(key, matches!(from, LoadFrom::Getter(_))) {
                 Ok(value) => return Err(value),
                 Err(generation) => generation,
@@ -205,7 +207,7 @@ impl Inner {
     /// the load.
     pub(super) fn recheck_cache(
         &self,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         may_serve_peers: bool,
     ) -> Result<Loaded, Generation> {
         let (found, generation) = self.store.look(key.hash, key.key);
@@ -228,8 +230,8 @@ impl Inner {
         from: &LoadFrom,
         leader: Leader<'_, Result<Loaded>>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        mut begun: LoadBegin,
         PoolJob { job_for, permit }: PoolJob,
     ) -> Result<Waiter<Result<Loaded>>> {
         let waiter = leader.detach();
@@ -241,7 +243,7 @@ impl Inner {
                 let _held = permit.map(load_permits::hold);
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
-                let result = group.lead(&from, leader, Some(busy), &ctx, key, begun);
+                let result = group.lead(&from, leader, Some(busy), &ctx, &key, &mut begun);
                 (group, from, ctx, result)
             })
         };
@@ -269,8 +271,8 @@ impl Inner {
         // wake up: see `BusyGuard`.
         mut busy: Option<BusyGuard<'_>>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &mut LoadBegin,
     ) -> Option<Result<Loaded>> {
         let dependency = match recursion::work_for(leader.id()) {
             Ok(dependency) => dependency,
@@ -280,7 +282,7 @@ impl Inner {
             }
         };
         let on_pool = busy.is_some();
-        let begun = begun.within(ctx);
+        begun.set_context(ctx);
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
         let result = self.run_work(from, on_pool, ctx, key, begun, &mut evicted);
@@ -318,8 +320,8 @@ impl Inner {
         from: &LoadFrom,
         on_pool: bool,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         match from {

@@ -30,8 +30,8 @@ impl Inner {
         self: &Arc<Self>,
         placement: Placement,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Option<Loaded> {
         let owner = self.other_owner(placement, key)?;
@@ -55,14 +55,14 @@ impl Inner {
         }
         for (at, answer) in self.ask_all_others(&ctx.with_timeout(PATIENCE), queries) {
             let Lead { key, begun, .. } = &leads[at];
-            let loaded = self.keep_taken(key.placement(), key.key, *begun, answer, evicted);
+            let loaded = self.keep_taken(key.placement(), &key.key, begun, answer, evicted);
             taken[at] = Some(loaded);
         }
         taken
     }
 
     /// The other owner, if it is to be asked for a key whose value is loaded now.
-    fn other_owner(&self, placement: Placement, key: LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
+    fn other_owner(&self, placement: Placement, key: &LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
         let owner = |picker: &dyn PeerPicker| match placement {
             Placement::Fallback => None,
             Placement::Misdirected => match picker.route(key.key) {
@@ -78,7 +78,7 @@ impl Inner {
 
     /// Whether a peer that knows of a removal has had this key dropped here lately. No other node may be asked
     /// for its value, and no copy of it may be sent: like others, this node may have missed the removal.
-    fn is_dropped(&self, key: LoadKey<'_>) -> bool {
+    fn is_dropped(&self, key: &LoadKey<'_>) -> bool {
         let now = self.store.clock().now();
         self.removals.dropped.may_contain(key.hash, now)
     }
@@ -90,14 +90,14 @@ impl Inner {
     /// 1. H has applied a removal. It asks P for the key, and has P drop its old value.
     /// 2. P takes O for the owner. A get at P copies the old value from O. Neither has applied the removal.
     /// 3. H asks P again, and takes its value for a new one.
-    pub(super) fn is_doubtful_copy(&self, key: LoadKey<'_>, hit: &Hit) -> bool {
+    pub(super) fn is_doubtful_copy(&self, key: &LoadKey<'_>, hit: &Hit) -> bool {
         hit.share == CacheType::Hot && self.is_dropped(key)
     }
 
     fn by_other_owner(&self, leads: &[Lead<'_, '_>]) -> Vec<OtherQuery> {
         let mut queries: Vec<OtherQuery> = Vec::new();
         for (at, Lead { key, .. }) in leads.iter().enumerate() {
-            let Some(owner) = self.other_owner(key.placement(), key.key) else {
+            let Some(owner) = self.other_owner(key.placement(), &key.key) else {
                 continue;
             };
             let key = (at, key.key.key.into());
@@ -177,8 +177,8 @@ impl Inner {
     fn keep_taken(
         &self,
         placement: Placement,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         (sent, response): Answer,
         evicted: &mut EvictedEntries,
     ) -> Loaded {

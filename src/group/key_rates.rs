@@ -50,7 +50,7 @@ impl Group {
 impl Inner {
     /// Called for one hit in [`SAMPLED_ONE_IN`](crate::store::SAMPLED_ONE_IN) of this process's own gets.
     #[cold]
-    pub(super) fn sample_hit(&self, key: LoadKey<'_>) {
+    pub(super) fn sample_hit(&self, key: &LoadKey<'_>) {
         if let Some(rates) = &self.rates {
             let now = self.store.clock().now();
             rates.add(key, crate::store::SAMPLED_ONE_IN as f64, now);
@@ -60,7 +60,7 @@ impl Inner {
 
     /// Counts one request for a key, and returns the key's rate. `None` if it is not measured, or another
     /// thread is counting right now.
-    pub(super) fn count_request(&self, key: LoadKey<'_>) -> Option<f64> {
+    pub(super) fn count_request(&self, key: &LoadKey<'_>) -> Option<f64> {
         self.rates.as_ref()?.add(key, 1.0, self.store.clock().now())
     }
 }
@@ -107,7 +107,7 @@ impl KeyRates {
 
     /// Counts `requests` for a key, and returns its rate. Does nothing if another thread is counting right
     /// now: a get never waits for that.
-    fn add(&self, key: LoadKey<'_>, requests: f64, now: Tick) -> Option<f64> {
+    fn add(&self, key: &LoadKey<'_>, requests: f64, now: Tick) -> Option<f64> {
         let mut sketch = self.sketch.try_lock()?;
         let worth = sketch.worth(now);
         let hash = key.hash.get();
@@ -275,7 +275,7 @@ mod tests {
         for get in 1..=600 * 5_000 {
             let name = zipf.next().to_string();
             if one_in == 1 || crate::store::is_sampled(get) {
-                let counted = rates.add(key(&store, &name), one_in as f64, clock.now());
+                let counted = rates.add(&key(&store, &name), one_in as f64, clock.now());
                 assert!(counted.is_some());
             }
             if get % 500 == 0 {
@@ -319,14 +319,14 @@ mod tests {
         let (store, clock) = (store(1), Clock::manual());
         let rates = KeyRates::new(clock.now());
         let red = key(&store, "red");
-        let of_burst = rates.add(red, 600.0, clock.now()).expect("not contended");
+        let of_burst = rates.add(&red, 600.0, clock.now()).expect("not contended");
         assert!(
             (of_burst - 10.0).abs() < 0.01,
             "600 in a minute: {of_burst}"
         );
         for minute in 1..300 {
             clock.advance(Duration::from_secs(60));
-            let rate = rates.add(red, 0.0, clock.now()).expect("not contended");
+            let rate = rates.add(&red, 0.0, clock.now()).expect("not contended");
             let expected = 10.0 * f64::exp(-f64::from(minute));
             assert!(
                 (rate - expected).abs() <= expected * 1e-6,
@@ -334,8 +334,8 @@ mod tests {
             );
         }
         clock.advance(Duration::MAX);
-        assert_eq!(rates.add(red, 0.0, clock.now()), Some(0.0));
-        let again = rates.add(red, 60.0, clock.now()).expect("not contended");
+        assert_eq!(rates.add(&red, 0.0, clock.now()), Some(0.0));
+        let again = rates.add(&red, 60.0, clock.now()).expect("not contended");
         assert!((again - 1.0).abs() < 1e-6, "{again}");
     }
 
@@ -345,11 +345,14 @@ mod tests {
         let rates = KeyRates::new(clock.now());
         let names: Vec<String> = (0..10_000).map(|i| i.to_string()).collect();
         for name in &names {
-            let rate = rates.add(key(&store, name), 6.0, clock.now());
+            let rate = rates.add(&key(&store, name), 6.0, clock.now());
             let rate = rate.expect("not contended");
             assert!((rate - 0.1).abs() < 1e-6, "{name}: {rate}");
         }
-        assert_eq!(rates.add(key(&store, "other"), 0.0, clock.now()), Some(0.0));
+        assert_eq!(
+            rates.add(&key(&store, "other"), 0.0, clock.now()),
+            Some(0.0)
+        );
         assert_eq!(rates.hottest(usize::MAX, clock.now()).len(), SETS * WAYS);
     }
 
@@ -358,8 +361,8 @@ mod tests {
         let (store, clock) = (store(1), Clock::manual());
         let rates = KeyRates::new(clock.now());
         let long = "é".repeat(4_000);
-        rates.add(key(&store, &format!("x{long}")), 2.0, clock.now());
-        rates.add(key(&store, &format!("x{long}x")), 1.0, clock.now());
+        rates.add(&key(&store, &format!("x{long}")), 2.0, clock.now());
+        rates.add(&key(&store, &format!("x{long}x")), 1.0, clock.now());
         let hottest = rates.hottest(9, clock.now());
         assert_eq!(hottest.len(), 2, "they are different keys");
         assert_eq!(hottest[0].key, format!("x{}", "é".repeat(63)));
@@ -370,8 +373,8 @@ mod tests {
         let (store, clock) = (store(1), Clock::manual());
         let rates = KeyRates::new(clock.now());
         let counting = rates.sketch.lock();
-        assert_eq!(rates.add(key(&store, "red"), 1.0, clock.now()), None);
+        assert_eq!(rates.add(&key(&store, "red"), 1.0, clock.now()), None);
         drop(counting);
-        assert!(rates.add(key(&store, "red"), 1.0, clock.now()).is_some());
+        assert!(rates.add(&key(&store, "red"), 1.0, clock.now()).is_some());
     }
 }

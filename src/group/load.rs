@@ -31,8 +31,8 @@ impl Inner {
     pub(super) fn load(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
     ) -> Result<ByteView> {
         let loaded = self.load_value(ctx, key, miss);
         loaded.map(|loaded| loaded.view)
@@ -41,8 +41,8 @@ impl Inner {
     pub(super) fn load_value(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
         self.check_attempts(key)?;
@@ -57,7 +57,7 @@ impl Inner {
     }
 
     /// The error of a load that failed so lately that the key is not loaded now.
-    pub(super) fn check_attempts(&self, key: LoadKey<'_>) -> Result<()> {
+    pub(super) fn check_attempts(&self, key: &LoadKey<'_>) -> Result<()> {
         let now = || self.store.clock().now();
         let recent = self.attempts.recent(key.hash.get(), key.key, now);
         recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
@@ -73,8 +73,8 @@ impl Inner {
     pub(super) fn load_for_peer(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
@@ -87,7 +87,7 @@ impl Inner {
     }
 
     /// Where the value of a key that a peer asks for belongs.
-    pub(super) fn placement_for_peer(&self, key: LoadKey<'_>) -> Placement {
+    pub(super) fn placement_for_peer(&self, key: &LoadKey<'_>) -> Placement {
         match self.peers.route(&self.name, key.key) {
             Route::Own => Placement::Main,
             Route::Peer(_) => Placement::Misdirected,
@@ -99,8 +99,8 @@ impl Inner {
         self: &Arc<Self>,
         placement: Placement,
         ctx: &Context,
-        key: LoadKey<'_>,
-        miss: Option<MissToken>,
+        key: &LoadKey<'_>,
+        miss: Option<&MissToken>,
     ) -> Result<Loaded> {
         let executor = Executor::for_getter(ctx);
         self.load_once(&LoadFrom::Getter(placement), executor, ctx, key, miss)
@@ -111,8 +111,8 @@ impl Inner {
         self: &Arc<Self>,
         placement: Placement,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         if let Some(loaded) = self.take_over(placement, ctx, key, begun, evicted) {
@@ -149,7 +149,7 @@ impl Inner {
     /// The value that a getter set during this load.
     pub(super) fn loaded_value<'v>(
         &self,
-        begun: LoadBegin,
+        begun: &LoadBegin,
         filled: FilledSink<'v>,
     ) -> NewValue<'v> {
         let allowance = self.freshness.allowance();
@@ -169,8 +169,8 @@ impl Inner {
         owner: &Arc<dyn ProtoGetter>,
         on_pool: bool,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
@@ -193,8 +193,8 @@ impl Inner {
         self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
@@ -209,8 +209,8 @@ impl Inner {
     #[inline]
     pub(super) fn cache_answer(
         &self,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
         sent: Tick,
         response: PeerResponse,
         old: Option<&OldValue>,
@@ -318,16 +318,16 @@ impl<'c> PeerLoad<'c> {
     fn new(
         group: &'c Arc<Inner>,
         ctx: &'c Context,
-        key: LoadKey<'c>,
-        begun: LoadBegin,
+        key: &LoadKey<'c>,
+        begun: &LoadBegin,
         old: Option<&'c OldValue>,
         evicted: &'c mut EvictedEntries,
     ) -> Self {
         PeerLoad {
             group,
             ctx,
-            key,
-            begun,
+            key: *key,
+            begun: *begun,
             old,
             evicted,
             request: GetRequest {
@@ -421,7 +421,7 @@ impl<'c> PeerLoad<'c> {
             }
         }
         let (sent, old) = (self.sent, self.old);
-        let loaded = group.cache_answer(key, self.begun, sent, response, old, self.evicted);
+        let loaded = group.cache_answer(&key, &self.begun, sent, response, old, self.evicted);
         Ok(Some(loaded))
     }
 

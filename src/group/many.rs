@@ -72,15 +72,15 @@ impl Inner {
         let mut stale = StaleValues::default();
         let cached = |(at, key): (usize, &K)| {
             let key = self.key(key.as_ref());
-            let sample = || self.sample_hit(key);
+            let sample = || self.sample_hit(&key);
             let found = self.store.get(key.hash, key.key, || (), sample).ok();
             match found {
                 Some(hit) if hit.is_due => {
-                    let due = self.get_due_of_many(ctx, at, key, hit, &mut stale);
+                    let due = self.get_due_of_many(ctx, at, &key, hit, &mut stale);
                     return due.map(Ok);
                 }
                 Some(_) => {}
-                None => drop(self.count_miss(key)),
+                None => drop(self.count_miss(&key)),
             }
             found.map(|value| Ok(value.view))
         };
@@ -114,7 +114,7 @@ impl Inner {
         let mut own = Vec::with_capacity(plan.own.len());
         for (at, placement) in plan.own {
             let key = self.key(keys[at].as_ref());
-            match self.check_attempts(key) {
+            match self.check_attempts(&key) {
                 Err(error) => results[at] = Some(Err(error)),
                 Ok(()) => own.push(ManyKey {
                     at,
@@ -215,7 +215,7 @@ impl Inner {
                 continue;
             }
             let forgets = self.peer_flights.forgets(self.key(key).hash.get());
-            let generation = match self.recheck_cache(self.key(key), false) {
+            let generation = match self.recheck_cache(&self.key(key), false) {
                 Ok(value) => {
                     *result = Some(Ok(value.view));
                     continue;
@@ -243,7 +243,7 @@ impl Inner {
                 at,
                 key: key.into(),
                 begun,
-                old: self.old_value(self.key(key), begun),
+                old: self.old_value(&self.key(key), &begun),
             });
         }
         plan
@@ -370,7 +370,7 @@ impl Inner {
     fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
         let (at, old) = (self.key(&key.key), key.old.as_ref());
         let mut evicted = EvictedEntries::default();
-        let loaded = self.cache_answer(at, key.begun, sent, answer, old, &mut evicted);
+        let loaded = self.cache_answer(&at, &key.begun, sent, answer, old, &mut evicted);
         self.notify_and_drop(evicted);
         loaded.view
     }

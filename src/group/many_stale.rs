@@ -32,7 +32,7 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         at: usize,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         hit: Hit,
         stale: &mut StaleValues,
     ) -> Option<ByteView> {
@@ -58,7 +58,7 @@ impl Inner {
         self: &Arc<Self>,
         ctx: &Context,
         at: usize,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         stale: &mut StaleValues,
     ) -> bool {
         let Some(limit) = self.freshness.soft_timeout else {

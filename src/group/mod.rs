@@ -458,10 +458,10 @@ impl Inner {
         }
         let hash = self.store.hash(key);
         let epochs = || self.epochs(hash);
-        let sample = || self.sample_hit(LoadKey { hash, key });
+        let sample = || self.sample_hit(&LoadKey { hash, key });
         match self.store.get_view(hash, key, epochs, sample) {
             Ok(view) => Ok(view),
-            Err(why) => self.get_without_view(ctx, LoadKey { hash, key }, why),
+            Err(ref why) => self.get_without_view(ctx, &LoadKey { hash, key }, why),
         }
     }
 
@@ -470,14 +470,14 @@ impl Inner {
     fn get_without_view(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
-        why: NoView<Epochs>,
+        key: &LoadKey<'_>,
+        why: &NoView<Epochs>,
     ) -> Result<ByteView> {
         match why {
             NoView::Due => self.get_found_due(ctx, key),
-            NoView::Missed(generation, epochs) => {
+            NoView::Missed(miss) => {
                 self.count_miss(key);
-                self.load(ctx, key, Some((generation, epochs)))
+                self.load(ctx, key, Some(miss))
             }
         }
     }
@@ -497,7 +497,7 @@ impl Inner {
     }
 
     /// Counts a look-up that found nothing, and returns the key's rate if it is measured.
-    fn count_miss(&self, key: LoadKey<'_>) -> Option<f64> {
+    fn count_miss(&self, key: &LoadKey<'_>) -> Option<f64> {
         if self.store.count_miss(key.hash) {
             self.purge_some();
         }

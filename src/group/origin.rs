@@ -23,7 +23,7 @@ impl Inner {
         from: &LoadFrom,
         begun: &mut LoadBegin,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Option<LoadPermit>> {
         let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
@@ -105,7 +105,7 @@ impl Inner {
 
     /// A context for the load of a key while an old value is served without it. Then the load does not wait
     /// for a permit.
-    pub(super) fn with_stale_served(&self, ctx: &Context, key: LoadKey<'_>) -> Context {
+    pub(super) fn with_stale_served(&self, ctx: &Context, key: &LoadKey<'_>) -> Context {
         match self.permits {
             Some(_) => ctx.with_value(StaleIsServed(key.hash.get())),
             None => ctx.clone(),

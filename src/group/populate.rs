@@ -144,8 +144,8 @@ impl Inner {
     pub(super) fn populate(
         &self,
         placement: Placement,
-        LoadKey { hash, key }: LoadKey<'_>,
-        begun: LoadBegin,
+        &LoadKey { hash, key }: &LoadKey<'_>,
+        begun: &LoadBegin,
         value: NewValue<'_>,
         evicted: &mut EvictedEntries,
     ) -> Lifetime {

@@ -28,7 +28,7 @@ impl Inner {
     pub(super) fn get_found_due(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
     ) -> Result<ByteView> {
         let loaded = match self.store.look(key.hash, key.key).0 {
             Some(hit) => self.get_due(ctx, key, hit),
@@ -42,7 +42,7 @@ impl Inner {
     pub(super) fn get_due(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         hit: Hit,
     ) -> Result<Loaded> {
         let old = self.loaded(hit);
@@ -74,7 +74,7 @@ impl Inner {
     pub(super) fn serve_due(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         hit: Hit,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
@@ -104,7 +104,11 @@ impl Inner {
 
     /// As [`serve_due`](Self::serve_due), but `None` if a load has to be waited for.
     #[cold]
-    pub(super) fn serve_due_cached(self: &Arc<Self>, key: LoadKey<'_>, hit: Hit) -> Option<Loaded> {
+    pub(super) fn serve_due_cached(
+        self: &Arc<Self>,
+        key: &LoadKey<'_>,
+        hit: Hit,
+    ) -> Option<Loaded> {
         let old = self.loaded(hit);
         match self.phase(&old.lifetime) {
             Phase::Fresh => {}
@@ -134,7 +138,7 @@ impl Inner {
     fn unless_stale(
         &self,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         old: Loaded,
         load: impl FnOnce(&Context) -> Result<Loaded>,
     ) -> Result<Loaded> {
@@ -163,7 +167,7 @@ impl Inner {
         from: &LoadFrom,
         job_for: JobFor,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
     ) -> Result<Loaded> {
         let _lent = load_permits::lend();
         let load = self.start_softly(from, job_for, ctx, key)?;
@@ -176,7 +180,7 @@ impl Inner {
         from: &LoadFrom,
         job_for: JobFor,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
     ) -> Result<SoftLoad> {
         let waiter = match from.flights(self).join(key.hash.get(), key.key) {
             Joined::Waiter(waiter) => waiter,
@@ -200,7 +204,7 @@ impl Inner {
     }
 
     /// Loads a value newer than the cached one, or joins a load under way.
-    pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: LoadKey<'_>) -> Result<Loaded> {
+    pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: &LoadKey<'_>) -> Result<Loaded> {
         self.check_attempts(key)?;
         let here = |placement| (LoadFrom::Getter(placement), Executor::for_getter(ctx));
         let (from, executor) = match self.peers.route(&self.name, key.key) {
@@ -221,8 +225,8 @@ impl Inner {
                 Joined::Waiter(waiter) => rejoins.wait(&waiter),
                 Joined::Leader(leader, _, forgets) => {
                     let (_, generation) = self.store.look(key.hash, key.key);
-                    let begun = self.load_begin(generation, forgets);
-                    self.lead_by(&from, executor, leader, &mut rejoins, key, begun)
+                    let mut begun = self.load_begin(generation, forgets);
+                    self.lead_by(&from, executor, leader, &mut rejoins, key, &mut begun)
                 }
             };
             if let Some(result) = result {
@@ -232,7 +236,7 @@ impl Inner {
     }
 
     /// Starts a load of a newer value, unless one is under way or failed lately.
-    pub(super) fn refresh(self: &Arc<Self>, key: LoadKey<'_>) {
+    pub(super) fn refresh(self: &Arc<Self>, key: &LoadKey<'_>) {
         match self.peers.route(&self.name, key.key) {
             Route::Own => {
                 self.start_refresh(key, &LoadFrom::Getter(Placement::Main), JobFor::Own);
@@ -245,13 +249,13 @@ impl Inner {
         }
     }
 
-    fn refresh_own(self: &Arc<Self>, key: LoadKey<'_>) {
+    fn refresh_own(self: &Arc<Self>, key: &LoadKey<'_>) {
         if matches!(self.peers.route(&self.name, key.key), Route::Own) {
             self.start_refresh(key, &LoadFrom::Getter(Placement::Main), for_client());
         }
     }
 
-    fn start_refresh(self: &Arc<Self>, key: LoadKey<'_>, from: &LoadFrom, job_for: JobFor) {
+    fn start_refresh(self: &Arc<Self>, key: &LoadKey<'_>, from: &LoadFrom, job_for: JobFor) {
         let Some((leader, begun)) = self.begin_refresh(key, from) else {
             return;
         };
@@ -269,7 +273,7 @@ impl Inner {
     /// Begins the flight of a refresh; `None` if one is under way, or failed or succeeded lately.
     pub(super) fn begin_refresh(
         &self,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         from: &LoadFrom,
     ) -> Option<(Leader<'_, Result<Loaded>>, LoadBegin)> {
         let now = || self.store.clock().now();
@@ -296,14 +300,14 @@ impl Inner {
     pub(super) fn watch<'a>(
         &'a self,
         from: &'a LoadFrom,
-        key: LoadKey<'a>,
-        begun: LoadBegin,
+        key: &LoadKey<'a>,
+        begun: &LoadBegin,
     ) -> Option<LoadWatch<'a>> {
         self.freshness.remembers_failures().then(|| LoadWatch {
             group: self,
             from,
-            key,
-            begun,
+            key: *key,
+            begun: *begun,
             error: None,
             has_succeeded: false,
         })
@@ -314,8 +318,8 @@ impl Inner {
     pub(super) fn remove_vanished(
         &self,
         from: &LoadFrom,
-        key: LoadKey<'_>,
-        begun: LoadBegin,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
     ) -> EvictedEntries {
         let forgets = || from.flights(self).forgets(key.hash.get()) != begun.forgets;
         let store = &self.store;

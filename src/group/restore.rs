@@ -248,7 +248,7 @@ impl Group {
         let mut view = ByteView::from(entry.value);
         let mut evicted = EvictedEntries::default();
         let value = NewValue::new(&mut view, lifetime);
-        inner.populate(Placement::Main, key, begun, value, &mut evicted);
+        inner.populate(Placement::Main, &key, &begun, value, &mut evicted);
         inner.notify_and_drop(evicted);
         match inner.store.peek(key.hash, entry.key) {
             Ok(_) => report.restored += 1,

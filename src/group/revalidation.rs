@@ -10,7 +10,7 @@ impl Inner {
     ///
     /// A value whose begin is not known is not renewed. It came from a server that is not larder's, or is
     /// weeks old.
-    pub(super) fn old_value(&self, key: LoadKey<'_>, begun: LoadBegin) -> Option<OldValue> {
+    pub(super) fn old_value(&self, key: &LoadKey<'_>, begun: &LoadBegin) -> Option<OldValue> {
         if !self.store.may_expire() {
             return None;
         }

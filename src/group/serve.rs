@@ -48,13 +48,13 @@ impl Group {
         let purge = || self.inner.purge_for_peer();
         let removals = self.inner.removals_for(key);
         let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
-        if self.inner.is_doubtful_copy(LoadKey { hash, key }, &hit) {
+        if self.inner.is_doubtful_copy(&LoadKey { hash, key }, &hit) {
             return None;
         }
         // The peer may be the owner, which was away.
         let full = self.inner.full_lifetime(&hit);
         let mut loaded = match hit.is_due {
-            true => self.inner.serve_due_cached(LoadKey { hash, key }, hit)?,
+            true => self.inner.serve_due_cached(&LoadKey { hash, key }, hit)?,
             false => self.inner.loaded(hit),
         };
         loaded.lifetime = full.unwrap_or(loaded.lifetime);
@@ -62,7 +62,7 @@ impl Group {
         let now = self.inner.store.clock().now();
         Some(PeerResponse {
             removals,
-            minute_qps: self.inner.count_request(LoadKey { hash, key }),
+            minute_qps: self.inner.count_request(&LoadKey { hash, key }),
             ..self.inner.peer_response(loaded, now)
         })
     }
@@ -84,12 +84,12 @@ impl Inner {
             .store
             .get(key.hash, key.key, epochs, || self.purge_for_peer());
         let minute_qps = match &found {
-            Ok(_) => self.count_request(key),
-            Err(_) => self.count_miss(key),
+            Ok(_) => self.count_request(&key),
+            Err(_) => self.count_miss(&key),
         };
         let value = match found {
-            Ok(hit) if self.is_doubtful_copy(key, &hit) => {
-                self.load_for_peer(ctx, key, None, waiter)?
+            Ok(hit) if self.is_doubtful_copy(&key, &hit) => {
+                self.load_for_peer(ctx, &key, None, waiter)?
             }
             Ok(hit) if !hit.is_due => {
                 return Ok(PeerResponse {
@@ -98,8 +98,8 @@ impl Inner {
                     ..self.peer_response(self.loaded(hit), arrived)
                 });
             }
-            Ok(hit) => self.serve_due(ctx, key, hit, waiter)?,
-            Err(miss) => self.load_for_peer(ctx, key, Some(miss), waiter)?,
+            Ok(hit) => self.serve_due(ctx, &key, hit, waiter)?,
+            Err(miss) => self.load_for_peer(ctx, &key, Some(&miss), waiter)?,
         };
         Ok(PeerResponse {
             removals,

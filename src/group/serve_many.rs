@@ -75,20 +75,20 @@ impl Inner {
             let purge = || self.purge_for_peer();
             let found = self.store.get(key.hash, key.key, || (), purge);
             rates[at].set(match &found {
-                Ok(_) => self.count_request(key),
-                Err(_) => self.count_miss(key),
+                Ok(_) => self.count_request(&key),
+                Err(_) => self.count_miss(&key),
             });
             let found = found.ok();
-            if let Some(hit) = found.filter(|hit| !self.is_doubtful_copy(key, hit)) {
-                if let Some(result) = self.serve_hit(ctx, key, hit, waiter.is_some()) {
+            if let Some(hit) = found.filter(|hit| !self.is_doubtful_copy(&key, hit)) {
+                if let Some(result) = self.serve_hit(ctx, &key, hit, waiter.is_some()) {
                     each(at, result);
                 }
                 continue;
             }
             let checked = self.check_key(key.key);
-            match checked.and_then(|()| self.check_attempts(key)) {
+            match checked.and_then(|()| self.check_attempts(&key)) {
                 Ok(()) => {
-                    let from = ManyFrom::Getter(self.placement_for_peer(key));
+                    let from = ManyFrom::Getter(self.placement_for_peer(&key));
                     missing.push(ManyKey { at, key, from });
                 }
                 Err(error) => each(at, Err(error)),
@@ -104,7 +104,7 @@ impl Inner {
     fn serve_hit(
         self: &Arc<Self>,
         ctx: &Context,
-        key: LoadKey<'_>,
+        key: &LoadKey<'_>,
         hit: Hit,
         for_client: bool,
     ) -> Option<Result<Loaded>> {

@@ -97,7 +97,7 @@ impl Held {
             let (group, ctx) = (self.group.clone(), ctx.clone());
             thread::spawn(move || {
                 catch_unwind(AssertUnwindSafe(|| {
-                    group.load(&ctx, group.key("key"), None)
+                    group.load(&ctx, &group.key("key"), None)
                 }))
             })
         };
@@ -211,7 +211,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
-    let next = held.group.load(ctx, held.group.key("key"), None);
+    let next = held.group.load(ctx, &held.group.key("key"), None);
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -233,7 +233,7 @@ fn error_is_shared_and_not_cached() {
                 );
             }
             assert_eq!(held.runs(), 1);
-            let next = held.group.load(&ctx, held.group.key("key"), None);
+            let next = held.group.load(&ctx, &held.group.key("key"), None);
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
@@ -264,7 +264,7 @@ fn recheck_prevents_second_load() {
     let key = held.group.key("key");
     let mut charged = None;
     for _ in 0..10 {
-        let value = held.group.load(&Context::background(), key, None);
+        let value = held.group.load(&Context::background(), &key, None);
         assert_eq!(value.expect("a value"), "key");
         let main = held.group.store.stats(CacheType::Main);
         assert_eq!(main.items, 1);
@@ -301,7 +301,7 @@ fn recheck_after_a_miss_prevents_second_request_to_a_peer() {
     let (peers, requests) = counting_peer();
     let group = held(1 << 20, peers).group;
     let key = group.key("key");
-    let get = |miss| group.load(&Context::background(), key, miss);
+    let get = |miss| group.load(&Context::background(), &key, miss);
     let miss = || {
         let (hash, key) = (key.hash, key.key);
         let found = group.store.get(hash, key, || group.epochs(hash), || ());
@@ -312,7 +312,7 @@ fn recheck_after_a_miss_prevents_second_request_to_a_peer() {
     };
     // Two callers miss the store at the same time. The flight of one has ended when the other joins.
     let misses = [miss(), miss()];
-    for miss in misses {
+    for miss in &misses {
         assert_eq!(get(Some(miss)).expect("a value"), "key");
         assert_eq!(requests.load(Ordering::SeqCst), 1);
     }
@@ -327,7 +327,7 @@ fn waiters_load_once_more_after_leader_fails_past_its_deadline() {
     let followers: Vec<_> = (0..50)
         .map(|n| {
             let (group, ctx) = (held.group.clone(), contexts()[n % 2].clone());
-            thread::spawn(move || group.load(&ctx, group.key("key"), None))
+            thread::spawn(move || group.load(&ctx, &group.key("key"), None))
         })
         .collect();
     for caller in leader {
@@ -398,7 +398,7 @@ fn refresh_of_a_value_that_is_fresh_by_now_loads_nothing() {
         );
     group.get("key").expect("a value");
     let refreshes = || {
-        group.inner.refresh(group.inner.key("key"));
+        group.inner.refresh(&group.inner.key("key"));
         group.stats().refreshes
     };
     assert_eq!(refreshes(), 0);

@@ -296,11 +296,15 @@ impl Inner {
     /// The index of the key and its result; `None` if the getter panicked.
     fn warm_one(
         self: &Arc<Self>,
-        Lead { key, leader, begun }: Lead<'_, '_>,
+        Lead {
+            key,
+            leader,
+            mut begun,
+        }: Lead<'_, '_>,
         ctx: &Context,
     ) -> Option<(usize, Result<Loaded>)> {
         let from = LoadFrom::Getter(Placement::Warm);
-        let run = || self.lead(&from, leader, None, ctx, key.key, begun);
+        let run = || self.lead(&from, leader, None, ctx, &key.key, &mut begun);
         let result = caught(run)??;
         Some((key.at, result))
     }

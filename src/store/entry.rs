@@ -71,8 +71,8 @@ impl fmt::Debug for Entry {
 
 /// Why [`Store::get_view`](super::Store::get_view) returns no view.
 pub(crate) enum NoView<M> {
-    /// There is no live entry.
-    Missed(Generation, M),
+    /// There is no live entry. The generation is for an insertion.
+    Missed((Generation, M)),
     /// The entry is [due](Hit::is_due). It is counted as a hit.
     Due,
 }

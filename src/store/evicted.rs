@@ -44,6 +44,7 @@ pub(crate) struct PendingEviction {
 }
 
 impl EvictedEntries {
+    #[inline]
     pub(super) fn push(&mut self, entry: Entry, cause: RemovalCause) {
         let evicted = Evicted { entry, cause };
         if self.first.is_none() {

@@ -274,7 +274,7 @@ impl Store {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
             shard.prefetch_ghost(hash.short());
-            return Err(NoView::Missed(shard.generation(hash), at_miss()));
+            return Err(NoView::Missed((shard.generation(hash), at_miss())));
         };
         let state = slot.meta.count_hit();
         let (data, start) = (slot.data.clone(), usize::from(slot.meta.key_len));

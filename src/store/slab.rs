@@ -389,13 +389,13 @@ impl Slab {
     }
 
     /// Frees a slot that is in no list, and returns its entry.
+    #[inline]
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
         let at = index as usize;
         let data = self.data[at].take()?;
-        let entry = self.metas[at].entry(data);
         self.link_free(index);
         self.expiries.reset(index);
-        Some(entry)
+        Some(self.metas[at].entry(data))
     }
 
     /// Takes the last entry out of a slab that is not used any more, and the slots from there on.
