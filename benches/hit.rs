@@ -170,6 +170,24 @@ fn filled(keys: &[String]) -> Vec<Named> {
     }
     moka.run_pending_tasks();
 
+    let [into_view, into_vec] = with_sinks(&group);
+    let mut caches: Vec<Named> = vec![
+        ("larder", Box::new(group)),
+        ("quick_cache", Box::new(quick)),
+        ("moka", Box::new(moka)),
+        ("mini-moka", Box::new(mini)),
+        ("lru+Mutex", Box::new(lru)),
+        into_view,
+        into_vec,
+    ];
+    for (name, variant) in variants {
+        caches.push((name, Box::new(variant)));
+    }
+    caches
+}
+
+/// The same group with `get_into`.
+fn with_sinks(group: &Group) -> [Named; 2] {
     let into_view = Into(group.clone(), |group, key| {
         let mut view = ByteView::new();
         group
@@ -182,19 +200,10 @@ fn filled(keys: &[String]) -> Vec<Named> {
             .get_into(&Context::background(), key, &mut bytes)
             .map_or(0, |()| bytes.len())
     });
-    let mut caches: Vec<Named> = vec![
-        ("larder", Box::new(group)),
-        ("quick_cache", Box::new(quick)),
-        ("moka", Box::new(moka)),
-        ("mini-moka", Box::new(mini)),
-        ("lru+Mutex", Box::new(lru)),
+    [
         ("larder get_into view", Box::new(into_view)),
         ("larder get_into Vec", Box::new(into_vec)),
-    ];
-    for (name, variant) in variants {
-        caches.push((name, Box::new(variant)));
-    }
-    caches
+    ]
 }
 
 fn weigh<K: AsRef<str>>(key: &K, value: &Shared) -> u32 {

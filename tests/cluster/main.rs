@@ -67,14 +67,7 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     assert!(filled > 0, "the restarted node gets no value");
 
     // The others ask it once a probe has found it.
-    let begun = Instant::now();
-    while report(&mut nodes[2], 0).served == 0 {
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "no peer asks the restarted node"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until_asked(&mut nodes[2]);
 
     // The callers of all nodes stop before the first server stops.
     for node in &mut nodes {
@@ -82,6 +75,14 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     }
     let last: Vec<Counts> = nodes.iter_mut().map(|node| report(node, 0)).collect();
     check(&last);
+}
+
+fn wait_until_asked(node: &mut Process) {
+    let begun = Instant::now();
+    while report(node, 0).served == 0 {
+        assert!(begun.elapsed() < PATIENCE, "no peer asks the node");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The counts of a node when its callers have made `calls` calls.

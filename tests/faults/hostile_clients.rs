@@ -41,6 +41,14 @@ fn half_request(node: &Node, bytes: &str) -> TcpStream {
     client.stream().try_clone().expect("a handle")
 }
 
+/// A request whose head does not end, and one whose body does not.
+fn begun_requests() -> [String; 2] {
+    let head = request("k");
+    let with_body = head.replace("GET", "POST");
+    let with_body = with_body.replace("Host: h", "Host: h\r\nContent-Length: 100");
+    [head[..head.len() - 4].to_owned(), with_body + "half"]
+}
+
 #[test]
 fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
     const ATTACKERS: usize = 500;
@@ -61,13 +69,7 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
         .group
         .get(&caller.key_of(&attacked.url, "warm "))
         .expect("a value");
-    let head = request("k");
-    for bytes in [
-        head[..head.len() - 4].to_owned(),
-        head.replace("GET", "POST")
-            .replace("Host: h", "Host: h\r\nContent-Length: 100")
-            + "half",
-    ] {
+    for bytes in begun_requests() {
         // On a busy machine, the slowest of a round may show how it schedules threads.
         let mut rounds = Vec::new();
         let is_fast = (0..5).any(|round| {

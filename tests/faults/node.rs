@@ -44,91 +44,99 @@ struct Running {
 #[derive(Default)]
 struct Loads(Mutex<HashMap<String, u64>>);
 
+/// The options of a node, as `name=value`.
+struct Options<'a>(HashMap<&'a str, &'a str>);
+
+impl<'a> Options<'a> {
+    fn parse(words: &'a str) -> Options<'a> {
+        let pairs = words.split_whitespace();
+        Options(pairs.filter_map(|word| word.split_once('=')).collect())
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        let number = self.0.get(name)?;
+        Some(number.parse().expect("a number"))
+    }
+
+    fn count(&self, name: &str) -> Option<usize> {
+        let number = self.number(name)?;
+        Some(usize::try_from(number).expect("a small number"))
+    }
+
+    fn millis(&self, name: &str, default: Duration) -> Duration {
+        self.number(name).map_or(default, Duration::from_millis)
+    }
+}
+
 /// Runs until standard input ends, so that no node outlives the test.
 pub fn run(options: &str) {
-    let options: HashMap<&str, &str> = options
-        .split_whitespace()
-        .filter_map(|word| word.split_once('='))
-        .collect();
-    let number = |name: &str| {
-        options
-            .get(name)
-            .map(|n| n.parse::<u64>().expect("a number"))
-    };
-    let millis = |name: &str| number(name).map_or(PATIENCE, Duration::from_millis);
-
-    if options.get("logger") == Some(&"panics") {
+    let options = Options::parse(options);
+    if options.0.get("logger") == Some(&"panics") {
         log::set_logger(&PanickingLogger).expect("the first logger");
         log::set_max_level(log::LevelFilter::Trace);
     }
-    let port = number("port").unwrap_or(0);
-    let addr = options.get("addr").map(|addr| (*addr).to_owned());
+    let port = options.number("port").unwrap_or(0);
+    let addr = options.0.get("addr").map(|addr| (*addr).to_owned());
     let addr = addr.unwrap_or_else(|| format!("127.0.0.1:{port}"));
     let listener = TcpListener::bind(addr).expect("the port is free");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let registry = Registry::new();
-    let loads = Arc::new(Loads::default());
-    let running = Arc::new(Running::default());
-    let (counted, runs) = (loads.clone(), running.clone());
-    let mut builder = Group::builder(GROUP).registry(&registry);
-    if let Some(most) = number("max_loads") {
-        builder = builder.max_concurrent_loads(usize::try_from(most).expect("a small number"));
-    }
-    if let Some(most) = number("loader_threads") {
-        builder = builder.max_loader_threads(usize::try_from(most).expect("a small number"));
-    }
-    let group = builder
-        .build(move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
-            *counted
-                .0
-                .lock()
-                .expect("no panic")
-                .entry(key.into())
-                .or_default() += 1;
-            let now = runs.now.fetch_add(1, Ordering::SeqCst) + 1;
-            runs.most.fetch_max(now, Ordering::SeqCst);
-            let loaded = load(ctx, key, dest);
-            runs.now.fetch_sub(1, Ordering::SeqCst);
-            loaded
-        })
-        .expect("a group");
-    let requests = Arc::new(Requests::default());
-    let counts = requests.clone();
-    let pool = HttpPool::builder(&url)
-        .registry(&registry)
-        .connect_timeout(millis("connect_ms"))
-        .exchange_timeout(millis("exchange_ms"))
-        .absent_after(number("absent_ms").map_or(Duration::from_secs(60), Duration::from_millis))
-        .slow_after(number("slow_ms").map_or(Duration::from_millis(20), Duration::from_millis));
-    let pool = see_requests(pool, move |url, request| {
-        if request.path().starts_with("/_groupcache/values") {
-            let mut requests = counts.0.lock().expect("no panic");
-            *requests.entry(url.to_owned()).or_default() += 1;
-        }
-    });
-    let pool = pool.build().expect("a pool");
-    let mut server = pool.server();
-    if let Some(most) = number("max_connections") {
-        server = server.max_connections(usize::try_from(most).expect("a small number"));
-    }
-    if let Some(ms) = number("max_request_ms") {
-        server = server.max_request_time(Duration::from_millis(ms));
-    }
-    let server = server.serve_listener(listener).expect("a server");
-    let mut node = Node {
-        group,
-        pool,
-        server: Some(server),
-        loads,
-        running,
-        requests,
-        load: None,
-    };
+    let mut node = Node::start(&options, &url, listener);
     println!("{MARK}{url}");
     for line in io::stdin().lines().map_while(Result::ok) {
         println!("{MARK}{}", node.run(&line));
     }
     std::process::exit(0);
+}
+
+/// A group that counts the runs of its getter.
+fn counting_group(
+    options: &Options<'_>,
+    registry: &Registry,
+    loads: &Arc<Loads>,
+    running: &Arc<Running>,
+) -> Group {
+    let (loads, running) = (loads.clone(), running.clone());
+    let mut builder = Group::builder(GROUP).registry(registry);
+    if let Some(most) = options.count("max_loads") {
+        builder = builder.max_concurrent_loads(most);
+    }
+    if let Some(most) = options.count("loader_threads") {
+        builder = builder.max_loader_threads(most);
+    }
+    let group = builder.build(move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
+        let mut counts = loads.0.lock().expect("no panic");
+        *counts.entry(key.into()).or_default() += 1;
+        drop(counts);
+        let now = running.now.fetch_add(1, Ordering::SeqCst) + 1;
+        running.most.fetch_max(now, Ordering::SeqCst);
+        let loaded = load(ctx, key, dest);
+        running.now.fetch_sub(1, Ordering::SeqCst);
+        loaded
+    });
+    group.expect("a group")
+}
+
+/// A pool that counts the requests for keys.
+fn counting_pool(
+    options: &Options<'_>,
+    registry: &Registry,
+    url: &str,
+    requests: &Arc<Requests>,
+) -> HttpPool {
+    let requests = requests.clone();
+    let pool = HttpPool::builder(url)
+        .registry(registry)
+        .connect_timeout(options.millis("connect_ms", PATIENCE))
+        .exchange_timeout(options.millis("exchange_ms", PATIENCE))
+        .absent_after(options.millis("absent_ms", Duration::from_secs(60)))
+        .slow_after(options.millis("slow_ms", Duration::from_millis(20)));
+    let pool = see_requests(pool, move |url, request| {
+        if request.path().starts_with("/_groupcache/values") {
+            let mut requests = requests.0.lock().expect("no panic");
+            *requests.entry(url.to_owned()).or_default() += 1;
+        }
+    });
+    pool.build().expect("a pool")
 }
 
 /// A logger that panics for each record of larder.
@@ -149,6 +157,31 @@ impl log::Log for PanickingLogger {
 }
 
 impl Node {
+    fn start(options: &Options<'_>, url: &str, listener: TcpListener) -> Node {
+        let registry = Registry::new();
+        let (loads, running, requests) = <(Arc<Loads>, Arc<Running>, Arc<Requests>)>::default();
+        let group = counting_group(options, &registry, &loads, &running);
+        let pool = counting_pool(options, &registry, url, &requests);
+        let mut server = pool.server();
+        if let Some(most) = options.count("max_connections") {
+            server = server.max_connections(most);
+        }
+        if let Some(ms) = options.number("max_request_ms") {
+            server = server.max_request_time(Duration::from_millis(ms));
+        }
+        let server = server.serve_listener(listener).expect("a server");
+        Node {
+            group,
+            pool,
+            server: Some(server),
+            loads,
+            running,
+            requests,
+            load: None,
+        }
+    }
+
+    /// Runs a command, and returns its answer.
     fn run(&mut self, line: &str) -> String {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
@@ -164,21 +197,6 @@ impl Node {
             ["herd", threads, key, ref peers @ ..] => {
                 self.herd(threads.parse().expect("a number"), key, peers)
             }
-            ["loads", key] => {
-                let loads = self.loads.0.lock().expect("no panic");
-                loads.get(key).copied().unwrap_or_default().to_string()
-            }
-            // The numbers of the keys with this prefix, each as often as it was loaded here.
-            ["loaded", prefix] => self.loaded(prefix),
-            // The requests for keys to this peer, and to all, and the loads by peers.
-            ["requests", url] => {
-                let requests = self.requests.0.lock().expect("no panic");
-                let (to_one, to_all) = (requests.get(url), requests.values().sum::<u64>());
-                let (to_one, loads) = (to_one.copied(), self.group.stats().peer_loads);
-                let to_one = to_one.unwrap_or_default();
-                format!("to_one={to_one} to_all={to_all} loads={loads}")
-            }
-            ["most-at-once"] => self.running.most.load(Ordering::SeqCst).to_string(),
             // Gets in the background, until `end`: see `Load`.
             ["load", ..] => {
                 self.load = Some(Load::start(&self.group, &self.pool, &words[1..]));
@@ -186,11 +204,6 @@ impl Node {
             }
             ["end"] => self.load.take().expect("a load").end().figures(),
             ["end", "times"] => self.load.take().expect("a load").end().times(),
-            ["peer", url] => {
-                let mut peers = self.pool.peers().into_iter();
-                let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
-                format!("{found:?}")
-            }
             // Writes dumps one after the other, until the process ends.
             ["dump", path] => {
                 let (group, path) = (self.group.clone(), path.to_owned());
@@ -206,6 +219,43 @@ impl Node {
                 GATE.open();
                 "ready".into()
             }
+            // Milliseconds that the shutdown took.
+            ["shutdown", ms] => {
+                let server = self.server.take().expect("it runs");
+                let start = Instant::now();
+                let timeout = Duration::from_millis(ms.parse().expect("a number"));
+                let ended = server.shutdown(timeout);
+                let took = start.elapsed().as_millis();
+                ended.map_or_else(|error| error.to_string(), |()| took.to_string())
+            }
+            _ => self.figure(line),
+        }
+    }
+
+    /// A figure of the node.
+    fn figure(&self, line: &str) -> String {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["loads", key] => {
+                let loads = self.loads.0.lock().expect("no panic");
+                loads.get(key).copied().unwrap_or_default().to_string()
+            }
+            // The numbers of the keys with this prefix, each as often as it was loaded here.
+            ["loaded", prefix] => self.loaded(prefix),
+            // The requests for keys to this peer, and to all, and the loads by peers.
+            ["requests", url] => {
+                let requests = self.requests.0.lock().expect("no panic");
+                let (to_one, to_all) = (requests.get(url), requests.values().sum::<u64>());
+                let (to_one, loads) = (to_one.copied(), self.group.stats().peer_loads);
+                let to_one = to_one.unwrap_or_default();
+                format!("to_one={to_one} to_all={to_all} loads={loads}")
+            }
+            ["most-at-once"] => self.running.most.load(Ordering::SeqCst).to_string(),
+            ["peer", url] => {
+                let mut peers = self.pool.peers().into_iter();
+                let found = peers.find(|peer| peer.peer.url == url).expect("a peer");
+                format!("{found:?}")
+            }
             ["served"] => self.group.stats().server_requests.to_string(),
             ["peer-errors"] => self.group.stats().peer_errors.to_string(),
             ["memory"] => of_process("VmRSS:").to_string(),
@@ -217,15 +267,6 @@ impl Node {
                 .as_ref()
                 .map_or(0, Server::connections)
                 .to_string(),
-            // Milliseconds that the shutdown took.
-            ["shutdown", ms] => {
-                let server = self.server.take().expect("it runs");
-                let start = Instant::now();
-                let timeout = Duration::from_millis(ms.parse().expect("a number"));
-                let ended = server.shutdown(timeout);
-                let took = start.elapsed().as_millis();
-                ended.map_or_else(|error| error.to_string(), |()| took.to_string())
-            }
             _ => panic!("unknown command {line:?}"),
         }
     }

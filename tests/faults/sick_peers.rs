@@ -155,12 +155,6 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
             assert_eq!(node.group.get(key).expect("a value"), key.as_str());
         }
     };
-    let all_see = |nodes: &[Node], url: &str, state: PeerState| {
-        nodes.iter().all(|node| {
-            let mut peers = node.pool.peers().into_iter();
-            peers.any(|peer| peer.peer.url == url && peer.state == state)
-        })
-    };
     // It has just started, and asks the others for values until so many answers were in vain.
     get(cut, &some_keys_of(cut, "cold", 1000));
     // All notice it, the one that is cut off as well.
@@ -200,6 +194,14 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
     let gave_up = in_a_row >= 4 && slowest > millis(7);
     println!("{loads} loads, {late} late peeks, {in_a_row} in a row, {slowest:?} the slowest get");
     assert!(gave_up || loads <= KEYS * 5 / 100 + late);
+}
+
+/// Whether all of these nodes see the peer in this state.
+fn all_see(nodes: &[Node], url: &str, state: PeerState) -> bool {
+    nodes.iter().all(|node| {
+        let mut peers = node.pool.peers().into_iter();
+        peers.any(|peer| peer.peer.url == url && peer.state == state)
+    })
 }
 
 fn slowest_get(node: &Node, keys: &[String]) -> Duration {

@@ -185,10 +185,6 @@ fn no_get_after_a_removal_sees_an_older_value() {
         assert!(changes > 20);
     });
     let violations = judge.violations.lock().unwrap();
-    assert!(
-        violations.is_empty(),
-        "{} violations: {:?}",
-        violations.len(),
-        violations.first()
-    );
+    let (count, first) = (violations.len(), violations.first());
+    assert!(count == 0, "{count} violations: {first:?}");
 }

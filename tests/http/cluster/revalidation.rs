@@ -55,6 +55,35 @@ fn value(version: usize) -> Vec<u8> {
     vec![version as u8; 100 << 10]
 }
 
+/// A group whose values have a version, and which loads while nobody holds it.
+fn pages(
+    registry: &Registry,
+    clock: &Clock,
+    version: &Arc<AtomicUsize>,
+    loads: &Arc<AtomicUsize>,
+    held: &Arc<(Mutex<bool>, Condvar)>,
+) -> Group {
+    let (version, loads, held) = (version.clone(), loads.clone(), held.clone());
+    Group::builder("pages")
+        .registry(registry)
+        .clock(clock.clone())
+        .time_to_live(Duration::from_secs(10))
+        .time_to_live_jitter(0.0)
+        .keep_for_revalidation(Duration::from_secs(60))
+        .build_with(move |ctx, _| {
+            let version = version.load(SeqCst);
+            loads.fetch_add(1, SeqCst);
+            let held_now = held.0.lock().unwrap();
+            drop(held.1.wait_while(held_now, |held| *held).unwrap());
+            let etag = version.to_string();
+            if ctx.etag() == Some(&etag) {
+                return Ok::<_, larder::Error>(Value::not_modified());
+            }
+            Ok(Value::new(value(version)).etag(etag))
+        })
+        .unwrap()
+}
+
 impl Cluster {
     fn start(client: HttpClient) -> Cluster {
         let clock = Clock::manual();
@@ -79,28 +108,7 @@ impl Cluster {
             // A slow machine makes no exchange fail, and no owner answers that it is still loading.
             let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
             let pool = builder.http_client(client).transport(wrap).build().unwrap();
-            let (version, loads): (Arc<AtomicUsize>, Arc<AtomicUsize>) =
-                (Arc::clone(&version), Arc::clone(&loads));
-            let held = held.clone();
-            let group = Group::builder("pages")
-                .registry(&registry)
-                .clock(clock.clone())
-                .time_to_live(Duration::from_secs(10))
-                .time_to_live_jitter(0.0)
-                .keep_for_revalidation(Duration::from_secs(60))
-                .build_with(move |ctx, _| {
-                    let version = version.load(SeqCst);
-                    loads.fetch_add(1, SeqCst);
-                    let held_now = held.0.lock().unwrap();
-                    drop(held.1.wait_while(held_now, |held| *held).unwrap());
-                    let etag = version.to_string();
-                    if ctx.etag() == Some(&etag) {
-                        return Ok::<_, larder::Error>(Value::not_modified());
-                    }
-                    Ok(Value::new(value(version)).etag(etag))
-                })
-                .unwrap();
-            groups.push(group);
+            groups.push(pages(&registry, &clock, &version, &loads, &held));
             let server = pool.server().serve_listener(listener).unwrap();
             nodes.push((pool, server));
         }

@@ -49,6 +49,24 @@ fn main() -> Result<(), BoxError> {
     }
 
     let source = Arc::new(Source::new(flags.millis("delay-ms", 0)?));
+    build_groups(&source)?;
+    let mut server = pool.server().fallback(Front::new(pool.clone(), source));
+    if let Some(bytes) = flags.0.get("max-head-size") {
+        server = server.max_head_size(bytes.parse()?);
+    }
+    let server = server
+        // The front takes lists of keys.
+        .max_body_size(16 << 20)
+        .idle_timeout(flags.millis("idle-timeout-ms", 60_000)?)
+        .serve_listener(listener)?;
+    println!("listening {self_url}");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    // The test has ended, so no caller waits for the requests in flight.
+    let _ = server.shutdown(Duration::ZERO);
+    Ok(())
+}
+
+fn build_groups(source: &Arc<Source>) -> Result<(), BoxError> {
     let group = |name: &str| {
         let source = source.clone();
         let getter = getter_fn(move |ctx, key, dest| source.get(ctx, key, dest));
@@ -63,20 +81,6 @@ fn main() -> Result<(), BoxError> {
     builder.hot_admission(HotAdmission::Never).build(getter)?;
     let (builder, getter) = group("expiring");
     builder.time_to_live(EXPIRING_TTL).build(getter)?;
-
-    let mut server = pool.server().fallback(Front::new(pool.clone(), source));
-    if let Some(bytes) = flags.0.get("max-head-size") {
-        server = server.max_head_size(bytes.parse()?);
-    }
-    let server = server
-        // The front takes lists of keys.
-        .max_body_size(16 << 20)
-        .idle_timeout(flags.millis("idle-timeout-ms", 60_000)?)
-        .serve_listener(listener)?;
-    println!("listening {self_url}");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    // The test has ended, so no caller waits for the requests in flight.
-    let _ = server.shutdown(Duration::ZERO);
     Ok(())
 }
 
