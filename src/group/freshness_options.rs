@@ -52,7 +52,7 @@ impl GroupBuilder {
     /// [`stale_while_revalidate`](Self::stale_while_revalidate) and
     /// [`stale_if_error`](Self::stale_if_error) say for how long. Afterwards the get returns the old
     /// value, and the load goes on in the background. Default: no limit. A get for which there is no such
-    /// value waits for the load.
+    /// value waits for the load. A peer that asks gets the old value sooner if its request ends before.
     pub fn soft_timeout(mut self, time: Duration) -> Self {
         self.freshness.soft_timeout = Some(time);
         self

@@ -6,6 +6,7 @@ use super::{Group, Inner, LoadKey, Loaded};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::Result;
+use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::store::Hit;
 use crate::sync::Arc;
@@ -54,7 +55,10 @@ impl Group {
         // The peer may be the owner, which was away.
         let full = self.inner.full_lifetime(&hit);
         let mut loaded = match hit.is_due {
-            true => self.inner.serve_due_cached(&LoadKey { hash, key }, hit)?,
+            // A panic of the picker is that of the load that the peer then asks for.
+            true => {
+                caught(|| self.inner.serve_due_cached(&LoadKey { hash, key }, hit)).flatten()?
+            }
             false => self.inner.loaded(hit),
         };
         loaded.lifetime = full.unwrap_or(loaded.lifetime);

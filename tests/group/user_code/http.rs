@@ -4,13 +4,16 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use larder::http::{HttpPool, HttpPoolBuilder, Request, Response, Server};
-use larder::{Context, ErrorKind, Group, Registry, Sink, getter_fn};
+use larder::{Clock, Context, ErrorKind, Group, Registry, Sink, getter_fn};
 
 use crate::common::*;
+
+use super::texts;
 
 const OWN: &str = "http://127.0.0.1:1";
 
@@ -289,6 +292,28 @@ fn pool_may_be_made_and_dropped_in_hooks_and_getters() {
 }
 
 // Hooks that panic.
+
+#[test]
+fn hash_panic_cuts_no_connection_of_a_client_that_gets_an_old_value() {
+    let (registry, clock) = (Registry::new(), Clock::manual());
+    let group = Group::builder("names").registry(&registry);
+    let group = group.clock(clock.clone()).time_to_live(seconds(1));
+    let group = group.stale_while_revalidate(seconds(60)).build(texts());
+    let panics = Arc::new(AtomicBool::new(false));
+    let own = panics.clone();
+    let hash = move |bytes: &[u8]| match own.load(SeqCst) {
+        true => panic_quietly(),
+        false => bytes.len() as u64,
+    };
+    let pool = builder(&registry).hash_fn(hash).build().expect("a pool");
+    pool.set([OWN]).expect("a URL");
+    let server = pool.serve("127.0.0.1:0").expect("a server");
+    group.expect("a group").get("key").expect("a value");
+    clock.advance(seconds(2));
+    panics.store(true, SeqCst);
+    let response = fetching(server.local_addr(), "/_groupcache/names/key", "").end();
+    assert!(response.starts_with("HTTP/1.1 5"), "{response}");
+}
 
 #[test]
 fn hash_panic_leaves_the_peers_unchanged() {
