@@ -179,15 +179,16 @@ impl Group {
                 .peers
                 .ask(self.name(), |picker| picker.all_peers());
             let peers = peers.unwrap_or_default();
-            let ctx = Context::background().with_deadline(end);
-            let asked = peers.iter().map(|peer| self.inner.exchange(peer, &ctx));
+            let (ctx, count) = (Context::background().with_deadline(end), peers.len());
             // All of them, because each may know of other removals.
-            let results: Vec<_> = asked.collect();
-            if peers.is_empty() || results.iter().any(Result::is_ok) {
+            let group = self.inner.clone();
+            let exchange = move |peer: &_, ctx: &Context| group.exchange(peer, ctx);
+            let failed = self.inner.tell(&ctx, peers, exchange).failed;
+            if count == 0 || failed.len() < count {
                 return Ok(());
             }
             if Instant::now() >= end {
-                let error = results.into_iter().find_map(Result::err);
+                let error = failed.into_iter().next().map(|failed| failed.error);
                 return match (trust_alone, error) {
                     (true, _) | (_, None) => Ok(()),
                     (false, Some(error)) => Err(Error::with_source(

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use larder::{Clock, Context, ErrorKind, Group, Registry, RestoreOptions, Sink};
+use larder::pb::{GetRequest, RemovalTable};
+use larder::{
+    Clock, Context, ErrorKind, Group, PeerPicker, PeerResponse, ProtoGetter, Registry,
+    RestoreOptions, Result, Sink,
+};
 
 const SCHEMA: u64 = 3;
 
@@ -120,6 +124,65 @@ fn removed_values_do_not_come_back() {
     let report = same.restore(&dump.0, options()).unwrap();
     assert_eq!((report.restored, report.removed), (1, 1), "{report:?}");
     assert!(same.contains_key("b") && !same.contains_key("a"));
+}
+
+/// A peer that is a group of this process, or does not answer.
+struct Peer(Option<Group>);
+
+impl ProtoGetter for Peer {
+    fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+        Err(ErrorKind::Peer.into())
+    }
+
+    fn exchange_removals(
+        &self,
+        ctx: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        let Some(group) = &self.0 else {
+            std::thread::sleep(ctx.remaining().expect("a deadline"));
+            return Err(ErrorKind::Peer.into());
+        };
+        ctx.err()
+            .map_or_else(|| Ok(group.serve_removals(request)), Err)
+    }
+
+    fn honors_deadline(&self) -> bool {
+        true
+    }
+}
+
+/// Peers that own no key.
+struct Peers(Vec<Arc<dyn ProtoGetter>>);
+
+impl PeerPicker for Peers {
+    fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+        None
+    }
+
+    fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+        self.0.clone()
+    }
+}
+
+#[test]
+fn silent_peer_does_not_keep_others_from_being_asked_for_removals() {
+    let dump = Dump::new("silent-peer");
+    let (before, _) = group(&Clock::system(), 1 << 20);
+    for key in ["a", "b"] {
+        before.get(key).unwrap();
+    }
+    before.dump(&dump.0, SCHEMA).unwrap();
+    let (other, _) = group(&Clock::system(), 1 << 20);
+    other.remove(&Context::background(), "a").unwrap();
+    let registry = Registry::new();
+    let peers = [None, Some(other)].map(|group| Arc::new(Peer(group)) as _);
+    let peers = Peers(peers.into());
+    registry.register_peer_picker(Arc::new(peers)).unwrap();
+    let after = Group::builder("values").registry(&registry);
+    let after = after.build_with(|_, key| Ok::<_, larder::Error>(key.to_owned()));
+    let report = after.unwrap().restore(&dump.0, options()).unwrap();
+    assert_eq!((report.restored, report.removed), (1, 1), "{report:?}");
 }
 
 #[test]
