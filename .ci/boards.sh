@@ -14,8 +14,8 @@
 #   .ci/boards.sh turn                      builds all targets, and tests one: each run the next one
 #   .ci/boards.sh all                       everything
 #
-# BOARDS is the directory of all that is made, target/boards by default. Exits with 77 if the packages
-# cannot be had.
+# What fails for one target does not keep the others from being run; the last line counts. BOARDS is the
+# directory of all that is made, target/boards by default. A target whose packages cannot be had is skipped.
 #
 # Rust is Debian's 1.85, the oldest that Cargo.toml allows. Debian has the standard library of some
 # machines; it is unpacked beside, since apt would not install it for a foreign one. For the others cargo
@@ -34,6 +34,7 @@ test   armv7-unknown-linux-gnueabihf   armhf   arm-linux-gnueabihf   arm
 test   s390x-unknown-linux-gnu         s390x   s390x-linux-gnu       s390x
 build  i686-unknown-linux-gnu          i386    i686-linux-gnu        native
 static x86_64-unknown-linux-musl       -       musl                  -
+size   x86_64-unknown-linux-gnu        -       x86_64-linux-gnu      -
 check  armv5te-unknown-linux-gnueabi   -       arm-linux-gnueabi     arm
 "
 
@@ -125,6 +126,7 @@ cross() {
 
 build() {
     local features
+    setup
     for features in "" http ureq,tiny_http,json; do
         echo "+ $TARGET: cargo check --lib --no-default-features --features '$features'"
         cross check --quiet -p larder --lib --no-default-features --features "$features"
@@ -135,22 +137,29 @@ build() {
     cross build --quiet --release -p larder-examples -p cluster --example color --bin cluster
 }
 
+# Builds tests. Debug information and optimizations would cost most of the time.
+test_programs() {
+    export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_LTO=off
+    cross test --release --no-run -p larder --all-features "$@" 2>&1 | tee "$BOARDS/programs.$TARGET"
+}
+
 # The suites. Not the documentation tests, which rustdoc runs only on its own machine, and not those of
 # interoperability, which Go's nodes take part in. rustc is slow in debug builds of qemu, hence --release.
 suites() {
-    local program failed=0
+    local program failing=0
+    setup
     # Memory is measured as the system counts it, and the emulator's own counts there, too.
     if emulated; then
         set -- "$@" --skip half_bodies_cost --skip floods_of_heads_cost --skip ambiguous_requests \
             --skip resident_memory
     fi
-    cross test --release --no-run -p larder --all-features --lib --tests 2>&1 | tee "$BOARDS/programs.$TARGET"
+    test_programs --lib --tests
     while read -r program; do
         case "$program" in */interop-*) continue ;; esac
         echo "+ $TARGET: ${program##*/} $*"
-        as_native "$(realpath "$program")" "$@" </dev/null || failed=1
+        as_native "$(realpath "$program")" "$@" </dev/null || failing=1
     done < <(sed -n 's/.*Executable.*(\(.*\))$/\1/p' "$BOARDS/programs.$TARGET")
-    return "$failed"
+    return "$failing"
 }
 
 # Runs a program of the target, and the programs of its kind that it starts. The kernel starts those by
@@ -177,8 +186,9 @@ as_native() {
 # The unit tests with a wall clock of the year 2040.
 later() {
     local clock="$BOARDS/after_2038.$ARCH.so" program
+    setup
     "$GCC-gcc" -O2 -shared -fPIC -o "$clock" .ci/boards/after_2038.c
-    cross test --release --no-run -p larder --all-features --lib 2>&1 | tee "$BOARDS/programs.$TARGET"
+    test_programs --lib
     program="$(sed -n 's/.*Executable.*(\(.*\))$/\1/p' "$BOARDS/programs.$TARGET")"
     if emulated; then
         QEMU_SET_ENV="LD_PRELOAD=$clock" as_native "$(realpath "$program")"
@@ -192,6 +202,7 @@ example() { echo "$BOARDS/target/$TARGET/release/examples/$1"; }
 # Nodes of this machine and of the targets share a cache.
 mixed() {
     local names=("$@") dir port ports=() urls=() name answer answers i loads
+    for name in "$@"; do target "$name" && setup; done
     cargo build --quiet --locked --release -p larder-examples --example color
     dir="$(mktemp -d)"
     # shellcheck disable=SC2064
@@ -233,7 +244,6 @@ pool() {
 static() {
     local root port=$((20000 + RANDOM % 10000))
     target x86_64-unknown-linux-musl
-    setup
     build
     root="$(mktemp -d)"
     # shellcheck disable=SC2064
@@ -248,19 +258,46 @@ static() {
 
 # A stripped program shows no names in a stack trace, so std does without the code that finds them.
 footprint() {
+    local features=optimize_for_size silent
     target x86_64-unknown-linux-musl
     setup
-    RUSTFLAGS="-C force-unwind-tables=no" cross build -Zbuild-std-features=optimize_for_size --profile small -p larder-examples --no-default-features --features http --example node
-    stat -c '%n: %s bytes' "$BOARDS/target/$TARGET/small/examples/node"
+    small_node "$features"
+    # Panics without a message. Constants are on the pages of the code, and tables of addresses on those of
+    # the data, which spares the gaps between them.
+    silent=("$features,panic_immediate_abort" --target-dir "$BOARDS/target/silent" --
+        -Clink-arg=-Wl,-z,noseparate-code -Crelro-level=off)
+    small_node "${silent[@]}"
+    target x86_64-unknown-linux-gnu
+    small_node "${silent[@]}"
+    stat -c '%n: %s bytes' "$BOARDS"/target/{,silent/}x86_64-unknown-linux-*/small/examples/node
 }
 
+# Builds the smallest node. The first argument is the features of its standard library.
+small_node() {
+    local features="$1"
+    shift
+    RUSTFLAGS="-C force-unwind-tables=no" cross rustc "-Zbuild-std-features=$features" --profile small \
+        -p larder-examples --no-default-features --features http --example node "$@"
+}
+
+# Runs a command for each target, also after it has failed for one.
+each() {
+    local command="$1" name
+    shift
+    for name in "$@"; do attempt "$command $name" one "$command" "$name"; done
+}
+
+# Runs a command for one target.
+one() {
+    target "$2"
+    "$1" "${OPTIONS[@]}"
+}
+
+# shellcheck disable=SC2046 # several targets
 builds() {
-    local name
-    for name in $(targets test build check); do
-        target "$name"
-        (setup)
-        build
-    done
+    each build $(targets test build check)
+    attempt static static
+    attempt mixed mixed $(targets test)
 }
 
 # The number of days since 1970 chooses the target that is tested, unless BOARDS_TURN is given.
@@ -268,47 +305,42 @@ turn() {
     local names
     mapfile -t names < <(targets test)
     builds
-    (static)
-    (mixed "${names[@]}")
-    target "${names[${BOARDS_TURN:-$(($(date +%s) / 86400))} % ${#names[@]}]}"
-    suites
+    each suites "${names[${BOARDS_TURN:-$(($(date +%s) / 86400))} % ${#names[@]}]}"
 }
 
+# shellcheck disable=SC2046 # several targets
 all() {
-    local name failed=0 names
-    mapfile -t names < <(targets test)
     builds
-    (static)
-    (mixed "${names[@]}")
-    for name in "${names[@]}"; do
-        target "$name"
-        suites || failed=1
-    done
-    return "$failed"
+    each later $(targets build)
+    attempt footprint footprint
+    each suites $(targets test)
 }
 
-each() {
-    local command="$1" name
-    shift
-    for name in "$@"; do
-        target "$name"
-        "$command"
-    done
-}
-
+OPTIONS=()
 command="${1:-help}"
 shift || true
 case "$command" in
 list) awk 'NF {print $1, $2}' <<<"$TARGETS" ;;
-setup | build | later) each "$command" "$@" ;;
+setup) for name in "$@"; do target "$name" && setup; done ;;
+build | later)
+    each "$command" "$@"
+    summary
+    ;;
 test)
     names=()
     while (($#)) && [ "$1" != -- ]; do names+=("$1") && shift; done
     shift || true
-    for name in "${names[@]}"; do target "$name" && suites "$@"; done
+    OPTIONS=("$@")
+    each suites "${names[@]}"
+    summary
     ;;
 cargo) target "$1" && shift && cross "$@" ;;
 run) target "$1" && shift && as_native "$@" ;;
-mixed | static | footprint | turn | all) "$command" "$@" ;;
+turn | all)
+    "$command"
+    summary
+    ((passed)) || exit 77
+    ;;
+mixed | static | footprint) "$command" "$@" ;;
 *) sed -n '2,/^set/s/^# \?//p' "$0" && exit 2 ;;
 esac

@@ -4,36 +4,48 @@
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
-# Runs the functions `PREFIX_NAME` for the given names, each in a shell of its own, also after one has
-# failed. One that exits with 77 counts as skipped. The last line counts them; fails if one failed.
+passed=0
+failed=() skipped=()
+
+# Runs a command under a name, in a shell of its own. One that exits with 77 counts as skipped.
+attempt() {
+    local name="$1" start=$SECONDS code result
+    shift
+    echo "== $name"
+    # Not in a condition: there, bash would not stop a function where it first fails.
+    set +e
+    (set -e; "$@") </dev/null
+    code=$?
+    set -e
+    case $code in
+    0) result=passed passed=$((passed + 1)) ;;
+    77) result=SKIPPED skipped+=("$name") ;;
+    *) result=FAILED failed+=("$name") ;;
+    esac
+    echo "== $name: $result, $((SECONDS - start)) s"
+}
+
+# The last line counts what was attempted. Fails if one failed.
+summary() {
+    if ((${#failed[@]})); then echo "failed: ${failed[*]}"; fi
+    if ((${#skipped[@]})); then echo "skipped: ${skipped[*]}"; fi
+    echo "$SECONDS s"
+    echo "$passed passed, ${#failed[@]} failed, ${#skipped[@]} skipped"
+    ((${#failed[@]} == 0))
+}
+
+# Runs the functions `PREFIX_NAME` for the given names one after the other, also after one has failed.
 run_all() {
-    local prefix="$1" name start code result passed=0
-    local failed=() skipped=()
+    local prefix="$1" name
     shift
     for name in "$@"; do
         if ! declare -F "${prefix}_$name" >/dev/null; then
             echo "there is no $prefix named $name" >&2
             return 2
         fi
-        echo "== $name"
-        start=$SECONDS
-        # Not in a condition: there, bash would not stop the function where it first fails.
-        set +e
-        (set -e; "${prefix}_$name") </dev/null
-        code=$?
-        set -e
-        case $code in
-        0) result=passed passed=$((passed + 1)) ;;
-        77) result=SKIPPED skipped+=("$name") ;;
-        *) result=FAILED failed+=("$name") ;;
-        esac
-        echo "== $name: $result, $((SECONDS - start)) s"
+        attempt "$name" "${prefix}_$name"
     done
-    if ((${#failed[@]})); then echo "failed: ${failed[*]}"; fi
-    if ((${#skipped[@]})); then echo "skipped: ${skipped[*]}"; fi
-    echo "$SECONDS s"
-    echo "$passed passed, ${#failed[@]} failed, ${#skipped[@]} skipped"
-    ((${#failed[@]} == 0))
+    summary
 }
 
 # Prints a command, then runs it, for 20 minutes at most.

@@ -1,12 +1,13 @@
 //! The size and the cost at rest of the smallest node, `examples/node.rs`, in programs of few bytes.
 //!
 //! The cases are `node` (all default features), `node-no-ureq`, `node-no-tables` (without ureq and without
-//! the tables for unwinding), `node-unwind` (default features, and panics that unwind), and `node-musl`
-//! (static, without ureq). `node-musl` takes part if
-//! `.ci/boards.sh footprint` has built it. Each is built with the profile `small`, then started with
-//! eight peers in its list. `idle_rss_kib` and `threads` are read after a second, `wakeups` are the
-//! voluntary context switches of all its threads in ten seconds, and `first_get_us` is the time from the
-//! start of `main` to its first value. Linux only.
+//! the tables for unwinding), and `node-unwind` (default features, and panics that unwind). Without ureq,
+//! and with a standard library that is built for size, are `node-musl` (static), `node-musl-silent` and
+//! `node-silent` (musl and glibc, panics without a message); they take part if `.ci/boards.sh footprint`
+//! has built them. Each is built with the profile `small`, then started with eight peers in its list.
+//! `idle_rss_kib` and `threads` are read after a second, `wakeups` are the voluntary context switches of
+//! all its threads in ten seconds, and `first_get_us` is the time from the start of `main` to its first
+//! value. Linux only.
 //!
 //! `packages` counts the crates that a node is made of. `build_s` is the time of a release build of the
 //! library in an empty target directory, with `LARDER_CLEAN_BUILD=1`. golang/groupcache takes part with
@@ -38,6 +39,13 @@ const CASES: [(&str, &str, &[&str], &[&str]); 4] = [
     ),
 ];
 
+/// Name, and folder of the target, of what `.ci/boards.sh footprint` builds.
+const BOARD_CASES: [(&str, &str); 3] = [
+    ("node-musl", "x86_64-unknown-linux-musl"),
+    ("node-musl-silent", "silent/x86_64-unknown-linux-musl"),
+    ("node-silent", "silent/x86_64-unknown-linux-gnu"),
+];
+
 /// Leaves out the tables for unwinding, and packs the relocations.
 const NO_TABLES: &[&str] = &[
     concat!(
@@ -59,13 +67,18 @@ fn main() {
         let packages = packages(features) as f64;
         report.add(case, "larder", "packages", "crates", packages);
     }
-    let musl = root().join("target/boards/target/x86_64-unknown-linux-musl/small/examples/node");
-    if !wanted("node-musl") {
-        println!("node-musl is not asked for");
-    } else if musl.exists() {
-        measure(&mut report, "node-musl", "larder", &musl);
-    } else {
-        println!("node-musl is not there; .ci/boards.sh footprint builds it");
+    let boards = std::env::var_os("BOARDS");
+    let boards = boards.map_or_else(|| root().join("target/boards"), PathBuf::from);
+    for (case, target) in BOARD_CASES {
+        let node = boards.join("target").join(target);
+        let node = node.join("small/examples/node");
+        if !wanted(case) {
+            println!("{case} is not asked for");
+        } else if node.exists() {
+            measure(&mut report, case, "larder", &node);
+        } else {
+            println!("{case} is not there; .ci/boards.sh footprint builds it");
+        }
     }
     let golang = result_file("golang-node");
     if let Ok(file) = fs::metadata(&golang) {
