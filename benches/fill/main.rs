@@ -4,14 +4,15 @@
 //! `ns_per_fill` is the time over the number of fills of all threads, for keys that are all missing. In
 //! `fill-1` and `fill-8`, 1 and 8 threads fill an empty cache with room for twice as many entries. The
 //! growth of the tables and of the heap is part of the time. In `fill-evicting-1` the cache is full, and
-//! each fill has to evict. `common::caches` describes the capacities, and `one_key` the case
-//! `one-key-8`. If `benches/peers/install.sh` has built golang/groupcache, a process of it measures the
+//! each fill has to evict. `common::caches` describes the capacities, `fresh` the case `fill-fresh-1`, and
+//! `one_key` the case `one-key-8`. If `benches/peers/install.sh` has built golang/groupcache, a process of it measures the
 //! same.
 //!
 //! `LARDER_CASES` is a comma-separated list of cases to run.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fresh;
 mod golang;
 mod one_key;
 
@@ -34,8 +35,11 @@ const CASES: [(&str, usize, bool); 3] = [
 ];
 
 fn main() {
-    let mut report = Report::new("fill");
     let keys: Vec<String> = (0..FILLS as u64).map(|n| key('k', n)).collect();
+    if let Some(make) = fresh::implementation() {
+        return println!("{}", fill(make, &keys, None, 1));
+    }
+    let mut report = Report::new("fill");
     let others: Vec<String> = (0..2 * FULL as u64).map(|n| key('o', n)).collect();
     let golang = golang::node();
     for (case, threads, evicting) in CASES.into_iter().filter(|(case, ..)| wanted(case)) {
@@ -54,6 +58,18 @@ fn main() {
                 };
                 if round.counted {
                     report.add(case, name, "ns_per_fill", "ns", ns);
+                }
+            }
+        }
+    }
+    if wanted(fresh::CASE) {
+        for round in turns(ALL.len()) {
+            for (name, _) in round.order.iter().map(|&n| ALL[n]) {
+                if chosen(name) {
+                    let ns = fresh::measure(name);
+                    if round.counted {
+                        report.add(fresh::CASE, name, "ns_per_fill", "ns", ns);
+                    }
                 }
             }
         }
