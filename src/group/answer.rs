@@ -146,7 +146,7 @@ impl Inner {
         let hit = match found {
             Ok(hit) => hit,
             Err(miss) => {
-                self.count_miss(&key);
+                self.count_miss(&key, || self.purge_some());
                 return match options.only_if_cached {
                     true => not_cached(),
                     false => Ok(self.loaded_answer(self.load_value(ctx, &key, Some(&miss))?)),

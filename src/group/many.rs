@@ -80,7 +80,7 @@ impl Inner {
                     return due.map(Ok);
                 }
                 Some(_) => {}
-                None => drop(self.count_miss(&key)),
+                None => drop(self.count_miss(&key, || self.purge_some())),
             }
             found.map(|value| Ok(value.view))
         };

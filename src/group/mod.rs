@@ -476,7 +476,7 @@ impl Inner {
         match why {
             NoView::Due => self.get_found_due(ctx, key),
             NoView::Missed(miss) => {
-                self.count_miss(key);
+                self.count_miss(key, || self.purge_some());
                 self.load(ctx, key, Some(miss))
             }
         }
@@ -496,10 +496,11 @@ impl Inner {
         LoadKey { hash, key }
     }
 
-    /// Counts a look-up that found nothing, and returns the key's rate if it is measured.
-    fn count_miss(&self, key: &LoadKey<'_>) -> Option<f64> {
+    /// Counts a look-up that found nothing, and returns the key's rate if it is measured. A sampled one calls
+    /// `purge`.
+    fn count_miss(&self, key: &LoadKey<'_>, purge: impl FnOnce()) -> Option<f64> {
         if self.store.count_miss(key.hash) {
-            self.purge_some();
+            purge();
         }
         self.count_request(key)
     }

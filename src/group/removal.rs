@@ -73,6 +73,10 @@ impl Group {
     ///
     /// As [`remove`](Self::remove). A peer that is not larder has no such request: it is named in the
     /// error.
+    ///
+    /// # Panics
+    ///
+    /// If this thread calls the eviction listener, and it panics; the peers get the change first.
     pub fn clear(&self, ctx: &Context) -> Result<()> {
         self.inner.clear_in_cluster(ctx)
     }
@@ -170,7 +174,9 @@ impl Inner {
             return Err(ended);
         }
         let (removal_id, count) = self.removals.begin();
-        self.sweep_later(self.clear_unswept(count));
+        let cleared = self.clear_unswept(count);
+        let mut panic = FirstPanic::default();
+        panic.catch(|| self.sweep_later(cleared));
         let group = self.name.clone();
         let told = self.tell(ctx, self.all_peers(&[]), move |peer, ctx| {
             let request = ClearRequest {
@@ -179,6 +185,7 @@ impl Inner {
             };
             peer.clear(ctx, &request)
         });
+        panic.resume();
         self.result_of(told, 0)
     }
 

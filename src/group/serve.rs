@@ -89,7 +89,7 @@ impl Inner {
             .get(key.hash, key.key, epochs, || self.purge_for_peer());
         let minute_qps = match &found {
             Ok(_) => self.count_request(&key),
-            Err(_) => self.count_miss(&key),
+            Err(_) => self.count_miss(&key, || self.purge_for_peer()),
         };
         let value = match found {
             Ok(hit) if self.is_doubtful_copy(&key, &hit) => {

@@ -115,8 +115,9 @@ impl Inner {
             return Err(ended);
         }
         self.check_entry(key, &value)?;
-        let (removal_id, count) = self.removals.begin();
+        // Before the removal begins: a picker that panics would leave it under way.
         let owner = self.peers.owner(&self.name, key);
+        let (removal_id, count) = self.removals.begin();
         let mut panic = FirstPanic::default();
         match &owner {
             None => panic.catch(|| self.set_here(key, value, options.ttl, count)),
@@ -188,9 +189,10 @@ impl Inner {
                 Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
             }
         };
+        let owner = self.peers.owner(&self.name, key);
         let count = self.removals.admit(request.removal_id);
         let mut panic = FirstPanic::default();
-        match self.peers.owner(&self.name, key) {
+        match owner {
             None => panic.catch(|| self.set_here(key, value.into(), ttl, count)),
             Some(_) => panic.catch(|| drop(self.remove_here(key, count))),
         }

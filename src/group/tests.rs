@@ -456,3 +456,66 @@ fn set_of_a_peer_is_applied_although_its_listener_panics() {
     let known = removals.known().expect("few removals");
     assert!(removals.has_applied(&known), "none is under way");
 }
+
+/// A picker that panics.
+fn panicking_picker() -> PickerSlot {
+    struct Panicking;
+    impl PeerPicker for Panicking {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            resume_unwind(Box::new("in the picker"))
+        }
+    }
+    let slot = PickerSlot::default();
+    let registered = slot.register(Pickers::One(Arc::new(Panicking)));
+    registered.expect("the slot is empty");
+    slot
+}
+
+#[test]
+fn set_whose_picker_panics_is_not_under_way_any_more() {
+    let getter = |_: &Context, _: &str, _: &mut dyn Sink| -> Result<(), BoxError> { Ok(()) };
+    let group = Group::builder("test").make(getter, panicking_picker());
+    let request = crate::pb::SetRequest {
+        group: "test".into(),
+        key: "key".into(),
+        removal_id: Some(7 << 32 | 1),
+        ..Default::default()
+    };
+    let options = SetOptions::new();
+    let set = || group.set(&Context::background(), "key", "new", options);
+    assert!(catch_unwind(AssertUnwindSafe(set)).is_err());
+    assert!(catch_unwind(AssertUnwindSafe(|| group.serve_set(&request))).is_err());
+    let removals = &group.inner.removals;
+    let known = removals.known().expect("few removals");
+    assert!(removals.has_applied(&known), "none is under way");
+}
+
+#[test]
+fn listener_that_panics_at_a_miss_keeps_no_answer_from_a_peer() {
+    let clock = Clock::manual();
+    let getter = |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        match key.starts_with("none") {
+            true => Err(Error::not_found("nowhere").into()),
+            false => Ok(dest.set_str(key)?),
+        }
+    };
+    let builder = Group::builder("test").clock(clock.clone());
+    let builder = builder.time_to_live(Duration::from_secs(1));
+    let builder = builder.eviction_listener(|_, _, _| resume_unwind(Box::new("in the listener")));
+    let group = builder.make(getter, PickerSlot::default());
+    let ctx = Context::background();
+    for many in [false, true] {
+        group.get("key").expect("a value");
+        clock.advance(Duration::from_secs(2));
+        for n in 0..3000 {
+            let key = format!("none {n}");
+            let mut answers = match many {
+                false => vec![group.serve_peer(&ctx, &key)],
+                true => group.serve_peer_many(&ctx, &[&key]),
+            };
+            let error = answers.remove(0).expect_err("there is no value");
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+        }
+        assert_eq!(group.entry_count(), 0, "the entry was removed");
+    }
+}

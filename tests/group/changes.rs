@@ -208,6 +208,45 @@ fn all_peers_are_told_of_a_change_whose_listener_panics() {
     }
 }
 
+/// Environment variable that is set in the child process.
+#[cfg(target_os = "linux")]
+const CHILD: &str = "LARDER_TEST_NO_THREADS";
+
+/// Runs itself in a child process whose threads are all refused, because their stacks are too large.
+#[cfg(target_os = "linux")]
+#[test]
+fn all_peers_are_told_of_a_clear_whose_listener_panics_on_this_thread() {
+    if std::env::var_os(CHILD).is_some() {
+        return clear_without_threads();
+    }
+    let name = "changes::all_peers_are_told_of_a_clear_whose_listener_panics_on_this_thread";
+    let output = std::process::Command::new(std::env::current_exe().expect("a path"))
+        .args(["--test-threads=1", "--exact", name])
+        .envs([(CHILD, "1"), ("RUST_MIN_STACK", "1000000000000000")])
+        .output()
+        .expect("a process");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    assert!(stdout.contains("1 passed"), "{stdout}");
+}
+
+#[cfg(target_os = "linux")]
+fn clear_without_threads() {
+    let [a, b] = ["a", "b"].map(|name| peer(name, |_| Ok(())));
+    let group = among("changes", Arc::new(Peers(vec![a.clone(), b.clone()])))
+        .eviction_listener(|_, _, _| std::panic::resume_unwind(Box::new("in the listener")))
+        .build(echo().0)
+        .expect("a group");
+    group.get("own").expect("a value");
+    let clear = || group.clear(&background());
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(clear)).is_err();
+    assert!(panics, "the sweep runs on this thread");
+    assert_eq!(
+        (a.changes(), b.changes()),
+        (vec!["clear".into()], vec!["clear".into()])
+    );
+}
+
 #[test]
 fn hung_peer_is_named_at_the_deadline() {
     for honors_deadline in [true, false] {
