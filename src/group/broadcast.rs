@@ -50,7 +50,7 @@ impl Inner {
         send: impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> + Send + Sync + 'static,
     ) -> Told {
         let (sender, ends) = unbounded();
-        let (send, mut here) = (Arc::new(send), Vec::new());
+        let (send, mut here) = (Arc::new(without_panics(send)), Vec::new());
         let mut results: Vec<Option<Result<()>>> = peers.iter().map(|_| None).collect();
         for (at, peer) in peers.iter().enumerate() {
             let can_block = Executor::for_peer(ctx, &**peer) == Executor::LoaderPool;
@@ -82,8 +82,7 @@ impl Inner {
         });
         drop(sender);
         for at in here {
-            let sent = caught(|| send(&peers[at], ctx));
-            results[at] = Some(sent.unwrap_or_else(|| Err(panicked())));
+            results[at] = Some(send(&peers[at], ctx));
         }
         while results.iter().any(Option::is_none) {
             let Some((at, result)) = next_by(ctx, &ends) else {
@@ -111,6 +110,13 @@ fn next_by(ctx: &Context, ends: &Receiver<End>) -> End {
         None => ends.recv().ok().flatten(),
         Some(deadline) => ends.recv_deadline(deadline).ok().flatten(),
     }
+}
+
+/// `send`, whose panic is an error.
+fn without_panics(
+    send: impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()>,
+) -> impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> {
+    move |peer, ctx| caught(|| send(peer, ctx)).unwrap_or_else(|| Err(panicked()))
 }
 
 fn panicked() -> Error {

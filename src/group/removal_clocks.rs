@@ -473,7 +473,15 @@ impl RemovalClocks {
     /// Notes that this node has applied the removals of a table.
     pub(super) fn finish_merge(&self, table: &Table) {
         let mut applied = self.applied.lock();
+        let before = applied.clone();
         applied.add_all(&table.applied);
+        // A set has a limited size.
+        if ![&before, &table.applied]
+            .iter()
+            .all(|part| applied.contains_all(part))
+        {
+            self.is_incomplete.store(true, Ordering::SeqCst);
+        }
         self.digest.store(applied.digest(), Ordering::SeqCst);
     }
 }

@@ -73,7 +73,7 @@ impl Inner {
             self.counters.add(|loads| &loads.server_requests);
             let key = self.key(key);
             let purge = || self.purge_for_peer();
-            let found = self.store.get(key.hash, key.key, || (), &purge);
+            let found = self.store.get(key.hash, key.key, || (), purge);
             rates[at].set(match &found {
                 Ok(_) => self.count_request(&key),
                 Err(_) => self.count_miss(&key, purge),

@@ -220,16 +220,20 @@ impl Inner {
             Some(keys) if !ctx.is_cancelled() => keys,
             _ => return false,
         };
-        let is_missing = |key: &&String| {
-            self.check_key(key).is_ok()
-                && matches!(self.peers.route(&self.name, key), Route::Own)
-                && self.store.peek(self.store.hash(key), key).is_err()
-        };
-        let missing: Vec<&String> = keys.iter().filter(is_missing).collect();
-        let mut warmed = Warmed {
-            skipped: keys.len() - missing.len(),
-            ..Warmed::default()
-        };
+        let (mut missing, mut warmed) = (Vec::new(), Warmed::default());
+        for key in keys {
+            let is_missing = || {
+                self.check_key(key).is_ok()
+                    && matches!(self.peers.route(&self.name, key), Route::Own)
+                    && self.store.peek(self.store.hash(key), key).is_err()
+            };
+            // The program's picker may panic.
+            match caught(is_missing) {
+                Some(true) => missing.push(key),
+                Some(false) => warmed.skipped += 1,
+                None => warmed.failed += 1,
+            }
+        }
         if !missing.is_empty() {
             let Some(permit) = self.permit_warm(ctx) else {
                 return false;

@@ -303,6 +303,20 @@ fn cancelled_removal_returns() {
 }
 
 #[test]
+fn peer_that_panics_does_not_hold_up_a_removal_that_can_be_cancelled() {
+    let panics = |_: &Context| std::panic::resume_unwind(Box::new("in the peer"));
+    let (a, b) = (peer("a", panics), peer("b", |_| Ok(())));
+    let group = group(&[&a, &b]);
+    let (ctx, canceller) = background().with_cancel();
+    let removing = start(move || group.remove(&ctx, "key"));
+    let error = removing.end().expect_err("a peer panicked");
+    let failed = &error.partial().expect("the peers").failed;
+    assert_eq!((failed.len(), &*failed[0].peer), (1, "a"));
+    assert_eq!(failed[0].error.kind(), ErrorKind::Peer);
+    drop(canceller);
+}
+
+#[test]
 fn change_after_the_deadline_or_of_a_long_key_changes_nothing() {
     let a = peer("a", |_| Ok(()));
     let group = group(&[&a]);

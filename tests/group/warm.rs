@@ -187,3 +187,20 @@ fn failures_and_panics_are_counted_and_end_nothing() {
     let more = group.get_many(&within(PATIENCE), &["a", "b", "c"]);
     assert!(more.iter().all(Result::is_ok));
 }
+
+#[test]
+fn keys_at_which_the_picker_panics_are_counted_and_end_nothing() {
+    struct Panicking;
+    impl larder::PeerPicker for Panicking {
+        fn pick_peer(&self, key: &str) -> Option<Arc<dyn larder::ProtoGetter>> {
+            if key != "key 39" {
+                std::panic::resume_unwind(Box::new("in the picker"));
+            }
+            None
+        }
+    }
+    let builder = among("picker", Arc::new(Panicking));
+    let group = builder.build(echo().0).expect("new");
+    let end = group.warm(keys(40), |_| ()).expect("threads").join();
+    assert_eq!((end.done, end.loaded, end.failed), (40, 1, 39));
+}

@@ -328,3 +328,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn set_without_room_for_the_removals_of_a_table_is_not_taken_for_all() {
+    let (node, peer) = (Node::new(0), Node::new(0));
+    let numbers = |counts: std::ops::Range<u64>| counts.map(|count| 7 << 32 | count);
+    // The first removal arrives nowhere.
+    numbers(102..152).for_each(|number| node.remove("key", number));
+    numbers(2..52).for_each(|number| peer.remove("key", number));
+    assert!(node.clocks.known().is_some());
+    node.merge(&peer.table());
+    let known = node.clocks.known();
+    let known = known.map(|known| AppliedRemovals::decode(&known).expect("it decodes"));
+    let is_known = |number| known.as_ref().is_none_or(|known| known.contains(number));
+    assert!(numbers(2..52).chain(numbers(102..152)).all(is_known));
+}

@@ -43,15 +43,17 @@ impl ByteBudget {
         Some(self.add(&mut used, bytes, is_stranger))
     }
 
-    /// Waits for its turn, and for room for `bytes`, and takes them. Returns `None` at `deadline`.
+    /// Waits for its turn, and for room for `bytes`, and takes them. `next_step` returns the end of the
+    /// next step of the wait, or `None` to leave. It is called under the lock, and must not wait.
     pub(crate) fn wait_for(
         &self,
         bytes: usize,
         is_stranger: bool,
-        deadline: Instant,
+        mut next_step: impl FnMut() -> Option<Instant>,
     ) -> Option<ByteGuard<'_>> {
         let class = usize::from(is_stranger);
         let turn = Arc::new(Condvar::new());
+        let mut step = Instant::now();
         let mut used = self.used.lock();
         used.waiting[class].push_back(turn.clone());
         let mut guard = None;
@@ -62,9 +64,13 @@ impl ByteBudget {
                 guard = Some(self.add(&mut used, bytes, is_stranger));
                 break;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = step.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break;
+                match next_step() {
+                    Some(next) => step = next,
+                    None => break,
+                }
+                continue;
             }
             used = turn.wait_timeout(used, left);
         }
@@ -144,6 +150,11 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    /// One step that ends then.
+    fn until(deadline: Instant) -> impl FnMut() -> Option<Instant> {
+        move || (Instant::now() < deadline).then_some(deadline)
+    }
+
     #[test]
     fn strangers_take_half_and_peers_take_all() {
         let budget = ByteBudget::new(100);
@@ -162,7 +173,7 @@ mod tests {
         let budget = ByteBudget::new(100);
         let long = budget.take(1000, true).expect("alone");
         assert!(budget.take(1, false).is_none());
-        assert!(budget.wait_for(1, false, Instant::now()).is_none());
+        assert!(budget.wait_for(1, false, || None).is_none());
         drop(long);
         assert!(budget.take(1, false).is_some());
     }
@@ -183,7 +194,7 @@ mod tests {
         let guard = budget.take(100, false).expect("room");
         let deadline = Instant::now() + Duration::from_secs(20);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| budget.wait_for(100, false, deadline).is_some());
+            let waiter = scope.spawn(|| budget.wait_for(100, false, until(deadline)).is_some());
             drop(guard);
             assert!(waiter.join().expect("no panic"));
         });
@@ -195,13 +206,13 @@ mod tests {
         let [first, second] = [50, 50].map(|bytes| budget.take(bytes, false).expect("room"));
         let deadline = Instant::now() + Duration::from_secs(20);
         std::thread::scope(|scope| {
-            let long = scope.spawn(|| budget.wait_for(100, false, deadline).map(drop));
+            let long = scope.spawn(|| budget.wait_for(100, false, until(deadline)).map(drop));
             while budget.used.lock().waiting[0].is_empty() {
                 std::thread::yield_now();
             }
             drop(first);
             assert!(budget.take(1, false).is_none(), "it waits for its turn");
-            let short = scope.spawn(|| budget.wait_for(1, false, deadline).map(drop));
+            let short = scope.spawn(|| budget.wait_for(1, false, until(deadline)).map(drop));
             drop(second);
             assert!(long.join().expect("no panic").is_some());
             assert!(short.join().expect("no panic").is_some());
@@ -216,8 +227,8 @@ mod tests {
         let soon = Instant::now() + Duration::from_millis(20);
         let deadline = Instant::now() + Duration::from_secs(20);
         std::thread::scope(|scope| {
-            let long = scope.spawn(|| budget.wait_for(100, false, soon).is_some());
-            let short = scope.spawn(|| budget.wait_for(50, false, deadline).is_some());
+            let long = scope.spawn(|| budget.wait_for(100, false, until(soon)).is_some());
+            let short = scope.spawn(|| budget.wait_for(50, false, until(deadline)).is_some());
             assert!(!long.join().expect("no panic"));
             assert!(short.join().expect("no panic"));
         });

@@ -246,7 +246,8 @@ impl ServerBuilder {
     /// The most bytes of responses that are under way, over all connections. Default: 1 GiB.
     ///
     /// A request whose response does not fit waits for its turn, without holding the value. It is then
-    /// answered anew, or with 503 after [`max_request_time`](Self::max_request_time). Clients other than the peers
+    /// answered anew, or with 503 at the end of its client's time, or of
+    /// [`max_request_time`](Self::max_request_time). Clients other than the peers
     /// of the pool's list take half of the bytes at most. A longer response is sent alone. Responses of
     /// up to 4 KiB do not count, and those of a [`fallback`](Self::fallback) are not made again: one that
     /// does not fit is answered with 503 at once.

@@ -61,6 +61,26 @@ fn response_over_the_budget_is_sent_when_there_is_room() {
 }
 
 #[test]
+fn wait_for_room_ends_in_the_time_of_its_client_and_when_the_client_has_left() {
+    let server = serve_sizes(|server| {
+        server
+            .max_response_bytes(4 << 20)
+            .min_write_rate(0)
+            .write_timeout(Duration::from_secs(3600))
+            .max_request_time(Duration::from_secs(3600))
+    });
+    let addr = server.local_addr();
+    let mut deaf = Client::sending(addr, get("3000000"));
+    assert_eq!(deaf.reply_head().status, 200);
+    let in_time = get("3000001").replace("\r\n\r\n", "\r\nlarder-timeout-ms: 200\r\n\r\n");
+    assert_eq!(ask(addr, in_time).status, 503);
+    let left = Client::sending(addr, get("3000002"));
+    eventually(|| server.connections() == 2);
+    drop(left);
+    eventually(|| server.connections() == 1);
+}
+
+#[test]
 fn bodies_over_their_budget_are_answered_with_503() {
     let server = serve(|server| {
         server

@@ -64,7 +64,7 @@ pub(crate) struct WatchedPeer {
 impl Watch {
     pub(crate) fn new(absent_after: Duration, slow_after: Duration) -> Arc<Self> {
         Arc::new(Watch {
-            absent_after,
+            absent_after: absent_after.min(LONGEST_OUTAGE),
             slow_after,
             slow_limit: AtomicU64::new(nanos(slow_after)),
             away: AtomicUsize::new(0),
@@ -344,6 +344,9 @@ impl WatchedPeer {
 
 /// The time between two turns of the latencies.
 const TURN: Duration = Duration::from_millis(500);
+
+/// Ten years can be added to any `Instant`.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// A wait without a known end is repeated after this time.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::io::Write;
 use std::time::Instant;
 
+use crate::group::client_load::ClientWaiter;
 use crate::http::config::KnownPeers;
 use crate::http::server::abandoned::AbandonedLoads;
 use crate::http::server::byte_budget::{ByteBudget, ByteGuard};
@@ -23,7 +24,7 @@ use crate::http::server::head::{self, BODY_TOO_LARGE, ParsedHead, RequestHead};
 use crate::http::server::limits::ServerLimits;
 use crate::http::server::listener::tune_accepted;
 use crate::http::server::response::{Response, ResponseOptions};
-use crate::http::server::wait::LoadLimits;
+use crate::http::server::wait::{LoadLimits, LoadWait};
 use crate::panics::caught;
 use crate::sync::Arc;
 
@@ -189,7 +190,7 @@ fn is_ending(service: &Service, connection: &Connection) -> bool {
 }
 
 /// Takes the bytes of a response from the budget. One that does not fit is made again when there is room,
-/// so that its value is not held meanwhile. Without room, it becomes an error.
+/// so that its value is not held meanwhile. Without room in the time of its client, it becomes an error.
 fn wait_for_budget<'s>(
     service: &'s Service,
     connection: &Connection,
@@ -198,7 +199,7 @@ fn wait_for_budget<'s>(
 ) -> Option<ByteGuard<'s>> {
     let is_for_peers = service.endpoint.is_below_base(request.path());
     let (budget, is_stranger) = (&service.response_bytes, is_stranger(connection));
-    let (mut deadline, mut guard) = (None, None::<ByteGuard<'_>>);
+    let (mut wait, mut guard) = (None, None::<ByteGuard<'_>>);
     loop {
         let len = reply.body_len();
         if len <= UNCOUNTED_RESPONSE {
@@ -211,10 +212,11 @@ fn wait_for_budget<'s>(
             return guard;
         }
         *reply = Response::from(NO_ROOM).into();
-        let max = service.limits.max_request_time;
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + max);
+        let timeout = request.head().timeout.flatten();
+        let new = || LoadWait::new(load_limits(service, connection), timeout);
+        let wait = wait.get_or_insert_with(new);
         if is_for_peers {
-            guard = budget.wait_for(len, is_stranger, deadline);
+            guard = budget.wait_for(len, is_stranger, || wait.next_step());
         }
         guard.as_ref()?;
         *reply = respond(service, connection, request);
@@ -225,12 +227,16 @@ fn is_stranger(connection: &Connection) -> bool {
     !connection.is_from_peer()
 }
 
-/// The response of the endpoint or of the fallback. Does not unwind.
-fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Reply {
-    let limits = LoadLimits {
+fn load_limits<'a>(service: &'a Service, connection: &'a Connection) -> LoadLimits<'a> {
+    LoadLimits {
         max_request_time: service.limits.max_request_time,
         connection: Some((connection, &service.abandoned)),
-    };
+    }
+}
+
+/// The response of the endpoint or of the fallback. Does not unwind.
+fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Reply {
+    let limits = load_limits(service, connection);
     if let Some(reply) = service.endpoint.respond(request, limits) {
         return reply;
     }

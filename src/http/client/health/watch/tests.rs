@@ -113,6 +113,14 @@ mod threads {
     }
 
     #[test]
+    fn peer_that_is_never_absent_is_open() {
+        let setting = Setting::new(3, Duration::MAX);
+        setting.kill(1);
+        assert_eq!(setting.peers[1].0.standing(), Standing::Open);
+        setting.watch.close();
+    }
+
+    #[test]
     fn peer_that_is_down_for_long_is_absent_and_does_not_count_as_cut_off() {
         let setting = Setting::new(3, Duration::from_millis(300));
         setting.kill(0);
