@@ -9,7 +9,8 @@ use crossbeam_channel::{Sender, bounded};
 
 /// Writes a file by `write`: into a temporary file beside it, which then takes its name. Both the file
 /// and its folder are synced, so that the new file is there after a power cut. On Unix, only the owner
-/// can read it (mode 0600).
+/// can read it (mode 0600). Two calls for one path must not run at the same time, because they would write to one
+/// temporary file.
 ///
 /// # Errors
 ///

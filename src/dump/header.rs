@@ -76,7 +76,7 @@ impl DumpHeader {
 /// The last byte is the version.
 const MAGIC: &[u8; 8] = b"larder\0\x01";
 
-/// The longest header: the removals take up to 16 KiB.
-pub(super) const MAX_HEADER: usize = 64 << 10;
+/// The longest header: the removals take up to 76 KiB.
+pub(super) const MAX_HEADER: usize = 128 << 10;
 
 const SEED: u64 = u64::MAX;

@@ -430,6 +430,7 @@ impl GroupBuilder {
         let inner = Inner {
             pool: loaders,
             warm_inserts: Mutex::default(),
+            dumps: Mutex::default(),
             permits: self.max_concurrent_loads.map(LoadPermits::new),
             name: self.name,
             getter,

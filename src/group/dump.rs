@@ -24,13 +24,15 @@ impl Group {
     /// values, 24 bytes an entry, and 3 % at most for blocks, more where values are longer than 64 KiB.
     ///
     /// Gets go on meanwhile. An entry that changes during the call is written in its old or its new
-    /// state, or not at all.
+    /// state, or not at all. The dumps of a group are written one after the other. Those of different groups
+    /// need different paths.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`], for example if the disk is full. The old file is then unchanged.
     pub fn dump(&self, path: impl AsRef<Path>, schema: u64) -> Result<DumpReport> {
         let path = path.as_ref();
+        let _alone = self.inner.dumps.lock();
         let written = write_atomically(path, |file| self.write_dump(file, schema));
         written.map_err(|error| {
             let message = format!("cannot write the dump {}", path.display());

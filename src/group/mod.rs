@@ -153,6 +153,8 @@ struct Inner {
     permits: Option<Arc<LoadPermits>>,
     /// Held for the insertion of a warmed value.
     warm_inserts: Mutex<()>,
+    /// Held while a dump is written: two dumps to one path would write to one temporary file.
+    dumps: Mutex<()>,
     freshness: Freshness,
     attempts: Attempts,
     hot_admission: HotAdmission,

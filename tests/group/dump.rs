@@ -305,3 +305,25 @@ fn periodic_dump_needs_changes_and_ends_with_its_handle() {
     }
     drop(handle);
 }
+
+#[test]
+fn dumps_to_one_file_at_the_same_time_are_written_one_after_the_other() {
+    let dump = Dump::new("twice");
+    let (before, _) = group(&Clock::system(), 16 << 20);
+    for n in 0..20_000 {
+        before.get(&format!("key-{n}")).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    let report = before.dump(&dump.0, SCHEMA).expect("written");
+                    assert_eq!(report.entries, 20_000);
+                }
+            });
+        }
+    });
+    let (after, _) = group(&Clock::system(), 16 << 20);
+    let report = after.restore(&dump.0, options()).expect("a dump");
+    assert_eq!((report.restored, report.is_damaged), (20_000, false));
+}
