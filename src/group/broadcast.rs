@@ -1,11 +1,12 @@
-//! Sends a change to several peers at the same time, and notes which of them confirmed it.
+//! Sends a change to several peers at the same time, and records which of them confirmed it.
 
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::unbounded;
 
 use super::Inner;
 use super::flight::Executor;
+use super::many::next_by;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, FailedPeer, Partial, Result};
 use crate::loader_pool::JobFor;
@@ -13,44 +14,44 @@ use crate::panics::caught;
 use crate::peers::ProtoGetter;
 use crate::sync::Arc;
 
-/// The peers that did not confirm a change.
-pub(super) struct Told {
+/// The result of a broadcast.
+pub(super) struct Confirmations {
+    /// The peers that did not confirm the change.
     pub(super) failed: Vec<FailedPeer>,
-    /// The number of peers that were told.
-    all: usize,
+    /// The number of all peers.
+    peers: usize,
 }
 
-/// How a request to the peer of this place in the list ended. `None` if the caller's context ended.
-type End = Option<(usize, Result<()>)>;
+/// Sends a change to one peer.
+type SendFn = dyn Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> + Send + Sync;
 
 impl Inner {
-    /// The result of a change that was applied here and at `owners` other nodes before these peers were
-    /// told.
-    pub(super) fn result_of(&self, told: Told, owners: usize) -> Result<()> {
-        if told.failed.is_empty() {
+    /// The result of a change that this node and `owners` other nodes applied before the broadcast.
+    pub(super) fn confirmed(&self, by: Confirmations, owners: usize) -> Result<()> {
+        if by.failed.is_empty() {
             return Ok(());
         }
-        let nodes = 1 + owners + told.all;
-        let confirmed = nodes - told.failed.len();
+        let nodes = 1 + owners + by.peers;
+        let confirmed = nodes - by.failed.len();
         let limit = self
             .max_unverified
             .limit()
             .filter(|_| 2 * confirmed > nodes);
         let stale_until = limit.and_then(|limit| Instant::now().checked_add(limit));
-        Err(Partial::new(told.failed, stale_until).into())
+        Err(Partial::new(by.failed, stale_until).into())
     }
 
     /// Calls `send` for each peer: for the first on this thread, for the others on loader threads at
     /// the same time. A peer for which no loader thread is free comes after the first. Returns by the
     /// deadline of `ctx`.
-    pub(super) fn tell(
+    pub(super) fn broadcast(
         self: &Arc<Self>,
         ctx: &Context,
-        peers: Vec<Arc<dyn ProtoGetter>>,
-        send: impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> + Send + Sync + 'static,
-    ) -> Told {
+        peers: &[Arc<dyn ProtoGetter>],
+        send: Arc<SendFn>,
+    ) -> Confirmations {
         let (sender, ends) = unbounded();
-        let (send, mut here) = (Arc::new(without_panics(send)), Vec::new());
+        let mut here = Vec::new();
         let mut results: Vec<Option<Result<()>>> = peers.iter().map(|_| None).collect();
         for (at, peer) in peers.iter().enumerate() {
             let can_block = Executor::for_peer(ctx, &**peer) == Executor::LoaderPool;
@@ -62,7 +63,7 @@ impl Inner {
                 let (peer, ctx) = (peer.clone(), ctx.clone());
                 let (send, sender) = (send.clone(), sender.clone());
                 self.pool.submit(JobFor::Own, move |busy| {
-                    let result = send(&peer, &ctx);
+                    let result = send_caught(&*send, &peer, &ctx);
                     drop(busy);
                     // Fails if the caller has returned already.
                     let _ = sender.send(Some((at, result)));
@@ -82,10 +83,11 @@ impl Inner {
         });
         drop(sender);
         for at in here {
-            results[at] = Some(send(&peers[at], ctx));
+            results[at] = Some(send_caught(&*send, &peers[at], ctx));
         }
         while results.iter().any(Option::is_none) {
-            let Some((at, result)) = next_by(ctx, &ends) else {
+            // `None` also if a cancellation woke this thread.
+            let Some((at, result)) = next_by(ctx, &ends).flatten() else {
                 break;
             };
             results[at] = Some(result);
@@ -97,26 +99,15 @@ impl Inner {
             self.note_failure(&error);
             Some(FailedPeer::new(peer.url(), error))
         });
-        Told {
+        Confirmations {
             failed: failed.collect(),
-            all: peers.len(),
+            peers: peers.len(),
         }
     }
 }
 
-/// The next end; `None` once the context has ended, or no thread is left that could send one.
-fn next_by(ctx: &Context, ends: &Receiver<End>) -> End {
-    match ctx.deadline() {
-        None => ends.recv().ok().flatten(),
-        Some(deadline) => ends.recv_deadline(deadline).ok().flatten(),
-    }
-}
-
-/// `send`, whose panic is an error.
-fn without_panics(
-    send: impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()>,
-) -> impl Fn(&Arc<dyn ProtoGetter>, &Context) -> Result<()> {
-    move |peer, ctx| caught(|| send(peer, ctx)).unwrap_or_else(|| Err(panicked()))
+fn send_caught(send: &SendFn, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> Result<()> {
+    caught(|| send(peer, ctx)).unwrap_or_else(|| Err(panicked()))
 }
 
 fn panicked() -> Error {

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::Inner;
+use super::broadcast::Confirmations;
 use super::removal_clocks::{RemovalMark, Table};
 use crate::clock::Tick;
 use crate::context::Context;
@@ -138,6 +139,20 @@ impl Inner {
         Ok(())
     }
 
+    /// Exchanges tables with several peers at the same time.
+    pub(super) fn exchange_with_all(
+        self: &Arc<Self>,
+        ctx: &Context,
+        peers: &[Arc<dyn ProtoGetter>],
+    ) -> Confirmations {
+        let group = self.clone();
+        self.broadcast(
+            ctx,
+            peers,
+            Arc::new(move |peer, ctx| group.exchange(peer, ctx)),
+        )
+    }
+
     /// The answer to a peer's table.
     pub(super) fn serve_table(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
         // Before the merge, after which the peer would find nothing new in it.
@@ -169,9 +184,7 @@ impl Inner {
         let removed = |removed| self.notify_all(removed, &mut panic);
         // Loads that began before are not cached, and are joined by no caller.
         self.store.remove_older(&is_old, removed);
-        self.getter_flights.forget_all();
-        self.peer_flights.forget_all();
-        self.attempts.forget_all();
+        self.forget_all();
         self.removals.finish_merge(table);
         drop(unsettled);
         panic.resume();

@@ -1,10 +1,10 @@
 //! Refuses values of peers that may be older than a removal which this node has applied.
 //!
-//! Without it, "tell all nodes at the same time" does not hold:
+//! Without it, a removal that is sent to all nodes at the same time would not be enough:
 //!
 //! 1. The source changes, and a node begins to remove the key.
 //! 2. H drops its copy.
-//! 3. A get at H asks the owner, which has not heard of the removal, and gets the old value.
+//! 3. A get at H asks the owner, which has not received the removal, and gets the old value.
 //! 4. H caches the old value.
 //! 5. The owner drops the value, and the removal returns.
 //! 6. A get at H returns the old value.

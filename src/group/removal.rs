@@ -1,7 +1,8 @@
 //! Removals: of keys and of everything, in this process and in the cluster.
 
+use super::broadcast::Confirmations;
 use super::removal_clocks::{ALL_KEYS, Counted, KeyStripe};
-use super::{Group, Inner};
+use super::{Group, Inner, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::panics::FirstPanic;
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
 use crate::peers::ProtoGetter;
-use crate::store::{ClearedEntries, Evicted, KeyHash, RemovalCause};
+use crate::store::{ClearedEntries, Evicted, RemovalCause};
 use crate::sync::Arc;
 
 impl Group {
@@ -158,15 +159,26 @@ impl Inner {
             panic.catch(|| drop(self.remove_here(key, count)));
         }
         self.removals.finish(count);
-        let peers = self.all_peers(keys);
-        let request = Arc::new(OwnedRemoval {
-            group: self.name.clone(),
-            keys: keys.iter().map(|&key| key.to_owned()).collect(),
-            removal_id,
-        });
-        let told = self.tell(ctx, peers, move |peer, ctx| request.send(&**peer, ctx));
+        let by = self.broadcast_removal(ctx, &self.all_peers(keys), keys, removal_id);
         panic.resume();
-        self.result_of(told, 0)
+        self.confirmed(by, 0)
+    }
+
+    pub(super) fn broadcast_removal(
+        self: &Arc<Self>,
+        ctx: &Context,
+        peers: &[Arc<dyn ProtoGetter>],
+        keys: &[&str],
+        removal_id: u64,
+    ) -> Confirmations {
+        let request = RemoveKeysRequest {
+            group: self.name.clone().into(),
+            keys: keys.iter().map(|key| key.to_string().into()).collect(),
+            removal_id: Some(removal_id),
+            unless_applied: None,
+        };
+        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| peer.remove(ctx, &request);
+        self.broadcast(ctx, peers, Arc::new(send))
     }
 
     fn clear_in_cluster(self: &Arc<Self>, ctx: &Context) -> Result<()> {
@@ -177,16 +189,14 @@ impl Inner {
         let cleared = self.clear_unswept(count);
         let mut panic = FirstPanic::default();
         panic.catch(|| self.sweep_later(cleared));
-        let group = self.name.clone();
-        let told = self.tell(ctx, self.all_peers(&[]), move |peer, ctx| {
-            let request = ClearRequest {
-                group: group.as_str().into(),
-                removal_id: Some(removal_id),
-            };
-            peer.clear(ctx, &request)
-        });
+        let request = ClearRequest {
+            group: self.name.clone().into(),
+            removal_id: Some(removal_id),
+        };
+        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| peer.clear(ctx, &request);
+        let by = self.broadcast(ctx, &self.all_peers(&[]), Arc::new(send));
         panic.resume();
-        self.result_of(told, 0)
+        self.confirmed(by, 0)
     }
 
     /// All peers: those of the picker's list, and the owners of `keys` where it lists none.
@@ -208,10 +218,31 @@ impl Inner {
 
     /// Removes a key from this process's cache, and returns its value. Changes the key's clock as `counted`.
     pub(super) fn remove_here(&self, key: &str, counted: Counted) -> Option<ByteView> {
-        let hash = self.store.hash(key);
+        let key = self.key(key);
+        let removed = self.end_old_value(&key, counted, |note| {
+            self.store.remove(key.hash, key.key, note)
+        });
+        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
+        let value = removed
+            .iter()
+            .find(live)
+            .map(|evicted| evicted.entry.value());
+        self.notify_and_drop(removed);
+        value
+    }
+
+    /// Takes the old value of a key out of the store by `change`, which calls the given function under the
+    /// lock of the shard, and lets no further caller join the loads of the key. Changes the key's clock as
+    /// `counted`.
+    pub(super) fn end_old_value<T>(
+        &self,
+        &LoadKey { hash, key }: &LoadKey<'_>,
+        counted: Counted,
+        change: impl FnOnce(&dyn Fn()) -> T,
+    ) -> T {
         // The store comes first: from then on it refuses the values of loads under way. The flights
         // come second, so that a get that begins after this function does not join one of those
-        // loads. In the other order, a load could begin between the two steps. `forget` would miss
+        // loads. In the other order, a load could begin between the two steps. The second step would miss
         // it, and the store would refuse its value although it is new.
         //
         // A load that begins between the two steps is forgotten, but the store would accept its
@@ -223,33 +254,27 @@ impl Inner {
         let unsettled = self.removals.unsettle();
         let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
         let note = || self.removals.advance(stripe, key, counted, clock);
-        let removed = self.store.remove(hash, key, note);
-        self.forget(hash, key);
+        let changed = change(&note);
+        self.getter_flights.forget_hashed(hash.get(), key);
+        self.peer_flights.forget_hashed(hash.get(), key);
         drop(unsettled);
         // After the flights: see `Attempts::note`.
         self.attempts.forget(hash.get(), key);
-        let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
-        let value = removed
-            .iter()
-            .find(live)
-            .map(|evicted| evicted.entry.value());
-        self.notify_and_drop(removed);
-        value
-    }
-
-    /// Lets no further caller join the loads of a key.
-    pub(super) fn forget(&self, hash: KeyHash, key: &str) {
-        self.getter_flights.forget_hashed(hash.get(), key);
-        self.peer_flights.forget_hashed(hash.get(), key);
+        changed
     }
 
     /// Takes everything out of the cache.
     pub(super) fn take_all(&self) -> ClearedEntries {
         let cleared = self.store.clear();
+        self.forget_all();
+        cleared
+    }
+
+    /// Lets no further caller join a load, and forgets the loads that failed.
+    pub(super) fn forget_all(&self) {
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
         self.attempts.forget_all();
-        cleared
     }
 
     /// Takes everything out of the cache, and notes the removal of all keys.
@@ -261,24 +286,5 @@ impl Inner {
         drop(unsettled);
         self.removals.finish(count);
         cleared
-    }
-}
-
-/// A removal of keys, for the threads that tell the peers.
-struct OwnedRemoval {
-    group: String,
-    keys: Vec<String>,
-    removal_id: u64,
-}
-
-impl OwnedRemoval {
-    fn send(&self, peer: &dyn ProtoGetter, ctx: &Context) -> Result<()> {
-        let request = RemoveKeysRequest {
-            group: self.group.as_str().into(),
-            keys: self.keys.iter().map(|key| key.as_str().into()).collect(),
-            removal_id: Some(self.removal_id),
-            unless_applied: None,
-        };
-        peer.remove(ctx, &request)
     }
 }

@@ -113,7 +113,7 @@ impl Group {
         let (header, mut blocks) = BlockReader::open(BufReader::new(file))?;
         self.check_header(&header, options.schema)?;
         let downtime = self.downtime(&header);
-        self.learn_removals(&header, downtime.time, options.trust_alone)?;
+        self.apply_missed_removals(&header, downtime.time, options.trust_alone)?;
         let mut report = RestoreReport::default();
         while let Some(mut payload) = blocks.next_block().map_err(io)? {
             while let Some(entry) = DumpedEntry::take(&mut payload) {
@@ -165,7 +165,7 @@ impl Group {
     }
 
     /// Applies the removals that were applied at the dump, and those that the peers know of.
-    fn learn_removals(
+    fn apply_missed_removals(
         &self,
         header: &DumpHeader,
         downtime: Option<Duration>,
@@ -181,9 +181,7 @@ impl Group {
             let peers = peers.unwrap_or_default();
             let (ctx, count) = (Context::background().with_deadline(end), peers.len());
             // All of them, because each may know of other removals.
-            let group = self.inner.clone();
-            let exchange = move |peer: &_, ctx: &Context| group.exchange(peer, ctx);
-            let failed = self.inner.tell(&ctx, peers, exchange).failed;
+            let failed = self.inner.exchange_with_all(&ctx, &peers).failed;
             if count == 0 || failed.len() < count {
                 return Ok(());
             }

@@ -1,14 +1,15 @@
 //! Sets: the owner of a key replaces its value, and all other processes drop their copies.
 
+use std::slice;
 use std::time::Duration;
 
-use super::removal_clocks::{Counted, KeyStripe};
-use super::{Group, Inner};
+use super::removal_clocks::Counted;
+use super::{Group, Inner, LoadKey};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::panics::FirstPanic;
-use crate::pb::{RemoveKeysRequest, SetRequest};
+use crate::pb::SetRequest;
 use crate::peers::ProtoGetter;
 use crate::stats::CacheType;
 use crate::store::{EvictedEntries, Generation, NewEntry};
@@ -133,18 +134,9 @@ impl Inner {
         if let Some(owner) = &owner {
             others.retain(|peer| !super::load::is_same(peer, owner));
         }
-        let (group, key) = (self.name.clone(), key.to_owned());
-        let told = self.tell(ctx, others, move |peer, ctx| {
-            let request = RemoveKeysRequest {
-                group: group.as_str().into(),
-                keys: vec![key.as_str().into()],
-                removal_id: Some(removal_id),
-                unless_applied: None,
-            };
-            peer.remove(ctx, &request)
-        });
+        let by = self.broadcast_removal(ctx, &others, &[key], removal_id);
         panic.resume();
-        self.result_of(told, usize::from(owner.is_some()))
+        self.confirmed(by, usize::from(owner.is_some()))
     }
 
     /// Sends a value to the owner of its key.
@@ -161,7 +153,7 @@ impl Inner {
         let ttl_nanos = options.ttl.map(nanos);
         let now = self.store.clock().unix_nanos();
         let (group, key) = (self.name.clone(), key.to_owned());
-        let told = self.tell(ctx, vec![owner.clone()], move |peer, ctx| {
+        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| {
             let request = SetRequest {
                 group: group.as_str().into(),
                 key: key.as_str().into(),
@@ -171,11 +163,12 @@ impl Inner {
                 removal_id: Some(removal_id),
             };
             peer.set(ctx, &request)
-        });
-        match told.failed.into_iter().next() {
-            None => Ok(()),
-            Some(failed) => Err(failed.error),
-        }
+        };
+        let by = self.broadcast(ctx, slice::from_ref(owner), Arc::new(send));
+        by.failed
+            .into_iter()
+            .next()
+            .map_or(Ok(()), |failed| Err(failed.error))
     }
 
     fn serve_set(&self, request: &SetRequest<'_>) -> Result<()> {
@@ -243,15 +236,9 @@ impl Inner {
             loaded_at: Generation::default(),
             is_forgotten: &|| false,
         };
-        // In the order of `remove_here`.
-        let unsettled = self.removals.unsettle();
-        let stripe = KeyStripe::of(key);
-        let note = || self.removals.advance(stripe, key, counted, clock);
-        self.store.set(new, &mut evicted, note);
-        self.forget(hash, key);
-        drop(unsettled);
-        // After the flights: see `Attempts::note`.
-        self.attempts.forget(hash.get(), key);
+        self.end_old_value(&LoadKey { hash, key }, counted, |note| {
+            self.store.set(new, &mut evicted, note);
+        });
         self.notify_and_drop(evicted);
     }
 }

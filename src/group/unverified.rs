@@ -1,4 +1,4 @@
-//! `max_unverified`: how long a node serves what it has cached without hearing from most of its peers.
+//! `max_unverified`: how long a node serves what it has cached while most of its peers do not answer.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ impl Inner {
         if needed == 0 {
             return true;
         }
-        let heard = || {
+        let verified_until = || {
             let times = self.comparisons.equal_times(&peers);
             let mut times: Vec<Tick> = times.into_iter().flatten().collect();
             times.sort_unstable();
@@ -83,12 +83,10 @@ impl Inner {
             Some(until)
         };
         let is_verified = |until: Option<Tick>| until.is_some_and(|until| now < until);
-        if is_verified(heard()) {
+        if is_verified(verified_until()) {
             return true;
         }
-        let group = self.clone();
-        let exchange = move |peer: &_, ctx: &Context| group.exchange(peer, ctx);
-        self.tell(ctx, peers.clone(), exchange);
-        is_verified(heard())
+        self.exchange_with_all(ctx, &peers);
+        is_verified(verified_until())
     }
 }

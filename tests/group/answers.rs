@@ -14,8 +14,7 @@ fn source(group: &Group, options: GetOptions) -> Source {
     ask(group, options).expect("a value").source
 }
 
-/// Values that are fresh for 10 s, and served for 5 s more if a load fails. The getter fails if the
-/// clock was told so.
+/// Values that are fresh for 10 s, and served for 5 s more if a load fails. The third load fails.
 fn group(clock: &Clock, loads: &Count) -> Group {
     let counted = loads.clone();
     alone("answers")

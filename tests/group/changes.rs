@@ -1,4 +1,4 @@
-//! Sets, removals and clears are told to all peers, and what they did not confirm is named.
+//! Sets, removals and clears are sent to all peers, and the peers that did not confirm one are named.
 
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
@@ -13,8 +13,8 @@ use crate::common::*;
 
 type Answer = dyn Fn(&Context) -> Result<()> + Send + Sync;
 
-/// A peer that notes the changes that it is told of.
-struct Told {
+/// A peer that records the changes that it receives.
+struct RecordingPeer {
     name: &'static str,
     changes: Mutex<Vec<String>>,
     answer: Box<Answer>,
@@ -24,8 +24,8 @@ struct Told {
 fn peer(
     name: &'static str,
     answer: impl Fn(&Context) -> Result<()> + Send + Sync + 'static,
-) -> Arc<Told> {
-    Arc::new(Told {
+) -> Arc<RecordingPeer> {
+    Arc::new(RecordingPeer {
         name,
         changes: Mutex::default(),
         answer: Box::new(answer),
@@ -33,7 +33,7 @@ fn peer(
     })
 }
 
-impl Told {
+impl RecordingPeer {
     fn note(&self, ctx: &Context, change: String) -> Result<()> {
         self.changes.lock().expect("no panic").push(change);
         (self.answer)(ctx)
@@ -44,7 +44,7 @@ impl Told {
     }
 }
 
-impl ProtoGetter for Told {
+impl ProtoGetter for RecordingPeer {
     fn get(&self, _: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
         Ok(PeerResponse::new(&*request.key))
     }
@@ -81,7 +81,7 @@ impl ProtoGetter for Told {
 }
 
 /// The peer that owns the keys that begin with its name.
-struct Peers(Vec<Arc<Told>>);
+struct Peers(Vec<Arc<RecordingPeer>>);
 
 impl PeerPicker for Peers {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
@@ -97,7 +97,7 @@ impl PeerPicker for Peers {
     }
 }
 
-fn group(peers: &[&Arc<Told>]) -> Group {
+fn group(peers: &[&Arc<RecordingPeer>]) -> Group {
     let picker = Peers(peers.iter().map(|&peer| peer.clone()).collect());
     let group = among("changes", Arc::new(picker)).build(echo().0);
     group.expect("a group")
@@ -108,7 +108,7 @@ fn background() -> Context {
 }
 
 #[test]
-fn removal_is_told_to_all_peers_and_done_here() {
+fn removal_is_sent_to_all_peers_and_applied_here() {
     let (a, b) = (peer("a", |_| Ok(())), peer("b", |_| Ok(())));
     let group = group(&[&a, &b]);
     for key in ["a1", "own"] {
@@ -133,7 +133,7 @@ fn removal_is_told_to_all_peers_and_done_here() {
 }
 
 #[test]
-fn peers_are_told_at_the_same_time() {
+fn changes_are_sent_to_the_peers_at_the_same_time() {
     for ctx in [background(), within(PATIENCE)] {
         let together = Arc::new(Barrier::new(4));
         let waits = |name| {
@@ -152,7 +152,7 @@ fn peers_are_told_at_the_same_time() {
 }
 
 #[test]
-fn peers_that_fail_are_named_and_the_others_are_told() {
+fn peers_that_fail_are_named_and_the_others_get_the_change() {
     let down = |name| {
         peer(name, |_| {
             Err(Error::new(ErrorKind::Peer, "connection refused"))
@@ -175,14 +175,14 @@ fn peers_that_fail_are_named_and_the_others_are_told() {
         let names: Vec<_> = failed.iter().map(|failed| &failed.peer[..]).collect();
         assert_eq!(names, ["a", "c"]);
         assert_eq!(failed[0].error.kind(), ErrorKind::Peer);
-        assert_eq!(b.changes().len(), n + 1, "it was told");
+        assert_eq!(b.changes().len(), n + 1, "it got the change");
         // The peers report no ages, so their values are not kept so soon after a removal.
         assert!(!group.contains_key("a1"), "it is done here");
     }
 }
 
 #[test]
-fn all_peers_are_told_of_a_change_whose_listener_panics() {
+fn all_peers_get_a_change_whose_listener_panics() {
     let [a, b] = ["a", "b"].map(|name| peer(name, |_| Ok(())));
     let picker = Arc::new(Peers(vec![a.clone(), b.clone()]));
     let group = among("changes", picker)
@@ -202,8 +202,8 @@ fn all_peers_are_told_of_a_change_whose_listener_panics() {
     for (change, to_a, to_b) in changes {
         let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(change)).is_err();
         assert_eq!(panics, to_a != "remove other", "{to_a}");
-        for (peer, told) in [(&a, to_a), (&b, to_b)] {
-            assert_eq!(peer.changes().last().map(|told| &**told), Some(told));
+        for (peer, last) in [(&a, to_a), (&b, to_b)] {
+            assert_eq!(peer.changes().last().map(|change| &**change), Some(last));
         }
     }
 }
@@ -215,11 +215,11 @@ const CHILD: &str = "LARDER_TEST_NO_THREADS";
 /// Runs itself in a child process whose threads are all refused, because their stacks are too large.
 #[cfg(target_os = "linux")]
 #[test]
-fn all_peers_are_told_of_a_clear_whose_listener_panics_on_this_thread() {
+fn all_peers_get_a_clear_whose_listener_panics_on_this_thread() {
     if std::env::var_os(CHILD).is_some() {
         return clear_without_threads();
     }
-    let name = "changes::all_peers_are_told_of_a_clear_whose_listener_panics_on_this_thread";
+    let name = "changes::all_peers_get_a_clear_whose_listener_panics_on_this_thread";
     let output = std::process::Command::new(std::env::current_exe().expect("a path"))
         .args(["--test-threads=1", "--exact", name])
         .envs([(CHILD, "1"), ("RUST_MIN_STACK", "1000000000000000")])
@@ -253,7 +253,7 @@ fn hung_peer_is_named_at_the_deadline() {
         let gate = Gate::new();
         let hung = {
             let gate = gate.clone();
-            Arc::new(Told {
+            Arc::new(RecordingPeer {
                 name: "hung",
                 changes: Mutex::default(),
                 answer: Box::new(move |ctx: &Context| match ctx.remaining() {
@@ -294,7 +294,7 @@ fn cancelled_removal_returns() {
     let group = group(&[&hung]);
     let (ctx, canceller) = background().with_cancel();
     let removing = start(move || group.remove(&ctx, "key"));
-    eventually("the peer is told", || hung.changes().len() == 1);
+    eventually("the peer got the removal", || hung.changes().len() == 1);
     canceller.cancel();
     let error = removing.end().expect_err("it was cancelled");
     let failed = &error.partial().expect("the peers").failed;

@@ -148,7 +148,7 @@ impl Pair {
         value.to_str().expect("text").to_owned()
     }
 
-    /// Runs `removal` at `h`. While the owner has not heard of it, calls `meanwhile`.
+    /// Runs `removal` at `h`. Before the owner receives it, calls `meanwhile`.
     fn during(&self, removal: impl FnOnce(&Group), meanwhile: impl Fn() + Send + Sync + 'static) {
         *lock(&self.link.before) = Some(Arc::new(move |what| {
             if matches!(what, "remove" | "clear") {
@@ -165,7 +165,7 @@ fn background() -> Context {
 }
 
 #[test]
-fn get_while_the_owner_has_not_heard_of_a_removal_gets_the_new_value() {
+fn get_before_the_owner_has_applied_a_removal_returns_the_new_value() {
     let removals: [fn(&Group); 3] = [
         |h| h.remove(&background(), "key").expect("confirmed"),
         |h| {
@@ -373,7 +373,7 @@ fn owner_takes_no_value_over_that_is_older_than_a_removal() {
 }
 
 #[test]
-fn owner_takes_no_old_value_over_while_it_has_not_heard_of_a_removal() {
+fn owner_takes_over_no_old_value_before_it_has_applied_a_removal() {
     let previous = pair();
     previous.link.owner.get("key").expect("a value");
     let mut pair = pair();
@@ -517,7 +517,7 @@ fn cut_off_node_with_a_limit_serves_nothing_old_after_it() {
     );
     *lock(&pair.link.is_cut) = true;
     *lock(&pair.source) = "new";
-    assert_eq!(pair.get(), "old", "the owner was heard of four seconds ago");
+    assert_eq!(pair.get(), "old", "the owner answered four seconds ago");
     clock.advance(seconds(1));
     assert_eq!(pair.get(), "new");
     *lock(&pair.source) = "newer";

@@ -197,8 +197,8 @@ fn getter_may_remove_and_peek_any_key() {
 #[test]
 fn listener_may_use_its_group() {
     let own: Arc<OnceLock<Group>> = Arc::default();
-    let heard = Count::default();
-    let (itself, counted) = (own.clone(), heard.clone());
+    let calls = Count::default();
+    let (itself, counted) = (own.clone(), calls.clone());
     let group = alone("listened")
         .eviction_listener(move |key, _, _| {
             counted.add(1);
@@ -218,6 +218,6 @@ fn listener_may_use_its_group() {
         })
     };
     call.end();
-    assert_eq!(heard.get(), 1);
+    assert_eq!(calls.get(), 1);
     assert!(group.contains_key("kept by the listener"));
 }

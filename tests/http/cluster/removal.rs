@@ -175,7 +175,7 @@ fn concurrent_sets_of_a_key_end_the_same_everywhere() {
 }
 
 #[test]
-fn dead_peer_is_named_and_the_others_are_told() {
+fn dead_peer_is_named_and_the_others_get_the_removal() {
     let (mut nodes, version) = cluster(|builder| builder);
     let dead = nodes.pop().unwrap();
     for node in nodes.iter().chain([&dead]) {
