@@ -10,7 +10,8 @@ use crossbeam_channel::{Sender, bounded};
 /// Writes a file by `write`: into a temporary file beside it, which then takes its name. Both the file
 /// and its folder are synced, so that the new file is there after a power cut. On Unix, only the owner
 /// can read it (mode 0600). Two calls for one path must not run at the same time, because they would write to one
-/// temporary file.
+/// temporary file. One that a crash left behind is removed first. It could have another mode, or be a link
+/// that somebody else made, whose target would be overwritten.
 ///
 /// # Errors
 ///
@@ -20,24 +21,31 @@ pub(crate) fn write_atomically<T>(
     write: impl FnOnce(&mut SyncedWriter<'_>) -> io::Result<T>,
 ) -> io::Result<T> {
     let temporary = temporary_path(path)?;
-    let written = write_and_rename(path, &temporary, write);
+    let file = new_file(&temporary)?;
+    let written = write_and_rename(file, path, &temporary, write);
     if written.is_err() {
-        // It may not exist.
         let _ = fs::remove_file(&temporary);
     }
     written
 }
 
+/// Makes a file in place of an old one.
+fn new_file(path: &Path) -> io::Result<File> {
+    // Usually there is none. If it cannot be removed, the file cannot be made either.
+    let _ = fs::remove_file(path);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
 fn write_and_rename<T>(
+    file: File,
     path: &Path,
     temporary: &Path,
     write: impl FnOnce(&mut SyncedWriter<'_>) -> io::Result<T>,
 ) -> io::Result<T> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(temporary)?;
     let written = thread::scope(|scope| {
         let (due, dues) = bounded(1);
         let sync = || dues.into_iter().try_for_each(|()| file.sync_data());
@@ -110,6 +118,24 @@ fn temporary_path(path: &Path) -> io::Result<PathBuf> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+
+    /// A device that cannot be synced stands for a disk that fails then.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn file_that_cannot_be_synced_does_not_replace_the_old_one() {
+        let name = format!("larder-sync-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::write(&path, "old").expect("written");
+        let temporary = temporary_path(&path).expect("a name");
+        fs::write(&temporary, "new").expect("written");
+        let device = OpenOptions::new().write(true).open("/dev/null");
+        let device = device.expect("a device");
+        let write = |file: &mut SyncedWriter<'_>| file.write_all(b"new");
+        write_and_rename(device, &path, &temporary, write).expect_err("it is not synced");
+        assert_eq!(fs::read(&path).expect("the old file"), b"old");
+        fs::remove_file(&path).expect("ours");
+        fs::remove_file(&temporary).expect("ours");
+    }
 
     #[test]
     fn sync_is_asked_for_while_a_large_file_is_written() {

@@ -153,15 +153,34 @@ fn failed_write_leaves_the_old_file() {
     std::fs::remove_dir_all(&folder).expect("ours");
 }
 
-/// A device that cannot be synced stands for a disk that fails then.
-#[cfg(target_os = "linux")]
+/// A file that a crash left behind, or that another user made.
+#[cfg(unix)]
 #[test]
-fn file_that_cannot_be_synced_does_not_replace_the_old_one() {
-    let (folder, path) = old_file("sync");
+fn file_of_an_earlier_dump_gives_the_new_one_neither_mode_nor_place() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let (folder, path) = old_file("tmp");
     let temporary = folder.join("dump.tmp");
-    std::os::unix::fs::symlink("/dev/null", &temporary).expect("a link");
-    write_atomically(&path, |file| file.write_all(b"new")).expect_err("it is not synced");
-    assert_eq!(std::fs::read(&path).expect("the old file"), b"old");
+    let other = folder.join("other");
+    let mode = |path| {
+        let meta = std::fs::metadata(path).expect("a file");
+        meta.permissions().mode() & 0o777
+    };
+    for is_link in [false, true] {
+        std::fs::write(&other, "of another").expect("written");
+        if is_link {
+            symlink(&other, &temporary).expect("a link");
+        } else {
+            std::fs::write(&temporary, "left behind").expect("written");
+            let all = std::fs::Permissions::from_mode(0o644);
+            std::fs::set_permissions(&temporary, all).expect("ours");
+        }
+        write_atomically(&path, |file| file.write_all(b"new")).expect("written");
+        assert!(std::fs::symlink_metadata(&path).expect("a file").is_file());
+        assert_eq!(std::fs::read(&path).expect("the new file"), b"new");
+        assert_eq!(std::fs::read(&other).expect("a file"), b"of another");
+        assert_eq!(mode(&path), 0o600);
+    }
     std::fs::remove_dir_all(&folder).expect("ours");
 }
 
