@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Group, Loaded};
 use crate::dump::{BlockWriter, DumpHeader, DumpedEntry, SyncedWriter, Uptime, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
+use crate::panics::caught;
 use crate::stats::CacheType;
 use crate::sync::spawn;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
@@ -76,7 +77,10 @@ impl Group {
                 }
                 match group.dump(&path, schema) {
                     Ok(report) => pace.note(contents, report.bytes, Instant::now()),
-                    Err(error) => log::warn!("group {}: {error}", group.name()),
+                    Err(error) => {
+                        // A panic of the program's logger must not end the dumps.
+                        caught(|| log::warn!("group {}: {error}", group.name()));
+                    }
                 }
             }
         };

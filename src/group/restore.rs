@@ -13,6 +13,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::dump::{BlockReader, DumpHeader, DumpedEntry, Uptime};
 use crate::error::{Error, ErrorKind, Result};
+use crate::panics::FirstPanic;
 use crate::store::EvictedEntries;
 
 /// How [`Group::restore`] reads a dump.
@@ -99,12 +100,29 @@ impl Group {
     /// this group and this schema, or its header is damaged. After these errors nothing has changed,
     /// except that after a read error in the middle the entries before it are restored.
     /// [`ErrorKind::Peer`] if no peer could be asked.
+    ///
+    /// # Panics
+    ///
+    /// If the peer picker, the eviction listener or the progress function panics; the other entries are
+    /// restored first. An entry at which the picker panics is not restored. If the picker panics when it is
+    /// asked for all peers, no entry is.
     pub fn restore(
         &self,
         path: impl AsRef<Path>,
-        mut options: RestoreOptions<'_>,
+        options: RestoreOptions<'_>,
     ) -> Result<RestoreReport> {
-        let path = path.as_ref();
+        let mut panic = FirstPanic::default();
+        let report = self.restore_dump(path.as_ref(), options, &mut panic);
+        panic.resume();
+        report
+    }
+
+    fn restore_dump(
+        &self,
+        path: &Path,
+        mut options: RestoreOptions<'_>,
+        panic: &mut FirstPanic,
+    ) -> Result<RestoreReport> {
         let io = |error| {
             let message = format!("cannot read the dump {}", path.display());
             Error::with_source(ErrorKind::Io, message, error)
@@ -113,18 +131,19 @@ impl Group {
         let (header, mut blocks) = BlockReader::open(BufReader::new(file))?;
         self.check_header(&header, options.schema)?;
         let downtime = self.downtime(&header);
-        self.apply_missed_removals(&header, downtime.time, options.trust_alone)?;
+        self.apply_missed_removals(&header, downtime.time, options.trust_alone, panic)?;
         let mut report = RestoreReport::default();
         while let Some(mut payload) = blocks.next_block().map_err(io)? {
             while let Some(entry) = DumpedEntry::take(&mut payload) {
-                self.restore_entry(&entry, downtime, &mut report);
+                self.restore_entry(&entry, downtime, &mut report, panic);
             }
             let (bytes, of_bytes) = blocks.progress();
-            (options.progress)(RestoreProgress {
+            let progress = RestoreProgress {
                 bytes,
                 of_bytes,
                 entries: report.restored,
-            });
+            };
+            panic.catch(|| (options.progress)(progress));
         }
         report.is_damaged = blocks.is_damaged();
         Ok(report)
@@ -170,8 +189,11 @@ impl Group {
         header: &DumpHeader,
         downtime: Option<Duration>,
         trust_alone: bool,
+        panic: &mut FirstPanic,
     ) -> Result<()> {
-        self.inner.merge_dumped(&header.removals, downtime)?;
+        let mut merged = Ok(());
+        panic.catch(|| merged = self.inner.merge_dumped(&header.removals, downtime));
+        merged?;
         let end = Instant::now() + PATIENCE;
         loop {
             let peers = self
@@ -205,12 +227,13 @@ impl Group {
         entry: &DumpedEntry<'_>,
         downtime: Downtime,
         report: &mut RestoreReport,
+        panic: &mut FirstPanic,
     ) {
         let inner = &self.inner;
         let key = inner.key(entry.key);
-        if inner.peers.owner(&inner.name, entry.key).is_some()
-            || inner.check_key(entry.key).is_err()
-        {
+        let mut is_owned = false;
+        panic.catch(|| is_owned = inner.peers.owner(&inner.name, entry.key).is_none());
+        if !is_owned || inner.check_key(entry.key).is_err() {
             report.not_owned += 1;
             return;
         }
@@ -248,7 +271,7 @@ impl Group {
         let mut evicted = EvictedEntries::default();
         let value = NewValue::new(&mut view, lifetime);
         inner.populate(Placement::Main, &key, &begun, value, &mut evicted);
-        inner.notify_and_drop(evicted);
+        inner.notify_all(evicted, panic);
         match inner.store.peek(key.hash, entry.key) {
             Ok(_) => report.restored += 1,
             Err(_) => report.refused += 1,

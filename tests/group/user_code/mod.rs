@@ -2,6 +2,7 @@
 //! runs in. Nothing aborts, hangs or stays half done.
 
 mod contexts;
+mod dumps;
 mod ends;
 mod hooks;
 #[cfg(feature = "http")]
