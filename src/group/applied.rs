@@ -4,6 +4,8 @@
 //! removes, and the count of that group's removals. So a set is a few intervals, and two nodes can tell
 //! which of them has applied removals that the other has not.
 
+use std::cmp::Reverse;
+
 use crate::random::{self, mix};
 
 /// The removals of each origin. Those whose counts changed last are at the end.
@@ -12,6 +14,8 @@ pub(super) struct AppliedRemovals {
     origins: Vec<OriginCounts>,
     /// The sum of a hash of each interval.
     digest: u64,
+    /// Whether a removal was left out, because the set has a limited size.
+    is_incomplete: bool,
 }
 
 /// The removals of one origin.
@@ -56,6 +60,23 @@ impl OriginCounts {
         ahead.fold(mix(id | u64::from(self.base)), u64::wrapping_add)
     }
 
+    fn is_empty(&self) -> bool {
+        self.base == 0 && self.ahead.is_empty()
+    }
+
+    /// Adds the removals of the same origin. Whether there was room for all of them.
+    fn add_all(&mut self, other: &OriginCounts) -> bool {
+        self.base = self.base.max(other.base);
+        self.ahead.retain(|&count| count > other.base);
+        self.close_gap();
+        for &count in &other.ahead {
+            self.insert(count);
+        }
+        let has_room = self.ahead.len() <= MAX_AHEAD;
+        self.ahead.truncate(MAX_AHEAD);
+        has_room
+    }
+
     fn contains(&self, count: u32) -> bool {
         count <= self.base || self.ahead.binary_search(&count).is_ok()
     }
@@ -74,6 +95,11 @@ impl AppliedRemovals {
         self.digest
     }
 
+    /// Whether removals were added that the set does not contain.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
+    }
+
     /// Adds a removal. False if it is there already.
     ///
     /// If [`MAX_AHEAD`] removals of its origin arrived before others of it, the removal is not noted. Then
@@ -83,7 +109,9 @@ impl AppliedRemovals {
         let origin = self.origin((removal_id >> 32) as u32);
         let before = origin.digest();
         if origin.ahead.len() >= MAX_AHEAD && count != origin.base + 1 {
-            return !origin.contains(count);
+            let is_new = !origin.contains(count);
+            self.is_incomplete |= is_new;
+            return is_new;
         }
         let is_new = origin.insert(count);
         let after = origin.digest();
@@ -97,6 +125,12 @@ impl AppliedRemovals {
         origins.any(|origin| origin.id == id && origin.contains(count))
     }
 
+    /// Whether there is a removal of the origin of this one.
+    pub(super) fn has_origin_of(&self, removal_id: u64) -> bool {
+        let id = (removal_id >> 32) as u32;
+        self.origins.iter().rev().any(|origin| origin.id == id)
+    }
+
     /// The removals of an origin, moved to the end.
     fn origin(&mut self, id: u32) -> &mut OriginCounts {
         let found = self.origins.iter().position(|origin| origin.id == id);
@@ -107,6 +141,7 @@ impl AppliedRemovals {
                 if self.origins.len() == MAX_ORIGINS {
                     let oldest = self.origins.remove(0);
                     self.digest = self.digest.wrapping_sub(oldest.digest());
+                    self.is_incomplete |= !oldest.is_empty();
                 }
                 let new = OriginCounts {
                     id,
@@ -123,26 +158,34 @@ impl AppliedRemovals {
     pub(super) fn contains_all(&self, other: &AppliedRemovals) -> bool {
         other.origins.iter().all(|theirs| {
             let mut own = self.origins.iter();
-            let is_none = theirs.base == 0 && theirs.ahead.is_empty();
-            is_none || own.any(|own| own.id == theirs.id && own.contains_all(theirs))
+            theirs.is_empty() || own.any(|own| own.id == theirs.id && own.contains_all(theirs))
         })
     }
 
     /// Adds every removal of `other`.
+    ///
+    /// Two nodes that add each other's sets get the same set in the same order, also if there are too many
+    /// origins. Otherwise the two would exchange their sets for ever. So the place of an origin is the later one
+    /// of its two places, counted from the end, and the smaller id is later.
     pub(super) fn add_all(&mut self, other: &AppliedRemovals) {
-        for theirs in &other.origins {
-            let own = self.origin(theirs.id);
-            let before = own.digest();
-            own.base = own.base.max(theirs.base);
-            own.ahead.retain(|&count| count > theirs.base);
-            own.close_gap();
-            for &count in &theirs.ahead {
-                own.insert(count);
+        let own = std::mem::take(&mut self.origins).into_iter();
+        let mut all: Vec<(usize, OriginCounts)> = own.rev().enumerate().collect();
+        for (at, theirs) in other.origins.iter().rev().enumerate() {
+            match all.iter_mut().find(|(_, own)| own.id == theirs.id) {
+                Some((place, own)) => {
+                    *place = at.min(*place);
+                    self.is_incomplete |= !own.add_all(theirs);
+                }
+                None if theirs.is_empty() => {}
+                None => all.push((at, theirs.clone())),
             }
-            own.ahead.truncate(MAX_AHEAD);
-            let after = own.digest();
-            self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
         }
+        all.sort_by_key(|(place, origin)| Reverse((*place, origin.id)));
+        let surplus = all.len().saturating_sub(MAX_ORIGINS);
+        self.is_incomplete |= all.drain(..surplus).any(|(_, origin)| !origin.is_empty());
+        self.origins = all.into_iter().map(|(_, origin)| origin).collect();
+        let digests = self.origins.iter().map(OriginCounts::digest);
+        self.digest = digests.fold(0, u64::wrapping_add);
     }
 
     /// Numbers of four bytes, the lowest first: for each origin its number, its base, the count of those
@@ -201,6 +244,11 @@ impl RemovalNumbers {
         }
     }
 
+    /// The number before the next one; `None` if the next one is the first of its origin.
+    pub(super) fn last(&self) -> Option<u64> {
+        (self.count > 0).then(|| u64::from(self.origin) << 32 | u64::from(self.count))
+    }
+
     /// The next number; not 0.
     pub(super) fn next(&mut self) -> u64 {
         if self.count == u32::MAX - 1 {
@@ -212,7 +260,7 @@ impl RemovalNumbers {
 }
 
 /// The most origins: processes that removed something, those that ended included. With more, the one that
-/// removed nothing for the longest time is left out.
+/// removed nothing for the longest time is left out, and the set is incomplete.
 const MAX_ORIGINS: usize = 256;
 
 /// The most removals of one origin that are noted before others of it have arrived.
@@ -263,7 +311,53 @@ mod tests {
             full.digest(),
             set((45..=300).map(|origin| (origin, 1))).digest()
         );
-        assert!(!full.insert(300 << 32 | 1));
+        assert!(!full.insert(300 << 32 | 1) && full.is_incomplete());
+        assert!(!set((1..=256).map(|origin| (origin, 1))).is_incomplete());
+    }
+
+    /// Nodes that got the removals of more origins than a set holds, in orders of their own.
+    fn full_sets(nodes: u32) -> Vec<AppliedRemovals> {
+        let order = |node| {
+            let mut origins: Vec<u32> = (1..=300).collect();
+            origins.sort_by_key(|&origin| {
+                let late = mix(u64::from(node) << 32 | u64::from(origin)) % 40;
+                u64::from(origin) + late
+            });
+            origins
+        };
+        let nodes = (0..nodes).map(|node| set(order(node).into_iter().map(|origin| (origin, 1))));
+        nodes.collect()
+    }
+
+    #[test]
+    fn exchanges_of_full_sets_come_to_an_end() {
+        let [mut a, mut b] = <[_; 2]>::try_from(full_sets(2)).expect("two");
+        assert_ne!(a.digest(), b.digest());
+        let before = a.clone();
+        a.add_all(&b);
+        b.add_all(&before);
+        assert_eq!(a.digest(), b.digest());
+        assert_eq!(a.encode(), b.encode());
+        assert!(a.is_incomplete() && a.contains(300 << 32 | 1));
+
+        let mut nodes = full_sets(7);
+        let mut exchanges = 0;
+        while nodes.iter().any(|node| node.digest() != nodes[0].digest()) {
+            exchanges += 1;
+            assert!(exchanges < 100, "they never agree");
+            let dice = mix(exchanges);
+            let (one, two) = ((dice % 7) as usize, (dice / 7 % 7) as usize);
+            let before = nodes[one].clone();
+            let answer = nodes[two].clone();
+            if !before.contains_all(&answer) {
+                nodes[one].add_all(&answer);
+            }
+            if !answer.contains_all(&before) {
+                nodes[two].add_all(&before);
+            }
+        }
+        // The removal of an origin that all of them left out.
+        assert!(nodes.iter().all(|node| !node.contains(1 << 32 | 1)));
     }
 
     #[test]

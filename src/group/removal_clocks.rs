@@ -35,8 +35,6 @@ pub(super) struct RemovalClocks {
     under_way: Mutex<Vec<u64>>,
     /// The clocks that these have changed. A merge must not undo that.
     ahead: Mutex<Vec<(u64, KeyStripe)>>,
-    /// Whether a removal could not be noted in `applied`.
-    is_incomplete: AtomicBool,
     /// The clears and merges under way. They change the clocks before the entries.
     unsettled: AtomicUsize,
     /// Whether a clock was ever changed.
@@ -141,7 +139,6 @@ impl RemovalClocks {
             numbers: Mutex::new(RemovalNumbers::new()),
             under_way: Mutex::default(),
             ahead: Mutex::default(),
-            is_incomplete: AtomicBool::new(false),
             unsettled: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
             dropped: DroppedKeys::new(),
@@ -155,9 +152,21 @@ impl RemovalClocks {
 
     /// The number of a removal that begins here.
     pub(super) fn begin(&self) -> (u64, Counted) {
-        let number = self.numbers.lock().next();
+        let mut numbers = self.numbers.lock();
+        if numbers.last().is_some_and(|last| self.is_forgotten(last)) {
+            // The gap before the next number would never close, here and at the peers.
+            *numbers = RemovalNumbers::new();
+        }
+        let number = numbers.next();
         self.under_way.lock().push(number);
         (number, Counted::Numbered(number))
+    }
+
+    /// Whether the set has left out the origin of this removal, which began here.
+    fn is_forgotten(&self, number: u64) -> bool {
+        // In this order: a removal that ends meanwhile is in both.
+        let is_under_way = self.under_way.lock().contains(&number);
+        !is_under_way && !self.applied.lock().has_origin_of(number)
     }
 
     /// How a removal of a peer is counted. One that was applied already is not counted again.
@@ -165,8 +174,8 @@ impl RemovalClocks {
         match number {
             None => Counted::Unnumbered,
             Some(0) => Counted::Not,
-            // No node makes this number, and other nodes would refuse a set with it.
-            Some(number) if number as u32 == u32::MAX => Counted::Unnumbered,
+            // No node makes these numbers. Other nodes would refuse a set with the second one.
+            Some(number) if matches!(number as u32, 0 | u32::MAX) => Counted::Unnumbered,
             Some(number) if self.applied.lock().contains(number) => Counted::Not,
             Some(number) => {
                 self.under_way.lock().push(number);
@@ -180,9 +189,6 @@ impl RemovalClocks {
         if let Counted::Numbered(number) = counted {
             let mut applied = self.applied.lock();
             applied.insert(number);
-            if !applied.contains(number) {
-                self.is_incomplete.store(true, Ordering::SeqCst);
-            }
             self.digest.store(applied.digest(), Ordering::SeqCst);
             self.is_used.store(true, Ordering::Release);
             drop(applied);
@@ -201,12 +207,10 @@ impl RemovalClocks {
         // In this order: a removal that ends meanwhile is in both.
         let under_way = self.under_way.lock().clone();
         let mut known = self.applied.lock().clone();
-        let all = under_way.into_iter().all(|number| {
+        for number in under_way {
             known.insert(number);
-            known.contains(number)
-        });
-        let is_whole = all && !self.is_incomplete.load(Ordering::SeqCst);
-        is_whole.then(|| known.encode())
+        }
+        (!known.is_incomplete()).then(|| known.encode())
     }
 
     /// Whether this node has applied all removals that a peer knows.
@@ -473,15 +477,7 @@ impl RemovalClocks {
     /// Notes that this node has applied the removals of a table.
     pub(super) fn finish_merge(&self, table: &Table) {
         let mut applied = self.applied.lock();
-        let before = applied.clone();
         applied.add_all(&table.applied);
-        // A set has a limited size.
-        if ![&before, &table.applied]
-            .iter()
-            .all(|part| applied.contains_all(part))
-        {
-            self.is_incomplete.store(true, Ordering::SeqCst);
-        }
         self.digest.store(applied.digest(), Ordering::SeqCst);
     }
 }

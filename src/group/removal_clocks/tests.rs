@@ -343,3 +343,91 @@ fn set_without_room_for_the_removals_of_a_table_is_not_taken_for_all() {
     let is_known = |number| known.as_ref().is_none_or(|known| known.contains(number));
     assert!(numbers(2..52).chain(numbers(102..152)).all(is_known));
 }
+
+#[test]
+fn set_without_some_removals_is_not_sent_as_that_of_all() {
+    let [a, b] = pair();
+    a.remove("k", OF_A | 1);
+    for origin in 100..355_u64 {
+        a.remove("other", origin << 32 | 1);
+    }
+    let known = a.clocks.known().expect("it has all of them");
+    assert!(!b.clocks.has_applied(&known));
+    // The first origin is left out.
+    a.remove("other", 355 << 32 | 1);
+    assert_eq!(a.clocks.known(), None);
+    // Also in the set of another node, which exchanged its removals.
+    let c = Node::new(0);
+    (400..500).for_each(|origin| c.remove("other", origin << 32 | 1));
+    c.merge(&b.table());
+    assert!(c.clocks.known().is_some());
+    c.merge(&a.table());
+    assert_eq!(c.clocks.known(), None);
+}
+
+#[test]
+fn node_whose_removals_were_left_out_begins_anew() {
+    let [a, b] = pair();
+    let origin_of_next = || {
+        let (number, counted) = a.clocks.begin();
+        a.note("k", counted);
+        a.clocks.finish(counted);
+        b.remove("k", number);
+        number >> 32
+    };
+    let first = origin_of_next();
+    assert_eq!(origin_of_next(), first);
+    for origin in 100..356_u64 {
+        a.remove("other", origin << 32 | 1);
+        b.remove("other", origin << 32 | 1);
+    }
+    let second = origin_of_next();
+    assert_ne!(second, first);
+    // Two at the same time.
+    let (one, two) = (a.clocks.begin().0, a.clocks.begin().0);
+    assert_eq!([one >> 32, two >> 32], [second, second]);
+    // A node that misses one is found by its digest.
+    for number in [one, two]
+        .into_iter()
+        .chain((0..100).map(|_| a.clocks.begin().0))
+    {
+        a.remove("k", number);
+        assert!(!a.has_digest_of(&b));
+        b.remove("k", number);
+        assert!(a.has_digest_of(&b));
+    }
+}
+
+#[test]
+fn number_that_no_node_makes_does_not_change_the_set() {
+    let [a, b] = pair();
+    for node in [&a, &b] {
+        node.remove("k", OF_A | 1);
+    }
+    for number in [OF_B, OF_B | u64::from(u32::MAX)] {
+        a.remove("k", number);
+    }
+    assert!(!a.is_like(&b, "k"));
+    assert!(a.has_digest_of(&b));
+}
+
+#[test]
+fn merge_of_removals_that_were_left_out_drops_no_value() {
+    let [a, b] = pair();
+    for origin in 100..356_u64 {
+        a.remove("k", origin << 32 | 1);
+        b.remove("k", origin << 32 | 1);
+    }
+    // They arrive in different orders, so the two leave out different ones.
+    let removals = [400, 401].map(|origin: u64| origin << 32 | 1);
+    removals.iter().for_each(|&number| a.remove("k", number));
+    b.remove("k", 100 << 32 | 2);
+    a.remove("k", 100 << 32 | 2);
+    removals.iter().for_each(|&number| b.remove("k", number));
+    assert!(!a.has_digest_of(&b));
+    let (of_a, of_b) = (a.table(), b.table());
+    for floors in [a.merge(&of_b), b.merge(&of_a)].into_iter().flatten() {
+        assert!(!floors.is_older("k", None));
+    }
+    assert!(a.has_digest_of(&b), "they have the same set now");
+}
