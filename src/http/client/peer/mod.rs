@@ -151,13 +151,12 @@ impl ProtoGetter for HttpPeer {
                     return Ok(value);
                 }
             }
-            Some(Err(
-                BatchError::Peer(error)
-                | BatchError::Failed {
-                    error,
-                    timed_out: true,
-                },
-            )) => return Err(error.clone()),
+            Some(Err(BatchError::Peer(error))) => return Err(error.clone()),
+            // Not if it was the time of the leader's own context that was over: this caller may have more.
+            Some(Err(BatchError::Failed {
+                error,
+                timed_out: true,
+            })) if error.kind() == ErrorKind::Peer => return Err(error.clone()),
             Some(Err(BatchError::Fallback | BatchError::Failed { .. })) | None => {}
         }
         drop(result);

@@ -364,6 +364,142 @@ mod threads {
     }
 }
 
+#[cfg(not(larder_loom))]
+mod deadlines {
+    use super::*;
+    use crate::context::Context;
+    use crate::error::{Error, ErrorKind, Result};
+    use crate::http::client::health::watch::Watch;
+    use crate::http::client::peer::HttpPeer;
+    use crate::http::client::peer::batch_values::BatchResult;
+    use crate::http::client::transport::target::Target;
+    use crate::http::client::transport::url::PeerUrl;
+    use crate::http::client::transport::{
+        DefaultTransport, IdleConnections, Transport, TransportRequest, TransportResponse,
+    };
+    use crate::http::config::Config;
+    use crate::http::membership::Membership;
+    use crate::pb::GetRequest;
+    use crate::peers::{PeerResponse, ProtoGetter};
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+    use crossbeam_channel::{Receiver, Sender, unbounded};
+
+    /// A peer that answers single requests, but none for the key "held". It does not answer batches: each
+    /// ends at the deadline of its caller, or is released.
+    struct HangingBatches {
+        released: Receiver<()>,
+        ended: Receiver<()>,
+        /// The batches that ended at the deadline of their caller.
+        late: AtomicUsize,
+    }
+
+    impl Transport for HangingBatches {
+        fn round_trip(
+            &self,
+            ctx: &Context,
+            request: TransportRequest<'_>,
+        ) -> Result<TransportResponse> {
+            let is_batch = request.method() == "POST";
+            if !is_batch && !request.path().ends_with("held") {
+                let mut response = TransportResponse::new(200, &b"\x0a\x01x"[..]);
+                response.set_header("content-type", "application/x-protobuf")?;
+                return Ok(response);
+            }
+            match ctx.deadline() {
+                None if is_batch => _ = self.released.recv(),
+                None => _ = self.ended.recv(),
+                Some(deadline) => {
+                    thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                    self.late.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            Err(ctx.err().unwrap_or(Error::new(ErrorKind::Peer, "refused")))
+        }
+    }
+
+    impl IdleConnections for HangingBatches {
+        fn close_idle(&self) {}
+    }
+
+    /// A peer whose second of two requests is batched.
+    fn peer() -> (HttpPeer, Arc<HangingBatches>, [Sender<()>; 2]) {
+        let url = PeerUrl::parse("http://127.0.0.1:1").expect("a URL");
+        let config = Config {
+            max_connections_per_peer: 3,
+            ..Config::for_test()
+        };
+        let ((release, released), (end, ended)) = (unbounded(), unbounded());
+        let transport = Arc::new(HangingBatches {
+            released,
+            ended,
+            late: AtomicUsize::new(0),
+        });
+        let by = DefaultTransport {
+            transport: transport.clone(),
+            connections: transport.clone(),
+        };
+        let target = Target::new(&url, &Arc::new(config));
+        let watch = Watch::new(LONG, LONG);
+        let peer = HttpPeer::new(target, Arc::new(Membership::new()), by, watch);
+        (peer, transport, [release, end])
+    }
+
+    fn get(peer: &HttpPeer, ctx: &Context, key: &str) -> Result<PeerResponse> {
+        let request = GetRequest {
+            group: "group".into(),
+            key: key.into(),
+        };
+        peer.get(ctx, &request)
+    }
+
+    fn until(peer: &HttpPeer, condition: impl Fn(&BatcherState<BatchResult>) -> bool) {
+        while !condition(&peer.batcher.state.lock()) {
+            thread::yield_now();
+        }
+    }
+
+    /// A caller with much time waits in a batch after one that has little time and leads it. Returns the
+    /// result of the first, and how many batches ended at the deadline of the second.
+    fn wait_for_a_leader_in_a_hurry() -> (Result<PeerResponse>, usize) {
+        let (peer, transport, [release, end]) = peer();
+        let (peer, background) = (&peer, &Context::background());
+        thread::scope(|scope| {
+            scope.spawn(move || get(peer, background, "held"));
+            until(peer, |state| state.callers == 1);
+            for running in 1..=MAX_RUNNING {
+                scope.spawn(move || get(peer, background, "batched"));
+                until(peer, |state| state.running == running);
+            }
+            let soon = background.with_timeout(Duration::from_millis(300));
+            let hurried = scope.spawn(move || get(peer, &soon, "in a hurry"));
+            let members = |state: &BatcherState<_>| state.gathering.front().map(|b| b.members);
+            until(peer, |state| members(state) == Some(1));
+            let patient = scope.spawn(move || get(peer, background, "key"));
+            until(peer, |state| members(state) == Some(2));
+            // One batch ends.
+            release.send(()).expect("they wait");
+            while !hurried.is_finished() {
+                thread::yield_now();
+            }
+            drop((release, end));
+            let late = transport.late.load(Ordering::SeqCst);
+            (patient.join().expect("no panic"), late)
+        })
+    }
+
+    #[test]
+    fn waiter_is_not_failed_by_the_deadline_of_its_leader() {
+        for _ in 0..20 {
+            let (result, late) = wait_for_a_leader_in_a_hurry();
+            assert_eq!(result.expect("its own request").value, "x");
+            if late > 0 {
+                return;
+            }
+        }
+        panic!("the second caller never led");
+    }
+}
+
 #[cfg(larder_loom)]
 mod model {
     use super::*;
