@@ -22,6 +22,7 @@ use slowness::Slowness;
 use status::{PeerFailure, PeerState};
 
 use crate::error::Error;
+use crate::panics::caught;
 use crate::random;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -129,7 +130,8 @@ impl PeerHealth {
         let is_open = breaker.open_since().is_some();
         drop(breaker);
         if opened {
-            log::warn!("a peer is not asked for now: {error}");
+            // A panic of the program's logger must not keep the watch from its start.
+            caught(|| log::warn!("a peer is not asked for now: {error}"));
         }
         is_open
     }

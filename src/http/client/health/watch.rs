@@ -130,9 +130,12 @@ impl Watch {
             return;
         }
         for (health, peer) in slow {
-            let name = peer.map_or_else(String::new, |peer| peer.name());
             let cause = health.slowness.lock().cause().unwrap_or_default();
-            log::warn!("peer {name} is slow: {cause}");
+            // Of the program's logger, or of a transport whose last use was this one.
+            caught(move || {
+                let name = peer.map_or_else(String::new, |peer| peer.name());
+                log::warn!("peer {name} is slow: {cause}");
+            });
         }
         self.wake();
     }
@@ -209,7 +212,8 @@ impl Watch {
                 let began = Instant::now();
                 // A peer that is not in use any more needs no answer.
                 let result = peer.map_or(Ok(ProbeAnswer::Present), |peer| {
-                    let result = caught(|| peer.probe(of));
+                    // The peer is dropped within, too: its transport is code of the program.
+                    let result = caught(move || peer.probe(of));
                     result.unwrap_or_else(|| Err(ErrorKind::Peer.into()))
                 });
                 let now = Instant::now();

@@ -164,6 +164,97 @@ mod threads {
         setting.watch.close();
     }
 
+    /// A peer whose last use is its probe, and whose drop panics.
+    #[test]
+    fn peer_whose_drop_panics_after_its_probe_does_not_end_the_thread() {
+        struct DropPanics(Mutex<Option<Arc<DropPanics>>>);
+        impl Probe for DropPanics {
+            fn probe(&self, _: ProbeOf) -> Result<ProbeAnswer, Error> {
+                drop(self.0.lock().take());
+                Ok(ProbeAnswer::Present)
+            }
+
+            fn name(&self) -> String {
+                String::new()
+            }
+        }
+        impl Drop for DropPanics {
+            fn drop(&mut self) {
+                std::panic::resume_unwind(Box::new("in the drop of a transport"));
+            }
+        }
+        let setting = Setting::new(1, LONG);
+        let peer = Arc::new(DropPanics(Mutex::new(None)));
+        *peer.0.lock() = Some(peer.clone());
+        let probe: Arc<dyn Probe> = peer;
+        let watched = WatchedPeer {
+            health: setting.peers[0].0.clone(),
+            peer: Arc::downgrade(&probe),
+        };
+        drop(probe);
+        drop(setting.watch.set_peers(vec![watched]));
+        setting.kill(0);
+        // A peer that does not exist any more needs no answer to the next probe.
+        wait_until("closed", || setting.peers[0].0.is_closed());
+        wait_until("the thread ends", || !is_running(&setting.watch));
+    }
+
+    /// Panics at warnings of these tests.
+    struct PanickingLogger;
+
+    impl log::Log for PanickingLogger {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            if record.args().to_string().contains(PANICS) {
+                std::panic::resume_unwind(Box::new("in the logger"));
+            }
+        }
+
+        fn flush(&self) {}
+    }
+
+    const PANICS: &str = "panicking-logger";
+
+    #[test]
+    fn logger_that_panics_keeps_no_peer_from_being_passed_over_and_probed() {
+        log::set_logger(&PanickingLogger).expect("the only logger of these tests");
+        log::set_max_level(log::LevelFilter::Warn);
+        let setting = Setting::new(3, LONG);
+        let now = Instant::now();
+        let error = Error::new(ErrorKind::Peer, PANICS);
+        let health = &setting.peers[0].0;
+        assert!(health.on_failure(now, now, ExchangeEnd::Unreachable, &error));
+
+        struct Named;
+        impl Probe for Named {
+            fn probe(&self, _: ProbeOf) -> Result<ProbeAnswer, Error> {
+                Ok(ProbeAnswer::Present)
+            }
+
+            fn name(&self) -> String {
+                PANICS.into()
+            }
+        }
+        let setting = Setting::new(3, LONG);
+        let named: Arc<dyn Probe> = Arc::new(Named);
+        let mut watched = setting.watch.watched.lock();
+        watched.peers[1].peer = Arc::downgrade(&named);
+        drop(watched);
+        for _ in 0..10 {
+            for (at, (health, _)) in setting.peers.iter().enumerate() {
+                let took = Duration::from_millis(if at == 1 { 500 } else { 1 });
+                (0..10).for_each(|_| health.latencies.add(took));
+            }
+            let due = setting.watch.turn_at.load(Ordering::SeqCst);
+            setting.watch.turn(due, due);
+        }
+        assert_eq!(setting.peers[1].0.standing(), Standing::Slow);
+        setting.watch.close();
+    }
+
     /// Turns of the last seconds, in which some peers answered late.
     fn make_slow(setting: &Setting, slow: &[usize]) {
         let now = Instant::now();
