@@ -13,7 +13,7 @@ use crate::http::membership::Membership;
 use crate::http::server::endpoint::Endpoint;
 use crate::http::server::{Server, ServerBuilder};
 use crate::peer::Peer;
-use crate::peers::{PeerPicker, PeerSet, PickerGuard, ProtoGetter};
+use crate::peers::{KeyRoute, PeerPicker, PeerSet, PickerGuard, ProtoGetter, Route};
 use crate::sync::Arc;
 
 /// The peers that share a cache with this process, reached over HTTP.
@@ -267,6 +267,8 @@ impl HttpPool {
     }
 }
 
+/// Asks the pool's own picker in each method, so that a picker of the program that wraps a pool passes peers over
+/// that do not answer, as the pool itself does.
 impl PeerPicker for HttpPool {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         self.inner.picker.pick_peer(key)
@@ -276,8 +278,29 @@ impl PeerPicker for HttpPool {
         self.inner.picker.pick_replica(key, attempt)
     }
 
+    fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+        self.inner.picker.previous_owner(key)
+    }
+
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         self.inner.picker.all_peers()
+    }
+
+    fn route(&self, key: &str) -> Route {
+        self.inner.picker.route(key)
+    }
+
+    fn explain(&self, key: &str) -> KeyRoute {
+        self.inner.picker.explain(key)
+    }
+
+    fn pick_next(
+        &self,
+        key: &str,
+        attempt: usize,
+        asked: &Arc<dyn ProtoGetter>,
+    ) -> Option<Arc<dyn ProtoGetter>> {
+        self.inner.picker.pick_next(key, attempt, asked)
     }
 }
 
