@@ -338,8 +338,8 @@ impl Worker {
         set.live += 1;
         drop(state);
         if let Err(e) = self.spawn(None) {
-            log::warn!("no thread for a load, which waits for the end of another one: {e}");
             self.pool.state.lock().sets[self.number].live -= 1;
+            log::warn!("no thread for a load, which waits for the end of another one: {e}");
         }
     }
 

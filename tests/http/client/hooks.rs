@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use larder::http::{HttpPool, Transport, TransportRequest, TransportResponse};
-use larder::{Context, Error, ErrorKind, Registry, Result};
+use larder::{Context, Error, ErrorKind, PeerPicker, Registry, Result, Route};
 
 use super::raw_server::{RawServer, body, ok};
 use super::{get, peer_error, pool_with};
@@ -104,6 +105,65 @@ fn wrong_length_is_an_error_for_any_transport() {
     // Larger than the buffer that the client allocates in advance.
     peer_error(&canned(|| protobuf(Some(500_000), &[0; 400_000])), "k");
     peer_error(&canned(|| protobuf(Some(300_000), &[0; 400_000])), "k");
+}
+
+/// Panics, or notes the paths of requests.
+struct Noting(bool, Arc<Mutex<Vec<String>>>);
+
+impl Transport for Noting {
+    fn round_trip(&self, _: &Context, request: TransportRequest<'_>) -> Result<TransportResponse> {
+        self.1.lock().unwrap().push(request.path().to_owned());
+        match self.0 {
+            true => std::panic::resume_unwind(Box::new("in the transport")),
+            false => Ok(TransportResponse::new(200, "")),
+        }
+    }
+}
+
+#[test]
+fn transport_that_panics_for_one_peer_does_not_keep_a_process_from_leaving() {
+    let paths: Arc<Mutex<Vec<String>>> = Arc::default();
+    let noted = paths.clone();
+    let pool = HttpPool::builder("http://a")
+        .registry(&Registry::new())
+        .transport(move |url, _| Arc::new(Noting(url.ends_with(".1"), noted.clone())))
+        .build()
+        .unwrap();
+    pool.set(["http://a", "http://10.0.0.1", "http://10.0.0.2"])
+        .unwrap();
+    pool.leave(Duration::ZERO);
+    let paths = paths.lock().unwrap().clone();
+    let announced = paths.iter().filter(|path| path.ends_with("_leave/"));
+    assert_eq!(announced.count(), 2, "{paths:?}");
+    // The peers own its keys now.
+    let reasons = pool.explain("key").reasons;
+    assert!(
+        reasons.iter().any(|reason| reason == "this process leaves"),
+        "{reasons:?}"
+    );
+    // Also where the program asks the pool itself.
+    for n in 0..30 {
+        let route = pool.route(&format!("key-{n}"));
+        assert!(matches!(route, Route::Peer(_)));
+    }
+}
+
+#[test]
+fn transport_that_panics_for_one_peer_does_not_keep_others_from_being_asked_for_the_list() {
+    let paths: Arc<Mutex<Vec<String>>> = Arc::default();
+    let noted = paths.clone();
+    let pool = HttpPool::builder("http://a")
+        .registry(&Registry::new())
+        .transport(move |url, _| Arc::new(Noting(url.ends_with(".1"), noted.clone())))
+        .build()
+        .unwrap();
+    pool.set(["http://a", "http://10.0.0.1", "http://10.0.0.2"])
+        .unwrap();
+    let begun = Instant::now();
+    while paths.lock().unwrap().len() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "one was asked");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

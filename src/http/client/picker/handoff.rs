@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::http::client::peer::HttpPeer;
 use crate::http::client::picker::key_owners::KeyOwners;
 use crate::http::membership::{HANDOFF_WINDOW, Membership, PeersPage};
+use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peer::Peer;
 use crate::peers::{PeerResponse, ProtoGetter};
@@ -166,7 +167,9 @@ impl Handoff {
         let learn = move || {
             let _held = held;
             let clients = members.iter().filter_map(|(_, client)| client.as_ref());
-            let mut pages = clients.filter_map(|client| client.page_reader()().ok());
+            // A panic of the program's transport for one peer must not keep the others from being asked.
+            let page = |client: &Arc<HttpPeer>| caught(|| client.page_reader()().ok()).flatten();
+            let mut pages = clients.filter_map(page);
             let Some(page) = pages.next() else {
                 return;
             };

@@ -26,6 +26,7 @@ use crate::http::client::transport::target::Target;
 use crate::http::client::transport::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
 use crate::http::membership::Membership;
+use crate::panics::caught;
 use crate::peer::Peer;
 use crate::peers::{KeyRoute, PeerPicker, ProtoGetter, Route};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -252,9 +253,12 @@ impl Picker {
         let own = peers.members.iter().find(|member| member.client.is_none());
         if let Some(own) = own {
             let announce = |client: &Arc<HttpPeer>| {
-                if let Err(error) = client.announce_leave(&own.peer.id) {
-                    log::warn!("a peer does not know that this process leaves: {error}");
-                }
+                // A panic of the program's transport or logger must not end the announcement.
+                caught(|| {
+                    if let Err(error) = client.announce_leave(&own.peer.id) {
+                        log::warn!("a peer does not know that this process leaves: {error}");
+                    }
+                });
             };
             let announce = &announce;
             // At the same time, so that no peer asks another one that does not know it yet.
