@@ -71,7 +71,7 @@ impl Model {
         let new = NewEntry {
             hash,
             key,
-            data,
+            data: data.into(),
             share: CacheType::Main,
             expires: None,
             begun: None,

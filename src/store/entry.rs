@@ -91,13 +91,38 @@ pub(crate) struct Hit {
     pub(crate) is_due: bool,
 }
 
+/// The bytes of an entry to be inserted.
+#[derive(Clone, Copy)]
+pub(crate) enum NewBytes<'a> {
+    /// Key, value and etag, side by side, as `Store::keyed` makes them. Borrowed, so that a value that is not
+    /// inserted is not dropped under the lock.
+    Keyed(&'a SharedBytes),
+    /// The three are longer together than any entry may be: this long. Nothing is inserted, but an older
+    /// entry of the key is removed.
+    TooLarge(usize),
+}
+
+impl NewBytes<'_> {
+    #[inline]
+    pub(super) fn len(self) -> usize {
+        match self {
+            NewBytes::Keyed(data) => data.len(),
+            NewBytes::TooLarge(len) => len,
+        }
+    }
+}
+
+impl<'a> From<&'a SharedBytes> for NewBytes<'a> {
+    fn from(data: &'a SharedBytes) -> NewBytes<'a> {
+        NewBytes::Keyed(data)
+    }
+}
+
 /// An entry to be inserted.
 pub(crate) struct NewEntry<'a> {
     pub(crate) hash: KeyHash,
     pub(crate) key: &'a str,
-    /// Key, value and etag, side by side, as `Store::keyed` makes them. Borrowed, so that a value
-    /// that is not inserted is not dropped under the lock.
-    pub(crate) data: &'a SharedBytes,
+    pub(crate) data: NewBytes<'a>,
     pub(crate) has_etag: bool,
     /// Whether the value may be that of the entry in the store, which then only gets new times.
     pub(crate) is_renewal: bool,

@@ -232,7 +232,7 @@ mod tests {
         let new = NewEntry {
             hash,
             key: &key,
-            data: view.allocation().expect("the view has bytes"),
+            data: view.allocation().expect("the view has bytes").into(),
             has_etag: false,
             is_renewal: false,
             is_shortened: false,

@@ -1,6 +1,6 @@
 //! Values that are kept for loads that may find them unchanged: and their renewal.
 
-use super::entry::NewEntry;
+use super::entry::{NewBytes, NewEntry};
 use super::etag::{etag_of, is_trailer, trailer_of};
 use super::generations::Generation;
 use super::key_hash::KeyHash;
@@ -8,7 +8,6 @@ use super::shard::Shard;
 use super::{Store, weight};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
-use crate::heap::SharedBytes;
 
 /// A cached value, expired or not, and what a load needs to renew it.
 #[derive(Clone, Debug)]
@@ -66,8 +65,7 @@ impl Store {
     }
 
     /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
-    /// be cached. Returns the bytes of the entry; `None` if there is no memory left, or for an empty
-    /// view without an allocation whose key is too large.
+    /// be cached. Returns the bytes of the entry; `None` if there is no memory left.
     #[inline]
     pub(crate) fn adopt<'v>(
         &self,
@@ -75,19 +73,23 @@ impl Store {
         key: &str,
         view: &'v mut ByteView,
         etag: Option<&str>,
-    ) -> Option<&'v SharedBytes> {
+    ) -> Option<NewBytes<'v>> {
         let is_owned = |view: &ByteView| {
             view.is_keyed(key, |rest| is_trailer(rest, etag))
                 && (view.allocation()).is_some_and(|data| self.heap.owns(hash.get(), data))
         };
-        let len = key.len() + view.len() + etag.map_or(0, trailer_of);
-        if !is_owned(view) && weight::of_entry(len) <= self.capacity() {
+        if !is_owned(view) {
+            // The allocation of such a view has no key in it, or other bytes besides.
+            let len = key.len() + view.len() + etag.map_or(0, trailer_of);
+            if weight::of_entry(len) > self.capacity() {
+                return Some(NewBytes::TooLarge(len));
+            }
             *view = self.keyed(hash, key, view, etag);
             if !is_owned(view) {
                 return None;
             }
         }
-        view.allocation()
+        view.allocation().map(NewBytes::Keyed)
     }
 }
 
@@ -96,7 +98,7 @@ impl Shard {
     /// and its hits, and no listener is called.
     pub(super) fn renew(&mut self, new: &NewEntry<'_>) -> bool {
         let same = self.slot_of(new.hash, new.key).filter(|slot| {
-            slot.data.as_ptr() == new.data.as_ptr()
+            matches!(new.data, NewBytes::Keyed(data) if slot.data.as_ptr() == data.as_ptr())
                 && slot.meta.share() == new.share
                 && slot.meta.state().is_shortened() == new.is_shortened
                 // The weight depends on it.

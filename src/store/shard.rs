@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use super::budget::{Ledger, Progress};
 use super::demand::Demand;
-use super::entry::{Entry, NewEntry};
+use super::entry::{Entry, NewBytes, NewEntry};
 use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
 use super::key_hash::{KeyHash, table_hash};
@@ -224,7 +224,8 @@ impl Shard {
         let most = update.evicted.len() + SWEPT_AT_ONCE;
         self.remove_unkept(update, |update| update.evicted.len() < most);
         let replaced = self.replace(new, update);
-        let is_possible = weight <= update.ledger.budget.capacity();
+        let is_possible =
+            weight <= update.ledger.budget.capacity() && matches!(new.data, NewBytes::Keyed(_));
         if !is_possible || !Slab::can_hold(new.key.len(), weight) {
             return Insertion::ENDED;
         }

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::entry::{Entry, Hit, NewEntry};
+use super::entry::{Entry, Hit, NewBytes, NewEntry};
 use super::etag;
 use super::expiry::Expiries;
 use super::load_times::{LoadTime, LoadTimes};
@@ -336,8 +336,11 @@ impl Slab {
     }
 
     /// Puts an entry of this weight into a free slot. `None` when all 2^32 - 1 are taken, or if a
-    /// slot [cannot hold](Self::can_hold) it.
+    /// slot [cannot hold](Self::can_hold) it, or if it is too large.
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, weight: u64) -> Option<u32> {
+        let NewBytes::Keyed(data) = new.data else {
+            return None;
+        };
         let share = if new.share == CacheType::Hot { HOT } else { 0 };
         let tagged = if new.has_etag { TAGGED } else { 0 };
         let shortened = if new.is_shortened { SHORTENED } else { 0 };
@@ -349,8 +352,7 @@ impl Slab {
         let link = SlotLink::new(new.hash.short(), weight)?;
         let begins = self.cold.iter_mut().map(|cold| &mut cold.begun);
         let begun = self.load_times.pack(new.begun, begins);
-        let data = new.data.clone();
-        self.put(data, meta, ColdData { link, begun }, new.expires)
+        self.put(data.clone(), meta, ColdData { link, begun }, new.expires)
     }
 
     /// Gives a slot's entry new times.

@@ -78,7 +78,7 @@ fn put_pending(
     let new = NewEntry {
         hash,
         key,
-        data,
+        data: data.into(),
         has_etag: false,
         is_renewal: false,
         is_shortened: false,
@@ -353,7 +353,7 @@ fn entry_has_the_begin_of_its_own_load() {
         let new = NewEntry {
             hash,
             key,
-            data: view.allocation().expect("bytes"),
+            data: view.allocation().expect("bytes").into(),
             has_etag: false,
             is_renewal: false,
             is_shortened: false,
@@ -392,7 +392,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
             let new = NewEntry {
                 hash,
                 key: "key",
-                data: view.allocation().expect("bytes"),
+                data: view.allocation().expect("bytes").into(),
                 has_etag: false,
                 is_renewal: false,
                 is_shortened: false,

@@ -1,6 +1,9 @@
 //! Invalid input is refused with the right kind of error, and with advice in its text.
 
-use larder::{Error, ErrorKind, Group, GroupBuilder, HotAdmission, Registry, Result, getter_fn};
+use larder::{
+    ByteView, Context, Error, ErrorKind, Group, GroupBuilder, HotAdmission, Registry, Result,
+    SetOptions, Value, getter_fn,
+};
 
 use crate::common::*;
 
@@ -100,6 +103,41 @@ fn capacity_of_zero_caches_nothing() {
     assert_eq!((group.entry_count(), group.weighted_size()), (0, 0));
     assert_eq!(group.max_capacity(), 0);
     assert_eq!(group.remove_local("key"), None);
+}
+
+/// The value begins with its key: if it were cached without a key in front of it, a look-up would find it,
+/// and cut it.
+#[test]
+fn value_that_fits_only_without_its_key_is_not_cached() {
+    // 24 pages, with the header of a block.
+    const LEN: usize = 24 * 4096 - 8;
+    let value = |key: &str| key.repeat(LEN / key.len());
+    for capacity in [24 * 4096 + 100, 25 * 4096] {
+        let group = alone("edge")
+            .max_capacity(capacity)
+            .eviction_listener(|key, value, _| drop((key.to_owned(), value.to_vec())))
+            .build_with(move |_, key| match key.strip_prefix("view") {
+                None => Ok::<_, Error>(Value::from(value(key)).etag("x")),
+                Some(_) => Ok(Value::from(ByteView::from(value(key)))),
+            })
+            .expect("a group");
+        for key in ["bytes888", "view8888", "bytes888"] {
+            for _ in 0..2 {
+                assert!(group.get(key).expect("a value") == value(key), "{key}");
+            }
+            group
+                .set(
+                    &Context::background(),
+                    key,
+                    value(key),
+                    SetOptions::default(),
+                )
+                .expect("it is set");
+            assert!(group.get(key).expect("a value") == value(key), "{key}");
+            let cached: Vec<String> = group.iter().map(|entry| entry.key().into()).collect();
+            assert_eq!(cached, Vec::<String>::new());
+        }
+    }
 }
 
 #[test]

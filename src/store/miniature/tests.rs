@@ -141,7 +141,7 @@ fn miniature_hits_as_often_as_a_store() {
             let new = NewEntry {
                 hash,
                 key: &name,
-                data: view.allocation().expect("bytes"),
+                data: view.allocation().expect("bytes").into(),
                 has_etag: false,
                 is_renewal: false,
                 is_shortened: false,

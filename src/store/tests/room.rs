@@ -99,7 +99,7 @@ fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
     let new = NewEntry {
         hash,
         key: "large",
-        data: view.allocation().expect("bytes"),
+        data: view.allocation().expect("bytes").into(),
         has_etag: false,
         is_renewal: false,
         is_shortened: false,
