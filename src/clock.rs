@@ -134,8 +134,8 @@ impl Clock {
     pub fn now(&self) -> Tick {
         let since_origin = match &self.0 {
             ClockKind::System(system) => system.nanos(),
-            ClockKind::Adjustable(clock) => clock.nanos(),
-            ClockKind::Manual(manual) => manual.nanos.load(SeqCst),
+            ClockKind::Adjustable(clock) => clock.nanos().min(LAST_NANOS),
+            ClockKind::Manual(manual) => manual.nanos.load(SeqCst).min(LAST_NANOS),
         };
         Tick(ORIGIN.saturating_add(since_origin))
     }
@@ -199,6 +199,9 @@ impl fmt::Debug for Clock {
 /// The number of a clock's first tick, 36 years after the first tick of all. The time before it is for
 /// values of other processes that were loaded before this process started.
 const ORIGIN: NonZeroU64 = NonZeroU64::new(1 << 60).expect("it is not zero");
+
+/// The last time of a clock that can be moved, after its origin. It is before [`Tick::NEVER`].
+const LAST_NANOS: u64 = u64::MAX - 1 - ORIGIN.get();
 
 /// In nanoseconds. [`Clock::recent`] is behind by less, unless the kernel misses ticks.
 const WELL_BEFORE: u64 = 50_000_000;
@@ -338,6 +341,17 @@ mod tests {
         let clock = Clock::manual();
         clock.advance(Duration::from_nanos(1));
         assert_eq!(clock.recent(), clock.now());
+    }
+
+    #[test]
+    fn clock_stops_before_the_tick_that_stands_for_never() {
+        for clock in [Clock::manual(), Clock::adjustable()] {
+            clock.advance(Duration::MAX);
+            let last = clock.now();
+            clock.advance(Duration::from_nanos(1));
+            assert_eq!((clock.now(), clock.recent()), (last, last));
+            assert!(last < Tick::NEVER && last.after(Duration::from_nanos(1)) == Tick::NEVER);
+        }
     }
 
     #[test]

@@ -338,3 +338,22 @@ fn clear_reports_expired_entries_as_expired() {
     let [explicit, expired] = [0, 1].map(|at| causes[at].load(Ordering::Relaxed));
     assert_eq!((explicit, expired), (1, 100));
 }
+
+/// A clock that has stopped at the end of its range is not at the time of entries that never expire.
+#[test]
+fn clock_at_the_end_of_its_range_expires_only_what_may_expire() {
+    for clock in [Clock::manual(), Clock::adjustable()] {
+        let (group, loads) = group(&clock, None);
+        for key in ["-", "7", "-"] {
+            group.get(key).expect("a value");
+        }
+        clock.advance(Duration::MAX);
+        assert_eq!(group.purge_expired(), 1);
+        assert!(group.contains_key("-") && !group.contains_key("7"));
+        for key in ["-", "7", "7"] {
+            group.get(key).expect("a value");
+        }
+        assert_eq!((loads.get(), group.purge_expired()), (3, 0));
+        assert_eq!(group.entry_count(), 2);
+    }
+}
