@@ -9,7 +9,9 @@
 //!
 //! - A block of a heap lies in a segment, which is memory that is mapped for the heap. It begins at a
 //!   multiple of 16.
-//! - A block of malloc begins at a multiple of 16, plus 8. The word in front of it is the whole length.
+//! - A block of malloc begins at a multiple of 16, plus 8.
+//!
+//! A length of 4 GiB or more does not fit in the header. The word in front of such a block has it.
 //!
 //! The code of these files relies on these invariants:
 //!
@@ -65,7 +67,7 @@ const LONG: u32 = u32::MAX;
 /// The longest block that glibc keeps in its cache, in bytes.
 const SMALL: usize = 1024;
 
-/// The bytes in front of the header of a block of malloc. They tell it from a block of a heap.
+/// The bytes in front of the header of a block of malloc. Its address tells it from a block of a heap.
 const PREFIX: usize = 8;
 
 // SAFETY: the bytes do not change while they are shared, and the count is atomic.
@@ -80,7 +82,7 @@ impl SharedBytes {
     /// `len` zero bytes on malloc.
     pub(crate) fn zeros(len: usize) -> SharedBytes {
         let layout = Self::layout(len);
-        // SAFETY: the layout is not empty. The prefix is as long and as aligned as the longest word.
+        // SAFETY: the layout is not empty, and the prefix lies in it.
         let block = unsafe {
             let start = match layout.size() {
                 // glibc's `calloc` bypasses its cache of small blocks, which costs 300 instructions.
@@ -90,7 +92,6 @@ impl SharedBytes {
             let Some(start) = NonNull::new(start) else {
                 handle_alloc_error(layout);
             };
-            start.cast().write(len);
             let block = start.add(PREFIX);
             if layout.size() <= SMALL {
                 // Not from `start` on: the compiler would make a `calloc` of it.
@@ -163,7 +164,7 @@ impl SharedBytes {
 
     #[cold]
     fn long_length(&self) -> usize {
-        // SAFETY: only blocks of malloc are long, and `zeros` wrote the word in front of this one.
+        // SAFETY: `into_bytes` wrote the word in front of this block.
         unsafe { self.0.byte_sub(PREFIX).cast().read() }
     }
 

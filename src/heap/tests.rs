@@ -129,6 +129,27 @@ fn empty_bytes_are_allowed() {
     assert!(block(&heap(), 0, 0, 0).is_empty());
 }
 
+/// Such a length does not fit in the header. Only the pages that are written take memory.
+#[cfg(all(target_pointer_width = "64", not(miri)))]
+#[test]
+fn block_of_4_gib_and_more_has_its_length() {
+    let heap = heap();
+    let long = heap.arenas.last().expect("an arena for long blocks");
+    for len in [(1 << 32) - 2, (1 << 32) - 1, (1 << 32) + 5] {
+        let vacant = long.state.lock().arena.allocate(SharedBytes::HEADER + len);
+        let Some(vacant) = vacant else {
+            eprintln!("the system has no {len} bytes");
+            return;
+        };
+        let bytes = vacant.into_bytes(len);
+        assert_eq!(bytes.len(), len);
+        assert_eq!((bytes[0], bytes[len - 1]), (0, 0));
+        drop(bytes);
+        heap.release_free_pages();
+        assert_eq!(heap.resident(), 0);
+    }
+}
+
 #[test]
 fn thread_uses_the_block_of_an_entry_that_left_for_the_next_of_its_size() {
     let heap = heap();

@@ -4,7 +4,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use super::{BlockHead, LONG, SharedBytes};
+use super::{BlockHead, LONG, PREFIX, SharedBytes};
 
 /// A block in use without a header yet. One that is dropped is never freed.
 #[must_use]
@@ -28,9 +28,17 @@ impl Vacant {
             refs: AtomicU32::new(1),
             len: u32::try_from(len).unwrap_or(LONG),
         };
+        let is_long = head.len == LONG;
         let bytes = SharedBytes(self.block.cast());
-        // SAFETY: the block is mapped, aligned, and belongs to this function alone (invariant 1).
-        unsafe { bytes.0.write(head) };
+        // SAFETY: the block is mapped, aligned, and belongs to this function alone (invariant 1). So does the
+        // word in front of a long one, which is the prefix of a block of malloc, or lies in the first page of
+        // the block's own segment.
+        unsafe {
+            bytes.0.write(head);
+            if is_long {
+                self.block.sub(PREFIX).cast().write(len);
+            }
+        }
         bytes
     }
 }
