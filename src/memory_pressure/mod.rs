@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::registry::Registry;
 use crate::group::{Group, TemporaryLimit};
-use crate::panics;
+use crate::panics::{self, caught};
 use crate::sync::{Arc, Condvar, Mutex, spawn_plain};
 use decide::{Controller, GroupSize, Options};
 use source::PressureSource;
@@ -255,7 +255,8 @@ struct Watcher {
 impl Watcher {
     fn run(mut self, mut pause: Duration) {
         while self.waits(pause) {
-            pause = self.step();
+            // The last handle of a group may be dropped here, and its getter's drop may panic.
+            pause = caught(|| self.step()).unwrap_or(pause);
         }
     }
 
@@ -295,7 +296,7 @@ impl Watcher {
         let mut state = self.shared.state.lock();
         state.status = MemoryStatus {
             headroom: decision.headroom,
-            allowed: self.limits.iter().map(allowed).sum(),
+            allowed: self.limits.iter().map(allowed).fold(0, u64::saturating_add),
             trimmed: state.status.trimmed + trimmed,
             readings: state.status.readings + 1,
         };

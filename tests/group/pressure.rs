@@ -198,4 +198,56 @@ mod linux {
             assert_eq!(error.kind(), ErrorKind::InvalidOption);
         }
     }
+
+    /// Panics when it is dropped, and counts the drops on the thread that watches.
+    struct DropPanics(Count);
+
+    impl Drop for DropPanics {
+        fn drop(&mut self) {
+            let thread = std::thread::current();
+            if thread.name() == Some("larder-memory") {
+                self.0.add(1);
+                std::panic::resume_unwind(Box::new("a panic of the test"));
+            }
+        }
+    }
+
+    #[test]
+    fn getter_whose_drop_panics_does_not_end_the_watch() {
+        let registry = Registry::new();
+        let guard = always_short().registry(&registry).watch().expect("a guard");
+        let panics = Count::default();
+        // The thread that watches drops its handle last, unless it reads in between.
+        while panics.get() == 0 {
+            let value = DropPanics(panics.clone());
+            let getter = larder::getter_fn(move |_, _, _| {
+                let _ = &value;
+                Ok(())
+            });
+            drop(
+                registry
+                    .new_group("gone", 1 << 20, getter)
+                    .expect("a group"),
+            );
+            wait_for_readings(&guard);
+            drop(registry.remove_group("gone"));
+            wait_for_readings(&guard);
+        }
+        wait_for_readings(&guard);
+    }
+
+    #[test]
+    fn capacities_may_be_larger_together_than_any_number() {
+        let group = |name| {
+            let builder = alone(name).max_capacity(usize::MAX as u64);
+            builder.build(echo().0).expect("a group")
+        };
+        let guard = MemoryPressure::builder()
+            .group(&group("first"))
+            .group(&group("second"))
+            .reserve(0)
+            .watch()
+            .expect("a guard");
+        assert!(guard.status().allowed >= usize::MAX as u64);
+    }
 }
