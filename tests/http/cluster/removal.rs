@@ -215,3 +215,34 @@ fn own(node: &Node) -> String {
     keys.find(|key| node.pool.owner(key).as_deref() == Some(node.pool.self_url()))
         .unwrap()
 }
+
+#[test]
+fn key_that_is_too_long_for_a_path_is_removed_from_all_nodes() {
+    let options = SetOptions::default;
+    for client in clients() {
+        let (nodes, version) = cluster(|builder| builder.http_client(client));
+        for len in [10, 600, 3000] {
+            let key = "\u{e9}".repeat(len);
+            let all_have = |want: u64| {
+                for node in &nodes {
+                    let value = node.group.get(&key).expect("loaded");
+                    assert_eq!(value, format!("{key} {want}"));
+                }
+            };
+            let old = version.load(Ordering::SeqCst);
+            all_have(old);
+            version.store(old + 1, Ordering::SeqCst);
+            all_have(old);
+            let removed = nodes[0].group.remove(&background(), &key);
+            removed.unwrap_or_else(|error| panic!("{client:?}, {len}: {error}"));
+            all_have(old + 1);
+        }
+        // A set has its key in its path. It fails, and changes nothing.
+        let key = "\u{e9}".repeat(3000);
+        let node = nodes
+            .iter()
+            .find(|node| node.pool.owner(&key).as_deref() != Some(node.pool.self_url()));
+        let set = (node.expect("another node").group).set(&background(), &key, "x", options());
+        set.expect_err("the key is too long");
+    }
+}

@@ -1,10 +1,13 @@
 //! The requests of a peer that change data, and what confirms them.
 
+use std::borrow::Cow;
+use std::iter;
 use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::peer::HttpPeer;
+use crate::http::client::transport::target::MAX_PATH;
 use crate::http::client::transport::{TransportRequest, TransportResponse};
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::wire;
@@ -32,17 +35,15 @@ impl HttpPeer {
         };
         while !rest.is_empty() {
             let mut bytes = 0;
-            let fits = |key: &&std::borrow::Cow<'_, str>| {
+            let fits = |key: &&Cow<'_, str>| {
                 // The longest escape of a byte has six.
                 bytes += 6 * key.len() + 3;
                 bytes <= MAX_KEY_BYTES
             };
             let count = rest.iter().take_while(fits).count().clamp(1, MAX_KEYS);
             let (now, later) = rest.split_at(count);
-            let body = wire::encode_keys(group, now.iter().map(|key| &**key));
-            let path = wire::verb_path(self.base(), group, wire::REMOVE_KEYS);
             // Otherwise another server has come to this address meanwhile.
-            if !self.change(ctx, "POST", path, &body, Some(id))? {
+            if !self.remove_list(ctx, group, now.iter().map(|key| &**key), id)? {
                 now.iter()
                     .try_for_each(|key| self.remove_key(ctx, group, key, id))?;
             }
@@ -51,8 +52,29 @@ impl HttpPeer {
         Ok(())
     }
 
+    /// Removes keys by one request. False if it was not larder's server that answered.
+    fn remove_list<'k>(
+        &self,
+        ctx: &Context,
+        group: &str,
+        keys: impl Iterator<Item = &'k str>,
+        id: u64,
+    ) -> Result<bool> {
+        let body = wire::encode_keys(group, keys);
+        let path = wire::verb_path(self.base(), group, wire::REMOVE_KEYS);
+        self.change(ctx, "POST", path, &body, Some(id))
+    }
+
+    /// Removes a key by its path, or by a list of one if it is too long for a path.
     fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: u64) -> Result<()> {
         let path = wire::key_path(self.base(), group, key);
+        let longest = match self.target().is_keyed() {
+            true => LONGEST_PATH,
+            false => MAX_PATH,
+        };
+        if path.len() > longest && self.remove_list(ctx, group, iter::once(key), id)? {
+            return Ok(());
+        }
         self.change(ctx, "DELETE", path, &[], Some(id)).map(drop)
     }
 
@@ -150,6 +172,9 @@ impl HttpPeer {
 /// The most keys of one request, and the most bytes of their text in JSON.
 const MAX_KEYS: usize = 4096;
 const MAX_KEY_BYTES: usize = 64 << 10;
+
+/// The longest path of a removal that is sent to larder's server, whose heads may be limited to 1 KiB.
+const LONGEST_PATH: usize = 512;
 
 /// The most bytes of a table of removals, with its group.
 const MAX_TABLE: u64 = 128 << 10;

@@ -127,7 +127,7 @@ impl fmt::Debug for Target {
 pub(crate) const MAX_LINE: usize = 8 * 1024;
 
 /// The longest path: method and version are on the same line.
-const MAX_PATH: usize = MAX_LINE - 32;
+pub(crate) const MAX_PATH: usize = MAX_LINE - 32;
 
 /// The most bytes of a response in addition to its body: the head, and the lines between chunks.
 const MAX_FRAMING: u64 = 63 * 1024;
