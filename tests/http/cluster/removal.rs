@@ -216,6 +216,26 @@ fn own(node: &Node) -> String {
         .unwrap()
 }
 
+/// Other systems may drop an answer that was not read before the connection was reset.
+#[cfg(target_os = "linux")]
+#[test]
+fn owner_that_refuses_a_long_value_says_so_although_it_does_not_read_all_of_it() {
+    let (nodes, _) = cluster(|builder| {
+        let builder = builder.http_client(HttpClient::Direct);
+        builder.max_value_size(1000).max_batch_bytes(1000)
+    });
+    let (first, urls) = (&nodes[0], nodes[0].pool.urls());
+    let mut keys = (0..).map(|n| n.to_string());
+    let key = keys.find(|key| first.pool.owner(key).as_deref() == Some(&*urls[1]));
+    let key = key.expect("a key of another node");
+    let value = vec![7_u8; 12 << 20];
+    for _ in 0..3 {
+        let set = (first.group).set(&background(), &key, value.clone(), SetOptions::default());
+        let error = set.expect_err("it is too long");
+        assert!(error.to_string().contains("413"), "{error}");
+    }
+}
+
 #[test]
 fn key_that_is_too_long_for_a_path_is_removed_from_all_nodes() {
     let options = SetOptions::default;
