@@ -3,14 +3,14 @@
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder::consistent_hash::Preset;
 use larder::http::{HttpPool, HttpPoolBuilder, Transport, TransportRequest, TransportResponse};
 use larder::{Context, Error, ErrorKind, Peer, PeerPicker, PeerSet, ProtoGetter, Registry, Result};
 
 use super::raw_server::{RawServer, body, ok};
-use super::{get, pool_of};
+use super::{client, get, pool_of};
 
 const NODES: [&str; 3] = [
     "http://10.0.0.1:8080",
@@ -399,5 +399,39 @@ fn server_for_go_peers_takes_more_connections_from_an_address() {
         let pool = builder(NODES[0]).preset(preset).build().unwrap();
         let server = format!("{:?}", pool.server());
         assert!(server.contains(expected), "{preset:?}: {server}");
+    }
+}
+
+#[test]
+fn list_of_thousands_of_peers_is_read_as_a_whole_at_the_start() {
+    let server = RawServer::start(|mut connection| {
+        while let Some(head) = connection.read_head() {
+            let host = head
+                .split("host: ")
+                .nth(1)
+                .and_then(|rest| rest.lines().next());
+            let others = (0..3000).map(|n| format!("http://10.0.{}.{}:8080\n", n / 250, n % 250));
+            let own = format!("http://{} weight=60000\n", host.expect("a host"));
+            let page: String = others.chain([own]).collect();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nServer: larder\r\nContent-Length: {}",
+                page.len()
+            );
+            connection.send(format!("{head}\r\n\r\n{page}").as_bytes());
+        }
+    });
+    let pool = HttpPool::builder(NODES[0])
+        .registry(&Registry::new())
+        .http_client(client())
+        .exchange_timeout(Duration::from_secs(20))
+        .build()
+        .unwrap();
+    pool.set([NODES[0], &server.url]).unwrap();
+    let begun = Instant::now();
+    let had = |n: usize| pool.previous_owner(&format!("key-{n}")).is_some();
+    // It had most of the keys.
+    while !(0..20).any(had) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no past");
+        thread::sleep(Duration::from_millis(1));
     }
 }

@@ -105,8 +105,8 @@ fn text_of(response: TransportResponse) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The most bytes of another process's list that are read and logged.
-const MAX_TEXT: u64 = 16 << 10;
+/// The most bytes of another process's lists that are read and logged: those of thousands of peers.
+const MAX_TEXT: u64 = 1 << 20;
 
 /// In bytes.
 const STACK: usize = 256 << 10;
