@@ -17,6 +17,8 @@ pub(super) struct ManyReply<'r> {
     found: Vec<Option<Found>>,
     /// The bytes of values for which there is room.
     room: usize,
+    /// The bytes of values that may still be compared with those of the client.
+    comparable: usize,
 }
 
 enum Found {
@@ -34,6 +36,7 @@ impl<'r> ManyReply<'r> {
             known: wire::known_hashes(request).collect(),
             found: request.keys.iter().map(|_| None).collect(),
             room,
+            comparable: MAX_COMPARED,
         }
     }
 
@@ -58,9 +61,14 @@ impl<'r> ManyReply<'r> {
         }
     }
 
-    fn is_known(&self, at: usize, value: &[u8]) -> bool {
-        let is_equal = |known| known == wire::value_hash(self.key_hash(at), value);
-        self.known[at].is_some_and(is_equal)
+    /// Whether the client has this value, as far as may still be compared.
+    fn is_known(&mut self, at: usize, value: &[u8]) -> bool {
+        let left = self.comparable.checked_sub(value.len());
+        let (Some(known), Some(left)) = (self.known[at], left) else {
+            return false;
+        };
+        self.comparable = left;
+        known == wire::value_hash(self.key_hash(at), value)
     }
 
     fn key_hash(&self, at: usize) -> u64 {
@@ -82,5 +90,35 @@ impl<'r> ManyReply<'r> {
             }
         }
         body.finish()
+    }
+}
+
+/// The most bytes of values whose hashes are computed for one request. A client that names one long value many
+/// times would occupy a processor for seconds otherwise.
+const MAX_COMPARED: usize = 64 << 20;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_that_a_client_names_many_times_are_not_all_compared() {
+        let (count, len) = (100, 1 << 20);
+        let (value, hash) = (vec![7; len], wire::key_hash("group", "key"));
+        let known = wire::value_hash(hash, &value).to_le_bytes();
+        let request = GetManyRequest {
+            keys: vec!["key".into(); count],
+            known: Some(known.repeat(count).into()),
+            ..GetManyRequest::default()
+        };
+        let mut reply = ManyReply::new("group", &request, len / 2);
+        for at in 0..count {
+            reply.add(at, Ok(PeerResponse::new(value.clone())));
+        }
+        let is_known = |found: &Option<Found>| matches!(found, Some(Found::Unchanged(_)));
+        let compared = reply.found.iter().filter(|found| is_known(found)).count();
+        assert_eq!(compared, MAX_COMPARED / len);
+        // The client asks for the others one by one.
+        assert!(reply.found[compared..].iter().all(Option::is_none));
     }
 }
