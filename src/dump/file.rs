@@ -15,7 +15,8 @@ use crossbeam_channel::{Sender, bounded};
 ///
 /// # Errors
 ///
-/// Those of `write` and of the system. The old file is then as it was, and the temporary file is removed.
+/// Those of `write` and of the system. The old file is then as it was, and the temporary file is removed. On
+/// Unix, `ResourceBusy` if another process has begun to write to the temporary file meanwhile.
 pub(crate) fn write_atomically<T>(
     path: &Path,
     write: impl FnOnce(&mut SyncedWriter<'_>) -> io::Result<T>,
@@ -23,7 +24,8 @@ pub(crate) fn write_atomically<T>(
     let temporary = temporary_path(path)?;
     let file = new_file(&temporary)?;
     let written = write_and_rename(file, path, &temporary, write);
-    if written.is_err() {
+    let is_own = |error: &io::Error| error.kind() != io::ErrorKind::ResourceBusy;
+    if written.as_ref().is_err_and(is_own) {
         let _ = fs::remove_file(&temporary);
     }
     written
@@ -65,6 +67,10 @@ fn write_and_rename<T>(
         written
     })?;
     file.sync_all()?;
+    if !is_at(&file, temporary) {
+        let message = "another dump to this file has begun";
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+    }
     drop(file);
     fs::rename(temporary, path)?;
     let folder = path
@@ -72,6 +78,24 @@ fn write_and_rename<T>(
         .filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(written)
+}
+
+/// Whether the path still leads to the file. Not if another process has made one of its own there, which is not
+/// whole yet.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let own = file.metadata().map(place);
+    let found = fs::symlink_metadata(path).map(place);
+    own.is_ok_and(|own| found.is_ok_and(|found| own == found))
+}
+
+/// Elsewhere an open file cannot be removed.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
 }
 
 /// Writes a file while another thread syncs it, so that the disk is busy from the start.

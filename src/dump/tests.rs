@@ -153,6 +153,23 @@ fn failed_write_leaves_the_old_file() {
     std::fs::remove_dir_all(&folder).expect("ours");
 }
 
+#[cfg(unix)]
+#[test]
+fn half_file_of_another_process_does_not_replace_the_old_one() {
+    let (folder, path) = old_file("busy");
+    let temporary = folder.join("dump.tmp");
+    let write = |file: &mut SyncedWriter<'_>| {
+        file.write_all(b"new")?;
+        std::fs::remove_file(&temporary)?;
+        std::fs::write(&temporary, "half of anoth")
+    };
+    let error = write_atomically(&path, write).expect_err("busy");
+    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
+    assert_eq!(std::fs::read(&path).expect("the old file"), b"old");
+    assert!(temporary.exists(), "it belongs to the other process");
+    std::fs::remove_dir_all(&folder).expect("ours");
+}
+
 /// A file that a crash left behind, or that another user made.
 #[cfg(unix)]
 #[test]

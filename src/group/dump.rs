@@ -26,7 +26,8 @@ impl Group {
     ///
     /// Gets go on meanwhile. An entry that changes during the call is written in its old or its new
     /// state, or not at all. The dumps of a group are written one after the other. Those of different groups
-    /// need different paths.
+    /// need different paths. If two processes write to one path at the same time, one of them gets an error (on
+    /// Unix).
     ///
     /// # Errors
     ///
