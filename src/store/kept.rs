@@ -46,11 +46,23 @@ impl Store {
         value: &[u8],
         etag: Option<&str>,
     ) -> ByteView {
-        let end = key.len() + value.len();
-        let len = end + etag.map_or(0, trailer_of);
-        let block = if weight::of_entry(len) > self.capacity() {
-            None
-        } else if let Some(etag) = etag {
+        match weight::of_entry(entry_len(key, value, etag)) > self.capacity() {
+            true => None,
+            false => self.keyed_copy(hash, key, value, etag),
+        }
+        .unwrap_or_else(|| ByteView::from(value))
+    }
+
+    /// As [`keyed`](Self::keyed), for a value that the store can keep. `None` if there is no memory left.
+    #[inline]
+    fn keyed_copy(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        value: &[u8],
+        etag: Option<&str>,
+    ) -> Option<ByteView> {
+        let block = if let Some(etag) = etag {
             // An etag is at most `MAX_ETAG` bytes long.
             let etag_len = (etag.len() as u16).to_le_bytes();
             let parts = [key.as_bytes(), value, etag.as_bytes(), &etag_len];
@@ -58,10 +70,7 @@ impl Store {
         } else {
             self.heap.allocate(hash.get(), [key.as_bytes(), value])
         };
-        match block {
-            Some(block) => ByteView::window(block, key.len(), end),
-            None => ByteView::from(value),
-        }
+        Some(ByteView::window(block?, key.len(), key.len() + value.len()))
     }
 
     /// Copies a view as [`keyed`](Self::keyed) does, unless it has made it, or the value is too large to
@@ -80,17 +89,20 @@ impl Store {
         };
         if !is_owned(view) {
             // The allocation of such a view has no key in it, or other bytes besides.
-            let len = key.len() + view.len() + etag.map_or(0, trailer_of);
+            let len = entry_len(key, view, etag);
             if weight::of_entry(len) > self.capacity() {
                 return Some(NewBytes::TooLarge(len));
             }
-            *view = self.keyed(hash, key, view, etag);
-            if !is_owned(view) {
-                return None;
-            }
+            *view = self.keyed_copy(hash, key, view, etag)?;
         }
         view.allocation().map(NewBytes::Keyed)
     }
+}
+
+/// The bytes of an entry.
+#[inline]
+fn entry_len(key: &str, value: &[u8], etag: Option<&str>) -> usize {
+    key.len() + value.len() + etag.map_or(0, trailer_of)
 }
 
 impl Shard {

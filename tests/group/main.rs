@@ -27,6 +27,8 @@ mod hooks;
 mod hot_keys;
 mod keys;
 mod listeners;
+#[cfg(target_os = "linux")]
+mod no_memory;
 mod one_hop;
 mod origin;
 mod patience;
