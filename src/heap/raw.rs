@@ -1,8 +1,9 @@
 //! Shared bytes in blocks of a heap or of malloc. This module has all `unsafe` code of the heap.
 //!
 //! ```text
-//!   raw.rs          shared bytes               raw/mapped.rs     memory of the system
-//!   raw/vacant.rs   blocks without bytes yet   raw/prefetch.rs   hints to the processor
+//!   raw.rs          shared bytes               raw/mapped.rs     segments and tables
+//!   raw/vacant.rs   blocks without bytes yet   raw/system.rs     their memory, raw/std_memory.rs elsewhere
+//!   raw/prefetch.rs   hints to the processor
 //! ```
 //!
 //! A block is a header of 8 bytes (reference count and length) and then the bytes. There are two kinds:
@@ -31,6 +32,11 @@
 
 mod mapped;
 mod prefetch;
+#[cfg(all(unix, not(miri)))]
+mod system;
+#[cfg(not(all(unix, not(miri))))]
+#[path = "raw/std_memory.rs"]
+mod system;
 mod vacant;
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
@@ -45,7 +51,7 @@ use crate::sync::Arc;
 use mapped::SegmentHead;
 
 pub(crate) use mapped::TableMemory;
-pub(super) use mapped::{Mapping, SEGMENT, system_page};
+pub(super) use mapped::{Mapping, system_page};
 pub(crate) use prefetch::{prefetch, prefetch_address};
 pub(super) use vacant::{BlockCell, Vacant};
 
@@ -63,6 +69,9 @@ struct BlockHead {
 }
 
 const LONG: u32 = u32::MAX;
+
+/// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
+pub(super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
 
 /// The longest block that glibc keeps in its cache, in bytes.
 const SMALL: usize = 1024;

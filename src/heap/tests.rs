@@ -297,10 +297,16 @@ fn table_keeps_its_contents_while_it_grows_and_shrinks() {
     let numbers = 0..300_000_u64;
     numbers.clone().for_each(|number| table.push(number));
     assert!(numbers.eq(table.iter().copied()));
-    for len in [100_000, 5000, 1000, 10] {
+    for len in [100_000, 5000, 1024, 1000, 10] {
         table.truncate(len);
+        let before = table.as_ptr();
         table.shrink_to_fit();
         assert!((0..len as u64).eq(table.iter().copied()));
+        let is_mapped = cfg!(all(unix, not(miri))) && len >= 1024;
+        assert!(
+            !is_mapped || table.as_ptr() == before,
+            "no second table is mapped"
+        );
     }
     table.extend(10..5000);
     assert!((0..5000).eq(table.iter().copied()));

@@ -3,13 +3,10 @@
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 
-use super::{PREFIX, SharedBytes, Vacant};
+use super::{PREFIX, SEGMENT, SharedBytes, Vacant, system};
 use crate::heap::release::Release;
 use crate::sync::Arc;
 use allocator_api2::alloc::{AllocError, Allocator, Global};
-
-/// The alignment of segments, in bytes. Addresses are scarce where a word has 32 bits.
-pub(in super::super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 20 };
 
 /// The beginning of a segment.
 pub(super) struct SegmentHead {
@@ -120,6 +117,30 @@ unsafe impl Allocator for TableMemory {
         Ok(moved)
     }
 
+    /// Mapped memory loses its end: no byte is copied, and no second memory is needed, of which there may be
+    /// none when a store has to give memory back.
+    unsafe fn shrink(
+        &self,
+        start: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        if new.size() >= system::MIN_TABLE {
+            // SAFETY: the caller owns this mapping of `old.size()` bytes, and gives its end away.
+            unsafe { system::cut(start, old.size(), new.size()) };
+            return Ok(NonNull::slice_from_raw_parts(start, new.size()));
+        }
+        let moved = self.allocate(new)?;
+        // SAFETY: both are as long as `new` at least, and they do not overlap. The caller gives `start` away.
+        unsafe {
+            start
+                .as_ptr()
+                .copy_to_nonoverlapping(moved.as_ptr().cast(), new.size());
+            self.deallocate(start, old);
+        }
+        Ok(moved)
+    }
+
     unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
         if layout.size() < system::MIN_TABLE {
             // SAFETY: as the caller's.
@@ -127,114 +148,6 @@ unsafe impl Allocator for TableMemory {
         }
         system::unmap(start, layout.size());
     }
-}
-
-/// Memory of the system.
-#[cfg(all(unix, not(miri)))]
-mod system {
-    use super::{NonNull, SEGMENT, ptr};
-
-    /// Tables of at least so many bytes are mapped.
-    pub(super) const MIN_TABLE: usize = 8 << 10;
-
-    /// The bytes of a page.
-    pub(super) fn page() -> usize {
-        // SAFETY: it only reads a number.
-        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        usize::try_from(bytes).unwrap_or(4096)
-    }
-
-    /// Maps `len` bytes.
-    pub(super) fn map(len: usize) -> Option<NonNull<u8>> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let kind = libc::MAP_PRIVATE | libc::MAP_ANON;
-        // SAFETY: the new mapping replaces none.
-        let start = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
-        NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED)
-    }
-
-    /// Makes a mapping of `old` bytes longer, at another address if need be. `None` if that cannot be done;
-    /// then nothing has changed.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the mapping, and uses its old address no more.
-    #[cfg(target_os = "linux")]
-    pub(super) unsafe fn grow(start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
-        // SAFETY: as the caller's. The new mapping replaces no other.
-        let moved = unsafe { libc::mremap(start.as_ptr().cast(), old, new, libc::MREMAP_MAYMOVE) };
-        NonNull::new(moved.cast()).filter(|_| moved != libc::MAP_FAILED)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    pub(super) unsafe fn grow(_: NonNull<u8>, _: usize, _: usize) -> Option<NonNull<u8>> {
-        None
-    }
-
-    /// Maps `len` bytes at a multiple of `SEGMENT`.
-    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
-        let start = map(len.checked_add(SEGMENT)?)?;
-        let before = start.addr().get().wrapping_neg() % SEGMENT;
-        // SAFETY: both ends and the part between them lie in the mapping.
-        let (aligned, after) = unsafe { (start.add(before), start.add(before + len)) };
-        unmap(start, before);
-        unmap(after, SEGMENT - before);
-        // With huge pages, a segment of which little is used would be resident as a whole.
-        #[cfg(target_os = "linux")]
-        // SAFETY: the advice does not change the contents.
-        unsafe {
-            libc::madvise(aligned.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE);
-        }
-        Some(aligned)
-    }
-
-    pub(super) fn unmap(start: NonNull<u8>, len: usize) {
-        if len > 0 {
-            // SAFETY: the callers own this part of a mapping, and do not access it again.
-            unsafe { libc::munmap(start.as_ptr().cast(), len) };
-        }
-    }
-
-    pub(super) fn decommit(start: NonNull<u8>, len: usize) {
-        // SAFETY: the caller's range is mapped, and nothing in it is in use.
-        unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) };
-    }
-}
-
-/// Memory of std's allocator, where pages cannot be returned one by one.
-#[cfg(not(all(unix, not(miri))))]
-mod system {
-    use std::alloc::{alloc_zeroed, dealloc};
-
-    use super::{Layout, NonNull, SEGMENT};
-
-    /// No table is mapped.
-    pub(super) const MIN_TABLE: usize = usize::MAX;
-
-    pub(super) fn page() -> usize {
-        4096
-    }
-
-    pub(super) use map_segment as map;
-
-    pub(super) unsafe fn grow(_: NonNull<u8>, _: usize, _: usize) -> Option<NonNull<u8>> {
-        None
-    }
-
-    pub(super) fn map_segment(len: usize) -> Option<NonNull<u8>> {
-        let layout = Layout::from_size_align(len, SEGMENT).ok()?;
-        // SAFETY: the layout is not empty.
-        NonNull::new(unsafe { alloc_zeroed(layout) })
-    }
-
-    pub(super) fn unmap(start: NonNull<u8>, len: usize) {
-        if let Ok(layout) = Layout::from_size_align(len, SEGMENT) {
-            // SAFETY: `map_segment` allocated it with this layout, and it is not accessed again.
-            unsafe { dealloc(start.as_ptr(), layout) }
-        }
-    }
-
-    pub(super) fn decommit(_: NonNull<u8>, _: usize) {}
 }
 
 /// The bytes of a page of the system.
