@@ -24,7 +24,7 @@ pub(super) const REAL: usize = 2;
 /// The slots of all caches together. When all are in use, half of the keys leave the sample.
 const SLOTS: usize = 1280;
 
-/// At most one key in 16 is sampled, because a sampled hit takes as long as several others.
+/// At most one key in 32 is sampled, because a sampled hit takes as long as several others.
 const LOWEST_LEVEL: u32 = 5;
 
 /// The number of bits of a hash that choose the sample.
@@ -226,10 +226,10 @@ impl Miniatures {
         self.fit_capacities();
     }
 
-    /// A point in time, rounded down, in units since the caches were made.
+    /// A point in time, rounded down, in units since the caches were made. It is below the highest number.
     fn units(&self, at: Tick) -> u32 {
         let units = at.since(self.origin).as_nanos() >> EXPIRY_UNIT_LOG2;
-        u32::try_from(units).unwrap_or(u32::MAX - 1)
+        u32::try_from(units).map_or(u32::MAX - 1, |units| units.min(u32::MAX - 1))
     }
 
     /// Reads the clock only if the entry can expire.

@@ -103,6 +103,17 @@ proptest! {
     }
 }
 
+#[test]
+fn expiry_at_the_end_of_the_range_is_not_now() {
+    let clock = Clock::manual();
+    let mut miniatures = Miniatures::new(1 << 22, Cost::SquareRoot, clock.now());
+    let last = Duration::from_nanos(u64::from(u32::MAX) << EXPIRY_UNIT_LOG2);
+    let expires = Some(clock.now().after(last));
+    miniatures.insert(key(1, LOWEST_LEVEL), value(100, expires), &clock);
+    miniatures.get(key(1, LOWEST_LEVEL), None, &clock);
+    assert_eq!(miniatures.counts().misses, [0; CACHES]);
+}
+
 /// The store and the miniature have the same capacity and get the same keys, which are all sampled.
 /// Their hashes differ, so the ghosts forget different keys now and then.
 #[test]
