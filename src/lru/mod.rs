@@ -107,10 +107,10 @@ impl<K, V> Cache<K, V> {
         self.slots.is_empty()
     }
 
-    /// Drops all entries, the least recently used first, and frees their memory.
+    /// Drops all entries, and frees their memory. If there is a function of
+    /// [`set_on_evicted`](Self::set_on_evicted), it is called with the least recently used entry first.
     ///
-    /// If the function of [`set_on_evicted`](Self::set_on_evicted) panics, the entries that it
-    /// was not called with stay in the cache.
+    /// If that function panics, the entries that it was not called with stay in the cache.
     pub fn clear(&mut self) {
         if self.on_evicted.is_some() {
             while self.remove_oldest().is_some() {}
