@@ -216,7 +216,7 @@ pub trait ProtoGetter: Send + Sync {
         self.load_many(ctx, group, keys)
     }
 
-    /// Tells the peer to remove keys from its cache, by
+    /// Has the peer remove keys from its cache, by
     /// [`Group::serve_remove`](crate::Group::serve_remove).
     ///
     /// # Errors
@@ -227,7 +227,7 @@ pub trait ProtoGetter: Send + Sync {
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Tells the peer, which owns the key, to cache this value, by
+    /// Has the peer, which owns the key, cache this value, by
     /// [`Group::serve_set`](crate::Group::serve_set).
     ///
     /// # Errors
@@ -238,7 +238,7 @@ pub trait ProtoGetter: Send + Sync {
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Tells the peer to remove everything from its cache, by
+    /// Has the peer remove everything from its cache, by
     /// [`Group::serve_clear`](crate::Group::serve_clear).
     ///
     /// # Errors
@@ -409,31 +409,35 @@ impl PickerSlot {
         Ok(PickerGuard(self.clone()))
     }
 
-    /// Calls `ask` with the picker of a group; `None` while none is registered. No lock is held
-    /// during the call.
+    /// The picker of a group; `None` while none is registered.
     #[inline]
-    pub(crate) fn ask<R>(&self, group: &str, ask: impl FnOnce(&dyn PeerPicker) -> R) -> Option<R> {
-        if !self.shared.is_set.load(Ordering::Acquire) {
-            return None;
+    pub(crate) fn picker(&self, group: &str) -> Option<Arc<dyn PeerPicker>> {
+        match self.shared.is_set.load(Ordering::Acquire) {
+            true => self.registered(group),
+            false => None,
         }
-        let pickers = self.shared.pickers.read().clone()?;
-        Some(match pickers {
-            Pickers::One(picker) => ask(&*picker),
-            Pickers::ByGroup(picker_of) => ask(&*picker_of(group)),
+    }
+
+    fn registered(&self, group: &str) -> Option<Arc<dyn PeerPicker>> {
+        // The lock is released before the program's code runs.
+        let pickers = self.shared.pickers.read().clone();
+        Some(match pickers? {
+            Pickers::One(picker) => picker,
+            Pickers::ByGroup(picker_of) => picker_of(group),
         })
     }
 
     /// The owner of `key`, whether it answers or not; `None` if that is this process, or while no picker is
     /// registered.
     pub(crate) fn owner(&self, group: &str, key: &str) -> Option<Arc<dyn ProtoGetter>> {
-        self.ask(group, |picker| picker.pick_peer(key)).flatten()
+        self.picker(group)?.pick_peer(key)
     }
 
     /// Where `key` is loaded first; in this process while no picker is registered.
     #[inline]
     pub(crate) fn route(&self, group: &str, key: &str) -> Route {
-        let route = self.ask(group, |picker| picker.route(key));
-        route.unwrap_or(Route::Own)
+        let picker = self.picker(group);
+        picker.map_or(Route::Own, |picker| picker.route(key))
     }
 }
 

@@ -24,12 +24,12 @@ use crate::sync::Arc;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GetOptions {
-    /// A cached value is used only if its load began at most this long ago. A value of unknown age is
-    /// not used. An older one is loaded again; the owner of the key may answer with a value that it has
-    /// cached, so ask it, too, where the age matters. Default: `None`, no limit.
+    /// A cached value is used only if its load began at most this long ago. A value that is
+    /// older or of unknown age is loaded again. The owner of the key answers from its own cache, so the new
+    /// value can be older than this, too. Default: `None`, no limit.
     pub max_age: Option<Duration>,
     /// A cached value that is not fresh is used only within this time after its time to live, at once and
-    /// without a load. The group's own limits hold as well. Default: `None`, as the group does.
+    /// without a load. The group's own limits hold as well. Default: `None`, only the group's limits.
     pub max_stale: Option<Duration>,
     /// Nothing is loaded: without a cached value that fits, the get fails with
     /// [`ErrorKind::NotCached`]. With [`max_unverified`](crate::GroupBuilder::max_unverified), the peers may
@@ -149,7 +149,7 @@ impl Inner {
                 self.count_miss(&key, || self.purge_some());
                 return match options.only_if_cached {
                     true => not_cached(),
-                    false => Ok(self.loaded_answer(self.load_value(ctx, &key, Some(&miss))?)),
+                    false => Ok(self.loaded_answer(self.load(ctx, &key, Some(&miss))?)),
                 };
             }
         };
@@ -224,11 +224,11 @@ impl From<CacheType> for Source {
     }
 }
 
-/// In the context of a load whose value is not kept.
+/// Marks the context of a load whose value is not kept.
 struct NoStore;
 
 impl LoadBegin {
-    /// Whether the value is to be cached is known once the context of the load is.
+    /// Reads from the context of the load whether the value is to be cached.
     pub(super) fn set_context(&mut self, ctx: &Context) {
         self.is_kept = ctx.value::<NoStore>().is_none();
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::attempts::Attempts;
 use super::bulk::Bulk;
 use super::compare::Comparisons;
 use super::counters::LoadCounters;
+use super::failed_loads::FailedLoads;
 use super::freshness::Freshness;
 use super::key_rates::KeyRates;
 use super::removal_clocks::RemovalClocks;
@@ -114,9 +114,9 @@ impl GroupBuilder {
 
     /// Whether [`Eviction::Tide`] evicts large values sooner, for more hits. Default: no.
     ///
-    /// An entry leaves for the room that it took and the time that it took it. By default the room
-    /// counts by its square root, otherwise in full. Then more gets hit, because many small values stay
-    /// instead of a few large ones, but the hits have fewer bytes. It has no effect on
+    /// Tide evicts an entry for the room that it takes and the time since its last use. By default the room
+    /// counts by its square root; with this option, in full. Then more gets hit, because many small values
+    /// stay instead of a few large ones, but the hits have fewer bytes. It has no effect on
     /// [`Eviction::Lru`], nor if all values have about the same size.
     pub fn favor_objects(mut self, favor: bool) -> Self {
         self.favor_objects = favor;
@@ -146,7 +146,7 @@ impl GroupBuilder {
         self
     }
 
-    /// How long this process serves cached values without hearing from most of its peers. Default: no
+    /// How long this process serves cached values while most of its peers do not answer. Default: no
     /// limit, which a node that is cut off from all others needs to go on with its cache.
     ///
     /// With a limit, an [`ErrorKind::Partial`](crate::ErrorKind::Partial) says until when the peers that did
@@ -225,8 +225,8 @@ impl GroupBuilder {
         self
     }
 
-    /// The stack of each loader thread, in bytes, at least 64 KiB. Default: that of std, 2 MiB or what
-    /// `RUST_MIN_STACK` says.
+    /// The stack of each loader thread, in bytes, at least 64 KiB. Default: that of std, 2 MiB or the value of
+    /// `RUST_MIN_STACK`.
     ///
     /// Getters run on these threads. A stack reserves address space; only the pages that were used take
     /// memory.
@@ -249,7 +249,7 @@ impl GroupBuilder {
     /// How long a caller without a deadline waits while the owner of a key runs its getter, up to 24 h.
     /// Default: 30 s.
     ///
-    /// An owner that is still loading at the end of an exchange says so, and is asked again. After this
+    /// An owner that is still loading at the end of an exchange answers so, and is asked again. After this
     /// time it counts as failed: the next peer is asked, and then the key is loaded here. A caller with
     /// a deadline waits until that. With 0, the owner is not asked again.
     pub fn max_load_wait(mut self, wait: Duration) -> Self {
@@ -268,8 +268,8 @@ impl GroupBuilder {
     /// after the other on the same thread. A value that is loaded in such a later notification is
     /// returned, but not cached. So a listener that loads evicted keys again does not loop forever.
     ///
-    /// It is not called for the entries of a group that is dropped; [clear](Group::clear_local) the group
-    /// before if it should be. A listener that holds a [`Group`] of its own group keeps that group
+    /// It is not called for the entries of a group that is dropped. [Clear](Group::clear_local) the group
+    /// before, so that it is. A listener that holds a [`Group`] of its own group keeps that group
     /// alive for ever: let it hold a [`WeakGroup`](crate::WeakGroup).
     ///
     /// If the listener panics, it is still called for the other entries. The panic then propagates at
@@ -440,7 +440,7 @@ impl GroupBuilder {
             getter_flights: Flights::new(),
             peers,
             freshness: self.freshness,
-            attempts: Attempts::new(),
+            failed_loads: FailedLoads::new(),
             hot_admission: self.hot_admission,
             max_key_size: self.max_key_size,
             max_value_size: self.max_value_size,

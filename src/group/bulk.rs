@@ -3,17 +3,17 @@
 use super::client_load::{ClientWaiter, wait_in_steps};
 use super::counters::GetterRun;
 use super::flight::{Executor, LoadFrom, PoolJob, finish_with, give_up};
+use super::load::call_getter;
 use super::many_key::{Each, ManyKey, OwnedKey};
 use super::parallel::job_for;
 use super::rejoin::Rejoins;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::getter::LoadSink;
 use crate::load_permits;
 use crate::loader_pool::BusyGuard;
-use crate::panics::caught;
 use crate::recursion::{self, LoadId};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::EvictedEntries;
@@ -312,20 +312,11 @@ impl Inner {
         }
         let keys: Vec<&str> = leads.iter().map(|lead| lead.key.key.key).collect();
         let errors = fill_sinks(bulk, ctx, &keys, &mut sinks);
-        let each = leads.iter().zip(&mut runs).zip(sinks).zip(errors);
+        let each = leads.iter().zip(runs).zip(sinks).zip(errors);
         let results = each.map(|(((lead, run), mut sink), error)| {
             error?;
-            let filled = sink.finish()?;
-            run.has_loaded = true;
             let (placement, key) = (lead.key.placement(), lead.key.key);
-            let value = self.loaded_value(&lead.begun, filled);
-            let lifetime = self.populate(placement, &key, &lead.begun, value, evicted);
-            let view = sink.take_value();
-            Ok(Loaded {
-                view,
-                lifetime,
-                by_peer: false,
-            })
+            self.keep_loaded(placement, &key, &lead.begun, run, &mut sink, evicted)
         });
         results.collect()
     }
@@ -343,17 +334,9 @@ fn fill_sinks(
     let ctx = without_old.as_ref().unwrap_or(ctx);
     let dest = |sink| -> BulkSink<'_> { BulkSink::of_load(sink) };
     let mut dests: Vec<_> = sinks.iter_mut().map(dest).collect();
-    let returned = if std::thread::panicking() {
-        // As in `Inner::run_getter`.
-        caught(|| bulk.load_many(ctx, keys, &mut dests))
-    } else {
-        Some(bulk.load_many(ctx, keys, &mut dests))
-    };
-    load_permits::release();
-    let error = match returned {
-        None => Some(ErrorKind::GetterPanicked.into()),
-        Some(returned) => returned.map_err(Error::from_getter).err(),
-    };
+    let returned = call_getter(|| bulk.load_many(ctx, keys, &mut dests));
+    let error = returned.and_then(|returned| returned.map_err(Error::from_getter));
+    let error = error.err();
     let result = |dest: BulkSink<'_>| match &error {
         Some(error) if dest.is_empty() => Err(error.clone()),
         _ => dest.finish().map_err(Error::from_getter),

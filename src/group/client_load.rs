@@ -24,10 +24,10 @@ pub(crate) trait ClientWaiter {
     /// If the client may not start a load now. The request ends with this error.
     fn start(&mut self) -> Result<Option<Arc<dyn Any + Send + Sync>>>;
 
-    /// Until when this request waits for a loader thread if all that clients may have are busy.
+    /// The end of the wait for a loader thread, if all threads that clients may have are busy.
     fn thread_by(&self) -> Instant;
 
-    /// Until when a value arrives in time for the client.
+    /// The time by which the value has to be there, to reach the client in time.
     fn answer_by(&self) -> Instant;
 
     /// The end of the next step; `None` if the thread is to leave. The load goes on without it.

@@ -2,7 +2,7 @@
 //!
 //! Every answer of a peer has a digest of its removals. If it differs from this node's, removals are
 //! under way, or one of the two missed some, because it was cut off or because the node that removed
-//! ended. So if the digests differ for [`PATIENCE`], the two exchange their tables. A node that missed
+//! ended. So if the digests differ for [`GRACE_PERIOD`], the two exchange their tables. A node that missed
 //! removals drops the values of the stripes concerned whose load began before the other's last removal.
 
 use std::time::Duration;
@@ -63,7 +63,7 @@ impl Comparisons {
 
 impl Inner {
     /// Compares the digest in a peer's answer to a request of the time `sent` with this node's. If they
-    /// differ although the two were not equal for [`PATIENCE`], repairs the difference before it returns,
+    /// differ although the two were not equal for [`GRACE_PERIOD`], repairs the difference before it returns,
     /// and otherwise after that time.
     pub(super) fn compare(
         self: &Arc<Self>,
@@ -90,7 +90,7 @@ impl Inner {
             let is_first = !std::mem::replace(&mut comparison.is_scheduled, true);
             let is_old = comparison
                 .equal_at
-                .is_none_or(|at| now.since(at) > PATIENCE);
+                .is_none_or(|at| now.since(at) > GRACE_PERIOD);
             (is_old, is_first)
         });
         if is_first && (is_old || self.repair_later(peer).is_err()) {
@@ -101,7 +101,7 @@ impl Inner {
     fn repair_later(self: &Arc<Self>, peer: &Arc<dyn ProtoGetter>) -> Result<()> {
         let (group, peer) = (self.clone(), peer.clone());
         self.pool.submit(JobFor::Own, move |busy| {
-            std::thread::sleep(PATIENCE);
+            std::thread::sleep(GRACE_PERIOD);
             group.repair(&peer, &Context::background());
             drop(busy);
             (group, peer)
@@ -110,7 +110,7 @@ impl Inner {
 
     /// Exchanges tables with a peer, unless the digests are equal by now.
     fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
-        // Of the eviction listener.
+        // A panic of the eviction listener.
         let mut panic = FirstPanic::default();
         if self.comparisons.with(peer, |comparison| comparison.differs) {
             panic.catch(|| {
@@ -174,7 +174,7 @@ impl Inner {
 
     /// Applies the removals in a peer's table that were not applied here.
     pub(super) fn merge(&self, table: &Table) {
-        let unsettled = self.removals.unsettle();
+        let change_guard = self.removals.begin_change();
         let clock = self.store.clock();
         let Some(floors) = self.removals.merge(table, clock.now(), clock) else {
             return;
@@ -186,7 +186,7 @@ impl Inner {
         self.store.remove_older(&is_old, removed);
         self.forget_all();
         self.removals.finish_merge(table);
-        drop(unsettled);
+        drop(change_guard);
         panic.resume();
     }
 }
@@ -195,8 +195,8 @@ fn table_of(message: &RemovalTable<'_>) -> Option<Table> {
     Table::decode(message.clocks.as_deref()?, message.applied.as_deref()?)
 }
 
-/// How long two digests may differ because of removals under way.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// How long two digests may differ because of removals under way, before the tables are exchanged.
+const GRACE_PERIOD: Duration = Duration::from_millis(200);
 
 /// The longest exchange of tables.
 const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);

@@ -1,4 +1,5 @@
-//! The keys that a peer has had dropped lately, because it knows a removal that this node may have missed.
+//! The keys that this node dropped lately at the request of a peer, which had applied a removal that this
+//! node may have missed.
 //!
 //! The next value of such a key has to be newer than that removal. So it is not taken over from another
 //! owner, which may have missed the removal, too, and no copy of it is sent to a peer.

@@ -96,7 +96,8 @@ impl Inner {
             Some(Phase::Refresh) => GetOutcome::CachedAndRefresh,
             Some(Phase::Stale) | None => self.outcome_of_load(key),
         };
-        let route = self.peers.ask(&self.name, |picker| picker.explain(key));
+        let picker = self.peers.picker(&self.name);
+        let route = picker.map(|picker| picker.explain(key));
         Explanation {
             key: key.to_owned(),
             route: route.unwrap_or_default(),
@@ -114,17 +115,15 @@ impl Inner {
 
     fn outcome_of_load(&self, key: &str) -> GetOutcome {
         let checked = self.check_key(key);
-        if let Err(error) = checked.and_then(|()| self.check_attempts(&self.key(key))) {
+        if let Err(error) = checked.and_then(|()| self.check_failed_loads(&self.key(key))) {
             return GetOutcome::Fail(error);
         }
         match self.peers.route(&self.name, key) {
             Route::Peer(peer) => GetOutcome::Peer(peer.url()),
             Route::Fallback => GetOutcome::Fallback,
             Route::Own => {
-                let previous = self
-                    .peers
-                    .ask(&self.name, |picker| picker.previous_owner(key));
-                let previous = previous.flatten();
+                let picker = self.peers.picker(&self.name);
+                let previous = picker.and_then(|picker| picker.previous_owner(key));
                 previous.map_or(GetOutcome::Getter, |peer| {
                     GetOutcome::PreviousOwner(peer.url())
                 })

@@ -4,7 +4,7 @@
 use super::freshness::Phase;
 use super::populate::Placement;
 use super::rejoin::Rejoins;
-use super::{Epochs, Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
+use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,17 +61,21 @@ pub(super) enum LoadFrom {
 
 impl LoadFrom {
     pub(super) fn flights<'a>(&self, group: &'a Inner) -> &'a Flights {
-        match self {
-            LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => &group.peer_flights,
-            LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => &group.getter_flights,
+        match self.asks_peer() {
+            true => &group.peer_flights,
+            false => &group.getter_flights,
         }
     }
 
-    /// That of its flights.
-    fn epoch(&self, epochs: Epochs) -> Epoch {
+    pub(super) fn asks_peer(&self) -> bool {
+        matches!(self, LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_))
+    }
+
+    /// The thread that loads for a caller with this context.
+    pub(super) fn executor(&self, ctx: &Context) -> Executor {
         match self {
-            LoadFrom::Peers(_) | LoadFrom::OwnerAlone(_) => epochs.peer,
-            LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => epochs.getter,
+            LoadFrom::Peers(peer) | LoadFrom::OwnerAlone(peer) => Executor::for_peer(ctx, &**peer),
+            LoadFrom::Getter(_) | LoadFrom::GetterAfterPeers => Executor::for_getter(ctx),
         }
     }
 }
@@ -92,6 +96,20 @@ impl Inner {
         key: &LoadKey<'_>,
         miss: Option<&MissToken>,
     ) -> Result<Loaded> {
+        let begin = |flight| self.begin(from, flight, key, miss);
+        self.lead_or_join(from, executor, ctx, key, begin)
+    }
+
+    /// As [`load_once`](Self::load_once), with a flight whose work begins by `begin`, which may return a
+    /// cached value instead.
+    pub(super) fn lead_or_join(
+        self: &Arc<Self>,
+        from: &LoadFrom,
+        executor: Executor,
+        ctx: &Context,
+        key: &LoadKey<'_>,
+        begin: impl Fn((Epoch, ForgetCount)) -> Result<LoadBegin, Loaded>,
+    ) -> Result<Loaded> {
         let _lent = load_permits::lend();
         let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         loop {
@@ -100,14 +118,12 @@ impl Inner {
             }
             let result = match from.flights(self).join(key.hash.get(), key.key) {
                 Joined::Waiter(waiter) => rejoins.wait(&waiter),
-                Joined::Leader(leader, epoch, forgets) => {
-                    match self.begin(from, (epoch, forgets), key, miss) {
-                        Ok(ref mut begun) => {
-                            self.lead_by(from, executor, leader, &mut rejoins, key, begun)
-                        }
-                        Err(cached) => return Ok(finish_with(leader, cached)),
+                Joined::Leader(leader, epoch, forgets) => match begin((epoch, forgets)) {
+                    Ok(ref mut begun) => {
+                        self.lead_by(from, executor, leader, &mut rejoins, key, begun)
                     }
-                }
+                    Err(cached) => return Ok(finish_with(leader, cached)),
+                },
             };
             if let Some(result) = result {
                 return result;
@@ -117,7 +133,7 @@ impl Inner {
 
     /// Runs a flight until there is a result or the caller's context ends. `None` if the caller has to join
     /// again.
-    pub(super) fn lead_by(
+    fn lead_by(
         self: &Arc<Self>,
         from: &LoadFrom,
         executor: Executor,
@@ -157,7 +173,7 @@ impl Inner {
         miss: Option<&MissToken>,
     ) -> Result<LoadBegin, Loaded> {
         let generation = match miss {
-            Some(&(generation, at_miss)) if from.epoch(at_miss) == epoch => generation,
+            Some(&(generation, at_miss)) if at_miss.of(from) == epoch => generation,
             _ => match self.recheck_cache(key, matches!(from, LoadFrom::Getter(_))) {
                 Ok(value) => return Err(value),
                 Err(generation) => generation,
@@ -343,7 +359,7 @@ pub(super) fn finish_with(leader: Leader<'_, Result<Loaded>>, cached: Loaded) ->
     cached
 }
 
-/// Ends the flight of a load that may not begin, for this reason.
+/// Ends the flight of a load that this error keeps from beginning, and returns the error.
 pub(super) fn give_up(leader: Leader<'_, Result<Loaded>>, error: Error) -> Error {
     match error.kind() {
         ErrorKind::Overloaded => leader.refuse(),

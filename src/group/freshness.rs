@@ -22,7 +22,7 @@ pub(super) struct Freshness {
     pub(super) keep_for_revalidation: Duration,
 }
 
-/// The part of its life in which a cached value is.
+/// The phase of a cached value's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Fresh,
@@ -49,7 +49,7 @@ impl Default for Freshness {
 }
 
 impl Freshness {
-    /// How long a value may be served after it was fresh, in whatever case.
+    /// The longest time for which a value may be served after it was fresh.
     pub(super) fn allowance(&self) -> Duration {
         self.stale_while_revalidate.max(self.stale_if_error)
     }
@@ -63,7 +63,7 @@ impl Freshness {
         !self.stale_if_error.is_zero()
     }
 
-    /// Whether there is a load for a key that has a value.
+    /// Whether a key that has a value may be loaded again.
     pub(super) fn can_refresh(&self) -> bool {
         self.refresh_at.is_some() || !self.allowance().is_zero()
     }
@@ -77,7 +77,7 @@ impl Freshness {
         })
     }
 
-    /// The latest time before its end at which a value is in no other phase than [`Phase::Fresh`].
+    /// The time before the end of a value in which it may be in another phase than [`Phase::Fresh`].
     pub(super) fn margin(&self, lifetime: &Lifetime) -> Duration {
         let refreshed = self.refresh_at.map_or(Duration::ZERO, |fraction| {
             lifetime.fresh_time().mul_f64(1.0 - fraction)

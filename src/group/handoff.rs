@@ -11,12 +11,12 @@ use super::bulk::Lead;
 use super::fence::Answer;
 use super::load::is_same;
 use super::many::next_by;
-use super::populate::{NewValue, Placement};
+use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
 use crate::loader_pool::JobFor;
-use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::peers::{ProtoGetter, Route};
 use crate::stats::CacheType;
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
@@ -35,9 +35,9 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Option<Loaded> {
         let owner = self.other_owner(placement, key)?;
-        let ctx = ctx.with_timeout(PATIENCE);
+        let ctx = ctx.with_timeout(HANDOFF_TIMEOUT);
         let answer = self.ask_other(&owner, &ctx, &[key.key]).pop()??;
-        Some(self.keep_taken(placement, key, begun, answer, evicted))
+        Some(self.cache_answer(placement, key, begun, answer, None, evicted))
     }
 
     /// As [`take_over`](Self::take_over), for several keys: one request to each other owner, all at the
@@ -53,9 +53,10 @@ impl Inner {
         if queries.is_empty() {
             return taken;
         }
-        for (at, answer) in self.ask_all_others(&ctx.with_timeout(PATIENCE), queries) {
+        for (at, answer) in self.ask_all_others(&ctx.with_timeout(HANDOFF_TIMEOUT), queries) {
             let Lead { key, begun, .. } = &leads[at];
-            let loaded = self.keep_taken(key.placement(), &key.key, begun, answer, evicted);
+            let placement = key.placement();
+            let loaded = self.cache_answer(placement, &key.key, begun, answer, None, evicted);
             taken[at] = Some(loaded);
         }
         taken
@@ -63,21 +64,22 @@ impl Inner {
 
     /// The other owner, if it is to be asked for a key whose value is loaded now.
     fn other_owner(&self, placement: Placement, key: &LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
-        let owner = |picker: &dyn PeerPicker| match placement {
+        let picker = self.peers.picker(&self.name)?;
+        let owner = match placement {
             Placement::Fallback => None,
             Placement::Misdirected => match picker.route(key.key) {
                 Route::Peer(owner) => Some(owner),
                 _ => None,
             },
             _ => picker.previous_owner(key.key),
-        };
-        let owner = self.peers.ask(&self.name, owner).flatten()?;
+        }?;
         let is_missing = || self.store.peek(key.hash, key.key).is_err();
         (!self.is_dropped(key) && is_missing()).then_some(owner)
     }
 
-    /// Whether a peer that knows of a removal has had this key dropped here lately. No other node may be asked
-    /// for its value, and no copy of it may be sent: like others, this node may have missed the removal.
+    /// Whether this node dropped the key lately, at the request of a peer that has applied a removal of it. Then
+    /// no other node is asked for its value, and no copy of it is sent, because these nodes may have missed the
+    /// removal.
     fn is_dropped(&self, key: &LoadKey<'_>) -> bool {
         let now = self.store.clock().now();
         self.removals.dropped.may_contain(key.hash, now)
@@ -163,8 +165,8 @@ impl Inner {
                 return Vec::new();
             }
         };
-        if let Some(brought) = answers.iter().flatten().next() {
-            self.compare(owner, ctx, sent, brought.removals);
+        if let Some(first) = answers.iter().flatten().next() {
+            self.compare(owner, ctx, sent, first.removals);
         }
         let is_current = |(response, key): (_, &&str)| {
             let response =
@@ -172,26 +174,6 @@ impl Inner {
             response.map(|response| (sent, response))
         };
         answers.into_iter().zip(keys).map(is_current).collect()
-    }
-
-    fn keep_taken(
-        &self,
-        placement: Placement,
-        key: &LoadKey<'_>,
-        begun: &LoadBegin,
-        (sent, response): Answer,
-        evicted: &mut EvictedEntries,
-    ) -> Loaded {
-        self.counters.add(|loads| &loads.peer_loads);
-        let lifetime = self.lifetime_of(sent, &response);
-        let mut view = response.value;
-        let value = NewValue::new(&mut view, lifetime);
-        let lifetime = self.populate(placement, key, begun, value, evicted);
-        Loaded {
-            view,
-            lifetime,
-            by_peer: true,
-        }
     }
 }
 
@@ -211,4 +193,4 @@ impl OtherQuery {
 }
 
 /// How long the other owners may take to answer.
-const PATIENCE: Duration = Duration::from_millis(10);
+const HANDOFF_TIMEOUT: Duration = Duration::from_millis(10);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
 use crate::peers::PeerResponse;
-use crate::store::{Hit, Kept};
 
 /// The times of a value, by the clock of this process.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +28,7 @@ impl Lifetime {
             _ => allowance,
         };
         let fresh_until = ttl.and_then(|ttl| end(begun, ttl));
-        Lifetime {
-            begun: Some(begun),
-            fresh_until,
-            expires: fresh_until.and_then(|fresh| end(fresh, allowance)),
-        }
+        Lifetime::between(Some(begun), fresh_until, allowance)
     }
 
     /// The times of a peer's value. The request was sent at `sent` or later. The peer counts its times
@@ -48,31 +43,23 @@ impl Lifetime {
             (None, Some(Duration::ZERO)) => Duration::ZERO,
             (None, _) => allowance,
         };
+        let begun = response.age.and_then(|age| sent.before(age));
         let fresh_until = response.ttl.and_then(|ttl| end(sent, ttl));
-        Lifetime {
-            begun: response.age.and_then(|age| sent.before(age)),
-            fresh_until,
-            expires: fresh_until.and_then(|fresh| end(fresh, left)),
-        }
+        Lifetime::between(begun, fresh_until, left)
     }
 
     /// The times of a cached value.
-    pub(super) fn of_hit(hit: &Hit, allowance: Duration) -> Lifetime {
-        Lifetime::of_entry(hit.begun.tick(), hit.expires, allowance)
-    }
-
-    fn of_entry(begun: Option<Tick>, expires: Option<Tick>, allowance: Duration) -> Lifetime {
+    pub(super) fn of_entry(
+        begun: Option<Tick>,
+        expires: Option<Tick>,
+        allowance: Duration,
+    ) -> Lifetime {
         let fresh_until = |end: Tick| end.before(allowance).unwrap_or(end);
         Lifetime {
             begun,
             fresh_until: expires.map(fresh_until),
             expires,
         }
-    }
-
-    /// The times of a value that may have expired.
-    pub(super) fn of_kept(kept: &Kept, allowance: Duration) -> Lifetime {
-        Lifetime::of_entry(kept.begun, kept.expires, allowance)
     }
 
     /// The times of a value whose begin and end are known.

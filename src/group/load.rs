@@ -4,20 +4,20 @@ use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
 use super::counters::GetterRun;
+use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::{NewValue, Placement};
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
-use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::getter::{FilledSink, LoadSink};
+use crate::getter::LoadSink;
 use crate::load_permits;
 use crate::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
-use crate::peers::{PeerPicker, PeerResponse, ProtoGetter, Route};
+use crate::peers::{PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
 
@@ -33,33 +33,25 @@ impl Inner {
         ctx: &Context,
         key: &LoadKey<'_>,
         miss: Option<&MissToken>,
-    ) -> Result<ByteView> {
-        let loaded = self.load_value(ctx, key, miss);
-        loaded.map(|loaded| loaded.view)
-    }
-
-    pub(super) fn load_value(
-        self: &Arc<Self>,
-        ctx: &Context,
-        key: &LoadKey<'_>,
-        miss: Option<&MissToken>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        self.check_attempts(key)?;
+        self.check_failed_loads(key)?;
+        let from = self.source_of(key);
+        self.load_once(&from, from.executor(ctx), ctx, key, miss)
+    }
+
+    /// The source of a key's value, for a caller of this process.
+    pub(super) fn source_of(&self, key: &LoadKey<'_>) -> LoadFrom {
         match self.peers.route(&self.name, key.key) {
-            Route::Own => self.load_locally(Placement::Main, ctx, key, miss),
-            Route::Fallback => self.load_locally(Placement::Fallback, ctx, key, miss),
-            Route::Peer(peer) => {
-                let executor = Executor::for_peer(ctx, &*peer);
-                self.load_once(&LoadFrom::Peers(peer), executor, ctx, key, miss)
-            }
+            Route::Own => LoadFrom::Getter(Placement::Main),
+            Route::Fallback => LoadFrom::Getter(Placement::Fallback),
+            Route::Peer(peer) => LoadFrom::Peers(peer),
         }
     }
 
     /// The error of a load that failed so lately that the key is not loaded now.
-    pub(super) fn check_attempts(&self, key: &LoadKey<'_>) -> Result<()> {
-        let now = || self.store.clock().now();
-        let recent = self.attempts.recent(key.hash.get(), key.key, now);
+    pub(super) fn check_failed_loads(&self, key: &LoadKey<'_>) -> Result<()> {
+        let recent = self.failed_loads.recent(key, self.store.clock());
         recent.and_then(|attempt| attempt.error).map_or(Ok(()), Err)
     }
 
@@ -67,8 +59,8 @@ impl Inner {
     /// here. No request makes another process load, so two processes whose lists differ never wait for each
     /// other.
     ///
-    /// The picker decides by its own view whether the key is this process's own: it also is if its
-    /// owner has been away for so long that this process owns its keys for now.
+    /// The picker decides whether this process owns the key. It also owns the keys of a node that has been
+    /// away for long.
     #[cold]
     pub(super) fn load_for_peer(
         self: &Arc<Self>,
@@ -78,10 +70,13 @@ impl Inner {
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         self.check_key(key.key)?;
-        self.check_attempts(key)?;
+        self.check_failed_loads(key)?;
         let placement = self.placement_for_peer(key);
         match waiter {
-            None => self.load_locally(placement, ctx, key, miss),
+            None => {
+                let executor = Executor::for_getter(ctx);
+                self.load_once(&LoadFrom::Getter(placement), executor, ctx, key, miss)
+            }
             Some(waiter) => self.load_in_steps(placement, ctx, key, miss, waiter),
         }
     }
@@ -93,17 +88,6 @@ impl Inner {
             Route::Peer(_) => Placement::Misdirected,
             Route::Fallback => Placement::Fallback,
         }
-    }
-
-    fn load_locally(
-        self: &Arc<Self>,
-        placement: Placement,
-        ctx: &Context,
-        key: &LoadKey<'_>,
-        miss: Option<&MissToken>,
-    ) -> Result<Loaded> {
-        let executor = Executor::for_getter(ctx);
-        self.load_once(&LoadFrom::Getter(placement), executor, ctx, key, miss)
     }
 
     /// Runs the getter. This is the work of a getter flight.
@@ -118,24 +102,38 @@ impl Inner {
         if let Some(loaded) = self.take_over(placement, ctx, key, begun, evicted) {
             return Ok(loaded);
         }
-        let mut run = GetterRun::new(&self.counters);
+        let run = GetterRun::new(&self.counters);
         let old = self.old_value(key, begun);
         let with_old = ctx.with_old_value(old.as_ref());
         let ctx = with_old.as_ref().unwrap_or(ctx);
         let mut sink = LoadSink::new(&self.store, key.hash, key.key, self.max_value_size);
         sink.old = old.as_ref();
-        let returned = if std::thread::panicking() {
-            // A drop calls the group while its thread unwinds. A second panic would abort the process.
-            caught(|| self.getter.get(ctx, key.key, &mut sink)).ok_or(ErrorKind::GetterPanicked)?
-        } else {
-            self.getter.get(ctx, key.key, &mut sink)
-        };
-        load_permits::release();
-        returned.map_err(Error::from_getter)?;
+        let returned = call_getter(|| self.getter.get(ctx, key.key, &mut sink));
+        returned?.map_err(Error::from_getter)?;
+        self.keep_loaded(placement, key, begun, run, &mut sink, evicted)
+    }
+
+    /// Puts the value that a getter set into the store.
+    #[inline]
+    pub(super) fn keep_loaded(
+        &self,
+        placement: Placement,
+        key: &LoadKey<'_>,
+        begun: &LoadBegin,
+        mut run: GetterRun<'_>,
+        sink: &mut LoadSink<'_>,
+        evicted: &mut EvictedEntries,
+    ) -> Result<Loaded> {
         let filled = sink.finish()?;
         run.has_loaded = true;
         drop(run);
-        let value = self.loaded_value(begun, filled);
+        let value = NewValue {
+            lifetime: Lifetime::of_load(begun.at, filled.ttl, self.freshness.allowance()),
+            view: filled.value,
+            etag: filled.etag,
+            owner_qps: None,
+            is_renewal: filled.is_renewal,
+        };
         let lifetime = self.populate(placement, key, begun, value, evicted);
         // The view is moved last. A move right after the writes would stall (no store forwarding).
         let view = sink.take_value();
@@ -144,22 +142,6 @@ impl Inner {
             lifetime,
             by_peer: false,
         })
-    }
-
-    /// The value that a getter set during this load.
-    pub(super) fn loaded_value<'v>(
-        &self,
-        begun: &LoadBegin,
-        filled: FilledSink<'v>,
-    ) -> NewValue<'v> {
-        let allowance = self.freshness.allowance();
-        NewValue {
-            lifetime: Lifetime::of_load(begun.at, filled.ttl, allowance),
-            view: filled.value,
-            etag: filled.etag,
-            owner_qps: None,
-            is_renewal: filled.is_renewal,
-        }
     }
 
     /// Asks the peers for a key, and runs the getter if none answers. This is the work of a peer
@@ -209,10 +191,10 @@ impl Inner {
     #[inline]
     pub(super) fn cache_answer(
         &self,
+        placement: Placement,
         key: &LoadKey<'_>,
         begun: &LoadBegin,
-        sent: Tick,
-        response: PeerResponse,
+        (sent, response): Answer,
         old: Option<&OldValue>,
         evicted: &mut EvictedEntries,
     ) -> Loaded {
@@ -220,7 +202,7 @@ impl Inner {
         let lifetime = self.lifetime_of(sent, &response);
         let mut view = response.value;
         let value = NewValue::from_peer(&mut view, lifetime, response.minute_qps, old);
-        let lifetime = self.populate(Placement::Hot, key, begun, value, evicted);
+        let lifetime = self.populate(placement, key, begun, value, evicted);
         Loaded {
             view,
             lifetime,
@@ -249,40 +231,53 @@ impl Inner {
     }
 }
 
-/// How long a caller waits for peers that are loading.
-pub(super) struct LoadPatience<'c> {
+/// Runs a getter, and returns the permit of its run. If this thread unwinds already, because a drop calls
+/// the group, a panic of the getter is an error: a second panic would abort the process.
+#[inline]
+pub(super) fn call_getter<T>(get: impl FnOnce() -> T) -> Result<T> {
+    let returned = match std::thread::panicking() {
+        true => caught(get),
+        false => Some(get()),
+    };
+    load_permits::release();
+    Ok(returned.ok_or(ErrorKind::GetterPanicked)?)
+}
+
+/// Decides whether a peer that is loading a key is asked again.
+pub(super) struct LoadingRetries<'c> {
     ctx: &'c Context,
     max_load_wait: Duration,
-    /// When the wait ends, and when the peer was asked again; from its first answer that it is loading.
+    /// The end of the wait, and the time of the last request. `None` before the first answer that the peer
+    /// is loading.
     asking: Option<(Instant, Instant)>,
 }
 
-impl<'c> LoadPatience<'c> {
+impl<'c> LoadingRetries<'c> {
     pub(super) fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
-        LoadPatience {
+        LoadingRetries {
             ctx,
             max_load_wait,
             asking: None,
         }
     }
 
-    /// Whether to ask again, after an answer that the peer is loading. If not, a caller's deadline has
-    /// passed, so that no other peer is asked. A peer that answers at once although it is loading is not
-    /// asked in a busy loop.
-    pub(super) fn is_left(&mut self) -> bool {
+    /// Whether to ask again, after an answer that the peer is loading. False only once the wait is over: then
+    /// the caller's deadline has passed too, and no other peer is asked. Pauses between two requests, so that
+    /// a peer that answers at once is not asked in a busy loop.
+    pub(super) fn may_ask_again(&mut self) -> bool {
         let mut now = Instant::now();
         let end = match self.asking {
             None => self.ctx.deadline().unwrap_or(now + self.max_load_wait),
             Some((end, asked_at)) => {
-                if now - asked_at < SHORTEST_ASK {
-                    std::thread::sleep(SHORTEST_ASK);
+                if now - asked_at < SHORTEST_PAUSE {
+                    std::thread::sleep(SHORTEST_PAUSE);
                     now = Instant::now();
                 }
                 end
             }
         };
         self.asking = Some((end, now));
-        if end <= now + SHORTEST_ASK {
+        if end <= now + SHORTEST_PAUSE {
             std::thread::sleep(end.saturating_duration_since(now));
             return false;
         }
@@ -304,7 +299,7 @@ struct PeerLoad<'c> {
     /// not be read again.
     sent: Tick,
     is_first: bool,
-    loading: LoadPatience<'c>,
+    loading: LoadingRetries<'c>,
 }
 
 /// The outcome of asking one peer.
@@ -336,7 +331,7 @@ impl<'c> PeerLoad<'c> {
             },
             sent: begun.at,
             is_first: true,
-            loading: LoadPatience::new(ctx, group.max_load_wait),
+            loading: LoadingRetries::new(ctx, group.max_load_wait),
         }
     }
 
@@ -350,10 +345,12 @@ impl<'c> PeerLoad<'c> {
         let mut replica = None;
         for attempt in 1..=MAX_PEERS_ASKED {
             let peer = replica.as_ref().unwrap_or(owner);
-            let pick = |picker: &dyn PeerPicker| picker.pick_next(key, attempt, peer);
             let next = || match attempt {
                 MAX_PEERS_ASKED => None,
-                _ => group.peers.ask(&group.name, pick).flatten(),
+                _ => group
+                    .peers
+                    .picker(&group.name)?
+                    .pick_next(key, attempt, peer),
             };
             // Picked in advance only if the time that the first peer gets depends on it.
             let picked = ctx.deadline().map(|_| next());
@@ -420,8 +417,9 @@ impl<'c> PeerLoad<'c> {
                 None => return Ok(None),
             }
         }
-        let (sent, old) = (self.sent, self.old);
-        let loaded = group.cache_answer(&key, &self.begun, sent, response, old, self.evicted);
+        let (answer, old) = ((self.sent, response), self.old);
+        let loaded =
+            group.cache_answer(Placement::Hot, &key, &self.begun, answer, old, self.evicted);
         Ok(Some(loaded))
     }
 
@@ -444,7 +442,7 @@ impl<'c> PeerLoad<'c> {
             false => get(self.ctx),
         };
         while matches!(&result, Err(error) if error.kind() == ErrorKind::Loading) {
-            if !self.loading.is_left() {
+            if !self.loading.may_ask_again() {
                 break;
             }
             self.sent = clock.now();
@@ -484,8 +482,8 @@ pub(super) fn is_same(one: &Arc<dyn ProtoGetter>, other: &Arc<dyn ProtoGetter>) 
     Arc::as_ptr(one).cast::<()>() == Arc::as_ptr(other).cast::<()>()
 }
 
-/// The shortest time for which a peer is asked again.
-const SHORTEST_ASK: Duration = Duration::from_millis(1);
+/// The shortest pause between two requests to a peer that is loading, and the shortest time for the last.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Whether a peer's error concerns the peer and not the key: for example, the peer had no time or no
 /// thread left. Over HTTP such errors arrive as [`ErrorKind::Peer`].

@@ -2,14 +2,14 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::load::{FailedPeers, LoadPatience, half_of, is_no_answer, is_same};
+use super::fence::Answer;
+use super::load::{FailedPeers, LoadingRetries, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey, Results};
 use super::many_stale::StaleValues;
 use super::populate::Placement;
 use super::removal_clocks::Counted;
 use super::{Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
-use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits;
@@ -20,7 +20,7 @@ use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
 
-/// Results that one owner brought, each with the index of its key in the caller's list.
+/// Results from one owner, each with the index of its key in the caller's list.
 type Found = Vec<(usize, Result<ByteView>)>;
 
 /// The work for the keys that are not cached here.
@@ -42,7 +42,7 @@ struct OwnerQuery {
 
 /// The next source of a key's value.
 enum NextLoad {
-    /// The getter of this process, which owns the key or knows of no peer that answers.
+    /// The getter of this process, which owns the key or has no other peer to ask.
     Here(Placement),
     Peer(Arc<dyn ProtoGetter>),
 }
@@ -104,17 +104,14 @@ impl Inner {
         results: &mut Results,
     ) {
         let ctx = &ctx.with_value(FailedPeers::default());
-        let plan = {
-            let make = |picker: &dyn PeerPicker| self.plan(picker, ctx, keys, results);
-            match self.peers.ask(&self.name, make) {
-                Some(plan) => plan,
-                None => self.plan(&NoPeers, ctx, keys, results),
-            }
+        let plan = match self.peers.picker(&self.name) {
+            Some(picker) => self.plan(&*picker, ctx, keys, results),
+            None => self.plan(&NoPeers, ctx, keys, results),
         };
         let mut own = Vec::with_capacity(plan.own.len());
         for (at, placement) in plan.own {
             let key = self.key(keys[at].as_ref());
-            match self.check_attempts(&key) {
+            match self.check_failed_loads(&key) {
                 Err(error) => results[at] = Some(Err(error)),
                 Ok(()) => own.push(ManyKey {
                     at,
@@ -173,20 +170,21 @@ impl Inner {
         }
     }
 
-    /// How a key that its owner did not bring is loaded; `None` if it is not valid.
+    /// How to load a key for which its owner sent no value; `None` if the key is not valid.
     fn next_load(&self, ctx: &Context, key: &str) -> Option<NextLoad> {
         self.check_key(key).ok()?;
         let failed = ctx.value::<FailedPeers>()?;
-        let next = |picker: &dyn PeerPicker| match picker.route(key) {
+        let Some(picker) = self.peers.picker(&self.name) else {
+            return Some(NextLoad::Here(Placement::Main));
+        };
+        Some(match picker.route(key) {
             Route::Peer(peer) if !failed.contain(&peer) => NextLoad::Peer(peer),
             Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
                 Some(next) if !failed.contain(&next) => NextLoad::Peer(next),
                 _ => NextLoad::Here(Placement::Fallback),
             },
             route => NextLoad::Here(placement_of(&route)),
-        };
-        let here = NextLoad::Here(Placement::Main);
-        Some(self.peers.ask(&self.name, next).unwrap_or(here))
+        })
     }
 
     /// Groups the keys without a result by their owners. A request in flight cannot be cancelled, so
@@ -299,14 +297,14 @@ impl Inner {
     }
 
     /// Asks an owner for the values of its keys, which it loads if necessary, and caches them like any
-    /// value from a peer. Keys that fail here are fetched again one by one, which handles the error;
-    /// but not from this owner if it did not answer.
+    /// value from a peer. Keys that fail here are fetched again one by one, which handles the
+    /// error. An owner that did not answer is not asked again.
     fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
         let mut found = Vec::new();
         let mut keys: Vec<&QueryKey> = query.keys.iter().collect();
         let half = query.has_next.then(|| half_of(ctx));
         let mut ctx_of_owner = half.as_ref().unwrap_or(ctx);
-        let mut patience = LoadPatience::new(ctx, self.max_load_wait);
+        let mut retries = LoadingRetries::new(ctx, self.max_load_wait);
         while !keys.is_empty() {
             let sent = self.store.clock().now();
             let answers = match &*keys {
@@ -321,10 +319,10 @@ impl Inner {
                     break;
                 }
             };
-            let brought = answers
+            let first = answers
                 .iter()
                 .find_map(|answer| answer.as_ref()?.as_ref().ok());
-            if let Some(response) = brought {
+            if let Some(response) = first {
                 self.compare(&query.owner, ctx, sent, response.removals);
             }
             let mut loading = Vec::new();
@@ -337,14 +335,14 @@ impl Inner {
                     Some(Ok(response)) if !self.is_current(&key.key, sent, &response) => {}
                     Some(answer) => {
                         self.counters.add(|loads| &loads.loads_deduped);
-                        found.push((key.at, answer.map(|answer| self.keep(key, sent, answer))));
+                        found.push((key.at, answer.map(|answer| self.keep(key, (sent, answer)))));
                     }
                 }
             }
             keys = loading;
             // An owner that is loading is alive, so it gets all of the time.
             ctx_of_owner = ctx;
-            if !keys.is_empty() && !patience.is_left() {
+            if !keys.is_empty() && !retries.may_ask_again() {
                 let loading = ErrorKind::Loading.into();
                 self.note_failed_owner(ctx, query, &loading);
                 break;
@@ -356,7 +354,7 @@ impl Inner {
     /// Counts a failed exchange with an owner, which is then not asked again during this call.
     fn note_failed_owner(&self, ctx: &Context, query: &OwnerQuery, error: &Error) {
         if error.kind() != ErrorKind::Peer && ctx.err().is_some() {
-            // The caller ran out of time, which says nothing of the owner.
+            // The caller ran out of time, which is no failure of the owner.
             return;
         }
         self.note_failure(error);
@@ -366,11 +364,11 @@ impl Inner {
         }
     }
 
-    /// Puts a peer's answer to a request of this time into the cache and returns its value.
-    fn keep(&self, key: &QueryKey, sent: Tick, answer: PeerResponse) -> ByteView {
+    /// Puts a peer's answer into the cache and returns its value.
+    fn keep(&self, key: &QueryKey, answer: Answer) -> ByteView {
         let (at, old) = (self.key(&key.key), key.old.as_ref());
         let mut evicted = EvictedEntries::default();
-        let loaded = self.cache_answer(&at, &key.begun, sent, answer, old, &mut evicted);
+        let loaded = self.cache_answer(Placement::Hot, &at, &key.begun, answer, old, &mut evicted);
         self.notify_and_drop(evicted);
         loaded.view
     }

@@ -2,17 +2,14 @@
 
 use std::time::Instant;
 
-use super::flight::LoadFrom;
 use super::freshness::Phase;
 use super::many_key::Results;
-use super::populate::Placement;
 use super::refresh::{SoftLoad, is_failure};
 use super::{Inner, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::loader_pool::JobFor;
-use crate::peers::Route;
 use crate::store::Hit;
 use crate::sync::Arc;
 
@@ -41,8 +38,7 @@ impl Inner {
             Phase::Fresh => {}
             Phase::Refresh => self.refresh(key),
             Phase::Stale => {
-                let now = || self.store.clock().now();
-                if self.attempts.recent(key.hash.get(), key.key, now).is_none() {
+                if self.failed_loads.recent(key, self.store.clock()).is_none() {
                     let view = old.view.clone();
                     stale.olds.push((at, old));
                     return self.start_soft_load(ctx, at, key, stale).then_some(view);
@@ -64,12 +60,8 @@ impl Inner {
         let Some(limit) = self.freshness.soft_timeout else {
             return false;
         };
-        let from = match self.peers.route(&self.name, key.key) {
-            Route::Own => LoadFrom::Getter(Placement::Main),
-            Route::Fallback => LoadFrom::Getter(Placement::Fallback),
-            Route::Peer(peer) => LoadFrom::Peers(peer),
-        };
-        let started = self.start_softly(&from, JobFor::Own, &self.with_stale_served(ctx, key), key);
+        let (from, ctx) = (self.source_of(key), self.with_stale_served(ctx, key));
+        let started = self.start_softly(&from, JobFor::Own, &ctx, key);
         let load = started.unwrap_or_else(|error| SoftLoad::Ended(Err(error)));
         stale.soft_loads.push((at, load));
         let later = Instant::now().checked_add(limit);

@@ -8,23 +8,24 @@
 //!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
 //!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
 //!   lifetime.rs  age and expiry of a value     freshness.rs  the phases of its life
-//!   refresh.rs   values that are not fresh     attempts.rs   loads that failed lately
+//!   refresh.rs   values that are not fresh     failed_loads.rs  loads that failed lately
 //!   freshness_options.rs  the options for these
 //!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
 //!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
 //!   removal_clocks.rs, applied.rs  the removals applied here
-//!   compare.rs   finds removals that one node missed  unverified.rs  how long that may be unknown
-//!   handoff.rs   takes values over from earlier owners  dropped_keys.rs  keys that it leaves out
+//!   compare.rs   finds removals that one node missed  unverified.rs  max_unverified
+//!   handoff.rs   takes values over from earlier owners  dropped_keys.rs  keys that it does not take over
 //!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
-//!   dump.rs      entries to a file             restore.rs   and back
+//!   dump.rs      entries to a file             restore.rs   entries from a file
 //!   dumped_removals.rs  the removals in a dump
 //!   client_load.rs  a load that a client of the server waits for
 //!   rejoin.rs    waits for flights, and joins them again
 //!   explain.rs   what a get would do
 //!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
 //!   serve_many.rs  requests of peers for several keys
-//!   many_key.rs  the keys of these               many_stale.rs  those with stale values
+//!   serve.rs     requests of peers for one key   many_key.rs  a key of several
+//!   many_stale.rs  stale values of several keys  purge.rs     removes expired entries
 //!   origin.rs    how many getters run at the same time
 //!   warm.rs      loads before callers ask       key_rates.rs  how often keys are requested
 //!   sweep.rs     drops the entries of a clear
@@ -32,7 +33,6 @@
 
 mod answer;
 mod applied;
-mod attempts;
 mod broadcast;
 mod builder;
 mod bulk;
@@ -43,6 +43,7 @@ mod dropped_keys;
 mod dump;
 mod dumped_removals;
 mod explain;
+mod failed_loads;
 mod fence;
 mod flight;
 mod forecast;
@@ -97,9 +98,10 @@ use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType, Stats};
 use crate::store::{Entry, Generation, KeyHash, NoView, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
-use attempts::Attempts;
 use compare::Comparisons;
 use counters::LoadCounters;
+use failed_loads::FailedLoads;
+use flight::LoadFrom;
 use freshness::Freshness;
 use key_rates::KeyRates;
 use lifetime::Lifetime;
@@ -156,7 +158,7 @@ struct Inner {
     /// Held while a dump is written: two dumps to one path would write to one temporary file.
     dumps: Mutex<()>,
     freshness: Freshness,
-    attempts: Attempts,
+    failed_loads: FailedLoads,
     hot_admission: HotAdmission,
     max_key_size: usize,
     max_value_size: usize,
@@ -192,6 +194,16 @@ type MissToken = (Generation, Epochs);
 struct Epochs {
     peer: Epoch,
     getter: Epoch,
+}
+
+impl Epochs {
+    /// The epoch of the flights of a load.
+    fn of(self, from: &LoadFrom) -> Epoch {
+        match from.asks_peer() {
+            true => self.peer,
+            false => self.getter,
+        }
+    }
 }
 
 /// The state when a load began. Its value is cached only if neither of the two counts has changed.
@@ -407,7 +419,12 @@ impl Group {
     /// [`ErrorKind::CapacityTooSmall`] if no entry would fit, and [`ErrorKind::InvalidOption`] for more
     /// than the address space, which 4 GiB exceed on 32 bits. Then nothing changes.
     pub fn set_capacity(&self, bytes: u64) -> Result<()> {
-        self.inner.set_capacity(bytes)
+        check_capacity(bytes)?;
+        self.inner.store.set_capacity(bytes);
+        let mut panic = FirstPanic::default();
+        self.inner.evict_to_capacity(&mut panic);
+        panic.resume();
+        Ok(())
     }
 
     /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
@@ -479,7 +496,7 @@ impl Inner {
             NoView::Due => self.get_found_due(ctx, key),
             NoView::Missed(miss) => {
                 self.count_miss(key, || self.purge_some());
-                self.load(ctx, key, Some(miss))
+                Ok(self.load(ctx, key, Some(miss))?.view)
             }
         }
     }
@@ -505,15 +522,6 @@ impl Inner {
             purge();
         }
         self.count_request(key)
-    }
-
-    fn set_capacity(&self, bytes: u64) -> Result<()> {
-        check_capacity(bytes)?;
-        self.store.set_capacity(bytes);
-        let mut panic = FirstPanic::default();
-        self.evict_to_capacity(&mut panic);
-        panic.resume();
-        Ok(())
     }
 
     fn stats(&self) -> Stats {

@@ -33,7 +33,9 @@ impl Inner {
             .value::<StaleIsServed>()
             .is_some_and(|at| at.0 == key.hash.get());
         let permit = match is_stale_served {
-            true => permits.try_acquire(class).ok_or_else(|| over(permits)),
+            true => permits
+                .try_acquire(class)
+                .ok_or_else(|| overloaded(permits)),
             false => self.wait_for_permit(permits, class, ctx, waiter),
         }?;
         // The wait does not make the value older.
@@ -51,7 +53,7 @@ impl Inner {
             return Ok(None);
         };
         let permit = permits.try_acquire(class);
-        permit.map(Some).ok_or_else(|| over(permits))
+        permit.map(Some).ok_or_else(|| overloaded(permits))
     }
 
     /// Waits for the permit of one call of the bulk getter.
@@ -99,7 +101,7 @@ impl Inner {
         };
         match ctx.err() {
             Some(ended) => Err(ended),
-            None => permit.ok_or_else(|| over(permits)),
+            None => permit.ok_or_else(|| overloaded(permits)),
         }
     }
 
@@ -113,7 +115,7 @@ impl Inner {
     }
 }
 
-/// In the context of the load of the key with this hash.
+/// Marks the context of the load of the key with this hash.
 struct StaleIsServed(u64);
 
 impl LoadFrom {
@@ -127,7 +129,7 @@ impl LoadFrom {
     }
 }
 
-fn over(permits: &LoadPermits) -> Error {
+fn overloaded(permits: &LoadPermits) -> Error {
     let message = format!(
         "{} loads run, as many as max_concurrent_loads allows; raise it or shed load",
         permits.max()

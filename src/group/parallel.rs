@@ -146,7 +146,7 @@ impl Inner {
         executor: Executor,
     ) -> Result<Loaded> {
         match key.from {
-            ManyFrom::Peers => self.load_value(ctx, &key.key, None),
+            ManyFrom::Peers => self.load(ctx, &key.key, None),
             ManyFrom::Getter(placement) => {
                 let from = LoadFrom::Getter(placement);
                 self.load_once(&from, executor, ctx, &key.key, None)

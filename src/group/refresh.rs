@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::attempts::{Attempt, RETRY_AFTER};
 use super::client_load::ClientWaiter;
-use super::flight::{Executor, LoadFrom, PoolJob, finish_with, give_up};
+use super::failed_loads::{FailedLoad, RETRY_AFTER};
+use super::flight::{LoadFrom, PoolJob, finish_with, give_up};
 use super::freshness::Phase;
 use super::lifetime::Lifetime;
 use super::populate::Placement;
-use super::rejoin::{Rejoins, wait_by};
+use super::rejoin::wait_by;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::clock::Tick;
@@ -32,7 +32,7 @@ impl Inner {
     ) -> Result<ByteView> {
         let loaded = match self.store.look(key.hash, key.key).0 {
             Some(hit) => self.get_due(ctx, key, hit),
-            None => self.load_value(ctx, key, None),
+            None => self.load(ctx, key, None),
         };
         loaded.map(|loaded| loaded.view)
     }
@@ -53,15 +53,10 @@ impl Inner {
                 Ok(old)
             }
             Phase::Stale => {
-                self.unless_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
-                    None => self.load_value(ctx, key, None),
+                self.load_or_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
+                    None => self.load(ctx, key, None),
                     Some(limit) => {
-                        let from = match self.peers.route(&self.name, key.key) {
-                            Route::Own => LoadFrom::Getter(Placement::Main),
-                            Route::Fallback => LoadFrom::Getter(Placement::Fallback),
-                            Route::Peer(peer) => LoadFrom::Peers(peer),
-                        };
-                        self.load_softly(limit, &from, JobFor::Own, ctx, key)
+                        self.load_softly(limit, &self.source_of(key), JobFor::Own, ctx, key)
                     }
                 })
             }
@@ -69,7 +64,7 @@ impl Inner {
     }
 
     /// The value for a peer, if a [due](Hit::is_due) one was found. Another owner of the key is not asked
-    /// for a newer one: a request from a peer causes none to another peer.
+    /// for a newer one: a request of a peer causes no request to another peer.
     #[cold]
     pub(super) fn serve_due(
         self: &Arc<Self>,
@@ -86,7 +81,7 @@ impl Inner {
                 Ok(old)
             }
             Phase::Stale => {
-                self.unless_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
+                self.load_or_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
                     None => self.load_for_peer(ctx, key, None, waiter),
                     Some(limit) => {
                         let from = LoadFrom::Getter(self.placement_for_peer(key));
@@ -120,7 +115,7 @@ impl Inner {
 
     pub(super) fn loaded(&self, hit: Hit) -> Loaded {
         Loaded {
-            lifetime: Lifetime::of_hit(&hit, self.freshness.allowance()),
+            lifetime: Lifetime::of_entry(hit.begun.tick(), hit.expires, self.freshness.allowance()),
             view: hit.view,
             by_peer: false,
         }
@@ -135,7 +130,7 @@ impl Inner {
     }
 
     /// The result of `load`, or the old value if that fails or has failed lately.
-    fn unless_stale(
+    fn load_or_stale(
         &self,
         ctx: &Context,
         key: &LoadKey<'_>,
@@ -143,9 +138,7 @@ impl Inner {
         load: impl FnOnce(&Context) -> Result<Loaded>,
     ) -> Result<Loaded> {
         let clock = self.store.clock();
-        let now = || clock.now();
-        let recent = self.attempts.recent(key.hash.get(), key.key, now);
-        if recent.is_none() {
+        if self.failed_loads.recent(key, clock).is_none() {
             match load(&self.with_stale_served(ctx, key)) {
                 Err(error) if is_failure(error.kind()) => {
                     if old.lifetime.is_over(clock) {
@@ -205,34 +198,12 @@ impl Inner {
 
     /// Loads a value newer than the cached one, or joins a load under way.
     pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: &LoadKey<'_>) -> Result<Loaded> {
-        self.check_attempts(key)?;
-        let here = |placement| (LoadFrom::Getter(placement), Executor::for_getter(ctx));
-        let (from, executor) = match self.peers.route(&self.name, key.key) {
-            Route::Own => here(Placement::Main),
-            Route::Fallback => here(Placement::Fallback),
-            Route::Peer(peer) => {
-                let executor = Executor::for_peer(ctx, &*peer);
-                (LoadFrom::Peers(peer), executor)
-            }
-        };
-        let _lent = load_permits::lend();
-        let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
-        loop {
-            if let Some(ended) = ctx.err() {
-                return Err(ended);
-            }
-            let result = match from.flights(self).join(key.hash.get(), key.key) {
-                Joined::Waiter(waiter) => rejoins.wait(&waiter),
-                Joined::Leader(leader, _, forgets) => {
-                    let (_, generation) = self.store.look(key.hash, key.key);
-                    let mut begun = self.load_begin(generation, forgets);
-                    self.lead_by(&from, executor, leader, &mut rejoins, key, &mut begun)
-                }
-            };
-            if let Some(result) = result {
-                return result;
-            }
-        }
+        self.check_failed_loads(key)?;
+        let from = self.source_of(key);
+        self.lead_or_join(&from, from.executor(ctx), ctx, key, |(_, forgets)| {
+            let (_, generation) = self.store.look(key.hash, key.key);
+            Ok(self.load_begin(generation, forgets))
+        })
     }
 
     /// Starts a load of a newer value, unless one is under way or failed lately.
@@ -276,9 +247,7 @@ impl Inner {
         key: &LoadKey<'_>,
         from: &LoadFrom,
     ) -> Option<(Leader<'_, Result<Loaded>>, LoadBegin)> {
-        let now = || self.store.clock().now();
-        let recent = self.attempts.recent(key.hash.get(), key.key, now);
-        if recent.is_some() {
+        if self.failed_loads.recent(key, self.store.clock()).is_some() {
             return None;
         }
         let Joined::Leader(leader, _, forgets) = from.flights(self).join(key.hash.get(), key.key)
@@ -346,7 +315,7 @@ impl SoftLoad {
     }
 }
 
-/// Notes the outcome of a load when it is dropped: a panic is a failure, too.
+/// Records the outcome of a load when it is dropped: a panic is a failure, too.
 pub(super) struct LoadWatch<'a> {
     group: &'a Inner,
     from: &'a LoadFrom,
@@ -358,34 +327,31 @@ pub(super) struct LoadWatch<'a> {
 
 impl LoadWatch<'_> {
     pub(super) fn end(mut self, result: &Result<Loaded>) {
-        let LoadKey { hash, key } = self.key;
         match result {
             Err(error) => self.error = Some(error.clone()),
             Ok(loaded) => {
                 self.has_succeeded = true;
-                let is_copy = matches!(self.from, LoadFrom::OwnerAlone(_) | LoadFrom::Peers(_));
-                if is_copy && self.group.phase(&loaded.lifetime) != Phase::Fresh {
+                if self.from.asks_peer() && self.group.phase(&loaded.lifetime) != Phase::Fresh {
                     // The owner is loading a newer value, or could not.
-                    let pace = loaded.lifetime.fresh_time() / 16;
-                    self.note(pace.clamp(SHORTEST_PACE, LONGEST_PACE), None);
+                    let pause = loaded.lifetime.fresh_time() / 16;
+                    self.record(pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE), None);
                 } else {
-                    self.group.attempts.forget(hash.get(), key);
+                    self.group.failed_loads.forget(&self.key);
                 }
             }
         }
     }
 
-    fn note(&self, wait: Duration, error: Option<Error>) {
-        let LoadKey { hash, key } = self.key;
-        let attempt = Attempt {
+    fn record(&self, wait: Duration, error: Option<Error>) {
+        let attempt = FailedLoad {
             until: self.group.store.clock().now().after(wait),
             error,
         };
         let flights = self.from.flights(self.group);
-        let is_forgotten = || flights.forgets(hash.get()) != self.begun.forgets;
+        let is_forgotten = || flights.forgets(self.key.hash.get()) != self.begun.forgets;
         self.group
-            .attempts
-            .note(hash.get(), key, attempt, is_forgotten);
+            .failed_loads
+            .record(&self.key, attempt, is_forgotten);
     }
 }
 
@@ -397,29 +363,28 @@ impl Drop for LoadWatch<'_> {
         let (group, error) = (self.group, self.error.take());
         let freshness = &group.freshness;
         let kind = error.as_ref().map(Error::kind);
-        let is_own = !matches!(self.from, LoadFrom::OwnerAlone(_) | LoadFrom::Peers(_));
         let lasting = match kind {
             Some(ErrorKind::NotFound) => freshness.negative_ttl,
             Some(kind) if is_of_getter(kind) => freshness.error_ttl,
             _ => None,
         };
-        let LoadKey { hash, key } = self.key;
+        let key = &self.key;
         let has_value = || {
             freshness.can_refresh()
-                && (group.attempts.contains(hash.get(), key)
-                    || group.store.look(hash, key).0.is_some())
+                && (group.failed_loads.contains(key)
+                    || group.store.look(key.hash, key.key).0.is_some())
         };
         if kind != Some(ErrorKind::NotFound) && has_value() {
             let shown = freshness.has_stale_if_error() && kind.is_some_and(is_of_getter);
-            self.note(RETRY_AFTER, error.filter(|_| shown));
-        } else if let Some(ttl) = lasting.filter(|_| is_own) {
-            self.note(ttl, error);
+            self.record(RETRY_AFTER, error.filter(|_| shown));
+        } else if let Some(ttl) = lasting.filter(|_| !self.from.asks_peer()) {
+            self.record(ttl, error);
         }
     }
 }
 
-/// A load because of a peer that gets the old value: if the clients' share of the loader threads is busy, it
-/// does not begin.
+/// The job of a refresh that a peer's request causes, while the peer gets the old value. It does not begin if
+/// all loader threads that clients may have are busy.
 fn for_client() -> JobFor {
     JobFor::Client(None, Instant::now())
 }
@@ -432,7 +397,7 @@ pub(super) fn is_failure(kind: ErrorKind) -> bool {
     )
 }
 
-/// Whether the getter made this error, and not the way to it.
+/// Whether this is an error of the getter. Others arise where the getter did not run to its end.
 fn is_of_getter(kind: ErrorKind) -> bool {
     !matches!(
         kind,
@@ -449,6 +414,6 @@ fn is_of_getter(kind: ErrorKind) -> bool {
 
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
-/// Before a copy's owner is asked again for a newer value than the last one.
-const SHORTEST_PACE: Duration = Duration::from_millis(10);
-const LONGEST_PACE: Duration = Duration::from_secs(1);
+/// The pauses before a copy's owner is asked again for a newer value.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);

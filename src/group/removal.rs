@@ -201,19 +201,19 @@ impl Inner {
 
     /// All peers: those of the picker's list, and the owners of `keys` where it lists none.
     pub(super) fn all_peers(&self, keys: &[&str]) -> Vec<Arc<dyn ProtoGetter>> {
-        let listed = self.peers.ask(&self.name, |picker| {
-            let mut peers = picker.all_peers();
-            if peers.is_empty() {
-                let owners = keys.iter().filter_map(|key| picker.pick_peer(key));
-                for owner in owners {
-                    if !peers.iter().any(|peer| super::load::is_same(peer, &owner)) {
-                        peers.push(owner);
-                    }
+        let Some(picker) = self.peers.picker(&self.name) else {
+            return Vec::new();
+        };
+        let mut peers = picker.all_peers();
+        if peers.is_empty() {
+            let owners = keys.iter().filter_map(|key| picker.pick_peer(key));
+            for owner in owners {
+                if !peers.iter().any(|peer| super::load::is_same(peer, &owner)) {
+                    peers.push(owner);
                 }
             }
-            peers
-        });
-        listed.unwrap_or_default()
+        }
+        peers
     }
 
     /// Removes a key from this process's cache, and returns its value. Changes the key's clock as `counted`.
@@ -236,10 +236,11 @@ impl Inner {
     /// `counted`.
     pub(super) fn end_old_value<T>(
         &self,
-        &LoadKey { hash, key }: &LoadKey<'_>,
+        place: &LoadKey<'_>,
         counted: Counted,
         change: impl FnOnce(&dyn Fn()) -> T,
     ) -> T {
+        let &LoadKey { hash, key } = place;
         // The store comes first: from then on it refuses the values of loads under way. The flights
         // come second, so that a get that begins after this function does not join one of those
         // loads. In the other order, a load could begin between the two steps. The second step would miss
@@ -251,15 +252,15 @@ impl Inner {
         //
         // Between the two steps, answers to peers do not name this removal. A peer's request could still
         // join a load that began before, and an answer has to be newer than the removals that it names.
-        let unsettled = self.removals.unsettle();
+        let change_guard = self.removals.begin_change();
         let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
-        let note = || self.removals.advance(stripe, key, counted, clock);
-        let changed = change(&note);
+        let advance = || self.removals.advance(stripe, key, counted, clock);
+        let changed = change(&advance);
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
-        drop(unsettled);
-        // After the flights: see `Attempts::note`.
-        self.attempts.forget(hash.get(), key);
+        drop(change_guard);
+        // After the flights: see `FailedLoads::record`.
+        self.failed_loads.forget(place);
         changed
     }
 
@@ -274,16 +275,16 @@ impl Inner {
     pub(super) fn forget_all(&self) {
         self.getter_flights.forget_all();
         self.peer_flights.forget_all();
-        self.attempts.forget_all();
+        self.failed_loads.forget_all();
     }
 
     /// Takes everything out of the cache, and notes the removal of all keys.
     fn clear_unswept(&self, count: Counted) -> ClearedEntries {
-        let unsettled = self.removals.unsettle();
+        let change_guard = self.removals.begin_change();
         let clock = self.store.clock();
         self.removals.advance(ALL_KEYS, "", count, clock);
         let cleared = self.take_all();
-        drop(unsettled);
+        drop(change_guard);
         self.removals.finish(count);
         cleared
     }

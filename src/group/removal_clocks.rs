@@ -28,15 +28,16 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(super) struct RemovalClocks {
     clocks: Box<[AtomicU64]>,
     applied: Mutex<AppliedRemovals>,
-    /// That of `applied`. Written under its lock.
+    /// The digest of `applied`, written under its lock.
     digest: AtomicU64,
     numbers: Mutex<RemovalNumbers>,
     /// The removals that have begun here and are not in `applied` yet.
     under_way: Mutex<Vec<u64>>,
-    /// The clocks that these have changed. A merge must not undo that.
+    /// The clocks that the removals in `under_way` have changed. A merge must keep these changes.
     ahead: Mutex<Vec<(u64, KeyStripe)>>,
-    /// The clears and merges under way. They change the clocks before the entries.
-    unsettled: AtomicUsize,
+    /// The number of removals and merges under way, which change the clocks and the entries one after the
+    /// other.
+    changes: AtomicUsize,
     /// Whether a clock was ever changed.
     is_used: AtomicBool,
     pub(super) dropped: DroppedKeys,
@@ -71,7 +72,7 @@ pub(super) enum Counted {
     /// By the hash of its number.
     Numbered(u64),
     /// By a hash of the key: it came from a Go program, which sends no number, or has one that no node of
-    /// larder makes. If a node misses it, that is not noticed.
+    /// larder makes. A node that misses it is not detected.
     Unnumbered,
     /// Not at all.
     Not,
@@ -139,7 +140,7 @@ impl RemovalClocks {
             numbers: Mutex::new(RemovalNumbers::new()),
             under_way: Mutex::default(),
             ahead: Mutex::default(),
-            unsettled: AtomicUsize::new(0),
+            changes: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
             dropped: DroppedKeys::new(),
         }
@@ -251,10 +252,10 @@ impl RemovalClocks {
         LastRemoval::unpack(self.clocks[stripe.0].load(Ordering::SeqCst))
     }
 
-    /// Marks the clocks as ahead of the entries until the guard is dropped.
-    pub(super) fn unsettle(&self) -> Unsettled<'_> {
-        self.unsettled.fetch_add(1, Ordering::SeqCst);
-        Unsettled(self)
+    /// Begins a change of clocks and entries. Until the guard is dropped, answers do not name removals.
+    pub(super) fn begin_change(&self) -> ChangeGuard<'_> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        ChangeGuard(self)
     }
 
     /// The removals that this node has applied, for the answer to a peer that asks for `key`. Read
@@ -267,8 +268,8 @@ impl RemovalClocks {
         let stamp = self.stamp(KeyStripe::of(key));
         let digest = (self.digest.load(Ordering::SeqCst) >> 32) as u32;
         // After the stamp: a clear or a merge that is in the stamp has ended, if none is under way now.
-        let is_settled = self.unsettled.load(Ordering::SeqCst) == 0;
-        is_settled.then_some(RemovalMark { digest, stamp })
+        let is_unchanging = self.changes.load(Ordering::SeqCst) == 0;
+        is_unchanging.then_some(RemovalMark { digest, stamp })
     }
 
     /// Whether a node with this mark has applied the same removals to the keys of a stripe.
@@ -296,12 +297,12 @@ impl RemovalClocks {
     }
 }
 
-/// See [`RemovalClocks::unsettle`].
-pub(super) struct Unsettled<'c>(&'c RemovalClocks);
+/// Guard of a change under way: see [`RemovalClocks::begin_change`].
+pub(super) struct ChangeGuard<'c>(&'c RemovalClocks);
 
-impl Drop for Unsettled<'_> {
+impl Drop for ChangeGuard<'_> {
     fn drop(&mut self) {
-        self.0.unsettled.fetch_sub(1, Ordering::SeqCst);
+        self.0.changes.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -325,11 +326,11 @@ impl RemovalMark {
     }
 }
 
-/// The times before which the loads of values began that are dropped, by stripe.
+/// A time for each stripe: values whose load began earlier are dropped.
 pub(super) struct Floors(Box<[Option<Tick>]>);
 
 impl Floors {
-    /// Whether a value is dropped: its load began, at the latest, before the floor of its key.
+    /// Whether a value is dropped: its load began before the floor of its key, or at an unknown time.
     pub(super) fn is_older(&self, key: &str, begun: Option<Tick>) -> bool {
         let floor = self.0[KeyStripe::of(key).0].max(self.0[ALL_KEYS.0]);
         floor.is_some_and(|floor| begun.is_none_or(|begun| begun < floor))
@@ -365,7 +366,7 @@ impl Table {
         })
     }
 
-    /// The same removals, made longer ago.
+    /// The same removals, each made longer ago by this time.
     pub(super) fn older_by(self, by: Duration) -> Table {
         let by = u32::try_from(by.as_millis()).unwrap_or(NONE);
         self.with_ages(|age| age.saturating_add(by).min(NONE - 1))
@@ -418,8 +419,8 @@ impl RemovalClocks {
     ///
     /// Where the stamps differ, this node takes the peer's if the peer has applied all that this node has.
     /// Otherwise both take a new one, which depends on the union of their sets. A node that applied all of
-    /// them itself has another one. Then a value of this stripe is current if its load began after the last
-    /// removal.
+    /// them one by one has a different stamp. Then the ages decide: a value of this stripe is current if its
+    /// load began after the last removal.
     pub(super) fn merge(&self, table: &Table, received: Tick, clock: &Clock) -> Option<Floors> {
         let (own, ahead, union) = {
             let applied = self.applied.lock();
@@ -460,7 +461,7 @@ impl RemovalClocks {
                 } else {
                     random::bits() as u32 | 1
                 };
-                // Read after the clock, whose time it would precede otherwise.
+                // Read after the old clock, so that it is not earlier than that clock's time.
                 let now = clock.now();
                 let at = removed.map(millis_up).filter(|&at| {
                     own.is_none() || LastRemoval { stamp, at }.age(now) < own.age(now)

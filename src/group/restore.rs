@@ -194,13 +194,9 @@ impl Group {
         let mut merged = Ok(());
         panic.catch(|| merged = self.inner.merge_dumped(&header.removals, downtime));
         merged?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + PEERS_TIMEOUT;
         loop {
-            let peers = self
-                .inner
-                .peers
-                .ask(self.name(), |picker| picker.all_peers());
-            let peers = peers.unwrap_or_default();
+            let peers = self.inner.all_peers(&[]);
             let (ctx, count) = (Context::background().with_deadline(end), peers.len());
             // All of them, because each may know of other removals.
             let failed = self.inner.exchange_with_all(&ctx, &peers).failed;
@@ -291,7 +287,7 @@ struct Downtime {
 pub(super) const RESOLUTION: Duration = Duration::from_millis(20);
 
 /// How long a process that restores tries to reach a peer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PEERS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Between two attempts.
+/// Between two failed_loads.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ impl Inner {
         }
         let (kept, generation) = self.store.kept(key.hash, key.key);
         let kept = kept.filter(|kept| generation == begun.generation && kept.begun.is_some())?;
-        let lifetime = Lifetime::of_kept(&kept, self.freshness.allowance());
+        let lifetime = Lifetime::of_entry(kept.begun, kept.expires, self.freshness.allowance());
         Some(OldValue {
             good_for: lifetime.fresh_until.map(|_| lifetime.fresh_time()),
             view: kept.view,

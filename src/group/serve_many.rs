@@ -86,7 +86,7 @@ impl Inner {
                 continue;
             }
             let checked = self.check_key(key.key);
-            match checked.and_then(|()| self.check_attempts(&key)) {
+            match checked.and_then(|()| self.check_failed_loads(&key)) {
                 Ok(()) => {
                     let from = ManyFrom::Getter(self.placement_for_peer(&key));
                     missing.push(ManyKey { at, key, from });

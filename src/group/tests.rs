@@ -90,16 +90,17 @@ fn eventually(condition: impl Fn() -> bool) {
 
 type Caller = thread::JoinHandle<thread::Result<Result<ByteView>>>;
 
+fn load(group: &Arc<Inner>, ctx: &Context, miss: Option<&MissToken>) -> Result<ByteView> {
+    let loaded = group.load(ctx, &group.key("key"), miss);
+    loaded.map(|loaded| loaded.view)
+}
+
 impl Held {
     /// Starts callers, and returns once all wait for one flight of "key". The first caller leads it.
     fn callers(&self, count: usize, ctx: &Context) -> Vec<Caller> {
         let call = || {
             let (group, ctx) = (self.group.clone(), ctx.clone());
-            thread::spawn(move || {
-                catch_unwind(AssertUnwindSafe(|| {
-                    group.load(&ctx, &group.key("key"), None)
-                }))
-            })
+            thread::spawn(move || catch_unwind(AssertUnwindSafe(|| load(&group, &ctx, None))))
         };
         let runs = self.runs();
         let mut callers = vec![call()];
@@ -118,8 +119,8 @@ impl Held {
 
     /// The waiters of the flight that callers join: the peer flight, if there are peers.
     fn waiters(&self) -> usize {
-        let flights = match self.group.peers.ask("test", |_| ()) {
-            Some(()) => &self.group.peer_flights,
+        let flights = match self.group.peers.picker("test") {
+            Some(_) => &self.group.peer_flights,
             None => &self.group.getter_flights,
         };
         flights.waiters(self.group.store.hash("key").get(), "key")
@@ -211,7 +212,7 @@ fn a_panic_among_a_hundred_callers(peers: PickerSlot, ctx: &Context) -> Duration
     let own = usize::from(!ctx.has_deadline_or_cancel());
     assert_eq!((panics, errors), (own, 100 - own));
     assert_eq!(held.runs(), 1);
-    let next = held.group.load(ctx, &held.group.key("key"), None);
+    let next = load(&held.group, ctx, None);
     assert_eq!(next.expect("the next call loads"), "key");
     assert_eq!(held.runs(), 2);
     took
@@ -233,7 +234,7 @@ fn error_is_shared_and_not_cached() {
                 );
             }
             assert_eq!(held.runs(), 1);
-            let next = held.group.load(&ctx, &held.group.key("key"), None);
+            let next = load(&held.group, &ctx, None);
             assert_eq!(next.expect("the next call loads"), "key");
         }
     }
@@ -261,10 +262,9 @@ fn recheck_prevents_second_load() {
     // looks again, and finds the value that the one before it loaded.
     let held = held(1 << 20, PickerSlot::default());
     held.end_then_value(End::Value);
-    let key = held.group.key("key");
     let mut charged = None;
     for _ in 0..10 {
-        let value = held.group.load(&Context::background(), &key, None);
+        let value = load(&held.group, &Context::background(), None);
         assert_eq!(value.expect("a value"), "key");
         let main = held.group.store.stats(CacheType::Main);
         assert_eq!(main.items, 1);
@@ -301,7 +301,7 @@ fn recheck_after_a_miss_prevents_second_request_to_a_peer() {
     let (peers, requests) = counting_peer();
     let group = held(1 << 20, peers).group;
     let key = group.key("key");
-    let get = |miss| group.load(&Context::background(), &key, miss);
+    let get = |miss| load(&group, &Context::background(), miss);
     let miss = || {
         let (hash, key) = (key.hash, key.key);
         let found = group.store.get(hash, key, || group.epochs(hash), || ());
@@ -327,7 +327,7 @@ fn waiters_load_once_more_after_leader_fails_past_its_deadline() {
     let followers: Vec<_> = (0..50)
         .map(|n| {
             let (group, ctx) = (held.group.clone(), contexts()[n % 2].clone());
-            thread::spawn(move || group.load(&ctx, &group.key("key"), None))
+            thread::spawn(move || load(&group, &ctx, None))
         })
         .collect();
     for caller in leader {

@@ -326,5 +326,5 @@ const BULK_KEYS: usize = 128;
 /// The most loads at the same time, as of `Group::get_many`.
 const WARM_THREADS: usize = 16;
 
-/// A wait for a permit ends before, if the warming is cancelled.
+/// The longest single wait for a permit. A cancellation ends it earlier.
 const WAIT_STEP: Duration = Duration::from_secs(3600);

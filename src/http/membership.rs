@@ -15,7 +15,7 @@ use crate::random::{mix, spread};
 use crate::sync::{Arc, Mutex, RwLock};
 use crate::wire::PeersMark;
 
-/// The list of a pool as others see it, and what was found out about others' lists.
+/// The list of a pool, and how the lists of other processes differ from it.
 pub(crate) struct Membership {
     instance: u64,
     /// The process that made this. A forked process has the same instance, but is another one.
@@ -25,7 +25,7 @@ pub(crate) struct Membership {
     previous: Mutex<Option<(String, Instant)>>,
     differences: AtomicU64,
     /// The reasons why peers are not to ask this process for its keys: it leaves the cluster, or it has just
-    /// started and learns which peers had its keys before.
+    /// started and fetches the list of the peers that had its keys before.
     holds: AtomicU32,
     /// The pairs of own and others' fingerprints that were logged.
     logged: Mutex<HashSet<(u64, u64)>>,
@@ -47,7 +47,7 @@ pub(crate) enum MarkOf {
     Same,
     /// A process with another list.
     Other,
-    /// This process: it was asked under a name by which it does not know itself.
+    /// This process: a name in the list leads to it, and is not its own.
     ThisProcess,
 }
 
@@ -65,7 +65,7 @@ impl Membership {
         }
     }
 
-    /// Notes a new list. `key_owners` names the way in which keys are assigned.
+    /// Sets a new list. `placement` names the way in which keys are assigned.
     pub(crate) fn set(&self, placement: &str, peers: &[Peer]) {
         let list = OwnList::new(self.instance, placement, peers);
         let before = std::mem::replace(&mut *self.own.write(), Arc::new(list));
@@ -121,7 +121,7 @@ impl Membership {
         MarkOf::Other
     }
 
-    /// Adds a reason why peers are not to ask this process. Those that ask it do not stop; those that
+    /// Adds a reason why peers are not to ask this process. Peers that ask it already go on; those that
     /// probe it wait.
     pub(crate) fn hold(&self) {
         self.holds.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +144,7 @@ impl Membership {
 
     /// Whether the difference from this list is to be logged: once for each pair of lists, and for
     /// [`MAX_LOGGED`] pairs at most.
-    pub(crate) fn is_news(&self, mark: PeersMark) -> bool {
+    pub(crate) fn should_log(&self, mark: PeersMark) -> bool {
         let own = self.own().mark.fingerprint;
         let mut logged = self.logged.lock();
         logged.len() < MAX_LOGGED && logged.insert((own, mark.fingerprint))
@@ -337,15 +337,15 @@ mod tests {
     }
 
     #[test]
-    fn difference_is_news_once_for_each_pair_of_lists() {
+    fn difference_is_logged_once_for_each_pair_of_lists() {
         let own = membership(&[Peer::new("http://a")]);
         let other = mark_of(&membership(&[Peer::new("http://b")]));
-        assert!(own.is_news(other));
-        assert!(!own.is_news(other));
+        assert!(own.should_log(other));
+        assert!(!own.should_log(other));
         own.set("rendezvous", &[Peer::new("http://c")]);
-        assert!(own.is_news(other));
+        assert!(own.should_log(other));
         let many = (0..1000).filter(|&fingerprint| {
-            own.is_news(PeersMark {
+            own.should_log(PeersMark {
                 fingerprint,
                 ..other
             })

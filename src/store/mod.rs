@@ -85,7 +85,6 @@ pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
 pub use forecast::{Forecast, ForecastPoint};
 pub(crate) use generations::Generation;
-pub(crate) use kept::Kept;
 pub(crate) use key_hash::KeyHash;
 pub(crate) use options::StoreOptions;
 pub use policy::Eviction;

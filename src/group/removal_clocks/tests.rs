@@ -131,10 +131,10 @@ fn clear_changes_the_marks_of_all_keys() {
 #[test]
 fn there_is_no_mark_while_clocks_are_ahead_of_entries() {
     let [a, _] = pair();
-    let unsettled = a.clocks.unsettle();
+    let change = a.clocks.begin_change();
     a.clear(OF_A | 1);
     assert_eq!(a.clocks.mark("k"), None);
-    drop(unsettled);
+    drop(change);
     assert!(a.clocks.mark("k").is_some());
 }
 

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Breaker {
     /// How long a peer has to be silent before time-outs count: the exchange time-out. A caller with
-    /// less time leaves earlier, which says nothing of the peer.
-    patience: Duration,
+    /// less time leaves earlier, which is no failure of the peer.
+    exchange_timeout: Duration,
     /// The failures since the last answer, and when the first of them began.
     failures: Option<(u32, Instant)>,
     outage: Option<Outage>,
@@ -75,9 +75,9 @@ pub(crate) enum ExchangeEnd {
 }
 
 impl Breaker {
-    pub(crate) fn new(patience: Duration) -> Self {
+    pub(crate) fn new(exchange_timeout: Duration) -> Self {
         Breaker {
-            patience,
+            exchange_timeout,
             failures: None,
             outage: None,
             first_window: Duration::ZERO,
@@ -85,7 +85,7 @@ impl Breaker {
         }
     }
 
-    /// Notes an exchange of a caller, and returns whether the breaker opened because of it. `dice` is a
+    /// Notes an exchange of a caller, and returns whether the breaker opened because of it. `jitter` is a
     /// number in 0..1, for the jitter.
     ///
     /// An open breaker ignores the exchanges that were under way when it opened, also answers: an answer
@@ -95,7 +95,7 @@ impl Breaker {
         began: Instant,
         now: Instant,
         end: ExchangeEnd,
-        dice: f64,
+        jitter: f64,
     ) -> bool {
         if self.outage.is_some() {
             return false;
@@ -110,7 +110,7 @@ impl Breaker {
         let opens = match end {
             ExchangeEnd::Unreachable => true,
             ExchangeEnd::TimedOut => {
-                count >= FAILURES && now.saturating_duration_since(first) >= self.patience
+                count >= FAILURES && now.saturating_duration_since(first) >= self.exchange_timeout
             }
             _ => count >= FAILURES,
         };
@@ -119,12 +119,12 @@ impl Breaker {
                 ExchangeEnd::TimedOut => ANSWERS,
                 _ => 1,
             };
-            self.open(now, needed, dice);
+            self.open(now, needed, jitter);
         }
         opens
     }
 
-    fn open(&mut self, now: Instant, needed: u32, dice: f64) {
+    fn open(&mut self, now: Instant, needed: u32, jitter: f64) {
         let again = self
             .recovered
             .is_some_and(|at| now.saturating_duration_since(at) < RELAPSE);
@@ -136,7 +136,7 @@ impl Breaker {
         self.outage = Some(Outage {
             since: now,
             window: self.first_window,
-            probe_at: now + with_jitter(self.first_window, dice),
+            probe_at: now + with_jitter(self.first_window, jitter),
             is_probing: false,
             needed,
             answered: 0,
@@ -145,9 +145,9 @@ impl Breaker {
     }
 
     /// Notes that the peer leaves the cluster for now.
-    pub(crate) fn leave(&mut self, now: Instant, dice: f64) {
+    pub(crate) fn leave(&mut self, now: Instant, jitter: f64) {
         if self.outage.is_none() {
-            self.open(now, 1, dice);
+            self.open(now, 1, jitter);
         }
         if let Some(outage) = &mut self.outage {
             outage.leaving = Some(Leaving::Answers);
@@ -173,7 +173,7 @@ impl Breaker {
     }
 
     /// Notes the end of a probe. Enough answers in a row close the breaker, unless the peer is leaving.
-    pub(crate) fn on_probe(&mut self, now: Instant, end: ProbeEnd, dice: f64) {
+    pub(crate) fn on_probe(&mut self, now: Instant, end: ProbeEnd, jitter: f64) {
         let Some(outage) = &mut self.outage else {
             return;
         };
@@ -199,7 +199,7 @@ impl Breaker {
                 outage.window = (outage.window * 2).min(longest);
             }
         }
-        outage.probe_at = now + with_jitter(outage.window, dice);
+        outage.probe_at = now + with_jitter(outage.window, jitter);
     }
 
     pub(crate) fn has_failures(&self) -> bool {
@@ -241,8 +241,8 @@ pub(crate) fn is_cut_off(was: bool, open: usize, present: usize) -> bool {
 }
 
 /// Shortens a window by up to a quarter, so that the probes of several processes spread.
-fn with_jitter(window: Duration, dice: f64) -> Duration {
-    window.mul_f64(1.0 - dice / 4.0)
+fn with_jitter(window: Duration, jitter: f64) -> Duration {
+    window.mul_f64(1.0 - jitter / 4.0)
 }
 
 /// The time-outs or broken answers in a row that open a breaker.
@@ -480,7 +480,7 @@ mod tests {
         #[test]
         fn breaker_follows_its_rules(
             steps in prop::collection::vec(step(), 1..200),
-            dice in 0.0..1.0_f64,
+            jitter in 0.0..1.0_f64,
         ) {
             let mut breaker = Breaker::new(PATIENCE);
             let mut now = Instant::now();
@@ -495,7 +495,7 @@ mod tests {
                     Step::Exchange(took, end) => {
                         let began = now;
                         now += millis(took);
-                        let opened = breaker.on_result(began, now, end, dice);
+                        let opened = breaker.on_result(began, now, end, jitter);
                         if was_open {
                             prop_assert!(!opened);
                             continue;
@@ -528,7 +528,7 @@ mod tests {
                             let least = if answers > 0 { millis(500) } else { millis(750) };
                             prop_assert!(since >= least, "{since:?} between probes");
                             let end = if answered { ProbeEnd::Answered } else { ProbeEnd::Failed };
-                            breaker.on_probe(now, end, dice);
+                            breaker.on_probe(now, end, jitter);
                             answers = if answered { answers + 1 } else { 0 };
                             prop_assert_eq!(breaker.open_since().is_none(), answers == needed);
                             last_probe = Some(now);

@@ -1,4 +1,4 @@
-//! Notes how one exchange with a peer ends.
+//! Records how one exchange with a peer ends.
 
 use std::error::Error as _;
 use std::io;
@@ -10,7 +10,7 @@ use super::watch::Watch;
 use crate::error::{Error, ErrorKind};
 use crate::sync::Arc;
 
-/// An exchange under way. Its end is noted by one of the methods; one that panics is not noted.
+/// An exchange under way. One of the methods records its end; an exchange that panics is not recorded.
 pub(crate) struct ObservedExchange<'p> {
     health: &'p PeerHealth,
     watch: &'p Arc<Watch>,
@@ -45,8 +45,8 @@ impl<'p> ObservedExchange<'p> {
         self.watch.tick(now);
     }
 
-    /// The peer answered, and how long it took says nothing: with an error of its getter, that it is
-    /// overloaded, or with values of which it loaded some.
+    /// The peer answered, but the time does not show how fast it is: it sent an error of its getter, or that it
+    /// is overloaded, or values of which it loaded some.
     pub(crate) fn answered_untimed(self) {
         self.health.on_answer(self.began);
     }
@@ -68,8 +68,8 @@ impl<'p> ObservedExchange<'p> {
 
     fn ended(self, end: ExchangeEnd, error: Error) -> Error {
         let now = Instant::now();
-        // A time-out of this process is an answer that took longer than it. That of a caller is not: the
-        // peer may be running a slow getter for it.
+        // A time-out of this process counts as an answer that took that long. A caller's deadline does not: the
+        // peer may be running a slow getter for the caller.
         if end == ExchangeEnd::TimedOut && error.kind() == ErrorKind::Peer {
             let took = now.saturating_duration_since(self.began);
             self.health.latencies.add(took);
@@ -84,7 +84,7 @@ impl<'p> ObservedExchange<'p> {
     }
 }
 
-/// How an exchange that failed with `error` ended. `None` if the error says nothing of the peer.
+/// How an exchange that failed with `error` ended. `None` if the error shows neither an answer nor a failure of the peer.
 fn end_of(error: &Error) -> Option<ExchangeEnd> {
     match error.kind() {
         ErrorKind::DeadlineExceeded => return Some(ExchangeEnd::TimedOut),

@@ -160,10 +160,10 @@ const MOST_TURNS: u32 = 200;
 /// A turn times all answers up to twice as many.
 const SAMPLES: u32 = 64;
 
-/// Of a peer that becomes slow, so many answers can pass until one of them is timed, which may be seconds.
+/// When a peer becomes slow, so many of its answers can pass until one is timed, which may take seconds.
 const LONGEST_INTERVAL: u32 = 4;
 
-/// Fewer recent exchanges say nothing.
+/// The fewest recent exchanges of which there are quantiles.
 const FEWEST: f32 = 3.0;
 
 #[cfg(all(test, not(larder_loom)))]

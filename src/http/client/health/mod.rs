@@ -41,7 +41,7 @@ pub(crate) struct PeerHealth {
     /// Its lock is taken after that of the watch.
     slowness: Mutex<Slowness>,
     last_failure: Mutex<Option<PeerFailure>>,
-    /// Whether the last answer said that the peer has another list of peers.
+    /// Whether by its last answer the peer has another list of peers.
     has_other_list: AtomicBool,
 }
 
@@ -75,10 +75,9 @@ pub(crate) enum ProbeOf {
 }
 
 impl PeerHealth {
-    /// `patience` is the exchange time-out.
-    pub(crate) fn new(patience: Duration) -> Self {
+    pub(crate) fn new(exchange_timeout: Duration) -> Self {
         PeerHealth {
-            breaker: Mutex::new(Breaker::new(patience)),
+            breaker: Mutex::new(Breaker::new(exchange_timeout)),
             has_failures: AtomicBool::new(false),
             standing: AtomicU8::new(Standing::Closed as u8),
             latencies: Latencies::default(),
@@ -211,8 +210,8 @@ impl PeerHealth {
                 ProbeEnd::Failed
             }
         };
-        let dice = random::unit();
-        self.breaker.lock().on_probe(now, end, dice);
+        let jitter = random::unit();
+        self.breaker.lock().on_probe(now, end, jitter);
     }
 
     /// Notes that the peer leaves the cluster for now. The watch has to be woken up.

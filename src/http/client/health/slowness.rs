@@ -9,7 +9,7 @@
 //!
 //! The limit is five times the time of a usual peer, and [`slow_after`] at least. So no peer is slow where
 //! all of them are. Callers ask the next peer in place of a slow one. They do not ask both: a slow peer
-//! of five has a fifth of the exchanges, and as many more would be a load that others notice. Two probes
+//! of five has a fifth of the exchanges, and as many more would be a load that delays others. Two probes
 //! a second, by a thread of their own, show when the peer is as fast as before.
 //!
 //! [`slow_after`]: crate::http::HttpPoolBuilder::slow_after
@@ -21,7 +21,7 @@ use crate::clock::saturating_nanos;
 /// Whether one peer is slow.
 #[derive(Debug)]
 pub(crate) struct Slowness {
-    row: Option<Row>,
+    streak: Option<SlowStreak>,
     slow: Option<SlowPeriod>,
     /// How long probes of the present period, or of the last one, have to be under the limit.
     needed: Duration,
@@ -29,10 +29,10 @@ pub(crate) struct Slowness {
     recovered: Option<Instant>,
 }
 
-/// Turns in a row of which more were over the limit than under it: also of a peer that loses packets, some
-/// turns are not.
+/// Successive turns of which more were over the limit than under it. A peer that loses packets has some turns
+/// under it, too.
 #[derive(Clone, Copy, Debug)]
-struct Row {
+struct SlowStreak {
     first: Instant,
     last: Instant,
     /// The turns that were over the limit, less the others.
@@ -45,7 +45,7 @@ struct SlowPeriod {
     /// The time of the answers at its begin, and the limit.
     time: Duration,
     limit: Duration,
-    /// When the first of the probes in a row was sent that were under the limit.
+    /// When the first of the latest successive probes under the limit was sent.
     good_since: Option<Instant>,
     probe_at: Instant,
     is_probing: bool,
@@ -64,7 +64,7 @@ pub(crate) struct TurnTimes {
 impl Slowness {
     pub(crate) fn new() -> Self {
         Slowness {
-            row: None,
+            streak: None,
             slow: None,
             needed: Duration::ZERO,
             recovered: None,
@@ -86,22 +86,22 @@ impl Slowness {
         if !times.is_fresh {
             return false;
         }
-        let in_time = |row: &Row| now.saturating_duration_since(row.last) <= GAP;
-        let row = self.row.filter(in_time);
+        let in_time = |streak: &SlowStreak| now.saturating_duration_since(streak.last) <= GAP;
+        let streak = self.streak.filter(in_time);
         let Some((time, limit)) = times.p95.zip(limit).filter(|(p95, limit)| p95 > limit) else {
-            let row = row.filter(|row| row.excess > 1);
-            self.row = row.map(|row| Row {
+            let streak = streak.filter(|streak| streak.excess > 1);
+            self.streak = streak.map(|streak| SlowStreak {
                 last: now,
-                excess: row.excess - 1,
-                ..row
+                excess: streak.excess - 1,
+                ..streak
             });
             return false;
         };
-        let first = row.map_or(now, |row| row.first);
-        self.row = Some(Row {
+        let first = streak.map_or(now, |streak| streak.first);
+        self.streak = Some(SlowStreak {
             first,
             last: now,
-            excess: row.map_or(0, |row| row.excess) + 1,
+            excess: streak.map_or(0, |streak| streak.excess) + 1,
         });
         let is_slow = now.saturating_duration_since(first) >= PERIOD;
         if is_slow {
@@ -110,12 +110,12 @@ impl Slowness {
         is_slow
     }
 
-    /// Notes a turn in which callers did not ask the peer, because it is down: a row of turns pauses. So a peer
+    /// Notes a turn in which callers did not ask the peer, because it is down: the streak pauses. So a peer
     /// that loses packets, and answers a probe in between, is found slow.
     pub(crate) fn skip_turn(&mut self, now: Instant) {
-        if let Some(row) = &mut self.row {
-            row.first += now.saturating_duration_since(row.last);
-            row.last = now;
+        if let Some(streak) = &mut self.streak {
+            streak.first += now.saturating_duration_since(streak.last);
+            streak.last = now;
         }
     }
 
@@ -127,7 +127,7 @@ impl Slowness {
             true => (self.needed * 2).min(LONGEST_RECOVERY),
             false => RECOVERY,
         };
-        self.row = None;
+        self.streak = None;
         self.slow = Some(SlowPeriod {
             since: now,
             time,
@@ -176,7 +176,7 @@ impl Slowness {
         is_over
     }
 
-    /// Since when the peer is slow; `None` if it is not.
+    /// The time at which the peer became slow; `None` if it is not slow.
     pub(crate) fn slow_since(&self) -> Option<Instant> {
         Some(self.slow.as_ref()?.since)
     }
@@ -222,7 +222,7 @@ const FACTOR: u32 = 5;
 /// time to pass.
 const PERIOD: Duration = Duration::from_secs(if cfg!(larder_loom) { 0 } else { 3 });
 
-/// Turns over the limit with more time between them are not in a row.
+/// Turns over the limit with more time between them are not of one streak.
 const GAP: Duration = Duration::from_secs(2);
 
 const PROBE_EVERY: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 500 });
@@ -309,7 +309,7 @@ mod tests {
         assert!(peer.slowness.cause().expect("a cause").contains("500ms"));
         for late in [Some(millis(500)), None] {
             assert!(!peer.probe(Some(millis(1))));
-            assert!(!peer.probe(late), "the probes in a row begin again");
+            assert!(!peer.probe(late), "the probes in a streak begin again");
         }
         let took = peer.recover();
         assert!((RECOVERY..RECOVERY + 2 * TURN).contains(&took), "{took:?}");
@@ -342,7 +342,10 @@ mod tests {
         }
         for _ in 0..5 {
             assert!(!peer.turn(all(millis(500))));
-            assert!(!peer.turn(all(millis(1))), "the turns in a row begin again");
+            assert!(
+                !peer.turn(all(millis(1))),
+                "the turns in a streak begin again"
+            );
         }
         // One in a while: the turns between them have no answers.
         for _ in 0..20 {
@@ -371,7 +374,7 @@ mod tests {
         assert_eq!(took, PERIOD - TURN);
         peer.recover();
         peer.slowness.skip_turn(peer.now);
-        assert!(!peer.turn(all(millis(500))), "no row to go on with");
+        assert!(!peer.turn(all(millis(500))), "no streak to go on with");
     }
 
     #[test]
@@ -395,23 +398,23 @@ mod tests {
             turns in prop::collection::vec((prop::option::of(0_u64..60), 1_u64..6), 1..60),
         ) {
             let mut peer = TimedPeer::new();
-            // The time of each turn since the row began, and whether it was over the limit.
-            let mut row: Vec<(Instant, bool)> = Vec::new();
+            // The time of each turn since the streak began, and whether it was over the limit.
+            let mut streak: Vec<(Instant, bool)> = Vec::new();
             for (time, halves) in turns {
                 peer.now += TURN * (halves as u32 - 1);
                 let times = time.map_or(TurnTimes::default(), |time| all(millis(time)));
                 let became = peer.turn(times);
                 if let Some(time) = time {
-                    if row.last().is_some_and(|&(last, _)| peer.now - last > GAP) {
-                        row.clear();
+                    if streak.last().is_some_and(|&(last, _)| peer.now - last > GAP) {
+                        streak.clear();
                     }
-                    row.push((peer.now, time > 20));
-                    let over = row.iter().filter(|(_, is_over)| *is_over).count();
-                    if over <= row.len() - over {
-                        row.clear();
+                    streak.push((peer.now, time > 20));
+                    let over = streak.iter().filter(|(_, is_over)| *is_over).count();
+                    if over <= streak.len() - over {
+                        streak.clear();
                     }
                 }
-                let is_due = time.is_some_and(|time| time > 20) && peer.now - row[0].0 >= PERIOD;
+                let is_due = time.is_some_and(|time| time > 20) && peer.now - streak[0].0 >= PERIOD;
                 prop_assert_eq!(became, is_due);
                 if became {
                     prop_assert!(peer.slowness.probe_at().is_some());

@@ -1,4 +1,4 @@
-//! The requests of a peer that change data, and what confirms them.
+//! The requests that change data at a peer, and the responses that confirm them.
 
 use std::borrow::Cow;
 use std::iter;

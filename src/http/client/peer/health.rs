@@ -55,7 +55,7 @@ impl HttpPeer {
     ) -> Error {
         let is_larder = response.is_from_larder() || response.header(wire::ERROR_HEADER).is_some();
         // A Go program answers 500 for an error of its getter, and its router redirects some paths. Only
-        // the errors of a proxy say that the peer is not there.
+        // the errors of a proxy show that the peer is not there.
         let is_of_proxy = matches!(response.status(), 408 | 502..=504);
         let is_answer = is_larder || !is_of_proxy || hash.is_none();
         let (error, is_of_the_key) = self.read_error(response, hash);

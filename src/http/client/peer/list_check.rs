@@ -14,13 +14,12 @@ use crate::sync::spawn;
 use crate::wire::{LEAVE_PATH, PEERS_PAGE};
 
 impl HttpPeer {
-    /// Whether this peer has turned out to be this process, under a name by which it does not know
-    /// itself.
+    /// Whether this peer has turned out to be this process, listed under another name than its own.
     pub(crate) fn is_this_process(&self) -> bool {
         self.is_this_process.load(Ordering::Relaxed)
     }
 
-    /// Notes the mark of a response. Most responses have none.
+    /// Handles the mark of a response. Most responses have none.
     pub(super) fn note_mark(&self, response: &TransportResponse) {
         let Some(mark) = response.peers_mark() else {
             return self.health.note_list(false);
@@ -30,7 +29,7 @@ impl HttpPeer {
         match compared {
             MarkOf::Same => {}
             MarkOf::ThisProcess => self.note_this_process(),
-            MarkOf::Other if self.membership.is_news(mark) => self.log_difference(),
+            MarkOf::Other if self.membership.should_log(mark) => self.log_difference(),
             MarkOf::Other => {}
         }
     }
@@ -62,9 +61,7 @@ impl HttpPeer {
         // Without a thread the difference is only counted.
         let _ = spawn("larder-peers", Some(STACK), log);
     }
-}
 
-impl HttpPeer {
     /// Reads the peer's page with its list of peers, within the exchange time-out. It fails if there is
     /// none.
     pub(crate) fn page_reader(&self) -> impl Fn() -> Result<String> + use<> {
@@ -81,9 +78,7 @@ impl HttpPeer {
             }
         }
     }
-}
 
-impl HttpPeer {
     /// Announces that this process, which has this id in the list, leaves.
     pub(crate) fn announce_leave(&self, id: &str) -> Result<()> {
         let deadline = Instant::now() + self.config.exchange_timeout;

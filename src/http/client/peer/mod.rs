@@ -6,7 +6,7 @@
 //! - `many`: several keys that one caller asks for.
 //! - `revalidate`: a request for a value that is cached already.
 //! - `changes`: the requests that change data at the peer.
-//! - `list_check`: what the peer's list of peers says.
+//! - `list_check`: compares the peer's list of peers with the own one.
 //! - `health`: the probe and the report of the peer.
 //! - `permits`: limits the requests that are under way.
 

@@ -23,26 +23,26 @@ use crate::sync::{Arc, Condvar, Mutex, RwLock, spawn};
 /// The owners of keys before the last change.
 #[derive(Default)]
 pub(crate) struct Handoff {
-    past: RwLock<Option<Arc<Past>>>,
-    learning: Learning,
-    /// When this process last began to ask others for values, because it was away for them.
-    came_back: Mutex<Option<Instant>>,
+    previous: RwLock<Option<Arc<PreviousList>>>,
+    fetch: ListFetch,
+    /// When this process last began to ask others for values because it had been away.
+    last_return: Mutex<Option<Instant>>,
 }
 
-/// Whether a thread [learns](Handoff::learn) the past, for which loads wait a few milliseconds. Otherwise the first
-/// ones after a start would run the getter for values that other processes have.
+/// Whether a thread [fetches](Handoff::fetch_previous) the previous list, for which loads wait a few milliseconds.
+/// Otherwise the first ones after a start would run the getter for values that other processes have.
 #[derive(Default)]
-struct Learning {
+struct ListFetch {
     /// Read without the lock by each load.
     is_under_way: AtomicBool,
-    /// Until when loads wait. `None` once the thread has ended.
+    /// The end of the wait of loads. `None` once the thread has ended.
     until: Mutex<Option<Instant>>,
     ended: Condvar,
 }
 
-impl Learning {
+impl ListFetch {
     fn begin(&self) {
-        *self.until.lock() = Some(Instant::now() + LEARNING);
+        *self.until.lock() = Some(Instant::now() + LONGEST_WAIT);
         self.is_under_way.store(true, Ordering::Relaxed);
     }
 
@@ -68,89 +68,99 @@ impl Learning {
 }
 
 /// The clients of the nodes of a list, each at its place.
-pub(crate) type PastClients = Vec<Option<Arc<HttpPeer>>>;
+pub(crate) type PreviousClients = Vec<Option<Arc<HttpPeer>>>;
 
-/// The owners of keys before a change, and until when they are asked.
-struct Past {
+/// The owners of keys before a change, and the time until which they are asked.
+struct PreviousList {
     placement: KeyOwners,
     /// The nodes, each at its place; `None` for this process and for unknown nodes.
     owners: Vec<Option<Arc<PreviousOwner>>>,
     until: Instant,
-    vain: Arc<AtomicU32>,
+    misses: Arc<AtomicU32>,
 }
 
 impl Handoff {
-    /// Notes the list that was replaced now.
-    pub(crate) fn begin(&self, placement: KeyOwners, clients: PastClients) {
-        self.begin_after(0, placement, clients);
+    /// Begins to ask the nodes of the list that was just replaced.
+    pub(crate) fn begin(&self, placement: KeyOwners, clients: PreviousClients) {
+        self.begin_with(0, placement, clients);
     }
 
-    fn begin_after(&self, vain: u32, placement: KeyOwners, clients: PastClients) {
-        let vain = Arc::new(AtomicU32::new(vain));
+    fn begin_with(&self, misses: u32, placement: KeyOwners, clients: PreviousClients) {
+        let misses = Arc::new(AtomicU32::new(misses));
         let owner = |client| {
-            let vain = Arc::clone(&vain);
-            Arc::new(PreviousOwner { client, vain })
+            let misses = Arc::clone(&misses);
+            Arc::new(PreviousOwner { client, misses })
         };
         let owners = clients.into_iter().map(|client| client.map(owner));
-        let past = Past {
+        let previous = PreviousList {
             placement,
             owners: owners.collect(),
             until: Instant::now() + HANDOFF_WINDOW,
-            vain,
+            misses,
         };
-        let before = self.past.write().replace(Arc::new(past));
+        let before = self.previous.write().replace(Arc::new(previous));
         drop(before);
     }
 
-    /// Notes that this process was away for a peer, as its probe shows: then others loaded its keys. `past` is
-    /// the list without this process. A past that is known already stays. It does so at most once in
-    /// [`RETURN_PAUSE`], because a slow process is probed again and again.
-    pub(crate) fn come_back(&self, past: impl FnOnce() -> Option<(KeyOwners, PastClients)>) {
+    /// Begins to ask the nodes of `previous`, the list without this process: a probe showed that this process was
+    /// away for a peer, so others loaded its keys. Does nothing if previous owners are asked already, and at
+    /// most once in [`RETURN_PAUSE`], because a slow process is probed again and again.
+    pub(crate) fn begin_after_absence(
+        &self,
+        previous: impl FnOnce() -> Option<(KeyOwners, PreviousClients)>,
+    ) {
         let now = Instant::now();
-        let is_known =
-            |past: &Option<Arc<Past>>| past.as_ref().is_some_and(|past| now < past.until);
-        let mut came_back = self.came_back.lock();
-        let is_recent = came_back.is_some_and(|at| now - at < RETURN_PAUSE);
-        if is_recent || is_known(&self.past.read()) {
+        let is_known = |previous: &Option<Arc<PreviousList>>| {
+            previous
+                .as_ref()
+                .is_some_and(|previous| now < previous.until)
+        };
+        let mut last_return = self.last_return.lock();
+        let is_recent = last_return.is_some_and(|at| now - at < RETURN_PAUSE);
+        if is_recent || is_known(&self.previous.read()) {
             return;
         }
-        *came_back = Some(now);
-        drop(came_back);
-        if let Some((placement, clients)) = past() {
+        *last_return = Some(now);
+        drop(last_return);
+        if let Some((placement, clients)) = previous() {
             // The peer may be the one that is sick. Then there is nothing to take over.
-            self.begin_after(MAX_VAIN - FEW_VAIN, placement, clients);
+            self.begin_with(MAX_MISSES - FEW_MISSES, placement, clients);
         }
     }
 
     pub(crate) fn is_active(&self) -> bool {
-        self.past.read().is_some()
+        self.previous.read().is_some()
     }
 
     /// The previous owner of `key`, if it may still have a value that this process lacks.
     pub(crate) fn previous_owner(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
-        self.learning.wait();
-        let past = self.past.read().clone()?;
-        if past.vain.load(Ordering::Relaxed) >= MAX_VAIN || Instant::now() >= past.until {
-            let ended = self.past.write().take_if(|other| Arc::ptr_eq(other, &past));
+        self.fetch.wait();
+        let previous = self.previous.read().clone()?;
+        if previous.misses.load(Ordering::Relaxed) >= MAX_MISSES || Instant::now() >= previous.until
+        {
+            let ended = self
+                .previous
+                .write()
+                .take_if(|other| Arc::ptr_eq(other, &previous));
             drop(ended);
             return None;
         }
         // A node that had gone before had left its keys to the next one. Nodes without a client stay.
         let may_have = |place: usize| {
-            let owner = past.owners.get(place).and_then(Option::as_ref);
+            let owner = previous.owners.get(place).and_then(Option::as_ref);
             owner.is_none_or(|owner| owner.client.health().may_hand_over())
         };
-        let owner = past.placement.owner_among(key, may_have)?;
-        let owner = past.owners.get(owner)?.clone()?;
+        let owner = previous.placement.owner_among(key, may_have)?;
+        let owner = previous.owners.get(owner)?.clone()?;
         Some(owner)
     }
 
-    /// Learns the past from the peers, for a process that has just received its first list.
-    /// `key_owners` and `members` are that list; `own` is the place of this process.
+    /// Fetches the previous list from the peers, for a process that has just received its first list.
+    /// `members` are that list; `own_id` is the id of this process.
     ///
     /// The peers are asked on a thread, one after the other, until one has an answer. Peers that probe this
-    /// process wait for that, and so do loads, for [`LEARNING`] at most.
-    pub(crate) fn learn(
+    /// process wait for that, and so do loads, for [`LONGEST_WAIT`] at most.
+    pub(crate) fn fetch_previous(
         self: &Arc<Self>,
         empty: KeyOwners,
         members: Vec<(Peer, Option<Arc<HttpPeer>>)>,
@@ -159,13 +169,13 @@ impl Handoff {
     ) {
         let handoff = Arc::downgrade(self);
         membership.hold();
-        self.learning.begin();
-        let held = Held {
+        self.fetch.begin();
+        let guard = FetchGuard {
             membership,
             handoff: handoff.clone(),
         };
-        let learn = move || {
-            let _held = held;
+        let fetch = move || {
+            let _held = guard;
             let clients = members.iter().filter_map(|(_, client)| client.as_ref());
             // A panic of the program's transport for one peer must not keep the others from being asked.
             let page = |client: &Arc<HttpPeer>| caught(|| client.page_reader()().ok()).flatten();
@@ -173,7 +183,8 @@ impl Handoff {
             let Some(page) = pages.next() else {
                 return;
             };
-            let Some((placement, clients)) = past_of(&empty, &members, &page, &own_id) else {
+            let Some((placement, clients)) = previous_list_of(&empty, &members, &page, &own_id)
+            else {
                 return;
             };
             if let Some(handoff) = handoff.upgrade() {
@@ -181,21 +192,21 @@ impl Handoff {
             }
         };
         // Without a thread, the first loads run the getter.
-        let _ = spawn("larder-handoff", Some(STACK), learn);
+        let _ = spawn("larder-handoff", Some(STACK), fetch);
     }
 }
 
 /// Holds peers and loads back until it is dropped.
-struct Held {
+struct FetchGuard {
     membership: Arc<Membership>,
     handoff: Weak<Handoff>,
 }
 
-impl Drop for Held {
+impl Drop for FetchGuard {
     fn drop(&mut self) {
         self.membership.release();
         if let Some(handoff) = self.handoff.upgrade() {
-            handoff.learning.end();
+            handoff.fetch.end();
         }
     }
 }
@@ -205,12 +216,12 @@ impl Drop for Held {
 /// The peer may have the old list still, without this process. If it has the new one, its page has the
 /// old one too, unless this process was in both: then it comes back, and each of its keys was loaded by
 /// the node that is next for it.
-fn past_of(
+fn previous_list_of(
     empty: &KeyOwners,
     members: &[(Peer, Option<Arc<HttpPeer>>)],
     page: &str,
     own_id: &str,
-) -> Option<(KeyOwners, PastClients)> {
+) -> Option<(KeyOwners, PreviousClients)> {
     let page = PeersPage::parse(page)?;
     let has_own = |list: &[Peer]| list.iter().any(|peer| peer.id == own_id);
     let mut nodes = match page.previous {
@@ -230,8 +241,8 @@ fn past_of(
 /// A peer that is only asked for what it has cached.
 struct PreviousOwner {
     client: Arc<HttpPeer>,
-    /// Rises with each answer without a value, and falls to 0 with each value. All previous owners share it.
-    vain: Arc<AtomicU32>,
+    /// The answers without a value since the last one with a value. All previous owners share the count.
+    misses: Arc<AtomicU32>,
 }
 
 impl ProtoGetter for PreviousOwner {
@@ -246,11 +257,13 @@ impl ProtoGetter for PreviousOwner {
         keys: &[&str],
     ) -> Result<Vec<Option<PeerResponse>>> {
         let answers = self.client.get_many(ctx, group, keys);
-        let vain = &self.vain;
+        let misses = &self.misses;
         match &answers {
-            Ok(answers) if answers.iter().any(Option::is_some) => vain.store(0, Ordering::Relaxed),
-            Ok(_) => _ = vain.fetch_add(1, Ordering::Relaxed),
-            Err(_) => _ = vain.fetch_add(COST_OF_FAILURE, Ordering::Relaxed),
+            Ok(answers) if answers.iter().any(Option::is_some) => {
+                misses.store(0, Ordering::Relaxed)
+            }
+            Ok(_) => _ = misses.fetch_add(1, Ordering::Relaxed),
+            Err(_) => _ = misses.fetch_add(COST_OF_FAILURE, Ordering::Relaxed),
         }
         answers
     }
@@ -264,17 +277,17 @@ impl ProtoGetter for PreviousOwner {
     }
 }
 
-/// How long loads wait for the past, from the first list on. The answer of a peer takes a millisecond or two, and a
+/// How long loads wait for the previous list, from the first list on. The answer of a peer takes a millisecond or two, and a
 /// peer that does not run refuses at once. Under loom, only the end of the thread ends the wait.
-const LEARNING: Duration = Duration::from_millis(if cfg!(larder_loom) { 3_600_000 } else { 5 });
+const LONGEST_WAIT: Duration = Duration::from_millis(if cfg!(larder_loom) { 3_600_000 } else { 5 });
 
 /// After so many answers in a row without a value, previous owners are not asked any more: the cluster
 /// has just started, or the window is longer than it needs to be.
-const MAX_VAIN: u32 = 256;
+const MAX_MISSES: u32 = 256;
 
-/// As [`MAX_VAIN`], for a process that may have been away, until it gets the first value. The number is
+/// As [`MAX_MISSES`], for a process that may have been away, until it gets the first value. The number is
 /// more than the cost of one failure, because an answer may be late on a busy machine.
-const FEW_VAIN: u32 = 4 * COST_OF_FAILURE;
+const FEW_MISSES: u32 = 4 * COST_OF_FAILURE;
 
 /// A failed exchange counts as so many answers without a value, because it costs more time.
 const COST_OF_FAILURE: u32 = 16;
@@ -294,15 +307,15 @@ mod model {
     use crate::sync::thread;
 
     #[test]
-    fn loom_load_that_waits_for_the_past_is_woken() {
+    fn loom_load_that_waits_for_the_previous_list_is_woken() {
         loom::model(|| {
-            let learning = Arc::new(Learning::default());
-            learning.begin();
+            let fetch = Arc::new(ListFetch::default());
+            fetch.begin();
             let waiting = {
-                let learning = learning.clone();
-                thread::spawn(move || learning.wait())
+                let fetch = fetch.clone();
+                thread::spawn(move || fetch.wait())
             };
-            learning.end();
+            fetch.end();
             waiting.join().unwrap();
         });
     }
@@ -312,21 +325,21 @@ mod model {
         loom::model(|| {
             let handoff = Arc::new(Handoff::default());
             let lists = Arc::new(AtomicUsize::new(0));
-            let come_back = |handoff: &Handoff, lists: &AtomicUsize| {
-                handoff.come_back(|| {
+            let begin_after_absence = |handoff: &Handoff, lists: &AtomicUsize| {
+                handoff.begin_after_absence(|| {
                     lists.fetch_add(1, Ordering::Relaxed);
                     Some((KeyOwners::Rendezvous(Rendezvous::new()), Vec::new()))
                 });
             };
             let other = {
                 let (handoff, lists) = (handoff.clone(), lists.clone());
-                thread::spawn(move || come_back(&handoff, &lists))
+                thread::spawn(move || begin_after_absence(&handoff, &lists))
             };
             let asking = {
                 let handoff = handoff.clone();
                 thread::spawn(move || handoff.previous_owner("key").is_none())
             };
-            come_back(&handoff, &lists);
+            begin_after_absence(&handoff, &lists);
             other.join().unwrap();
             assert!(asking.join().unwrap(), "the list has no nodes");
             assert_eq!(lists.load(Ordering::Relaxed), 1);

@@ -124,7 +124,7 @@ impl Picker {
             let after = Arc::new(self.list_of(&checked, &before, &mut made)?);
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
-                self.note_list(&after);
+                self.membership.set(&after.placement.name(), &after.peers());
                 *current = after.clone();
                 // Under the lock, so that of two lists the watch has the last one, too.
                 let others = after.clients().map(HttpPeer::watched).collect();
@@ -174,19 +174,9 @@ impl Picker {
         })
     }
 
-    /// Notes a list that replaces the present one, whose lock is held.
-    fn note_list(&self, after: &PeerList) {
-        let peers: Vec<Peer> = after
-            .members
-            .iter()
-            .map(|member| member.peer.clone())
-            .collect();
-        self.membership.set(&after.placement.name(), &peers);
-    }
-
     /// Lets this process take values over from the previous owners of its keys.
     fn begin_handoff(&self, before: &PeerList, after: &PeerList) {
-        let Some(own) = after.members.iter().find(|member| member.client.is_none()) else {
+        let Some(own) = after.own() else {
             return;
         };
         if before.members.is_empty() {
@@ -194,7 +184,7 @@ impl Picker {
                 let members = after.members.iter();
                 let members = members.map(|member| (member.peer.clone(), member.client.clone()));
                 let own_id = own.peer.id.clone();
-                self.handoff.learn(
+                self.handoff.fetch_previous(
                     self.empty.clone(),
                     members.collect(),
                     own_id,
@@ -208,15 +198,13 @@ impl Picker {
             peers.map(|peer| (&*peer.id, peer.weight)).collect()
         }
         if nodes(before) != nodes(after) {
-            let clients = before.members.iter().map(|member| member.client.clone());
-            self.handoff
-                .begin(before.placement.clone(), clients.collect());
+            before.begin_handoff(&self.handoff);
         }
     }
 
     /// Logs, once, that this process is in no list.
     fn warn_if_absent(&self, list: &PeerList) {
-        let is_absent = !list.members.is_empty() && list.members.iter().all(|m| m.client.is_some());
+        let is_absent = !list.members.is_empty() && list.own().is_none();
         if is_absent && !self.is_absence_logged.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "this process ({}) is not in its list of peers, so it owns no keys and asks peers for \
@@ -250,18 +238,17 @@ impl Picker {
     /// See `HttpPool::leave`.
     pub(crate) fn announce_leave(&self) {
         let peers = self.peers();
-        let own = peers.members.iter().find(|member| member.client.is_none());
-        if let Some(own) = own {
+        if let Some(own) = peers.own() {
             let announce = |client: &Arc<HttpPeer>| {
                 // A panic of the program's transport or logger must not end the announcement.
                 caught(|| {
                     if let Err(error) = client.announce_leave(&own.peer.id) {
-                        log::warn!("a peer does not know that this process leaves: {error}");
+                        log::warn!("a peer did not confirm that this process leaves: {error}");
                     }
                 });
             };
             let announce = &announce;
-            // At the same time, so that no peer asks another one that does not know it yet.
+            // At the same time, so that no peer passes a key to one that has not received the announcement.
             std::thread::scope(|scope| {
                 for client in peers.clients() {
                     let named = std::thread::Builder::new().name("larder-leave".into());
@@ -288,12 +275,7 @@ impl Picker {
 
     /// The list that was set last.
     pub(crate) fn list(&self) -> Vec<Peer> {
-        let peers = self.peers();
-        peers
-            .members
-            .iter()
-            .map(|member| member.peer.clone())
-            .collect()
+        self.peers().peers()
     }
 
     fn peers(&self) -> Arc<PeerList> {
@@ -325,7 +307,7 @@ impl KnownPeers for Picker {
     }
 
     /// From now on, the next peer owns its keys. It asks the one that leaves for what that has cached, so
-    /// the past begins before.
+    /// the handoff begins before.
     fn leave(&self, id: &str) -> bool {
         let peers = self.peers();
         let mut members = peers.members.iter();
@@ -333,19 +315,17 @@ impl KnownPeers for Picker {
         let Some(client) = found.and_then(|member| member.client.as_ref()) else {
             return false;
         };
-        let clients = peers.members.iter().map(|member| member.client.clone());
-        self.handoff
-            .begin(peers.placement.clone(), clients.collect());
+        peers.begin_handoff(&self.handoff);
         client.health().leave();
         self.watch.wake();
         true
     }
 
-    /// Meanwhile, the node that is next for each of its keys loaded it. Peers that this process cannot reach
-    /// may be back, too.
+    /// While this process was away, the node that is next for each of its keys loaded it. Peers that this process
+    /// cannot reach may be back, too.
     fn note_probe(&self) {
         let peers = self.peers();
-        self.handoff.come_back(|| {
+        self.handoff.begin_after_absence(|| {
             let others: Vec<&Member> = peers.others().collect();
             let nodes: Vec<Peer> = others.iter().map(|member| member.peer.clone()).collect();
             let clients = others.iter().map(|member| member.client.clone());
@@ -439,6 +419,22 @@ impl PeerList {
         let client = self.members.get(place)?.client.as_ref()?;
         let is_other = !client.is_this_process();
         is_other.then(|| client.clone() as Arc<dyn ProtoGetter>)
+    }
+
+    /// This process, if it is in the list.
+    fn own(&self) -> Option<&Member> {
+        self.members.iter().find(|member| member.client.is_none())
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let members = self.members.iter();
+        members.map(|member| member.peer.clone()).collect()
+    }
+
+    /// Begins to ask the nodes of this list for what they have cached.
+    fn begin_handoff(&self, handoff: &Handoff) {
+        let clients = self.members.iter().map(|member| member.client.clone());
+        handoff.begin(self.placement.clone(), clients.collect());
     }
 
     fn clients(&self) -> impl Iterator<Item = &Arc<HttpPeer>> {

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use crate::clock::Tick;
+use super::LoadKey;
+use crate::clock::{Clock, Tick};
 use crate::error::Error;
 use crate::lru;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The failed loads of a group, by the hashes of their keys.
-pub(super) struct Attempts {
+pub(super) struct FailedLoads {
     /// Whether there may be failures. If not, no lock is taken.
     any: AtomicBool,
-    stripes: Box<[Mutex<lru::Cache<Id, Attempt>>]>,
+    stripes: Box<[Mutex<lru::Cache<Id, FailedLoad>>]>,
     hasher: RandomState,
 }
 
@@ -25,7 +26,7 @@ type Id = (u64, u64);
 
 /// A failed load.
 #[derive(Clone)]
-pub(super) struct Attempt {
+pub(super) struct FailedLoad {
     /// When the key may be loaded again.
     pub(super) until: Tick,
     /// The error for gets without a value. `None` if they load the key.
@@ -40,9 +41,9 @@ const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
 /// The most keys in one stripe.
 const MAX_KEYS: usize = 512;
 
-impl Attempts {
-    pub(super) fn new() -> Attempts {
-        Attempts {
+impl FailedLoads {
+    pub(super) fn new() -> FailedLoads {
+        FailedLoads {
             any: AtomicBool::new(false),
             stripes: (0..STRIPES)
                 .map(|_| Mutex::new(lru::Cache::new(MAX_KEYS)))
@@ -53,39 +54,33 @@ impl Attempts {
 
     /// The failed load because of which the key is not to be loaded now.
     #[inline]
-    pub(super) fn recent(
-        &self,
-        hash: u64,
-        key: &str,
-        now: impl FnOnce() -> Tick,
-    ) -> Option<Attempt> {
+    pub(super) fn recent(&self, key: &LoadKey<'_>, clock: &Clock) -> Option<FailedLoad> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
-        let now = now();
-        let stripe = self.stripe(hash).lock();
-        let attempt = stripe.peek(&self.id(hash, key));
+        let now = clock.now();
+        let stripe = self.stripe(key).lock();
+        let attempt = stripe.peek(&self.id(key));
         attempt.filter(|attempt| now < attempt.until).cloned()
     }
 
     /// Whether a load of the key failed and none has succeeded since, as far as is remembered.
-    pub(super) fn contains(&self, hash: u64, key: &str) -> bool {
-        self.any.load(Ordering::Acquire) && self.stripe(hash).lock().contains(&self.id(hash, key))
+    pub(super) fn contains(&self, key: &LoadKey<'_>) -> bool {
+        self.any.load(Ordering::Acquire) && self.stripe(key).lock().contains(&self.id(key))
     }
 
-    /// Notes a failed load, unless the key was removed since the load began. `is_forgotten` is called
+    /// Records a failed load, unless the key was removed since the load began. `is_forgotten` is called
     /// under the lock that [`forget`](Self::forget) takes: either it returns true, or the removal comes
-    /// later and takes the note away.
-    pub(super) fn note(
+    /// later and deletes the record.
+    pub(super) fn record(
         &self,
-        hash: u64,
-        key: &str,
-        attempt: Attempt,
+        key: &LoadKey<'_>,
+        attempt: FailedLoad,
         is_forgotten: impl FnOnce() -> bool,
     ) {
         self.any.store(true, Ordering::Release);
-        let id = self.id(hash, key);
-        let mut stripe = self.stripe(hash).lock();
+        let id = self.id(key);
+        let mut stripe = self.stripe(key).lock();
         if is_forgotten() {
             return;
         }
@@ -99,9 +94,9 @@ impl Attempts {
         drop(replaced);
     }
 
-    pub(super) fn forget(&self, hash: u64, key: &str) {
+    pub(super) fn forget(&self, key: &LoadKey<'_>) {
         if self.any.load(Ordering::Acquire) {
-            let forgotten = self.stripe(hash).lock().remove(&self.id(hash, key));
+            let forgotten = self.stripe(key).lock().remove(&self.id(key));
             drop(forgotten);
         }
     }
@@ -114,11 +109,11 @@ impl Attempts {
         }
     }
 
-    fn stripe(&self, hash: u64) -> &Mutex<lru::Cache<Id, Attempt>> {
-        &self.stripes[(hash >> 32) as usize % STRIPES]
+    fn stripe(&self, key: &LoadKey<'_>) -> &Mutex<lru::Cache<Id, FailedLoad>> {
+        &self.stripes[(key.hash.get() >> 32) as usize % STRIPES]
     }
 
-    fn id(&self, hash: u64, key: &str) -> Id {
-        (hash, self.hasher.hash_one(key))
+    fn id(&self, key: &LoadKey<'_>) -> Id {
+        (key.hash.get(), self.hasher.hash_one(key.key))
     }
 }
