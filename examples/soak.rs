@@ -107,7 +107,7 @@ impl Node {
         let pool = HttpPool::builder(&format!("http://{addr}"))
             .registry(&registry)
             .build()?;
-        // Before it listens: it learns which peers had its keys.
+        // Before it listens: it asks the peers for the previous owners of its keys.
         pool.set(urls)?;
         let server = pool.server().serve_listener(listener)?;
         Ok(Node {

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn time_well_before_the_end_is_told_apart_from_that_near_it() {
+    fn time_well_before_the_end_is_distinguished_from_one_near_it() {
         // The first reading of a clock is exact.
         let is_well_before = |millis| {
             let clock = Clock::system();

@@ -316,15 +316,9 @@ pub struct PeerResponse {
 impl PeerResponse {
     /// A value that does not expire, of unknown age.
     pub fn new(value: impl Into<ByteView>) -> Self {
-        // Each field by itself: an empty view, as in the default, is an allocation.
         PeerResponse {
             value: value.into(),
-            ttl: None,
-            minute_qps: None,
-            load_time: Duration::ZERO,
-            stale: None,
-            age: None,
-            removals: None,
+            ..PeerResponse::default()
         }
     }
 

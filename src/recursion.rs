@@ -1,4 +1,4 @@
-//! Detects loads that would wait for each other in a circle.
+//! Detects loads that would wait for each other in a cycle.
 //!
 //! A getter may request other keys, whose getters request others in turn. If such a chain returns to
 //! a key whose load it is part of, every load in it waits for the next one, without end. The chain
@@ -116,7 +116,7 @@ impl Drop for Dependency {
 #[cold]
 fn insert(innermost: LoadId, id: LoadId) -> Result<()> {
     let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-    // The lock is held from the search to the insertion. If two threads close a circle from both
+    // The lock is held from the search to the insertion. If two threads close a cycle from both
     // sides, the second one finds the entry of the first.
     let mut next = Some(id);
     while let Some(flight) = next {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn circle_through_another_thread_is_refused() {
+    fn cycle_through_another_thread_is_refused() {
         let [a, b, c] = ids();
         let _a = work_for(a);
         let _a_waits = wait_for(b).expect("b waits for no flight");

@@ -52,7 +52,7 @@ const HIT_KEYS: usize = 100_000;
 const HITS: usize = 100_000;
 
 /// Hits of values with a time to live, of others, and of others with a reading of the coarse clock for each:
-/// the least that a hit costs if it learns the time.
+/// the least that a hit costs if it reads the time.
 fn hit_ttl(report: &mut Report) {
     let group = |name: &str, ttl: Option<Duration>| {
         let builder = Group::builder(name).registry(&Registry::new());

@@ -1,4 +1,4 @@
-//! A node as a systemd service: it tells when it is ready, feeds the watchdog, takes the socket that
+//! A node as a systemd service: it notifies systemd when it is ready, feeds the watchdog, takes the socket that
 //! systemd listens on, and drains on SIGTERM.
 //!
 //! Its group `files` serves the files of its state directory. Its arguments are the URL of this node and

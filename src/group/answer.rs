@@ -10,7 +10,6 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::CacheType;
-use crate::sync::Arc;
 
 /// The options of [`Group::get_opts`]. The default is [`Group::get_with`].
 ///
@@ -123,43 +122,38 @@ impl Group {
     ///
     /// As [`get_with`](Self::get_with).
     pub fn get_opts(&self, ctx: &Context, key: &str, options: GetOptions) -> Result<Answer> {
-        self.inner.get_opts(ctx, key, options)
-    }
-}
-
-impl Inner {
-    fn get_opts(self: &Arc<Self>, ctx: &Context, key: &str, options: GetOptions) -> Result<Answer> {
-        if !self.may_serve(ctx) {
-            self.remove_here(key, Counted::Not);
+        let inner = &self.inner;
+        if !inner.may_serve(ctx) {
+            inner.remove_here(key, Counted::Not);
         }
-        let key = self.key(key);
+        let key = inner.key(key);
         let ctx = &match options.no_store {
             true => ctx.with_value(NoStore),
             false => ctx.clone(),
         };
         let hash = key.hash;
-        let epochs = || self.epochs(hash);
+        let epochs = || inner.epochs(hash);
         let not_cached = || Err(Error::from(ErrorKind::NotCached));
-        let found = self
+        let found = inner
             .store
-            .get(hash, key.key, epochs, || self.sample_hit(&key));
+            .get(hash, key.key, epochs, || inner.sample_hit(&key));
         let hit = match found {
             Ok(hit) => hit,
             Err(miss) => {
-                self.count_miss(&key, || self.purge_some());
+                inner.count_miss(&key, || inner.purge_some());
                 return match options.only_if_cached {
                     true => not_cached(),
-                    false => Ok(self.loaded_answer(self.load(ctx, &key, Some(&miss))?)),
+                    false => Ok(inner.loaded_answer(inner.load(ctx, &key, Some(&miss))?)),
                 };
             }
         };
         let share = hit.share;
-        let old = self.loaded(hit.clone());
-        let phase = self.phase(&old.lifetime);
-        if !self.fits(&old.lifetime, options) {
+        let old = inner.loaded(hit.clone());
+        let phase = inner.phase(&old.lifetime);
+        if !inner.fits(&old.lifetime, options) {
             return match options.only_if_cached {
                 true => not_cached(),
-                false => Ok(self.loaded_answer(self.load_newer(ctx, &key)?)),
+                false => Ok(inner.loaded_answer(inner.load_newer(ctx, &key)?)),
             };
         }
         if phase == Phase::Stale && options.max_stale.is_none() {
@@ -167,18 +161,20 @@ impl Inner {
                 return not_cached();
             }
             let begun = old.lifetime.begun;
-            let loaded = self.get_due(ctx, &key, hit)?;
+            let loaded = inner.get_due(ctx, &key, hit)?;
             return Ok(match loaded.lifetime.begun == begun {
-                true => self.answer(loaded, share.into()),
-                false => self.loaded_answer(loaded),
+                true => inner.answer(loaded, share.into()),
+                false => inner.loaded_answer(loaded),
             });
         }
         if phase == Phase::Refresh && !options.only_if_cached {
-            self.refresh(&key);
+            inner.refresh(&key);
         }
-        Ok(self.answer(old, share.into()))
+        Ok(inner.answer(old, share.into()))
     }
+}
 
+impl Inner {
     /// Whether a cached value is young and fresh enough.
     fn fits(&self, lifetime: &Lifetime, options: GetOptions) -> bool {
         let now = self.store.clock().now();

@@ -461,44 +461,52 @@ impl GroupBuilder {
     fn check_numbers(&self) -> Result<()> {
         check_capacity(self.max_capacity)?;
         self.freshness.check()?;
-        let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOption, what));
-        if !(0.0..=1.0).contains(&self.hot_fraction) {
-            return invalid("hot_fraction must be between 0 and 1");
+        let is_admission_valid = match self.hot_admission {
+            HotAdmission::Probability(p) => (0.0..=1.0).contains(&p),
+            HotAdmission::OwnerRate(qps) => qps >= 0.0,
+            _ => true,
+        };
+        let unverified = self.max_unverified.map(|limit| limit.time);
+        let checks = [
+            (
+                (0.0..=1.0).contains(&self.hot_fraction),
+                "hot_fraction must be between 0 and 1",
+            ),
+            (
+                is_admission_valid,
+                "hot_admission: a probability must be between 0 and 1, a rate at least 0",
+            ),
+            (
+                self.max_key_size <= usize::from(u16::MAX),
+                "max_key_size must be at most 65535",
+            ),
+            (self.shards != Some(0), "there must be at least one shard"),
+            (
+                self.max_loader_threads != 0,
+                "max_loader_threads must be at least 1",
+            ),
+            (
+                self.max_concurrent_loads != Some(0),
+                "max_concurrent_loads must be at least 1",
+            ),
+            (
+                unverified.is_none_or(|time| time >= LEAST_UNVERIFIED),
+                "max_unverified must be at least 10 ms",
+            ),
+            (
+                self.loader_stack_size
+                    .is_none_or(|bytes| bytes >= MIN_LOADER_STACK),
+                "loader_stack_size must be at least 65536 bytes",
+            ),
+            (
+                self.max_load_wait <= LONGEST_LOAD_WAIT,
+                "max_load_wait must be at most 24 h",
+            ),
+        ];
+        match checks.into_iter().find(|(is_valid, _)| !is_valid) {
+            Some((_, message)) => Err(Error::new(ErrorKind::InvalidOption, message)),
+            None => Ok(()),
         }
-        if matches!(self.hot_admission, HotAdmission::Probability(p) if !(0.0..=1.0).contains(&p)) {
-            return invalid("a hot admission probability must be between 0 and 1");
-        }
-        if matches!(self.hot_admission, HotAdmission::OwnerRate(qps) if !(0.0..).contains(&qps)) {
-            return invalid("an owner's rate for hot admission must be at least 0");
-        }
-        if self.max_key_size > usize::from(u16::MAX) {
-            return invalid("max_key_size must be at most 65535");
-        }
-        if self.shards == Some(0) {
-            return invalid("there must be at least one shard");
-        }
-        if self.max_loader_threads == 0 {
-            return invalid("max_loader_threads must be at least 1");
-        }
-        if self.max_concurrent_loads == Some(0) {
-            return invalid("max_concurrent_loads must be at least 1");
-        }
-        if self
-            .max_unverified
-            .is_some_and(|limit| limit.time < LEAST_UNVERIFIED)
-        {
-            return invalid("max_unverified must be at least 10 ms");
-        }
-        if self
-            .loader_stack_size
-            .is_some_and(|bytes| bytes < MIN_LOADER_STACK)
-        {
-            return invalid("loader_stack_size must be at least 65536 bytes");
-        }
-        if self.max_load_wait > LONGEST_LOAD_WAIT {
-            return invalid("max_load_wait must be at most 24 h");
-        }
-        Ok(())
     }
 }
 

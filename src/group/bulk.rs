@@ -207,10 +207,10 @@ impl Inner {
         let dependencies = match recursion::work_for_all(leads.iter().map(|lead| lead.leader.id()))
         {
             Ok(dependencies) => dependencies,
-            Err(circle) => {
+            Err(cycle) => {
                 let refused = |lead: Lead<'_, '_>| {
                     lead.leader.abandon();
-                    (lead.key.at, Err(circle.clone()))
+                    (lead.key.at, Err(cycle.clone()))
                 };
                 return leads.into_iter().map(refused).collect();
             }

@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use super::Inner;
 use super::broadcast::Confirmations;
 use super::removal_clocks::{RemovalMark, Table};
+use super::{Group, Inner};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +58,20 @@ impl Comparisons {
     pub(super) fn equal_times(&self, peers: &[Arc<dyn ProtoGetter>]) -> Vec<Option<Tick>> {
         let time = |peer| self.with(peer, |comparison| comparison.equal_at);
         peers.iter().map(time).collect()
+    }
+}
+
+impl Group {
+    /// Applies the removals of a peer that this process has missed, and returns those that this process
+    /// has applied. As for [`serve_remove`](Self::serve_remove).
+    pub fn serve_removals(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
+        let inner = &self.inner;
+        // Before the merge, after which the peer would find nothing new in it.
+        let answer = inner.own_table();
+        if let Some(table) = table_of(request) {
+            inner.merge(&table);
+        }
+        answer
     }
 }
 
@@ -151,16 +165,6 @@ impl Inner {
             peers,
             Arc::new(move |peer, ctx| group.exchange(peer, ctx)),
         )
-    }
-
-    /// The answer to a peer's table.
-    pub(super) fn serve_table(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
-        // Before the merge, after which the peer would find nothing new in it.
-        let answer = self.own_table();
-        if let Some(table) = table_of(request) {
-            self.merge(&table);
-        }
-        answer
     }
 
     fn own_table(&self) -> RemovalTable<'static> {

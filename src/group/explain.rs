@@ -75,18 +75,13 @@ impl Group {
     /// # Ok::<(), larder::Error>(())
     /// ```
     pub fn explain(&self, key: &str) -> Explanation {
-        self.inner.explain(key)
-    }
-}
-
-impl Inner {
-    fn explain(&self, key: &str) -> Explanation {
-        let place = self.key(key);
-        let now = self.store.clock().now();
-        let hit = self.store.peek(place.hash, key).ok();
+        let inner = &self.inner;
+        let place = inner.key(key);
+        let now = inner.store.clock().now();
+        let hit = inner.store.peek(place.hash, key).ok();
         let share = hit.as_ref().map(|hit| hit.share);
-        let lifetime = hit.map(|hit| self.loaded(hit).lifetime);
-        let phase = lifetime.as_ref().map(|lifetime| self.phase(lifetime));
+        let lifetime = hit.map(|hit| inner.loaded(hit).lifetime);
+        let phase = lifetime.as_ref().map(|lifetime| inner.phase(lifetime));
         let cached = share.zip(phase).map(|(share, phase)| match phase {
             Phase::Stale => Source::Stale,
             Phase::Fresh | Phase::Refresh => share.into(),
@@ -94,9 +89,9 @@ impl Inner {
         let outcome = match phase {
             Some(Phase::Fresh) => GetOutcome::Cached,
             Some(Phase::Refresh) => GetOutcome::CachedAndRefresh,
-            Some(Phase::Stale) | None => self.outcome_of_load(key),
+            Some(Phase::Stale) | None => inner.outcome_of_load(key),
         };
-        let picker = self.peers.picker(&self.name);
+        let picker = inner.peers.picker(&inner.name);
         let route = picker.map(|picker| picker.explain(key));
         Explanation {
             key: key.to_owned(),
@@ -108,11 +103,13 @@ impl Inner {
             expires_in: lifetime
                 .and_then(|lifetime| lifetime.fresh_until)
                 .map(|end| end.since(now)),
-            last_removal: self.removals.since_removal(KeyStripe::of(key), now),
+            last_removal: inner.removals.since_removal(KeyStripe::of(key), now),
             outcome,
         }
     }
+}
 
+impl Inner {
     fn outcome_of_load(&self, key: &str) -> GetOutcome {
         let checked = self.check_key(key);
         if let Err(error) = checked.and_then(|()| self.check_failed_loads(&self.key(key))) {

@@ -292,9 +292,9 @@ impl Inner {
     ) -> Option<Result<Loaded>> {
         let dependency = match recursion::work_for(leader.id()) {
             Ok(dependency) => dependency,
-            Err(circle) => {
+            Err(cycle) => {
                 leader.abandon();
-                return Some(Err(circle));
+                return Some(Err(cycle));
             }
         };
         let on_pool = busy.is_some();

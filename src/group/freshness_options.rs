@@ -60,7 +60,7 @@ impl GroupBuilder {
 
     /// Loads a value again in the background if it is used after this part of its time to live, for
     /// example 0.8. So values that are used often are loaded before they expire, and no get waits for
-    /// that. Values that nobody gets in this time are not loaded again. Default: not.
+    /// that. Values without a get in this time are not loaded again. Default: not.
     ///
     /// If the load fails, the value stays until its time is over, and the next load begins 30 s later at
     /// the earliest.
@@ -80,8 +80,8 @@ impl GroupBuilder {
     }
 
     /// How long other errors of the getter are remembered, as [`negative_ttl`](Self::negative_ttl) does
-    /// for keys that do not exist. Default: not at all. Errors of the way to the getter are not
-    /// remembered: of peers, of deadlines, of busy loader threads.
+    /// for keys that do not exist. Default: not at all. Errors that arise outside the getter
+    /// are not remembered: of peers, of deadlines, of busy loader threads.
     pub fn error_ttl(mut self, time: Duration) -> Self {
         self.freshness.error_ttl = Some(time);
         self

@@ -10,6 +10,57 @@ pub(crate) struct TemporaryLimit {
     id: CeilingId,
 }
 
+impl Group {
+    /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
+    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others, until
+    /// the resident set is smaller by at least 95 % of `bytes`, less 32 KiB. Entries that share pages
+    /// with others free no page, so more than `bytes` may have to leave. Returns the weight of the
+    /// entries that left; less than `bytes` only if the cache held less.
+    ///
+    /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
+    /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
+    /// itself when memory is short. Concurrent gets wait for a few hundred evictions at most. While a
+    /// trim runs, concurrent insertions evict for it, too.
+    ///
+    /// ```
+    /// # use larder::{Registry, getter_fn};
+    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
+    /// colors.get("red")?;
+    /// let size = colors.weighted_size();
+    /// assert_eq!(colors.trim(u64::MAX), size);
+    /// assert_eq!(colors.max_capacity(), 1 << 20);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics; the memory is given back all the same.
+    pub fn trim(&self, bytes: u64) -> u64 {
+        let inner = &self.inner;
+        let (used, resident) = (inner.store.used(), inner.store.resident());
+        let tolerated = bytes / 20 + TOLERATED;
+        let goal = resident.saturating_sub(bytes).saturating_add(tolerated);
+        let mut limit = inner.store.occupied().saturating_sub(bytes);
+        let ceiling = inner.store.add_ceiling(limit);
+        let mut panic = FirstPanic::default();
+        inner.evict_to_capacity(&mut panic);
+        for _ in 0..MAX_ROUNDS {
+            let lacking = inner.store.resident().saturating_sub(goal);
+            if lacking == 0 || limit == 0 {
+                break;
+            }
+            // Insertions may have taken room meanwhile, so the limit is below both.
+            limit = limit.min(inner.store.occupied()).saturating_sub(lacking);
+            inner.store.set_ceiling(ceiling, Some(limit));
+            inner.evict_to_capacity(&mut panic);
+        }
+        let after = inner.store.used();
+        inner.store.set_ceiling(ceiling, None);
+        panic.resume();
+        used.saturating_sub(after)
+    }
+}
+
 impl Inner {
     /// Evicts down to the capacity. Free room that other entries cannot have counts as used.
     pub(super) fn evict_to_capacity(&self, panic: &mut FirstPanic) {
@@ -25,30 +76,6 @@ impl Inner {
                 return;
             }
         }
-    }
-
-    pub(super) fn trim(&self, bytes: u64) -> u64 {
-        let (used, resident) = (self.store.used(), self.store.resident());
-        let tolerated = bytes / 20 + TOLERATED;
-        let goal = resident.saturating_sub(bytes).saturating_add(tolerated);
-        let mut limit = self.store.occupied().saturating_sub(bytes);
-        let ceiling = self.store.add_ceiling(limit);
-        let mut panic = FirstPanic::default();
-        self.evict_to_capacity(&mut panic);
-        for _ in 0..MAX_ROUNDS {
-            let lacking = self.store.resident().saturating_sub(goal);
-            if lacking == 0 || limit == 0 {
-                break;
-            }
-            // Insertions may have taken room meanwhile, so the limit is below both.
-            limit = limit.min(self.store.occupied()).saturating_sub(lacking);
-            self.store.set_ceiling(ceiling, Some(limit));
-            self.evict_to_capacity(&mut panic);
-        }
-        let after = self.store.used();
-        self.store.set_ceiling(ceiling, None);
-        panic.resume();
-        used.saturating_sub(after)
     }
 }
 

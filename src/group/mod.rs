@@ -95,7 +95,7 @@ use crate::panics::FirstPanic;
 use crate::peers::PickerSlot;
 use crate::singleflight::{self, Epoch, ForgetCount};
 use crate::sink::Sink;
-use crate::stats::{CacheStats, CacheType, Stats};
+use crate::stats::{CacheStats, CacheType};
 use crate::store::{Entry, Generation, KeyHash, NoView, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
 use compare::Comparisons;
@@ -129,7 +129,7 @@ pub use weak::WeakGroup;
 ///
 /// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
 /// any time, also from getters. A getter that gets the key it is loading, on its own thread, directly
-/// or through other getters of this process, receives [`ErrorKind::RecursiveLoad`]. A circle through
+/// or through other getters of this process, receives [`ErrorKind::RecursiveLoad`]. A cycle through
 /// a thread that the getter started, or through another process, is not detected: give such calls a
 /// deadline.
 #[derive(Clone)]
@@ -363,27 +363,6 @@ impl Group {
         self.inner.store.iter()
     }
 
-    /// Drops all entries that have expired, with cause
-    /// [`RemovalCause::Expired`](crate::RemovalCause::Expired), and returns their number. Entries that
-    /// expire during the call may stay.
-    ///
-    /// There is no need to call this. Expired entries are never returned, and they leave before any
-    /// other entry is evicted or refused for want of room. Insertions and look-ups remove them: one
-    /// hit in 256, and one miss in 256, removes up to 64. Concurrent gets wait for the removal of 256
-    /// entries at most.
-    ///
-    /// # Panics
-    ///
-    /// If the eviction listener panics.
-    pub fn purge_expired(&self) -> u64 {
-        self.inner.purge_expired()
-    }
-
-    /// The counters of the group since it was made.
-    pub fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
     /// The contents and the counters of one share of the cache.
     pub fn cache_stats(&self, which: CacheType) -> CacheStats {
         self.inner.store.stats(which)
@@ -425,34 +404,6 @@ impl Group {
         self.inner.evict_to_capacity(&mut panic);
         panic.resume();
         Ok(())
-    }
-
-    /// Gives `bytes` of memory back to the system: evicts the coldest entries of both shares, with
-    /// cause [`RemovalCause::Size`](crate::RemovalCause::Size), expired ones before all others, until
-    /// the resident set is smaller by at least 95 % of `bytes`, less 32 KiB. Entries that share pages
-    /// with others free no page, so more than `bytes` may have to leave. Returns the weight of the
-    /// entries that left; less than `bytes` only if the cache held less.
-    ///
-    /// The capacity stays, so the cache grows again as values are loaded. To keep it small, use
-    /// [`set_capacity`](Self::set_capacity). [`MemoryPressure`](crate::MemoryPressure) calls this by
-    /// itself when memory is short. Concurrent gets wait for a few hundred evictions at most. While a
-    /// trim runs, concurrent insertions evict for it, too.
-    ///
-    /// ```
-    /// # use larder::{Registry, getter_fn};
-    /// # let colors = Registry::new().new_group("colors", 1 << 20, getter_fn(|_, name, dest| Ok(dest.set_str(name)?)))?;
-    /// colors.get("red")?;
-    /// let size = colors.weighted_size();
-    /// assert_eq!(colors.trim(u64::MAX), size);
-    /// assert_eq!(colors.max_capacity(), 1 << 20);
-    /// # Ok::<(), larder::Error>(())
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// If the eviction listener panics; the memory is given back all the same.
-    pub fn trim(&self, bytes: u64) -> u64 {
-        self.inner.trim(bytes)
     }
 
     /// The clock that measures expiry.
@@ -522,23 +473,6 @@ impl Inner {
             purge();
         }
         self.count_request(key)
-    }
-
-    fn stats(&self) -> Stats {
-        let (gets, cache_hits) = self.store.lookups();
-        Stats {
-            gets,
-            cache_hits,
-            peer_loads: self.counters.sum(|loads| &loads.peer_loads),
-            peer_errors: self.counters.sum(|loads| &loads.peer_errors),
-            loads: gets.saturating_sub(cache_hits),
-            loads_deduped: self.counters.sum(|loads| &loads.loads_deduped),
-            local_loads: self.counters.sum(|loads| &loads.local_loads),
-            local_load_errs: self.counters.sum(|loads| &loads.local_load_errs),
-            server_requests: self.counters.sum(|loads| &loads.server_requests),
-            refreshes: self.counters.sum(|loads| &loads.refreshes),
-            stale_hits: self.counters.sum(|loads| &loads.stale_hits),
-        }
     }
 }
 

@@ -1,8 +1,35 @@
 //! Removes expired entries.
 
-use super::Inner;
+use super::{Group, Inner};
 use crate::panics::{FirstPanic, caught};
 use crate::store::EVICTED_AT_ONCE;
+
+impl Group {
+    /// Drops all entries that have expired, with cause
+    /// [`RemovalCause::Expired`](crate::RemovalCause::Expired), and returns their number. Entries that
+    /// expire during the call may stay.
+    ///
+    /// There is no need to call this. Expired entries are never returned, and they leave before any
+    /// other entry is evicted or refused for want of room. Insertions and look-ups remove them: one
+    /// hit in 256, and one miss in 256, removes up to 64. Concurrent gets wait for the removal of 256
+    /// entries at most.
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics.
+    pub fn purge_expired(&self) -> u64 {
+        let inner = &self.inner;
+        let now = inner.store.clock().now();
+        let mut panic = FirstPanic::default();
+        let mut count = 0;
+        while let Some(expired) = inner.store.purge_expired(now, EVICTED_AT_ONCE) {
+            count += expired.len() as u64;
+            inner.notify_all(expired, &mut panic);
+        }
+        panic.resume();
+        count
+    }
+}
 
 impl Inner {
     /// Removes a few expired entries, so that look-ups alone remove them all.
@@ -21,18 +48,6 @@ impl Inner {
     #[cold]
     pub(super) fn purge_for_peer(&self) {
         caught(|| self.purge_some());
-    }
-
-    pub(super) fn purge_expired(&self) -> u64 {
-        let now = self.store.clock().now();
-        let mut panic = FirstPanic::default();
-        let mut count = 0;
-        while let Some(expired) = self.store.purge_expired(now, EVICTED_AT_ONCE) {
-            count += expired.len() as u64;
-            self.notify_all(expired, &mut panic);
-        }
-        panic.resume();
-        count
     }
 }
 

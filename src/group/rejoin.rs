@@ -79,7 +79,7 @@ pub(super) fn wait_by(
 ) -> Result<Result<Loaded>, JoinAgain> {
     let _dependency = match recursion::wait_for(waiter.id()) {
         Ok(dependency) => dependency,
-        Err(circle) => return Ok(Err(circle)),
+        Err(cycle) => return Ok(Err(cycle)),
     };
     match wait() {
         Waited::Finished(result) => Ok(result),

@@ -9,7 +9,7 @@ use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
 use crate::panics::FirstPanic;
-use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest};
+use crate::pb::{ClearRequest, RemoveKeysRequest};
 use crate::peers::ProtoGetter;
 use crate::store::{ClearedEntries, Evicted, RemovalCause};
 use crate::sync::Arc;
@@ -79,7 +79,22 @@ impl Group {
     ///
     /// If this thread calls the eviction listener, and it panics; the peers get the change first.
     pub fn clear(&self, ctx: &Context) -> Result<()> {
-        self.inner.clear_in_cluster(ctx)
+        let inner = &self.inner;
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        let (removal_id, count) = inner.removals.begin();
+        let cleared = inner.clear_unswept(count);
+        let mut panic = FirstPanic::default();
+        panic.catch(|| inner.sweep_later(cleared));
+        let request = ClearRequest {
+            group: inner.name.clone().into(),
+            removal_id: Some(removal_id),
+        };
+        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| peer.clear(ctx, &request);
+        let by = inner.broadcast(ctx, &inner.all_peers(&[]), Arc::new(send));
+        panic.resume();
+        inner.confirmed(by, 0)
     }
 
     /// Removes `key` from this process's cache. Other processes keep their copies. If one of them
@@ -139,12 +154,6 @@ impl Group {
         let cleared = inner.clear_unswept(inner.removals.admit(request.removal_id));
         move || inner.sweep(cleared)
     }
-
-    /// Applies the removals of a peer that this process has missed, and returns those that this process
-    /// has applied. As for [`serve_remove`](Self::serve_remove).
-    pub fn serve_removals(&self, request: &RemovalTable<'_>) -> RemovalTable<'static> {
-        self.inner.serve_table(request)
-    }
 }
 
 impl Inner {
@@ -179,24 +188,6 @@ impl Inner {
         };
         let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| peer.remove(ctx, &request);
         self.broadcast(ctx, peers, Arc::new(send))
-    }
-
-    fn clear_in_cluster(self: &Arc<Self>, ctx: &Context) -> Result<()> {
-        if let Some(ended) = ctx.err() {
-            return Err(ended);
-        }
-        let (removal_id, count) = self.removals.begin();
-        let cleared = self.clear_unswept(count);
-        let mut panic = FirstPanic::default();
-        panic.catch(|| self.sweep_later(cleared));
-        let request = ClearRequest {
-            group: self.name.clone().into(),
-            removal_id: Some(removal_id),
-        };
-        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| peer.clear(ctx, &request);
-        let by = self.broadcast(ctx, &self.all_peers(&[]), Arc::new(send));
-        panic.resume();
-        self.confirmed(by, 0)
     }
 
     /// All peers: those of the picker's list, and the owners of `keys` where it lists none.

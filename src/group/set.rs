@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::removal_clocks::Counted;
 use super::{Group, Inner, LoadKey};
 use crate::byteview::ByteView;
+use crate::clock::saturating_nanos;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::panics::FirstPanic;
@@ -87,7 +88,32 @@ impl Group {
         value: impl Into<ByteView>,
         options: SetOptions,
     ) -> Result<()> {
-        self.inner.set(ctx, key, value.into(), options)
+        let (inner, value) = (&self.inner, value.into());
+        if let Some(ended) = ctx.err() {
+            return Err(ended);
+        }
+        inner.check_entry(key, &value)?;
+        // Before the removal begins: a picker that panics would leave it under way.
+        let owner = inner.peers.owner(&inner.name, key);
+        let (removal_id, count) = inner.removals.begin();
+        let mut panic = FirstPanic::default();
+        match &owner {
+            None => panic.catch(|| inner.set_here(key, value, options.ttl, count)),
+            Some(owner) => {
+                let set = inner.set_at(ctx, owner, key, value, options, removal_id);
+                // The number would be missing for ever.
+                set.inspect_err(|_| inner.removals.finish(count))?;
+                panic.catch(|| drop(inner.remove_here(key, count)));
+            }
+        }
+        inner.removals.finish(count);
+        let mut others = inner.all_peers(&[]);
+        if let Some(owner) = &owner {
+            others.retain(|peer| !super::load::is_same(peer, owner));
+        }
+        let by = inner.broadcast_removal(ctx, &others, &[key], removal_id);
+        panic.resume();
+        inner.confirmed(by, usize::from(owner.is_some()))
     }
 
     /// Applies a peer's set of a key: caches the value if this process owns the key, and drops its copy
@@ -100,45 +126,31 @@ impl Group {
     ///
     /// [`ErrorKind::KeyTooLong`] or [`ErrorKind::ValueTooLarge`]; then nothing has changed.
     pub fn serve_set(&self, request: &SetRequest<'_>) -> Result<()> {
-        self.inner.serve_set(request)
+        let inner = &self.inner;
+        let (key, value) = (&*request.key, request.value.as_deref().unwrap_or_default());
+        inner.check_entry(key, value)?;
+        let ttl = match (request.ttl_nanos, request.expire) {
+            (Some(nanos), _) => Some(Duration::from_nanos(nanos)),
+            (None, None | Some(0)) => None,
+            (None, Some(expire)) => {
+                let left = expire.saturating_sub(inner.store.clock().unix_nanos());
+                Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
+            }
+        };
+        let owner = inner.peers.owner(&inner.name, key);
+        let count = inner.removals.admit(request.removal_id);
+        let mut panic = FirstPanic::default();
+        match owner {
+            None => panic.catch(|| inner.set_here(key, value.into(), ttl, count)),
+            Some(_) => panic.catch(|| drop(inner.remove_here(key, count))),
+        }
+        inner.removals.finish(count);
+        panic.resume();
+        Ok(())
     }
 }
 
 impl Inner {
-    fn set(
-        self: &Arc<Self>,
-        ctx: &Context,
-        key: &str,
-        value: ByteView,
-        options: SetOptions,
-    ) -> Result<()> {
-        if let Some(ended) = ctx.err() {
-            return Err(ended);
-        }
-        self.check_entry(key, &value)?;
-        // Before the removal begins: a picker that panics would leave it under way.
-        let owner = self.peers.owner(&self.name, key);
-        let (removal_id, count) = self.removals.begin();
-        let mut panic = FirstPanic::default();
-        match &owner {
-            None => panic.catch(|| self.set_here(key, value, options.ttl, count)),
-            Some(owner) => {
-                let set = self.set_at(ctx, owner, key, value, options, removal_id);
-                // The number would be missing for ever.
-                set.inspect_err(|_| self.removals.finish(count))?;
-                panic.catch(|| drop(self.remove_here(key, count)));
-            }
-        }
-        self.removals.finish(count);
-        let mut others = self.all_peers(&[]);
-        if let Some(owner) = &owner {
-            others.retain(|peer| !super::load::is_same(peer, owner));
-        }
-        let by = self.broadcast_removal(ctx, &others, &[key], removal_id);
-        panic.resume();
-        self.confirmed(by, usize::from(owner.is_some()))
-    }
-
     /// Sends a value to the owner of its key.
     fn set_at(
         self: &Arc<Self>,
@@ -149,8 +161,7 @@ impl Inner {
         options: SetOptions,
         removal_id: u64,
     ) -> Result<()> {
-        let nanos = |ttl: Duration| u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX);
-        let ttl_nanos = options.ttl.map(nanos);
+        let ttl_nanos = options.ttl.map(saturating_nanos);
         let now = self.store.clock().unix_nanos();
         let (group, key) = (self.name.clone(), key.to_owned());
         let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| {
@@ -169,29 +180,6 @@ impl Inner {
             .into_iter()
             .next()
             .map_or(Ok(()), |failed| Err(failed.error))
-    }
-
-    fn serve_set(&self, request: &SetRequest<'_>) -> Result<()> {
-        let (key, value) = (&*request.key, request.value.as_deref().unwrap_or_default());
-        self.check_entry(key, value)?;
-        let ttl = match (request.ttl_nanos, request.expire) {
-            (Some(nanos), _) => Some(Duration::from_nanos(nanos)),
-            (None, None | Some(0)) => None,
-            (None, Some(expire)) => {
-                let left = expire.saturating_sub(self.store.clock().unix_nanos());
-                Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
-            }
-        };
-        let owner = self.peers.owner(&self.name, key);
-        let count = self.removals.admit(request.removal_id);
-        let mut panic = FirstPanic::default();
-        match owner {
-            None => panic.catch(|| self.set_here(key, value.into(), ttl, count)),
-            Some(_) => panic.catch(|| drop(self.remove_here(key, count))),
-        }
-        self.removals.finish(count);
-        panic.resume();
-        Ok(())
     }
 
     fn check_entry(&self, key: &str, value: &[u8]) -> Result<()> {

@@ -271,7 +271,8 @@ fn recheck_prevents_second_load() {
         assert_eq!(main.bytes, *charged.get_or_insert(main.bytes));
     }
     assert_eq!(held.runs(), 1);
-    assert_eq!(held.group.stats().loads_deduped, 1);
+    let loads = held.group.counters.sum(|loads| &loads.loads_deduped);
+    assert_eq!(loads, 1);
 }
 
 /// As [`dead_peer`], but it answers with the key, and counts the requests.

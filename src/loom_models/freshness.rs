@@ -72,7 +72,7 @@ fn refresh_never_survives_removal() {
 /// A load on another thread ends while its caller waits no longer, as after a soft time-out. The caller gets
 /// the result or leaves, and another waiter gets the result.
 #[test]
-fn waiter_that_leaves_takes_no_result_along() {
+fn waiter_that_leaves_consumes_no_result() {
     loom::model(|| {
         let flights: Arc<singleflight::Group<usize>> = Arc::new(singleflight::Group::new());
         let Joined::Leader(leader, ..) = flights.join(0, "key") else {

@@ -140,7 +140,7 @@ struct SourcePeer(Arc<AtomicUsize>);
 
 impl ProtoGetter for SourcePeer {
     fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
-        Ok(PeerResponse::new(said(&self.0)))
+        Ok(PeerResponse::new(value_of(&self.0)))
     }
 }
 
@@ -150,7 +150,7 @@ impl PeerPicker for SourcePeer {
     }
 }
 
-fn said(source: &AtomicUsize) -> ByteView {
+fn value_of(source: &AtomicUsize) -> ByteView {
     source.load(Ordering::SeqCst).to_string().into()
 }
 
@@ -164,7 +164,7 @@ fn changing(slot: fn(&Arc<AtomicUsize>) -> PickerSlot) -> (Arc<AtomicUsize>, Gro
 /// A group that loads the current number of a source.
 pub(super) fn changing_group(source: &Arc<AtomicUsize>, peers: PickerSlot) -> Group {
     let source = source.clone();
-    let getter = getter_fn(move |_, _, dest| Ok(dest.set_view(&said(&source))?));
+    let getter = getter_fn(move |_, _, dest| Ok(dest.set_view(&value_of(&source))?));
     group(peers, getter)
 }
 
@@ -311,7 +311,7 @@ fn getters_of_each_others_keys_return() {
             thread::spawn(move || group.get("a"))
         };
         for ended in [group.get("b"), other.join().unwrap()] {
-            let error = ended.expect_err("a circle has no value");
+            let error = ended.expect_err("a cycle has no value");
             assert_eq!(error.kind(), ErrorKind::RecursiveLoad);
         }
     });

@@ -64,7 +64,7 @@ fn one_load_runs_at_a_time_and_each_gets_its_turn() {
 }
 
 #[test]
-fn load_that_leaves_never_takes_a_permit_along() {
+fn load_that_leaves_never_keeps_a_permit() {
     model(|| {
         let (permits, running) = (LoadPermits::new(1), Running::new());
         let first = permits.try_acquire(LoadClass::Own);

@@ -21,7 +21,7 @@ fn hold<T: Clone + Send + Sync + 'static>(work: impl FnOnce() -> T + Send + 'sta
     let flights = Arc::new(Group::new());
     let works = Arc::new(AtomicUsize::new(0));
     let (begun, has_begun) = channel();
-    let (go, told): (_, Receiver<()>) = channel();
+    let (go, released): (_, Receiver<()>) = channel();
     let leader = {
         let (flights, works) = (flights.clone(), works.clone());
         thread::spawn(move || {
@@ -29,7 +29,7 @@ fn hold<T: Clone + Send + Sync + 'static>(work: impl FnOnce() -> T + Send + 'sta
                 flights.do_once("key", || {
                     works.fetch_add(1, Ordering::SeqCst);
                     let _ = begun.send(());
-                    let _ = told.recv_timeout(PATIENCE);
+                    let _ = released.recv_timeout(PATIENCE);
                     work()
                 })
             }))

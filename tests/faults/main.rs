@@ -4,7 +4,7 @@
 //! - `flapping_lists`: the lists of peers change again and again.
 //! - `getters`: the getter fails, panics, hangs or is slow.
 //! - `planned_changes`: nodes join, leave, and are restarted.
-//! - `rings`: nodes have different lists of peers; many callers want one key; the wall clock jumps.
+//! - `rings`: nodes have different lists of peers; many callers request one key; the wall clock jumps.
 //! - `scarce`: a server runs out of descriptors or threads, or is shut down under load.
 //! - `hostile_clients`: clients that are slow, send floods, or send ambiguous requests.
 //! - `held_connections`: clients that hold connections, threads or memory which others need.

@@ -1,4 +1,4 @@
-//! Nodes have different groups or different lists of peers; many callers want one key; clocks jump.
+//! Nodes have different groups or different lists of peers; many callers request one key; clocks jump.
 
 use larder::http::HttpPool;
 use larder::{BoxError, Clock, Context, Registry, Sink};
@@ -103,7 +103,7 @@ fn wall_clock_that_jumps_expires_no_entry_early_or_late() {
         let nodes: [Node; 2] = [node(&clocks[0]), node(&clocks[1])];
         connect(&nodes);
         let key = nodes[1].key_of(&nodes[0].url, "");
-        // The owner's wall clock is wrong when it tells the caller the remaining time.
+        // The owner's wall clock is wrong when it sends the caller the remaining time.
         clocks[0].shift_wall_clock(jump);
         nodes[1].group.get(&key).expect("a value");
         clocks[1].shift_wall_clock(jump);

@@ -1,7 +1,7 @@
 //! One of five processes is sick: its network, its processor, or its list of peers. Each process has a network of
-//! its own, and gets keys that all of them want, so the tests need root.
+//! its own, and gets keys that all of them request, so the tests need root.
 //!
-//! A test measures the gets before the fault, and after all others have named the sick process. The limits
+//! A test measures the gets before the fault, and after all others have reported the sick process. The limits
 //! of time compare its keys with those of other owners in the same moment.
 
 use std::collections::HashMap;

@@ -310,7 +310,7 @@ fn misses_that_load_nothing_remove_expired_entries() {
 }
 
 #[test]
-fn purge_tells_the_listener_and_holds_no_lock() {
+fn purge_calls_the_listener_and_holds_no_lock() {
     let group = Arc::new(std::sync::OnceLock::<Group>::new());
     let inner = group.clone();
     let expired = group_with_expired(1000, move |key, cause| {

@@ -438,7 +438,7 @@ fn copy_of_a_lately_dropped_key_is_not_sent_to_peers() {
 }
 
 #[test]
-fn second_answer_is_used_only_while_the_peer_knows_of_the_drop() {
+fn second_answer_is_used_only_while_the_drop_is_recorded_at_the_peer() {
     for (time, local_loads) in [(seconds(9), 0), (seconds(10), 1)] {
         let clock = Clock::manual();
         let pair = pair_with(|builder| builder.clock(clock.clone()));
@@ -551,7 +551,7 @@ fn gets_with_options_keep_to_the_limit_of_a_node_that_is_cut_off() {
 }
 
 #[test]
-fn partial_removal_says_until_when_old_values_are_served() {
+fn partial_error_has_the_time_until_which_old_values_are_served() {
     let pair = pair_with(|builder| builder.max_unverified(seconds(5)));
     *lock(&pair.link.is_cut) = true;
     let error = pair
@@ -587,7 +587,9 @@ fn partial_removal_says_until_when_old_values_are_served() {
         .max_unverified(seconds(5))
         .build(echo().0)
         .expect("a group");
-    let error = group.remove(&background(), "key").expect_err("one is deaf");
+    let error = group
+        .remove(&background(), "key")
+        .expect_err("one does not confirm");
     let until = error
         .partial()
         .expect("the peers")

@@ -153,7 +153,7 @@ fn cancelled_caller_gets_its_error_and_no_stale_value() {
 }
 
 #[test]
-fn hung_refresh_does_not_make_a_value_immortal() {
+fn hung_refresh_does_not_extend_the_life_of_a_value() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let group = origin.group(fresh_for_ten(&clock).stale_while_revalidate(seconds(5)));
     assert_eq!(value(&group), "0");

@@ -78,7 +78,7 @@ fn long_recursion_is_detected() {
 }
 
 #[test]
-fn circle_of_two_keys_across_threads_is_detected() {
+fn cycle_of_two_keys_across_threads_is_detected() {
     for nested in contexts() {
         for round in 0..20 {
             // Both getters run before either gets the other's key.
@@ -109,7 +109,7 @@ fn circle_of_two_keys_across_threads_is_detected() {
 }
 
 #[test]
-fn circle_through_two_groups_is_detected() {
+fn cycle_through_two_groups_is_detected() {
     let registry = Registry::new();
     for (name, other) in [("left", "right"), ("right", "left")] {
         let within = registry.clone();
@@ -154,7 +154,7 @@ fn nested_gets_of_other_keys_are_shared() {
 }
 
 #[test]
-fn nested_gets_without_circle_both_return() {
+fn nested_gets_without_a_cycle_both_return() {
     // The getters of x and y both get z. The second one waits for the first one's load of z.
     let both = Arc::new(Barrier::new(2));
     let loads = Count::default();

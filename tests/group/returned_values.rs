@@ -27,7 +27,7 @@ fn every_kind_of_value_is_returned_and_cached() {
 }
 
 #[test]
-fn value_expires_when_it_says_so() {
+fn value_expires_at_its_own_time() {
     let clock = Clock::manual();
     let build = |ttl| {
         let load = move |_: &Context, _: &str| Ok::<_, Error>(Value::new("v").expire_in(ttl));

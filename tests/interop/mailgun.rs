@@ -40,7 +40,7 @@ fn nodes_have_the_same_ring() {
 fn removal_by_any_node_reaches_all_nodes() {
     let nodes = mixed();
     for (n, key) in keys("remove").iter().enumerate() {
-        // A removed value is replaced by that of the source, so that it can be told from it.
+        // The set value differs from that of the source, which replaces it after the removal.
         let done = nodes[2 + n % 2].set(key, b"set");
         assert_eq!(done.status, 200, "{}", done.text());
         assert_all_have(&nodes, key, b"set");

@@ -53,7 +53,7 @@ fn status_408_on_a_new_connection_is_an_error() {
 }
 
 #[test]
-fn one_timeout_takes_the_connections_along_that_a_middlebox_forgot() {
+fn one_timeout_closes_the_connections_that_a_middlebox_dropped() {
     const FROZEN: usize = 8;
     for headers in ["", "Server: larder\r\n"] {
         let together = Arc::new(Barrier::new(FROZEN));

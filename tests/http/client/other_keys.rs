@@ -170,7 +170,7 @@ fn batch_in_another_order_is_refused() {
 }
 
 #[test]
-fn body_in_a_coding_that_nobody_asked_for_is_refused() {
+fn body_in_an_unrequested_coding_is_refused() {
     // The bytes of a zlib stream begin with the field of an empty value.
     let message = GetResponse {
         value: Some((&b""[..]).into()),

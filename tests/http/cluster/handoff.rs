@@ -47,7 +47,7 @@ fn new_nodes_take_values_over_from_previous_owners_and_give_them_back() {
     get_at_owners(&nodes[..3]);
     assert_eq!(total_loads(&nodes), KEYS);
 
-    // The new nodes get their first list. They learn the previous one on a thread of their own.
+    // The new nodes get their first list. A thread of each fetches the previous one.
     set_all(&nodes, &urls);
     for node in &nodes[3..] {
         while !format!("{:?}", node.pool).contains("handoff: true") {
@@ -85,7 +85,7 @@ fn peer_loads(nodes: &[Node]) -> u64 {
     sum(nodes, |node| node.group.stats().peer_loads)
 }
 
-/// A network on which the list of peers takes 2 ms. It tells when the list came.
+/// A network on which the list of peers takes 2 ms. It reports when the list came.
 struct SlowNetwork {
     inner: Arc<dyn Transport>,
     came: mpsc::Sender<Instant>,
@@ -109,7 +109,7 @@ impl Transport for SlowNetwork {
 }
 
 #[test]
-fn first_load_of_a_new_node_waits_until_it_knows_the_previous_owners() {
+fn first_load_of_a_new_node_waits_until_it_has_the_previous_list() {
     let attempt = || {
         let mut nodes = vec![Node::start(|builder| builder)];
         set_all(&nodes, &urls(&nodes));

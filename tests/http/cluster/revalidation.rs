@@ -55,7 +55,7 @@ fn value(version: usize) -> Vec<u8> {
     vec![version as u8; 100 << 10]
 }
 
-/// A group whose values have a version, and which loads while nobody holds it.
+/// A group whose values have a version, and which loads while it is not held.
 fn pages(
     registry: &Registry,
     clock: &Clock,

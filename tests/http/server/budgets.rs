@@ -30,14 +30,14 @@ fn response_over_the_budget_waits_and_is_refused_at_the_end_of_its_time() {
     });
     let addr = server.local_addr();
     // They read nothing, so the response of the first one whose load is in time stays under way.
-    let mut deaf = Vec::new();
+    let mut unread = Vec::new();
     eventually(|| {
-        deaf.push(Client::sending(addr, get("3000000")));
+        unread.push(Client::sending(addr, get("3000000")));
         ask(addr, get("3000001")).status == 503
     });
     // Short responses are not affected, if their load is in time.
     eventually(|| ask(addr, get("100")).status == 200);
-    drop(deaf);
+    drop(unread);
     eventually(|| ask(addr, get("3000001")).status == 200);
 }
 
@@ -49,10 +49,10 @@ fn response_over_the_budget_is_sent_when_there_is_room() {
             .write_timeout(Duration::from_secs(3))
     });
     let addr = server.local_addr();
-    let _deaf: Vec<_> = (0..3)
+    let _unread: Vec<_> = (0..3)
         .map(|_| Client::sending(addr, get("3000000")))
         .collect();
-    // The deaf clients are reset after three seconds each, and the others get their values.
+    // The clients that do not read are reset after three seconds each, and the others get their values.
     for key in ["3000001", "3000002"] {
         let reply = ask(addr, get(key));
         assert_eq!(reply.status, 200);
@@ -70,8 +70,8 @@ fn wait_for_room_ends_in_the_time_of_its_client_and_when_the_client_has_left() {
             .max_request_time(Duration::from_secs(3600))
     });
     let addr = server.local_addr();
-    let mut deaf = Client::sending(addr, get("3000000"));
-    assert_eq!(deaf.reply_head().status, 200);
+    let mut unread = Client::sending(addr, get("3000000"));
+    assert_eq!(unread.reply_head().status, 200);
     let in_time = get("3000001").replace("\r\n\r\n", "\r\nlarder-timeout-ms: 200\r\n\r\n");
     assert_eq!(ask(addr, in_time).status, 503);
     let left = Client::sending(addr, get("3000002"));

@@ -4,7 +4,6 @@ mod budgets;
 mod cache_status;
 mod changes;
 mod conformance;
-mod deaf;
 mod limits;
 mod room;
 mod serving;
@@ -12,4 +11,5 @@ mod shutdown;
 #[cfg(target_os = "linux")]
 mod starvation;
 mod support;
+mod unread;
 mod waiting;

@@ -158,7 +158,7 @@ impl<'w> Cluster<'w> {
         Process::spawn(command, &options.to_words())
     }
 
-    /// Tells a new process the list, and lets it get.
+    /// Sends the list to a new process, and starts its gets.
     fn introduce(&mut self, node: usize) -> Result<()> {
         let all = self.urls.join(" ");
         self.ask(node, &format!("nodes {all}"))?;

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_with_little_time_open_only_after_the_patience() {
+    fn callers_with_little_time_open_only_after_the_exchange_timeout() {
         let mut peer = TimedBreaker::new();
         let opened = (0..100)
             .take_while(|_| !peer.note(millis(20), TimedOut))

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn outage_pauses_a_row_of_slow_turns() {
+    fn outage_pauses_a_streak_of_slow_turns() {
         let mut peer = TimedPeer::new();
         peer.turn(all(millis(500)));
         assert!(!peer.turn(all(millis(500))), "0.5 s");

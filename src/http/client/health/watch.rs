@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::breaker::is_cut_off;
 use super::slowness::{TurnTimes, are_many_slow, slow_limit};
 use super::{PeerHealth, ProbeAnswer, ProbeOf, Standing};
+use crate::clock::saturating_nanos;
 use crate::error::{Error, ErrorKind};
 use crate::panics::caught;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -66,7 +67,7 @@ impl Watch {
         Arc::new(Watch {
             absent_after: absent_after.min(LONGEST_OUTAGE),
             slow_after,
-            slow_limit: AtomicU64::new(nanos(slow_after)),
+            slow_limit: AtomicU64::new(saturating_nanos(slow_after)),
             away: AtomicUsize::new(0),
             cut_off: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
@@ -107,7 +108,7 @@ impl Watch {
     /// of all peers turn.
     #[inline]
     pub(crate) fn tick(self: &Arc<Self>, now: Instant) {
-        let now = nanos(now.saturating_duration_since(self.origin));
+        let now = saturating_nanos(now.saturating_duration_since(self.origin));
         let due = self.turn_at.load(Ordering::Relaxed);
         if now >= due {
             self.turn(now, due);
@@ -116,7 +117,7 @@ impl Watch {
 
     #[cold]
     fn turn(self: &Arc<Self>, now: u64, due: u64) {
-        let turn = nanos(TURN);
+        let turn = saturating_nanos(TURN);
         let set =
             self.turn_at
                 .compare_exchange(due, now + turn, Ordering::Relaxed, Ordering::Relaxed);
@@ -150,7 +151,8 @@ impl Watch {
             .collect();
         let limit = slow_limit(&times, self.slow_after);
         let known = limit.unwrap_or(self.slow_after);
-        self.slow_limit.store(nanos(known), Ordering::Relaxed);
+        self.slow_limit
+            .store(saturating_nanos(known), Ordering::Relaxed);
         let turned = peers.iter().zip(times);
         let slow = turned.filter(|(peer, times)| {
             let mut slowness = peer.health.slowness.lock();
@@ -331,10 +333,6 @@ impl Trouble {
             probe_at: slowness.probe_at(),
         }
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A peer; `None` if it is not in use any more.

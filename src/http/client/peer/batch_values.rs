@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::byteview::ByteView;
+use crate::clock::saturating_nanos;
 use crate::error::{Error, Result};
 use crate::heap::SharedBytes;
 use crate::http::client::peer::fields::response_of;
@@ -158,8 +159,7 @@ impl BatchPolicy {
     }
 
     fn nanos(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.origin);
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        saturating_nanos(at.saturating_duration_since(self.origin))
     }
 
     /// Whether waiting for other threads saves time. It does not if the values are long, because

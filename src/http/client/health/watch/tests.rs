@@ -384,7 +384,7 @@ mod loom_models {
 
     /// A turn finds a slow peer while the breaker of another one opens.
     #[test]
-    fn loom_every_slow_peer_is_probed_until_it_is_not() {
+    fn loom_every_slow_peer_is_probed_until_it_is_fast() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(1);
         model.max_duration = Some(Duration::from_secs(10));

@@ -10,10 +10,10 @@ use larder::http::{Request, Response};
 use super::room::Sockets;
 use super::support::{Client, ask, eventually, get, serve};
 
-const DEAF: usize = 300;
+const CLIENTS: usize = 300;
 
 #[test]
-fn deaf_clients_hold_little_memory_and_are_reset() {
+fn clients_that_never_read_hold_little_memory_and_are_reset() {
     let value: ByteView = vec![b'v'; 1_000_000].into();
     let server = serve(|server| {
         server.fallback(move |_: &Request| Response::new(200, "x/y", value.clone()))
@@ -26,8 +26,8 @@ fn deaf_clients_hold_little_memory_and_are_reset() {
         began.elapsed()
     });
     let large = "GET /large HTTP/1.1\r\nHost: h\r\n\r\n";
-    let clients: Vec<_> = (0..DEAF).map(|_| Client::sending(addr, large)).collect();
-    eventually(|| Sockets::of(addr.port()).unsent > DEAF * 10_000);
+    let clients: Vec<_> = (0..CLIENTS).map(|_| Client::sending(addr, large)).collect();
+    eventually(|| Sockets::of(addr.port()).unsent > CLIENTS * 10_000);
     let mut most = 0;
     loop {
         assert_eq!(ask(addr, get("k")).value(), "k");
