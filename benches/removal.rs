@@ -197,13 +197,13 @@ fn hop(nodes: &[Node], report: &mut Report) {
             let times = times.map(|key| timed(|| drop(node.hop.get(key).expect("a value"))));
             add_times(report, case, times.collect());
         }
-        // Without the keys that are got: a removal under way costs more.
+        // Not the keys that are measured: a get of a key whose stripe has a removal under way costs more.
         let removed: Vec<String> = (0..10_000).map(|n| format!("removed-{n}")).collect();
         let remove = |keys| node.hop.remove_many(&Context::background(), keys);
         removed
             .chunks(10)
             .for_each(|keys| remove(keys).expect("confirmed"));
-        // The values are loaded again, so that their age is that of no removal.
+        // The values are loaded again, so that they are younger than all removals.
         for key in &keys {
             node.hop.get(key).expect("a value");
         }

@@ -26,7 +26,7 @@ struct Detail {
     kind: ErrorKind,
     message: Cow<'static, str>,
     /// Whether the source is an [`Error`], whose text follows this one's.
-    goes_on: bool,
+    continues: bool,
     source: Option<BoxError>,
 }
 
@@ -115,13 +115,13 @@ impl Error {
         let source = source.into();
         // If each error of a chain held the texts of all errors below it, its memory would grow with
         // the square of its length.
-        let goes_on = source.is::<Error>();
-        let message = if goes_on {
+        let continues = source.is::<Error>();
+        let message = if continues {
             message.to_string()
         } else {
             format!("{message}: {source}")
         };
-        Error::detailed(kind, message.into(), goes_on, Some(source))
+        Error::detailed(kind, message.into(), continues, Some(source))
     }
 
     /// The error that a getter returns for a key that does not exist.
@@ -169,20 +169,20 @@ impl Error {
     fn detailed(
         kind: ErrorKind,
         message: Cow<'static, str>,
-        goes_on: bool,
+        continues: bool,
         source: Option<BoxError>,
     ) -> Self {
         Error(Arc::new(Detail {
             kind,
             message,
-            goes_on,
+            continues,
             source,
         }))
     }
 
     /// The error whose text follows this one's.
     fn next(&self) -> Option<&Error> {
-        let source = self.0.source.as_ref().filter(|_| self.0.goes_on)?;
+        let source = self.0.source.as_ref().filter(|_| self.0.continues)?;
         source.downcast_ref()
     }
 }

@@ -1,4 +1,4 @@
-//! Tells a process from those that it was forked from.
+//! Distinguishes a process from those that it was forked from.
 #![allow(unsafe_code)]
 
 use std::ptr;

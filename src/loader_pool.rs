@@ -29,7 +29,7 @@ pub(crate) enum JobFor {
 struct Job {
     busy: BusyJob,
     /// Dropped after `run`.
-    kept: Option<Arc<dyn Any + Send + Sync>>,
+    guard: Option<Arc<dyn Any + Send + Sync>>,
     run: Run,
 }
 
@@ -37,8 +37,8 @@ type Run = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
 
 /// A pool of up to a number of threads, which start when needed and end when idle.
 ///
-/// No job waits in a queue for a busy thread. A job gets a thread at once or is refused; only the job of a client waits a
-/// while, on the thread that submits it.
+/// No job waits in a queue for a busy thread. A job gets a thread at once or is refused. Only the job of a client
+/// waits for a while, on the thread that submits it.
 ///
 /// A group gets another thread only while it has fewer than are left. So a group whose getter hangs takes
 /// at most half of the threads, two such groups two thirds, and there are always threads for the others.
@@ -289,9 +289,9 @@ impl LoaderShare {
 
     /// Not generic: a program has this code once, and not for each kind of job.
     fn send(&self, job_for: JobFor, run: Run) -> Result<()> {
-        let (until, kept) = match job_for {
+        let (until, guard) = match job_for {
             JobFor::Own => (None, None),
-            JobFor::Client(kept, until) => (Some(until), kept),
+            JobFor::Client(guard, until) => (Some(until), guard),
         };
         let worker = &self.set.0;
         let busy = BusyJob {
@@ -300,7 +300,7 @@ impl LoaderShare {
             for_client: until.is_some(),
         };
         let mut state = worker.pool.begin(&busy, until)?;
-        let job = Job { busy, kept, run };
+        let job = Job { busy, guard, run };
         let set = &mut state.sets[worker.number];
         if set.has_threads() {
             set.sent.push_back(job);
@@ -345,7 +345,7 @@ impl Worker {
 
     /// Runs jobs until none comes for the idle time-out, or until the set is dropped.
     fn work(&self, mut first: Option<Job>) {
-        while let Some(Job { busy, kept, run }) = first.take().or_else(|| self.receive()) {
+        while let Some(Job { busy, guard, run }) = first.take().or_else(|| self.receive()) {
             let is_ending = Cell::new(false);
             let busy = BusyGuard {
                 worker: self,
@@ -355,7 +355,7 @@ impl Worker {
             // If the job panics, the panic hook reports the panic, and the job's guards release
             // its waiters. The thread continues.
             caught(move || run(busy));
-            drop(kept);
+            drop(guard);
             if is_ending.get() {
                 self.pool.state.lock().sets[self.number].ending -= 1;
             }

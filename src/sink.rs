@@ -80,7 +80,7 @@ pub trait Sink {
 
     /// Sets the value that [`Context::stale`](crate::Context::stale) returns, which has not changed. No
     /// byte is copied. Its time to live begins anew, with the begin of this load. It is as long as before,
-    /// unless [`expire_in`](Self::expire_in) says otherwise. The etag stays, unless another one is set.
+    /// unless [`expire_in`](Self::expire_in) sets another one. The etag stays, unless another one is set.
     ///
     /// # Errors
     ///

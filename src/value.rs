@@ -1,4 +1,4 @@
-//! The value that a getter returns, with what it says about its life in the cache.
+//! The value that a getter returns, with its time to live and its etag.
 
 use std::fmt;
 use std::time::Duration;

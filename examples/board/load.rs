@@ -227,7 +227,7 @@ fn begin(attack: Attack, mut stream: TcpStream, random: &mut Random) -> io::Resu
     Ok(stream)
 }
 
-/// Whether the node has not closed the connection. A deaf client reads nothing: it notices a reset.
+/// Whether the node has not closed the connection. A client that reads nothing notices only a reset.
 fn is_open(attack: Attack, stream: &TcpStream) -> bool {
     let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
     match attack {

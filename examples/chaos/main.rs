@@ -1,4 +1,4 @@
-//! A removal is a promise: processes share a cache, things go wrong, and a judge looks for old values.
+//! Checks the promise of a removal: processes share a cache, faults happen, and a judge looks for old values.
 //!
 //! ```text
 //! cargo run --release --example chaos [-- --seconds 60 --seed 1 --nodes 3]
@@ -6,7 +6,7 @@
 //!
 //! Starts processes on free ports of the loopback address. In each, threads get keys at random, and one
 //! changes keys: it first changes their source, and then calls `remove`, `remove_many`, `set` or `clear`.
-//! All note what they did, with the time. Meanwhile nodes are killed, stopped, cut off, delayed, restarted
+//! All record these calls, with the time. Meanwhile nodes are killed, stopped, cut off, delayed, restarted
 //! from a dump, or taken out of the list, in an order that the seed decides. A get is a violation if it began
 //! after a removal had returned, and got an older value than that.
 //!

@@ -62,7 +62,7 @@ fn operate(time: Duration, seed: u64, nodes: usize) -> Result<(), BoxError> {
     summarize(&cluster.finish()?, &happened, begun.elapsed())
 }
 
-/// Returns an error if a promise was broken.
+/// Returns an error if there was a violation.
 fn summarize(verdict: &Verdict, happened: &[usize], time: Duration) -> Result<(), BoxError> {
     println!();
     for (n, status) in verdict.status.iter().enumerate() {

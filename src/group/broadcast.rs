@@ -6,10 +6,9 @@ use crossbeam_channel::unbounded;
 
 use super::Inner;
 use super::flight::Executor;
-use super::many::next_by;
+use super::parallel::next_by;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, FailedPeer, Partial, Result};
-use crate::loader_pool::JobFor;
 use crate::panics::caught;
 use crate::peers::ProtoGetter;
 use crate::sync::Arc;
@@ -59,18 +58,11 @@ impl Inner {
                 here.push(at);
                 continue;
             }
-            let submitted = {
-                let (peer, ctx) = (peer.clone(), ctx.clone());
-                let (send, sender) = (send.clone(), sender.clone());
-                self.pool.submit(JobFor::Own, move |busy| {
-                    let result = send_caught(&*send, &peer, &ctx);
-                    drop(busy);
-                    // Fails if the caller has returned already.
-                    let _ = sender.send(Some((at, result)));
-                    (peer, ctx, send)
-                })
+            let ask = {
+                let (peer, ctx, send) = (peer.clone(), ctx.clone(), send.clone());
+                move || Some((at, send_caught(&*send, &peer, &ctx)))
             };
-            match submitted {
+            match self.ask_on_pool(&sender, ask) {
                 Ok(()) => {}
                 Err(refused) if can_block => results[at] = Some(Err(refused)),
                 Err(_) => here.push(at),

@@ -58,8 +58,8 @@ impl Inner {
                         Ok(begun) => begun,
                         Err(cached) => return Ok(finish_with(leader, cached)),
                     };
-                    let kept = match waiter.start() {
-                        Ok(kept) => kept,
+                    let guard = match waiter.start() {
+                        Ok(guard) => guard,
                         Err(refused) => {
                             leader.abandon();
                             return Err(refused);
@@ -70,7 +70,7 @@ impl Inner {
                         Ok(permit) => permit,
                         Err(refused) => return Err(give_up(leader, refused)),
                     };
-                    let job_for = JobFor::Client(kept, waiter.thread_by());
+                    let job_for = JobFor::Client(guard, waiter.thread_by());
                     let job = PoolJob { job_for, permit };
                     self.lead_on_pool(&from, leader, ctx, key, begun, job)?
                 }

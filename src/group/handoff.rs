@@ -10,12 +10,11 @@ use crossbeam_channel::unbounded;
 use super::bulk::Lead;
 use super::fence::Answer;
 use super::load::is_same;
-use super::many::next_by;
+use super::parallel::next_by;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
-use crate::loader_pool::JobFor;
 use crate::peers::{ProtoGetter, Route};
 use crate::stats::CacheType;
 use crate::store::{EvictedEntries, Hit};
@@ -128,15 +127,8 @@ impl Inner {
         let mut queries = queries.into_iter();
         let first = queries.next();
         for query in queries {
-            let (group, ctx, sender) = (self.clone(), ctx.clone(), sender.clone());
-            let _ = self.pool.submit(JobFor::Own, move |busy| {
-                let found = query.ask(&group, &ctx);
-                drop(busy);
-                // Fails if the caller waits no longer.
-                let _ = sender.send(found);
-                drop(sender);
-                (group, ctx, query)
-            });
+            let (group, ctx) = (self.clone(), ctx.clone());
+            let _ = self.ask_on_pool(&sender, move || query.ask(&group, &ctx));
         }
         drop(sender);
         let mut found = first.map_or_else(Vec::new, |query| query.ask(self, ctx));

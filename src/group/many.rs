@@ -1,11 +1,12 @@
 //! Gets several keys at once: one request to each owner, and the owners in parallel.
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::unbounded;
 
 use super::fence::Answer;
 use super::load::{FailedPeers, LoadingRetries, half_of, is_no_answer, is_same};
 use super::many_key::{ManyFrom, ManyKey, Results};
 use super::many_stale::StaleValues;
+use super::parallel::next_by;
 use super::populate::Placement;
 use super::removal_clocks::Counted;
 use super::{Inner, LoadBegin, Loaded};
@@ -13,7 +14,6 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load_permits;
-use crate::loader_pool::JobFor;
 use crate::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
@@ -266,19 +266,11 @@ impl Inner {
             }
             // Shared, because a refused job is dropped with its copy.
             let query = Arc::new(query);
-            let submitted = {
-                let (group, ctx, query, sender) =
-                    (self.clone(), ctx.clone(), query.clone(), sender.clone());
-                self.pool.submit(JobFor::Own, move |busy| {
-                    let found = group.ask_owner(&ctx, &query);
-                    drop(busy);
-                    // Fails if the caller has returned already.
-                    let _ = sender.send(found);
-                    drop(sender);
-                    (group, ctx)
-                })
+            let ask = {
+                let (group, ctx, query) = (self.clone(), ctx.clone(), query.clone());
+                move || group.ask_owner(&ctx, &query)
             };
-            if submitted.is_err() {
+            if self.ask_on_pool(&sender, ask).is_err() {
                 here.push(query);
             }
         }
@@ -425,14 +417,6 @@ fn placement_of(route: &Route) -> Placement {
 fn fill(results: &mut Results, found: Found) {
     for (at, result) in found {
         results[at] = Some(result);
-    }
-}
-
-/// The next answer; `None` once all have arrived or failed, or the deadline has passed.
-pub(super) fn next_by<T>(ctx: &Context, answers: &Receiver<T>) -> Option<T> {
-    match ctx.deadline() {
-        None => answers.recv().ok(),
-        Some(deadline) => answers.recv_deadline(deadline).ok(),
     }
 }
 

@@ -76,6 +76,27 @@ impl Inner {
         missing.for_each(|(key, _)| each(key.at, Err(error.clone())));
     }
 
+    /// Runs `ask` on a loader thread, and sends its result once the thread is idle.
+    ///
+    /// # Errors
+    ///
+    /// If no thread is free. Then `ask` is dropped.
+    pub(super) fn ask_on_pool<T: Send + 'static>(
+        &self,
+        sender: &Sender<T>,
+        ask: impl Fn() -> T + Send + 'static,
+    ) -> Result<()> {
+        let sender = sender.clone();
+        self.pool.submit(JobFor::Own, move |busy| {
+            let result = ask();
+            drop(busy);
+            // Fails if the caller has returned already.
+            let _ = sender.send(result);
+            drop(sender);
+            ask
+        })
+    }
+
     /// Starts loader threads that load the keys of `queue`.
     ///
     /// # Errors
@@ -95,7 +116,9 @@ impl Inner {
             let submitted = job_for(&mut waiting.waiter).and_then(|job_for| {
                 let job_for = match job_for {
                     // One thread is enough, so the others are not waited for.
-                    JobFor::Client(kept, _) if started > 0 => JobFor::Client(kept, Instant::now()),
+                    JobFor::Client(guard, _) if started > 0 => {
+                        JobFor::Client(guard, Instant::now())
+                    }
                     job_for => job_for,
                 };
                 let (group, ctx, queue, sender) =
@@ -155,13 +178,21 @@ impl Inner {
     }
 }
 
+/// The next result; `None` once all have arrived or failed, or the deadline has passed.
+pub(super) fn next_by<T>(ctx: &Context, results: &Receiver<T>) -> Option<T> {
+    match ctx.deadline() {
+        None => results.recv().ok(),
+        Some(deadline) => results.recv_deadline(deadline).ok(),
+    }
+}
+
 /// The caller of a job that loads for `waiter`, or else for this process.
 pub(super) fn job_for(waiter: &mut Option<&mut dyn ClientWaiter>) -> Result<JobFor> {
     match waiter {
         None => Ok(JobFor::Own),
         Some(waiter) => {
-            let kept = waiter.start()?;
-            Ok(JobFor::Client(kept, waiter.thread_by()))
+            let guard = waiter.start()?;
+            Ok(JobFor::Client(guard, waiter.thread_by()))
         }
     }
 }

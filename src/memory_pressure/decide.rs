@@ -51,7 +51,7 @@ const MAX_RESERVE: u64 = 64 << 20;
 /// The groups grow again when there was no pressure for this time.
 const CALM: Duration = Duration::from_secs(10);
 
-/// From no limit to the full capacity in this time, if nothing stands against it.
+/// The time in which a limit grows from zero to the full capacity, if the headroom allows it.
 const GROWTH: Duration = Duration::from_secs(16);
 
 /// Waits count as pressure if they take this part of the time between two readings: a tenth.

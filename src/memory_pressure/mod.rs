@@ -163,7 +163,7 @@ impl MemoryPressureBuilder {
         self
     }
 
-    /// Starts to watch. The first reading was decided when this returns.
+    /// Starts to watch. The first reading has taken effect when this returns.
     ///
     /// # Errors
     ///

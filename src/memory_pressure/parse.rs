@@ -105,7 +105,7 @@ fn unescaped(field: &str) -> String {
 }
 
 /// The bytes of a file such as `memory.max`; `None` for `max`, and for the huge numbers with which
-/// version 1 says that there is no limit.
+/// version 1 reports that there is no limit.
 pub(crate) fn limit(text: &str) -> Option<u64> {
     bytes(text).filter(|&bytes| bytes < UNLIMITED)
 }

@@ -86,7 +86,7 @@ impl Node {
         self.server.local_addr()
     }
 
-    /// A key with this prefix that `owner` owns, in the opinion of this node.
+    /// A key with this prefix that `owner` owns, by the list of this node.
     pub fn key_of(&self, owner: &str, prefix: &str) -> String {
         let mut keys = (0..).map(|n| format!("{prefix}{n}"));
         let owned = |key: &String| self.pool.owner(key).as_deref() == Some(owner);

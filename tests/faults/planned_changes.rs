@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    /// Has a node load keys until it asks no peer for them any more, as it does after its start.
+    /// Lets a node load keys until it stops asking peers for them, as it does after its start.
     fn end_first_handoff(&self, node: &Node) {
         wait_for_handoff(node);
         for n in 0.. {
@@ -191,7 +191,7 @@ fn is_taking_over(node: &Node) -> bool {
     format!("{:?}", node.pool).contains("handoff: true")
 }
 
-/// Waits until a node that has just started knows which peers had its keys.
+/// Waits until a node that has just started has the list of the peers that had its keys.
 fn wait_for_handoff(node: &Node) {
     while !is_taking_over(node) {
         thread::sleep(millis(1));

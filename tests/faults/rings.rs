@@ -171,7 +171,7 @@ fn three_hundred_callers_of_a_cold_key_whose_owner_changes_cause_two_loads_at_mo
     let mut nodes = three();
     let urls = nodes.each_ref().map(|node| node.url.clone());
     let (before, after) = (urls[..2].join(" "), urls.join(" "));
-    // A pool that knows no more than the list, so that it names the same owners.
+    // A pool that has only the list, so that it has the same owners.
     let pool = HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
     let pool = pool.build().expect("a pool");
     let owner = |urls: &[String], key: &str| {

@@ -193,7 +193,7 @@ impl Cluster {
     }
 }
 
-/// The states and the causes by which a node is named, one of each.
+/// The states and the causes that the others report of a node, one of each.
 #[derive(Clone, Copy, PartialEq)]
 struct Named {
     states: &'static [&'static str],
@@ -230,7 +230,7 @@ impl Named {
 /// The outcome of a fault.
 struct Outcome {
     before: Figures,
-    /// The time until all others have named the sick node, and how late the machine is.
+    /// The time until all others have reported the sick node, and how late the machine is.
     named: (Duration, Duration),
     during: Figures,
     /// The keys that were first asked for after that, the runs of the getter for them, and the gets of the
@@ -240,7 +240,7 @@ struct Outcome {
     own_gets: u64,
 }
 
-/// Lets a fault happen, which all others are to name, and all of them at the same time.
+/// Lets a fault happen that all others have to report, and all of them at the same time.
 fn outcome_of(cluster: &mut Cluster, named: Named, fault: impl FnOnce(&mut Cluster)) -> Outcome {
     let is_stopped = named == Named::STOPPED;
     cluster.begin(0..NODES, "before-");

@@ -67,7 +67,7 @@ fn killed_peer_costs_each_thread_one_exchange_and_is_asked_again_after_its_resta
     }
 }
 
-/// The requests to or from one node, which fail while it is cut off. The next peek fails if the cable is loose.
+/// The link of one node. Its requests fail while it is cut. The next peek fails if it is loose.
 struct Cable {
     is_cut: Arc<AtomicBool>,
     is_loose: Arc<AtomicBool>,

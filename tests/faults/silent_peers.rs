@@ -222,7 +222,7 @@ fn batches_to_a_peer_come_back_after_one_wrong_answer() {
         while let Some(head) = connection.read_head() {
             if head.starts_with("POST") {
                 counted.fetch_add(1, Ordering::SeqCst);
-                // The proxy's page. The batches after it are answered by nothing but their absence.
+                // The page of the proxy. The node then sends no more batches.
                 connection.send(&failure(
                     "404 Not Found",
                     "Content-Type: text/html\r\n",

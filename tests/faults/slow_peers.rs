@@ -159,7 +159,7 @@ impl Cluster {
         }
     }
 
-    /// Whether each other node has this opinion of a node.
+    /// Whether all other nodes report a node in this state.
     fn all_see(&self, url: &str, state: PeerState) -> bool {
         let sees = |node: &Node| {
             let mut peers = node.pool.peers().into_iter();

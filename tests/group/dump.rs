@@ -119,7 +119,7 @@ fn removed_values_do_not_come_back() {
     let second = Dump::new("removed-later");
     before.dump(&second.0, SCHEMA).unwrap();
     assert_eq!(same.restore(&second.0, options()).unwrap().restored, 1);
-    // It knows of the removal now, so the older dump brings back the other key only.
+    // It has applied the removal now, so the older dump restores the other key only.
     same.clear_local();
     let report = same.restore(&dump.0, options()).unwrap();
     assert_eq!((report.restored, report.removed), (1, 1), "{report:?}");

@@ -282,7 +282,7 @@ fn node_that_was_cut_off_keeps_its_other_entries() {
     for key in &keys {
         pair.h.get(key).expect("a value");
     }
-    // The digests are equal, and each of the two knows it.
+    // The digests are equal, and both nodes have compared them.
     pair.h.remove(&background(), "some").expect("confirmed");
     pair.h.get("some").expect("a value");
     *lock(&pair.link.is_cut) = true;

@@ -249,7 +249,7 @@ fn dropped_and_stale_values_are_not_taken_over() {
     // The process has values of its own, so this is a refresh.
     assert_eq!(tested.get(&["a1!", "a2!"]), ["a1! loaded", "a2! loaded"]);
     assert_eq!(tested.previous[0].asked().len(), 1);
-    // A peer knows of a removal of these.
+    // A peer has applied a removal of these.
     tested.group.serve_remove(&RemoveKeysRequest {
         group: "moved".into(),
         keys: vec!["a3!".into(), "a4!".into()],

@@ -16,7 +16,7 @@ fn loading(times: i64) -> Arc<FakePeer> {
     })
 }
 
-/// A peer that is silent until the time that it gets is over, and notes that time.
+/// A peer that is silent until the time that it gets is over, and records that time.
 fn silent() -> (Arc<FakePeer>, Arc<Mutex<Vec<Duration>>>) {
     let times: Arc<Mutex<Vec<Duration>>> = Arc::default();
     let noted = times.clone();

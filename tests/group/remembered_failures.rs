@@ -92,7 +92,7 @@ fn failure_is_forgotten_once_a_load_succeeds() {
     fails(3);
 }
 
-/// The owner had no thread or no run left. That says nothing about the key.
+/// The owner had no thread or no run left, which is no failure of the key.
 #[test]
 fn overload_of_the_owner_is_not_remembered() {
     let (clock, is_busy) = (Clock::manual(), Arc::new(AtomicBool::new(false)));

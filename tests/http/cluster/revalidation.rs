@@ -12,7 +12,7 @@ use larder::{ByteView, Clock, Context, GetOptions, Group, Registry, Result, SetO
 
 use super::PATIENCE;
 
-/// Notes the status of each response for a key, and the length of its body.
+/// Records the status of each response for a key, and the length of its body.
 struct Noting(Arc<dyn Transport>, Arc<Mutex<Vec<(u16, u64)>>>);
 
 impl Transport for Noting {

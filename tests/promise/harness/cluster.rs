@@ -337,7 +337,7 @@ impl<'w> Cluster<'w> {
         Ok(())
     }
 
-    /// Ends all processes, and judges everything that they noted.
+    /// Ends all processes, and judges everything that they recorded.
     pub fn finish(mut self) -> Result<Verdict> {
         let status = (0..self.nodes()).map(|node| self.ask(node, "status"));
         let status = status.collect::<Result<_>>()?;
