@@ -169,7 +169,8 @@ impl GroupBuilder {
     /// The longest key, in bytes, up to 65,535. Default: 8 KiB.
     ///
     /// A key whose escaped form does not fit into a peer's request head (8 KiB by default) is loaded
-    /// in this process, even if a peer owns it.
+    /// in this process, even if a peer owns it. A [`set`](crate::Group::set) of such a key fails if a peer
+    /// owns it; a removal reaches all peers.
     pub fn max_key_size(mut self, bytes: usize) -> Self {
         self.max_key_size = bytes;
         self
