@@ -91,13 +91,15 @@ impl Expiries {
             return;
         }
         self.ticks.truncate(slots);
-        let mut smaller = Expiries::default();
+        // Freed before the new ones are made. The ticks stay where they are.
+        self.levels.clear();
         if self.ticks.iter().any(|&tick| tick != Tick::NEVER) {
-            smaller.ticks = self.ticks.clone();
-            let len = fill_up(&mut smaller.ticks, slots);
-            smaller.add_levels(len);
+            let len = fill_up(&mut self.ticks, slots);
+            self.ticks.shrink_to_fit();
+            self.add_levels(len);
+        } else {
+            *self = Expiries::default();
         }
-        *self = smaller;
     }
 
     fn grow(&mut self, slots: usize) {
@@ -229,7 +231,7 @@ mod tests {
         /// The tree finds the earliest expiry and the expired slots that a plain list has.
         #[test]
         fn agrees_with_a_plain_list(
-            ops in proptest::collection::vec((0..600_u32, proptest::option::of(0..100_u64)), 1..200),
+            ops in proptest::collection::vec((0..1500_u32, proptest::option::of(0..100_u64)), 1..200),
         ) {
             let mut tree = Expiries::default();
             let mut list: Vec<Option<u64>> = Vec::new();
@@ -253,16 +255,19 @@ mod tests {
                 }
             }
             let used = list.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            let before = tree.ticks.as_ptr();
             tree.shrink(used);
             list.truncate(used);
+            let has_mapping = cfg!(unix) && tree.ticks.len() * size_of::<Tick>() >= 8 << 10;
+            prop_assert!(!has_mapping || tree.ticks.as_ptr() == before, "it is copied");
             let earliest = list.iter().flatten().min();
             prop_assert_eq!(tree.earliest(), earliest.map_or(Tick::NEVER, |&n| tick(n)));
-            for slot in 0..700 {
+            for slot in 0..1700 {
                 let nanos = list.get(slot as usize).copied().flatten();
                 prop_assert_eq!(tree.get(slot), nanos.map(tick));
             }
-            tree.set(650, 651, Some(tick(1000)));
-            prop_assert_eq!(tree.get(650), Some(tick(1000)));
+            tree.set(1650, 1651, Some(tick(1000)));
+            prop_assert_eq!(tree.get(1650), Some(tick(1000)));
         }
     }
 
