@@ -105,23 +105,31 @@ fn idle_strangers_make_room_for_a_new_client_while_they_go_on() {
         assert_eq!(stranger.reply().value(), "k");
     }
     thread::sleep(IDLE);
+    let mut times = Vec::new();
     for stranger in strangers.iter_mut().take(20) {
         let time = |server: &Server| {
             let started = Instant::now();
             assert_eq!(ask(server.local_addr(), get("new")).value(), "new");
             started.elapsed()
         };
-        let (took, usual) = (time(&server), time(&control));
-        assert!(
-            took <= Duration::from_millis(100) + 8 * usual,
-            "{took:?}, elsewhere {usual:?}"
-        );
+        times.push([time(&server), time(&control)]);
         // A stranger that was closed connects again.
         let is_open = stranger.try_send(get("k").as_bytes()).is_ok();
         if !is_open || !matches!(stranger.try_reply(true), Ok(Some(_))) {
             *stranger = Client::connect(addr);
         }
         thread::sleep(IDLE / 10);
+    }
+    // The machine may be busy for a moment, so the single times have a higher bound than their median.
+    for (at, bound) in [(times.len() / 2, 100), (times.len() - 1, 2_000)] {
+        let [took, usual] = [0, 1].map(|of| {
+            times.sort_by_key(|pair| pair[of]);
+            times[at][of]
+        });
+        assert!(
+            took <= Duration::from_millis(bound) + 8 * usual,
+            "{took:?}, elsewhere {usual:?}: {times:?}"
+        );
     }
 }
 
