@@ -136,10 +136,13 @@ impl PeerHealth {
     }
 
     fn note_error(&self, error: &Error) {
-        *self.last_failure.lock() = Some(PeerFailure {
+        let failure = PeerFailure {
             error: error.clone(),
             at: SystemTime::now(),
-        });
+        };
+        let replaced = self.last_failure.lock().replace(failure);
+        // An error may hold user code, so it is dropped without the lock.
+        drop(replaced);
     }
 
     /// The state for a report, and its cause.

@@ -93,6 +93,65 @@ mod threads {
         watch.watched.lock().is_running
     }
 
+    /// The cause of an error. Its drop asks for the last failure of the peer, as that of a program's transport may.
+    #[derive(Debug)]
+    struct Asking(Arc<Asked>);
+
+    struct Asked {
+        health: PeerHealth,
+        ended: std::sync::mpsc::Sender<String>,
+    }
+
+    impl std::fmt::Debug for Asked {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Asked")
+        }
+    }
+
+    impl std::fmt::Display for Asking {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the cause")
+        }
+    }
+
+    impl std::error::Error for Asking {}
+
+    impl Drop for Asking {
+        fn drop(&mut self) {
+            let failure = self.0.health.last_failure().expect("the second error");
+            let message = failure.error.to_string();
+            self.0.ended.send(message).expect("the test waits");
+        }
+    }
+
+    #[test]
+    fn error_whose_drop_asks_for_the_last_failure_gets_it() {
+        let (ended, ends) = std::sync::mpsc::channel();
+        let health = PeerHealth::new(Duration::from_secs(1));
+        let asked = Arc::new(Asked { health, ended });
+        let replacing = {
+            let asked = asked.clone();
+            move || {
+                let now = Instant::now();
+                let cause = Asking(asked.clone());
+                let first = Error::with_source(ErrorKind::Peer, "the first", cause);
+                let _ = asked
+                    .health
+                    .on_failure(now, now, ExchangeEnd::Unreachable, &first);
+                drop(first);
+                // Replaces the last reference to the first one.
+                let second = Error::new(ErrorKind::Peer, "the second");
+                let _ = asked
+                    .health
+                    .on_failure(now, now, ExchangeEnd::Unreachable, &second);
+            }
+        };
+        let thread = std::thread::spawn(replacing);
+        let message = ends.recv_timeout(Duration::from_secs(20));
+        assert!(message.expect("no deadlock").contains("the second"));
+        thread.join().expect("no panic");
+    }
+
     #[test]
     fn peer_that_answers_a_probe_is_closed_and_the_thread_ends() {
         let setting = Setting::new(3, LONG);
