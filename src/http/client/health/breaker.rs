@@ -4,14 +4,14 @@
 //!            unreachable, or three failures in a row
 //!   closed ──────────────────────────────────────────▶ open ──┐ the probe fails:
 //!     ▲                                                 │  ▲  │ the window doubles, up to 30 s
-//!     └──── a probe is answered; three after time-outs ─┘  └──┘
+//!     └──── a probe is answered; five after time-outs ──┘  └──┘
 //! ```
 //!
 //! While a breaker is open, callers ask another peer. One probe is sent in each window, by a thread of
 //! its own. A peer that fails again within 30 s of its recovery begins with a window twice as long as
 //! the last time, up to 5 min.
 //!
-//! A peer that loses packets answers some of the probes. So a peer that timed out has to answer three in a row.
+//! A peer that loses packets answers some of the probes. So a peer that timed out has to answer five in a row.
 
 use std::time::{Duration, Instant};
 
@@ -249,8 +249,9 @@ fn with_jitter(window: Duration, jitter: f64) -> Duration {
 const FAILURES: u32 = 3;
 
 /// The probes in a row that a peer answers after time-outs until it is asked again. One that loses 30 of 100
-/// packets in each direction answers about two probes of five, but three in a row only in one window of fifteen.
-const ANSWERS: u32 = 3;
+/// packets in each direction answers about two probes of five, but five in a row only in one window of a hundred.
+/// Each return of such a peer costs its callers dozens of requests until it is down again.
+const ANSWERS: u32 = 5;
 
 /// The time between two probes of such a row.
 const BETWEEN_ANSWERS: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 500 });
@@ -385,12 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn peer_that_timed_out_answers_three_probes_in_a_row_before_it_is_asked() {
+    fn peer_that_timed_out_answers_five_probes_in_a_row_before_it_is_asked() {
         let mut peer = TimedBreaker::new();
         let opened = [(); 3].map(|()| peer.note(PATIENCE, TimedOut));
         assert_eq!(opened, [false, false, true]);
-        let waits = [true, true, false, true, true].map(|answers| peer.probe(answers).as_millis());
-        assert_eq!(waits, [1000, 500, 500, 2000, 500]);
+        let ends = [true, true, true, true, false, true, true, true, true];
+        let waits = ends.map(|answers| peer.probe(answers).as_millis());
+        assert_eq!(waits, [1000, 500, 500, 500, 500, 2000, 500, 500, 500]);
         assert!(peer.breaker.open_since().is_some());
         assert_eq!(peer.probe(true), BETWEEN_ANSWERS);
         assert_eq!(peer.breaker.open_since(), None);
@@ -516,7 +518,7 @@ mod tests {
                         if opened {
                             row.clear();
                             last_probe = Some(now);
-                            (needed, answers) = (if end == TimedOut { 3 } else { 1 }, 0);
+                            (needed, answers) = (if end == TimedOut { 5 } else { 1 }, 0);
                         }
                     }
                     Step::Wait(ms, answered) => {
