@@ -267,8 +267,8 @@ impl HttpPool {
     }
 }
 
-/// Asks the pool's own picker in each method, so that a picker of the program that wraps a pool passes peers over
-/// that do not answer, as the pool itself does.
+/// Each method asks the pool's own picker. So a picker of the program that wraps a pool passes over peers that do
+/// not answer, as the pool does.
 impl PeerPicker for HttpPool {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         self.inner.picker.pick_peer(key)
