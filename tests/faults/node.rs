@@ -11,11 +11,12 @@ use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::http::{HttpPool, Server};
+use larder::http::{HttpPool, Server, Transport, TransportRequest, TransportResponse};
 use larder::{BoxError, Context, Error, Group, Registry, Sink};
 
-use crate::cluster::{GROUP, see_requests};
+use crate::cluster::GROUP;
 use crate::common::{Gate, PATIENCE};
+use crate::late_peeks::only_peeks_are_posts;
 use crate::load::Load;
 use crate::process::MARK;
 
@@ -29,9 +30,41 @@ struct Node {
     load: Option<Load>,
 }
 
-/// The requests for keys to each peer, by its URL.
+/// The requests for keys.
 #[derive(Default)]
-struct Requests(Mutex<HashMap<String, u64>>);
+struct Requests {
+    /// Those to each peer, by its URL.
+    sent: Mutex<HashMap<String, u64>>,
+    /// The gets to all peers that failed, without peeks.
+    failed_gets: AtomicUsize,
+}
+
+/// A connection whose requests for keys are counted.
+struct Counted {
+    requests: Arc<Requests>,
+    url: String,
+    inner: Arc<dyn Transport>,
+}
+
+impl Transport for Counted {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> larder::Result<TransportResponse> {
+        let is_for_keys = request.path().starts_with("/_groupcache/values");
+        if is_for_keys {
+            let mut sent = self.requests.sent.lock().expect("no panic");
+            *sent.entry(self.url.clone()).or_default() += 1;
+        }
+        let is_get = is_for_keys && request.method() == "GET";
+        let result = self.inner.round_trip(ctx, request);
+        if is_get && result.is_err() {
+            self.requests.failed_gets.fetch_add(1, Ordering::SeqCst);
+        }
+        result
+    }
+}
 
 /// The runs of the getter now, and the most at the same time.
 #[derive(Default)]
@@ -130,12 +163,17 @@ fn counting_pool(
         .exchange_timeout(options.millis("exchange_ms", PATIENCE))
         .absent_after(options.millis("absent_ms", Duration::from_secs(60)))
         .slow_after(options.millis("slow_ms", Duration::from_millis(20)));
-    let pool = see_requests(pool, move |url, request| {
-        if request.path().starts_with("/_groupcache/values") {
-            let mut requests = requests.0.lock().expect("no panic");
-            *requests.entry(url.to_owned()).or_default() += 1;
-        }
+    let pool = pool.transport(move |url, inner| {
+        Arc::new(Counted {
+            requests: requests.clone(),
+            url: url.to_owned(),
+            inner,
+        })
     });
+    let pool = match options.number("single_gets") {
+        Some(1) => only_peeks_are_posts(pool),
+        _ => pool,
+    };
     pool.build().expect("a pool")
 }
 
@@ -244,7 +282,7 @@ impl Node {
             ["loaded", prefix] => self.loaded(prefix),
             // The requests for keys to this peer, and to all, and the loads by peers.
             ["requests", url] => {
-                let requests = self.requests.0.lock().expect("no panic");
+                let requests = self.requests.sent.lock().expect("no panic");
                 let (to_one, to_all) = (requests.get(url), requests.values().sum::<u64>());
                 let (to_one, loads) = (to_one.copied(), self.group.stats().peer_loads);
                 let to_one = to_one.unwrap_or_default();
@@ -257,7 +295,10 @@ impl Node {
                 format!("{found:?}")
             }
             ["served"] => self.group.stats().server_requests.to_string(),
-            ["peer-errors"] => self.group.stats().peer_errors.to_string(),
+            ["failed-gets"] => {
+                let failed = self.requests.failed_gets.load(Ordering::SeqCst);
+                failed.to_string()
+            }
             ["memory"] => of_process("VmRSS:").to_string(),
             // The threads whose names begin so.
             ["threads", name] => threads(name).to_string(),

@@ -197,10 +197,12 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
         });
         start.elapsed()
     });
-    // Three seconds of late answers, the first of which is late itself.
+    // Three seconds of late answers, the first of which is late itself. A peer is slow beside the others: where
+    // those take long, too, fewer of its answers are.
+    let usual = before.p99.max(millis(80)).as_secs_f64() / millis(80).as_secs_f64();
     assert!(
-        named <= seconds(6) + 20 * late,
-        "{named:?}, control {late:?}"
+        named <= seconds(6).mul_f64(usual) + 20 * late,
+        "{named:?}, control {late:?}, {before:?}"
     );
     let during = cluster.load(others, "during ", || thread::sleep(seconds(4)));
     let all_callers = cluster.load(all, "all ", || thread::sleep(seconds(2)));
