@@ -14,8 +14,12 @@ impl Store {
     /// Removes expired entries of any shard while the store has no room for an entry of `len` bytes.
     /// So none of them causes the eviction of another entry.
     pub(super) fn make_room_from_expired(&self, len: usize, evicted: &mut EvictedEntries) {
-        let weight = weight::of_entry(len) + weight::EXPIRY as u64;
-        if !self.budget.has_room(weight) && weight <= self.capacity() {
+        let weight = weight::of_entry(len);
+        if weight > self.capacity() {
+            return;
+        }
+        let weight = weight.saturating_add(weight::EXPIRY as u64);
+        if !self.budget.has_room(weight) {
             let now = self.timing.clock.now();
             self.remove_expired(now, evicted, |update| !update.ledger.has_room(weight));
         }

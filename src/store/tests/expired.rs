@@ -132,6 +132,37 @@ fn insertion_takes_the_room_of_expired_entries_of_other_shards() {
 }
 
 #[test]
+fn value_that_takes_the_whole_capacity_leaves_no_expired_entry() {
+    each_policy(|eviction, shards| {
+        let clock = Clock::manual();
+        let len = 4096;
+        let store = store(weight::of_entry(len), eviction, shards, &clock);
+        for n in 0..8 {
+            put(
+                &store,
+                &n.to_string(),
+                &[0; 50],
+                CacheType::Main,
+                Some(SECOND),
+            );
+        }
+        put(&store, "live", &[0; 50], CacheType::Main, None);
+        clock.advance(SECOND);
+        // A shard without entries that expire does not charge this one for its expiry.
+        for key in ["large0", "large1", "large2", "large3"] {
+            put(
+                &store,
+                key,
+                &vec![0; len - key.len()],
+                CacheType::Main,
+                None,
+            );
+            assert_eq!(dead(&store), 0, "{eviction:?} {shards}");
+        }
+    });
+}
+
+#[test]
 fn large_value_is_admitted_in_the_room_of_expired_entries() {
     each_policy(|eviction, shards| {
         let clock = Clock::manual();
