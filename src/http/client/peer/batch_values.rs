@@ -6,7 +6,7 @@ use crate::byteview::ByteView;
 use crate::clock::saturating_nanos;
 use crate::error::{Error, Result};
 use crate::heap::SharedBytes;
-use crate::http::client::peer::fields::response_of;
+use crate::http::client::peer::messages::response_of;
 use crate::peers::PeerResponse;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

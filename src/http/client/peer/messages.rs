@@ -1,13 +1,14 @@
-//! Reads the responses of a peer: the bodies with values and other messages, and the errors.
+//! Reads the responses of a peer: values with their fields, other messages, and errors.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use crate::byteview::ByteView;
+use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::heap::SharedBytes;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::peer::fields::response_of;
 use crate::http::client::transport::{ResponseBytes, TransportResponse};
 use crate::peers::PeerResponse;
 use crate::wire;
@@ -130,6 +131,35 @@ impl HttpPeer {
         };
         (error, true)
     }
+}
+
+/// The response with this value and the fields of a body, which names its key or not.
+#[inline]
+pub(super) fn response_of(fields: &wire::Fields, is_keyed: bool, value: ByteView) -> PeerResponse {
+    PeerResponse {
+        value,
+        ttl: ttl_of(fields),
+        age: fields.age_ms.map(Duration::from_millis),
+        stale: fields.stale_ms.map(Duration::from_millis),
+        // A server of larder leaves the field out if there was no removal.
+        removals: is_keyed.then(|| fields.removals.unwrap_or(0)),
+        minute_qps: fields.minute_qps,
+        load_time: fields
+            .load_micros
+            .map_or(Duration::ZERO, Duration::from_micros),
+    }
+}
+
+/// How long a value may be kept. Zero if its time has passed: the value is then returned to the
+/// caller but not cached.
+fn ttl_of(fields: &wire::Fields) -> Option<Duration> {
+    if let Some(nanos) = fields.ttl_nanos {
+        return Some(Duration::from_nanos(nanos));
+    }
+    let left = fields
+        .expire_unix_nanos?
+        .saturating_sub(Clock::system().unix_nanos());
+    Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
 }
 
 /// Reads a body of at most `max` bytes to its end, which also returns its connection to the pool.

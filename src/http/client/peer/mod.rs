@@ -1,7 +1,6 @@
 //! A peer that is asked over HTTP: the requests, and what follows from each response.
 //!
-//! - This file: one key, and a batch. `messages`: reads the responses and the errors. `fields`: the times and
-//!   marks of a response.
+//! - This file: one key, and a batch. `messages`: reads the responses, with their fields, and the errors.
 //! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
 //! - `many`: several keys that one caller asks for.
 //! - `revalidate`: a request for a value that is cached already.
@@ -13,7 +12,6 @@
 pub(crate) mod batch;
 mod batch_values;
 mod changes;
-mod fields;
 mod health;
 pub(crate) mod list_check;
 mod many;

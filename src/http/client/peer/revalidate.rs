@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::peer::fields::response_of;
+use crate::http::client::peer::messages::response_of;
 use crate::http::client::transport::TransportResponse;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter};

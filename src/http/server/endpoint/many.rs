@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, Result};
-use crate::http::server::endpoint::fields::fields_of;
+use crate::http::server::endpoint::reply::fields_of;
 use crate::pb::GetManyRequest;
 use crate::peers::PeerResponse;
 use crate::wire::{self, Body, ManyBody};

@@ -1,10 +1,9 @@
 //! Responds to the requests of peers, for this crate's server and for tiny_http.
 //!
 //! - This file: gets of one key. `many`: of several. `changes`: removals and sets.
-//! - `reply`: a response, or a value with its fields. `fields`: the fields of a value.
+//! - `reply`: a response, or a value with its fields.
 
 mod changes;
-mod fields;
 mod many;
 pub(crate) mod reply;
 
@@ -16,9 +15,8 @@ use crate::group::Group;
 use crate::group::registry::Registry;
 use crate::http::config::{Config, KnownPeers, MAX_BATCH_KEYS};
 use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
-use crate::http::server::endpoint::fields::{fields_of, nanos};
 use crate::http::server::endpoint::many::ManyReply;
-use crate::http::server::endpoint::reply::{Reply, ValueReply};
+use crate::http::server::endpoint::reply::{Reply, ValueReply, fields_of, nanos};
 use crate::http::server::handler::Request;
 use crate::http::server::head::split_target;
 use crate::http::server::response::Response;
