@@ -12,6 +12,8 @@ use crate::http::client::transport::response::BadResponse;
 /// A connection that carries one exchange after the other.
 pub(crate) struct PeerConnection {
     stream: TcpStream,
+    /// The address that it was connected to.
+    address: SocketAddr,
     /// The time of the last exchange.
     time: ExchangeTime,
     /// The most bytes of one response, head included.
@@ -43,12 +45,15 @@ impl PeerConnection {
         max_response: u64,
         deadline: Instant,
     ) -> io::Result<Self> {
-        let connected = connect_to_any(&addresses.get(deadline)?, deadline, connect_to);
+        let connect = |address, timeout| Ok((connect_to(address, timeout)?, address));
+        let connected = connect_to_any(&addresses.get(deadline)?, deadline, connect);
         if connected.is_err() {
             addresses.refresh();
         }
+        let (stream, address) = connected?;
         Ok(PeerConnection {
-            stream: connected?,
+            stream,
+            address,
             time: ExchangeTime {
                 begun: Instant::now(),
                 limit: Duration::ZERO,
@@ -96,6 +101,11 @@ impl PeerConnection {
         self.opened_by == process_number()
             && ((is_keyed && now < self.begun() + UNCHECKED)
                 || (!self.is_too_old(now) && is_silent(&self.stream)))
+    }
+
+    /// The address that it was connected to.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// When the last exchange began.
@@ -395,6 +405,13 @@ pub(crate) mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(20)
+    }
+
+    impl PeerConnection {
+        /// Waits until the peer has closed the connection.
+        pub(crate) fn wait_for_end(&self) {
+            assert_eq!(self.stream.peek(&mut [0]).unwrap(), 0);
+        }
     }
 
     /// A connection, and its other end.

@@ -50,7 +50,10 @@ impl DirectTransport {
                 return response;
             };
             match StaleConnection::in_error(error) {
-                Some(StaleConnection::Closed) => self.pool.clear(),
+                Some(StaleConnection::Closed) => {
+                    self.pool.clear();
+                    self.pool.target.addresses().refresh();
+                }
                 Some(StaleConnection::Silent) => {
                     self.pool.close_unused_since(now);
                     return response;

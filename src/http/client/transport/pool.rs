@@ -41,7 +41,7 @@ impl ConnectionPool {
                     None => idle.pop_back(),
                 }?
             };
-            if connection.source.is_usable(now, self.target.is_keyed()) {
+            if self.target.may_use(&connection.source, now) {
                 return Some(connection);
             }
         }

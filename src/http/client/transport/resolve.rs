@@ -17,9 +17,12 @@ use crate::sync::{Arc, Condvar, Mutex, spawn};
 /// It waits only while no address is known at all, and no longer than it may take to connect.
 ///
 /// The look-up is repeated in the background when a new connection is needed and the result is
-/// over [`FRESH`] old, or when no address could be connected to. The known addresses are used
-/// until then. At least [`PAUSE`] passes between two look-ups, and a failed one keeps the known
-/// addresses.
+/// over [`FRESH`] old, or when no address could be connected to, or the peer closed a connection. The
+/// known addresses are used until then. At least [`PAUSE`] passes between two look-ups, and a failed one
+/// keeps the known addresses.
+///
+/// An address that a peer lost can belong to another node soon, which answers requests for all keys. So
+/// connections to it are not used any more.
 pub(crate) enum Addresses {
     Literal(Arc<[SocketAddr]>),
     Name(Arc<HostName>),
@@ -94,7 +97,16 @@ impl Addresses {
         }
     }
 
-    /// Looks the name up again, in the background. Called if no address could be connected to.
+    /// Whether the peer still has this address, as far as is known. It had it once.
+    pub(crate) fn has(&self, address: SocketAddr) -> bool {
+        match self {
+            Addresses::Literal(_) => true,
+            Addresses::Name(name) => name.state.lock().known.contains(&address),
+        }
+    }
+
+    /// Looks the name up again, in the background. Called if no address could be connected to, or the peer
+    /// closed a connection: it may have moved.
     pub(crate) fn refresh(&self) {
         if let Addresses::Name(name) = self {
             name.refresh(PAUSE);
@@ -184,6 +196,9 @@ const MAX_ADDRESSES: usize = 16;
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
+    use crate::http::client::transport::target::Target;
+    use crate::http::config::Config;
+    use std::net::TcpListener;
     use std::sync::mpsc;
 
     fn soon() -> Instant {
@@ -282,5 +297,58 @@ mod tests {
         assert_eq!(state.failure.as_deref(), Some("down"));
         drop(state);
         assert_eq!(addresses.get(soon()).unwrap(), known);
+    }
+
+    /// A peer with a name, which looks up these addresses in turn, one with each look-up.
+    fn peer_at(addresses: Vec<SocketAddr>) -> Arc<Target> {
+        let answers = Mutex::new(addresses.into_iter());
+        let look_up = move |_: &str, _| Ok(answers.lock().next().into_iter().collect());
+        let addresses = Addresses::with_look_up(&named(), look_up);
+        Target::with_addresses(&named(), &Arc::new(Config::for_test()), addresses)
+    }
+
+    /// Makes the last look-up one of long ago, and waits for its end.
+    fn forget_pause(addresses: &Addresses) -> &HostName {
+        let Addresses::Name(name) = addresses else {
+            panic!("not a name")
+        };
+        let mut state = name.state.lock();
+        while state.running {
+            state = name.finished.wait_timeout(state, Duration::from_secs(5));
+        }
+        state.ended = None;
+        name
+    }
+
+    #[test]
+    fn connection_to_an_address_that_the_peer_lost_is_not_used() {
+        let servers = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [old, new] = servers.each_ref().map(|s| s.local_addr().unwrap());
+        let target = peer_at(vec![old, new]);
+        let connection = target.connect(soon()).unwrap();
+        assert_eq!(connection.address(), old);
+        assert!(target.may_use(&connection, Instant::now()));
+        // The peer moved, and its old address belongs to another node: it accepts connections.
+        forget_pause(target.addresses());
+        target.addresses().refresh();
+        forget_pause(target.addresses());
+        assert!(!target.may_use(&connection, Instant::now()));
+        assert_eq!(target.connect(soon()).unwrap().address(), new);
+    }
+
+    #[test]
+    fn name_of_a_peer_that_closed_a_connection_is_looked_up_again() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let old = server.local_addr().unwrap();
+        let new = SocketAddr::from(([10, 0, 0, 1], 81));
+        let target = peer_at(vec![old, new]);
+        let connection = target.connect(soon()).unwrap();
+        forget_pause(target.addresses());
+        assert!(target.may_use(&connection, Instant::now()));
+        drop(server.accept().unwrap());
+        connection.wait_for_end();
+        assert!(!target.may_use(&connection, Instant::now()));
+        forget_pause(target.addresses());
+        assert_eq!(target.addresses().known()[..], [new]);
     }
 }

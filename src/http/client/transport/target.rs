@@ -26,12 +26,24 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn new(url: &PeerUrl, config: &Arc<Config>) -> Arc<Self> {
+        Self::with_addresses(url, config, Addresses::new(url))
+    }
+
+    pub(crate) fn with_addresses(
+        url: &PeerUrl,
+        config: &Arc<Config>,
+        addresses: Addresses,
+    ) -> Arc<Self> {
         Arc::new(Target {
             url: url.clone(),
             config: config.clone(),
-            addresses: Addresses::new(url),
+            addresses,
             is_keyed: AtomicBool::new(false),
         })
+    }
+
+    pub(crate) fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// Whether the peer has this address, as far as is known.
@@ -87,6 +99,17 @@ impl Target {
         let deadline = deadline.min(Instant::now() + self.config.connect_timeout);
         let max_response = self.max_body().saturating_add(MAX_FRAMING);
         PeerConnection::connect(&self.addresses, max_response, deadline)
+    }
+
+    /// Whether an idle connection can carry another exchange with this peer.
+    pub(crate) fn may_use(&self, connection: &PeerConnection, now: Instant) -> bool {
+        if connection.is_usable(now, self.is_keyed()) {
+            return self.addresses.has(connection.address());
+        }
+        if !connection.is_too_old(now) {
+            self.addresses.refresh();
+        }
+        false
     }
 
     /// The most bytes of the body of a response that are read.

@@ -58,6 +58,7 @@ impl UreqTransport {
             self.close_idle();
         }
         if stale == Some(StaleConnection::Closed) {
+            self.target.addresses().refresh();
             response = self.run(request, deadline);
         }
         let (parts, body) = response?.into_parts();
@@ -306,10 +307,7 @@ impl UreqIo for UreqStream {
     fn is_open(&mut self) -> bool {
         self.made_in == self.generation.load(Ordering::Relaxed)
             && self.reader.is_empty()
-            && self
-                .reader
-                .source
-                .is_usable(Instant::now(), self.target.is_keyed())
+            && self.target.may_use(&self.reader.source, Instant::now())
     }
 }
 
