@@ -227,7 +227,8 @@ impl HttpPool {
     /// logged as a warning. While the list changes, the number grows for a moment. If it grows on,
     /// processes disagree about owners, and keys are loaded more than once. A listed peer that turns
     /// out to be this process, because its URL is written differently, is logged as an error, and
-    /// this process then loads that peer's keys itself.
+    /// this process then loads that peer's keys itself. The peer is asked again after 30 s, since the name
+    /// of another one may have led here for a moment.
     pub fn peer_list_differences(&self) -> u64 {
         self.inner.membership.differences()
     }

@@ -3,8 +3,9 @@
 
 use std::io::Read;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::clock::saturating_nanos;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::client::peer::HttpPeer;
@@ -14,9 +15,11 @@ use crate::sync::spawn;
 use crate::wire::{LEAVE_PATH, PEERS_PAGE};
 
 impl HttpPeer {
-    /// Whether this peer has turned out to be this process, listed under another name than its own.
+    /// Whether this peer has turned out to be this process, listed under another name than its own. That
+    /// holds for [`HERE`]: the address of another node may have led here only for a while.
     pub(crate) fn is_this_process(&self) -> bool {
-        self.is_this_process.load(Ordering::Relaxed)
+        let until = self.here_until.load(Ordering::Relaxed);
+        until != 0 && self.nanos(Instant::now()) < until
     }
 
     /// Handles the mark of a response. Most responses have none.
@@ -35,7 +38,8 @@ impl HttpPeer {
     }
 
     fn note_this_process(&self) {
-        if !self.is_this_process.swap(true, Ordering::Relaxed) {
+        let until = self.nanos(Instant::now() + HERE);
+        if self.here_until.swap(until, Ordering::Relaxed) == 0 {
             log::error!(
                 "the peer {} in the list is this process, whose own URL is written differently: write \
                  both alike, or give the peer an id; until then, this process loads the keys of that \
@@ -43,6 +47,10 @@ impl HttpPeer {
                 self.url,
             );
         }
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        saturating_nanos(at.saturating_duration_since(self.made))
     }
 
     /// Logs both lists, on a thread that asks the peer for its own. A caller waits for neither.
@@ -62,8 +70,7 @@ impl HttpPeer {
         let _ = spawn("larder-peers", Some(STACK), log);
     }
 
-    /// Reads the peer's page with its list of peers, within the exchange time-out. It fails if there is
-    /// none.
+    /// Reads the peer's page with its list of peers, within the exchange time-out. It fails if there is none.
     pub(crate) fn page_reader(&self) -> impl Fn() -> Result<String> + use<> {
         let (transport, timeout) = (self.transport.clone(), self.config.exchange_timeout);
         let path = format!("{}{PEERS_PAGE}", self.base);
@@ -103,5 +110,35 @@ fn text_of(response: TransportResponse) -> String {
 /// The most bytes of another process's lists that are read and logged: those of thousands of peers.
 const MAX_TEXT: u64 = 1 << 20;
 
+/// How long a peer is taken for this process.
+const HERE: Duration = Duration::from_secs(30);
+
 /// In bytes.
 const STACK: usize = 256 << 10;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::http::client::health::watch::Watch;
+    use crate::http::client::transport::default::default_transport;
+    use crate::http::client::transport::target::Target;
+    use crate::http::client::transport::url::PeerUrl;
+    use crate::http::config::Config;
+    use crate::http::membership::Membership;
+    use crate::sync::Arc;
+
+    #[test]
+    fn peer_whose_address_led_here_once_is_asked_again_later() {
+        let url = PeerUrl::parse("http://127.0.0.1:1").expect("a URL");
+        let target = Target::new(&url, &Arc::new(Config::for_test()));
+        let by = default_transport(target.clone());
+        let watch = Watch::new(HERE, HERE);
+        let mut peer = HttpPeer::new(target, Arc::new(Membership::new()), by, watch);
+        for _ in 0..2 {
+            assert!(!peer.is_this_process());
+            peer.note_this_process();
+            assert!(peer.is_this_process());
+            peer.made -= HERE;
+        }
+    }
+}

@@ -46,7 +46,7 @@ use crate::http::membership::Membership;
 use crate::pb::{ClearRequest, GetRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::peers::{PeerResponse, ProtoGetter};
 use crate::sync::Arc;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::AtomicU64;
 use crate::wire;
 
 /// One peer.
@@ -72,8 +72,10 @@ pub(crate) struct HttpPeer {
     batcher: Batcher<BatchResult>,
     policy: BatchPolicy,
     membership: Arc<Membership>,
-    /// See [`is_this_process`](Self::is_this_process).
-    is_this_process: AtomicBool,
+    made: Instant,
+    /// The end of the time for which it [is this process](Self::is_this_process), in nanoseconds since
+    /// `made`; 0 if it never was.
+    here_until: AtomicU64,
     health: Arc<PeerHealth>,
     watch: Arc<Watch>,
 }
@@ -104,7 +106,8 @@ impl HttpPeer {
             watch,
             target,
             membership,
-            is_this_process: AtomicBool::new(false),
+            made: Instant::now(),
+            here_until: AtomicU64::new(0),
         }
     }
 
