@@ -3,8 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use larder::http::PeerState;
 use larder::pb::GetResponse;
-use larder::{Context, ErrorKind, ProtoMessage};
+use larder::{Context, ErrorKind, PeerPicker, ProtoMessage};
 
 use super::raw_server::{RawServer, body, ok};
 use super::{ask, get, peer_error, pool_of, pool_with};
@@ -64,6 +65,32 @@ fn request_ends_at_an_earlier_deadline_of_the_caller() {
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
         assert!((100..700).contains(&took), "{took} ms");
     }
+}
+
+#[test]
+fn late_answers_of_a_previous_owner_do_not_make_it_count_as_down() {
+    let server = RawServer::silent();
+    let exchange_timeout = Duration::from_millis(25);
+    let pool = pool_with(&server.url, |builder| {
+        builder.exchange_timeout(exchange_timeout)
+    });
+    let peer = pool.pick_peer("k").expect("the key is the peer's");
+    let begun = Instant::now();
+    for _ in 0..4 {
+        // As long as a load waits for a previous owner.
+        let ctx = Context::background().with_timeout(Duration::from_millis(10));
+        let error = peer.get_many(&ctx, "colors", &["k"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+    }
+    assert!(begun.elapsed() > exchange_timeout);
+    assert_eq!(pool.peers()[0].state, PeerState::Healthy);
+    // For other callers, that is a peer that does not answer.
+    let is_down = || {
+        let ctx = Context::background().with_timeout(Duration::from_millis(10));
+        ask(&pool, &ctx, "k").unwrap_err();
+        pool.peers()[0].state == PeerState::Down
+    };
+    assert!((0..100).any(|_| is_down()));
 }
 
 #[test]

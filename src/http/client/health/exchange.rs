@@ -15,6 +15,8 @@ pub(crate) struct ObservedExchange<'p> {
     health: &'p PeerHealth,
     watch: &'p Arc<Watch>,
     began: Instant,
+    /// Whether its caller waits for the answer much shorter than for others. That it was late shows nothing.
+    pub(crate) is_peek: bool,
 }
 
 impl<'p> ObservedExchange<'p> {
@@ -23,6 +25,7 @@ impl<'p> ObservedExchange<'p> {
             health,
             watch,
             began,
+            is_peek: false,
         }
     }
 
@@ -54,6 +57,7 @@ impl<'p> ObservedExchange<'p> {
     /// The exchange failed with `error`, which is returned.
     pub(crate) fn failed(self, error: Error) -> Error {
         match end_of(&error) {
+            _ if self.is_peek && error.kind() == ErrorKind::DeadlineExceeded => {}
             Some(ExchangeEnd::Answered) => self.answered_untimed(),
             Some(end) => return self.ended(end, error),
             None => {}

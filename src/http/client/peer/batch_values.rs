@@ -15,6 +15,17 @@ use crate::wire::{self, ManyValue};
 /// The result of a batched request, shared by its leader and its waiters.
 pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
 
+/// The values that a batched request asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BatchOf {
+    /// The values that it has cached, for callers that then ask for the others.
+    Cached,
+    /// The same, for a load of a key that the peer may have had before. It does not wait for a late answer.
+    Peeks,
+    /// All values. The peer loads those that it has not cached.
+    Loads,
+}
+
 /// Why a batched request brought no values.
 #[derive(Clone, Debug)]
 pub(crate) enum BatchError {

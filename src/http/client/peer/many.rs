@@ -6,12 +6,12 @@ use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::peer::HttpPeer;
-use crate::http::client::peer::batch_values::BatchError;
+use crate::http::client::peer::batch_values::{BatchError, BatchOf};
 use crate::peers::PeerResponse;
 
 impl HttpPeer {
-    /// Asks for several keys, in as few batches as the limits allow. `load` is whether the peer loads
-    /// those that it has not cached. `olds` has the values that it need not send again, or is empty.
+    /// Asks for several keys, in as few batches as the limits allow. `olds` has the values that the peer
+    /// need not send again, or is empty.
     ///
     /// If a batch fails after another one brought values, or if the peer does not support batches, the
     /// remaining keys are `None`.
@@ -21,7 +21,7 @@ impl HttpPeer {
         group: &str,
         keys: &[&str],
         olds: &[Option<ByteView>],
-        load: bool,
+        of: BatchOf,
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
         let mut found = Vec::with_capacity(keys.len());
         while found.len() < keys.len() && self.policy.is_enabled() {
@@ -30,7 +30,7 @@ impl HttpPeer {
             let batch = &rest[..self.batch_len(rest)];
             let olds = olds.get(found.len()..).unwrap_or_default();
             let olds = &olds[..batch.len().min(olds.len())];
-            match self.send_batch(ctx, group, batch, olds, deadline, load) {
+            match self.send_batch(ctx, group, batch, olds, deadline, of) {
                 Ok(values) => {
                     found.extend((0..batch.len()).map(|place| values.answer(place)));
                 }

@@ -33,7 +33,7 @@ use crate::http::client::health::exchange::ObservedExchange;
 use crate::http::client::health::watch::Watch;
 use crate::http::client::peer::batch::{BatchRole, Batcher};
 use crate::http::client::peer::batch_values::{
-    BatchError, BatchPolicy, BatchResult, BatchValues, known_hashes,
+    BatchError, BatchOf, BatchPolicy, BatchResult, BatchValues, known_hashes,
 };
 use crate::http::client::peer::permits::{Permit, Permits};
 use crate::http::client::transport::target::Target;
@@ -141,7 +141,8 @@ impl ProtoGetter for HttpPeer {
             BatchRole::Waiter(result, place) => (result, place),
             BatchRole::Leader(mut leader) => {
                 let keys = leader.keys();
-                let result = Arc::new(self.send_batch(ctx, group, &keys, &[], deadline, false));
+                let result = self.send_batch(ctx, group, &keys, &[], deadline, BatchOf::Cached);
+                let result = Arc::new(result);
                 leader.set_result(result.clone());
                 (Some(result), leader.place())
             }
@@ -179,7 +180,7 @@ impl ProtoGetter for HttpPeer {
         group: &str,
         keys: &[&str],
     ) -> Result<Vec<Option<PeerResponse>>> {
-        let answers = self.ask_for_many(ctx, group, keys, &[], false)?;
+        let answers = self.ask_for_many(ctx, group, keys, &[], BatchOf::Peeks)?;
         let value = |answer: Option<Result<PeerResponse>>| answer?.ok();
         Ok(answers.into_iter().map(value).collect())
     }
@@ -190,7 +191,7 @@ impl ProtoGetter for HttpPeer {
         group: &str,
         keys: &[&str],
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
-        self.ask_for_many(ctx, group, keys, &[], true)
+        self.ask_for_many(ctx, group, keys, &[], BatchOf::Loads)
     }
 
     fn revalidate_many(
@@ -200,7 +201,7 @@ impl ProtoGetter for HttpPeer {
         keys: &[&str],
         olds: &[Option<ByteView>],
     ) -> Result<Vec<Option<Result<PeerResponse>>>> {
-        self.ask_for_many(ctx, group, keys, olds, true)
+        self.ask_for_many(ctx, group, keys, olds, BatchOf::Loads)
     }
 
     fn remove(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
@@ -291,8 +292,8 @@ impl HttpPeer {
         }
     }
 
-    /// Sends one batched request and reads its response. `load` is whether the peer loads the keys that
-    /// it has not cached. `olds` has the values that it need not send again.
+    /// Sends one batched request and reads its response. `olds` has the values that the peer need not send
+    /// again.
     fn send_batch(
         &self,
         ctx: &Context,
@@ -300,8 +301,9 @@ impl HttpPeer {
         keys: &[&str],
         olds: &[Option<ByteView>],
         deadline: Instant,
-        load: bool,
+        of: BatchOf,
     ) -> Result<BatchValues, BatchError> {
+        let load = of == BatchOf::Loads;
         let failed = |error: Error| {
             log::debug!("{error}");
             let timed_out = is_timeout(&error) || Instant::now() >= deadline;
@@ -320,7 +322,8 @@ impl HttpPeer {
             request.set_time_left();
         }
         let began = permit.waited_until.unwrap_or_else(Instant::now);
-        let exchange = ObservedExchange::new(&self.health, &self.watch, began);
+        let mut exchange = ObservedExchange::new(&self.health, &self.watch, began);
+        exchange.is_peek = of == BatchOf::Peeks;
         let response = match self.transport.round_trip(ctx, request) {
             Ok(response) => response,
             Err(error) => return Err(failed(exchange.failed(error))),
