@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server};
+use larder::http::{
+    HttpClient, HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
+};
 use larder::{Context, ErrorKind, Group, Registry, SetOptions, Sink};
 
 use super::PATIENCE;
@@ -115,6 +117,50 @@ fn many_long_keys_are_removed_in_several_requests() {
 }
 
 #[test]
+fn many_keys_are_removed_by_few_requests_from_a_peer_that_was_not_asked_before() {
+    for client in clients() {
+        let (nodes, _) = cluster(|builder| builder.http_client(client));
+        let requests = Arc::new(AtomicU64::new(0));
+        let registry = Registry::new();
+        let pool = {
+            let requests = requests.clone();
+            let builder = HttpPool::builder("http://127.0.0.1:1").registry(&registry);
+            let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
+            let count = move |_: &str, inner| -> Arc<dyn Transport> {
+                Arc::new(Counted(inner, requests.clone()))
+            };
+            builder.http_client(client).transport(count).build()
+        };
+        let pool = pool.unwrap();
+        pool.set(nodes[0].pool.urls()).unwrap();
+        let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
+        let group = registry.new_group("g", 1 << 20, load).unwrap();
+        let keys: Vec<String> = (0..1000).map(|n| format!("key {n}")).collect();
+        group.remove_many(&background(), &keys).unwrap();
+        let requests = requests.load(Ordering::SeqCst);
+        assert!(
+            (6..=12).contains(&requests),
+            "{client:?}: {requests} requests"
+        );
+    }
+}
+
+/// Counts the requests that change data.
+struct Counted(Arc<dyn Transport>, Arc<AtomicU64>);
+
+impl Transport for Counted {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> larder::Result<TransportResponse> {
+        let is_change = request.method() != "GET";
+        self.1.fetch_add(u64::from(is_change), Ordering::SeqCst);
+        self.0.round_trip(ctx, request)
+    }
+}
+
+#[test]
 fn set_value_is_seen_by_all_nodes_and_kept_by_the_owner_only() {
     for client in clients() {
         let (nodes, _) = cluster(|builder| builder.http_client(client));
@@ -220,19 +266,21 @@ fn own(node: &Node) -> String {
 #[cfg(target_os = "linux")]
 #[test]
 fn owner_that_refuses_a_long_value_says_so_although_it_does_not_read_all_of_it() {
-    let (nodes, _) = cluster(|builder| {
-        let builder = builder.http_client(HttpClient::Direct);
-        builder.max_value_size(1000).max_batch_bytes(1000)
-    });
-    let (first, urls) = (&nodes[0], nodes[0].pool.urls());
-    let mut keys = (0..).map(|n| n.to_string());
-    let key = keys.find(|key| first.pool.owner(key).as_deref() == Some(&*urls[1]));
-    let key = key.expect("a key of another node");
-    let value = vec![7_u8; 12 << 20];
-    for _ in 0..3 {
-        let set = (first.group).set(&background(), &key, value.clone(), SetOptions::default());
-        let error = set.expect_err("it is too long");
-        assert!(error.to_string().contains("413"), "{error}");
+    for client in [HttpClient::Direct] {
+        let (nodes, _) = cluster(|builder| {
+            let builder = builder.http_client(client);
+            builder.max_value_size(1000).max_batch_bytes(1000)
+        });
+        let (first, urls) = (&nodes[0], nodes[0].pool.urls());
+        let mut keys = (0..).map(|n| n.to_string());
+        let key = keys.find(|key| first.pool.owner(key).as_deref() == Some(&*urls[1]));
+        let key = key.expect("a key of another node");
+        let value = vec![7_u8; 12 << 20];
+        for _ in 0..3 {
+            let set = (first.group).set(&background(), &key, value.clone(), SetOptions::default());
+            let error = set.expect_err("it is too long");
+            assert!(error.to_string().contains("413"), "{client:?}: {error}");
+        }
     }
 }
 

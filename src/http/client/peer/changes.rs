@@ -24,16 +24,14 @@ impl HttpPeer {
             return self.change(ctx, "POST", path, &body, None).map(drop);
         }
         let id = request.removal_id.unwrap_or_default();
-        let (group, keys) = (&*request.group, &request.keys[..]);
-        let mut rest = match (keys, self.target().is_keyed()) {
-            ([_], _) | (_, false) => {
-                return keys
-                    .iter()
-                    .try_for_each(|key| self.remove_key(ctx, group, key, id));
+        let (group, mut rest) = (&*request.group, &request.keys[..]);
+        while let Some((first, others)) = rest.split_first() {
+            // After the answer for the first key, it is known which server this is.
+            if others.is_empty() || !self.target().is_keyed() {
+                self.remove_key(ctx, group, first, id)?;
+                rest = others;
+                continue;
             }
-            (keys, true) => keys,
-        };
-        while !rest.is_empty() {
             let mut bytes = 0;
             let fits = |key: &&Cow<'_, str>| {
                 // The longest escape of a byte has six.
