@@ -266,7 +266,7 @@ fn own(node: &Node) -> String {
 #[cfg(target_os = "linux")]
 #[test]
 fn owner_that_refuses_a_long_value_says_so_although_it_does_not_read_all_of_it() {
-    for client in [HttpClient::Direct] {
+    for client in clients() {
         let (nodes, _) = cluster(|builder| {
             let builder = builder.http_client(client);
             builder.max_value_size(1000).max_batch_bytes(1000)

@@ -8,9 +8,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::http::client::transport::connection::StaleConnection;
 use crate::http::client::transport::pool::{ConnectionPool, PooledConnection};
-use crate::http::client::transport::response::{
-    BodyFraming, HeadBytes, ResponseHead, ResponseReader,
-};
+use crate::http::client::transport::response::{BodyFraming, ResponseReader};
 use crate::http::client::transport::target::Target;
 use crate::http::client::transport::{
     IdleConnections, ResponseBytes, Transport, TransportRequest, TransportResponse,
@@ -78,7 +76,10 @@ impl DirectTransport {
             .send(|bytes| encode(authority, request, bytes));
         let (head, headers) = match sent {
             Ok(()) => connection.read_head()?,
-            Err(error) => early_answer(&mut connection, request, error)?,
+            Err(error) if !request.body().is_empty() && error.kind() != io::ErrorKind::TimedOut => {
+                connection.read_early_head(error)?
+            }
+            Err(error) => return Err(error),
         };
         self.pool.target.note_keyed(head.is_from_larder);
         let body = match connection.take_whole(head.framing) {
@@ -96,30 +97,6 @@ impl DirectTransport {
             })),
         };
         Ok(TransportResponse::with_head(&head, headers, body))
-    }
-}
-
-/// The head of an answer that the server sent before it closed its connection in the middle of a request, for
-/// example because the body is too long.
-///
-/// # Errors
-///
-/// `error`, because of which the request was not sent, if there is no such answer.
-#[cold]
-fn early_answer(
-    connection: &mut PooledConnection,
-    request: &TransportRequest<'_>,
-    error: io::Error,
-) -> io::Result<(ResponseHead, HeadBytes)> {
-    if request.body().is_empty() || error.kind() == io::ErrorKind::TimedOut {
-        return Err(error);
-    }
-    match connection.read_head() {
-        Ok((head, headers)) if head.status >= 400 => {
-            let keep_alive = false;
-            Ok((ResponseHead { keep_alive, ..head }, headers))
-        }
-        _ => Err(error),
     }
 }
 

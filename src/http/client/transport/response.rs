@@ -230,6 +230,26 @@ impl<R: Read> ResponseReader<R> {
         self.parse_head()
     }
 
+    /// Reads the head of an answer that the server sent before it closed its connection in the middle of a
+    /// request, for example because the body is too long. The connection cannot be used again.
+    ///
+    /// # Errors
+    ///
+    /// `error`, because of which the request was not sent, if there is no such answer.
+    #[cold]
+    pub(crate) fn read_early_head(
+        &mut self,
+        error: io::Error,
+    ) -> io::Result<(ResponseHead, HeadBytes)> {
+        match self.read_head() {
+            Ok((head, headers)) if head.status >= 400 => {
+                let keep_alive = false;
+                Ok((ResponseHead { keep_alive, ..head }, headers))
+            }
+            _ => Err(error),
+        }
+    }
+
     /// Reads a head that differs from the last one, or has not arrived as a whole yet.
     fn parse_head(&mut self) -> io::Result<(ResponseHead, HeadBytes)> {
         let mut scanned = 0;

@@ -236,6 +236,9 @@ impl Connector for PeerConnector {
             framing: None,
             buffers: LazyBuffers::new(INPUT_BUFFER, MAX_LINE),
             is_writing: false,
+            has_body: false,
+            unsent: None,
+            is_closed: false,
             target: self.target.clone(),
             generation: self.generation.clone(),
             made_in,
@@ -257,6 +260,12 @@ struct UreqStream {
     /// Whether the last operation was a write. The first write, or a write after a read, begins an
     /// exchange.
     is_writing: bool,
+    /// Whether the present request has a body, which is written after the head.
+    has_body: bool,
+    /// The reason that the rest of the present request cannot be sent. The server may have answered before.
+    unsent: Option<io::Error>,
+    /// Whether the server has closed the connection.
+    is_closed: bool,
     target: Arc<Target>,
     /// Incremented when an idle connection is found stale. The peer was probably restarted, so all
     /// connections made before are dropped.
@@ -270,12 +279,23 @@ impl UreqIo for UreqStream {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        if !std::mem::replace(&mut self.is_writing, true) {
+        self.has_body = std::mem::replace(&mut self.is_writing, true);
+        if !self.has_body {
             self.reader.source.begin(Instant::now(), limit_of(timeout));
             self.framing = None;
         }
+        if self.is_closed {
+            return Ok(());
+        }
         let output = &self.buffers.output()[..amount];
-        Ok(self.reader.source.write_all(output)?)
+        match self.reader.source.write_all(output) {
+            Err(error) if error.kind() != io::ErrorKind::TimedOut => {
+                self.is_closed = true;
+                self.unsent = Some(error);
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
     }
 
     fn await_input(&mut self, _timeout: NextTimeout) -> Result<bool, ureq::Error> {
@@ -286,7 +306,11 @@ impl UreqIo for UreqStream {
         }
         let read = match &mut self.framing {
             None => {
-                let (head, bytes) = self.reader.read_head()?;
+                let (head, bytes) = match self.unsent.take() {
+                    None => self.reader.read_head()?,
+                    Some(error) if self.has_body => self.reader.read_early_head(error)?,
+                    Some(error) => return Err(error.into()),
+                };
                 let bytes = bytes.to_vec();
                 self.framing = Some(head.framing);
                 let room = room.get_mut(..bytes.len());
@@ -305,7 +329,8 @@ impl UreqIo for UreqStream {
 
     /// ureq calls this before it uses an idle connection, and before it keeps one.
     fn is_open(&mut self) -> bool {
-        self.made_in == self.generation.load(Ordering::Relaxed)
+        !self.is_closed
+            && self.made_in == self.generation.load(Ordering::Relaxed)
             && self.reader.is_empty()
             && self.target.may_use(&self.reader.source, Instant::now())
     }
