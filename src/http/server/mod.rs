@@ -335,11 +335,8 @@ impl ServerBuilder {
         Ok(Server {
             connections: service.connections.clone(),
             local_addr,
-            listening: Mutex::new(Some(Listening {
-                waker,
-                accept,
-                registration: self.registration,
-            })),
+            listening: Mutex::new(Some(Listening { waker, accept })),
+            registration: Mutex::new(Some(self.registration)),
         })
     }
 }
@@ -372,15 +369,15 @@ impl fmt::Debug for ServerBuilder {
 pub struct Server {
     connections: Arc<Connections>,
     local_addr: SocketAddr,
-    /// Taken by the first shutdown.
+    /// Taken by the first shutdown. It holds the lock until the port is free, and so do others wait for that.
     listening: Mutex<Option<Listening>>,
+    /// Released when a shutdown is over.
+    registration: Mutex<Option<Arc<PickerGuard>>>,
 }
 
 struct Listening {
     waker: Waker,
     accept: JoinHandle<()>,
-    /// Released when the shutdown is over.
-    registration: Arc<PickerGuard>,
 }
 
 impl Server {
@@ -417,21 +414,7 @@ impl Server {
     /// not returned are left behind and end when it does.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.connections.stop();
-        let listening = self.listening.lock().take();
-        let _registration;
-        if let Some(Listening {
-            waker,
-            accept,
-            registration,
-        }) = listening
-        {
-            _registration = registration;
-            waker.wake();
-            // An error would mean a panic, after which the thread has ended as well.
-            let _ = accept.join();
-            // The waker holds the last handle of the listening socket.
-            drop(waker);
-        }
+        self.stop_listening();
         self.connections.close_idle();
         let from_within = self.connections.exempt_caller();
         let deadline = Instant::now() + timeout.min(LONGEST_SHUTDOWN);
@@ -443,6 +426,8 @@ impl Server {
         }
         self.connections.reap();
         self.connections.set_stopped();
+        let registration = self.registration.lock().take();
+        drop(registration);
         if cut > 0 {
             return Err(Error::new(
                 ErrorKind::DeadlineExceeded,
@@ -450,6 +435,18 @@ impl Server {
             ));
         }
         Ok(())
+    }
+
+    /// Frees the port, or waits until another call has done so.
+    fn stop_listening(&self) {
+        let mut listening = self.listening.lock();
+        if let Some(Listening { waker, accept }) = listening.take() {
+            waker.wake();
+            // An error would mean a panic, after which the thread has ended as well.
+            let _ = accept.join();
+            // The waker holds the last handle of the listening socket.
+            drop(waker);
+        }
     }
 }
 
@@ -487,3 +484,43 @@ const AFTER_CUT: Duration = Duration::from_millis(250);
 
 /// The longest time-out of a shutdown. A day can be added to any `Instant`.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
+    use super::*;
+    use crate::group::registry::Registry;
+
+    #[test]
+    fn second_shutdown_waits_until_the_port_is_free() {
+        let pool = crate::http::HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
+        let pool = pool.build().expect("a pool");
+        let server = pool.serve("127.0.0.1:0").expect("a server");
+        // An accept thread that has something else to do when it is to end.
+        let (release, released) = channel::<()>();
+        let accept = spawn("accept", None, move || _ = released.recv()).expect("a thread");
+        let accepting = match server.listening.lock().as_mut() {
+            Some(listening) => std::mem::replace(&mut listening.accept, accept),
+            None => panic!("it does not listen"),
+        };
+        let (ended, ends) = channel();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let (server, ended) = (&server, ended.clone());
+                scope.spawn(move || {
+                    server
+                        .shutdown(Duration::ZERO)
+                        .expect("no request is under way");
+                    ended.send(()).expect("the test waits");
+                });
+            }
+            let early = ends.recv_timeout(Duration::from_millis(100));
+            assert_eq!(early, Err(RecvTimeoutError::Timeout));
+            drop(release);
+        });
+        assert_eq!(ends.try_iter().count(), 2);
+        accepting.join().expect("no panic");
+        TcpListener::bind(server.local_addr()).expect("the port is free");
+    }
+}
