@@ -26,6 +26,7 @@
 //! TCP_NODELAY, which costs 40 ms each on a connection that is kept open. Here a response is one
 //! buffer, and [`bind`] sets the option.
 
+use std::cell::OnceCell;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::time::Duration;
@@ -126,6 +127,7 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
         let peer_addr = request.remote_addr().copied();
         let limits = LoadLimits {
             max_request_time: DEFAULT_MAX_REQUEST_TIME,
+            began: &OnceCell::new(),
             connection: None,
         };
         let reply = endpoint.respond(&Request::new(&head, body, peer_addr), limits);

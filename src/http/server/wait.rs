@@ -2,6 +2,7 @@
 //! to make room for another.
 
 use std::any::Any;
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
 use super::abandoned::{AbandonedLoads, StartedLoad};
@@ -11,10 +12,12 @@ use crate::group::client_load::ClientWaiter;
 use crate::sync::Arc;
 use crate::wire;
 
-/// The bounds of a request's wait for a load.
+/// The bounds of a request's waits for loads.
 #[derive(Clone, Copy)]
 pub(crate) struct LoadLimits<'a> {
     pub max_request_time: Duration,
+    /// When the first wait of the request began. A request that is answered anew has no more time for that.
+    pub began: &'a OnceCell<Instant>,
     /// `None` if another server has the connection: then it is not known whether the client left.
     pub connection: Option<(&'a Connection, &'a Arc<AbandonedLoads>)>,
 }
@@ -42,14 +45,15 @@ pub(crate) struct LoadWait<'a> {
 }
 
 impl<'a> LoadWait<'a> {
-    /// A wait that begins now, for a request with this time-out.
+    /// A wait of a request with this time-out. The first one begins now.
     pub(crate) fn new(limits: LoadLimits<'a>, timeout: Option<Duration>) -> Self {
         let now = Instant::now();
+        let began = *limits.began.get_or_init(|| now);
         let max = limits.max_request_time;
         let time = timeout.map_or(max, |timeout| timeout.min(max));
         let has_time = timeout.is_some_and(|timeout| !timeout.is_zero());
-        let loading_at = has_time.then(|| now + wire::loading_after(time));
-        let deadline = now + time;
+        let loading_at = has_time.then(|| began + wire::loading_after(time));
+        let deadline = began + time;
         LoadWait {
             limits,
             has_timeout: timeout.is_some(),
@@ -145,6 +149,7 @@ mod tests {
     fn end_of_late_wait(timeout: Option<Duration>) -> Option<ErrorKind> {
         let limits = LoadLimits {
             max_request_time: Duration::from_millis(1),
+            began: &OnceCell::new(),
             connection: None,
         };
         let mut wait = LoadWait::new(limits, timeout);
@@ -168,11 +173,26 @@ mod tests {
     fn value_is_in_time_before_the_client_is_told_that_it_is_loaded() {
         let limits = LoadLimits {
             max_request_time: Duration::from_secs(60),
+            began: &OnceCell::new(),
             connection: None,
         };
         let wait = LoadWait::new(limits, Some(Duration::from_secs(8)));
         assert_eq!(wait.deadline - wait.answer_by(), Duration::from_secs(1));
         let wait = LoadWait::new(limits, None);
         assert_eq!(wait.answer_by(), wait.deadline);
+    }
+
+    #[test]
+    fn all_waits_of_a_request_end_by_the_deadline_of_the_first() {
+        let limits = LoadLimits {
+            max_request_time: Duration::from_secs(60),
+            began: &OnceCell::new(),
+            connection: None,
+        };
+        let first = LoadWait::new(limits, None);
+        while Instant::now() == first.deadline - limits.max_request_time {
+            std::thread::yield_now();
+        }
+        assert_eq!(LoadWait::new(limits, None).deadline, first.deadline);
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod reader;
 mod writer;
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::io::Write;
 use std::time::Instant;
 
@@ -150,10 +151,15 @@ impl Session<'_> {
             Cow::Owned(body)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
-        let mut reply = respond(service, self.connection, &request);
+        let load_limits = LoadLimits {
+            max_request_time: limits.max_request_time,
+            began: &OnceCell::new(),
+            connection: Some((self.connection, &service.abandoned)),
+        };
+        let mut reply = respond(service, &request, load_limits);
         let _reply_guard = match reply.body_len() {
             ..=UNCOUNTED_RESPONSE => None,
-            _ => wait_for_budget(service, self.connection, &request, &mut reply),
+            _ => wait_for_budget(service, self.connection, &request, load_limits, &mut reply),
         };
         let options = ResponseOptions {
             keep_alive: head.keep_alive && !is_ending(service, self.connection),
@@ -195,6 +201,7 @@ fn wait_for_budget<'s>(
     service: &'s Service,
     connection: &Connection,
     request: &Request<'_>,
+    limits: LoadLimits<'_>,
     reply: &mut Reply,
 ) -> Option<ByteGuard<'s>> {
     let is_for_peers = service.endpoint.is_below_base(request.path());
@@ -213,13 +220,12 @@ fn wait_for_budget<'s>(
         }
         *reply = Response::from(NO_ROOM).into();
         let timeout = request.head().timeout.flatten();
-        let new = || LoadWait::new(load_limits(service, connection), timeout);
-        let wait = wait.get_or_insert_with(new);
+        let wait = wait.get_or_insert_with(|| LoadWait::new(limits, timeout));
         if is_for_peers {
             guard = budget.wait_for(len, is_stranger, || wait.next_step());
         }
         guard.as_ref()?;
-        *reply = respond(service, connection, request);
+        *reply = respond(service, request, limits);
     }
 }
 
@@ -227,16 +233,8 @@ fn is_stranger(connection: &Connection) -> bool {
     !connection.is_from_peer()
 }
 
-fn load_limits<'a>(service: &'a Service, connection: &'a Connection) -> LoadLimits<'a> {
-    LoadLimits {
-        max_request_time: service.limits.max_request_time,
-        connection: Some((connection, &service.abandoned)),
-    }
-}
-
 /// The response of the endpoint or of the fallback. Does not unwind.
-fn respond(service: &Service, connection: &Connection, request: &Request<'_>) -> Reply {
-    let limits = load_limits(service, connection);
+fn respond(service: &Service, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
     if let Some(reply) = service.endpoint.respond(request, limits) {
         return reply;
     }

@@ -119,6 +119,7 @@ const MAX_KEYS: usize = 65_536;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
+    use std::cell::OnceCell;
     use std::net::IpAddr;
     use std::time::Duration;
 
@@ -194,6 +195,7 @@ mod tests {
             let status = |client| {
                 let limits = LoadLimits {
                     max_request_time: Duration::from_secs(60),
+                    began: &OnceCell::new(),
                     connection: None,
                 };
                 let request = Request::new(&head, b"", client);
