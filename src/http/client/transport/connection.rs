@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::fork::process_number;
 use crate::http::client::transport::resolve::Addresses;
 use crate::http::client::transport::response::BadResponse;
+use crate::http::client::transport::socket_timeout::{MIN_TIMEOUT, SocketTimeout};
 
 /// A connection that carries one exchange after the other.
 pub(crate) struct PeerConnection {
@@ -124,6 +125,14 @@ impl PeerConnection {
         at_begin.unwrap_or_else(|| self.time.left())
     }
 
+    /// Reads the begin of a response that is there although the time is over. If this process was stopped
+    /// for a while, it did not read it before.
+    #[cold]
+    fn read_arrived(&self, buffer: &mut [u8]) -> Option<usize> {
+        let read = without_waiting(&self.stream, |mut stream| stream.read(buffer));
+        read.ok().filter(|&count| count > 0)
+    }
+
     /// Marks the failures that show a connection which was dead before this exchange: it carried an
     /// exchange before, and brought no byte of this response.
     fn explain(&self, error: io::Error) -> io::Error {
@@ -199,6 +208,12 @@ impl Read for PeerConnection {
             timeout.prepare(left, |timeout| stream.set_read_timeout(Some(timeout)))?;
             stream.read(&mut buffer[..room])
         });
+        let read = match read {
+            Err(error) if did_nothing(&error) && self.received == 0 => {
+                self.read_arrived(&mut buffer[..room]).ok_or(error)
+            }
+            read => read,
+        };
         match read.map_err(|error| self.explain(error))? {
             0 if self.received == 0 => Err(self.explain(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
@@ -272,51 +287,6 @@ impl fmt::Display for StaleConnection {
 
 impl std::error::Error for StaleConnection {}
 
-/// The time-out that is set at the socket.
-#[derive(Clone, Copy, Default)]
-struct SocketTimeout {
-    /// `None` before the first one was set.
-    set: Option<Duration>,
-    /// The time-out is kept if the time left is between these two.
-    kept_from: Duration,
-    kept_to: Duration,
-}
-
-impl SocketTimeout {
-    /// Makes the next system call end before `left` is over. The call is then repeated for the rest.
-    ///
-    /// Linux ends a wait up to an eighth too late: it keeps timers in wheels, the coarser the longer
-    /// they run. So 13/16 of `left` are set, which end within 59/64 of it. The rest of the rest is
-    /// shorter each time, down to a tick of the kernel.
-    ///
-    /// Most exchanges begin with nearly the same time left. So a time-out between a half and 7/8 of
-    /// `left` is kept, without a system call.
-    fn prepare(
-        &mut self,
-        left: Duration,
-        set: impl FnOnce(Duration) -> io::Result<()>,
-    ) -> io::Result<()> {
-        if (self.kept_from..=self.kept_to).contains(&left) {
-            return Ok(());
-        }
-        let timeout = (left / 16 * 13).max(MIN_TIMEOUT);
-        if self.set != Some(timeout) {
-            set(timeout)?;
-            *self = SocketTimeout::kept(timeout);
-        }
-        Ok(())
-    }
-
-    /// The state after `timeout` was set.
-    fn kept(timeout: Duration) -> Self {
-        SocketTimeout {
-            set: Some(timeout),
-            kept_from: timeout / 7 * 8,
-            kept_to: timeout * 2,
-        }
-    }
-}
-
 /// Connects to the addresses in turn. Each gets an even share of the time left. So an address that drops
 /// packets does not use up the time of the next one.
 fn connect_to_any<T>(
@@ -360,13 +330,18 @@ fn is_408(response: &[u8]) -> bool {
 
 /// Whether the peer has neither sent bytes nor closed the connection.
 fn is_silent(stream: &TcpStream) -> bool {
-    let peek = || {
-        stream.set_nonblocking(true)?;
-        let peeked = stream.peek(&mut [0]);
-        stream.set_nonblocking(false)?;
-        peeked
-    };
-    peek().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    let peeked = without_waiting(stream, |stream| stream.peek(&mut [0]));
+    peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+fn without_waiting<T>(
+    stream: &TcpStream,
+    call: impl FnOnce(&TcpStream) -> io::Result<T>,
+) -> io::Result<T> {
+    stream.set_nonblocking(true)?;
+    let result = call(stream);
+    stream.set_nonblocking(false)?;
+    result
 }
 
 /// Whether a system call ended before it transferred anything: because of a signal, or of the
@@ -389,9 +364,6 @@ const UNCHECKED: Duration = Duration::from_millis(10);
 
 /// The most memory that is kept for the next request.
 const MAX_KEPT: usize = 2048;
-
-/// The shortest time-out that is set. Linux rounds a time-out up to its tick, 1 to 10 ms.
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 
 const MET_ITSELF: &str = "refused: it connected to itself, because no server listens";
 
@@ -491,60 +463,20 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn exchanges_with_similar_time_left_set_the_socket_timeout_once() {
-        let mut timeout = SocketTimeout::default();
-        let mut set = Vec::new();
-        let mut prepare = |millis| {
-            let left = Duration::from_millis(millis);
-            timeout.prepare(left, |timeout| {
-                set.push(timeout.as_secs_f64().round());
-                Ok(())
-            })
-        };
-        for _ in 0..100 {
-            prepare(10_000).unwrap();
-        }
-        for millis in [9_900, 15_000, 1_000, 10_000] {
-            prepare(millis).unwrap();
-        }
-        assert_eq!(set, [8.0, 1.0, 8.0]);
-    }
-
-    #[test]
-    fn waits_end_at_the_deadline_although_each_ends_late() {
-        let millis = Duration::from_millis;
-        for limit in [1, 3, 20, 67, 100, 300, 512, 700, 1000, 30_000].map(millis) {
-            // The time-out of an earlier exchange is as long as may be kept.
-            let mut timeout = SocketTimeout::kept(limit / 8 * 7);
-            let (mut over, mut waits) = (Duration::ZERO, 0);
-            while over < limit {
-                timeout.prepare(limit - over, |_| Ok(())).unwrap();
-                // An eighth late, and up to the next tick of 4 ms.
-                let wait = timeout.set.unwrap();
-                over += wait + wait / 8 + millis(4);
-                waits += 1;
-            }
-            assert!(over <= limit + millis(6), "{limit:?}: {over:?}");
-            assert!(waits <= 10, "{limit:?}: {waits} waits");
-        }
-    }
-
-    #[test]
-    fn timeout_that_could_not_be_set_is_set_again() {
-        let mut timeout = SocketTimeout::default();
-        let left = Duration::from_secs(10);
-        assert!(
-            timeout
-                .prepare(left, |_| Err(io::Error::other("no")))
-                .is_err()
-        );
-        let mut again = false;
-        let set = |_| {
-            again = true;
-            Ok(())
-        };
-        timeout.prepare(left, set).unwrap();
-        assert!(again);
+    fn response_that_arrived_while_this_process_was_stopped_is_read() {
+        let (mut connection, mut peer) = pair();
+        let limit = Duration::from_millis(20);
+        connection.begin(Instant::now() - 2 * limit, limit);
+        // The wait before the stop.
+        connection.take_left();
+        peer.write_all(b"resp").unwrap();
+        connection.stream.peek(&mut [0]).unwrap();
+        assert_eq!(connection.read(&mut [0; 9]).unwrap(), 4);
+        // There is no time for the rest.
+        peer.write_all(b"onse").unwrap();
+        connection.stream.peek(&mut [0]).unwrap();
+        let error = connection.read(&mut [0; 9]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
     }
 
     fn addresses(count: u16) -> Vec<SocketAddr> {

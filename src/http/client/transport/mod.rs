@@ -4,7 +4,7 @@
 //! - `auto` chooses between `ureq` and `direct`. Without the feature `ureq`, `larder_only` takes its place.
 //! - `target`: the URL, options and addresses of the peer, which all of these use.
 //! - `url`, `resolve`: the URL, and its addresses.
-//! - `pool`, `connection`, `response`: the parts of `direct`.
+//! - `pool`, `connection`, `socket_timeout`, `response`: the parts of `direct`.
 
 #[cfg(feature = "ureq")]
 mod auto;
@@ -16,6 +16,7 @@ mod larder_only;
 mod pool;
 mod resolve;
 pub(crate) mod response;
+mod socket_timeout;
 pub(crate) mod target;
 #[cfg(feature = "ureq")]
 mod ureq;
