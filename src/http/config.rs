@@ -76,6 +76,11 @@ impl Config {
         Ok(())
     }
 
+    /// How long a request may take for which the peer need not load anything.
+    pub(crate) fn probe_timeout(&self) -> Duration {
+        self.exchange_timeout.min(PROBE_TIMEOUT)
+    }
+
     /// The most bytes of the keys in one batch. It is well below the longest body that servers
     /// accept (1 MiB by default).
     pub(crate) fn max_batch_key_bytes(&self) -> usize {
@@ -147,6 +152,10 @@ const MAX_FIELDS: u64 = 1024;
 fn refuse(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOption, message)
 }
+
+/// Peers are probed one after the other. The exchange time-out has to be as long as the getters of Go
+/// programs run, and one peer that hangs must not keep the others from being probed for so long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 

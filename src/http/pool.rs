@@ -245,7 +245,8 @@ impl HttpPool {
     /// A peer that is down is not asked. Its keys are loaded by the next one in the list's order for each
     /// key, which keeps them for 10 s, so that not all processes load them. A thread of its own sends one
     /// probe after 1 s, 2 s, 4 s and so on up to 30 s, until one is answered; or five in a row, half a second
-    /// apart, if the peer was late and not unreachable. Each wait is up to a quarter shorter, at random. If a peer
+    /// apart, if the peer was late and not unreachable. Each wait is up to a quarter shorter, at random. A probe ends
+    /// at the exchange time-out, or after 5 s if that is earlier. If a peer
     /// fails again within 30 s of its return, its first wait is twice as long as the last time, up to 5 min.
     ///
     /// A peer is slow if 5 of 100 of its answers take more than five times as long as those of a usual peer,

@@ -1,6 +1,7 @@
 //! Transports that the user supplies.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,42 @@ fn transport_may_replace_the_host_header_but_not_the_length() {
     let head = server.heads().remove(0).to_ascii_lowercase();
     assert!(head.contains("\r\nhost: cache.example\r\n"), "{head}");
     assert_eq!(head.matches("\r\nhost:").count(), 1, "{head}");
+}
+
+/// Refuses all requests, and sends the time that each may take.
+struct Refusing(Sender<(String, Duration)>);
+
+impl Transport for Refusing {
+    fn round_trip(&self, _: &Context, request: TransportRequest<'_>) -> Result<TransportResponse> {
+        let left = request.deadline() - Instant::now();
+        let _ = self.0.send((request.path().to_owned(), left));
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        Err(Error::with_source(ErrorKind::Peer, "refused", refused))
+    }
+}
+
+#[test]
+fn probe_of_a_peer_takes_a_few_seconds_at_most_where_getters_take_long() {
+    let (sender, requests) = channel();
+    let minute = Duration::from_secs(60);
+    let pool = pool_with("http://10.0.0.1", |builder| {
+        let refusing =
+            move |_: &str, _| -> Arc<dyn Transport> { Arc::new(Refusing(sender.clone())) };
+        builder.exchange_timeout(minute).transport(refusing)
+    });
+    get(&pool, "k").unwrap_err();
+    let next = || requests.recv_timeout(minute).expect("a request");
+    let (path, left) = next();
+    assert!(
+        path.ends_with("/k") && left > minute / 2,
+        "{path}: {left:?}"
+    );
+    // One peer that hangs must not keep others from being probed for longer.
+    let (path, left) = next();
+    assert!(
+        path.ends_with("_groupcache/") && left < minute / 10,
+        "{path}: {left:?}"
+    );
 }
 
 struct Canned(fn() -> Result<TransportResponse>);

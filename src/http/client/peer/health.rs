@@ -77,7 +77,8 @@ impl Probe for HttpPeer {
         if of == ProbeOf::Down {
             self.connections.close_idle();
         }
-        let deadline = Instant::now() + self.config.exchange_timeout;
+        let timeout = self.config.probe_timeout();
+        let deadline = Instant::now() + timeout;
         let ctx = Context::background().with_deadline(deadline);
         let own = self.membership.own();
         let request =
@@ -86,7 +87,6 @@ impl Probe for HttpPeer {
         let response = response.map_err(|error| match error.kind() {
             // No caller waits for a probe.
             ErrorKind::DeadlineExceeded => {
-                let timeout = self.config.exchange_timeout;
                 self.failure(format_args!("no answer to a probe within {timeout:?}"))
             }
             _ => error,

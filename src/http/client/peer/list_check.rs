@@ -70,9 +70,9 @@ impl HttpPeer {
         let _ = spawn("larder-peers", Some(STACK), log);
     }
 
-    /// Reads the peer's page with its list of peers, within the exchange time-out. It fails if there is none.
+    /// Reads the peer's page with its list of peers, within the time of a probe. It fails if there is none.
     pub(crate) fn page_reader(&self) -> impl Fn() -> Result<String> + use<> {
-        let (transport, timeout) = (self.transport.clone(), self.config.exchange_timeout);
+        let (transport, timeout) = (self.transport.clone(), self.config.probe_timeout());
         let path = format!("{}{PEERS_PAGE}", self.base);
         move || {
             let deadline = Instant::now() + timeout;
