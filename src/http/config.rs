@@ -109,6 +109,10 @@ pub(crate) trait KnownPeers: Send + Sync {
     /// How many peers there are other than this process.
     fn count(&self) -> usize;
 
+    /// Looks the names of peers up again, because a client at another address asked for what peers may do. Does
+    /// not wait.
+    fn look_up_again(&self) {}
+
     /// Notes that the peer with this id leaves. Returns whether there is one.
     fn leave(&self, id: &str) -> bool;
 

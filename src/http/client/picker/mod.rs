@@ -22,6 +22,7 @@ use crate::http::client::picker::handoff::Handoff;
 use crate::http::client::picker::key_owners::KeyOwners;
 use crate::http::client::transport::Transport;
 use crate::http::client::transport::default::default_transport;
+use crate::http::client::transport::resolve::Addresses;
 use crate::http::client::transport::target::Target;
 use crate::http::client::transport::url::PeerUrl;
 use crate::http::config::{Config, KnownPeers};
@@ -304,6 +305,12 @@ impl KnownPeers for Picker {
 
     fn count(&self) -> usize {
         self.peers().clients().count()
+    }
+
+    fn look_up_again(&self) {
+        let peers = self.peers();
+        let addresses = peers.clients().map(|peer| peer.target().addresses());
+        addresses.for_each(Addresses::refresh_old);
     }
 
     /// From now on, the next peer owns its keys. It asks the one that leaves for what that has cached, so

@@ -14,7 +14,7 @@ mod direct;
 #[cfg(not(feature = "ureq"))]
 mod larder_only;
 mod pool;
-mod resolve;
+pub(crate) mod resolve;
 pub(crate) mod response;
 mod socket_timeout;
 pub(crate) mod target;

@@ -17,8 +17,8 @@ use crate::sync::{Arc, Condvar, Mutex, spawn};
 /// It waits only while no address is known at all, and no longer than it may take to connect.
 ///
 /// The look-up is repeated in the background when a new connection is needed and the result is
-/// over [`FRESH`] old, or when no address could be connected to, or the peer closed a connection. The
-/// known addresses are used until then. At least [`PAUSE`] passes between two look-ups, and a failed one
+/// over [`FRESH`] old, or when no address could be connected to, or the peer closed a connection, or a client
+/// at another address asked for what only peers may do. The known addresses are used until then. At least [`PAUSE`] passes between two look-ups, and a failed one
 /// keeps the known addresses.
 ///
 /// An address that a peer lost can belong to another node soon, which answers requests for all keys. So
@@ -102,6 +102,14 @@ impl Addresses {
         match self {
             Addresses::Literal(_) => true,
             Addresses::Name(name) => name.state.lock().known.contains(&address),
+        }
+    }
+
+    /// Looks the name up again, in the background, if the result is over [`FRESH`] old. Strangers can cause
+    /// it.
+    pub(crate) fn refresh_old(&self) {
+        if let Addresses::Name(name) = self {
+            name.refresh(FRESH);
         }
     }
 
@@ -334,6 +342,22 @@ mod tests {
         forget_pause(target.addresses());
         assert!(!target.may_use(&connection, Instant::now()));
         assert_eq!(target.connect(soon()).unwrap().address(), new);
+    }
+
+    #[test]
+    fn strangers_cause_a_look_up_only_if_the_last_one_is_old() {
+        let [old, new] = [1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], 81)));
+        let target = peer_at(vec![old, new]);
+        target.addresses().get(soon()).unwrap();
+        let known_after = |age| {
+            let name = forget_pause(target.addresses());
+            name.state.lock().ended = Instant::now().checked_sub(age);
+            target.addresses().refresh_old();
+            forget_pause(target.addresses());
+            target.addresses().known()[0]
+        };
+        assert_eq!(known_after(FRESH / 2), old);
+        assert_eq!(known_after(FRESH), new);
     }
 
     #[test]

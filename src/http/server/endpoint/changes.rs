@@ -89,7 +89,12 @@ impl Endpoint {
         let Some(ip) = client.map(|addr| addr.ip().to_canonical()) else {
             return false;
         };
-        ip.is_loopback() || self.peers.peers_at(ip) > 0
+        let is_trusted = ip.is_loopback() || self.peers.peers_at(ip) > 0;
+        if !is_trusted {
+            // It may be a peer that has another address than before. The next request is then trusted.
+            self.peers.look_up_again();
+        }
+        is_trusted
     }
 
     /// The longest body that is read of a request below the base path. A value that a peer sets is
@@ -133,9 +138,11 @@ mod tests {
     use crate::http::server::wait::LoadLimits;
     use crate::sink::Sink;
     use crate::sync::Arc;
+    use crate::sync::atomic::{AtomicUsize, Ordering};
 
-    /// A list with one peer, at 10.0.0.2.
-    struct OnePeer;
+    /// A list with one peer, at 10.0.0.2, and how often its name was looked up again.
+    #[derive(Default)]
+    struct OnePeer(AtomicUsize);
 
     impl KnownPeers for OnePeer {
         fn peers_at(&self, ip: IpAddr) -> usize {
@@ -144,6 +151,10 @@ mod tests {
 
         fn count(&self) -> usize {
             1
+        }
+
+        fn look_up_again(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
         }
 
         fn leave(&self, _id: &str) -> bool {
@@ -168,18 +179,35 @@ mod tests {
     ];
 
     fn endpoint() -> (Endpoint, Group) {
+        endpoint_with(Arc::new(OnePeer::default()))
+    }
+
+    fn endpoint_with(peers: Arc<OnePeer>) -> (Endpoint, Group) {
         let registry = Registry::new();
         let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
         let group = registry.new_group("g", 1 << 20, load).expect("a group");
         let endpoint = Endpoint {
             registry,
-            peers: Arc::new(OnePeer),
+            peers,
             config: Arc::new(Config::for_test()),
             membership: Arc::new(Membership::new()),
             plus_is_space: false,
             context: None,
         };
         (endpoint, group)
+    }
+
+    #[test]
+    fn names_of_peers_are_looked_up_again_for_a_client_that_may_be_one_of_them() {
+        let peers = Arc::new(OnePeer::default());
+        let (endpoint, _) = endpoint_with(peers.clone());
+        for (client, is_allowed) in CLIENTS {
+            let before = peers.0.load(Ordering::SeqCst);
+            let client = client.parse().expect("an address");
+            assert_eq!(endpoint.is_trusted(Some(client)), is_allowed);
+            let looked_up = peers.0.load(Ordering::SeqCst) - before;
+            assert_eq!(looked_up, usize::from(!is_allowed), "{client}");
+        }
     }
 
     #[test]
