@@ -131,6 +131,16 @@ impl AppliedRemovals {
         self.origins.iter().rev().any(|origin| origin.id == id)
     }
 
+    /// Whether the set will note this removal, which it does not contain: not many others before it are missing.
+    pub(super) fn has_room_for(&self, removal_id: u64) -> bool {
+        let (id, count) = ((removal_id >> 32) as u32, removal_id as u32);
+        let mut origins = self.origins.iter().rev();
+        let base = origins
+            .find(|origin| origin.id == id)
+            .map_or(0, |origin| origin.base);
+        count > base && count - base <= MAX_AHEAD as u32 && !self.contains(removal_id)
+    }
+
     /// The removals of an origin, moved to the end.
     fn origin(&mut self, id: u32) -> &mut OriginCounts {
         let found = self.origins.iter().position(|origin| origin.id == id);
@@ -229,8 +239,8 @@ impl AppliedRemovals {
     }
 }
 
-/// The numbers of the removals of this process.
-#[derive(Debug)]
+/// Numbers for the removals of this process.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct RemovalNumbers {
     origin: u32,
     count: u32,
@@ -247,6 +257,11 @@ impl RemovalNumbers {
     /// The number before the next one; `None` if the next one is the first of its origin.
     pub(super) fn last(&self) -> Option<u64> {
         (self.count > 0).then(|| u64::from(self.origin) << 32 | u64::from(self.count))
+    }
+
+    /// The number that [`next`](Self::next) will return, unless a new origin begins.
+    pub(super) fn following(mut self) -> u64 {
+        self.next()
     }
 
     /// The next number; not 0.

@@ -27,8 +27,8 @@ struct Comparison {
     peer: std::sync::Weak<dyn ProtoGetter>,
     /// The last time at which this node had applied all that the peer had, as far as is known.
     equal_at: Option<Tick>,
-    /// Whether the peer's last digest was another one.
-    differs: bool,
+    /// When the peer's digest was found to be another one. `None` if that of a later request was equal.
+    differed_at: Option<Tick>,
     /// Whether a thread exchanges the tables, or will do so if the digests still differ then.
     is_scheduled: bool,
 }
@@ -46,7 +46,7 @@ impl Comparisons {
             comparisons.push(Comparison {
                 peer: Arc::downgrade(peer),
                 equal_at: None,
-                differs: false,
+                differed_at: None,
                 is_scheduled: false,
             });
             comparisons.len() - 1
@@ -93,14 +93,17 @@ impl Inner {
             if !self.removals.are_unused() || self.max_unverified.limit().is_some() {
                 self.comparisons.with(peer, |comparison| {
                     comparison.equal_at = comparison.equal_at.max(Some(sent));
-                    comparison.differs = false;
+                    // Answers to concurrent requests come in any order.
+                    if comparison.differed_at.is_some_and(|at| sent >= at) {
+                        comparison.differed_at = None;
+                    }
                 });
             }
             return;
         }
         let now = self.store.clock().now();
         let (is_old, is_first) = self.comparisons.with(peer, |comparison| {
-            comparison.differs = true;
+            comparison.differed_at = Some(now);
             let is_first = !std::mem::replace(&mut comparison.is_scheduled, true);
             let is_old = comparison
                 .equal_at
@@ -126,7 +129,10 @@ impl Inner {
     fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
         // A panic of the eviction listener.
         let mut panic = FirstPanic::default();
-        if self.comparisons.with(peer, |comparison| comparison.differs) {
+        if self
+            .comparisons
+            .with(peer, |comparison| comparison.differed_at.is_some())
+        {
             panic.catch(|| {
                 if let Err(error) = self.exchange(peer, ctx) {
                     log::debug!("group {}: {error}", self.name);
@@ -189,7 +195,7 @@ impl Inner {
         // Loads that began before are not cached, and are joined by no caller.
         self.store.remove_older(&is_old, removed);
         self.forget_all();
-        self.removals.finish_merge(table);
+        self.removals.finish_merge(table, &floors);
         drop(change_guard);
         panic.resume();
     }
@@ -204,3 +210,123 @@ const GRACE_PERIOD: Duration = Duration::from_millis(200);
 
 /// The longest exchange of tables.
 const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::{Sender, channel};
+    use std::thread;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::getter::getter_fn;
+    use crate::pb::{GetRequest, RemoveKeysRequest};
+    use crate::peers::{PeerResponse, PickerSlot};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn removal(number: u64) -> RemoveKeysRequest<'static> {
+        RemoveKeysRequest {
+            group: "compare".into(),
+            keys: vec!["key".into()],
+            removal_id: Some(7 << 32 | number),
+            unless_applied: None,
+        }
+    }
+
+    fn mark_of(group: &Group) -> Option<u64> {
+        group.inner.removals_for("key")
+    }
+
+    /// A node that exchanges tables, and tells of it.
+    struct Telling(Group, Mutex<Sender<()>>);
+
+    impl ProtoGetter for Telling {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn exchange_removals(
+            &self,
+            _: &Context,
+            request: &RemovalTable<'_>,
+        ) -> Result<RemovalTable<'static>> {
+            let answer = self.0.serve_removals(request);
+            let _ = self.1.lock().send(());
+            Ok(answer)
+        }
+    }
+
+    #[test]
+    fn late_answer_does_not_hide_a_removal_that_a_later_one_showed() {
+        let clock = Clock::manual();
+        let [node, other] = [(); 2].map(|()| {
+            let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+            let builder = Group::builder("compare").clock(clock.clone());
+            builder.make(getter, PickerSlot::default())
+        });
+        for group in [&node, &other] {
+            group.serve_remove(&removal(1));
+        }
+        let (sender, exchanges) = channel();
+        let peer: Arc<dyn ProtoGetter> = Arc::new(Telling(other.clone(), Mutex::new(sender)));
+        let compare = |sent, mark| {
+            let ctx = Context::background();
+            node.inner.compare(&peer, &ctx, sent, mark);
+        };
+        let first = clock.now();
+        clock.advance(Duration::from_millis(1));
+        compare(clock.now(), mark_of(&other));
+        let equal = mark_of(&other);
+        other.serve_remove(&removal(2));
+        compare(clock.now(), mark_of(&other));
+        // It was sent before the second removal.
+        compare(first, equal);
+        exchanges.recv_timeout(PATIENCE).expect("an exchange");
+    }
+
+    /// A second table with the same removals comes while the listener is called for entries that the first one
+    /// drops.
+    #[test]
+    fn merge_ends_after_the_entries_of_another_one_are_dropped() {
+        let (reached, listening) = channel();
+        let (go_on, waits) = channel::<()>();
+        let (is_first, waits) = (AtomicBool::new(true), Mutex::new(waits));
+        let reached = Mutex::new(reached);
+        let node = Group::builder("compare")
+            .max_capacity(1 << 20)
+            .shards(2)
+            .eviction_listener(move |_, _, _| {
+                if is_first.swap(false, Ordering::SeqCst) {
+                    let _ = reached.lock().send(());
+                    let _ = waits.lock().recv_timeout(PATIENCE);
+                }
+            })
+            .make(
+                getter_fn(|_, key, dest| Ok(dest.set_str(key)?)),
+                PickerSlot::default(),
+            );
+        for key in 0..40 {
+            node.get(&key.to_string()).expect("a value");
+        }
+        let other = Group::builder("compare").make(
+            getter_fn(|_, key, dest| Ok(dest.set_str(key)?)),
+            PickerSlot::default(),
+        );
+        other.clear(&Context::background()).expect("no peers");
+        let table = other.serve_removals(&RemovalTable::default());
+        let first = {
+            let (node, table) = (node.clone(), table.clone());
+            thread::spawn(move || drop(node.serve_removals(&table)))
+        };
+        listening
+            .recv_timeout(PATIENCE)
+            .expect("an entry is dropped");
+        node.serve_removals(&table);
+        assert_eq!(node.entry_count(), 0);
+        let known = other.inner.removals.known().expect("all of them");
+        assert!(node.inner.removals.has_applied(&known));
+        go_on.send(()).expect("it waits");
+        first.join().expect("no panic");
+    }
+}

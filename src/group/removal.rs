@@ -241,8 +241,8 @@ impl Inner {
         // value. Suppose a later load, of a newer value, ends first. The older value would replace
         // the newer one. So an insertion also checks that its flight was not forgotten.
         //
-        // Between the two steps, answers to peers do not name this removal. A peer's request could still
-        // join a load that began before, and an answer has to be newer than the removals that it names.
+        // Between the two steps, answers to peers have no stamp. A peer's request could still join a load that
+        // began before, and an answer has to be newer than the removals of its stamp.
         let change_guard = self.removals.begin_change();
         let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
         let advance = || self.removals.advance(stripe, key, counted, clock);

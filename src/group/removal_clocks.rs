@@ -21,8 +21,8 @@ use super::applied::{AppliedRemovals, RemovalNumbers};
 use super::dropped_keys::DroppedKeys;
 use crate::clock::{Clock, Tick};
 use crate::random::{self, mix};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex};
 
 /// The clocks of a group, 8 KiB, and the set of the removals.
 pub(super) struct RemovalClocks {
@@ -30,11 +30,14 @@ pub(super) struct RemovalClocks {
     applied: Mutex<AppliedRemovals>,
     /// The digest of `applied`, written under its lock.
     digest: AtomicU64,
-    numbers: Mutex<RemovalNumbers>,
+    /// Several origins, if many removals begin while another one is under way: see [`begin`](Self::begin).
+    numbers: Mutex<Vec<RemovalNumbers>>,
     /// The removals that have begun here and are not in `applied` yet.
     under_way: Mutex<Vec<u64>>,
     /// The clocks that the removals in `under_way` have changed. A merge must keep these changes.
     ahead: Mutex<Vec<(u64, KeyStripe)>>,
+    /// The floors of the merges under way, whose entries may not be dropped yet.
+    merging: Mutex<Vec<Arc<StripeFloors>>>,
     /// The number of removals and merges under way, which change the clocks and the entries one after the
     /// other.
     changes: AtomicUsize,
@@ -121,11 +124,20 @@ impl LastRemoval {
         self == LastRemoval::default()
     }
 
-    /// The milliseconds since the last removal, at most one too many.
+    /// The milliseconds since the last removal, at most one too many. 0 if it was after `now`: the clock was
+    /// read before a removal that came meanwhile.
     fn age(self, now: Tick) -> u32 {
-        millis_up(now).wrapping_sub(self.at)
+        let age = millis_up(now).wrapping_sub(self.at);
+        match age > u32::MAX - MAX_READ_EARLY {
+            true => 0,
+            false => age,
+        }
     }
 }
+
+/// How long before the last removal a clock may have been read, in milliseconds. A removal of 49 days ago, less
+/// this time, looks new.
+const MAX_READ_EARLY: u32 = 3_600_000;
 
 fn millis_up(tick: Tick) -> u32 {
     tick.nanos().div_ceil(1_000_000) as u32
@@ -137,9 +149,10 @@ impl RemovalClocks {
             clocks: (0..CLOCKS).map(|_| AtomicU64::new(0)).collect(),
             applied: Mutex::default(),
             digest: AtomicU64::new(0),
-            numbers: Mutex::new(RemovalNumbers::new()),
+            numbers: Mutex::default(),
             under_way: Mutex::default(),
             ahead: Mutex::default(),
+            merging: Mutex::default(),
             changes: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
             dropped: DroppedKeys::new(),
@@ -152,13 +165,24 @@ impl RemovalClocks {
     }
 
     /// The number of a removal that begins here.
+    ///
+    /// A set notes few removals that come before another one of their origin. That one may take long: it is a
+    /// set whose owner does not answer, for example. So the removals after them have another origin. Otherwise
+    /// no node would note them, nor any later ones, and none would find out that it had missed one.
     pub(super) fn begin(&self) -> (u64, Counted) {
         let mut numbers = self.numbers.lock();
-        if numbers.last().is_some_and(|last| self.is_forgotten(last)) {
-            // The gap before the next number would never close, here and at the peers.
-            *numbers = RemovalNumbers::new();
-        }
-        let number = numbers.next();
+        // The gap before their next numbers would never close, here and at the peers.
+        numbers.retain(|own| own.last().is_none_or(|last| !self.is_forgotten(last)));
+        let place = {
+            let applied = self.applied.lock();
+            let has_room = |own: &RemovalNumbers| applied.has_room_for(own.following());
+            numbers.iter().position(has_room)
+        };
+        let place = place.unwrap_or_else(|| {
+            numbers.push(RemovalNumbers::new());
+            numbers.len() - 1
+        });
+        let number = numbers[place].next();
         self.under_way.lock().push(number);
         (number, Counted::Numbered(number))
     }
@@ -252,7 +276,7 @@ impl RemovalClocks {
         LastRemoval::unpack(self.clocks[stripe.0].load(Ordering::SeqCst))
     }
 
-    /// Begins a change of clocks and entries. Until the guard is dropped, answers do not name removals.
+    /// Begins a change of clocks and entries. Until the guard is dropped, answers have no stamp.
     pub(super) fn begin_change(&self) -> ChangeGuard<'_> {
         self.changes.fetch_add(1, Ordering::SeqCst);
         ChangeGuard(self)
@@ -260,7 +284,10 @@ impl RemovalClocks {
 
     /// The removals that this node has applied, for the answer to a peer that asks for `key`. Read
     /// before the value is looked up, so that the value is not older than any of them. `None` if there
-    /// was none, or while that is not certain.
+    /// was none.
+    ///
+    /// While a change is under way, there is no stamp, because it is not certain. The digest is: it is that of
+    /// removals whose entries are dropped.
     pub(super) fn mark(&self, key: &str) -> Option<RemovalMark> {
         if self.are_unused() {
             return None;
@@ -269,7 +296,8 @@ impl RemovalClocks {
         let digest = (self.digest.load(Ordering::SeqCst) >> 32) as u32;
         // After the stamp: a clear or a merge that is in the stamp has ended, if none is under way now.
         let is_unchanging = self.changes.load(Ordering::SeqCst) == 0;
-        is_unchanging.then_some(RemovalMark { digest, stamp })
+        let stamp = if is_unchanging { stamp } else { 0 };
+        Some(RemovalMark { digest, stamp })
     }
 
     /// Whether a node with this mark has applied the same removals to the keys of a stripe.
@@ -327,13 +355,25 @@ impl RemovalMark {
 }
 
 /// A time for each stripe: values whose load began earlier are dropped.
-pub(super) struct Floors(Box<[Option<Tick>]>);
+struct StripeFloors(Box<[Option<Tick>]>);
+
+impl StripeFloors {
+    fn is_older(&self, key: &str, begun: Option<Tick>) -> bool {
+        let floor = self.0[KeyStripe::of(key).0].max(self.0[ALL_KEYS.0]);
+        floor.is_some_and(|floor| begun.is_none_or(|begun| begun < floor))
+    }
+}
+
+/// The floors of a merge, and those of the merges that were under way when it began.
+pub(super) struct Floors {
+    own: Arc<StripeFloors>,
+    all: Vec<Arc<StripeFloors>>,
+}
 
 impl Floors {
     /// Whether a value is dropped: its load began before the floor of its key, or at an unknown time.
     pub(super) fn is_older(&self, key: &str, begun: Option<Tick>) -> bool {
-        let floor = self.0[KeyStripe::of(key).0].max(self.0[ALL_KEYS.0]);
-        floor.is_some_and(|floor| begun.is_none_or(|begun| begun < floor))
+        self.all.iter().any(|floors| floors.is_older(key, begun))
     }
 }
 
@@ -437,17 +477,23 @@ impl RemovalClocks {
             (own, ahead, union)
         };
         let has_all = table.applied.contains_all(&union);
-        let mut floors = Floors(vec![None; CLOCKS].into());
-        for (stripe, &(theirs, age)) in KeyStripe::all().zip(&table.clocks) {
+        let floor = |(stripe, &(theirs, age)): (KeyStripe, &(u32, u32))| {
+            let removed = || {
+                let removed = received.before(Duration::from_millis(age.into()));
+                removed.unwrap_or(received)
+            };
+            (theirs != own[stripe.0] && age != NONE).then(removed)
+        };
+        let floors = KeyStripe::all().zip(&table.clocks).map(floor).collect();
+        // Before the clocks change, and after the stamps were read: another merge that sees the new stamps has
+        // these floors.
+        let floors = self.begin_merge(StripeFloors(floors));
+        for (stripe, &(theirs, _)) in KeyStripe::all().zip(&table.clocks) {
             let before = own[stripe.0];
             if theirs == before {
                 continue;
             }
-            let removed = (age != NONE).then(|| {
-                let removed = received.before(Duration::from_millis(age.into()));
-                removed.unwrap_or(received)
-            });
-            floors.0[stripe.0] = removed;
+            let removed = floors.own.0[stripe.0];
             let new = match has_all {
                 true => theirs,
                 false => mix(union.digest() ^ stripe.0 as u64) as u32 | 1,
@@ -475,10 +521,27 @@ impl RemovalClocks {
         Some(floors)
     }
 
+    /// Two merges at the same time may have the same removals. The second one finds the stamps of the first one,
+    /// whose entries may not be dropped yet. As it says at its end that all of them are, it drops them, too.
+    fn begin_merge(&self, floors: StripeFloors) -> Floors {
+        let own = Arc::new(floors);
+        let mut merging = self.merging.lock();
+        merging.push(own.clone());
+        Floors {
+            own,
+            all: merging.clone(),
+        }
+    }
+
     /// Notes that this node has applied the removals of a table.
-    pub(super) fn finish_merge(&self, table: &Table) {
+    pub(super) fn finish_merge(&self, table: &Table, floors: &Floors) {
         let mut applied = self.applied.lock();
         applied.add_all(&table.applied);
         self.digest.store(applied.digest(), Ordering::SeqCst);
+        // Also if no clock has changed: the digest has.
+        self.is_used.store(true, Ordering::Release);
+        drop(applied);
+        let mut merging = self.merging.lock();
+        merging.retain(|other| !Arc::ptr_eq(other, &floors.own));
     }
 }

@@ -48,9 +48,9 @@ impl Node {
     }
 
     fn merge(&self, table: &Table) -> Option<Floors> {
-        let floors = self.clocks.merge(table, self.now(), &self.clock);
-        self.clocks.finish_merge(table);
-        floors
+        let floors = self.clocks.merge(table, self.now(), &self.clock)?;
+        self.clocks.finish_merge(table, &floors);
+        Some(floors)
     }
 
     fn is_like(&self, other: &Node, key: &str) -> bool {
@@ -129,13 +129,16 @@ fn clear_changes_the_marks_of_all_keys() {
 }
 
 #[test]
-fn there_is_no_mark_while_clocks_are_ahead_of_entries() {
-    let [a, _] = pair();
+fn mark_has_no_stamp_while_clocks_are_ahead_of_entries() {
+    let [a, b] = pair();
+    let stamp = || a.clocks.mark("k").map(|mark| mark.stamp);
     let change = a.clocks.begin_change();
     a.clear(OF_A | 1);
-    assert_eq!(a.clocks.mark("k"), None);
+    assert_eq!(stamp(), Some(0));
+    // The digest is of ended removals only. Without it, a node that knows of none would not find the difference.
+    assert!(!b.has_digest_of(&a));
     drop(change);
-    assert!(a.clocks.mark("k").is_some());
+    assert!(stamp().is_some_and(|stamp| stamp != 0));
 }
 
 #[test]
@@ -165,6 +168,17 @@ fn time_since_a_removal_is_rounded_down() {
     a.clock.advance(Duration::from_secs(50 * 86_400));
     let since = a.clocks.since_removal(stripe, a.now());
     assert!(since.is_some_and(|since| since < Duration::from_secs(86_400)));
+}
+
+/// The clock may be read before a removal that comes meanwhile.
+#[test]
+fn removal_after_the_reading_of_the_clock_is_not_ancient() {
+    let [a, _] = pair();
+    let before = a.now();
+    a.clock.advance(millis(5));
+    a.remove("k", OF_A | 1);
+    let since = a.clocks.since_removal(KeyStripe::of("k"), before);
+    assert_eq!(since, Some(Duration::ZERO));
 }
 
 #[test]
@@ -430,4 +444,56 @@ fn merge_of_removals_that_were_left_out_drops_no_value() {
         assert!(!floors.is_older("k", None));
     }
     assert!(a.has_digest_of(&b), "they have the same set now");
+}
+
+/// Removes a key at a node of which the removal is, and returns its number.
+fn remove_own(node: &Node) -> u64 {
+    let (number, counted) = node.clocks.begin();
+    node.note("k", counted);
+    node.clocks.finish(counted);
+    number
+}
+
+/// As a set does whose owner takes long to answer.
+#[test]
+fn removals_during_a_long_one_are_noted_and_so_are_later_ones() {
+    let [a, b] = pair();
+    let (long, counted) = a.clocks.begin();
+    for _ in 0..1000 {
+        b.remove("k", remove_own(&a));
+    }
+    a.note("k", counted);
+    a.clocks.finish(counted);
+    b.remove("k", long);
+    assert!(a.has_digest_of(&b));
+    for _ in 0..1000 {
+        let missed = remove_own(&a);
+        assert!(!a.has_digest_of(&b));
+        b.remove("k", missed);
+        assert!(a.has_digest_of(&b));
+    }
+    let origins = a.clocks.applied.lock().encode().len() / 12;
+    assert!(origins <= 2, "{origins} origins");
+}
+
+#[test]
+fn number_that_the_set_contains_already_is_not_made() {
+    let [a, b] = pair();
+    let origin = remove_own(&a) >> 32;
+    // A peer says that it has applied all removals of this origin.
+    let all = [origin as u32, u32::MAX - 1, 0].map(u32::to_le_bytes);
+    let (clocks, _) = b.table().encode();
+    a.merge(&Table::decode(&clocks, all.as_flattened()).expect("it decodes"));
+    assert_ne!(remove_own(&a) >> 32, origin);
+}
+
+/// As after a set that failed.
+#[test]
+fn removal_that_changed_no_clock_is_in_the_digests_of_all_nodes() {
+    let [a, b] = pair();
+    let (_, counted) = a.clocks.begin();
+    a.clocks.finish(counted);
+    assert!(!a.has_digest_of(&b));
+    b.merge(&a.table());
+    assert!(a.has_digest_of(&b) && b.has_digest_of(&a));
 }
