@@ -162,31 +162,46 @@ impl Inner {
             return Err(ended);
         }
         keys.iter().try_for_each(|key| self.check_key(key))?;
-        let (removal_id, count) = self.removals.begin();
         let mut panic = FirstPanic::default();
-        for key in keys {
-            panic.catch(|| drop(self.remove_here(key, count)));
-        }
-        self.removals.finish(count);
-        let by = self.broadcast_removal(ctx, &self.all_peers(keys), keys, removal_id);
+        // A number for each request. A peer has applied a removal once it has dropped all of its keys.
+        let requests = by_request(keys).map(|keys| {
+            let (removal_id, count) = self.removals.begin();
+            for key in keys {
+                panic.catch(|| drop(self.remove_here(key, count)));
+            }
+            self.removals.finish(count);
+            self.removal_request(keys, removal_id)
+        });
+        let requests = requests.collect();
+        let by = self.broadcast_removals(ctx, &self.all_peers(keys), requests);
         panic.resume();
         self.confirmed(by, 0)
     }
 
-    pub(super) fn broadcast_removal(
-        self: &Arc<Self>,
-        ctx: &Context,
-        peers: &[Arc<dyn ProtoGetter>],
+    pub(super) fn removal_request(
+        &self,
         keys: &[&str],
         removal_id: u64,
-    ) -> Confirmations {
-        let request = RemoveKeysRequest {
+    ) -> RemoveKeysRequest<'static> {
+        RemoveKeysRequest {
             group: self.name.clone().into(),
             keys: keys.iter().map(|key| key.to_string().into()).collect(),
             removal_id: Some(removal_id),
             unless_applied: None,
+        }
+    }
+
+    /// Sends these requests to each peer, one after the other.
+    pub(super) fn broadcast_removals(
+        self: &Arc<Self>,
+        ctx: &Context,
+        peers: &[Arc<dyn ProtoGetter>],
+        requests: Vec<RemoveKeysRequest<'static>>,
+    ) -> Confirmations {
+        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &Context| {
+            let mut requests = requests.iter();
+            requests.try_for_each(|request| peer.remove(ctx, request))
         };
-        let send = move |peer: &Arc<dyn ProtoGetter>, ctx: &_| peer.remove(ctx, &request);
         self.broadcast(ctx, peers, Arc::new(send))
     }
 
@@ -280,3 +295,23 @@ impl Inner {
         cleared
     }
 }
+
+/// The keys of each request.
+fn by_request<'a, 'k>(mut rest: &'a [&'k str]) -> impl Iterator<Item = &'a [&'k str]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |key: &&&str| {
+            // The longest escape of a byte in JSON has six.
+            bytes += 6 * key.len() + 3;
+            bytes <= MAX_KEY_BYTES
+        };
+        let count = rest.iter().take_while(fits).count().clamp(1, MAX_KEYS);
+        let (keys, later) = rest.split_at_checked(count)?;
+        rest = later;
+        Some(keys)
+    })
+}
+
+/// The most keys of one request, and the most bytes of their text in JSON, which servers accept.
+const MAX_KEYS: usize = 4096;
+const MAX_KEY_BYTES: usize = 64 << 10;

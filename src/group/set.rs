@@ -100,9 +100,17 @@ impl Group {
         match &owner {
             None => panic.catch(|| inner.set_here(key, value, options.ttl, count)),
             Some(owner) => {
-                let set = inner.set_at(ctx, owner, key, value, options, removal_id);
-                // The number would be missing for ever.
-                set.inspect_err(|_| inner.removals.finish(count))?;
+                // Without a result if the program's transport panics.
+                let mut set = None;
+                panic.catch(|| {
+                    set = Some(inner.set_at(ctx, owner, key, value, options, removal_id));
+                });
+                if !matches!(set, Some(Ok(()))) {
+                    // The number would be missing for ever.
+                    inner.removals.finish(count);
+                    panic.resume();
+                    return set.unwrap_or_else(|| Err(ErrorKind::Peer.into()));
+                }
                 panic.catch(|| drop(inner.remove_here(key, count)));
             }
         }
@@ -111,7 +119,8 @@ impl Group {
         if let Some(owner) = &owner {
             others.retain(|peer| !super::load::is_same(peer, owner));
         }
-        let by = inner.broadcast_removal(ctx, &others, &[key], removal_id);
+        let removal = inner.removal_request(&[key], removal_id);
+        let by = inner.broadcast_removals(ctx, &others, vec![removal]);
         panic.resume();
         inner.confirmed(by, usize::from(owner.is_some()))
     }
@@ -228,5 +237,49 @@ impl Inner {
             self.store.set(new, &mut evicted, note);
         });
         self.notify_and_drop(evicted);
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::getter::getter_fn;
+    use crate::pb::GetRequest;
+    use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers};
+
+    /// The owner of all keys, of a transport that panics.
+    struct Panicking;
+
+    impl ProtoGetter for Panicking {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn url(&self) -> String {
+            panic!("in the transport")
+        }
+    }
+
+    struct Owner;
+
+    impl PeerPicker for Owner {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(Arc::new(Panicking))
+        }
+    }
+
+    #[test]
+    fn set_whose_transport_panics_leaves_no_removal_under_way() {
+        let slot = PickerSlot::default();
+        slot.register(Pickers::One(Arc::new(Owner))).expect("empty");
+        let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+        let group = Group::builder("set").make(getter, slot);
+        let set = || group.set(&Context::background(), "key", "value", SetOptions::new());
+        assert!(catch_unwind(AssertUnwindSafe(set)).is_err());
+        let removals = &group.inner.removals;
+        let known = removals.known().expect("all of them");
+        assert!(removals.has_applied(&known));
     }
 }

@@ -132,6 +132,48 @@ fn removal_is_sent_to_all_peers_and_applied_here() {
     }
 }
 
+/// A peer has not applied a removal before it has applied all of its keys.
+#[test]
+fn removals_of_many_keys_have_a_number_for_each_request() {
+    struct Counting(Mutex<Vec<(Option<u64>, usize)>>);
+    impl ProtoGetter for Counting {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn remove(&self, _: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
+            let request = (request.removal_id, request.keys.len());
+            self.0.lock().expect("no panic").push(request);
+            Ok(())
+        }
+    }
+    struct One(Arc<Counting>);
+    impl PeerPicker for One {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            None
+        }
+
+        fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+            vec![self.0.clone()]
+        }
+    }
+    let peer = Arc::new(Counting(Mutex::default()));
+    let group = among("changes", Arc::new(One(peer.clone())));
+    let group = group.build(echo().0).expect("a group");
+    let remove = |keys: &[String]| {
+        group.remove_many(&background(), keys).expect("confirmed");
+        std::mem::take(&mut *peer.0.lock().expect("no panic"))
+    };
+    let short: Vec<String> = (0..10_000).map(|n| format!("{:02}", n % 100)).collect();
+    let long: Vec<String> = (0..10).map(|n| n.to_string().repeat(3000)).collect();
+    for (keys, want) in [(short, vec![4096, 4096, 1808]), (long, vec![3, 3, 3, 1])] {
+        let (numbers, lens): (Vec<_>, Vec<_>) = remove(&keys).into_iter().unzip();
+        assert_eq!(lens, want);
+        assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    }
+    assert_eq!(remove(&[]), []);
+}
+
 #[test]
 fn changes_are_sent_to_the_peers_at_the_same_time() {
     for ctx in [background(), within(PATIENCE)] {

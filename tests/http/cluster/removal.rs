@@ -116,6 +116,31 @@ fn many_long_keys_are_removed_in_several_requests() {
     }
 }
 
+/// Otherwise a node would take the value of another one, which has not applied the whole removal, for a new one.
+#[test]
+fn nodes_count_removals_of_many_keys_alike() {
+    let long = |n: usize| format!("{n}{}", "\u{1}".repeat(500));
+    for client in clients() {
+        for keys in [
+            (0..5).map(|n| n.to_string()).collect::<Vec<_>>(),
+            (0..100).map(long).collect(),
+        ] {
+            let (nodes, _) = cluster(|builder| builder.http_client(client));
+            // The first requests of this process to its peers.
+            nodes[0].group.remove_many(&background(), &keys).unwrap();
+            for key in &keys {
+                let mark = |node: &Node| {
+                    let answer = node.group.serve_peer(&background(), key);
+                    answer.unwrap().removals
+                };
+                let marks: Vec<_> = nodes.iter().map(mark).collect();
+                assert_eq!(marks, vec![marks[0]; 3], "{client:?} {key:?}");
+                assert_ne!(marks[0], Some(0));
+            }
+        }
+    }
+}
+
 #[test]
 fn many_keys_are_removed_by_few_requests_from_a_peer_that_was_not_asked_before() {
     for client in clients() {

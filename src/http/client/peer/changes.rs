@@ -1,6 +1,5 @@
 //! The requests that change data at a peer, and the responses that confirm them.
 
-use std::borrow::Cow;
 use std::iter;
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::wire;
 
 impl HttpPeer {
-    /// Removes keys: one by its path, several in requests for as many as a server accepts.
+    /// Removes keys: one by its path, several by one request.
     ///
     /// A server that is not larder's gets a request for each key. A Go program of the mailgun protocol
     /// would take the request for several keys for a GET, and answer 200.
@@ -23,31 +22,25 @@ impl HttpPeer {
             let body = wire::encode_change(request)?;
             return self.change(ctx, "POST", path, &body, None).map(drop);
         }
-        let id = request.removal_id.unwrap_or_default();
-        let (group, mut rest) = (&*request.group, &request.keys[..]);
-        while let Some((first, others)) = rest.split_first() {
-            // After the answer for the first key, it is known which server this is.
-            if others.is_empty() || !self.target().is_keyed() {
-                self.remove_key(ctx, group, first, id)?;
+        let (group, id) = (&*request.group, request.removal_id);
+        let (mut is_larder, mut rest) = (self.target().is_keyed(), &request.keys[..]);
+        match rest {
+            [key] => return self.remove_key(ctx, group, key, id).map(drop),
+            [first, others @ ..] if !is_larder => {
+                // The response shows which server it is. Larder's does not count this removal: after it, the
+                // node would take the whole one for applied.
+                is_larder = self.remove_key(ctx, group, first, Some(UNCOUNTED))?;
                 rest = others;
-                continue;
             }
-            let mut bytes = 0;
-            let fits = |key: &&Cow<'_, str>| {
-                // The longest escape of a byte has six.
-                bytes += 6 * key.len() + 3;
-                bytes <= MAX_KEY_BYTES
-            };
-            let count = rest.iter().take_while(fits).count().clamp(1, MAX_KEYS);
-            let (now, later) = rest.split_at(count);
-            // Otherwise another server has come to this address meanwhile.
-            if !self.remove_list(ctx, group, now.iter().map(|key| &**key), id)? {
-                now.iter()
-                    .try_for_each(|key| self.remove_key(ctx, group, key, id))?;
-            }
-            rest = later;
+            _ => {}
         }
-        Ok(())
+        let keys = request.keys.iter().map(|key| &**key);
+        if is_larder && self.remove_list(ctx, group, keys, id)? {
+            return Ok(());
+        }
+        // Another server has come to this address if it counts them. Each has the count of its key then.
+        let mut rest = rest.iter();
+        rest.try_for_each(|key| self.remove_key(ctx, group, key, None).map(drop))
     }
 
     /// Removes keys by one request. False if it was not larder's server that answered.
@@ -56,24 +49,25 @@ impl HttpPeer {
         ctx: &Context,
         group: &str,
         keys: impl Iterator<Item = &'k str>,
-        id: u64,
+        id: Option<u64>,
     ) -> Result<bool> {
         let body = wire::encode_keys(group, keys);
         let path = wire::verb_path(self.base(), group, wire::REMOVE_KEYS);
-        self.change(ctx, "POST", path, &body, Some(id))
+        self.change(ctx, "POST", path, &body, id)
     }
 
-    /// Removes a key by its path, or by a list of one if it is too long for a path.
-    fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: u64) -> Result<()> {
+    /// Removes a key by its path, or by a list of one if it is too long for a path. Returns whether larder's
+    /// server answered.
+    fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: Option<u64>) -> Result<bool> {
         let path = wire::key_path(self.base(), group, key);
         let longest = match self.target().is_keyed() {
             true => LONGEST_PATH,
             false => MAX_PATH,
         };
         if path.len() > longest && self.remove_list(ctx, group, iter::once(key), id)? {
-            return Ok(());
+            return Ok(true);
         }
-        self.change(ctx, "DELETE", path, &[], Some(id)).map(drop)
+        self.change(ctx, "DELETE", path, &[], id)
     }
 
     pub(super) fn set_value(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
@@ -151,7 +145,7 @@ impl HttpPeer {
         let mut request = TransportRequest::change(method, path, body, deadline);
         if let Some(id) = id {
             request.set_checked(wire::REMOVAL_ID_HEADER.into(), id.to_string().into());
-        } else {
+        } else if !body.is_empty() {
             request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         }
         let response = self.transport().round_trip(ctx, request)?;
@@ -167,9 +161,8 @@ impl HttpPeer {
     }
 }
 
-/// The most keys of one request, and the most bytes of their text in JSON.
-const MAX_KEYS: usize = 4096;
-const MAX_KEY_BYTES: usize = 64 << 10;
+/// The number of a removal that is no part of the clocks.
+const UNCOUNTED: u64 = 0;
 
 /// The longest path of a removal that is sent to larder's server, whose heads may be limited to 1 KiB.
 const LONGEST_PATH: usize = 512;
