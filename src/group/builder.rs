@@ -152,8 +152,9 @@ impl GroupBuilder {
     /// With a limit, an [`ErrorKind::Partial`](crate::ErrorKind::Partial) says until when the peers that did
     /// not confirm a removal can serve the old value. A cached value is returned only if this process, and the
     /// peers whose removals it had applied within the limit, are more than half of all nodes. Otherwise the
-    /// get asks all peers at the same time, and if too few answer, loads the value. So a process in a
-    /// cluster of two has no cache while the other is down. Set the same limit in all processes.
+    /// get asks all peers at the same time, and if too few answer, runs the getter, also for a key that a peer
+    /// owns: the two may be cut off together. So a process in a cluster of two has no cache while the other is
+    /// down. Set the same limit in all processes.
     ///
     /// The limit holds for `get`, `get_many`, `get_opts` and their forms, not for `peek` and `iter`. A hit
     /// reads the clock, and each process exchanges 8 KiB with each peer about once in this time.

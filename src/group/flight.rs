@@ -174,7 +174,7 @@ impl Inner {
     ) -> Result<LoadBegin, Loaded> {
         let generation = match miss {
             Some(&(generation, at_miss)) if at_miss.of(from) == epoch => generation,
-            _ => match self.recheck_cache(key, matches!(from, LoadFrom::Getter(_))) {
+            _ => match self.recheck_cache(key, !from.asks_peer()) {
                 Ok(value) => return Err(value),
                 Err(generation) => generation,
             },

@@ -73,7 +73,7 @@ impl Inner {
             _ => picker.previous_owner(key.key),
         }?;
         let is_missing = || self.store.peek(key.hash, key.key).is_err();
-        (!self.is_dropped(key) && is_missing()).then_some(owner)
+        (!self.is_dropped(key) && !self.is_unverified() && is_missing()).then_some(owner)
     }
 
     /// Whether this node dropped the key lately, at the request of a peer that has applied a removal of it. Then
@@ -186,3 +186,63 @@ impl OtherQuery {
 
 /// How long the other owners may take to answer.
 const HANDOFF_TIMEOUT: Duration = Duration::from_millis(10);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::error::Result;
+    use crate::getter::getter_fn;
+    use crate::group::Group;
+    use crate::group::flight::LoadFrom;
+    use crate::pb::{GetRequest, RemoveKeysRequest};
+    use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers};
+
+    /// The owner of all keys, and its picker.
+    #[derive(Clone)]
+    struct Owner;
+
+    impl ProtoGetter for Owner {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Ok(PeerResponse::new("a copy"))
+        }
+    }
+
+    impl PeerPicker for Owner {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(Arc::new(Owner))
+        }
+    }
+
+    /// A load that begins because no peer answered runs the getter. A request of the peer that dropped the key may
+    /// wait for it.
+    #[test]
+    fn copy_of_a_lately_dropped_key_ends_no_load_that_peers_may_wait_for() {
+        let slot = PickerSlot::default();
+        slot.register(Pickers::One(Arc::new(Owner))).expect("empty");
+        let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+        let group = Group::builder("handoff").clock(Clock::manual());
+        let group = group.make(getter, slot);
+        group.serve_remove(&RemoveKeysRequest {
+            group: "handoff".into(),
+            keys: vec!["key".into()],
+            removal_id: Some(0),
+            unless_applied: None,
+        });
+        assert_eq!(group.get("key").expect("a value"), "a copy");
+        assert!(group.contains_key("key"));
+        let (inner, key) = (&group.inner, group.inner.key("key"));
+        let flight = || {
+            let epochs = inner.epochs(key.hash);
+            (epochs.getter, inner.getter_flights.forgets(key.hash.get()))
+        };
+        for from in [
+            LoadFrom::GetterAfterPeers,
+            LoadFrom::Getter(Placement::Fallback),
+        ] {
+            assert!(inner.begin(&from, flight(), &key, None).is_ok());
+        }
+        let from = LoadFrom::Peers(Arc::new(Owner));
+        assert!(inner.begin(&from, flight(), &key, None).is_err());
+    }
+}

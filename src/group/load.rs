@@ -42,7 +42,7 @@ impl Inner {
 
     /// The source of a key's value, for a caller of this process.
     pub(super) fn source_of(&self, key: &LoadKey<'_>) -> LoadFrom {
-        match self.peers.route(&self.name, key.key) {
+        match self.verified_route(self.peers.route(&self.name, key.key)) {
             Route::Own => LoadFrom::Getter(Placement::Main),
             Route::Fallback => LoadFrom::Getter(Placement::Fallback),
             Route::Peer(peer) => LoadFrom::Peers(peer),

@@ -177,7 +177,7 @@ impl Inner {
         let Some(picker) = self.peers.picker(&self.name) else {
             return Some(NextLoad::Here(Placement::Main));
         };
-        Some(match picker.route(key) {
+        Some(match self.verified_route(picker.route(key)) {
             Route::Peer(peer) if !failed.contain(&peer) => NextLoad::Peer(peer),
             Route::Peer(peer) => match picker.pick_next(key, 1, &peer) {
                 Some(next) if !failed.contain(&next) => NextLoad::Peer(next),
@@ -202,7 +202,7 @@ impl Inner {
             if result.is_some() || self.check_key(key).is_err() {
                 continue;
             }
-            let owner = match picker.route(key) {
+            let owner = match self.verified_route(picker.route(key)) {
                 Route::Peer(owner) => owner,
                 route => {
                     plan.own.push((at, placement_of(&route)));

@@ -208,7 +208,7 @@ impl Inner {
 
     /// Starts a load of a newer value, unless one is under way or failed lately.
     pub(super) fn refresh(self: &Arc<Self>, key: &LoadKey<'_>) {
-        match self.peers.route(&self.name, key.key) {
+        match self.verified_route(self.peers.route(&self.name, key.key)) {
             Route::Own => {
                 self.start_refresh(key, &LoadFrom::Getter(Placement::Main), JobFor::Own);
             }
