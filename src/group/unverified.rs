@@ -164,8 +164,8 @@ mod tests {
     }
 
     impl PeerPicker for Nodes {
-        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
-            Some(self.owner.clone())
+        fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
+            (!key.starts_with("own")).then(|| self.owner.clone() as _)
         }
 
         fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
@@ -196,16 +196,23 @@ mod tests {
             owner: Arc::new(Node(Some(owner.clone()))),
             cut_off: Mutex::new((0..3).map(|_| Arc::new(Node(None))).collect()),
         });
-        let slot = PickerSlot::default();
-        slot.register(Pickers::One(nodes.clone())).expect("empty");
-        let group = make(slot);
-        for key in ["1", "2", "3", "4", "5"] {
+        let make_other = || {
+            let slot = PickerSlot::default();
+            slot.register(Pickers::One(nodes.clone())).expect("empty");
+            make(slot)
+        };
+        let group = make_other();
+        for key in ["1", "2", "3", "4", "5", "own 1", "own 2"] {
             assert_eq!(owner.get(key).expect("a value"), "old");
         }
         // The other three nodes remove the keys.
         *source.lock() = "new";
         let ctx = Context::background();
-        assert_eq!(group.get("1").expect("a value"), "new");
+        for key in ["1", "own 1"] {
+            assert_eq!(group.get(key).expect("a value"), "new");
+        }
+        let answer = make_other().serve_peer(&ctx, "own 1");
+        assert_eq!(answer.expect("a value").value, "new");
         for value in group.get_many(&ctx, &["2", "3"]) {
             assert_eq!(value.expect("a value"), "new");
         }
@@ -214,5 +221,7 @@ mod tests {
         // Two of three are a majority. (The owner has missed nothing that they know.)
         nodes.cut_off.lock().truncate(1);
         assert_eq!(group.get("5").expect("a value"), "old");
+        let answer = make_other().serve_peer(&ctx, "own 2");
+        assert_eq!(answer.expect("a value").value, "old");
     }
 }
