@@ -7,6 +7,7 @@ use super::removal_clocks::{KeyStripe, Table};
 use super::restore::RESOLUTION;
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
+use crate::panics::FirstPanic;
 
 impl Inner {
     /// The removals that were applied here, for the header of a dump.
@@ -18,23 +19,36 @@ impl Inner {
         encoded
     }
 
-    /// Applies the removals of a dump that was written at most this long ago, if that is known.
+    /// Applies the removals of a dump that was written at most this long ago, if that is known, and returns them
+    /// as of then.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidDump`] if they are malformed.
-    pub(super) fn merge_dumped(&self, encoded: &[u8], downtime: Option<Duration>) -> Result<()> {
+    pub(super) fn merge_dumped(
+        &self,
+        encoded: &[u8],
+        downtime: Option<Duration>,
+        panic: &mut FirstPanic,
+    ) -> Result<Table> {
         let table = decode(encoded).ok_or_else(|| {
             let message = "the removals in the dump are malformed";
             Error::new(ErrorKind::InvalidDump, message)
         })?;
         // If the time is not known, the removals count as made now, so that more values are dropped.
-        self.merge(&match downtime {
+        let dumped = table.clone();
+        let table = match downtime {
             // It is rounded up, and a removal may not look older than it is.
             Some(downtime) => table.older_by(downtime.saturating_sub(2 * RESOLUTION)),
             None => table.made_now(),
-        });
-        Ok(())
+        };
+        panic.catch(|| self.merge(&table));
+        Ok(dumped)
+    }
+
+    /// Whether removals that may concern a key were applied here since a dump with these removals.
+    pub(super) fn has_removed_since(&self, dumped: &Table, key: &str) -> bool {
+        self.removals.differ_from(dumped, key)
     }
 
     /// Whether a removal until `now` may concern a value of this age, `None` if the age is not known.
@@ -76,9 +90,11 @@ mod tests {
         let downtime = Duration::from_millis(100);
         clock.advance(downtime);
         let after = group();
-        let merged = after
-            .inner
-            .merge_dumped(&encoded, Some(downtime + RESOLUTION));
+        let merged = after.inner.merge_dumped(
+            &encoded,
+            Some(downtime + RESOLUTION),
+            &mut FirstPanic::default(),
+        );
         merged.expect("well-formed");
         // A value whose load began just before the removal.
         assert!(

@@ -378,6 +378,7 @@ impl Floors {
 }
 
 /// The removals of a node, as it sends them.
+#[derive(Clone)]
 pub(super) struct Table {
     clocks: Vec<(u32, u32)>,
     applied: AppliedRemovals,
@@ -451,6 +452,12 @@ impl RemovalClocks {
                 .collect(),
             applied,
         }
+    }
+
+    /// Whether the clock of a key, or that of all keys, has another stamp in this table.
+    pub(super) fn differ_from(&self, table: &Table, key: &str) -> bool {
+        let is_other = |stripe: KeyStripe| self.last(stripe).stamp != table.clocks[stripe.0].0;
+        is_other(KeyStripe::of(key)) || is_other(ALL_KEYS)
     }
 
     /// Merges a peer's clocks, which were received at this time, into those of this node. Returns the times

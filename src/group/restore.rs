@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Group;
 use super::lifetime::Lifetime;
 use super::populate::{NewValue, Placement};
+use super::removal_clocks::Table;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
@@ -91,6 +92,8 @@ impl Group {
     /// The time since the dump is measured by the clock that counts since the boot. After a reboot it is
     /// measured by the wall clock. If that is earlier than at the dump, the time is not known. Then
     /// entries with a time to live are dropped, and so are all those whose stripe of keys had a removal.
+    /// A wall clock that is set back only a little is not detected. Values may then be served past their time to
+    /// live. But all entries whose stripe of keys had a removal since the dump are dropped after a reboot.
     ///
     /// Damaged blocks of the file are skipped.
     ///
@@ -131,11 +134,12 @@ impl Group {
         let (header, mut blocks) = BlockReader::open(BufReader::new(file))?;
         self.check_header(&header, options.schema)?;
         let downtime = self.downtime(&header);
-        self.apply_missed_removals(&header, downtime.time, options.trust_alone, panic)?;
+        let dumped =
+            self.apply_missed_removals(&header, downtime.time, options.trust_alone, panic)?;
         let mut report = RestoreReport::default();
         while let Some(mut payload) = blocks.next_block().map_err(io)? {
             while let Some(entry) = DumpedEntry::take(&mut payload) {
-                self.restore_entry(&entry, downtime, &mut report, panic);
+                self.restore_entry(&entry, downtime, &dumped, &mut report, panic);
             }
             let (bytes, of_bytes) = blocks.progress();
             let progress = RestoreProgress {
@@ -171,7 +175,8 @@ impl Group {
         // Read first, so that no value looks younger than it is.
         let until = self.inner.store.clock().now();
         let uptime = Uptime::now();
-        let nanos = if !header.boot_id.is_empty() && header.boot_id == uptime.boot_id {
+        let is_same_boot = !header.boot_id.is_empty() && header.boot_id == uptime.boot_id;
+        let nanos = if is_same_boot {
             uptime.since_boot.checked_sub(header.since_boot)
         } else {
             let now = u64::try_from(self.inner.store.clock().unix_nanos()).ok();
@@ -180,20 +185,19 @@ impl Group {
         Downtime {
             until,
             time: nanos.map(|nanos| Duration::from_nanos(nanos) + RESOLUTION),
+            is_exact: is_same_boot,
         }
     }
 
-    /// Applies the removals that were applied at the dump, and those that the peers know of.
+    /// Applies the removals that were applied at the dump, and those that the peers know of. Returns the former.
     fn apply_missed_removals(
         &self,
         header: &DumpHeader,
         downtime: Option<Duration>,
         trust_alone: bool,
         panic: &mut FirstPanic,
-    ) -> Result<()> {
-        let mut merged = Ok(());
-        panic.catch(|| merged = self.inner.merge_dumped(&header.removals, downtime));
-        merged?;
+    ) -> Result<Table> {
+        let dumped = self.inner.merge_dumped(&header.removals, downtime, panic)?;
         let end = Instant::now() + PEERS_TIMEOUT;
         loop {
             let peers = self.inner.all_peers(&[]);
@@ -201,12 +205,12 @@ impl Group {
             // All of them, because each may know of other removals.
             let failed = self.inner.exchange_with_all(&ctx, &peers).failed;
             if count == 0 || failed.len() < count {
-                return Ok(());
+                return Ok(dumped);
             }
             if Instant::now() >= end {
                 let error = failed.into_iter().next().map(|failed| failed.error);
                 return match (trust_alone, error) {
-                    (true, _) | (_, None) => Ok(()),
+                    (true, _) | (_, None) => Ok(dumped),
                     (false, Some(error)) => Err(Error::with_source(
                         ErrorKind::Peer,
                         "no peer could be asked for removals since the dump",
@@ -222,6 +226,7 @@ impl Group {
         &self,
         entry: &DumpedEntry<'_>,
         downtime: Downtime,
+        dumped: &Table,
         report: &mut RestoreReport,
         panic: &mut FirstPanic,
     ) {
@@ -240,6 +245,7 @@ impl Group {
         // Read before the clocks of the removals, so that a removal after that is detected.
         let forgets = inner.getter_flights.forgets(key.hash.get());
         let begun = inner.load_begin(generation, forgets);
+        let is_exact = downtime.is_exact;
         // Time has passed since the first entry was read.
         let downtime = downtime
             .time
@@ -248,7 +254,9 @@ impl Group {
             downtime.map(|downtime| downtime.saturating_add(Duration::from_nanos(nanos)))
         };
         let age = entry.age.and_then(since);
-        if inner.may_be_removed(entry.key, age, begun.at) {
+        // A wall clock may be wrong. Then the age is less than it should be.
+        let is_removed = !is_exact && inner.has_removed_since(dumped, entry.key);
+        if is_removed || inner.may_be_removed(entry.key, age, begun.at) {
             report.removed += 1;
             return;
         }
@@ -260,7 +268,8 @@ impl Group {
                 return;
             }
         };
-        let begin = age.and_then(|age| begun.at.before(age));
+        let begin = age.filter(|_| is_exact);
+        let begin = begin.and_then(|age| begun.at.before(age));
         let end = left.map(|left| begun.at.after(left));
         let lifetime = Lifetime::between(begin, end, inner.freshness.allowance());
         let mut view = ByteView::from(entry.value);
@@ -280,6 +289,8 @@ impl Group {
 struct Downtime {
     until: Tick,
     time: Option<Duration>,
+    /// Whether it was measured by the clock since the boot.
+    is_exact: bool,
 }
 
 /// The clock since the boot counts hundredths of a second, and is read twice. No value may look younger
@@ -291,3 +302,96 @@ const PEERS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Between two failed_loads.
 const PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::dump::BlockWriter;
+    use crate::getter::getter_fn;
+    use crate::pb::{GetRequest, RemovalTable};
+    use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
+    use crate::sync::Arc;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Another node, which owns no key.
+    struct Other(Group);
+
+    impl ProtoGetter for Other {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn exchange_removals(
+            &self,
+            _: &Context,
+            request: &RemovalTable<'_>,
+        ) -> Result<RemovalTable<'static>> {
+            Ok(self.0.serve_removals(request))
+        }
+    }
+
+    struct Peers(Arc<Other>);
+
+    impl PeerPicker for Peers {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            None
+        }
+
+        fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+            vec![self.0.clone()]
+        }
+    }
+
+    fn group(clock: &Clock, slot: PickerSlot) -> Group {
+        let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+        let builder = Group::builder("restore").clock(clock.clone());
+        builder.make(getter, slot)
+    }
+
+    /// A board without a battery begins its wall clock at the time of its shutdown.
+    #[test]
+    fn wall_clock_that_stood_still_brings_no_removed_value_back() {
+        let [of_dump, of_other] = [(); 2].map(|()| Clock::manual());
+        let dumped = group(&of_dump, PickerSlot::default());
+        let other = group(&of_other, PickerSlot::default());
+        let header = DumpHeader {
+            group: "restore".into(),
+            schema: 1,
+            boot_id: "another boot".into(),
+            since_boot: 0,
+            unix_nanos: of_dump.unix_nanos() as u64,
+            removals: dumped.inner.encoded_removals(),
+        };
+        let mut writer = BlockWriter::new(Vec::new(), &header).expect("a vector");
+        for key in ["removed", "kept"] {
+            let age = HOUR.as_nanos() as u64;
+            let entry = DumpedEntry {
+                key,
+                value: b"old",
+                age: Some(age),
+                ttl: None,
+            };
+            writer.push(&entry).expect("a vector");
+        }
+        let (bytes, _) = writer.finish().expect("a vector");
+        let name = format!("larder-restore-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).expect("written");
+
+        other
+            .remove(&Context::background(), "removed")
+            .expect("no peers");
+        of_other.advance(5 * HOUR);
+        let slot = PickerSlot::default();
+        let peers = Peers(Arc::new(Other(other)));
+        slot.register(Pickers::One(Arc::new(peers))).expect("empty");
+        let restored = group(&of_dump, slot);
+        let report = restored.restore(&path, RestoreOptions::new(1));
+        std::fs::remove_file(&path).expect("ours");
+        let report = report.expect("restored");
+        assert_eq!((report.restored, report.removed), (1, 1));
+        assert!(!restored.contains_key("removed") && restored.contains_key("kept"));
+    }
+}
