@@ -180,3 +180,23 @@ fn merge_does_not_undo_the_stamp_of_a_removal_under_way() {
         assert_ne!(node, peer, "the peer lacks the second removal");
     });
 }
+
+/// Two peers send the same removals at the same time. After each of the two exchanges, there is no old value.
+#[test]
+fn tables_at_the_same_time_leave_no_old_value() {
+    bounded_model(|| {
+        let source = Arc::new(AtomicUsize::new(0));
+        let [node, peer] = [(); 2].map(|()| changing_group(&source, PickerSlot::default()));
+        assert_eq!(node.get("key").expect("a value"), "0");
+        source.store(1, Ordering::SeqCst);
+        peer.serve_remove(&removal(1));
+        let table = peer.serve_removals(&RemovalTable::default());
+        let merging = {
+            let (node, table) = (node.clone(), table.clone());
+            thread::spawn(move || drop(node.serve_removals(&table)))
+        };
+        node.serve_removals(&table);
+        assert_eq!(node.get("key").expect("a value"), "1");
+        merging.join().unwrap();
+    });
+}
