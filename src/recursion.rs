@@ -10,6 +10,7 @@
 //! A request that does not come from a getter only reads a thread-local variable.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -47,7 +48,7 @@ thread_local! {
 /// A thread that leads a nested flight adds an entry from its outer flight to the nested one. So the
 /// records lead from every flight of the thread to its innermost one, and the search compares with
 /// that one only.
-static WAITING_FOR: Mutex<Vec<(LoadId, LoadId)>> = Mutex::new(Vec::new());
+static WAITING_FOR: Mutex<BTreeMap<LoadId, LoadId>> = Mutex::new(BTreeMap::new());
 
 /// Guard of a record: this thread's innermost flight depends on another flight until it is dropped.
 #[must_use]
@@ -123,17 +124,16 @@ fn insert(innermost: LoadId, id: LoadId) -> Result<()> {
         if flight == innermost {
             return Err(Error::from(ErrorKind::RecursiveLoad));
         }
-        let entry = waiting_for.iter().find(|(from, _)| *from == flight);
-        next = entry.map(|(_, to)| *to);
+        next = waiting_for.get(&flight).copied();
     }
-    waiting_for.push((innermost, id));
+    waiting_for.insert(innermost, id);
     Ok(())
 }
 
 #[cold]
 fn remove(id: LoadId) {
     let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-    waiting_for.retain(|(from, _)| *from != id);
+    waiting_for.remove(&id);
 }
 
 #[cfg(all(test, not(larder_loom)))]
@@ -193,6 +193,22 @@ mod tests {
         assert!(!is_working());
         let _b = work_for(b);
         assert!(wait_for(a).is_ok());
+    }
+
+    /// A bulk getter's call for so many keys, whose time is in proportion to their number.
+    #[test]
+    fn thread_may_run_a_hundred_thousand_flights() {
+        let begun = std::time::Instant::now();
+        let ids = |last| (0..=last).map(|number| LoadId::new(&STRIPE, number));
+        let all = work_for_all(ids(100_000)).expect("they differ");
+        assert_eq!(
+            kind(wait_for(LoadId::new(&STRIPE, 0))),
+            Some(ErrorKind::RecursiveLoad)
+        );
+        drop(all);
+        assert!(!is_working());
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(10), "{took:?}");
     }
 
     #[test]
