@@ -1,5 +1,7 @@
 //! Loads that find the cached value unchanged, and renew it.
 
+use std::time::Duration;
+
 use super::lifetime::Lifetime;
 use super::{Inner, LoadBegin, LoadKey};
 use crate::old_value::OldValue;
@@ -18,9 +20,21 @@ impl Inner {
         let kept = kept.filter(|kept| generation == begun.generation && kept.begun.is_some())?;
         let lifetime = Lifetime::of_entry(kept.begun, kept.expires, self.freshness.allowance());
         Some(OldValue {
-            good_for: lifetime.fresh_until.map(|_| lifetime.fresh_time()),
+            good_for: lifetime
+                .fresh_until
+                .map(|_| whole_millis(lifetime.fresh_time())),
             view: kept.view,
             etag: kept.etag,
         })
+    }
+}
+
+/// The store keeps the begin of a load in whole milliseconds, rounded down, so the time from there to the end
+/// is up to one longer than the time to live. Without this, each renewal would add a part of a millisecond.
+fn whole_millis(time: Duration) -> Duration {
+    let whole = time - Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000));
+    match whole.is_zero() {
+        true => time,
+        false => whole,
     }
 }

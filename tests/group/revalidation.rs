@@ -68,6 +68,38 @@ fn kept_for_a_minute(clock: &Clock) -> GroupBuilder {
     fresh_for_ten(clock).keep_for_revalidation(seconds(60))
 }
 
+/// The begin of a load is kept to a millisecond, rounded down.
+#[test]
+fn renewals_do_not_lengthen_the_time_to_live() {
+    let (clock, part) = (Clock::manual(), std::time::Duration::from_nanos(999_999));
+    let group = alone("renewed")
+        .clock(clock.clone())
+        .keep_for_revalidation(seconds(60))
+        .build_with(|ctx: &Context, _: &str| {
+            Ok::<_, larder::Error>(match ctx.etag() {
+                Some("1") => Value::not_modified(),
+                _ => Value::new("value").etag("1").expire_in(seconds(1)),
+            })
+        })
+        .expect("a group");
+    let expires_in = || {
+        let options = GetOptions::new().max_age(std::time::Duration::ZERO);
+        let answer = group.get_opts(&Context::background(), "key", options);
+        answer.expect("a value").expires_in.expect("it expires")
+    };
+    clock.advance(part);
+    assert_eq!(expires_in(), seconds(1));
+    for round in 1..1000 {
+        clock.advance(seconds(1) + part);
+        let time = expires_in();
+        assert!(
+            time <= seconds(1) && time + millis(1) >= seconds(1),
+            "{time:?} in {round}"
+        );
+    }
+    assert_eq!(group.stats().local_loads, 1000);
+}
+
 #[test]
 fn unchanged_value_is_renewed_without_its_bytes() {
     let (clock, origin) = (Clock::manual(), Origin::default());
