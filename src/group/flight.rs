@@ -23,6 +23,8 @@ pub(super) enum Executor {
     Caller,
     /// A thread of the loader pool, so that the caller can return before the work is done.
     LoaderPool,
+    /// This thread, which is one of the loader pool, and whose caller waits on its own thread.
+    LoaderThread,
 }
 
 impl Executor {
@@ -148,8 +150,9 @@ impl Inner {
             Err(refused) => return Some(Err(give_up(leader, refused))),
         };
         match executor {
-            Executor::Caller => {
+            Executor::Caller | Executor::LoaderThread => {
                 let _held = permit.map(load_permits::hold);
+                begun.on_pool = executor == Executor::LoaderThread;
                 self.lead(from, leader, None, ctx, key, begun)
             }
             Executor::LoaderPool => {
@@ -189,6 +192,7 @@ impl Inner {
         LoadBegin {
             at: self.time_of_begin(),
             is_kept: true,
+            on_pool: false,
             generation,
             forgets,
         }
@@ -250,6 +254,7 @@ impl Inner {
         mut begun: LoadBegin,
         PoolJob { job_for, permit }: PoolJob,
     ) -> Result<Waiter<Result<Loaded>>> {
+        begun.on_pool = true;
         let waiter = leader.detach();
         let (hash, id) = (key.hash, waiter.id());
         let submitted = {
@@ -297,11 +302,10 @@ impl Inner {
                 return Some(Err(cycle));
             }
         };
-        let on_pool = busy.is_some();
         begun.set_context(ctx);
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
-        let result = self.run_work(from, on_pool, ctx, key, begun, &mut evicted);
+        let result = self.run_work(from, ctx, key, begun, &mut evicted);
         if let Some(watch) = watch {
             watch.end(&result);
         }
@@ -334,7 +338,6 @@ impl Inner {
     fn run_work(
         self: &Arc<Self>,
         from: &LoadFrom,
-        on_pool: bool,
         ctx: &Context,
         key: &LoadKey<'_>,
         begun: &LoadBegin,
@@ -345,9 +348,7 @@ impl Inner {
             LoadFrom::GetterAfterPeers => {
                 self.run_getter(Placement::Fallback, ctx, key, begun, evicted)
             }
-            LoadFrom::Peers(owner) => {
-                self.load_from_peers(owner, on_pool, ctx, key, begun, evicted)
-            }
+            LoadFrom::Peers(owner) => self.load_from_peers(owner, ctx, key, begun, evicted),
             LoadFrom::OwnerAlone(owner) => self.load_from_owner(owner, ctx, key, begun, evicted),
         }
     }

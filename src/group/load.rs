@@ -149,7 +149,6 @@ impl Inner {
     pub(super) fn load_from_peers(
         self: &Arc<Self>,
         owner: &Arc<dyn ProtoGetter>,
-        on_pool: bool,
         ctx: &Context,
         key: &LoadKey<'_>,
         begun: &LoadBegin,
@@ -157,15 +156,14 @@ impl Inner {
     ) -> Result<Loaded> {
         let old = self.old_value(key, begun);
         let mut peers = PeerLoad::new(self, ctx, key, begun, old.as_ref(), evicted);
-        if let Some(result) = peers.ask_in_turn(owner, on_pool) {
+        if let Some(result) = peers.ask_in_turn(owner) {
             return result;
         }
         // On a loader thread the getter can run at once: callers wait on their own threads and can
         // return before it ends.
-        let executor = if on_pool {
-            Executor::Caller
-        } else {
-            Executor::for_getter(ctx)
+        let executor = match begun.on_pool {
+            true => Executor::LoaderThread,
+            false => Executor::for_getter(ctx),
         };
         self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None)
     }
@@ -336,11 +334,7 @@ impl<'c> PeerLoad<'c> {
     }
 
     /// Asks the owner, and if it does not answer, its successor. `None` if no peer answered.
-    fn ask_in_turn(
-        &mut self,
-        owner: &Arc<dyn ProtoGetter>,
-        on_pool: bool,
-    ) -> Option<Result<Loaded>> {
+    fn ask_in_turn(&mut self, owner: &Arc<dyn ProtoGetter>) -> Option<Result<Loaded>> {
         let (group, ctx, key) = (self.group, self.ctx, self.key.key);
         let mut replica = None;
         for attempt in 1..=MAX_PEERS_ASKED {
@@ -362,7 +356,8 @@ impl<'c> PeerLoad<'c> {
             };
             // This is the caller's thread, because the owner honors deadlines. A replica that does
             // not honor them is skipped, because the caller could miss its deadline.
-            if !on_pool && Executor::for_peer(ctx, &*next) == Executor::LoaderPool {
+            let is_late = || Executor::for_peer(ctx, &*next) == Executor::LoaderPool;
+            if !self.begun.on_pool && is_late() {
                 return None;
             }
             replica = Some(next);

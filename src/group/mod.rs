@@ -212,6 +212,8 @@ struct LoadBegin {
     at: Tick,
     /// Whether the value is to be cached.
     is_kept: bool,
+    /// Whether a loader thread runs the load: its callers can return before it ends.
+    on_pool: bool,
     generation: Generation,
     /// The count of the flights that the load belongs to.
     forgets: ForgetCount,

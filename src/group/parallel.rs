@@ -33,14 +33,13 @@ impl Inner {
         if let Some(ended) = ctx.err() {
             return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
         }
-        let executor = Executor::for_getter(ctx);
         if waiter.is_none() && (keys.len() == 1 || recursion::is_working()) {
             for key in keys {
-                each(key.at, self.load_one(ctx, key, executor));
+                each(key.at, self.load_one(ctx, key, false));
             }
             return;
         }
-        let takes_part = waiter.is_none() && executor == Executor::Caller;
+        let takes_part = waiter.is_none() && Executor::for_getter(ctx) == Executor::Caller;
         let (sender, results) = unbounded();
         let queue = Arc::new(KeyQueue::new(&keys, usize::from(takes_part)));
         let mut waiting = Waiting::new(ctx, waiter, &sender);
@@ -55,7 +54,7 @@ impl Inner {
         if takes_part {
             let mut place = 0;
             while let Some(key) = keys.get(place) {
-                note(place, self.load_one(ctx, *key, Executor::Caller));
+                note(place, self.load_one(ctx, *key, false));
                 place = queue.next();
             }
         }
@@ -149,7 +148,7 @@ impl Inner {
         let mut busy = Some(busy);
         let mut place = queue.next();
         while let Some(key) = queue.key(place) {
-            let result = caught(|| self.load_one(ctx, key, Executor::Caller));
+            let result = caught(|| self.load_one(ctx, key, true));
             let result = result.unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()));
             let done = std::mem::replace(&mut place, queue.next());
             if queue.key(place).is_none() {
@@ -165,16 +164,22 @@ impl Inner {
     fn load_one(
         self: &Arc<Self>,
         ctx: &Context,
-        key: ManyKey<'_>,
-        executor: Executor,
+        ManyKey { key, from, .. }: ManyKey<'_>,
+        on_loader_thread: bool,
     ) -> Result<Loaded> {
-        match key.from {
-            ManyFrom::Peers => self.load(ctx, &key.key, None),
-            ManyFrom::Getter(placement) => {
-                let from = LoadFrom::Getter(placement);
-                self.load_once(&from, executor, ctx, &key.key, None)
+        let from = match from {
+            ManyFrom::Peers => {
+                self.check_key(key.key)?;
+                self.check_failed_loads(&key)?;
+                self.source_of(&key)
             }
-        }
+            ManyFrom::Getter(placement) => LoadFrom::Getter(placement),
+        };
+        let executor = match on_loader_thread {
+            true => Executor::LoaderThread,
+            false => from.executor(ctx),
+        };
+        self.load_once(&from, executor, ctx, &key, None)
     }
 }
 

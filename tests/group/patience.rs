@@ -204,3 +204,23 @@ fn own_keys_are_loaded_before_an_owner_is_waited_for() {
         assert_eq!(*owner_saw.lock().expect("no panic"), Some(2));
     }
 }
+
+/// Each key is fetched on one loader thread, also where the getter runs in place of the owner.
+#[test]
+fn keys_of_a_cancellable_caller_take_one_loader_thread_each() {
+    for is_up in [true, false] {
+        let owner = FakePeer::punctual(move |_, key| match is_up {
+            true => Ok(PeerResponse::new(format!("ECHO:{key}"))),
+            false => Err(ErrorKind::Peer.into()),
+        });
+        let group = among("few threads", all_keys_at(&[&owner]))
+            .max_loader_threads(2)
+            .build(echo().0)
+            .expect("a group");
+        let (ctx, _keep) = Context::background().with_cancel();
+        let keys: Vec<String> = (0..8).map(|n| format!("key-{n}")).collect();
+        for (key, value) in keys.iter().zip(group.get_many(&ctx, &keys)) {
+            assert_eq!(value.expect("a value"), format!("ECHO:{key}").as_str());
+        }
+    }
+}
