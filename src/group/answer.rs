@@ -34,8 +34,8 @@ pub struct GetOptions {
     /// [`ErrorKind::NotCached`]. With [`max_unverified`](crate::GroupBuilder::max_unverified), the peers may
     /// be asked for their removals first. Default: no.
     pub only_if_cached: bool,
-    /// A value that has to be loaded is not kept in this process. Callers that wait for the same load
-    /// keep it. Default: no.
+    /// A value that this call loads is not kept in this process. If another call loads it already, that
+    /// one decides. Default: no.
     pub no_store: bool,
 }
 
@@ -151,9 +151,13 @@ impl Group {
         let old = inner.loaded(hit.clone());
         let phase = inner.phase(&old.lifetime);
         if !inner.fits(&old.lifetime, options) {
+            let fits = |lifetime: &Lifetime| {
+                inner.fits(lifetime, options)
+                    && (options.max_stale.is_some() || inner.phase(lifetime) != Phase::Stale)
+            };
             return match options.only_if_cached {
                 true => not_cached(),
-                false => Ok(inner.loaded_answer(inner.load_newer(ctx, &key)?)),
+                false => Ok(inner.loaded_answer(inner.load_newer(ctx, &key, fits)?)),
             };
         }
         if phase == Phase::Stale && options.max_stale.is_none() {
@@ -162,7 +166,8 @@ impl Group {
             }
             let begun = old.lifetime.begun;
             let loaded = inner.get_due(ctx, &key, hit)?;
-            return Ok(match loaded.lifetime.begun == begun {
+            // The begin of a peer's value may not be known.
+            return Ok(match !loaded.by_peer && loaded.lifetime.begun == begun {
                 true => inner.answer(loaded, share.into()),
                 false => inner.loaded_answer(loaded),
             });

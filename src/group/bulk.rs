@@ -132,9 +132,9 @@ impl Inner {
     ) -> Vec<(ManyKey<'k>, Flight)> {
         let on_this_thread = waiter.is_none() && Executor::for_getter(ctx) == Executor::Caller;
         let job = job_for(waiter).and_then(|job_for| {
-            let placements = leads.iter().map(|lead| lead.key.placement());
+            let keys = leads.iter().map(|lead| lead.key);
             let waiter = waiter.as_mut().map(|waiter| &mut **waiter as _);
-            let permit = self.permit_bulk(placements, ctx, waiter)?;
+            let permit = self.permit_bulk(keys, ctx, waiter)?;
             Ok(PoolJob { job_for, permit })
         });
         let job = match job {
@@ -286,7 +286,7 @@ impl Inner {
         let results: Vec<Result<Loaded>> = results.into_iter().flatten().collect();
         for (watch, result) in watches.into_iter().zip(&results) {
             if let Some(watch) = watch {
-                watch.end(result);
+                watch.end(result, ctx);
             }
         }
         results

@@ -86,8 +86,11 @@ impl Group {
             Phase::Stale => Source::Stale,
             Phase::Fresh | Phase::Refresh => share.into(),
         });
+        // Until the next attempt, an old value is served.
+        let has_failed = || (inner.failed_loads.recent(&place, inner.store.clock())).is_some();
         let outcome = match phase {
             Some(Phase::Fresh) => GetOutcome::Cached,
+            Some(Phase::Refresh | Phase::Stale) if has_failed() => GetOutcome::Cached,
             Some(Phase::Refresh) => GetOutcome::CachedAndRefresh,
             Some(Phase::Stale) | None => inner.outcome_of_load(key),
         };

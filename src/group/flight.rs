@@ -307,7 +307,7 @@ impl Inner {
         let mut evicted = EvictedEntries::default();
         let result = self.run_work(from, ctx, key, begun, &mut evicted);
         if let Some(watch) = watch {
-            watch.end(&result);
+            watch.end(&result, ctx);
         }
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
             evicted = self.remove_vanished(from, key, begun);

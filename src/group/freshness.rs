@@ -79,7 +79,9 @@ impl Freshness {
 
     /// The time before the end of a value in which it may be in another phase than [`Phase::Fresh`].
     pub(super) fn margin(&self, lifetime: &Lifetime) -> Duration {
-        let refreshed = self.refresh_at.map_or(Duration::ZERO, |fraction| {
+        // As in `phase`: a value whose begin is not known is not refreshed.
+        let fraction = self.refresh_at.filter(|_| lifetime.begun.is_some());
+        let refreshed = fraction.map_or(Duration::ZERO, |fraction| {
             lifetime.fresh_time().mul_f64(1.0 - fraction)
         });
         self.allowance().saturating_add(refreshed)
@@ -119,3 +121,25 @@ impl Freshness {
 }
 
 const DEFAULT_JITTER: f64 = 0.05;
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    /// Otherwise each hit of the group would look the times up.
+    #[test]
+    fn value_of_unknown_age_is_due_only_in_its_stale_time() {
+        let (now, ttl) = (Clock::manual().now(), Duration::from_secs(10));
+        let stale = Duration::from_secs(5);
+        let freshness = Freshness {
+            refresh_at: Some(0.75),
+            stale_if_error: stale,
+            ..Freshness::default()
+        };
+        let margin =
+            |begun| freshness.margin(&Lifetime::between(begun, Some(now.after(ttl)), stale));
+        assert_eq!(margin(None), stale);
+        assert_eq!(margin(Some(now)), stale + ttl / 4);
+    }
+}

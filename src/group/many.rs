@@ -87,9 +87,12 @@ impl Inner {
         let mut results: Results = keys.iter().enumerate().map(cached).collect();
         let _lent = load_permits::lend();
         if !results.iter().all(Option::is_some) {
+            let olds = stale.places().map(|at| self.key(keys[at].as_ref()));
+            self.load_missing(&self.with_stale_served(ctx, olds), keys, &mut results);
+        }
+        if self.end_stale(ctx, stale, &mut results) {
             self.load_missing(ctx, keys, &mut results);
         }
-        self.end_stale(ctx, stale, &mut results);
         results
             .into_iter()
             .map(|result| result.unwrap_or_else(|| Err(ErrorKind::DeadlineExceeded.into())))

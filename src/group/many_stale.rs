@@ -1,10 +1,11 @@
 //! Stale values among several keys: newer ones are loaded together with the values that are missing.
 
+use std::iter;
 use std::time::Instant;
 
 use super::freshness::Phase;
 use super::many_key::Results;
-use super::refresh::{SoftLoad, is_failure};
+use super::refresh::{SoftLoad, is_failure, is_impatience};
 use super::{Inner, LoadKey, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
@@ -20,6 +21,13 @@ pub(super) struct StaleValues {
     /// Loads that are waited for no longer than the soft time-out, and when that ends.
     soft_loads: Vec<(usize, SoftLoad)>,
     soft_end: Option<Instant>,
+}
+
+impl StaleValues {
+    /// The indexes of the keys.
+    pub(super) fn places(&self) -> impl Iterator<Item = usize> {
+        self.olds.iter().map(|(at, _)| *at)
+    }
 }
 
 impl Inner {
@@ -60,7 +68,8 @@ impl Inner {
         let Some(limit) = self.freshness.soft_timeout else {
             return false;
         };
-        let (from, ctx) = (self.source_of(key), self.with_stale_served(ctx, key));
+        let from = self.source_of(key);
+        let ctx = self.with_stale_served(ctx, iter::once(*key));
         let started = self.start_softly(&from, JobFor::Own, &ctx, key);
         let load = started.unwrap_or_else(|error| SoftLoad::Ended(Err(error)));
         stale.soft_loads.push((at, load));
@@ -69,8 +78,14 @@ impl Inner {
         true
     }
 
-    /// Waits for the loads with a soft time-out, and puts old values in place of errors.
-    pub(super) fn end_stale(&self, ctx: &Context, stale: StaleValues, results: &mut Results) {
+    /// Waits for the loads with a soft time-out, and puts old values in place of errors. True if there are
+    /// keys to load whose old values are over by now: they have no result.
+    pub(super) fn end_stale(
+        &self,
+        ctx: &Context,
+        stale: StaleValues,
+        results: &mut Results,
+    ) -> bool {
         let soft = match stale.soft_end {
             Some(end) => ctx.with_deadline(end),
             None => ctx.clone(),
@@ -79,18 +94,23 @@ impl Inner {
             results[at] = Some(load.end(&soft).map(|loaded| loaded.view));
         }
         let now = self.store.clock().now();
+        let mut loads_again = false;
         for (at, old) in stale.olds {
             let is_over = old.lifetime.expires.is_some_and(|end| end <= now);
             let late = || Err(Error::from(ErrorKind::DeadlineExceeded));
             let result = results[at].take().unwrap_or_else(late);
-            let serves_old = |error: &Error| is_failure(error.kind()) && !is_over;
-            results[at] = Some(match result.as_ref().err().is_some_and(serves_old) {
-                true => {
-                    self.counters.add(|loads| &loads.stale_hits);
-                    Ok(old.view)
+            results[at] = match result {
+                Err(error) if is_over && is_impatience(&error, ctx) => {
+                    loads_again = true;
+                    None
                 }
-                false => result,
-            });
+                Err(error) if !is_over && is_failure(error.kind()) => {
+                    self.counters.add(|loads| &loads.stale_hits);
+                    Some(Ok(old.view))
+                }
+                result => Some(result),
+            };
         }
+        loads_again
     }
 }

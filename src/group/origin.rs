@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::client_load::ClientWaiter;
 use super::flight::LoadFrom;
+use super::many_key::ManyKey;
 use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey};
 use crate::context::Context;
@@ -29,10 +30,7 @@ impl Inner {
         let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
             return Ok(None);
         };
-        let is_stale_served = ctx
-            .value::<StaleIsServed>()
-            .is_some_and(|at| at.0 == key.hash.get());
-        let permit = match is_stale_served {
+        let permit = match is_stale_served(ctx, key) {
             true => permits
                 .try_acquire(class)
                 .ok_or_else(|| overloaded(permits)),
@@ -56,22 +54,28 @@ impl Inner {
         permit.map(Some).ok_or_else(|| overloaded(permits))
     }
 
-    /// Waits for the permit of one call of the bulk getter.
-    pub(super) fn permit_bulk(
+    /// Waits for the permit of one call of the bulk getter for these keys.
+    pub(super) fn permit_bulk<'k>(
         &self,
-        placements: impl IntoIterator<Item = Placement>,
+        keys: impl Iterator<Item = ManyKey<'k>> + Clone,
         ctx: &Context,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Option<LoadPermit>> {
         let Some(permits) = &self.permits else {
             return Ok(None);
         };
-        let mut placements = placements.into_iter();
-        let class = match placements.any(|placement| !placement.is_for_another()) {
+        let is_own = |key: ManyKey<'_>| !key.placement().is_for_another();
+        let class = match keys.clone().any(is_own) {
             true => LoadClass::Own,
             false => LoadClass::Fallback,
         };
-        self.wait_for_permit(permits, class, ctx, waiter).map(Some)
+        let permit = match keys.clone().all(|key| is_stale_served(ctx, &key.key)) {
+            true => permits
+                .try_acquire(class)
+                .ok_or_else(|| overloaded(permits)),
+            false => self.wait_for_permit(permits, class, ctx, waiter),
+        };
+        permit.map(Some)
     }
 
     /// Waits for a permit until `ctx` ends, or the waiter leaves. Without a deadline, the load waits as long
@@ -105,18 +109,29 @@ impl Inner {
         }
     }
 
-    /// A context for the load of a key while an old value is served without it. Then the load does not wait
-    /// for a permit.
-    pub(super) fn with_stale_served(&self, ctx: &Context, key: &LoadKey<'_>) -> Context {
-        match self.permits {
-            Some(_) => ctx.with_value(StaleIsServed(key.hash.get())),
-            None => ctx.clone(),
+    /// A context for the load of these keys while old values are served without it. Then the load does not
+    /// wait for a permit.
+    pub(super) fn with_stale_served<'k>(
+        &self,
+        ctx: &Context,
+        keys: impl Iterator<Item = LoadKey<'k>>,
+    ) -> Context {
+        if self.permits.is_none() {
+            return ctx.clone();
         }
+        let mut hashes: Vec<u64> = keys.map(|key| key.hash.get()).collect();
+        hashes.sort_unstable();
+        ctx.with_value(StaleIsServed(hashes))
     }
 }
 
-/// Marks the context of the load of the key with this hash.
-struct StaleIsServed(u64);
+/// Marks the context of the load of the keys with these hashes, which are sorted.
+struct StaleIsServed(Vec<u64>);
+
+fn is_stale_served(ctx: &Context, key: &LoadKey<'_>) -> bool {
+    let served = ctx.value::<StaleIsServed>();
+    served.is_some_and(|served| served.0.binary_search(&key.hash.get()).is_ok())
+}
 
 impl LoadFrom {
     /// The permits for this load; `None` if it does not run the getter itself.

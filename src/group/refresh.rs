@@ -1,6 +1,7 @@
 //! Gets of values that are near the end of their time to live, or past it: in the background a newer value
 //! is loaded, or the old one is served if that fails or takes too long.
 
+use std::iter;
 use std::time::{Duration, Instant};
 
 use super::client_load::ClientWaiter;
@@ -52,14 +53,10 @@ impl Inner {
                 self.refresh(key);
                 Ok(old)
             }
-            Phase::Stale => {
-                self.load_or_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
-                    None => self.load(ctx, key, None),
-                    Some(limit) => {
-                        self.load_softly(limit, &self.source_of(key), JobFor::Own, ctx, key)
-                    }
-                })
-            }
+            Phase::Stale => self.load_or_stale(ctx, key, old, |ctx, limit| match limit {
+                None => self.load(ctx, key, None),
+                Some(limit) => self.load_softly(limit, &self.source_of(key), JobFor::Own, ctx, key),
+            }),
         }
     }
 
@@ -71,7 +68,7 @@ impl Inner {
         ctx: &Context,
         key: &LoadKey<'_>,
         hit: Hit,
-        waiter: Option<&mut dyn ClientWaiter>,
+        mut waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Loaded> {
         let old = self.loaded(hit);
         match self.phase(&old.lifetime) {
@@ -81,12 +78,15 @@ impl Inner {
                 Ok(old)
             }
             Phase::Stale => {
-                self.load_or_stale(ctx, key, old, |ctx| match self.freshness.soft_timeout {
-                    None => self.load_for_peer(ctx, key, None, waiter),
+                self.load_or_stale(ctx, key, old, |ctx, limit| match limit {
+                    None => {
+                        let waiter = waiter.as_mut().map(|waiter| &mut **waiter as _);
+                        self.load_for_peer(ctx, key, None, waiter)
+                    }
                     Some(limit) => {
                         let from = LoadFrom::Getter(self.placement_for_peer(key));
                         // The client would not get the old value after that.
-                        let left = waiter.map_or(limit, |waiter| {
+                        let left = waiter.as_ref().map_or(limit, |waiter| {
                             let by = waiter.answer_by();
                             by.saturating_duration_since(Instant::now())
                         });
@@ -129,20 +129,25 @@ impl Inner {
         self.freshness.phase(lifetime, self.store.clock().now())
     }
 
-    /// The result of `load`, or the old value if that fails or has failed lately.
+    /// The result of `load`, or the old value if that fails or has failed lately. `load` gets the soft
+    /// time-out. If the old value is over by then, it is called again without one.
     fn load_or_stale(
         &self,
         ctx: &Context,
         key: &LoadKey<'_>,
         old: Loaded,
-        load: impl FnOnce(&Context) -> Result<Loaded>,
+        mut load: impl FnMut(&Context, Option<Duration>) -> Result<Loaded>,
     ) -> Result<Loaded> {
         let clock = self.store.clock();
         if self.failed_loads.recent(key, clock).is_none() {
-            match load(&self.with_stale_served(ctx, key)) {
+            let with_stale = self.with_stale_served(ctx, iter::once(*key));
+            match load(&with_stale, self.freshness.soft_timeout) {
                 Err(error) if is_failure(error.kind()) => {
                     if old.lifetime.is_over(clock) {
-                        return Err(error);
+                        return match is_impatience(&error, ctx) {
+                            true => load(ctx, None),
+                            false => Err(error),
+                        };
                     }
                     log::debug!("group {}: a stale value is served: {error}", self.name);
                 }
@@ -197,11 +202,25 @@ impl Inner {
     }
 
     /// Loads a value newer than the cached one, or joins a load under way.
-    pub(super) fn load_newer(self: &Arc<Self>, ctx: &Context, key: &LoadKey<'_>) -> Result<Loaded> {
+    ///
+    /// `fits` decides whether a cached value is new enough: that of another load, which ended after the
+    /// look-up of this call.
+    pub(super) fn load_newer(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: &LoadKey<'_>,
+        fits: impl Fn(&Lifetime) -> bool,
+    ) -> Result<Loaded> {
         self.check_failed_loads(key)?;
         let from = self.source_of(key);
         self.lead_or_join(&from, from.executor(ctx), ctx, key, |(_, forgets)| {
-            let (_, generation) = self.store.look(key.hash, key.key);
+            let (found, generation) = self.store.look(key.hash, key.key);
+            let found = found.filter(|hit| !self.is_doubtful_copy(key, hit));
+            let found = found.map(|hit| self.loaded(hit));
+            if let Some(newer) = found.filter(|loaded| fits(&loaded.lifetime)) {
+                return Err(newer);
+            }
+            self.counters.add(|loads| &loads.loads_deduped);
             Ok(self.load_begin(generation, forgets))
         })
     }
@@ -236,7 +255,12 @@ impl Inner {
             Err(_) => leader.abandon(),
             Ok(permit) => {
                 let job = PoolJob { job_for, permit };
-                let _ = self.lead_on_pool(from, leader, &ctx, key, begun, job);
+                if self
+                    .lead_on_pool(from, leader, &ctx, key, begun, job)
+                    .is_ok()
+                {
+                    self.counters.add(|loads| &loads.refreshes);
+                }
             }
         }
     }
@@ -261,7 +285,6 @@ impl Inner {
             leader.abandon();
             return None;
         }
-        self.counters.add(|loads| &loads.refreshes);
         Some((leader, self.load_begin(generation, forgets)))
     }
 
@@ -326,9 +349,14 @@ pub(super) struct LoadWatch<'a> {
 }
 
 impl LoadWatch<'_> {
-    pub(super) fn end(mut self, result: &Result<Loaded>) {
+    /// `ctx` is the context of the load. An error after its end is that of the caller's deadline or
+    /// cancellation, which is none of other callers, although a getter returned it.
+    pub(super) fn end(mut self, result: &Result<Loaded>, ctx: &Context) {
         match result {
-            Err(error) => self.error = Some(error.clone()),
+            Err(error) => {
+                let ended = ctx.err().filter(|_| !error.is_not_found());
+                self.error = Some(ended.unwrap_or_else(|| error.clone()));
+            }
             Ok(loaded) => {
                 self.has_succeeded = true;
                 if self.from.asks_peer() && self.group.phase(&loaded.lifetime) != Phase::Fresh {
@@ -371,7 +399,7 @@ impl Drop for LoadWatch<'_> {
         let key = &self.key;
         let has_value = || {
             freshness.can_refresh()
-                && (group.failed_loads.contains(key)
+                && (freshness.has_stale_if_error() && group.failed_loads.contains(key)
                     || group.store.look(key.hash, key.key).0.is_some())
         };
         if kind != Some(ErrorKind::NotFound) && has_value() {
@@ -395,6 +423,12 @@ pub(super) fn is_failure(kind: ErrorKind) -> bool {
         kind,
         ErrorKind::NotFound | ErrorKind::Cancelled | ErrorKind::RecursiveLoad
     )
+}
+
+/// Whether a load was not waited for although the caller has time left: because an old value was there.
+pub(super) fn is_impatience(error: &Error, ctx: &Context) -> bool {
+    let kinds = [ErrorKind::DeadlineExceeded, ErrorKind::Overloaded];
+    kinds.contains(&error.kind()) && ctx.err().is_none()
 }
 
 /// Whether this is an error of the getter. Others arise where the getter did not run to its end.

@@ -407,6 +407,23 @@ fn refresh_of_a_value_that_is_fresh_by_now_loads_nothing() {
     assert_eq!(refreshes(), 1);
 }
 
+/// As by a get that found the value too old, before another load ended.
+#[test]
+fn load_of_a_newer_value_uses_that_of_another_load() {
+    let group = Group::builder("newer").clock(Clock::manual()).make(
+        crate::getter::value_fn(|_, key| Ok::<_, Error>(key.to_owned())),
+        PickerSlot::default(),
+    );
+    group.get("key").expect("a value");
+    let (inner, ctx) = (&group.inner, Context::background());
+    let load = |fits| inner.load_newer(&ctx, &inner.key("key"), |_| fits);
+    load(true).expect("the cached value");
+    assert_eq!(group.stats().local_loads, 1);
+    load(false).expect("a newer value");
+    let stats = group.stats();
+    assert_eq!((stats.local_loads, stats.loads_deduped), (2, 2));
+}
+
 /// A removal advances the generation of its key, and forgets the flight then. A load can begin between the two.
 #[test]
 fn value_of_a_forgotten_load_does_not_replace_that_of_a_newer_one() {

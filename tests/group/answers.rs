@@ -1,7 +1,8 @@
 //! Gets with options, and their answers.
 
 use larder::{
-    Answer, Clock, Context, ErrorKind, GetOptions, Group, PeerResponse, Result, Source, getter_fn,
+    Answer, Clock, Context, ErrorKind, GetOptions, GetOutcome, Group, PeerResponse, Result, Source,
+    getter_fn,
 };
 
 use crate::common::*;
@@ -176,4 +177,68 @@ fn copy_past_its_time_to_live_is_named_stale() {
         (Source::Stale, Some(seconds(12)))
     );
     assert_eq!(answer.expires_in, Some(seconds(0)));
+}
+
+#[test]
+fn newer_value_of_a_peer_that_reports_no_age_is_named_so() {
+    let answered = Count::default();
+    let counted = answered.clone();
+    let peer = FakePeer::new(move |_, _| {
+        counted.add(1);
+        Ok(PeerResponse::new(counted.to_string()).with_ttl(seconds(10)))
+    });
+    let clock = Clock::manual();
+    let group = among("ageless", all_keys_at(&[&peer]))
+        .clock(clock.clone())
+        .stale_if_error(seconds(5))
+        .build(echo().0)
+        .expect("a group");
+    assert_eq!(source(&group, GetOptions::new()), Source::Peer);
+    clock.advance(seconds(12));
+    let answer = ask(&group, GetOptions::new()).expect("a newer value");
+    assert_eq!(
+        (&answer.value[..], answer.source),
+        (&b"2"[..], Source::Peer)
+    );
+}
+
+#[test]
+fn explanation_names_the_old_value_that_a_get_returns_after_a_failure() {
+    let (clock, loads) = (Clock::manual(), Count::default());
+    let group = group(&clock, &loads);
+    let outcome = || group.explain("key").outcome;
+    group.get("key").expect("a value");
+    clock.advance(seconds(10));
+    assert!(matches!(outcome(), GetOutcome::Getter), "{:?}", outcome());
+    group.get("key").expect("a newer value");
+    clock.advance(seconds(10));
+    group.get("key").expect("the old value");
+    assert_eq!(group.explain("key").cached, Some(Source::Stale));
+    assert!(matches!(outcome(), GetOutcome::Cached), "{:?}", outcome());
+    clock.advance(seconds(5));
+    assert!(matches!(outcome(), GetOutcome::Fail(_)), "{:?}", outcome());
+}
+
+#[test]
+fn explanation_names_no_refresh_after_a_failed_one() {
+    let (clock, fails) = (Clock::manual(), Count::default());
+    let failing = fails.clone();
+    let group = alone("refreshed")
+        .clock(clock.clone())
+        .time_to_live(seconds(10))
+        .refresh_at(0.5)
+        .build(getter_fn(move |_, key, dest| match failing.get() {
+            0 => Ok(dest.set_str(key)?),
+            _ => Err("down".into()),
+        }))
+        .expect("a group");
+    let outcome = || group.explain("key").outcome;
+    group.get("key").expect("a value");
+    clock.advance(seconds(6));
+    let is_refreshed = || matches!(outcome(), GetOutcome::CachedAndRefresh);
+    assert!(is_refreshed(), "{:?}", outcome());
+    fails.add(1);
+    group.get("key").expect("a value");
+    eventually("the refresh fails", || !is_refreshed());
+    assert!(matches!(outcome(), GetOutcome::Cached), "{:?}", outcome());
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use larder::{
     Clock, Context, Error, ErrorKind, Group, GroupBuilder, PeerResponse, Registry, Result,
@@ -245,6 +245,29 @@ fn failed_refresh_leaves_a_fresh_value_and_its_expiry() {
 }
 
 #[test]
+fn refresh_that_does_not_begin_is_not_counted() {
+    let (clock, origin) = (Clock::manual(), Origin::default());
+    let builder = fresh_for_ten(&clock).refresh_at(0.5);
+    let group = origin.group(builder.max_concurrent_loads(1));
+    assert_eq!(value(&group), "0");
+    clock.advance(seconds(5));
+    origin.holds.store(true, SeqCst);
+    let other = start({
+        let group = group.clone();
+        move || group.get("other")
+    });
+    eventually("the only permit is taken", || origin.loads() == 2);
+    for _ in 0..100 {
+        assert_eq!(value(&group), "0");
+    }
+    assert_eq!(group.stats().refreshes, 0);
+    origin.gate.open();
+    other.end().expect("a value");
+    assert_eq!(value(&group), "0");
+    assert_eq!(group.stats().refreshes, 1);
+}
+
+#[test]
 fn panicking_refresh_is_a_failure() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let group = origin.group(fresh_for_ten(&clock).stale_while_revalidate(seconds(100)));
@@ -277,51 +300,6 @@ fn key_that_vanished_is_removed() {
     clock.advance(seconds(7));
     assert_eq!(kind(group.get("key")), ErrorKind::NotFound);
     assert_eq!(origin.loads(), 3);
-}
-
-#[test]
-fn soft_timeout_returns_the_old_value_and_the_load_goes_on() {
-    let (clock, origin) = (Clock::manual(), Origin::default());
-    let group = origin.group(
-        fresh_for_ten(&clock)
-            .stale_if_error(seconds(100))
-            .soft_timeout(millis(20)),
-    );
-    assert_eq!(value(&group), "0");
-    clock.advance(seconds(10));
-    origin.holds.store(true, SeqCst);
-    for _ in 0..3 {
-        let begun = Instant::now();
-        assert_eq!(value(&group), "0");
-        assert!(begun.elapsed() >= millis(20));
-    }
-    assert_eq!(origin.loads(), 2, "one load");
-    assert_eq!(group.stats().stale_hits, 3);
-    origin.gate.open();
-    eventually("the new value", || value(&group) == "1");
-    assert_eq!(origin.loads(), 2);
-
-    // A quick load is waited for.
-    clock.advance(seconds(10));
-    origin.holds.store(false, SeqCst);
-    eventually("the next value", || value(&group) == "2");
-}
-
-#[test]
-fn value_past_its_allowance_is_waited_for_in_spite_of_the_soft_timeout() {
-    let (clock, origin) = (Clock::manual(), Origin::default());
-    let group = origin.group(
-        fresh_for_ten(&clock)
-            .stale_if_error(seconds(5))
-            .soft_timeout(millis(1)),
-    );
-    assert_eq!(value(&group), "0");
-    clock.advance(seconds(15));
-    origin.holds.store(true, SeqCst);
-    let late = group.get_with(&within(millis(50)), "key");
-    assert_eq!(kind(late), ErrorKind::DeadlineExceeded);
-    origin.gate.open();
-    eventually("the new value", || value(&group) == "1");
 }
 
 #[test]

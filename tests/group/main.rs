@@ -43,6 +43,7 @@ mod resident_memory;
 mod returned_values;
 mod revalidation;
 mod sinks;
+mod soft_timeouts;
 mod stale_batches;
 mod stats;
 mod threads;

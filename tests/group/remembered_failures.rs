@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use larder::{Clock, Context, ErrorKind, PeerResponse};
+use larder::{Clock, Context, ErrorKind, GetOutcome, PeerResponse, getter_fn};
 
 use crate::common::*;
 use crate::freshness::{Origin, fresh_for_ten, owner_and_copy, value};
@@ -70,12 +70,11 @@ fn failure_of_a_load_that_a_removal_overtook_is_not_remembered() {
     }
 }
 
-/// A failure that is not forgotten would pass for one of a value that is kept, whose errors are not
-/// remembered.
+/// A failure that is not forgotten would pass for one of a value that was kept, which lasts for 30 s.
 #[test]
 fn failure_is_forgotten_once_a_load_succeeds() {
     let (clock, origin) = (Clock::manual(), Origin::default());
-    let builder = fresh_for_ten(&clock).stale_while_revalidate(seconds(5));
+    let builder = fresh_for_ten(&clock).stale_if_error(seconds(5));
     let group = origin.group(builder.error_ttl(seconds(20)));
     let fails = |loads| {
         origin.fails.store(true, SeqCst);
@@ -83,13 +82,91 @@ fn failure_is_forgotten_once_a_load_succeeds() {
         assert_eq!(kind(group.get("key")), ErrorKind::Getter);
         assert_eq!(origin.loads(), loads);
         origin.fails.store(false, SeqCst);
+        clock.advance(seconds(20));
     };
     fails(1);
-    clock.advance(seconds(20));
     assert_eq!(value(&group), "1");
     clock.advance(seconds(60));
     assert_eq!(group.purge_expired(), 1);
     fails(3);
+    assert_eq!(value(&group), "3");
+}
+
+#[test]
+fn error_ttl_holds_for_a_key_whose_value_is_gone() {
+    for is_refreshed_early in [true, false] {
+        let (clock, origin) = (Clock::manual(), Origin::default());
+        let builder = fresh_for_ten(&clock).error_ttl(seconds(20));
+        let group = origin.group(match is_refreshed_early {
+            true => builder.refresh_at(0.5),
+            false => builder.stale_while_revalidate(seconds(10)),
+        });
+        assert_eq!(value(&group), "0");
+        origin.fails.store(true, SeqCst);
+        clock.advance(seconds(if is_refreshed_early { 5 } else { 10 }));
+        assert_eq!(value(&group), "0");
+        eventually("the refresh fails", || {
+            matches!(group.explain("key").outcome, GetOutcome::Cached)
+        });
+        clock.advance(seconds(40));
+        for loads in 3..5 {
+            // A get may join the flight of the refresh, which ends after the failure is recorded.
+            eventually("it is loaded", || {
+                assert_eq!(kind(group.get("key")), ErrorKind::Getter);
+                origin.loads() == loads
+            });
+            for _ in 0..10 {
+                assert_eq!(kind(group.get("key")), ErrorKind::Getter);
+            }
+            assert_eq!(origin.loads(), loads);
+            clock.advance(seconds(20));
+        }
+    }
+}
+
+/// A getter that stops at the end of its context. Others have time left.
+#[test]
+fn error_of_a_load_whose_caller_left_is_not_remembered() {
+    for has_value in [true, false] {
+        let (clock, loads) = (Clock::manual(), Count::default());
+        let counted = loads.clone();
+        let builder = fresh_for_ten(&clock)
+            .stale_if_error(seconds(5))
+            .error_ttl(seconds(60))
+            .max_loader_threads(1);
+        let group = builder
+            .build(getter_fn(move |ctx, key, dest| {
+                counted.add(1);
+                while key == "key" && ctx.deadline().is_some() {
+                    if let Some(ended) = ctx.err() {
+                        return Err(ended.into());
+                    }
+                    std::thread::yield_now();
+                }
+                Ok(dest.set_str(key)?)
+            }))
+            .expect("a group");
+        let left = if has_value {
+            assert_eq!(value(&group), "key");
+            clock.advance(seconds(10));
+            assert_eq!(
+                group.get_with(&within(millis(5)), "key").expect("stale"),
+                "key"
+            );
+            6
+        } else {
+            let late = group.get_with(&within(millis(5)), "key");
+            assert_eq!(kind(late), ErrorKind::DeadlineExceeded);
+            0
+        };
+        eventually("the only loader thread is idle again", || {
+            group.get_with(&within(PATIENCE), "other").is_ok()
+        });
+        clock.advance(seconds(left));
+        let before = loads.get();
+        assert_eq!(value(&group), "key");
+        assert_eq!(loads.get(), before + 1);
+    }
 }
 
 /// The owner had no thread or no run left, which is no failure of the key.

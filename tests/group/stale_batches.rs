@@ -137,3 +137,51 @@ fn value_whose_allowance_ends_during_a_failed_load_is_not_served() {
         .into_iter()
         .for_each(|result| assert_eq!(kind(result), ErrorKind::Getter));
 }
+
+#[test]
+fn stale_values_of_several_keys_do_not_wait_for_a_permit() {
+    for is_bulk in [false, true] {
+        let (clock, gate, loads) = (Clock::manual(), Gate::new(), Count::default());
+        let (held, counted) = (gate.clone(), loads.clone());
+        let load = move |key: &str| {
+            counted.add(1);
+            if key == "held" {
+                held.pass();
+            }
+            key.to_owned()
+        };
+        let builder = fresh_for_ten(&clock).stale_if_error(seconds(100));
+        let builder = builder.max_concurrent_loads(1);
+        let group = match is_bulk {
+            true => builder.build_bulk(larder::bulk_fn(move |_, keys, sinks| {
+                for (key, sink) in keys.iter().zip(sinks) {
+                    sink.set_str(&load(key))?;
+                }
+                Ok(())
+            })),
+            false => builder.build_with(move |_, key| Ok::<_, larder::Error>(load(key))),
+        };
+        let group = group.expect("a group");
+        let keys = ["a", "b", "c"];
+        let get = move |group: &larder::Group| group.get_many(&Context::background(), &keys);
+        get(&group)
+            .into_iter()
+            .for_each(|value| drop(value.expect("loaded")));
+        clock.advance(seconds(10));
+        let other = start({
+            let group = group.clone();
+            move || group.get("held")
+        });
+        eventually("the only permit is taken", || loads.get() == 4);
+        let stale = start({
+            let group = group.clone();
+            move || get(&group)
+        });
+        for (key, value) in keys.iter().zip(stale.end()) {
+            assert_eq!(value.expect("the old value"), *key);
+        }
+        assert_eq!((loads.get(), group.stats().stale_hits), (4, 3));
+        gate.open();
+        other.end().expect("a value");
+    }
+}
