@@ -11,6 +11,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fork::process_number;
 use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::plain_atomic::{AtomicUsize, Ordering};
@@ -84,6 +85,8 @@ struct PoolShared {
 }
 
 struct PoolState {
+    /// The [number](process_number) of the process whose threads are counted.
+    process: u32,
     max_threads: usize,
     /// The jobs that run or were sent to a thread.
     busy: usize,
@@ -136,6 +139,17 @@ struct BusyJob {
 }
 
 impl PoolState {
+    /// Forgets the idle threads of the process that this one was forked from: it has none of them.
+    fn notice_fork(&mut self) {
+        let process = process_number();
+        if self.process != process {
+            self.process = process;
+            for set in &mut self.sets {
+                set.live = set.busy + set.ending;
+            }
+        }
+    }
+
     fn has_room(&self, job: &BusyJob) -> bool {
         let left = self.max_threads.saturating_sub(self.busy);
         let busy = job.group.busy.load(Ordering::Relaxed);
@@ -212,6 +226,7 @@ impl Default for LoaderPool {
 impl LoaderPool {
     fn new(max_threads: usize, idle_timeout: Duration) -> LoaderPool {
         let state = PoolState {
+            process: process_number(),
             max_threads,
             busy: 0,
             busy_for_clients: 0,
@@ -386,6 +401,7 @@ impl PoolShared {
     /// not at all.
     fn begin(&self, job: &BusyJob, until: Option<Instant>) -> Result<MutexGuard<'_, PoolState>> {
         let mut state = self.state.lock();
+        state.notice_fork();
         if state.has_room(job) {
             state.begin(job);
             return Ok(state);

@@ -1,9 +1,11 @@
-//! Parent and child of a fork use connections of their own.
+//! Parent and child of a fork use connections of their own, and loader threads.
 
 use std::process::Command;
 use std::sync::Barrier;
+use std::time::Duration;
 
 use larder::http::HttpPool;
+use larder::{Context, Error, Group, Registry};
 
 use super::raw_server::{RawServer, key_of, keyed_body, ok_with};
 use super::{get, pool_of};
@@ -13,9 +15,18 @@ const GETS: usize = 5_000;
 
 #[test]
 fn parent_and_child_of_a_fork_get_their_own_values() {
-    // In a process of its own, so that no other test runs while it forks.
+    run_alone("client::fork::forking_process");
+}
+
+#[test]
+fn child_of_a_fork_starts_loader_threads_of_its_own() {
+    run_alone("client::fork::forking_process_with_an_idle_loader_thread");
+}
+
+/// Runs a test in a process of its own, so that no other test runs while it forks.
+fn run_alone(test: &str) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "client::fork::forking_process", "--ignored"])
+        .args(["--exact", test, "--ignored"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -51,6 +62,37 @@ fn forking_process() {
         assert_eq!((gets, status), (Ok(()), 0), "{headers}");
     }
 }
+
+#[test]
+#[ignore = "the process of another test"]
+fn forking_process_with_an_idle_loader_thread() {
+    if !system_wipes_pages() {
+        eprintln!("the system does not wipe pages of forked processes");
+        return;
+    }
+    let group = Group::builder("echo")
+        .registry(&Registry::new())
+        .max_loader_threads(1)
+        .build_with(|_, key| Ok::<_, Error>(key.to_owned()))
+        .unwrap();
+    let load = |key: &str| group.get_with(&Context::background().with_timeout(PATIENCE), key);
+    load("parent").unwrap();
+    // The thread takes the pool's lock once more before it is idle, which nothing shows.
+    std::thread::sleep(Duration::from_millis(200));
+    // SAFETY: the child uses the group, whose locks no other thread holds, and exits.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let loaded = load("child");
+        // SAFETY: ends this process only.
+        unsafe { libc::_exit(i32::from(loaded.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` is valid for the call.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child has the value in time");
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether a forked process finds a page wiped, as the library asks. qemu-user accepts that and does not do
 /// it.
