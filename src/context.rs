@@ -117,6 +117,19 @@ impl Context {
         (Instant::now() >= deadline).then(|| ErrorKind::DeadlineExceeded.into())
     }
 
+    /// A child that ends at `deadline`, whose [loads](Self::of_load) go on until `load_deadline`.
+    #[cfg(feature = "http")]
+    pub(crate) fn with_deadlines(&self, deadline: Instant, load_deadline: Instant) -> Context {
+        let of_load = self.with_deadline(load_deadline);
+        let marked = of_load.with_value(LoadContext(of_load.clone()));
+        marked.with_deadline(deadline)
+    }
+
+    /// The context for a load that this request begins.
+    pub(crate) fn of_load(&self) -> &Context {
+        self.value().map_or(self, |LoadContext(ctx)| ctx)
+    }
+
     /// Whether a deadline or a cancellation can end this request.
     pub(crate) fn has_deadline_or_cancel(&self) -> bool {
         self.node
@@ -166,6 +179,13 @@ impl Context {
         self.nodes().filter_map(|node| node.cancel.as_ref())
     }
 }
+
+/// A longer context, for the loads that a request begins.
+#[cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "only servers set it")
+)]
+struct LoadContext(Context);
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

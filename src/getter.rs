@@ -25,14 +25,17 @@ use crate::value::Value;
 pub trait Getter: Send + Sync {
     /// Loads `key` and sets its value in `dest`, once.
     ///
-    /// `ctx` is the context of the caller that started the load. Long loads should stop when
-    /// [`Context::err`] returns an error.
+    /// `ctx` is the context of the caller that started the load. For a client of a server it ends only
+    /// after [`max_request_time`](crate::http::ServerBuilder::max_request_time), because peers ask again for
+    /// a value that takes longer than an exchange. Long loads should stop when [`Context::err`] returns an
+    /// error.
     ///
     /// # Errors
     ///
     /// [`Error::not_found`] for a key that does not exist, by itself or as the source of another error.
     /// Any other error reaches the callers as [`ErrorKind::Getter`], with this error as its source.
-    /// Errors are not cached.
+    /// Errors are not cached, unless the group has an [`error_ttl`](crate::GroupBuilder::error_ttl) or a
+    /// [`negative_ttl`](crate::GroupBuilder::negative_ttl).
     fn get(&self, ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError>;
 }
 

@@ -215,6 +215,7 @@ impl Inner {
                 return leads.into_iter().map(refused).collect();
             }
         };
+        let ctx = ctx.of_load();
         let mut evicted = EvictedEntries::default();
         let results = self.load_leads(bulk, &leads, ctx, &mut evicted);
         let mut vanished = Vec::new();

@@ -303,6 +303,7 @@ impl Inner {
             }
         };
         begun.set_context(ctx);
+        let ctx = ctx.of_load();
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
         let result = self.run_work(from, ctx, key, begun, &mut evicted);

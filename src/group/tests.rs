@@ -424,6 +424,35 @@ fn load_of_a_newer_value_uses_that_of_another_load() {
     assert_eq!((stats.local_loads, stats.loads_deduped), (2, 2));
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn loads_of_a_server_have_the_longer_deadline() {
+    let left = Arc::new(Mutex::new(Vec::new()));
+    let noted = left.clone();
+    let load = crate::bulk_getter::bulk_fn(move |ctx, keys: &[&str], sinks| {
+        noted.lock().push((keys.len(), ctx.remaining()));
+        keys.iter()
+            .zip(sinks)
+            .try_for_each(|(key, sink)| sink.set_str(key))?;
+        Ok(())
+    });
+    let registry = crate::Registry::new();
+    let group = Group::builder("longer").registry(&registry);
+    let group = group.build_bulk(load).expect("a new group");
+    let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+    let ctx = Context::background().with_deadlines(now + PATIENCE, now + hour);
+    assert!(ctx.remaining() <= Some(PATIENCE));
+    group.get_with(&ctx, "key").expect("a value");
+    let values = group.get_many(&ctx, &["a", "b"]);
+    assert!(values.iter().all(Result::is_ok));
+    let left = left.lock();
+    assert_eq!((left[0].0, left[1].0), (1, 2));
+    assert!(
+        left.iter().all(|(_, time)| *time > Some(hour / 2)),
+        "{left:?}"
+    );
+}
+
 /// A removal advances the generation of its key, and forgets the flight then. A load can begin between the two.
 #[test]
 fn value_of_a_forgotten_load_does_not_replace_that_of_a_newer_one() {

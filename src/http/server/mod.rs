@@ -124,8 +124,9 @@ impl ServerBuilder {
     ///
     /// A longer time-out of the request is shortened to it. When it is over, the request is answered
     /// with 504. If it has a time-out, it is answered a little earlier that the value is still loaded,
-    /// and its client may ask again. The load goes on, for other requests and for the cache: a getter
-    /// that hangs occupies one loader thread for each key, and no connection. A request whose client has
+    /// and its client may ask again. The load goes on, for other requests and for the cache, and the
+    /// getter's context ends after this time, too. A getter that hangs occupies one loader thread for each
+    /// key, and no connection. A request whose client has
     /// left is given up within a second. The time of a [`fallback`](Self::fallback) handler is not
     /// limited.
     pub fn max_request_time(mut self, time: Duration) -> Self {

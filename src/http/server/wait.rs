@@ -31,6 +31,9 @@ pub(crate) struct LoadWait<'a> {
     /// Whether the request has a time-out.
     pub has_timeout: bool,
     pub deadline: Instant,
+    /// The end of the getter's context. A client that is told that the value is still loaded asks again, so
+    /// its time-out does not end the load.
+    pub load_deadline: Instant,
     /// When to respond that the value is still loaded; `None` if the request has no time-out, because
     /// its client does not expect that response, or one of 0.
     loading_at: Option<Instant>,
@@ -54,10 +57,12 @@ impl<'a> LoadWait<'a> {
         let has_time = timeout.is_some_and(|timeout| !timeout.is_zero());
         let loading_at = has_time.then(|| began + wire::loading_after(time));
         let deadline = began + time;
+        let load_deadline = if has_time { began + max } else { deadline };
         LoadWait {
             limits,
             has_timeout: timeout.is_some(),
             deadline,
+            load_deadline,
             loading_at,
             thread_by: loading_at.unwrap_or(deadline).min(now + THREAD_WAIT),
             step: FIRST_STEP,

@@ -193,6 +193,30 @@ fn owner_answers_that_it_is_loading_before_the_time_is_over() {
     assert_eq!(tested.gate.runs("hang"), 1);
 }
 
+/// A peer asks again after an exchange. A getter that stops once its context has ended has to go on until
+/// then.
+#[test]
+fn time_of_an_exchange_does_not_end_the_load() {
+    let (registry, left) = (Registry::new(), Arc::new(Mutex::new(Vec::new())));
+    let noted = left.clone();
+    let getter = move |ctx: &Context, key: &str, dest: &mut dyn Sink| {
+        noted.lock().expect("no panic").push(ctx.remaining());
+        Ok(dest.set_str(key)?)
+    };
+    let group = Group::builder("echo").registry(&registry);
+    group.build(getter).expect("a group");
+    let pool = HttpPool::builder("http://127.0.0.1:1").registry(&registry);
+    let pool = pool.build().expect("a pool");
+    let server = pool.server().max_request_time(Duration::from_secs(3600));
+    let server = server.bind("127.0.0.1:0").expect("a server");
+    let addr = server.local_addr();
+    assert_eq!(ask(addr, get_within("key", "4000")).value(), "key");
+    assert_eq!(ask(addr, get("plain")).value(), "plain");
+    let left = left.lock().expect("no panic");
+    assert!(left[0] > Some(Duration::from_secs(1800)), "{left:?}");
+    assert_eq!(left[1..], [None]);
+}
+
 #[test]
 fn request_with_no_time_left_starts_no_load() {
     let tested = Hanging::new(|server| server);

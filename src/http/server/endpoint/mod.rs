@@ -286,7 +286,7 @@ impl Endpoint {
             None => Context::background(),
         };
         Ok(match wait.has_timeout {
-            true => ctx.with_deadline(wait.deadline),
+            true => ctx.with_deadlines(wait.deadline, wait.load_deadline),
             false => ctx,
         })
     }
