@@ -360,7 +360,8 @@ struct StripeFloors(Box<[Option<Tick>]>);
 impl StripeFloors {
     fn is_older(&self, key: &str, begun: Option<Tick>) -> bool {
         let floor = self.0[KeyStripe::of(key).0].max(self.0[ALL_KEYS.0]);
-        floor.is_some_and(|floor| begun.is_none_or(|begun| begun < floor))
+        // An equal time is no proof: the clock may not have moved between load and removal.
+        floor.is_some_and(|floor| begun.is_none_or(|begun| begun <= floor))
     }
 }
 

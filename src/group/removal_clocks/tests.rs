@@ -202,6 +202,14 @@ fn missed_removal_drops_what_was_loaded_before_it() {
 }
 
 #[test]
+fn missed_removal_drops_what_was_loaded_in_the_same_moment() {
+    let [a, b] = pair();
+    a.remove("k", OF_A | 1);
+    let floors = b.merge(&a.table()).expect("a removal");
+    assert!(floors.is_older("k", Some(b.now())));
+}
+
+#[test]
 fn missed_clear_drops_all_that_was_loaded_before_it() {
     let nodes @ [a, b] = &pair();
     let before = b.now();
