@@ -10,7 +10,7 @@ use crate::sink::Sink;
 use crate::store::{KeyHash, MAX_ETAG, Store};
 use crate::value::Value;
 
-/// Loads the value of a key that no process has cached.
+/// Loads the value of a key that is not cached.
 ///
 /// Every closure with the signature of [`get`](Self::get) is a getter, and structs can implement the
 /// trait. A closure written in place needs explicit parameter types, or [`getter_fn`] around it.
@@ -34,8 +34,8 @@ pub trait Getter: Send + Sync {
     ///
     /// [`Error::not_found`] for a key that does not exist, by itself or as the source of another error.
     /// Any other error reaches the callers as [`ErrorKind::Getter`], with this error as its source.
-    /// Errors are not cached, unless the group has an [`error_ttl`](crate::GroupBuilder::error_ttl) or a
-    /// [`negative_ttl`](crate::GroupBuilder::negative_ttl).
+    /// By default errors are not remembered: see
+    /// [`negative_ttl`](crate::GroupBuilder::negative_ttl) and [`error_ttl`](crate::GroupBuilder::error_ttl).
     fn get(&self, ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError>;
 }
 

@@ -48,7 +48,8 @@ impl fmt::Display for AtomicInt {
 pub struct Stats {
     /// Gets, those of peers included.
     pub gets: u64,
-    /// Gets answered from the main or the hot share.
+    /// Gets that found a value in the main or the hot share. So does a get that loads a newer one because the
+    /// value is past its time to live, or does not fit the [options](crate::GetOptions) of the get.
     pub cache_hits: u64,
     /// Loads answered by a peer.
     pub peer_loads: u64,
@@ -59,7 +60,7 @@ pub struct Stats {
     pub loads: u64,
     /// Loads after concurrent loads of one key were merged: the number of flights that started.
     pub loads_deduped: u64,
-    /// Runs of the getter that set a value.
+    /// Runs of the getter that set or renewed a value. A call of a bulk getter counts once for each key.
     pub local_loads: u64,
     /// Runs of the getter that failed; "not found" counts here.
     pub local_load_errs: u64,
@@ -78,7 +79,7 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CacheType {
-    /// Keys that this process owns.
+    /// Keys that this process owns, and for 10 s those that it loaded in place of an owner that did not answer.
     Main,
     /// Copies of keys that other processes own.
     Hot,

@@ -40,7 +40,8 @@ impl GroupBuilder {
     /// `stale-if-error` of RFC 5861. Default: 0. At most 10 years count.
     ///
     /// An error never replaces a value. After a failed load, the next one of the key begins 30 s later at
-    /// the earliest. Until then the old value is served, and after the end of its time the error.
+    /// the earliest. Until then the old value is served, and after the end of its time the error of the getter. If the
+    /// error arose outside the getter, gets after that time load again.
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) is no failure in this sense: the old value
     /// leaves the cache, with cause [`Explicit`](crate::RemovalCause::Explicit).
     pub fn stale_if_error(mut self, time: Duration) -> Self {
@@ -62,8 +63,8 @@ impl GroupBuilder {
     /// example 0.8. So values that are used often are loaded before they expire, and no get waits for
     /// that. Values without a get in this time are not loaded again. Default: not.
     ///
-    /// If the load fails, the value stays until its time is over, and the next load begins 30 s later at
-    /// the earliest.
+    /// If the load fails, the value stays until its time is over, and the next load in the background begins
+    /// 30 s later at the earliest.
     pub fn refresh_at(mut self, fraction: f64) -> Self {
         self.freshness.refresh_at = Some(fraction);
         self

@@ -92,8 +92,8 @@ impl HttpPoolBuilder {
     /// [rendezvous hashing](crate::rendezvous), which is better balanced and takes less memory. For a
     /// cluster shared with Go programs, use their preset.
     ///
-    /// On a ring, all peers have weight 1. Under [`Preset::Golang`], a raw `+` in the path of a request is read as a space, because
-    /// golang/groupcache sends `+` for a space.
+    /// A ring has no weights: [`HttpPool::set`] refuses a weight other than 1. Under [`Preset::Golang`], a raw
+    /// `+` in the path of a request is read as a space, because golang/groupcache sends `+` for a space.
     pub fn preset(mut self, preset: Preset) -> Self {
         self.preset = Some(preset);
         self
@@ -170,12 +170,14 @@ impl HttpPoolBuilder {
     }
 
     /// How long one exchange with a peer may take, from connecting to the last byte of the
-    /// response; 1 s by default. If the caller's own deadline is earlier, the exchange ends then.
+    /// response; 1 s by default. It ends at the caller's own deadline if that is earlier, and after half of the
+    /// time until then if another peer can be asked afterwards.
     ///
     /// The time includes the run of the peer's getter. If that takes longer, larder's server answers before the
     /// end that the value is being loaded, and is asked again: by a caller with a deadline until that, by
-    /// others for [`max_load_wait`](crate::GroupBuilder::max_load_wait). Other servers, such as Go programs,
-    /// do not answer so, and their getters' time has to fit.
+    /// others for [`max_load_wait`](crate::GroupBuilder::max_load_wait). [`Getter`](crate::Getter::get) says what
+    /// such a getter has to do. Other servers, such as Go programs, do not answer so, and their getters' time has
+    /// to fit.
     pub fn exchange_timeout(mut self, timeout: Duration) -> Self {
         self.config.exchange_timeout = timeout;
         self
@@ -246,11 +248,11 @@ impl HttpPoolBuilder {
     /// way, further keys gather and are sent in the next batch. The keys of one
     /// [`get_many`](crate::Group::get_many) are batched in any case.
     ///
-    /// The peer answers a batch of several threads' keys from its cache alone, without loading. Keys that
-    /// it has not cached are then requested one by one, so that a slow load never delays the others. For
-    /// a `get_many`, it loads them. A peer that does
-    /// not support batches, such as a Go program, gets one request for each key from then on. If
-    /// the mean length of the peer's values is over 16 KiB, threads do not wait for each other.
+    /// The peer answers a batch of several threads' keys from its cache alone, without loading. The keys that
+    /// it has not cached are then requested one by one, so that a slow load never delays the others. For a
+    /// `get_many`, it loads them. A peer that does not support batches, such as a Go program, gets one request
+    /// for each key; the next batch is tried 20 s later. If the mean length of the peer's values is over
+    /// 16 KiB, threads do not wait for each other.
     pub fn max_batch_keys(mut self, keys: usize) -> Self {
         self.config.max_batch_keys = keys.min(MAX_BATCH_KEYS);
         self

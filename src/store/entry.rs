@@ -53,7 +53,7 @@ impl Entry {
         ByteView::window(self.data.clone(), usize::from(self.key_len), end)
     }
 
-    /// The share that holds it: the main one if this process owns the key, else the hot one.
+    /// The share that holds it.
     pub fn cache_type(&self) -> CacheType {
         self.share
     }
