@@ -82,7 +82,7 @@ pub enum ErrorKind {
     InvalidOption,
     /// The base path does not begin and end with a slash.
     InvalidBasePath,
-    /// A peer's URL does not parse.
+    /// A peer's URL does not parse, or its id, weight or zone is not valid.
     InvalidPeer,
     /// Two of the peers are the same.
     DuplicatePeer,

@@ -21,14 +21,15 @@ use crate::rendezvous::check_weight;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Peer {
-    /// The name that keys are assigned to; the text of the URL by default.
+    /// The name that keys are assigned to, 1 to 1,024 bytes without white space; the text of the URL by
+    /// default.
     pub id: String,
     /// The address: `http://host:port`, with a path if the peer is mounted below one.
     pub url: String,
     /// The node's part of the keys, compared with the others; 1 by default, 1 to 65,536.
     pub weight: u32,
     /// The rack, room or data centre. If a key's owner does not answer, the next node of the asking
-    /// process's own zone is asked first. `None` by default: no zone.
+    /// process's own zone is asked first. Without white space. `None` by default: no zone.
     pub zone: Option<String>,
 }
 

@@ -41,8 +41,8 @@ pub trait PeerPicker: Send + Sync {
 
     /// All peers but this process. Each of them gets removals.
     ///
-    /// The default implementation lists none. Then a removal goes to the owner of the key only, and
-    /// copies elsewhere stay.
+    /// The default implementation lists none. Then a removal goes to the owner of the key only, a
+    /// [`clear`](crate::Group::clear) to no peer, and copies elsewhere stay.
     fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
         Vec::new()
     }
@@ -111,7 +111,7 @@ pub struct KeyRoute {
 
 /// A peer that can be asked for a key.
 pub trait ProtoGetter: Send + Sync {
-    /// Asks the peer, which answers from its cache or its getter and asks no other peer.
+    /// Asks the peer, which answers from its cache or its getter, and has no other peer load.
     ///
     /// A transport passes on the [times](PeerResponse) of the response as the peer's
     /// [`Group::serve_peer`](crate::Group::serve_peer) returned them. It may lengthen

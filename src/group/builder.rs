@@ -314,8 +314,8 @@ impl GroupBuilder {
 
     /// Makes the group, with a getter that returns the value of a key, and registers it.
     ///
-    /// The value is a `String`, a `Vec<u8>`, a [`ByteView`], a `&'static str`, or a [`Value`], which can
-    /// also limit its time in the cache. The error is of any type that `?` turns into a [`BoxError`]:
+    /// The value is a `String`, a `Vec<u8>`, a [`ByteView`], a `&'static str`, a `&'static [u8]`, or a [`Value`],
+    /// which can also limit its time in the cache. The error is of any type that `?` turns into a [`BoxError`]:
     /// each `std::error::Error`, and a `BoxError` itself. If it is [`Error::not_found`], or has that
     /// among its sources, callers get [`ErrorKind::NotFound`]. The closure runs as described at
     /// [`Getter`], which also serves getters that write large values in place.

@@ -13,7 +13,7 @@ use crate::sync::spawn;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 impl Group {
-    /// Writes the entries of the main share, those of keys that this process owns, to a file from which
+    /// Writes the entries of the [main share](CacheType::Main) to a file from which
     /// [`restore`](Self::restore) reads them after a restart. Entries past their time to live are left out.
     ///
     /// `schema` is the program's own number of the form of its values. A dump is restored only under the
@@ -43,8 +43,11 @@ impl Group {
     }
 
     /// Calls [`dump`](Self::dump) every `interval` on a thread of its own, until the returned handle is
-    /// dropped. There is no dump while less than 5 % of the entries have changed, nor one that would
-    /// bring the bytes written in 24 hours over `bytes_per_day`. Use it to spare SD cards.
+    /// dropped. There is no dump while less than 5 % of the entries have changed, nor while fewer bytes may be
+    /// written than the last dump had. At first these are `bytes_per_day`. Each dump uses some of them up, and
+    /// they come back at an even pace within a day. So the limit holds in the long run; up to twice as many
+    /// are written on the first day, and the first dump is written whatever its length. Use it to spare SD
+    /// cards.
     ///
     /// A dump that fails is logged as a warning, and the next one is tried after the next interval. The
     /// thread does not keep the group alive.

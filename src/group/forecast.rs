@@ -14,7 +14,7 @@ impl Group {
     ///
     /// The forecasts for ½ and 2 times the capacity are mostly within two points of the true ratio, those
     /// for ¼ and 4 times within five. A get that fails, or that finds an expired entry, is a miss at
-    /// every capacity. The order and number of shards and the hot share's limit are not modelled.
+    /// every capacity. Neither the number of shards nor the limit of the hot share is modelled.
     ///
     /// ```
     /// # use larder::{Group, Registry};

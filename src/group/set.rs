@@ -74,8 +74,9 @@ impl Group {
     /// [`ErrorKind::Partial`] if the owner has the value and some other peers did not confirm that they
     /// dropped theirs; [`Error::partial`] names them. [`ErrorKind::KeyTooLong`],
     /// [`ErrorKind::ValueTooLarge`], or the error of a context that has ended: then nothing has
-    /// changed. [`ErrorKind::Peer`], [`ErrorKind::UnknownGroup`], [`ErrorKind::DeadlineExceeded`] or
-    /// [`ErrorKind::Unsupported`] if the owner did not confirm the value: no other process got it. An
+    /// changed. [`ErrorKind::Peer`], [`ErrorKind::UnknownGroup`], [`ErrorKind::DeadlineExceeded`],
+    /// [`ErrorKind::Cancelled`] or [`ErrorKind::Unsupported`] if the owner did not confirm the value: no other
+    /// process has changed. An
     /// owner that did not answer in time may have the value all the same; set it again or remove it.
     ///
     /// # Panics

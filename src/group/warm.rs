@@ -26,7 +26,8 @@ pub struct WarmProgress {
     pub done: usize,
     /// The keys whose values were loaded.
     pub loaded: usize,
-    /// The keys that are cached or being loaded already, and those that other processes own.
+    /// The keys that are cached or being loaded already, those that other processes own, and those that are
+    /// too long.
     pub skipped: usize,
     /// The keys whose load failed. A key that does not exist counts here.
     pub failed: usize,

@@ -147,8 +147,8 @@ impl HttpPool {
     /// run such a server: tiny_http has faults that [`serve`](Self::serve) does not have, see
     /// [`tiny`](crate::http::tiny).
     ///
-    /// Blocks until the response is written, and may run the getter meanwhile: receive requests on
-    /// several threads. A request outside the base path gets 404: call [`matches`](Self::matches)
+    /// Blocks until the response is written, which can take as long as a load: receive requests on several
+    /// threads. A request outside the base path gets 404: call [`matches`](Self::matches)
     /// first. It is not an error if the client has closed its connection.
     ///
     /// ```no_run
@@ -178,7 +178,8 @@ impl HttpPool {
     /// Leaves the cluster before this process ends: announces it to all peers, and returns after `drain`.
     ///
     /// From the announcement on, the next peer owns each key of this process, and does not wait until this
-    /// process fails. Before it loads one, it asks this process for what that has cached, for 10 ms at most.
+    /// process fails. (Without [`failover`](crate::http::HttpPoolBuilder::failover), each process loads these
+    /// keys itself.) Before it loads one, it asks this process for what that has cached, for 10 ms at most.
     /// So the values in use move within `drain`. A time of 5 s is enough for those that are
     /// asked for once in 5 s. This process answers requests until its server is
     /// [shut down](Server::shutdown), and asks the peers for the keys that it had. It does not join again:

@@ -159,8 +159,9 @@ impl ServerBuilder {
     ///
     /// Below the base path it is 128 KiB, if this number is not lower: the keys of a batch have at most
     /// 64 KiB. A value that a known peer sets may have the pool's
-    /// [`max_value_size`](super::HttpPoolBuilder::max_value_size) in addition. A longer body is answered with 413, before any of it is read. Memory is taken as the
-    /// bytes of a body arrive, not when they are announced.
+    /// [`max_value_size`](super::HttpPoolBuilder::max_value_size) in addition. A longer body is answered with
+    /// 413, before any of it is read. Memory is taken as the bytes of a body arrive, not when they are
+    /// announced.
     pub fn max_body_size(mut self, bytes: usize) -> Self {
         self.limits.max_body_size = bytes;
         self
