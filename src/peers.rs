@@ -125,8 +125,8 @@ pub trait ProtoGetter: Send + Sync {
     /// [`ErrorKind::Peer`] and [`ErrorKind::UnknownGroup`] mean that there was no answer. After
     /// `Peer` the group asks the next peer, then its own getter. After `UnknownGroup` it runs its own
     /// getter at once. [`ErrorKind::Loading`] means that the peer's getter still runs; the group asks
-    /// the same peer again. [`ErrorKind::Overloaded`] is an answer. Return [`ErrorKind::DeadlineExceeded`] only if `ctx`'s own deadline has
-    /// passed. A time-out of the exchange is [`ErrorKind::Peer`].
+    /// the same peer again. [`ErrorKind::Overloaded`] is an answer. Return [`ErrorKind::DeadlineExceeded`] only
+    /// if `ctx`'s own deadline has passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
     /// As [`get`](Self::get), for a process that has cached `old`, an older answer of a peer for this key.

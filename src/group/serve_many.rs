@@ -12,8 +12,9 @@ use crate::store::Hit;
 use crate::sync::Arc;
 
 impl Group {
-    /// The values of `keys` for a peer, in their order, as by [`serve_peer`](Self::serve_peer). A [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs
-    /// for several keys at the same time.
+    /// The values of `keys` for a peer, in their order, as by [`serve_peer`](Self::serve_peer). A
+    /// [bulk getter](crate::BulkGetter) runs once for all that are not cached; another getter runs for several
+    /// keys at the same time.
     ///
     /// A transport of your own calls this for [`ProtoGetter::load_many`](crate::ProtoGetter::load_many).
     ///

@@ -46,9 +46,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Listens on `addr` as `tiny_http::Server::http` does, on a socket that is set up for small responses.
 ///
 /// The connections inherit (on Linux) TCP_NODELAY, buffers of 64 KiB, and an SO_SNDTIMEO and a
-/// TCP_USER_TIMEOUT of 30 s, which end the connection of a client that reads nothing. SO_RCVTIMEO is not set, because an `accept` that times
-/// out makes tiny_http close its listener; so a client that sends nothing can block a thread for any
-/// time.
+/// TCP_USER_TIMEOUT of 30 s, which end the connection of a client that reads nothing. SO_RCVTIMEO is not
+/// set, because an `accept` that times out makes tiny_http close its listener; so a client that sends
+/// nothing can block a thread for any time.
 ///
 /// # Errors
 ///
