@@ -80,7 +80,7 @@ pub enum ErrorKind {
     CapacityTooSmall,
     /// An option is outside its range.
     InvalidOption,
-    /// The base path does not begin and end with a slash.
+    /// The base path does not begin and end with a slash, or would not reach each server unchanged.
     InvalidBasePath,
     /// A peer's URL does not parse, or its id, weight or zone is not valid.
     InvalidPeer,

@@ -55,6 +55,9 @@ impl Group {
     /// of a key: of two concurrent ones, all processes see the same one last. A process that did not
     /// ask for the value does not get it.
     ///
+    /// The owner is that of the list of peers, also while it is down or
+    /// [absent](crate::http::HttpPoolBuilder::absent_after): then the call fails.
+    ///
     /// A cache may lose any value. The next get then calls the getter, so update the getter's source
     /// first.
     ///

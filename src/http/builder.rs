@@ -73,8 +73,8 @@ pub struct HttpPoolBuilder {
 type HashFn = dyn Fn(&[u8]) -> u64 + Send + Sync;
 
 impl HttpPoolBuilder {
-    /// The base path: the path of a peer's groups, after the peer's URL; `/_groupcache/` by
-    /// default, as in Go.
+    /// The base path: the path of a peer's groups, after the peer's URL; `/_groupcache/` by default, as in Go.
+    /// It begins and ends with a slash, and has no escapes, no empty segments, no `.` and no `..`.
     pub fn base_path(mut self, base_path: &str) -> Self {
         self.config.base_path = base_path.to_owned();
         self
@@ -146,7 +146,8 @@ impl HttpPoolBuilder {
     }
 
     /// Makes the context of a peer's request, which is passed to the getter; by default
-    /// [`Context::background`]. The remaining time of the asking peer is added to it as a deadline.
+    /// [`Context::background`]. The remaining time of the asking peer is added to it as a deadline. The hook
+    /// also runs for requests whose value is cached, but not for batches that load nothing.
     pub fn context(
         mut self,
         hook: impl Fn(&Request<'_>) -> Context + Send + Sync + 'static,

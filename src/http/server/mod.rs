@@ -81,7 +81,9 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets all limits at once, such as [`ServerLimits::small`] for a small board.
+    /// Sets all limits at once, such as [`ServerLimits::small`] for a small board. So also
+    /// [`max_connections_per_addr`](Self::max_connections_per_addr), which is higher under the presets of Go
+    /// programs: set it again afterwards.
     pub fn limits(mut self, limits: ServerLimits) -> Self {
         self.limits = limits;
         self
@@ -99,8 +101,8 @@ impl ServerBuilder {
     /// peers than that, one connection for each of them is kept, up to three quarters. If a new
     /// connection finds none free, the one that has been idle longest is closed, a stranger's before a
     /// peer's; a stranger's new connection never closes one of a peer. A connection counts as idle also
-    /// while the body of a request arrives. If none has been idle for 100 ms, the new one is answered with
-    /// 503 and closed.
+    /// while the body of a request arrives, and at once if the client has left while its request waits for a
+    /// load. If none has been idle for 100 ms, the new one is answered with 503 and closed.
     pub fn max_connections(mut self, count: usize) -> Self {
         self.limits.max_connections = count;
         self
