@@ -15,8 +15,9 @@ use crate::sink::Sink;
 /// with `IN (…)`, a bulk request to a service.
 ///
 /// [`GroupBuilder::build_bulk`](crate::GroupBuilder::build_bulk) makes a group with such a getter.
-/// [`Group::get_many`](crate::Group::get_many) then asks each owner of missing keys once, and each owner
-/// calls [`load_many`](Self::load_many) once for them. Single gets call [`Getter::get`].
+/// [`Group::get_many`](crate::Group::get_many) then calls [`load_many`](Self::load_many) once for all missing
+/// keys that this process owns, however many they are, and each other owner calls it once for each request,
+/// which has at most 128 keys by default. Single gets call [`Getter::get`].
 ///
 /// The rules for a [`Getter`] apply. A call for several keys leads the loads of all of them:
 /// a get of one of these keys waits for it, and a key that is already being loaded is not passed to it.

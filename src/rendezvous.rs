@@ -6,8 +6,8 @@
 //! goes to the node with the next score. A node of twice the weight owns twice as many keys
 //! (Schindelhauer and Schomaker, "Weighted distributed hash tables", 2005).
 //!
-//! A node takes 8 bytes and its name, and a look-up computes one score for each node. `cargo bench
-//! --bench ring` compares this with rings of points.
+//! A node takes 8 bytes besides its name and weight, and a look-up computes one score for each node.
+//! `cargo bench --bench ring` compares this with rings of points.
 //!
 //! ```
 //! use larder::rendezvous::Rendezvous;

@@ -298,16 +298,17 @@ impl Group {
     ///
     /// Keys that are not cached here are sorted by their owners, and each owner gets one request for
     /// all of its keys, at the same time as the others. It answers from its cache, and loads what it
-    /// lacks. This process loads its own keys meanwhile. A [bulk getter](crate::BulkGetter) runs once
-    /// for all keys of an owner. Another getter runs for up to 16 of them at the same time on loader
-    /// threads; without a deadline and a cancellation, also on this thread, which loads the first one.
-    /// A get of several keys in a getter loads them one by one.
+    /// lacks. This process loads its own keys meanwhile. A [bulk getter](crate::BulkGetter) runs once for the
+    /// keys of a request, and once for all own keys. Another getter runs for up to 16 of them at the same
+    /// time on loader threads; without a deadline and a cancellation, also on this thread, which loads the
+    /// first one. But if it is a getter that gets several keys, they are loaded one by one.
     ///
     /// A request has at most 128 keys by default: see
-    /// [`max_batch_keys`](crate::http::HttpPoolBuilder::max_batch_keys). Values that do not fit into its
-    /// answer are requested one by one, and so are the keys of an owner that does not know such
-    /// requests. Under a context that can be cancelled, the keys of each owner are requested separately.
-    /// If an owner fails, its keys are asked for at the next peer, and else loaded here.
+    /// [`max_batch_keys`](crate::http::HttpPoolBuilder::max_batch_keys). If an owner has more, its requests are
+    /// sent one after the other. Values that do not fit into an answer are requested one by one, and so are
+    /// the keys of an owner that does not know such requests. Under a context that can be cancelled, the
+    /// keys of each owner are requested separately. If an owner fails, its keys are asked for at the next
+    /// peer, and else loaded here.
     ///
     /// Two concurrent calls for one key may both ask its owner.
     ///

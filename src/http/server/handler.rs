@@ -77,8 +77,8 @@ impl<'r> Request<'r> {
         self.head.query
     }
 
-    /// The value of the first header with this name, in any case; `None` if there is none or its value
-    /// is not UTF-8.
+    /// The value of the first header with this name, in upper or lower case; `None` if there is none or its
+    /// value is not UTF-8.
     pub fn header(&self, name: &str) -> Option<&'r str> {
         self.headers()
             .find(|(other, _)| other.eq_ignore_ascii_case(name))

@@ -224,7 +224,7 @@ impl<'a> TransportRequest<'a> {
         self.body
     }
 
-    /// The header of this name, in any case.
+    /// The header of this name, in upper or lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut header = None;
         self.each_header(|found, value| {
@@ -376,7 +376,7 @@ impl TransportResponse {
         self.status
     }
 
-    /// The first header of this name, in any case, if its value is text.
+    /// The first header of this name, in upper or lower case, if its value is ASCII text.
     pub fn header(&self, name: &str) -> Option<&str> {
         let value = self.all(name).next()?;
         let text = std::str::from_utf8(value).ok();
