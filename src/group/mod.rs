@@ -306,9 +306,9 @@ impl Group {
     /// A request has at most 128 keys by default: see
     /// [`max_batch_keys`](crate::http::HttpPoolBuilder::max_batch_keys). If an owner has more, its requests are
     /// sent one after the other. Values that do not fit into an answer are requested one by one, and so are
-    /// the keys of an owner that does not know such requests. Under a context that can be cancelled, the
-    /// keys of each owner are requested separately. If an owner fails, its keys are asked for at the next
-    /// peer, and else loaded here.
+    /// the keys of an owner that does not know such requests. Under a context that can be cancelled, each key
+    /// of another owner is requested by itself. If an owner fails, its keys are asked for at the next peer, and
+    /// else loaded here.
     ///
     /// Two concurrent calls for one key may both ask its owner.
     ///
