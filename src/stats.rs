@@ -48,8 +48,8 @@ impl fmt::Display for AtomicInt {
 pub struct Stats {
     /// Gets, those of peers included.
     pub gets: u64,
-    /// Gets that found a value in the main or the hot share. So does a get that loads a newer one because the
-    /// value is past its time to live, or does not fit the [options](crate::GetOptions) of the get.
+    /// Gets that found a value in the main or the hot share. A get that then loads a newer one counts, too: if
+    /// the value is past its time to live, or does not fit the [options](crate::GetOptions) of the get.
     pub cache_hits: u64,
     /// Loads answered by a peer.
     pub peer_loads: u64,
@@ -79,7 +79,7 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CacheType {
-    /// Keys that this process owns, and for 10 s those that it loaded in place of an owner that did not answer.
+    /// Keys that this process owns, and for 10 s others that it loaded in place of their owners.
     Main,
     /// Copies of keys that other processes own.
     Hot,
