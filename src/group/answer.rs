@@ -65,6 +65,13 @@ impl GetOptions {
         self.only_if_cached = true;
         self
     }
+
+    /// The same options with [`no_store`](Self::no_store).
+    #[must_use]
+    pub fn no_store(mut self) -> Self {
+        self.no_store = true;
+        self
+    }
 }
 
 /// Where a value came from.

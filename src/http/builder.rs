@@ -284,7 +284,7 @@ impl HttpPoolBuilder {
     ///
     /// [`ErrorKind::InvalidPeer`] for the URL of this process, [`ErrorKind::InvalidBasePath`],
     /// [`ErrorKind::InvalidOption`] for a time-out that is zero or over an hour, a zero
-    /// `max_value_size` or `max_connections_per_peer`, or replicas out of range;
+    /// `max_value_size`, `max_batch_bytes` or `max_connections_per_peer`, or replicas out of range;
     /// [`ErrorKind::AlreadyRegistered`] if the registry already has a peer picker. The picker of
     /// another [`HttpPool`] is registered until that pool and its servers are dropped. After an
     /// error, nothing is registered.

@@ -73,6 +73,11 @@ impl Config {
                 "max_connections_per_peer is 0: no peer could be asked",
             ));
         }
+        if self.max_batch_bytes == 0 {
+            return Err(refuse(
+                "max_batch_bytes is 0: no value would fit; max_batch_keys(1) switches batches off",
+            ));
+        }
         Ok(())
     }
 

@@ -123,8 +123,7 @@ fn only_if_cached_loads_nothing() {
 fn value_of_no_store_is_not_kept() {
     let (clock, loads) = (Clock::manual(), Count::default());
     let group = group(&clock, &loads);
-    let mut options = GetOptions::new();
-    options.no_store = true;
+    let options = GetOptions::new().no_store();
     for ctx in [Context::background(), within(PATIENCE)] {
         let answer = group.get_opts(&ctx, "key", options).expect("a value");
         assert_eq!(answer.source, Source::Getter);

@@ -301,6 +301,7 @@ fn invalid_option_is_an_error_and_registers_nothing() {
             ErrorKind::InvalidOption,
         ),
         (builder().max_value_size(0), ErrorKind::InvalidOption),
+        (builder().max_batch_bytes(0), ErrorKind::InvalidOption),
         (
             HttpPool::builder("10.0.0.1").registry(&registry),
             ErrorKind::InvalidPeer,

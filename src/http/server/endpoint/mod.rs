@@ -352,7 +352,8 @@ fn with_cache_status(reply: Reply) -> Reply {
     };
     let mut status = String::from(match value.fields.load_micros {
         None => "larder; hit",
-        Some(_) => "larder; fwd=miss; stored",
+        // Whether it was stored is not known here: it may have been too large, or removed meanwhile.
+        Some(_) => "larder; fwd=miss",
     });
     if let Some(nanos) = value.fields.ttl_nanos {
         status += &format!("; ttl={}", nanos / 1_000_000_000);
