@@ -8,6 +8,7 @@ mod lists;
 mod promise;
 mod removal;
 mod revalidation;
+mod slow_getters;
 mod stale_copies;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -10,6 +10,6 @@ mod serving;
 mod shutdown;
 #[cfg(target_os = "linux")]
 mod starvation;
-mod support;
+pub mod support;
 mod unread;
 mod waiting;
