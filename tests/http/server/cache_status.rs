@@ -83,8 +83,7 @@ fn cache_status_follows_its_grammar() {
                 assert_eq!(cache, "larder");
                 let of = |name: &str| parameters.get(name).cloned();
                 assert_eq!(of("hit"), is_hit.then_some(Bare::True), "{field}");
-                // A status has one of the two, and only a forwarded request stores a response.
-                assert_eq!(of("stored"), (!is_hit).then_some(Bare::True), "{field}");
+                // A status has one of the two.
                 match of("fwd") {
                     Some(Bare::Token(reason)) => assert!(!is_hit && REASONS.contains(&&*reason)),
                     fwd => assert_eq!((fwd, is_hit), (None, true), "{field}"),
@@ -93,7 +92,7 @@ fn cache_status_follows_its_grammar() {
                     Some(Bare::Integer(left)) => assert!(has_ttl && (0..=60).contains(&left)),
                     ttl => assert_eq!((ttl, has_ttl), (None, false), "{field}"),
                 }
-                let known = ["hit", "fwd", "stored", "ttl"];
+                let known = ["hit", "fwd", "ttl"];
                 assert!(
                     parameters.keys().all(|name| known.contains(&&**name)),
                     "{field}"
