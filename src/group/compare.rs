@@ -238,10 +238,10 @@ mod tests {
         group.inner.removals_for("key")
     }
 
-    /// A node that exchanges tables, and tells of it.
-    struct Telling(Group, Mutex<Sender<()>>);
+    /// A node that exchanges tables, and reports each exchange to the channel.
+    struct Reporting(Group, Mutex<Sender<()>>);
 
-    impl ProtoGetter for Telling {
+    impl ProtoGetter for Reporting {
         fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
             Err(ErrorKind::Peer.into())
         }
@@ -269,7 +269,7 @@ mod tests {
             group.serve_remove(&removal(1));
         }
         let (sender, exchanges) = channel();
-        let peer: Arc<dyn ProtoGetter> = Arc::new(Telling(other.clone(), Mutex::new(sender)));
+        let peer: Arc<dyn ProtoGetter> = Arc::new(Reporting(other.clone(), Mutex::new(sender)));
         let compare = |sent, mark| {
             let ctx = Context::background();
             node.inner.compare(&peer, &ctx, sent, mark);

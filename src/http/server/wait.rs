@@ -31,8 +31,8 @@ pub(crate) struct LoadWait<'a> {
     /// Whether the request has a time-out.
     pub has_timeout: bool,
     pub deadline: Instant,
-    /// The end of the getter's context. A client that is told that the value is still loaded asks again, so
-    /// its time-out does not end the load.
+    /// The end of the getter's context. It is later than that of the exchange: a client that receives
+    /// [`ErrorKind::Loading`] asks again.
     pub load_deadline: Instant,
     /// When to respond that the value is still loaded; `None` if the request has no time-out, because
     /// its client does not expect that response, or one of 0.

@@ -29,18 +29,18 @@ fn set_capacity(store: &Store, capacity: u64) -> EvictedEntries {
     evicted
 }
 
+/// Inserts entries that expire after a second.
+fn put_mortals(store: &Store, count: usize) {
+    for n in 0..count {
+        let key = n.to_string();
+        put(store, &key, &[0; 50], CacheType::Main, Some(SECOND));
+    }
+}
+
 /// Fills a store of 1 MiB with entries that expire after a second.
 fn full_of_mortals(eviction: Eviction, shards: usize, clock: &Clock) -> Store {
     let store = store(1 << 20, eviction, shards, clock);
-    for n in 0..20_000 {
-        put(
-            &store,
-            &n.to_string(),
-            &[0; 50],
-            CacheType::Main,
-            Some(SECOND),
-        );
-    }
+    put_mortals(&store, 20_000);
     assert!(total_items(&store) > 5000);
     store
 }
@@ -137,26 +137,13 @@ fn value_that_takes_the_whole_capacity_leaves_no_expired_entry() {
         let clock = Clock::manual();
         let len = 4096;
         let store = store(weight::of_entry(len), eviction, shards, &clock);
-        for n in 0..8 {
-            put(
-                &store,
-                &n.to_string(),
-                &[0; 50],
-                CacheType::Main,
-                Some(SECOND),
-            );
-        }
+        put_mortals(&store, 8);
         put(&store, "live", &[0; 50], CacheType::Main, None);
         clock.advance(SECOND);
         // A shard without entries that expire does not charge this one for its expiry.
         for key in ["large0", "large1", "large2", "large3"] {
-            put(
-                &store,
-                key,
-                &vec![0; len - key.len()],
-                CacheType::Main,
-                None,
-            );
+            let value = vec![0; len - key.len()];
+            put(&store, key, &value, CacheType::Main, None);
             assert_eq!(dead(&store), 0, "{eviction:?} {shards}");
         }
     });

@@ -88,6 +88,40 @@ fn cluster(size: usize) -> Vec<Node> {
     nodes
 }
 
+/// Adds the requests to peers for which `is_counted` returns true to `count`.
+fn count_requests(
+    builder: HttpPoolBuilder,
+    count: &Arc<AtomicUsize>,
+    is_counted: fn(&TransportRequest<'_>) -> bool,
+) -> HttpPoolBuilder {
+    struct Counted {
+        inner: Arc<dyn Transport>,
+        count: Arc<AtomicUsize>,
+        is_counted: fn(&TransportRequest<'_>) -> bool,
+    }
+
+    impl Transport for Counted {
+        fn round_trip(
+            &self,
+            ctx: &Context,
+            request: TransportRequest<'_>,
+        ) -> larder::Result<TransportResponse> {
+            let counted = usize::from((self.is_counted)(&request));
+            self.count.fetch_add(counted, Ordering::SeqCst);
+            self.inner.round_trip(ctx, request)
+        }
+    }
+
+    let count = count.clone();
+    builder.transport(move |_, inner| {
+        Arc::new(Counted {
+            inner,
+            count: count.clone(),
+            is_counted,
+        })
+    })
+}
+
 fn total_loads(nodes: &[Node]) -> usize {
     nodes.iter().map(Node::loads).sum()
 }
@@ -128,25 +162,10 @@ fn getter_error_of_the_owner_reaches_the_caller() {
 
 #[test]
 fn get_many_sends_one_request_to_each_owner() {
-    struct Counted(Arc<dyn Transport>, Arc<AtomicUsize>);
-    impl Transport for Counted {
-        fn round_trip(
-            &self,
-            ctx: &Context,
-            request: TransportRequest<'_>,
-        ) -> larder::Result<TransportResponse> {
-            // Not the request for the list of peers.
-            let is_counted = request.path().contains("/colors");
-            self.1.fetch_add(usize::from(is_counted), Ordering::SeqCst);
-            self.0.round_trip(ctx, request)
-        }
-    }
-
     let exchanges = Arc::new(AtomicUsize::new(0));
-    let count = |builder: HttpPoolBuilder| {
-        let exchanges = exchanges.clone();
-        builder.transport(move |_, inner| Arc::new(Counted(inner, exchanges.clone())))
-    };
+    // Not the request for the list of peers.
+    let is_for_keys = |request: &TransportRequest<'_>| request.path().contains("/colors");
+    let count = |builder| count_requests(builder, &exchanges, is_for_keys);
     let nodes = [
         Node::start(count),
         Node::start(|builder| builder),

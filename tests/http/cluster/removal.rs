@@ -2,15 +2,13 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use larder::http::{
-    HttpClient, HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
-};
+use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server, TransportRequest};
 use larder::{Context, ErrorKind, Group, Registry, SetOptions, Sink};
 
-use super::PATIENCE;
+use super::{PATIENCE, count_requests};
 
 struct Node {
     pool: HttpPool,
@@ -145,18 +143,13 @@ fn nodes_count_removals_of_many_keys_alike() {
 fn many_keys_are_removed_by_few_requests_from_a_peer_that_was_not_asked_before() {
     for client in clients() {
         let (nodes, _) = cluster(|builder| builder.http_client(client));
-        let requests = Arc::new(AtomicU64::new(0));
+        let requests = Arc::new(AtomicUsize::new(0));
         let registry = Registry::new();
-        let pool = {
-            let requests = requests.clone();
-            let builder = HttpPool::builder("http://127.0.0.1:1").registry(&registry);
-            let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
-            let count = move |_: &str, inner| -> Arc<dyn Transport> {
-                Arc::new(Counted(inner, requests.clone()))
-            };
-            builder.http_client(client).transport(count).build()
-        };
-        let pool = pool.unwrap();
+        let builder = HttpPool::builder("http://127.0.0.1:1").registry(&registry);
+        let builder = builder.connect_timeout(PATIENCE).exchange_timeout(PATIENCE);
+        let is_change = |request: &TransportRequest<'_>| request.method() != "GET";
+        let builder = count_requests(builder.http_client(client), &requests, is_change);
+        let pool = builder.build().unwrap();
         pool.set(nodes[0].pool.urls()).unwrap();
         let load = |_: &Context, key: &str, dest: &mut dyn Sink| Ok(dest.set_str(key)?);
         let group = registry.new_group("g", 1 << 20, load).unwrap();
@@ -167,21 +160,6 @@ fn many_keys_are_removed_by_few_requests_from_a_peer_that_was_not_asked_before()
             (6..=12).contains(&requests),
             "{client:?}: {requests} requests"
         );
-    }
-}
-
-/// Counts the requests that change data.
-struct Counted(Arc<dyn Transport>, Arc<AtomicU64>);
-
-impl Transport for Counted {
-    fn round_trip(
-        &self,
-        ctx: &Context,
-        request: TransportRequest<'_>,
-    ) -> larder::Result<TransportResponse> {
-        let is_change = request.method() != "GET";
-        self.1.fetch_add(u64::from(is_change), Ordering::SeqCst);
-        self.0.round_trip(ctx, request)
     }
 }
 

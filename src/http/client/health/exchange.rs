@@ -88,7 +88,8 @@ impl<'p> ObservedExchange<'p> {
     }
 }
 
-/// How an exchange that failed with `error` ended. `None` if the error shows neither an answer nor a failure of the peer.
+/// How an exchange that failed with `error` ended. `None` if the error shows neither an answer nor a failure
+/// of the peer.
 fn end_of(error: &Error) -> Option<ExchangeEnd> {
     match error.kind() {
         ErrorKind::DeadlineExceeded => return Some(ExchangeEnd::TimedOut),

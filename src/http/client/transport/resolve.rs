@@ -17,9 +17,10 @@ use crate::sync::{Arc, Condvar, Mutex, spawn};
 /// It waits only while no address is known at all, and no longer than it may take to connect.
 ///
 /// The look-up is repeated in the background when a new connection is needed and the result is
-/// over [`FRESH`] old, or when no address could be connected to, or the peer closed a connection, or a client
-/// at another address asked for what only peers may do. The known addresses are used until then. At least [`PAUSE`] passes between two look-ups, and a failed one
-/// keeps the known addresses.
+/// over [`FRESH`] old, when no address could be connected to, when the peer closed a connection, or
+/// when a client at another address asked for what only peers may do. The known addresses are used
+/// until then. At least [`PAUSE`] passes between two look-ups, and a failed one keeps the known
+/// addresses.
 ///
 /// An address that a peer lost can belong to another node soon, which answers requests for all keys. So
 /// connections to it are not used any more.
