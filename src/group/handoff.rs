@@ -33,8 +33,11 @@ impl Inner {
         begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Option<Loaded> {
+        let owner = self.other_owner(placement, key)?;
         let ctx = ctx.with_timeout(HANDOFF_TIMEOUT);
-        let owner = self.other_owner(&ctx, placement, key)?;
+        if !self.may_serve(&ctx) {
+            return None;
+        }
         let answer = self.ask_other(&owner, &ctx, &[key.key]).pop()??;
         Some(self.cache_answer(placement, key, begun, answer, None, evicted))
     }
@@ -48,9 +51,12 @@ impl Inner {
         evicted: &mut EvictedEntries,
     ) -> Vec<Option<Loaded>> {
         let mut taken: Vec<Option<Loaded>> = leads.iter().map(|_| None).collect();
-        let ctx = &ctx.with_timeout(HANDOFF_TIMEOUT);
-        let queries = self.by_other_owner(ctx, leads);
+        let queries = self.by_other_owner(leads);
         if queries.is_empty() {
+            return taken;
+        }
+        let ctx = &ctx.with_timeout(HANDOFF_TIMEOUT);
+        if !self.may_serve(ctx) {
             return taken;
         }
         for (at, answer) in self.ask_all_others(ctx, queries) {
@@ -62,14 +68,10 @@ impl Inner {
         taken
     }
 
-    /// The other owner, if it is to be asked for a key whose value is loaded now. Not while this node may have missed
-    /// removals: the other one may have missed them, too.
-    fn other_owner(
-        self: &Arc<Self>,
-        ctx: &Context,
-        placement: Placement,
-        key: &LoadKey<'_>,
-    ) -> Option<Arc<dyn ProtoGetter>> {
+    /// The other owner, if it is to be asked for a key whose value is loaded now. Its caller checks that this
+    /// node [may serve](Self::may_serve): while it may have missed removals, the other one may have missed them,
+    /// too.
+    fn other_owner(&self, placement: Placement, key: &LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
         let picker = self.peers.picker(&self.name)?;
         let owner = match placement {
             Placement::Fallback => None,
@@ -80,7 +82,7 @@ impl Inner {
             _ => picker.previous_owner(key.key),
         }?;
         let is_missing = || self.store.peek(key.hash, key.key).is_err();
-        (!self.is_dropped(key) && is_missing() && self.may_serve(ctx)).then_some(owner)
+        (!self.is_dropped(key) && is_missing()).then_some(owner)
     }
 
     /// Whether this node dropped the key lately, at the request of a peer that has applied a removal of it. Then
@@ -102,10 +104,10 @@ impl Inner {
         hit.share == CacheType::Hot && self.is_dropped(key)
     }
 
-    fn by_other_owner(self: &Arc<Self>, ctx: &Context, leads: &[Lead<'_, '_>]) -> Vec<OtherQuery> {
+    fn by_other_owner(&self, leads: &[Lead<'_, '_>]) -> Vec<OtherQuery> {
         let mut queries: Vec<OtherQuery> = Vec::new();
         for (at, Lead { key, .. }) in leads.iter().enumerate() {
-            let Some(owner) = self.other_owner(ctx, key.placement(), &key.key) else {
+            let Some(owner) = self.other_owner(key.placement(), &key.key) else {
                 continue;
             };
             let key = (at, key.key.key.into());
