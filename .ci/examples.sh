@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
 EXAMPLES=(chaos color color_tiny_http cluster custom_transport forecast getter_file getter_http getter_sqlite getter_redis
-    json_sink proto_sink soak)
+    json_sink proto_sink soak warm)
 BIN="$CARGO_TARGET_DIR/release/examples"
 
 example_color() {
@@ -154,6 +154,12 @@ example_proto_sink() {
 example_soak() {
     capture "$BIN/soak" --seconds 60
     says '^[1-9][0-9]* gets, 0 failed or wrong$'
+}
+
+example_warm() {
+    capture "$BIN/warm"
+    says ' 10000 of 10000'
+    says '^10000 loaded, 0 failed, in '
 }
 
 # Runs a command as `show` does and keeps its stdout in OUT. Fails if the command fails.

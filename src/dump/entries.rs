@@ -22,7 +22,7 @@ impl<'a> DumpedEntry<'a> {
     }
 
     /// The length of its encoding.
-    pub(super) fn encoded_len(&self) -> usize {
+    pub(crate) fn encoded_len(&self) -> usize {
         2 * 8 + 2 * 4 + self.key.len() + self.value.len()
     }
 

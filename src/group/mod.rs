@@ -18,7 +18,7 @@
 //!   revalidation.rs  loads that find the value unchanged
 //!   answer.rs    a get with options, and its answer
 //!   dump.rs      entries to a file             restore.rs   entries from a file
-//!   dumped_removals.rs  the removals in a dump
+//!   dumped_removals.rs  the removals in a dump  periodic_dump.rs  dumps from time to time
 //!   client_load.rs  a load that a client of the server waits for
 //!   rejoin.rs    waits for flights, and joins them again
 //!   explain.rs   what a get would do
@@ -59,6 +59,7 @@ mod many_key;
 mod many_stale;
 mod origin;
 mod parallel;
+mod periodic_dump;
 mod populate;
 mod purge;
 mod refresh;
@@ -110,10 +111,11 @@ use unverified::MaxUnverified;
 
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
-pub use dump::{DumpReport, PeriodicDump};
+pub use dump::DumpReport;
 pub use explain::{Explanation, GetOutcome};
 pub use key_rates::KeyRate;
 pub(crate) use limit::TemporaryLimit;
+pub use periodic_dump::PeriodicDump;
 pub use populate::{AdmissionFn, HotAdmission};
 pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use set::SetOptions;
