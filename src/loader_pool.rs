@@ -1,6 +1,8 @@
 //! Threads for loads whose callers must be able to return before the load ends. The groups of a registry
 //! share one pool.
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
