@@ -121,8 +121,10 @@ impl Context {
     #[cfg(feature = "http")]
     pub(crate) fn with_deadlines(&self, deadline: Instant, load_deadline: Instant) -> Context {
         let of_load = self.with_deadline(load_deadline);
-        let marked = of_load.with_value(LoadContext(of_load.clone()));
-        marked.with_deadline(deadline)
+        of_load.child(|node| {
+            node.deadline = node.deadline.min(Some(deadline));
+            node.value = Some(Box::new(LoadContext(of_load.clone())));
+        })
     }
 
     /// The context for a load that this request begins.

@@ -381,14 +381,16 @@ impl Worker {
 
     /// The next job. `None` if this thread is to end.
     fn receive(&self) -> Option<Job> {
-        let end = Instant::now() + self.pool.idle_timeout;
+        let mut end = None;
         let mut state = self.pool.state.lock();
         loop {
             let set = &mut state.sets[self.number];
             if let Some(job) = set.sent.pop_front() {
                 return Some(job);
             }
-            let left = end.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let end = *end.get_or_insert_with(|| now + self.pool.idle_timeout);
+            let left = end.saturating_duration_since(now);
             if set.is_closed || left.is_zero() {
                 set.live -= 1;
                 return None;

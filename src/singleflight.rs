@@ -174,12 +174,14 @@ impl<T: Clone> Group<T> {
                 leader.finish(&value);
                 Ok(value)
             }
-            Joined::Waiter(waiter) => match waiter.wait_unsubscribed(&Context::background()) {
-                Waited::Finished(value) => Ok(value),
-                Waited::Panicked | Waited::Abandoned | Waited::Refused | Waited::Left(_) => {
-                    Err(LeaderPanicked)
+            Joined::Waiter(waiter) => {
+                match waiter.wait_unsubscribed(&Context::background(), None) {
+                    Waited::Finished(value) => Ok(value),
+                    Waited::Panicked | Waited::Abandoned | Waited::Refused | Waited::Left(_) => {
+                        Err(LeaderPanicked)
+                    }
                 }
-            },
+            }
         }
     }
 }
@@ -358,9 +360,7 @@ impl<T> Flight<T> {
 
 /// The end and the result of a flight. Its waiters share it.
 struct Outcome<T> {
-    /// `None` while the flight is under way. Set under the lock, after `result`. A waiter checks it
-    /// under the same lock before it waits, so it does not miss the wake-up of `changed`.
-    end: Mutex<Option<FlightEnd>>,
+    state: Mutex<OutcomeState>,
     changed: Condvar,
     /// The result of a finished flight. It is outside the lock, so that waiters clone it in parallel.
     result: OnceLock<T>,
@@ -369,11 +369,21 @@ struct Outcome<T> {
 impl<T> Default for Outcome<T> {
     fn default() -> Self {
         Outcome {
-            end: Mutex::default(),
+            state: Mutex::default(),
             changed: Condvar::new(),
             result: OnceLock::new(),
         }
     }
+}
+
+#[derive(Default)]
+struct OutcomeState {
+    /// `None` while the flight is under way. Set under the lock, after `result`. A waiter checks it
+    /// under the same lock before it sleeps, so it does not miss the wake-up of `changed`.
+    end: Option<FlightEnd>,
+    /// Whether a waiter may sleep. If not, the end of the flight wakes none: a wake-up is a system call also
+    /// if it finds no thread.
+    has_sleeper: bool,
 }
 
 /// How a flight ended.
@@ -416,47 +426,65 @@ impl<T: Clone> Waiter<T> {
     where
         T: Send + Sync + 'static,
     {
+        self.wait_until(ctx, None)
+    }
+
+    /// As [`wait`](Self::wait), and no longer than until the given time.
+    pub(crate) fn wait_until(&self, ctx: &Context, until: Option<Instant>) -> Waited<T>
+    where
+        T: Send + Sync + 'static,
+    {
         // A cancellation wakes all waiters of the flight, and each checks its own context. The
         // callback takes the lock, so it cannot run between a waiter's check and its wait.
         let _subscription = ctx.cancellable().then(|| {
             let outcome = self.outcome.clone();
             ctx.on_cancel(move || {
-                let _end = outcome.end.lock();
+                let _state = outcome.state.lock();
                 outcome.changed.notify_all();
             })
         });
-        self.wait_unsubscribed(ctx)
+        self.wait_unsubscribed(ctx, until)
     }
 
-    /// As [`wait`](Self::wait), but a cancellation does not wake the waiter.
-    fn wait_unsubscribed(&self, ctx: &Context) -> Waited<T> {
-        let Outcome {
-            end,
-            changed,
-            result,
-        } = &*self.outcome;
-        let mut end = end.lock();
-        while end.is_none() {
+    /// As [`wait_until`](Self::wait_until), but a cancellation does not wake the waiter.
+    fn wait_unsubscribed(&self, ctx: &Context, until: Option<Instant>) -> Waited<T> {
+        let Outcome { state, changed, .. } = &*self.outcome;
+        let deadline = ctx.deadline().into_iter().chain(until).min();
+        let mut state = state.lock();
+        let end = loop {
+            if let Some(end) = state.end {
+                break end;
+            }
             if ctx.is_cancelled() {
                 return Waited::Left(ErrorKind::Cancelled.into());
             }
-            end = match ctx.deadline() {
-                None => changed.wait(end),
+            state.has_sleeper = true;
+            state = match deadline {
+                None => changed.wait(state),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Waited::Left(ErrorKind::DeadlineExceeded.into());
                     }
-                    changed.wait_timeout(end, left)
+                    changed.wait_timeout(state, left)
                 }
             };
-        }
-        let how = *end;
-        drop(end);
-        match (result.get(), how) {
+        };
+        drop(state);
+        self.over(end)
+    }
+
+    /// The end of the wait, if the flight is over.
+    pub(crate) fn poll(&self) -> Option<Waited<T>> {
+        let end = self.outcome.state.lock().end?;
+        Some(self.over(end))
+    }
+
+    fn over(&self, end: FlightEnd) -> Waited<T> {
+        match (self.outcome.result.get(), end) {
             (Some(value), _) => Waited::Finished(value.clone()),
-            (None, Some(FlightEnd::Panicked)) => Waited::Panicked,
-            (None, Some(FlightEnd::Refused)) => Waited::Refused,
+            (None, FlightEnd::Panicked) => Waited::Panicked,
+            (None, FlightEnd::Refused) => Waited::Refused,
             (None, _) => Waited::Abandoned,
         }
     }
@@ -546,7 +574,12 @@ struct WakeWaiters<T> {
 
 impl<T> Drop for WakeWaiters<T> {
     fn drop(&mut self) {
-        *self.outcome.end.lock() = Some(self.end);
-        self.outcome.changed.notify_all();
+        let mut state = self.outcome.state.lock();
+        state.end = Some(self.end);
+        let has_sleeper = state.has_sleeper;
+        drop(state);
+        if has_sleeper {
+            self.outcome.changed.notify_all();
+        }
     }
 }

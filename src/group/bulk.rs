@@ -81,8 +81,9 @@ impl Inner {
             let (leads, mut flights) = self.lead_all(&keys, each);
             if !leads.is_empty() {
                 let led = self.lead_bulk(bulk, leads, ctx, &mut waiter, each);
-                // These come first. So this thread waits for its own call before it waits for others.
-                flights.splice(0..0, led);
+                // These come first. So this thread waits for its own call before it waits for others. The last
+                // one to end comes before the others, so that this thread sleeps once.
+                flights.splice(0..0, led.into_iter().rev());
             }
             keys.clear();
             for (key, flight) in flights {

@@ -83,8 +83,8 @@ impl Inner {
     }
 }
 
-/// Waits for a flight until it is over or `waiter` leaves. `None` if the caller has to join again. If
-/// `waiter` has left already, a result that is there is returned all the same.
+/// Waits for a flight until it is over or `waiter` leaves. `None` if the caller has to join again. A flight
+/// that is over takes no step of `waiter`: several that end together cost no more steps than one.
 ///
 /// # Errors
 ///
@@ -94,13 +94,12 @@ pub(super) fn wait_in_steps(
     ctx: &Context,
     waiter: &mut dyn ClientWaiter,
 ) -> Option<Result<Loaded>> {
+    if let Some(over) = flight.poll() {
+        return wait_by(flight, || over).ok();
+    }
     match waiter.next_step() {
         Some(until) => wait_until(until, flight, ctx, waiter),
-        None => {
-            let ended = ctx.with_deadline(Instant::now());
-            let found = wait_by(flight, || flight.wait(&ended));
-            Some(found.unwrap_or_else(|_| Err(ErrorKind::DeadlineExceeded.into())))
-        }
+        None => Some(Err(ErrorKind::DeadlineExceeded.into())),
     }
 }
 
@@ -112,7 +111,7 @@ fn wait_until(
     waiter: &mut dyn ClientWaiter,
 ) -> Option<Result<Loaded>> {
     let wait = || loop {
-        match flight.wait(&ctx.with_deadline(until)) {
+        match flight.wait_until(ctx, Some(until)) {
             Waited::Left(ended) => match waiter.next_step() {
                 Some(next) if ctx.err().is_none() => until = next,
                 _ => return Waited::Left(ended),
@@ -130,8 +129,9 @@ mod tests {
     use crate::group::Group;
     use crate::peers::PickerSlot;
 
-    /// A client whose time is over.
-    struct Spent;
+    /// A client whose time is over, and how often it was asked for a step.
+    #[derive(Default)]
+    struct Spent(usize);
 
     impl ClientWaiter for Spent {
         fn start(&mut self) -> Result<Option<Arc<dyn Any + Send + Sync>>> {
@@ -147,12 +147,14 @@ mod tests {
         }
 
         fn next_step(&mut self) -> Option<Instant> {
+            self.0 += 1;
             None
         }
     }
 
+    /// Each step reads the clock, and asks the system whether the client has left.
     #[test]
-    fn result_that_is_there_is_returned_after_the_last_step() {
+    fn result_that_is_there_takes_no_step() {
         let getter = getter_fn(|_: &Context, key, dest| Ok(dest.set_str(key)?));
         let group = Group::builder("test").make(getter, PickerSlot::default());
         group.get("key").expect("a value");
@@ -165,11 +167,18 @@ mod tests {
             panic!("a load is under way");
         };
         let ctx = Context::background();
-        let kind = |flight| wait_in_steps(flight, &ctx, &mut Spent).expect("an end");
-        let late = kind(&flight).map(|_| ()).map_err(|error| error.kind());
-        assert_eq!(late, Err(ErrorKind::DeadlineExceeded));
+        let mut client = Spent::default();
+        let mut wait = |flight| {
+            let result = wait_in_steps(flight, &ctx, &mut client).expect("an end");
+            (result.map_err(|error| error.kind()), client.0)
+        };
+        let (late, steps) = wait(&flight);
+        let late = late.map(|loaded| loaded.view);
+        assert_eq!((late, steps), (Err(ErrorKind::DeadlineExceeded), 1));
         let (hit, _) = group.inner.store.look(hash, "key");
         finish_with(leader, group.inner.loaded(hit.expect("it is cached")));
-        assert_eq!(kind(&flight).expect("a value").view, "key");
+        let (result, steps) = wait(&flight);
+        assert_eq!(result.expect("a value").view, "key");
+        assert_eq!(steps, 1, "the value was there");
     }
 }

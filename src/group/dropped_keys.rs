@@ -7,7 +7,7 @@
 use std::array;
 use std::time::Duration;
 
-use crate::clock::Tick;
+use crate::clock::{Clock, Tick};
 use crate::store::KeyHash;
 use crate::sync::plain_atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -28,8 +28,10 @@ impl DroppedKeys {
             .fetch_max(now.after(LONGEST_REMOVAL).nanos(), SeqCst);
     }
 
-    pub(super) fn may_contain(&self, hash: KeyHash, now: Tick) -> bool {
-        self.place(hash).load(SeqCst) > now.nanos()
+    /// Reads the clock only if a key of the same place was ever dropped.
+    pub(super) fn may_contain(&self, hash: KeyHash, clock: &Clock) -> bool {
+        let until = self.place(hash).load(SeqCst);
+        until != 0 && until > clock.now().nanos()
     }
 
     fn place(&self, hash: KeyHash) -> &AtomicU64 {

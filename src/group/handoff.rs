@@ -89,8 +89,9 @@ impl Inner {
     /// no other node is asked for its value, and no copy of it is sent, because these nodes may have missed the
     /// removal.
     fn is_dropped(&self, key: &LoadKey<'_>) -> bool {
-        let now = self.store.clock().now();
-        self.removals.dropped.may_contain(key.hash, now)
+        self.removals
+            .dropped
+            .may_contain(key.hash, self.store.clock())
     }
 
     /// Whether a cached value is a copy that may not be sent to a peer, because its key was dropped lately.

@@ -215,8 +215,9 @@ impl Inner {
             if ctx.cancellable() || (ctx.has_deadline_or_cancel() && !owner.honors_deadline()) {
                 continue;
             }
-            let forgets = self.peer_flights.forgets(self.key(key).hash.get());
-            let generation = match self.recheck_cache(&self.key(key), false) {
+            let place = self.key(key);
+            let forgets = self.peer_flights.forgets(place.hash.get());
+            let generation = match self.recheck_cache(&place, false) {
                 Ok(value) => {
                     *result = Some(Ok(value.view));
                     continue;
@@ -244,7 +245,7 @@ impl Inner {
                 at,
                 key: key.into(),
                 begun,
-                old: self.old_value(&self.key(key), &begun),
+                old: self.old_value(&place, &begun),
             });
         }
         plan
@@ -295,7 +296,7 @@ impl Inner {
     /// value from a peer. Keys that fail here are fetched again one by one, which handles the
     /// error. An owner that did not answer is not asked again.
     fn ask_owner(self: &Arc<Self>, ctx: &Context, query: &OwnerQuery) -> Found {
-        let mut found = Vec::new();
+        let mut found = Vec::with_capacity(query.keys.len());
         let mut keys: Vec<&QueryKey> = query.keys.iter().collect();
         let half = query.has_next.then(|| half_of(ctx));
         let mut ctx_of_owner = half.as_ref().unwrap_or(ctx);

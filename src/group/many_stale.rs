@@ -86,12 +86,12 @@ impl Inner {
         stale: StaleValues,
         results: &mut Results,
     ) -> bool {
-        let soft = match stale.soft_end {
-            Some(end) => ctx.with_deadline(end),
-            None => ctx.clone(),
-        };
+        if stale.olds.is_empty() {
+            return false;
+        }
         for (at, load) in stale.soft_loads {
-            results[at] = Some(load.end(&soft).map(|loaded| loaded.view));
+            let loaded = load.end(ctx, stale.soft_end);
+            results[at] = Some(loaded.map(|loaded| loaded.view));
         }
         let now = self.store.clock().now();
         let mut loads_again = false;

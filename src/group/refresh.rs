@@ -169,7 +169,7 @@ impl Inner {
     ) -> Result<Loaded> {
         let _lent = load_permits::lend();
         let load = self.start_softly(from, job_for, ctx, key)?;
-        load.end(&ctx.with_timeout(limit))
+        load.end(ctx, Instant::now().checked_add(limit))
     }
 
     /// Starts a load on a loader thread, or joins one under way.
@@ -326,12 +326,12 @@ pub(super) enum SoftLoad {
 }
 
 impl SoftLoad {
-    /// Waits until the load or `ctx` has ended.
-    pub(super) fn end(self, ctx: &Context) -> Result<Loaded> {
+    /// Waits until the load or `ctx` has ended, no longer than until the given time.
+    pub(super) fn end(self, ctx: &Context, until: Option<Instant>) -> Result<Loaded> {
         match self {
             SoftLoad::Ended(result) => result,
             SoftLoad::Running(waiter) => {
-                let result = wait_by(&waiter, || waiter.wait(ctx));
+                let result = wait_by(&waiter, || waiter.wait_until(ctx, until));
                 result.unwrap_or_else(|_| Err(ErrorKind::DeadlineExceeded.into()))
             }
         }

@@ -87,9 +87,10 @@ impl Response {
     }
 
     /// The same with one more header, whose name and value are valid.
-    pub(crate) fn with_own_header(mut self, name: &'static str, value: &str) -> Self {
-        debug_assert!(name.bytes().all(is_token_byte) && is_field_value(value));
-        self.fields.push((Cow::Borrowed(name), value.to_owned()));
+    pub(crate) fn with_own_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        let value = value.into();
+        debug_assert!(name.bytes().all(is_token_byte) && is_field_value(&value));
+        self.fields.push((Cow::Borrowed(name), value));
         self
     }
 

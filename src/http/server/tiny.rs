@@ -138,7 +138,7 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
         options.keep_alive = false;
         bad.into()
     });
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(HEAD_LEN + response.body_len());
     response.push_head(options, &mut bytes);
     for piece in response.pieces(options) {
         bytes.extend_from_slice(piece);
@@ -207,5 +207,8 @@ fn is_gone(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionAborted
     )
 }
+
+/// About the length of a response's head, in bytes.
+const HEAD_LEN: usize = 256;
 
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);

@@ -329,7 +329,7 @@ fn reply_with(
 /// An error that says which key it answers.
 #[cold]
 fn with_key(error: Response, hash: u64) -> Reply {
-    let marked = error.with_own_header(wire::KEY_HEADER, &wire::key_header(hash));
+    let marked = error.with_own_header(wire::KEY_HEADER, wire::key_header(hash));
     marked.into()
 }
 
@@ -360,7 +360,7 @@ fn with_cache_status(reply: Reply) -> Reply {
     }
     reply
         .into_response()
-        .with_own_header("Cache-Status", &status)
+        .with_own_header("Cache-Status", status)
         .into()
 }
 

@@ -27,7 +27,7 @@ impl ValueReply {
             return Reply::Value(self);
         }
         let fields = wire::encode_unchanged(self.key_hash, &self.fields);
-        let response = Response::text(304, "").with_own_header(wire::UNCHANGED_HEADER, &fields);
+        let response = Response::text(304, "").with_own_header(wire::UNCHANGED_HEADER, fields);
         response.into()
     }
 }
