@@ -1,5 +1,8 @@
 //! Reads the entries of a dump back, those that no removal has touched since.
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
+
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;

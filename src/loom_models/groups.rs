@@ -19,7 +19,7 @@ use crate::sync::thread;
 
 /// Explores a model on a thread with a stack of 64 Ki words. Loom's own has 4 Ki words, which are too few
 /// to make a group.
-pub(super) fn model(explored: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn model(explored: impl Fn() + Send + Sync + 'static) {
     run(&loom::model::Builder::new(), explored);
 }
 
@@ -162,7 +162,7 @@ fn changing(slot: fn(&Arc<AtomicUsize>) -> PickerSlot) -> (Arc<AtomicUsize>, Gro
 }
 
 /// A group that loads the current number of a source.
-pub(super) fn changing_group(source: &Arc<AtomicUsize>, peers: PickerSlot) -> Group {
+pub(crate) fn changing_group(source: &Arc<AtomicUsize>, peers: PickerSlot) -> Group {
     let source = source.clone();
     let getter = getter_fn(move |_, _, dest| Ok(dest.set_view(&value_of(&source))?));
     group(peers, getter)

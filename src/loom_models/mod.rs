@@ -9,7 +9,7 @@ mod eviction;
 mod flights;
 mod free_list;
 mod freshness;
-mod groups;
+pub(crate) mod groups;
 mod permits;
 mod removals;
 
