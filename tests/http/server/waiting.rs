@@ -288,7 +288,7 @@ fn loads_for_clients_leave_threads_to_own_callers() {
     let tested = Hanging::with_group(|group| group.max_loader_threads(8), |server| server);
     let mut stranger = tested.connect();
     let requests =
-        (0..20).map(|n| get_within(&format!("hang {n}"), "1").replace("hang ", "hang%20"));
+        (0..20).map(|n| get_within(&format!("hang {n}"), "200").replace("hang ", "hang%20"));
     stranger.send(requests.collect::<String>());
     let replies: Vec<_> = (0..20).map(|_| stranger.reply()).collect();
     let refused = replies
