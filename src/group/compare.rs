@@ -5,6 +5,9 @@
 //! ended. So if the digests differ for [`GRACE_PERIOD`], the two exchange their tables. A node that missed
 //! removals drops the values of the stripes concerned whose load began before the other's last removal.
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
+
 use std::time::Duration;
 
 use super::broadcast::Confirmations;
@@ -27,7 +30,8 @@ struct Comparison {
     peer: std::sync::Weak<dyn ProtoGetter>,
     /// The last time at which this node had applied all that the peer had, as far as is known.
     equal_at: Option<Tick>,
-    /// When the peer's digest was found to be another one. `None` if that of a later request was equal.
+    /// When the peer's digest was found to be another one. `None` if that of a later request was equal, or an
+    /// exchange began since.
     differed_at: Option<Tick>,
     /// Whether a thread exchanges the tables, or will do so if the digests still differ then.
     is_scheduled: bool,
@@ -110,38 +114,49 @@ impl Inner {
                 .is_none_or(|at| now.since(at) > GRACE_PERIOD);
             (is_old, is_first)
         });
-        if is_first && (is_old || self.repair_later(peer).is_err()) {
-            self.repair(peer, ctx);
+        let repairs_now = is_first && (is_old || self.repair_later(peer).is_err());
+        if repairs_now && self.repair(peer, ctx) && self.repair_later(peer).is_err() {
+            self.comparisons
+                .with(peer, |comparison| comparison.is_scheduled = false);
         }
     }
 
     fn repair_later(self: &Arc<Self>, peer: &Arc<dyn ProtoGetter>) -> Result<()> {
         let (group, peer) = (self.clone(), peer.clone());
         self.pool.submit(JobFor::Own, move |busy| {
-            std::thread::sleep(GRACE_PERIOD);
-            group.repair(&peer, &Context::background());
+            loop {
+                std::thread::sleep(GRACE_PERIOD);
+                if !group.repair(&peer, &Context::background()) {
+                    break;
+                }
+            }
             drop(busy);
             (group, peer)
         })
     }
 
     /// Exchanges tables with a peer, unless the digests are equal by now.
-    fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) {
+    ///
+    /// An answer that comes meanwhile may show a removal that the peer's table does not have. Then this function
+    /// returns true, and the caller repairs again after [`GRACE_PERIOD`].
+    fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> bool {
         // A panic of the eviction listener.
         let mut panic = FirstPanic::default();
-        if self
-            .comparisons
-            .with(peer, |comparison| comparison.differed_at.is_some())
-        {
-            panic.catch(|| {
-                if let Err(error) = self.exchange(peer, ctx) {
-                    log::debug!("group {}: {error}", self.name);
-                }
+        let differs = |comparison: &mut Comparison| comparison.differed_at.take().is_some();
+        let mut is_failed = self.comparisons.with(peer, differs);
+        if is_failed {
+            panic.catch(|| match self.exchange(peer, ctx) {
+                Ok(()) => is_failed = false,
+                Err(error) => log::debug!("group {}: {error}", self.name),
             });
         }
-        self.comparisons
-            .with(peer, |comparison| comparison.is_scheduled = false);
+        let differs_again = self.comparisons.with(peer, |comparison| {
+            // The next answer begins the next attempt after a failed one.
+            comparison.is_scheduled = !is_failed && comparison.differed_at.is_some();
+            comparison.is_scheduled
+        });
         panic.resume();
+        differs_again
     }
 
     /// Exchanges tables with a peer. After that, this node has applied all that the peer had.
@@ -206,14 +221,14 @@ fn table_of(message: &RemovalTable<'_>) -> Option<Table> {
 }
 
 /// How long two digests may differ because of removals under way, before the tables are exchanged.
-const GRACE_PERIOD: Duration = Duration::from_millis(200);
+const GRACE_PERIOD: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 200 });
 
 /// The longest exchange of tables.
 const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc::{Sender, channel};
     use std::thread;
 
@@ -283,6 +298,59 @@ mod tests {
         // It was sent before the second removal.
         compare(first, equal);
         exchanges.recv_timeout(PATIENCE).expect("an exchange");
+    }
+
+    /// A peer with another removal each time it has sent its table, which the answer to a request shows at once.
+    struct Removing {
+        node: Group,
+        other: Group,
+        this: std::sync::Weak<Removing>,
+        exchanges: AtomicUsize,
+    }
+
+    impl ProtoGetter for Removing {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn exchange_removals(
+            &self,
+            ctx: &Context,
+            request: &RemovalTable<'_>,
+        ) -> Result<RemovalTable<'static>> {
+            let answer = self.other.serve_removals(request);
+            if self.exchanges.fetch_add(1, Ordering::SeqCst) < 2 {
+                let peer: Arc<dyn ProtoGetter> = self.this.upgrade().expect("it is in use");
+                let (inner, now) = (&self.node.inner, self.node.inner.store.clock().now());
+                self.other
+                    .serve_remove(&removal(2 + self.exchanges.load(Ordering::SeqCst) as u64));
+                inner.compare(&peer, ctx, now, mark_of(&self.other));
+            }
+            Ok(answer)
+        }
+    }
+
+    #[test]
+    fn removal_that_an_answer_shows_during_an_exchange_is_repaired() {
+        let [node, other] = [(); 2].map(|()| {
+            let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+            Group::builder("compare").make(getter, PickerSlot::default())
+        });
+        other.serve_remove(&removal(1));
+        let peer: Arc<dyn ProtoGetter> = Arc::new_cyclic(|this| Removing {
+            node: node.clone(),
+            other: other.clone(),
+            this: this.clone(),
+            exchanges: AtomicUsize::new(0),
+        });
+        let (inner, ctx) = (&node.inner, Context::background());
+        inner.compare(&peer, &ctx, inner.store.clock().now(), mark_of(&other));
+        let is_scheduled = |comparison: &mut Comparison| comparison.is_scheduled;
+        while inner.comparisons.with(&peer, is_scheduled) {
+            thread::yield_now();
+        }
+        let known = other.inner.removals.known().expect("all of them");
+        assert!(inner.removals.has_applied(&known));
     }
 
     /// A second table with the same removals comes while the listener is called for entries that the first one

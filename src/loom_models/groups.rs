@@ -25,7 +25,7 @@ pub(crate) fn model(explored: impl Fn() + Send + Sync + 'static) {
 
 /// As [`model`], for more threads than can be explored in all orders: those with two preemptions, for
 /// half a minute at most.
-pub(super) fn bounded_model(explored: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn bounded_model(explored: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(2);
     builder.max_duration = Some(std::time::Duration::from_secs(30));
