@@ -86,7 +86,7 @@ fn texts(results: Vec<Result<ByteView>>) -> Vec<String> {
 }
 
 #[test]
-fn missing_keys_are_one_call() {
+fn missing_keys_are_loaded_by_one_call() {
     for ctx in contexts() {
         let recorder = Recorder::default();
         let group = alone("bulk").build_bulk(recorder.clone()).expect("a group");
@@ -102,7 +102,7 @@ fn missing_keys_are_one_call() {
         let stats = group.stats();
         assert_eq!((stats.local_loads, stats.local_load_errs), (3, 2));
         assert_eq!(stats.loads_deduped, 5);
-        // The values are cached; of two missing keys one is loaded by the bulk getter again.
+        // Both values are cached, so this call loads nothing.
         assert_eq!(
             texts(group.get_many(&ctx, &["e", "b"])),
             ["bulk e", "bulk b"]
@@ -257,7 +257,7 @@ fn call_joins_the_loads_of_single_keys_and_requests_of_peers_join_the_call() {
             start(move || group.serve_peer_many(&ctx, &["a", "b"]))
         };
         // The expectations hold whether or not these have joined by then.
-        std::thread::sleep(millis(20));
+        eventually("all miss", || group.stats().loads == 7);
         bulk.open();
         assert_eq!(served.end().expect("a value").value, "c of 2");
         single.open();
@@ -285,7 +285,7 @@ fn panic_fails_all_keys_of_its_call_and_no_other() {
             let group = group.clone();
             start(move || group.get_with(&within(PATIENCE), key))
         });
-        std::thread::sleep(millis(10));
+        eventually("all miss", || group.stats().loads == 6);
         gate.open();
         match leader.outcome() {
             // The getter ran on a loader thread.
@@ -315,7 +315,7 @@ fn caller_leaves_at_its_deadline_and_the_call_goes_on() {
         let group = group.clone();
         start(move || texts(group.get_many(&ctx, &keys)))
     };
-    std::thread::sleep(millis(10));
+    eventually("the second call misses", || group.stats().loads == 4);
     handle.cancel();
     assert_eq!(cancelled.end(), ["Cancelled"; 2]);
     gate.open();
@@ -351,7 +351,7 @@ fn waiters_load_again_if_a_call_fails_after_its_deadline() {
         let group = group.clone();
         start(move || texts(group.get_many(&within(PATIENCE), &["a", "b"])))
     };
-    std::thread::sleep(millis(20));
+    eventually("all miss", || group.stats().loads == 6);
     gate.open();
     for (key, waiter) in ["a", "b"].iter().zip(patient) {
         assert_eq!(waiter.end().expect("a value"), *key);

@@ -60,7 +60,7 @@ fn slow_listener_delays_only_its_own_call() {
         move || group.get("c")
     });
     // The expectations hold whether or not the follower has joined the load by then.
-    std::thread::sleep(millis(20));
+    eventually("the follower misses", || group.stats().loads == 4);
     go_on.open();
     in_listener.pass();
     assert_eq!(follower.end().expect("a value"), "c");
@@ -89,7 +89,7 @@ fn panicking_listener_does_not_affect_waiters() {
         let leader = call();
         in_getter.pass();
         let follower = call();
-        std::thread::sleep(millis(20));
+        eventually("the follower misses", || group.stats().loads == 4);
         go_on.open();
         assert_eq!(follower.end().expect("a value"), "c");
         match leader.outcome() {

@@ -67,7 +67,7 @@ fn caller_without_deadline_is_never_overloaded() {
     asked.pass();
     let patient = call(Context::background());
     // The expectations hold whether or not the call has joined the load by then.
-    std::thread::sleep(millis(20));
+    eventually("the call misses", || group.stats().loads == 3);
     answer.open();
     assert_eq!(kind(bounded.end()), ErrorKind::Overloaded);
     assert_eq!(patient.end().expect("a value"), "key");

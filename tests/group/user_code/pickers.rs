@@ -75,10 +75,10 @@ fn replica_picker_panic_fails_the_waiters_with_a_typed_error() {
     let leader = get();
     in_peer.pass();
     let waiter = get();
-    std::thread::sleep(millis(20));
+    eventually("the waiter misses", || group.stats().loads == 2);
     go_on.open();
     assert!(leader.outcome().is_err());
-    // If the waiter was late, it became leader of its own flight and panicked too.
+    // If the waiter was too late to join, it led a flight of its own and panicked, too.
     if let Ok(result) = waiter.outcome() {
         assert_eq!(kind(result), ErrorKind::GetterPanicked);
     }
