@@ -157,15 +157,27 @@ fn expired_or_removed_values_are_not_taken_over() {
 
 #[test]
 fn change_of_an_address_or_a_zone_begins_no_handoff() {
+    let peer = |url: &str| Peer::new(url).with_id("b");
+    let (first, second) = (peer("http://127.0.0.1:1"), peer("http://127.0.0.1:2"));
+    let is_handing_over = |node: &Node| {
+        let shown = format!("{:?}", node.pool);
+        assert!(shown.contains("handoff: "), "{shown}");
+        shown.contains("handoff: true")
+    };
+
     let node = Node::start(|builder| builder.id("a"));
     let own = Peer::new(node.pool.self_url()).with_id("a");
-    let list = |url: &str| [own.clone(), Peer::new(url).with_id("b").with_zone("z")];
     node.pool.set([own.clone()]).unwrap();
-    node.pool.set(list("http://127.0.0.1:1")).unwrap();
-    assert!(format!("{:?}", node.pool).contains("handoff: true"));
-    let other = Node::start(|builder| builder.id("a"));
-    let own = Peer::new(other.pool.self_url()).with_id("a");
-    other.pool.set([own.clone()]).unwrap();
-    other.pool.set([own.clone().with_zone("z")]).unwrap();
-    assert!(format!("{:?}", other.pool).contains("handoff: false"));
+    node.pool.set([own, first.clone()]).unwrap();
+    assert!(is_handing_over(&node), "another peer");
+
+    let node = Node::start(|builder| builder.id("a"));
+    let own = Peer::new(node.pool.self_url()).with_id("a");
+    node.pool.set([own.clone(), first]).unwrap();
+    assert!(!is_handing_over(&node), "the first list");
+    node.pool.set([own.clone(), second.clone()]).unwrap();
+    assert!(!is_handing_over(&node), "another address");
+    let zoned = [own, second].map(|peer| peer.with_zone("z"));
+    node.pool.set(zoned).unwrap();
+    assert!(!is_handing_over(&node), "another zone");
 }
