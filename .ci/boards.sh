@@ -14,19 +14,20 @@
 #   .ci/boards.sh turn                      builds all targets, and tests one: each run the next one
 #   .ci/boards.sh all                       everything
 #
-# What fails for one target does not keep the others from being run; the last line counts. BOARDS is the
-# directory of all that is made, target/boards by default. A target whose packages cannot be had is skipped.
+# A failure for one target does not keep the others from running; the last line counts the failures. BOARDS is
+# the directory for all files that this makes, by default target/boards. A target whose packages cannot be had
+# is skipped.
 #
 # Rust is Debian's 1.85, the oldest that Cargo.toml allows. Debian has the standard library of some
-# machines; it is unpacked beside, since apt would not install it for a foreign one. For the others cargo
-# builds it from Debian's sources.
+# machines. It is unpacked in BOARDS, because apt does not install that of a foreign machine. For the others
+# cargo builds it from Debian's sources.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
 
 BOARDS="${BOARDS:-$PWD/target/boards}"
 
-# What is done | target | Debian's architecture of its ready standard library | its gcc | qemu
+# The work | target | Debian's architecture of its ready standard library | its gcc | qemu
 # `native` is a machine whose programs this one runs, with the C library of the cross compiler.
 TARGETS="
 test   aarch64-unknown-linux-gnu       arm64   aarch64-linux-gnu     aarch64
@@ -88,8 +89,8 @@ foreign_std() {
     [ -d "$BOARDS/sysroot/usr/lib/rustlib/$TARGET" ]
 }
 
-# The standard library links libunwind for musl. gcc's unwinder does, with the one function that glibc
-# has and musl has not.
+# The standard library for musl links libunwind. gcc's unwinder takes its place, with the one function of
+# glibc that musl lacks.
 unwind_for_musl() {
     local lib="$BOARDS/lib/$TARGET"
     mkdir -p "$lib"
@@ -143,12 +144,12 @@ test_programs() {
     cross test --release --no-run -p larder --all-features "$@" 2>&1 | tee "$BOARDS/programs.$TARGET"
 }
 
-# The suites. Not the documentation tests, which rustdoc runs only on its own machine, and not those of
-# interoperability, which Go's nodes take part in. rustc is slow in debug builds of qemu, hence --release.
+# Runs the suites, except the documentation tests, which rustdoc runs only on its own machine, and those of
+# interoperability, which need Go's nodes. Debug builds are slow in qemu, hence --release.
 suites() {
     local program failing=0
     setup
-    # Memory is measured as the system counts it, and the emulator's own counts there, too.
+    # These tests measure memory by the system's count, which includes the emulator's own.
     if emulated; then
         set -- "$@" --skip half_bodies_cost --skip floods_of_heads_cost --skip ambiguous_requests \
             --skip resident_memory

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Links larder into a C program with the default of SIGPIPE, and hangs up while it writes: it lives on.
+# Links larder into a C program that leaves SIGPIPE at its default. Clients hang up while the program writes.
+# It must not end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/lib.sh
@@ -23,7 +24,7 @@ def ask(key, close):
     client = socket.create_connection((address, int(port)))
     client.sendall(f"GET /_groupcache/bytes/{key} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
     if close:
-        # A reset: further writes of the server raise SIGPIPE if they may.
+        # Resets the connection. After that, a write of the server raises SIGPIPE unless it is suppressed.
         client.recv(100)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
@@ -32,7 +33,7 @@ def ask(key, close):
 
 for key in (10, 5000, 1000000) * 20:
     ask(key, True)
-    # Several requests, and then no reader.
+    # Sends several requests, and reads no response.
     client = socket.create_connection((address, int(port)))
     client.sendall(f"GET /_groupcache/bytes/{key} HTTP/1.1\r\nHost: h\r\n\r\n".encode() * 8)
     client.close()

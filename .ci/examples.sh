@@ -57,7 +57,7 @@ color_cluster() {
     loads="$(count_loads "$dir" red)"
     echo "200 asked at once: $answers, $loads loads"
     [[ "$answers" =~ ^\ *200\ \#FF0000$ ]]
-    # One, unless a process waited for a second to be given the processor.
+    # There is one load, and more only if a process got no processor for a second.
     ((loads >= 1 && loads <= 3))
     for port in "${ports[@]}"; do expect 404 "$port" no-such-colour; done
 }

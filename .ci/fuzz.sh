@@ -24,7 +24,7 @@ if ! compgen -G "$runtime/librustc-*_rt.asan.a" >/dev/null; then
     exit 77
 fi
 
-# As cargo-fuzz does. The options are unstable, which RUSTC_BOOTSTRAP=1 allows for a stable compiler.
+# These are the options of cargo-fuzz. They are unstable; RUSTC_BOOTSTRAP=1 allows them in a stable compiler.
 flags=(--cfg larder_fuzz --cfg fuzzing -Zsanitizer=address -Ccodegen-units=1 -Cdebug-assertions)
 flags+=(-Cpasses=sancov-module)
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
@@ -32,7 +32,7 @@ for option in level=4 inline-8bit-counters pc-table trace-compares; do
 done
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="${flags[*]}"
 export CARGO_TARGET_DIR="$CARGO_TARGET_DIR/fuzz"
-# With --target, the flags are not for build scripts.
+# With --target, the flags do not apply to build scripts.
 show cargo build --release --locked --manifest-path fuzz/Cargo.toml --target "$host"
 
 # Runs one target. Prints its last figures, or its whole output if it failed.

@@ -13,7 +13,7 @@ dir="$(mktemp -d)"
 trap 'rm -rf "$dir"' EXIT
 echo "of the state directory" >"$dir/file"
 if command -v systemd-analyze >/dev/null; then
-    # The program is not installed here.
+    # The unit names the path of an installed program, which is not there.
     sed 's:^ExecStart=[^ ]*:ExecStart=/bin/true:' examples/systemd/larder-node.service >"$dir/larder-node.service"
     cp examples/systemd/larder-node.socket "$dir"
     show systemd-analyze verify --man=no "$dir/larder-node.service" "$dir/larder-node.socket"
@@ -33,7 +33,7 @@ def become_service():
     os.dup2(listener.fileno(), 3)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
-# The shell sets the process's own number.
+# The shell sets its own process id, which the program keeps.
 service = subprocess.Popen(
     ["sh", "-c", 'LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0" "$@"', program, f"http://127.0.0.1:{port}"],
     preexec_fn=become_service, close_fds=False,

@@ -64,13 +64,13 @@ chmod +x "$work/rustc"
 export RUSTC="$work/rustc" RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread
 export CARGO_TARGET_DIR="$work/target"
 unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
-# To print one takes longer than the time-outs of the tests of panics.
+# A backtrace takes longer to print than the tests of panics wait.
 export RUST_BACKTRACE=0
 # Optimized, because many tests have limits of time. The standard library is too.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
 export TSAN_OPTIONS="history_size=4 die_after_fork=0"
 if command -v llvm-symbolizer >/dev/null; then
-    # Not a link: the runtime decides by the name how to talk to the program.
+    # The target of the link, because the runtime decides by the program's name how to talk to it.
     TSAN_OPTIONS+=" external_symbolizer_path=$(readlink -f "$(command -v llvm-symbolizer)")"
 fi
 

@@ -139,7 +139,7 @@ fn add_gets(
     report.add(case, "larder", "p99_us", "µs", p99 * 1e6);
 }
 
-/// The part of gets that were hits, one key in ten of which was never cached.
+/// The hit ratio of gets. One key in ten was never cached.
 fn hit_ratio(group: &Group, keys: usize, rng: &mut Rng, time: Duration) -> f64 {
     let (begun, mut gets, mut hits) = (Instant::now(), 0, 0);
     while begun.elapsed() < time {

@@ -39,7 +39,7 @@ const CASES: [(&str, &str, &[&str], &[&str]); 4] = [
     ),
 ];
 
-/// Name, and folder of the target, of what `.ci/boards.sh footprint` builds.
+/// The programs that `.ci/boards.sh footprint` builds: name, and folder of the target.
 const BOARD_CASES: [(&str, &str); 3] = [
     ("node-musl", "x86_64-unknown-linux-musl"),
     ("node-musl-silent", "silent/x86_64-unknown-linux-musl"),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use larder::{BoxError, Clock, Error, Group, Value};
 use tiny_http::{Header, Response};
 
-/// The fresh time of a page for which the server names none.
+/// The time for which a page is fresh.
 const FRESH: Duration = Duration::from_secs(60);
 
 fn main() -> Result<(), BoxError> {

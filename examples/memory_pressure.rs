@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-/// Asks for ever new keys, so that the group fills all the memory that it may take.
+/// Gets ever new keys, so that the group fills all the memory that it may take.
 fn node(capacity: u64) -> Result<(), Box<dyn std::error::Error>> {
     let group = Group::builder("values")
         .max_capacity(capacity)

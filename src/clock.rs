@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_before_the_origin_are_ticks() {
+    fn ticks_may_lie_before_the_origin_of_the_clock() {
         let (now, year) = (Clock::system().now(), Duration::from_secs(31_557_600));
         let earlier = now.before(36 * year).expect("in range");
         assert_eq!(now.since(earlier), 36 * year);

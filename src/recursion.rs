@@ -200,7 +200,7 @@ mod tests {
         assert!(wait_for(a).is_ok());
     }
 
-    /// A bulk getter's call for so many keys, whose time is in proportion to their number.
+    /// A call of a bulk getter for this many keys must take time in proportion to their number.
     #[test]
     fn thread_may_run_a_hundred_thousand_flights() {
         let begun = std::time::Instant::now();

@@ -1,6 +1,6 @@
 //! A fill by one thread in a process of its own. In the case `fill-1`, malloc still has the memory of the
 //! caches of earlier rounds, so the caches whose entries are on malloc take few pages from the system.
-//! larder returns the memory of a cache that is dropped. A program fills its cache with new pages.
+//! larder returns the memory of a cache that is dropped. In a program, too, the first cache takes new pages.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::common::caches::{ALL, Make};
 
 pub const CASE: &str = "fill-fresh-1";
 
-/// Has the name of the implementation in the process that fills.
+/// The environment variable with the name of the implementation, set for the process that fills.
 const IMPLEMENTATION: &str = "LARDER_FRESH_FILL";
 
 /// The implementation that this process is to measure, if it is one of these processes.

@@ -5,8 +5,8 @@
 //! `fill-1` and `fill-8`, 1 and 8 threads fill an empty cache with room for twice as many entries. The
 //! growth of the tables and of the heap is part of the time. In `fill-evicting-1` the cache is full, and
 //! each fill has to evict. `common::caches` describes the capacities, `fresh` the case `fill-fresh-1`, and
-//! `one_key` the case `one-key-8`. If `benches/peers/install.sh` has built golang/groupcache, a process of it measures the
-//! same.
+//! `one_key` the case `one-key-8`. If `benches/peers/install.sh` has built golang/groupcache, a process of it
+//! measures the same.
 //!
 //! `LARDER_CASES` is a comma-separated list of cases to run.
 

@@ -16,13 +16,13 @@ pub const LOAD: Duration = Duration::from_millis(5);
 
 pub struct Plain {
     value: Arc<RefreshedValue>,
-    /// The begins of refreshes.
+    /// Orders a refresh, with the time when it was ordered.
     orders: Sender<Duration>,
 }
 
 struct RefreshedValue {
     origin: Instant,
-    /// The value, and the begin of its load since the origin.
+    /// The value, and the start of its load, counted from the origin.
     value: RwLock<(Arc<str>, Duration)>,
     is_refreshing: AtomicBool,
     blocking_loads: AtomicU64,

@@ -137,7 +137,8 @@ impl Cluster {
         }
     }
 
-    /// The mean number of bytes between the nodes in a round, if so many values change before each.
+    /// The mean number of bytes between the nodes in a round, if `changed` values change before
+    /// each round.
     fn bytes_of_round(&self, rounds: usize, changed: usize) -> f64 {
         let before = self.bytes.load(SeqCst);
         let versions = self.origin.versions.iter().cycle();

@@ -108,7 +108,7 @@ impl Workload {
         }
     }
 
-    /// The keys from `from` to `to`, inserted by so many threads.
+    /// The keys from `from` to `to`, inserted by this many threads.
     pub fn run(&self, cache: &dyn Cache, from: u64, to: u64, threads: u64) {
         std::thread::scope(|scope| {
             for thread in 0..threads {

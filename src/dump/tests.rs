@@ -170,10 +170,10 @@ fn half_file_of_another_process_does_not_replace_the_old_one() {
     std::fs::remove_dir_all(&folder).expect("ours");
 }
 
-/// A file that a crash left behind, or that another user made.
+/// The temporary file is one that a crash left behind, or a link that another user made.
 #[cfg(unix)]
 #[test]
-fn file_of_an_earlier_dump_gives_the_new_one_neither_mode_nor_place() {
+fn new_dump_has_neither_mode_nor_target_of_a_leftover_temporary_file() {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     let (folder, path) = old_file("tmp");

@@ -371,7 +371,7 @@ mod tests {
                 nodes[two].add_all(&before);
             }
         }
-        // The removal of an origin that all of them left out.
+        // All nodes have left out the removal of origin 1.
         assert!(nodes.iter().all(|node| !node.contains(1 << 32 | 1)));
     }
 
@@ -418,7 +418,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sets_are_sets(a in ids(), b in ids()) {
+        fn applied_removals_behave_as_a_plain_set(a in ids(), b in ids()) {
             let plain = |ids: &[(u32, u32)]| ids.iter().copied().collect::<BTreeSet<_>>();
             let (one, other) = (set(a.clone()), set(b.clone()));
             prop_assert_eq!(one.contains_all(&other), plain(&a).is_superset(&plain(&b)));

@@ -300,7 +300,7 @@ mod tests {
         exchanges.recv_timeout(PATIENCE).expect("an exchange");
     }
 
-    /// A peer with another removal each time it has sent its table, which the answer to a request shows at once.
+    /// A peer that applies another removal each time it has sent its table. The next answer shows that removal.
     struct Removing {
         node: Group,
         other: Group,

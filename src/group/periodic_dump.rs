@@ -175,7 +175,7 @@ mod tests {
 
     const LIMIT: u64 = 1000;
 
-    /// As many entries as were changed.
+    /// The contents of a cache after `count` entries have left it.
     fn changed(count: u64) -> Contents {
         Contents {
             items: 100,

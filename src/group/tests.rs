@@ -365,7 +365,7 @@ fn no_flight_is_left_behind() {
     }
 }
 
-/// Until its end, a peer's request could join a load that began before the removal.
+/// Until the removal ends, a peer's request can join a load that began before it.
 #[test]
 fn answers_have_no_stamp_while_a_removal_is_applied() {
     let group = held(1 << 20, PickerSlot::default()).group;
@@ -375,7 +375,7 @@ fn answers_have_no_stamp_while_a_removal_is_applied() {
     assert!(has_stamp());
     thread::scope(|scope| {
         let at_miss = || {
-            // It waits for the lock under which this runs.
+            // The removal waits for the lock of the stripe, under which this closure runs.
             scope.spawn(|| group.remove_here("key", removals.admit(Some(7 << 32 | 2))));
             eventually(|| !has_stamp());
         };
@@ -384,7 +384,7 @@ fn answers_have_no_stamp_while_a_removal_is_applied() {
     assert!(has_stamp());
 }
 
-/// As by a get that found the value due, before another refresh ended.
+/// A get can find the value due for a refresh just before another refresh ends.
 #[test]
 fn refresh_of_a_value_that_is_fresh_by_now_loads_nothing() {
     let clock = Clock::manual();
@@ -407,7 +407,7 @@ fn refresh_of_a_value_that_is_fresh_by_now_loads_nothing() {
     assert_eq!(refreshes(), 1);
 }
 
-/// As by a get that found the value too old, before another load ended.
+/// A get can find the value too old just before another load ends.
 #[test]
 fn load_of_a_newer_value_uses_that_of_another_load() {
     let group = Group::builder("newer").clock(Clock::manual()).make(

@@ -19,7 +19,7 @@ fn flights() -> Flights {
     Arc::new(singleflight::Group::new())
 }
 
-fn callers_share_or_follow_each_other(threads: usize) {
+fn callers_share_a_flight_or_lead_in_turn(threads: usize) {
     model(move || {
         let (flights, works) = (flights(), Works::default());
         let call = |flights: &Flights, works: &Works| {
@@ -42,13 +42,13 @@ fn callers_share_or_follow_each_other(threads: usize) {
 }
 
 #[test]
-fn two_callers_share_or_follow_each_other() {
-    callers_share_or_follow_each_other(2);
+fn two_callers_share_a_flight_or_lead_in_turn() {
+    callers_share_a_flight_or_lead_in_turn(2);
 }
 
 #[test]
-fn three_callers_share_or_follow_each_other() {
-    callers_share_or_follow_each_other(3);
+fn three_callers_share_a_flight_or_lead_in_turn() {
+    callers_share_a_flight_or_lead_in_turn(3);
 }
 
 #[test]

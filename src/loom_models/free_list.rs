@@ -13,8 +13,8 @@ struct BareArena {
     list: FreeList,
     /// The links of the blocks, by offset.
     links: [AtomicU64; BLOCKS as usize + 1],
-    /// Advanced with each block that is dropped, before the drop. Relaxed, so that it shows what the
-    /// list orders.
+    /// Advanced before each drop of a block. The ordering is relaxed, so that a thread sees the advance only if
+    /// the list orders the drop before it.
     dropped: [AtomicU64; BLOCKS as usize + 1],
 }
 

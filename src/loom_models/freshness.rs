@@ -14,7 +14,8 @@ use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
 
-/// A group that has cached the value "0" of a source, and whose getter renews a value that is the source's.
+/// A group that has cached the value "0" of a source. Its getter renews the cached value while the source
+/// still has it.
 fn renewing(source: &Arc<AtomicUsize>) -> Group {
     let (source, clock) = (source.clone(), Clock::manual());
     let group = Group::builder("model")

@@ -81,8 +81,8 @@ fn panicking_getter_releases_waiters() {
     });
 }
 
-/// The peer of a node: another node, which owns every key. It is asked on this thread. Weak, because nodes
-/// that hold each other would stay mapped after each execution.
+/// The peer of a node: another node, which owns every key. It is asked on this thread. The
+/// link is weak, because nodes that hold each other would never be freed.
 #[derive(Clone, Default)]
 pub(super) struct Other(pub(super) Arc<OnceLock<WeakGroup>>);
 

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_read() {
+    fn limits_and_figures_are_parsed() {
         assert_eq!(limit("33554432\n"), Some(32 << 20));
         assert_eq!(limit("max\n"), None);
         assert_eq!(limit("9223372036854771712\n"), None);

@@ -100,7 +100,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
     #[test]
-    fn begin_is_rounded_down_to_a_millisecond() {
+    fn time_of_a_load_is_rounded_down_to_a_millisecond() {
         let clock = Clock::manual();
         let mut times = LoadTimes::new(clock.now());
         for (nanos, whole) in [(0, 0), (999_999, 0), (1_000_000, 1), (2_500_000, 2)] {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_ancient_begins_are_unknown() {
+    fn unknown_and_ancient_times_are_unknown() {
         let now = Clock::manual().now();
         let mut times = LoadTimes::new(now);
         assert_eq!(times.pack(None, [].iter_mut()), UNKNOWN);
@@ -125,10 +125,9 @@ mod tests {
     }
 
     proptest! {
-        /// However the base moves, an age is exact to a millisecond, or the begin is unknown because it
-        /// was more than 24 days ago.
+        /// An age is exact to a millisecond. It is unknown only if the load began more than 24 days ago.
         #[test]
-        fn age_is_never_less_than_it_was(steps in prop::collection::vec(0..60_u64 * 86_400_000, 1..40)) {
+        fn age_is_exact_or_unknown_however_the_base_moves(steps in prop::collection::vec(0..60_u64 * 86_400_000, 1..40)) {
             let clock = Clock::manual();
             let mut times = LoadTimes::new(clock.now());
             let (mut numbers, mut begins): (Vec<u32>, _) = (Vec::new(), Vec::new());

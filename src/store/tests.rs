@@ -340,7 +340,7 @@ fn insertions_sweep_expired_entries() {
 }
 
 #[test]
-fn entry_has_the_begin_of_its_own_load() {
+fn entry_has_the_start_of_its_own_load() {
     let clock = Clock::manual();
     let store = store(1 << 20, Eviction::Tide, 1, &clock);
     let keys: Vec<String> = (0..10).map(|n| format!("key{n}")).collect();

@@ -113,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hashes_survive(known in vec(option::of(1_u64..), 0..20)) {
+        fn hashes_round_trip(known in vec(option::of(1_u64..), 0..20)) {
             let keys: Vec<String> = (0..known.len()).map(|n| n.to_string()).collect();
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             let body = many_request(&keys, 1, true, &known).expect("it encodes");

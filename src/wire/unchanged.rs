@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fields_survive(
+        fn fields_round_trip(
             key_hash: u64,
             ttl_nanos: Option<u64>,
             age_ms: Option<u64>,

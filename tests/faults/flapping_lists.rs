@@ -9,7 +9,7 @@ use crate::process::{Process, figure};
 const KEYS: u64 = 1000;
 const CHANGES: usize = 100;
 
-/// So few that none can be left over by each change.
+/// The allowed growth. It is exceeded if each change leaves a thread or a descriptor behind.
 const FEW: u64 = CHANGES as u64 / 5;
 
 struct Held {
@@ -30,7 +30,7 @@ fn loads(nodes: &mut [Process]) -> usize {
     keys.sum()
 }
 
-/// Two of three nodes get lists with and without the third one, with nothing between two lists.
+/// Two of three nodes get lists with and without the third one, without a pause between two lists.
 #[test]
 fn hundred_lists_in_a_row_cost_no_error_and_leave_nothing_behind() {
     let mut nodes = [(); 3].map(|()| Process::start(""));

@@ -12,7 +12,7 @@ use crate::common::{
     Call, Count, Gate, PATIENCE, alone, eventually, kind, millis, seconds, start, timed, within,
 };
 
-/// Calls `get` on `threads` threads at the same time. Returns each result, and when it was there.
+/// Calls `get` on `threads` threads at the same time. Returns each result with the time when it came.
 fn crowd<T: Send + 'static>(
     threads: usize,
     get: impl Fn(usize) -> T + Send + Sync + 'static,
@@ -67,7 +67,7 @@ fn callers_of_a_panicking_getter_get_an_error_at_once_and_the_next_call_loads() 
     assert!(is_on_time, "the callers were late in all rounds");
 }
 
-/// By how much the last caller exceeds the limit.
+/// The time by which the last caller exceeds the limit.
 fn lateness_after_a_panic() -> Duration {
     const CALLERS: usize = 100;
     let control = wake_up_delay(CALLERS);
@@ -100,7 +100,7 @@ fn lateness_after_a_panic() -> Duration {
             _ => group.get_with(&within(PATIENCE), "key"),
         }
     });
-    // All of them have missed the store. Most wait for the load; one that is later loads anew.
+    // All of them have missed the store. After 20 ms, most wait for the load. A later one loads anew.
     while group.stats().gets < CALLERS as u64 {
         thread::yield_now();
     }
@@ -265,7 +265,7 @@ fn leader_that_times_out_does_not_fail_its_followers() {
     };
     let nodes = [(); 2].map(|()| Setup::default().start(getter.clone()));
     connect(&nodes);
-    // The key is this process's own at first, and a peer's then.
+    // First this process owns the key, and then a peer does.
     for owner in [&nodes[0], &nodes[1]] {
         runs.store(0);
         let group = &nodes[0].group;

@@ -20,7 +20,7 @@ fn addr(node: &Process) -> SocketAddr {
     node.addr().parse().expect("an address")
 }
 
-/// Asks on a new connection. Returns how long that took.
+/// Asks on a new connection. Returns the time that it took.
 fn serve_time(node: &Process) -> Duration {
     let addr = addr(node);
     let (took, reply) = timed(|| ask(addr, request("k")));
@@ -28,7 +28,7 @@ fn serve_time(node: &Process) -> Duration {
     took
 }
 
-/// How long it takes until so few connections are open at a node.
+/// The time until no more than `most` connections are open at a node.
 fn until_connections(node: &mut Process, most: usize) -> Duration {
     let start = Instant::now();
     while node.number::<usize>("connections") > most {
@@ -259,8 +259,8 @@ fn request_within(key: &str, ms: &str) -> String {
     request(key).replace("Host: h", &format!("Host: h\r\nlarder-timeout-ms: {ms}"))
 }
 
-/// Sends requests for so many keys with 1 ms each, from an address of this machine, and reads the responses.
-/// The getter hangs for these keys.
+/// Sends requests for `count` keys, each with a time-out of 1 ms, from an address of this machine, and reads
+/// the responses. The getter hangs for these keys.
 fn abandon(node: &Process, last_byte: u8, count: usize) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     let own = SocketAddr::from(([127, 0, 0, last_byte], 0));
@@ -280,7 +280,7 @@ fn assert_own_callers_find_threads(node: &mut Process) {
     }
 }
 
-/// How many loads of [`abandon`] began.
+/// The number of loads that the requests of [`abandon`] started.
 fn abandoned_loads(node: &mut Process) -> usize {
     node.ask("loaded gate:").split_whitespace().count()
 }
@@ -297,7 +297,7 @@ fn client_that_abandons_loads_takes_few_threads() {
 #[test]
 fn clients_that_abandon_loads_leave_half_of_the_threads_to_own_callers() {
     let mut node = Process::start("loader_threads=128");
-    // Each of ten may abandon so many.
+    // The limit of one client allows this many.
     (1..=10).for_each(|client| abandon(&node, client, 30));
     assert_own_callers_find_threads(&mut node);
     let begun = abandoned_loads(&mut node);
@@ -305,7 +305,7 @@ fn clients_that_abandon_loads_leave_half_of_the_threads_to_own_callers() {
 }
 
 #[test]
-fn request_ends_at_the_time_of_the_server_if_its_client_chose_more() {
+fn request_ends_at_max_request_time_if_its_client_allows_more() {
     let node = Process::start("max_request_ms=1000");
     for (request, code) in [
         (request_within("gate:k", "100000000000"), "loading"),

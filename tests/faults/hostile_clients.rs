@@ -16,7 +16,7 @@ fn echo() -> impl Fn(&Context, &str, &mut dyn Sink) -> Result<(), larder::BoxErr
     |_, key, dest| Ok(dest.set_str(key)?)
 }
 
-/// The times of `count` gets, of new keys that `owner` owns, in turn with those of `control`.
+/// The times of `count` gets of new keys of the first owner, and of as many of the second, in turn.
 fn times(caller: &Node, owners: [&Node; 2], count: usize, name: &str) -> [Vec<Duration>; 2] {
     let mut times = [Vec::new(), Vec::new()];
     for n in 0..count {
@@ -33,7 +33,7 @@ fn times(caller: &Node, owners: [&Node; 2], count: usize, name: &str) -> [Vec<Du
     times
 }
 
-/// A connection to a node, with the begin of a request.
+/// A connection to a node on which the first bytes of a request were sent.
 fn half_request(node: &Node, bytes: &str) -> TcpStream {
     let mut client = Client::connect(node.addr());
     // The server may have refused it already.
@@ -70,7 +70,7 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
         .get(&caller.key_of(&attacked.url, "warm "))
         .expect("a value");
     for bytes in begun_requests() {
-        // On a busy machine, the slowest of a round may show how it schedules threads.
+        // On a busy machine, the slowest get of a round may be one whose thread was not scheduled.
         let mut rounds = Vec::new();
         let is_fast = (0..5).any(|round| {
             let (opened, held) = timed(|| {
@@ -94,7 +94,7 @@ fn slow_senders_take_no_more_than_their_connections_and_end_at_the_deadline() {
             });
             drop(held);
             let delay = late + wake_up_delay(64);
-            // As many gets as attackers, and the begin of their connections: the ends cost no more.
+            // Closing the attackers' connections costs no more than opening them and as many gets.
             let work = others.iter().sum::<Duration>() + opened;
             let most = limit + millis(1500) + 10 * delay + work;
             assert!(took <= most, "{took:?}, controls {delay:?} and {work:?}");

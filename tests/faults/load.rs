@@ -1,4 +1,4 @@
-//! A load of gets on a node, in the background, and the figures of it.
+//! A load of gets on a node, in the background, and its figures.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,19 +31,20 @@ pub struct Tally {
 /// The options of a load.
 struct Options {
     threads: u64,
-    /// Each get takes one of so many keys at random; a new one if it is 0.
+    /// The number of keys from which each get chooses at random. With 0, each get takes a new key.
     keys: u64,
     prefix: String,
     deadline: Option<Duration>,
     /// A pause after each get.
     pause: Option<Duration>,
-    /// Only keys that this node owns, and none that this one owns.
+    /// The load gets only keys that this node owns.
     only: Option<String>,
+    /// The load gets no keys that this node owns.
     except: Option<String>,
-    /// A peer whose keys are counted apart.
+    /// A peer for whose keys the times are kept apart.
     apart: Option<String>,
-    /// So many nodes share the keys, and this is the place of this one. One get in two is of a new key, and
-    /// the other one of the last thousand of all nodes.
+    /// The place of this node, and the number of nodes that share the keys. One get in two is of a new key, and
+    /// the other one is of the last thousand keys of all nodes.
     shared: Option<(u64, u64)>,
 }
 
@@ -126,7 +127,7 @@ impl Tally {
     }
 }
 
-/// The time that so many parts of 1000 do not exceed.
+/// A quantile: the time that `part` of 1000 gets do not exceed.
 pub fn quantile(micros: &mut [u64], part: usize) -> u64 {
     micros.sort_unstable();
     let last = micros.len().max(1) - 1;

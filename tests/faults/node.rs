@@ -1,7 +1,7 @@
 //! The program of a node process: a server and a group, driven by the lines of standard input.
 //!
 //! Options are words such as `port=0 exchange_ms=1000`. The commands are the arms of [`Node::run`].
-//! The first word of a key says what the getter does: see [`load`].
+//! The first word of a key decides how the getter behaves: see [`load`].
 
 use std::collections::HashMap;
 use std::io;
@@ -230,8 +230,8 @@ impl Node {
             // The value, or the kind of the error.
             ["get", key] => shown(self.group.get(key)),
             ["get", key, ms] => shown(self.group.get_with(&within(ms), key)),
-            // How many of so many threads got the right value of one key. Half of them get it after
-            // these peers were set, if there are some.
+            // Gets one key by this number of threads, half of them after these peers are set, if any are given.
+            // The result is the number of right values.
             ["herd", threads, key, ref peers @ ..] => {
                 self.herd(threads.parse().expect("a number"), key, peers)
             }
@@ -362,7 +362,7 @@ fn within(ms: &str) -> Context {
     Context::background().with_timeout(Duration::from_millis(ms))
 }
 
-/// The getter of a node. Keys are words with colons between them; the first one says what it does:
+/// The getter of a node. Keys are words with colons between them. The first one decides how it behaves:
 /// `slow:MS`, `gate`, `hang`, `fail`, `missing`, `panic`. For all others it returns [`value_of`] at once.
 pub fn load(_: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
     match key.split(':').collect::<Vec<_>>()[..] {

@@ -19,8 +19,8 @@ use crate::late_peeks::{Late, LatePeeks, only_peeks_are_posts};
 
 const KEYS: u64 = 600;
 
-/// Each key is asked for so often until the load counts as enough: with fewer, a node may not be asked for
-/// one of its keys.
+/// The number of gets of each key for which [`Cluster::wait_for_load`] waits. With fewer, a node may get no
+/// request for one of its keys.
 const ROUNDS: u64 = 12;
 
 /// The counters that all nodes share.
@@ -79,7 +79,7 @@ impl Cluster {
         })
     }
 
-    /// Lets a node get keys, or no more.
+    /// Lets the node at a place get keys from now on; none if `group` is `None`.
     fn call(&self, place: usize, group: Option<&Group>) {
         let mut callers = self.callers.lock().expect("no panic");
         if callers.len() <= place {
@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    /// Lets a node load keys until it stops asking peers for them, as it does after its start.
+    /// Lets a node load keys until it stops asking the previous owners for them, as it does after its start.
     fn end_first_handoff(&self, node: &Node) {
         wait_for_handoff(node);
         for n in 0.. {
@@ -119,7 +119,7 @@ impl Cluster {
         self.counts.loads.store(0, Ordering::Relaxed);
     }
 
-    /// Lets so much time pass that no node has a value in the place of another one.
+    /// Lets enough time pass that no node still keeps a value in the place of its owner.
     fn pause(&self) {
         match real_seconds() {
             None => self.clock.advance(Duration::from_secs(11)),
@@ -127,7 +127,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until all keys were asked for by all nodes.
+    /// Waits until each key was asked for [`ROUNDS`] more times.
     fn wait_for_load(&self) {
         let end = self.counts.gets.load(Ordering::Relaxed) + ROUNDS * KEYS;
         let start = Instant::now();
@@ -161,7 +161,7 @@ impl Cluster {
     }
 }
 
-/// With this variable, the clock is that of the system, and so many seconds pass in each pause.
+/// The seconds of each pause, if the environment variable is set. The clock is then that of the system.
 fn real_seconds() -> Option<Duration> {
     let seconds = std::env::var("LARDER_FAULTS_PAUSE_SECONDS").ok()?;
     Some(Duration::from_secs(seconds.parse().expect("a number")))

@@ -41,7 +41,7 @@ struct Cluster {
     load: String,
 }
 
-/// The figures of a load, of the callers of healthy nodes.
+/// The figures of the callers at the healthy nodes during a load.
 #[derive(Debug)]
 struct Figures {
     gets: usize,
@@ -52,7 +52,7 @@ struct Figures {
     longest: Duration,
     /// The requests to the sick node.
     to_sick: u64,
-    /// The requests to all peers, in parts of the loads by peers, less 1.
+    /// The number of requests to all peers over that of loads by peers, less 1.
     extra: f64,
 }
 
@@ -77,7 +77,7 @@ impl Cluster {
         for place in 0..NODES {
             cluster.set_list(place, 0..NODES);
         }
-        // After that, no node asks previous owners for its keys.
+        // After this load, no node asks previous owners for its keys.
         cluster.begin(0..NODES, "warm-up-");
         thread::sleep(seconds(2));
         cluster.end(0..NODES);
@@ -112,7 +112,7 @@ impl Cluster {
         sum
     }
 
-    /// A question for each healthy node, and the results.
+    /// Sends a command to each healthy node, and returns the results.
     fn ask_healthy(&mut self, line: &str) -> Vec<String> {
         let healthy = self.nodes[1..].iter_mut();
         healthy.map(|node| node.ask(line)).collect()
@@ -193,7 +193,7 @@ impl Cluster {
     }
 }
 
-/// The states and the causes that the others report of a node, one of each.
+/// The report of a sick node by the others: one of these states, with one of these causes.
 #[derive(Clone, Copy, PartialEq)]
 struct Named {
     states: &'static [&'static str],
@@ -296,8 +296,8 @@ impl Outcome {
         let usual = self.before.p99.max(self.during.p99_elsewhere);
         assert!(p99 <= 3 * usual, "{p99:?} beside {usual:?}");
         assert!(self.during.extra <= 0.05, "{:?}", self.during);
-        // The sick node's own callers find it healthy, or all others sick: each of their gets may load a key
-        // once more.
+        // To the sick node's own callers, that node is healthy or all others are sick. So each of their gets
+        // may load a key once more.
         let again = self.loads - self.keys;
         assert!(
             again <= self.keys / 50 + self.own_gets,
@@ -360,7 +360,7 @@ fn needs_root_node_that_is_stopped_is_passed_over() {
 #[test]
 #[ignore = "needs root: .ci/faults.sh"]
 fn needs_root_node_without_a_processor_is_passed_over() {
-    // The default: it answers most requests within the time in which the others answer.
+    // The default, because a node without a processor still answers most requests about as fast as the others.
     let mut cluster = Cluster::start(millis(20));
     let mut spinning = None;
     let starve = |cluster: &mut Cluster| spinning = Some(Spinning::beside(&cluster.nodes[0]));
@@ -380,7 +380,7 @@ fn needs_root_node_with_another_list_is_named_and_costs_a_load_of_each_key_that_
     outcome.assert_harmless();
 }
 
-/// Programs that leave no time for another one, on the processor that all of them have to use.
+/// Programs that keep the processor busy on which a node has to run, too.
 struct Spinning([Child; 2]);
 
 impl Spinning {

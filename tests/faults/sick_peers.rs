@@ -156,7 +156,7 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
             assert_eq!(node.group.get(key).expect("a value"), key.as_str());
         }
     };
-    // It has just started, and asks the others for values until so many answers were in vain.
+    // The node has just started. It stops asking the others for values after some answers without a value.
     get(cut, &some_keys_of(cut, "cold", 1000));
     // All notice it, the one that is cut off as well.
     is_cut.store(true, Ordering::SeqCst);

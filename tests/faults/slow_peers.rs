@@ -55,7 +55,7 @@ impl Network {
 const NODES: usize = 5;
 const THREADS: usize = 2;
 
-/// How long the getter takes.
+/// The time that the getter takes.
 const LOAD: Duration = Duration::from_millis(10);
 
 struct Cluster {
@@ -68,9 +68,9 @@ struct Cluster {
 #[derive(Debug)]
 struct Figures {
     p99: Duration,
-    /// Exchanges that were no load by a peer, in parts of those that were.
+    /// The number of exchanges over that of loads by peers, less 1.
     extra: f64,
-    /// The same with the batches.
+    /// The same, with the batches counted as exchanges.
     extra_with_peeks: f64,
     /// The runs of the getter for each key that was first asked for in this time.
     loads_a_key: f64,
@@ -197,8 +197,8 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
         });
         start.elapsed()
     });
-    // Three seconds of late answers, the first of which is late itself. A peer is slow beside the others: where
-    // those take long, too, fewer of its answers are.
+    // A peer is named after three seconds of late answers, and the first of these is itself late. It is compared
+    // with the others: if their answers take long, too, fewer of its answers count as slow.
     let usual = before.p99.max(millis(80)).as_secs_f64() / millis(80).as_secs_f64();
     assert!(
         named <= seconds(6).mul_f64(usual) + 20 * late,
@@ -208,7 +208,7 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
     let all_callers = cluster.load(all, "all ", || thread::sleep(seconds(2)));
     println!("with the callers of the slow node: {all_callers:?}");
     println!("named after {named:?}; before {before:?}; during {during:?}");
-    // On a machine that is short of processors, gets take longer. Still, no slow answer is among them.
+    // On a machine that is short of processors, gets take longer, but none of them waits for a slow answer.
     for figures in [&during, &all_callers] {
         assert!(
             figures.p99 <= 3 * before.p99.max(millis(80)),

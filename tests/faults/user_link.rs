@@ -48,7 +48,7 @@ impl UserLink {
         thread::spawn(move || {
             for (due, packet) in packets {
                 thread::sleep(due.saturating_duration_since(Instant::now()));
-                // Fails for a device that is down, as a cable does.
+                // The write fails while the device is down. Then the packet is lost.
                 let _ = to.write(&packet);
             }
         });
@@ -56,7 +56,7 @@ impl UserLink {
         thread::spawn(move || {
             let mut random = 1_u64;
             let mut packet = [0; 2048];
-            // Fails when the device is gone.
+            // The read fails once the device is gone.
             while let Ok(len) = from.read(&mut packet) {
                 random = random.wrapping_mul(6_364_136_223_846_793_005) + 1;
                 if (random >> 33) % 100 < link.lost.load(Relaxed) {

@@ -1,4 +1,4 @@
-//! The age of values: since the begin of their load, in whatever process that was.
+//! The age of values: the time since their load began, in whatever process it ran.
 
 use larder::{Clock, Group, HotAdmission, PeerResponse, Registry, getter_fn};
 
@@ -9,7 +9,7 @@ fn served(group: &Group, key: &str) -> PeerResponse {
 }
 
 #[test]
-fn age_counts_from_the_begin_of_the_load() {
+fn age_counts_from_the_start_of_the_load() {
     let clock = Clock::manual();
     let slow = clock.clone();
     let group = alone("aging")
@@ -73,7 +73,7 @@ fn copy_inherits_the_age_and_the_expiry_of_the_owner() {
 }
 
 #[test]
-fn ttl_of_the_group_counts_from_the_begin_of_the_load_at_the_owner() {
+fn ttl_of_the_group_counts_from_the_start_of_the_load_at_the_owner() {
     let clock = Clock::manual();
     let peer = FakePeer::new(|_, _| Ok(PeerResponse::new("theirs").with_age(seconds(6))));
     let group = among("older", all_keys_at(&[&peer]))
@@ -87,7 +87,7 @@ fn ttl_of_the_group_counts_from_the_begin_of_the_load_at_the_owner() {
 }
 
 #[test]
-fn times_of_a_peers_answer_count_from_the_begin_of_the_request() {
+fn times_of_a_peers_answer_count_from_the_start_of_the_request() {
     let clock = Clock::manual();
     let slow = clock.clone();
     let peer = FakePeer::new(move |_, _| {

@@ -133,7 +133,7 @@ fn value_of_no_store_is_not_kept() {
 }
 
 #[test]
-fn value_of_a_peer_is_named_so() {
+fn answer_with_a_value_of_a_peer_has_source_peer() {
     let peer = FakePeer::new(|_, _| Ok(PeerResponse::new("theirs").with_age(seconds(7))));
     let clock = Clock::manual();
     let group = among("named", all_keys_at(&[&peer]))
@@ -150,7 +150,7 @@ fn value_of_a_peer_is_named_so() {
 }
 
 #[test]
-fn copy_past_its_time_to_live_is_named_stale() {
+fn copy_past_its_time_to_live_has_source_stale() {
     let answered = Count::default();
     let counted = answered.clone();
     let peer = FakePeer::new(move |_, _| {
@@ -179,7 +179,7 @@ fn copy_past_its_time_to_live_is_named_stale() {
 }
 
 #[test]
-fn newer_value_of_a_peer_that_reports_no_age_is_named_so() {
+fn newer_value_of_a_peer_that_reports_no_age_has_source_peer() {
     let answered = Count::default();
     let counted = answered.clone();
     let peer = FakePeer::new(move |_, _| {

@@ -91,7 +91,7 @@ fn owner_that_is_back_may_keep_the_value_longer_than_ten_seconds() {
     clock.advance(seconds(2));
     let left = |key| cached(key).expect("it is cached").ttl;
     assert_eq!(left("no end"), Some(seconds(58)));
-    // The end that a getter chose is not known any more.
+    // A time to live that the getter chose is not remembered, so this is the rest of the ten seconds.
     assert_eq!(left("30"), Some(seconds(8)));
     assert_eq!(left("5"), Some(seconds(3)));
     clock.advance(seconds(8));
@@ -240,7 +240,7 @@ fn panic_in_peer_or_picker_fails_only_that_call() {
 #[test]
 fn no_peer_is_asked_after_the_deadline() {
     let slow = FakePeer::punctual(|ctx, _| {
-        // Takes longer than its half of the caller's time, and until the caller's deadline.
+        // Returns only after the caller's deadline, although a peer gets half of the time.
         let closed = Gate::new();
         closed.opens_within(3 * ctx.remaining().unwrap_or(PATIENCE));
         Err(Error::new(ErrorKind::Peer, "timed out"))

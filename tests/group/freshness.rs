@@ -130,7 +130,7 @@ fn stale_value_is_served_while_one_load_runs() {
     assert_eq!(origin.loads(), 2);
     assert_eq!(group.stats().refreshes, 1);
     clock.advance(seconds(9));
-    assert_eq!(value(&group), "1", "fresh since the begin of its load");
+    assert_eq!(value(&group), "1", "fresh since the start of its load");
     assert_eq!(origin.loads(), 2);
 }
 
@@ -364,7 +364,7 @@ fn value_of_a_short_time_to_live_has_its_own_window() {
 }
 
 #[test]
-fn longest_times_are_no_overflow() {
+fn longest_times_do_not_overflow() {
     let (clock, origin) = (Clock::manual(), Origin::default());
     let group = origin.group(
         fresh_for_ten(&clock)

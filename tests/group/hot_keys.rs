@@ -47,7 +47,7 @@ fn hottest_keys_of_this_process_are_found_in_their_order() {
     assert!(group.hottest_keys(usize::MAX).len() <= 256);
 }
 
-/// As [`Group::serve_peer`] is for transports of one's own.
+/// [`Group::serve_peer`] is public for the transports of programs.
 #[test]
 fn response_to_a_peer_has_the_rate_of_a_loaded_and_of_a_cached_value() {
     let group = builder(&Clock::manual())

@@ -70,7 +70,8 @@ fn failure_of_a_load_that_a_removal_overtook_is_not_remembered() {
     }
 }
 
-/// A failure that is not forgotten would pass for one of a value that was kept, which lasts for 30 s.
+/// If the first failure were not forgotten, the second one would count as a failure to renew a cached value,
+/// which is remembered for 30 s.
 #[test]
 fn failure_is_forgotten_once_a_load_succeeds() {
     let (clock, origin) = (Clock::manual(), Origin::default());

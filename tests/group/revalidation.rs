@@ -68,7 +68,7 @@ fn kept_for_a_minute(clock: &Clock) -> GroupBuilder {
     fresh_for_ten(clock).keep_for_revalidation(seconds(60))
 }
 
-/// The begin of a load is kept to a millisecond, rounded down.
+/// The store keeps the start of a load in milliseconds, rounded down.
 #[test]
 fn renewals_do_not_lengthen_the_time_to_live() {
     let (clock, part) = (Clock::manual(), std::time::Duration::from_nanos(999_999));

@@ -92,12 +92,12 @@ fn assert_kept(setup: Setup, fault: Fault) {
 }
 
 #[test]
-fn delayed_requests() {
+fn promise_holds_while_requests_are_delayed() {
     assert_kept(setup(3), Fault::Delay);
 }
 
 #[test]
-fn node_that_is_cut_off() {
+fn promise_holds_while_a_node_is_cut_off() {
     assert_kept(
         Setup {
             adjustable_clock: true,
@@ -108,7 +108,7 @@ fn node_that_is_cut_off() {
 }
 
 #[test]
-fn node_that_is_cut_off_with_a_limit() {
+fn promise_holds_while_a_node_with_max_unverified_is_cut_off() {
     assert_kept(
         Setup {
             unverified_ms: 500,
@@ -119,38 +119,38 @@ fn node_that_is_cut_off_with_a_limit() {
 }
 
 #[test]
-fn killed_remover() {
+fn promise_holds_after_the_remover_is_killed() {
     assert_kept(setup(3), Fault::KillRemover);
 }
 
 #[test]
-fn killed_owner() {
+fn promise_holds_after_an_owner_is_killed() {
     assert_kept(setup(3), Fault::KillOwner);
 }
 
 #[test]
-fn restored_dump() {
+fn promise_holds_after_an_old_dump_is_restored() {
     assert_kept(setup(3), Fault::Restore);
 }
 
 #[test]
-fn ring_that_changes() {
+fn promise_holds_while_the_list_of_peers_changes() {
     assert_kept(setup(3), Fault::Ring);
 }
 
 #[test]
-fn stopped_node() {
+fn promise_holds_after_a_node_was_stopped() {
     assert_kept(setup(3), Fault::Stop);
 }
 
 #[test]
-fn delayed_requests_among_five_nodes() {
+fn promise_holds_among_five_nodes_while_requests_are_delayed() {
     assert_kept(setup(5), Fault::Delay);
 }
 
 #[test]
 #[ignore = "needs root: .ci/promise.sh"]
-fn needs_root_three_nodes_with_networks_of_their_own() {
+fn needs_root_promise_holds_among_three_nodes_with_networks_of_their_own() {
     for fault in Fault::ALL {
         assert_kept(
             Setup {
@@ -164,7 +164,7 @@ fn needs_root_three_nodes_with_networks_of_their_own() {
 
 #[test]
 #[ignore = "needs root: .ci/promise.sh"]
-fn needs_root_five_nodes_with_networks_of_their_own() {
+fn needs_root_promise_holds_among_five_nodes_with_networks_of_their_own() {
     assert_kept(
         Setup {
             namespaces: true,

@@ -378,7 +378,7 @@ fn set_without_some_removals_is_not_sent_as_that_of_all() {
     // The first origin is left out.
     a.remove("other", 355 << 32 | 1);
     assert_eq!(a.clocks.known(), None);
-    // Also in the set of another node, which exchanged its removals.
+    // It is left out, too, in the set of a node that exchanges its removals with this one.
     let c = Node::new(0);
     (400..500).for_each(|origin| c.remove("other", origin << 32 | 1));
     c.merge(&b.table());
@@ -454,7 +454,7 @@ fn merge_of_removals_that_were_left_out_drops_no_value() {
     assert!(a.has_digest_of(&b), "they have the same set now");
 }
 
-/// Removes a key at a node of which the removal is, and returns its number.
+/// A removal that begins at this node. Returns its number.
 fn remove_own(node: &Node) -> u64 {
     let (number, counted) = node.clocks.begin();
     node.note("k", counted);
@@ -462,7 +462,7 @@ fn remove_own(node: &Node) -> u64 {
     number
 }
 
-/// As a set does whose owner takes long to answer.
+/// A set whose owner takes long to answer is a removal under way for as long.
 #[test]
 fn removals_during_a_long_one_are_noted_and_so_are_later_ones() {
     let [a, b] = pair();
@@ -495,7 +495,7 @@ fn number_that_the_set_contains_already_is_not_made() {
     assert_ne!(remove_own(&a) >> 32, origin);
 }
 
-/// As after a set that failed.
+/// A set that failed leaves such a removal behind.
 #[test]
 fn removal_that_changed_no_clock_is_in_the_digests_of_all_nodes() {
     let [a, b] = pair();

@@ -140,7 +140,8 @@ fn value_that_takes_the_whole_capacity_leaves_no_expired_entry() {
         put_mortals(&store, 8);
         put(&store, "live", &[0; 50], CacheType::Main, None);
         clock.advance(SECOND);
-        // A shard without entries that expire does not charge this one for its expiry.
+        // Some of these keys may be in a shard without entries that expire. There, the value weighs less by
+        // its expiry, and takes the whole capacity.
         for key in ["large0", "large1", "large2", "large3"] {
             let value = vec![0; len - key.len()];
             put(&store, key, &value, CacheType::Main, None);
@@ -173,7 +174,7 @@ fn large_value_is_admitted_in_the_room_of_expired_entries() {
 }
 
 #[test]
-fn expired_entries_leave_as_expired_by_every_road() {
+fn expired_entries_leave_with_cause_expired_however_they_leave() {
     each_policy(|eviction, shards| {
         for leave in [
             (|store| set_capacity(store, 0)) as fn(&Store) -> EvictedEntries,

@@ -117,7 +117,7 @@ fn listener_that_panics_at_a_removed_entry_keeps_no_other_from_being_restored() 
     assert!(restore_panics(&folder, &group, RestoreOptions::new(1)));
     assert_eq!(calls.load(SeqCst), 1);
     assert!(!group.contains_key("stale"));
-    // Not those of the stripe of the removal.
+    // The entries of the removal's stripe are not restored.
     assert!(group.entry_count() > ENTRIES as u64 * 9 / 10);
 }
 

@@ -178,7 +178,7 @@ fn transport_that_panics_for_one_peer_does_not_keep_a_process_from_leaving() {
         reasons.iter().any(|reason| reason == "this process leaves"),
         "{reasons:?}"
     );
-    // Also where the program asks the pool itself.
+    // The same holds if the program asks the pool itself.
     for n in 0..30 {
         let route = pool.route(&format!("key-{n}"));
         assert!(matches!(route, Route::Peer(_)));

@@ -75,7 +75,7 @@ fn one_timeout_closes_the_connections_that_a_middlebox_dropped() {
                 connection.send(&ok_with(headers, &answer));
             }
         });
-        // Chosen by the pool's first answers, so that all frozen connections are of one client.
+        // `Auto` chooses its client by the header of the first answers, so all frozen connections are of one client.
         let pool = pool_with(&server.url, |builder| {
             builder.exchange_timeout(Duration::from_secs(1))
         });

@@ -83,7 +83,7 @@ fn not_modified_for_another_key_is_refused() {
 }
 
 #[test]
-fn short_values_are_asked_for_as_always() {
+fn short_values_are_requested_without_a_condition() {
     let server = server(String::new());
     revalidate(&pool_of(&server.url), &VALUE[..511]).expect("the value");
     assert!(
@@ -94,7 +94,7 @@ fn short_values_are_asked_for_as_always() {
 }
 
 #[test]
-fn value_of_a_server_that_is_not_larder_is_asked_for_as_always() {
+fn value_of_a_server_that_is_not_larder_is_requested_without_a_condition() {
     if client() == larder::http::HttpClient::Direct {
         return;
     }

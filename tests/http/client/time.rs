@@ -77,14 +77,14 @@ fn late_answers_of_a_previous_owner_do_not_make_it_count_as_down() {
     let peer = pool.pick_peer("k").expect("the key is the peer's");
     let begun = Instant::now();
     for _ in 0..4 {
-        // As long as a load waits for a previous owner.
+        // A load waits this long for a previous owner.
         let ctx = Context::background().with_timeout(Duration::from_millis(10));
         let error = peer.get_many(&ctx, "colors", &["k"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
     }
     assert!(begun.elapsed() > exchange_timeout);
     assert_eq!(pool.peers()[0].state, PeerState::Healthy);
-    // For other callers, that is a peer that does not answer.
+    // After time-outs of usual requests, the peer counts as down.
     let is_down = || {
         let ctx = Context::background().with_timeout(Duration::from_millis(10));
         ask(&pool, &ctx, "k").unwrap_err();
@@ -130,7 +130,8 @@ fn long_deadline_does_not_affect_the_next_request_of_the_connection() {
 
 #[test]
 fn deadline_is_not_overshot() {
-    // The earlier exchange leaves a time-out on the socket that is kept for the second one, or not.
+    // The first exchange sets a time-out on the socket. The second one keeps it or sets another, which depends
+    // on the difference.
     for (earlier, limit) in [(1000, 20), (70, 67), (310, 300), (330, 300), (1000, 700)] {
         let (earlier, limit) = (Duration::from_millis(earlier), Duration::from_millis(limit));
         let excess = || {
@@ -140,7 +141,7 @@ fn deadline_is_not_overshot() {
                 connection.wait_for_close();
             });
             let pool = pool_of(&server.url);
-            // A slow machine may fail this one.
+            // On a slow machine, this request may fail.
             let _ = ask(&pool, &Context::background().with_timeout(earlier), "k");
             // Measures how much later than asked a wait of this length ends on this machine.
             let control = thread::spawn(move || {

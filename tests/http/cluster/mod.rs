@@ -163,7 +163,7 @@ fn getter_error_of_the_owner_reaches_the_caller() {
 #[test]
 fn get_many_sends_one_request_to_each_owner() {
     let exchanges = Arc::new(AtomicUsize::new(0));
-    // Not the request for the list of peers.
+    // The request for the list of peers does not count.
     let is_for_keys = |request: &TransportRequest<'_>| request.path().contains("/colors");
     let count = |builder| count_requests(builder, &exchanges, is_for_keys);
     let nodes = [

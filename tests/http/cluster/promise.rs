@@ -51,7 +51,7 @@ impl Transport for Delaying {
         ctx: &Context,
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
-        // Not the gets of other nodes: they have to overtake the removals.
+        // Gets are not delayed, because they have to overtake the removals.
         if request.method() != "GET" {
             let random = self
                 .random
@@ -115,7 +115,7 @@ fn cluster(source: &Arc<Source>, max_millis: u64) -> Vec<Node> {
     nodes.map(start).collect()
 }
 
-/// How a key is changed: returns once the change is promised.
+/// Changes a key by the `n`th way. Returns once the change is promised.
 fn change(n: u64, node: &Node, key: usize, version: u64) {
     let (ctx, key) = (Context::background(), key.to_string());
     match n % 4 {

@@ -22,7 +22,7 @@ impl Transport for Noting {
         request: TransportRequest<'_>,
     ) -> Result<TransportResponse> {
         let (method, path) = (request.method(), request.path());
-        // Not the changes, and not the exchanges of removals.
+        // Changes and exchanges of removals are not noted.
         let is_noted = match method {
             "GET" => path.contains("/pages/"),
             "POST" => path.ends_with("/pages"),
@@ -154,8 +154,8 @@ impl Cluster {
         self.held.1.notify_all();
     }
 
-    /// Lets the copies expire, changes data while they are asked for again, and returns what that get returned
-    /// for the first key. `many` is whether it is a get of all keys.
+    /// Lets the copies expire, and changes data while a get asks for them again. Returns the get's value of the
+    /// first key. `many` is whether it is a get of all keys.
     fn change_meanwhile(&self, many: bool, change: impl FnOnce(&Cluster)) -> ByteView {
         self.get_many();
         self.clock.advance(Duration::from_secs(10));

@@ -240,7 +240,7 @@ fn large_response_is_complete_for_a_slow_reader_and_cut_for_a_too_slow_reader() 
 }
 
 #[test]
-fn largest_numbers_are_no_limits() {
+fn largest_numbers_mean_no_limit() {
     let most = usize::MAX;
     let server = serve(|server| {
         server

@@ -10,7 +10,7 @@ use larder::{Group, Registry, getter_fn};
 
 use super::support::{Client, ask, eventually, get, serve};
 
-/// The sockets of this process with a port, as Linux shows them.
+/// The sockets on a port, from /proc/net/tcp.
 #[cfg(target_os = "linux")]
 #[derive(Default, Debug)]
 pub struct Sockets {
@@ -23,7 +23,7 @@ pub struct Sockets {
 
 #[cfg(target_os = "linux")]
 impl Sockets {
-    /// Those at the server's side of the connections to `port`.
+    /// The server's sockets of the connections to `port`.
     pub fn of(port: u16) -> Sockets {
         let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
         let local = format!(":{port:04X}");
@@ -31,7 +31,7 @@ impl Sockets {
         for line in table.lines().skip(1) {
             let words: Vec<_> = line.split_ascii_whitespace().collect();
             let (state, queues, inode) = (words[3], words[4], words[9]);
-            // Not the one that listens, and none that is only a reminder (TIME_WAIT).
+            // Skips the listening socket, and those in the state TIME_WAIT.
             if !words[1].ends_with(&local) || matches!(state, "0A" | "06") {
                 continue;
             }

@@ -171,11 +171,11 @@ fn shutdown_lets_a_client_that_reads_in_pauses_finish() {
     });
     let addr = server.local_addr();
     let mut client = Client::sending(addr, "GET / HTTP/1.1\r\nHost: h\r\n\r\n");
-    // The server has tried twice to write more of it.
+    // After this time, the server has tried twice to write more of the response.
     std::thread::sleep(Duration::from_millis(2500));
     let stopping = std::thread::spawn(move || server.shutdown(PATIENCE));
     eventually(|| TcpListener::bind(addr).is_ok());
-    // And tries once more during the shutdown.
+    // During the shutdown, it tries once more.
     std::thread::sleep(Duration::from_millis(1500));
     assert!(client.reply().body == *value);
     stopping.join().expect("no panic").expect("in time");

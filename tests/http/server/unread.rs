@@ -20,7 +20,7 @@ fn clients_that_never_read_hold_little_memory_and_are_reset() {
     });
     let addr = server.local_addr();
     let began = Instant::now();
-    // As long as the limit of the test, measured beside it.
+    // A wait of 10 s beside the test. On a busy machine it takes longer, and so may the test.
     let limit = thread::spawn(move || {
         thread::sleep(Duration::from_secs(10));
         began.elapsed()
@@ -55,7 +55,7 @@ fn client_that_reads_in_pauses_gets_the_whole_response() {
         server.fallback(move |_: &Request| Response::new(200, "x/y", value.clone()))
     });
     let mut client = Client::sending(server.local_addr(), "GET / HTTP/1.1\r\nHost: h\r\n\r\n");
-    // Longer than one check of its progress, and than the next one.
+    // The server checks the client's progress twice in this time.
     thread::sleep(Duration::from_millis(2500));
     assert!(client.reply().body == *value);
     client.send(get("k"));

@@ -43,7 +43,7 @@ func runVectors([]string) error {
 	}{
 		{"crc32", nil},
 		{"fnv1a", fnv1a32},
-		// So few places that peers share nearly all points. Then the order of the peers decides.
+		// The ring has so few places that peers share nearly all points. Then the order of the peers decides.
 		{"fnv1a%251", func(data []byte) uint32 { return fnv1a32(data) % 251 }},
 	}
 	v := vectors{Keys: vectorKeys(), Peers: vectorPeers(50)}

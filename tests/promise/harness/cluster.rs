@@ -30,7 +30,7 @@ pub struct Setup {
     pub unverified_ms: u64,
 }
 
-/// Is called while a cluster runs.
+/// Callbacks while a cluster runs.
 pub trait Watch {
     fn second(&mut self, _: &Second<'_>) {}
     fn event(&mut self, _: &str) {}
@@ -64,7 +64,7 @@ pub struct Verdict {
 pub struct Cluster<'w> {
     setup: Setup,
     watch: &'w mut dyn Watch,
-    // Dropped in this order: processes first.
+    // Fields are dropped in their order, so the processes end first.
     processes: Vec<Option<Process>>,
     namespaces: Option<Namespaces>,
     judge: Judge,
@@ -73,7 +73,7 @@ pub struct Cluster<'w> {
     urls: Vec<String>,
     states: Vec<State>,
     runs: Vec<usize>,
-    /// As of the last second.
+    /// The counts at the end of the last second.
     pub counts: Counts,
     violations: usize,
     next_second: Instant,
@@ -271,7 +271,7 @@ impl<'w> Cluster<'w> {
         Ok(())
     }
 
-    /// Delays each request to a node by up to so many milliseconds.
+    /// Delays each request to a node by up to this many milliseconds.
     pub fn delay(&mut self, node: usize, millis: u64) -> Result<()> {
         for other in 0..self.nodes() {
             let line = format!("delay {} {millis}", self.urls[node]);
@@ -330,7 +330,7 @@ impl<'w> Cluster<'w> {
         Ok(())
     }
 
-    /// Lets a node remove so many other keys.
+    /// Lets a node remove this many other keys.
     pub fn storm(&mut self, node: usize, keys: usize) -> Result<()> {
         let confirmed = self.ask(node, &format!("storm {keys}"))?;
         self.event(&format!("node {node} removes {keys} keys: {confirmed}"));

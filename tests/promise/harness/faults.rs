@@ -61,7 +61,7 @@ impl Fault {
                 kill(cluster, node, some, false)
             }
             Fault::Restore => {
-                // Otherwise there would be few values in the dump.
+                // Without changes, the caches fill up before the dump.
                 cluster.set_all_changing(false)?;
                 cluster.wait(some)?;
                 cluster.dump(node)?;

@@ -114,14 +114,14 @@ impl Judge {
         })
     }
 
-    /// The violations among the gets that were read in the call of [`read`](Self::read) before the last
-    /// one, if their promises are all known by now; the [end](Self::judge_all) has the last word.
+    /// The number of violations among the gets up to number `read` that were not judged before. It is
+    /// provisional, because a promise for these gets may not be known yet: see [`judge_all`](Self::judge_all).
     pub fn judge_new(&mut self, read: usize, grace: Duration) -> usize {
         let from = std::mem::replace(&mut self.judged, read);
         self.judge(from..read, grace).len()
     }
 
-    /// All violations, each as a sentence.
+    /// The final verdict: all violations, each as a sentence.
     pub fn judge_all(&mut self, grace: Duration) -> Vec<String> {
         self.judge(0..self.gets.len(), grace)
     }
@@ -150,9 +150,9 @@ impl Judge {
             .collect()
     }
 
-    /// For each node and each set of nodes that did not confirm a promise: when the node got an answer from
-    /// one that did. An answer next to a cut does not count, because the two could not compare their removals
-    /// after it.
+    /// For each node, and each set of nodes that did not confirm a promise: the times when the node got an
+    /// answer from a node that did confirm it. An answer at about the time of a cut does not count, because the
+    /// two nodes could not compare their removals after it.
     fn informed(&self, grace: u64) -> Informed {
         let is_cut = |at: u64| self.cuts.iter().any(|cut| cut.abs_diff(at) <= grace);
         let mut informed = Informed::new();
@@ -169,7 +169,7 @@ impl Judge {
         informed
     }
 
-    /// For each key and each promise, from when on it holds at each node.
+    /// For each key and each promise, the time from which it holds at each node.
     fn begins(&self, grace: u64) -> Vec<Vec<Vec<u64>>> {
         let informed = self.informed(grace);
         let nodes = 0..self.exchanges.len();
@@ -191,7 +191,7 @@ impl Judge {
         (get.version < promises[last].version).then_some(promises[last])
     }
 
-    /// From when on a promise holds at a node, if it does.
+    /// The time from which a promise holds at a node; `u64::MAX` if it does not.
     fn holds_from(&self, promise: &Promise, node: usize, informed: &Informed, grace: u64) -> u64 {
         if promise.failed >> node & 1 == 0 {
             return promise.at;
@@ -200,7 +200,7 @@ impl Judge {
             let first = times.partition_point(|&time| time <= promise.at);
             times.get(first + n).copied()
         };
-        // The first record can be that of an answer before the promise.
+        // The first record after the promise can be of an answer before it.
         let exchanged = after(&informed[&(node, promise.failed)], 1);
         let repaired = exchanged.map(|at| at + grace);
         let restarted = after(&self.restarts[node], 0);

@@ -70,7 +70,8 @@ impl Namespaces {
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        // Its veth goes with a namespace, but later. Each call fails only if the thing does not exist.
+        // The kernel removes the veth device of a namespace some time later. A call fails only if there is
+        // nothing to delete.
         for n in 0..self.nodes {
             let _ = ip(&format!("netns del {}-{n}", self.name));
         }

@@ -82,7 +82,7 @@ impl Transport for Disturbed {
         }
         let is_get = request.method() == "GET" && request.path().contains("/promise/");
         let response = self.to.round_trip(ctx, request)?;
-        // The answer does not come through, either.
+        // A node that was cut off meanwhile gets no answer, either.
         self.check()?;
         if is_get && response.status() == 200 {
             let mut answered = self.network.answered.lock().expect("no panic");

@@ -153,7 +153,7 @@ impl Node {
                 let time = Duration::from_millis(ms.parse()?);
                 self.group.clock().advance(time);
             }
-            // Removes so many other keys.
+            // Removes this many other keys.
             ["storm", keys] => return Ok(self.storm(keys.parse()?)),
             ["dump"] => return Ok(format!("{:?}", self.group.dump(self.dump_path(), 0)?)),
             ["restore"] => {

@@ -1,5 +1,5 @@
-//! Records of the gets and removals of a process. Each is written by one call of the system, so that none is lost when the
-//! process is killed.
+//! Records of the gets and removals of a process. Each is written by one system call, so that none is lost
+//! when the process is killed.
 
 use std::fs::File;
 use std::io::{Read, Result, Write};
@@ -8,10 +8,10 @@ use std::path::Path;
 /// All times are readings of the shared clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// A get, which returned this version.
+    /// A get has returned this version.
     Get {
         node: usize,
-        /// Before the get.
+        /// Read before the get began.
         begun: u64,
         key: u64,
         version: u64,
@@ -19,16 +19,16 @@ pub enum Record {
     /// A set, remove, remove_many or clear has returned: no get of the key that begins later returns an
     /// older version than this one.
     Promise {
-        /// After the call.
+        /// Read after the call returned.
         at: u64,
         key: u64,
         version: u64,
         /// The nodes that did not confirm it: bit n is node n.
         failed: u64,
-        /// When the promise holds for these, too, if that is known.
+        /// When the promise begins to hold at these nodes, too, if that is known.
         stale_until: Option<u64>,
     },
-    /// The node got answers from some others since the record of this kind before.
+    /// The node has got answers from other nodes since its previous record of this kind.
     Exchange {
         node: usize,
         at: u64,

@@ -131,7 +131,7 @@ impl Workload {
     pub fn change_all(&self) -> io::Result<()> {
         let mut records = self.records("changes")?;
         let mut random = self.random(u64::MAX);
-        // Keys with a set that failed, and when. Its request may arrive later.
+        // The keys whose set failed, with the time. The request of such a set may still arrive.
         let mut uncertain = HashMap::new();
         loop {
             thread::sleep(CHANGE_PAUSE);
@@ -196,7 +196,7 @@ impl Workload {
         }
     }
 
-    /// The nodes whose URLs are so.
+    /// The nodes for whose URLs `is_in` is true: bit n is node n.
     fn mask(&self, is_in: impl Fn(&String) -> bool) -> u64 {
         let all = self.urls.get().map_or(&[][..], Vec::as_slice);
         let bits = all
@@ -237,11 +237,11 @@ fn version(key: u64, value: Result<ByteView>) -> Option<u64> {
     version.parse().ok()
 }
 
-/// Between two gets of a thread.
+/// The pause between two gets of a thread.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// Between two changes of a node.
+/// The pause between two changes of a node.
 const CHANGE_PAUSE: Duration = Duration::from_millis(4);
 
-/// A request that was sent before may arrive until then.
+/// The longest time after a failed set in which its request may still arrive.
 const LATEST_SET: Duration = Duration::from_secs(20);

@@ -460,7 +460,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Exchange(u64, ExchangeEnd),
-        /// Waits so long; a probe that is due then has this answer.
+        /// Waits this many milliseconds. The flag is whether a probe that is due then is answered.
         Wait(u64, bool),
     }
 
@@ -489,7 +489,7 @@ mod tests {
             // The failures in a row while it was closed, as (begin, end).
             let mut row: Vec<(Instant, ExchangeEnd)> = Vec::new();
             let mut last_probe: Option<Instant> = None;
-            // The answered probes that close it, and those in a row.
+            // The number of answered probes in a row that close it, and how many there are so far.
             let (mut needed, mut answers) = (0, 0);
             for step in steps {
                 let was_open = breaker.open_since().is_some();

@@ -309,7 +309,7 @@ mod tests {
         assert!(peer.slowness.cause().expect("a cause").contains("500ms"));
         for late in [Some(millis(500)), None] {
             assert!(!peer.probe(Some(millis(1))));
-            assert!(!peer.probe(late), "the probes in a streak begin again");
+            assert!(!peer.probe(late), "a late probe ends the streak");
         }
         let took = peer.recover();
         assert!((RECOVERY..RECOVERY + 2 * TURN).contains(&took), "{took:?}");
@@ -342,10 +342,7 @@ mod tests {
         }
         for _ in 0..5 {
             assert!(!peer.turn(all(millis(500))));
-            assert!(
-                !peer.turn(all(millis(1))),
-                "the turns in a streak begin again"
-            );
+            assert!(!peer.turn(all(millis(1))), "a fast turn ends the streak");
         }
         // One in a while: the turns between them have no answers.
         for _ in 0..20 {

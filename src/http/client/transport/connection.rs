@@ -467,7 +467,7 @@ pub(crate) mod tests {
         let (mut connection, mut peer) = pair();
         let limit = Duration::from_millis(20);
         connection.begin(Instant::now() - 2 * limit, limit);
-        // The wait before the stop.
+        // The time of a wait is fixed before the stop.
         connection.take_left();
         peer.write_all(b"resp").unwrap();
         connection.stream.peek(&mut [0]).unwrap();
