@@ -23,6 +23,17 @@ fn waiting(share: &LoaderShare) -> usize {
     share.set.0.pool.state.lock().waiting.len()
 }
 
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "not in time: {what}"
+        );
+        thread::yield_now();
+    }
+}
+
 /// A job that reports its start and ends on a signal.
 fn held(pool: &LoaderShare, job_for: JobFor) -> (Result<()>, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (began, has_begun) = mpsc::channel();
@@ -67,9 +78,7 @@ fn job_of_a_client_waits_for_a_thread_until_its_time() {
                 begun.recv().expect("it runs");
             })
         });
-        while waiting(&pool) < waiters.len() {
-            thread::yield_now();
-        }
+        wait_until("both wait", || waiting(&pool) == waiters.len());
         drop(end);
     });
     assert_eq!(waiting(&pool), 0);
@@ -87,9 +96,7 @@ fn clients_leave_half_of_the_threads_to_own_callers() {
     let [(_, begun, end), _kept] = clients;
     begun.recv().expect("it runs");
     drop(end);
-    while held(&pool, client()).0.is_err() {
-        thread::yield_now();
-    }
+    wait_until("a thread is left", || held(&pool, client()).0.is_ok());
 }
 
 /// Its drop waits for a signal, and signals its end.
@@ -187,9 +194,7 @@ fn drop_after_a_job_may_wait_for_another_job() {
         });
         submitted.expect("a thread is idle");
         wait.recv().expect("it is dropped");
-        while ending(&pool) > 0 {
-            thread::yield_now();
-        }
+        wait_until("the drop has ended", || ending(&pool) == 0);
     }
     assert_eq!(live(&pool), 2);
 }
@@ -224,13 +229,9 @@ fn idle_threads_end_and_new_jobs_still_run() {
         .expect("not all threads are busy");
         wait.recv().expect("it ran");
         // The next job comes before, while or after the thread ends.
-        while live(&pool) > 3 {
-            thread::yield_now();
-        }
+        wait_until("a thread has ended", || live(&pool) <= 3);
     }
-    while live(&pool) > 0 {
-        thread::yield_now();
-    }
+    wait_until("all threads have ended", || live(&pool) == 0);
 }
 
 #[test]
@@ -245,9 +246,9 @@ fn idle_threads_end_with_their_pool() {
     submitted.expect("a thread is idle");
     wait.recv().expect("it ran");
     drop((pool, share));
-    while shared.state.lock().sets[0].live > 0 {
-        thread::yield_now();
-    }
+    wait_until("the thread has ended", || {
+        shared.state.lock().sets[0].live == 0
+    });
 }
 
 #[test]
@@ -259,17 +260,13 @@ fn panicking_job_frees_its_thread() {
     .expect("not all threads are busy");
     let (done, wait) = mpsc::channel();
     // The panicking job holds its guard until it has unwound.
-    while pool
-        .submit(JobFor::Own, {
-            let done = done.clone();
-            move |_busy| {
-                let _ = done.send(());
-            }
-        })
-        .is_err()
-    {
-        thread::yield_now();
-    }
+    wait_until("the thread is idle", || {
+        let done = done.clone();
+        let submitted = pool.submit(JobFor::Own, move |_busy| {
+            let _ = done.send(());
+        });
+        submitted.is_ok()
+    });
     wait.recv().expect("it ran");
 }
 
@@ -294,10 +291,7 @@ fn each_hung_group_leaves_threads_to_the_others() {
     });
     assert_eq!(taken.each_ref().map(|(count, _)| *count), [4, 2, 1, 1, 0]);
     drop(taken);
-    let all_end = || pool.shared.state.lock().busy == 0;
-    while !all_end() {
-        thread::yield_now();
-    }
+    wait_until("all jobs end", || pool.shared.state.lock().busy == 0);
     assert_eq!(fill(&pool.share(3, None), || JobFor::Own).len(), 3);
 }
 
@@ -327,9 +321,7 @@ fn thread_that_a_group_leaves_goes_to_the_client_that_waited_longest() {
                 });
                 submitted.expect("a thread in time");
             });
-            while waiting(share) <= number {
-                thread::yield_now();
-            }
+            wait_until("it waits", || waiting(share) > number);
         }
         first.clear();
     });

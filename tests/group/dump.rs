@@ -11,6 +11,8 @@ use larder::{
     RestoreOptions, Result, Sink,
 };
 
+use crate::common::eventually;
+
 const SCHEMA: u64 = 3;
 
 /// A file of its own for a test, removed at the end.
@@ -300,10 +302,16 @@ fn periodic_dump_needs_changes_and_ends_with_its_handle() {
     std::thread::sleep(20 * interval);
     assert!(!dump.0.exists());
     group.get("key").unwrap();
-    while !dump.0.exists() {
-        std::thread::yield_now();
-    }
+    eventually("a dump", || dump.0.exists());
     drop(handle);
+    // The thread may write one more dump before it ends.
+    eventually("no more dump", || {
+        let _ = std::fs::remove_file(&dump.0);
+        group.invalidate("key");
+        group.get("key").unwrap();
+        std::thread::sleep(20 * interval);
+        !dump.0.exists()
+    });
 }
 
 #[test]

@@ -278,7 +278,7 @@ fn hits_alone_remove_expired_entries() {
         assert_eq!(cause, RemovalCause::Expired);
         counted.fetch_add(1, Ordering::Relaxed);
     });
-    // Ten seconds of 10,000 hits, on one key in one of eight shards.
+    // As many hits as in ten seconds at 10,000 per second, of one key in one of eight shards.
     for _ in 0..100_000 {
         group.get("-").expect("a value");
     }

@@ -217,8 +217,10 @@ mod linux {
         let registry = Registry::new();
         let guard = always_short().registry(&registry).watch().expect("a guard");
         let panics = Count::default();
+        let deadline = std::time::Instant::now() + PATIENCE;
         // The thread that watches drops its handle last, unless it reads in between.
         while panics.get() == 0 {
+            assert!(std::time::Instant::now() < deadline, "no drop panics");
             let value = DropPanics(panics.clone());
             let getter = larder::getter_fn(move |_, _, _| {
                 let _ = &value;

@@ -13,16 +13,12 @@ use larder::{Clock, Context, ErrorKind, Group, Registry, Sink, getter_fn};
 
 use crate::common::*;
 
-use super::texts;
+use super::{DropPanics, panic_quietly, texts};
 
 const OWN: &str = "http://127.0.0.1:1";
 
 fn builder(registry: &Registry) -> HttpPoolBuilder {
     HttpPool::builder(OWN).registry(registry)
-}
-
-fn panic_quietly() -> ! {
-    resume_unwind(Box::new("a panic of the test"))
 }
 
 /// A group whose value is the name of the process that ran the getter.
@@ -390,15 +386,6 @@ fn transport_hook_may_panic_or_set_peers_itself() {
         2,
         "the last call that returns sets the list"
     );
-}
-
-/// Panics when it is dropped.
-struct DropPanics;
-
-impl Drop for DropPanics {
-    fn drop(&mut self) {
-        panic_quietly();
-    }
 }
 
 #[test]

@@ -172,11 +172,13 @@ fn bytes_that_arrive_on_an_idle_connection_are_not_taken_for_an_answer() {
     let timeout = failure("408 Request Timeout", "Connection: close\r\n", "");
     for surplus in [timeout, ok(&body(b"forged"))] {
         let (sent, surplus_sent) = std::sync::mpsc::channel();
+        let (returned, has_returned) = std::sync::mpsc::channel();
+        let has_returned = std::sync::Mutex::new(has_returned);
         let server = RawServer::start(move |mut connection| {
             connection.read_head();
             connection.send(&ok(&body(b"A")));
             if connection.number == 0 {
-                std::thread::sleep(Duration::from_millis(5));
+                has_returned.lock().unwrap().recv().unwrap();
                 connection.send(&surplus);
                 sent.send(()).unwrap();
             }
@@ -184,7 +186,9 @@ fn bytes_that_arrive_on_an_idle_connection_are_not_taken_for_an_answer() {
         });
         let pool = pool_of(&server.url);
         assert_eq!(get(&pool, "a").unwrap().value, "A");
+        returned.send(()).unwrap();
         surplus_sent.recv().unwrap();
+        // Nothing shows when the bytes have arrived at the client's idle socket.
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(get(&pool, "b").unwrap().value, "A");
         assert_eq!(server.connections(), 2);

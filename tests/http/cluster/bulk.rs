@@ -36,6 +36,7 @@ fn node(time: Duration, options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) ->
             match key.split('-').next() {
                 Some("missing") => {}
                 Some("broken") => sink.fail(format!("disk on fire at {url}")),
+                Some("long") => sink.fail(long_text(&url)),
                 Some("large") => sink.set_bytes(&[7; 700_000])?,
                 _ => sink.set_str(&format!("{key} {url}"))?,
             }
@@ -51,6 +52,11 @@ fn node(time: Duration, options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) ->
         calls,
         _server: server,
     }
+}
+
+/// The text of an error that is longer than those in an answer for several keys.
+fn long_text(url: &str) -> String {
+    format!("{url} {}", "x".repeat(1000))
 }
 
 fn cluster(time: Duration, options: fn(HttpPoolBuilder) -> HttpPoolBuilder) -> Vec<Node> {
@@ -70,6 +76,15 @@ fn check(nodes: &[Node], key: &str, result: Result<larder::ByteView>) {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Getter);
             assert_eq!(error.to_string(), format!("disk on fire at {owner}"));
+        }
+        Some("long") => {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Getter);
+            let text = error.to_string();
+            assert!(
+                text.len() >= 400 && long_text(&owner).starts_with(&text),
+                "{text}"
+            );
         }
         Some("large") => assert_eq!(result.unwrap().len(), 700_000),
         _ => assert_eq!(result.unwrap(), format!("{key} {owner}")),
@@ -164,7 +179,9 @@ fn batches_have_no_more_keys_than_a_server_reads() {
 #[test]
 fn error_text_of_any_length_arrives_or_is_cut() {
     let nodes = cluster(Duration::ZERO, |builder| builder.max_batch_bytes(2000));
-    let keys: Vec<String> = (0..40).map(|n| format!("broken-{n}")).collect();
+    let keys: Vec<String> = (0..40)
+        .map(|n| format!("{}-{n}", ["broken", "long"][n % 2]))
+        .collect();
     let results = nodes[0].group.get_many(&Context::background(), &keys);
     for (key, result) in keys.iter().zip(results) {
         check(&nodes, key, result);

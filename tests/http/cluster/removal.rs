@@ -97,7 +97,9 @@ fn removed_keys_are_gone_from_all_nodes() {
 
 #[test]
 fn many_long_keys_are_removed_in_several_requests() {
-    let (nodes, version) = cluster(|builder| builder);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let is_change = |request: &TransportRequest<'_>| request.method() != "GET";
+    let (nodes, version) = cluster(|builder| count_requests(builder, &requests, is_change));
     let keys: Vec<String> = (0..300)
         .map(|n| format!("{n}{}", "\u{1}".repeat(500)))
         .collect();
@@ -105,7 +107,10 @@ fn many_long_keys_are_removed_in_several_requests() {
         node.group.get_many(&background(), &keys);
     }
     version.store(1, Ordering::SeqCst);
+    requests.store(0, Ordering::SeqCst);
     nodes[0].group.remove_many(&background(), &keys).unwrap();
+    let requests = requests.load(Ordering::SeqCst);
+    assert!(requests > 2, "{requests} requests to two nodes");
     for (node, key) in nodes
         .iter()
         .flat_map(|node| keys.iter().map(move |key| (node, key)))
@@ -315,5 +320,9 @@ fn key_that_is_too_long_for_a_path_is_removed_from_all_nodes() {
             .find(|node| node.pool.owner(&key).as_deref() != Some(node.pool.self_url()));
         let set = (node.expect("another node").group).set(&background(), &key, "x", options());
         set.expect_err("the key is too long");
+        let old = format!("{key} {}", version.load(Ordering::SeqCst));
+        for node in &nodes {
+            assert_eq!(node.group.get(&key).expect("loaded"), old);
+        }
     }
 }
