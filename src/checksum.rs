@@ -71,7 +71,7 @@ mod tests {
         }
         sums.sort_unstable();
         sums.dedup();
-        // The texts with one other digit than 0 and with two.
+        // These are the text of zeros, and the texts in which one or two digits are not 0.
         assert_eq!(sums.len(), 1 + 72 * 9 + 72 * 71 / 2 * 81);
     }
 

@@ -33,7 +33,7 @@ pub fn be(arguments: &[String]) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let registry = Registry::new();
-    // Long enough for the slowest machine. Slow peers are not measured here.
+    // The time-outs are long enough for the slowest machine, because slow peers are not measured here.
     let pool = HttpPool::builder(&url)
         .registry(&registry)
         .connect_timeout(Duration::from_secs(5))

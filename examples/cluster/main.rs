@@ -43,7 +43,7 @@ fn main() -> Result<(), BoxError> {
         match arg {
             Long("dir") => dir = parser.value()?.into(),
             Long("seconds") => seconds = parser.value()?.parse()?,
-            // The arguments of a node: its port, and the bytes of its cache.
+            // A node has two arguments: its port, and the bytes of its cache.
             Long("node") => node = Some((parser.value()?.parse()?, parser.value()?.parse()?)),
             Short('h') | Long("help") => {
                 println!("usage: cluster [--dir DIR] [--seconds 10]");
@@ -64,7 +64,7 @@ fn operate(dir: &Path, seconds: u64) -> Result<(), BoxError> {
     let size: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     let (count, kib) = (files.len(), size >> 10);
     println!("{NODES} nodes share {count} files, {kib} KiB");
-    // An eighth more than the size of the files: room for keys and for the overhead of entries.
+    // The cache is an eighth larger than the files, so that it has room for keys and the overhead of entries.
     let cache = (size / 8 * 9).max(16 << 10);
 
     let mut nodes = Vec::new();

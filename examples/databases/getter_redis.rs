@@ -114,7 +114,7 @@ impl RedisGetter {
 impl Getter for RedisGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         let mut connection = self.idle.take(|| self.connect())?;
-        // One round trip for the value and its remaining milliseconds, negative without an expiry.
+        // One round trip brings the value and its remaining milliseconds, which are negative without an expiry.
         let (value, left): (Option<Vec<u8>>, i64) =
             redis::pipe().get(key).pttl(key).query(&mut connection)?;
         // After an error a late answer may still arrive. So `?` above drops the connection.

@@ -57,7 +57,7 @@ pub fn run(port: u16) {
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let pool = HttpPool::builder(&url)
-        // Long enough for a slow machine.
+        // The time-outs are long enough for a slow machine.
         .connect_timeout(Duration::from_secs(10))
         .exchange_timeout(Duration::from_secs(30))
         .build()

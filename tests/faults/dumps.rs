@@ -34,7 +34,7 @@ fn group() -> Group {
     builder.build(load).expect("a group")
 }
 
-/// How many entries are in the dump. All are intact.
+/// The number of entries in the dump, all of which must be intact.
 fn restored(path: &Path) -> u64 {
     let group = group();
     let report = group.restore(path, RestoreOptions::new(0));
@@ -59,7 +59,7 @@ fn process_that_is_killed_while_it_dumps_leaves_a_whole_dump() {
         while !path.exists() {
             thread::yield_now();
         }
-        // At another point of a dump in each round.
+        // Each round kills the process at another point of a dump.
         thread::sleep(millis(round));
         node.kill();
         assert_eq!(restored(&path), 50, "round {round}");

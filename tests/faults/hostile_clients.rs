@@ -186,7 +186,7 @@ fn half_bodies_cost_no_more_than_what_arrived() {
         let mut bytes = honest.replace("GET", "POST").replace("Host: h", &lines);
         bytes.push_str(&"x".repeat(announced / 2));
         let growth = growth(&mut node, CONNECTIONS, bytes.as_bytes());
-        // 40 MiB in all.
+        // The limit is 40 MiB for all connections.
         assert!(growth <= 160, "{announced}: {growth} KiB a connection");
     }
     assert_eq!(node.ask("get k"), "value of k");
@@ -279,7 +279,7 @@ fn path_of_a_request_is_decoded_once_and_a_key_is_a_key() {
     for path in ["/_groupcache/%76alues/k", "/_groupcache/values/k"] {
         assert_eq!(get(path).value(), "k");
     }
-    // No path leads out of the base path, and none into it.
+    // No path leads out of the base path, or into it from outside.
     for path in [
         "/_groupcache/../_groupcache/values/k",
         "/x/../_groupcache/values/k",

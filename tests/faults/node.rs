@@ -227,7 +227,7 @@ impl Node {
                 self.pool.set(&words[1..]).expect("good URLs");
                 "ready".into()
             }
-            // The value, or the kind of the error.
+            // Returns the value, or the kind of the error.
             ["get", key] => shown(self.group.get(key)),
             ["get", key, ms] => shown(self.group.get_with(&within(ms), key)),
             // Gets one key by this number of threads, half of them after these peers are set, if any are given.
@@ -235,7 +235,7 @@ impl Node {
             ["herd", threads, key, ref peers @ ..] => {
                 self.herd(threads.parse().expect("a number"), key, peers)
             }
-            // Gets in the background, until `end`: see `Load`.
+            // Gets keys in the background until `end`: see `Load`.
             ["load", ..] => {
                 self.load = Some(Load::start(&self.group, &self.pool, &words[1..]));
                 "started".into()
@@ -257,7 +257,7 @@ impl Node {
                 GATE.open();
                 "ready".into()
             }
-            // Milliseconds that the shutdown took.
+            // Returns the milliseconds that the shutdown took.
             ["shutdown", ms] => {
                 let server = self.server.take().expect("it runs");
                 let start = Instant::now();
@@ -278,9 +278,9 @@ impl Node {
                 let loads = self.loads.0.lock().expect("no panic");
                 loads.get(key).copied().unwrap_or_default().to_string()
             }
-            // The numbers of the keys with this prefix, each as often as it was loaded here.
+            // Returns the numbers of the keys with this prefix, each as often as the key was loaded here.
             ["loaded", prefix] => self.loaded(prefix),
-            // The requests for keys to this peer, and to all, and the loads by peers.
+            // Returns the requests for keys to this peer, those to all, and the loads by peers.
             ["requests", url] => {
                 let requests = self.requests.sent.lock().expect("no panic");
                 let (to_one, to_all) = (requests.get(url), requests.values().sum::<u64>());
@@ -300,7 +300,7 @@ impl Node {
                 failed.to_string()
             }
             ["memory"] => of_process("VmRSS:").to_string(),
-            // The threads whose names begin so.
+            // Returns the number of threads whose names begin with `name`.
             ["threads", name] => threads(name).to_string(),
             ["descriptors"] => descriptors().to_string(),
             ["connections"] => self

@@ -346,7 +346,7 @@ fn moved_share(preset: Option<Preset>) -> f64 {
 #[test]
 fn nodes_that_join_and_leave_move_their_share_of_the_keys_and_no_other() {
     let share = moved_share(None);
-    // Seven of ten, within 2 points.
+    // The ideal share is seven of ten. The tolerance is 2 points.
     assert!((0.68..=0.72).contains(&share), "{share}");
     // The arcs of a ring differ more in their lengths.
     for preset in [

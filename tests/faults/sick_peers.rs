@@ -189,7 +189,7 @@ fn node_that_was_only_cut_off_takes_the_values_of_its_keys_over() {
         late_peeks.count.load(Ordering::SeqCst) as usize,
     );
     let in_a_row = late_peeks.most_in_a_row();
-    // The same exchanges without a deadline of 10 ms.
+    // This measures the same exchanges without their deadline of 10 ms.
     let slowest = slowest_get(cut, &keys_of(&others[0], "control"));
     // After four in a row, a node that came back loads the other keys itself.
     let gave_up = in_a_row >= 4 && slowest > millis(7);
@@ -304,7 +304,7 @@ fn peer_that_is_down_gets_one_probe_a_window() {
         assert!(values.iter().all(|value| value.is_ok()));
         thread::sleep(millis(1));
     }
-    // Windows of 1 s, 2 s, 4 s and so on, each up to a quarter shorter.
+    // The windows are 1 s, 2 s, 4 s and so on, and each may be shorter by up to a quarter.
     let (probes, took) = (probes.load(Ordering::SeqCst), start.elapsed());
     let windows = (1..).take_while(|&n| millis(750) * ((1 << n) - 1) <= took);
     let most = windows.count();

@@ -222,7 +222,7 @@ fn batches_to_a_peer_come_back_after_one_wrong_answer() {
         while let Some(head) = connection.read_head() {
             if head.starts_with("POST") {
                 counted.fetch_add(1, Ordering::SeqCst);
-                // The page of the proxy. The node then sends no more batches.
+                // This is a page of a proxy. After it, the node sends no more batches.
                 connection.send(&failure(
                     "404 Not Found",
                     "Content-Type: text/html\r\n",
@@ -244,7 +244,11 @@ fn batches_to_a_peer_come_back_after_one_wrong_answer() {
         posts.load(Ordering::SeqCst)
     };
     assert_eq!(many("first"), 1);
-    assert_eq!(many("second"), 1, "the peer does not know batches");
+    assert_eq!(
+        many("second"),
+        1,
+        "no batch is sent to a peer that refused one"
+    );
     node.pool.set([&server.url]).expect("a URL");
     assert_eq!(many("third"), 2, "the list of peers was set");
     assert_eq!(many("fourth"), 2);

@@ -109,7 +109,7 @@ fn capacity_of_zero_caches_nothing() {
 /// and cut it.
 #[test]
 fn value_that_fits_only_without_its_key_is_not_cached() {
-    // 24 pages, with the header of a block.
+    // With the header of its block, the value takes 24 pages.
     const LEN: usize = 24 * 4096 - 8;
     let value = |key: &str| key.repeat(LEN / key.len());
     for capacity in [24 * 4096 + 100, 25 * 4096] {

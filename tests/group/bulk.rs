@@ -626,7 +626,7 @@ fn owner_that_is_loading_is_asked_again() {
         let group = among("slow", picker).build(getter).expect("a group");
         let keys = ["a", "b", "c", "d", "e"];
         assert_eq!(texts(group.get_many(&ctx, &keys)), keys);
-        // One key, then two, then the last two.
+        // The three requests brought one value, then two, then the last two.
         assert_eq!((owner.0.get(), loads.get()), (3, 0));
     }
 }

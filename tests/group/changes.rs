@@ -103,10 +103,6 @@ fn group(peers: &[&Arc<RecordingPeer>]) -> Group {
     group.expect("a group")
 }
 
-fn background() -> Context {
-    Context::background()
-}
-
 #[test]
 fn removal_is_sent_to_all_peers_and_applied_here() {
     let (a, b) = (peer("a", |_| Ok(())), peer("b", |_| Ok(())));
@@ -262,7 +258,7 @@ fn all_peers_get_a_clear_whose_listener_panics_on_this_thread() {
         return clear_without_threads();
     }
     let name = "changes::all_peers_get_a_clear_whose_listener_panics_on_this_thread";
-    // Most of the address space, whatever the size of a word.
+    // This is most of the address space, whatever the size of a word.
     let stack = (usize::MAX / 16 * 13).to_string();
     let output = std::process::Command::new(std::env::current_exe().expect("a path"))
         .args(["--test-threads=1", "--exact", name])

@@ -96,8 +96,17 @@ pub fn timed<T>(f: impl FnOnce() -> T) -> (Duration, T) {
     (start.elapsed(), value)
 }
 
+pub fn background() -> Context {
+    Context::background()
+}
+
 pub fn within(limit: Duration) -> Context {
-    Context::background().with_timeout(limit)
+    background().with_timeout(limit)
+}
+
+/// With the first context, the getter runs on the caller's own thread; with the second, on a loader thread.
+pub fn contexts() -> [Context; 2] {
+    [background(), within(PATIENCE)]
 }
 
 pub fn millis(n: u64) -> Duration {

@@ -160,10 +160,6 @@ impl Pair {
     }
 }
 
-fn background() -> Context {
-    Context::background()
-}
-
 #[test]
 fn get_before_the_owner_has_applied_a_removal_returns_the_new_value() {
     let removals: [fn(&Group); 3] = [

@@ -167,7 +167,7 @@ fn expired_entry_always_leaves_with_cause_expired() {
         .time_to_live(seconds(1))
         .build(echo().0)
         .expect("a new group");
-    // More entries than the sweep of one insertion visits.
+    // There are more entries than the sweep of one insertion visits.
     for n in 0..20 {
         group.get(&format!("key{n}")).expect("a value");
     }

@@ -6,10 +6,6 @@ use larder::{Context, ErrorKind, Group, Registry, getter_fn};
 
 use crate::common::*;
 
-fn contexts() -> [Context; 2] {
-    [Context::background(), within(PATIENCE)]
-}
-
 /// A group whose getter uses the group itself.
 fn with_access_to_itself(
     get: impl Fn(&Group, &Context, &str) -> larder::Result<String> + Send + Sync + 'static,

@@ -86,11 +86,6 @@ fn groups(source: &Source) -> Vec<(&'static str, Group, Begin)> {
     ]
 }
 
-fn contexts() -> [Context; 2] {
-    // The getter runs on the caller's own thread, and on a loader thread.
-    [Context::background(), within(PATIENCE)]
-}
-
 /// Runs `case` for every kind of load and every kind of removal.
 fn every_case(case: impl Fn(&str, Source, Group, Begin, Context, fn(&Group))) {
     for (how, removal) in REMOVALS {

@@ -385,7 +385,7 @@ fn etag_counts_against_the_capacity_and_is_no_part_of_the_value() {
         })
         .build(getter_fn(|_, key, dest| {
             let etag = "e".repeat(key.len() - 1);
-            // Before the value, after it, and none.
+            // The first letter decides whether the etag is set before the value, after it, or not at all.
             match &key[..1] {
                 "b" => dest.set_etag(&etag),
                 "v" => {

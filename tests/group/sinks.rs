@@ -1,8 +1,8 @@
 //! Sinks: each gets the value, and none can change the cached bytes.
 
 use larder::{
-    AllocatingByteSliceSink, ByteView, ByteViewSink, Context, Error, ErrorKind, Group, ProtoSink,
-    Sink, StringSink, TruncatingByteSliceSink, getter_fn,
+    AllocatingByteSliceSink, ByteView, ByteViewSink, Error, ErrorKind, Group, ProtoSink, Sink,
+    StringSink, TruncatingByteSliceSink, getter_fn,
 };
 
 use crate::common::*;
@@ -10,10 +10,6 @@ use crate::testpb::Town;
 
 fn group() -> Group {
     alone("sinks").build(echo().0).expect("a group")
-}
-
-fn background() -> Context {
-    Context::background()
 }
 
 #[test]

@@ -405,7 +405,7 @@ fn node_whose_removals_were_left_out_begins_anew() {
     }
     let second = origin_of_next();
     assert_ne!(second, first);
-    // Two at the same time.
+    // Two removals are under way at the same time.
     let (one, two) = (a.clocks.begin().0, a.clocks.begin().0);
     assert_eq!([one >> 32, two >> 32], [second, second]);
     // A node that misses one is found by its digest.

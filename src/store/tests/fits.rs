@@ -54,7 +54,7 @@ fn assert_stays(capacity: u64, count: usize, len: usize) {
 
 #[test]
 fn few_large_values_that_fit_stay() {
-    // The large cases below in 1/64 of their size.
+    // These are the large cases below, in 1/64 of their size.
     for (count, len) in [(13, 47_000), (8, 78_000), (40, 15_600), (16, 39_000)] {
         assert_stays(1 << 20, count, len);
     }

@@ -43,11 +43,11 @@ fn value_of_another_key_is_refused() {
         let error = decode_many_response(&body, hashes.into_iter()).expect_err("refused");
         assert!(error.to_string().contains("another key"), "{error}");
     }
-    // Two ages for one value.
+    // A second age for the only value is refused.
     let aged = encoded(&[Some((b"x".to_vec(), None, Some(1)))]);
     assert!(decode(&aged, 1).is_ok());
     assert!(decode(&[&aged[..], &[0xc0, 6, 1]].concat(), 1).is_err());
-    // The field of a value that is too short for a hash.
+    // The field of a value has to be long enough for the hash.
     let short = [0xba, 6, 1, b'x', 0xaa, 6, 1, FOUND];
     assert!(decode(&short, 1).is_err());
 }
@@ -111,7 +111,7 @@ fn request_with_too_many_keys_is_refused() {
 
 #[test]
 fn body_of_another_message_is_refused() {
-    // An empty value in a `GetResponse`.
+    // The second body is a `GetResponse` with an empty value.
     for body in [&b""[..], &[0x0a, 0], b"<html>"] {
         let error = decode(body, 1).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Peer);

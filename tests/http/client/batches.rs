@@ -158,11 +158,11 @@ fn broken_connection_does_not_fail_32_batched_callers() {
         while came.load(Ordering::SeqCst) < 32 {
             std::thread::yield_now();
         }
-        // Lets the last callers join the next batch.
+        // The pause lets the last callers join the next batch.
         std::thread::sleep(Duration::from_millis(20));
         let keys = keys_of(connection);
         let answer = answer_to(&keys, |_| false);
-        // Nothing, then half a head, then half a body.
+        // The server sends nothing, then half a head, then all but a byte.
         let cut = [0, 10, answer.len() - 1];
         let kill = kills.fetch_add(1, Ordering::SeqCst);
         connection.send(&answer[..cut[kill % 3]]);

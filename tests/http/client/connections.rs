@@ -137,7 +137,7 @@ fn retry_after_a_stale_connection_uses_a_new_connection() {
     for _ in 0..6 {
         assert_eq!(get(&pool, "k").unwrap().value, "new");
     }
-    // One new connection for the retry, and one for all later requests. There is no retry if the pool
+    // The retry takes one new connection, and all later requests another one. There is no retry if the pool
     // has already detected that the idle connections are closed.
     let connections = server.connections();
     assert!((5..=6).contains(&connections), "{connections}");

@@ -139,7 +139,7 @@ fn wrong_length_is_an_error_for_any_transport() {
     for answer in [|| protobuf(Some(4), b"abc"), || protobuf(Some(6), b"abc")] {
         peer_error(&canned(answer), "k");
     }
-    // Larger than the buffer that the client allocates in advance.
+    // These are longer than the buffer that the client allocates in advance.
     peer_error(&canned(|| protobuf(Some(500_000), &[0; 400_000])), "k");
     peer_error(&canned(|| protobuf(Some(300_000), &[0; 400_000])), "k");
 }

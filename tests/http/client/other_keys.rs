@@ -28,7 +28,7 @@ fn right(key: &str) -> Vec<u8> {
 
 #[test]
 fn answer_for_another_key_is_refused_and_its_connection_closed() {
-    // From larder itself, behind a proxy, and from a server that hides its name.
+    // The answers are from larder itself, from behind a proxy, and from a server that hides its name.
     for headers in [LARDER, "Server: larder\r\nVia: 1.1 proxy\r\n", ""] {
         let server = server(move |number, key| match number {
             2 => ok_with(headers, &keyed_body("other", b"of another key")),

@@ -248,7 +248,7 @@ fn slow_load_runs_once_for_the_callers_of_all_nodes() {
                 scope.spawn(move || group.get_with(&ctx, "held"))
             })
             .collect();
-        // Three exchanges long.
+        // The load takes as long as three exchanges.
         std::thread::sleep(Duration::from_secs(6));
         drop(held);
         for caller in callers {

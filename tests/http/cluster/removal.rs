@@ -119,7 +119,7 @@ fn many_long_keys_are_removed_in_several_requests() {
     }
 }
 
-/// Otherwise a node would take the value of another one, which has not applied the whole removal, for a new one.
+/// If the counts differed, a node would accept an old value from a peer that has applied a part of the removal.
 #[test]
 fn nodes_count_removals_of_many_keys_alike() {
     let long = |n: usize| format!("{n}{}", "\u{1}".repeat(500));
@@ -129,7 +129,7 @@ fn nodes_count_removals_of_many_keys_alike() {
             (0..100).map(long).collect(),
         ] {
             let (nodes, _) = cluster(|builder| builder.http_client(client));
-            // The first requests of this process to its peers.
+            // These are the first requests of this process to its peers.
             nodes[0].group.remove_many(&background(), &keys).unwrap();
             for key in &keys {
                 let mark = |node: &Node| {

@@ -84,7 +84,7 @@ mod tests {
             let (mut over, mut waits) = (Duration::ZERO, 0);
             while over < limit {
                 timeout.prepare(limit - over, |_| Ok(())).unwrap();
-                // An eighth late, and up to the next tick of 4 ms.
+                // The wait ends an eighth late, and at the next tick of 4 ms.
                 let wait = timeout.set.unwrap();
                 over += wait + wait / 8 + millis(4);
                 waits += 1;
