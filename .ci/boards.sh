@@ -90,12 +90,14 @@ foreign_std() {
 }
 
 # The standard library for musl links libunwind. gcc's unwinder takes its place, with the one function of
-# glibc that musl lacks.
+# glibc that musl lacks. A smaller function takes the place of one of musl's.
 unwind_for_musl() {
-    local lib="$BOARDS/lib/$TARGET"
+    local lib="$BOARDS/lib/$TARGET" name
     mkdir -p "$lib"
-    musl-gcc -O2 -fPIC -c -o "$lib/find_object.o" .ci/boards/find_object.c
-    echo "GROUP ( $(gcc -print-file-name=libgcc_eh.a) $lib/find_object.o )" >"$lib/libunwind.a"
+    for name in find_object set_name; do
+        musl-gcc -Os -fPIC -c -o "$lib/$name.o" ".ci/boards/$name.c"
+    done
+    echo "GROUP ( $(gcc -print-file-name=libgcc_eh.a) $lib/find_object.o $lib/set_name.o )" >"$lib/libunwind.a"
 }
 
 # cargo for the target. The first argument is its command.

@@ -10,15 +10,17 @@
 //! A request that does not come from a getter only reads a thread-local variable.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashTable;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::random::mix;
 use crate::sync::thread_local;
 
 /// Identifies a flight of this process. Each [`Dependency`] on a flight ends before its stripe is
 /// freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LoadId {
     number: u64,
     /// The address of the stripe, which numbers its flights.
@@ -35,6 +37,16 @@ impl LoadId {
     pub(crate) fn number(self) -> u64 {
         self.number
     }
+
+    fn hash(self) -> u64 {
+        mix(self.number ^ mix(self.stripe as u64))
+    }
+}
+
+/// A flight waits for another one.
+struct Wait {
+    dependent: LoadId,
+    on: LoadId,
 }
 
 thread_local! {
@@ -43,12 +55,16 @@ thread_local! {
 }
 
 /// The flight that each flight waits for. One thread runs a flight, so it waits for one other at
-/// most. This is a lock of std, because no thread blocks while it holds the lock.
+/// most. A tree would take more code, a list more time where a bulk getter has many keys. This is a lock of std, because no thread blocks while it holds the lock.
 ///
 /// A thread that leads a nested flight adds an entry from its outer flight to the nested one. So the
 /// records lead from every flight of the thread to its innermost one, and the search compares with
 /// that one only.
-static WAITING_FOR: Mutex<BTreeMap<LoadId, LoadId>> = Mutex::new(BTreeMap::new());
+static WAITING_FOR: Mutex<HashTable<Wait>> = Mutex::new(HashTable::new());
+
+fn waiting_for() -> MutexGuard<'static, HashTable<Wait>> {
+    WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Guard of a record: this thread's innermost flight depends on another flight until it is dropped.
 #[must_use]
@@ -116,7 +132,7 @@ impl Drop for Dependency {
 
 #[cold]
 fn insert(innermost: LoadId, id: LoadId) -> Result<()> {
-    let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut waiting_for = waiting_for();
     // The lock is held from the search to the insertion. If two threads close a cycle from both
     // sides, the second one finds the entry of the first.
     let mut next = Some(id);
@@ -124,17 +140,31 @@ fn insert(innermost: LoadId, id: LoadId) -> Result<()> {
         if flight == innermost {
             return Err(Error::from(ErrorKind::RecursiveLoad));
         }
-        next = waiting_for.get(&flight).copied();
+        let wait = waiting_for.find(flight.hash(), |wait| wait.dependent == flight);
+        next = wait.map(|wait| wait.on);
     }
-    waiting_for.insert(innermost, id);
+    let wait = Wait {
+        dependent: innermost,
+        on: id,
+    };
+    waiting_for.insert_unique(innermost.hash(), wait, |wait| wait.dependent.hash());
     Ok(())
 }
 
 #[cold]
 fn remove(id: LoadId) {
-    let mut waiting_for = WAITING_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-    waiting_for.remove(&id);
+    let mut waiting_for = waiting_for();
+    if let Ok(entry) = waiting_for.find_entry(id.hash(), |wait| wait.dependent == id) {
+        entry.remove();
+    }
+    // The table of a bulk call with many keys must not stay.
+    if waiting_for.is_empty() && waiting_for.capacity() > MAX_KEPT {
+        *waiting_for = HashTable::new();
+    }
 }
+
+/// The largest table that is kept while no flight waits for another, in entries.
+const MAX_KEPT: usize = 256;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {

@@ -5,7 +5,6 @@
 //! If they differ, its response carries its own mark, and the client logs both lists once.
 
 use crate::sync::plain_atomic::{AtomicU32, AtomicU64, Ordering};
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -28,7 +27,7 @@ pub(crate) struct Membership {
     /// started and fetches the list of the peers that had its keys before.
     holds: AtomicU32,
     /// The pairs of own and others' fingerprints that were logged.
-    logged: Mutex<HashSet<(u64, u64)>>,
+    logged: Mutex<Vec<(u64, u64)>>,
 }
 
 /// The list of this process.
@@ -145,9 +144,13 @@ impl Membership {
     /// Whether the difference from this list is to be logged: once for each pair of lists, and for
     /// [`MAX_LOGGED`] pairs at most.
     pub(crate) fn should_log(&self, mark: PeersMark) -> bool {
-        let own = self.own().mark.fingerprint;
+        let pair = (self.own().mark.fingerprint, mark.fingerprint);
         let mut logged = self.logged.lock();
-        logged.len() < MAX_LOGGED && logged.insert((own, mark.fingerprint))
+        let is_new = logged.len() < MAX_LOGGED && !logged.contains(&pair);
+        if is_new {
+            logged.push(pair);
+        }
+        is_new
     }
 }
 

@@ -1,6 +1,5 @@
 //! Counts the loads that still run although the client that started them has left.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +11,8 @@ use crate::sync::{Arc, Mutex};
 /// A client that starts loads and does not wait for them occupies a loader thread with each. So an
 /// address with too many of them may start no further load until one of them has ended.
 pub(crate) struct AbandonedLoads {
-    by_addr: Mutex<HashMap<IpAddr, usize>>,
+    /// A list, because there are no more addresses than loader threads.
+    by_addr: Mutex<Vec<(IpAddr, usize)>>,
     max_per_addr: usize,
 }
 
@@ -36,7 +36,7 @@ impl AbandonedLoads {
     ///
     /// [`ErrorKind::Overloaded`] if the address has abandoned too many loads.
     pub(crate) fn start(self: &Arc<Self>, addr: IpAddr) -> Result<Arc<StartedLoad>> {
-        let abandoned = self.by_addr.lock().get(&addr).copied().unwrap_or(0);
+        let abandoned = self.abandoned_by(addr);
         if abandoned >= self.max_per_addr {
             let message = format!(
                 "{abandoned} loads that {addr} started and did not wait for are still running"
@@ -49,12 +49,22 @@ impl AbandonedLoads {
             is_abandoned: AtomicBool::new(false),
         }))
     }
+
+    fn abandoned_by(&self, addr: IpAddr) -> usize {
+        let by_addr = self.by_addr.lock();
+        let found = by_addr.iter().find(|(other, _)| *other == addr);
+        found.map_or(0, |(_, count)| *count)
+    }
 }
 
 impl StartedLoad {
     pub(crate) fn abandon(&self) {
         if !self.is_abandoned.swap(true, Ordering::Relaxed) {
-            *self.loads.by_addr.lock().entry(self.addr).or_default() += 1;
+            let mut by_addr = self.loads.by_addr.lock();
+            match by_addr.iter_mut().find(|(addr, _)| *addr == self.addr) {
+                Some((_, count)) => *count += 1,
+                None => by_addr.push((self.addr, 1)),
+            }
         }
     }
 }
@@ -65,10 +75,10 @@ impl Drop for StartedLoad {
             return;
         }
         let mut by_addr = self.loads.by_addr.lock();
-        if let Some(count) = by_addr.get_mut(&self.addr) {
-            *count -= 1;
-            if *count == 0 {
-                by_addr.remove(&self.addr);
+        if let Some(at) = by_addr.iter().position(|(addr, _)| *addr == self.addr) {
+            by_addr[at].1 -= 1;
+            if by_addr[at].1 == 0 {
+                by_addr.swap_remove(at);
             }
         }
     }

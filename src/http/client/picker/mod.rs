@@ -116,7 +116,7 @@ impl Picker {
     /// See `HttpPool::set`.
     pub(crate) fn set(&self, peers: impl Iterator<Item = Peer>) -> Result<()> {
         let checked = check_list(peers)?;
-        let mut made = HashMap::new();
+        let mut made = Vec::new();
         loop {
             // `list_of` runs user code (the transport hook, the hash), so no lock is held, and
             // another thread can set peers meanwhile. Then the list is built again, with the
@@ -144,7 +144,7 @@ impl Picker {
         &self,
         checked: &[CheckedPeer],
         before: &PeerList,
-        made: &mut HashMap<String, Arc<HttpPeer>>,
+        made: &mut Vec<(String, Arc<HttpPeer>)>,
     ) -> Result<PeerList> {
         let peers: Vec<Peer> = checked.iter().map(|checked| checked.peer.clone()).collect();
         let placement = self.empty.with(&peers)?;
@@ -158,8 +158,12 @@ impl Picker {
                     kept.clone()
                 }
                 None => {
-                    let client = made.entry(url.to_owned());
-                    client.or_insert_with(|| self.client(&checked.url)).clone()
+                    if let Some((_, client)) = made.iter().find(|(of, _)| of == url) {
+                        return client.clone();
+                    }
+                    let client = self.client(&checked.url);
+                    made.push((url.to_owned(), client.clone()));
+                    client
                 }
             }
         };
