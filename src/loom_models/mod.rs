@@ -11,11 +11,22 @@ mod free_list;
 mod freshness;
 pub(crate) mod groups;
 mod permits;
+#[cfg(feature = "http")]
+mod pickers;
 mod removals;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::sync::Arc;
+
+/// Explores the orders with three preemptions, for 5 s at most.
+#[cfg(feature = "http")]
+pub(crate) fn explore(explored: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.max_duration = Some(std::time::Duration::from_secs(5));
+    builder.check(explored);
+}
 
 /// Counts the runs of the work. Each run returns its number, beginning with 0.
 #[derive(Clone, Default)]

@@ -145,6 +145,9 @@ impl Drop for ByteGuard<'_> {
     }
 }
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
