@@ -91,6 +91,9 @@ impl Drop for Permit<'_> {
     }
 }
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
