@@ -202,6 +202,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The most addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
