@@ -447,5 +447,8 @@ pub(crate) fn test_peer_connection(stream: TcpStream) -> Arc<Connection> {
     Connection::new(stream, addr, &tests::Peers(vec![addr.ip()]))
 }
 
+#[cfg(all(test, larder_loom))]
+mod loom_models;
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
