@@ -282,7 +282,8 @@ fn refused_connection_is_an_error_at_once() {
     let begun = Instant::now();
     let text = peer_error(&pool_of(&format!("http://{address}")), "k");
     assert!(text.contains("refused"), "{text}");
-    assert!(begun.elapsed() < Duration::from_millis(900));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(900), "{took:?}");
 }
 
 #[test]
@@ -314,7 +315,8 @@ fn unresolved_host_name_is_an_error_of_that_peer_only() {
     let begun = Instant::now();
     let text = peer_error(&pool, &key_of("http://nobody.invalid:1"));
     assert!(text.contains("nobody.invalid"), "{text}");
-    assert!(begun.elapsed() < Duration::from_millis(900));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(900), "{took:?}");
 }
 
 #[test]

@@ -42,7 +42,8 @@ fn shutdown_closes_idle_connections_at_once_and_frees_the_port() {
     eventually(|| server.connections() == 3);
     let started = Instant::now();
     server.shutdown(Duration::from_secs(9)).expect("in time");
-    assert!(started.elapsed() < Duration::from_secs(4));
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(server.connections(), 0);
     for client in [&mut asked, &mut silent, &mut half] {
         assert!(client.is_closed());
@@ -86,7 +87,8 @@ fn shutdown_cuts_a_request_off_at_the_deadline() {
         .shutdown(Duration::from_millis(100))
         .expect_err("the handler still runs");
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
-    assert!(started.elapsed() < Duration::from_secs(4));
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert!(client.is_closed());
     drop(release);
     eventually(|| server.connections() == 0);
