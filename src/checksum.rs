@@ -42,7 +42,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Computed by another program. Files of older versions must stay readable.
+    /// Another program computed these. Files of older versions must stay readable.
     #[test]
     fn checksum_does_not_change() {
         let bytes: Vec<u8> = (0..100).collect();

@@ -143,7 +143,7 @@ fn temporary_path(path: &Path) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
 
-    /// A device that cannot be synced stands for a disk that fails then.
+    /// The file is a device that cannot be synced, in place of one on a disk that fails.
     #[cfg(target_os = "linux")]
     #[test]
     fn file_that_cannot_be_synced_does_not_replace_the_old_one() {

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
 
-    /// Otherwise each hit of the group would look the times up.
+    /// If such a value were always due, each hit of the group would look its times up.
     #[test]
     fn value_of_unknown_age_is_due_only_in_its_stale_time() {
         let (now, ttl) = (Clock::manual().now(), Duration::from_secs(10));

@@ -225,7 +225,7 @@ mod tests {
     }
 
     /// A load that begins because no peer answered runs the getter. A request of the peer that dropped the key may
-    /// wait for it.
+    /// wait for that load.
     #[test]
     fn copy_of_a_lately_dropped_key_ends_no_load_that_peers_may_wait_for() {
         let slot = PickerSlot::default();

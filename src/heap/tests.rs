@@ -59,7 +59,7 @@ proptest! {
         heap.finish(drops_heap_first);
     }
 
-    /// Runs of pages are those of a set of numbers, and only spare pages are forgotten.
+    /// The map has the same runs of pages as a set of numbers, and forgets only spare pages.
     #[test]
     fn page_map_is_a_set_of_pages(
         ops in proptest::collection::vec((any::<bool>(), 1..80_usize, any::<prop::sample::Index>()), 1..100),
@@ -129,7 +129,7 @@ fn empty_bytes_are_allowed() {
     assert!(block(&heap(), 0, 0, 0).is_empty());
 }
 
-/// Such a length does not fit in the header. Only the pages that are written take memory.
+/// A length from 4 GiB on does not fit in the header. Only the pages that are written take memory.
 #[cfg(all(target_pointer_width = "64", not(miri)))]
 #[test]
 fn block_of_4_gib_and_more_has_its_length() {

@@ -412,7 +412,7 @@ fn load_that_began_before_a_removal_is_not_cached() {
     }
 }
 
-/// Otherwise the next allocation would free the blocks of all cleared entries, under its arena's lock.
+/// Without that, the next allocation would free the blocks of all cleared entries, under its arena's lock.
 #[test]
 fn memory_of_cleared_entries_is_freed_part_by_part() {
     let store = store(8 << 20, Eviction::Tide, 1, &Clock::manual());

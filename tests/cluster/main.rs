@@ -99,7 +99,7 @@ fn check(nodes: &[Counts]) {
     }
 }
 
-/// Not a test of its own: the processes of the test above run this.
+/// This is no test of its own: the processes of the test above run it.
 #[test]
 #[ignore = "a process of the test beside it"]
 fn node_process() {

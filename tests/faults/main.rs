@@ -59,7 +59,7 @@ mod sick_peers;
 mod silent_peers;
 mod slow_peers;
 
-/// Not a test of its own: the other tests start this program again for it.
+/// This is no test of its own: the other tests start this program again for it.
 #[test]
 #[ignore = "a node of the other tests"]
 fn node_process() {

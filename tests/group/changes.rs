@@ -250,7 +250,7 @@ fn all_peers_get_a_change_whose_listener_panics() {
 #[cfg(target_os = "linux")]
 const CHILD: &str = "LARDER_TEST_NO_THREADS";
 
-/// Runs itself in a child process whose threads are all refused, because their stacks are too large.
+/// The test runs itself in a child process, in which no thread can start, because the stacks are too large.
 #[cfg(target_os = "linux")]
 #[test]
 fn all_peers_get_a_clear_whose_listener_panics_on_this_thread() {

@@ -248,7 +248,7 @@ fn other_group_other_schema_and_other_files_are_refused() {
     );
 }
 
-/// Written by `Group::dump` on x86_64. A machine of 32 bits reads the same entries.
+/// The file was written by `Group::dump` on x86_64. A machine of 32 bits reads the same entries.
 #[test]
 fn dump_of_another_machine_is_read() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/group/dump-of-x86_64");

@@ -125,7 +125,7 @@ fn error_ttl_holds_for_a_key_whose_value_is_gone() {
     }
 }
 
-/// A getter that stops at the end of its context. Others have time left.
+/// The getter stops at the end of its caller's context, while other callers have time left.
 #[test]
 fn error_of_a_load_whose_caller_left_is_not_remembered() {
     for has_value in [true, false] {

@@ -66,7 +66,7 @@ fn group_that_only_the_asker_has_is_loaded_by_the_asker() {
     assert_eq!((go.loads_of(ours), loads_in(&nodes, ours)), (1, 1));
 }
 
-/// The reason that removals and batched requests do not work at Go nodes.
+/// For this reason, removals and batched requests do not work at Go nodes.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn go_answers_every_method_like_get() {

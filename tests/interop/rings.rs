@@ -106,7 +106,7 @@ fn deadline_of_context_hook_limits_wait_of_go() {
     larder.wait_for("loading", 0);
 }
 
-/// The state in the middle of a roll-out: only some nodes have the new list.
+/// In the middle of a roll-out, only some nodes have the new list.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn keys_of_node_unknown_to_go_are_loaded_at_most_twice() {

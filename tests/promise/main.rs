@@ -17,7 +17,7 @@ use harness::cluster::{Cluster, Second, Setup, Verdict, Watch};
 use harness::faults::Fault;
 use harness::random::Random;
 
-/// Not a test of its own: the other tests start this program again for it.
+/// This is no test of its own: the other tests start this program again for it.
 #[test]
 #[ignore = "a node of the other tests"]
 fn node_process() {

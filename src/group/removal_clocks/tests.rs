@@ -170,7 +170,7 @@ fn time_since_a_removal_is_rounded_down() {
     assert!(since.is_some_and(|since| since < Duration::from_secs(86_400)));
 }
 
-/// The clock may be read before a removal that comes meanwhile.
+/// A removal may come after a caller has read the clock.
 #[test]
 fn removal_after_the_reading_of_the_clock_is_not_ancient() {
     let [a, _] = pair();
@@ -258,7 +258,7 @@ fn removals_of_two_nodes_in_one_stripe_are_exchanged() {
     assert!(c.is_like(b, "k") && c.has_digest_of(b));
 }
 
-/// Otherwise the node would keep a value that a peer sends, although the peer has not applied the removal.
+/// If it did, the node would keep the value of a peer that has not applied the removal.
 #[test]
 fn merge_does_not_undo_a_removal_under_way() {
     for has_removed in [false, true] {

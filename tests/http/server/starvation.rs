@@ -10,7 +10,7 @@ use super::support::{Client, get, serve};
 /// Environment variable that is set in the child process.
 const CHILD: &str = "LARDER_TEST_STARVED";
 
-/// Runs itself in a child process that may open only 40 descriptors.
+/// The test runs itself in a child process that may open only 40 descriptors.
 #[test]
 fn server_accepts_again_after_descriptors_ran_out() {
     if std::env::var_os(CHILD).is_some() {

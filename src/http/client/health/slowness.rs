@@ -389,7 +389,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compared with a model that keeps the last turns as a list.
+        /// The streak is compared with a model that keeps the last turns as a list.
         #[test]
         fn peer_is_slow_exactly_after_turns_in_a_row(
             turns in prop::collection::vec((prop::option::of(0_u64..60), 1_u64..6), 1..60),

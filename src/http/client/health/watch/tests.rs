@@ -223,7 +223,7 @@ mod threads {
         setting.watch.close();
     }
 
-    /// A peer whose last use is its probe, and whose drop panics.
+    /// The probe is the last use of the peer, whose drop panics.
     #[test]
     fn peer_whose_drop_panics_after_its_probe_does_not_end_the_thread() {
         struct DropPanics(Mutex<Option<Arc<DropPanics>>>);
@@ -413,8 +413,8 @@ mod threads {
 mod loom_models {
     use super::*;
 
-    /// Each breaker that opens is probed and closed, and then the thread ends. Orders with one preemption,
-    /// for 10 s at most; more take minutes.
+    /// Each breaker that opens is probed and closed, and then the thread ends. Explores
+    /// the orders with one preemption, for 10 s at most, because more take minutes.
     #[test]
     fn loom_every_breaker_that_opens_is_probed() {
         let mut model = loom::model::Builder::new();

@@ -287,8 +287,8 @@ mod threads {
         assert!(is_idle(&batcher));
     }
 
-    /// Leaders that succeed, give up or panic, waiters that time out at any moment, more groups than
-    /// batches: no call hangs, each gets the result of its own key, and all counts return to zero.
+    /// Leaders succeed, give up or panic, waiters time out at any moment, and there are more groups than
+    /// batches. No call hangs, each gets the result of its own key, and all counts return to zero.
     #[test]
     fn random_outcomes_leave_the_batcher_idle() {
         let batcher = Batcher::new(5, 1000, 100);
