@@ -10,7 +10,7 @@ use crate::clock::{Clock, Tick};
 use crate::error::Error;
 use crate::lru;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// The failed loads of a group, by the hashes of their keys.
 pub(super) struct FailedLoads {
@@ -79,6 +79,8 @@ impl FailedLoads {
         is_forgotten: impl FnOnce() -> bool,
     ) {
         self.any.store(true, Ordering::Release);
+        // With the fence of `forget`: the removal sees `any`, or `is_forgotten` sees the removal.
+        fence(Ordering::SeqCst);
         let id = self.id(key);
         let mut stripe = self.stripe(key).lock();
         if is_forgotten() {
@@ -95,6 +97,7 @@ impl FailedLoads {
     }
 
     pub(super) fn forget(&self, key: &LoadKey<'_>) {
+        fence(Ordering::SeqCst);
         if self.any.load(Ordering::Acquire) {
             let forgotten = self.stripe(key).lock().remove(&self.id(key));
             drop(forgotten);
@@ -117,3 +120,6 @@ impl FailedLoads {
         (key.hash.get(), self.hasher.hash_one(key.key))
     }
 }
+
+#[cfg(all(test, larder_loom))]
+mod loom_models;
