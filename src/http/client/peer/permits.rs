@@ -39,6 +39,10 @@ impl Permits {
     /// Waits for a permit; `None` if there was none by `deadline`. Takes a free permit without
     /// reading the clock.
     pub(crate) fn acquire(&self, deadline: Instant) -> Option<Permit<'_>> {
+        self.acquire_by(deadline, Instant::now)
+    }
+
+    fn acquire_by(&self, deadline: Instant, now: impl Fn() -> Instant) -> Option<Permit<'_>> {
         let mut state = self.state.lock();
         if state.free > 0 {
             state.free -= 1;
@@ -49,9 +53,9 @@ impl Permits {
         loop {
             let place = state.queue.iter().position(|one| Arc::ptr_eq(one, &waiter));
             let Some(place) = place else {
-                return Some(Permit::new(self, Some(Instant::now())));
+                return Some(Permit::new(self, Some(now())));
             };
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(now());
             if left.is_zero() {
                 state.queue.remove(place);
                 return None;

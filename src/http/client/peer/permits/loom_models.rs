@@ -104,3 +104,39 @@ fn newcomer_never_gets_the_permit_of_a_request_that_waits() {
         });
     }
 }
+
+/// The time of the request that waits first ends when it is handed the permit: it wakes up before, while or after
+/// that. It uses the permit, or leaves without it, and the next request gets it.
+#[test]
+fn permit_that_is_handed_to_a_request_without_time_is_not_lost() {
+    explore(|| {
+        let permits = permits(1);
+        let held = permits.acquire(later()).expect("it is free");
+        let is_late = Arc::new(AtomicBool::new(false));
+        let leaving = {
+            let (permits, is_late) = (permits.clone(), is_late.clone());
+            let (deadline, early) = (later(), Instant::now());
+            let now = move || {
+                if is_late.load(Ordering::SeqCst) {
+                    deadline
+                } else {
+                    early
+                }
+            };
+            thread::spawn(move || drop(permits.acquire_by(deadline, now)))
+        };
+        let patient = {
+            let permits = permits.clone();
+            thread::spawn(move || drop(permits.acquire(later()).expect("in time")))
+        };
+        let state = permits.state.lock();
+        is_late.store(true, Ordering::SeqCst);
+        // As a time-out does; loom has none.
+        state.queue.iter().for_each(|waiter| waiter.notify_one());
+        drop(state);
+        drop(held);
+        leaving.join().unwrap();
+        patient.join().unwrap();
+        assert_unused(&permits);
+    });
+}
