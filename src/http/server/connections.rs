@@ -111,9 +111,10 @@ impl Connection {
 
     #[inline]
     fn change(&self, state: u64) {
-        if self.state.swap(state, Ordering::SeqCst) == EVICTED {
-            self.state.store(EVICTED, Ordering::SeqCst);
-        }
+        // Never for a moment another state than `EVICTED`, or the connection would make room twice.
+        let kept = |old| (old != EVICTED).then_some(state);
+        let order = Ordering::SeqCst;
+        let _ = self.state.fetch_update(order, order, kept);
     }
 
     /// The time since the accept.

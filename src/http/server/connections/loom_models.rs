@@ -262,3 +262,25 @@ fn connection_that_gets_a_request_makes_room_or_keeps_its_place() {
         assert_eq!(connections.count(), 1);
     });
 }
+
+/// A connection's client reads nothing while the connection is closed to make room. It makes room for one other
+/// connection, and not for a second one.
+#[test]
+fn connection_that_was_closed_makes_room_once() {
+    explore(|| {
+        let connections = connections();
+        let admit = |new: &Arc<Connection>| admit(&connections, new, 2);
+        let (closed, _client) = connection();
+        let busy = [(); 3].map(|()| busy_connection());
+        let _open = [&closed, &busy[0].0, &busy[1].0].map(|new| admit(new).expect("room"));
+        assert!(closed.is_evicted());
+        let writing = {
+            let closed = closed.clone();
+            thread::spawn(move || closed.set_gone())
+        };
+        let admitted = admit(&busy[2].0);
+        writing.join().unwrap();
+        assert!(admitted.is_none() && closed.is_evicted());
+        assert_eq!(connections.count(), 2);
+    });
+}
