@@ -176,6 +176,8 @@ pub(crate) struct Connections {
     /// Notified when a connection ends and when the server has stopped.
     changed: Condvar,
     stopping: AtomicBool,
+    /// Held while threads are joined: another call returns no earlier than they have ended.
+    joining: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -321,6 +323,7 @@ impl Connections {
 
     /// Joins the threads that have finished.
     pub(crate) fn reap(&self) {
+        let _joining = self.joining.lock();
         let finished = std::mem::take(&mut self.table.lock().finished);
         for thread in finished {
             if thread.thread().id() == thread::current().id() {

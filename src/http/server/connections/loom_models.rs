@@ -284,3 +284,35 @@ fn connection_that_was_closed_makes_room_once() {
         assert_eq!(connections.count(), 2);
     });
 }
+
+/// Two threads shut the server down while its last connection ends. When either call returns, the connection's
+/// thread has ended.
+#[test]
+fn each_of_two_shutdowns_returns_when_all_threads_have_ended() {
+    explore(|| {
+        let connections = connections();
+        let (connection, client) = busy_connection();
+        let guard = admit(&connections, &connection, 1).expect("there is room");
+        let id = guard.id;
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let serving = {
+            let has_ended = has_ended.clone();
+            thread::spawn(move || {
+                drop((guard, client));
+                has_ended.store(true, Ordering::SeqCst);
+            })
+        };
+        connections.attach(id, serving);
+        connections.stop();
+        let shut_down = || {
+            let (connections, has_ended) = (connections.clone(), has_ended.clone());
+            move || {
+                shut_down(&connections);
+                assert!(has_ended.load(Ordering::SeqCst));
+            }
+        };
+        let other = thread::spawn(shut_down());
+        shut_down()();
+        other.join().unwrap();
+    });
+}
