@@ -96,7 +96,9 @@ impl FailedLoads {
         drop(replaced);
     }
 
+    /// Deletes the record of a key that is removed, or whose load succeeded. A removal is counted before.
     pub(super) fn forget(&self, key: &LoadKey<'_>) {
+        // Between the count of a removal and the look at `any`: see the fence of `record`.
         fence(Ordering::SeqCst);
         if self.any.load(Ordering::Acquire) {
             let forgotten = self.stripe(key).lock().remove(&self.id(key));
