@@ -23,7 +23,7 @@ impl Store {
     /// The entry of a key, also if it has expired, and the generation for an insertion. Counts nothing.
     pub(crate) fn kept(&self, hash: KeyHash, key: &str) -> (Option<Kept>, Generation) {
         let shard = self.shard(hash).read();
-        let kept = shard.slot_of(hash, key).map(|slot| {
+        let kept = shard.table.slot_of(hash, key).map(|slot| {
             let view = slot.view();
             let etag = slot.meta.state().is_tagged().then(|| etag_of(slot.data));
             Kept {
@@ -109,7 +109,7 @@ impl Shard {
     /// Gives the entry of the key new times, if it holds the very bytes of the new one. It keeps its place
     /// and its hits, and no listener is called.
     pub(super) fn renew(&mut self, new: &NewEntry<'_>) -> bool {
-        let same = self.slot_of(new.hash, new.key).filter(|slot| {
+        let same = self.table.slot_of(new.hash, new.key).filter(|slot| {
             matches!(new.data, NewBytes::Keyed(data) if slot.data.as_ptr() == data.as_ptr())
                 && slot.meta.share() == new.share
                 && slot.meta.state().is_shortened() == new.is_shortened
@@ -119,7 +119,7 @@ impl Shard {
         let Some(index) = same.map(|slot| slot.index) else {
             return false;
         };
-        self.slab.renew(index, new.expires, new.begun);
+        self.table.slab.renew(index, new.expires, new.begun);
         true
     }
 }

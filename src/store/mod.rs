@@ -4,7 +4,7 @@
 //!   mod.rs          the store: which shard, which lock; only it, making_room.rs and kept.rs lock
 //!   making_room.rs  which shard gives room
 //!   shard.rs        one shard: a table from keys to slots
-//!   slab.rs         its slots
+//!   table.rs        from keys to its slots         slab.rs      its slots
 //!   policy.rs       which entry leaves next        main_factor.rs  what it learns
 //!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
 //!   expiry.rs       which entries have expired     evicted.rs   the entries that left
@@ -16,7 +16,7 @@
 //!   load_times.rs   when loads began               timing.rs    the time of look-ups
 //!   kept.rs         values that loads may renew    etag.rs      their etags
 //!   options.rs      its options                    demand.rs    the room that an operation needs
-//!   sampling.rs     one look-up in 256           prefetch.rs  memory that is needed soon
+//!   sampling.rs     one look-up in 256
 //! ```
 //!
 //! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
@@ -41,11 +41,11 @@ mod making_room;
 mod miniature;
 mod options;
 mod policy;
-mod prefetch;
 mod queues;
 mod sampling;
 mod shard;
 mod slab;
+mod table;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod timing;
@@ -191,7 +191,7 @@ impl Store {
     /// not waited for.
     pub(crate) fn release_free_pages(&self) {
         for shard in &self.shards {
-            shard.write().release_slots();
+            shard.write().table.release_slots();
         }
         self.heap.release_free_pages();
     }
@@ -250,7 +250,7 @@ impl Store {
         at_sampled: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
-        let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
+        let Some((slot, is_due)) = shard.table.find(hash, key, &self.timing) else {
             shard.prefetch_ghost(hash.short());
             return Err((shard.generation(hash), at_miss()));
         };
@@ -271,7 +271,7 @@ impl Store {
         at_sampled: impl FnOnce(),
     ) -> Result<ByteView, NoView<M>> {
         let shard = self.shard(hash).read();
-        let Some((slot, is_due)) = shard.find(hash, key, &self.timing) else {
+        let Some((slot, is_due)) = shard.table.find(hash, key, &self.timing) else {
             shard.prefetch_ghost(hash.short());
             return Err(NoView::Missed((shard.generation(hash), at_miss())));
         };
@@ -312,7 +312,7 @@ impl Store {
         }
         if self.forecaster.samples(hash) {
             let shard = self.shard(hash).read();
-            let slot = shard.slot_of(hash, key);
+            let slot = shard.table.slot_of(hash, key);
             let value = slot.map(|slot| SampledValue::new(slot.data.len(), slot.expires()));
             drop(shard);
             if value.is_some() {
@@ -355,7 +355,7 @@ impl Store {
     /// As [`peek`](Self::peek), with the generation also if there is an entry.
     pub(crate) fn look(&self, hash: KeyHash, key: &str) -> (Option<Hit>, Generation) {
         let shard = self.shard(hash).read();
-        let found = shard.find(hash, key, &self.timing);
+        let found = shard.table.find(hash, key, &self.timing);
         let found = found.map(|(slot, is_due)| slot.hit(is_due));
         (found, shard.generation(hash))
     }

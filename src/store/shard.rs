@@ -3,21 +3,18 @@
 
 use std::time::Duration;
 
-use hashbrown::HashTable;
-
 use super::budget::{Ledger, Progress};
 use super::demand::Demand;
 use super::entry::{Entry, NewBytes, NewEntry};
 use super::evicted::{Evicted, EvictedEntries, RemovalCause};
 use super::generations::{Generation, Generations};
-use super::key_hash::{KeyHash, table_hash};
+use super::key_hash::KeyHash;
 use super::load_times::LoadTimes;
 use super::policy::{Choice, Cost, Moment, Policy};
-use super::slab::{Slab, SlotRef, Slots};
-use super::timing::Timing;
+use super::slab::{Slab, Slots};
+use super::table::SlotTable;
 use super::weight;
 use crate::clock::{Clock, Tick};
-use crate::heap::TableMemory;
 use crate::stats::{CacheStats, CacheType};
 
 /// The most expired entries that an insertion removes although it does not need their room.
@@ -32,16 +29,10 @@ const SEARCHED_AT_ONCE: u32 = 1024;
 /// The most slots that are removed under one lock.
 const REMOVED_SLOTS_AT_ONCE: usize = 2 * EVICTED_AT_ONCE;
 
-/// Tables of at most this many slots do not shrink.
-const MIN_SLOTS: usize = 64;
-
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Shard {
-    pub(super) table: HashTable<u32, TableMemory>,
-    /// See [`note_place`](Self::note_place).
-    pub(super) places_end: usize,
-    pub(super) slab: Slab,
+    pub(super) table: SlotTable,
     cost: Cost,
     /// Indexed by [`CacheType`], like `removals`.
     pub(super) policies: [Policy; 2],
@@ -111,9 +102,7 @@ pub(super) enum Room {
 impl Shard {
     pub(super) fn new(cost: Cost, load_times: LoadTimes) -> Shard {
         Shard {
-            table: HashTable::new_in(TableMemory),
-            places_end: 0,
-            slab: Slab::new(load_times),
+            table: SlotTable::new(load_times),
             cost,
             policies: [Policy::new(cost), Policy::new(cost)],
             removals: Default::default(),
@@ -122,56 +111,12 @@ impl Shard {
         }
     }
 
-    /// The entry of a key, expired or not.
-    #[inline(always)]
-    pub(super) fn slot_of(&self, hash: KeyHash, key: &str) -> Option<SlotRef<'_>> {
-        let short = hash.short();
-        let is_like = |&index: &u32| self.slab.may_have(index, short, key.len());
-        let slot = self
-            .slab
-            .slot(*self.table.find(table_hash(short), is_like)?)?;
-        if slot.has_key(key) {
-            return Some(slot);
-        }
-        self.slot_of_several(short, key)
-    }
-
-    /// The entry of a key that looks like another one in the table.
-    #[cold]
-    fn slot_of_several(&self, short: u32, key: &str) -> Option<SlotRef<'_>> {
-        let slots = self.table.iter_hash(table_hash(short));
-        let mut slots = slots.filter_map(|&index| self.slab.slot(index));
-        slots.find(|slot| slot.has_key(key))
-    }
-
-    fn index_of(&self, hash: KeyHash, key: &str) -> Option<u32> {
-        self.slot_of(hash, key).map(|slot| slot.index)
-    }
-
-    /// The live entry of a key, and whether it is [due](super::Hit::is_due).
-    #[inline(always)]
-    pub(super) fn find(
-        &self,
-        hash: KeyHash,
-        key: &str,
-        timing: &Timing,
-    ) -> Option<(SlotRef<'_>, bool)> {
-        self.prefetch_place(hash.short());
-        let slot = self.slot_of(hash, key)?;
-        // The clock is read only if the entry can expire.
-        let is_due = match slot.expires() {
-            Some(end) => timing.is_due(end)?,
-            None => false,
-        };
-        Some((slot, is_due))
-    }
-
     /// All live entries.
     pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len());
         let now = clock.now();
-        let live = |index| self.slab.expiry(index).is_none_or(|end| end > now);
-        let live = self.slab.iter().filter(|(index, _)| live(*index));
+        let live = |index| self.table.slab.expiry(index).is_none_or(|end| end > now);
+        let live = self.table.slab.iter().filter(|(index, _)| live(*index));
         entries.extend(live.map(|(_, entry)| entry));
         entries
     }
@@ -179,9 +124,9 @@ impl Shard {
     /// Moves a key's entry to the front, under exact LRU.
     pub(super) fn promote(&mut self, hash: KeyHash, key: &str, ledger: &Ledger<'_>) {
         let now = self.moment(ledger).now;
-        if let Some(index) = self.index_of(hash, key) {
-            let share = self.slab.meta(index).share();
-            self.policies[share as usize].promote(&mut self.slab, index, now);
+        if let Some(index) = self.table.index_of(hash, key) {
+            let share = self.table.slab.meta(index).share();
+            self.policies[share as usize].promote(&mut self.table.slab, index, now);
         }
     }
 
@@ -214,7 +159,7 @@ impl Shard {
     #[inline]
     fn put(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         let mut weight = weight::of_entry(new.data.len());
-        if new.expires.is_some() || !self.slab.expiries().is_empty() {
+        if new.expires.is_some() || !self.table.slab.expiries().is_empty() {
             weight += weight::EXPIRY as u64;
         }
         let most = update.evicted.len() + EVICTED_AT_ONCE;
@@ -248,20 +193,13 @@ impl Shard {
             self.policies[new.share as usize].refuse(new.hash.short(), moment);
             return Insertion::ENDED;
         }
-        let Some(index) = self.slab.insert(new, weight) else {
+        let Some(index) = self.table.insert(new, weight) else {
             update.ledger.release(new.share, weight);
             return Insertion::ENDED;
         };
-        self.slab.meta_mut(index).set_freq(replaced.freq);
+        self.table.slab.meta_mut(index).set_freq(replaced.freq);
         let policy = &mut self.policies[new.share as usize];
-        policy.push(&mut self.slab, index, admission.proven, moment.now);
-        let slab = &self.slab;
-        let hash = |&index: &u32| table_hash(slab.hash(index));
-        let entry = self
-            .table
-            .insert_unique(table_hash(new.hash.short()), index, hash);
-        let (address, place) = (std::ptr::from_ref(entry.get()).addr(), entry.bucket_index());
-        self.note_place(address, place);
+        policy.push(&mut self.table.slab, index, admission.proven, moment.now);
         Insertion {
             room,
             limit: admission.limit,
@@ -273,12 +211,12 @@ impl Shard {
     /// A replacement is a removal and an insertion, which keeps every weight exact. The new entry
     /// keeps the hits of the old one, and its place in the main queue if it was there.
     fn replace(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Replaced {
-        let Some(index) = self.index_of(new.hash, new.key) else {
+        let Some(index) = self.table.index_of(new.hash, new.key) else {
             return Replaced::default();
         };
-        let meta = self.slab.meta(index);
+        let meta = self.table.slab.meta(index);
         let replaced = Replaced {
-            weight: self.slab.weight(index),
+            weight: self.table.slab.weight(index),
             in_main: meta.in_main_queue(),
             freq: meta.freq(),
         };
@@ -291,20 +229,19 @@ impl Shard {
     pub(super) fn make_room(&mut self, demand: &Demand, update: &mut Update<'_>) -> Room {
         // The spared entry is in no queue meanwhile. It may have left the shard before; then another
         // entry with its hash is spared, which does no harm.
-        let spared = demand.spared.and_then(|hash| {
-            let is_spared = |&index: &u32| self.slab.hash(index) == hash;
-            self.table.find(table_hash(hash), is_spared).copied()
-        });
+        let spared = demand
+            .spared
+            .and_then(|short| self.table.index_of_short(short));
         if let Some(index) = spared {
-            let share = self.slab.meta(index).share();
-            self.policies[share as usize].remove(&mut self.slab, index);
+            let share = self.table.slab.meta(index).share();
+            self.policies[share as usize].remove(&mut self.table.slab, index);
         }
         let room = self.evict_while_over(demand, update);
         if let Some(index) = spared {
-            let meta = self.slab.meta(index);
+            let meta = self.table.slab.meta(index);
             let (share, in_main) = (meta.share(), meta.in_main_queue());
             let now = self.moment(&update.ledger).now;
-            self.policies[share as usize].push(&mut self.slab, index, in_main, now);
+            self.policies[share as usize].push(&mut self.table.slab, index, in_main, now);
         }
         self.fit_tables();
         room
@@ -319,7 +256,7 @@ impl Shard {
             let share = demand.share.unwrap_or(update.ledger.giving_share());
             let floor = demand.floors[share as usize];
             let policy = &mut self.policies[share as usize];
-            match policy.evict(&mut self.slab, moment, floor, demand.limit) {
+            match policy.evict(&mut self.table.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
                     self.prefetch_victim(share);
@@ -333,6 +270,24 @@ impl Shard {
         Room::Made
     }
 
+    /// Starts to fetch what the insertion of a missed key accesses besides its place in the table: its ghost.
+    #[inline]
+    pub(super) fn prefetch_ghost(&self, short: u32) {
+        self.policies[CacheType::Main as usize].prefetch_ghost(short);
+    }
+
+    /// Starts to fetch what the next eviction from a share accesses, if the victim is in the same queue as the
+    /// last one: its slot, its ghost, its tag and its place in the table, and its entry. The drop of the entry
+    /// reads the reference count, and the next value is written to its block.
+    #[inline]
+    fn prefetch_victim(&self, share: CacheType) {
+        let policy = &self.policies[share as usize];
+        if let Some(short) = self.table.slab.prefetch(policy.likely_victim()) {
+            policy.prefetch_ghost(short);
+            self.table.prefetch(short);
+        }
+    }
+
     /// The state of the store now.
     fn moment(&self, ledger: &Ledger<'_>) -> Moment {
         ledger.moment(&self.progress, self.table.len())
@@ -342,14 +297,13 @@ impl Shard {
     /// meanwhile.
     pub(super) fn take_back(&mut self, hash: KeyHash, update: &mut Update<'_>) -> bool {
         let short = hash.short();
-        let is_inserted = |&index: &u32| self.slab.hash(index) == short;
-        let Some(&index) = self.table.find(table_hash(short), is_inserted) else {
+        let Some(index) = self.table.index_of_short(short) else {
             return false;
         };
         let moment = self.moment(&update.ledger);
-        let share = self.slab.meta(index).share();
+        let share = self.table.slab.meta(index).share();
         let policy = &mut self.policies[share as usize];
-        policy.remove(&mut self.slab, index);
+        policy.remove(&mut self.table.slab, index);
         policy.refuse(short, moment);
         self.release(index, RemovalCause::Size, update);
         true
@@ -363,7 +317,7 @@ impl Shard {
 
     /// Removes the entry of a key, if there is one. Values of loads under way are cached.
     pub(super) fn remove_entry(&mut self, hash: KeyHash, key: &str, update: &mut Update<'_>) {
-        if let Some(index) = self.index_of(hash, key) {
+        if let Some(index) = self.table.index_of(hash, key) {
             self.remove_slot(index, RemovalCause::Explicit, update);
         }
     }
@@ -384,10 +338,10 @@ impl Shard {
         is_old: &dyn Fn(&str, Option<Tick>) -> bool,
         update: &mut Update<'_>,
     ) -> u32 {
-        let from = from.min(u32::try_from(self.slab.len()).unwrap_or(u32::MAX));
+        let from = from.min(u32::try_from(self.table.slab.len()).unwrap_or(u32::MAX));
         let until = from.saturating_sub(SEARCHED_AT_ONCE);
         for index in (until..from).rev() {
-            let slot = self.slab.slot(index);
+            let slot = self.table.slab.slot(index);
             if slot.is_some_and(|slot| is_old(slot.key(), slot.begun().tick())) {
                 self.remove_slot(index, RemovalCause::Explicit, update);
             }
@@ -404,7 +358,7 @@ impl Shard {
             let removals = &mut self.removals[share as usize];
             removals[RemovalCause::Explicit as usize] += u64::from(policy.len());
         }
-        let mut empty = Shard::new(self.cost, self.slab.load_times());
+        let mut empty = Shard::new(self.cost, self.table.slab.load_times());
         empty.removals = self.removals;
         std::mem::swap(&mut empty.generations, &mut self.generations);
         std::mem::swap(&mut empty.progress, &mut self.progress);
@@ -418,7 +372,7 @@ impl Shard {
     pub(super) fn take_cleared(&mut self, now: Tick) -> Vec<Evicted> {
         let mut entries = Vec::new();
         while entries.len() < EVICTED_AT_ONCE {
-            let Some((index, entry)) = self.slab.take_last() else {
+            let Some((index, entry)) = self.table.slab.take_last() else {
                 break;
             };
             let cause = self.cause(index, RemovalCause::Explicit, now);
@@ -441,42 +395,26 @@ impl Shard {
     /// The memory of free slots is in no entry's weight. Without this, the tables would stay large
     /// when a few large entries replace many small ones.
     pub(super) fn fit_tables(&mut self) {
-        let excess = self.slab.len().saturating_sub(2 * self.len() + MIN_SLOTS);
+        let excess = self.table.excess();
         if excess == 0 {
             return;
         }
         for _ in 0..excess.min(REMOVED_SLOTS_AT_ONCE) {
-            let Some((from, to)) = self.slab.remove_last_slot() else {
-                continue;
-            };
-            let hash = table_hash(self.slab.hash(to));
-            if let Some(index) = self.table.find_mut(hash, |&index| index == from) {
-                *index = to;
+            if let Some(moved) = self.table.remove_last_slot() {
+                let share = self.table.slab.meta(moved).share();
+                self.policies[share as usize].moved(&mut self.table.slab, moved);
             }
-            let share = self.slab.meta(to).share();
-            self.policies[share as usize].moved(&mut self.slab, to);
         }
-        self.slab.shrink(2 * self.slab.len());
+        self.table.shrink();
         for policy in &mut self.policies {
             policy.shrink();
         }
-        if self.table.capacity() / 4 > self.len() + MIN_SLOTS {
-            let slab = &self.slab;
-            let hash = |&index: &u32| table_hash(slab.hash(index));
-            self.table.shrink_to(2 * self.table.len(), hash);
-        }
-    }
-
-    /// Frees the memory of removed slots, but for an eighth.
-    pub(super) fn release_slots(&mut self) {
-        let len = self.slab.len();
-        self.slab.shrink(len + len / 8 + MIN_SLOTS);
     }
 
     /// The bytes of memory of the tables.
     pub(super) fn table_bytes(&self) -> usize {
         let policies = self.policies.iter().map(Policy::table_bytes);
-        self.table.allocation_size() + self.slab.table_bytes() + policies.sum::<usize>()
+        self.table.bytes() + policies.sum::<usize>()
     }
 
     /// Removes expired entries while `more` returns true.
@@ -509,7 +447,7 @@ impl Shard {
         more: impl Fn(&Update<'_>) -> bool,
     ) {
         while more(update) {
-            let Some(index) = self.slab.expiries().expired(then) else {
+            let Some(index) = self.table.slab.expiries().expired(then) else {
                 return;
             };
             self.remove_slot(index, RemovalCause::Expired, update);
@@ -518,24 +456,12 @@ impl Shard {
 
     /// The time when the first entry expires; [`Tick::NEVER`] if none does.
     pub(super) fn next_expiry(&self) -> Tick {
-        self.slab.expiries().earliest()
-    }
-
-    /// The sum of all entries' weights, after checking that every entry can be found.
-    #[cfg(all(test, not(larder_loom)))]
-    pub(super) fn audit(&self) -> u64 {
-        let live: Vec<u32> = self.slab.iter().map(|(index, _)| index).collect();
-        for &index in &live {
-            let hash = table_hash(self.slab.hash(index));
-            assert!(self.table.find(hash, |&other| other == index).is_some());
-        }
-        assert_eq!(self.table.len(), live.len());
-        live.iter().map(|&index| self.slab.weight(index)).sum()
+        self.table.slab.expiries().earliest()
     }
 
     #[cfg(all(test, not(larder_loom)))]
     pub(super) fn slots(&self) -> usize {
-        self.slab.len()
+        self.table.slab.len()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -556,25 +482,21 @@ impl Shard {
 
     /// Removes a slot's entry.
     fn remove_slot(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
-        let share = self.slab.meta(index).share();
-        self.policies[share as usize].remove(&mut self.slab, index);
+        let share = self.table.slab.meta(index).share();
+        self.policies[share as usize].remove(&mut self.table.slab, index);
         self.release(index, cause, update);
     }
 
     /// Removes an entry that is in no queue from the table and the slab. It leaves with this cause,
     /// or as expired if its time to live is over.
     fn release(&mut self, index: u32, cause: RemovalCause, update: &mut Update<'_>) {
-        let share = self.slab.meta(index).share();
-        update.ledger.release(share, self.slab.weight(index));
-        let cause = match self.slab.expiry(index) {
+        let share = self.table.slab.meta(index).share();
+        update.ledger.release(share, self.table.slab.weight(index));
+        let cause = match self.table.slab.expiry(index) {
             Some(_) => self.cause(index, cause, update.now()),
             None => cause,
         };
-        let hash = table_hash(self.slab.hash(index));
-        if let Ok(place) = self.table.find_entry(hash, |&other| other == index) {
-            place.remove();
-        }
-        if let Some(entry) = self.slab.remove(index) {
+        if let Some(entry) = self.table.remove(index) {
             self.removals[share as usize][cause as usize] += 1;
             update.evicted.push(entry, cause);
         }
@@ -582,7 +504,7 @@ impl Shard {
 
     /// The cause with which a slot's entry leaves at this time.
     fn cause(&self, index: u32, cause: RemovalCause, now: Tick) -> RemovalCause {
-        match self.slab.expiry(index) {
+        match self.table.slab.expiry(index) {
             Some(end) if end <= now => RemovalCause::Expired,
             _ => cause,
         }

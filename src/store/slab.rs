@@ -195,15 +195,6 @@ impl SlotRef<'_> {
         self.slab.load_times.of(begun)
     }
 
-    #[inline(always)]
-    pub(super) fn has_key(&self, key: &str) -> bool {
-        usize::from(self.meta.key_len) == key.len()
-            && self
-                .data
-                .get(..key.len())
-                .is_some_and(|bytes| same_bytes(bytes, key.as_bytes()))
-    }
-
     pub(super) fn key(&self) -> &str {
         let key = self.data.get(..usize::from(self.meta.key_len));
         // The key was inserted as a `&str`, so it is UTF-8.
@@ -272,12 +263,18 @@ impl Slab {
         })
     }
 
-    /// Whether the slot's key may be one with this short hash and this length.
+    /// Whether the slot has the entry of this key, which has this short hash.
     #[inline(always)]
-    pub(super) fn may_have(&self, index: u32, hash: u32, key_len: usize) -> bool {
+    pub(super) fn has_key(&self, index: u32, hash: u32, key: &str) -> bool {
+        let at = index as usize;
         let is_like =
-            |meta: &EntryMeta| meta.tag == tag_of(hash) && usize::from(meta.key_len) == key_len;
-        self.metas.get(index as usize).is_some_and(is_like)
+            |meta: &EntryMeta| meta.tag == tag_of(hash) && usize::from(meta.key_len) == key.len();
+        if !self.metas.get(at).is_some_and(is_like) {
+            return false;
+        }
+        let data = self.data.get(at).and_then(Option::as_ref);
+        let stored = data.and_then(|data| data.get(..key.len()));
+        stored.is_some_and(|stored| same_bytes(stored, key.as_bytes()))
     }
 
     pub(super) fn load_times(&self) -> LoadTimes {

@@ -190,7 +190,7 @@ proptest! {
                     prop_assert_eq!(total_items(&store), 0);
                 }
             }
-            let used: u64 = store.shards.iter().map(|shard| shard.read().audit()).sum();
+            let used: u64 = store.shards.iter().map(|shard| shard.read().table.audit()).sum();
             prop_assert_eq!(used, total_bytes(&store));
             prop_assert_eq!(used, store.budget.used());
             prop_assert!(used <= capacity, "{} of {}", used, capacity);
@@ -507,7 +507,7 @@ fn tables_shrink_when_few_large_entries_replace_many_small_ones() {
             );
         }
         assert!(slots() < many / 8, "{} slots", slots());
-        let used = store.shards[0].read().audit();
+        let used = store.shards[0].read().table.audit();
         assert_eq!(used, store.budget.used());
         for n in 0..2000 {
             let hash = store.hash(&format!("large{n}"));
@@ -546,7 +546,11 @@ fn used_bytes_stay_exact_under_many_threads() {
             });
         }
     });
-    let used: u64 = store.shards.iter().map(|shard| shard.read().audit()).sum();
+    let used: u64 = store
+        .shards
+        .iter()
+        .map(|shard| shard.read().table.audit())
+        .sum();
     assert_eq!(used, store.budget.used());
     assert!(used <= 100_000, "{used}");
 }
