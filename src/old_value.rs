@@ -10,7 +10,7 @@ use crate::context::Context;
 pub(crate) struct OldValue {
     pub(crate) view: ByteView,
     pub(crate) etag: Option<ByteView>,
-    /// Its time to live, from the begin of its load; `None` if it does not expire.
+    /// Its time to live, from the start of its load; `None` if it does not expire.
     pub(crate) good_for: Option<Duration>,
 }
 

@@ -282,7 +282,7 @@ pub trait ProtoGetter: Send + Sync {
 
 /// The answer of a peer.
 ///
-/// Its times count from the begin of the request: for the peer, that is when the request arrived, and
+/// Its times count from the start of the request: for the peer, that is when the request arrived, and
 /// for the process that asks, when it was sent. The request was sent first. So for the process that asks,
 /// the value expires no later than at the peer, and its age is no less. The time that a getter takes does
 /// not shorten the life of the value.
@@ -291,7 +291,7 @@ pub trait ProtoGetter: Send + Sync {
 pub struct PeerResponse {
     /// The value.
     pub value: ByteView,
-    /// How long the value may be cached, from the begin of the request. `None` means until it is
+    /// How long the value may be cached, from the start of the request. `None` means until it is
     /// evicted.
     pub ttl: Option<Duration>,
     /// How long after `ttl` the value may still be served while no newer one can be loaded. `None` means

@@ -63,7 +63,7 @@ pub trait Sink {
         self.set_view(&value)
     }
 
-    /// Sets how long the value may be cached, counted from the begin of the load. A group's
+    /// Sets how long the value may be cached, counted from the start of the load. A group's
     /// `time_to_live` can only shorten it. Getters may call this before or after they set the value.
     /// Destinations of callers ignore it. `Duration::MAX` means no limit.
     fn expire_in(&mut self, ttl: Duration) {
@@ -79,7 +79,7 @@ pub trait Sink {
     }
 
     /// Sets the value that [`Context::stale`](crate::Context::stale) returns, which has not changed. No
-    /// byte is copied. Its time to live begins anew, with the begin of this load. It is as long as before,
+    /// byte is copied. Its time to live starts again, at the start of this load. It is as long as before,
     /// unless [`expire_in`](Self::expire_in) sets another one. The etag stays, unless another one is set.
     ///
     /// # Errors

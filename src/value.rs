@@ -67,7 +67,7 @@ impl Value {
         self
     }
 
-    /// The same value, to be cached for `ttl` at most, counted from the begin of the load. A group's
+    /// The same value, to be cached for `ttl` at most, counted from the start of the load. A group's
     /// [`time_to_live`](crate::GroupBuilder::time_to_live) can only shorten it. `Duration::MAX` means
     /// no limit.
     pub fn expire_in(mut self, ttl: Duration) -> Self {

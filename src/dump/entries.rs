@@ -7,7 +7,7 @@ use super::bytes::{FieldReader, push_long};
 pub(crate) struct DumpedEntry<'a> {
     pub(crate) key: &'a str,
     pub(crate) value: &'a [u8],
-    /// The time from the begin of its load to the dump, in nanoseconds; `None` if it is not known.
+    /// The time from the start of its load to the dump, in nanoseconds; `None` if it is not known.
     pub(crate) age: Option<u64>,
     /// The time from the dump to its expiry, in nanoseconds; `None` if it does not expire.
     pub(crate) ttl: Option<u64>,

@@ -173,7 +173,7 @@ impl Group {
             }
             let begun = old.lifetime.begun;
             let loaded = inner.get_due(ctx, &key, hit)?;
-            // The begin of a peer's value may not be known.
+            // It may not be known when the load of a peer's value began.
             return Ok(match !loaded.by_peer && loaded.lifetime.begun == begun {
                 true => inner.answer(loaded, share.into()),
                 false => inner.loaded_answer(loaded),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::builder::GroupBuilder;
 
 impl GroupBuilder {
-    /// How long a value is fresh, counted from the begin of its load. A getter can shorten this for its
+    /// How long a value is fresh, counted from the start of its load. A getter can shorten this for its
     /// value with [`Sink::expire_in`](crate::Sink::expire_in). Default: no limit; a value is kept until it
     /// is evicted.
     ///

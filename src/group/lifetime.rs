@@ -8,7 +8,7 @@ use crate::peers::PeerResponse;
 /// The times of a value, by the clock of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetime {
-    /// A time at or before the begin of the load, which this process or another one ran. `None` if it is
+    /// A time at or before the start of the load, which this process or another one ran. `None` if it is
     /// not known, or was weeks ago.
     pub(super) begun: Option<Tick>,
     /// The end of the time to live; `None` if there is none.
@@ -75,8 +75,8 @@ impl Lifetime {
         }
     }
 
-    /// These times with a shorter time to live: at most `ttl` from the begin of the load, or from
-    /// `request` if that begin is not known.
+    /// These times with a shorter time to live: at most `ttl` from the start of the load, or from
+    /// `request` if that is not known.
     pub(super) fn at_most(self, ttl: Option<Duration>, request: Tick, allowance: Duration) -> Self {
         let fresh = ttl.and_then(|ttl| end(self.begun.unwrap_or(request), ttl));
         let expires = fresh.and_then(|fresh| end(fresh, allowance));
@@ -97,7 +97,7 @@ impl Lifetime {
         self.expires.is_some_and(|end| end <= clock.now())
     }
 
-    /// The time from the begin of the load to the end of the time to live; the longest time if one of the
+    /// The time from the start of the load to the end of the time to live; the longest time if one of the
     /// two is not known.
     pub(super) fn fresh_time(&self) -> Duration {
         match (self.begun, self.fresh_until) {

@@ -278,7 +278,7 @@ impl Inner {
         else {
             return None;
         };
-        // Another refresh may have ended between the look-up and the begin of this flight.
+        // Another refresh may have ended between the look-up and the start of this flight.
         let (found, generation) = self.store.look(key.hash, key.key);
         let found = found.map(|hit| self.loaded(hit));
         if !found.is_some_and(|old| self.phase(&old.lifetime) != Phase::Fresh) {

@@ -130,7 +130,7 @@ impl Inner {
             fresh_until,
             expires,
         } = value.lifetime;
-        // The wait for a loader thread, between the arrival and the begin of the load, is no part of the
+        // The wait for a loader thread, between the arrival and the start of the load, is no part of the
         // time to live.
         let from = begun.map_or(arrived, |begun| begun.max(arrived));
         PeerResponse {

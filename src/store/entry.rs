@@ -131,7 +131,7 @@ pub(crate) struct NewEntry<'a> {
     /// Whether it only expires because another process owns the key. That process may keep the value as
     /// long as the options of the group allow.
     pub(crate) is_shortened: bool,
-    /// A time at or before the begin of the value's load, in whatever process that was. `None` if it is
+    /// A time at or before the start of the value's load, in whatever process that was. `None` if it is
     /// not known, or too long ago to be kept.
     pub(crate) begun: Option<Tick>,
     /// The generation when the load of the value began.

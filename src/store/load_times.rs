@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Tick;
 
-/// Packs the begin of a load into 32 bits: the milliseconds since a base, rounded down. So the age of a
+/// Packs the start of a load into 32 bits: the milliseconds since a base, rounded down. So the age of a
 /// value is never less than it was.
 ///
 /// The base of a shard moves at most once in 24 days, so no number wraps. A load that began before the

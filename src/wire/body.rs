@@ -17,7 +17,7 @@ pub(crate) struct Decoded<'a> {
 /// The optional fields of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Fields {
-    /// The value is good for this long from the begin of the request on; preferred to
+    /// The value is good for this long from the start of the request on; preferred to
     /// `expire_unix_nanos`.
     pub ttl_nanos: Option<u64>,
     /// When the value expires by the peer's wall clock.

@@ -42,7 +42,7 @@ struct SlowStreak {
 #[derive(Debug)]
 struct SlowPeriod {
     since: Instant,
-    /// The time of the answers at its begin, and the limit.
+    /// The time of the answers when it began, and the limit.
     time: Duration,
     limit: Duration,
     /// When the first of the latest successive probes under the limit was sent.

@@ -25,7 +25,7 @@ pub(crate) struct PeerConnection {
     exchanges: u64,
     /// The time that was left then, as long as no call of this exchange has waited: the next one need
     /// not read the clock.
-    left_at_begin: Option<Duration>,
+    left_at_start: Option<Duration>,
     /// The [number](process_number) of the process that opened the connection. After a fork, parent
     /// and child have it both, and would read each other's responses.
     opened_by: u32,
@@ -62,7 +62,7 @@ impl PeerConnection {
             max_response,
             received: 0,
             exchanges: 0,
-            left_at_begin: None,
+            left_at_start: None,
             opened_by: process_number(),
             request: Vec::new(),
             read_timeout: SocketTimeout::default(),
@@ -73,7 +73,7 @@ impl PeerConnection {
     /// Begins an exchange that must be over after `limit`.
     pub(crate) fn begin(&mut self, now: Instant, limit: Duration) {
         self.time = ExchangeTime { begun: now, limit };
-        self.left_at_begin = Some(limit);
+        self.left_at_start = Some(limit);
         self.received = 0;
         self.exchanges += 1;
     }
@@ -121,12 +121,12 @@ impl PeerConnection {
 
     /// The time that is left of the exchange. Does not read the clock if no call of it has waited.
     fn take_left(&mut self) -> Duration {
-        let at_begin = self.left_at_begin.take();
-        at_begin.unwrap_or_else(|| self.time.left())
+        let at_start = self.left_at_start.take();
+        at_start.unwrap_or_else(|| self.time.left())
     }
 
-    /// Reads the begin of a response that is there although the time is over. If this process was stopped
-    /// for a while, it did not read it before.
+    /// Reads the first bytes of a response that has arrived, although the time is over: a process that was
+    /// stopped for a while could not read them before.
     #[cold]
     fn read_arrived(&self, buffer: &mut [u8]) -> Option<usize> {
         let read = without_waiting(&self.stream, |mut stream| stream.read(buffer));
@@ -243,7 +243,7 @@ impl Write for PeerConnection {
         });
         // The kernel has room for a short request, because all earlier ones were answered.
         if matches!(written, Ok(len) if len == bytes.len() && len <= MAX_KEPT) {
-            self.left_at_begin = Some(left);
+            self.left_at_start = Some(left);
         }
         written.map_err(|error| self.explain(error))
     }

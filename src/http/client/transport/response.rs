@@ -283,7 +283,7 @@ impl<R: Read> ResponseReader<R> {
         let body = body.into();
         self.start += length;
         if self.is_empty() {
-            // The next response is read to the begin of the buffer. Nothing has to move for that.
+            // The next response is read into the start of the buffer, so no bytes have to be moved.
             (self.start, self.end) = (0, 0);
         }
         Some(body)
