@@ -128,6 +128,7 @@ impl<'a> LoadSink<'a> {
     }
 
     /// Checks, once the getter has returned `Ok`, that it set one value.
+    #[inline]
     pub(crate) fn finish(&mut self) -> Result<FilledSink<'_>> {
         let old = self.old.filter(|_| self.is_renewal);
         match (self.refused.take(), &mut self.value) {

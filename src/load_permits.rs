@@ -248,10 +248,12 @@ pub(crate) fn hold(permit: LoadPermit) -> HeldPermit {
 }
 
 /// Gives back the permit that this thread [holds](hold), if there is one: the getter has returned.
+#[inline]
 pub(crate) fn release() {
     drop(take_held());
 }
 
+#[inline]
 fn take_held() -> Option<LoadPermit> {
     HELD.try_with(Cell::take).ok().flatten()
 }
@@ -273,6 +275,7 @@ impl Drop for HeldPermit {
 ///
 /// At its drop the getter has a permit again: it waits before all other loads. After [`LONGEST_RESUME`] it
 /// goes on without one, because the other getters hang.
+#[inline]
 pub(crate) fn lend() -> LentPermit {
     let lent = take_held().map(|permit| (permit.permits.clone(), permit.class));
     LentPermit { lent }

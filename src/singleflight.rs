@@ -547,9 +547,6 @@ impl<T> Leader<'_, T> {
     /// Removes the flight from its stripe. This comes before the waiters wake up, because a waiter
     /// that joins again must not find this flight.
     fn leave(&mut self) -> Option<WakeWaiters<T>> {
-        if self.number == 0 {
-            return None;
-        }
         let id = self.id();
         self.number = 0;
         let outcome = self.stripe.lock_and_advance().end(id)?;
@@ -561,8 +558,11 @@ impl<T> Leader<'_, T> {
 }
 
 impl<T> Drop for Leader<'_, T> {
+    #[inline]
     fn drop(&mut self) {
-        self.leave();
+        if self.number != 0 {
+            self.leave();
+        }
     }
 }
 

@@ -228,11 +228,9 @@ impl Inner {
         }
         let ended = ctx.err();
         // The order is that of `Inner::lead`.
-        let notifying = match self.eviction_listener {
-            Some(_) if !evicted.is_empty() => busy.take(),
-            _ => None,
-        };
-        drop(busy);
+        if self.eviction_listener.is_none() || evicted.is_empty() {
+            drop(busy.take());
+        }
         drop(dependencies);
         let mut published = Vec::with_capacity(leads.len());
         for (lead, result) in leads.into_iter().zip(results) {
@@ -248,11 +246,10 @@ impl Inner {
                 }
             }
         }
-        self.notify_and_drop(evicted);
+        self.notify_and_drop(&mut evicted);
         vanished
-            .into_iter()
+            .iter_mut()
             .for_each(|entries| self.notify_and_drop(entries));
-        drop(notifying);
         published
     }
 

@@ -206,7 +206,7 @@ impl Inner {
         };
         let mut panic = FirstPanic::default();
         let is_old = |key: &str, begun: Option<Tick>| floors.is_older(key, begun);
-        let removed = |removed| self.notify_all(removed, &mut panic);
+        let removed = |mut removed| self.notify_all(&mut removed, &mut panic);
         // Loads that began before are not cached, and are joined by no caller.
         self.store.remove_older(&is_old, removed);
         self.forget_all();

@@ -55,9 +55,13 @@ impl FailedLoads {
     /// The failed load because of which the key is not to be loaded now.
     #[inline]
     pub(super) fn recent(&self, key: &LoadKey<'_>, clock: &Clock) -> Option<FailedLoad> {
-        if !self.any.load(Ordering::Acquire) {
-            return None;
+        match self.any.load(Ordering::Acquire) {
+            true => self.find_recent(key, clock),
+            false => None,
         }
+    }
+
+    fn find_recent(&self, key: &LoadKey<'_>, clock: &Clock) -> Option<FailedLoad> {
         let now = clock.now();
         let stripe = self.stripe(key).lock();
         let attempt = stripe.peek(&self.id(key));

@@ -306,31 +306,30 @@ impl Inner {
         let ctx = ctx.of_load();
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
-        let result = self.run_work(from, ctx, key, begun, &mut evicted);
-        if let Some(watch) = watch {
-            watch.end(&result, ctx);
+        let mut result = Some(self.run_work(from, ctx, key, begun, &mut evicted));
+        if let (Some(watch), Some(result)) = (watch, &result) {
+            watch.end(result, ctx);
         }
-        if matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
-            evicted = self.remove_vanished(from, key, begun);
+        if let Some(Err(error)) = &result {
+            if error.kind() == ErrorKind::NotFound {
+                evicted = self.remove_vanished(from, key, begun);
+            }
+            if ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_)) {
+                // The drop of an error may run user code, for which the loader thread counts as busy.
+                result = None;
+            }
         }
-        let is_abandoned =
-            result.is_err() && (ctx.err().is_some() || matches!(from, LoadFrom::OwnerAlone(_)));
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
-        let notifying = match self.eviction_listener {
-            Some(_) if !evicted.is_empty() => busy.take(),
-            _ => None,
-        };
-        // An error may run user code when it is dropped, for which the loader thread counts as busy.
-        let result = (!is_abandoned).then_some(result);
-        drop(busy);
+        if self.eviction_listener.is_none() || evicted.is_empty() {
+            drop(busy.take());
+        }
         drop(dependency);
         match &result {
             Some(result) => leader.finish(result),
             None => leader.abandon(),
         }
-        self.notify_and_drop(evicted);
-        drop(notifying);
+        self.notify_and_drop(&mut evicted);
         result
     }
 

@@ -65,7 +65,9 @@ impl Freshness {
 
     /// Whether a key that has a value may be loaded again.
     pub(super) fn can_refresh(&self) -> bool {
-        self.refresh_at.is_some() || !self.allowance().is_zero()
+        self.refresh_at.is_some()
+            || self.has_stale_if_error()
+            || !self.stale_while_revalidate.is_zero()
     }
 
     /// The time to live of a value that is loaded now.

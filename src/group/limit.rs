@@ -66,8 +66,8 @@ impl Inner {
     pub(super) fn evict_to_capacity(&self, panic: &mut FirstPanic) {
         for _ in 0..MAX_ROUNDS {
             let mut evicts = false;
-            while let Some(evicted) = self.store.evict_to_capacity() {
-                self.notify_all(evicted, panic);
+            while let Some(mut evicted) = self.store.evict_to_capacity() {
+                self.notify_all(&mut evicted, panic);
                 evicts = true;
             }
             // Only now is it seen how much room the entries have left in pages that are still used.

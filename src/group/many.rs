@@ -365,7 +365,7 @@ impl Inner {
         let (at, old) = (self.key(&key.key), key.old.as_ref());
         let mut evicted = EvictedEntries::default();
         let loaded = self.cache_answer(Placement::Hot, &at, &key.begun, answer, old, &mut evicted);
-        self.notify_and_drop(evicted);
+        self.notify_and_drop(&mut evicted);
         loaded.view
     }
 

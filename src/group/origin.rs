@@ -27,9 +27,25 @@ impl Inner {
         key: &LoadKey<'_>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Option<LoadPermit>> {
-        let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
-            return Ok(None);
-        };
+        match (&self.permits, from.class()) {
+            (Some(permits), Some(class)) => {
+                let permit = self.wait_unless_served(permits, class, begun, ctx, key, waiter);
+                permit.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits for a permit, unless an old value is served meanwhile.
+    fn wait_unless_served(
+        &self,
+        permits: &Arc<LoadPermits>,
+        class: LoadClass,
+        begun: &mut LoadBegin,
+        ctx: &Context,
+        key: &LoadKey<'_>,
+        waiter: Option<&mut dyn ClientWaiter>,
+    ) -> Result<LoadPermit> {
         let permit = match is_stale_served(ctx, key) {
             true => permits
                 .try_acquire(class)
@@ -38,7 +54,7 @@ impl Inner {
         }?;
         // The wait does not make the value older.
         begun.at = self.store.clock().now();
-        Ok(Some(permit))
+        Ok(permit)
     }
 
     /// A permit for a load that no caller waits for.

@@ -221,7 +221,7 @@ impl Inner {
     /// while the store is over its capacity. No lock is held during the calls. A panic of the
     /// listener propagates at the end.
     #[inline]
-    pub(super) fn notify_and_drop(&self, evicted: EvictedEntries) {
+    pub(super) fn notify_and_drop(&self, evicted: &mut EvictedEntries) {
         if evicted.is_empty() && evicted.pending().is_none() {
             return;
         }
@@ -230,12 +230,12 @@ impl Inner {
         panic.resume();
     }
 
-    pub(super) fn notify_all(&self, mut evicted: EvictedEntries, panic: &mut FirstPanic) {
+    pub(super) fn notify_all(&self, evicted: &mut EvictedEntries, panic: &mut FirstPanic) {
         loop {
             let pending = evicted.pending();
             let listener = self.eviction_listener.as_ref();
             if let Some(listener) = listener.filter(|_| !evicted.is_empty()) {
-                let listener = listener.clone();
+                let (listener, evicted) = (listener.clone(), std::mem::take(evicted));
                 nesting::run_or_queue(panic, move |panic| {
                     for Evicted { entry, cause } in evicted.iter() {
                         panic.catch(|| listener(entry.key(), entry.value(), *cause));
@@ -247,7 +247,7 @@ impl Inner {
             let Some(pending) = pending else {
                 return;
             };
-            evicted = self.store.finish_eviction(pending);
+            *evicted = self.store.finish_eviction(pending);
         }
     }
 }

@@ -22,9 +22,9 @@ impl Group {
         let now = inner.store.clock().now();
         let mut panic = FirstPanic::default();
         let mut count = 0;
-        while let Some(expired) = inner.store.purge_expired(now, EVICTED_AT_ONCE) {
+        while let Some(mut expired) = inner.store.purge_expired(now, EVICTED_AT_ONCE) {
             count += expired.len() as u64;
-            inner.notify_all(expired, &mut panic);
+            inner.notify_all(&mut expired, &mut panic);
         }
         panic.resume();
         count
@@ -38,8 +38,8 @@ impl Inner {
         if !self.store.may_expire() {
             return;
         }
-        if let Some(expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
-            self.notify_and_drop(expired);
+        if let Some(mut expired) = self.store.purge_unkept(PURGED_BY_LOOKUP) {
+            self.notify_and_drop(&mut expired);
         }
     }
 

@@ -225,7 +225,7 @@ impl Inner {
     /// Removes a key from this process's cache, and returns its value. Changes the key's clock as `counted`.
     pub(super) fn remove_here(&self, key: &str, counted: Counted) -> Option<ByteView> {
         let key = self.key(key);
-        let removed = self.end_old_value(&key, counted, |note| {
+        let mut removed = self.end_old_value(&key, counted, |note| {
             self.store.remove(key.hash, key.key, note)
         });
         let live = |evicted: &&Evicted| evicted.cause == RemovalCause::Explicit;
@@ -233,7 +233,7 @@ impl Inner {
             .iter()
             .find(live)
             .map(|evicted| evicted.entry.value());
-        self.notify_and_drop(removed);
+        self.notify_and_drop(&mut removed);
         value
     }
 

@@ -279,7 +279,7 @@ impl Group {
         let mut evicted = EvictedEntries::default();
         let value = NewValue::new(&mut view, lifetime);
         inner.populate(Placement::Main, &key, &begun, value, &mut evicted);
-        inner.notify_all(evicted, panic);
+        inner.notify_all(&mut evicted, panic);
         match inner.store.peek(key.hash, entry.key) {
             Ok(_) => report.restored += 1,
             Err(_) => report.refused += 1,

@@ -12,10 +12,15 @@ impl Inner {
     ///
     /// A value whose begin is not known is not renewed. It came from a server that is not larder's, or is
     /// weeks old.
+    #[inline]
     pub(super) fn old_value(&self, key: &LoadKey<'_>, begun: &LoadBegin) -> Option<OldValue> {
-        if !self.store.may_expire() {
-            return None;
+        match self.store.may_expire() {
+            true => self.kept_value(key, begun),
+            false => None,
         }
+    }
+
+    fn kept_value(&self, key: &LoadKey<'_>, begun: &LoadBegin) -> Option<OldValue> {
         let (kept, generation) = self.store.kept(key.hash, key.key);
         let kept = kept.filter(|kept| generation == begun.generation && kept.begun.is_some())?;
         let lifetime = Lifetime::of_entry(kept.begun, kept.expires, self.freshness.allowance());

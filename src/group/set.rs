@@ -240,7 +240,7 @@ impl Inner {
         self.end_old_value(&LoadKey { hash, key }, counted, |note| {
             self.store.set(new, &mut evicted, note);
         });
-        self.notify_and_drop(evicted);
+        self.notify_and_drop(&mut evicted);
     }
 }
 

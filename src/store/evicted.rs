@@ -73,9 +73,10 @@ impl EvictedEntries {
         self.first.iter().chain(&self.rest)
     }
 
-    /// The bytes of the first entry. The others are dropped.
-    pub(super) fn into_first(self) -> Option<SharedBytes> {
-        self.first.map(|evicted| evicted.entry.into_bytes())
+    /// Takes the bytes of the first entry, and drops the others.
+    pub(super) fn take_first(&mut self) -> Option<SharedBytes> {
+        self.rest.clear();
+        self.first.take().map(|evicted| evicted.entry.into_bytes())
     }
 
     pub(super) fn set_pending(&mut self, pending: Option<PendingEviction>) {

@@ -181,8 +181,8 @@ impl Store {
     }
 
     /// Drops entries that left, and keeps memory of theirs for the next entry of this thread.
-    pub(crate) fn recycle(&self, evicted: EvictedEntries) {
-        if let Some(bytes) = evicted.into_first() {
+    pub(crate) fn recycle(&self, evicted: &mut EvictedEntries) {
+        if let Some(bytes) = evicted.take_first() {
             self.heap.recycle(bytes);
         }
     }
