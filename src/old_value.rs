@@ -69,6 +69,7 @@ impl Context {
     }
 
     /// The context of a getter whose key has this old value. `None` if it is this context.
+    #[inline]
     pub(crate) fn with_old_value(&self, old: Option<&OldValue>) -> Option<Context> {
         let is_same = old.is_none() && self.old_value().is_none();
         (!is_same).then(|| self.with_value(Stale(old.cloned())))

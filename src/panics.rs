@@ -27,12 +27,18 @@ impl FirstPanic {
 
     /// Resumes the panic. A thread that unwinds already only drops it, because a second panic would
     /// abort the process.
+    #[inline]
     pub(crate) fn resume(self) {
-        match self.0 {
-            Some(panic) if std::thread::panicking() => discard(panic),
-            Some(panic) => resume_unwind(panic),
-            None => {}
+        if let Some(panic) = self.0 {
+            resume_or_discard(panic);
         }
+    }
+}
+
+fn resume_or_discard(panic: Box<dyn Any + Send>) {
+    match std::thread::panicking() {
+        true => discard(panic),
+        false => resume_unwind(panic),
     }
 }
 

@@ -202,7 +202,7 @@ impl Inner {
         bulk: &dyn BulkGetter,
         leads: Vec<Lead<'_, '_>>,
         // After the leaders, so that a panic drops it before: see `Inner::lead`.
-        mut busy: Option<BusyGuard<'_>>,
+        busy: Option<BusyGuard<'_>>,
         ctx: &Context,
     ) -> Vec<(usize, Result<Loaded>)> {
         let dependencies = match recursion::work_for_all(leads.iter().map(|lead| lead.leader.id()))
@@ -228,9 +228,8 @@ impl Inner {
         }
         let ended = ctx.err();
         // The order is that of `Inner::lead`.
-        if self.eviction_listener.is_none() || evicted.is_empty() {
-            drop(busy.take());
-        }
+        let notifies = self.eviction_listener.is_some() && !evicted.is_empty();
+        let _busy = busy.filter(|_| notifies);
         drop(dependencies);
         let mut published = Vec::with_capacity(leads.len());
         for (lead, result) in leads.into_iter().zip(results) {

@@ -290,7 +290,7 @@ impl Inner {
         leader: Leader<'_, Result<Loaded>>,
         // After the leader, so that a panic drops it before. The thread is idle before the waiters
         // wake up: see `BusyGuard`.
-        mut busy: Option<BusyGuard<'_>>,
+        busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: &LoadKey<'_>,
         begun: &mut LoadBegin,
@@ -306,10 +306,11 @@ impl Inner {
         let ctx = ctx.of_load();
         let watch = self.watch(from, key, begun);
         let mut evicted = EvictedEntries::default();
-        let mut result = Some(self.run_work(from, ctx, key, begun, &mut evicted));
-        if let (Some(watch), Some(result)) = (watch, &result) {
-            watch.end(result, ctx);
+        let result = self.run_work(from, ctx, key, begun, &mut evicted);
+        if let Some(watch) = watch {
+            watch.end(&result, ctx);
         }
+        let mut result = Some(result);
         if let Some(Err(error)) = &result {
             if error.kind() == ErrorKind::NotFound {
                 evicted = self.remove_vanished(from, key, begun);
@@ -321,9 +322,8 @@ impl Inner {
         }
         // The listener runs after the result is published, so that a slow or panicking listener does
         // not affect the waiters. The loader thread counts as busy until the listener returns.
-        if self.eviction_listener.is_none() || evicted.is_empty() {
-            drop(busy.take());
-        }
+        let notifies = self.eviction_listener.is_some() && !evicted.is_empty();
+        let _busy = busy.filter(|_| notifies);
         drop(dependency);
         match &result {
             Some(result) => leader.finish(result),

@@ -27,25 +27,24 @@ impl Inner {
         key: &LoadKey<'_>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Option<LoadPermit>> {
-        match (&self.permits, from.class()) {
-            (Some(permits), Some(class)) => {
-                let permit = self.wait_unless_served(permits, class, begun, ctx, key, waiter);
-                permit.map(Some)
-            }
-            _ => Ok(None),
+        match &self.permits {
+            Some(permits) => self.permit_of(permits, from, begun, ctx, key, waiter),
+            None => Ok(None),
         }
     }
 
-    /// Waits for a permit, unless an old value is served meanwhile.
-    fn wait_unless_served(
+    fn permit_of(
         &self,
         permits: &Arc<LoadPermits>,
-        class: LoadClass,
+        from: &LoadFrom,
         begun: &mut LoadBegin,
         ctx: &Context,
         key: &LoadKey<'_>,
         waiter: Option<&mut dyn ClientWaiter>,
-    ) -> Result<LoadPermit> {
+    ) -> Result<Option<LoadPermit>> {
+        let Some(class) = from.class() else {
+            return Ok(None);
+        };
         let permit = match is_stale_served(ctx, key) {
             true => permits
                 .try_acquire(class)
@@ -54,7 +53,7 @@ impl Inner {
         }?;
         // The wait does not make the value older.
         begun.at = self.store.clock().now();
-        Ok(permit)
+        Ok(Some(permit))
     }
 
     /// A permit for a load that no caller waits for.

@@ -125,12 +125,15 @@ impl SharedBytes {
         (!is_shared).then(|| unsafe { self.slice().as_mut() })
     }
 
-    /// The block for other bytes. `None` if it has another reference, or is one of malloc.
-    pub(super) fn into_vacant(self) -> Option<Vacant> {
-        if self.is_on_malloc() || self.head().refs.load(Ordering::Acquire) != 1 {
+    /// The block for other bytes, if it has this size. `None` also if it has another reference, or is one of
+    /// malloc.
+    pub(super) fn into_vacant(self, size: usize) -> Option<Vacant> {
+        if self.is_on_malloc()
+            || rounded(Self::HEADER + self.len()) != size
+            || self.head().refs.load(Ordering::Acquire) != 1
+        {
             return None;
         }
-        let size = rounded(Self::HEADER + self.len());
         let block = ManuallyDrop::new(self).0.cast();
         Some(Vacant { block, size })
     }

@@ -37,9 +37,7 @@ impl Spares {
         if size > MAX_SPARE_BLOCK {
             return None;
         }
-        let block = self.cell().take()?;
-        let fits = rounded(SharedBytes::HEADER + block.len()) == rounded(size);
-        if fits { block.into_vacant() } else { None }
+        self.cell().take()?.into_vacant(rounded(size))
     }
 
     /// Drops the blocks of all threads.
