@@ -47,11 +47,15 @@ impl PeerConnection {
         deadline: Instant,
     ) -> io::Result<Self> {
         let connect = |address, timeout| Ok((connect_to(address, timeout)?, address));
-        let connected = connect_to_any(&addresses.get(deadline)?, deadline, connect);
+        let known = addresses.get(deadline)?;
+        let connected = connect_to_any(&known, deadline, connect);
         if connected.is_err() {
             addresses.refresh();
         }
         let (stream, address) = connected?;
+        if known.first() != Some(&address) {
+            addresses.prefer(address);
+        }
         Ok(PeerConnection {
             stream,
             address,

@@ -22,6 +22,9 @@ use crate::sync::{Arc, Condvar, Mutex, spawn};
 /// until then. At least [`PAUSE`] passes between two look-ups, and a failed one keeps the known
 /// addresses.
 ///
+/// They are tried in the order of the look-up, but first the last one that accepted a connection when others
+/// before it had not. Otherwise each new connection would wait for an IPv6 address that leads nowhere.
+///
 /// An address that a peer lost can belong to another node soon, which answers requests for all keys. So
 /// connections to it are not used any more.
 pub(crate) enum Addresses {
@@ -44,6 +47,8 @@ type LookUp = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 struct LookUpState {
     /// Empty until the first look-up that found an address.
     known: Arc<[SocketAddr]>,
+    /// See [`Addresses::prefer`].
+    preferred: Option<SocketAddr>,
     /// Why the last look-up failed, if it did.
     failure: Option<String>,
     /// When the last look-up ended.
@@ -98,6 +103,17 @@ impl Addresses {
         }
     }
 
+    /// Tries this address before all others from now on: it accepted a connection, and those before it did
+    /// not.
+    pub(crate) fn prefer(&self, address: SocketAddr) {
+        if let Addresses::Name(name) = self {
+            let mut state = name.state.lock();
+            state.preferred = Some(address);
+            let known = state.known.to_vec();
+            state.set_known(known);
+        }
+    }
+
     /// Whether the peer still has this address, as far as is known. It had it once.
     pub(crate) fn has(&self, address: SocketAddr) -> bool {
         match self {
@@ -120,6 +136,14 @@ impl Addresses {
         if let Addresses::Name(name) = self {
             name.refresh(PAUSE);
         }
+    }
+}
+
+impl LookUpState {
+    fn set_known(&mut self, mut found: Vec<SocketAddr>) {
+        found.sort_by_key(|&address| Some(address) != self.preferred);
+        found.truncate(MAX_ADDRESSES);
+        self.known = found.into();
     }
 }
 
@@ -172,10 +196,7 @@ impl HostName {
         state.ended = Some(Instant::now());
         state.failure = None;
         match found {
-            Ok(mut found) if !found.is_empty() => {
-                found.truncate(MAX_ADDRESSES);
-                state.known = found.into();
-            }
+            Ok(found) if !found.is_empty() => state.set_known(found),
             Ok(_) => {}
             Err(error) => state.failure = Some(error.to_string()),
         }
@@ -346,6 +367,24 @@ mod tests {
         forget_pause(target.addresses());
         assert!(!target.may_use(&connection, Instant::now()));
         assert_eq!(target.connect(soon()).unwrap().address(), new);
+    }
+
+    #[test]
+    fn address_that_accepted_is_tried_before_one_that_did_not() {
+        let [closed, open] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let both = [&closed, &open].map(|server| server.local_addr().unwrap());
+        drop(closed);
+        let addresses = Addresses::with_look_up(&named(), move |_, _| Ok(both.to_vec()));
+        let target = Target::with_addresses(&named(), &Arc::new(Config::for_test()), addresses);
+        let known = || target.addresses().get(soon()).unwrap();
+        assert_eq!(known()[..], both);
+        assert_eq!(target.connect(soon()).unwrap().address(), both[1]);
+        assert_eq!(known()[..], [both[1], both[0]]);
+        // The next look-up has them in their first order.
+        forget_pause(target.addresses());
+        target.addresses().refresh();
+        forget_pause(target.addresses());
+        assert_eq!(known()[..], [both[1], both[0]]);
     }
 
     #[test]
