@@ -16,7 +16,7 @@ use crate::sync::Arc;
 /// Cloning and slicing copy no bytes and only add a reference. So it costs little to keep a view, to
 /// send it to another thread, or to slice it. A view dereferences to `[u8]`.
 ///
-/// A view keeps its whole allocation alive: the value and the key it was cached under. The allocation
+/// A view keeps its whole allocation alive: the value, with the key and the etag of its entry. It
 /// stays alive even after the cache has evicted the entry and no longer counts its bytes. To keep a
 /// small slice of a large value for a long time, copy the slice with [`to_vec`](slice::to_vec).
 #[derive(Clone)]
@@ -53,8 +53,8 @@ impl ByteView {
         self.after_end.get() - 1
     }
 
-    /// Whether the allocation is this key followed by the bytes of the view, as in an entry, and by
-    /// others that fit.
+    /// Whether the allocation has the layout of an entry: this key, the bytes of the view, and a rest
+    /// that `rest_fits` accepts.
     #[inline]
     pub(crate) fn is_keyed(&self, key: &str, rest_fits: impl FnOnce(&[u8]) -> bool) -> bool {
         let Some(data) = &self.data else {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_an_allocation_behind_its_key_is_keyed() {
+    fn view_is_keyed_if_its_key_precedes_it_and_the_rest_fits() {
         let whole = ByteView::from("keyvalue");
         let is_keyed = |view: ByteView, key| view.is_keyed(key, <[u8]>::is_empty);
         assert!(is_keyed(whole.slice(3..), "key"));

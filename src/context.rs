@@ -182,7 +182,7 @@ impl Context {
     }
 }
 
-/// A longer context, for the loads that a request begins.
+/// The context of the loads that a request begins, which may outlast the request.
 #[cfg_attr(
     not(feature = "http"),
     allow(dead_code, reason = "only servers set it")

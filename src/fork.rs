@@ -21,7 +21,7 @@ pub(crate) fn process_number() -> u32 {
     // access the number atomically.
     let number = unsafe { &*page };
     match number.load(Ordering::Relaxed) {
-        0 => PROCESS.number_again(number),
+        0 => PROCESS.assign_number(number),
         known => known,
     }
 }
@@ -37,7 +37,7 @@ struct Process {
     page: AtomicPtr<AtomicU32>,
     /// Whether the system has no such page.
     has_none: AtomicBool,
-    /// The last number. A forked process has the last one of its parent.
+    /// The last number that was given. A forked process starts with that of its parent.
     last: AtomicU32,
 }
 
@@ -67,14 +67,15 @@ impl Process {
             .compare_exchange(ptr::null_mut(), made, success, failure)
         {
             Ok(_) => made,
-            // Another thread made one meanwhile. This one stays mapped, which happens once at most.
+            // Another thread made one meanwhile. This one stays mapped: only threads that make the
+            // first call at the same time lose a page each.
             Err(other) => other,
         }
     }
 
-    /// Numbers the process, after its start or a fork.
+    /// Gives the process a number, after its start or a fork.
     #[cold]
-    fn number_again(&self, number: &AtomicU32) -> u32 {
+    fn assign_number(&self, number: &AtomicU32) -> u32 {
         let next = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let relaxed = Ordering::Relaxed;
         match number.compare_exchange(0, next, relaxed, relaxed) {
@@ -130,7 +131,7 @@ mod tests {
         }
     }
 
-    /// Whether the system wipes the page, which qemu-user accepts but does not do.
+    /// Whether the system really wipes pages: qemu-user accepts the advice and ignores it.
     fn system_wipes_pages() -> bool {
         let len = size_of::<AtomicU32>();
         let access = libc::PROT_READ | libc::PROT_WRITE;

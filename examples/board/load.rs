@@ -1,4 +1,4 @@
-//! The peers of the node, honest and hostile clients.
+//! The clients of the node: its peers, which are honest, and hostile ones.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -11,21 +11,21 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{Failed, Random, member, peer_ips, value_of};
 
-/// How many connections of each kind are hostile: 500 in all.
+/// How many connections make each attack: 500 in all.
 const HOSTILE: [(Attack, usize); 3] = [
     (Attack::HalfHead, 166),
     (Attack::HalfBody, 167),
-    (Attack::Deaf, 167),
+    (Attack::ReadsNothing, 167),
 ];
 
 #[derive(Clone, Copy)]
 enum Attack {
     HalfHead,
     HalfBody,
-    Deaf,
+    ReadsNothing,
 }
 
-/// The counts of the honest clients.
+/// The counts of all clients.
 #[derive(Default)]
 struct Totals {
     gets: AtomicU64,
@@ -185,7 +185,7 @@ fn connect(from: IpAddr, node: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Keeps `count` connections open. One that the node has closed is opened again a second later.
+/// Keeps `count` connections open. If the node closes one, another is opened a second later.
 fn hostile(attack: Attack, count: usize, node: SocketAddr, totals: &Totals) {
     let mut connections: Vec<Option<TcpStream>> = Vec::new();
     connections.resize_with(count, || None);
@@ -205,7 +205,7 @@ fn hostile(attack: Attack, count: usize, node: SocketAddr, totals: &Totals) {
     }
 }
 
-/// Sends the first bytes.
+/// Sends what the attack sends before it waits.
 fn begin(attack: Attack, mut stream: TcpStream, random: &mut Random) -> io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
     match attack {
@@ -215,10 +215,10 @@ fn begin(attack: Attack, mut stream: TcpStream, random: &mut Random) -> io::Resu
             let mut bytes = b"POST /_groupcache/values HTTP/1.1\r\nHost: node\r\n".to_vec();
             bytes.extend_from_slice(len.as_bytes());
             bytes.resize(bytes.len() + (60 << 10), b'x');
-            // Most of it fits the socket's buffers.
+            // A part is enough: most of it fits the socket's buffers.
             let _ = stream.write(&bytes)?;
         }
-        Attack::Deaf => {
+        Attack::ReadsNothing => {
             for _ in 0..8 {
                 stream.write_all(&request("GET", random.key(), "\r\n"))?;
             }
@@ -227,13 +227,13 @@ fn begin(attack: Attack, mut stream: TcpStream, random: &mut Random) -> io::Resu
     Ok(stream)
 }
 
-/// Whether the node has not closed the connection. A client that reads nothing notices only a reset.
+/// Whether the connection is still open. A client that reads nothing notices only a reset.
 fn is_open(attack: Attack, stream: &TcpStream) -> bool {
-    let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+    let is_open = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
     match attack {
-        Attack::Deaf => stream.take_error().is_ok_and(|error| error.is_none()),
+        Attack::ReadsNothing => stream.take_error().is_ok_and(|error| error.is_none()),
         Attack::HalfHead | Attack::HalfBody => (&mut &*stream)
             .read(&mut [0; 512])
-            .map_or_else(|error| waits(&error), |n| n > 0),
+            .map_or_else(|error| is_open(&error), |n| n > 0),
     }
 }

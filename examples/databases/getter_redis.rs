@@ -4,10 +4,10 @@
 //! cargo run -p databases --example getter_redis [-- --url redis://127.0.0.1:6379]
 //! ```
 //!
-//! Starts a `redis-server` of its own on a free port, if one is installed, or uses the one at the
-//! URL: there it sets ten keys that begin with `larder-example:` and expire after a minute. Reads
-//! each a thousand times from four threads, prints how many reads reached the server, then the
-//! answers to a key that does not exist and to one that is not a string.
+//! Starts a `redis-server` on a free port, or uses the one at the URL. Sets ten strings and a list
+//! there, with keys that begin with `larder-example:` and expire after a minute. Four threads read
+//! each string a thousand times. Prints how many reads reached the server, and the errors for a key
+//! that does not exist and for the list.
 
 mod idle;
 
@@ -89,7 +89,7 @@ fn read(greetings: &Group) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Gets strings, with the time to live that they have left in Redis.
+/// Loads strings, with the rest of their time to live in Redis.
 struct RedisGetter {
     client: Client,
     idle: Idle<Connection>,
@@ -114,7 +114,8 @@ impl RedisGetter {
 impl Getter for RedisGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         let mut connection = self.idle.take(|| self.connect())?;
-        // One round trip brings the value and its remaining milliseconds, which are negative without an expiry.
+        // One round trip brings the value and the milliseconds to its expiry, which are negative if
+        // it has none.
         let (value, left): (Option<Vec<u8>>, i64) =
             redis::pipe().get(key).pttl(key).query(&mut connection)?;
         // After an error a late answer may still arrive. So `?` above drops the connection.
@@ -174,7 +175,7 @@ impl RedisServer {
         Err("redis-server did not start; pass --url redis://HOST:PORT".into())
     }
 
-    /// Whether it answers: `false` if it has exited.
+    /// Returns true once the server answers, and false if it has exited.
     fn wait_until_up(&mut self) -> Result<bool, BoxError> {
         let client = Client::open(self.url())?;
         let deadline = Instant::now() + Duration::from_secs(10);

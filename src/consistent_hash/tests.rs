@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A ring of 23 hashes, so that most points are shared.
+/// A ring with 23 different hashes, so that nodes share most points.
 fn crowded() -> Map {
     Map::new(4, |bytes| {
         bytes.iter().fold(7, |h, &b| (h * 31 + u64::from(b)) % 23)
@@ -70,7 +70,7 @@ fn shared_point_belongs_to_the_last_added_until_its_removal() {
 }
 
 #[test]
-fn larders_shared_points_do_not_depend_on_the_order() {
+fn larders_shared_points_do_not_depend_on_the_order_of_nodes() {
     // No two names are known to share a point, so the test calls `precedence` directly.
     let scheme = Scheme::Preset(Preset::Larder);
     let nodes = ["b".to_owned(), "a".to_owned()];
@@ -141,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn larders_points_do_not_depend_on_the_order(
+    fn larders_points_do_not_depend_on_the_order_of_nodes(
         nodes in vec("[a-z]{1,9}", 1..8), seed in any::<u64>(),
     ) {
         let mut other = nodes.clone();
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// A sort key that gives some order of the nodes.
+/// A sort key: the order of the nodes depends on the seed.
 fn scheme_key(node: &str, seed: u64) -> u64 {
     Scheme::Preset(Preset::Larder).key(node) ^ seed
 }

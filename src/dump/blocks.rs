@@ -1,5 +1,4 @@
-//! The blocks of a dump: written one after the other, and found again in a file of which any part may
-//! be damaged.
+//! Writes the blocks of a dump, and finds the intact ones in a file of which any part may be damaged.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -12,7 +11,7 @@ use crate::error::Result;
 /// Writes the header and the blocks of a dump.
 pub(crate) struct BlockWriter<W> {
     to: W,
-    /// The block that is being filled: room for its frame, and its payload.
+    /// The block that is being filled: space for its frame, and the payload so far.
     block: Vec<u8>,
     offset: u64,
 }
@@ -29,7 +28,7 @@ impl<W: Write> BlockWriter<W> {
         })
     }
 
-    /// Writes an entry, in this block or in the next one.
+    /// Adds an entry to this block, or to the next one if this one is full.
     pub(crate) fn push(&mut self, entry: &DumpedEntry<'_>) -> io::Result<()> {
         let len = self.block.len() + entry.encoded_len();
         if len > BLOCK && self.block.len() > FRAME {
@@ -57,7 +56,7 @@ impl<W: Write> BlockWriter<W> {
         self.to.write_all(&self.block)?;
         self.offset += self.block.len() as u64;
         self.block.clear();
-        // A large entry leaves no large buffer behind.
+        // Do not keep the large buffer of a large entry.
         self.block.shrink_to(BLOCK + ALIGN);
         self.block.resize(FRAME, 0);
         Ok(())
@@ -110,7 +109,7 @@ impl<R: Read + Seek> BlockReader<R> {
             if self.read_block()? {
                 return Ok(Some(&self.payload));
             }
-            // The length may be what is damaged, so the next block is looked for from here on.
+            // The length may be wrong, so the next block may begin at any later multiple of `ALIGN`.
             self.damaged = true;
             self.at += ALIGN as u64;
         }
@@ -122,12 +121,12 @@ impl<R: Read + Seek> BlockReader<R> {
         (self.at.min(self.len), self.len)
     }
 
-    /// Whether a part of the file that was read is no intact block.
+    /// Whether a part that was read is not an intact block.
     pub(crate) fn is_damaged(&self) -> bool {
         self.damaged || self.at > self.len
     }
 
-    /// Reads the block at `at`, and moves behind it. False if there is no intact one.
+    /// Reads the block at `at`, and moves past it. Returns false if it is not intact.
     fn read_block(&mut self) -> io::Result<bool> {
         let offset = self.at;
         self.from.seek(SeekFrom::Start(offset))?;
@@ -137,7 +136,7 @@ impl<R: Read + Seek> BlockReader<R> {
         let (Some(len), Some(sum)) = (fields.u64(), fields.u64()) else {
             return Ok(false);
         };
-        // Memory grows with the bytes that are there, not with the length that is written here.
+        // A wrong length must not allocate more than the file has.
         let room = self.len - offset - FRAME as u64;
         if !frame.starts_with(MAGIC) || len == 0 || len > room {
             return Ok(false);

@@ -47,26 +47,29 @@ fn getter_error_of_larder_owner_makes_go_run_its_own_getter() {
 fn group_that_only_the_asker_has_is_loaded_by_the_asker() {
     let nodes = two_and_two();
     let (go, larder) = (&nodes[0], &nodes[2]);
-    let gos = &keys_owned_by(go, &[go], "ours-", 1)[0];
-    let got = larder.get_with(gos, "only-larder", None);
+    let of_go = &keys_owned_by(go, &[go], "ours-", 1)[0];
+    let got = larder.get_with(of_go, "only-larder", None);
     assert!(
-        got.status == 200 && got.body == value_of(gos.as_bytes()),
+        got.status == 200 && got.body == value_of(of_go.as_bytes()),
         "{}",
         got.text()
     );
-    assert_eq!((larder.loads_of(gos), loads_in(&nodes, gos)), (1, 1));
+    assert_eq!((larder.loads_of(of_go), loads_in(&nodes, of_go)), (1, 1));
 
-    let ours = &keys_owned_by(go, &[larder], "gos-", 1)[0];
-    let got = go.get_with(ours, "only-go", None);
+    let of_larder = &keys_owned_by(go, &[larder], "gos-", 1)[0];
+    let got = go.get_with(of_larder, "only-go", None);
     assert!(
-        got.status == 200 && got.body == value_of(ours.as_bytes()),
+        got.status == 200 && got.body == value_of(of_larder.as_bytes()),
         "{}",
         got.text()
     );
-    assert_eq!((go.loads_of(ours), loads_in(&nodes, ours)), (1, 1));
+    assert_eq!(
+        (go.loads_of(of_larder), loads_in(&nodes, of_larder)),
+        (1, 1)
+    );
 }
 
-/// For this reason, removals and batched requests do not work at Go nodes.
+/// So removals and batched requests do not work at Go nodes.
 #[test]
 #[ignore = "needs Go: tests/interop/run.sh"]
 fn go_answers_every_method_like_get() {
@@ -93,7 +96,7 @@ fn go_answers_every_method_like_get() {
     let url = format!("{}/_groupcache/values", go.url);
     let got = request("POST", &url, b"");
     assert_eq!((got.status, got.text().trim()), (400, "bad request"));
-    // For golang/groupcache the removal request of groupcache-go v3 is a get of a key.
+    // golang/groupcache takes the removal request of groupcache-go v3 for a get of this key.
     request("POST", &format!("{url}/_remove-keys/"), b"");
     assert_eq!(loads_in(&nodes, "_remove-keys/"), 1);
 }

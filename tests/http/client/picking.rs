@@ -39,7 +39,7 @@ fn url_of(peer: Option<Arc<dyn ProtoGetter>>) -> Option<String> {
         key: "k".into(),
     };
     let answer = peer?.get(&Context::background(), &request);
-    Some(answer.expect_err("named").to_string())
+    Some(answer.expect_err("the URL").to_string())
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn next_peer_is_in_the_zone_of_this_process() {
         let Some(owner) = url_of(pool.pick_peer(&key)) else {
             continue;
         };
-        // The other node of the zone is this process or the fourth.
+        // This process and 10.0.0.3 are the only nodes of its zone.
         match url_of(pool.pick_replica(&key, 1)).as_deref() {
             None => {}
             Some("http://10.0.0.3:8080") => seen += 1,
@@ -172,7 +172,7 @@ fn next_peer_is_in_the_zone_of_this_process() {
     assert!(seen > 20, "{seen}");
 }
 
-/// A Go peer would ask the owner again, although the owner has just failed to answer.
+/// A replica that is a Go process would ask the owner, which has just failed.
 #[test]
 fn cluster_with_go_peers_has_no_failover_by_default() {
     for (preset, failover, expected) in [
@@ -222,7 +222,7 @@ fn this_process_is_found_in_the_list_by_any_form_of_its_url() {
     }
 }
 
-/// A look-up of peers that fails can return none. Then no process must take all keys for its own.
+/// Discovery that fails can return an empty list. A process must not take all keys for its own then.
 #[test]
 fn empty_list_changes_nothing() {
     let pool = builder(NODES[0]).build().unwrap();
@@ -430,9 +430,12 @@ fn list_of_thousands_of_peers_is_read_as_a_whole_at_the_start() {
     pool.set([NODES[0], &server.url]).unwrap();
     let begun = Instant::now();
     let had = |n: usize| pool.previous_owner(&format!("key-{n}")).is_some();
-    // It had most of the keys.
+    // By that list, the server owned most keys before.
     while !(0..20).any(had) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no past");
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "the list is not read"
+        );
         thread::sleep(Duration::from_millis(1));
     }
 }

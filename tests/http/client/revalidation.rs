@@ -23,7 +23,7 @@ fn revalidate(pool: &HttpPool, old: &[u8]) -> Result<PeerResponse> {
     peer.revalidate(&Context::background(), &request, &ByteView::from(old))
 }
 
-/// The fields of the answer for a key, in hexadecimal digits.
+/// The header `larder-unchanged` for a key: fields in hexadecimal digits.
 fn unchanged(key: &str, ttl_nanos: u64) -> String {
     let message = GetResponse {
         key_hash: Some(key_hash("colors", key)),
@@ -62,7 +62,7 @@ fn not_modified_brings_the_old_value_with_new_times() {
 }
 
 #[test]
-fn not_modified_of_other_servers_is_asked_again() {
+fn key_is_requested_again_after_not_modified_of_other_servers() {
     for headers in ["", "ETag: \"1\"\r\n", "larder-unchanged: nonsense\r\n"] {
         let server = server(headers.to_owned());
         let response = revalidate(&pool_of(&server.url), &VALUE).expect("the value");

@@ -30,13 +30,13 @@ pub struct Setup {
     pub unverified_ms: u64,
 }
 
-/// Callbacks while a cluster runs.
+/// Is called back while a cluster runs.
 pub trait Watch {
     fn second(&mut self, _: &Second<'_>) {}
     fn event(&mut self, _: &str) {}
 }
 
-/// The numbers since the start.
+/// The state after a second. The numbers count from the start.
 pub struct Second<'c> {
     pub states: &'c [State],
     pub counts: Counts,
@@ -55,7 +55,7 @@ pub enum State {
 /// The outcome of a run.
 pub struct Verdict {
     pub counts: Counts,
-    /// Each as a sentence.
+    /// A sentence for each.
     pub violations: Vec<String>,
     /// The counters of each node.
     pub status: Vec<String>,
@@ -68,7 +68,7 @@ pub struct Cluster<'w> {
     processes: Vec<Option<Process>>,
     namespaces: Option<Namespaces>,
     judge: Judge,
-    control: Control,
+    wakeups: WakeupMeter,
     dir: Dir,
     urls: Vec<String>,
     states: Vec<State>,
@@ -79,7 +79,7 @@ pub struct Cluster<'w> {
     next_second: Instant,
 }
 
-/// A directory of its own, removed at the end.
+/// A new directory, which is removed on drop.
 struct Dir(PathBuf);
 
 impl Drop for Dir {
@@ -106,7 +106,7 @@ impl<'w> Cluster<'w> {
                 false => None,
             },
             judge: Judge::new(&dir.0, nodes, KEYS),
-            control: Control::start(),
+            wakeups: WakeupMeter::start(),
             dir,
             urls: Vec::new(),
             states: vec![State::Up; nodes],
@@ -158,7 +158,7 @@ impl<'w> Cluster<'w> {
         Process::spawn(command, &options.to_words())
     }
 
-    /// Sends the list to a new process, and starts its gets.
+    /// Sends the list of nodes to a new process, and starts its gets.
     fn introduce(&mut self, node: usize) -> Result<()> {
         let all = self.urls.join(" ");
         self.ask(node, &format!("nodes {all}"))?;
@@ -191,7 +191,7 @@ impl<'w> Cluster<'w> {
                 self.next_second += SECOND;
                 let before = self.counts.gets;
                 self.counts = self.judge.read()?;
-                self.violations += self.judge.judge_new(before, self.control.grace());
+                self.violations += self.judge.judge_new(before, self.wakeups.grace());
                 self.watch.second(&Second {
                     states: &self.states,
                     counts: self.counts,
@@ -221,7 +221,7 @@ impl<'w> Cluster<'w> {
             false => "with an empty cache".to_owned(),
         };
         self.event(&format!("node {node} is started again: {restored}"));
-        // A set of the killed process may be on its way.
+        // A set that the killed process sent may still arrive.
         self.wait(Duration::from_millis(500))?;
         self.ask(node, "change")?;
         Ok(())
@@ -292,7 +292,7 @@ impl<'w> Cluster<'w> {
         let line = line.join(" ");
         for other in (0..self.nodes()).filter(|&other| other != node) {
             self.ask(other, &line)?;
-            // The lists differ for a moment.
+            // The nodes have different lists for a moment.
             self.wait(Duration::from_millis(50))?;
         }
         let (state, event) = match is_listed {
@@ -304,7 +304,7 @@ impl<'w> Cluster<'w> {
         Ok(())
     }
 
-    /// Whether a node removes and sets.
+    /// Starts or stops the removals and sets of a node.
     pub fn set_changing(&mut self, node: usize, yes: bool) -> Result<()> {
         let yes = if yes { "yes" } else { "no" };
         self.ask(node, &format!("changing {yes}")).map(drop)
@@ -330,7 +330,7 @@ impl<'w> Cluster<'w> {
         Ok(())
     }
 
-    /// Lets a node remove this many other keys.
+    /// Lets a node remove this many keys that no other call uses.
     pub fn storm(&mut self, node: usize, keys: usize) -> Result<()> {
         let confirmed = self.ask(node, &format!("storm {keys}"))?;
         self.event(&format!("node {node} removes {keys} keys: {confirmed}"));
@@ -345,45 +345,46 @@ impl<'w> Cluster<'w> {
         let counts = self.judge.read()?;
         Ok(Verdict {
             counts,
-            violations: self.judge.judge_all(self.control.grace()),
+            violations: self.judge.judge_all(self.wakeups.grace()),
             status,
         })
     }
 }
 
 /// A thread that measures how late this machine wakes threads.
-struct Control {
-    latest: Arc<AtomicU64>,
+struct WakeupMeter {
+    /// The longest delay of a wake-up, in nanoseconds.
+    longest: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
 
-impl Control {
-    fn start() -> Control {
-        let control = Control {
-            latest: Arc::default(),
+impl WakeupMeter {
+    fn start() -> WakeupMeter {
+        let meter = WakeupMeter {
+            longest: Arc::default(),
             is_over: Arc::default(),
         };
-        let (latest, is_over) = (control.latest.clone(), control.is_over.clone());
+        let (longest, is_over) = (meter.longest.clone(), meter.is_over.clone());
         thread::spawn(move || {
             let pause = Duration::from_millis(5);
             while !is_over.load(Relaxed) {
                 let begun = Instant::now();
                 thread::sleep(pause);
                 let late = begun.elapsed().saturating_sub(pause);
-                latest.fetch_max(clock::nanos(late), Relaxed);
+                longest.fetch_max(clock::nanos(late), Relaxed);
             }
         });
-        control
+        meter
     }
 
     /// How long a node may take to repair itself after its first exchange: a second, and more on a machine
     /// that is slow.
     fn grace(&self) -> Duration {
-        SECOND + 20 * Duration::from_nanos(self.latest.load(Relaxed))
+        SECOND + 20 * Duration::from_nanos(self.longest.load(Relaxed))
     }
 }
 
-impl Drop for Control {
+impl Drop for WakeupMeter {
     fn drop(&mut self) {
         self.is_over.store(true, Relaxed);
     }
@@ -393,5 +394,5 @@ const SECOND: Duration = Duration::from_secs(1);
 
 const KEYS: u64 = 300;
 
-/// The threads of a node that get.
+/// The threads of a node that call `get`.
 const THREADS: u64 = 4;

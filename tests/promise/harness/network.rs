@@ -1,4 +1,5 @@
-//! Disturbs the requests of a node: delays those to some nodes, and refuses those to nodes that are cut off.
+//! Disturbs the requests of a node: delays those to some nodes, and fails those to nodes that are cut
+//! off.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use super::random::Random;
 /// Shared by the transports of all peers of a node.
 #[derive(Default)]
 pub struct Network {
-    /// By the URL of a peer: the longest delay of a request to it, in milliseconds.
+    /// The longest delay of a request, in milliseconds, by the URL of the peer.
     delays: Mutex<HashMap<String, u64>>,
     /// The URLs of peers that get no request from here.
     cut: Mutex<HashSet<String>>,
@@ -55,8 +56,8 @@ struct Disturbed {
 
 impl Disturbed {
     fn check(&self) -> Result<()> {
-        let is_cut = self.network.cut.lock().expect("no panic");
-        match is_cut.contains(&self.url) {
+        let cut = self.network.cut.lock().expect("no panic");
+        match cut.contains(&self.url) {
             true => Err(Error::new(ErrorKind::Peer, "it is cut off")),
             false => Ok(()),
         }
@@ -82,7 +83,7 @@ impl Transport for Disturbed {
         }
         let is_get = request.method() == "GET" && request.path().contains("/promise/");
         let response = self.to.round_trip(ctx, request)?;
-        // A node that was cut off meanwhile gets no answer, either.
+        // If the peer was cut off meanwhile, its answer is lost, too.
         self.check()?;
         if is_get && response.status() == 200 {
             let mut answered = self.network.answered.lock().expect("no panic");

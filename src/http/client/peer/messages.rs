@@ -14,7 +14,7 @@ use crate::peers::PeerResponse;
 use crate::wire;
 
 impl HttpPeer {
-    /// The value in a response with status 200 to the request for the key with this hash.
+    /// The value in a response with status 200. `hash` is that of the requested key.
     #[inline]
     pub(super) fn value_of(
         &self,
@@ -97,7 +97,7 @@ impl HttpPeer {
         self.read_error(response, hash).0
     }
 
-    /// The error, and whether it is for the key with this hash.
+    /// As [`error_of`](Self::error_of), and whether the response is for the key with this hash.
     pub(super) fn read_error(
         &self,
         response: TransportResponse,
@@ -133,7 +133,8 @@ impl HttpPeer {
     }
 }
 
-/// The response with this value and the fields of a body, which names its key or not.
+/// The response with this value and these fields. `is_keyed` says that the body had the hash of its
+/// key, which every larder server sends.
 #[inline]
 pub(super) fn response_of(fields: &wire::Fields, is_keyed: bool, value: ByteView) -> PeerResponse {
     PeerResponse {
@@ -205,7 +206,7 @@ const MAX_TRUSTED: usize = 1024 * 1024;
 /// The most bytes of a body that are kept with its value to avoid a copy.
 const MAX_WASTE: usize = 64;
 
-/// The most bytes that are read of the text of an error.
+/// The most bytes that are read of the text of an error, or of a body without content for the caller.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
 
 const TOO_LONG: &str = "the answer is longer than max_value_size allows";
