@@ -226,6 +226,29 @@ const GRACE_PERIOD: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } 
 /// The longest exchange of tables.
 const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);
 
+/// A peer that answers nothing but exchanges of tables, on the thread that asks it.
+#[cfg(test)]
+pub(super) struct RemovalsPeer(pub(super) Group);
+
+#[cfg(test)]
+impl ProtoGetter for RemovalsPeer {
+    fn get(
+        &self,
+        _: &Context,
+        _: &crate::pb::GetRequest<'_>,
+    ) -> Result<crate::peers::PeerResponse> {
+        Err(ErrorKind::Peer.into())
+    }
+
+    fn exchange_removals(
+        &self,
+        _: &Context,
+        request: &RemovalTable<'_>,
+    ) -> Result<RemovalTable<'static>> {
+        Ok(self.0.serve_removals(request))
+    }
+}
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

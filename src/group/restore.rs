@@ -312,30 +312,14 @@ mod tests {
     use crate::clock::Clock;
     use crate::dump::BlockWriter;
     use crate::getter::getter_fn;
-    use crate::pb::{GetRequest, RemovalTable};
-    use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
+    use crate::group::compare::RemovalsPeer;
+    use crate::peers::{PeerPicker, PickerSlot, Pickers, ProtoGetter};
     use crate::sync::Arc;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     /// Another node, which owns no key.
-    struct Other(Group);
-
-    impl ProtoGetter for Other {
-        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
-            Err(ErrorKind::Peer.into())
-        }
-
-        fn exchange_removals(
-            &self,
-            _: &Context,
-            request: &RemovalTable<'_>,
-        ) -> Result<RemovalTable<'static>> {
-            Ok(self.0.serve_removals(request))
-        }
-    }
-
-    struct Peers(Arc<Other>);
+    struct Peers(Arc<RemovalsPeer>);
 
     impl PeerPicker for Peers {
         fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
@@ -388,7 +372,7 @@ mod tests {
             .expect("no peers");
         of_other.advance(5 * HOUR);
         let slot = PickerSlot::default();
-        let peers = Peers(Arc::new(Other(other)));
+        let peers = Peers(Arc::new(RemovalsPeer(other)));
         slot.register(Pickers::One(Arc::new(peers))).expect("empty");
         let restored = group(&of_dump, slot);
         let report = restored.restore(&path, RestoreOptions::new(1));

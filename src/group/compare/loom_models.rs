@@ -2,27 +2,10 @@
 
 use super::*;
 use crate::loom_models::groups::{bounded_model, changing_group};
-use crate::pb::{GetRequest, RemoveKeysRequest};
-use crate::peers::{PeerResponse, PickerSlot};
+use crate::pb::RemoveKeysRequest;
+use crate::peers::PickerSlot;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
-
-/// A node that exchanges tables, on the thread that asks it.
-struct Node(Group);
-
-impl ProtoGetter for Node {
-    fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
-        Err(ErrorKind::Peer.into())
-    }
-
-    fn exchange_removals(
-        &self,
-        _: &Context,
-        request: &RemovalTable<'_>,
-    ) -> Result<RemovalTable<'static>> {
-        Ok(self.0.serve_removals(request))
-    }
-}
 
 /// A node, and a peer that does not send its removals to the node. So the node finds them by digests only.
 #[derive(Clone)]
@@ -36,7 +19,7 @@ impl Pair {
     fn new() -> Pair {
         let source = Arc::new(AtomicUsize::new(0));
         let [node, peer] = [(); 2].map(|()| changing_group(&source, PickerSlot::default()));
-        let client = Arc::new(Node(peer.clone()));
+        let client = Arc::new(RemovalsPeer(peer.clone()));
         Pair { node, peer, client }
     }
 
