@@ -152,7 +152,9 @@ impl Case {
 }
 
 fn read(target: &str, plus_is_space: bool) -> Reading {
-    match parse_path(BASE, target, plus_is_space) {
+    // The server splits the query off before.
+    let path = target.split('?').next().unwrap_or_default();
+    match parse_path(BASE, path, plus_is_space) {
         Ok(path) => Reading::Key(path.group.into_owned().into(), path.key.into_owned().into()),
         Err(PathError::Outside) => Reading::Outside,
         Err(PathError::Malformed(why)) => Reading::Refused(why),

@@ -8,7 +8,7 @@ use quick_protobuf::{BytesReader, MessageRead};
 use super::body::{FieldType, Fields, LEN, VARINT, check_fields, push_tag, push_varint};
 use super::known::{has_whole_hashes, known_values};
 use super::numbers::{NO_NUMBER, numbers, push_numbers, whole_numbers};
-use super::path::{PathError, escaped_len, push_escaped, split_at_byte, text_of, unescape};
+use super::path::{PathError, escaped_len, push_escaped, text_of, unescape};
 use super::pieces::Body;
 use super::status::{error_of, status_of};
 use crate::byteview::ByteView;
@@ -31,8 +31,7 @@ pub(crate) fn parse_group_path<'a>(
     raw_path: &'a str,
     plus_is_space: bool,
 ) -> Option<Result<Cow<'a, str>, PathError>> {
-    let below = raw_path.strip_prefix(base)?;
-    let (group, _) = split_at_byte(below, b'?').unwrap_or((below, ""));
+    let group = raw_path.strip_prefix(base)?;
     let fits = !group.is_empty() && !group.contains('/');
     fits.then(|| unescape(group, plus_is_space))
 }

@@ -51,7 +51,6 @@ pub(crate) use many::{
 };
 pub(crate) use path::{
     DEFAULT_BASE_PATH, KeyPath, PathError, PeerPath, check_base_path, key_path, parse_path,
-    split_at_byte,
 };
 pub(crate) use peers_mark::{LEAVE_PATH, LEAVING_HEADER, PEERS_HEADER, PEERS_PAGE, PeersMark};
 pub use pieces::Body;

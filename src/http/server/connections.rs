@@ -36,6 +36,19 @@ pub(crate) struct Connection {
     state: AtomicU64,
 }
 
+/// The thing that a connection does now.
+#[derive(Clone, Copy)]
+pub(crate) enum Activity {
+    /// It waits for a request: it may be closed to make room, and a shutdown closes it.
+    Idle,
+    /// A request is under way; see [`Connections::close_idle`].
+    Busy,
+    /// The body of a request arrives: it may be closed to make room.
+    Receiving,
+    /// Its client reads no response: it is the first to make room.
+    Gone,
+}
+
 const BUSY: u64 = u64::MAX;
 const EVICTED: u64 = u64::MAX - 1;
 const GONE: u64 = u64::MAX - 2;
@@ -55,27 +68,20 @@ impl Connection {
         })
     }
 
-    /// Marks the connection as busy with a request; see [`Connections::close_idle`].
+    /// Notes the thing that the connection does now. One that has to make room stays [`EVICTED`].
     #[inline]
-    pub(crate) fn set_busy(&self) {
-        self.change(BUSY);
-    }
-
-    /// Marks the connection as one that may be closed to make room, and that a shutdown closes.
-    #[inline]
-    pub(crate) fn set_idle(&self) {
-        // Up to 10 ms early: it is called after each request.
-        self.change(millis(self.clock.recent().since(self.accepted)));
-    }
-
-    /// Marks the connection as one that may be closed to make room, although a request is under way.
-    pub(crate) fn set_receiving(&self) {
-        self.change(RECEIVING | millis(self.age()));
-    }
-
-    /// Marks the connection as the first to make room: its client reads no response.
-    pub(crate) fn set_gone(&self) {
-        self.change(GONE);
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        let state = match activity {
+            // Up to 10 ms early: it is called after each request.
+            Activity::Idle => millis(self.clock.recent().since(self.accepted)),
+            Activity::Busy => BUSY,
+            Activity::Receiving => RECEIVING | millis(self.age()),
+            Activity::Gone => GONE,
+        };
+        // Never for a moment another state than `EVICTED`, or the connection would make room twice.
+        let kept = |old| (old != EVICTED).then_some(state);
+        let order = Ordering::SeqCst;
+        let _ = self.state.fetch_update(order, order, kept);
     }
 
     /// Whether the connection has to end after its current request.
@@ -107,14 +113,6 @@ impl Connection {
     /// Whether a request is under way whose client will send nothing more.
     fn is_abandoned(&self) -> bool {
         self.state.load(Ordering::SeqCst) == BUSY && self.has_ended()
-    }
-
-    #[inline]
-    fn change(&self, state: u64) {
-        // Never for a moment another state than `EVICTED`, or the connection would make room twice.
-        let kept = |old| (old != EVICTED).then_some(state);
-        let order = Ordering::SeqCst;
-        let _ = self.state.fetch_update(order, order, kept);
     }
 
     /// The time since the accept.
@@ -221,7 +219,7 @@ impl ConnectionTable {
         let mut matching = open.filter(|one| matches(one)).take(MAX_LOOKS);
         matching.any(|one| {
             one.is_abandoned() && {
-                one.set_gone();
+                one.set_activity(Activity::Gone);
                 one.evict(true)
             }
         })

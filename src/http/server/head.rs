@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use httparse::Header;
 
-use crate::wire::{self, has_token, parse_length, split_at_byte};
+use crate::wire::{self, has_token, parse_length};
 
 /// The parts of a head that the connection and the response depend on.
 #[derive(Debug)]
@@ -131,11 +131,12 @@ impl<'h> RequestHead<'h> {
 
 /// A head that later heads of its connection are compared with.
 ///
-/// Successive requests of a peer differ only in the key, which is in the target.
+/// Successive requests of a peer differ only in the key, which is in the path.
 pub(crate) struct ParsedHead<'h> {
     head: RequestHead<'h>,
-    before_target: &'h [u8],
-    after_target: &'h [u8],
+    before_path: &'h [u8],
+    /// With the query, if there is one.
+    after_path: &'h [u8],
 }
 
 impl<'h> ParsedHead<'h> {
@@ -146,43 +147,46 @@ impl<'h> ParsedHead<'h> {
         fields: &'h mut [MaybeUninit<Header<'h>>; MAX_FIELDS],
     ) -> Result<Self, BadRequest> {
         let head = parse(bytes, fields)?;
-        // One space ends the method and one the target. Neither contains a space.
+        // One space ends the method, and one the target. Neither contains a space.
         let method_len = bytes.iter().take_while(|byte| **byte != b' ').count();
-        let (before_target, rest) = bytes.split_at(method_len + 1);
-        let target_len = rest.iter().take_while(|byte| **byte != b' ').count();
+        let (before_path, rest) = bytes.split_at(method_len + 1);
+        let is_path = |byte: &&u8| !matches!(**byte, b' ' | b'?');
+        let path_len = rest.iter().take_while(is_path).count();
         Ok(ParsedHead {
             head,
-            before_target,
-            after_target: &rest[target_len..],
+            before_path,
+            after_path: &rest[path_len..],
         })
     }
 
-    /// Whether `bytes` are one complete head that differs from this one in its target only.
+    /// Whether `bytes` are one complete head that differs from this one in its path only.
     ///
-    /// The target has no space and no control character. So the lines end where those of this head
-    /// end.
+    /// The path has no space, no control character and no query. So the lines end where those of this
+    /// head end.
     pub(crate) fn is_similar(&self, bytes: &[u8]) -> bool {
-        let rest = bytes.strip_prefix(self.before_target);
-        let target = rest.and_then(|rest| rest.strip_suffix(self.after_target));
-        let is_end = |byte: u8| byte <= b' ' || byte == 0x7f;
+        let rest = bytes.strip_prefix(self.before_path);
+        let path = rest.and_then(|rest| rest.strip_suffix(self.after_path));
+        let is_end = |byte: u8| byte <= b' ' || byte == b'?' || byte == 0x7f;
         // A loop without an early exit is compiled to vector instructions.
-        let has_end = |target: &[u8]| target.iter().fold(false, |found, b| found | is_end(*b));
-        target.is_some_and(|target| !target.is_empty() && !has_end(target))
+        let has_end = |path: &[u8]| path.iter().fold(false, |found, b| found | is_end(*b));
+        path.is_some_and(|path| path.first() == Some(&b'/') && !has_end(path))
     }
 
-    /// This head with the target of `similar`.
+    /// This head with the path of `similar`, which may be this head itself.
     #[inline]
-    pub(crate) fn with_target_of<'s>(
+    pub(crate) fn with_path_of<'s>(
         &'s self,
         similar: &'s [u8],
     ) -> Result<RequestHead<'s>, BadRequest> {
-        let end = similar.len() - self.after_target.len();
-        let target = std::str::from_utf8(&similar[self.before_target.len()..end]);
-        let target = target.map_err(|_| NOT_HTTP)?;
-        let (path, query) = split_target(self.head.method, target)?;
+        let end = similar.len() - self.after_path.len();
+        let path = std::str::from_utf8(&similar[self.before_path.len()..end]);
+        let path = path.map_err(|_| NOT_HTTP)?;
         Ok(RequestHead {
-            path,
-            query,
+            // Only in this head itself, an authority or nothing but a `*` can stand there.
+            path: match path.starts_with('/') {
+                true => path,
+                false => self.head.path,
+            },
             ..self.head
         })
     }
@@ -251,7 +255,7 @@ pub(crate) fn split_target<'t>(
     } else {
         after_authority(target).ok_or(bad("the target is neither a path nor an http URL"))?
     };
-    let (path, query) = match split_at_byte(from_path, b'?') {
+    let (path, query) = match from_path.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (from_path, None),
     };

@@ -34,7 +34,6 @@ use std::time::Duration;
 use httparse::Header;
 
 use super::endpoint::Endpoint;
-use super::endpoint::reply::Reply;
 use super::handler::Request;
 use super::head::{BODY_TOO_LARGE, BadRequest, MAX_FIELDS, RequestHead, TOO_MANY_FIELDS, bad};
 use super::limits::{DEFAULT_MAX_REQUEST_TIME, DEFAULT_SOCKET_BUFFER_SIZE, MAX_PEER_BODY};
@@ -130,9 +129,11 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
             began: &OnceCell::new(),
             connection: None,
         };
-        let reply = endpoint.respond(&Request::new(&head, body, peer_addr), limits);
-        let nothing = || Response::text(404, "there is nothing here");
-        Ok(reply.map_or_else(nothing, Reply::into_response))
+        if !endpoint.is_below_base(head.path) {
+            return Ok(Response::text(404, "there is nothing here"));
+        }
+        let request = Request::new(&head, body, peer_addr);
+        Ok(endpoint.respond(&request, limits).into_response())
     });
     let response = response.unwrap_or_else(|bad| {
         options.keep_alive = false;

@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
 use super::abandoned::{AbandonedLoads, StartedLoad};
-use super::connections::Connection;
+use super::connections::{Activity, Connection};
 use crate::error::{ErrorKind, Result};
 use crate::group::client_load::ClientWaiter;
 use crate::sync::Arc;
@@ -84,7 +84,7 @@ impl<'a> LoadWait<'a> {
             // The client may have closed only its sending side and still read. So a load that ends
             // soon is still answered. But meanwhile the connection may be closed to make room.
             self.gone_since = Some(now);
-            connection.set_gone();
+            connection.set_activity(Activity::Gone);
         }
         self.gone_since
             .is_some_and(|since| now - since >= GONE_AFTER)

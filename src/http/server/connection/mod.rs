@@ -17,7 +17,7 @@ use crate::http::server::abandoned::AbandonedLoads;
 use crate::http::server::byte_budget::{ByteBudget, ByteGuard};
 use crate::http::server::connection::reader::{NO_ROOM, RequestError, RequestReader};
 use crate::http::server::connection::writer::ResponseWriter;
-use crate::http::server::connections::{Connection, Connections};
+use crate::http::server::connections::{Activity, Connection, Connections};
 use crate::http::server::endpoint::Endpoint;
 use crate::http::server::endpoint::reply::Reply;
 use crate::http::server::handler::{Handler, Request};
@@ -92,7 +92,7 @@ impl Session<'_> {
     }
 
     /// Answers the request at the start of the reader's buffer and those after it whose heads differ
-    /// from its head in the target only. Returns the length of the head that differs more, or `None`
+    /// from its head in the path only. Returns the length of the head that differs more, or `None`
     /// if the connection is to be closed.
     fn serve_similar(&mut self, mut head_len: usize) -> Result<Option<usize>, RequestError> {
         let bytes = self.reader.split_at(head_len).0.to_vec();
@@ -112,21 +112,21 @@ impl Session<'_> {
 
     /// Waits for a request; see [`RequestReader::read_head`].
     fn next_head(&mut self, last: Option<&ParsedHead<'_>>) -> Result<(usize, bool), RequestError> {
-        self.connection.set_idle();
+        self.connection.set_activity(Activity::Idle);
         if is_ending(self.service, self.connection) {
             return Err(RequestError::Closed);
         }
         let next = self.reader.read_head(last)?;
-        self.connection.set_busy();
+        self.connection.set_activity(Activity::Busy);
         Ok(next)
     }
 
     /// Answers the request at the start of the reader's buffer, whose head differs from `similar`
-    /// in its target only. Returns whether the connection stays open.
+    /// in its path only. Returns whether the connection stays open.
     fn answer(&mut self, similar: &ParsedHead<'_>, head_len: usize) -> Result<bool, RequestError> {
         let (service, limits) = (self.service, &self.service.limits);
         let (head, arrived, socket) = self.reader.split_at(head_len);
-        let head = similar.with_target_of(head)?;
+        let head = similar.with_path_of(head)?;
         // Check the length before any of the body is read or memory is allocated for it.
         let body_len = match usize::try_from(head.content_length) {
             Ok(0) => 0,
@@ -145,9 +145,9 @@ impl Session<'_> {
             }
             let budget = service.body_bytes.take(0, is_stranger(self.connection));
             let guard = body_guard.insert(budget.ok_or(NO_ROOM)?);
-            self.connection.set_receiving();
+            self.connection.set_activity(Activity::Receiving);
             let body = socket.read_body(arrived, body_len, deadline, guard)?;
-            self.connection.set_busy();
+            self.connection.set_activity(Activity::Busy);
             Cow::Owned(body)
         };
         let request = Request::new(&head, &body, Some(self.connection.addr));
@@ -166,11 +166,11 @@ impl Session<'_> {
             http_10: head.http_10,
             head_only: head.method == "HEAD",
         };
-        let sent = match reply {
+        let sent = match &reply {
             Reply::Value(value) if options.keep_alive && !options.http_10 => {
-                self.writer.send_value(&value)
+                self.writer.send_value(value)
             }
-            reply => self.writer.send(&reply.into_response(), options),
+            _ => self.writer.send(&reply.into_response(), options),
         };
         sent.map_err(|_| RequestError::Closed)?;
         let consumed = head_len + arrived.len();
@@ -235,8 +235,8 @@ fn is_stranger(connection: &Connection) -> bool {
 
 /// The response of the endpoint or of the fallback. Does not unwind.
 fn respond(service: &Service, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
-    if let Some(reply) = service.endpoint.respond(request, limits) {
-        return reply;
+    if service.endpoint.is_below_base(request.path()) {
+        return service.endpoint.respond(request, limits);
     }
     let response = match &service.fallback {
         Some(handler) => caught(|| handler.handle(request))

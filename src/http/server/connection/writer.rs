@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::http::server::connection::reader::is_timeout;
-use crate::http::server::connections::Connection;
+use crate::http::server::connections::{Activity, Connection};
 use crate::http::server::endpoint::reply::{VALUE_HEAD, ValueReply};
 use crate::http::server::limits::ServerLimits;
 use crate::http::server::listener::reset_on_close;
@@ -135,13 +135,13 @@ impl<'s> ResponseWriter<'s> {
                 Err(error) => return Err(error),
             };
             if slices.is_empty() {
-                self.connection.set_busy();
+                self.connection.set_activity(Activity::Busy);
                 return Ok(());
             }
             if is_stuck {
-                self.connection.set_gone();
+                self.connection.set_activity(Activity::Gone);
             } else {
-                self.connection.set_busy();
+                self.connection.set_activity(Activity::Busy);
             }
             let time = began.elapsed();
             let rated = time.saturating_sub(GRACE).as_secs_f64();

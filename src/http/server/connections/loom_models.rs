@@ -53,7 +53,7 @@ fn connection() -> (Arc<Connection>, UnixStream) {
 
 fn busy_connection() -> (Arc<Connection>, UnixStream) {
     let (connection, client) = connection();
-    connection.set_busy();
+    connection.set_activity(Activity::Busy);
     (connection, client)
 }
 
@@ -74,14 +74,14 @@ fn admit(
 
 /// Whether a connection's thread ends before it waits for a request, as that of `Session::next_head` does.
 fn ends_when_idle(connections: &Connections, connection: &Connection) -> bool {
-    connection.set_idle();
+    connection.set_activity(Activity::Idle);
     connections.is_stopping() || connection.is_evicted()
 }
 
 /// Serves one request, as a connection's thread does. Nobody else changes the state meanwhile, and the response
 /// can be written.
 fn serve_request(connection: &Connection) {
-    connection.set_busy();
+    connection.set_activity(Activity::Busy);
     let was_evicted = connection.is_evicted();
     assert!((&connection.stream).write(b"response").is_ok());
     assert_eq!(connection.is_evicted(), was_evicted, "it was cut");
@@ -125,7 +125,7 @@ fn busy_connection_is_never_cut_by_a_shutdown() {
         let serving = {
             let (connections, connection) = (connections.clone(), connection.clone());
             thread::spawn(move || {
-                connection.set_idle();
+                connection.set_activity(Activity::Idle);
                 serve_request(&connection);
                 ends_when_idle(&connections, &connection)
             })
@@ -276,7 +276,7 @@ fn connection_that_was_closed_makes_room_once() {
         assert!(closed.is_evicted());
         let writing = {
             let closed = closed.clone();
-            thread::spawn(move || closed.set_gone())
+            thread::spawn(move || closed.set_activity(Activity::Gone))
         };
         let admitted = admit(&busy[2].0);
         writing.join().unwrap();

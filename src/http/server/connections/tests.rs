@@ -47,7 +47,7 @@ impl Tested {
         let mut connection = Connection::new(stream, SocketAddr::new(ip.into(), 1), &self.peers);
         let own = Arc::get_mut(&mut connection).expect("one reference");
         own.accepted = own.accepted.before(AGE).expect("a tick");
-        connection.set_busy();
+        connection.set_activity(Activity::Busy);
         let connections = &self.connections;
         connections.admit(&connection, &self.limits, &self.peers)
     }
@@ -60,7 +60,8 @@ impl Tested {
     fn idle(&self, ip: impl Into<IpAddr>, seconds: u64) -> ConnectionGuard {
         let guard = self.busy(ip);
         let since = AGE - Duration::from_secs(seconds);
-        guard.connection.change(millis(since));
+        let state = &guard.connection.state;
+        state.store(millis(since), Ordering::SeqCst);
         guard
     }
 }
@@ -131,7 +132,8 @@ fn connection_whose_body_arrives_makes_room_and_does_not_end_at_a_shutdown() {
     let tested = Tested::new(1, 32, vec![]);
     let receiving = tested.busy(STRANGER);
     let connection = &receiving.connection;
-    connection.change(RECEIVING | millis(AGE - Duration::from_secs(1)));
+    let since = millis(AGE - Duration::from_secs(1));
+    connection.state.store(RECEIVING | since, Ordering::SeqCst);
     tested.connections.close_idle();
     assert!(!is_evicted(&receiving));
     let _new = tested.busy(OTHER);
@@ -142,7 +144,7 @@ fn connection_whose_body_arrives_makes_room_and_does_not_end_at_a_shutdown() {
 fn body_that_began_a_moment_ago_is_not_cut() {
     let tested = Tested::new(1, 32, vec![]);
     let receiving = tested.busy(STRANGER);
-    receiving.connection.set_receiving();
+    receiving.connection.set_activity(Activity::Receiving);
     assert!(tested.admit(OTHER).is_none());
     assert!(!is_evicted(&receiving));
 }
@@ -191,7 +193,7 @@ fn stranger_makes_room_for_a_peer_and_not_the_other_way() {
 fn connection_whose_client_has_left_makes_room_first() {
     let tested = Tested::new(2, 32, vec![]);
     let [idle, left] = [tested.idle(STRANGER, 50), tested.busy(STRANGER)];
-    left.connection.set_gone();
+    left.connection.set_activity(Activity::Gone);
     let _new = tested.busy(OTHER);
     assert!(is_evicted(&left) && !is_evicted(&idle));
 }
@@ -205,7 +207,7 @@ fn busy_connection_makes_room_if_its_client_has_left() {
         let stream = TcpStream::connect(addr).expect("connect");
         let (client, addr) = tested.listener.accept().expect("accept");
         let connection = Connection::new(stream, addr, &tested.peers);
-        connection.set_busy();
+        connection.set_activity(Activity::Busy);
         let guard = tested
             .connections
             .admit(&connection, &tested.limits, &tested.peers);
@@ -224,9 +226,9 @@ fn evicted_connection_stays_evicted_until_it_ends() {
     let idle = tested.idle(STRANGER, 5);
     let _new = tested.busy(STRANGER);
     // Its thread has just read a request.
-    idle.connection.set_busy();
+    idle.connection.set_activity(Activity::Busy);
     assert!(is_evicted(&idle));
-    idle.connection.set_idle();
+    idle.connection.set_activity(Activity::Idle);
     assert!(is_evicted(&idle));
     assert_eq!(tested.connections.count(), 1);
     tested.connections.stop();

@@ -52,41 +52,48 @@ impl Endpoint {
         path.starts_with(&self.config.base_path)
     }
 
-    /// The response to `request`; `None` if its path is not below the base path.
+    /// The response to `request`, whose path is [below the base](Self::is_below_base).
     ///
     /// Does not unwind. Runs the context hook on this thread, and the getter on a loader thread.
     /// `limits` bounds the wait for the getter.
-    pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
+    pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
         // Changed in place: a reply is large.
         let mut reply = self.respond_unmarked(request, limits);
-        reply.as_ref()?;
-        let with_header = |reply: Reply, name, value: &str| {
-            Reply::from(reply.into_response().with_own_header(name, value))
-        };
-        if self.membership.is_held() {
-            reply = reply.map(|reply| with_header(reply, wire::LEAVING_HEADER, "1"));
-        }
-        match request.head().peers_mark {
-            None => reply = reply.map(with_cache_status),
-            Some(mark) => match self.membership.compare_header(mark) {
-                None | Some(MarkOf::Same) => {}
-                Some(MarkOf::Other | MarkOf::ThisProcess) => {
-                    let own = self.membership.own();
-                    reply = reply.map(|reply| with_header(reply, wire::PEERS_HEADER, &own.header));
-                }
-            },
+        let mark = request.head().peers_mark;
+        let list = mark.and_then(|mark| self.membership.compare_header(mark));
+        if list != Some(MarkOf::Same) || self.membership.is_held() {
+            reply = self.with_headers(reply, list, mark.is_some());
         }
         reply
     }
 
-    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Reply> {
+    /// The reply with a header if this process leaves, and one for a client with another list of peers or
+    /// with none.
+    fn with_headers(&self, mut reply: Reply, list: Option<MarkOf>, has_mark: bool) -> Reply {
+        let with_header = |reply: Reply, name, value: &str| {
+            Reply::from(reply.into_response().with_own_header(name, value))
+        };
+        if self.membership.is_held() {
+            reply = with_header(reply, wire::LEAVING_HEADER, "1");
+        }
+        match list {
+            Some(MarkOf::Other | MarkOf::ThisProcess) => {
+                with_header(reply, wire::PEERS_HEADER, &self.membership.own().header)
+            }
+            None if !has_mark => with_cache_status(reply),
+            None | Some(MarkOf::Same) => reply,
+        }
+    }
+
+    fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() != "GET" {
-            return self.respond_to_other(request, limits).map(Reply::from);
+            return self.respond_to_other(request, limits).into();
         }
-        Some(match wire::parse_path(base, path, self.plus_is_space) {
-            Err(PathError::Outside) => return None,
-            Err(PathError::Malformed(_)) if path[base.len()..] == *wire::PEERS_PAGE => {
+        match wire::parse_path(base, path, self.plus_is_space) {
+            Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
+            Ok(path) => self.get(request, limits, &path),
+            Err(_) if path.strip_prefix(base.as_str()) == Some(wire::PEERS_PAGE) => {
                 self.peers_page(request).into()
             }
             Err(error) => {
@@ -97,27 +104,24 @@ impl Endpoint {
                 }
                 bad_path(error).into()
             }
-            Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
-            Ok(path) => self.get(request, limits, &path),
-        })
+        }
     }
 
     /// The response to a request that is not a GET.
-    fn respond_to_other(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Option<Response> {
+    fn respond_to_other(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Response {
         let (base, path) = (&self.config.base_path, request.path());
         if request.method() == "POST" {
             if path.strip_prefix(base.as_str()) == Some(wire::LEAVE_PATH) {
-                return Some(self.note_leaving(request));
+                return self.note_leaving(request);
             }
             if let Some(group) = wire::parse_group_path(base, path, self.plus_is_space) {
                 let response = group
                     .map_err(bad_path)
                     .and_then(|group| self.get_many(request, limits, &group));
-                return Some(response.unwrap_or_else(|error| error));
+                return response.unwrap_or_else(|error| error);
             }
         }
-        let changed = self.change(request);
-        changed.or_else(|| self.is_below_base(path).then(method_not_allowed))
+        self.change(request).unwrap_or_else(method_not_allowed)
     }
 
     /// The list of peers, a line for each.
@@ -300,8 +304,8 @@ fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
     }
 }
 
-/// The reply with the value of the key with this hash, or without it if the client has cached it. `now`
-/// is the wall clock at the begin of the times.
+/// The reply with the value of the key with this hash, or without it if the client has the one with the hash
+/// `known`. `now` is the wall clock at the begin of the times.
 #[inline]
 fn reply_with(
     found: PeerResponse,
@@ -315,15 +319,20 @@ fn reply_with(
         expire_unix_nanos: ttl_nanos.map(expire),
         ..fields_of(&found)
     };
-    let value = ValueReply {
+    if known.is_some_and(|known| known == wire::value_hash(hash, &found.value)) {
+        return unchanged(hash, &fields).into();
+    }
+    Reply::Value(ValueReply {
         key_hash: hash,
         value: found.value,
         fields,
-    };
-    match known {
-        None => Reply::Value(value),
-        Some(known) => value.unless_known(known),
-    }
+    })
+}
+
+/// A 304 with the fields of a value that the client has cached.
+fn unchanged(key_hash: u64, fields: &Fields) -> Response {
+    let fields = wire::encode_unchanged(key_hash, fields);
+    Response::text(304, "").with_own_header(wire::UNCHANGED_HEADER, fields)
 }
 
 /// An error that says which key it answers.

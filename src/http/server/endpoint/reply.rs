@@ -20,18 +20,6 @@ pub(crate) struct ValueReply {
     pub fields: Fields,
 }
 
-impl ValueReply {
-    /// The value, or a 304 with its fields if the client has cached the value with this hash.
-    pub(super) fn unless_known(self, known: u64) -> Reply {
-        if known != wire::value_hash(self.key_hash, &self.value) {
-            return Reply::Value(self);
-        }
-        let fields = wire::encode_unchanged(self.key_hash, &self.fields);
-        let response = Response::text(304, "").with_own_header(wire::UNCHANGED_HEADER, fields);
-        response.into()
-    }
-}
-
 impl Reply {
     /// The memory that the body takes while it is sent, in bytes; for a value, that of the value.
     pub(crate) fn body_len(&self) -> usize {

@@ -85,9 +85,7 @@ fn parse_after(first: &[u8], bytes: &[u8]) -> (Parsed, Parsed) {
     };
     let compared = complete(first).and_then(|len| {
         let first = ParsedHead::parse(&first[..len], &mut fields).ok()?;
-        let head = first
-            .is_similar(bytes)
-            .then(|| first.with_target_of(bytes))?;
+        let head = first.is_similar(bytes).then(|| first.with_path_of(bytes))?;
         Some((bytes.len(), head.map(|head| parts(&head))))
     });
     let mut fields = NO_FIELDS;
@@ -99,19 +97,22 @@ fn parse_after(first: &[u8], bytes: &[u8]) -> (Parsed, Parsed) {
 }
 
 #[test]
-fn head_with_another_target_is_read_as_by_the_parser() {
+fn head_with_another_path_is_read_as_by_the_parser() {
     let lines = " HTTP/1.1\r\nHost: h\r\nlarder-timeout-ms: 1000\r\nX: y\r\n\r\n";
     for start in ["GET ", "\r\nGET ", "BREW "] {
         let first = format!("{start}/one{lines}");
-        for target in ["/", "/two?three", "/\u{e9}", "http://h/x", "*"] {
-            let bytes = format!("{start}{target}{lines}");
+        for path in ["/", "/two/three", "/\u{e9}"] {
+            let bytes = format!("{start}{path}{lines}");
             let (alone, compared) = parse_after(first.as_bytes(), bytes.as_bytes());
-            assert!(compared.is_some(), "{target}");
-            assert_eq!(compared, alone, "{target}");
+            assert!(compared.is_some(), "{path}");
+            assert_eq!(compared, alone, "{path}");
         }
     }
     let first = format!("GET /one{lines}");
     for other in [
+        "GET /two?three HTTP/1.1",
+        "GET http://h/x HTTP/1.1",
+        "GET * HTTP/1.1",
         "GET /a b HTTP/1.1",
         "GET  /a HTTP/1.1",
         "GET  HTTP/1.1",
@@ -123,6 +124,25 @@ fn head_with_another_target_is_read_as_by_the_parser() {
         let bytes = format!("{other}{}", &lines[9..]);
         let (_, compared) = parse_after(first.as_bytes(), bytes.as_bytes());
         assert_eq!(compared, None, "{other}");
+    }
+}
+
+#[test]
+fn head_with_its_own_path_is_itself() {
+    for line in [
+        "GET /",
+        "GET /a?b?c",
+        "GET http://h/a",
+        "GET http://h?b",
+        "OPTIONS *",
+    ] {
+        let bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let mut fields = NO_FIELDS;
+        let first = ParsedHead::parse(bytes.as_bytes(), &mut fields).expect(line);
+        let mut fields = NO_FIELDS;
+        let alone = parse(bytes.as_bytes(), &mut fields).expect(line);
+        let own = first.with_path_of(bytes.as_bytes()).expect(line);
+        assert_eq!((own.path, own.query), (alone.path, alone.query), "{line}");
     }
 }
 
@@ -365,13 +385,14 @@ proptest! {
             " HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n",
             " HTTP/1.0\r\nA:\tb\r\n\r\n",
         ]),
+        first in prop::sample::select(vec!["/", "/?a", "http://h", "http://h?a"]),
         target in prop_oneof![
             "[ /a?%\r\n\t\x7f\u{e9}*]{0,6}".prop_map(String::into_bytes),
             prop::collection::vec(any::<u8>(), 0..6),
         ],
         cut in any::<prop::sample::Index>(),
     ) {
-        let first = format!("{method} /{lines}");
+        let first = format!("{method} {first}{lines}");
         let second = [method.as_bytes(), b" ", &target, lines.as_bytes()].concat();
         for bytes in [&second[..], &second[..cut.index(second.len() + 1)]] {
             let (alone, compared) = parse_after(first.as_bytes(), bytes);
