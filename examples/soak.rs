@@ -253,8 +253,8 @@ fn sample() -> Outcome<Sample> {
     Ok([field("VmRSS:")?, field("Threads:")?, descriptors])
 }
 
-/// Compares the least figures of the second and the fourth quarter, which a leak raises. The greatest ones show how
-/// busy the machine was.
+/// Compares the least figures of the second and the fourth quarter, which a leak raises. The greatest ones
+/// show how busy the machine was.
 fn judge(samples: &[Sample], counts: &Counts) -> Outcome<()> {
     let quarter = samples.len() / 4;
     let least = |from: usize| -> Sample {

@@ -40,8 +40,8 @@ type Run = Box<dyn FnOnce(BusyGuard<'_>) + Send>;
 
 /// A pool of up to a number of threads, which start when needed and end when idle.
 ///
-/// No job waits in a queue for a busy thread. A job gets a thread at once or is refused. Only the job of a client
-/// waits for a while, on the thread that submits it.
+/// No job waits in a queue for a busy thread. A job gets a thread at once or is refused. Only the job of a
+/// client waits for a while, on the thread that submits it.
 ///
 /// A group gets another thread only while it has fewer than are left. So a group whose getter hangs takes
 /// at most half of the threads, two such groups two thirds, and there are always threads for the others.

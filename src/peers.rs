@@ -353,8 +353,8 @@ pub trait PeerSet: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidPeer`], [`ErrorKind::DuplicatePeer`] or [`ErrorKind::NoPeers`]; the peers stay as they
-    /// were.
+    /// [`ErrorKind::InvalidPeer`], [`ErrorKind::DuplicatePeer`] or [`ErrorKind::NoPeers`]; the peers stay as
+    /// they were.
     fn set_peers(&self, peers: &[Peer]) -> Result<()>;
 }
 

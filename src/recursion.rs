@@ -55,7 +55,8 @@ thread_local! {
 }
 
 /// The flight that each flight waits for. One thread runs a flight, so it waits for one other at
-/// most. A tree would take more code, a list more time where a bulk getter has many keys. This is a lock of std, because no thread blocks while it holds the lock.
+/// most. A tree would take more code, a list more time where a bulk getter has many keys. This is a lock of
+/// std, because no thread blocks while it holds the lock.
 ///
 /// A thread that leads a nested flight adds an entry from its outer flight to the nested one. So the
 /// records lead from every flight of the thread to its innermost one, and the search compares with

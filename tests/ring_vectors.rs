@@ -18,7 +18,8 @@ fn owners_equal_those_of_go_programs() {
     assert_eq!((keys.len(), peers.len()), (1000, 50));
 
     let rings = vectors["rings"].as_array().unwrap();
-    // There are rings of 3, 10 and 50 peers with 50 and 160 replicas: golang's with three hashes, and the two others.
+    // There are rings of 3, 10 and 50 peers with 50 and 160 replicas: golang's with three hashes, and the two
+    // others.
     assert_eq!(rings.len(), 3 * 2 * (3 + 2));
     for vector in rings {
         let count = |name: &str| usize::try_from(vector[name].as_u64().unwrap()).unwrap();

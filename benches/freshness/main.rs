@@ -2,8 +2,8 @@
 //! between nodes for values that have not changed, gets of keys that no node has cached, and expired entries
 //! that only hits remove.
 //!
-//! `LARDER_CASES` is a comma-separated list of cases to run. `LARDER_TTLS` is the number of times to live of the
-//! case `refresh`, 50 by default.
+//! `LARDER_CASES` is a comma-separated list of cases to run. `LARDER_TTLS` is the number of times to live of
+//! the case `refresh`, 50 by default.
 
 mod cold_many;
 #[path = "../common/mod.rs"]

@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn message_of_any_length_is_padded_as_by_other_programs() {
-        // These are digests of `len` letters `x`, by md5sum. The padding of 56 to 63 bytes takes a second block.
+        // These are digests of `len` letters `x`, by md5sum. The padding of 56 to 63 bytes takes a second
+        // block.
         for (len, digest) in [
             (55, "04364420e25c512fd958a70738aa8f72"),
             (56, "668a72d5ba17f08e62dabcafad6db14b"),

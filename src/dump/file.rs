@@ -9,9 +9,9 @@ use crossbeam_channel::{Sender, bounded};
 
 /// Writes a file by `write`: into a temporary file beside it, which then takes its name. Both the file
 /// and its folder are synced, so that the new file is there after a power cut. On Unix, only the owner
-/// can read it (mode 0600). Two calls for one path must not run at the same time, because they would write to one
-/// temporary file. One that a crash left behind is removed first. It could have another mode, or be a link
-/// that somebody else made, whose target would be overwritten.
+/// can read it (mode 0600). Two calls for one path must not run at the same time, because they would write to
+/// one temporary file. One that a crash left behind is removed first. It could have another mode, or be a
+/// link that somebody else made, whose target would be overwritten.
 ///
 /// # Errors
 ///

@@ -131,7 +131,8 @@ impl AppliedRemovals {
         self.origins.iter().rev().any(|origin| origin.id == id)
     }
 
-    /// Whether the set will note this removal, which it does not contain: not many others before it are missing.
+    /// Whether the set will note this removal, which it does not contain: not many others before it are
+    /// missing.
     pub(super) fn has_room_for(&self, removal_id: u64) -> bool {
         let (id, count) = ((removal_id >> 32) as u32, removal_id as u32);
         let mut origins = self.origins.iter().rev();
@@ -175,8 +176,8 @@ impl AppliedRemovals {
     /// Adds every removal of `other`.
     ///
     /// Two nodes that add each other's sets get the same set in the same order, also if there are too many
-    /// origins. Otherwise the two would exchange their sets for ever. So the place of an origin is the later one
-    /// of its two places, counted from the end, and the smaller id is later.
+    /// origins. Otherwise the two would exchange their sets for ever. So the place of an origin is the later
+    /// one of its two places, counted from the end, and the smaller id is later.
     pub(super) fn add_all(&mut self, other: &AppliedRemovals) {
         let own = std::mem::take(&mut self.origins).into_iter();
         let mut all: Vec<(usize, OriginCounts)> = own.rev().enumerate().collect();

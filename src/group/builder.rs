@@ -211,8 +211,8 @@ impl GroupBuilder {
     /// deadline is next. The caller leaves at its deadline, and then another caller of the key waits in its
     /// place. A caller without a deadline waits for [`max_load_wait`](Self::max_load_wait), and then fails
     /// with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded); or
-    /// for three times as long at most, if it first waits for loads of other callers. If an old value may be served
-    /// ([`stale_while_revalidate`](Self::stale_while_revalidate),
+    /// for three times as long at most, if it first waits for loads of other callers. If an old value may be
+    /// served ([`stale_while_revalidate`](Self::stale_while_revalidate),
     /// [`stale_if_error`](Self::stale_if_error)), nothing waits: callers get that value, and a later get
     /// starts the load. A request of a peer waits as a request for a slow load does.
     ///
@@ -314,10 +314,10 @@ impl GroupBuilder {
 
     /// Makes the group, with a getter that returns the value of a key, and registers it.
     ///
-    /// The value is a `String`, a `Vec<u8>`, a [`ByteView`], a `&'static str`, a `&'static [u8]`, or a [`Value`],
-    /// which can also limit its time in the cache. The error is of any type that `?` turns into a [`BoxError`]:
-    /// each `std::error::Error`, and a `BoxError` itself. If it is [`Error::not_found`], or has that
-    /// among its sources, callers get [`ErrorKind::NotFound`]. The closure runs as described at
+    /// The value is a `String`, a `Vec<u8>`, a [`ByteView`], a `&'static str`, a `&'static [u8]`, or a
+    /// [`Value`], which can also limit its time in the cache. The error is of any type that `?` turns into a
+    /// [`BoxError`]: each `std::error::Error`, and a `BoxError` itself. If it is [`Error::not_found`], or has
+    /// that among its sources, callers get [`ErrorKind::NotFound`]. The closure runs as described at
     /// [`Getter`], which also serves getters that write large values in place.
     ///
     /// ```

@@ -137,8 +137,8 @@ impl Inner {
 
     /// Exchanges tables with a peer, unless the digests are equal by now.
     ///
-    /// An answer that comes meanwhile may show a removal that the peer's table does not have. Then this function
-    /// returns true, and the caller repairs again after [`GRACE_PERIOD`].
+    /// An answer that comes meanwhile may show a removal that the peer's table does not have. Then this
+    /// function returns true, and the caller repairs again after [`GRACE_PERIOD`].
     fn repair(&self, peer: &Arc<dyn ProtoGetter>, ctx: &Context) -> bool {
         // A panic of the eviction listener.
         let mut panic = FirstPanic::default();

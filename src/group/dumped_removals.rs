@@ -19,8 +19,8 @@ impl Inner {
         encoded
     }
 
-    /// Applies the removals of a dump that was written at most this long ago, if that is known, and returns them
-    /// as of then.
+    /// Applies the removals of a dump that was written at most this long ago, if that is known, and returns
+    /// them as of then.
     ///
     /// # Errors
     ///

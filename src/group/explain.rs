@@ -61,8 +61,8 @@ impl Group {
     /// It loads nothing, asks no peer, counts nothing, and is not a use that protects an entry from
     /// eviction. A concurrent change may make the answer old before it is read.
     ///
-    /// The server of a pool answers `GET {base path}{group}/{key}?explain` with the text, to this machine and to
-    /// the peers in the list.
+    /// The server of a pool answers `GET {base path}{group}/{key}?explain` with the text, to this machine and
+    /// to the peers in the list.
     ///
     /// ```
     /// use larder::{GetOutcome, Registry, getter_fn};

@@ -9,8 +9,8 @@ impl Group {
     /// The hit ratio that this process's cache would have with ¼, ½, 2 and 4 times its capacity.
     ///
     /// `None` if the group was built without [`forecast`](GroupBuilder::forecast), with fewer than about
-    /// 4,000 cached entries, or before some tens of thousands of gets. A forecast is about the last gets, of which
-    /// older ones count less. [`set_capacity`](Self::set_capacity) begins anew.
+    /// 4,000 cached entries, or before some tens of thousands of gets. A forecast is about the last gets, of
+    /// which older ones count less. [`set_capacity`](Self::set_capacity) begins anew.
     ///
     /// The forecasts for ½ and 2 times the capacity are mostly within two points of the true ratio, those
     /// for ¼ and 4 times within five. A get that fails, or that finds an expired entry, is a miss at

@@ -40,10 +40,10 @@ impl GroupBuilder {
     /// `stale-if-error` of RFC 5861. Default: 0. At most 10 years count.
     ///
     /// An error never replaces a value. After a failed load, the next one of the key begins 30 s later at
-    /// the earliest. Until then the old value is served, and after the end of its time the error of the getter. If the
-    /// error arose outside the getter, gets after that time load again.
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) is no failure in this sense: the old value
-    /// leaves the cache, with cause [`Explicit`](crate::RemovalCause::Explicit).
+    /// the earliest. Until then the old value is served, and after the end of its time the error of the
+    /// getter. If the error arose outside the getter, gets after that time load again.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) is no failure in this sense: the old value leaves
+    /// the cache, with cause [`Explicit`](crate::RemovalCause::Explicit).
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.freshness.stale_if_error = time.min(LONGEST_STALE);
         self
@@ -73,8 +73,8 @@ impl GroupBuilder {
     /// How long [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) of the getter is remembered: gets of
     /// the key return it, and the getter does not run. Default: not at all.
     ///
-    /// Up to 8,192 keys are remembered, the latest ones; they take up to 1 MiB beside the capacity, and their errors.
-    /// [`Group::invalidate`](crate::Group::invalidate) and the like forget them.
+    /// Up to 8,192 keys are remembered, the latest ones; they take up to 1 MiB beside the capacity, and their
+    /// errors. [`Group::invalidate`](crate::Group::invalidate) and the like forget them.
     pub fn negative_ttl(mut self, time: Duration) -> Self {
         self.freshness.negative_ttl = Some(time);
         self

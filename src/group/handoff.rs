@@ -70,8 +70,8 @@ impl Inner {
     }
 
     /// The other owner, if it is to be asked for a key whose value is loaded now. Its caller checks that this
-    /// node [may serve](Self::may_serve): while it may have missed removals, the other one may have missed them,
-    /// too.
+    /// node [may serve](Self::may_serve): while it may have missed removals, the other one may have missed
+    /// them, too.
     fn other_owner(
         &self,
         picker: &dyn PeerPicker,
@@ -90,9 +90,9 @@ impl Inner {
         (!self.is_dropped(key) && is_missing()).then_some(owner)
     }
 
-    /// Whether this node dropped the key lately, at the request of a peer that has applied a removal of it. Then
-    /// no other node is asked for its value, and no copy of it is sent, because these nodes may have missed the
-    /// removal.
+    /// Whether this node dropped the key lately, at the request of a peer that has applied a removal of it.
+    /// Then no other node is asked for its value, and no copy of it is sent, because these nodes may have
+    /// missed the removal.
     fn is_dropped(&self, key: &LoadKey<'_>) -> bool {
         self.removals
             .dropped
@@ -232,8 +232,8 @@ mod tests {
         }
     }
 
-    /// A load that begins because no peer answered runs the getter. A request of the peer that dropped the key may
-    /// wait for that load.
+    /// A load that begins because no peer answered runs the getter. A request of the peer that dropped the
+    /// key may wait for that load.
     #[test]
     fn copy_of_a_lately_dropped_key_ends_no_load_that_peers_may_wait_for() {
         let slot = PickerSlot::default();

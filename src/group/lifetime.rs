@@ -19,8 +19,8 @@ pub(super) struct Lifetime {
 }
 
 impl Lifetime {
-    /// The times of a value whose load began at `begun`. Its time to live counts from then. So a slow getter does
-    /// not make its value older than the group allows. A value with a time to live of zero is never
+    /// The times of a value whose load began at `begun`. Its time to live counts from then. So a slow getter
+    /// does not make its value older than the group allows. A value with a time to live of zero is never
     /// served again; others are, for `allowance` at most.
     pub(super) fn of_load(begun: Tick, ttl: Option<Duration>, allowance: Duration) -> Lifetime {
         let allowance = match ttl {

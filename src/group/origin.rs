@@ -17,7 +17,8 @@ use crate::sync::Arc;
 
 impl Inner {
     /// Waits for the permit that a flight needs; `None` if it needs none. If there is none in time, the
-    /// caller [gives the flight up](super::flight::give_up), so that a waiter with time left leads the next one.
+    /// caller [gives the flight up](super::flight::give_up), so that a waiter with time left leads the next
+    /// one.
     #[inline]
     pub(super) fn permit_lead(
         &self,

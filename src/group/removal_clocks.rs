@@ -529,8 +529,9 @@ impl RemovalClocks {
         Some(floors)
     }
 
-    /// Two merges at the same time may have the same removals. The second one finds the stamps of the first one,
-    /// whose entries may not be dropped yet. As it says at its end that all of them are, it drops them, too.
+    /// Two merges at the same time may have the same removals. The second one finds the stamps of the first
+    /// one, whose entries may not be dropped yet. As it says at its end that all of them are, it drops them,
+    /// too.
     fn begin_merge(&self, floors: StripeFloors) -> Floors {
         let own = Arc::new(floors);
         let mut merging = self.merging.lock();

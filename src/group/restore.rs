@@ -95,8 +95,8 @@ impl Group {
     /// The time since the dump is measured by the clock that counts since the boot. After a reboot it is
     /// measured by the wall clock. If that is earlier than at the dump, the time is not known. Then
     /// entries with a time to live are dropped, and so are all those whose stripe of keys had a removal.
-    /// A wall clock that is set back only a little is not detected. Values may then be served past their time to
-    /// live. But all entries whose stripe of keys had a removal since the dump are dropped after a reboot.
+    /// A wall clock that is set back only a little is not detected. Values may then be served past their time
+    /// to live. But all entries whose stripe of keys had a removal since the dump are dropped after a reboot.
     ///
     /// Damaged blocks of the file are skipped.
     ///
@@ -192,7 +192,8 @@ impl Group {
         }
     }
 
-    /// Applies the removals that were applied at the dump, and those that the peers know of. Returns the former.
+    /// Applies the removals that were applied at the dump, and those that the peers know of. Returns the
+    /// former.
     fn apply_missed_removals(
         &self,
         header: &DumpHeader,

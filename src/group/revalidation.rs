@@ -35,7 +35,8 @@ impl Inner {
 }
 
 /// The store keeps the start of a load in whole milliseconds, rounded down, so the time from there to the end
-/// is up to a millisecond longer than the time to live. Without this, each renewal would add a part of a millisecond.
+/// is up to a millisecond longer than the time to live. Without this, each renewal would add a part of a
+/// millisecond.
 fn whole_millis(time: Duration) -> Duration {
     let whole = time - Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000));
     match whole.is_zero() {

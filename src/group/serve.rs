@@ -12,8 +12,8 @@ use crate::store::Hit;
 use crate::sync::Arc;
 
 impl Group {
-    /// The value of `key` for a peer: from the store or the getter. Before the getter runs, another owner of the
-    /// key may be asked for what it has cached, for 10 ms at most. No other peer loads.
+    /// The value of `key` for a peer: from the store or the getter. Before the getter runs, another owner of
+    /// the key may be asked for what it has cached, for 10 ms at most. No other peer loads.
     ///
     /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
     /// must call it, too.

@@ -99,8 +99,8 @@ impl Inner {
         limit.is_some_and(|_| until() <= self.store.clock().now().nanos())
     }
 
-    /// The source of a key with this route. A node that may have missed removals asks no peer for values: the peer
-    /// may have missed them, too, if the two are cut off together.
+    /// The source of a key with this route. A node that may have missed removals asks no peer for values: the
+    /// peer may have missed them, too, if the two are cut off together.
     pub(super) fn verified_route(&self, route: Route) -> Route {
         match route {
             Route::Peer(_) if self.is_unverified() => Route::Fallback,

@@ -119,9 +119,9 @@ impl HttpPoolBuilder {
         self
     }
 
-    /// Assigns keys by a ring whose points and keys are hashed by this function; see [`Map::new`]. In a cluster shared
-    /// with Go programs, set their [`preset`](Self::preset) too, because it has other effects as
-    /// well.
+    /// Assigns keys by a ring whose points and keys are hashed by this function; see [`Map::new`]. In a
+    /// cluster shared with Go programs, set their [`preset`](Self::preset) too, because it has other effects
+    /// as well.
     pub fn hash_fn(mut self, hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
         self.hash = Some(Box::new(hash));
         self
@@ -176,9 +176,9 @@ impl HttpPoolBuilder {
     ///
     /// The time includes the run of the peer's getter. If that takes longer, larder's server answers before the
     /// end that the value is being loaded, and is asked again: by a caller with a deadline until that, by
-    /// others for [`max_load_wait`](crate::GroupBuilder::max_load_wait). [`Getter`](crate::Getter::get) says what
-    /// such a getter has to do. Other servers, such as Go programs, do not answer so, and their getters' time has
-    /// to fit.
+    /// others for [`max_load_wait`](crate::GroupBuilder::max_load_wait). [`Getter`](crate::Getter::get) says
+    /// what such a getter has to do. Other servers, such as Go programs, do not answer so, and their getters'
+    /// time has to fit.
     pub fn exchange_timeout(mut self, timeout: Duration) -> Self {
         self.config.exchange_timeout = timeout;
         self

@@ -246,17 +246,17 @@ impl HttpPool {
     /// A peer that is down is not asked. Its keys are loaded by the next one in the list's order for each
     /// key, which keeps them for 10 s, so that not all processes load them. A thread of its own sends one
     /// probe after 1 s, 2 s, 4 s and so on up to 30 s, until one is answered; or five in a row, half a second
-    /// apart, if the peer was late and not unreachable. Each wait is up to a quarter shorter, at random. A probe ends
-    /// at the exchange time-out, or after 5 s if that is earlier. If a peer
-    /// fails again within 30 s of its return, its first wait is twice as long as the last time, up to 5 min.
+    /// apart, if the peer was late and not unreachable. Each wait is up to a quarter shorter, at random. A
+    /// probe ends at the exchange time-out, or after 5 s if that is earlier. If a peer fails again within 30
+    /// s of its return, its first wait is twice as long as the last time, up to 5 min.
     ///
     /// A peer is slow if 5 of 100 of its answers take more than five times as long as those of a usual peer,
     /// and more than [`slow_after`](crate::http::HttpPoolBuilder::slow_after), in most of the half seconds of
-    /// 3 s. With fewer than two peers that answer, none is slow. The time of loads at the peer does not count, and
-    /// an exchange that reached its own time-out counts as an answer after that time. The next peer is asked
-    /// in place of a slow one, as if it were down, and the slow one gets two probes a second until they have been
-    /// fast for 5 s. A peer that is slow again within 30 s needs twice as long. If more than a third of the nodes
-    /// are slow, none of them is passed over.
+    /// 3 s. With fewer than two peers that answer, none is slow. The time of loads at the peer does not
+    /// count, and an exchange that reached its own time-out counts as an answer after that time. The next
+    /// peer is asked in place of a slow one, as if it were down, and the slow one gets two probes a second
+    /// until they have been fast for 5 s. A peer that is slow again within 30 s needs twice as long. If more
+    /// than a third of the nodes are slow, none of them is passed over.
     ///
     /// If more than half of the peers are down, this process is the one that is cut off. It then loads all
     /// keys of others itself, until fewer than a third are down. Peers that are absent do not count.
@@ -270,8 +270,8 @@ impl HttpPool {
     }
 }
 
-/// Each method asks the pool's own picker. So a picker of the program that wraps a pool passes over peers that do
-/// not answer, as the pool does.
+/// Each method asks the pool's own picker. So a picker of the program that wraps a pool passes over peers
+/// that do not answer, as the pool does.
 impl PeerPicker for HttpPool {
     fn pick_peer(&self, key: &str) -> Option<Arc<dyn ProtoGetter>> {
         self.inner.picker.pick_peer(key)

@@ -125,8 +125,8 @@ fn loom_job_runs_although_its_pool_is_dropped() {
     });
 }
 
-/// The first job leaves a value whose drop waits for the second job. That one is sent before, while or after the
-/// drop begins, and another thread runs it.
+/// The first job leaves a value whose drop waits for the second job. That one is sent before, while or after
+/// the drop begins, and another thread runs it.
 #[test]
 fn loom_job_does_not_wait_for_a_drop() {
     struct WaitsInDrop(Results);

@@ -11,8 +11,8 @@ impl PeerPicker for NoPeers {
     }
 }
 
-/// A pool ends while the next one begins and a load asks for the picker. If the next one was registered, loads find
-/// its picker, and else they find none.
+/// A pool ends while the next one begins and a load asks for the picker. If the next one was registered,
+/// loads find its picker, and else they find none.
 #[test]
 fn picker_that_was_registered_is_found() {
     loom::model(|| {

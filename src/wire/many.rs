@@ -61,7 +61,8 @@ pub(crate) fn many_request(
 /// # Errors
 ///
 /// The reason: it is not a sequence of whole fields of the right types, it has more than `max_keys`
-/// keys, a key is not UTF-8, or there is not a hash for each key. At most `max_keys` keys are allocated; their text borrows from `body`.
+/// keys, a key is not UTF-8, or there is not a hash for each key. At most `max_keys` keys are allocated;
+/// their text borrows from `body`.
 pub(crate) fn decode_many_request(
     body: &[u8],
     max_keys: usize,

@@ -1,5 +1,5 @@
-//! One of five processes is sick: its network, its processor, or its list of peers. Each process has a network of
-//! its own, and gets keys that all of them request, so the tests need root.
+//! One of five processes is sick: its network, its processor, or its list of peers. Each process has a
+//! network of its own, and gets keys that all of them request, so the tests need root.
 //!
 //! A test measures the gets before the fault, and after all others have reported the sick process. The limits
 //! of time compare its keys with those of other owners in the same moment.

@@ -197,8 +197,8 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
         });
         start.elapsed()
     });
-    // A peer is named after three seconds of late answers, and the first of these is itself late. It is compared
-    // with the others: if their answers take long, too, fewer of its answers count as slow.
+    // A peer is named after three seconds of late answers, and the first of these is itself late. It is
+    // compared with the others: if their answers take long, too, fewer of its answers count as slow.
     let usual = before.p99.max(millis(80)).as_secs_f64() / millis(80).as_secs_f64();
     assert!(
         named <= seconds(6).mul_f64(usual) + 20 * late,

@@ -2,8 +2,8 @@
 //! is older than a removal had promised.
 //!
 //! Each test has a cluster of its own, and lets one fault happen. By default once; `LARDER_PROMISE_GETS` is
-//! the number of gets after which a test ends, and `LARDER_PROMISE_CUT_SECONDS` the time for which a node is cut
-//! off. `cargo run --release --example chaos` lets all of them happen to one cluster.
+//! the number of gets after which a test ends, and `LARDER_PROMISE_CUT_SECONDS` the time for which a node is
+//! cut off. `cargo run --release --example chaos` lets all of them happen to one cluster.
 //!
 //! The tests whose names begin with `needs_root` give each process a network namespace: `.ci/promise.sh`.
 

@@ -39,8 +39,8 @@ impl Pair {
         inner.compare(&self.client, &ctx, inner.store.clock().now(), digest);
     }
 
-    /// The peer has a first removal, which an answer shows. On another thread, an answer shows a second one before,
-    /// while or after the tables are exchanged. In the end, the node has applied both.
+    /// The peer has a first removal, which an answer shows. On another thread, an answer shows a second one
+    /// before, while or after the tables are exchanged. In the end, the node has applied both.
     fn explore(&self) {
         self.remove(1);
         let other = {

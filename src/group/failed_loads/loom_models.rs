@@ -6,8 +6,8 @@ use crate::peers::PickerSlot;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Arc, thread};
 
-/// The group's first load that fails is recorded before, while or after its key is removed. After both, the failure
-/// is forgotten, so that the next get loads the key.
+/// The group's first load that fails is recorded before, while or after its key is removed. After both, the
+/// failure is forgotten, so that the next get loads the key.
 #[test]
 fn failure_never_survives_removal() {
     model(|| {

@@ -135,7 +135,8 @@ fn mark_has_no_stamp_while_clocks_are_ahead_of_entries() {
     let change = a.clocks.begin_change();
     a.clear(OF_A | 1);
     assert_eq!(stamp(), Some(0));
-    // The digest is of ended removals only. Without it, a node that knows of none would not find the difference.
+    // The digest is of ended removals only. Without it, a node that knows of none would not find the
+    // difference.
     assert!(!b.has_digest_of(&a));
     drop(change);
     assert!(stamp().is_some_and(|stamp| stamp != 0));

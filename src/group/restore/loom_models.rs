@@ -9,8 +9,8 @@ use crate::sync::{Arc, thread};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// An entry of an hour ago is restored while a removal of a peer is applied. After both, it is not in the cache. The
-/// time since the dump was measured by the clock since the boot, or by a wall clock.
+/// An entry of an hour ago is restored while a removal of a peer is applied. After both, it is not in the
+/// cache. The time since the dump was measured by the clock since the boot, or by a wall clock.
 fn restored_entry_never_survives(remove: fn(&Group, &RemovalTable<'_>)) {
     for is_exact in [true, false] {
         model(move || {

@@ -75,7 +75,8 @@ fn one_timeout_closes_the_connections_that_a_middlebox_dropped() {
                 connection.send(&ok_with(headers, &answer));
             }
         });
-        // `Auto` chooses its client by the header of the first answers, so all frozen connections are of one client.
+        // `Auto` chooses its client by the header of the first answers, so all frozen connections are of one
+        // client.
         let pool = pool_with(&server.url, |builder| {
             builder.exchange_timeout(Duration::from_secs(1))
         });

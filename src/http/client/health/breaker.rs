@@ -249,8 +249,8 @@ fn with_jitter(window: Duration, jitter: f64) -> Duration {
 const FAILURES: u32 = 3;
 
 /// The probes in a row that a peer answers after time-outs until it is asked again. One that loses 30 of 100
-/// packets in each direction answers about two probes of five, but five in a row only in one window of a hundred.
-/// Each return of such a peer costs its callers dozens of requests until it is down again.
+/// packets in each direction answers about two probes of five, but five in a row only in one window of a
+/// hundred. Each return of such a peer costs its callers dozens of requests until it is down again.
 const ANSWERS: u32 = 5;
 
 /// The time between two probes of such a row.

@@ -112,7 +112,8 @@ impl PeerHealth {
         }
     }
 
-    /// Notes an exchange without an answer. Returns whether the breaker is open. If so, the watch has to be woken up.
+    /// Notes an exchange without an answer. Returns whether the breaker is open. If so, the watch has to be
+    /// woken up.
     #[must_use]
     pub(crate) fn on_failure(
         &self,

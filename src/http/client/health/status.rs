@@ -17,10 +17,10 @@ pub struct PeerStatus {
     /// has another list of peers.
     pub cause: Option<String>,
     /// Half of the recent answers took at most this time, from the request to the last byte, without the
-    /// loads at the peer that it reports ([`load_time`](crate::PeerResponse::load_time)). An exchange that reached
-    /// its own time-out counts as one that took that long. Of a peer that answers more than 128 times in half a
-    /// second, a sample of the answers is timed, at least 64 in that time. `None` if there were fewer than three
-    /// in the last seconds.
+    /// loads at the peer that it reports ([`load_time`](crate::PeerResponse::load_time)). An exchange that
+    /// reached its own time-out counts as one that took that long. Of a peer that answers more than 128 times
+    /// in half a second, a sample of the answers is timed, at least 64 in that time. `None` if there were
+    /// fewer than three in the last seconds.
     pub p50: Option<Duration>,
     /// The same for 99 of 100 answers.
     pub p99: Option<Duration>,

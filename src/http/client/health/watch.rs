@@ -23,10 +23,10 @@ pub(crate) trait Probe: Send + Sync {
 
 /// Watches the peers of a pool while one of them is away or slow.
 ///
-/// A breaker that opens, and a turn after which a peer is slow, call [`wake`](Self::wake). The lock of the watch is taken after the breaker
-/// changed, so the last of several concurrent calls reads the last state of each breaker. The thread
-/// ends under the same lock, once it reads that all breakers are closed and no peer is slow. So a breaker
-/// that opens is either read by the thread, or starts another one.
+/// A breaker that opens, and a turn after which a peer is slow, call [`wake`](Self::wake). The lock of the
+/// watch is taken after the breaker changed, so the last of several concurrent calls reads the last state of
+/// each breaker. The thread ends under the same lock, once it reads that all breakers are closed and no peer
+/// is slow. So a breaker that opens is either read by the thread, or starts another one.
 pub(crate) struct Watch {
     /// How long a peer is down until it counts as absent.
     absent_after: Duration,

@@ -29,8 +29,9 @@ pub(crate) struct Handoff {
     last_return: Mutex<Option<Instant>>,
 }
 
-/// Whether a thread [fetches](Handoff::fetch_previous) the previous list, for which loads wait a few milliseconds.
-/// Otherwise the first ones after a start would run the getter for values that other processes have.
+/// Whether a thread [fetches](Handoff::fetch_previous) the previous list, for which loads wait a few
+/// milliseconds. Otherwise the first ones after a start would run the getter for values that other processes
+/// have.
 #[derive(Default)]
 struct ListFetch {
     /// Read without the lock by each load.
@@ -102,9 +103,9 @@ impl Handoff {
         drop(before);
     }
 
-    /// Begins to ask the nodes of `previous`, the list without this process: a probe showed that this process was
-    /// away for a peer, so others loaded its keys. Does nothing if previous owners are asked already, and at
-    /// most once in [`RETURN_PAUSE`], because a slow process is probed again and again.
+    /// Begins to ask the nodes of `previous`, the list without this process: a probe showed that this process
+    /// was away for a peer, so others loaded its keys. Does nothing if previous owners are asked already, and
+    /// at most once in [`RETURN_PAUSE`], because a slow process is probed again and again.
     pub(crate) fn begin_after_absence(
         &self,
         previous: impl FnOnce() -> Option<(KeyOwners, PreviousClients)>,
@@ -277,8 +278,9 @@ impl ProtoGetter for PreviousOwner {
     }
 }
 
-/// How long loads wait for the previous list, from the first list on. The answer of a peer takes a millisecond or two, and a
-/// peer that does not run refuses at once. Under loom, only the end of the thread ends the wait.
+/// How long loads wait for the previous list, from the first list on. The answer of a peer takes a
+/// millisecond or two, and a peer that does not run refuses at once. Under loom, only the end of the thread
+/// ends the wait.
 const LONGEST_WAIT: Duration = Duration::from_millis(if cfg!(larder_loom) { 3_600_000 } else { 5 });
 
 /// After so many answers in a row without a value, previous owners are not asked any more: the cluster

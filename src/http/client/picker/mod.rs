@@ -332,8 +332,8 @@ impl KnownPeers for Picker {
         true
     }
 
-    /// While this process was away, the node that is next for each of its keys loaded it. Peers that this process
-    /// cannot reach may be back, too.
+    /// While this process was away, the node that is next for each of its keys loaded it. Peers that this
+    /// process cannot reach may be back, too.
     fn note_probe(&self) {
         let peers = self.peers();
         self.handoff.begin_after_absence(|| {

@@ -32,8 +32,9 @@ impl DirectTransport {
     ///
     /// A request that fails because the peer had closed the connection while it was idle is sent
     /// once more, on a new one. This is safe: a get and a batch change nothing at the peer, and a
-    /// removal or a set has the same effect if it arrives twice while its caller waits. The other idle connections are probably dead too, so they are closed: all of them if
-    /// the peer closed this one, and if it stayed silent, those that were not used meanwhile.
+    /// removal or a set has the same effect if it arrives twice while its caller waits. The other idle
+    /// connections are probably dead too, so they are closed: all of them if the peer closed this one, and if
+    /// it stayed silent, those that were not used meanwhile.
     fn attempt(
         &self,
         request: &TransportRequest<'_>,

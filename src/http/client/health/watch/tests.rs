@@ -93,7 +93,8 @@ mod threads {
         watch.watched.lock().is_running
     }
 
-    /// The cause of an error. Its drop asks for the last failure of the peer, as that of a program's transport may.
+    /// The cause of an error. Its drop asks for the last failure of the peer, as that of a program's
+    /// transport may.
     #[derive(Debug)]
     struct Asking(Arc<Asked>);
 

@@ -1,5 +1,5 @@
-//! Models of the permits: requests that wait, that come while a permit is handed over, and that have no time left.
-//! Loom reports a deadlock if a request waits for ever.
+//! Models of the permits: requests that wait, that come while a permit is handed over, and that have no time
+//! left. Loom reports a deadlock if a request waits for ever.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,8 +22,8 @@ fn assert_unused(permits: &Permits) {
     assert_eq!((state.free, state.queue.len()), (permits.count, 0));
 }
 
-/// Three requests come at the same time for one permit. Each gets it once the one before gives it back, and never
-/// two at a time.
+/// Three requests come at the same time for one permit. Each gets it once the one before gives it back, and
+/// never two at a time.
 #[test]
 fn one_request_runs_at_a_time_and_each_gets_its_turn() {
     explore(|| {
@@ -43,8 +43,8 @@ fn one_request_runs_at_a_time_and_each_gets_its_turn() {
     });
 }
 
-/// Two requests wait, and both permits are given back. Each keeps its permit until the other one has its own, too.
-/// So each of the two drops must wake a waiter of its own.
+/// Two requests wait, and both permits are given back. Each keeps its permit until the other one has its own,
+/// too. So each of the two drops must wake a waiter of its own.
 #[test]
 fn two_that_wait_run_at_the_same_time() {
     explore(|| {
@@ -69,8 +69,8 @@ fn two_that_wait_run_at_the_same_time() {
     });
 }
 
-/// A permit is handed to the request that waits, and another one comes before that one wakes up. The newcomer never
-/// gets the permit first: without time it leaves, and else it is the next one.
+/// A permit is handed to the request that waits, and another one comes before that one wakes up. The newcomer
+/// never gets the permit first: without time it leaves, and else it is the next one.
 #[test]
 fn newcomer_never_gets_the_permit_of_a_request_that_waits() {
     for has_time in [false, true] {
@@ -105,8 +105,8 @@ fn newcomer_never_gets_the_permit_of_a_request_that_waits() {
     }
 }
 
-/// The time of the request that waits first ends when it is handed the permit: it wakes up before, while or after
-/// that. It uses the permit, or leaves without it, and the next request gets it.
+/// The time of the request that waits first ends when it is handed the permit: it wakes up before, while or
+/// after that. It uses the permit, or leaves without it, and the next request gets it.
 #[test]
 fn permit_that_is_handed_to_a_request_without_time_is_not_lost() {
     explore(|| {

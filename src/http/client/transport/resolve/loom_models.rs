@@ -1,5 +1,5 @@
-//! Models of a look-up: requests that wait for the first one while it ends. Loom reports a deadlock if a request
-//! waits for ever.
+//! Models of a look-up: requests that wait for the first one while it ends. Loom reports a deadlock if a
+//! request waits for ever.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,8 +7,8 @@ use super::*;
 use crate::loom_models::explore;
 use crate::sync::thread;
 
-/// Two requests need a connection while the name is looked up: before, while or after the look-up ends. Each gets
-/// its result, and there is no second look-up.
+/// Two requests need a connection while the name is looked up: before, while or after the look-up ends. Each
+/// gets its result, and there is no second look-up.
 fn requests_share_the_result(found: Option<SocketAddr>) {
     explore(move || {
         let look_ups = Arc::new(AtomicUsize::new(0));
