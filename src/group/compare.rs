@@ -258,6 +258,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::getter::getter_fn;
+    use crate::group::tests::eventually;
     use crate::pb::{GetRequest, RemoveKeysRequest};
     use crate::peers::{PeerResponse, PickerSlot};
 
@@ -369,9 +370,7 @@ mod tests {
         let (inner, ctx) = (&node.inner, Context::background());
         inner.compare(&peer, &ctx, inner.store.clock().now(), mark_of(&other));
         let is_scheduled = |comparison: &mut Comparison| comparison.is_scheduled;
-        while inner.comparisons.with(&peer, is_scheduled) {
-            thread::yield_now();
-        }
+        eventually(|| !inner.comparisons.with(&peer, is_scheduled));
         let known = other.inner.removals.known().expect("all of them");
         assert!(inner.removals.has_applied(&known));
     }

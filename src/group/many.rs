@@ -432,6 +432,7 @@ mod tests {
     use crate::error::{Error, ErrorKind};
     use crate::group::Group;
     use crate::group::registry::Registry;
+    use crate::group::tests::eventually;
     use crate::pb::GetRequest;
     use crate::sink::Sink;
     use crate::sync::Mutex;
@@ -543,9 +544,7 @@ mod tests {
         let keys = ["a1!", "a2!", "a3!", "a4!", "a5!"];
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| group.get_many(&Context::background(), &keys));
-            while owners[0].asked.lock().is_empty() {
-                std::thread::yield_now();
-            }
+            eventually(|| !owners[0].asked.lock().is_empty());
             group.invalidate("a1!");
             owners[0].alone.wait();
             assert_eq!(texts(&asking.join().expect("no panic")), keys);

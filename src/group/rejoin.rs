@@ -97,6 +97,7 @@ mod tests {
     use super::*;
     use crate::bulk_getter::{BulkSink, bulk_fn};
     use crate::getter::getter_fn;
+    use crate::group::tests::eventually;
     use crate::group::{Flights, Group};
     use crate::load_permits::LoadClass;
     use crate::pb::GetRequest;
@@ -116,9 +117,7 @@ mod tests {
 
     fn until_waiting(flights: &Flights, group: &Group, callers: usize) {
         let hash = group.inner.store.hash("key").get();
-        while flights.waiters(hash, "key") < callers {
-            thread::yield_now();
-        }
+        eventually(|| flights.waiters(hash, "key") >= callers);
     }
 
     /// Owns every key, and fails after all other callers wait for one answer.
@@ -193,9 +192,7 @@ mod tests {
         let (call, ctx) = (&call, &ctx);
         thread::scope(|scope| {
             let first = scope.spawn(move || call(ctx));
-            while permits.usage().1 == 0 {
-                thread::yield_now();
-            }
+            eventually(|| permits.usage().1 > 0);
             let other = |_| scope.spawn(move || call(&Context::background()));
             let others: Vec<_> = (0..CALLERS).map(other).collect();
             until_waiting(&group.inner.getter_flights, group, CALLERS);

@@ -80,7 +80,7 @@ fn dead_peer() -> PickerSlot {
     slot
 }
 
-fn eventually(condition: impl Fn() -> bool) {
+pub(super) fn eventually(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "the condition is not met");

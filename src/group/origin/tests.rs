@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::clock::Clock;
 use crate::getter::getter_fn;
+use crate::group::tests::eventually;
 use crate::group::{Group, GroupBuilder};
 use crate::peers::{PeerPicker, PickerSlot, Pickers, ProtoGetter, Route};
 use crate::sync::Mutex;
@@ -62,9 +63,7 @@ impl Tested {
 
 fn until_waiting(group: &Group, loads: usize) {
     let permits = group.inner.permits.as_ref().expect("a limit");
-    while permits.usage().1 != loads {
-        thread::yield_now();
-    }
+    eventually(|| permits.usage().1 == loads);
 }
 
 fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
