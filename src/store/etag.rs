@@ -1,4 +1,4 @@
-//! An entry's etag: it lies behind the value, and behind it its length in two bytes.
+//! An entry's etag: it follows the value, and its length follows in two bytes.
 
 use crate::byteview::ByteView;
 use crate::heap::SharedBytes;
@@ -6,7 +6,7 @@ use crate::heap::SharedBytes;
 /// The longest etag that is kept, in bytes.
 pub(crate) const MAX_ETAG: usize = 1024;
 
-/// The bytes behind the value of an entry with this etag.
+/// The bytes after the value of an entry with this etag.
 pub(super) fn trailer_of(etag: &str) -> usize {
     etag.len() + LEN_BYTES
 }
@@ -17,7 +17,7 @@ pub(super) fn trailer_len(data: &[u8]) -> usize {
     (usize::from(len) + LEN_BYTES).min(data.len())
 }
 
-/// Whether these are the bytes behind the value of an entry with this etag.
+/// Whether these are the bytes after the value of an entry with this etag.
 pub(super) fn is_trailer(rest: &[u8], etag: Option<&str>) -> bool {
     match etag {
         None => rest.is_empty(),
@@ -35,5 +35,5 @@ pub(super) fn etag_of(data: &SharedBytes) -> ByteView {
     ByteView::window(data.clone(), start, end)
 }
 
-/// Hold the length of an etag, behind it.
+/// The two bytes of the length, which follow the etag.
 const LEN_BYTES: usize = size_of::<u16>();

@@ -273,7 +273,7 @@ pub(crate) fn decode_many_response(
     Ok(slots)
 }
 
-/// The value behind the hash of its key; empty if the client has it.
+/// The value that follows the hash of its key; empty if the client has it.
 fn value_of_key<'b>(
     keyed: Option<&'b Cow<'_, [u8]>>,
     key_hash: u64,

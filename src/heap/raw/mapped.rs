@@ -39,7 +39,7 @@ impl Mapping {
         Some(Mapping { start, len })
     }
 
-    /// The address of this range, which begins behind the segment's head.
+    /// The address of this range, which begins after the segment's head.
     fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         assert!(offset >= size_of::<SegmentHead>() && offset < SEGMENT && len <= self.len - offset);
         // SAFETY: the offset is within the mapping.

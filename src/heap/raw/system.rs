@@ -45,7 +45,7 @@ pub(super) unsafe fn grow(_: NonNull<u8>, _: usize, _: usize) -> Option<NonNull<
 ///
 /// # Safety
 ///
-/// The caller owns the mapping, and uses what is behind its new end no more.
+/// The caller owns the mapping, and no longer uses what is past its new end.
 pub(super) unsafe fn cut(start: NonNull<u8>, old: usize, new: usize) {
     let page = page();
     let (old, new) = (old.next_multiple_of(page), new.next_multiple_of(page));
