@@ -62,14 +62,16 @@ impl<'s> RequestReader<'s> {
         let mut scanned = 0;
         loop {
             let bytes = &self.buf[..self.filled];
-            if last.is_some_and(|last| last.is_similar(bytes)) {
-                return Ok((bytes.len(), true));
+            let idle = bytes.is_empty();
+            if !idle {
+                if last.is_some_and(|last| last.is_similar(bytes)) {
+                    return Ok((bytes.len(), true));
+                }
+                match scan(bytes, scanned).map_err(bad)? {
+                    Scan::Complete(len) => return Ok((len, false)),
+                    Scan::Incomplete(at) => scanned = at,
+                }
             }
-            match scan(bytes, scanned).map_err(bad)? {
-                Scan::Complete(len) => return Ok((len, false)),
-                Scan::Incomplete(at) => scanned = at,
-            }
-            let idle = self.filled == 0;
             let timeout = if idle && deadline.is_none() {
                 self.limits.idle_timeout
             } else {
