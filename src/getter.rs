@@ -99,6 +99,8 @@ pub(crate) struct LoadSink<'a> {
     /// The value that the getter may renew.
     pub(crate) old: Option<&'a OldValue>,
     value: Option<ByteView>,
+    /// Whether the value lies in the store's memory as an entry does.
+    is_entry: bool,
     ttl: Option<Duration>,
     etag: Option<Box<str>>,
     is_renewal: bool,
@@ -120,6 +122,7 @@ impl<'a> LoadSink<'a> {
             max_value_size,
             old: None,
             value: None,
+            is_entry: false,
             ttl: None,
             etag: None,
             is_renewal: false,
@@ -135,6 +138,7 @@ impl<'a> LoadSink<'a> {
             (Some(error), _) => Err(error),
             (None, Some(value)) => Ok(FilledSink {
                 value,
+                is_entry: self.is_entry,
                 ttl: self.ttl.or(old.and_then(|old| old.good_for)),
                 etag: self.etag.as_deref().or(old.and_then(OldValue::etag)),
                 is_renewal: self.is_renewal,
@@ -172,7 +176,9 @@ impl Sink for LoadSink<'_> {
     fn set_bytes(&mut self, value: &[u8]) -> Result<()> {
         self.check(value.len())?;
         let etag = self.etag.as_deref();
-        self.value = Some(self.store.keyed(self.hash, self.key, value, etag));
+        let entry = self.store.keyed(self.hash, self.key, value, etag);
+        self.is_entry = entry.is_some();
+        self.value = Some(entry.unwrap_or_else(|| ByteView::from(value)));
         Ok(())
     }
 
@@ -193,6 +199,8 @@ impl Sink for LoadSink<'_> {
 
     fn set_etag(&mut self, etag: &str) {
         self.etag = (etag.len() <= MAX_ETAG).then(|| etag.into());
+        // An entry has the etag behind the value.
+        self.is_entry = false;
     }
 
     fn not_modified(&mut self) -> Result<()> {
@@ -212,6 +220,8 @@ impl Sink for LoadSink<'_> {
 #[derive(Debug)]
 pub(crate) struct FilledSink<'s> {
     pub(crate) value: &'s mut ByteView,
+    /// Whether the value lies in the store's memory as an entry does.
+    pub(crate) is_entry: bool,
     pub(crate) ttl: Option<Duration>,
     pub(crate) etag: Option<&'s str>,
     /// Whether the value is the old one.

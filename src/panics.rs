@@ -27,18 +27,12 @@ impl FirstPanic {
 
     /// Resumes the panic. A thread that unwinds already only drops it, because a second panic would
     /// abort the process.
-    #[inline]
     pub(crate) fn resume(self) {
-        if let Some(panic) = self.0 {
-            resume_or_discard(panic);
+        match self.0 {
+            Some(panic) if std::thread::panicking() => discard(panic),
+            Some(panic) => resume_unwind(panic),
+            None => {}
         }
-    }
-}
-
-fn resume_or_discard(panic: Box<dyn Any + Send>) {
-    match std::thread::panicking() {
-        true => discard(panic),
-        false => resume_unwind(panic),
     }
 }
 

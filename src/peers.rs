@@ -430,14 +430,7 @@ impl PickerSlot {
     /// Where `key` is loaded first; in this process while no picker is registered.
     #[inline]
     pub(crate) fn route(&self, group: &str, key: &str) -> Route {
-        match self.shared.is_set.load(Ordering::Acquire) {
-            true => self.registered_route(group, key),
-            false => Route::Own,
-        }
-    }
-
-    fn registered_route(&self, group: &str, key: &str) -> Route {
-        let picker = self.registered(group);
+        let picker = self.picker(group);
         picker.map_or(Route::Own, |picker| picker.route(key))
     }
 }

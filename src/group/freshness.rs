@@ -71,12 +71,16 @@ impl Freshness {
     }
 
     /// The time to live of a value that is loaded now.
+    #[inline]
     pub(super) fn jittered_ttl(&self) -> Option<Duration> {
-        let ttl = self.time_to_live?;
-        Some(match self.jitter {
+        self.time_to_live.map(|ttl| self.jittered(ttl))
+    }
+
+    fn jittered(&self, ttl: Duration) -> Duration {
+        match self.jitter {
             0.0 => ttl,
             jitter => ttl.saturating_sub(ttl.mul_f64(jitter * crate::random::unit())),
-        })
+        }
     }
 
     /// The time before the end of a value in which it may be in another phase than [`Phase::Fresh`].

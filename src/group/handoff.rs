@@ -15,7 +15,7 @@ use super::populate::Placement;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
-use crate::peers::{PeerPicker, ProtoGetter, Route};
+use crate::peers::{ProtoGetter, Route};
 use crate::stats::CacheType;
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
@@ -33,8 +33,7 @@ impl Inner {
         begun: &LoadBegin,
         evicted: &mut EvictedEntries,
     ) -> Option<Loaded> {
-        let picker = self.peers.picker(&self.name)?;
-        let owner = self.other_owner(&*picker, placement, key)?;
+        let owner = self.other_owner(placement, key)?;
         let ctx = ctx.with_timeout(HANDOFF_TIMEOUT);
         if !self.may_serve(&ctx) {
             return None;
@@ -72,12 +71,8 @@ impl Inner {
     /// The other owner, if it is to be asked for a key whose value is loaded now. Its caller checks that this
     /// node [may serve](Self::may_serve): while it may have missed removals, the other one may have missed
     /// them, too.
-    fn other_owner(
-        &self,
-        picker: &dyn PeerPicker,
-        placement: Placement,
-        key: &LoadKey<'_>,
-    ) -> Option<Arc<dyn ProtoGetter>> {
+    fn other_owner(&self, placement: Placement, key: &LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
+        let picker = self.peers.picker(&self.name)?;
         let owner = match placement {
             Placement::Fallback => None,
             Placement::Misdirected => match picker.route(key.key) {
@@ -112,11 +107,8 @@ impl Inner {
 
     fn by_other_owner(&self, leads: &[Lead<'_, '_>]) -> Vec<OtherQuery> {
         let mut queries: Vec<OtherQuery> = Vec::new();
-        let Some(picker) = self.peers.picker(&self.name) else {
-            return queries;
-        };
         for (at, Lead { key, .. }) in leads.iter().enumerate() {
-            let Some(owner) = self.other_owner(&*picker, key.placement(), &key.key) else {
+            let Some(owner) = self.other_owner(key.placement(), &key.key) else {
                 continue;
             };
             let key = (at, key.key.key.into());

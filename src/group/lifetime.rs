@@ -77,8 +77,8 @@ impl Lifetime {
 
     /// These times with a shorter time to live: at most `ttl` from the start of the load, or from
     /// `request` if that is not known.
-    pub(super) fn at_most(self, ttl: Option<Duration>, request: Tick, allowance: Duration) -> Self {
-        let fresh = ttl.and_then(|ttl| end(self.begun.unwrap_or(request), ttl));
+    pub(super) fn at_most(self, ttl: Duration, request: Tick, allowance: Duration) -> Self {
+        let fresh = end(self.begun.unwrap_or(request), ttl);
         let expires = fresh.and_then(|fresh| end(fresh, allowance));
         Lifetime {
             begun: self.begun,

@@ -130,6 +130,7 @@ impl Inner {
         let value = NewValue {
             lifetime: Lifetime::of_load(begun.at, filled.ttl, self.freshness.allowance()),
             view: filled.value,
+            is_entry: filled.is_entry,
             etag: filled.etag,
             owner_qps: None,
             is_renewal: filled.is_renewal,

@@ -28,30 +28,11 @@ impl Inner {
         key: &LoadKey<'_>,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<Option<LoadPermit>> {
-        match &self.permits {
-            Some(permits) => self.permit_of(permits, from, begun, ctx, key, waiter),
-            None => Ok(None),
-        }
-    }
-
-    fn permit_of(
-        &self,
-        permits: &Arc<LoadPermits>,
-        from: &LoadFrom,
-        begun: &mut LoadBegin,
-        ctx: &Context,
-        key: &LoadKey<'_>,
-        waiter: Option<&mut dyn ClientWaiter>,
-    ) -> Result<Option<LoadPermit>> {
-        let Some(class) = from.class() else {
+        let (Some(permits), Some(class)) = (&self.permits, from.class()) else {
             return Ok(None);
         };
-        let permit = match is_stale_served(ctx, key) {
-            true => permits
-                .try_acquire(class)
-                .ok_or_else(|| overloaded(permits)),
-            false => self.wait_for_permit(permits, class, ctx, waiter),
-        }?;
+        let waits = !is_stale_served(ctx, key);
+        let permit = self.permit(permits, class, waits, ctx, waiter)?;
         // The wait does not make the value older.
         begun.at = self.store.clock().now();
         Ok(Some(permit))
@@ -85,26 +66,25 @@ impl Inner {
             true => LoadClass::Own,
             false => LoadClass::Fallback,
         };
-        let permit = match keys.clone().all(|key| is_stale_served(ctx, &key.key)) {
-            true => permits
-                .try_acquire(class)
-                .ok_or_else(|| overloaded(permits)),
-            false => self.wait_for_permit(permits, class, ctx, waiter),
-        };
-        permit.map(Some)
+        let waits = !keys.clone().all(|key| is_stale_served(ctx, &key.key));
+        self.permit(permits, class, waits, ctx, waiter).map(Some)
     }
 
-    /// Waits for a permit until `ctx` ends, or the waiter leaves. Without a deadline, the load waits as long
-    /// as for a peer that is loading.
-    fn wait_for_permit(
+    /// A permit. If none is free and `waits` is set, waits for one until `ctx` ends, or the waiter leaves.
+    /// Without a deadline, the load waits as long as for a peer that is loading.
+    fn permit(
         &self,
         permits: &Arc<LoadPermits>,
         class: LoadClass,
+        waits: bool,
         ctx: &Context,
         waiter: Option<&mut dyn ClientWaiter>,
     ) -> Result<LoadPermit> {
         if let Some(permit) = permits.try_acquire(class) {
             return Ok(permit);
+        }
+        if !waits {
+            return Err(overloaded(permits));
         }
         let by = ctx.deadline();
         let by = by.unwrap_or_else(|| Instant::now() + self.max_load_wait);

@@ -12,7 +12,7 @@ use crate::nesting;
 use crate::old_value::OldValue;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
-use crate::store::{Evicted, EvictedEntries, NewEntry};
+use crate::store::{Evicted, EvictedEntries, NewBytes, NewEntry};
 use crate::sync::Arc;
 
 /// Where a loaded value belongs.
@@ -99,6 +99,8 @@ impl fmt::Debug for HotAdmission {
 /// A loaded value, its times, and what else goes into the store.
 pub(super) struct NewValue<'v> {
     pub(super) view: &'v mut ByteView,
+    /// Whether the view is one of [`Store::keyed`](crate::store::Store::keyed) with this etag.
+    pub(super) is_entry: bool,
     pub(super) lifetime: Lifetime,
     pub(super) etag: Option<&'v str>,
     /// The requests for the key per second, as its owner reported them.
@@ -112,6 +114,7 @@ impl<'v> NewValue<'v> {
     pub(super) fn new(view: &'v mut ByteView, lifetime: Lifetime) -> Self {
         NewValue {
             view,
+            is_entry: false,
             lifetime,
             etag: None,
             owner_qps: None,
@@ -149,13 +152,7 @@ impl Inner {
         value: NewValue<'_>,
         evicted: &mut EvictedEntries,
     ) -> Lifetime {
-        let NewValue {
-            view,
-            lifetime,
-            etag,
-            owner_qps,
-            is_renewal,
-        } = value;
+        let NewValue { view, etag, .. } = value;
         let (getters, group_ttl) = (&self.getter_flights, self.freshness.time_to_live);
         let (share, flights, ttl) = match placement {
             Placement::Main | Placement::Warm => {
@@ -167,12 +164,12 @@ impl Inner {
                 (CacheType::Main, getters, Some(ttl))
             }
         };
-        let is_shortened = placement.is_for_another() && lifetime.is_endless();
-        let lifetime = self.at_most(lifetime, ttl, begun.at);
+        let is_shortened = placement.is_for_another() && value.lifetime.is_endless();
+        let lifetime = self.at_most(value.lifetime, ttl, begun.at);
         // Two warmed values at the same time could both find the last room.
         let _alone = (placement == Placement::Warm).then(|| self.warm_inserts.lock());
         let admitted =
-            placement != Placement::Hot || self.hot_admission.admits(key, view, owner_qps);
+            placement != Placement::Hot || self.hot_admission.admits(key, view, value.owner_qps);
         let may_keep = self.eviction_listener.is_none() || nesting::may_keep();
         if !(admitted && may_keep && begun.is_kept)
             || lifetime.is_over(self.store.clock())
@@ -181,7 +178,11 @@ impl Inner {
         {
             return lifetime;
         }
-        let Some(data) = self.store.adopt(hash, key, view, etag) else {
+        let data = match value.is_entry {
+            true => view.allocation().map(NewBytes::Keyed),
+            false => self.store.adopt(hash, key, view, etag),
+        };
+        let Some(data) = data else {
             return lifetime;
         };
         let new = NewEntry {
@@ -189,7 +190,7 @@ impl Inner {
             key,
             data,
             has_etag: etag.is_some(),
-            is_renewal,
+            is_renewal: value.is_renewal,
             share,
             expires: lifetime.expires,
             is_shortened,
@@ -210,7 +211,8 @@ impl Inner {
 
     /// See [`Lifetime::at_most`]. The value is inserted afterwards: only then do look-ups find it due.
     fn at_most(&self, lifetime: Lifetime, ttl: Option<Duration>, request: Tick) -> Lifetime {
-        let lifetime = lifetime.at_most(ttl, request, self.freshness.allowance());
+        let at_most = |ttl| lifetime.at_most(ttl, request, self.freshness.allowance());
+        let lifetime = ttl.map_or(lifetime, at_most);
         if lifetime.expires.is_some() && self.freshness.can_refresh() {
             self.store.raise_margin(self.freshness.margin(&lifetime));
         }

@@ -31,6 +31,7 @@ pub(super) fn len_of<const N: usize>(parts: [&[u8]; N]) -> usize {
 
 impl Vacant {
     /// Copies the parts into the block, one after the other.
+    #[inline]
     pub(super) fn fill<const N: usize>(self, parts: [&[u8]; N]) -> SharedBytes {
         self.into_bytes(len_of(parts)).with_parts(parts)
     }

@@ -127,6 +127,7 @@ impl SharedBytes {
 
     /// The block for other bytes, if it has this size. `None` also if it has another reference, or is one of
     /// malloc.
+    #[inline]
     pub(super) fn into_vacant(self, size: usize) -> Option<Vacant> {
         if self.is_on_malloc()
             || rounded(Self::HEADER + self.len()) != size

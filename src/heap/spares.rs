@@ -47,6 +47,7 @@ impl Spares {
         }
     }
 
+    #[inline]
     fn cell(&self) -> &BlockCell {
         &self.0[thread_number() % CELLS]
     }

@@ -45,7 +45,11 @@ fn full(eviction: Eviction) -> Arc<Model> {
     }
     let [a, b] = of_shards;
     let keys = [a[0].clone(), a[1].clone(), b[0].clone(), b[1].clone()];
-    let value = |key: &String, len: usize| store.keyed(store.hash(key), key, &vec![0; len], None);
+    let value = |key: &String, len: usize| {
+        store
+            .keyed(store.hash(key), key, &vec![0; len], None)
+            .expect("it fits")
+    };
     let short = keys.each_ref().map(|key| value(key, SHORT));
     let long = value(&keys[1], LONG);
     let model = Model {

@@ -228,7 +228,7 @@ mod tests {
             return;
         };
         store.count_miss(hash);
-        let view = store.keyed(hash, &key, &[0; 64], None);
+        let view = store.keyed(hash, &key, &[0; 64], None).expect("it fits");
         let new = NewEntry {
             hash,
             key: &key,

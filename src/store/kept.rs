@@ -37,7 +37,7 @@ impl Store {
     }
 
     /// A view of a copy of `value`, for [`insert`](Self::insert). The copy lies behind one of its key in
-    /// the store's memory, and before its etag, or on malloc if the store cannot keep it.
+    /// the store's memory, and before its etag. `None` if the store cannot keep it.
     #[inline]
     pub(crate) fn keyed(
         &self,
@@ -45,12 +45,9 @@ impl Store {
         key: &str,
         value: &[u8],
         etag: Option<&str>,
-    ) -> ByteView {
-        match weight::of_entry(entry_len(key, value, etag)) > self.capacity() {
-            true => None,
-            false => self.keyed_copy(hash, key, value, etag),
-        }
-        .unwrap_or_else(|| ByteView::from(value))
+    ) -> Option<ByteView> {
+        let fits = weight::of_entry(entry_len(key, value, etag)) <= self.capacity();
+        fits.then(|| self.keyed_copy(hash, key, value, etag))?
     }
 
     /// As [`keyed`](Self::keyed), for a value that the store can keep. `None` if there is no memory left.

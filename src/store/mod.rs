@@ -79,7 +79,7 @@ pub(crate) use shard::EVICTED_AT_ONCE;
 pub(crate) use ceilings::CeilingId;
 pub(crate) use cleared::ClearedEntries;
 pub use entry::Entry;
-pub(crate) use entry::{Hit, NewEntry, NoView};
+pub(crate) use entry::{Hit, NewBytes, NewEntry, NoView};
 pub(crate) use etag::MAX_ETAG;
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
@@ -181,6 +181,7 @@ impl Store {
     }
 
     /// Drops entries that left, and keeps memory of theirs for the next entry of this thread.
+    #[inline]
     pub(crate) fn recycle(&self, evicted: &mut EvictedEntries) {
         if let Some(bytes) = evicted.take_first() {
             self.heap.recycle(bytes);

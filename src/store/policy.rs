@@ -213,6 +213,7 @@ impl Policy {
         self.remove_from(slots, queue, index);
     }
 
+    #[inline]
     fn remove_from(&mut self, slots: &mut impl Slots, queue: QueueId, index: u32) {
         self.len -= 1;
         self.bytes -= slots.link(index).weight();

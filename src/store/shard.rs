@@ -139,6 +139,7 @@ impl Shard {
     ///
     /// Inserts nothing if the key was removed since its load began, or if the policy refuses the entry.
     /// In the second case an older entry of the key is removed all the same.
+    #[inline]
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         if new.loaded_at != self.generation(new.hash)
             || (new.is_forgotten)()
@@ -159,15 +160,18 @@ impl Shard {
     #[inline]
     fn put(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
         let mut weight = weight::of_entry(new.data.len());
-        if new.expires.is_some() || !self.table.slab.expiries().is_empty() {
+        let may_expire = !self.table.slab.expiries().is_empty();
+        if new.expires.is_some() || may_expire {
             weight += weight::EXPIRY as u64;
         }
-        let most = update.evicted.len() + EVICTED_AT_ONCE;
-        self.remove_expired(update, |update| {
-            !update.ledger.has_room(weight) && update.evicted.len() < most
-        });
-        let most = update.evicted.len() + SWEPT_AT_ONCE;
-        self.remove_unkept(update, |update| update.evicted.len() < most);
+        if may_expire {
+            let most = update.evicted.len() + EVICTED_AT_ONCE;
+            self.remove_expired(update, |update| {
+                !update.ledger.has_room(weight) && update.evicted.len() < most
+            });
+            let most = update.evicted.len() + SWEPT_AT_ONCE;
+            self.remove_unkept(update, |update| update.evicted.len() < most);
+        }
         let replaced = self.replace(new, update);
         let is_possible =
             weight <= update.ledger.budget.capacity() && matches!(new.data, NewBytes::Keyed(_));
@@ -183,11 +187,12 @@ impl Shard {
         }
         update.ledger.take(new.share, weight);
         let room = if update.ledger.is_over() {
-            self.make_room(&Demand::new(update.ledger.budget, admission.limit), update)
+            let demand = Demand::new(update.ledger.budget, admission.limit);
+            self.evict_while_over(&demand, moment, update)
         } else {
-            self.fit_tables();
             Room::Made
         };
+        self.fit_tables();
         if room == Room::Refused {
             update.ledger.release(new.share, weight);
             self.policies[new.share as usize].refuse(new.hash.short(), moment);
@@ -236,19 +241,18 @@ impl Shard {
             let share = self.table.slab.meta(index).share();
             self.policies[share as usize].remove(&mut self.table.slab, index);
         }
-        let room = self.evict_while_over(demand, update);
+        let moment = self.moment(&update.ledger);
+        let room = self.evict_while_over(demand, moment, update);
         if let Some(index) = spared {
             let meta = self.table.slab.meta(index);
             let (share, in_main) = (meta.share(), meta.in_main_queue());
-            let now = self.moment(&update.ledger).now;
-            self.policies[share as usize].push(&mut self.table.slab, index, in_main, now);
+            self.policies[share as usize].push(&mut self.table.slab, index, in_main, moment.now);
         }
         self.fit_tables();
         room
     }
 
-    fn evict_while_over(&mut self, demand: &Demand, update: &mut Update<'_>) -> Room {
-        let moment = self.moment(&update.ledger);
+    fn evict_while_over(&mut self, demand: &Demand, now: Moment, update: &mut Update<'_>) -> Room {
         while update.ledger.is_over() {
             if update.evicted.len() >= EVICTED_AT_ONCE {
                 return Room::Pending;
@@ -256,7 +260,7 @@ impl Shard {
             let share = demand.share.unwrap_or(update.ledger.giving_share());
             let floor = demand.floors[share as usize];
             let policy = &mut self.policies[share as usize];
-            match policy.evict(&mut self.table.slab, moment, floor, demand.limit) {
+            match policy.evict(&mut self.table.slab, now, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
                     self.prefetch_victim(share);

@@ -69,6 +69,7 @@ fn put_pending(
 ) -> EvictedEntries {
     let hash = store.hash(key);
     let view = store.keyed(hash, key, value, None);
+    let view = view.unwrap_or_else(|| ByteView::from(value));
     let data = SharedBytes::concat([key.as_bytes(), value]);
     let data = if view.is_keyed(key, <[u8]>::is_empty) {
         view.allocation().expect("bytes")
@@ -349,7 +350,7 @@ fn entry_has_the_start_of_its_own_load() {
         .collect();
     for (key, &begun) in keys.iter().zip(&begins) {
         let hash = store.hash(key);
-        let view = store.keyed(hash, key, b"value", None);
+        let view = store.keyed(hash, key, b"value", None).expect("it fits");
         let new = NewEntry {
             hash,
             key,
@@ -386,8 +387,11 @@ fn load_that_began_before_a_removal_is_not_cached() {
         let hash = store.hash("key");
         let generation = store.peek(hash, "key").expect_err("nothing there");
         remove(&store, hash);
-        let [old, new] =
-            ["old", "new"].map(|value| store.keyed(hash, "key", value.as_bytes(), None));
+        let [old, new] = ["old", "new"].map(|value| {
+            store
+                .keyed(hash, "key", value.as_bytes(), None)
+                .expect("it fits")
+        });
         let loaded = |view: &ByteView, loaded_at| {
             let new = NewEntry {
                 hash,

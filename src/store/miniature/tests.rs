@@ -141,7 +141,7 @@ fn miniature_hits_as_often_as_a_store() {
             let id = mix(n) % (1 + mix(n + gets) % 1000);
             let (name, bytes) = (format!("{id}"), vec![0; 1 << (mix(id) % 12)]);
             let hash = store.hash(&name);
-            let view = store.keyed(hash, &name, &bytes, None);
+            let view = store.keyed(hash, &name, &bytes, None).expect("it fits");
             let value = SampledValue::new(view.allocation().expect("bytes").len(), None);
             miniatures.get(key(id, LOWEST_LEVEL), Some(value), &clock);
 

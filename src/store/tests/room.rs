@@ -95,7 +95,7 @@ fn evicts_to_smaller_capacity_and_uses_larger_one() {
 fn steps(store: &Store, large: &[u8]) -> Vec<u128> {
     let (mut steps, mut gone) = (Vec::new(), EvictedEntries::default());
     let hash = store.hash("large");
-    let view = store.keyed(hash, "large", large, None);
+    let view = store.keyed(hash, "large", large, None).expect("it fits");
     let new = NewEntry {
         hash,
         key: "large",
