@@ -32,7 +32,7 @@ impl<W: Write> BlockWriter<W> {
     pub(crate) fn push(&mut self, entry: &DumpedEntry<'_>) -> io::Result<()> {
         let len = self.block.len() + entry.encoded_len();
         if len > BLOCK && self.block.len() > FRAME {
-            self.end_block()?;
+            self.end_block(0)?;
         }
         entry.encode(&mut self.block);
         Ok(())
@@ -40,15 +40,15 @@ impl<W: Write> BlockWriter<W> {
 
     /// Writes the last block, and returns the file with its length.
     pub(crate) fn finish(mut self) -> io::Result<(W, u64)> {
-        if self.block.len() > FRAME {
-            self.end_block()?;
-        }
+        self.end_block(LAST)?;
         Ok((self.to, self.offset))
     }
 
-    fn end_block(&mut self) -> io::Result<()> {
+    /// Writes the block. `mark` is [`LAST`] or zero.
+    fn end_block(&mut self, mark: u64) -> io::Result<()> {
         let payload = &self.block[FRAME..];
-        let (len, sum) = (payload.len() as u64, checksum(self.offset, payload));
+        let len = payload.len() as u64 | mark;
+        let sum = checksum(self.offset | mark, payload);
         self.block[..8].copy_from_slice(MAGIC);
         self.block[8..16].copy_from_slice(&len.to_le_bytes());
         self.block[16..24].copy_from_slice(&sum.to_le_bytes());
@@ -75,6 +75,8 @@ pub(crate) struct BlockReader<R> {
     len: u64,
     payload: Vec<u8>,
     damaged: bool,
+    /// Whether the block that was read last is the [`LAST`] one.
+    has_ended: bool,
 }
 
 impl<R: Read + Seek> BlockReader<R> {
@@ -99,6 +101,7 @@ impl<R: Read + Seek> BlockReader<R> {
             len,
             payload: Vec::new(),
             damaged: false,
+            has_ended: false,
         };
         Ok((header, reader))
     }
@@ -121,9 +124,9 @@ impl<R: Read + Seek> BlockReader<R> {
         (self.at.min(self.len), self.len)
     }
 
-    /// Whether a part that was read is not an intact block.
+    /// Whether a part of the file is missing or is not an intact block. Called after the last block.
     pub(crate) fn is_damaged(&self) -> bool {
-        self.damaged || self.at > self.len
+        self.damaged || !self.has_ended || self.at != self.len
     }
 
     /// Reads the block at `at`, and moves past it. Returns false if it is not intact.
@@ -133,20 +136,22 @@ impl<R: Read + Seek> BlockReader<R> {
         let mut frame = [0; FRAME];
         self.from.read_exact(&mut frame)?;
         let mut fields = FieldReader(&frame[8..]);
-        let (Some(len), Some(sum)) = (fields.u64(), fields.u64()) else {
+        let (Some(marked), Some(sum)) = (fields.u64(), fields.u64()) else {
             return Ok(false);
         };
+        let (len, mark) = (marked & !LAST, marked & LAST);
         // A wrong length must not allocate more than the file has.
         let room = self.len - offset - FRAME as u64;
-        if !frame.starts_with(MAGIC) || len == 0 || len > room {
+        if !frame.starts_with(MAGIC) || len > room {
             return Ok(false);
         }
         self.payload.clear();
         self.payload.shrink_to(BLOCK);
         (&mut self.from).take(len).read_to_end(&mut self.payload)?;
-        if self.payload.len() as u64 != len || checksum(offset, &self.payload) != sum {
+        if self.payload.len() as u64 != len || checksum(offset | mark, &self.payload) != sum {
             return Ok(false);
         }
+        self.has_ended = mark == LAST;
         self.at = (offset + FRAME as u64 + len).next_multiple_of(ALIGN as u64);
         Ok(true)
     }
@@ -157,6 +162,10 @@ const FRAME: usize = 24;
 
 /// The longest block, frame included, unless a single entry is longer.
 const BLOCK: usize = 64 << 10;
+
+/// The mark of the last block, in its length and its checksum. Without it, a file that was cut between two
+/// blocks would look whole.
+const LAST: u64 = 1 << 63;
 
 /// Blocks begin at multiples of this.
 const ALIGN: usize = 4 << 10;

@@ -79,7 +79,7 @@ pub struct RestoreReport {
     pub removed: u64,
     /// Entries for which there was no room, or whose key was loaded meanwhile.
     pub refused: u64,
-    /// Whether a part of the file was damaged. Its entries are lost; all others are counted above.
+    /// Whether a part of the file was damaged or is missing. Its entries are lost; all others are counted above.
     pub is_damaged: bool,
 }
 
