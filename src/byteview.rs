@@ -335,6 +335,8 @@ mod tests {
         const EMPTY: ByteView = ByteView::new();
         assert!(EMPTY.is_empty() && EMPTY.allocation().is_none());
         assert_eq!(EMPTY, ByteView::from(""));
+        assert_eq!(EMPTY, ByteView::default());
+        assert_eq!(EMPTY, "");
         assert_eq!(EMPTY.slice(..), EMPTY);
         assert_eq!(EMPTY.at(0), None);
     }
@@ -366,14 +368,6 @@ mod tests {
         assert!(!is_keyed(whole.slice(3..6), "key"));
         assert!(!is_keyed(whole.slice(..0), ""));
         assert!(whole.slice(3..6).is_keyed("key", |rest| rest == b"ue"));
-    }
-
-    #[test]
-    fn empty_views_are_equal() {
-        let view = ByteView::new();
-        assert!(view.is_empty());
-        assert_eq!(view, ByteView::default());
-        assert_eq!(view, "");
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl ServerLimits {
     }
 }
 
-/// Room for the connections of 64 peers, 24 each, and a quarter more. But half of the descriptors
+/// Room for the connections of 64 peers, 24 each, and a third more. But half of the descriptors
 /// that the process may open are left to the program.
 fn default_max_connections() -> usize {
     let half = max_descriptors().map_or(usize::MAX, |most| most / 2);

@@ -209,6 +209,6 @@ const MAX_WASTE: usize = 64;
 /// The most bytes that are read of the text of an error, or of a body without content for the caller.
 const MAX_ERROR_TEXT: u64 = 64 * 1024;
 
-const TOO_LONG: &str = "the answer is longer than max_value_size allows";
+const TOO_LONG: &str = "the answer is longer than its limit; that of values is max_value_size";
 
 const OTHER_KEY: &str = "it answered for another key; does a proxy change the paths of requests?";
