@@ -36,7 +36,11 @@ fn check(proto: &str, generated: &str, owned: bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let checked_in = root.join(generated);
     let file = checked_in.file_name().expect("a file's path");
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(file);
+    // A folder of its own: pb-rs also reads and writes a `mod.rs` beside its output, without a lock.
+    let name = format!("{}-{}", file.display(), std::process::id());
+    let own_folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&own_folder).expect("a folder");
+    let out = own_folder.join(file);
     let proto = root.join(proto);
     let folder = proto.with_file_name("");
     let config = ConfigBuilder::new(&[proto], Some(&out), None, &[folder])
@@ -47,6 +51,7 @@ fn check(proto: &str, generated: &str, owned: bool) {
         .build();
     FileDescriptor::run(&config).expect("pb-rs generates");
     let fresh = fs::read_to_string(&out).expect("pb-rs wrote its output");
+    fs::remove_dir_all(&own_folder).expect("the folder is removed");
 
     if std::env::var_os("LARDER_REGENERATE").is_some() {
         fs::write(&checked_in, &fresh).expect("the checked-in file is writable");
