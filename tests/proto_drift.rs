@@ -37,7 +37,7 @@ fn check(proto: &str, generated: &str, owned: bool) {
     let checked_in = root.join(generated);
     let file = checked_in.file_name().expect("a file's path");
     // A folder of its own: pb-rs also reads and writes a `mod.rs` beside its output, without a lock.
-    let name = format!("{}-{}", file.display(), std::process::id());
+    let name = format!("{}-{}", file.to_string_lossy(), std::process::id());
     let own_folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&own_folder).expect("a folder");
     let out = own_folder.join(file);
