@@ -199,7 +199,7 @@ impl Sink for LoadSink<'_> {
 
     fn set_etag(&mut self, etag: &str) {
         self.etag = (etag.len() <= MAX_ETAG).then(|| etag.into());
-        // An entry has the etag behind the value.
+        // An entry has the etag after the value.
         self.is_entry = false;
     }
 

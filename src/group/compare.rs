@@ -277,22 +277,22 @@ mod tests {
         group.inner.removals_for("key")
     }
 
-    /// A node that exchanges tables, and reports each exchange to the channel.
-    struct Reporting(Group, Mutex<Sender<()>>);
+    /// Reports each exchange to the channel.
+    struct Reporting(RemovalsPeer, Mutex<Sender<()>>);
 
     impl ProtoGetter for Reporting {
-        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
-            Err(ErrorKind::Peer.into())
+        fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse> {
+            self.0.get(ctx, request)
         }
 
         fn exchange_removals(
             &self,
-            _: &Context,
+            ctx: &Context,
             request: &RemovalTable<'_>,
         ) -> Result<RemovalTable<'static>> {
-            let answer = self.0.serve_removals(request);
+            let answer = self.0.exchange_removals(ctx, request);
             let _ = self.1.lock().send(());
-            Ok(answer)
+            answer
         }
     }
 
@@ -308,7 +308,8 @@ mod tests {
             group.serve_remove(&removal(1));
         }
         let (sender, exchanges) = channel();
-        let peer: Arc<dyn ProtoGetter> = Arc::new(Reporting(other.clone(), Mutex::new(sender)));
+        let peer: Arc<dyn ProtoGetter> =
+            Arc::new(Reporting(RemovalsPeer(other.clone()), Mutex::new(sender)));
         let compare = |sent, mark| {
             let ctx = Context::background();
             node.inner.compare(&peer, &ctx, sent, mark);

@@ -252,7 +252,12 @@ impl Shard {
         room
     }
 
-    fn evict_while_over(&mut self, demand: &Demand, now: Moment, update: &mut Update<'_>) -> Room {
+    fn evict_while_over(
+        &mut self,
+        demand: &Demand,
+        moment: Moment,
+        update: &mut Update<'_>,
+    ) -> Room {
         while update.ledger.is_over() {
             if update.evicted.len() >= EVICTED_AT_ONCE {
                 return Room::Pending;
@@ -260,7 +265,7 @@ impl Shard {
             let share = demand.share.unwrap_or(update.ledger.giving_share());
             let floor = demand.floors[share as usize];
             let policy = &mut self.policies[share as usize];
-            match policy.evict(&mut self.table.slab, now, floor, demand.limit) {
+            match policy.evict(&mut self.table.slab, moment, floor, demand.limit) {
                 Choice::Victim(index, score) => {
                     update.ledger.budget.note_victim(share, score);
                     self.prefetch_victim(share);

@@ -1,7 +1,7 @@
 //! The table of a shard: which slot has the entry of a key.
 //!
 //! A store of many entries is larger than the processor's caches, so look-ups, insertions and evictions would
-//! wait for one cache line after the other. Some are prefetched therefore. hashbrown stores the places of a table
+//! wait for one cache line after the other. So some are prefetched. hashbrown stores the places of a table
 //! before its tags, the first place last. The table does not return their address, so it is computed from that
 //! of an entry. If it is wrong, only the prefetches are in vain.
 

@@ -36,7 +36,7 @@ pub(crate) struct Connection {
     state: AtomicU64,
 }
 
-/// The thing that a connection does now.
+/// The present activity of a connection.
 #[derive(Clone, Copy)]
 pub(crate) enum Activity {
     /// It waits for a request: it may be closed to make room, and a shutdown closes it.
@@ -68,7 +68,7 @@ impl Connection {
         })
     }
 
-    /// Notes the thing that the connection does now. One that has to make room stays [`EVICTED`].
+    /// Notes the present activity. A connection that has to make room stays [`EVICTED`].
     #[inline]
     pub(crate) fn set_activity(&self, activity: Activity) {
         let state = match activity {
