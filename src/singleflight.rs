@@ -1,6 +1,7 @@
 //! One call for many callers: the first caller of a key does the work, and callers that come
 //! meanwhile wait for its result.
 
+mod flight_key;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
@@ -16,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::recursion::LoadId;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use flight_key::FlightKey;
 
 /// Merges concurrent calls for the same key into one.
 ///
@@ -63,8 +65,7 @@ impl<T> Group<T> {
     pub fn in_flight(&self) -> usize {
         let count = |stripe: &CachePadded<Stripe<T>>| {
             let mut stripe = stripe.lock();
-            let flights = stripe.live().iter();
-            flights.filter(|flight| !flight.is_forgotten).count()
+            stripe.live().filter(|flight| !flight.is_forgotten).count()
         };
         self.stripes.iter().map(count).sum()
     }
@@ -74,12 +75,9 @@ impl<T> Group<T> {
         let stripe = self.stripe(hash);
         let mut state = stripe.lock();
         if let Some(flight) = state.find(hash, key) {
-            return Joined::Waiter(flight.waiter());
+            return Joined::Waiter(flight.waiter(stripe));
         }
-        state.begun += 1;
-        let id = LoadId::new(stripe, state.begun);
-        state.begin(id, hash, key);
-        let number = state.begun;
+        let number = state.begin(hash, key);
         let leader = Leader { stripe, number };
         Joined::Leader(leader, self.epoch(hash), self.forgets(hash))
     }
@@ -138,7 +136,9 @@ impl<T> Group<T> {
     #[cfg(all(test, not(larder_loom)))]
     pub(crate) fn waiters(&self, hash: u64, key: &str) -> usize {
         let mut stripe = self.stripe(hash).lock();
-        let outcome = stripe.find(hash, key).and_then(|f| f.outcome.as_ref());
+        let outcome = stripe
+            .find(hash, key)
+            .and_then(|flight| flight.outcome.as_ref());
         // The flight holds one reference, too.
         outcome.map_or(0, |outcome| Arc::strong_count(outcome) - 1)
     }
@@ -202,9 +202,9 @@ impl<T> fmt::Debug for Group<T> {
 
 /// The flights of a part of the keys, including forgotten ones.
 struct Stripe<T> {
-    state: Mutex<StripeState<T>>,
     /// Changed under the lock, and read without it.
     epoch: AtomicU64,
+    state: Mutex<StripeState<T>>,
     /// Like `epoch`. See [`Group::forgets`].
     forgets: [AtomicU32; FORGET_SLOTS],
 }
@@ -212,8 +212,8 @@ struct Stripe<T> {
 impl<T> Default for Stripe<T> {
     fn default() -> Self {
         Stripe {
-            state: Mutex::default(),
             epoch: AtomicU64::new(0),
+            state: Mutex::default(),
             forgets: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
@@ -250,71 +250,78 @@ fn forget_slot(hash: u64) -> usize {
 }
 
 struct StripeState<T> {
-    /// The first `live` flights are under way, in no order. A thread leads few flights at a time, so
-    /// a search by key compares with few. A flight that ended may follow them, for the next one to
-    /// reuse.
-    flights: Vec<Flight<T>>,
-    live: usize,
     /// The number of flights that began here.
     begun: u64,
+    /// Most stripes have one flight at most. It lies in the stripe, not in memory of its own, so that a thread waits
+    /// for few cache lines that another one wrote last.
+    first: Flight<T>,
+    /// The other flights, in no order. A thread leads few flights at a time, so a search by key compares with
+    /// few.
+    others: Vec<Flight<T>>,
 }
 
 impl<T> Default for StripeState<T> {
     fn default() -> Self {
         StripeState {
-            flights: Vec::new(),
-            live: 0,
             begun: 0,
+            first: Flight::default(),
+            others: Vec::new(),
         }
     }
 }
 
 impl<T> StripeState<T> {
-    fn live(&mut self) -> &mut [Flight<T>] {
-        &mut self.flights[..self.live]
+    /// The flights under way.
+    fn live(&mut self) -> impl Iterator<Item = &mut Flight<T>> {
+        let first = Some(&mut self.first).filter(|flight| flight.number != 0);
+        first.into_iter().chain(&mut self.others)
     }
 
     /// The flight that callers of this key join.
     fn find(&mut self, hash: u64, key: &str) -> Option<&mut Flight<T>> {
         let joins = |flight: &&mut Flight<T>| {
-            flight.hash == hash && *flight.key == *key && !flight.is_forgotten
+            flight.hash == hash && flight.key.is(key) && !flight.is_forgotten
         };
-        self.live().iter_mut().find(joins)
+        self.live().find(joins)
     }
 
-    fn begin(&mut self, id: LoadId, hash: u64, key: &str) {
-        if self.live == self.flights.len() {
-            self.flights.push(Flight::new(id));
-        }
-        // Written in place. A new flight would be moved right after it was written, which stalls (no
-        // store forwarding), and its key would be allocated.
-        let flight = &mut self.flights[self.live];
-        flight.id = id;
+    /// Begins a flight, and returns its number.
+    fn begin(&mut self, hash: u64, key: &str) -> u64 {
+        self.begun += 1;
+        // Written in place. If it was moved right after it was written, the move would stall (no store
+        // forwarding).
+        let flight = if self.first.number == 0 {
+            &mut self.first
+        } else {
+            let at = self.others.len();
+            self.others.push(Flight::default());
+            &mut self.others[at]
+        };
+        flight.number = self.begun;
         flight.hash = hash;
-        flight.key.clear();
-        flight.key.push_str(key);
+        flight.key.set(key);
         flight.is_forgotten = false;
-        self.live += 1;
+        self.begun
     }
 
     /// Ends a flight. Returns its outcome if it has waiters.
-    fn end(&mut self, id: LoadId) -> Option<Arc<Outcome<T>>> {
-        let at = self.live().iter().position(|flight| flight.id == id)?;
-        self.live -= 1;
-        if at != self.live {
-            self.flights.swap(at, self.live);
+    fn end(&mut self, number: u64) -> Option<Arc<Outcome<T>>> {
+        if self.first.number == number {
+            self.first.number = 0;
+            self.first.key.clear();
+            return self.first.outcome.take();
         }
-        self.flights.truncate(self.live + 1);
-        let ended = &mut self.flights[self.live];
-        if ended.key.capacity() > MAX_SPARE_KEY {
-            ended.key = String::new();
+        let at = self
+            .others
+            .iter()
+            .position(|flight| flight.number == number)?;
+        let ended = self.others.swap_remove(at);
+        if self.others.is_empty() {
+            self.others = Vec::new();
         }
-        ended.outcome.take()
+        ended.outcome
     }
 }
-
-/// The longest key that a stripe keeps the allocation of, in bytes.
-const MAX_SPARE_KEY: usize = 256;
 
 /// The number of stripes. With 16, threads that load different keys rarely contend for a lock. Under
 /// loom there is one, because loom would explore each.
@@ -328,31 +335,34 @@ pub(crate) enum Joined<'a, T> {
     Waiter(Waiter<T>),
 }
 
-/// A call under way.
+/// A call under way, or the place of one.
 struct Flight<T> {
-    id: LoadId,
+    /// Its number in the stripe; 0 if there is none.
+    number: u64,
     hash: u64,
-    key: String,
-    /// Whether new callers start another flight.
-    is_forgotten: bool,
     /// Made for the first waiter. Most flights have none.
     outcome: Option<Arc<Outcome<T>>>,
+    /// Whether new callers start another flight.
+    is_forgotten: bool,
+    key: FlightKey,
+}
+
+impl<T> Default for Flight<T> {
+    fn default() -> Self {
+        Flight {
+            number: 0,
+            hash: 0,
+            outcome: None,
+            is_forgotten: false,
+            key: FlightKey::default(),
+        }
+    }
 }
 
 impl<T> Flight<T> {
-    fn new(id: LoadId) -> Flight<T> {
-        Flight {
-            id,
-            hash: 0,
-            key: String::new(),
-            is_forgotten: false,
-            outcome: None,
-        }
-    }
-
-    fn waiter(&mut self) -> Waiter<T> {
+    fn waiter(&mut self, stripe: &Stripe<T>) -> Waiter<T> {
         Waiter {
-            id: self.id,
+            id: LoadId::new(stripe, self.number),
             outcome: self.outcome.get_or_insert_default().clone(),
         }
     }
@@ -505,12 +515,11 @@ impl<T> Leader<'_, T> {
     /// Gives up the lead. The caller waits for the flight, and another thread [leads](Group::lead)
     /// it.
     pub(crate) fn detach(mut self) -> Waiter<T> {
-        let id = self.id();
-        self.number = 0;
-        let mut stripe = self.stripe.lock();
-        let flight = stripe.live().iter_mut().find(|f| f.id == id);
+        let number = std::mem::take(&mut self.number);
+        let mut state = self.stripe.lock();
+        let flight = state.live().find(|flight| flight.number == number);
         let flight = flight.expect("a flight stays in its stripe while it is led");
-        flight.waiter()
+        flight.waiter(self.stripe)
     }
 
     pub(crate) fn id(&self) -> LoadId {
@@ -547,9 +556,8 @@ impl<T> Leader<'_, T> {
     /// Removes the flight from its stripe. This comes before the waiters wake up, because a waiter
     /// that joins again must not find this flight.
     fn leave(&mut self) -> Option<WakeWaiters<T>> {
-        let id = self.id();
-        self.number = 0;
-        let outcome = self.stripe.lock_and_advance().end(id)?;
+        let number = std::mem::take(&mut self.number);
+        let outcome = self.stripe.lock_and_advance().end(number)?;
         Some(WakeWaiters {
             outcome,
             end: FlightEnd::Panicked,

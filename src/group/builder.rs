@@ -137,8 +137,8 @@ impl GroupBuilder {
     }
 
     /// The number of shards, each with a lock of its own. It is rounded up to a power of two, and is
-    /// at most 256. Default: four for each core that the system lets the process run on, whatever share
-    /// of their time its cgroup has; at most 64, and so few that each has 2 MiB.
+    /// at most 256. Default: eight for each core that the system lets the process run on, whatever share
+    /// of their time its cgroup has; at most 64, and so few that each has 1 MiB.
     ///
     /// With more shards, more threads insert at once; with fewer, eviction chooses better victims.
     pub fn shards(mut self, shards: usize) -> Self {

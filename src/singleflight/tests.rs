@@ -223,16 +223,21 @@ fn detached_flight_is_finished_by_another_leader() {
 #[test]
 fn keys_of_one_hash_with_common_prefix_are_kept_apart() {
     let flights = Group::new();
-    for key in ["a long key", "a", "", &"x".repeat(512), "y"] {
+    let long = "x".repeat(flight_key::MAX_SHORT + 1);
+    let longest_short = &long[1..];
+    for key in ["some key", "some", "", longest_short, &long, "x"] {
         let Joined::Leader(leader, ..) = flights.join(1, key) else {
             panic!("no other caller leads");
         };
         assert!(matches!(flights.join(1, key), Joined::Waiter(_)));
+        let Joined::Leader(other, ..) = flights.join(1, "other") else {
+            panic!("{key} is another key");
+        };
         leader.finish(&0);
+        other.finish(&0);
         let stripe = flights.stripe(1).lock();
-        assert_eq!(stripe.flights.len(), 1, "one ended flight is kept");
-        let kept = stripe.flights[0].key.capacity();
-        assert!(kept <= MAX_SPARE_KEY, "{kept} bytes are kept");
+        assert!(!stripe.first.key.is_allocated(), "no memory is kept");
+        assert_eq!(stripe.others.capacity(), 0);
     }
     assert_eq!(flights.in_flight(), 0);
 }

@@ -36,14 +36,13 @@ impl StoreOptions {
 
 const MAX_SHARDS: usize = 256;
 
-/// The smallest shard by default, in bytes. Smaller shards choose worse victims, and large values
-/// exceed their part.
-const MIN_SHARD_BYTES: u64 = 2 << 20;
+/// The smallest shard by default, in bytes. Smaller shards choose worse victims.
+const MIN_SHARD_BYTES: u64 = 1 << 20;
 
-/// Four shards a core, as long as each keeps two mebibytes.
+/// Eight shards a core, as long as each keeps one mebibyte.
 fn default_shards(capacity: u64) -> usize {
     let cores = cores().unwrap_or(CORES_IF_UNKNOWN);
-    let wanted = (4 * cores).next_power_of_two().min(64);
+    let wanted = (8 * cores).next_power_of_two().min(64);
     let room = usize::try_from(capacity / MIN_SHARD_BYTES)
         .unwrap_or(usize::MAX)
         .max(1);
