@@ -1,12 +1,13 @@
-//! A get that asks a peer over loopback. The value is cached at the owner, and the caller keeps nothing.
+//! Measures a get that asks a peer over loopback. The value is cached at the owner, and the caller keeps
+//! no copy.
 //!
-//! Server and client are two processes for each implementation: `larder` with its default client and
-//! with ureq for everything; `raw`, sockets without HTTP, the lower bound for this design; and memcached
-//! and golang/groupcache, if `benches/peers/install.sh` has installed them. Each case runs all of them in
-//! turn, so that other load of the machine affects all.
+//! Each implementation has a server process and a client process. `larder` uses its default client, and
+//! `larder by ureq` uses ureq for all requests. `raw` is sockets without HTTP, the lower bound for this
+//! design. memcached and golang/groupcache take part if `benches/peers/install.sh` has installed them. In
+//! each round all of them run one after the other, so that other load of the machine affects all.
 //!
-//! `--quick` runs each for 0.3 s instead of 1 s. `LARDER_ROUNDS` is the number of rounds, 5 by
-//! default. `LARDER_CASES` is a comma-separated list of cases.
+//! A run takes 1 s, or 0.3 s with `--quick`. `LARDER_ROUNDS` is the number of rounds, 5 by default.
+//! `LARDER_CASES` and `LARDER_IMPLS` are comma-separated lists of the cases and implementations to run.
 
 mod common;
 mod peers;
@@ -17,7 +18,7 @@ use std::net::TcpStream;
 use common::{Report, flag, rounds, wanted};
 use peers::{Load, MANY_AT_ONCE, Measured, Pair, Process};
 
-/// Name, size of the values, keys, threads, per cent of slow keys.
+/// The name of a case, the size of its values, its keys, its threads, and its `slow_percent` (see [`Load`]).
 const CASES: [(&str, usize, usize, usize, i32); 10] = [
     ("100B-1", 100, 1000, 1, 0),
     ("100B-8", 100, 1000, 8, 0),
@@ -27,16 +28,16 @@ const CASES: [(&str, usize, usize, usize, i32); 10] = [
     ("10KB-32", 10_000, 1000, 32, 0),
     ("1MB-1", 1_000_000, 32, 1, 0),
     ("1MB-8", 1_000_000, 32, 8, 0),
-    // As 100B-8, but one get in twenty is of a key that takes 50 ms to load.
+    // This case is 100B-8, but one get in twenty is of a key that takes 50 ms to load.
     ("mixed-8", 100, 1000, 8, 5),
-    // 100 keys a call. Each key counts as a request.
+    // A call gets 100 keys. Each key counts as a get.
     ("get_many-100", 100, 1000, 1, MANY_AT_ONCE),
 ];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let Some(at) = arguments.iter().position(|word| word == "--process") {
-        return peers::be(&arguments[at + 1..]);
+        return peers::run_process(&arguments[at + 1..]);
     }
     let millis = if flag("--quick") { 300 } else { 1000 };
 
@@ -63,7 +64,8 @@ fn main() {
         }
         for _ in 0..rounds() {
             for pair in &mut pairs {
-                // These two load nothing, so they have no slow keys.
+                // Only larder gets several keys with one call. raw and memcached have no getter that could
+                // be slow.
                 let skipped = match slow_percent {
                     MANY_AT_ONCE => !pair.name.starts_with("larder"),
                     _ => slow_percent > 0 && matches!(pair.name, "raw" | "memcached"),
@@ -86,7 +88,7 @@ fn main() {
 fn add(report: &mut Report, case: &str, name: &'static str, measured: &Measured, slow: bool) {
     // Slow keys take most of the time, so only the latency of the others is meaningful.
     if !slow {
-        let per_get = 1e5 / measured.gets;
+        let per_100k = 1e5 / measured.gets;
         report.add(
             case,
             name,
@@ -99,14 +101,14 @@ fn add(report: &mut Report, case: &str, name: &'static str, measured: &Measured,
             name,
             "cpu_s_per_100k",
             "CPU s",
-            measured.cpu * per_get,
+            measured.cpu * per_100k,
         );
     }
     report.add(case, name, "p50_us", "µs", measured.p50_us);
     report.add(case, name, "p99_us", "µs", measured.p99_us);
 }
 
-/// The memory of a server for 256 idle connections that have each carried a request.
+/// Measures the memory that a server takes for 256 more connections, each idle after one request.
 fn idle(report: &mut Report) {
     let request = "GET /_groupcache/hop/key-100-1 HTTP/1.1\r\nHost: h\r\n\r\n";
     for _ in 0..rounds() {
@@ -114,15 +116,17 @@ fn idle(report: &mut Report) {
         let address = server.line();
         let open = || {
             let mut stream = TcpStream::connect(&address).expect("a connection");
-            stream.write_all(request.as_bytes()).expect("it listens");
-            let read = stream.read(&mut [0; 4096]).expect("it answers");
+            stream
+                .write_all(request.as_bytes())
+                .expect("the server reads");
+            let read = stream.read(&mut [0; 4096]).expect("the server answers");
             assert!(read > 100, "a whole answer");
             stream
         };
         // The first request loads the value.
         let first = open();
         let before = server.rss_mib();
-        let others: Vec<_> = (1..256).map(|_| open()).collect();
+        let others: Vec<_> = (0..256).map(|_| open()).collect();
         let grown = server.rss_mib() - before;
         drop((first, others));
         report.add("idle-256", "larder", "server_rss", "MiB", grown);

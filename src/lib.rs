@@ -1,6 +1,6 @@
 // The README is the first part of the documentation. If a link has two definitions, the first one
-// counts. The definition here comes before README's, so the link to the guide leads to the guide's
-// page in the documentation.
+// counts. The definitions here come before README's, so the links to the guides lead to their pages in
+// the documentation.
 #![cfg_attr(
     feature = "http",
     doc = "[From Go groupcache]: manual::from_go_groupcache\n[Eviction]: manual::eviction\n[Freshness]: manual::freshness\n[Removal]: manual::removal\n\n",
@@ -20,7 +20,7 @@
 //! | [`ByteView`] | a cached value: a window into shared bytes |
 //! | [`Context`] | deadline, cancellation and values of one call |
 //! | [`Error`], [`ErrorKind`] | errors, each with a kind to match on and a text |
-//! | [`http`] | [`HttpPool`](http::HttpPool): the ring, the client and the server; transports, handlers, tiny_http |
+//! | [`http`] | [`HttpPool`](http::HttpPool): the list of peers, the client and the server; transports, handlers, tiny_http |
 //! | [`Peer`] | a node of the cluster: identity, address, weight, zone |
 //! | [`PeerPicker`], [`ProtoGetter`], [`PeerSet`] | peers by other means than `http` |
 //! | [`pb`] | the messages on the wire |

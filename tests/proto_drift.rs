@@ -1,6 +1,6 @@
-//! The checked-in protobuf code is the output of pb-rs for the proto files.
+//! Checks that the protobuf code in the repository is the output of pb-rs for the proto files.
 //!
-//! `LARDER_REGENERATE=1 cargo test --test proto_drift` generates it again.
+//! `LARDER_REGENERATE=1 cargo test --test proto_drift` writes that output to the repository.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use pb_rs::{ConfigBuilder, types::FileDescriptor};
 
 #[test]
 fn messages_of_peers_match_their_proto_file() {
-    // The messages borrow, so that requests and answers are decoded without a copy.
+    // These messages borrow, so that requests and responses are decoded without a copy.
     check("proto/groupcache.proto", "src/pb/groupcachepb.rs", false);
 }
 
@@ -32,11 +32,13 @@ fn message_of_example_matches_its_proto_file() {
     );
 }
 
+/// Compares a checked-in file with the output of pb-rs. The fields of `owned` messages do not borrow.
 fn check(proto: &str, generated: &str, owned: bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let checked_in = root.join(generated);
     let file = checked_in.file_name().expect("a file's path");
-    // A folder of its own: pb-rs also reads and writes a `mod.rs` beside its output, without a lock.
+    // Each test has a folder of its own, because pb-rs also reads and writes a `mod.rs` beside its output,
+    // without a lock.
     let name = format!("{}-{}", file.to_string_lossy(), std::process::id());
     let own_folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&own_folder).expect("a folder");

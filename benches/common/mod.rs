@@ -1,6 +1,6 @@
 //! The parts that all benchmarks share: rounds, medians, the table, and the JSON file.
 
-#![allow(dead_code, reason = "each benchmark uses a part of it")]
+#![allow(dead_code, reason = "each benchmark uses some of these parts")]
 
 pub mod caches;
 
@@ -188,16 +188,19 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to 1, and less than 1.
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// A number from 0 to `n - 1`.
     pub fn below(&mut self, n: usize) -> usize {
         (self.unit() * n as f64) as usize
     }
 }
 
-/// Draws ranks 0..n with probability proportional to 1 / (rank + 1)^s, by a table of sums.
+/// Draws ranks from 0 to n - 1, each with a probability proportional to 1 / (rank + 1)^s. Holds the sums
+/// of these weights.
 pub struct Zipf(Vec<f64>);
 
 impl Zipf {
@@ -219,7 +222,7 @@ impl Zipf {
     }
 }
 
-/// A permutation of 0..n, so that popular ranks are not neighbours in memory.
+/// A random order of 0 to n - 1. It maps ranks to keys, so that popular keys are not neighbours in memory.
 pub fn shuffled(n: usize, rng: &mut Rng) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     for i in (1..n).rev() {
@@ -238,19 +241,17 @@ pub struct Round {
     pub number: usize,
     /// Whether its figures count. Those of the first round, the warm-up, do not.
     pub counted: bool,
-    /// The implementations by their numbers.
+    /// The numbers of the implementations, in the order in which they run.
     pub order: Vec<usize>,
 }
 
-/// The rounds of a case: a warm-up, then the number of [`rounds`]. Each begins with another
-/// implementation, and every second one has the reverse order. So no implementation is always the
-/// first, or always after the same one and its state of the processor's caches.
+/// The rounds of a case: a warm-up, then as many as [`rounds`] returns. After an order comes its reverse,
+/// then the next pair, which begins with the next implementation. So no implementation is always the
+/// first, nor always after the same one, which leaves the processor's caches in one state.
 pub fn turns(implementations: usize) -> impl Iterator<Item = Round> {
     (0..=rounds()).map(move |number| {
         let mut order: Vec<usize> = (0..implementations).collect();
-        if number > 0 {
-            order.rotate_left((number - 1) % implementations);
-        }
+        order.rotate_left(number.saturating_sub(1) / 2 % implementations);
         if number % 2 == 0 {
             order.reverse();
         }

@@ -1,9 +1,9 @@
-//! Values that expire: the cost of a time to live on a hit, gets during refreshes and slow loads, the bytes
-//! between nodes for values that have not changed, gets of keys that no node has cached, and expired entries
-//! that only hits remove.
+//! Measures values that expire: the cost of a time to live on a hit, gets during refreshes and slow loads,
+//! the bytes between nodes for values that have not changed, gets of keys that no node has cached, and the
+//! time until hits alone have removed expired entries.
 //!
-//! `LARDER_CASES` is a comma-separated list of cases to run. `LARDER_TTLS` is the number of times to live of
-//! the case `refresh`, 50 by default.
+//! `LARDER_CASES` is a comma-separated list of cases to run. A round of `refresh` lasts `LARDER_TTLS` times
+//! to live, 50 by default. `LARDER_ROUNDS` is the number of rounds of `hit-ttl` (5) and `refresh` (3 at most).
 
 mod cold_many;
 #[path = "../common/mod.rs"]
@@ -45,14 +45,14 @@ fn main() {
     report.finish();
 }
 
-/// Keys of the case `hit-ttl`, all cached, as in `hit`.
+/// The keys of the case `hit-ttl`. All are cached, as in the benchmark `hit`.
 const HIT_KEYS: usize = 100_000;
 
-/// Hits of a slice of time. Slices with and without a time to live alternate.
+/// The hits of a slice. The three kinds of hits alternate slice by slice.
 const HITS: usize = 100_000;
 
-/// Hits of values with a time to live, of others, and of others with a reading of the coarse clock for each:
-/// the least that a hit costs if it reads the time.
+/// Compares hits of values that have a time to live with hits of values that have none, and with hits of
+/// the latter that also read the coarse clock: a hit that reads the time costs at least that.
 fn hit_ttl(report: &mut Report) {
     let group = |name: &str, ttl: Option<Duration>| {
         let builder = Group::builder(name).registry(&Registry::new());
@@ -101,8 +101,8 @@ fn hit_ttl(report: &mut Report) {
     }
 }
 
-/// Gets of one key, by two threads, while it is refreshed again and again. The same threads use a [`Plain`]
-/// value: its blocking loads are those of a machine that does not run the threads in time.
+/// Measures gets of one key by two threads, while it is refreshed again and again. The same threads get a
+/// [`Plain`] value as a control: it has blocking loads only if the machine runs its threads too late.
 fn refresh(report: &mut Report) {
     let group = Group::builder("refresh")
         .registry(&Registry::new())
@@ -144,7 +144,7 @@ fn refresh(report: &mut Report) {
     add("larder", "refreshes", "loads", stats.refreshes as f64);
 }
 
-/// Gets of a stale value, by four threads, while its load takes 10 s.
+/// Measures gets of a stale value by four threads, while its load takes 10 s.
 fn soft_timeout(report: &mut Report) {
     const GETS: usize = 40;
     let clock = Clock::manual();
@@ -181,14 +181,13 @@ fn soft_timeout(report: &mut Report) {
         times.flat_map(|times| times.expect("no panic")).collect()
     });
     is_over.store(true, Ordering::SeqCst);
-    let ms = |quantile: f64| quantile / 1e3;
-    let p50 = ms(quantile(&mut times, 0.5));
-    let p99 = ms(quantile(&mut times, 0.99));
+    let p50 = quantile(&mut times, 0.5) / 1e3;
+    let p99 = quantile(&mut times, 0.99) / 1e3;
     report.add("soft-timeout", "larder", "p50_ms", "ms", p50);
     report.add("soft-timeout", "larder", "p99_ms", "ms", p99);
 }
 
-/// Expired entries beside an entry that gets 10,000 hits per second: the time until all of them are gone.
+/// Measures the time until all expired entries are removed, while one other entry gets 10,000 hits per second.
 fn dead(report: &mut Report) {
     const DEAD: usize = 10_000;
     let clock = Clock::manual();
@@ -223,13 +222,14 @@ fn dead(report: &mut Report) {
     report.add("dead-10000", "larder", "hits", "hits", f64::from(hits));
 }
 
+/// Returns the value that this part of the values do not exceed. Sorts the values.
 fn quantile(values: &mut [u32], part: f64) -> f64 {
     values.sort_unstable();
     let last = values.len() - 1;
     f64::from(values[(last as f64 * part).round() as usize])
 }
 
-/// A number from the environment.
+/// Returns the number in an environment variable.
 fn number(name: &str, default: usize) -> usize {
     let set = std::env::var(name).ok();
     set.and_then(|set| set.parse().ok()).unwrap_or(default)

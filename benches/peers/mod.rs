@@ -204,8 +204,8 @@ impl Drop for Process {
     }
 }
 
-/// The main function of a process of [`Process::own`].
-pub fn be(arguments: &[String]) {
+/// The main function of a process that [`Process::own`] started.
+pub fn run_process(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["larder" | BY_UREQ, "server"] => larder::serve(),

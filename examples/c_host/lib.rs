@@ -1,22 +1,23 @@
-//! larder behind a function for C: serves the group `bytes`, in which a key is the length of its value.
+//! A function that C programs call to serve the group `bytes` by larder. The value of a key, which is a
+//! number, is as many bytes long.
 
 use std::ffi::{CStr, c_char, c_int};
 
 use larder::http::HttpPool;
 
-/// Listens on `address`, and writes the address with the port that the system chose to `bound`, which
-/// has room for `room` bytes. Returns 0, or 1 if it failed.
+/// Listens on `address`, such as `127.0.0.1:0`, and writes the address that it got to `bound`, as a string
+/// that ends in NUL. Returns 0. Returns 1 if it cannot listen, or if the address needs more than `room` bytes.
 ///
 /// # Safety
 ///
-/// `address` is a string that ends in NUL, and `bound` has `room` bytes.
+/// `address` points to a string that ends in NUL, and `bound` to `room` bytes that may be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn larder_serve(
     address: *const c_char,
     bound: *mut c_char,
     room: usize,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: the caller passes a string that ends in NUL.
     let address = unsafe { CStr::from_ptr(address) };
     let Some(text) = address
         .to_str()
@@ -37,6 +38,7 @@ pub unsafe extern "C" fn larder_serve(
 }
 
 fn serve(address: &str) -> larder::Result<String> {
+    // The pool has no peers, so nothing asks for this URL.
     let pool = HttpPool::new("http://127.0.0.1:1")?;
     larder::new_group(
         "bytes",
@@ -45,7 +47,7 @@ fn serve(address: &str) -> larder::Result<String> {
     )?;
     let server = pool.serve(address)?;
     let address = server.local_addr().to_string();
-    // It serves as long as the process lives.
+    // Dropping the server would stop it. It serves until the process ends.
     std::mem::forget(server);
     Ok(address)
 }

@@ -1,4 +1,4 @@
-//! The handle of a node. A node is a child process that answers each line with a line.
+//! The handle of a node. A node is a child process. It prints its port, then answers each line with a line.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use larder::BoxError;
 
 use crate::node::Counts;
 
-/// Dropping it kills the process with SIGKILL.
+/// A running node. Dropping this handle kills the process with SIGKILL.
 pub struct Process {
     pub port: u16,
     child: Child,
@@ -20,8 +20,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a node on a port, or with 0 on a port that the system chooses, and waits until it
-    /// listens.
+    /// Starts a node and waits until it listens on this port. If `port` is 0, the system chooses one.
     pub fn start(dir: &Path, port: u16, cache: usize) -> Result<Process, BoxError> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("--dir")
@@ -33,7 +32,7 @@ impl Process {
         let output = BufReader::new(child.stdout.take().ok_or("no pipe")?);
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            // Ends with the process, or when the handle is dropped.
+            // The thread ends when the process has ended, or when nothing receives the lines any more.
             let lines = output.lines().map_while(Result::ok);
             lines.map(|line| sender.send(line)).all(|sent| sent.is_ok())
         });
@@ -47,26 +46,26 @@ impl Process {
         Ok(node)
     }
 
-    /// Sends a line and returns the line that the node answers.
+    /// Sends a line, and returns the line with which the node answers.
     pub fn ask(&mut self, line: &str) -> Result<String, BoxError> {
         writeln!(self.input, "{line}")?;
         self.line()
     }
 
-    /// The counts of a report, and its row of the table.
+    /// Asks for a report by `command`. Returns its counts, and its row of the table.
     pub fn report(&mut self, command: &str) -> Result<(Counts, String), BoxError> {
         let report = self.ask(command)?;
         let mut counts = Counts::default();
         let mut row = report.as_str();
         for count in &mut counts {
-            let (number, rest) = row.split_once(' ').ok_or("a number is missing")?;
+            let (number, rest) = row.split_once(' ').ok_or("a report has too few numbers")?;
             *count = number.parse()?;
             row = rest;
         }
         Ok((counts, row.to_owned()))
     }
 
-    /// The next line. An error if the process has ended, or prints no line for too long.
+    /// Returns the next line, or an error if the process has ended or printed no line for [`PATIENCE`].
     fn line(&mut self) -> Result<String, BoxError> {
         let line = self.lines.recv_timeout(PATIENCE);
         line.map_err(|error| format!("the node on port {}: {error}", self.port).into())
@@ -81,4 +80,5 @@ impl Drop for Process {
     }
 }
 
+/// The longest wait for a line.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,12 +1,12 @@
-//! Caches strings of a Redis server in the process. They expire at the same time as in Redis.
+//! Caches strings of a Redis server in this process. They expire at the same time as in Redis.
 //!
 //! ```text
 //! cargo run -p databases --example getter_redis [-- --url redis://127.0.0.1:6379]
 //! ```
 //!
-//! Starts a `redis-server` on a free port, or uses the one at the URL. Sets ten strings and a list
-//! there, with keys that begin with `larder-example:` and expire after a minute. Four threads read
-//! each string a thousand times. Prints how many reads reached the server, and the errors for a key
+//! The program starts a `redis-server` on a free port, or uses the one at the URL. There it sets ten strings
+//! and a list, whose keys begin with `larder-example:` and expire after a minute. Then four threads read
+//! each string a thousand times each. It prints how many reads reached the server, and the errors for a key
 //! that does not exist and for the list.
 
 mod idle;
@@ -35,7 +35,7 @@ fn main() -> Result<(), BoxError> {
             _ => return Err(arg.unexpected().into()),
         }
     }
-    // The handle is kept to the end, because dropping it stops the server.
+    // The handle is kept until `main` returns, because dropping it kills the server.
     let (_server, url) = match url {
         Some(url) => (None, url),
         None => {
@@ -89,7 +89,7 @@ fn read(greetings: &Group) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Loads strings, with the rest of their time to live in Redis.
+/// Loads strings, each with the time to live that it has left in Redis.
 struct RedisGetter {
     client: Client,
     idle: Idle<Connection>,
@@ -114,11 +114,14 @@ impl RedisGetter {
 impl Getter for RedisGetter {
     fn get(&self, _ctx: &Context, key: &str, dest: &mut dyn Sink) -> Result<(), BoxError> {
         let mut connection = self.idle.take(|| self.connect())?;
-        // One round trip brings the value and the milliseconds to its expiry, which are negative if
-        // it has none.
-        let (value, left): (Option<Vec<u8>>, i64) =
-            redis::pipe().get(key).pttl(key).query(&mut connection)?;
-        // After an error a late answer may still arrive. So `?` above drops the connection.
+        // One round trip brings the value and the milliseconds until it expires, which are negative if it
+        // never expires. Without a transaction, the value could expire or change between the two commands.
+        let (value, left): (Option<Vec<u8>>, i64) = redis::pipe()
+            .atomic()
+            .get(key)
+            .pttl(key)
+            .query(&mut connection)?;
+        // After an error, a late answer may still arrive. So the `?` above drops the connection.
         self.idle.put(connection);
         let Some(value) = value else {
             return Err(larder::Error::not_found(format!("Redis has no {key:?}")).into());
@@ -146,7 +149,7 @@ fn greeting(n: usize) -> String {
     format!("hello, number {n}")
 }
 
-/// A server on loopback. It writes no file, and ends when this is dropped.
+/// A server on loopback, which writes no files. Dropping this handle kills it.
 struct RedisServer {
     process: Child,
     port: u16,
@@ -154,8 +157,8 @@ struct RedisServer {
 
 impl RedisServer {
     fn start() -> Result<Self, BoxError> {
-        // The port is free now, but may be in use when redis-server binds it. Then it exits, and this
-        // tries another port.
+        // The port is free now, but may be in use when redis-server binds it. Then redis-server exits, and
+        // the next round tries another port.
         for _ in 0..3 {
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
                 .local_addr()?
@@ -180,7 +183,7 @@ impl RedisServer {
         let client = Client::open(self.url())?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.process.try_wait()?.is_none() {
-            // Another program may have the port, but only Redis answers a PING.
+            // Another program may have taken the port. Only Redis answers a PING.
             let up = client
                 .get_connection_with_timeout(TIMEOUT)
                 .and_then(|mut connection| redis::cmd("PING").query::<String>(&mut connection));

@@ -1,4 +1,4 @@
-//! Removals: of keys and of everything, in this process and in the cluster.
+//! Removes keys, or everything, from the cache of this process or from those of the whole cluster.
 
 use super::broadcast::Confirmations;
 use super::removal_clocks::{ALL_KEYS, Counted, KeyStripe};
@@ -15,8 +15,8 @@ use crate::store::{ClearedEntries, Evicted, RemovalCause};
 use crate::sync::Arc;
 
 impl Group {
-    /// Removes `key` from the caches of all processes: from this one, and from those of its peers, all
-    /// at the same time.
+    /// Removes `key` from the caches of all processes: first from this one, then from those of all peers at
+    /// the same time.
     ///
     /// If the source of the values has changed before this call, no get that begins after `Ok` returns
     /// the old value, in any process. Values that are loaded meanwhile are cached only if their load
@@ -66,18 +66,18 @@ impl Group {
     /// Removes everything from the caches of all processes, with the effect of
     /// [`remove`](Self::remove) for each key.
     ///
-    /// The entries are out of the cache at once, however many there are. A thread of its own calls the
-    /// eviction listener for them and returns their memory, after this call has returned. If the system
-    /// refuses that thread, this one does so.
+    /// All entries leave the cache at once, however many there are. A new thread calls the eviction listener
+    /// for them and frees their memory, and this call does not wait for it. If the system refuses to start
+    /// that thread, this one does its work.
     ///
     /// # Errors
     ///
-    /// As [`remove`](Self::remove). A peer that is not larder has no such request: it is named in the
-    /// error.
+    /// As [`remove`](Self::remove). The error also names each peer that is not larder, because other programs
+    /// cannot clear a group.
     ///
     /// # Panics
     ///
-    /// If this thread calls the eviction listener, and it panics; the peers get the change first.
+    /// If this thread calls the eviction listener, and the listener panics; the peers get the change first.
     pub fn clear(&self, ctx: &Context) -> Result<()> {
         let inner = &self.inner;
         if let Some(ended) = ctx.err() {
@@ -107,7 +107,7 @@ impl Group {
         self.inner.remove_here(key, Counted::Not);
     }
 
-    /// As [`invalidate`](Self::invalidate), and returns the value if there was one.
+    /// Does the same as [`invalidate`](Self::invalidate), and returns the value if there was one.
     pub fn remove_local(&self, key: &str) -> Option<ByteView> {
         self.inner.remove_here(key, Counted::Not)
     }
@@ -122,12 +122,17 @@ impl Group {
     ///
     /// [`HttpPool`](crate::http::HttpPool) calls this for incoming requests. A transport of your own
     /// must call it, too.
+    ///
+    /// # Panics
+    ///
+    /// If the eviction listener panics; all keys are removed first.
     pub fn serve_remove(&self, request: &RemoveKeysRequest<'_>) {
         let removals = &self.inner.removals;
         if (request.unless_applied.as_ref()).is_some_and(|known| removals.has_applied(known)) {
             return;
         }
         let count = removals.admit(request.removal_id);
+        // A peer sends 0 if it has applied a removal that this node may have missed: see `DroppedKeys`.
         let is_drop = request.removal_id == Some(0);
         let mut panic = FirstPanic::default();
         for key in &request.keys {
@@ -141,13 +146,18 @@ impl Group {
         panic.resume();
     }
 
-    /// Removes everything because a peer has. As for [`serve_remove`](Self::serve_remove).
+    /// Removes everything because a peer has removed everything. A transport of your own must call this, as
+    /// [`serve_remove`](Self::serve_remove).
+    ///
+    /// # Panics
+    ///
+    /// If this thread calls the eviction listener, as for [`clear`](Self::clear), and the listener panics.
     pub fn serve_clear(&self, request: &ClearRequest<'_>) {
         let count = self.inner.removals.admit(request.removal_id);
         self.inner.sweep_later(self.inner.clear_unswept(count));
     }
 
-    /// As [`serve_clear`](Self::serve_clear), but the caller drops the entries, by the returned function.
+    /// Does the same as [`serve_clear`](Self::serve_clear), but the entries are dropped by the returned function.
     #[cfg(all(test, larder_loom))]
     pub(crate) fn clear_unswept(&self, request: &ClearRequest<'_>) -> impl FnOnce() + Send + use<> {
         let inner = self.inner.clone();
@@ -163,7 +173,8 @@ impl Inner {
         }
         keys.iter().try_for_each(|key| self.check_key(key))?;
         let mut panic = FirstPanic::default();
-        // A number for each request. A peer has applied a removal once it has dropped all of its keys.
+        // Each request has a number of its own. A peer that has served one of several requests with the same
+        // number would count as one that has dropped the keys of all of them.
         let requests = by_request(keys).map(|keys| {
             let (removal_id, count) = self.removals.begin();
             for key in keys {
@@ -205,7 +216,7 @@ impl Inner {
         self.broadcast(ctx, peers, Arc::new(send))
     }
 
-    /// All peers: those of the picker's list, and the owners of `keys` where it lists none.
+    /// Returns the peers of the picker's list, or the owners of `keys` if it has no list.
     pub(super) fn all_peers(&self, keys: &[&str]) -> Vec<Arc<dyn ProtoGetter>> {
         let Some(picker) = self.peers.picker(&self.name) else {
             return Vec::new();
@@ -222,7 +233,8 @@ impl Inner {
         peers
     }
 
-    /// Removes a key from this process's cache, and returns its value. Changes the key's clock as `counted`.
+    /// Removes a key from this process's cache, and returns its value. `counted` says how the key's removal
+    /// clock changes.
     pub(super) fn remove_here(&self, key: &str, counted: Counted) -> Option<ByteView> {
         let key = self.key(key);
         let mut removed = self.end_old_value(&key, counted, |note| {
@@ -237,9 +249,9 @@ impl Inner {
         value
     }
 
-    /// Takes the old value of a key out of the store by `change`, which calls the given function under the
-    /// lock of the shard, and lets no further caller join the loads of the key. Changes the key's clock as
-    /// `counted`.
+    /// Runs `change`, which takes the old value of a key out of the store, and then lets no further caller join
+    /// the loads of the key. `change` must call the function that it gets under the lock of the shard: it
+    /// changes the key's removal clock as `counted` says.
     pub(super) fn end_old_value<T>(
         &self,
         place: &LoadKey<'_>,
@@ -256,8 +268,8 @@ impl Inner {
         // value. Suppose a later load, of a newer value, ends first. The older value would replace
         // the newer one. So an insertion also checks that its flight was not forgotten.
         //
-        // Between the two steps, answers to peers have no stamp. A peer's request could still join a load that
-        // began before, and an answer has to be newer than the removals of its stamp.
+        // Until both steps are done, answers to peers have no stamp. A stamp promises a value that is newer than
+        // its removals, and a peer's request could still join a load that began before.
         let change_guard = self.removals.begin_change();
         let (stripe, clock) = (KeyStripe::of(key), self.store.clock());
         let advance = || self.removals.advance(stripe, key, counted, clock);
@@ -265,12 +277,12 @@ impl Inner {
         self.getter_flights.forget_hashed(hash.get(), key);
         self.peer_flights.forget_hashed(hash.get(), key);
         drop(change_guard);
-        // After the flights: see `FailedLoads::record`.
+        // This step comes after the flights: see `FailedLoads::record`.
         self.failed_loads.forget(place);
         changed
     }
 
-    /// Takes everything out of the cache.
+    /// Takes everything out of the cache, and lets no further caller join a load.
     pub(super) fn take_all(&self) -> ClearedEntries {
         let cleared = self.store.clear();
         self.forget_all();
@@ -296,12 +308,12 @@ impl Inner {
     }
 }
 
-/// The keys of each request.
+/// Splits keys into those of each request.
 fn by_request<'a, 'k>(mut rest: &'a [&'k str]) -> impl Iterator<Item = &'a [&'k str]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fits = |key: &&&str| {
-            // The longest escape of a byte in JSON has six.
+            // JSON escapes a byte by at most six. Each key has two quotes and a comma.
             bytes += 6 * key.len() + 3;
             bytes <= MAX_KEY_BYTES
         };
@@ -312,6 +324,8 @@ fn by_request<'a, 'k>(mut rest: &'a [&'k str]) -> impl Iterator<Item = &'a [&'k 
     })
 }
 
-/// The most keys of one request, and the most bytes of their text in JSON, which servers accept.
+/// The most keys of one request. Servers accept up to 65,536.
 const MAX_KEYS: usize = 4096;
+
+/// The most bytes of the keys of one request, as JSON text. Servers accept bodies of up to 128 KiB.
 const MAX_KEY_BYTES: usize = 64 << 10;

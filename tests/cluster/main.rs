@@ -3,7 +3,7 @@
 #![cfg(feature = "http")]
 
 mod node;
-#[allow(dead_code, reason = "the helpers of another test program")]
+#[allow(dead_code, reason = "tests/faults uses the other helpers")]
 #[path = "../faults/process.rs"]
 mod process;
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use node::{CALLERS, Counts, KEYS};
 use process::Process;
 
-/// The gets of each node in each phase.
+/// The number of gets that each node makes in each phase, at least.
 const GETS: u64 = 3_000;
 
 /// The longest wait for the restarted node.
@@ -62,11 +62,11 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
         .map(|(node, calls)| report(node, calls + GETS))
         .collect();
     check(&after);
-    // It takes over the values that the others loaded in its place, so its getter may run for none.
+    // It may get all values from the nodes that loaded them in its place. Then its getter never runs.
     let filled = after[2].loads + after[2].peer_loads;
     assert!(filled > 0, "the restarted node gets no value");
 
-    // The others ask it once a probe has found it.
+    // The others ask it again after a probe has reached it.
     wait_until_asked(&mut nodes[2]);
 
     // The callers of all nodes stop before the first server stops.
@@ -85,13 +85,13 @@ fn wait_until_asked(node: &mut Process) {
     }
 }
 
-/// The counts of a node when its callers have made `calls` calls.
+/// Waits until the callers of a node have made `calls` gets, and returns its counts.
 fn report(node: &mut Process, calls: u64) -> Counts {
     let answer = node.ask(&format!("report {calls}"));
     answer.parse().expect("counts")
 }
 
-/// No caller of any node got an error or a wrong value.
+/// Checks that no caller of any node got an error or a wrong value.
 fn check(nodes: &[Counts]) {
     for counts in nodes {
         assert!(counts.calls > 0, "a node without calls: {nodes:?}");
@@ -99,9 +99,9 @@ fn check(nodes: &[Counts]) {
     }
 }
 
-/// This is no test of its own: the processes of the test above run it.
+/// This is not a test. The processes that the test above starts run it.
 #[test]
-#[ignore = "a process of the test beside it"]
+#[ignore = "a process that another test starts"]
 fn node_process() {
     if let Ok(port) = std::env::var(process::OPTIONS) {
         node::run(port.parse().expect("a port"));

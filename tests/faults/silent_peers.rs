@@ -1,4 +1,4 @@
-//! Peers that do not answer, answer late, or whose connections are dead.
+//! Tests peers that do not answer, answer late or wrongly, or have dead connections.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -12,16 +12,17 @@ use crate::common::{PATIENCE, millis, seconds, start, timed, within};
 use crate::process::Process;
 use crate::raw_server::{RawServer, failure, key_of, keyed_body, ok_with};
 
-/// The group of the answers that `keyed_body` makes.
+/// The name of the group for which `keyed_body` makes answers.
 const COLORS: &str = "colors";
 
+/// The field that only larder's server sends.
 const MARKS: &str = "Server: larder\r\n";
 
 fn answer(key: &str) -> Vec<u8> {
     ok_with(MARKS, &keyed_body(key, b"from the peer"))
 }
 
-/// A node whose exchanges with peers take at most `exchange`.
+/// A node whose requests to peers time out after `exchange`.
 fn caller(exchange: Duration) -> Node {
     caller_with(exchange, |_, _, dest| Ok(dest.set_str("loaded here")?))
 }
@@ -39,8 +40,8 @@ fn caller_with(
 }
 
 #[test]
-fn one_get_at_most_waits_for_connections_that_a_middlebox_forgot() {
-    // `Auto` would use the old connections no more, because it changes the client after the first answers.
+fn at_most_one_get_waits_for_connections_that_a_middlebox_forgot() {
+    // `Auto` would not use the old connections again: it changes to the direct client after the first answers.
     let check = |client| {
         let waited = waits_for_forgotten_connections(client);
         assert!(
@@ -53,6 +54,8 @@ fn one_get_at_most_waits_for_connections_that_a_middlebox_forgot() {
     check(HttpClient::Ureq);
 }
 
+/// Opens connections that are silent after their first answer, as if a middlebox between the nodes had
+/// forgotten them. Returns how many of 30 gets wait for the time-out of such a connection.
 fn waits_for_forgotten_connections(client: HttpClient) -> usize {
     const FROZEN: usize = 8;
     let together = Arc::new(Barrier::new(FROZEN));
@@ -128,7 +131,7 @@ fn slow_peer_is_asked_once_for_a_key() {
 }
 
 #[test]
-fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
+fn get_many_with_a_silent_owner_ends_within_two_exchange_timeouts() {
     let silent = RawServer::silent();
     let exchange = millis(600);
     let loaded = Arc::new(Mutex::new(Vec::new()));
@@ -139,7 +142,7 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
         noted.lock().expect("no panic").push(load);
         Ok(())
     });
-    // The same call for as many keys of its own.
+    // As a control, the node gets as many keys, and owns all of them.
     let own: Vec<String> = (0..4).map(|n| format!("first{n}")).collect();
     let (control, _) = timed(|| node.group.get_many(&within(millis(2500)), &own));
     loaded.lock().expect("no panic").clear();
@@ -168,7 +171,7 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
         );
     }
 
-    // With less time than one exchange, the node's own keys are there all the same.
+    // If the deadline is before the time-out of the exchange, the node's own keys are loaded nevertheless.
     let keys = keys.iter().map(|key| format!("{key}again"));
     let keys: Vec<String> = keys
         .filter(|key| node.pool.owner(key).as_ref() == Some(&node.url))
@@ -184,7 +187,7 @@ fn list_of_keys_with_a_silent_owner_is_complete_within_two_exchanges() {
 }
 
 #[test]
-fn list_of_keys_whose_next_peers_are_silent_too_is_complete_within_two_exchanges() {
+fn get_many_whose_next_peers_are_silent_too_ends_within_two_exchange_timeouts() {
     let silent = [(); 3].map(|()| RawServer::silent());
     let exchange = millis(600);
     let node = caller(exchange);
@@ -193,7 +196,8 @@ fn list_of_keys_whose_next_peers_are_silent_too_is_complete_within_two_exchanges
     node.pool
         .set(urls.into_iter().chain([&node.url]))
         .expect("URLs");
-    // For about a third of them each, the next peer is the second, the third, or the node itself.
+    // The first peer owns all keys. The next owner of a key is the second peer, the third peer or the node
+    // itself, each for about a third of the keys.
     let keys: Vec<String> = (0..24)
         .map(|n| node.key_of(&owner.url, &format!("key{n} ")))
         .collect();
@@ -212,7 +216,7 @@ fn list_of_keys_whose_next_peers_are_silent_too_is_complete_within_two_exchanges
 }
 
 #[test]
-fn batches_to_a_peer_come_back_after_one_wrong_answer() {
+fn batches_to_a_peer_resume_after_one_wrong_answer() {
     let (posts, refuse) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(AtomicBool::new(true)),
@@ -222,7 +226,7 @@ fn batches_to_a_peer_come_back_after_one_wrong_answer() {
         while let Some(head) = connection.read_head() {
             if head.starts_with("POST") {
                 counted.fetch_add(1, Ordering::SeqCst);
-                // This is a page of a proxy. After it, the node sends no more batches.
+                // A proxy sends such a page. After it, the node sends no more batches.
                 connection.send(&failure(
                     "404 Not Found",
                     "Content-Type: text/html\r\n",
@@ -247,20 +251,28 @@ fn batches_to_a_peer_come_back_after_one_wrong_answer() {
     assert_eq!(
         many("second"),
         1,
-        "no batch is sent to a peer that refused one"
+        "a batch was sent to a peer that refused one"
     );
     node.pool.set([&server.url]).expect("a URL");
-    assert_eq!(many("third"), 2, "the list of peers was set");
+    assert_eq!(
+        many("third"),
+        2,
+        "no batch was sent after the list of peers was set"
+    );
     assert_eq!(many("fourth"), 2);
     refuse.store(false, Ordering::SeqCst);
     node.group.get("single").expect("a value of the peer");
-    assert_eq!(many("fifth"), 3, "an answer has the marks of larder");
+    assert_eq!(
+        many("fifth"),
+        3,
+        "no batch was sent after an answer of larder's server"
+    );
 }
 
 #[test]
-fn caller_leaves_a_hung_peer_at_its_deadline() {
+fn caller_of_a_hung_peer_returns_at_its_deadline() {
     let silent = RawServer::silent();
-    // Longer than the test: a peer that is silent for so long is not asked any more.
+    // The exchange time-out is longer than the test. After a time-out, the node would not ask the peer again.
     let node = caller(seconds(60));
     node.pool.set([&silent.url]).expect("a URL");
     for limit in [20, 50, 100, 300, 700].map(millis) {
@@ -278,7 +290,7 @@ fn caller_leaves_a_hung_peer_at_its_deadline() {
         let most = millis(8) + socket_lateness();
         assert!(
             overshoots[2] <= most,
-            "{limit:?}: {overshoots:?} over it, not {most:?}"
+            "{limit:?}: {overshoots:?} over it, more than {most:?}"
         );
     }
 }
@@ -300,7 +312,7 @@ fn getter_that_takes_longer_than_an_exchange_runs_once_for_all_callers() {
             }
         })
     };
-    // The same callers, and a getter that returns at once.
+    // As a control, the same callers get a key whose getter returns at once.
     let (control, ()) = herds("k");
     let key = "slow:3000:k";
     let (late, (took, ())) = lateness(seconds(3), || herds(key));

@@ -1,6 +1,6 @@
-//! Peers whose answers are late, and the gets of all nodes meanwhile.
+//! Tests that peers with late answers do not make the gets of the other nodes slow.
 //!
-//! The nodes are in this process. A transport delays the exchanges with some of them.
+//! The nodes are in this process. A transport delays the requests to some of them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,24 +13,26 @@ use larder::http::{PeerState, TransportRequest};
 use crate::cluster::{Node, Setup, connect, lateness, see_requests};
 use crate::common::{PATIENCE, millis, seconds};
 
-/// The requests for one key that all nodes sent, and how long some are delayed.
+/// Counts the requests that the nodes send to each other, and delays those to some nodes.
 #[derive(Default)]
 struct Network {
     /// The shortest and the longest delay of each peer, by its URL.
     delays: Mutex<HashMap<String, (Duration, Duration)>>,
+    /// The number of requests for one key.
     exchanges: AtomicU64,
-    /// The batches, by which nodes ask for what others may have cached.
+    /// The number of batches, in which nodes ask for values that other nodes may have cached.
     peeks: AtomicU64,
     probes: AtomicU64,
 }
 
 impl Network {
+    /// Gives these peers delays of `from` to `to`, and all others none.
     fn delay(&self, urls: &[&String], from: Duration, to: Duration) {
         let delays = urls.iter().map(|url| ((*url).clone(), (from, to)));
         *self.delays.lock().expect("no panic") = delays.collect();
     }
 
-    /// Counts a request to the peer with this URL, and delays it.
+    /// Counts a request to the peer with this URL, and delays it if the peer has a delay.
     fn on_request(&self, url: &str, request: &TransportRequest<'_>) {
         // A node that has just started also asks for lists of peers, and sends batches to previous owners.
         let is_for_key = request.path().starts_with("/_groupcache/values/");
@@ -64,15 +66,15 @@ struct Cluster {
     loads: Arc<Mutex<HashMap<String, u64>>>,
 }
 
-/// The figures of a load on all nodes.
+/// The figures of one call of [`Cluster::load`].
 #[derive(Debug)]
 struct Figures {
     p99: Duration,
-    /// The number of exchanges over that of loads by peers, less 1.
+    /// The requests for one key beyond the one that each load by a peer needs, as a fraction of these loads.
     extra: f64,
-    /// The same, with the batches counted as exchanges.
+    /// The same, with batches counted as requests.
     extra_with_peeks: f64,
-    /// The runs of the getter for each key that was first asked for in this time.
+    /// The mean runs of the getter for each key that it loaded.
     loads_a_key: f64,
 }
 
@@ -84,7 +86,7 @@ impl Cluster {
         let setup = Setup {
             pool: Box::new(move |pool| {
                 let network = wrap.clone();
-                // A busy machine makes no peer slow.
+                // With the default of 20 ms, a busy machine would make peers slow.
                 let pool = pool.slow_after(millis(100));
                 see_requests(pool, move |url, request| network.on_request(url, request))
             }),
@@ -110,7 +112,7 @@ impl Cluster {
         }
     }
 
-    /// Gets keys at these nodes while `during` runs: one in two is new, and the other one of the last
+    /// Gets keys at these nodes while `during` runs. Every second key is new. The others are among the last
     /// thousand.
     fn load(&self, nodes: &[Node], prefix: &str, during: impl FnOnce()) -> Figures {
         let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -159,7 +161,7 @@ impl Cluster {
         }
     }
 
-    /// Whether all other nodes report a node in this state.
+    /// Whether all other nodes report that the node with this URL is in this state.
     fn all_see(&self, url: &str, state: PeerState) -> bool {
         let sees = |node: &Node| {
             let mut peers = node.pool.peers().into_iter();
@@ -171,7 +173,7 @@ impl Cluster {
     }
 }
 
-/// Waits without taking time from the load.
+/// Waits for a condition, and sleeps between checks, so that the load has the processors.
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -181,10 +183,10 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[test]
-fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
+fn slow_peer_is_reported_and_bypassed_until_it_recovers() {
     let cluster = Cluster::start();
     let slow = &cluster.nodes[0].url;
-    // The callers of the slow node itself do not find it slow, and load its keys there.
+    // Callers at the slow node itself see no delay for the keys that it owns.
     let (all, others) = (&cluster.nodes[..], &cluster.nodes[1..]);
     let before = cluster.load(all, "before ", || thread::sleep(seconds(2)));
 
@@ -193,12 +195,12 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
     let (late, named) = lateness(seconds(3), || {
         cluster.load(all, "named ", || {
             let is_named = || cluster.all_see(slow, PeerState::Slow);
-            wait_until("the peer is named", is_named);
+            wait_until("the peer is reported as slow", is_named);
         });
         start.elapsed()
     });
-    // A peer is named after three seconds of late answers, and the first of these is itself late. It is
-    // compared with the others: if their answers take long, too, fewer of its answers count as slow.
+    // A peer is reported as slow after three seconds of late answers, and the first of these is itself late.
+    // Its answers are compared with those of the others. If these are late, too, fewer of its answers count.
     let usual = before.p99.max(millis(80)).as_secs_f64() / millis(80).as_secs_f64();
     assert!(
         named <= seconds(6).mul_f64(usual) + 20 * late,
@@ -208,7 +210,7 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
     let all_callers = cluster.load(all, "all ", || thread::sleep(seconds(2)));
     println!("with the callers of the slow node: {all_callers:?}");
     println!("named after {named:?}; before {before:?}; during {during:?}");
-    // On a machine that is short of processors, gets take longer, but none of them waits for a slow answer.
+    // On a busy machine gets take longer, but none of them waits for a slow answer.
     for figures in [&during, &all_callers] {
         assert!(
             figures.p99 <= 3 * before.p99.max(millis(80)),
@@ -221,7 +223,7 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
 
     cluster.network.delay(&[], millis(0), millis(0));
     cluster.load(all, "after ", || {
-        wait_until("the peer is as before", || {
+        wait_until("the peer is healthy again", || {
             cluster.all_see(slow, PeerState::Healthy)
         });
     });
@@ -229,12 +231,12 @@ fn slow_peer_of_five_is_named_and_passed_over_and_comes_back() {
     cluster.load(all, "later ", || thread::sleep(millis(500)));
     assert!(
         cluster.nodes[0].group.stats().server_requests > served,
-        "it is asked again"
+        "the peer is asked again"
     );
 }
 
 #[test]
-fn peers_that_are_all_slow_cause_no_more_exchanges() {
+fn nodes_send_no_extra_requests_if_all_peers_are_slow() {
     let cluster = Cluster::start();
     let urls: Vec<&String> = cluster.nodes.iter().map(|node| &node.url).collect();
     cluster.network.delay(&urls, millis(200), millis(200));

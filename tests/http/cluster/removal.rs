@@ -1,4 +1,4 @@
-//! Removals, sets and clears in a cluster of three nodes.
+//! Tests removals, sets and clears in a cluster of three nodes.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ struct Node {
     server: Option<Server>,
 }
 
-/// Three nodes with one source. The value of a key is the key and the source's version.
+/// Starts three nodes that load from one source. The value of a key is the key and the version of the source,
+/// which is returned.
 fn cluster(options: impl Fn(HttpPoolBuilder) -> HttpPoolBuilder) -> (Vec<Node>, Arc<AtomicU64>) {
     let version = Arc::new(AtomicU64::new(0));
     let nodes: Vec<Node> = (0..3)
@@ -119,9 +120,9 @@ fn many_long_keys_are_removed_in_several_requests() {
     }
 }
 
-/// If the counts differed, a node would accept an old value from a peer that has applied a part of the removal.
+/// With a mark of its own, a node could accept an old value from a peer that has applied a part of the removal.
 #[test]
-fn nodes_count_removals_of_many_keys_alike() {
+fn removal_of_many_keys_gives_all_nodes_the_same_marks() {
     let long = |n: usize| format!("{n}{}", "\u{1}".repeat(500));
     for client in clients() {
         for keys in [
@@ -129,7 +130,8 @@ fn nodes_count_removals_of_many_keys_alike() {
             (0..100).map(long).collect(),
         ] {
             let (nodes, _) = cluster(|builder| builder.http_client(client));
-            // These are the first requests of this process to its peers.
+            // These are the node's first requests to its peers. Only the responses show that these are larder's
+            // servers.
             nodes[0].group.remove_many(&background(), &keys).unwrap();
             for key in &keys {
                 let mark = |node: &Node| {
@@ -145,7 +147,7 @@ fn nodes_count_removals_of_many_keys_alike() {
 }
 
 #[test]
-fn many_keys_are_removed_by_few_requests_from_a_peer_that_was_not_asked_before() {
+fn first_requests_to_peers_remove_many_keys_together() {
     for client in clients() {
         let (nodes, _) = cluster(|builder| builder.http_client(client));
         let requests = Arc::new(AtomicUsize::new(0));
@@ -201,7 +203,7 @@ fn set_value_is_seen_by_all_nodes_and_kept_by_the_owner_only() {
 }
 
 #[test]
-fn concurrent_sets_of_a_key_end_the_same_everywhere() {
+fn concurrent_sets_leave_the_same_value_at_all_nodes() {
     let (nodes, _) = cluster(|builder| builder);
     for round in 0..50 {
         std::thread::scope(|scope| {
@@ -229,13 +231,13 @@ fn concurrent_sets_of_a_key_end_the_same_everywhere() {
 }
 
 #[test]
-fn dead_peer_is_named_and_the_others_get_the_removal() {
+fn removals_and_sets_name_a_dead_peer_and_reach_the_others() {
     let (mut nodes, version) = cluster(|builder| builder);
     let dead = nodes.pop().unwrap();
     for node in nodes.iter().chain([&dead]) {
         node.group.get("key").unwrap();
     }
-    // Requests of the other nodes' handoff can still be under way.
+    // The server may still answer requests by which the other nodes take values over.
     let patience = Duration::from_secs(20);
     dead.server.unwrap().shutdown(patience).unwrap();
     version.store(1, Ordering::SeqCst);
@@ -263,17 +265,17 @@ fn dead_peer_is_named_and_the_others_get_the_removal() {
     assert_eq!(nodes[1].group.get(&own(&nodes[0])).unwrap(), "new");
 }
 
-/// A key that a node owns.
+/// Returns a key that the node owns.
 fn own(node: &Node) -> String {
     let mut keys = (0..).map(|n| format!("own {n}"));
     keys.find(|key| node.pool.owner(key).as_deref() == Some(node.pool.self_url()))
         .unwrap()
 }
 
-/// Other systems may drop an answer that was not read before the connection was reset.
+/// Systems other than Linux may drop an answer that the client has not read when the connection is reset.
 #[cfg(target_os = "linux")]
 #[test]
-fn owner_that_refuses_a_long_value_says_so_although_it_does_not_read_all_of_it() {
+fn owner_refuses_a_long_value_with_413_before_it_has_read_all_of_it() {
     for client in clients() {
         let (nodes, _) = cluster(|builder| {
             let builder = builder.http_client(client);
@@ -313,7 +315,7 @@ fn key_that_is_too_long_for_a_path_is_removed_from_all_nodes() {
             removed.unwrap_or_else(|error| panic!("{client:?}, {len}: {error}"));
             all_have(old + 1);
         }
-        // A set has its key in its path. It fails, and changes nothing.
+        // The request of a set has the key in its path, so this set fails. It changes nothing.
         let key = "\u{e9}".repeat(3000);
         let node = nodes
             .iter()

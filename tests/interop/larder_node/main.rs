@@ -1,5 +1,5 @@
 //! A larder node for the interoperability tests. `tests/interop/go/node.go` is its counterpart on
-//! golang/groupcache, with the same front.
+//! golang/groupcache. Tests control both by the same HTTP requests.
 
 mod front;
 mod hammer;
@@ -27,7 +27,7 @@ fn main() -> Result<(), BoxError> {
     let serve_timeout = flags.millis("serve-timeout-ms", 1000)?;
     let mut pool = HttpPool::builder(self_url)
         .exchange_timeout(flags.millis("exchange-timeout-ms", 1000)?)
-        // Go sends no deadline to its peers. This limits the time that a Go node waits for this one.
+        // A Go node sends no deadline with its requests. This time-out limits how long it waits for this node.
         .context(move |_request| Context::background().with_timeout(serve_timeout))
         .preset(match flags.get("preset", "golang") {
             "golang" => Preset::Golang,
@@ -55,13 +55,13 @@ fn main() -> Result<(), BoxError> {
         server = server.max_head_size(bytes.parse()?);
     }
     let server = server
-        // The front takes lists of keys.
+        // The bodies of the tests' requests have long lists of keys.
         .max_body_size(16 << 20)
         .idle_timeout(flags.millis("idle-timeout-ms", 60_000)?)
         .serve_listener(listener)?;
     println!("listening {self_url}");
     std::io::stdin().read_to_end(&mut Vec::new())?;
-    // The test has ended, so no caller waits for the requests in flight.
+    // The test has ended, so nothing waits for the requests in flight.
     let _ = server.shutdown(Duration::ZERO);
     Ok(())
 }
@@ -76,7 +76,7 @@ fn build_groups(source: &Arc<Source>) -> Result<(), BoxError> {
         let (builder, getter) = group(name);
         builder.build(getter)?;
     }
-    // Caches the keys that the node owns, and asks the owner for the others each time.
+    // The node caches keys of this group only if it owns them. It asks for the others with each get.
     let (builder, getter) = group("uncached");
     builder.hot_admission(HotAdmission::Never).build(getter)?;
     let (builder, getter) = group("expiring");
@@ -84,7 +84,7 @@ fn build_groups(source: &Arc<Source>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// `--name value` pairs.
+/// The flags of the command line: `--name value` pairs.
 struct Flags(HashMap<String, String>);
 
 impl Flags {
@@ -117,9 +117,10 @@ impl Flags {
     }
 }
 
-/// The time to live of the group `expiring`. Go's values live for ever.
+/// The time to live of the group `expiring`. In a Go node, values do not expire.
 const EXPIRING_TTL: Duration = Duration::from_millis(300);
 
+/// The names of all flags.
 const NAMES: [&str; 11] = [
     "listen",
     "self",
