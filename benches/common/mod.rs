@@ -188,7 +188,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number from 0 to 1, and less than 1.
+    /// A number from 0 to 1, which is less than 1.
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }

@@ -1,5 +1,5 @@
-//! A function that C programs call to serve the group `bytes` by larder. The value of a key, which is a
-//! number, is as many bytes long.
+//! A function that C programs call to serve the group `bytes` by larder. The keys are numbers, and the value
+//! of a key is that many bytes long.
 
 use std::ffi::{CStr, c_char, c_int};
 

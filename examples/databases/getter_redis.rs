@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The program starts a `redis-server` on a free port, or uses the one at the URL. There it sets ten strings
-//! and a list, whose keys begin with `larder-example:` and expire after a minute. Then four threads read
-//! each string a thousand times each. It prints how many reads reached the server, and the errors for a key
+//! and a list, whose keys begin with `larder-example:` and expire after a minute. Then each of four threads reads
+//! every string a thousand times. It prints how many reads reached the server, and the errors for a key
 //! that does not exist and for the list.
 
 mod idle;

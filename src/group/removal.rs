@@ -173,8 +173,8 @@ impl Inner {
         }
         keys.iter().try_for_each(|key| self.check_key(key))?;
         let mut panic = FirstPanic::default();
-        // Each request has a number of its own. A peer that has served one of several requests with the same
-        // number would count as one that has dropped the keys of all of them.
+        // Each request has a number of its own. If several had the same one, a peer that has served one of them
+        // would be taken for a peer that has dropped the keys of all of them.
         let requests = by_request(keys).map(|keys| {
             let (removal_id, count) = self.removals.begin();
             for key in keys {
@@ -233,8 +233,8 @@ impl Inner {
         peers
     }
 
-    /// Removes a key from this process's cache, and returns its value. `counted` says how the key's removal
-    /// clock changes.
+    /// Removes a key from this process's cache, and returns its value. `counted` determines how the key's
+    /// removal clock changes.
     pub(super) fn remove_here(&self, key: &str, counted: Counted) -> Option<ByteView> {
         let key = self.key(key);
         let mut removed = self.end_old_value(&key, counted, |note| {
@@ -251,7 +251,7 @@ impl Inner {
 
     /// Runs `change`, which takes the old value of a key out of the store, and then lets no further caller join
     /// the loads of the key. `change` must call the function that it gets under the lock of the shard: it
-    /// changes the key's removal clock as `counted` says.
+    /// changes the key's removal clock. `counted` determines how.
     pub(super) fn end_old_value<T>(
         &self,
         place: &LoadKey<'_>,
@@ -313,7 +313,7 @@ fn by_request<'a, 'k>(mut rest: &'a [&'k str]) -> impl Iterator<Item = &'a [&'k 
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fits = |key: &&&str| {
-            // JSON escapes a byte by at most six. Each key has two quotes and a comma.
+            // JSON writes a byte as six bytes at most (`\u0001`). Each key has two quotes and a comma.
             bytes += 6 * key.len() + 3;
             bytes <= MAX_KEY_BYTES
         };
