@@ -48,7 +48,7 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
         .collect();
     check(&down);
     let errors: u64 = down.iter().map(|counts| counts.peer_errors).sum();
-    assert!(errors > 0, "no request met the killed node");
+    assert!(errors > 0, "no request to the killed node failed");
 
     // A new process on the old port owns the same keys, and the other nodes ask it for them.
     let (_, port) = urls[VICTIM].rsplit_once(':').expect("a port");
@@ -64,7 +64,7 @@ fn killed_and_restarted_node_causes_no_error_and_no_wrong_value() {
     check(&after);
     // It may get all values from the nodes that loaded them in its place. Then its getter never runs.
     let filled = after[2].loads + after[2].peer_loads;
-    assert!(filled > 0, "the restarted node gets no value");
+    assert!(filled > 0, "the restarted node got no value");
 
     // The others ask it again after a probe has reached it.
     wait_until_asked(&mut nodes[2]);
