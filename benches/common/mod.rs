@@ -60,10 +60,10 @@ impl Report {
         unit: &'static str,
         value: f64,
     ) {
-        let same = |row: &&mut Row| {
+        let is_same = |row: &&mut Row| {
             row.case == case && row.implementation == implementation && row.metric == metric
         };
-        match self.rows.iter_mut().find(same) {
+        match self.rows.iter_mut().find(is_same) {
             Some(row) => row.runs.push(value),
             None => self.rows.push(Row {
                 case: case.into(),
@@ -75,7 +75,7 @@ impl Report {
         }
     }
 
-    pub fn find(&self, case: &str, implementation: &str, metric: &str) -> Option<&Row> {
+    fn find(&self, case: &str, implementation: &str, metric: &str) -> Option<&Row> {
         self.rows.iter().find(|row| {
             row.case == case && row.implementation == implementation && row.metric == metric
         })

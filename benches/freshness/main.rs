@@ -3,7 +3,7 @@
 //! time until hits alone have removed expired entries.
 //!
 //! `LARDER_CASES` is a comma-separated list of cases to run. A round of `refresh` lasts `LARDER_TTLS` times
-//! to live, 50 by default. `LARDER_ROUNDS` is the number of rounds of `hit-ttl` (5) and `refresh` (3 at most).
+//! to live, 50 by default. `LARDER_ROUNDS` is the number of rounds, 5 by default; `refresh` has 3 at most.
 
 mod cold_many;
 #[path = "../common/mod.rs"]

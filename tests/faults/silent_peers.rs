@@ -16,10 +16,11 @@ use crate::raw_server::{RawServer, failure, key_of, keyed_body, ok_with};
 const COLORS: &str = "colors";
 
 /// The field that only larder's server sends.
-const MARKS: &str = "Server: larder\r\n";
+const SERVER_FIELD: &str = "Server: larder\r\n";
 
+/// The answer of larder's server to a request for this key.
 fn answer(key: &str) -> Vec<u8> {
-    ok_with(MARKS, &keyed_body(key, b"from the peer"))
+    ok_with(SERVER_FIELD, &keyed_body(key, b"from the peer"))
 }
 
 /// A node whose requests to peers time out after `exchange`.
@@ -65,6 +66,7 @@ fn waits_for_forgotten_connections(client: HttpClient) -> usize {
             asked += 1;
             let is_old = connection.number < FROZEN;
             if is_old && asked == 1 {
+                // No answer is sent before each request has a connection of its own.
                 together.wait();
             } else if is_old {
                 connection.wait_for_close();
