@@ -4,12 +4,11 @@
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
-use crate::sync::{Arc, Condvar, Mutex, thread_local};
+use crate::sync::{Arc, Condvar, Mutex};
 
 /// The permits of a group.
 ///
@@ -67,7 +66,7 @@ pub(crate) enum LoadClass {
 /// The order in which waiting loads get permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
-    /// The getter runs already: see [`lend`].
+    /// The getter runs already: see [`LoadPermit::lend`].
     Resumed,
     /// The load has a deadline.
     By(Instant),
@@ -177,9 +176,36 @@ pub(crate) struct LoadPermit {
     class: LoadClass,
 }
 
+impl LoadPermit {
+    /// Gives the permit back while its getter waits for another load. Otherwise getters that wait for each
+    /// other's keys could hold all permits, and no key would be loaded.
+    pub(crate) fn lend(self) -> LentPermit {
+        LentPermit {
+            permits: self.permits.clone(),
+            class: self.class,
+        }
+    }
+}
+
 impl Drop for LoadPermit {
     fn drop(&mut self) {
         self.permits.give_back(self.class);
+    }
+}
+
+/// A permit that its getter [lent](LoadPermit::lend).
+pub(crate) struct LentPermit {
+    permits: Arc<LoadPermits>,
+    class: LoadClass,
+}
+
+impl LentPermit {
+    /// A permit again: the getter waits before all other loads. After [`LONGEST_RESUME`] it goes on without
+    /// one, because the other getters hang.
+    #[cold]
+    pub(crate) fn resume(&self) -> Option<LoadPermit> {
+        let mut queued = self.permits.queue(self.class, Urgency::Resumed);
+        queued.wait(Instant::now() + LONGEST_RESUME, &Context::background())
     }
 }
 
@@ -231,77 +257,6 @@ impl Drop for QueuedLoad {
         if !left {
             self.permits.give_back(self.class);
         }
-    }
-}
-
-thread_local! {
-    /// The permit of the getter that this thread runs.
-    static HELD: Cell<Option<LoadPermit>> = const { Cell::new(None) };
-}
-
-/// Keeps a permit for this thread until [`release`], or until the guard is dropped.
-pub(crate) fn hold(permit: LoadPermit) -> HeldPermit {
-    let mut permit = Some(permit);
-    // Fails while the thread-local values of the thread are dropped.
-    let _ = HELD.try_with(|held| held.set(permit.take()));
-    HeldPermit { _permit: permit }
-}
-
-/// Gives back the permit that this thread [holds](hold), if there is one: the getter has returned.
-#[inline]
-pub(crate) fn release() {
-    drop(take_held());
-}
-
-#[inline]
-fn take_held() -> Option<LoadPermit> {
-    HELD.try_with(Cell::take).ok().flatten()
-}
-
-/// Guard of a permit that the thread [holds](hold).
-#[must_use]
-pub(crate) struct HeldPermit {
-    _permit: Option<LoadPermit>,
-}
-
-impl Drop for HeldPermit {
-    fn drop(&mut self) {
-        release();
-    }
-}
-
-/// Gives the permit of this thread's getter back while the getter waits for another load. Otherwise
-/// getters that wait for each other's keys could hold all permits, and no key would be loaded.
-///
-/// At its drop the getter has a permit again: it waits before all other loads. After [`LONGEST_RESUME`] it
-/// goes on without one, because the other getters hang.
-#[inline]
-pub(crate) fn lend() -> LentPermit {
-    let lent = take_held().map(|permit| (permit.permits.clone(), permit.class));
-    LentPermit { lent }
-}
-
-/// Guard of a permit that is [lent](lend).
-#[must_use]
-pub(crate) struct LentPermit {
-    lent: Option<(Arc<LoadPermits>, LoadClass)>,
-}
-
-impl Drop for LentPermit {
-    fn drop(&mut self) {
-        if let Some((permits, class)) = self.lent.take() {
-            resume(&permits, class);
-        }
-    }
-}
-
-#[cold]
-fn resume(permits: &Arc<LoadPermits>, class: LoadClass) {
-    let until = Instant::now() + LONGEST_RESUME;
-    let mut queued = permits.queue(class, Urgency::Resumed);
-    if let Some(permit) = queued.wait(until, &Context::background()) {
-        // The guard of the permit's first holder is still there, and ends this one, too.
-        let _ = HELD.try_with(|held| held.set(Some(permit)));
     }
 }
 

@@ -1,5 +1,6 @@
-//! Nested calls: user code that the crate runs may call the crate again. This module records the
-//! thread that such a call works for, and how deeply notifications nest.
+//! Nested calls: user code that the crate runs may call the crate again. This module records the work
+//! that such a call is part of: the thread and the flight that this thread works for, the permit of its
+//! getter, and how deeply notifications nest.
 //!
 //! A listener may call a group, which may evict, which notifies a listener. Nested calls would grow
 //! the stack without a limit. So each thread runs one notification at a time and queues the
@@ -11,10 +12,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::mem::{self, ManuallyDrop};
+use std::mem::ManuallyDrop;
 use std::thread::{self, ThreadId};
 
+use crate::load_permits::{LentPermit, LoadPermit};
 use crate::panics::FirstPanic;
+use crate::random::mix;
 use crate::sync::thread_local;
 
 /// The caller that a thread works for.
@@ -28,22 +31,53 @@ pub(crate) struct Origin {
 
 type Notification = Box<dyn FnOnce(&mut FirstPanic)>;
 
-/// Has no destructor. A thread-local value with one cannot be used by the destructors of the
-/// program's own thread-local values, and these may call a group.
+/// Identifies a flight of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoadId {
+    number: u64,
+    /// The address of the stripe, which numbers its flights.
+    stripe: usize,
+}
+
+impl LoadId {
+    pub(crate) fn new<S>(stripe: &S, number: u64) -> LoadId {
+        let stripe = std::ptr::from_ref(stripe).addr();
+        LoadId { number, stripe }
+    }
+
+    /// The number in the stripe.
+    pub(crate) fn number(self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn hash(self) -> u64 {
+        mix(self.number ^ mix(self.stripe as u64))
+    }
+}
+
+/// The work of a thread.
 struct Nesting {
     origin: Cell<Origin>,
+    /// The innermost flight that the thread works for.
+    flight: Cell<Option<LoadId>>,
+    /// The permit of the getter that the thread runs.
+    permit: Cell<Option<LoadPermit>>,
     is_notifying: Cell<bool>,
-    /// Empty and without an allocation while the thread runs no notification.
-    queue: RefCell<ManuallyDrop<VecDeque<(Origin, Notification)>>>,
+    queue: RefCell<VecDeque<(Origin, Notification)>>,
 }
 
 thread_local! {
-    static NESTING: Nesting = const {
-        Nesting {
+    /// Has no destructor. A thread-local value with one cannot be used by the destructors of the
+    /// program's own thread-local values, and these may call a group. None is needed: guards on the
+    /// stack of the thread empty the permit and the queue.
+    static NESTING: ManuallyDrop<Nesting> = const {
+        ManuallyDrop::new(Nesting {
             origin: Cell::new(Origin { thread: None, depth: 0 }),
+            flight: Cell::new(None),
+            permit: Cell::new(None),
             is_notifying: Cell::new(false),
-            queue: RefCell::new(ManuallyDrop::new(VecDeque::new())),
-        }
+            queue: RefCell::new(VecDeque::new()),
+        })
     };
 }
 
@@ -82,9 +116,9 @@ pub(crate) fn run_or_queue(panic: &mut FirstPanic, notify: impl FnOnce(&mut Firs
         fn drop(&mut self) {
             let queue = NESTING.with(|nesting| {
                 nesting.is_notifying.set(false);
-                mem::take(&mut *nesting.queue.borrow_mut())
+                nesting.queue.take()
             });
-            drop(ManuallyDrop::into_inner(queue));
+            drop(queue);
         }
     }
     let mut origin = NESTING.with(|nesting| nesting.origin.get());
@@ -104,4 +138,88 @@ pub(crate) fn run_or_queue(panic: &mut FirstPanic, notify: impl FnOnce(&mut Firs
 /// Whether a value that this thread loads may be cached.
 pub(crate) fn may_keep() -> bool {
     NESTING.with(|nesting| nesting.origin.get().depth < 2)
+}
+
+/// The innermost flight that this thread works for.
+#[inline]
+pub(crate) fn flight() -> Option<LoadId> {
+    NESTING.with(|nesting| nesting.flight.get())
+}
+
+#[inline]
+pub(crate) fn set_flight(flight: Option<LoadId>) {
+    NESTING.with(|nesting| nesting.flight.set(flight));
+}
+
+/// Keeps a permit for this thread until [`release_permit`], or until the guard is dropped.
+pub(crate) fn hold_permit(permit: LoadPermit) -> HeldPermit {
+    NESTING.with(|nesting| nesting.permit.set(Some(permit)));
+    HeldPermit
+}
+
+/// Gives back the permit that this thread [holds](hold_permit), if there is one: the getter has returned.
+#[inline]
+pub(crate) fn release_permit() {
+    drop(take_permit());
+}
+
+#[inline]
+fn take_permit() -> Option<LoadPermit> {
+    NESTING.with(|nesting| nesting.permit.take())
+}
+
+/// Guard of a permit that the thread [holds](hold_permit).
+#[must_use]
+pub(crate) struct HeldPermit;
+
+impl Drop for HeldPermit {
+    fn drop(&mut self) {
+        release_permit();
+    }
+}
+
+/// [Lends](LoadPermit::lend) the permit of this thread's getter until the guard is dropped.
+#[inline]
+pub(crate) fn lend_permit() -> PermitLoan {
+    PermitLoan(take_permit().map(LoadPermit::lend))
+}
+
+/// Guard of a permit that is [lent](lend_permit).
+#[must_use]
+pub(crate) struct PermitLoan(Option<LentPermit>);
+
+impl Drop for PermitLoan {
+    fn drop(&mut self) {
+        if let Some(lent) = &self.0 {
+            let resumed = lent.resume();
+            // The guard of the permit's first holder is still there, and ends this one, too.
+            NESTING.with(|nesting| nesting.permit.set(resumed));
+        }
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::load_permits::{LoadClass, LoadPermits, Urgency};
+
+    #[test]
+    fn getter_lends_its_permit_and_resumes_before_other_loads() {
+        let permits = LoadPermits::new(1);
+        let permit = permits.try_acquire(LoadClass::Own);
+        let held = hold_permit(permit.expect("it is free"));
+        {
+            let _lent = lend_permit();
+            let nested = permits.try_acquire(LoadClass::Own);
+            let nested = hold_permit(nested.expect("it is lent"));
+            let _waiting = permits.queue(LoadClass::Own, Urgency::Background);
+            drop(nested);
+            assert_eq!(permits.usage(), (1, 0), "it went to the waiting load");
+        }
+        assert_eq!(permits.usage(), (1, 0), "the getter has it again");
+        release_permit();
+        assert_eq!(permits.usage(), (0, 0));
+        drop(held);
+        assert_eq!(permits.usage(), (0, 0));
+    }
 }

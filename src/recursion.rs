@@ -9,49 +9,18 @@
 //!
 //! A request that does not come from a getter only reads a thread-local variable.
 
-use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::random::mix;
-use crate::sync::thread_local;
+use crate::nesting;
+pub(crate) use crate::nesting::LoadId;
 
-/// Identifies a flight of this process. Each [`Dependency`] on a flight ends before its stripe is
-/// freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LoadId {
-    number: u64,
-    /// The address of the stripe, which numbers its flights.
-    stripe: usize,
-}
-
-impl LoadId {
-    pub(crate) fn new<S>(stripe: &S, number: u64) -> LoadId {
-        let stripe = std::ptr::from_ref(stripe).addr();
-        LoadId { number, stripe }
-    }
-
-    /// The number in the stripe.
-    pub(crate) fn number(self) -> u64 {
-        self.number
-    }
-
-    fn hash(self) -> u64 {
-        mix(self.number ^ mix(self.stripe as u64))
-    }
-}
-
-/// A flight waits for another one.
+/// A flight waits for another one. Each [`Dependency`] on a flight ends before its stripe is freed.
 struct Wait {
     dependent: LoadId,
     on: LoadId,
-}
-
-thread_local! {
-    /// The innermost flight that this thread works for.
-    static WORKING_FOR: Cell<Option<LoadId>> = const { Cell::new(None) };
 }
 
 /// The flight that each flight waits for. One thread runs a flight, so it waits for one other at
@@ -80,7 +49,7 @@ pub(crate) struct Dependency {
 /// [`ErrorKind::RecursiveLoad`] if that flight depends on this thread's work already.
 #[inline]
 pub(crate) fn wait_for(id: LoadId) -> Result<Dependency> {
-    let dependent = WORKING_FOR.with(Cell::get);
+    let dependent = nesting::flight();
     if let Some(innermost) = dependent {
         insert(innermost, id)?;
     }
@@ -91,7 +60,7 @@ pub(crate) fn wait_for(id: LoadId) -> Result<Dependency> {
 #[inline]
 pub(crate) fn work_for(id: LoadId) -> Result<Dependency> {
     let dependency = wait_for(id)?;
-    WORKING_FOR.with(|innermost| innermost.set(Some(id)));
+    nesting::set_flight(Some(id));
     Ok(dependency)
 }
 
@@ -107,7 +76,7 @@ pub(crate) fn work_for_all(ids: impl Iterator<Item = LoadId>) -> Result<Dependen
 
 /// Whether this thread works for a flight.
 pub(crate) fn is_working() -> bool {
-    WORKING_FOR.with(Cell::get).is_some()
+    nesting::flight().is_some()
 }
 
 /// Guard of several records.
@@ -124,7 +93,7 @@ impl Drop for Dependencies {
 impl Drop for Dependency {
     #[inline]
     fn drop(&mut self) {
-        WORKING_FOR.with(|innermost| innermost.set(self.dependent));
+        nesting::set_flight(self.dependent);
         if let Some(id) = self.dependent {
             remove(id);
         }

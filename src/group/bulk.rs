@@ -12,8 +12,8 @@ use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::getter::LoadSink;
-use crate::load_permits;
 use crate::loader_pool::BusyGuard;
+use crate::nesting;
 use crate::recursion::{self, LoadId};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::EvictedEntries;
@@ -150,7 +150,7 @@ impl Inner {
         if !on_this_thread {
             return self.run_bulk_on_pool(bulk, leads, ctx, job, each);
         }
-        let _held = job.permit.map(load_permits::hold);
+        let _held = job.permit.map(nesting::hold_permit);
         for (at, result) in self.run_bulk(&**bulk, leads, None, ctx) {
             each(at, result);
         }
@@ -177,7 +177,7 @@ impl Inner {
         let submitted = {
             let (group, bulk, ctx, sent) = (self.clone(), bulk.clone(), ctx.clone(), sent.clone());
             self.pool.submit(job_for, move |busy| {
-                let _held = permit.map(load_permits::hold);
+                let _held = permit.map(nesting::hold_permit);
                 let leads = sent.iter().map(|lead| lead.receive(&group)).collect();
                 let results = group.run_bulk(&*bulk, leads, Some(busy), &ctx);
                 (results, group, bulk, ctx)

@@ -8,8 +8,9 @@ use super::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load_permits::{self, LoadPermit};
+use crate::load_permits::LoadPermit;
 use crate::loader_pool::{BusyGuard, JobFor};
+use crate::nesting;
 use crate::peers::ProtoGetter;
 use crate::recursion;
 use crate::singleflight::{Epoch, ForgetCount, Joined, Leader, Waiter};
@@ -112,7 +113,7 @@ impl Inner {
         key: &LoadKey<'_>,
         begin: impl Fn((Epoch, ForgetCount)) -> Result<LoadBegin, Loaded>,
     ) -> Result<Loaded> {
-        let _lent = load_permits::lend();
+        let _lent = nesting::lend_permit();
         let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         loop {
             if let Some(ended) = ctx.err() {
@@ -151,7 +152,7 @@ impl Inner {
         };
         match executor {
             Executor::Caller | Executor::LoaderThread => {
-                let _held = permit.map(load_permits::hold);
+                let _held = permit.map(nesting::hold_permit);
                 begun.on_pool = executor == Executor::LoaderThread;
                 self.lead(from, leader, None, ctx, key, begun)
             }
@@ -261,7 +262,7 @@ impl Inner {
             let (group, from, ctx) = (self.clone(), from.clone(), ctx.clone());
             let key = String::from(key.key);
             self.pool.submit(job_for, move |busy| {
-                let _held = permit.map(load_permits::hold);
+                let _held = permit.map(nesting::hold_permit);
                 let key = LoadKey { hash, key: &key };
                 let leader = from.flights(&group).lead(hash.get(), id);
                 let result = group.lead(&from, leader, Some(busy), &ctx, &key, &mut begun);

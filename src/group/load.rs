@@ -13,7 +13,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
-use crate::load_permits;
+use crate::nesting;
 use crate::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
@@ -238,7 +238,7 @@ pub(super) fn call_getter<T>(get: impl FnOnce() -> T) -> Result<T> {
         true => caught(get),
         false => Some(get()),
     };
-    load_permits::release();
+    nesting::release_permit();
     Ok(returned.ok_or(ErrorKind::GetterPanicked)?)
 }
 

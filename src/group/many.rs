@@ -13,7 +13,7 @@ use super::{Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load_permits;
+use crate::nesting;
 use crate::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
@@ -85,7 +85,7 @@ impl Inner {
             found.map(|value| Ok(value.view))
         };
         let mut results: Results = keys.iter().enumerate().map(cached).collect();
-        let _lent = load_permits::lend();
+        let _lent = nesting::lend_permit();
         if !results.iter().all(Option::is_some) {
             let olds = stale.places().map(|at| self.key(keys[at].as_ref()));
             self.load_missing(&self.with_stale_served(ctx, olds), keys, &mut results);

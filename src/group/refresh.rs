@@ -16,8 +16,8 @@ use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load_permits;
 use crate::loader_pool::JobFor;
+use crate::nesting;
 use crate::peers::{PeerResponse, Route};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Hit};
@@ -167,7 +167,7 @@ impl Inner {
         ctx: &Context,
         key: &LoadKey<'_>,
     ) -> Result<Loaded> {
-        let _lent = load_permits::lend();
+        let _lent = nesting::lend_permit();
         let load = self.start_softly(from, job_for, ctx, key)?;
         load.end(ctx, Instant::now().checked_add(limit))
     }

@@ -11,7 +11,8 @@ use super::populate::Placement;
 use super::{Group, Inner, Loaded};
 use crate::context::{CancelHandle, Context};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load_permits::{self, LoadClass, LoadPermit, Urgency};
+use crate::load_permits::{LoadClass, LoadPermit, Urgency};
+use crate::nesting;
 use crate::panics::caught;
 use crate::peers::Route;
 use crate::sync::{Arc, Mutex, spawn_plain};
@@ -239,7 +240,7 @@ impl Inner {
             let Some(permit) = self.permit_warm(ctx) else {
                 return false;
             };
-            let _held = permit.map(load_permits::hold);
+            let _held = permit.map(nesting::hold_permit);
             self.warm_keys(&missing, ctx, &mut warmed);
         }
         work.note(&warmed);

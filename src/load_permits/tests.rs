@@ -116,26 +116,6 @@ fn cancelled_load_stops_waiting() {
     assert_eq!(ctx.err().map(|e| e.kind()), Some(ErrorKind::Cancelled));
 }
 
-#[test]
-fn getter_lends_its_permit_and_resumes_before_other_loads() {
-    let permits = LoadPermits::new(1);
-    let permit = permits.try_acquire(LoadClass::Own);
-    let held = hold(permit.expect("it is free"));
-    {
-        let _lent = lend();
-        let nested = permits.try_acquire(LoadClass::Own);
-        let nested = hold(nested.expect("it is lent"));
-        let _waiting = permits.queue(LoadClass::Own, by(1));
-        drop(nested);
-        assert_eq!(permits.usage(), (1, 0), "it went to the waiting load");
-    }
-    assert_eq!(permits.usage(), (1, 0), "the getter has it again");
-    release();
-    assert_eq!(permits.usage(), (0, 0));
-    drop(held);
-    assert_eq!(permits.usage(), (0, 0));
-}
-
 #[derive(Clone, Debug)]
 enum Step {
     Arrive(bool, u64),

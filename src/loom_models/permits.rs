@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use loom::model;
 
 use crate::context::Context;
-use crate::load_permits::{LoadClass, LoadPermits, Urgency, hold, lend, release};
+use crate::load_permits::{LoadClass, LoadPermits, Urgency};
+use crate::nesting::{hold_permit, lend_permit, release_permit};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
@@ -39,9 +40,9 @@ fn load(permits: &Arc<LoadPermits>, running: &Running, ctx: &Context) -> bool {
     let Some(permit) = permit else {
         return false;
     };
-    let _held = hold(permit);
+    let _held = hold_permit(permit);
     running.run(1);
-    release();
+    release_permit();
     true
 }
 
@@ -90,17 +91,17 @@ fn getter_that_waits_for_another_load_lets_it_run() {
     model(|| {
         let (permits, running) = (LoadPermits::new(1), Running::new());
         let outer = permits.try_acquire(LoadClass::Own);
-        let _held = hold(outer.expect("it is free"));
+        let _held = hold_permit(outer.expect("it is free"));
         let nested = {
             let (permits, running) = (permits.clone(), running.clone());
             thread::spawn(move || load(&permits, &running, &Context::background()))
         };
         {
-            let _lent = lend();
+            let _lent = lend_permit();
             assert!(nested.join().unwrap());
         }
         running.run(1);
-        release();
+        release_permit();
         assert_eq!(permits.usage(), (0, 0));
     });
 }
