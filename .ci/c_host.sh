@@ -37,6 +37,10 @@ for key in (10, 5000, 1000000) * 20:
     client = socket.create_connection((address, int(port)))
     client.sendall(f"GET /_groupcache/bytes/{key} HTTP/1.1\r\nHost: h\r\n\r\n".encode() * 8)
     client.close()
+# The value does not fit into memory.
+with socket.create_connection((address, int(port))) as client:
+    client.sendall(b"GET /_groupcache/bytes/999999999999999 HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert client.recv(100).startswith(b"HTTP/1.1 5")
 ask(1000000, False)
 assert host.poll() is None, f"the host ended: {host.returncode}"
 host.stdin.close()
