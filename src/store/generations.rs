@@ -11,7 +11,7 @@ pub(crate) struct Generation(u32);
 #[derive(Debug)]
 pub(super) struct Generations(Box<[u32; STRIPES]>);
 
-const STRIPES: usize = 256;
+const STRIPES: usize = 128;
 
 impl Generations {
     pub(super) fn new() -> Generations {
