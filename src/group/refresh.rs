@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader_pool::JobFor;
 use crate::nesting;
+use crate::panics::caught;
 use crate::peers::{PeerResponse, Route};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Hit};
@@ -97,25 +98,27 @@ impl Inner {
         }
     }
 
-    /// As [`serve_due`](Self::serve_due), but `None` if a load has to be waited for.
-    #[cold]
-    pub(super) fn serve_due_cached(
-        self: &Arc<Self>,
-        key: &LoadKey<'_>,
-        hit: Hit,
-    ) -> Option<Loaded> {
-        let old = self.loaded(hit);
-        match self.phase(&old.lifetime) {
-            Phase::Fresh => {}
-            Phase::Refresh => self.refresh_own(key),
-            Phase::Stale => return None,
+    /// Whether a load has to be waited for, because the value is served only if that fails. Takes no lock.
+    pub(super) fn is_stale(&self, hit: &Hit) -> bool {
+        hit.is_due && self.phase(&self.lifetime_of_hit(hit)) == Phase::Stale
+    }
+
+    /// Starts a load in the background if the value that a peer gets should be refreshed.
+    #[inline]
+    pub(super) fn refresh_if_due(self: &Arc<Self>, key: &LoadKey<'_>, hit: &Hit) {
+        if hit.is_due && self.phase(&self.lifetime_of_hit(hit)) == Phase::Refresh {
+            // The value is good, whether or not the picker panics.
+            caught(|| self.refresh_own(key));
         }
-        Some(old)
+    }
+
+    fn lifetime_of_hit(&self, hit: &Hit) -> Lifetime {
+        Lifetime::of_entry(hit.begun.tick(), hit.expires, self.freshness.allowance())
     }
 
     pub(super) fn loaded(&self, hit: Hit) -> Loaded {
         Loaded {
-            lifetime: Lifetime::of_entry(hit.begun.tick(), hit.expires, self.freshness.allowance()),
+            lifetime: self.lifetime_of_hit(&hit),
             view: hit.view,
             by_peer: false,
         }

@@ -2,11 +2,10 @@
 
 use super::client_load::ClientWaiter;
 use super::lifetime::Lifetime;
-use super::{Group, Inner, LoadKey, Loaded};
+use super::{Group, Inner, Loaded};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::Result;
-use crate::panics::caught;
 use crate::peers::PeerResponse;
 use crate::store::Hit;
 use crate::sync::Arc;
@@ -46,29 +45,23 @@ impl Group {
     /// [`serve_peer`](Self::serve_peer) answers and counts.
     #[inline]
     pub fn serve_peer_cached(&self, key: &str) -> Option<PeerResponse> {
-        let hash = self.inner.store.hash(key);
-        let purge = || self.inner.purge_for_peer();
-        let removals = self.inner.removals_for(key);
-        let hit = self.inner.store.get(hash, key, || (), purge).ok()?;
-        if self.inner.is_doubtful_copy(&LoadKey { hash, key }, &hit) {
-            return None;
-        }
+        let inner = &self.inner;
+        let key = inner.key(key);
+        let removals = inner.removals_for(key.key);
+        let may_serve = |hit: &Hit| !inner.is_doubtful_copy(&key, hit) && !inner.is_stale(hit);
+        let purge = || inner.purge_for_peer();
+        let hit = inner.store.get_if(key.hash, key.key, may_serve, purge)?;
+        inner.refresh_if_due(&key, &hit);
         // The peer may be the owner, which was away.
-        let full = self.inner.full_lifetime(&hit);
-        let mut loaded = match hit.is_due {
-            // A panic of the picker is that of the load that the peer then asks for.
-            true => {
-                caught(|| self.inner.serve_due_cached(&LoadKey { hash, key }, hit)).flatten()?
-            }
-            false => self.inner.loaded(hit),
-        };
+        let full = inner.full_lifetime(&hit);
+        let mut loaded = inner.loaded(hit);
         loaded.lifetime = full.unwrap_or(loaded.lifetime);
-        self.inner.counters.add(|loads| &loads.server_requests);
-        let now = self.inner.store.clock().now();
+        inner.counters.add(|loads| &loads.server_requests);
+        let now = inner.store.clock().now();
         Some(PeerResponse {
             removals,
-            minute_qps: self.inner.count_request(&LoadKey { hash, key }),
-            ..self.inner.peer_response(loaded, now)
+            minute_qps: inner.count_request(&key),
+            ..inner.peer_response(loaded, now)
         })
     }
 }

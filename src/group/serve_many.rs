@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::client_load::ClientWaiter;
 use super::many_key::{ManyFrom, ManyKey};
-use super::{Group, Inner, LoadKey, Loaded};
+use super::{Group, Inner, Loaded};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::peers::PeerResponse;
@@ -70,19 +70,31 @@ impl Inner {
         };
         let mut missing = Vec::new();
         for (at, &(_, key)) in keys.iter().enumerate() {
-            self.counters.add(|loads| &loads.server_requests);
             let key = self.key(key);
             let purge = || self.purge_for_peer();
-            let found = self.store.get(key.hash, key.key, || (), purge);
+            let is_left_out = Cell::new(false);
+            let may_serve = |hit: &Hit| {
+                is_left_out.set(waiter.is_some() && self.is_stale(hit));
+                !is_left_out.get()
+            };
+            let found = self.store.get_if(key.hash, key.key, may_serve, purge);
+            if is_left_out.get() {
+                // The client waits for other keys, and asks for this one by itself.
+                continue;
+            }
+            self.counters.add(|loads| &loads.server_requests);
             rates[at].set(match &found {
-                Ok(_) => self.count_request(&key),
-                Err(_) => self.count_miss(&key, purge),
+                Some(_) => self.count_request(&key),
+                None => self.count_miss(&key, purge),
             });
-            let found = found.ok();
             if let Some(hit) = found.filter(|hit| !self.is_doubtful_copy(&key, hit)) {
-                if let Some(result) = self.serve_hit(ctx, &key, hit, waiter.is_some()) {
-                    each(at, result);
-                }
+                let result = if hit.is_due && waiter.is_none() {
+                    self.serve_due(ctx, &key, hit, None)
+                } else {
+                    self.refresh_if_due(&key, &hit);
+                    Ok(self.loaded(hit))
+                };
+                each(at, result);
                 continue;
             }
             let checked = self.check_key(key.key);
@@ -96,22 +108,6 @@ impl Inner {
         }
         if !missing.is_empty() {
             self.load_several(ctx, missing, waiter, &mut each);
-        }
-    }
-
-    /// The result for a cached value. `None` if it has to be renewed first, and a client waits for others: it
-    /// asks for this one by itself.
-    fn serve_hit(
-        self: &Arc<Self>,
-        ctx: &Context,
-        key: &LoadKey<'_>,
-        hit: Hit,
-        for_client: bool,
-    ) -> Option<Result<Loaded>> {
-        match (hit.is_due, for_client) {
-            (false, _) => Some(Ok(self.loaded(hit))),
-            (true, false) => Some(self.serve_due(ctx, key, hit, None)),
-            (true, true) => self.serve_due_cached(key, hit).map(Ok),
         }
     }
 }

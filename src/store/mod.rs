@@ -262,6 +262,27 @@ impl Store {
         Ok(hit)
     }
 
+    /// As [`get`](Self::get), but an entry that `is_wanted` refuses counts for nothing. This runs under the shard's
+    /// lock; it must take no lock.
+    pub(crate) fn get_if(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        is_wanted: impl FnOnce(&Hit) -> bool,
+        at_sampled: impl FnOnce(),
+    ) -> Option<Hit> {
+        let shard = self.shard(hash).read();
+        let (slot, is_due) = shard.table.find(hash, key, &self.timing)?;
+        let hit = slot.hit(is_due);
+        if !is_wanted(&hit) {
+            return None;
+        }
+        let state = slot.meta.count_hit();
+        drop(shard);
+        self.count_hit(hash, key, state, at_sampled);
+        Some(hit)
+    }
+
     /// The view of a live entry that is not [due](Hit::is_due). Otherwise as [`get`](Self::get).
     #[inline(always)]
     pub(crate) fn get_view<M>(

@@ -424,7 +424,9 @@ fn copy_of_a_lately_dropped_key_is_not_sent_to_peers() {
         unless_applied: None,
     });
     assert_eq!(values(node), [b"old"; 4], "copied from the owner once more");
+    let before = node.stats();
     assert!(node.serve_peer_cached("one").is_none());
+    assert_eq!(node.stats(), before, "the peer's next request counts");
     let served = node.serve_peer(&background(), "two").expect("a value");
     assert_eq!(served.value, "new");
     for served in node.serve_peer_many(&background(), &["three", "four"]) {

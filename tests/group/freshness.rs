@@ -475,8 +475,10 @@ fn copy_obeys_the_staleness_of_the_owner() {
     clock.advance(seconds(15));
     // The owner's value is stale by 5 s when the copy is made.
     assert_eq!(value(&copy), "0");
+    let before = copy.stats();
     let served = copy.serve_peer_cached("key");
     assert!(served.is_none(), "a stale value is not sent at once");
+    assert_eq!(copy.stats(), before, "the peer's next request counts");
     for second in 15..40 {
         match second < 30 {
             true => assert_eq!(value(&copy), "0", "{second}"),
