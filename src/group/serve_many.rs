@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::client_load::ClientWaiter;
 use super::many_key::{ManyFrom, ManyKey};
-use super::{Group, Inner, Loaded};
+use super::{Group, Inner, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::peers::PeerResponse;
@@ -88,13 +88,7 @@ impl Inner {
                 None => self.count_miss(&key, purge),
             });
             if let Some(hit) = found.filter(|hit| !self.is_doubtful_copy(&key, hit)) {
-                let result = if hit.is_due && waiter.is_none() {
-                    self.serve_due(ctx, &key, hit, None)
-                } else {
-                    self.refresh_if_due(&key, &hit);
-                    Ok(self.loaded(hit))
-                };
-                each(at, result);
+                each(at, self.serve_hit(ctx, &key, hit, waiter.is_some()));
                 continue;
             }
             let checked = self.check_key(key.key);
@@ -109,5 +103,20 @@ impl Inner {
         if !missing.is_empty() {
             self.load_several(ctx, missing, waiter, &mut each);
         }
+    }
+
+    /// The value of a hit. For a client it is not stale.
+    fn serve_hit(
+        self: &Arc<Self>,
+        ctx: &Context,
+        key: &LoadKey<'_>,
+        hit: Hit,
+        for_client: bool,
+    ) -> Result<Loaded> {
+        if hit.is_due && !for_client {
+            return self.serve_due(ctx, key, hit, None);
+        }
+        self.refresh_if_due(key, &hit);
+        Ok(self.loaded(hit))
     }
 }
