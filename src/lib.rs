@@ -38,7 +38,6 @@ pub mod consistent_hash;
 mod context;
 mod dump;
 mod error;
-mod fork;
 #[cfg(all(larder_fuzz, feature = "http"))]
 #[doc(hidden)]
 pub mod fuzzing;

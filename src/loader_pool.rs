@@ -13,7 +13,6 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::process_number;
 use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::plain_atomic::{AtomicUsize, Ordering};
@@ -87,7 +86,7 @@ struct PoolShared {
 }
 
 struct PoolState {
-    /// The [number](process_number) of the process whose threads are counted.
+    /// The id of the process whose threads are counted.
     process: u32,
     max_threads: usize,
     /// The jobs that run or were sent to a thread.
@@ -143,7 +142,7 @@ struct BusyJob {
 impl PoolState {
     /// Forgets the idle threads of the process that this one was forked from: it has none of them.
     fn notice_fork(&mut self) {
-        let process = process_number();
+        let process = std::process::id();
         if self.process != process {
             self.process = process;
             for set in &mut self.sets {
@@ -228,7 +227,7 @@ impl Default for LoaderPool {
 impl LoaderPool {
     fn new(max_threads: usize, idle_timeout: Duration) -> LoaderPool {
         let state = PoolState {
-            process: process_number(),
+            process: std::process::id(),
             max_threads,
             busy: 0,
             busy_for_clients: 0,

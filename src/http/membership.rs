@@ -8,7 +8,6 @@ use crate::sync::plain_atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::fork::process_number;
 use crate::peer::Peer;
 use crate::random::{mix, spread};
 use crate::sync::{Arc, Mutex, RwLock};
@@ -17,7 +16,7 @@ use crate::wire::PeersMark;
 /// The list of a pool, and how the lists of other processes differ from it.
 pub(crate) struct Membership {
     instance: u64,
-    /// The process that made this. A forked process has the same instance, but is another one.
+    /// The id of the process that made this. A forked process has the same instance, but is another one.
     made_in: u32,
     own: RwLock<Arc<OwnList>>,
     /// The text of the list before, and when it was replaced.
@@ -55,7 +54,7 @@ impl Membership {
         let instance = crate::random::bits();
         Membership {
             instance,
-            made_in: process_number(),
+            made_in: std::process::id(),
             own: RwLock::new(Arc::new(OwnList::new(instance, "", &[]))),
             previous: Mutex::default(),
             differences: AtomicU64::new(0),
@@ -109,7 +108,7 @@ impl Membership {
     /// Compares the mark of another process, in a request or in a response, and counts a difference. A
     /// process without peers has no list that could differ.
     pub(crate) fn compare(&self, mark: PeersMark) -> MarkOf {
-        if mark.instance == self.instance && process_number() == self.made_in {
+        if mark.instance == self.instance && std::process::id() == self.made_in {
             return MarkOf::ThisProcess;
         }
         let own = self.own();

@@ -37,10 +37,6 @@ fn run_alone(test: &str) {
 #[test]
 #[ignore = "the process of another test"]
 fn forking_process() {
-    if !system_wipes_pages() {
-        eprintln!("the system does not wipe pages of forked processes");
-        return;
-    }
     for headers in ["", "Server: larder\r\n"] {
         let server = RawServer::answering_by(move |head| {
             let key = key_of(head);
@@ -66,10 +62,6 @@ fn forking_process() {
 #[test]
 #[ignore = "the process of another test"]
 fn forking_process_with_an_idle_loader_thread() {
-    if !system_wipes_pages() {
-        eprintln!("the system does not wipe pages of forked processes");
-        return;
-    }
     let group = Group::builder("echo")
         .registry(&Registry::new())
         .max_loader_threads(1)
@@ -93,28 +85,6 @@ fn forking_process_with_an_idle_loader_thread() {
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Whether a forked process finds a page wiped, as the library asks. qemu-user accepts that and does not do
-/// it.
-fn system_wipes_pages() -> bool {
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, unmapped after its last use. The child only reads it, and exits.
-    unsafe {
-        let page = libc::mmap(std::ptr::null_mut(), 1, access, kind, -1, 0);
-        assert_ne!(page, libc::MAP_FAILED);
-        let advised = libc::madvise(page, 1, libc::MADV_WIPEONFORK) == 0;
-        page.cast::<u8>().write_volatile(1);
-        let child = libc::fork();
-        if child == 0 {
-            libc::_exit(i32::from(page.cast::<u8>().read_volatile()));
-        }
-        let mut status = -1;
-        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-        libc::munmap(page, 1);
-        advised && status == 0
-    }
-}
 
 /// Opens several connections.
 fn warm(pool: &HttpPool) {

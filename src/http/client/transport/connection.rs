@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::fork::process_number;
 use crate::http::client::transport::resolve::Addresses;
 use crate::http::client::transport::response::BadResponse;
 use crate::http::client::transport::socket_timeout::{MIN_TIMEOUT, SocketTimeout};
@@ -26,8 +25,8 @@ pub(crate) struct PeerConnection {
     /// The time that was left then, as long as no call of this exchange has waited: the next one need
     /// not read the clock.
     left_at_start: Option<Duration>,
-    /// The [number](process_number) of the process that opened the connection. After a fork, parent
-    /// and child have it both, and would read each other's responses.
+    /// The id of the process that opened the connection. After a fork, parent and child have it both,
+    /// and would read each other's responses.
     opened_by: u32,
     /// An empty buffer for the bytes of a request.
     request: Vec<u8>,
@@ -67,7 +66,7 @@ impl PeerConnection {
             received: 0,
             exchanges: 0,
             left_at_start: None,
-            opened_by: process_number(),
+            opened_by: std::process::id(),
             request: Vec::new(),
             read_timeout: SocketTimeout::default(),
             write_timeout: SocketTimeout::default(),
@@ -103,7 +102,7 @@ impl PeerConnection {
     /// not looked at within [`UNCHECKED`] of the start of the last exchange. If the peer closed the
     /// connection within that time, the exchange fails with [`StaleConnection`].
     pub(crate) fn is_usable(&self, now: Instant, is_keyed: bool) -> bool {
-        self.opened_by == process_number()
+        self.opened_by == std::process::id()
             && ((is_keyed && now < self.begun() + UNCHECKED)
                 || (!self.is_too_old(now) && is_silent(&self.stream)))
     }
