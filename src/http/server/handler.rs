@@ -41,24 +41,12 @@ where
 /// A request, complete with its body; it borrows from the connection's buffers.
 #[derive(Clone, Copy)]
 pub struct Request<'r> {
-    head: &'r RequestHead<'r>,
-    body: &'r [u8],
-    peer_addr: Option<SocketAddr>,
+    pub(super) head: &'r RequestHead<'r>,
+    pub(super) body: &'r [u8],
+    pub(super) peer_addr: Option<SocketAddr>,
 }
 
 impl<'r> Request<'r> {
-    pub(crate) fn new(
-        head: &'r RequestHead<'r>,
-        body: &'r [u8],
-        peer_addr: Option<SocketAddr>,
-    ) -> Self {
-        Request {
-            head,
-            body,
-            peer_addr,
-        }
-    }
-
     /// The method as it was sent, such as `GET`. Methods are case-sensitive.
     pub fn method(&self) -> &'r str {
         self.head.method
@@ -91,11 +79,6 @@ impl<'r> Request<'r> {
             .fields
             .iter()
             .map(|field| (field.name, field.value))
-    }
-
-    /// The parts of the head that were read when it was parsed.
-    pub(super) fn head(&self) -> &'r RequestHead<'r> {
-        self.head
     }
 
     /// The body; empty if there is none.

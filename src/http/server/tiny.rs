@@ -132,7 +132,11 @@ fn respond(endpoint: &Endpoint, request: &tiny_http::Request, body: &[u8]) -> Ve
         if !endpoint.is_below_base(head.path) {
             return Ok(Response::text(404, "there is nothing here"));
         }
-        let request = Request::new(&head, body, peer_addr);
+        let request = Request {
+            head: &head,
+            body,
+            peer_addr,
+        };
         Ok(endpoint.respond(&request, limits).into_response())
     });
     let response = response.unwrap_or_else(|bad| {

@@ -150,7 +150,11 @@ impl Session<'_> {
             self.connection.set_activity(Activity::Busy);
             Cow::Owned(body)
         };
-        let request = Request::new(&head, &body, Some(self.connection.addr));
+        let request = Request {
+            head: &head,
+            body: &body,
+            peer_addr: Some(self.connection.addr),
+        };
         let load_limits = LoadLimits {
             max_request_time: limits.max_request_time,
             began: &OnceCell::new(),
@@ -204,7 +208,7 @@ fn wait_for_budget<'s>(
     limits: LoadLimits<'_>,
     reply: &mut Reply,
 ) -> Option<ByteGuard<'s>> {
-    let is_for_peers = service.endpoint.is_below_base(request.path());
+    let is_for_peers = service.endpoint.is_below_base(request.head.path);
     let (budget, is_stranger) = (&service.response_bytes, is_stranger(connection));
     let (mut wait, mut guard) = (None, None::<ByteGuard<'_>>);
     loop {
@@ -219,7 +223,7 @@ fn wait_for_budget<'s>(
             return guard;
         }
         *reply = Response::from(NO_ROOM).into();
-        let timeout = request.head().timeout.flatten();
+        let timeout = request.head.timeout.flatten();
         let wait = wait.get_or_insert_with(|| LoadWait::new(limits, timeout));
         if is_for_peers {
             guard = budget.wait_for(len, is_stranger, || wait.next_step());
@@ -235,7 +239,7 @@ fn is_stranger(connection: &Connection) -> bool {
 
 /// The response of the endpoint or of the fallback. Does not unwind.
 fn respond(service: &Service, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
-    if service.endpoint.is_below_base(request.path()) {
+    if service.endpoint.is_below_base(request.head.path) {
         return service.endpoint.respond(request, limits);
     }
     let response = match &service.fallback {

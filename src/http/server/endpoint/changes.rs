@@ -13,7 +13,7 @@ impl Endpoint {
     /// The response to a request that changes data; `None` if it is another one.
     pub(super) fn change(&self, request: &Request<'_>) -> Option<Response> {
         let base = &self.config.base_path;
-        let path = match (request.method(), request.path()) {
+        let path = match (request.head.method, request.head.path) {
             ("DELETE" | "PUT", path) => {
                 wire::parse_path(base, path, self.plus_is_space).map_err(bad_path)
             }
@@ -40,13 +40,13 @@ impl Endpoint {
     }
 
     fn apply(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Result<Response, Response> {
-        if !self.is_trusted(request.peer_addr()) {
+        if !self.is_trusted(request.peer_addr) {
             return Err(Response::text(403, NOT_ALLOWED));
         }
         let group = self.group(&path.group)?;
-        let body = request.body();
+        let body = request.body;
         let malformed = |why: &str| Response::text(400, format!("a malformed body: {why}"));
-        match (request.method(), &*path.key) {
+        match (request.head.method, &*path.key) {
             ("DELETE", key) => group.serve_remove(&RemoveKeysRequest {
                 group: path.group.as_ref().into(),
                 keys: vec![key.into()],
@@ -225,7 +225,11 @@ mod tests {
                     began: &OnceCell::new(),
                     connection: None,
                 };
-                let request = Request::new(&head, b"", client);
+                let request = Request {
+                    head: &head,
+                    body: b"",
+                    peer_addr: client,
+                };
                 let reply = endpoint.respond(&request, limits);
                 reply.into_response().status()
             };
@@ -255,14 +259,22 @@ mod tests {
             for (client, is_allowed) in CLIENTS {
                 group.get("k").expect("a value");
                 let client = client.parse().expect("an address");
-                let request = Request::new(&head, b"", Some(client));
+                let request = Request {
+                    head: &head,
+                    body: b"",
+                    peer_addr: Some(client),
+                };
                 let response = endpoint.change(&request).expect("a change");
                 assert_eq!(response.status() == 403, !is_allowed, "{method} {client}");
                 assert!(is_allowed || group.contains_key("k"));
                 let most = endpoint.max_body(method, Some(client), 9);
                 assert_eq!(most > 9, is_allowed && method == "PUT");
             }
-            let request = Request::new(&head, b"", None);
+            let request = Request {
+                head: &head,
+                body: b"",
+                peer_addr: None,
+            };
             assert_eq!(endpoint.change(&request).expect("a change").status(), 403);
         }
     }

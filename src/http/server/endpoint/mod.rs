@@ -16,7 +16,7 @@ use crate::group::registry::Registry;
 use crate::http::config::{Config, KnownPeers, MAX_BATCH_KEYS};
 use crate::http::membership::{HANDOFF_WINDOW, MarkOf, Membership};
 use crate::http::server::endpoint::many::ManyReply;
-use crate::http::server::endpoint::reply::{Reply, ValueReply, fields_of, nanos};
+use crate::http::server::endpoint::reply::{Reply, ValueReply, fields_of};
 use crate::http::server::handler::Request;
 use crate::http::server::head::split_target;
 use crate::http::server::response::Response;
@@ -59,7 +59,7 @@ impl Endpoint {
     pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
         // Changed in place: a reply is large.
         let mut reply = self.respond_unmarked(request, limits);
-        let mark = request.head().peers_mark;
+        let mark = request.head.peers_mark;
         let list = mark.and_then(|mark| self.membership.compare_header(mark));
         if list != Some(MarkOf::Same) || self.membership.is_held() {
             reply = self.with_headers(reply, list, mark.is_some());
@@ -86,20 +86,20 @@ impl Endpoint {
     }
 
     fn respond_unmarked(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
-        let (base, path) = (&self.config.base_path, request.path());
-        if request.method() != "GET" {
+        let (base, path) = (&self.config.base_path, request.head.path);
+        if request.head.method != "GET" {
             return self.respond_to_other(request, limits).into();
         }
         match wire::parse_path(base, path, self.plus_is_space) {
-            Ok(path) if request.query() == Some(EXPLAIN) => self.explain(request, &path).into(),
+            Ok(path) if request.head.query == Some(EXPLAIN) => self.explain(request, &path).into(),
             Ok(path) => self.get(request, limits, &path),
             Err(_) if path.strip_prefix(base.as_str()) == Some(wire::PEERS_PAGE) => {
                 self.peers_page(request).into()
             }
             Err(error) => {
                 // A peer requests the base path to see whether this process answers.
-                let is_probe = path == base && request.head().peers_mark.is_some();
-                if is_probe && self.is_trusted(request.peer_addr()) {
+                let is_probe = path == base && request.head.peers_mark.is_some();
+                if is_probe && self.is_trusted(request.peer_addr) {
                     self.peers.note_probe();
                 }
                 bad_path(error).into()
@@ -109,8 +109,8 @@ impl Endpoint {
 
     /// The response to a request that is not a GET.
     fn respond_to_other(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Response {
-        let (base, path) = (&self.config.base_path, request.path());
-        if request.method() == "POST" {
+        let (base, path) = (&self.config.base_path, request.head.path);
+        if request.head.method == "POST" {
             if path.strip_prefix(base.as_str()) == Some(wire::LEAVE_PATH) {
                 return self.note_leaving(request);
             }
@@ -126,7 +126,7 @@ impl Endpoint {
 
     /// The list of peers, a line for each.
     fn peers_page(&self, request: &Request<'_>) -> Response {
-        if !self.is_trusted(request.peer_addr()) {
+        if !self.is_trusted(request.peer_addr) {
             return Response::text(403, NOT_ALLOWED);
         }
         Response::text(200, self.membership.page(HANDOFF_WINDOW))
@@ -134,10 +134,10 @@ impl Endpoint {
 
     /// A peer announces that it leaves.
     fn note_leaving(&self, request: &Request<'_>) -> Response {
-        if !self.is_trusted(request.peer_addr()) {
+        if !self.is_trusted(request.peer_addr) {
             return Response::text(403, NOT_ALLOWED);
         }
-        let id = std::str::from_utf8(request.body());
+        let id = std::str::from_utf8(request.body);
         match id.is_ok_and(|id| self.peers.leave(id)) {
             true => Response::text(200, ""),
             false => Response::text(404, "there is no peer with this id in the list"),
@@ -150,7 +150,7 @@ impl Endpoint {
             (Ok(group), Ok(timeout)) => (group, timeout),
             (Err(error), _) | (_, Err(error)) => return with_key(error, hash),
         };
-        let known = request.head().known_value;
+        let known = request.head.known_value;
         let unix_nanos = || group.clock().unix_nanos();
         // A cached value needs no context. But if there is a hook, it runs for each request for one
         // key.
@@ -170,7 +170,7 @@ impl Endpoint {
 
     /// The explanation of a key, for the operator.
     fn explain(&self, request: &Request<'_>, path: &PeerPath<'_>) -> Response {
-        if !self.is_trusted(request.peer_addr()) {
+        if !self.is_trusted(request.peer_addr) {
             return Response::text(403, NOT_ALLOWED);
         }
         // It asks the program's picker, which may panic.
@@ -193,7 +193,7 @@ impl Endpoint {
     ) -> Result<Response, Response> {
         let group = self.group(name)?;
         let timeout = timeout_of(request)?;
-        let asked = wire::decode_many_request(request.body(), MAX_BATCH_KEYS)
+        let asked = wire::decode_many_request(request.body, MAX_BATCH_KEYS)
             .map_err(|why| Response::text(400, format!("not a GetManyRequest: {why}")))?;
         let wanted = asked.max_bytes.and_then(|most| usize::try_from(most).ok());
         let most = self.config.max_batch_bytes;
@@ -298,7 +298,7 @@ impl Endpoint {
 
 /// The time that the caller has left; `None` if the request has no such header.
 fn timeout_of(request: &Request<'_>) -> Result<Option<Duration>, Response> {
-    match request.head().timeout {
+    match request.head.timeout {
         Some(None) => Err(Response::text(400, "the time-out is not a number")),
         timeout => Ok(timeout.flatten()),
     }
@@ -313,12 +313,9 @@ fn reply_with(
     known: Option<u64>,
     now: impl FnOnce() -> i64,
 ) -> Reply {
-    let ttl_nanos = found.ttl.map(nanos);
+    let mut fields = fields_of(&found);
     let expire = |ttl| now().saturating_add_unsigned(ttl);
-    let fields = Fields {
-        expire_unix_nanos: ttl_nanos.map(expire),
-        ..fields_of(&found)
-    };
+    fields.expire_unix_nanos = fields.ttl_nanos.map(expire);
     if known.is_some_and(|known| known == wire::value_hash(hash, &found.value)) {
         return unchanged(hash, &fields).into();
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::byteview::ByteView;
+use crate::clock::saturating_nanos;
 use crate::http::server::response::Response;
 use crate::peers::PeerResponse;
 use crate::wire::{self, Fields};
@@ -50,7 +51,7 @@ impl From<Response> for Reply {
 #[inline]
 pub(super) fn fields_of(found: &PeerResponse) -> Fields {
     Fields {
-        ttl_nanos: found.ttl.map(nanos),
+        ttl_nanos: found.ttl.map(saturating_nanos),
         expire_unix_nanos: None,
         minute_qps: found.minute_qps,
         age_ms: age_ms(found),
@@ -69,10 +70,6 @@ fn age_ms(found: &PeerResponse) -> Option<u64> {
     let age = found.age?;
     let part = u64::from(age.subsec_nanos().div_ceil(1_000_000));
     Some(age.as_secs().saturating_mul(1000).saturating_add(part))
-}
-
-pub(super) fn nanos(ttl: Duration) -> u64 {
-    u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The head of a [`ValueReply`] up to the value of its `Content-Length`, if the connection stays open.
