@@ -82,31 +82,21 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
-    /// Answers requests until one of them ends the connection.
+    /// Answers requests until one of them ends the connection. A head is parsed if it differs from the last
+    /// parsed one in more than the path.
     fn serve(&mut self) -> Result<(), RequestError> {
-        let mut next = Some(self.next_head(None)?.0);
-        while let Some(head_len) = next {
-            next = self.serve_similar(head_len)?;
-        }
-        Ok(())
-    }
-
-    /// Answers the request at the start of the reader's buffer and those after it whose heads differ
-    /// from its head in the path only. Returns the length of the head that differs more, or `None`
-    /// if the connection is to be closed.
-    fn serve_similar(&mut self, mut head_len: usize) -> Result<Option<usize>, RequestError> {
-        let bytes = self.reader.split_at(head_len).0.to_vec();
-        let mut fields = head::NO_FIELDS;
-        let first = ParsedHead::parse(&bytes, &mut fields)?;
+        let mut head_len = self.next_head(None)?.0;
         loop {
-            if !self.answer(&first, head_len)? {
-                return Ok(None);
+            let bytes = self.reader.split_at(head_len).0.to_vec();
+            let mut fields = head::NO_FIELDS;
+            let parsed = ParsedHead::parse(&bytes, &mut fields)?;
+            let mut is_similar = true;
+            while is_similar {
+                if !self.answer(&parsed, head_len)? {
+                    return Ok(());
+                }
+                (head_len, is_similar) = self.next_head(Some(&parsed))?;
             }
-            let (len, is_similar) = self.next_head(Some(&first))?;
-            if !is_similar {
-                return Ok(Some(len));
-            }
-            head_len = len;
         }
     }
 
@@ -237,7 +227,9 @@ fn is_stranger(connection: &Connection) -> bool {
     !connection.is_from_peer()
 }
 
-/// The response of the endpoint or of the fallback. Does not unwind.
+/// The response of the endpoint or of the fallback. Does not unwind. Inlined, because a reply is large: a
+/// call would copy it once more.
+#[inline]
 fn respond(service: &Service, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
     if service.endpoint.is_below_base(request.head.path) {
         return service.endpoint.respond(request, limits);
