@@ -264,6 +264,7 @@ impl Store {
 
     /// As [`get`](Self::get), but an entry that `is_wanted` refuses counts for nothing. This runs under the shard's
     /// lock; it must take no lock.
+    #[inline]
     pub(crate) fn get_if(
         &self,
         hash: KeyHash,
