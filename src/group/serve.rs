@@ -50,7 +50,10 @@ impl Group {
         let removals = inner.removals_for(key.key);
         let may_serve = |hit: &Hit| !inner.is_doubtful_copy(&key, hit) && !inner.is_stale(hit);
         let purge = || inner.purge_for_peer();
-        let hit = inner.store.get_if(key.hash, key.key, may_serve, purge)?;
+        let found = inner
+            .store
+            .get_if(key.hash, key.key, may_serve, || (), purge);
+        let hit = found.ok()?;
         inner.refresh_if_due(&key, &hit);
         // The peer may be the owner, which was away.
         let full = inner.full_lifetime(&hit);

@@ -77,7 +77,10 @@ impl Inner {
                 is_left_out.set(waiter.is_some() && self.is_stale(hit));
                 !is_left_out.get()
             };
-            let found = self.store.get_if(key.hash, key.key, may_serve, purge);
+            let store = &self.store;
+            let found = store
+                .get_if(key.hash, key.key, may_serve, || (), purge)
+                .ok();
             if is_left_out.get() {
                 // The client waits for other keys, and asks for this one by itself.
                 continue;

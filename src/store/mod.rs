@@ -250,38 +250,33 @@ impl Store {
         at_miss: impl FnOnce() -> M,
         at_sampled: impl FnOnce(),
     ) -> Result<Hit, (Generation, M)> {
+        self.get_if(hash, key, |_| true, at_miss, at_sampled)
+    }
+
+    /// As [`get`](Self::get), but an entry that `is_wanted` refuses is as good as none. This runs under the
+    /// shard's lock, too. Not inlined: with more copies of the search in the table, the compiler would call it
+    /// from [`get_view`](Self::get_view) instead of inlining it there.
+    pub(crate) fn get_if<M>(
+        &self,
+        hash: KeyHash,
+        key: &str,
+        is_wanted: impl FnOnce(&Hit) -> bool,
+        at_miss: impl FnOnce() -> M,
+        at_sampled: impl FnOnce(),
+    ) -> Result<Hit, (Generation, M)> {
         let shard = self.shard(hash).read();
         let Some((slot, is_due)) = shard.table.find(hash, key, &self.timing) else {
             shard.prefetch_ghost(hash.short());
             return Err((shard.generation(hash), at_miss()));
         };
-        let state = slot.meta.count_hit();
-        let hit = slot.hit(is_due);
-        drop(shard);
-        self.count_hit(hash, key, state, at_sampled);
-        Ok(hit)
-    }
-
-    /// As [`get`](Self::get), but an entry that `is_wanted` refuses counts for nothing. This runs under the shard's
-    /// lock; it must take no lock.
-    #[inline]
-    pub(crate) fn get_if(
-        &self,
-        hash: KeyHash,
-        key: &str,
-        is_wanted: impl FnOnce(&Hit) -> bool,
-        at_sampled: impl FnOnce(),
-    ) -> Option<Hit> {
-        let shard = self.shard(hash).read();
-        let (slot, is_due) = shard.table.find(hash, key, &self.timing)?;
         let hit = slot.hit(is_due);
         if !is_wanted(&hit) {
-            return None;
+            return Err((shard.generation(hash), at_miss()));
         }
         let state = slot.meta.count_hit();
         drop(shard);
         self.count_hit(hash, key, state, at_sampled);
-        Some(hit)
+        Ok(hit)
     }
 
     /// The view of a live entry that is not [due](Hit::is_due). Otherwise as [`get`](Self::get).
