@@ -10,7 +10,6 @@
 mod common;
 
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Report, rounds, wanted};
@@ -87,7 +86,9 @@ fn keys(count: usize) -> Vec<String> {
 
 fn fill(nodes: &[Node], keys: &[String]) {
     for node in nodes {
-        node.group.get_many(&Context::background(), keys);
+        for value in node.group.get_many(&Context::background(), keys) {
+            value.expect("a value");
+        }
     }
 }
 
@@ -130,7 +131,7 @@ fn remove_many(nodes: &[Node], report: &mut Report) {
 
 fn clear(nodes: &[Node], report: &mut Report) {
     let group = &nodes[0].group;
-    // Owned by this node or not, all are in its cache.
+    // Each node is alone for a while, so that this one owns all keys.
     nodes
         .iter()
         .for_each(|node| node.pool.set([node.pool.self_url()]).expect("alone"));
@@ -153,31 +154,25 @@ fn gets(nodes: &[Node], report: &mut Report) {
     let keys = keys(1000);
     for (case, storms) in [("gets-quiet", false), ("gets-storm", true)] {
         fill(nodes, &keys);
-        let is_over = AtomicBool::new(false);
+        let begun = Instant::now();
+        let is_over = || begun.elapsed() > Duration::from_secs(1);
         let times = std::thread::scope(|scope| {
             if storms {
                 scope.spawn(|| {
-                    let all = keys.iter().cycle();
-                    for key in all.take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    for key in keys.iter().cycle().take_while(|_| !is_over()) {
                         let ctx = Context::background();
                         nodes[0].group.remove(&ctx, key).expect("confirmed");
                     }
                 });
             }
             let get = || {
-                let (begun, mut times) = (Instant::now(), Vec::new());
-                for key in keys.iter().cycle() {
-                    if begun.elapsed() > Duration::from_secs(1) {
-                        break;
-                    }
-                    times.push(timed(|| drop(nodes[1].group.get(key).expect("a value"))));
-                }
-                times
+                let all = keys.iter().cycle().take_while(|_| !is_over());
+                let get = |key: &String| timed(|| drop(nodes[1].group.get(key).expect("a value")));
+                all.map(get).collect::<Vec<_>>()
             };
             let other = scope.spawn(get);
             let mut times = get();
             times.extend(other.join().expect("no panic"));
-            is_over.store(true, Ordering::Relaxed);
             times
         });
         add_times(report, case, times);

@@ -7,7 +7,7 @@ use super::{group, replay_group};
 /// Percentages of the weight of all objects. At less, these traces have too few entries for a forecast.
 const PERCENTS: [f64; 4] = [3.0, 10.0, 30.0, 50.0];
 
-/// The cells of a trace.
+/// The wanted cells of a trace.
 pub fn cells(trace: &str) -> impl Iterator<Item = (String, f64)> {
     let cells = PERCENTS.map(|percent| (format!("forecast-{trace}@{percent}"), percent));
     cells
@@ -15,7 +15,7 @@ pub fn cells(trace: &str) -> impl Iterator<Item = (String, f64)> {
         .filter(move |(cell, _)| wanted(cell) || wanted("forecast"))
 }
 
-/// Prints the forecast for ¼, ½, 2 and 4 times the capacity, each with the hit ratio of a group that has
+/// Prints the forecast for ¼, ½, 1, 2 and 4 times the capacity, each with the hit ratio of a group that has
 /// this capacity.
 pub fn measure(report: &mut Report, cell: &str, trace: &Trace, capacity: u64) {
     let (_, group) = replay_group(trace, group(capacity).forecast(true));

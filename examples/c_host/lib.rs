@@ -2,12 +2,14 @@
 //! of a key is that many bytes long, up to 16 MiB.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::net::TcpListener;
 
 use larder::BoxError;
 use larder::http::HttpPool;
 
 /// Listens on `address`, such as `127.0.0.1:0`, and writes the address that it got to `bound`, as a string
-/// that ends in NUL. Returns 0. Returns 1 if it cannot listen, or if the address needs more than `room` bytes.
+/// that ends in NUL. Returns 0. Returns 1 if it cannot listen, or if the address needs more than `room` bytes;
+/// then it does not listen.
 ///
 /// # Safety
 ///
@@ -23,13 +25,10 @@ pub unsafe extern "C" fn larder_serve(
     let Some(text) = address
         .to_str()
         .ok()
-        .and_then(|address| serve(address).ok())
+        .and_then(|address| serve(address, room).ok())
     else {
         return 1;
     };
-    if text.len() >= room {
-        return 1;
-    }
     // SAFETY: `bound` has room for the text and the NUL.
     unsafe {
         bound.copy_from_nonoverlapping(text.as_ptr().cast(), text.len());
@@ -38,16 +37,21 @@ pub unsafe extern "C" fn larder_serve(
     0
 }
 
-fn serve(address: &str) -> larder::Result<String> {
+/// Serves on an address. Returns the one that it got, which has fewer than `room` bytes.
+fn serve(address: &str, room: usize) -> Result<String, BoxError> {
+    let listener = TcpListener::bind(address)?;
+    let bound = listener.local_addr()?.to_string();
+    if bound.len() >= room {
+        return Err("the address does not fit".into());
+    }
     // The pool has no peers, so nothing asks for this URL.
     let pool = HttpPool::new("http://127.0.0.1:1")?;
     let getter = larder::getter_fn(|_ctx, key, dest| Ok(dest.set_bytes(&value(key)?)?));
     larder::new_group("bytes", 64 << 20, getter)?;
-    let server = pool.serve(address)?;
-    let address = server.local_addr().to_string();
+    let server = pool.server().serve_listener(listener)?;
     // Dropping the server would stop it. It serves until the process ends.
     std::mem::forget(server);
-    Ok(address)
+    Ok(bound)
 }
 
 /// Checks the length first. A client could end the whole process by a value that does not fit into memory.

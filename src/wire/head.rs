@@ -36,7 +36,7 @@ pub(crate) fn scan(bytes: &[u8], from: usize) -> Result<Scan, &'static str> {
                 return Ok(Scan::Complete(at + 2));
             }
             [b'\r', b'\n', ..] => at += 2,
-            [b'\r' | b'\n', ..] => return Err("a line ends in CR LF"),
+            [b'\r' | b'\n', ..] => return Err("a line does not end in CR LF"),
             _ => return Err("a control character in the head"),
         }
     }
@@ -47,8 +47,8 @@ pub(crate) fn scan(bytes: &[u8], from: usize) -> Result<Scan, &'static str> {
 ///
 /// # Errors
 ///
-/// The reason: it is not a number, or one that no message has. Compare the number with a limit
-/// before anything is allocated for it.
+/// The reason: it is not a number, or 1 TiB or more. Compare the number with a limit before anything is
+/// allocated for it.
 pub(crate) fn parse_length(value: &[u8]) -> Result<u64, &'static str> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err("the Content-Length is not a number");
@@ -59,8 +59,8 @@ pub(crate) fn parse_length(value: &[u8]) -> Result<u64, &'static str> {
             .saturating_add(u64::from(digit - b'0'))
     };
     match value.iter().fold(0, add) {
-        length if length < ABSURD_LENGTH => Ok(length),
-        _ => Err("the Content-Length is absurd"),
+        length if length < LENGTH_LIMIT => Ok(length),
+        _ => Err("the Content-Length is 1 TiB or more"),
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn has_token(list: &[u8], token: &[u8]) -> bool {
 }
 
 /// A length that no message has: 1 TiB. A shorter body can still be over the reader's own limit.
-const ABSURD_LENGTH: u64 = 1 << 40;
+const LENGTH_LIMIT: u64 = 1 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -130,12 +130,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lengths_are_read_as_numbers(length in 0..ABSURD_LENGTH) {
+        fn lengths_are_read_as_numbers(length in 0..LENGTH_LIMIT) {
             prop_assert_eq!(parse_length(length.to_string().as_bytes()), Ok(length));
         }
 
         #[test]
-        fn lengths_from_one_tebibyte_on_are_refused(length in ABSURD_LENGTH..) {
+        fn lengths_from_one_tebibyte_on_are_refused(length in LENGTH_LIMIT..) {
             prop_assert!(parse_length(length.to_string().as_bytes()).is_err());
         }
     }

@@ -146,7 +146,7 @@ impl Callers {
     }
 }
 
-/// The value of a key: between 0 and 15 KiB.
+/// The value of a key: 100 bytes times the key.
 fn value(key: u64) -> Vec<u8> {
     (0..key * 100).map(|n| (n + key) as u8).collect()
 }

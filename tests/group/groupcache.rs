@@ -123,7 +123,7 @@ fn ten_gets_of_one_message_fill_once() {
 
 const CAPACITY: u64 = 1 << 20;
 
-/// Gets other keys until the bytes of their keys and values exceed the capacity.
+/// Gets other keys until the bytes of their keys and values exceed the capacity by 1 KiB.
 fn flood(group: &Group) {
     let mut flooded = 0;
     while flooded < CAPACITY + 1024 {
@@ -211,11 +211,11 @@ fn peek_does_not_load_count_or_promote() {
     assert!(group.contains_key("key"));
     assert_eq!((group.stats().gets, group.stats().cache_hits), (1, 0));
     // The peek does not promote the key, so it is still the oldest.
-    let mut next = 0;
+    let mut others = (0..1_000_000).map(|n| format!("other{n}"));
     while group.cache_stats(CacheType::Main).evictions == 0 {
         assert!(group.contains_key("key"), "it is evicted first");
-        group.get(&format!("other{next}")).expect("a value");
-        next += 1;
+        let other = others.next().expect("a million entries do not fit");
+        group.get(&other).expect("a value");
     }
     assert!(!group.contains_key("key"));
 }

@@ -199,7 +199,7 @@ mod linux {
         }
     }
 
-    /// Panics when it is dropped, and counts the drops on the thread that watches.
+    /// Panics when the thread that watches drops it, and counts these drops.
     struct DropPanics(Count);
 
     impl Drop for DropPanics {
@@ -218,7 +218,8 @@ mod linux {
         let guard = always_short().registry(&registry).watch().expect("a guard");
         let panics = Count::default();
         let deadline = std::time::Instant::now() + PATIENCE;
-        // The thread that watches drops its handle last, unless it reads in between.
+        // The thread that watches drops the last handle of a group, unless it reads the sizes between the
+        // removal of the group and the drop of the returned handle.
         while panics.get() == 0 {
             assert!(std::time::Instant::now() < deadline, "no drop panics");
             let value = DropPanics(panics.clone());

@@ -179,7 +179,7 @@ pub fn ok(body: &[u8]) -> Vec<u8> {
     ok_with("", body)
 }
 
-/// The same with further headers, each with its line break.
+/// As [`ok`], with further headers, each with its CR LF.
 pub fn ok_with(headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(
@@ -189,7 +189,7 @@ pub fn ok_with(headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A whole answer with another status. `headers` end with a line feed, or are empty.
+/// A whole answer with another status. Each of the `headers` has its CR LF.
 pub fn failure(status: &str, headers: &str, text: &str) -> Vec<u8> {
     let length = text.len();
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n{text}").into_bytes()

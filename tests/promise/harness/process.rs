@@ -9,7 +9,7 @@ use std::time::Duration;
 /// The environment variable with the options of a node. A program that finds it set is a node.
 pub const OPTIONS: &str = "LARDER_TEST_NODE";
 
-/// The lines of a node begin with this. The test harness prints lines of its own.
+/// Marks the lines of a node. The test harness prints text of its own, also in front of the mark.
 pub const MARK: &str = "> ";
 
 /// Killed when it is dropped. The calls panic if the node does not answer.
