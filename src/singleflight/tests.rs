@@ -230,11 +230,16 @@ fn keys_of_one_hash_with_common_prefix_are_kept_apart() {
             panic!("no other caller leads");
         };
         assert!(matches!(flights.join(1, key), Joined::Waiter(_)));
-        let Joined::Leader(other, ..) = flights.join(1, "other") else {
-            panic!("{key} is another key");
-        };
+        let others = [format!("{key}x"), key.chars().skip(1).collect()];
+        let others = others.iter().filter(|other| *other != key);
+        let others: Vec<_> = others
+            .map(|other| match flights.join(1, other) {
+                Joined::Leader(leader, ..) => leader,
+                Joined::Waiter(_) => panic!("{key} is another key than {other}"),
+            })
+            .collect();
         leader.finish(&0);
-        other.finish(&0);
+        others.into_iter().for_each(|leader| leader.finish(&0));
         let stripe = flights.stripe(1).lock();
         assert!(!stripe.first.key.is_allocated(), "no memory is kept");
         assert_eq!(stripe.others.capacity(), 0);
