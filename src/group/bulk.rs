@@ -73,6 +73,7 @@ impl Inner {
         mut waiter: Option<&mut dyn ClientWaiter>,
         each: &mut Each<'_>,
     ) {
+        let _lent = nesting::lend_permit();
         let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         while !keys.is_empty() {
             if let Some(ended) = ctx.err() {

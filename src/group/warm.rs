@@ -62,6 +62,7 @@ impl Warming {
 
     /// Waits for the end. The progress callback must not call this.
     pub fn join(self) -> WarmProgress {
+        let _lent = nesting::lend_permit();
         for thread in self.threads {
             // It does not panic: it catches the panics of user code.
             let _ = thread.join();

@@ -1,7 +1,7 @@
 //! The limit of getter runs at the same time, and the threads that the groups of a registry share.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 
 use larder::{BoxError, BulkSink, Context, ErrorKind, Group, Registry, Sink, bulk_fn};
@@ -116,6 +116,95 @@ fn panic_of_the_getter_gives_its_run_back() {
             group.get(&format!("good {n}")).expect("a value"),
             format!("good {n}").as_str()
         );
+    }
+}
+
+/// A way to load a key in a getter.
+type NestedCall = fn(&Group, &str) -> larder::Result<()>;
+
+const NESTED_CALLS: [(&str, NestedCall); 6] = [
+    ("get", |group, key| group.get(key).map(drop)),
+    ("get_with", |group, key| {
+        group.get_with(&within(PATIENCE), key).map(drop)
+    }),
+    ("get_many", |group, key| {
+        let keys = [key, &format!("{key} of many")];
+        let values = group.get_many(&background(), &keys);
+        values.into_iter().try_for_each(|value| value.map(drop))
+    }),
+    ("serve_peer", |group, key| {
+        group.serve_peer(&background(), key).map(drop)
+    }),
+    ("serve_peer_many", |group, key| {
+        let keys = [key, &format!("{key} of many")];
+        let values = group.serve_peer_many(&background(), &keys);
+        values.into_iter().try_for_each(|value| value.map(drop))
+    }),
+    ("warm", |group, key| {
+        let warming = group.warm(vec![key.to_owned()], |_| ())?;
+        assert_eq!(warming.join().loaded, 1);
+        Ok(())
+    }),
+];
+
+/// A group with so many runs of its getter. That of the key `outer n` loads other keys of the group, also by the
+/// getter of another group, once it runs that often.
+fn nesting_group(runs: usize, is_bulk: bool, call: NestedCall) -> Group {
+    let groups: Arc<OnceLock<[Group; 2]>> = Arc::default();
+    let (made, all_run) = (groups.clone(), Arc::new(Barrier::new(runs)));
+    let load = move |key: &str| -> larder::Result<()> {
+        let [group, other] = made.get().expect("they are made");
+        if let Some(key) = key.strip_prefix("outer ") {
+            all_run.wait();
+            call(group, &format!("inner {key}"))?;
+            call(other, &format!("through {key}"))?;
+        } else if let Some(key) = key.strip_prefix("through ") {
+            call(group, &format!("last {key}"))?;
+        }
+        Ok(())
+    };
+    let one = move |_: &Context, key: &str, dest: &mut dyn Sink| -> Result<(), BoxError> {
+        load(key)?;
+        Ok(dest.set_str(key)?)
+    };
+    let [group, other] = ["group", "other"].map(|name| {
+        let builder = alone(name).max_concurrent_loads(runs);
+        let (builder, one) = (builder.max_load_wait(PATIENCE), one.clone());
+        let group = match is_bulk {
+            true => builder.build_bulk(bulk_fn(move |ctx, keys: &[&str], sinks| {
+                let mut each = keys.iter().zip(sinks);
+                each.try_for_each(|(key, sink)| one(ctx, key, sink))
+            })),
+            false => builder.build(one),
+        };
+        group.expect("new")
+    });
+    groups.set([group.clone(), other]).expect("once");
+    group
+}
+
+/// The outer loads take all runs, on their callers' threads or on loader threads.
+#[test]
+fn getters_that_load_other_keys_lend_their_runs() {
+    const RUNS: usize = 2;
+    for (name, call) in NESTED_CALLS {
+        let [caller, loader_thread] = contexts();
+        for (ctx, is_bulk) in [
+            (&caller, false),
+            (&caller, true),
+            (&loader_thread, false),
+            (&loader_thread, true),
+        ] {
+            let group = nesting_group(RUNS, is_bulk, call);
+            let get = |n| {
+                let (group, ctx) = (group.clone(), ctx.clone());
+                start(move || group.get_with(&ctx, &format!("outer {n}")))
+            };
+            for call in (0..RUNS).map(get).collect::<Vec<_>>() {
+                let result = call.end();
+                assert!(result.is_ok(), "{name}, bulk {is_bulk}: {result:?}");
+            }
+        }
     }
 }
 
