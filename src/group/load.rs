@@ -8,6 +8,7 @@ use super::fence::Answer;
 use super::flight::{Executor, LoadFrom};
 use super::lifetime::Lifetime;
 use super::populate::{NewValue, Placement};
+use super::rejoin::after_peers;
 use super::{Inner, LoadBegin, LoadKey, Loaded, MissToken};
 use crate::clock::Tick;
 use crate::context::Context;
@@ -166,7 +167,8 @@ impl Inner {
             true => Executor::LoaderThread,
             false => Executor::for_getter(ctx),
         };
-        self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None)
+        let loaded = self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None);
+        loaded.map_err(after_peers)
     }
 
     /// Asks the owner for a newer value of a key. This is the work of a peer flight.

@@ -1,5 +1,6 @@
 //! Waits for flights, and bounds how often a call joins again after flights that were refused.
 
+use std::error::Error as _;
 use std::time::{Duration, Instant};
 
 use super::Loaded;
@@ -44,10 +45,9 @@ impl<'c> Rejoins<'c> {
                 self.is_over().then(refused)
             }
             Ok(result) => {
-                // The leader may have had a deadline. No peer answered it, and it found no idle loader
-                // thread for the getter. This caller needs no loader thread.
-                let overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
-                let joins_again = result.as_ref().is_err_and(overloaded)
+                // The leader may have had a deadline, and have found no idle loader thread for the getter. This
+                // caller needs no loader thread.
+                let joins_again = result.as_ref().is_err_and(is_after_peers)
                     && !ctx.has_deadline_or_cancel()
                     && !self.is_over();
                 (!joins_again).then_some(result)
@@ -58,6 +58,23 @@ impl<'c> Rejoins<'c> {
     fn is_over(&self) -> bool {
         self.end.is_some_and(|end| end <= Instant::now())
     }
+}
+
+/// The error of a load for which no peer answered, and the getter could not run here.
+pub(super) fn after_peers(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Overloaded => {
+            Error::with_source(ErrorKind::Overloaded, "no peer answered", error)
+        }
+        _ => error,
+    }
+}
+
+/// Whether this is such an error. If not, it is the answer of an overloaded owner, which is for all waiters.
+fn is_after_peers(error: &Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    let is_overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
+    is_overloaded(error) && source.is_some_and(is_overloaded)
 }
 
 /// Why the waiters of a flight that is over join again.
@@ -121,23 +138,26 @@ mod tests {
     }
 
     /// Owns every key, and fails after all other callers wait for one answer.
-    struct Dead {
+    struct Failing {
         group: Mutex<Option<Group>>,
         asked: AtomicUsize,
+        with: ErrorKind,
+        /// The time of the first answer after that.
+        after: Duration,
     }
 
-    impl ProtoGetter for Dead {
+    impl ProtoGetter for Failing {
         fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
             if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
                 let group = self.group.lock().clone().expect("it is set");
                 until_waiting(&group.inner.peer_flights, &group, CALLERS - 1);
-                thread::sleep(LATER);
+                thread::sleep(self.after);
             }
-            Err(ErrorKind::Peer.into())
+            Err(self.with.into())
         }
     }
 
-    struct AllKeysAt(Arc<Dead>);
+    struct AllKeysAt(Arc<Failing>);
 
     impl PeerPicker for AllKeysAt {
         fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
@@ -149,35 +169,70 @@ mod tests {
         result.err().map(|error| error.kind())
     }
 
-    #[test]
-    fn callers_of_a_dead_owner_wait_together_for_a_permit() {
-        let dead = Arc::new(Dead {
+    /// A group with this owner, all of whose callers get this error, and what `meanwhile` holds. Returns the
+    /// number of requests to the owner.
+    fn ask_failing<T>(
+        with: ErrorKind,
+        (after, load_wait): (Duration, Duration),
+        call: impl Fn(&Group) -> Option<ErrorKind> + Sync,
+        meanwhile: impl FnOnce(&Group) -> T,
+    ) -> (Group, usize) {
+        let owner = Arc::new(Failing {
             group: Mutex::new(None),
             asked: AtomicUsize::new(0),
+            with,
+            after,
         });
         let peers = PickerSlot::default();
-        let picker = Pickers::One(Arc::new(AllKeysAt(dead.clone())));
+        let picker = Pickers::One(Arc::new(AllKeysAt(owner.clone())));
         peers.register(picker).expect("the slot is empty");
         let getter = getter_fn(|_: &Context, key, dest| Ok(dest.set_str(key)?));
         let builder = Group::builder("refused").max_concurrent_loads(1);
-        let group = builder.max_load_wait(LOAD_WAIT).make(getter, peers);
-        *dead.group.lock() = Some(group.clone());
-        let permits = group.inner.permits.as_ref().expect("a limit");
-        let taken = permits
-            .try_acquire(LoadClass::Fallback)
-            .expect("it is free");
+        let group = builder.max_load_wait(load_wait).make(getter, peers);
+        *owner.group.lock() = Some(group.clone());
+        let held = meanwhile(&group);
         thread::scope(|scope| {
-            let call = |_| scope.spawn(|| kind(group.get("key")));
+            let call = |_| scope.spawn(|| call(&group));
             let calls: Vec<_> = (0..CALLERS).map(call).collect();
             for call in calls {
                 assert_eq!(call.join().expect("no panic"), Some(ErrorKind::Overloaded));
             }
         });
-        let asked = dead.asked.load(Ordering::Relaxed);
+        drop(held);
+        *owner.group.lock() = None;
+        (group, owner.asked.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn callers_of_a_dead_owner_wait_together_for_a_permit() {
+        let take_permit = |group: &Group| {
+            let permits = group.inner.permits.as_ref().expect("a limit");
+            permits
+                .try_acquire(LoadClass::Fallback)
+                .expect("it is free")
+        };
+        let call = |group: &Group| kind(group.get("key"));
+        let times = (LATER, LOAD_WAIT);
+        let (group, asked) = ask_failing(ErrorKind::Peer, times, call, take_permit);
         assert!(asked <= 1 + SLOW, "{asked} exchanges with a dead owner");
-        drop(taken);
         assert_eq!(group.get("key").expect("a value"), "key");
-        *dead.group.lock() = None;
+    }
+
+    /// They have time left, and need no loader thread: the owner's answer is theirs all the same.
+    #[test]
+    fn callers_of_an_overloaded_owner_share_its_answer() {
+        let times = (Duration::ZERO, Duration::from_secs(20));
+        let calls: [fn(&Group) -> Option<ErrorKind>; 2] = [
+            |group| kind(group.get("key")),
+            |group| {
+                let ctx = Context::background().with_timeout(Duration::from_secs(20));
+                kind(group.get_with(&ctx, "key"))
+            },
+        ];
+        for call in calls {
+            let (_, asked) = ask_failing(ErrorKind::Overloaded, times, call, |_| ());
+            assert_eq!(asked, 1);
+        }
     }
 
     /// A caller waits for the permit while others wait for its flight, longer than they may. Then it leaves.
