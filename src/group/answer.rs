@@ -99,7 +99,8 @@ pub struct Answer {
     /// Where it came from.
     pub source: Source,
     /// The time since its load began, in whatever process that was. `None` if it is not known: a peer
-    /// that is not larder sent the value, or the load was weeks ago. It can be up to 10 ms too large.
+    /// that is not larder sent the value, or the load was weeks ago. It can be too large by up to 10 ms, and by
+    /// the time of the request if a peer sent the value.
     pub age: Option<Duration>,
     /// The time until the end of its time to live; zero if that is over, `None` if it does not expire.
     pub expires_in: Option<Duration>,

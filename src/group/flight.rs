@@ -193,6 +193,7 @@ impl Inner {
         LoadBegin {
             at: self.time_of_begin(),
             is_kept: true,
+            replaces: false,
             on_pool: false,
             generation,
             forgets,

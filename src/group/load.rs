@@ -167,7 +167,14 @@ impl Inner {
             true => Executor::LoaderThread,
             false => Executor::for_getter(ctx),
         };
-        let loaded = self.load_once(&LoadFrom::GetterAfterPeers, executor, ctx, key, None);
+        let from = LoadFrom::GetterAfterPeers;
+        let loaded = match begun.replaces {
+            false => self.load_once(&from, executor, ctx, key, None),
+            true => self.lead_or_join(&from, executor, ctx, key, |(_, forgets)| {
+                let is_newer = |lifetime: &Lifetime| lifetime.begun >= Some(begun.at);
+                self.begin_newer(key, forgets, is_newer)
+            }),
+        };
         loaded.map_err(after_peers)
     }
 

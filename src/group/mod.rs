@@ -214,6 +214,8 @@ struct LoadBegin {
     at: Tick,
     /// Whether the value is to be cached.
     is_kept: bool,
+    /// Whether the value is to be newer than the one that is cached.
+    replaces: bool,
     /// Whether a loader thread runs the load: its callers can return before it ends.
     on_pool: bool,
     generation: Generation,

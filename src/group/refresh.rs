@@ -20,7 +20,7 @@ use crate::loader_pool::JobFor;
 use crate::nesting;
 use crate::panics::caught;
 use crate::peers::{PeerResponse, Route};
-use crate::singleflight::{Joined, Leader, Waiter};
+use crate::singleflight::{ForgetCount, Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
@@ -217,15 +217,29 @@ impl Inner {
         self.check_failed_loads(key)?;
         let from = self.source_of(key);
         self.lead_or_join(&from, from.executor(ctx), ctx, key, |(_, forgets)| {
-            let (found, generation) = self.store.look(key.hash, key.key);
-            let found = found.filter(|hit| !self.is_doubtful_copy(key, hit));
-            let found = found.map(|hit| self.loaded(hit));
-            if let Some(newer) = found.filter(|loaded| fits(&loaded.lifetime)) {
-                return Err(newer);
-            }
+            let begun = self.begin_newer(key, forgets, &fits)?;
             self.counters.add(|loads| &loads.loads_deduped);
-            Ok(self.load_begin(generation, forgets))
+            Ok(begun)
         })
+    }
+
+    /// Begins the work of a flight, unless a cached value is new enough.
+    pub(super) fn begin_newer(
+        &self,
+        key: &LoadKey<'_>,
+        forgets: ForgetCount,
+        fits: impl Fn(&Lifetime) -> bool,
+    ) -> Result<LoadBegin, Loaded> {
+        let (found, generation) = self.store.look(key.hash, key.key);
+        let found = found.filter(|hit| !self.is_doubtful_copy(key, hit));
+        let found = found.map(|hit| self.loaded(hit));
+        match found.filter(|loaded| fits(&loaded.lifetime)) {
+            Some(newer) => Err(newer),
+            None => Ok(LoadBegin {
+                replaces: true,
+                ..self.load_begin(generation, forgets)
+            }),
+        }
     }
 
     /// Starts a load of a newer value, unless one is under way or failed lately.

@@ -179,6 +179,33 @@ fn copy_past_its_time_to_live_has_source_stale() {
 }
 
 #[test]
+fn max_age_loads_here_if_the_owner_of_a_copy_that_is_too_old_does_not_answer() {
+    let answered = Count::default();
+    let counted = answered.clone();
+    let peer = FakePeer::new(move |_, _| {
+        counted.add(1);
+        match counted.get() {
+            1 => Ok(PeerResponse::new("theirs").with_age(seconds(0))),
+            _ => Err(ErrorKind::Peer.into()),
+        }
+    });
+    let clock = Clock::manual();
+    let (getter, _) = echo();
+    let group = among("too-old", all_keys_at(&[&peer]))
+        .clock(clock.clone())
+        .build(getter)
+        .expect("a group");
+    assert_eq!(source(&group, GetOptions::new()), Source::Peer);
+    clock.advance(seconds(3));
+    let answer = ask(&group, GetOptions::new().max_age(seconds(1))).expect("a newer value");
+    assert_eq!(
+        (answer.source, answer.age),
+        (Source::Getter, Some(seconds(0)))
+    );
+    assert_ne!(answer.value, "theirs");
+}
+
+#[test]
 fn newer_value_of_a_peer_that_reports_no_age_has_source_peer() {
     let answered = Count::default();
     let counted = answered.clone();
