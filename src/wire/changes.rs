@@ -6,7 +6,7 @@
 //! | remove keys | `POST {base}{group}/_remove-keys/`, JSON |
 //! | remove all keys | `POST {base}{group}/_clear/`, a `ClearRequest` |
 //! | set a key | `PUT {base}{group}/{key}`, a `SetRequest` |
-//! | remove a key unless all these removals are applied | `POST {base}{group}/_drop/`, a `RemoveKeysRequest` |
+//! | remove a key unless all these removals are applied, or one over 16 KiB | `POST {base}{group}/_drop/`, a `RemoveKeysRequest` |
 //! | exchange tables of removals | `POST {base}{group}/_removals/`, a `RemovalTable` |
 //!
 //! The first and the last are those of mailgun/groupcache and groupcache-go, the second is that of

@@ -56,14 +56,25 @@ impl HttpPeer {
         self.change(ctx, "POST", path, &body, id)
     }
 
-    /// Removes a key by its path, or by a list of one if it is too long for a path. Returns whether larder's
-    /// server answered.
+    /// Removes a key by its path, or by a list of one if it is too long for a path. As JSON, the longest keys
+    /// can be over the limit for bodies, so they are sent as a message. Returns whether larder's server
+    /// answered.
     fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: Option<u64>) -> Result<bool> {
         let path = wire::key_path(self.base(), group, key);
         let longest = match self.target().is_keyed() {
             true => LONGEST_PATH,
             false => MAX_PATH,
         };
+        if key.len() > MAX_JSON_KEY {
+            let path = wire::verb_path(self.base(), group, wire::DROP);
+            let body = wire::encode_change(&RemoveKeysRequest {
+                group: group.into(),
+                keys: vec![key.into()],
+                removal_id: id,
+                unless_applied: None,
+            })?;
+            return self.change(ctx, "POST", path, &body, None);
+        }
         if path.len() > longest && self.remove_list(ctx, group, iter::once(key), id)? {
             return Ok(true);
         }
@@ -166,6 +177,10 @@ const UNCOUNTED: u64 = 0;
 
 /// The longest path of a removal that is sent to larder's server, whose heads may be limited to 1 KiB.
 const LONGEST_PATH: usize = 512;
+
+/// The longest key in a list as JSON, which has up to six bytes for each of the key's. Servers accept bodies
+/// of up to 128 KiB.
+const MAX_JSON_KEY: usize = 16 << 10;
 
 /// The most bytes of a table of removals, with its group.
 const MAX_TABLE: u64 = 128 << 10;
