@@ -353,10 +353,10 @@ impl Group {
     /// The entries cached here, in no particular order. Loads nothing, counts nothing, and protects
     /// no entry from eviction.
     ///
-    /// The iterator takes a snapshot of one shard after the other. An entry that is inserted or
-    /// removed meanwhile may be returned or not, but no key is returned twice unless it was removed
-    /// and inserted again. No lock is held between two calls of `next`. A shard's snapshot takes 24
-    /// bytes for each entry.
+    /// The iterator reads up to 1,024 entries of a shard at a time, and holds them until it has returned
+    /// them. An entry that is inserted or removed meanwhile may be returned or not. No key is returned
+    /// twice unless it was removed and inserted again, or the tables of the cache shrank because many
+    /// entries left. No lock is held between two calls of `next`.
     ///
     /// ```
     /// # use larder::{Registry, getter_fn};

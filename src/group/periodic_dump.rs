@@ -19,7 +19,7 @@ impl Group {
     /// than the dump would have. At first these are `bytes_per_day`. Each dump uses some of them up, and they
     /// come back at an even pace within a day. So the limit holds in the long run, and up to twice as many are
     /// written on a day after one without dumps. A cache whose dump is longer than `bytes_per_day` is never
-    /// dumped.
+    /// dumped. Over the limit, the length of the dump is computed again after an hour at the latest.
     ///
     /// A dump that fails is logged as a warning. It counts like one that was written, because most of it may
     /// have reached the disk. The next one is tried after the next interval. The thread does not keep the group
@@ -114,6 +114,8 @@ struct Pace {
     /// The bytes that may be written now. They grow again at the rate of the limit.
     allowance: f64,
     at: Option<Instant>,
+    /// When a length is computed again, after one that was over the allowance.
+    next: Option<Instant>,
 }
 
 impl Pace {
@@ -123,10 +125,12 @@ impl Pace {
             last: Contents::default(),
             allowance: bytes_per_day as f64,
             at: None,
+            next: None,
         }
     }
 
-    /// The length of the dump, if one is to be written now. It is asked for only if enough has changed.
+    /// The length of the dump, if one is to be written now. It is computed from all entries, so only if enough
+    /// has changed, and not again before the bytes for it are back or an hour has passed.
     fn allowed(
         &mut self,
         contents: Contents,
@@ -136,8 +140,20 @@ impl Pace {
         let passed = self.at.replace(now).map_or(Duration::ZERO, |at| now - at);
         let full = self.bytes_per_day as f64;
         self.allowance = (self.allowance + full * (passed.as_secs_f64() / DAY)).min(full);
-        let len = contents.has_changed_since(self.last).then(len)?;
-        (len as f64 <= self.allowance).then_some(len)
+        if self.next.is_some_and(|next| now < next) || !contents.has_changed_since(self.last) {
+            return None;
+        }
+        let len = len();
+        let lacking = len as f64 - self.allowance;
+        if lacking <= 0.0 {
+            return Some(len);
+        }
+        let wait = match len > self.bytes_per_day {
+            true => LONGEST_WAIT,
+            false => LONGEST_WAIT.min(lacking / full * DAY),
+        };
+        self.next = Some(now + Duration::from_secs_f64(wait));
+        None
     }
 
     fn note(&mut self, contents: Contents, bytes: u64) {
@@ -168,6 +184,9 @@ fn dump_len(group: &Group) -> u64 {
 
 /// In seconds.
 const DAY: f64 = 86_400.0;
+
+/// In seconds. The cache may become smaller meanwhile.
+const LONGEST_WAIT: f64 = 3600.0;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
@@ -213,6 +232,7 @@ mod tests {
         assert_eq!(pace.allowed(changed(0), start, || LIMIT + 1), None);
         let later = start + hours(100);
         assert_eq!(pace.allowed(changed(1000), later, || LIMIT + 1), None);
+        let later = later + hours(1);
         assert_eq!(pace.allowed(changed(1000), later, || LIMIT), Some(LIMIT));
     }
 
@@ -241,6 +261,32 @@ mod tests {
         // It is tried again although nothing has changed since.
         let later = start + hours(5);
         assert_eq!(pace.allowed(changed(0), later, || 600), Some(600));
+    }
+
+    #[test]
+    fn length_over_the_limit_is_computed_once_an_hour() {
+        // The second one is never written.
+        for len in [900, LIMIT + 1] {
+            let (mut pace, start) = (Pace::new(LIMIT), Instant::now());
+            assert_eq!(pace.allowed(changed(0), start, || LIMIT), Some(LIMIT));
+            pace.note(changed(0), LIMIT);
+            let (mut computed, mut written) = (0, None);
+            for minute in 1..24 * 60 {
+                let compute = || {
+                    computed += 1;
+                    len
+                };
+                let now = start + Duration::from_secs(60 * minute);
+                let allowed = pace.allowed(changed(100 * minute), now, compute);
+                if allowed.is_some() {
+                    written = Some(minute);
+                    break;
+                }
+            }
+            let is_back = |minute| (24 * 54..24 * 54 + 5).contains(&minute);
+            assert!(written.map_or(len > LIMIT, is_back), "{written:?}");
+            assert!(computed <= 24, "{computed} times within a day");
+        }
     }
 
     #[test]

@@ -550,7 +550,7 @@ impl Store {
     /// All live entries. Counts nothing. No lock is held between two calls of `next`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
         let shards = self.shards.iter();
-        shards.flat_map(|shard| shard.read().snapshot(&self.timing.clock))
+        shards.flat_map(|shard| shard::entries(shard, &self.timing.clock))
     }
 
     /// The number of look-ups, and of those that found an entry.

@@ -1,6 +1,8 @@
 //! One shard: a table, its slots, and the policy of each share. A shard does no locking; the store
 //! locks it.
 
+use std::iter;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::budget::{Ledger, Progress};
@@ -16,6 +18,7 @@ use super::table::SlotTable;
 use super::weight;
 use crate::clock::{Clock, Tick};
 use crate::stats::{CacheStats, CacheType};
+use crate::sync::RwLock;
 
 /// The most expired entries that an insertion removes although it does not need their room.
 const SWEPT_AT_ONCE: usize = 8;
@@ -111,14 +114,21 @@ impl Shard {
         }
     }
 
-    /// All live entries.
-    pub(super) fn snapshot(&self, clock: &Clock) -> Vec<Entry> {
-        let mut entries = Vec::with_capacity(self.len());
+    /// The live entries in the [last slots](Self::last_slots) before `end`, and the first of these slots.
+    pub(super) fn last_entries(&self, end: u32, clock: &Clock) -> (Vec<Entry>, u32) {
         let now = clock.now();
         let live = |index| self.table.slab.expiry(index).is_none_or(|end| end > now);
-        let live = self.table.slab.iter().filter(|(index, _)| live(*index));
-        entries.extend(live.map(|(_, entry)| entry));
-        entries
+        let slots = self.last_slots(end);
+        let entries = self.table.slab.entries(slots.clone());
+        let live = entries.filter(|(index, _)| live(*index));
+        (live.map(|(_, entry)| entry).collect(), slots.start)
+    }
+
+    /// At most [`SEARCHED_AT_ONCE`] slots before `end`, the last ones. So all slots are visited from the last to
+    /// the first. Entries move to slots before their own only, so none is left out between two calls.
+    fn last_slots(&self, end: u32) -> Range<u32> {
+        let end = end.min(u32::try_from(self.table.slab.len()).unwrap_or(u32::MAX));
+        end.saturating_sub(SEARCHED_AT_ONCE)..end
     }
 
     /// Moves a key's entry to the front, under exact LRU.
@@ -336,26 +346,23 @@ impl Shard {
         self.generations.advance_all();
     }
 
-    /// Removes the entries for which `is_old` returns true, of some of the slots before `from`. Returns the
-    /// first of these slots, 0 at the end.
-    ///
-    /// The slots are visited from the last to the first. Entries move to slots before their own only, so
-    /// none is left out between two calls.
+    /// Removes the entries for which `is_old` returns true, of the [last slots](Self::last_slots) before `end`.
+    /// Returns the first of these slots.
     pub(super) fn remove_older(
         &mut self,
-        from: u32,
+        end: u32,
         is_old: &dyn Fn(&str, Option<Tick>) -> bool,
         update: &mut Update<'_>,
     ) -> u32 {
-        let from = from.min(u32::try_from(self.table.slab.len()).unwrap_or(u32::MAX));
-        let until = from.saturating_sub(SEARCHED_AT_ONCE);
-        for index in (until..from).rev() {
+        let slots = self.last_slots(end);
+        let first = slots.start;
+        for index in slots.rev() {
             let slot = self.table.slab.slot(index);
             if slot.is_some_and(|slot| is_old(slot.key(), slot.begun().tick())) {
                 self.remove_slot(index, RemovalCause::Explicit, update);
             }
         }
-        until
+        first
     }
 
     /// Removes everything, and keeps the values of loads under way from being cached. Returns the old
@@ -473,10 +480,6 @@ impl Shard {
         self.table.slab.len()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.table.len()
-    }
-
     /// Adds the contents of a share, and the entries that left it, to `stats`.
     pub(super) fn add_usage(&self, share: CacheType, stats: &mut CacheStats) {
         let policy = &self.policies[share as usize];
@@ -518,4 +521,17 @@ impl Shard {
             _ => cause,
         }
     }
+}
+
+/// All live entries of a shard, which is locked for few of them at a time.
+pub(super) fn entries(shard: &RwLock<Shard>, clock: &Clock) -> impl Iterator<Item = Entry> {
+    let mut end = u32::MAX;
+    let next = move || {
+        (end > 0).then(|| {
+            let (entries, first) = shard.read().last_entries(end, clock);
+            end = first;
+            entries
+        })
+    };
+    iter::from_fn(next).flatten()
 }

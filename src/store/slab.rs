@@ -4,6 +4,7 @@
 //! bytes) and its meta data (4 bytes), but not the cold data (24 bytes). So more of the data that hits
 //! read stays in the processor's caches.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::entry::{Entry, Hit, NewBytes, NewEntry};
@@ -318,10 +319,11 @@ impl Slab {
         &self.expiries
     }
 
-    /// The slots in use, and their entries.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Entry)> {
-        let slots = self.metas.iter().zip(&self.data);
-        (0..).zip(slots).filter_map(|(index, (meta, data))| {
+    /// The slots of these that are in use, and their entries.
+    pub(super) fn entries(&self, slots: Range<u32>) -> impl Iterator<Item = (u32, Entry)> {
+        let range = slots.start as usize..slots.end as usize;
+        let fields = self.metas[range.clone()].iter().zip(&self.data[range]);
+        slots.zip(fields).filter_map(|(index, (meta, data))| {
             let data = data.clone()?;
             Some((index, meta.entry(data)))
         })

@@ -246,3 +246,17 @@ fn removed_value_is_never_returned_again_to_callers_with_deadlines() {
     let ctx = Context::background().with_timeout(seconds(3600));
     stress(|group| group.invalidate("key"), &ctx);
 }
+
+/// It reads few entries at a time, because insertions wait meanwhile, and so do gets behind them.
+#[test]
+fn iterator_does_not_read_all_entries_of_a_shard_at_once() {
+    let group = alone("many").shards(1).build(echo().0).expect("a group");
+    for n in 0..5000 {
+        group.get(&n.to_string()).expect("a value");
+    }
+    let mut entries = group.iter();
+    assert!(entries.next().is_some());
+    group.clear_local();
+    let left = entries.count();
+    assert!(left < 1024, "{left} entries");
+}
