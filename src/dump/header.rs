@@ -74,9 +74,9 @@ impl DumpHeader {
 }
 
 /// The last byte is the version.
-const MAGIC: &[u8; 8] = b"larder\0\x01";
+const MAGIC: &[u8; 8] = b"larder\0\x02";
 
-/// The longest header: the removals take up to 76 KiB.
+/// The longest header: the removals take up to 106 KiB.
 pub(super) const MAX_HEADER: usize = 128 << 10;
 
 const SEED: u64 = u64::MAX;

@@ -215,8 +215,8 @@ proptest! {
 
 #[test]
 fn header_with_all_removals_that_a_process_can_know_is_read() {
-    // They are the clocks, and the numbers of 256 origins with 64 removals each beyond a gap.
-    let removals = vec![3; 8 + 8 * 1024 + 256 * (3 + 64) * 4];
+    // They are the clocks, and the numbers of 256 origins with 48 runs each.
+    let removals = vec![3; 8 + 8 * 1024 + 256 * (2 + 2 * 48) * 4];
     let header = DumpHeader {
         removals,
         ..header()

@@ -5,6 +5,7 @@
 //! which of them has applied removals that the other has not.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use crate::random::{self, mix};
 
@@ -12,81 +13,94 @@ use crate::random::{self, mix};
 #[derive(Clone, Debug, Default)]
 pub(super) struct AppliedRemovals {
     origins: Vec<OriginCounts>,
-    /// The sum of a hash of each interval.
+    /// The sum of a hash of each run.
     digest: u64,
-    /// Whether a removal was left out, because the set has a limited size.
-    is_incomplete: bool,
+    /// Whether an origin was left out, because the set has a limited size.
+    lacks_origin: bool,
 }
 
 /// The removals of one origin.
 #[derive(Clone, Debug, Default)]
 struct OriginCounts {
     id: u32,
-    /// The first ones, up to this count, are all applied.
-    base: u32,
-    /// Others that are applied, in order. Some before them are still under way, or lost.
-    ahead: Vec<u32>,
+    /// The counts of those that are applied, in order. The removals between two runs are under way, or lost.
+    runs: Vec<Run>,
+    /// The highest count for which there was no room.
+    left_out: u32,
+}
+
+/// Successive counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    first: u32,
+    last: u32,
+}
+
+impl Run {
+    fn of_one(count: u32) -> Run {
+        Run {
+            first: count,
+            last: count,
+        }
+    }
 }
 
 impl OriginCounts {
-    /// Whether the removal was missing.
-    fn insert(&mut self, count: u32) -> bool {
-        if count <= self.base {
-            return false;
-        }
-        let Err(at) = self.ahead.binary_search(&count) else {
-            return false;
-        };
-        self.ahead.insert(at, count);
-        self.close_gap();
-        true
+    /// The indexes of the runs that become one with this one.
+    fn joined_by(&self, run: Run) -> Range<usize> {
+        // No count is the largest number.
+        let start = self.runs.partition_point(|own| own.last + 1 < run.first);
+        let end = self.runs.partition_point(|own| own.first <= run.last + 1);
+        start..end
     }
 
-    /// Takes those into the base that follow it.
-    fn close_gap(&mut self) {
-        let distances = self.ahead.iter().map(|count| count - self.base);
-        let following = distances.zip(1..).take_while(|(one, next)| one == next);
-        let following = following.count();
-        self.base += following as u32;
-        self.ahead.drain(..following);
+    fn add(&mut self, run: Run) {
+        let joined = self.joined_by(run);
+        let whole = self.runs[joined.clone()].iter().fold(run, |one, next| Run {
+            first: one.first.min(next.first),
+            last: one.last.max(next.last),
+        });
+        drop(self.runs.splice(joined, [whole]));
+    }
+
+    /// Whether one more count leaves the number of runs within its limit.
+    fn has_room_for(&self, count: u32) -> bool {
+        self.runs.len() < MAX_RUNS || !self.joined_by(Run::of_one(count)).is_empty()
     }
 
     fn digest(&self) -> u64 {
-        let id = u64::from(self.id) << 32;
-        let ahead = self
-            .ahead
-            .iter()
-            .map(|&count| mix(!(id | u64::from(count))));
-        ahead.fold(mix(id | u64::from(self.base)), u64::wrapping_add)
+        let digest = |run: &Run| {
+            let begin = mix(u64::from(self.id) << 32 | u64::from(run.first));
+            mix(begin ^ u64::from(run.last))
+        };
+        self.runs.iter().map(digest).fold(0, u64::wrapping_add)
     }
 
-    fn is_empty(&self) -> bool {
-        self.base == 0 && self.ahead.is_empty()
-    }
-
-    /// Adds the removals of the same origin. Whether there was room for all of them.
-    fn add_all(&mut self, other: &OriginCounts) -> bool {
-        self.base = self.base.max(other.base);
-        self.ahead.retain(|&count| count > other.base);
-        self.close_gap();
-        for &count in &other.ahead {
-            self.insert(count);
+    /// Adds the removals of the same origin. The lowest ones stay if there are too many runs.
+    fn add_all(&mut self, other: &OriginCounts) {
+        other.runs.iter().for_each(|run| self.add(*run));
+        if self.runs.len() > MAX_RUNS {
+            self.left_out = self.left_out.max(self.runs[self.runs.len() - 1].last);
+            self.runs.truncate(MAX_RUNS);
         }
-        let has_room = self.ahead.len() <= MAX_AHEAD;
-        self.ahead.truncate(MAX_AHEAD);
-        has_room
     }
 
-    fn contains(&self, count: u32) -> bool {
-        count <= self.base || self.ahead.binary_search(&count).is_ok()
+    fn contains(&self, run: Run) -> bool {
+        let at = self.runs.partition_point(|own| own.last < run.last);
+        self.runs.get(at).is_some_and(|own| own.first <= run.first)
     }
 
     fn contains_all(&self, other: &OriginCounts) -> bool {
-        let others = (self.base + 1)..=other.base;
-        let has_base = other.base <= self.base
-            || (others.end() - others.start() < MAX_AHEAD as u32
-                && others.clone().all(|count| self.ahead.contains(&count)));
-        has_base && other.ahead.iter().all(|&count| self.contains(count))
+        other.runs.iter().all(|run| self.contains(*run))
+    }
+
+    /// Whether a removal for which there was no room is still missing, as far as is known.
+    fn is_incomplete(&self) -> bool {
+        let run = Run {
+            first: 1,
+            last: self.left_out,
+        };
+        self.left_out > 0 && !self.contains(run)
     }
 }
 
@@ -97,32 +111,34 @@ impl AppliedRemovals {
 
     /// Whether removals were added that the set does not contain.
     pub(super) fn is_incomplete(&self) -> bool {
-        self.is_incomplete
+        self.lacks_origin || self.origins.iter().any(OriginCounts::is_incomplete)
     }
 
     /// Adds a removal. False if it is there already.
     ///
-    /// If [`MAX_AHEAD`] removals of its origin arrived before others of it, the removal is not noted. Then
-    /// the sets differ, and the nodes exchange them.
+    /// If there are [`MAX_RUNS`] of its origin, and it is next to none, it is not noted. Then the sets differ, and
+    /// the nodes exchange them.
     pub(super) fn insert(&mut self, removal_id: u64) -> bool {
         let count = removal_id as u32;
         let origin = self.origin((removal_id >> 32) as u32);
-        let before = origin.digest();
-        if origin.ahead.len() >= MAX_AHEAD && count != origin.base + 1 {
-            let is_new = !origin.contains(count);
-            self.is_incomplete |= is_new;
-            return is_new;
+        if origin.contains(Run::of_one(count)) {
+            return false;
         }
-        let is_new = origin.insert(count);
+        if !origin.has_room_for(count) {
+            origin.left_out = origin.left_out.max(count);
+            return true;
+        }
+        let before = origin.digest();
+        origin.add(Run::of_one(count));
         let after = origin.digest();
         self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
-        is_new
+        true
     }
 
     pub(super) fn contains(&self, removal_id: u64) -> bool {
         let (id, count) = ((removal_id >> 32) as u32, removal_id as u32);
         let mut origins = self.origins.iter();
-        origins.any(|origin| origin.id == id && origin.contains(count))
+        origins.any(|origin| origin.id == id && origin.contains(Run::of_one(count)))
     }
 
     /// Whether there is a removal of the origin of this one.
@@ -131,15 +147,12 @@ impl AppliedRemovals {
         self.origins.iter().rev().any(|origin| origin.id == id)
     }
 
-    /// Whether the set will note this removal, which it does not contain: not many others before it are
-    /// missing.
+    /// Whether the set will note this removal, which it does not contain.
     pub(super) fn has_room_for(&self, removal_id: u64) -> bool {
         let (id, count) = ((removal_id >> 32) as u32, removal_id as u32);
         let mut origins = self.origins.iter().rev();
-        let base = origins
-            .find(|origin| origin.id == id)
-            .map_or(0, |origin| origin.base);
-        count > base && count - base <= MAX_AHEAD as u32 && !self.contains(removal_id)
+        let origin = origins.find(|origin| origin.id == id);
+        !self.contains(removal_id) && origin.is_none_or(|origin| origin.has_room_for(count))
     }
 
     /// The removals of an origin, moved to the end.
@@ -152,14 +165,12 @@ impl AppliedRemovals {
                 if self.origins.len() == MAX_ORIGINS {
                     let oldest = self.origins.remove(0);
                     self.digest = self.digest.wrapping_sub(oldest.digest());
-                    self.is_incomplete |= !oldest.is_empty();
+                    self.lacks_origin = true;
                 }
-                let new = OriginCounts {
+                self.origins.push(OriginCounts {
                     id,
                     ..OriginCounts::default()
-                };
-                self.digest = self.digest.wrapping_add(new.digest());
-                self.origins.push(new);
+                });
             }
         }
         self.origins.last_mut().expect("it was found or pushed")
@@ -169,7 +180,7 @@ impl AppliedRemovals {
     pub(super) fn contains_all(&self, other: &AppliedRemovals) -> bool {
         other.origins.iter().all(|theirs| {
             let mut own = self.origins.iter();
-            theirs.is_empty() || own.any(|own| own.id == theirs.id && own.contains_all(theirs))
+            own.any(|own| own.id == theirs.id && own.contains_all(theirs))
         })
     }
 
@@ -185,27 +196,26 @@ impl AppliedRemovals {
             match all.iter_mut().find(|(_, own)| own.id == theirs.id) {
                 Some((place, own)) => {
                     *place = at.min(*place);
-                    self.is_incomplete |= !own.add_all(theirs);
+                    own.add_all(theirs);
                 }
-                None if theirs.is_empty() => {}
                 None => all.push((at, theirs.clone())),
             }
         }
         all.sort_by_key(|(place, origin)| Reverse((*place, origin.id)));
         let surplus = all.len().saturating_sub(MAX_ORIGINS);
-        self.is_incomplete |= all.drain(..surplus).any(|(_, origin)| !origin.is_empty());
-        self.origins = all.into_iter().map(|(_, origin)| origin).collect();
+        self.lacks_origin |= surplus > 0;
+        self.origins = all.drain(surplus..).map(|(_, origin)| origin).collect();
         let digests = self.origins.iter().map(OriginCounts::digest);
         self.digest = digests.fold(0, u64::wrapping_add);
     }
 
-    /// Numbers of four bytes, the lowest first: for each origin its number, its base, the count of those
-    /// ahead, and these.
+    /// Numbers of four bytes, the lowest byte first: for each origin its number, the number of runs, and the first
+    /// and the last count of each.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut numbers = Vec::new();
-        for OriginCounts { id, base, ahead } in &self.origins {
-            numbers.extend([*id, *base, ahead.len() as u32]);
-            numbers.extend(ahead);
+        for OriginCounts { id, runs, .. } in &self.origins {
+            numbers.extend([*id, runs.len() as u32]);
+            numbers.extend(runs.iter().flat_map(|run| [run.first, run.last]));
         }
         numbers.into_iter().flat_map(u32::to_le_bytes).collect()
     }
@@ -218,23 +228,27 @@ impl AppliedRemovals {
             Some(u32::from_le_bytes(bytes))
         });
         while let Some(id) = numbers.next() {
-            let (base, len) = (numbers.next()?, numbers.next()?);
-            // Counts end before the largest number, so that the next one can be computed.
-            let is_large = len as usize > MAX_AHEAD || base == u32::MAX;
-            if is_large || set.origins.len() == MAX_ORIGINS {
+            let len = numbers.next()? as usize;
+            if !(1..=MAX_RUNS).contains(&len) || set.origins.len() == MAX_ORIGINS {
                 return None;
             }
-            let ahead: Vec<u32> = numbers.by_ref().take(len as usize).collect();
-            let is_sound = ahead.first().is_none_or(|&first| first > base + 1);
-            let is_in_order = ahead.is_sorted_by(|one, next| one < next);
-            if ahead.len() != len as usize
-                || !is_sound
-                || !is_in_order
-                || ahead.last() == Some(&u32::MAX)
-            {
-                return None;
+            let (mut runs, mut before) = (Vec::with_capacity(len), None);
+            for _ in 0..len {
+                let (first, last) = (numbers.next()?, numbers.next()?);
+                // Counts begin at 1, and end before the largest number, so that the next one can be computed.
+                let is_sound =
+                    first > before.map_or(0, |last| last + 1) && first <= last && last < u32::MAX;
+                if !is_sound {
+                    return None;
+                }
+                before = Some(last);
+                runs.push(Run { first, last });
             }
-            set.origins.push(OriginCounts { id, base, ahead });
+            set.origins.push(OriginCounts {
+                id,
+                runs,
+                left_out: 0,
+            });
         }
         (bytes.len() % 4 == 0).then_some(set)
     }
@@ -279,8 +293,8 @@ impl RemovalNumbers {
 /// removed nothing for the longest time is left out, and the set is incomplete.
 const MAX_ORIGINS: usize = 256;
 
-/// The most removals of one origin that are noted before others of it have arrived.
-const MAX_AHEAD: usize = 64;
+/// The most runs of one origin. A set takes 98 KiB at most.
+const MAX_RUNS: usize = 48;
 
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
@@ -304,19 +318,22 @@ mod tests {
         let one = set([(7, 1), (7, 2), (7, 3)]);
         let other = set([(7, 3), (7, 1), (7, 2), (7, 2)]);
         assert_eq!(one.digest(), other.digest());
-        assert_eq!(
-            (other.origins[0].base, other.origins[0].ahead.len()),
-            (3, 0)
-        );
+        assert_eq!(other.origins[0].runs, [Run { first: 1, last: 3 }]);
         assert_ne!(one.digest(), set([(7, 1), (7, 3)]).digest());
     }
 
     #[test]
-    fn removals_beyond_a_long_gap_are_not_noted() {
-        let mut late = set((2..100).map(|count| (7, count)));
-        assert_eq!(late.origins[0].ahead.len(), MAX_AHEAD);
-        assert!(late.insert(7 << 32 | 1), "the gap is closed");
-        assert_eq!(late.origins[0].base, 1 + MAX_AHEAD as u32);
+    fn removals_beyond_too_many_gaps_are_not_noted() {
+        let most = 2 * MAX_RUNS as u32;
+        let mut late = set((1..200).map(|count| (7, 2 * count)));
+        assert_eq!(late.origins[0].runs.len(), MAX_RUNS);
+        assert!(!late.contains(7 << 32 | u64::from(most + 2)) && late.is_incomplete());
+        assert!(late.insert(7 << 32 | 1), "the first gap is closed");
+        let first = Run { first: 1, last: 2 };
+        assert_eq!(late.origins[0].runs[0], first);
+        assert!(late.is_incomplete());
+        late.add_all(&set((1..399).map(|count| (7, count))));
+        assert!(!late.is_incomplete());
     }
 
     #[test]
@@ -395,13 +412,17 @@ mod tests {
         };
         for numbers in [
             &[1][..],
-            &[1, 2],
-            &[1, 2, 1],
-            &[1, 2, 1, 3],
-            &[1, 2, 2, 4, 4],
-            &[1, u32::MAX, 0],
-            &[1, 2, 1, u32::MAX],
-            &[1, 2, u32::MAX],
+            &[1, 0],
+            &[1, 1],
+            &[1, 1, 2],
+            &[1, 1, 0, 2],
+            &[1, 1, 3, 2],
+            &[1, 1, 3, u32::MAX],
+            &[1, 2, 3, 4],
+            &[1, 2, 3, 4, 5, 6],
+            &[1, 2, 3, 4, 4, 6],
+            &[1, 2, 5, 6, 1, 3],
+            &[1, u32::MAX, 3, 4],
         ] {
             assert!(
                 AppliedRemovals::decode(&bytes(numbers)).is_none(),
@@ -409,8 +430,9 @@ mod tests {
             );
         }
         assert!(AppliedRemovals::decode(&[0; 13]).is_none());
-        assert!(AppliedRemovals::decode(&bytes(&[1, 2, 1, 4])).is_some());
-        assert!(AppliedRemovals::decode(&vec![0; 12 * (MAX_ORIGINS + 1)]).is_none());
+        assert!(AppliedRemovals::decode(&bytes(&[1, 2, 1, 4, 6, 6])).is_some());
+        assert!(AppliedRemovals::decode(&bytes(&[1; 4 * MAX_ORIGINS])).is_some());
+        assert!(AppliedRemovals::decode(&bytes(&[1; 4 * (MAX_ORIGINS + 1)])).is_none());
     }
 
     fn ids() -> impl Strategy<Value = Vec<(u32, u32)>> {

@@ -166,9 +166,9 @@ impl RemovalClocks {
 
     /// The number of a removal that begins here.
     ///
-    /// A set notes few removals that come before another one of their origin. That one may take long: it is a
-    /// set whose owner does not answer, for example. So the removals after them have another origin. Otherwise
-    /// no node would note them, nor any later ones, and none would find out that it had missed one.
+    /// A set notes few runs of an origin. If many removals take long, because they are sets whose owners do not
+    /// answer, for example, there is a gap for each. Then the next removals have another origin. Otherwise no
+    /// node would note them, and none would find out that it had missed one.
     pub(super) fn begin(&self) -> (u64, Counted) {
         let mut numbers = self.numbers.lock();
         // The gap before their next numbers would never close, here and at the peers.
