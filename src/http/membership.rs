@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::peer::Peer;
 use crate::random::{mix, spread};
 use crate::sync::{Arc, Mutex, RwLock};
-use crate::wire::PeersMark;
+use crate::wire::{PeersMark, recipient};
 
 /// The list of a pool, and how the lists of other processes differ from it.
 pub(crate) struct Membership {
@@ -36,6 +36,8 @@ pub(crate) struct OwnList {
     pub(crate) header: String,
     /// A line for each peer.
     pub(crate) text: String,
+    /// The name of this process in changes of peers; `None` if its id is not known.
+    pub(crate) recipient: Option<String>,
 }
 
 /// The sender of a mark, as far as the mark shows.
@@ -63,9 +65,13 @@ impl Membership {
         }
     }
 
-    /// Sets a new list. `placement` names the way in which keys are assigned.
-    pub(crate) fn set(&self, placement: &str, peers: &[Peer]) {
-        let list = OwnList::new(self.instance, placement, peers);
+    /// Sets a new list. `placement` names the way in which keys are assigned, and `own_id` is that of this
+    /// process, if it is known.
+    pub(crate) fn set(&self, placement: &str, peers: &[Peer], own_id: Option<&str>) {
+        let list = OwnList {
+            recipient: own_id.map(recipient),
+            ..OwnList::new(self.instance, placement, peers)
+        };
         let before = std::mem::replace(&mut *self.own.write(), Arc::new(list));
         if !before.text.is_empty() && before.text != self.own().text {
             *self.previous.lock() = Some((before.text.clone(), Instant::now()));
@@ -171,6 +177,7 @@ impl OwnList {
             mark,
             header: mark.to_string(),
             text: lines.concat(),
+            recipient: None,
         }
     }
 }
@@ -251,7 +258,7 @@ mod tests {
 
     fn membership(peers: &[Peer]) -> Membership {
         let membership = Membership::new();
-        membership.set("rendezvous", peers);
+        membership.set("rendezvous", peers, None);
         membership
     }
 
@@ -284,7 +291,7 @@ mod tests {
             assert_eq!(one.differences(), n);
         }
         let ring = Membership::new();
-        ring.set("ring", &[a, b]);
+        ring.set("ring", &[a, b], None);
         assert_eq!(one.compare(mark_of(&ring)), MarkOf::Other);
     }
 
@@ -292,7 +299,7 @@ mod tests {
     fn process_recognises_its_own_mark_whatever_its_list() {
         let own = membership(&[Peer::new("http://a")]);
         let before = mark_of(&own);
-        own.set("rendezvous", &[Peer::new("http://b")]);
+        own.set("rendezvous", &[Peer::new("http://b")], None);
         assert_eq!(own.compare(before), MarkOf::ThisProcess);
     }
 
@@ -319,8 +326,8 @@ mod tests {
             (read(&own).current, read(&own).previous),
             (old.to_vec(), None)
         );
-        own.set("rendezvous", &new);
-        own.set("rendezvous", &new);
+        own.set("rendezvous", &new, None);
+        own.set("rendezvous", &new, None);
         let page = read(&own);
         assert_eq!(
             (page.current, page.previous),
@@ -344,7 +351,7 @@ mod tests {
         let other = mark_of(&membership(&[Peer::new("http://b")]));
         assert!(own.should_log(other));
         assert!(!own.should_log(other));
-        own.set("rendezvous", &[Peer::new("http://c")]);
+        own.set("rendezvous", &[Peer::new("http://c")], None);
         assert!(own.should_log(other));
         let many = (0..1000).filter(|&fingerprint| {
             own.should_log(PeersMark {

@@ -99,7 +99,7 @@ impl HttpPool {
     ///
     /// This call opens no connection and does not wait for name look-ups. Names are looked up in
     /// the background. If a name is not found, only the requests to that peer fail. A peer whose
-    /// URL was in the old list, with the same text, keeps its connections. Requests under way use
+    /// URL and id were in the old list, with the same text, keeps its connections. Requests under way use
     /// the old list. Of two concurrent calls, the list of the one that finishes last is used. Two
     /// lists are never mixed.
     ///

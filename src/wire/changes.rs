@@ -22,9 +22,23 @@ use super::group_path;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::message::ProtoMessage;
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
+use crate::random::spread;
 
 /// The header with the number of a change whose body has no field for it, in decimal.
 pub(crate) const REMOVAL_ID_HEADER: &str = "larder-removal-id";
+
+/// The header that names the node which a change is for. An address may lead to another node than the list
+/// says, for example to one that has the address of one that moved. Its confirmation would not be that of the
+/// node that it is taken for.
+pub(crate) const RECIPIENT_HEADER: &str = "larder-to";
+
+/// The status of the answer of a node that a change is not for.
+pub(crate) const MISDIRECTED: u16 = 421;
+
+/// The [`RECIPIENT_HEADER`] of the node with this id: a hash, because an id is not always a valid header.
+pub(crate) fn recipient(id: &str) -> String {
+    format!("{:016x}", spread(id.as_bytes()))
+}
 
 /// Reads a [`REMOVAL_ID_HEADER`]: 1 to 20 decimal digits of a number of 64 bits.
 pub(crate) fn parse_removal_id(header: &[u8]) -> Option<u64> {

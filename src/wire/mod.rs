@@ -39,8 +39,9 @@ mod unchanged;
 pub(crate) use body::Decoded;
 pub(crate) use body::{Fields, decode_response, encode_response, push_fields};
 pub(crate) use changes::{
-    CLEAR, DROP, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS, decode_clear, decode_drop, decode_keys,
-    decode_set, decode_table, encode_change, encode_keys, parse_removal_id, verb_path,
+    CLEAR, DROP, MISDIRECTED, RECIPIENT_HEADER, REMOVAL_ID_HEADER, REMOVALS, REMOVE_KEYS,
+    decode_clear, decode_drop, decode_keys, decode_set, decode_table, encode_change, encode_keys,
+    parse_removal_id, recipient, verb_path,
 };
 pub(crate) use head::{Scan, has_token, parse_length, push_decimal, scan};
 pub(crate) use key_hash::{KEY_HEADER, key_hash, key_header};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server, TransportRequest};
-use larder::{Context, ErrorKind, Group, Registry, SetOptions, Sink};
+use larder::{Context, ErrorKind, Group, Peer, Registry, SetOptions, Sink};
 
 use super::{PATIENCE, count_requests};
 
@@ -336,6 +336,62 @@ fn key_that_is_too_long_for_a_path_is_removed_from_all_nodes() {
         let old = format!("{key} {}", version.load(Ordering::SeqCst));
         for node in &nodes {
             assert_eq!(node.group.get(&key).expect("loaded"), old);
+        }
+    }
+}
+
+/// The address of a node that moved can lead to another one, which is in the list as well.
+#[test]
+fn change_that_reaches_another_node_than_its_own_is_not_confirmed() {
+    for client in clients() {
+        let (nodes, version) = cluster(|builder| builder.http_client(client));
+        let ids = ["a", "b", "c"];
+        let port = |n: usize| nodes[n].pool.self_url().rsplit(':').next().unwrap();
+        let by_name = |n: usize| format!("http://localhost:{}", port(n));
+        let peer = |n: usize, url: String| Peer::new(url).with_id(ids[n]);
+        let own = |n: usize| peer(n, nodes[n].pool.self_url().to_owned());
+        for node in &nodes[1..] {
+            node.pool.set([own(0), own(1), own(2)]).unwrap();
+        }
+        // "b" is where "c" is, or where the node itself is.
+        for of_b in [2, 0] {
+            let list = [own(0), peer(1, by_name(of_b)), own(2)];
+            nodes[0].pool.set(list).unwrap();
+            for (n, node) in nodes.iter().enumerate() {
+                node.group
+                    .get("key")
+                    .unwrap_or_else(|error| panic!("{n}: {error}"));
+            }
+            version.fetch_add(1, Ordering::SeqCst);
+            let group = &nodes[0].group;
+            let changes: [&dyn Fn() -> larder::Result<()>; 4] = [
+                &|| group.remove(&background(), "key"),
+                &|| group.remove_many(&background(), &["key", "other"]),
+                &|| group.clear(&background()),
+                &|| {
+                    let own_key = (0..).map(|n| format!("{n}"));
+                    let is_own = |key: &String| {
+                        nodes[0].pool.owner(key).as_deref() == Some(nodes[0].pool.self_url())
+                    };
+                    let key = own_key.into_iter().find(is_own).unwrap();
+                    group.set(&background(), &key, "x", SetOptions::new())
+                },
+            ];
+            for change in changes {
+                let error = change().expect_err("b does not get it");
+                let partial = error
+                    .partial()
+                    .unwrap_or_else(|| panic!("{client:?}: {error}"));
+                let failed: Vec<_> = partial.failed.iter().map(|failed| &*failed.peer).collect();
+                assert_eq!(failed, [by_name(of_b)], "{client:?}, {of_b}: {error}");
+            }
+        }
+        nodes[0].pool.set([own(0), own(1), own(2)]).unwrap();
+        for n in [0, 1, 2, 0, 1, 2] {
+            nodes[n]
+                .group
+                .remove(&background(), "key")
+                .unwrap_or_else(|error| panic!("{client:?}: {error}"));
         }
     }
 }

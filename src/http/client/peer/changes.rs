@@ -154,16 +154,22 @@ impl HttpPeer {
         let deadline = self.deadline(ctx, Instant::now())?;
         let _permit = self.permit(ctx, deadline)?;
         let mut request = TransportRequest::change(method, path, body, deadline);
+        request.set_checked(wire::RECIPIENT_HEADER.into(), (&*self.recipient).into());
         if let Some(id) = id {
             request.set_checked(wire::REMOVAL_ID_HEADER.into(), id.to_string().into());
         } else if !body.is_empty() {
             request.set_checked("content-type".into(), wire::CONTENT_TYPE.into());
         }
         let response = self.transport().round_trip(ctx, request)?;
-        if response.status() != 200 {
-            return Err(self.error_of(response, None));
+        match response.status() {
+            200 => return read(response),
+            wire::MISDIRECTED => {
+                self.connections.close_idle();
+                self.target().addresses().refresh();
+            }
+            _ => {}
         }
-        read(response)
+        Err(self.error_of(response, None))
     }
 
     fn unsupported(&self, method: &str) -> Error {

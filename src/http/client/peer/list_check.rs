@@ -133,7 +133,7 @@ mod tests {
         let target = Target::new(&url, &Arc::new(Config::for_test()));
         let by = default_transport(target.clone());
         let watch = Watch::new(HERE, HERE);
-        let mut peer = HttpPeer::new(target, Arc::new(Membership::new()), by, watch);
+        let mut peer = HttpPeer::new(target, "id", Arc::new(Membership::new()), by, watch);
         for _ in 0..2 {
             assert!(!peer.is_this_process());
             peer.note_this_process();

@@ -56,6 +56,8 @@ use crate::wire;
 /// health.
 pub(crate) struct HttpPeer {
     url: PeerUrl,
+    /// The name of the peer in the changes that it gets.
+    recipient: String,
     /// The path of the peer's URL and the base path: the part of a request's path before the group.
     base: String,
     config: Arc<Config>,
@@ -83,6 +85,7 @@ pub(crate) struct HttpPeer {
 impl HttpPeer {
     pub(crate) fn new(
         target: Arc<Target>,
+        id: &str,
         membership: Arc<Membership>,
         by: DefaultTransport,
         watch: Arc<Watch>,
@@ -90,6 +93,7 @@ impl HttpPeer {
         let (url, config) = (&target.url, &target.config);
         HttpPeer {
             url: url.clone(),
+            recipient: wire::recipient(id),
             base: format!("{}{}", url.prefix(), config.base_path),
             config: config.clone(),
             full_timeout: wire::timeout_millis(config.exchange_timeout).to_string(),

@@ -94,6 +94,7 @@ impl Picker {
         config: Arc<Config>,
         membership: Arc<Membership>,
     ) -> Self {
+        membership.set("", &[], own.id.as_deref());
         let peers = RwLock::new(Arc::new(PeerList {
             placement: empty.clone(),
             members: Vec::new(),
@@ -125,7 +126,10 @@ impl Picker {
             let after = Arc::new(self.list_of(&checked, &before, &mut made)?);
             let mut current = self.peers.write();
             if Arc::ptr_eq(&current, &before) {
-                self.membership.set(&after.placement.name(), &after.peers());
+                let own = after.own().map(|own| &own.peer.id);
+                let own = own.or(self.own.id.as_ref()).map(String::as_str);
+                let placement = after.placement.name();
+                self.membership.set(&placement, &after.peers(), own);
                 *current = after.clone();
                 // Under the lock, so that of two lists the watch has the last one, too.
                 let others = after.clients().map(HttpPeer::watched).collect();
@@ -151,7 +155,7 @@ impl Picker {
         let own = self.own.find(checked);
         let mut client_of = |checked: &CheckedPeer| {
             let url = checked.url.as_str();
-            match before.client_at(url) {
+            match before.client_of(&checked.peer) {
                 // A peer that stays keeps its client, and its connections.
                 Some(kept) => {
                     kept.reset_batches();
@@ -161,7 +165,7 @@ impl Picker {
                     if let Some((_, client)) = made.iter().find(|(of, _)| of == url) {
                         return client.clone();
                     }
-                    let client = self.client(&checked.url);
+                    let client = self.client(checked);
                     made.push((url.to_owned(), client.clone()));
                     client
                 }
@@ -219,14 +223,15 @@ impl Picker {
         }
     }
 
-    fn client(&self, url: &PeerUrl) -> Arc<HttpPeer> {
+    fn client(&self, CheckedPeer { peer, url }: &CheckedPeer) -> Arc<HttpPeer> {
         let target = Target::new(url, &self.config);
         let mut by = default_transport(target.clone());
         if let Some(hook) = &self.transport {
             by.transport = hook(url.as_str(), by.transport);
         }
         let watch = self.watch.clone();
-        Arc::new(HttpPeer::new(target, self.membership.clone(), by, watch))
+        let membership = self.membership.clone();
+        Arc::new(HttpPeer::new(target, &peer.id, membership, by, watch))
     }
 
     /// See `HttpPool::peers`.
@@ -457,9 +462,11 @@ impl PeerList {
         self.members.iter().filter(|member| member.client.is_some())
     }
 
-    fn client_at(&self, url: &str) -> Option<&Arc<HttpPeer>> {
+    /// The client of the peer with this id, if it has the same URL.
+    fn client_of(&self, peer: &Peer) -> Option<&Arc<HttpPeer>> {
         let members = &mut self.members.iter();
-        let member = members.find(|member| member.peer.url == url)?;
+        let is_same = |other: &Peer| other.url == peer.url && other.id == peer.id;
+        let member = members.find(|member| is_same(&member.peer))?;
         member.client.as_ref()
     }
 }

@@ -43,6 +43,11 @@ impl Endpoint {
         if !self.is_trusted(request.peer_addr) {
             return Err(Response::text(403, NOT_ALLOWED));
         }
+        let recipient = request.header(wire::RECIPIENT_HEADER);
+        let own = self.membership.own();
+        if recipient.is_some_and(|to| own.recipient.as_deref().is_some_and(|own| own != to)) {
+            return Err(Response::text(wire::MISDIRECTED, OTHER_NODE));
+        }
         let group = self.group(&path.group)?;
         let body = request.body;
         let malformed = |why: &str| Response::text(400, format!("a malformed body: {why}"));
@@ -117,6 +122,8 @@ fn removal_id_of(request: &Request<'_>) -> Result<Option<u64>, Response> {
         id => Ok(id.flatten()),
     }
 }
+
+const OTHER_NODE: &str = "the change is for another node: does its address lead to this one?";
 
 /// The most keys that are read of one request.
 const MAX_KEYS: usize = 65_536;

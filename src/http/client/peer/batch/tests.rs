@@ -440,7 +440,7 @@ mod deadlines {
         };
         let target = Target::new(&url, &Arc::new(config));
         let watch = Watch::new(LONG, LONG);
-        let peer = HttpPeer::new(target, Arc::new(Membership::new()), by, watch);
+        let peer = HttpPeer::new(target, "id", Arc::new(Membership::new()), by, watch);
         (peer, transport, [release, end])
     }
 
