@@ -189,21 +189,25 @@ impl SharedBytes {
     }
 
     /// Frees the block after its last reference is gone.
+    ///
+    /// Takes the reference by value: if the drop of a view passed its address, a view would have to be in
+    /// memory, and callers would copy the result of a get in pieces of other sizes than it was written in,
+    /// which stalls (no store forwarding).
     #[inline(never)]
-    fn free(&mut self) {
-        if self.is_on_malloc() {
-            let layout = Self::layout(self.length());
+    fn free(block: ManuallyDrop<SharedBytes>) {
+        if block.is_on_malloc() {
+            let layout = Self::layout(block.length());
             // SAFETY: `zeros` allocated it with this layout, and it is not accessed again.
-            return unsafe { dealloc(self.0.byte_sub(PREFIX).cast().as_ptr(), layout) };
+            return unsafe { dealloc(block.0.byte_sub(PREFIX).cast().as_ptr(), layout) };
         }
         // SAFETY: the segment is mapped until the block is in the list (invariant 5).
-        let segment = unsafe { self.segment().as_ref() };
+        let segment = unsafe { block.segment().as_ref() };
         let place = Place {
             segment: segment.id,
-            offset: (self.0.addr().get() % SEGMENT) as u32,
+            offset: (block.0.addr().get() % SEGMENT) as u32,
         };
         // SAFETY: the thread owns the block (invariant 3), whose header is as long as the link.
-        let link = |next| unsafe { self.0.cast::<u64>().write(next) };
+        let link = |next| unsafe { block.0.cast::<u64>().write(next) };
         if segment.release.freed.push(place, link) {
             // It was the last block of a dropped arena, so no other thread unmaps the segment.
             let release = segment.release.clone();
@@ -240,7 +244,7 @@ impl Drop for SharedBytes {
             // All accesses through other references come before the block is used again. A fence would do
             // as well, but ThreadSanitizer does not follow fences.
             self.head().refs.load(Ordering::Acquire);
-            self.free();
+            SharedBytes::free(ManuallyDrop::new(SharedBytes(self.0)));
         }
     }
 }
