@@ -24,8 +24,8 @@ pub struct ByteView {
     /// `None` in an empty view that [`new`](ByteView::new) made.
     data: Option<SharedBytes>,
     start: usize,
-    /// The end plus one. It is never zero, so that a `Result` of a view is no larger than the view.
-    after_end: NonZeroUsize,
+    /// Twice the end plus one. It is never zero, so that a `Result` of a view is no larger than the view.
+    odd_end: NonZeroUsize,
 }
 
 impl ByteView {
@@ -34,7 +34,7 @@ impl ByteView {
         ByteView {
             data: None,
             start: 0,
-            after_end: NonZeroUsize::MIN,
+            odd_end: NonZeroUsize::MIN,
         }
     }
 
@@ -44,13 +44,13 @@ impl ByteView {
         ByteView {
             data: Some(data),
             start,
-            after_end: NonZeroUsize::MIN.saturating_add(end),
+            odd_end: NonZeroUsize::MIN | (end << 1),
         }
     }
 
     #[inline]
     fn end(&self) -> usize {
-        self.after_end.get() - 1
+        self.odd_end.get() >> 1
     }
 
     /// Whether the allocation has the layout of an entry: this key, the bytes of the view, and a rest
@@ -130,7 +130,7 @@ impl ByteView {
         ByteView {
             data: self.data.clone(),
             start: self.start + from,
-            after_end: NonZeroUsize::MIN.saturating_add(self.start + to),
+            odd_end: NonZeroUsize::MIN | ((self.start + to) << 1),
         }
     }
 

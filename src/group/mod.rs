@@ -438,23 +438,26 @@ impl Inner {
         let sample = || self.sample_hit(&LoadKey { hash, key });
         match self.store.get_view(hash, key, epochs, sample) {
             Ok(view) => Ok(view),
-            Err(ref why) => self.get_without_view(ctx, &LoadKey { hash, key }, why),
+            Err(why) => self.get_without_view(ctx, hash, key, why),
         }
     }
 
-    /// Not inlined, so that a hit saves fewer registers.
+    /// Not inlined, so that a hit saves fewer registers, and with its arguments by value, so that a hit does not
+    /// write them to memory.
     #[inline(never)]
     fn get_without_view(
         self: &Arc<Self>,
         ctx: &Context,
-        key: &LoadKey<'_>,
-        why: &NoView<Epochs>,
+        hash: KeyHash,
+        key: &str,
+        why: NoView<Epochs>,
     ) -> Result<ByteView> {
+        let key = &LoadKey { hash, key };
         match why {
             NoView::Due => self.get_found_due(ctx, key),
             NoView::Missed(miss) => {
                 self.count_miss(key, || self.purge_some());
-                Ok(self.load(ctx, key, Some(miss))?.view)
+                Ok(self.load(ctx, key, Some(&miss))?.view)
             }
         }
     }

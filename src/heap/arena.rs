@@ -20,6 +20,8 @@ pub(super) struct Arena {
     pub(super) figures: Figures,
     /// The spare pages that are kept for later blocks, at most.
     pub(super) max_spare: usize,
+    /// The page of each segment that is used first.
+    start: usize,
 }
 
 /// The memory of an arena.
@@ -70,6 +72,10 @@ struct Span {
     pages: u32,
 }
 
+/// The pages between the starts of two arenas: about the golden section of 256 pages, which spreads any number
+/// of them evenly over the sets of a TLB.
+const START_STEP: usize = 157;
+
 /// The class of a block that has pages of its own.
 const LONG: u16 = u16::MAX;
 
@@ -87,13 +93,17 @@ const NO_SPAN: Span = Span {
 };
 
 impl Arena {
-    pub(super) fn new(max_spare: usize, release: Arc<Release<Mapping>>) -> Arena {
+    /// The arenas of a heap have different numbers. Segments begin at multiples of [`SEGMENT`], so pages at the
+    /// same place of several segments compete for the same entries of the processor's TLB. So each arena begins
+    /// at another place.
+    pub(super) fn new(number: usize, max_spare: usize, release: Arc<Release<Mapping>>) -> Arena {
         Arena {
             release,
             segments: Vec::new(),
             open: [NONE; CLASSES.len()],
             figures: Figures::default(),
             max_spare,
+            start: number.wrapping_mul(START_STEP) % PAGES,
         }
     }
 
@@ -194,7 +204,7 @@ impl Arena {
         }
         let mut segment = Segment {
             mapping: Mapping::new(len, &self.release, id as u32)?,
-            pages: PageMap::new(system_page() / PAGE),
+            pages: PageMap::new(system_page() / PAGE, self.start),
             spans: TableVec::new_in(TableMemory),
         };
         let spans = if len > SEGMENT { 2 } else { PAGES };

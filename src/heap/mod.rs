@@ -81,7 +81,7 @@ impl Heap {
             } else {
                 capacity / 128 / spread
             };
-            CachePadded::new(SharedArena::new(spare.max(MIN_SPARE) / PAGE))
+            CachePadded::new(SharedArena::new(n, spare.max(MIN_SPARE) / PAGE))
         };
         Heap {
             spares: Spares::new(),
@@ -211,12 +211,12 @@ impl Heap {
 }
 
 impl SharedArena {
-    fn new(max_spare: usize) -> SharedArena {
+    fn new(number: usize, max_spare: usize) -> SharedArena {
         let release = Arc::<Release<Mapping>>::default();
         SharedArena {
             release: release.clone(),
             state: Mutex::new(ArenaState {
-                arena: Arena::new(max_spare, release),
+                arena: Arena::new(number, max_spare, release),
                 excess: 0,
             }),
         }

@@ -19,16 +19,19 @@ pub(super) struct PageMap {
     longest: usize,
     /// The pages that the system adds or returns together: one, or more where its pages are larger.
     unit: usize,
+    /// The page from which on [`take`](Self::take) searches first.
+    start: usize,
 }
 
 impl PageMap {
     /// Only the first page is used.
-    pub(super) fn new(unit: usize) -> PageMap {
+    pub(super) fn new(unit: usize, start: usize) -> PageMap {
         let mut map = PageMap {
             used: [0; PAGES / 64],
             resident: [0; PAGES / 64],
             longest: PAGES - 1,
             unit,
+            start: start / unit * unit,
         };
         map.used[0] = 1;
         set(&mut map.resident, 0, unit, true);
@@ -50,14 +53,23 @@ impl PageMap {
         self.used[0] == 1 && self.used[1..].iter().all(|&word| word == 0)
     }
 
-    /// Uses the first free run of `count` pages. Returns its first page, and how many pages become
-    /// resident.
+    /// Uses the first free run of `count` pages from the start page on, or from the first page on if there is
+    /// none. Returns its first page, and how many pages become resident.
     pub(super) fn take(&mut self, count: usize) -> Option<(usize, usize)> {
-        let mut from = 0;
+        let taken = self.take_from(self.start, count);
+        taken.or_else(|| {
+            let taken = self.take_from(0, count);
+            if taken.is_none() {
+                self.longest = count - 1;
+            }
+            taken
+        })
+    }
+
+    fn take_from(&mut self, mut from: usize, count: usize) -> Option<(usize, usize)> {
         loop {
             let first = next(&self.used, from, false);
             if first + count > PAGES {
-                self.longest = count - 1;
                 return None;
             }
             let end = next(&self.used, first, true);

@@ -1,9 +1,12 @@
 //! Tests the heap against naive models. Miri runs them too: `cargo +nightly miri test --lib heap::`.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::model::{HeapOp, ModelHeap, settled};
 use super::pages::{PAGES, PageMap};
+use super::raw::SEGMENT;
 use super::*;
 use crate::sync::thread;
 
@@ -64,15 +67,19 @@ proptest! {
     fn page_map_is_a_set_of_pages(
         ops in proptest::collection::vec((any::<bool>(), 1..80_usize, any::<prop::sample::Index>()), 1..100),
         unit in prop_oneof![Just(1_usize), Just(4), Just(16)],
+        start in 0..PAGES,
     ) {
-        let mut map = PageMap::new(unit);
+        let mut map = PageMap::new(unit, start);
+        let start = start / unit * unit;
         let (mut used, mut resident) = (vec![false; PAGES], vec![false; PAGES]);
         used[0] = true;
         resident[..unit].fill(true);
         let mut runs: Vec<(usize, usize)> = Vec::new();
         for (takes, count, pick) in ops {
             if takes || runs.is_empty() {
-                let first = (0..=PAGES - count).find(|&n| !used[n..n + count].contains(&true));
+                let is_free = |&n: &usize| !used[n..n + count].contains(&true);
+                let first = (start..=PAGES - count).find(is_free);
+                let first = first.or_else(|| (0..=PAGES - count).find(is_free));
                 let before = resident.iter().filter(|&&bit| bit).count();
                 if let Some(first) = first {
                     used[first..first + count].fill(true);
@@ -104,6 +111,20 @@ proptest! {
             prop_assert_eq!(map.resident(), resident.iter().filter(|&&bit| bit).count());
         }
     }
+}
+
+/// Segments begin at multiples of their size, so the same pages of several segments would compete for the
+/// same entries of the TLB.
+#[cfg(not(miri))]
+#[test]
+fn arenas_use_different_pages_of_their_segments_first() {
+    let heap = Heap::new(128 << 20, 16);
+    let first_page = |hash| block(&heap, hash, 100, 0).as_ptr().addr() % SEGMENT / PAGE;
+    let pages: BTreeSet<usize> = (0..16).map(first_page).collect();
+    assert_eq!(pages.len(), 16);
+    // A TLB may tell 256 neighbors apart. Each eighth of them is used.
+    let sets: BTreeSet<usize> = pages.iter().map(|page| page % 256 / 32).collect();
+    assert_eq!(sets.len(), 8, "{pages:?}");
 }
 
 #[test]
