@@ -35,6 +35,19 @@ struct Comparison {
     differed_at: Option<Tick>,
     /// Whether a thread exchanges the tables, or will do so if the digests still differ then.
     is_scheduled: bool,
+    /// The end of the pause after an exchange that failed, and its length. Otherwise each answer of a peer
+    /// that refuses them, or whose tables are malformed, would cost one more.
+    pause: Option<(Tick, Duration)>,
+}
+
+impl Comparison {
+    fn note_exchange(&mut self, is_failed: bool, now: Tick) {
+        self.pause = is_failed.then(|| {
+            let length = self.pause.map_or(GRACE_PERIOD, |(_, last)| 2 * last);
+            let length = length.min(LONGEST_PAUSE);
+            (now.after(length), length)
+        });
+    }
 }
 
 impl Comparisons {
@@ -52,6 +65,7 @@ impl Comparisons {
                 equal_at: None,
                 differed_at: None,
                 is_scheduled: false,
+                pause: None,
             });
             comparisons.len() - 1
         });
@@ -108,7 +122,8 @@ impl Inner {
         let now = self.store.clock().now();
         let (is_old, is_first) = self.comparisons.with(peer, |comparison| {
             comparison.differed_at = Some(now);
-            let is_first = !std::mem::replace(&mut comparison.is_scheduled, true);
+            let is_paused = comparison.pause.is_some_and(|(end, _)| now < end);
+            let is_first = !is_paused && !std::mem::replace(&mut comparison.is_scheduled, true);
             let is_old = comparison
                 .equal_at
                 .is_none_or(|at| now.since(at) > GRACE_PERIOD);
@@ -150,8 +165,10 @@ impl Inner {
                 Err(error) => log::debug!("group {}: {error}", self.name),
             });
         }
+        let now = self.store.clock().now();
         let differs_again = self.comparisons.with(peer, |comparison| {
-            // The next answer begins the next attempt after a failed one.
+            comparison.note_exchange(is_failed, now);
+            // The first answer after the pause begins the next attempt after a failed one.
             comparison.is_scheduled = !is_failed && comparison.differed_at.is_some();
             comparison.is_scheduled
         });
@@ -222,6 +239,9 @@ fn table_of(message: &RemovalTable<'_>) -> Option<Table> {
 
 /// How long two digests may differ because of removals under way, before the tables are exchanged.
 const GRACE_PERIOD: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 200 });
+
+/// The longest pause after exchanges that failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The longest exchange of tables.
 const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);
@@ -374,6 +394,66 @@ mod tests {
         eventually(|| !inner.comparisons.with(&peer, is_scheduled));
         let known = other.inner.removals.known().expect("all of them");
         assert!(inner.removals.has_applied(&known));
+    }
+
+    /// A peer whose tables are malformed at first. Counts the exchanges.
+    struct Malformed {
+        other: RemovalsPeer,
+        is_sound: AtomicBool,
+        exchanges: AtomicUsize,
+    }
+
+    impl ProtoGetter for Malformed {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn exchange_removals(
+            &self,
+            ctx: &Context,
+            request: &RemovalTable<'_>,
+        ) -> Result<RemovalTable<'static>> {
+            self.exchanges.fetch_add(1, Ordering::SeqCst);
+            match self.is_sound.load(Ordering::SeqCst) {
+                true => self.other.exchange_removals(ctx, request),
+                false => Ok(RemovalTable::default()),
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_between_exchanges_that_fail_become_longer() {
+        let clock = Clock::manual();
+        let [node, other] = [(); 2].map(|()| {
+            let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));
+            let builder = Group::builder("compare").clock(clock.clone());
+            builder.make(getter, PickerSlot::default())
+        });
+        other.serve_remove(&removal(1));
+        let malformed = Arc::new(Malformed {
+            other: RemovalsPeer(other.clone()),
+            is_sound: AtomicBool::new(false),
+            exchanges: AtomicUsize::new(0),
+        });
+        let peer: Arc<dyn ProtoGetter> = malformed.clone();
+        let answers_of = |time: Duration| {
+            let before = malformed.exchanges.load(Ordering::SeqCst);
+            let end = clock.now().after(time);
+            while clock.now() < end {
+                let (ctx, now) = (Context::background(), clock.now());
+                node.inner.compare(&peer, &ctx, now, mark_of(&other));
+                clock.advance(Duration::from_millis(10));
+            }
+            malformed.exchanges.load(Ordering::SeqCst) - before
+        };
+        assert_eq!(answers_of(Duration::from_millis(200)), 1);
+        assert_eq!(answers_of(Duration::from_millis(400)), 1);
+        let exchanges = answers_of(Duration::from_secs(100));
+        assert!((10..=25).contains(&exchanges), "{exchanges} exchanges");
+        malformed.is_sound.store(true, Ordering::SeqCst);
+        assert_eq!(answers_of(LONGEST_PAUSE), 1);
+        let known = other.inner.removals.known().expect("all of them");
+        assert!(node.inner.removals.has_applied(&known));
     }
 
     /// A second table with the same removals comes while the listener is called for entries that the first one
