@@ -14,6 +14,7 @@ mod larder_only;
 mod other_keys;
 mod picking;
 pub(crate) mod raw_server;
+mod removal;
 mod revalidation;
 mod time;
 

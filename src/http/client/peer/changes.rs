@@ -14,7 +14,7 @@ use crate::wire;
 impl HttpPeer {
     /// Removes keys: one by its path, several by one request.
     ///
-    /// A server that is not larder's gets a request for each key. A Go program of the mailgun protocol
+    /// A server that is not larder's gets a request for each key, and two for the first. A Go program of the mailgun protocol
     /// would take the request for several keys for a GET, and answer 200.
     pub(super) fn remove_keys(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
         if request.unless_applied.is_some() && self.target().is_keyed() {
@@ -23,24 +23,23 @@ impl HttpPeer {
             return self.change(ctx, "POST", path, &body, None).map(drop);
         }
         let (group, id) = (&*request.group, request.removal_id);
-        let (mut is_larder, mut rest) = (self.target().is_keyed(), &request.keys[..]);
-        match rest {
+        let mut is_larder = self.target().is_keyed();
+        match &request.keys[..] {
             [key] => return self.remove_key(ctx, group, key, id).map(drop),
-            [first, others @ ..] if !is_larder => {
+            [first, ..] if !is_larder => {
                 // The response shows which server it is. Larder's does not count this removal: after it, the
                 // node would take the whole one for applied.
                 is_larder = self.remove_key(ctx, group, first, Some(UNCOUNTED))?;
-                rest = others;
             }
             _ => {}
         }
-        let keys = request.keys.iter().map(|key| &**key);
-        if is_larder && self.remove_list(ctx, group, keys, id)? {
+        let mut keys = request.keys.iter().map(|key| &**key);
+        if is_larder && self.remove_list(ctx, group, keys.clone(), id)? {
             return Ok(());
         }
-        // Another server has come to this address if it counts them. Each has the count of its key then.
-        let mut rest = rest.iter();
-        rest.try_for_each(|key| self.remove_key(ctx, group, key, None).map(drop))
+        // Larder's server counts each of them by its key: it may stand behind a proxy. So the first key is
+        // sent again. If another server has come to this address, it has not removed that key at all.
+        keys.try_for_each(|key| self.remove_key(ctx, group, key, None).map(drop))
     }
 
     /// Removes keys by one request. False if it was not larder's server that answered.
