@@ -155,6 +155,11 @@ mod tests {
             }
             Err(self.with.into())
         }
+
+        /// So the first caller leads on its own thread, and is none of those that wait.
+        fn honors_deadline(&self) -> bool {
+            true
+        }
     }
 
     struct AllKeysAt(Arc<Failing>);
