@@ -131,16 +131,12 @@ impl HttpPool {
     /// A builder of a server that answers peers. It can set limits and add pages of the program.
     pub fn server(&self) -> ServerBuilder {
         let inner = &self.inner;
-        let builder = ServerBuilder::new(
+        ServerBuilder::new(
             inner.endpoint.clone(),
             inner.picker.clone(),
             inner.registration.clone(),
-        );
-        if self.inner.shared_with_go {
-            builder.max_connections_per_addr(GO_CONNECTIONS_PER_ADDR)
-        } else {
-            builder
-        }
+            inner.shared_with_go,
+        )
     }
 
     /// Answers a peer's request that a tiny_http server received. It is for programs that already
@@ -325,7 +321,3 @@ impl fmt::Debug for HttpPool {
 
 /// A day can be added to any `Instant`.
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Go's HTTP client opens a connection for each request that finds no idle one, keeps two idle
-/// ones, and has no limit of its own. The number is a sixteenth of the default of `max_connections`.
-const GO_CONNECTIONS_PER_ADDR: usize = 128;

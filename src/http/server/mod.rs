@@ -54,10 +54,16 @@ pub struct ServerBuilder {
     endpoint: Endpoint,
     fallback: Option<Arc<dyn Handler>>,
     limits: ServerLimits,
+    /// The limits that were set one by one. They take precedence over the others, in whatever order the calls
+    /// come.
+    changes: Vec<LimitChange>,
+    is_shared_with_go: bool,
     peers: Arc<dyn KnownPeers>,
     /// Keeps the pool's picker registered until the server has stopped.
     registration: Arc<PickerGuard>,
 }
+
+type LimitChange = Box<dyn FnOnce(&mut ServerLimits) + Send + Sync>;
 
 impl ServerBuilder {
     /// A server for the groups of `endpoint`, with a share of the connections for `peers`.
@@ -65,14 +71,34 @@ impl ServerBuilder {
         endpoint: Endpoint,
         peers: Arc<dyn KnownPeers>,
         registration: Arc<PickerGuard>,
+        is_shared_with_go: bool,
     ) -> Self {
         ServerBuilder {
             endpoint,
             fallback: None,
             limits: ServerLimits::default(),
+            changes: Vec::new(),
+            is_shared_with_go,
             peers,
             registration,
         }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut ServerLimits) + Send + Sync + 'static) -> Self {
+        self.changes.push(Box::new(change));
+        self
+    }
+
+    /// The limits by all calls.
+    fn limits_of_all(&mut self) -> ServerLimits {
+        let mut limits = self.limits.clone();
+        if self.is_shared_with_go {
+            limits.max_connections_per_addr *= GO_CONNECTIONS;
+        }
+        for change in self.changes.drain(..) {
+            change(&mut limits);
+        }
+        limits
     }
 
     /// The handler of requests outside the base path. By default they are answered with 404.
@@ -81,9 +107,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets all limits at once, such as [`ServerLimits::small`] for a small board. So also
-    /// [`max_connections_per_addr`](Self::max_connections_per_addr), which is higher under the presets of Go
-    /// programs: set it again afterwards.
+    /// Sets all limits at once, such as [`ServerLimits::small`] for a small board. Those that are set one by
+    /// one, before or after this, take precedence.
     pub fn limits(mut self, limits: ServerLimits) -> Self {
         self.limits = limits;
         self
@@ -103,22 +128,21 @@ impl ServerBuilder {
     /// peer's; a stranger's new connection never closes one of a peer. A connection counts as idle also
     /// while the body of a request arrives, and at once if the client has left while its request waits for a
     /// load. If none has been idle for 100 ms, the new one is answered with 503 and closed.
-    pub fn max_connections(mut self, count: usize) -> Self {
-        self.limits.max_connections = count;
-        self
+    pub fn max_connections(self, count: usize) -> Self {
+        self.with(move |limits| limits.max_connections = count)
     }
 
-    /// The most connections from one IP address. Default: 32; 128 for a pool with the preset of a
-    /// Go program, whose client opens a connection for each concurrent request.
+    /// The most connections from one IP address. Default: 32, and 16 with [`ServerLimits::small`]; four times
+    /// as many for a pool with the preset of a Go program, whose client opens a connection for each concurrent
+    /// request.
     ///
     /// An address of several peers of the pool's list may have as many for each. At the limit, the
     /// connection of this address that has been idle longest is closed; if there is none, the new one
     /// is answered with 503 and closed. Connections from loopback addresses are limited by
     /// [`max_connections`](Self::max_connections) alone: they come from a proxy with many clients, or
     /// from programs on this machine. Raise the limit if many clients share one address.
-    pub fn max_connections_per_addr(mut self, count: usize) -> Self {
-        self.limits.max_connections_per_addr = count;
-        self
+    pub fn max_connections_per_addr(self, count: usize) -> Self {
+        self.with(move |limits| limits.max_connections_per_addr = count)
     }
 
     /// The longest time that a request waits for a load. Default: 30 s, as long as a client of larder
@@ -131,9 +155,8 @@ impl ServerBuilder {
     /// key, and no connection. A request whose client has
     /// left is given up within a second. The time of a [`fallback`](Self::fallback) handler is not
     /// limited.
-    pub fn max_request_time(mut self, time: Duration) -> Self {
-        self.limits.max_request_time = time;
-        self
+    pub fn max_request_time(self, time: Duration) -> Self {
+        self.with(move |limits| limits.max_request_time = time)
     }
 
     /// The most loads of clients of one IP address that still run although the client has not waited
@@ -143,18 +166,16 @@ impl ServerBuilder {
     /// [`Overloaded`](crate::ErrorKind::Overloaded). Cached values are served all the same, and so are
     /// loads that run already. The limit does not apply to the addresses of peers in the pool's list,
     /// which give up when a load takes longer than their time-out, and ask again.
-    pub fn max_abandoned_loads(mut self, count: usize) -> Self {
-        self.limits.max_abandoned_loads = count;
-        self
+    pub fn max_abandoned_loads(self, count: usize) -> Self {
+        self.with(move |limits| limits.max_abandoned_loads = count)
     }
 
     /// The most bytes of a request's head: request line and headers. Default: 8 KiB, at least 1 KiB.
     ///
     /// A longer one is answered with 431. A key is sent escaped, which can triple its length. A head
     /// also has at most 64 header fields.
-    pub fn max_head_size(mut self, bytes: usize) -> Self {
-        self.limits.max_head_size = bytes;
-        self
+    pub fn max_head_size(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.max_head_size = bytes)
     }
 
     /// The most bytes of a request's body. Default: 1 MiB.
@@ -164,34 +185,30 @@ impl ServerBuilder {
     /// [`max_value_size`](super::HttpPoolBuilder::max_value_size) in addition. A longer body is answered with
     /// 413, before any of it is read. Memory is taken as the bytes of a body arrive, not when they are
     /// announced.
-    pub fn max_body_size(mut self, bytes: usize) -> Self {
-        self.limits.max_body_size = bytes;
-        self
+    pub fn max_body_size(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.max_body_size = bytes)
     }
 
     /// The time a head may take, from its first byte to its last; on a new connection, from the
     /// accept. Default: 5 s.
     ///
     /// A slower one is answered with 408. A new connection that sends nothing is closed.
-    pub fn head_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.head_timeout = timeout;
-        self
+    pub fn head_timeout(self, timeout: Duration) -> Self {
+        self.with(move |limits| limits.head_timeout = timeout)
     }
 
     /// The time a body may take, from the end of the head to its last byte. Default: 5 s.
     ///
     /// A slower one is answered with 408.
-    pub fn body_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.body_timeout = timeout;
-        self
+    pub fn body_timeout(self, timeout: Duration) -> Self {
+        self.with(move |limits| limits.body_timeout = timeout)
     }
 
     /// The time a client may take to receive one response. Default: 30 s.
     ///
     /// The connection of a slower client is reset.
-    pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write_timeout = timeout;
-        self
+    pub fn write_timeout(self, timeout: Duration) -> Self {
+        self.with(move |limits| limits.write_timeout = timeout)
     }
 
     /// The bytes in a second that a client has to read of a response. Default: 16 KiB; 0 switches the
@@ -200,9 +217,8 @@ impl ServerBuilder {
     /// The check is made each second, and a client may be 5 s behind. The connection of a slower client
     /// is reset, so that the system frees what was not sent. So is a connection whose client has had no
     /// room for sent bytes for 8 s (on Linux).
-    pub fn min_write_rate(mut self, bytes_per_second: usize) -> Self {
-        self.limits.min_write_rate = bytes_per_second;
-        self
+    pub fn min_write_rate(self, bytes_per_second: usize) -> Self {
+        self.with(move |limits| limits.min_write_rate = bytes_per_second)
     }
 
     /// The size of the buffers, one to send and one to receive, that the system keeps for a connection,
@@ -211,9 +227,8 @@ impl ServerBuilder {
     /// It bounds what clients that read nothing can hold: the system's own limit is over 1 MiB a
     /// connection. A response is sent at most this fast for each round trip: 64 MB/s at 1 ms. Raise it
     /// for large values and distant clients.
-    pub fn socket_buffer_size(mut self, bytes: usize) -> Self {
-        self.limits.socket_buffer_size = bytes;
-        self
+    pub fn socket_buffer_size(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.socket_buffer_size = bytes)
     }
 
     /// The size of the send buffer that the system keeps for a connection of a known peer, in bytes, once a
@@ -222,18 +237,16 @@ impl ServerBuilder {
     ///
     /// With a small buffer, the threads of server and client wake each other up for each part of a long
     /// value.
-    pub fn peer_buffer_size(mut self, bytes: usize) -> Self {
-        self.limits.peer_buffer_size = bytes;
-        self
+    pub fn peer_buffer_size(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.peer_buffer_size = bytes)
     }
 
     /// How long a connection is kept open between two requests. Default: 60 s.
     ///
     /// Keep it longer than clients keep their idle connections, so that the clients close them first.
     /// Clients of larder do so after 15 s.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.idle_timeout = timeout;
-        self
+    pub fn idle_timeout(self, timeout: Duration) -> Self {
+        self.with(move |limits| limits.idle_timeout = timeout)
     }
 
     /// The stack of each connection's thread, in bytes. Default: 512 KiB, at least 64 KiB.
@@ -242,9 +255,8 @@ impl ServerBuilder {
     /// server itself needs less than 32 KiB. A stack reserves address space: only the pages that were
     /// used take memory, so the default costs no more than a smaller one. 128 KiB are enough for simple
     /// handlers if address space is scarce or all memory is locked.
-    pub fn stack_size(mut self, bytes: usize) -> Self {
-        self.limits.stack_size = bytes;
-        self
+    pub fn stack_size(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.stack_size = bytes)
     }
 
     /// The most bytes of responses that are under way, over all connections. Default: 1 GiB.
@@ -255,9 +267,8 @@ impl ServerBuilder {
     /// of the pool's list take half of the bytes at most. A longer response is sent alone. Responses of
     /// up to 4 KiB do not count, and those of a [`fallback`](Self::fallback) are not made again: one that
     /// does not fit is answered with 503 at once.
-    pub fn max_response_bytes(mut self, bytes: usize) -> Self {
-        self.limits.max_response_bytes = bytes;
-        self
+    pub fn max_response_bytes(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.max_response_bytes = bytes)
     }
 
     /// The most bytes of request bodies that have arrived and are not answered, over all connections.
@@ -266,9 +277,8 @@ impl ServerBuilder {
     /// A body for which there is no room, or no memory, is answered with 503. Clients other than the peers
     /// of the pool's list take half of the bytes at most. A body that arrives together with its head does
     /// not count.
-    pub fn max_body_bytes(mut self, bytes: usize) -> Self {
-        self.limits.max_body_bytes = bytes;
-        self
+    pub fn max_body_bytes(self, bytes: usize) -> Self {
+        self.with(move |limits| limits.max_body_bytes = bytes)
     }
 
     /// The most arenas of glibc's malloc, for the whole process. 0, the default, leaves them as they are:
@@ -277,9 +287,8 @@ impl ServerBuilder {
     /// Each arena keeps memory that its threads have freed, up to twice the longest value. It is set when
     /// the server starts; arenas that exist by then stay. With few arenas, threads wait for each other
     /// when they allocate.
-    pub fn malloc_arenas(mut self, count: usize) -> Self {
-        self.limits.malloc_arenas = count;
-        self
+    pub fn malloc_arenas(self, count: usize) -> Self {
+        self.with(move |limits| limits.malloc_arenas = count)
     }
 
     /// Listens on `addr` and serves; port 0 lets the system choose one.
@@ -309,25 +318,26 @@ impl ServerBuilder {
     /// # Errors
     ///
     /// As [`bind`](Self::bind).
-    pub fn serve_listener(self, listener: TcpListener) -> Result<Server> {
-        self.limits.check()?;
+    pub fn serve_listener(mut self, listener: TcpListener) -> Result<Server> {
+        let limits = self.limits_of_all();
+        limits.check()?;
         let setup = || {
             listener.set_nonblocking(false)?;
-            prepare(&listener, self.limits.socket_options())?;
+            prepare(&listener, limits.socket_options())?;
             let addr = listener.local_addr()?;
             Ok((addr, Waker::new(&listener, addr)?))
         };
         let (local_addr, waker) =
             setup().map_err(|e| failed("cannot set up the listening socket", e))?;
-        malloc_arenas::bound(self.limits.malloc_arenas);
+        malloc_arenas::bound(limits.malloc_arenas);
         let service = Arc::new(Service {
             endpoint: self.endpoint,
             fallback: self.fallback,
             peers: self.peers,
-            abandoned: AbandonedLoads::new(self.limits.max_abandoned_loads),
-            response_bytes: ByteBudget::new(self.limits.max_response_bytes),
-            body_bytes: ByteBudget::new(self.limits.max_body_bytes),
-            limits: self.limits,
+            abandoned: AbandonedLoads::new(limits.max_abandoned_loads),
+            response_bytes: ByteBudget::new(limits.max_response_bytes),
+            body_bytes: ByteBudget::new(limits.max_body_bytes),
+            limits,
             connections: Arc::new(Connections::default()),
         });
         let accept = {
@@ -489,12 +499,44 @@ const AFTER_CUT: Duration = Duration::from_millis(250);
 /// The longest time-out of a shutdown. A day can be added to any `Instant`.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How many times more connections an address may have if it may be that of a Go program. Go's HTTP client opens a
+/// connection for each request that finds no idle one, keeps two idle ones, and has no limit of its own.
+const GO_CONNECTIONS: usize = 4;
+
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
     use super::*;
+    use crate::consistent_hash::Preset;
     use crate::group::registry::Registry;
+    use crate::http::HttpPool;
+
+    #[test]
+    fn order_of_the_calls_that_set_limits_does_not_matter() {
+        let limits = |preset, set: fn(ServerBuilder) -> ServerBuilder| {
+            let builder = HttpPool::builder("http://127.0.0.1:1").registry(&Registry::new());
+            let pool = builder.preset(preset).build().expect("a pool");
+            let limits = set(pool.server()).limits_of_all();
+            (limits.max_connections_per_addr, limits.max_body_size)
+        };
+        for (preset, default, small) in [(Preset::Larder, 32, 16), (Preset::Golang, 128, 64)] {
+            let limits = |set| limits(preset, set);
+            assert_eq!(limits(|builder| builder), (default, 1 << 20));
+            let by_one_call = limits(|builder| builder.limits(ServerLimits::small()));
+            assert_eq!(by_one_call, (small, 64 << 10));
+            let first = limits(|builder| {
+                let builder = builder.max_connections_per_addr(7).max_body_size(8);
+                builder.limits(ServerLimits::small())
+            });
+            assert_eq!(first, (7, 8));
+            let last = limits(|builder| {
+                let builder = builder.limits(ServerLimits::small());
+                builder.max_connections_per_addr(7).max_body_size(8)
+            });
+            assert_eq!(last, first);
+        }
+    }
 
     #[test]
     fn second_shutdown_waits_until_the_port_is_free() {
