@@ -1,8 +1,9 @@
-//! The keys that this node dropped lately at the request of a peer, which had applied a removal that this
-//! node may have missed.
+//! The keys that this node dropped lately: at the request of a peer, which had applied a removal that this
+//! node may have missed; or by a removal.
 //!
-//! The next value of such a key has to be newer than that removal. So it is not taken over from another
-//! owner, which may have missed the removal, too, and no copy of it is sent to a peer.
+//! In the first case, the next value of such a key has to be newer than that removal. So it is not taken over from another
+//! owner, which may have missed the removal, too, and no copy of it is sent to a peer. In the second, it is not
+//! that of a set which began before the removal.
 
 use std::array;
 use std::time::Duration;
@@ -11,8 +12,8 @@ use crate::clock::{Clock, Tick};
 use crate::store::KeyHash;
 use crate::sync::plain_atomic::{AtomicU64, Ordering::SeqCst};
 
-/// Keys share places by their hashes. A place has the time, as of [`Tick::nanos`], until which its keys are
-/// not taken over.
+/// Keys share places by their hashes. A place has the time, as of [`Tick::nanos`], until which its keys were
+/// dropped lately.
 pub(super) struct DroppedKeys([AtomicU64; PLACES]);
 
 const PLACES: usize = 64;
@@ -26,6 +27,14 @@ impl DroppedKeys {
     pub(super) fn note(&self, hash: KeyHash, now: Tick) {
         self.place(hash)
             .fetch_max(now.after(LONGEST_REMOVAL).nanos(), SeqCst);
+    }
+
+    /// Notes all keys.
+    pub(super) fn note_all(&self, now: Tick) {
+        let until = now.after(LONGEST_REMOVAL).nanos();
+        for place in &self.0 {
+            place.fetch_max(until, SeqCst);
+        }
     }
 
     /// Reads the clock only if a key of the same place was ever dropped.

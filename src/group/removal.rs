@@ -140,6 +140,7 @@ impl Group {
                 let now = self.inner.store.clock().now();
                 removals.dropped.note(self.inner.store.hash(key), now);
             }
+            self.inner.note_removed(key);
             panic.catch(|| drop(self.inner.remove_here(key, count)));
         }
         removals.finish(count);
@@ -178,6 +179,7 @@ impl Inner {
         let requests = by_request(keys).map(|keys| {
             let (removal_id, count) = self.removals.begin();
             for key in keys {
+                self.note_removed(key);
                 panic.catch(|| drop(self.remove_here(key, count)));
             }
             self.removals.finish(count);
@@ -187,6 +189,12 @@ impl Inner {
         let by = self.broadcast_removals(ctx, &self.all_peers(keys), requests);
         panic.resume();
         self.confirmed(by, 0)
+    }
+
+    /// Notes the removal of a key, before it is dropped: no set that began before is kept.
+    fn note_removed(&self, key: &str) {
+        let hash = self.store.hash(key);
+        self.removals.note_removed(hash, self.store.clock());
     }
 
     pub(super) fn removal_request(
@@ -300,6 +308,7 @@ impl Inner {
     fn clear_unswept(&self, count: Counted) -> ClearedEntries {
         let change_guard = self.removals.begin_change();
         let clock = self.store.clock();
+        self.removals.note_all_removed(clock);
         self.removals.advance(ALL_KEYS, "", count, clock);
         let cleared = self.take_all();
         drop(change_guard);

@@ -17,10 +17,12 @@ use std::time::Duration;
 
 use fnv::FnvHasher;
 
+use super::LoadKey;
 use super::applied::{AppliedRemovals, RemovalNumbers};
 use super::dropped_keys::DroppedKeys;
 use crate::clock::{Clock, Tick};
 use crate::random::{self, mix};
+use crate::store::KeyHash;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -44,6 +46,8 @@ pub(super) struct RemovalClocks {
     /// Whether a clock was ever changed.
     is_used: AtomicBool,
     pub(super) dropped: DroppedKeys,
+    /// The keys that were removed lately, and not by a set.
+    removed: DroppedKeys,
 }
 
 /// The number of clocks. Few under loom, which allocates each.
@@ -156,6 +160,7 @@ impl RemovalClocks {
             changes: AtomicUsize::new(0),
             is_used: AtomicBool::new(false),
             dropped: DroppedKeys::new(),
+            removed: DroppedKeys::new(),
         }
     }
 
@@ -317,6 +322,27 @@ impl RemovalClocks {
         let removals = removals.into_iter().filter(|last| !last.is_none());
         let age = removals.map(|last| last.age(now).saturating_sub(1)).min()?;
         Some(Duration::from_millis(age.into()))
+    }
+
+    /// The stamp of a key for a set that begins now.
+    pub(super) fn stamp_of(&self, key: &str) -> u64 {
+        self.stamp(KeyStripe::of(key)).into()
+    }
+
+    /// Notes the removal of a key, before it is dropped.
+    pub(super) fn note_removed(&self, hash: KeyHash, clock: &Clock) {
+        self.removed.note(hash, clock.now());
+    }
+
+    /// Notes the removal of all keys.
+    pub(super) fn note_all_removed(&self, clock: &Clock) {
+        self.removed.note_all(clock.now());
+    }
+
+    /// Whether a key may have been removed since a set of it began with this stamp. Two sets do not matter:
+    /// the owner orders them.
+    pub(super) fn may_be_outdated(&self, key: &LoadKey<'_>, stamp: u64, clock: &Clock) -> bool {
+        stamp != self.stamp_of(key.key) && self.removed.may_contain(key.hash, clock)
     }
 
     fn stamp(&self, stripe: KeyStripe) -> u32 {

@@ -53,7 +53,8 @@ impl Group {
     ///
     /// No get that begins after `Ok` returns an older value, in any process. The owner orders the sets
     /// of a key: of two concurrent ones, all processes see the same one last. A process that did not
-    /// ask for the value does not get it.
+    /// ask for the value does not get it. If the key is removed while this call is under way, the value may not
+    /// be cached: it may be older than the removal.
     ///
     /// The owner is that of the list of peers, also while it is down or
     /// [absent](crate::http::HttpPoolBuilder::absent_after): then the call fails.
@@ -97,17 +98,18 @@ impl Group {
             return Err(ended);
         }
         inner.check_entry(key, &value)?;
+        let stamp = inner.removals.stamp_of(key);
         // Before the removal begins: a picker that panics would leave it under way.
         let owner = inner.peers.owner(&inner.name, key);
         let (removal_id, count) = inner.removals.begin();
         let mut panic = FirstPanic::default();
         match &owner {
-            None => panic.catch(|| inner.set_here(key, value, options.ttl, count)),
+            None => panic.catch(|| inner.set_here(key, value, options.ttl, count, Some(stamp))),
             Some(owner) => {
                 // Without a result if the program's transport panics.
                 let mut set = None;
                 panic.catch(|| {
-                    set = Some(inner.set_at(ctx, owner, key, value, options, removal_id));
+                    set = Some(inner.set_at(ctx, owner, key, value, options, (removal_id, stamp)));
                 });
                 if !matches!(set, Some(Ok(()))) {
                     // The number would be missing for ever.
@@ -154,7 +156,7 @@ impl Group {
         let count = inner.removals.admit(request.removal_id);
         let mut panic = FirstPanic::default();
         match owner {
-            None => panic.catch(|| inner.set_here(key, value.into(), ttl, count)),
+            None => panic.catch(|| inner.set_here(key, value.into(), ttl, count, request.removals)),
             Some(_) => panic.catch(|| drop(inner.remove_here(key, count))),
         }
         inner.removals.finish(count);
@@ -172,7 +174,7 @@ impl Inner {
         key: &str,
         value: ByteView,
         options: SetOptions,
-        removal_id: u64,
+        (removal_id, stamp): (u64, u64),
     ) -> Result<()> {
         let ttl_nanos = options.ttl.map(saturating_nanos);
         let now = self.store.clock().unix_nanos();
@@ -185,6 +187,7 @@ impl Inner {
                 expire: ttl_nanos.map(|ttl| now.saturating_add_unsigned(ttl)),
                 ttl_nanos,
                 removal_id: Some(removal_id),
+                removals: Some(stamp),
             };
             peer.set(ctx, &request)
         };
@@ -212,7 +215,22 @@ impl Inner {
 
     /// Replaces the value of a key that this process owns. The values of loads under way are not
     /// cached.
-    fn set_here(&self, key: &str, mut value: ByteView, ttl: Option<Duration>, counted: Counted) {
+    ///
+    /// If a removal of the key came after the set began, with this stamp, the value may be older than the
+    /// removal. Then it is not cached either, and the next get loads the key. Otherwise a set that takes longer
+    /// than a removal would bring an old value back:
+    ///
+    /// 1. The source gets a value, and A begins to set it. The request takes long.
+    /// 2. The source gets another value. B removes the key at all nodes, and the removal returns.
+    /// 3. The request of A reaches the owner.
+    fn set_here(
+        &self,
+        key: &str,
+        mut value: ByteView,
+        ttl: Option<Duration>,
+        counted: Counted,
+        stamp: Option<u64>,
+    ) {
         let hash = self.store.hash(key);
         let clock = self.store.clock();
         let lifetime = self.lifetime_of_set(ttl);
@@ -237,8 +255,16 @@ impl Inner {
             loaded_at: Generation::default(),
             is_forgotten: &|| false,
         };
-        self.end_old_value(&LoadKey { hash, key }, counted, |note| {
-            self.store.set(new, &mut evicted, note);
+        let key = LoadKey { hash, key };
+        self.end_old_value(&key, counted, |note| {
+            let at_removal = || {
+                let removals = &self.removals;
+                let is_outdated = |stamp| removals.may_be_outdated(&key, stamp, clock);
+                let is_current = !stamp.is_some_and(is_outdated);
+                note();
+                is_current
+            };
+            self.store.set(new, &mut evicted, at_removal);
         });
         self.notify_and_drop(&mut evicted);
     }

@@ -217,6 +217,7 @@ pub struct SetRequest<'a> {
     pub expire: Option<i64>,
     pub ttl_nanos: Option<u64>,
     pub removal_id: Option<u64>,
+    pub removals: Option<u64>,
 }
 
 impl<'a> MessageRead<'a> for SetRequest<'a> {
@@ -230,6 +231,7 @@ impl<'a> MessageRead<'a> for SetRequest<'a> {
                 Ok(32) => msg.expire = Some(r.read_int64(bytes)?),
                 Ok(800) => msg.ttl_nanos = Some(r.read_uint64(bytes)?),
                 Ok(809) => msg.removal_id = Some(r.read_fixed64(bytes)?),
+                Ok(817) => msg.removals = Some(r.read_fixed64(bytes)?),
                 Ok(t) => { r.read_unknown(bytes, t)?; }
                 Err(e) => return Err(e),
             }
@@ -247,6 +249,7 @@ impl<'a> MessageWrite for SetRequest<'a> {
         + self.expire.as_ref().map_or(0, |m| 1 + sizeof_varint(*(m) as u64))
         + self.ttl_nanos.as_ref().map_or(0, |m| 2 + sizeof_varint(*(m) as u64))
         + self.removal_id.as_ref().map_or(0, |_| 2 + 8)
+        + self.removals.as_ref().map_or(0, |_| 2 + 8)
     }
 
     fn write_message<W: WriterBackend>(&self, w: &mut Writer<W>) -> Result<()> {
@@ -256,6 +259,7 @@ impl<'a> MessageWrite for SetRequest<'a> {
         if let Some(ref s) = self.expire { w.write_with_tag(32, |w| w.write_int64(*s))?; }
         if let Some(ref s) = self.ttl_nanos { w.write_with_tag(800, |w| w.write_uint64(*s))?; }
         if let Some(ref s) = self.removal_id { w.write_with_tag(809, |w| w.write_fixed64(*s))?; }
+        if let Some(ref s) = self.removals { w.write_with_tag(817, |w| w.write_fixed64(*s))?; }
         Ok(())
     }
 }

@@ -394,16 +394,17 @@ impl Store {
     }
 
     /// As [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
-    /// under way are not cached. `at_removal` runs under the shard's lock; it must take no lock.
+    /// under way are not cached. `at_removal` runs under the shard's lock; it must take no lock. It decides
+    /// whether the value is cached.
     pub(crate) fn set(
         &self,
         new: NewEntry<'_>,
         evicted: &mut EvictedEntries,
-        at_removal: impl FnOnce(),
+        at_removal: impl FnOnce() -> bool,
     ) {
         self.insert_into(new, evicted, |shard, new, update| {
-            at_removal();
-            shard.set(new, update)
+            let is_kept = at_removal();
+            shard.set(new, is_kept, update)
         });
     }
 

@@ -161,9 +161,18 @@ impl Shard {
     }
 
     /// As [`insert`](Self::insert), for a value that does not come from a load. The values of loads
-    /// under way are not cached.
-    pub(super) fn set(&mut self, new: &NewEntry<'_>, update: &mut Update<'_>) -> Insertion {
+    /// under way are not cached. If this one is not kept, the old one is removed all the same.
+    pub(super) fn set(
+        &mut self,
+        new: &NewEntry<'_>,
+        is_kept: bool,
+        update: &mut Update<'_>,
+    ) -> Insertion {
         self.generations.advance(new.hash);
+        if !is_kept {
+            self.replace(new, update);
+            return Insertion::ENDED;
+        }
         self.put(new, update)
     }
 

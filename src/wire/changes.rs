@@ -102,13 +102,14 @@ pub(crate) fn decode_table(body: &[u8]) -> Result<RemovalTable<'_>, String> {
     message.map_err(|error| error.to_string())
 }
 
-const SET_FIELDS: [FieldType; 6] = [
+const SET_FIELDS: [FieldType; 7] = [
     (1, LEN),
     (2, LEN),
     (3, LEN),
     (4, VARINT),
     (100, VARINT),
     (101, I64),
+    (102, I64),
 ];
 const CLEAR_FIELDS: [FieldType; 2] = [(1, LEN), (100, I64)];
 const DROP_FIELDS: [FieldType; 4] = [(1, LEN), (2, LEN), (100, I64), (101, LEN)];

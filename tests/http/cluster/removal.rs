@@ -1,11 +1,13 @@
 //! Tests removals, sets and clears in a cluster of three nodes.
 
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server, TransportRequest};
+use larder::http::{
+    HttpClient, HttpPool, HttpPoolBuilder, Server, Transport, TransportRequest, TransportResponse,
+};
 use larder::{Context, ErrorKind, Group, Peer, Registry, SetOptions, Sink};
 
 use super::{PATIENCE, count_requests};
@@ -392,6 +394,87 @@ fn change_that_reaches_another_node_than_its_own_is_not_confirmed() {
                 .group
                 .remove(&background(), "key")
                 .unwrap_or_else(|error| panic!("{client:?}: {error}"));
+        }
+    }
+}
+
+/// Holds each set until it is released.
+struct HeldSets {
+    inner: Arc<dyn Transport>,
+    held: Arc<Barrier>,
+}
+
+impl Transport for HeldSets {
+    fn round_trip(
+        &self,
+        ctx: &Context,
+        request: TransportRequest<'_>,
+    ) -> larder::Result<TransportResponse> {
+        if request.method() == "PUT" {
+            self.held.wait();
+            self.held.wait();
+        }
+        self.inner.round_trip(ctx, request)
+    }
+}
+
+/// The value of the set may be older than the removal, whichever call ends first.
+#[test]
+fn set_under_way_during_a_removal_does_not_bring_its_value_back() {
+    let held = Arc::new(Barrier::new(2));
+    let (nodes, version) = cluster(|builder| {
+        let held = held.clone();
+        builder.transport(move |_, inner| {
+            let held = held.clone();
+            Arc::new(HeldSets { inner, held })
+        })
+    });
+    let owner = |key: &str| {
+        nodes
+            .iter()
+            .position(|node| Some(node.pool.self_url()) == node.pool.owner(key).as_deref())
+    };
+    type Remove = dyn Fn(&Group, &str) -> larder::Result<()>;
+    let removals: [&Remove; 3] = [
+        &|group, key| group.remove(&background(), key),
+        &|group, key| group.remove_many(&background(), &[key, "other"]),
+        &|group, _| group.clear(&background()),
+    ];
+    for (n, remove) in removals.iter().enumerate() {
+        for remover in 0..3 {
+            let key = format!("{n} {remover}");
+            let setter = (owner(&key).expect("an owner") + 1) % 3;
+            let now = version.fetch_add(1, Ordering::SeqCst) + 1;
+            std::thread::scope(|scope| {
+                let set = || {
+                    nodes[setter]
+                        .group
+                        .set(&background(), &key, "old", SetOptions::new())
+                };
+                let set = scope.spawn(set);
+                held.wait();
+                version.fetch_add(1, Ordering::SeqCst);
+                remove(&nodes[remover].group, &key).expect("all nodes are there");
+                held.wait();
+                set.join()
+                    .expect("no panic")
+                    .expect("the owner has applied it");
+            });
+            for node in &nodes {
+                let value = node.group.get(&key).expect("a value");
+                assert_eq!(value, format!("{key} {}", now + 1), "{n}, {remover}");
+            }
+            // A set that begins after the removal is kept.
+            std::thread::scope(|scope| {
+                scope.spawn(|| (held.wait(), held.wait()));
+                nodes[setter]
+                    .group
+                    .set(&background(), &key, "new", SetOptions::new())
+                    .expect("the owner is there");
+            });
+            for node in &nodes {
+                assert_eq!(node.group.get(&key).expect("a value"), "new");
+            }
         }
     }
 }
