@@ -63,6 +63,18 @@ pub(crate) fn spawn(
     thread::Builder::new().name(name.into()).spawn(run)
 }
 
+/// Waits until a condition holds, for 20 s at most.
+#[cfg(all(test, not(larder_loom)))]
+#[track_caller]
+pub(crate) fn eventually(condition: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        let waited = start.elapsed();
+        assert!(waited.as_secs() < 20, "the condition is not met");
+        std::thread::yield_now();
+    }
+}
+
 /// Starts a thread of std, also under loom.
 pub(crate) fn spawn_plain(
     name: &str,

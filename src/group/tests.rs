@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::{Error, ErrorKind};
+pub(super) use crate::sync::eventually;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,14 +79,6 @@ fn dead_peer() -> PickerSlot {
     slot.register(Pickers::One(Arc::new(Dead)))
         .expect("the slot is empty");
     slot
-}
-
-pub(super) fn eventually(condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "the condition is not met");
-        thread::yield_now();
-    }
 }
 
 type Caller = thread::JoinHandle<thread::Result<Result<ByteView>>>;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::sync::eventually;
 
 /// A deadline that no test reaches, the earlier the smaller `n` is.
 fn by(n: u64) -> Urgency {
@@ -107,9 +108,7 @@ fn cancelled_load_stops_waiting() {
             let mut queued = permits.queue(LoadClass::Own, by(1));
             queued.wait(until, &ctx).is_some()
         });
-        while permits.usage().1 == 0 {
-            thread::yield_now();
-        }
+        eventually(|| permits.usage().1 > 0);
         canceller.cancel();
         assert!(!waiting.join().expect("no panic"));
     });

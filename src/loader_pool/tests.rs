@@ -23,13 +23,12 @@ fn waiting(share: &LoaderShare) -> usize {
     share.set.0.pool.state.lock().waiting.len()
 }
 
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(20),
-            "not in time: {what}"
-        );
+        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
         thread::yield_now();
     }
 }
@@ -40,7 +39,7 @@ fn held(pool: &LoaderShare, job_for: JobFor) -> (Result<()>, mpsc::Receiver<()>,
     let (end, end_signal) = mpsc::channel();
     let submitted = pool.submit(job_for, move |_busy| {
         let _ = began.send(());
-        let _ = end_signal.recv();
+        let _ = end_signal.recv_timeout(PATIENCE);
     });
     (submitted, has_begun, end)
 }
@@ -50,7 +49,7 @@ fn job_is_refused_at_once_when_all_threads_are_busy() {
     let pool = share(2);
     let jobs = [held(&pool, JobFor::Own), held(&pool, JobFor::Own)];
     jobs.iter()
-        .for_each(|(_, begun, _)| begun.recv().expect("it runs"));
+        .for_each(|(_, begun, _)| begun.recv_timeout(PATIENCE).expect("it runs"));
     let (refused, ..) = held(&pool, JobFor::Own);
     assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
 }
@@ -65,7 +64,7 @@ fn job_of_a_client_waits_for_a_thread_until_its_time() {
     let pool = share(2);
     let (first, begun, end) = held(&pool, client());
     first.expect("a thread is idle");
-    begun.recv().expect("it runs");
+    begun.recv_timeout(PATIENCE).expect("it runs");
     let soon = JobFor::Client(None, Instant::now() + Duration::from_millis(20));
     let (refused, ..) = held(&pool, soon);
     assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
@@ -75,7 +74,7 @@ fn job_of_a_client_waits_for_a_thread_until_its_time() {
                 let until = Instant::now() + Duration::from_secs(20);
                 let (submitted, begun, _end) = held(&pool, JobFor::Client(None, until));
                 submitted.expect("a thread in time");
-                begun.recv().expect("it runs");
+                begun.recv_timeout(PATIENCE).expect("it runs");
             })
         });
         wait_until("both wait", || waiting(&pool) == waiters.len());
@@ -92,9 +91,9 @@ fn clients_leave_half_of_the_threads_to_own_callers() {
     assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Overloaded));
     let (own, begun, _end) = held(&pool, JobFor::Own);
     own.expect("a thread is left");
-    begun.recv().expect("it runs");
+    begun.recv_timeout(PATIENCE).expect("it runs");
     let [(_, begun, end), _kept] = clients;
-    begun.recv().expect("it runs");
+    begun.recv_timeout(PATIENCE).expect("it runs");
     drop(end);
     wait_until("a thread is left", || held(&pool, client()).0.is_ok());
 }
@@ -121,12 +120,14 @@ fn job_does_not_wait_for_a_thread_that_drops() {
         rest
     });
     submitted.expect("a thread is idle");
-    has_begun.recv().expect("it runs");
+    has_begun.recv_timeout(PATIENCE).expect("it runs");
     let submitted = pool.submit(JobFor::Own, move |_busy| {
         let _ = signal.send(());
     });
     submitted.expect("a thread is idle");
-    is_dropped.recv().expect("the second job ran");
+    is_dropped
+        .recv_timeout(PATIENCE)
+        .expect("the second job ran");
 }
 
 /// The second job is sent to the thread of the first one before that one begins to drop.
@@ -150,7 +151,9 @@ fn job_of_a_thread_that_begins_to_drop_gets_another_thread() {
             rest
         });
         submitted.expect("a thread is idle");
-        is_dropped.recv().expect("the second job ran");
+        is_dropped
+            .recv_timeout(PATIENCE)
+            .expect("the second job ran");
     }
 }
 
@@ -193,7 +196,7 @@ fn drop_after_a_job_may_wait_for_another_job() {
             rest
         });
         submitted.expect("a thread is idle");
-        wait.recv().expect("it is dropped");
+        wait.recv_timeout(PATIENCE).expect("it is dropped");
         wait_until("the drop has ended", || ending(&pool) == 0);
     }
     assert_eq!(live(&pool), 2);
@@ -211,7 +214,7 @@ fn thread_is_idle_before_its_job_publishes() {
                 let _ = done.send(thread::current().id());
             })
             .expect("the thread is idle");
-            wait.recv().expect("it ran")
+            wait.recv_timeout(PATIENCE).expect("it ran")
         })
         .collect();
     assert_eq!(ids.len(), 1);
@@ -227,7 +230,7 @@ fn idle_threads_end_and_new_jobs_still_run() {
             let _ = done.send(());
         })
         .expect("not all threads are busy");
-        wait.recv().expect("it ran");
+        wait.recv_timeout(PATIENCE).expect("it ran");
         // The next job comes before, while or after the thread ends.
         wait_until("a thread has ended", || live(&pool) <= 3);
     }
@@ -244,7 +247,7 @@ fn idle_threads_end_with_their_pool() {
         let _ = done.send(());
     });
     submitted.expect("a thread is idle");
-    wait.recv().expect("it ran");
+    wait.recv_timeout(PATIENCE).expect("it ran");
     drop((pool, share));
     wait_until("the thread has ended", || {
         shared.state.lock().sets[0].live == 0
@@ -267,7 +270,7 @@ fn panicking_job_frees_its_thread() {
         });
         submitted.is_ok()
     });
-    wait.recv().expect("it ran");
+    wait.recv_timeout(PATIENCE).expect("it ran");
 }
 
 /// Starts jobs that go on until their handles are dropped, until one is refused.
@@ -275,7 +278,7 @@ fn fill(share: &LoaderShare, job_for: fn() -> JobFor) -> Vec<mpsc::Sender<()>> {
     let jobs = std::iter::from_fn(|| {
         let (submitted, begun, end) = held(share, job_for());
         submitted.ok()?;
-        begun.recv().expect("it runs");
+        begun.recv_timeout(PATIENCE).expect("it runs");
         Some(end)
     });
     jobs.collect()
@@ -339,7 +342,7 @@ fn groups_share_threads_with_stacks_of_the_same_size() {
             let _ = done.send(thread::current().id());
         });
         submitted.expect("a thread is left");
-        wait.recv().expect("it ran")
+        wait.recv_timeout(PATIENCE).expect("it ran")
     };
     let small = Some(256 << 10);
     let ids = [None, None, small, None, small].map(run);

@@ -14,6 +14,9 @@ use larder::{Group, HotAdmission, getter_fn};
 
 use crate::process::MARK;
 
+/// The longest wait for calls. A slow machine needs a few seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 pub const KEYS: u64 = 150;
 pub const CALLERS: u64 = 3;
 
@@ -136,8 +139,11 @@ impl Callers {
     /// Waits for `calls` calls. Returns the numbers of [`Counts`] in their order.
     fn report(&self, group: &Group, calls: u64) -> String {
         let counts = self.counts.lock().expect("no panic");
-        let counts = self.counted.wait_while(counts, |counts| counts[0] < calls);
-        let [calls, errors, wrong] = *counts.expect("no panic");
+        let is_short = |counts: &mut [u64; 3]| counts[0] < calls;
+        let waited = self.counted.wait_timeout_while(counts, PATIENCE, is_short);
+        let (counts, waited) = waited.expect("no panic");
+        assert!(!waited.timed_out(), "{} of {calls} calls", counts[0]);
+        let [calls, errors, wrong] = *counts;
         let stats = group.stats();
         format!(
             "{calls} {errors} {wrong} {} {} {} {}",

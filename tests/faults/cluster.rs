@@ -188,14 +188,17 @@ pub fn wake_up_delay(threads: usize) -> Duration {
                 state.0 += 1;
                 woken_at.1.notify_all();
                 let woken = |state: &mut (usize, Option<Instant>)| state.1.is_none();
-                let state = woken_at.1.wait_while(state, woken).expect("no panic");
+                let waited = woken_at.1.wait_timeout_while(state, PATIENCE, woken);
+                let state = waited.expect("no panic").0;
                 state.1.expect("it is set").elapsed()
             })
         })
         .collect();
     let state = woken_at.0.lock().expect("no panic");
     let all_wait = |state: &mut (usize, Option<Instant>)| state.0 < threads;
-    let mut state = woken_at.1.wait_while(state, all_wait).expect("no panic");
+    let waited = woken_at.1.wait_timeout_while(state, PATIENCE, all_wait);
+    let (mut state, waited) = waited.expect("no panic");
+    assert!(!waited.timed_out(), "some threads do not start");
     state.1 = Some(Instant::now());
     drop(state);
     woken_at.1.notify_all();

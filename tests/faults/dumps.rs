@@ -7,7 +7,7 @@ use std::thread;
 use larder::{ErrorKind, Group, Registry, RestoreOptions};
 
 use crate::cluster::GROUP;
-use crate::common::millis;
+use crate::common::{eventually, millis};
 use crate::node::{load, value_of};
 use crate::process::Process;
 
@@ -56,9 +56,7 @@ fn process_that_is_killed_while_it_dumps_leaves_a_whole_dump() {
             node.ask(&format!("get large:20000:{n}"));
         }
         node.ask(&format!("dump {}", path.display()));
-        while !path.exists() {
-            thread::yield_now();
-        }
+        eventually("there is a dump", || path.exists());
         // Each round kills the process at another point of a dump.
         thread::sleep(millis(round));
         node.kill();

@@ -40,7 +40,9 @@ fn hundred_lists_in_a_row_cost_no_error_and_leave_nothing_behind() {
         assert_eq!(node.ask(&lists[1]), "ready");
         assert_eq!(node.ask("load threads=4 keys=1000 prefix=k"), "started");
     }
+    let begun = Instant::now();
     while loads(&mut nodes) < KEYS as usize {
+        assert!(begun.elapsed() < 3 * PATIENCE, "some keys are not loaded");
         thread::sleep(millis(10));
     }
     thread::sleep(millis(500));

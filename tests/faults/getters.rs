@@ -90,9 +90,7 @@ fn lateness_after_a_panic() -> Duration {
         let group = group.clone();
         move || (group.get_with(&within(PATIENCE), "key"), Instant::now())
     });
-    while runs.get() == 0 {
-        thread::yield_now();
-    }
+    eventually("the getter runs", || runs.get() > 0);
     let callers = crowd(CALLERS - 1, {
         let group = group.clone();
         move |n| match n % 2 {
@@ -101,9 +99,7 @@ fn lateness_after_a_panic() -> Duration {
         }
     });
     // All of them have missed the store. After 20 ms, most wait for the load. A later one loads anew.
-    while group.stats().gets < CALLERS as u64 {
-        thread::yield_now();
-    }
+    eventually("all call", || group.stats().gets >= CALLERS as u64);
     thread::sleep(millis(20));
     gate.open();
     let mut results = vec![leader.end()];
@@ -188,9 +184,7 @@ fn hanging_getter_costs_one_thread_a_key_and_its_callers_leave_on_time() {
             let (took, result) = timed(|| asked.get_with(&within(limit), &key));
             (kind(result), took)
         });
-        while hung.get() < KEYS as i64 {
-            thread::yield_now();
-        }
+        eventually("the getters hang", || hung.get() >= KEYS as i64);
         callers
     });
     // The pool is full: another key is refused at once, not at the deadline.
@@ -272,9 +266,7 @@ fn leader_that_times_out_does_not_fail_its_followers() {
         let key = nodes[0].key_of(&owner.url, "slow ");
         let (control, (leader, followers)) = lateness(millis(50), || {
             let leader = get_by(group, &key, millis(50));
-            while runs.get() == 0 {
-                thread::yield_now();
-            }
+            eventually("the getter runs", || runs.get() > 0);
             let followers: Vec<_> = (0..8).map(|_| get_by(group, &key, PATIENCE)).collect();
             (leader, followers)
         });

@@ -14,7 +14,7 @@ use larder::http::{HttpPool, PeerState};
 use larder::{Clock, Context, Group, HotAdmission, Registry};
 
 use crate::cluster::{Node, Setup};
-use crate::common::{PATIENCE, millis};
+use crate::common::{PATIENCE, eventually, millis};
 use crate::late_peeks::{Late, LatePeeks, only_peeks_are_posts};
 
 const KEYS: u64 = 600;
@@ -193,9 +193,7 @@ fn is_taking_over(node: &Node) -> bool {
 
 /// Waits until a node that has just started has the list of the peers that had its keys.
 fn wait_for_handoff(node: &Node) {
-    while !is_taking_over(node) {
-        thread::sleep(millis(1));
-    }
+    eventually("it has the list", || is_taking_over(node));
 }
 
 fn sees(node: &Node, url: &str, state: PeerState) -> bool {
@@ -301,8 +299,11 @@ fn list_that_flaps_costs_no_error_and_few_loads() {
             for node in &nodes[..2] {
                 node.pool.set(list).expect("good URLs");
             }
-            let end = cluster.counts.gets.load(Ordering::Relaxed) + KEYS / 4;
-            while cluster.counts.gets.load(Ordering::Relaxed) < end {
+            let gets = || cluster.counts.gets.load(Ordering::Relaxed);
+            let end = gets() + KEYS / 4;
+            let begun = Instant::now();
+            while gets() < end {
+                assert!(begun.elapsed() < 3 * PATIENCE, "the callers make no calls");
                 thread::sleep(millis(1));
             }
         }

@@ -141,7 +141,9 @@ fn panic_on_loader_thread_is_an_error() {
         let get = |key| {
             // The thread of the previous load may still be busy.
             let mut result = group.get_with(&within(PATIENCE), key);
+            let begun = std::time::Instant::now();
             while matches!(&result, Err(e) if e.kind() == ErrorKind::Overloaded) {
+                assert!(begun.elapsed() < PATIENCE, "the thread stays busy");
                 std::thread::yield_now();
                 result = group.get_with(&within(PATIENCE), key);
             }

@@ -154,7 +154,7 @@ fn thread_can_load_while_its_thread_locals_are_dropped() {
                 }
             });
             thread.join().expect("no panic");
-            assert_eq!(receive.recv(), Ok(true));
+            assert_eq!(receive.recv_timeout(PATIENCE), Ok(true));
         }
     }
 }

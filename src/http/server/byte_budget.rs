@@ -151,6 +151,7 @@ mod loom_models;
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
+    use crate::sync::eventually;
     use std::time::Duration;
 
     /// One step that ends then.
@@ -210,9 +211,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         std::thread::scope(|scope| {
             let long = scope.spawn(|| budget.wait_for(100, false, until(deadline)).map(drop));
-            while budget.used.lock().waiting[0].is_empty() {
-                std::thread::yield_now();
-            }
+            eventually(|| !budget.used.lock().waiting[0].is_empty());
             drop(first);
             assert!(budget.take(1, false).is_none(), "it waits for its turn");
             let short = scope.spawn(|| budget.wait_for(1, false, until(deadline)).map(drop));

@@ -15,6 +15,7 @@ use super::raw_server::{
     Connection, RawServer, body, failure, key_hash, key_of, keyed_body, ok, ok_with,
 };
 use super::{ask, get, pool_of, pool_with};
+use crate::server::support::eventually;
 
 /// A pool with one connection beside those for batches, so that the second of two requests is batched.
 fn crowded(url: &str, options: impl FnOnce(HttpPoolBuilder) -> HttpPoolBuilder) -> HttpPool {
@@ -155,9 +156,7 @@ fn broken_connection_does_not_fail_32_batched_callers() {
     let killed = Arc::new(AtomicUsize::new(0));
     let (came, kills) = (asking.clone(), killed.clone());
     let server = echo(move |connection| {
-        while came.load(Ordering::SeqCst) < 32 {
-            std::thread::yield_now();
-        }
+        eventually(|| came.load(Ordering::SeqCst) >= 32);
         // The pause lets the last callers join the next batch.
         std::thread::sleep(Duration::from_millis(20));
         let keys = keys_of(connection);

@@ -9,6 +9,7 @@ use larder::{Context, ErrorKind};
 
 use super::raw_server::{RawServer, body, failure, key_of, ok};
 use super::{ask, get, peer_error, pool_of, pool_with};
+use crate::server::support::eventually;
 
 #[test]
 fn requests_reuse_one_connection() {
@@ -178,7 +179,11 @@ fn bytes_that_arrive_on_an_idle_connection_are_not_taken_for_an_answer() {
             connection.read_head();
             connection.send(&ok(&body(b"A")));
             if connection.number == 0 {
-                has_returned.lock().unwrap().recv().unwrap();
+                has_returned
+                    .lock()
+                    .unwrap()
+                    .recv_timeout(Duration::from_secs(20))
+                    .unwrap();
                 connection.send(&surplus);
                 sent.send(()).unwrap();
             }
@@ -187,7 +192,7 @@ fn bytes_that_arrive_on_an_idle_connection_are_not_taken_for_an_answer() {
         let pool = pool_of(&server.url);
         assert_eq!(get(&pool, "a").unwrap().value, "A");
         returned.send(()).unwrap();
-        surplus_sent.recv().unwrap();
+        surplus_sent.recv_timeout(Duration::from_secs(20)).unwrap();
         // Nothing shows when the bytes have arrived at the client's idle socket.
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(get(&pool, "b").unwrap().value, "A");
@@ -252,9 +257,7 @@ fn caller_that_waits_for_a_connection_returns_at_its_deadline() {
         let ctx = Context::background().with_timeout(2 * limit);
         let pool = &pool;
         scope.spawn(move || ask(pool, &ctx, "a"));
-        while server.heads().is_empty() {
-            std::thread::yield_now();
-        }
+        eventually(|| !server.heads().is_empty());
         let begun = Instant::now();
         let ctx = Context::background().with_timeout(limit);
         let error = ask(pool, &ctx, "b").unwrap_err();

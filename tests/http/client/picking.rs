@@ -353,14 +353,18 @@ fn request_in_flight_succeeds_after_the_removal_of_its_peer() {
     let server = RawServer::start(move |mut connection| {
         connection.read_head();
         arrived.lock().unwrap().send(()).unwrap();
-        released.lock().unwrap().recv().unwrap();
+        released
+            .lock()
+            .unwrap()
+            .recv_timeout(Duration::from_secs(20))
+            .unwrap();
         connection.send(&ok(&body(b"late")));
         connection.wait_for_close();
     });
     let pool = pool_of(&server.url);
     thread::scope(|scope| {
         let request = scope.spawn(|| get(&pool, "k"));
-        has_arrived.recv().unwrap();
+        has_arrived.recv_timeout(Duration::from_secs(20)).unwrap();
         pool.set([pool.self_url()]).unwrap();
         release.send(()).unwrap();
         assert_eq!(request.join().unwrap().unwrap().value, "late");

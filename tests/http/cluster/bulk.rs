@@ -8,6 +8,7 @@ use larder::http::{HttpClient, HttpPool, HttpPoolBuilder, Server};
 use larder::{Context, ErrorKind, Group, Registry, Result, Sink, bulk_fn};
 
 use super::PATIENCE;
+use crate::server::support::eventually;
 
 type Calls = Arc<Mutex<Vec<Vec<String>>>>;
 
@@ -203,9 +204,7 @@ fn new_owner_takes_the_values_of_several_keys_over() {
         result.unwrap();
     }
     set(&nodes, &urls);
-    while !format!("{:?}", nodes[3].pool).contains("handoff: true") {
-        std::thread::yield_now();
-    }
+    eventually(|| format!("{:?}", nodes[3].pool).contains("handoff: true"));
     let is_moved = |key: &&String| nodes[0].pool.owner(key).as_deref() == Some(urls[3]);
     let moved: Vec<&String> = keys.iter().filter(is_moved).collect();
     let mut values = Vec::new();

@@ -7,6 +7,7 @@ use larder::http::{Transport, TransportRequest, TransportResponse};
 use larder::{Context, Peer};
 
 use super::{Node, PATIENCE, total_loads};
+use crate::server::support::eventually;
 
 const KEYS: usize = 400;
 
@@ -50,9 +51,7 @@ fn new_nodes_take_values_over_from_previous_owners_and_give_them_back() {
     // The new nodes get their first list. A thread of each fetches the previous one.
     set_all(&nodes, &urls);
     for node in &nodes[3..] {
-        while !format!("{:?}", node.pool).contains("handoff: true") {
-            std::thread::yield_now();
-        }
+        eventually(|| format!("{:?}", node.pool).contains("handoff: true"));
     }
     get_at_owners(&nodes);
     // On a busy machine, an answer can come too late. Then the getter runs.

@@ -22,6 +22,8 @@ use larder::http::{
 };
 use larder::{BoxError, Context, Error, ErrorKind, Group, Registry, Sink};
 
+use crate::server::support::eventually;
+
 struct Node {
     pool: HttpPool,
     group: Group,
@@ -208,9 +210,7 @@ fn slow_load_does_not_delay_requests_for_cached_keys() {
     let release = nodes[1].hold.lock().unwrap();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| nodes[0].group.get(&slow));
-        while nodes[1].loads() < cached.len() + 1 {
-            std::thread::yield_now();
-        }
+        eventually(|| nodes[1].loads() > cached.len());
         std::thread::scope(|scope| {
             for part in cached.chunks(25) {
                 let asking = &nodes[0].group;

@@ -61,7 +61,10 @@ fn waiting(connections: usize) -> (Server, Receiver<()>, impl Sized) {
                     .expect("no panic")
                     .send(())
                     .expect("it receives");
-                let _ = gate.lock().expect("no panic").recv();
+                let _ = gate
+                    .lock()
+                    .expect("no panic")
+                    .recv_timeout(Duration::from_secs(20));
                 Response::text(200, "released")
             })
     });
@@ -78,7 +81,9 @@ fn busy_connections_make_no_room() {
     let (server, entries, release) = waiting(2);
     let addr = server.local_addr();
     let mut busy = [(); 2].map(|()| Client::sending(addr, WAIT));
-    entries.recv().expect("the handler is called");
+    entries
+        .recv_timeout(Duration::from_secs(20))
+        .expect("the handler is called");
     thread::sleep(IDLE);
     for _ in 0..50 {
         let mut third = Client::sending(addr, get("c"));
@@ -138,7 +143,9 @@ fn refused_connections_are_closed_although_their_clients_stay() {
     let (server, entries, release) = waiting(1);
     let addr = server.local_addr();
     let _busy = Client::sending(addr, WAIT);
-    entries.recv().expect("the handler is called");
+    entries
+        .recv_timeout(Duration::from_secs(20))
+        .expect("the handler is called");
     let mut refused: Vec<_> = (0..16).map(|_| Client::sending(addr, get("k"))).collect();
     for client in &mut refused {
         assert_eq!(client.reply().status, 503);

@@ -22,7 +22,7 @@ fn waiting_server() -> (Server, Receiver<()>, Sender<()>) {
             let gate = gate.lock().expect("no panic");
             gate.0.send(()).expect("the test receives");
             // Dropping the sender releases the handler too.
-            let _ = gate.1.recv();
+            let _ = gate.1.recv_timeout(Duration::from_secs(20));
             Response::text(200, "released")
         })
     });
@@ -57,7 +57,9 @@ fn shutdown_lets_a_request_finish() {
     let (server, entries, release) = waiting_server();
     let addr = server.local_addr();
     let mut client = Client::sending(addr, WAIT.repeat(2));
-    entries.recv().expect("the handler is called");
+    entries
+        .recv_timeout(Duration::from_secs(20))
+        .expect("the handler is called");
     let server = Arc::new(server);
     let stopping = {
         let server = server.clone();
@@ -81,7 +83,9 @@ fn shutdown_lets_a_request_finish() {
 fn shutdown_cuts_a_request_off_at_the_deadline() {
     let (server, entries, release) = waiting_server();
     let mut client = Client::sending(server.local_addr(), WAIT);
-    entries.recv().expect("the handler is called");
+    entries
+        .recv_timeout(Duration::from_secs(20))
+        .expect("the handler is called");
     let started = Instant::now();
     let error = server
         .shutdown(Duration::from_millis(100))
@@ -140,7 +144,9 @@ fn shutdown_under_load_sends_no_partial_response() {
         })
         .collect();
     for _ in 0..8 {
-        progressed.recv().expect("all get responses");
+        progressed
+            .recv_timeout(Duration::from_secs(20))
+            .expect("all get responses");
     }
     server.shutdown(Duration::from_secs(5)).expect("in time");
     assert_eq!(server.connections(), 0);

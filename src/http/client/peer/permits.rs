@@ -101,6 +101,7 @@ mod loom_models;
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
+    use crate::sync::eventually;
     use std::sync::mpsc;
     use std::time::Duration;
 
@@ -109,9 +110,7 @@ mod tests {
     }
 
     fn wait_for_waiters(permits: &Permits, count: usize) {
-        while permits.state.lock().queue.len() < count {
-            std::thread::yield_now();
-        }
+        eventually(|| permits.state.lock().queue.len() >= count);
     }
 
     #[test]

@@ -257,7 +257,7 @@ mod tests {
         let (release, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
         let addresses = Addresses::with_look_up(&named(), move |host, port| {
-            let _ = gate.lock().recv();
+            let _ = gate.lock().recv_timeout(Duration::from_secs(20));
             assert_eq!(host, "cache.example");
             Ok(vec![SocketAddr::from(([10, 0, 0, 1], port))])
         });
@@ -279,7 +279,7 @@ mod tests {
         let (_keep, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
         let addresses = Addresses::with_look_up(&named(), move |_, _| {
-            let _ = gate.lock().recv();
+            let _ = gate.lock().recv_timeout(Duration::from_secs(20));
             Ok(Vec::new())
         });
         let error = addresses

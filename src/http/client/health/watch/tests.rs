@@ -435,9 +435,9 @@ mod loom_models {
     }
 
     fn wait_for_the_end(setting: &Setting) {
-        while setting.watch.watched.lock().is_running {
-            thread::yield_now();
-        }
+        wait_until("the watch ends", || {
+            !setting.watch.watched.lock().is_running
+        });
         assert!(setting.peers.iter().all(|(health, _)| health.is_closed()));
         assert!(!setting.watch.is_any_away());
     }

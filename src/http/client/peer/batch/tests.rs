@@ -67,6 +67,7 @@ fn busy(batcher: &Batcher<Asked>) -> Busy<'_> {
 mod threads {
     use super::*;
     use crate::clock::{Clock, Tick};
+    use crate::sync::eventually;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::Barrier;
 
@@ -74,9 +75,7 @@ mod threads {
         let gathered = |state: &BatcherState<Asked>| -> usize {
             state.gathering.iter().map(|batch| batch.keys.len()).sum()
         };
-        while gathered(&batcher.state.lock()) < count {
-            thread::yield_now();
-        }
+        eventually(|| gathered(&batcher.state.lock()) >= count);
     }
 
     #[test]
@@ -382,6 +381,7 @@ mod deadlines {
     use crate::pb::GetRequest;
     use crate::peers::{PeerResponse, ProtoGetter};
     use crate::sync::atomic::{AtomicUsize, Ordering};
+    use crate::sync::eventually;
     use crossbeam_channel::{Receiver, Sender, unbounded};
 
     /// A peer that answers single requests, but none for the key "held". It does not answer batches: each
@@ -406,8 +406,8 @@ mod deadlines {
                 return Ok(response);
             }
             match ctx.deadline() {
-                None if is_batch => _ = self.released.recv(),
-                None => _ = self.ended.recv(),
+                None if is_batch => _ = self.released.recv_timeout(LONG),
+                None => _ = self.ended.recv_timeout(LONG),
                 Some(deadline) => {
                     thread::sleep(deadline.saturating_duration_since(Instant::now()));
                     self.late.fetch_add(1, Ordering::SeqCst);
@@ -453,9 +453,7 @@ mod deadlines {
     }
 
     fn until(peer: &HttpPeer, condition: impl Fn(&BatcherState<BatchResult>) -> bool) {
-        while !condition(&peer.batcher.state.lock()) {
-            thread::yield_now();
-        }
+        eventually(|| condition(&peer.batcher.state.lock()));
     }
 
     /// A caller with much time waits in a batch after one that has little time and leads it. Returns the
@@ -478,9 +476,7 @@ mod deadlines {
             until(peer, |state| members(state) == Some(2));
             // One batch ends.
             release.send(()).expect("they wait");
-            while !hurried.is_finished() {
-                thread::yield_now();
-            }
+            eventually(|| hurried.is_finished());
             drop((release, end));
             let late = transport.late.load(Ordering::SeqCst);
             (patient.join().expect("no panic"), late)
