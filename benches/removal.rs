@@ -1,11 +1,14 @@
 //! Removals in a cluster of three nodes over loopback, all in this process.
 //!
-//! `remove` is `Group::remove` of keys that all nodes have cached, by one thread; `remove-many-1000` is
-//! `Group::remove_many` of 1,000 such keys; `clear` is `Group::clear` of 10^6 entries on the caller's node.
-//! `gets` are gets of 1,000 keys by two threads at another node, alone (`quiet`) and while a thread removes
-//! those keys one after the other without a pause (`storm`); they include the loads that the removals
-//! cause. `hop-before` and `hop-after` are gets of a copy that is not kept, before and after 10,000
-//! removals: the second includes the fence and the digest.
+//! | case | what is timed |
+//! |---|---|
+//! | `remove` | each `Group::remove` of 3,000 keys that all nodes have cached, by one thread |
+//! | `remove-many-1000` | `Group::remove_many` of 1,000 such keys, 20 times |
+//! | `gets` | gets of 1,000 keys for a second, by two threads at a node that another node's removals reach: `gets-quiet` without removals, `gets-storm` while a thread removes these keys one after the other without a pause. Then the gets include the loads that the removals cause. |
+//! | `hop-before`, `hop-after` | gets of a copy that is not kept, so each asks the owner: before the first removal, and after 10,000 removals of other keys. The second includes the fence and the digest. |
+//! | `clear` | `Group::clear` of 10^6 entries, on the thread that calls it |
+//!
+//! `LARDER_CASES` is a comma-separated list of cases to run.
 
 mod common;
 
@@ -183,24 +186,30 @@ fn hop(nodes: &[Node], report: &mut Report) {
     let node = &nodes[0];
     let is_remote = |key: &String| node.pool.owner(key).as_deref() != Some(node.pool.self_url());
     let keys: Vec<String> = keys(1000).into_iter().filter(is_remote).collect();
-    for key in &keys {
-        node.hop.get(key).expect("a value");
-    }
-    for case in ["hop-before", "hop-after"] {
-        for _ in (0..rounds()).filter(|_| wanted(case)) {
+    for (case, removes) in [("hop-before", false), ("hop-after", true)] {
+        if !wanted(case) {
+            continue;
+        }
+        if removes {
+            remove_others(node);
+        }
+        // The owners load the values, after all removals.
+        for key in &keys {
+            node.hop.get(key).expect("a value");
+        }
+        for _ in 0..rounds() {
             let times = (0..20).flat_map(|_| &keys);
             let times = times.map(|key| timed(|| drop(node.hop.get(key).expect("a value"))));
             add_times(report, case, times.collect());
         }
-        // Not the keys that are measured: a get of a key whose stripe has a removal under way costs more.
-        let removed: Vec<String> = (0..10_000).map(|n| format!("removed-{n}")).collect();
-        let remove = |keys| node.hop.remove_many(&Context::background(), keys);
-        removed
-            .chunks(10)
-            .for_each(|keys| remove(keys).expect("confirmed"));
-        // The values are loaded again, so that they are younger than all removals.
-        for key in &keys {
-            node.hop.get(key).expect("a value");
-        }
+    }
+}
+
+/// Removes keys other than those that are measured: a get of a key whose stripe has a removal under way costs more.
+fn remove_others(node: &Node) {
+    let removed: Vec<String> = (0..10_000).map(|n| format!("removed-{n}")).collect();
+    for keys in removed.chunks(10) {
+        let confirmed = node.hop.remove_many(&Context::background(), keys);
+        confirmed.expect("confirmed");
     }
 }

@@ -12,8 +12,9 @@ use crate::common::Rng;
 pub struct Workload {
     pub name: &'static str,
     pub size: Size,
-    /// The mean length of a value, roughly.
-    mean: u64,
+    /// The mean length of a value, roughly; of `tiny`, the bytes that an entry takes, less 16. It decides how many
+    /// keys are inserted.
+    bytes: u64,
     way: Way,
 }
 
@@ -45,11 +46,11 @@ pub const WORKLOADS: [Workload; 11] = [
     workload("held", mixed, 7900, Way::Hold),
 ];
 
-const fn workload(name: &'static str, size: Size, mean: u64, way: Way) -> Workload {
+const fn workload(name: &'static str, size: Size, bytes: u64, way: Way) -> Workload {
     Workload {
         name,
         size,
-        mean,
+        bytes,
         way,
     }
 }
@@ -81,6 +82,7 @@ fn drift(n: u64) -> usize {
 /// The insertions between two steps of [`drift`].
 const DRIFT_STEP: u64 = 40_000;
 
+/// Each doubling of the length is as likely as the others.
 fn between(n: u64, low: f64, high: f64) -> usize {
     let mut rng = Rng(n);
     (low * (high / low).powf(rng.unit())) as usize
@@ -95,12 +97,13 @@ impl Workload {
         }
     }
 
-    /// The number of insertions: eight times the capacity, or as the environment variable says.
+    /// The number of insertions: of entries of eight times the capacity, or as many times as `LARDER_TIMES` says. At
+    /// least two rounds of [`drift`].
     pub fn insertions(&self, capacity: u64) -> u64 {
         let times = std::env::var("LARDER_TIMES")
             .ok()
             .and_then(|times| times.parse().ok());
-        let wanted = times.unwrap_or(8) * capacity / (self.mean + 16);
+        let wanted = times.unwrap_or(8) * capacity / (self.bytes + 16);
         if self.name == "drift" {
             wanted.max(12 * DRIFT_STEP)
         } else {
