@@ -41,8 +41,8 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn note_exchange(&mut self, is_failed: bool, now: Tick) {
-        self.pause = is_failed.then(|| {
+    fn note_exchange(&mut self, has_error: bool, now: Tick) {
+        self.pause = has_error.then(|| {
             let length = self.pause.map_or(GRACE_PERIOD, |(_, last)| 2 * last);
             let length = length.min(LONGEST_PAUSE);
             (now.after(length), length)
@@ -159,15 +159,20 @@ impl Inner {
         let mut panic = FirstPanic::default();
         let differs = |comparison: &mut Comparison| comparison.differed_at.take().is_some();
         let mut is_failed = self.comparisons.with(peer, differs);
+        // Not by a panic, which comes after the peer's removals were applied.
+        let mut has_error = false;
         if is_failed {
             panic.catch(|| match self.exchange(peer, ctx) {
                 Ok(()) => is_failed = false,
-                Err(error) => log::debug!("group {}: {error}", self.name),
+                Err(error) => {
+                    has_error = true;
+                    log::debug!("group {}: {error}", self.name);
+                }
             });
         }
         let now = self.store.clock().now();
         let differs_again = self.comparisons.with(peer, |comparison| {
-            comparison.note_exchange(is_failed, now);
+            comparison.note_exchange(has_error, now);
             // The first answer after the pause begins the next attempt after a failed one.
             comparison.is_scheduled = !is_failed && comparison.differed_at.is_some();
             comparison.is_scheduled
