@@ -478,3 +478,16 @@ fn set_under_way_during_a_removal_does_not_bring_its_value_back() {
         }
     }
 }
+
+/// With the other fields, the head of such a DELETE is over the limit of the server.
+#[test]
+fn key_whose_path_fills_a_head_is_removed_at_nodes_that_were_not_asked_before() {
+    for client in clients() {
+        for len in [2600, 2700, 2714] {
+            let (nodes, _) = cluster(|builder| builder.http_client(client));
+            let key = "%".repeat(len);
+            let removed = nodes[0].group.remove(&background(), &key);
+            removed.unwrap_or_else(|error| panic!("{client:?}, {len}: {error}"));
+        }
+    }
+}

@@ -56,8 +56,8 @@ impl HttpPeer {
     }
 
     /// Removes a key by its path, or by a list of one if it is too long for a path. As JSON, the longest keys
-    /// can be over the limit for bodies, so they are sent as a message. Returns whether larder's server
-    /// answered.
+    /// can be over the limit for bodies, so they are sent as a message. If it is not known which server it is,
+    /// the head may be too long for larder's: then the list follows. Returns whether larder's server answered.
     fn remove_key(&self, ctx: &Context, group: &str, key: &str, id: Option<u64>) -> Result<bool> {
         let path = wire::key_path(self.base(), group, key);
         let longest = match self.target().is_keyed() {
@@ -77,7 +77,12 @@ impl HttpPeer {
         if path.len() > longest && self.remove_list(ctx, group, iter::once(key), id)? {
             return Ok(true);
         }
-        self.change(ctx, "DELETE", path, &[], id)
+        let is_long = path.len() > SHORT_PATH;
+        let removed = self.change(ctx, "DELETE", path, &[], id);
+        match removed.is_err() && is_long {
+            true => self.remove_list(ctx, group, iter::once(key), id),
+            false => removed,
+        }
     }
 
     pub(super) fn set_value(&self, ctx: &Context, request: &SetRequest<'_>) -> Result<()> {
@@ -182,6 +187,9 @@ const UNCOUNTED: u64 = 0;
 
 /// The longest path of a removal that is sent to larder's server, whose heads may be limited to 1 KiB.
 const LONGEST_PATH: usize = 512;
+
+/// The longest path that is surely within the limit of larder's server for heads, 8 KiB with the other fields.
+const SHORT_PATH: usize = 7 << 10;
 
 /// The longest key in a list as JSON, which has up to six bytes for each of the key's. Servers accept bodies
 /// of up to 128 KiB.
