@@ -63,7 +63,7 @@ pub struct ServerBuilder {
     registration: Arc<PickerGuard>,
 }
 
-type LimitChange = Box<dyn FnOnce(&mut ServerLimits) + Send + Sync>;
+type LimitChange = Box<dyn Fn(&mut ServerLimits) + Send + Sync>;
 
 impl ServerBuilder {
     /// A server for the groups of `endpoint`, with a share of the connections for `peers`.
@@ -84,20 +84,18 @@ impl ServerBuilder {
         }
     }
 
-    fn with(mut self, change: impl FnOnce(&mut ServerLimits) + Send + Sync + 'static) -> Self {
+    fn with(mut self, change: impl Fn(&mut ServerLimits) + Send + Sync + 'static) -> Self {
         self.changes.push(Box::new(change));
         self
     }
 
     /// The limits by all calls.
-    fn limits_of_all(&mut self) -> ServerLimits {
+    fn limits_of_all(&self) -> ServerLimits {
         let mut limits = self.limits.clone();
         if self.is_shared_with_go {
             limits.max_connections_per_addr *= GO_CONNECTIONS;
         }
-        for change in self.changes.drain(..) {
-            change(&mut limits);
-        }
+        self.changes.iter().for_each(|change| change(&mut limits));
         limits
     }
 
@@ -318,7 +316,7 @@ impl ServerBuilder {
     /// # Errors
     ///
     /// As [`bind`](Self::bind).
-    pub fn serve_listener(mut self, listener: TcpListener) -> Result<Server> {
+    pub fn serve_listener(self, listener: TcpListener) -> Result<Server> {
         let limits = self.limits_of_all();
         limits.check()?;
         let setup = || {
@@ -358,7 +356,7 @@ impl ServerBuilder {
 impl fmt::Debug for ServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerBuilder")
-            .field("limits", &self.limits)
+            .field("limits", &self.limits_of_all())
             .finish_non_exhaustive()
     }
 }
