@@ -453,11 +453,11 @@ impl Inner {
         why: NoView<Epochs>,
     ) -> Result<ByteView> {
         let key = &LoadKey { hash, key };
-        match why {
+        match &why {
             NoView::Due => self.get_found_due(ctx, key),
             NoView::Missed(miss) => {
                 self.count_miss(key, || self.purge_some());
-                Ok(self.load(ctx, key, Some(&miss))?.view)
+                Ok(self.load(ctx, key, Some(miss))?.view)
             }
         }
     }
