@@ -1,25 +1,25 @@
 //! The sharded, byte-bounded, expiring store behind a group.
 //!
 //! ```text
-//!   mod.rs          the store: which shard, which lock; only it, making_room.rs and kept.rs lock
-//!   making_room.rs  which shard gives room
+//!   mod.rs          the store: which shard, and which lock
+//!   making_room.rs  which shard gives room         kept.rs         values that loads may renew
+//!   iter.rs         all entries                    cleared.rs      entries that `clear` took out
 //!   shard.rs        one shard: a table from keys to slots
-//!   table.rs        from keys to its slots         slab.rs      its slots
+//!   table.rs        from keys to its slots         slab.rs         its slots
 //!   policy.rs       which entry leaves next        main_factor.rs  what it learns
-//!   queues.rs       its queues through the slots   ghost.rs     keys that left lately
-//!   expiry.rs       which entries have expired     evicted.rs   the entries that left
-//!   budget.rs       the bytes of all shards        weight.rs    the bytes of one entry
+//!   queues.rs       its queues through the slots   ghost.rs        keys that left lately
+//!   expiry.rs       which entries have expired     evicted.rs      the entries that left
+//!   budget.rs       the bytes of all shards        weight.rs       the bytes of one entry
 //!   forecast.rs     the hit ratio at other capacities
 //!   miniature.rs    the caches that it comes from
-//!   entry.rs        an entry                       key_hash.rs  the hash of a key
-//!   generations.rs  removals during a load         ceilings.rs  temporary limits
-//!   load_times.rs   when loads began               timing.rs    the time of look-ups
-//!   kept.rs         values that loads may renew    etag.rs      their etags
-//!   options.rs      its options                    demand.rs    the room that an operation needs
-//!   sampling.rs     one look-up in 256
+//!   entry.rs        an entry                       key_hash.rs     the hash of a key
+//!   generations.rs  removals during a load         ceilings.rs     temporary limits
+//!   load_times.rs   when loads began               timing.rs       the time of look-ups
+//!   etag.rs         the etags of entries           demand.rs       the room that an operation needs
+//!   options.rs      the options of a store         sampling.rs     one look-up in 256
 //! ```
 //!
-//! Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
+//! Only the first five files lock shards. Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
 //! lock; no value is dropped under one.
 
 mod budget;
@@ -33,6 +33,7 @@ mod expiry;
 mod forecast;
 mod generations;
 mod ghost;
+mod iter;
 mod kept;
 mod key_hash;
 mod load_times;
@@ -546,12 +547,6 @@ impl Store {
         }
         drop(shard);
         evicted
-    }
-
-    /// All live entries. Counts nothing. No lock is held between two calls of `next`.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
-        let shards = self.shards.iter();
-        shards.flat_map(|shard| shard::entries(shard, &self.timing.clock))
     }
 
     /// The number of look-ups, and of those that found an entry.

@@ -1,7 +1,6 @@
 //! One shard: a table, its slots, and the policy of each share. A shard does no locking; the store
 //! locks it.
 
-use std::iter;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -18,7 +17,6 @@ use super::table::SlotTable;
 use super::weight;
 use crate::clock::{Clock, Tick};
 use crate::stats::{CacheStats, CacheType};
-use crate::sync::RwLock;
 
 /// The most expired entries that an insertion removes although it does not need their room.
 const SWEPT_AT_ONCE: usize = 8;
@@ -530,17 +528,4 @@ impl Shard {
             _ => cause,
         }
     }
-}
-
-/// All live entries of a shard, which is locked for few of them at a time.
-pub(super) fn entries(shard: &RwLock<Shard>, clock: &Clock) -> impl Iterator<Item = Entry> {
-    let mut end = u32::MAX;
-    let next = move || {
-        (end > 0).then(|| {
-            let (entries, first) = shard.read().last_entries(end, clock);
-            end = first;
-            entries
-        })
-    };
-    iter::from_fn(next).flatten()
 }

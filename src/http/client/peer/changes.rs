@@ -14,8 +14,8 @@ use crate::wire;
 impl HttpPeer {
     /// Removes keys: one by its path, several by one request.
     ///
-    /// A server that is not larder's gets a request for each key, and two for the first. A Go program of the mailgun protocol
-    /// would take the request for several keys for a GET, and answer 200.
+    /// A server that is not larder's gets a request for each key, and two for the first. A Go program of the
+    /// mailgun protocol would take the request for several keys for a GET, and answer 200.
     pub(super) fn remove_keys(&self, ctx: &Context, request: &RemoveKeysRequest<'_>) -> Result<()> {
         if request.unless_applied.is_some() && self.target().is_keyed() {
             let path = wire::verb_path(self.base(), &request.group, wire::DROP);
