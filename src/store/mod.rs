@@ -19,8 +19,8 @@
 //!   options.rs      the options of a store         sampling.rs     one look-up in 256
 //! ```
 //!
-//! Only the first five files lock shards. Three rules hold everywhere: no lock is taken while another is held; no user code runs under a
-//! lock; no value is dropped under one.
+//! Only the first five files lock shards. Three rules hold everywhere: no lock is taken while another is
+//! held; no user code runs under a lock; no value is dropped under one.
 
 mod budget;
 mod ceilings;
