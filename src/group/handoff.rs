@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crossbeam_channel::unbounded;
 
-use super::bulk::Lead;
-use super::fence::Answer;
 use super::load::is_same;
-use super::parallel::next_by;
-use super::populate::Placement;
+use super::load::populate::Placement;
+use super::many::bulk::Lead;
+use super::many::parallel::next_by;
+use super::removal_clocks::fence::Answer;
 use super::{Inner, LoadBegin, LoadKey, Loaded};
 use crate::context::Context;
 use crate::error::ErrorKind;
@@ -204,7 +204,7 @@ mod tests {
     use crate::error::Result;
     use crate::getter::getter_fn;
     use crate::group::Group;
-    use crate::group::flight::LoadFrom;
+    use crate::group::load::flight::LoadFrom;
     use crate::pb::{GetRequest, RemoveKeysRequest};
     use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers};
 

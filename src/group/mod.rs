@@ -1,88 +1,49 @@
 //! A named cache that fills itself.
 //!
 //! ```text
-//!   mod.rs       Group and its Inner: the public methods
-//!   builder.rs   the options                   many.rs      several keys: one request an owner
-//!   load.rs      a miss: owner, peers, getter  flight.rs    one load for many callers
-//!   populate.rs  share, TTL, evictions         counters.rs  counts of loads
-//!   limit.rs     a temporary limit             forecast.rs  the hit ratio at other capacities
-//!   registry.rs  groups by name, their peers   weak.rs      a handle that keeps nothing alive
-//!   lifetime.rs  age and expiry of a value     freshness.rs  the phases of its life
-//!   refresh.rs   values that are not fresh     failed_loads.rs  loads that failed lately
-//!   freshness_options.rs  the options for these
-//!   removal.rs   removals, also in the cluster    set.rs   sets a value in the cluster
-//!   broadcast.rs sends a change to all peers     fence.rs refuses older values of peers
-//!   removal_clocks.rs, applied.rs  the removals applied here
-//!   compare.rs   finds removals that one node missed  unverified.rs  max_unverified
-//!   handoff.rs   takes values over from earlier owners  dropped_keys.rs  keys that it does not take over
-//!   revalidation.rs  loads that find the value unchanged
-//!   answer.rs    a get with options, and its answer
-//!   dump.rs      entries to a file             restore.rs   entries from a file
-//!   dumped_removals.rs  the removals in a dump  periodic_dump.rs  dumps from time to time
-//!   client_load.rs  a load that a client of the server waits for
-//!   rejoin.rs    waits for flights, and joins them again
-//!   explain.rs   what a get would do
-//!   bulk.rs      one call of a bulk getter       parallel.rs  several loads at the same time
-//!   serve_many.rs  requests of peers for several keys
-//!   serve.rs     requests of peers for one key   many_key.rs  a key of several
-//!   many_stale.rs  stale values of several keys  purge.rs     removes expired entries
-//!   origin.rs    how many getters run at the same time
-//!   warm.rs      loads before callers ask       key_rates.rs  how often keys are requested
-//!   sweep.rs     drops the entries of a clear
+//!   mod.rs           Group and its Inner: the public methods
+//!   builder/         the options
+//!   registry.rs      groups by name, their peers    weak.rs       a handle that keeps nothing alive
+//!   load/            a miss: one load for many callers, from the owner or from the getter
+//!   many/            several keys: one request an owner, one call of a bulk getter
+//!   serve.rs         requests of peers for one key
+//!   freshness.rs     the phases of a value's life   lifetime.rs   its age and expiry
+//!   answer.rs        a get with options             explain.rs    what a get would do
+//!   removal/         removals and sets in the whole cluster
+//!   removal_clocks/  the removals that this node has applied
+//!   handoff.rs       takes values over from earlier owners
+//!   warm.rs          loads before callers ask       key_rates.rs  how often keys are requested
+//!   dump/            entries to a file, and back
+//!   purge.rs         removes expired entries        limit.rs      a temporary limit
+//!   counters.rs      counts of loads                forecast.rs   the hit ratio at other capacities
 //! ```
 
 mod answer;
-mod applied;
-mod broadcast;
 mod builder;
-mod bulk;
-pub(crate) mod client_load;
-mod compare;
 mod counters;
-mod dropped_keys;
 mod dump;
-mod dumped_removals;
 mod explain;
-mod failed_loads;
-mod fence;
-mod flight;
 mod forecast;
 mod freshness;
-mod freshness_options;
 mod handoff;
 mod key_rates;
 mod lifetime;
 mod limit;
-mod load;
+pub(in crate::group) mod load;
 mod many;
-mod many_key;
-mod many_stale;
-mod origin;
-mod parallel;
-mod periodic_dump;
-mod populate;
 mod purge;
-mod refresh;
 pub(crate) mod registry;
-mod rejoin;
 mod removal;
 mod removal_clocks;
-mod restore;
-mod revalidation;
 mod serve;
-mod serve_many;
-mod set;
-mod sweep;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
-mod unverified;
 mod warm;
 mod weak;
 
 use std::fmt;
 use std::time::Duration;
 
-use self::bulk::Bulk;
 use crate::byteview::ByteView;
 use crate::clock::{Clock, Tick};
 use crate::context::Context;
@@ -99,26 +60,28 @@ use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType};
 use crate::store::{Entry, Generation, KeyHash, NoView, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
-use compare::Comparisons;
 use counters::LoadCounters;
-use failed_loads::FailedLoads;
-use flight::LoadFrom;
 use freshness::Freshness;
 use key_rates::KeyRates;
 use lifetime::Lifetime;
+use load::failed_loads::FailedLoads;
+use load::flight::LoadFrom;
+use many::bulk::Bulk;
+use removal::compare::Comparisons;
+use removal::unverified::MaxUnverified;
 use removal_clocks::{Counted, RemovalClocks};
-use unverified::MaxUnverified;
 
 pub use answer::{Answer, GetOptions, Source};
 pub use builder::GroupBuilder;
 pub use dump::DumpReport;
+pub use dump::periodic::PeriodicDump;
+pub use dump::restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use explain::{Explanation, GetOutcome};
 pub use key_rates::KeyRate;
 pub(crate) use limit::TemporaryLimit;
-pub use periodic_dump::PeriodicDump;
-pub use populate::{AdmissionFn, HotAdmission};
-pub use restore::{RestoreOptions, RestoreProgress, RestoreReport};
-pub use set::SetOptions;
+pub(crate) use load::client_load::ClientWaiter;
+pub use load::populate::{AdmissionFn, HotAdmission};
+pub use removal::set::SetOptions;
 pub use warm::{WarmProgress, Warming};
 pub use weak::WeakGroup;
 

@@ -1,7 +1,7 @@
 //! Serves the requests of peers: from the store or the getter, never from another peer.
 
-use super::client_load::ClientWaiter;
 use super::lifetime::Lifetime;
+use super::load::client_load::ClientWaiter;
 use super::{Group, Inner, Loaded};
 use crate::clock::Tick;
 use crate::context::Context;

@@ -4,10 +4,10 @@ use std::fmt;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::bulk::Lead;
-use super::flight::LoadFrom;
-use super::many_key::{ManyFrom, ManyKey};
-use super::populate::Placement;
+use super::load::flight::LoadFrom;
+use super::load::populate::Placement;
+use super::many::bulk::Lead;
+use super::many::key::{ManyFrom, ManyKey};
 use super::{Group, Inner, Loaded};
 use crate::context::{CancelHandle, Context};
 use crate::error::{Error, ErrorKind, Result};

@@ -1,7 +1,7 @@
 //! Entries that left a shard: collected under its lock, reported and dropped outside it.
 
 use super::entry::Entry;
-use super::key_hash::KeyHash;
+use super::entry::key_hash::KeyHash;
 use crate::heap::SharedBytes;
 
 /// Why an entry left the cache.

@@ -287,7 +287,7 @@ mod tests {
         tree.set(slots - 1, slots as usize, Some(tick(1)));
         let words: usize = tree.levels.iter().map(TableVec::len).sum();
         let bytes = (tree.ticks.len() + words) * size_of::<Tick>();
-        let charged = super::super::weight::EXPIRY * slots as usize;
+        let charged = crate::store::entry::weight::EXPIRY * slots as usize;
         assert!(
             (bytes..bytes + bytes / 10).contains(&charged),
             "{bytes} of {charged}"

@@ -1,9 +1,9 @@
 //! Values that are kept for loads that may find them unchanged: and their renewal.
 
+use super::entry::etag::{etag_of, is_trailer, trailer_of};
+use super::entry::generations::Generation;
+use super::entry::key_hash::KeyHash;
 use super::entry::{NewBytes, NewEntry};
-use super::etag::{etag_of, is_trailer, trailer_of};
-use super::generations::Generation;
-use super::key_hash::KeyHash;
 use super::shard::Shard;
 use super::{Store, weight};
 use crate::byteview::ByteView;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::demand::{Demand, tolerated};
+use super::budget::demand::{Demand, tolerated};
 use super::evicted::{EvictedEntries, PendingEviction};
 use super::shard::{EVICTED_AT_ONCE, Room, Update};
 use super::{Store, weight};

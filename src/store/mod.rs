@@ -2,47 +2,32 @@
 //!
 //! ```text
 //!   mod.rs          the store: which shard, and which lock
-//!   making_room.rs  which shard gives room         kept.rs         values that loads may renew
-//!   iter.rs         all entries                    cleared.rs      entries that `clear` took out
+//!   making_room.rs  which shard gives room           kept.rs      values that loads may renew
+//!   iter.rs         all entries                      cleared.rs   entries that `clear` took out
 //!   shard.rs        one shard: a table from keys to slots
-//!   table.rs        from keys to its slots         slab.rs         its slots
-//!   policy.rs       which entry leaves next        main_factor.rs  what it learns
-//!   queues.rs       its queues through the slots   ghost.rs        keys that left lately
-//!   expiry.rs       which entries have expired     evicted.rs      the entries that left
-//!   budget.rs       the bytes of all shards        weight.rs       the bytes of one entry
-//!   forecast.rs     the hit ratio at other capacities
-//!   miniature.rs    the caches that it comes from
-//!   entry.rs        an entry                       key_hash.rs     the hash of a key
-//!   generations.rs  removals during a load         ceilings.rs     temporary limits
-//!   load_times.rs   when loads began               timing.rs       the time of look-ups
-//!   etag.rs         the etags of entries           demand.rs       the room that an operation needs
-//!   options.rs      the options of a store         sampling.rs     one look-up in 256
+//!   table.rs        from keys to its slots           slab.rs      its slots
+//!   policy/         which entry leaves next: the queues, the keys that left lately
+//!   entry/          an entry: its hash, weight, etag, generation, and time of load
+//!   expiry.rs       which entries have expired       evicted.rs   the entries that left
+//!   budget/         the bytes of all shards          options.rs   the options of a store
+//!   forecast/       the hit ratio at other capacities, from caches in miniature
+//!   timing.rs       the time of look-ups             sampling.rs  one look-up in 256
 //! ```
 //!
 //! Only the first five files lock shards. Three rules hold everywhere: no lock is taken while another is
 //! held; no user code runs under a lock; no value is dropped under one.
 
 mod budget;
-mod ceilings;
 mod cleared;
-mod demand;
 mod entry;
-mod etag;
 mod evicted;
 mod expiry;
 mod forecast;
-mod generations;
-mod ghost;
 mod iter;
 mod kept;
-mod key_hash;
-mod load_times;
-mod main_factor;
 mod making_room;
-mod miniature;
 mod options;
 mod policy;
-mod queues;
 mod sampling;
 mod shard;
 mod slab;
@@ -50,7 +35,6 @@ mod table;
 #[cfg(all(test, not(larder_loom)))]
 mod tests;
 mod timing;
-mod weight;
 
 use crate::sync::plain_atomic::{AtomicU64, AtomicUsize};
 use std::hash::{BuildHasher, Hasher};
@@ -66,10 +50,11 @@ use crate::stats::{CacheStats, CacheType};
 use crate::sync::{Arc, RwLock};
 use crate::thread_counters::ThreadCounters;
 use budget::Budget;
+use entry::load_times::LoadTimes;
+use entry::weight;
 use expiry::NextExpiries;
 use forecast::Forecaster;
-use load_times::LoadTimes;
-use miniature::SampledValue;
+use forecast::miniature::SampledValue;
 use policy::Cost;
 use shard::{Insertion, Room, Shard, Update};
 use slab::EntryState;
@@ -77,20 +62,20 @@ use timing::Timing;
 
 pub(crate) use shard::EVICTED_AT_ONCE;
 
-pub(crate) use ceilings::CeilingId;
+pub(crate) use budget::ceilings::CeilingId;
 pub(crate) use cleared::ClearedEntries;
 pub use entry::Entry;
+pub(crate) use entry::etag::MAX_ETAG;
+pub(crate) use entry::generations::Generation;
+pub(crate) use entry::key_hash::KeyHash;
+pub(crate) use entry::weight::check_capacity;
 pub(crate) use entry::{Hit, NewBytes, NewEntry, NoView};
-pub(crate) use etag::MAX_ETAG;
 pub use evicted::RemovalCause;
 pub(crate) use evicted::{Evicted, EvictedEntries, PendingEviction};
 pub use forecast::{Forecast, ForecastPoint};
-pub(crate) use generations::Generation;
-pub(crate) use key_hash::KeyHash;
 pub(crate) use options::StoreOptions;
 pub use policy::Eviction;
 pub(crate) use sampling::{SAMPLED_ONE_IN, is_sampled};
-pub(crate) use weight::check_capacity;
 
 /// Entries of two shares under one budget, found by key.
 pub(crate) struct Store {

@@ -4,17 +4,17 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::budget::demand::Demand;
 use super::budget::{Ledger, Progress};
-use super::demand::Demand;
+use super::entry::generations::{Generation, Generations};
+use super::entry::key_hash::KeyHash;
+use super::entry::load_times::LoadTimes;
+use super::entry::weight;
 use super::entry::{Entry, NewBytes, NewEntry};
 use super::evicted::{Evicted, EvictedEntries, RemovalCause};
-use super::generations::{Generation, Generations};
-use super::key_hash::KeyHash;
-use super::load_times::LoadTimes;
 use super::policy::{Choice, Cost, Moment, Policy};
 use super::slab::{Slab, Slots};
 use super::table::SlotTable;
-use super::weight;
 use crate::clock::{Clock, Tick};
 use crate::stats::{CacheStats, CacheType};
 

@@ -7,11 +7,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::entry::etag;
+use super::entry::load_times::{LoadTime, LoadTimes};
+use super::entry::weight;
 use super::entry::{Entry, Hit, NewBytes, NewEntry};
-use super::etag;
 use super::expiry::Expiries;
-use super::load_times::{LoadTime, LoadTimes};
-use super::weight;
 use crate::byteview::ByteView;
 use crate::clock::Tick;
 use crate::heap::{SharedBytes, TableMemory, TableVec, prefetch};

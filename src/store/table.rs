@@ -7,9 +7,9 @@
 
 use hashbrown::HashTable;
 
+use super::entry::key_hash::{KeyHash, table_hash};
+use super::entry::load_times::LoadTimes;
 use super::entry::{Entry, NewEntry};
-use super::key_hash::{KeyHash, table_hash};
-use super::load_times::LoadTimes;
 use super::slab::{Slab, SlotRef};
 use super::timing::Timing;
 use crate::heap::{TableMemory, prefetch_address};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::abandoned::{AbandonedLoads, StartedLoad};
 use super::connections::{Activity, Connection};
 use crate::error::{ErrorKind, Result};
-use crate::group::client_load::ClientWaiter;
+use crate::group::ClientWaiter;
 use crate::sync::Arc;
 use crate::wire;
 

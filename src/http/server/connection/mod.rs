@@ -11,7 +11,7 @@ use std::cell::OnceCell;
 use std::io::Write;
 use std::time::Instant;
 
-use crate::group::client_load::ClientWaiter;
+use crate::group::ClientWaiter;
 use crate::http::config::KnownPeers;
 use crate::http::server::abandoned::AbandonedLoads;
 use crate::http::server::byte_budget::{ByteBudget, ByteGuard};

@@ -1,0 +1,301 @@
+//! Waits for flights, and bounds how often a call joins again after flights that were refused.
+
+use std::error::Error as _;
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::Loaded;
+use crate::recursion;
+use crate::singleflight::{Waited, Waiter};
+
+/// The time of one call for the flights of its keys.
+///
+/// A flight that is refused leaves waiters with time of their own, so they join again. A caller without a
+/// deadline does so for `max_load_wait` only. Otherwise the waiters of a key would lead one after the other,
+/// and each would wait for a permit as long as the first.
+pub(in crate::group) struct Rejoins<'c> {
+    pub(super) ctx: &'c Context,
+    max_load_wait: Duration,
+    /// When a call without a deadline gives up. Set by its first wait.
+    end: Option<Instant>,
+}
+
+impl<'c> Rejoins<'c> {
+    pub(in crate::group) fn new(ctx: &'c Context, max_load_wait: Duration) -> Self {
+        Rejoins {
+            ctx,
+            max_load_wait,
+            end: None,
+        }
+    }
+
+    /// Waits for a flight, until it is over or the context has ended. `None` if it is over and the caller
+    /// has to join again.
+    pub(in crate::group) fn wait(
+        &mut self,
+        waiter: &Waiter<Result<Loaded>>,
+    ) -> Option<Result<Loaded>> {
+        let ctx = self.ctx;
+        if ctx.deadline().is_none() {
+            let wait = self.max_load_wait;
+            self.end.get_or_insert_with(|| Instant::now() + wait);
+        }
+        match wait_by(waiter, || waiter.wait(ctx)) {
+            Err(JoinAgain::Abandoned) => None,
+            Err(JoinAgain::Refused) => {
+                let refused = || Err(ErrorKind::Overloaded.into());
+                self.is_over().then(refused)
+            }
+            Ok(result) => {
+                // The leader may have had a deadline, and have found no idle loader thread for the getter. This
+                // caller needs no loader thread.
+                let joins_again = result.as_ref().is_err_and(is_after_peers)
+                    && !ctx.has_deadline_or_cancel()
+                    && !self.is_over();
+                (!joins_again).then_some(result)
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| end <= Instant::now())
+    }
+}
+
+/// The error of a load for which no peer answered, and the getter could not run here.
+pub(super) fn after_peers(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Overloaded => {
+            Error::with_source(ErrorKind::Overloaded, "no peer answered", error)
+        }
+        _ => error,
+    }
+}
+
+/// Whether this is such an error. If not, it is the answer of an overloaded owner, which is for all waiters.
+fn is_after_peers(error: &Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    let is_overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
+    is_overloaded(error) && source.is_some_and(is_overloaded)
+}
+
+/// Why the waiters of a flight that is over join again.
+pub(super) enum JoinAgain {
+    /// The leader ran out of time.
+    Abandoned,
+    /// The leader got no permit, or no thread.
+    Refused,
+}
+
+/// Waits for a flight by `wait`.
+///
+/// # Errors
+///
+/// If the flight is over and the caller has to join again.
+pub(super) fn wait_by(
+    waiter: &Waiter<Result<Loaded>>,
+    wait: impl FnOnce() -> Waited<Result<Loaded>>,
+) -> Result<Result<Loaded>, JoinAgain> {
+    let _dependency = match recursion::wait_for(waiter.id()) {
+        Ok(dependency) => dependency,
+        Err(cycle) => return Ok(Err(cycle)),
+    };
+    match wait() {
+        Waited::Finished(result) => Ok(result),
+        Waited::Panicked => Ok(Err(ErrorKind::GetterPanicked.into())),
+        Waited::Left(ended) => Ok(Err(ended)),
+        Waited::Abandoned => Err(JoinAgain::Abandoned),
+        Waited::Refused => Err(JoinAgain::Refused),
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::bulk_getter::{BulkSink, bulk_fn};
+    use crate::getter::getter_fn;
+    use crate::group::tests::eventually;
+    use crate::group::{Flights, Group};
+    use crate::load_permits::LoadClass;
+    use crate::pb::GetRequest;
+    use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
+    use crate::sink::Sink;
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+    use crate::sync::{Arc, Mutex};
+
+    /// The time of a call, and one after which it is over.
+    const LOAD_WAIT: Duration = Duration::from_millis(30);
+    const LATER: Duration = Duration::from_millis(300);
+
+    const CALLERS: usize = 16;
+
+    /// A machine may be too slow for some threads, so that they wait once more.
+    const SLOW: usize = CALLERS / 4;
+
+    fn until_waiting(flights: &Flights, group: &Group, callers: usize) {
+        let hash = group.inner.store.hash("key").get();
+        eventually(|| flights.waiters(hash, "key") >= callers);
+    }
+
+    /// Owns every key, and fails after all other callers wait for one answer.
+    struct Failing {
+        group: Mutex<Option<Group>>,
+        asked: AtomicUsize,
+        with: ErrorKind,
+        /// The time of the first answer after that.
+        after: Duration,
+    }
+
+    impl ProtoGetter for Failing {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                let group = self.group.lock().clone().expect("it is set");
+                until_waiting(&group.inner.peer_flights, &group, CALLERS - 1);
+                thread::sleep(self.after);
+            }
+            Err(self.with.into())
+        }
+
+        /// So the first caller leads on its own thread, and is none of those that wait.
+        fn honors_deadline(&self) -> bool {
+            true
+        }
+    }
+
+    struct AllKeysAt(Arc<Failing>);
+
+    impl PeerPicker for AllKeysAt {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            Some(self.0.clone())
+        }
+    }
+
+    fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
+        result.err().map(|error| error.kind())
+    }
+
+    /// A group with this owner, all of whose callers get this error, and what `meanwhile` holds. Returns the
+    /// number of requests to the owner.
+    fn ask_failing<T>(
+        with: ErrorKind,
+        (after, load_wait): (Duration, Duration),
+        call: impl Fn(&Group) -> Option<ErrorKind> + Sync,
+        meanwhile: impl FnOnce(&Group) -> T,
+    ) -> (Group, usize) {
+        let owner = Arc::new(Failing {
+            group: Mutex::new(None),
+            asked: AtomicUsize::new(0),
+            with,
+            after,
+        });
+        let peers = PickerSlot::default();
+        let picker = Pickers::One(Arc::new(AllKeysAt(owner.clone())));
+        peers.register(picker).expect("the slot is empty");
+        let getter = getter_fn(|_: &Context, key, dest| Ok(dest.set_str(key)?));
+        let builder = Group::builder("refused").max_concurrent_loads(1);
+        let group = builder.max_load_wait(load_wait).make(getter, peers);
+        *owner.group.lock() = Some(group.clone());
+        let held = meanwhile(&group);
+        thread::scope(|scope| {
+            let call = |_| scope.spawn(|| call(&group));
+            let calls: Vec<_> = (0..CALLERS).map(call).collect();
+            for call in calls {
+                assert_eq!(call.join().expect("no panic"), Some(ErrorKind::Overloaded));
+            }
+        });
+        drop(held);
+        *owner.group.lock() = None;
+        (group, owner.asked.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn callers_of_a_dead_owner_wait_together_for_a_permit() {
+        let take_permit = |group: &Group| {
+            let permits = group.inner.permits.as_ref().expect("a limit");
+            permits
+                .try_acquire(LoadClass::Fallback)
+                .expect("it is free")
+        };
+        let call = |group: &Group| kind(group.get("key"));
+        let times = (LATER, LOAD_WAIT);
+        let (group, asked) = ask_failing(ErrorKind::Peer, times, call, take_permit);
+        assert!(asked <= 1 + SLOW, "{asked} exchanges with a dead owner");
+        assert_eq!(group.get("key").expect("a value"), "key");
+    }
+
+    /// They have time left, and need no loader thread: the owner's answer is theirs all the same.
+    #[test]
+    fn callers_of_an_overloaded_owner_share_its_answer() {
+        let times = (Duration::ZERO, Duration::from_secs(20));
+        let calls: [fn(&Group) -> Option<ErrorKind>; 2] = [
+            |group| kind(group.get("key")),
+            |group| {
+                let ctx = Context::background().with_timeout(Duration::from_secs(20));
+                kind(group.get_with(&ctx, "key"))
+            },
+        ];
+        for call in calls {
+            let (_, asked) = ask_failing(ErrorKind::Overloaded, times, call, |_| ());
+            assert_eq!(asked, 1);
+        }
+    }
+
+    /// A caller waits for the permit while others wait for its flight, longer than they may. Then it leaves.
+    fn waits_after_the_first_left(
+        group: &Group,
+        call: impl Fn(&Context) -> Option<ErrorKind> + Sync,
+    ) {
+        let permits = group.inner.permits.as_ref().expect("a limit");
+        let taken = permits.try_acquire(LoadClass::Own).expect("it is free");
+        let ctx = Context::background().with_timeout(Duration::from_secs(20));
+        let (ctx, cancel) = ctx.with_cancel();
+        let (call, ctx) = (&call, &ctx);
+        thread::scope(|scope| {
+            let first = scope.spawn(move || call(ctx));
+            eventually(|| permits.usage().1 > 0);
+            let other = |_| scope.spawn(move || call(&Context::background()));
+            let others: Vec<_> = (0..CALLERS).map(other).collect();
+            until_waiting(&group.inner.getter_flights, group, CALLERS);
+            thread::sleep(LATER);
+            cancel.cancel();
+            assert_eq!(first.join().expect("no panic"), Some(ErrorKind::Cancelled));
+            for other in others {
+                assert_eq!(other.join().expect("no panic"), Some(ErrorKind::Overloaded));
+            }
+        });
+        let waits = permits.waits();
+        assert!(waits <= 1 + SLOW as u64, "{waits} waits for a permit");
+        drop(taken);
+        assert_eq!(call(&Context::background()), None);
+    }
+
+    #[test]
+    fn callers_that_waited_long_enough_do_not_wait_one_after_the_other() {
+        let getter = getter_fn(|_: &Context, key, dest| Ok(dest.set_str(key)?));
+        let builder = Group::builder("refused").max_concurrent_loads(1);
+        let builder = builder.max_load_wait(LOAD_WAIT);
+        let group = builder.make(getter, PickerSlot::default());
+        waits_after_the_first_left(&group, |ctx| kind(group.get_with(ctx, "key")));
+    }
+
+    #[test]
+    fn callers_of_several_keys_do_not_wait_one_after_the_other() {
+        let getter = bulk_fn(|_, keys: &[&str], sinks: &mut [BulkSink<'_>]| {
+            for (key, sink) in keys.iter().zip(sinks) {
+                sink.set_str(key)?;
+            }
+            Ok(())
+        });
+        let registry = crate::Registry::new();
+        let builder = Group::builder("refused").registry(&registry);
+        let builder = builder.max_concurrent_loads(1).max_load_wait(LOAD_WAIT);
+        let group = builder.build_bulk(getter).expect("a new group");
+        waits_after_the_first_left(&group, |ctx| {
+            let mut results = group.get_many(ctx, &["key", "other"]).into_iter();
+            results.find_map(kind)
+        });
+    }
+}
