@@ -114,7 +114,7 @@ where
 /// The sink of one key of a [`BulkGetter`]: takes a value, as each [`Sink`], or an error.
 pub struct BulkSink<'a> {
     dest: &'a mut dyn Sink,
-    /// The value of the key that may be renewed.
+    /// The cached value of the key, which the getter may renew.
     old: Option<OldValue>,
     is_set: bool,
     error: Option<BoxError>,
@@ -149,8 +149,7 @@ impl<'a> BulkSink<'a> {
         self.old.as_ref()?.etag()
     }
 
-    /// Sets the error of this key, as a [`Getter`] returns it. If the key has a value, too, the error
-    /// counts.
+    /// Sets the error of this key, as a [`Getter`] returns it. It takes precedence over a value of the key.
     pub fn fail(&mut self, error: impl Into<BoxError>) {
         self.error = Some(error.into());
     }

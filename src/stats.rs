@@ -48,8 +48,8 @@ impl fmt::Display for AtomicInt {
 pub struct Stats {
     /// Gets, those of peers included.
     pub gets: u64,
-    /// Gets that found a value in the main or the hot share. A get that then loads a newer one counts, too: if
-    /// the value is past its time to live, or does not fit the [options](crate::GetOptions) of the get.
+    /// Gets that found a value in the main or the hot share. They include gets that then loaded a newer value,
+    /// because that one was past its time to live or did not fit the [options](crate::GetOptions) of the get.
     pub cache_hits: u64,
     /// Loads answered by a peer.
     pub peer_loads: u64,
@@ -58,7 +58,7 @@ pub struct Stats {
     pub peer_errors: u64,
     /// Gets that found nothing cached: `gets - cache_hits`.
     pub loads: u64,
-    /// Loads after concurrent loads of one key were merged: the number of flights that started.
+    /// Loads that ran. Concurrent loads of one key are merged into one.
     pub loads_deduped: u64,
     /// Runs of the getter that set or renewed a value. A call of a bulk getter counts once for each key.
     pub local_loads: u64,
@@ -66,7 +66,7 @@ pub struct Stats {
     pub local_load_errs: u64,
     /// Gets by peers.
     pub server_requests: u64,
-    /// Loads of values that were served meanwhile: see
+    /// Loads in the background, during which gets received the old value: see
     /// [`GroupBuilder::refresh_at`](crate::GroupBuilder::refresh_at) and
     /// [`stale_while_revalidate`](crate::GroupBuilder::stale_while_revalidate).
     pub refreshes: u64,

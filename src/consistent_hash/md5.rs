@@ -52,7 +52,7 @@ fn add_block(state: &mut [u32; 4], block: &[u8]) {
     }
 }
 
-/// The rotations of each round, repeated by fours.
+/// The rotations of each of the four rounds. The 16 steps of a round go through them four times.
 const SHIFTS: [[u32; 4]; 4] = [
     [7, 12, 17, 22],
     [5, 9, 14, 20],
@@ -155,8 +155,8 @@ mod tests {
     }
 
     #[test]
-    fn message_of_any_length_is_padded_as_by_other_programs() {
-        // These are digests of `len` letters `x`, by md5sum. The padding of 56 to 63 bytes takes a second
+    fn message_of_any_length_has_the_digest_of_md5sum() {
+        // The message is `len` letters `x`. If its last block has 56 to 63 bytes, the padding takes another
         // block.
         for (len, digest) in [
             (55, "04364420e25c512fd958a70738aa8f72"),

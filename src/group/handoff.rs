@@ -21,10 +21,10 @@ use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
 
 impl Inner {
-    /// The value that another owner of the key has cached. It is put into the main share, with the age and
-    /// the expiry that it has there.
+    /// The value that another owner of the key has cached. It is put into the main share, and keeps the age and
+    /// the expiry that it has at that owner.
     ///
-    /// `None` if this process has a value of its own: then the load is a refresh.
+    /// `None` also if this process has a value, because then the load is a refresh.
     pub(super) fn take_over(
         self: &Arc<Self>,
         placement: Placement,
@@ -68,9 +68,9 @@ impl Inner {
         taken
     }
 
-    /// The other owner, if it is to be asked for a key whose value is loaded now. Its caller checks that this
-    /// node [may serve](Self::may_serve): while it may have missed removals, the other one may have missed
-    /// them, too.
+    /// The other owner, if it should be asked for a key that is being loaded. The caller then checks that this
+    /// node [may serve](Self::may_serve): if this node may have missed removals, the other owner may have
+    /// missed them, too.
     fn other_owner(&self, placement: Placement, key: &LoadKey<'_>) -> Option<Arc<dyn ProtoGetter>> {
         let picker = self.peers.picker(&self.name)?;
         let owner = match placement {
@@ -86,8 +86,8 @@ impl Inner {
     }
 
     /// Whether this node dropped the key lately, at the request of a peer that has applied a removal of it.
-    /// Then no other node is asked for its value, and no copy of it is sent, because these nodes may have
-    /// missed the removal.
+    /// Other nodes may have missed that removal. So for some time this node asks none of them for the value, and
+    /// sends no copy that it has from one of them.
     fn is_dropped(&self, key: &LoadKey<'_>) -> bool {
         self.removals
             .dropped
@@ -100,7 +100,7 @@ impl Inner {
     ///
     /// 1. H has applied a removal. It asks P for the key, and has P drop its old value.
     /// 2. P takes O for the owner. A get at P copies the old value from O. Neither has applied the removal.
-    /// 3. H asks P again, and takes its value for a new one.
+    /// 3. H asks P again, and takes the old value for a new one.
     pub(super) fn is_doubtful_copy(&self, key: &LoadKey<'_>, hit: &Hit) -> bool {
         hit.share == CacheType::Hot && self.is_dropped(key)
     }
@@ -126,8 +126,8 @@ impl Inner {
         queries
     }
 
-    /// Asks the first owner on this thread, and the others on loader threads. Those for which there is no
-    /// thread are not asked: the getter loads their keys.
+    /// Asks the first owner on this thread, and the others on loader threads. If there is no thread for an
+    /// owner, it is not asked, and the getter loads its keys.
     fn ask_all_others(
         self: &Arc<Self>,
         ctx: &Context,
@@ -160,7 +160,7 @@ impl Inner {
             Ok(answers) if answers.len() == keys.len() => answers,
             Ok(_) => return Vec::new(),
             Err(error) => {
-                // Not a time-out: this one is much shorter than that of other exchanges.
+                // A time-out is no failure of the peer, because it is much shorter than for other exchanges.
                 if error.kind() == ErrorKind::Peer {
                     self.note_failure(&error);
                 }
@@ -224,10 +224,9 @@ mod tests {
         }
     }
 
-    /// A load that begins because no peer answered runs the getter. A request of the peer that dropped the
-    /// key may wait for that load.
+    /// The peer that had this node drop the key may wait for the load of a getter. It must not get the copy.
     #[test]
-    fn copy_of_a_lately_dropped_key_ends_no_load_that_peers_may_wait_for() {
+    fn load_by_the_getter_does_not_end_with_a_copy_of_a_dropped_key() {
         let slot = PickerSlot::default();
         slot.register(Pickers::One(Arc::new(Owner))).expect("empty");
         let getter = getter_fn(|_, key, dest| Ok(dest.set_str(key)?));

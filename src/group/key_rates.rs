@@ -10,7 +10,7 @@ use crate::sync::Mutex;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct KeyRate {
-    /// The key; of a key over 128 bytes, the beginning.
+    /// The key, or its beginning if it is longer than 128 bytes.
     pub key: String,
     /// Requests per second, the mean of about the last minute.
     pub qps: f64,
@@ -21,10 +21,10 @@ impl Group {
     /// also those for keys without a value. Empty unless the group
     /// [measures rates](crate::GroupBuilder::measure_rates).
     ///
-    /// The rates are estimates: of the hits of this process's own gets, one in 256 is counted, for all of
-    /// them. So a key with 1,000 hits per second has an error of a few per cent. A key with a few hits per
-    /// minute can be missing, or have more than it should. Requests of peers and misses are counted one by
-    /// one. A get that a peer answers from a copy of its own is not known here.
+    /// The rates are estimates: only one in 256 hits of this process's own gets is counted, and it counts as
+    /// 256. So a key with 1,000 hits per second has an error of a few per cent. A key with a few hits per
+    /// minute can be missing, or its rate can be too high. Requests of peers and misses are counted one by
+    /// one. A get that a peer answers from a copy of its own is not counted here.
     ///
     /// ```
     /// use larder::Group;
@@ -58,26 +58,28 @@ impl Inner {
         self.purge_some();
     }
 
-    /// Counts one request for a key, and returns the key's rate. `None` if it is not measured, or another
-    /// thread is counting right now.
+    /// Counts one request for a key, and returns the key's rate. `None` if the group does not measure rates, or
+    /// if another thread is counting right now.
     pub(super) fn count_request(&self, key: &LoadKey<'_>) -> Option<f64> {
         self.rates.as_ref()?.add(key, 1.0, self.store.clock().now())
     }
 }
 
-/// The counters of the hottest keys: a sketch of fixed size ("space saving", in sets of a few counters).
+/// The counters of the hottest keys: a table of fixed size (the Space-Saving algorithm, in sets of a few
+/// counters).
 ///
-/// A key that has no counter takes the one with the lowest count in its set, with this count as its possible
-/// excess. So a key with more requests than others of its set keeps its counter.
+/// A key that has no counter takes over the one with the lowest count in its set. The count stays, and is also
+/// noted as excess, because those requests were for other keys. So a key with more requests than others of its
+/// set keeps its counter.
 ///
-/// All counts fall by half in 42 s, so that a count is about a minute's requests. For this no counter is
-/// touched: a new request counts for more than older ones, by a factor that rises with the time.
+/// All counts fall by half in 42 s, so that a count is about a minute's requests. The counters are not changed
+/// for this. Instead a new request adds more than older ones did, by a factor that grows with time.
 pub(super) struct KeyRates {
     sketch: Mutex<Sketch>,
 }
 
 struct Sketch {
-    /// The time at which one request added 1 to a count.
+    /// A request at this time adds 1 to a count; a later one adds more.
     origin: Tick,
     sets: Box<[[Counter; WAYS]]>,
 }
@@ -87,7 +89,7 @@ struct Counter {
     hash: u64,
     key: Box<str>,
     count: f64,
-    /// The count of the key before, which may be counted too much.
+    /// The count when this key took over the counter. Those requests were for other keys.
     excess: f64,
 }
 
@@ -149,7 +151,7 @@ impl Sketch {
         if age < MAX_EXPONENT {
             return exp(age);
         }
-        // So that no count overflows.
+        // Scale all counts down, so that none overflows.
         let kept = 1.0 / exp(age);
         for counter in self.sets.iter_mut().flatten() {
             counter.count *= kept;
@@ -173,7 +175,7 @@ fn exp(x: f64) -> f64 {
     E.powi(whole) * root * root
 }
 
-/// The beginning of a key that a counter has room for.
+/// The beginning of a key, as much as a counter keeps.
 fn beginning(key: &str) -> &str {
     let mut end = key.len().min(MAX_KEY);
     while !key.is_char_boundary(end) {
@@ -191,7 +193,7 @@ const WAYS: usize = 8;
 /// The documentation of `GroupBuilder::measure_rates` gives the size of all counters.
 const _: () = assert!(SETS * WAYS * size_of::<Counter>() <= 10 << 10);
 
-/// A request that was so long ago counts 1/e.
+/// A request that was this long ago counts 1/e of a new one.
 const MEMORY_SECONDS: f64 = 60.0;
 
 /// The logarithm of the most that one request adds to a count.
@@ -237,7 +239,8 @@ mod tests {
         }
     }
 
-    /// A stream of keys in which key i comes in proportion to 1 / (i + 1), the same in each run.
+    /// A random stream of keys. The probability of key i is proportional to 1 / (i + 1). Each seed has the same
+    /// stream in each run.
     struct Zipf {
         sums: Vec<f64>,
         state: u64,
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn rate_falls_by_the_minute() {
+    fn rate_falls_by_a_factor_of_e_each_minute() {
         let (store, clock) = (store(1), Clock::manual());
         let rates = KeyRates::new(clock.now());
         let red = key(&store, "red");
@@ -340,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn key_without_a_counter_has_no_rate_of_others() {
+    fn rate_of_a_new_key_has_no_requests_of_the_key_it_replaces() {
         let (store, clock) = (store(1), Clock::manual());
         let rates = KeyRates::new(clock.now());
         let names: Vec<String> = (0..10_000).map(|i| i.to_string()).collect();

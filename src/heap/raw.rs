@@ -16,16 +16,17 @@
 //!
 //! The code of these files relies on these invariants:
 //!
-//! 1. A [`Vacant`] and a [`SharedBytes`] point to a block that belongs to nothing else. The arena makes
-//!    each place vacant once, and again only after the free list has returned it.
-//! 2. Memory is zero when it comes from malloc or the system, so all bytes of a block are initialized,
-//!    if only with those of an earlier block. Later they are written only through the only reference.
+//! 1. A block in use belongs either to one [`Vacant`] or to the [`SharedBytes`] that point to it. The arena
+//!    makes each place vacant once, and again only after the free list has returned it.
+//! 2. All bytes of a block are initialized, perhaps with those of an earlier block, because memory is zero
+//!    when it comes from malloc or the system. They are written only through the block's only reference.
 //! 3. The count is the number of `SharedBytes` of the block. The thread that takes it to 0 owns the
 //!    block. It frees it, or passes it to the free list, and does not access it afterwards.
 //! 4. A segment begins at a multiple of [`SEGMENT`] with a [`SegmentHead`], which does not change until
 //!    it is unmapped. A block begins in the first `SEGMENT` bytes. So masking its address finds the head.
-//! 5. A segment stays mapped, and its list stays alive, while it has a block in use. While the list is
-//!    open, a block in the list counts as in use. Once it is closed, the list counts the blocks.
+//! 5. A segment stays mapped, and its arena's free list stays alive, while the segment has a block in use.
+//!    While the list is open, a block in it counts as in use. A closed list counts the blocks in use instead
+//!    of taking them.
 //!
 //! `arena.rs` has to keep 1 and 5, which its tests compare with a naive model. `release.rs` is the list.
 #![allow(unsafe_code)]
@@ -76,7 +77,8 @@ pub(super) const SEGMENT: usize = if usize::BITS == 64 { 4 << 20 } else { 1 << 2
 /// The longest block that glibc keeps in its cache, in bytes.
 const SMALL: usize = 1024;
 
-/// The bytes in front of the header of a block of malloc. Its address tells it from a block of a heap.
+/// The bytes in front of the header of a block of malloc. They make its address an odd multiple of 8, which
+/// tells it from a block of a heap.
 const PREFIX: usize = 8;
 
 // SAFETY: the bytes do not change while they are shared, and the count is atomic.
@@ -125,8 +127,8 @@ impl SharedBytes {
         (!is_shared).then(|| unsafe { self.slice().as_mut() })
     }
 
-    /// The block for other bytes, if it has this size. `None` also if it has another reference, or is one of
-    /// malloc.
+    /// Gives up these bytes, so that their block can be used for others. `None` if the block does not have this
+    /// size, has another reference, or is one of malloc.
     #[inline]
     pub(super) fn into_vacant(self, size: usize) -> Option<Vacant> {
         if self.is_on_malloc()

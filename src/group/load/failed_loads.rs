@@ -14,7 +14,7 @@ use crate::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// The failed loads of a group, by the hashes of their keys.
 pub(in crate::group) struct FailedLoads {
-    /// Whether there may be failures. If not, no lock is taken.
+    /// Whether a load has ever failed. Until then, no lock is taken.
     any: AtomicBool,
     stripes: Box<[Mutex<lru::Cache<Id, FailedLoad>>]>,
     hasher: RandomState,
@@ -29,11 +29,12 @@ type Id = (u64, u64);
 pub(in crate::group) struct FailedLoad {
     /// When the key may be loaded again.
     pub(super) until: Tick,
-    /// The error for gets without a value. `None` if they load the key.
+    /// The error that a get receives if the key has no value. With `None`, such a get loads the key.
     pub(super) error: Option<Error>,
 }
 
-/// After a failed load of a key that has a value, or had one when its loads began to fail.
+/// How long a key is not loaded again after a failed load, if the key has a value, or had one when its loads
+/// began to fail.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 const STRIPES: usize = if cfg!(larder_loom) { 1 } else { 16 };
@@ -52,7 +53,7 @@ impl FailedLoads {
         }
     }
 
-    /// The failed load because of which the key is not to be loaded now.
+    /// The failed load that keeps the key from being loaded now, if there is one.
     #[inline]
     pub(in crate::group) fn recent(&self, key: &LoadKey<'_>, clock: &Clock) -> Option<FailedLoad> {
         match self.any.load(Ordering::Acquire) {
@@ -68,7 +69,8 @@ impl FailedLoads {
         attempt.filter(|attempt| now < attempt.until).cloned()
     }
 
-    /// Whether a load of the key failed and none has succeeded since, as far as is remembered.
+    /// Whether a failed load of the key is still recorded: none has succeeded since, and newer failures of
+    /// other keys have not displaced the record.
     pub(super) fn contains(&self, key: &LoadKey<'_>) -> bool {
         self.any.load(Ordering::Acquire) && self.stripe(key).lock().contains(&self.id(key))
     }
@@ -83,7 +85,8 @@ impl FailedLoads {
         is_forgotten: impl FnOnce() -> bool,
     ) {
         self.any.store(true, Ordering::Release);
-        // With the fence of `forget`: the removal sees `any`, or `is_forgotten` sees the removal.
+        // This fence and the one in `forget` are a pair: either the removal sees `any`, or `is_forgotten` sees
+        // the removal.
         fence(Ordering::SeqCst);
         let id = self.id(key);
         let mut stripe = self.stripe(key).lock();
@@ -100,9 +103,10 @@ impl FailedLoads {
         drop(replaced);
     }
 
-    /// Deletes the record of a key that is removed, or whose load succeeded. A removal is counted before.
+    /// Deletes the record of a key that was removed, or whose load succeeded. The flights have counted the
+    /// removal before.
     pub(in crate::group) fn forget(&self, key: &LoadKey<'_>) {
-        // Between the count of a removal and the look at `any`: see the fence of `record`.
+        // Orders the count of the removal before the read of `any`: see the fence in `record`.
         fence(Ordering::SeqCst);
         if self.any.load(Ordering::Acquire) {
             let forgotten = self.stripe(key).lock().remove(&self.id(key));

@@ -1,4 +1,4 @@
-//! Waits for flights, and bounds how often a call joins again after flights that were refused.
+//! Waits for flights, and bounds how long a call joins again after flights that were refused.
 
 use std::error::Error as _;
 use std::time::{Duration, Instant};
@@ -9,15 +9,15 @@ use crate::group::Loaded;
 use crate::recursion;
 use crate::singleflight::{Waited, Waiter};
 
-/// The time of one call for the flights of its keys.
+/// How long one call waits for the flights of its keys, and joins again after them.
 ///
-/// A flight that is refused leaves waiters with time of their own, so they join again. A caller without a
-/// deadline does so for `max_load_wait` only. Otherwise the waiters of a key would lead one after the other,
-/// and each would wait for a permit as long as the first.
+/// The leader of a refused flight got no permit or no thread. Its waiters may have time left, so they join
+/// again. A caller without a deadline does so for `max_load_wait` only. Otherwise the waiters of a key would
+/// lead one after the other, and each would wait for a permit as long as the first.
 pub(in crate::group) struct Rejoins<'c> {
     pub(super) ctx: &'c Context,
     max_load_wait: Duration,
-    /// When a call without a deadline gives up. Set by its first wait.
+    /// When a call without a deadline no longer joins again. Its first wait sets this.
     end: Option<Instant>,
 }
 
@@ -30,7 +30,7 @@ impl<'c> Rejoins<'c> {
         }
     }
 
-    /// Waits for a flight, until it is over or the context has ended. `None` if it is over and the caller
+    /// Waits for a flight until it or the context has ended. `None` if the flight has ended and the caller
     /// has to join again.
     pub(in crate::group) fn wait(
         &mut self,
@@ -48,8 +48,8 @@ impl<'c> Rejoins<'c> {
                 self.is_over().then(refused)
             }
             Ok(result) => {
-                // The leader may have had a deadline, and have found no idle loader thread for the getter. This
-                // caller needs no loader thread.
+                // The leader may have failed only because it had a deadline, and so needed a loader thread, of
+                // which none was idle. A caller that cannot leave early runs the getter on its own thread.
                 let joins_again = result.as_ref().is_err_and(is_after_peers)
                     && !ctx.has_deadline_or_cancel()
                     && !self.is_over();
@@ -63,7 +63,8 @@ impl<'c> Rejoins<'c> {
     }
 }
 
-/// The error of a load for which no peer answered, and the getter could not run here.
+/// Marks an `Overloaded` error as that of a load for which no peer answered, and which then got no permit or
+/// no thread here. Other errors stay as they are.
 pub(super) fn after_peers(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Overloaded => {
@@ -73,7 +74,8 @@ pub(super) fn after_peers(error: Error) -> Error {
     }
 }
 
-/// Whether this is such an error. If not, it is the answer of an overloaded owner, which is for all waiters.
+/// Whether [`after_peers`] made this error. Any other `Overloaded` is the answer of an overloaded owner, which
+/// is for all waiters.
 fn is_after_peers(error: &Error) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref());
     let is_overloaded = |error: &Error| error.kind() == ErrorKind::Overloaded;
@@ -126,13 +128,15 @@ mod tests {
     use crate::sync::atomic::{AtomicUsize, Ordering};
     use crate::sync::{Arc, Mutex};
 
-    /// The time of a call, and one after which it is over.
+    /// The `max_load_wait` of the group.
     const LOAD_WAIT: Duration = Duration::from_millis(30);
+
+    /// A time after which no caller joins again.
     const LATER: Duration = Duration::from_millis(300);
 
     const CALLERS: usize = 16;
 
-    /// A machine may be too slow for some threads, so that they wait once more.
+    /// How many callers may wait or ask once more, because on a slow machine they join too late.
     const SLOW: usize = CALLERS / 4;
 
     fn until_waiting(flights: &Flights, group: &Group, callers: usize) {
@@ -140,12 +144,13 @@ mod tests {
         eventually(|| flights.waiters(hash, "key") >= callers);
     }
 
-    /// Owns every key, and fails after all other callers wait for one answer.
+    /// A peer that owns every key and answers with an error. Its first answer comes when all other callers
+    /// wait for it.
     struct Failing {
         group: Mutex<Option<Group>>,
         asked: AtomicUsize,
         with: ErrorKind,
-        /// The time of the first answer after that.
+        /// How much later the first answer comes.
         after: Duration,
     }
 
@@ -159,7 +164,7 @@ mod tests {
             Err(self.with.into())
         }
 
-        /// So the first caller leads on its own thread, and is none of those that wait.
+        /// With this, the first caller leads on its own thread, so it is not counted among the waiters.
         fn honors_deadline(&self) -> bool {
             true
         }
@@ -177,8 +182,9 @@ mod tests {
         result.err().map(|error| error.kind())
     }
 
-    /// A group with this owner, all of whose callers get this error, and what `meanwhile` holds. Returns the
-    /// number of requests to the owner.
+    /// Makes a group whose owner fails with the error `with`, and runs `call` on [`CALLERS`] threads at the same
+    /// time, while the result of `meanwhile` is held. All of them must end as overloaded. Returns the group and
+    /// the number of requests to the owner.
     fn ask_failing<T>(
         with: ErrorKind,
         (after, load_wait): (Duration, Duration),
@@ -226,7 +232,7 @@ mod tests {
         assert_eq!(group.get("key").expect("a value"), "key");
     }
 
-    /// They have time left, and need no loader thread: the owner's answer is theirs all the same.
+    /// They do not ask again, although they have time left and need no loader thread.
     #[test]
     fn callers_of_an_overloaded_owner_share_its_answer() {
         let times = (Duration::ZERO, Duration::from_secs(20));
@@ -243,7 +249,8 @@ mod tests {
         }
     }
 
-    /// A caller waits for the permit while others wait for its flight, longer than they may. Then it leaves.
+    /// The first caller waits for a permit, and others wait for its flight until their time is over. Then the
+    /// first one is cancelled. The others must give up, and not wait for the permit one after the other.
     fn waits_after_the_first_left(
         group: &Group,
         call: impl Fn(&Context) -> Option<ErrorKind> + Sync,

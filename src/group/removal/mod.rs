@@ -159,8 +159,8 @@ impl Group {
         panic.resume();
     }
 
-    /// Removes everything because a peer has removed everything. A transport of your own must call this, as
-    /// [`serve_remove`](Self::serve_remove).
+    /// Removes everything because a peer has removed everything. A transport of your own must call this, too,
+    /// like [`serve_remove`](Self::serve_remove).
     ///
     /// # Panics
     ///
@@ -203,7 +203,7 @@ impl Inner {
         self.confirmed(by, 0)
     }
 
-    /// Notes the removal of a key, before it is dropped: no set that began before is kept.
+    /// Notes the removal of a key before the key is dropped, so that no set that began earlier is kept.
     fn note_removed(&self, key: &str) {
         let hash = self.store.hash(key);
         self.removals.note_removed(hash, self.store.clock());
@@ -269,9 +269,9 @@ impl Inner {
         value
     }
 
-    /// Runs `change`, which takes the old value of a key out of the store, and then lets no further caller join
-    /// the loads of the key. `change` must call the function that it gets under the lock of the shard: it
-    /// changes the key's removal clock. `counted` determines how.
+    /// Runs `change`, which takes the old value of a key out of the store. Afterwards no further caller joins
+    /// the loads of the key. `change` gets a function that advances the key's removal clock, and must call it
+    /// while it holds the lock of the shard. `counted` determines how the clock advances.
     pub(super) fn end_old_value<T>(
         &self,
         place: &LoadKey<'_>,
@@ -329,7 +329,7 @@ impl Inner {
     }
 }
 
-/// Splits keys into those of each request.
+/// Splits the keys into parts, one for each request.
 fn by_request<'a, 'k>(mut rest: &'a [&'k str]) -> impl Iterator<Item = &'a [&'k str]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;

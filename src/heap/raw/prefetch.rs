@@ -3,7 +3,8 @@
 /// The bytes of a cache line.
 const CACHE_LINE: usize = 64;
 
-/// The processor itself fetches the later lines of longer blocks, because they are written in order.
+/// How many lines of a block are fetched. The processor itself fetches the later lines of longer blocks,
+/// because they are written in order.
 const PREFETCHED_LINES: usize = 4;
 
 /// Starts to fetch the cache line where `target` begins, and does not wait for it.
@@ -20,7 +21,7 @@ pub(super) fn first_lines<T>(block: *const T) {
     }
 }
 
-/// As [`prefetch`], for a number that may be no valid address.
+/// As [`prefetch`], for an address that need not be valid.
 #[inline(always)]
 pub(crate) fn prefetch_address(address: usize) {
     #[cfg(target_arch = "x86_64")]

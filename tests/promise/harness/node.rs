@@ -1,5 +1,5 @@
-//! The program of a process: a server, a group, and threads that get and remove. It obeys the lines of
-//! standard input: see [`Node::obey`].
+//! The program of one node: a server, a group, and threads that get and remove. Each line of standard input is
+//! a command: see [`Node::run_command`].
 
 use std::collections::HashMap;
 use std::io;
@@ -75,7 +75,7 @@ struct Node {
     pool: HttpPool,
     network: Arc<Network>,
     workload: Arc<Workload>,
-    /// The URLs of all nodes, in the list or not.
+    /// The URLs of all nodes, also of those that are not in the list of peers.
     urls: Arc<OnceLock<Vec<String>>>,
     _server: Server,
 }
@@ -85,7 +85,7 @@ pub fn run(words: &str) -> Result<(), BoxError> {
     let node = Node::start(Options::of_words(words))?;
     println!("{MARK}{}", node.pool.self_url());
     for line in io::stdin().lines() {
-        println!("{MARK}{}", node.obey(&line?)?);
+        println!("{MARK}{}", node.run_command(&line?)?);
     }
     std::process::exit(0)
 }
@@ -121,15 +121,15 @@ impl Node {
     }
 
     /// Runs a command, and returns its result in one line.
-    fn obey(&self, line: &str) -> Result<String, BoxError> {
+    fn run_command(&self, line: &str) -> Result<String, BoxError> {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
-            // All nodes of the cluster, whatever the list.
+            // Sets the URLs of all nodes of the cluster.
             ["nodes", ..] => {
                 let urls = words[1..].iter().map(|&url| url.to_owned());
                 let _ = self.urls.set(urls.collect());
             }
-            // The list of peers.
+            // Sets the list of peers.
             ["peers", ..] => self.pool.set(&words[1..])?,
             // Starts the threads that get.
             ["get", threads] => {
@@ -145,7 +145,9 @@ impl Node {
                 let workload = self.workload.clone();
                 thread::spawn(move || workload.change_all().expect("a file for records"));
             }
+            // Lets that thread pause or go on.
             ["changing", yes] => self.workload.set_changing(yes == "yes"),
+            // Delays half of the requests to a node, by up to this time.
             ["delay", url, ms] => self.network.delay(url, ms.parse()?),
             // Cuts the node off from these peers, and from no others.
             ["cut", ..] => self.network.cut(&words[1..]),
@@ -153,7 +155,7 @@ impl Node {
                 let time = Duration::from_millis(ms.parse()?);
                 self.group.clock().advance(time);
             }
-            // Removes this many other keys.
+            // Removes this many keys that no other thread gets.
             ["storm", keys] => return Ok(self.storm(keys.parse()?)),
             ["dump"] => return Ok(format!("{:?}", self.group.dump(self.dump_path(), 0)?)),
             ["restore"] => {
@@ -186,7 +188,8 @@ impl Node {
     }
 }
 
-/// Listens on an address. A connection of another process may use a port that a killed node had.
+/// Listens on an address. Tries for 10 s, because a connection of another process may be using the port of the
+/// killed node for a while.
 fn listen(addr: &str) -> io::Result<TcpListener> {
     let begun = Instant::now();
     loop {
@@ -221,8 +224,8 @@ fn group(registry: &Registry, options: &Options) -> Result<Group, BoxError> {
         Ok(dest.set_str(&format!("{number} {version}"))?)
     };
     let clock = match options.adjustable_clock {
-        // A manual clock would have to be moved by a thread. On a busy machine that is late, and shows another
-        // node values younger than they are.
+        // A thread would have to move a manual clock. On a busy machine the thread is late, and then values
+        // seem younger to another node than they are.
         true => Clock::adjustable(),
         false => Clock::system(),
     };

@@ -37,18 +37,20 @@ struct Outage {
     window: Duration,
     probe_at: Instant,
     is_probing: bool,
-    /// The answered probes in a row that end it, and those so far.
+    /// How many probes in a row the peer has to answer to end the outage.
     needed: u32,
+    /// How many probes in a row it has answered so far.
     answered: u32,
-    /// Whether the peer announced it, and whether it still answers.
+    /// `None` if the peer did not announce the outage.
     leaving: Option<Leaving>,
 }
 
-/// A planned outage.
+/// The state of a peer that announced its outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
-    /// The peer still answers, also with what it has cached.
+    /// The peer still answers, and can still send its cached values.
     Answers,
+    /// The peer no longer answers.
     Ended,
 }
 
@@ -64,13 +66,13 @@ pub(crate) enum ProbeEnd {
 /// How an exchange with a peer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExchangeEnd {
-    /// The peer answered: with a value, with an error of its getter, that it is overloaded or loading.
+    /// The peer answered with a value or an error of its getter, or that it is overloaded or still loading.
     Answered,
-    /// The peer refused the connection, is unreachable, or ended it before the first byte.
+    /// The peer is unreachable, refused the connection, or ended it before the first byte of an answer.
     Unreachable,
     /// There was no answer in time.
     TimedOut,
-    /// The answer was not one of a peer.
+    /// The answer was cut short, or was not one that a peer gives.
     Broken,
 }
 
@@ -86,10 +88,10 @@ impl Breaker {
     }
 
     /// Notes an exchange of a caller, and returns whether the breaker opened because of it. `jitter` is a
-    /// number in 0..1, for the jitter.
+    /// random number in 0..1 that shortens the window.
     ///
-    /// An open breaker ignores the exchanges that were under way when it opened, also answers: an answer
-    /// that arrived before the peer died can be noted late.
+    /// An open breaker ignores the exchanges that were under way when it opened, even if they were answered:
+    /// an answer that arrived before the peer died can be noted late.
     pub(crate) fn on_result(
         &mut self,
         began: Instant,
@@ -190,7 +192,7 @@ impl Breaker {
                 self.outage = None;
                 return;
             }
-            // The process that comes back is to be found soon.
+            // The window stays short, so that the restarted process is found soon.
             ProbeEnd::IsLeaving => outage.leaving = Some(Leaving::Answers),
             ProbeEnd::Failed => {
                 outage.answered = 0;
@@ -231,8 +233,9 @@ impl Breaker {
     }
 }
 
-/// Whether a process whose peers are open, so many of those present, is itself the one that is cut off.
-/// `was` is the answer of before: the two limits differ, so that the state does not flap.
+/// Whether this process itself is cut off from the network. The breakers of `open` of the `present` peers are
+/// open. `was` is the previous answer: the state begins above a half and ends below a third, so that it does
+/// not flap.
 pub(crate) fn is_cut_off(was: bool, open: usize, present: usize) -> bool {
     match was {
         true => open > 0 && 3 * open >= present,
@@ -248,12 +251,12 @@ fn with_jitter(window: Duration, jitter: f64) -> Duration {
 /// The time-outs or broken answers in a row that open a breaker.
 const FAILURES: u32 = 3;
 
-/// The probes in a row that a peer answers after time-outs until it is asked again. One that loses 30 of 100
-/// packets in each direction answers about two probes of five, but five in a row only in one window of a
-/// hundred. Each return of such a peer costs its callers dozens of requests until it is down again.
+/// After time-outs, a peer is asked again once it has answered this many probes in a row. A peer that loses 30
+/// of 100 packets in each direction answers about two of five probes, but five in a row in only one window of
+/// a hundred. Each time the breaker closes for such a peer, dozens of requests fail until it opens again.
 const ANSWERS: u32 = 5;
 
-/// The time between two probes of such a row.
+/// The time from an answered probe to the next one, if one answer is not enough.
 const BETWEEN_ANSWERS: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 500 });
 
 /// Zero under loom, which does not wait for time to pass.
@@ -270,7 +273,7 @@ mod tests {
     use ExchangeEnd::*;
     use proptest::prelude::*;
 
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 
     fn millis(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -285,7 +288,7 @@ mod tests {
     impl TimedBreaker {
         fn new() -> Self {
             TimedBreaker {
-                breaker: Breaker::new(PATIENCE),
+                breaker: Breaker::new(EXCHANGE_TIMEOUT),
                 now: Instant::now(),
             }
         }
@@ -346,7 +349,7 @@ mod tests {
         peer.breaker.leave(peer.now, 0.0);
         assert!(
             peer.breaker.is_planned(),
-            "it was down before it announced it"
+            "an outage becomes planned if the peer announces it late"
         );
     }
 
@@ -355,14 +358,14 @@ mod tests {
         for end in [TimedOut, Broken] {
             let mut peer = TimedBreaker::new();
             for _ in 0..5 {
-                assert!(!peer.note(PATIENCE, end));
-                assert!(!peer.note(PATIENCE, end));
+                assert!(!peer.note(EXCHANGE_TIMEOUT, end));
+                assert!(!peer.note(EXCHANGE_TIMEOUT, end));
                 assert!(!peer.note(millis(1), Answered), "{end:?}");
                 assert!(!peer.breaker.has_failures());
             }
-            assert!(!peer.note(PATIENCE, end));
-            assert!(!peer.note(PATIENCE, end));
-            assert!(peer.note(PATIENCE, end), "{end:?}");
+            assert!(!peer.note(EXCHANGE_TIMEOUT, end));
+            assert!(!peer.note(EXCHANGE_TIMEOUT, end));
+            assert!(peer.note(EXCHANGE_TIMEOUT, end), "{end:?}");
         }
     }
 
@@ -388,7 +391,7 @@ mod tests {
     #[test]
     fn peer_that_timed_out_answers_five_probes_in_a_row_before_it_is_asked() {
         let mut peer = TimedBreaker::new();
-        let opened = [(); 3].map(|()| peer.note(PATIENCE, TimedOut));
+        let opened = [(); 3].map(|()| peer.note(EXCHANGE_TIMEOUT, TimedOut));
         assert_eq!(opened, [false, false, true]);
         let ends = [true, true, true, true, false, true, true, true, true];
         let waits = ends.map(|answers| peer.probe(answers).as_millis());
@@ -410,14 +413,14 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
         peer.now += RELAPSE;
         peer.note(millis(1), Unreachable);
-        assert_eq!(peer.probe(true).as_secs(), 1, "it was well for long enough");
+        assert_eq!(peer.probe(true).as_secs(), 1, "30 s without a failure");
     }
 
     #[test]
     fn peer_that_seems_to_be_back_is_probed_soon() {
         let mut peer = TimedBreaker::new();
         peer.breaker.probe_soon(peer.now);
-        assert_eq!(peer.breaker.probe_at(), None, "it is not down");
+        assert_eq!(peer.breaker.probe_at(), None, "the breaker is closed");
         peer.note(millis(1), Unreachable);
         peer.probe(false);
         peer.breaker.probe_soon(peer.now);
@@ -478,13 +481,13 @@ mod tests {
     }
 
     proptest! {
-        /// The breaker agrees with the rules as they are written down, over any history.
+        /// The breaker follows the rules of the module's documentation, after any history.
         #[test]
         fn breaker_follows_its_rules(
             steps in prop::collection::vec(step(), 1..200),
             jitter in 0.0..1.0_f64,
         ) {
-            let mut breaker = Breaker::new(PATIENCE);
+            let mut breaker = Breaker::new(EXCHANGE_TIMEOUT);
             let mut now = Instant::now();
             // The failures in a row while it was closed, as (begin, end).
             let mut row: Vec<(Instant, ExchangeEnd)> = Vec::new();
@@ -510,7 +513,7 @@ mod tests {
                         let expected = match end {
                             Answered => false,
                             Unreachable => true,
-                            TimedOut => row.len() >= 3 && silent >= Some(PATIENCE),
+                            TimedOut => row.len() >= 3 && silent >= Some(EXCHANGE_TIMEOUT),
                             Broken => row.len() >= 3,
                         };
                         prop_assert_eq!(opened, expected);

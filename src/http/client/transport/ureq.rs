@@ -119,13 +119,13 @@ impl UreqTransport {
     }
 }
 
-/// The URL of a peer with the path of a request, as it is.
+/// The URL of a peer with the path of a request, which is not changed.
 fn url_of(authority: &str, path: &str) -> Result<Uri, http::Error> {
     let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority);
     uri.path_and_query(path).build()
 }
 
-/// The head of a response as it was received, but for spaces and line ends.
+/// The fields of a response, after a line in place of its status line, which is not read again.
 fn head_of(parts: &http::response::Parts) -> Vec<u8> {
     let mut head = b"HTTP/1.1\r\n".to_vec();
     for (name, value) in &parts.headers {
@@ -225,8 +225,8 @@ impl Connector for PeerConnector {
         details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<UreqStream>, ureq::Error> {
-        // Read the generation before connecting. If others are found stale meanwhile, this
-        // connection is dropped with them.
+        // Read the generation before connecting. If another connection is found stale meanwhile, this
+        // one is dropped, too.
         let made_in = self.generation.load(Ordering::Relaxed);
         Ok(Some(UreqStream {
             reader: ResponseReader::new(
@@ -248,9 +248,9 @@ impl Connector for PeerConnector {
 
 /// A connection as ureq uses it. Its reads and writes end by the deadline of the request.
 ///
-/// Responses are read by the reader of the direct transport, and written anew for ureq. So both
-/// transports accept the same responses: ureq alone takes lines that end in LF, any number of interim
-/// responses, and other sizes of chunks.
+/// The reader of the direct transport reads each response and passes it on to ureq's own parser. So both
+/// transports accept the same responses. ureq alone would also accept lines that end in LF, any number of
+/// interim responses, and other sizes of chunks.
 #[derive(Debug)]
 struct UreqStream {
     reader: ResponseReader<PeerConnection>,
@@ -260,16 +260,18 @@ struct UreqStream {
     /// Whether the last operation was a write. The first write, or a write after a read, begins an
     /// exchange.
     is_writing: bool,
-    /// Whether the present request has a body, which is written after the head.
+    /// Whether something was written after the head of the present request, so that it has a body.
     has_body: bool,
-    /// The reason that the rest of the present request cannot be sent. The server may have answered before.
+    /// The reason that the rest of the present request could not be sent. The server may have answered before
+    /// it closed the connection.
     unsent: Option<io::Error>,
-    /// Whether the server has closed the connection.
+    /// Whether a write has failed because the server closed the connection.
     is_closed: bool,
     target: Arc<Target>,
     /// Incremented when an idle connection is found stale. The peer was probably restarted, so all
     /// connections made before are dropped.
     generation: Arc<AtomicU64>,
+    /// The generation when this connection was made.
     made_in: u64,
 }
 
@@ -360,7 +362,7 @@ const CHUNK_HEAD: usize = 10;
 /// The end of a chunk, and of the body after a chunk of size 0.
 const CHUNK_END: &[u8] = b"\r\n";
 
-/// The least room in ureq's buffer for which something is read.
+/// If ureq's buffer has less room than this, the response is too long for it.
 const MIN_ROOM: usize = 64;
 
 /// Keeps the sum of an `Instant` and a time-out from overflowing. The time-outs of requests are far
