@@ -30,6 +30,26 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
+// The modules:
+//
+//   group/               a named cache: gets, loads, removals
+//   getter, value, sink  the user's getter, and where its values go    bulk_getter  for several keys
+//   byteview, context, error, message, peer, stats                     other types of the interface
+//   store/               the entries of a group, in shards             heap/        their memory
+//   singleflight         one call for many callers
+//   recursion            finds loads that wait for each other          nesting      calls from user code
+//   load_permits         limits the getters that run                   loader_pool  threads that run them
+//   old_value            the cached value that a load may renew        panics       of user code
+//   peers                how a group finds and asks its peers
+//   http/                the same over HTTP: client and server         wire/        their messages
+//   pb/                  the messages that pb-rs generated
+//   rendezvous, consistent_hash/   which node owns a key               lru/         a small cache
+//   dump/                the file of a dump                            checksum     of dumps and values
+//   memory_pressure/     makes groups smaller when memory is short
+//   clock, random, sync, thread_counters                               small tools
+//   manual               the guides, in the documentation only
+//   loom_models/, fuzzing                                              for tests only
+
 mod bulk_getter;
 mod byteview;
 mod checksum;

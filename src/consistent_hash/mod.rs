@@ -18,6 +18,11 @@
 //! assert_eq!(ring.get("foo"), next.as_deref());
 //! ```
 
+//   mod.rs     the ring            scheme.rs  the presets: how nodes and keys are hashed
+//   hashes.rs  hash functions      md5.rs     MD5, for two of the presets
+//
+// Tests: `tests.rs` (every ring), `balance.rs` (shares of the nodes), `golden.rs` (owners that must not change).
+
 mod hashes;
 mod md5;
 mod scheme;

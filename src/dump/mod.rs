@@ -6,9 +6,9 @@
 //!   …
 //! ```
 //!
-//! - `header`, `entries`: the contents of header and blocks, as bytes.
-//! - `blocks`: finds the intact blocks of a file, whatever lies between them.
-//! - `uptime`: how long ago a dump was written.
+//! - `header`, `entries`: the header and the entries, as bytes. `bytes`: their fields.
+//! - `blocks`: writes the blocks, and finds the intact ones of a file, whatever lies between them.
+//! - `uptime`: the time since the boot, which shows how long ago a dump was written.
 //! - `file`: writes a file so that a crash leaves the old one or the new one.
 //!
 //! All numbers are little-endian, and no type depends on the size of a word, so a file can be read on

@@ -14,7 +14,7 @@
 //!   handoff.rs       takes values over from earlier owners
 //!   warm.rs          loads before callers ask       key_rates.rs  how often keys are requested
 //!   dump/            entries to a file, and back
-//!   purge.rs         removes expired entries        limit.rs      a temporary limit
+//!   purge.rs         removes expired entries        limit.rs      gives memory back
 //!   counters.rs      counts of loads                forecast.rs   the hit ratio at other capacities
 //! ```
 

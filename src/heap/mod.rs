@@ -6,6 +6,7 @@
 //!   pages.rs    the pages of a segment      release.rs   the way of dropped blocks back
 //!   bytes.rs    copies into blocks          raw.rs, raw/  shared bytes, mapped memory; all `unsafe` code
 //!   spares.rs   blocks that threads keep for their next entries
+//!   model.rs    a naive heap, with which tests compare this one
 //! ```
 //!
 //! malloc keeps an arena for each thread. A block is allocated by the thread that loads an entry, and

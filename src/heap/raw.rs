@@ -1,9 +1,12 @@
 //! Shared bytes in blocks of a heap or of malloc. This module has all `unsafe` code of the heap.
 //!
 //! ```text
-//!   raw.rs          shared bytes               raw/mapped.rs     segments and tables
-//!   raw/vacant.rs   blocks without bytes yet   raw/system.rs     their memory, raw/std_memory.rs elsewhere
-//!   raw/prefetch.rs   hints to the processor
+//!   raw.rs             shared bytes
+//!   raw/vacant.rs      blocks without bytes yet
+//!   raw/mapped.rs      memory for segments and tables
+//!   raw/system.rs      maps that memory on Unix
+//!   raw/std_memory.rs  allocates it elsewhere, and under Miri
+//!   raw/prefetch.rs    hints to the processor
 //! ```
 //!
 //! A block is a header of 8 bytes (reference count and length) and then the bytes. There are two kinds:

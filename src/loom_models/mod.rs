@@ -4,6 +4,15 @@
 //!
 //! A deadlock, a lost wake-up or a broken assertion in any order fails the test. All orders take
 //! about 45 s. `LOOM_MAX_PREEMPTIONS=3` bounds the search, which then takes 1 s.
+//!
+//! ```text
+//!   flights.rs    one load for many callers      groups.rs     whole groups, with loads and removals
+//!   eviction.rs   eviction across shards         free_list.rs  blocks dropped while their arena is used
+//!   freshness.rs  renewals, soft time-outs       permits.rs    permits to run a getter
+//!   removals.rs   removals in a cluster          pickers.rs    the picker of a registry
+//! ```
+//!
+//! Models of a single file stand beside it, in its own `loom_models.rs`.
 
 mod eviction;
 mod flights;

@@ -6,7 +6,7 @@
 //!   iter.rs         all entries                      cleared.rs   entries that `clear` took out
 //!   shard.rs        one shard: a table from keys to slots
 //!   table.rs        from keys to its slots           slab.rs      its slots
-//!   policy/         which entry leaves next: the queues, the keys that left lately
+//!   policy/         which entry leaves next: queues, and a list of the keys that left lately
 //!   entry/          an entry: its hash, weight, etag, generation, and time of load
 //!   expiry.rs       which entries have expired       evicted.rs   the entries that left
 //!   budget/         the bytes of all shards          options.rs   the options of a store

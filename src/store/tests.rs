@@ -1,4 +1,11 @@
 //! Tests the store against a model, and the behaviour that its callers depend on.
+//!
+//! ```text
+//!   tests.rs   a store against a model; inserts, removals, limits
+//!   tide.rs    Tide against a model        lru.rs     exact LRU against a model
+//!   fits.rs    a working set that fits     shares.rs  the main and the hot share
+//!   room.rs    many evictions at once      expired.rs expired entries leave first
+//! ```
 
 use std::collections::HashMap;
 use std::time::Duration;

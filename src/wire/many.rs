@@ -208,7 +208,7 @@ pub(crate) struct ManyValue {
     pub fields: Fields,
 }
 
-/// Reads the body of a response to a request for the keys with these [hashes](super::key_hash):
+/// Reads the body of a response to a request for the keys with these [hashes](fn@super::key_hash):
 /// for each key its value, its error, or `None` if it has to be asked for by itself.
 ///
 /// # Errors

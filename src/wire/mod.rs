@@ -9,15 +9,18 @@
 //! | `body` | | [`encode_response`] → [`decode_response`] |
 //! | `unchanged` | [`known_header`] → [`parse_known`] | [`encode_unchanged`] → [`decode_unchanged`] |
 //! | `many` | [`many_request`] → [`decode_many_request`] | [`ManyBody`] → [`decode_many_response`] |
-//! | `changes` | [`encode_keys`] → [`decode_keys`], [`encode_change`] → [`decode_set`], [`decode_clear`], [`decode_table`] | the last one |
+//! | `changes` | [`encode_keys`] → [`decode_keys`] | |
+//! | | [`encode_change`] → [`decode_set`], [`decode_clear`], [`decode_drop`], [`decode_table`] | [`encode_change`] → [`decode_table`] |
 //! | `status` | | [`status_of`] → [`error_of`] |
 //!
-//! An answer says with a hash which key it answers: `key_hash`. A request for several keys says which values
-//! its sender has: `known`. A request says which list of peers its
-//! sender has: `peers_mark`.
+//! Parts of these messages:
 //!
-//! Both sides use `head`, which finds the end of an HTTP head. `pieces` is a body whose values are
-//! not copied.
+//! - `key_hash`: a hash in a response that shows which key it is for.
+//! - `known`: hashes in a request for several keys that show which values its sender has.
+//! - `peers_mark`: a header that shows which list of peers its sender has.
+//! - `head`: the end of an HTTP head, and values of headers.
+//! - `numbers`: the numbers of each value in a response for several keys.
+//! - `pieces`: a body whose values are not copied.
 
 mod body;
 mod changes;

@@ -13,7 +13,7 @@ pub(crate) const KNOWN_HEADER: &str = "if-none-match";
 /// The header of the response, with the fields of `GetResponse` in hexadecimal digits.
 pub(crate) const UNCHANGED_HEADER: &str = "larder-unchanged";
 
-/// The hash of the value of the key with this [hash](super::key_hash). It is the same in all processes and
+/// The hash of the value of the key with this [hash](fn@super::key_hash). It is the same in all processes and
 /// versions, and runs at the speed of memory. It is no protection against values that are made to have the
 /// hash of another one.
 pub(crate) fn value_hash(key_hash: u64, value: &[u8]) -> u64 {

@@ -1,9 +1,10 @@
 //! Gets several keys at once: one request to each owner, and the owners in parallel.
 //!
 //! ```text
-//!   mod.rs   sorts the keys by owner         key.rs       a key of several
-//!   bulk.rs  one call of a bulk getter       parallel.rs  several loads at the same time
-//!   stale.rs values that are not fresh       serve.rs     requests of peers for several keys
+//!   mod.rs    sorts the keys by owner, and asks the owners
+//!   key.rs    the keys and results of a call
+//!   bulk.rs   one call of a bulk getter       parallel.rs  several loads at the same time
+//!   stale.rs  values that are not fresh       serve.rs     requests of peers for several keys
 //! ```
 
 pub(super) mod bulk;

@@ -9,8 +9,12 @@
 //! missed some, and the times which values it then has to drop. A removal is in the set only after its
 //! entries are dropped and its clock has changed.
 //!
-//! `mod.rs` has the clocks, `applied.rs` the set. `fence.rs` refuses values of peers that may be older than a
-//! removal, and `dropped_keys.rs` lists keys that are not to be taken over from an earlier owner.
+//! ```text
+//!   mod.rs           the clocks
+//!   applied.rs       the set of all removals
+//!   fence.rs         refuses values of peers that may be older than a removal
+//!   dropped_keys.rs  keys whose values are not taken over from other nodes for now
+//! ```
 
 mod applied;
 mod dropped_keys;

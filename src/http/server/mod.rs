@@ -1,12 +1,14 @@
 //! The server: a builder with every limit, and the handle of a running server.
 //!
-//! - `limits`, `byte_budget`, `listener`, `malloc_arenas`: the numbers of the builder; the bytes that
-//!   connections share; options of the listening socket; the bound of glibc's malloc.
-//! - `accept`, `connections`: the accept thread; the open connections and how they end.
+//! - `limits`: the limits on the resources that clients can use.
+//! - `byte_budget`: bounds the bytes that all connections hold together.
+//! - `malloc_arenas`: bounds the memory that glibc's malloc keeps.
+//! - `listener`: the listening socket. `accept`: the accept thread.
+//! - `connections`: the open connections, and how they end.
 //! - `connection`: one connection on its own thread: reader → `head` → response → writer.
-//! - `wait`, `abandoned`: how long a request waits for a load; loads whose clients have left.
-//! - `endpoint`: responds to peers. `handler`: the program's own pages. `response`: the result of both, with
-//!   any head.
+//! - `head`: parses the head of a request.
+//! - `endpoint`: responds to peers. `handler`: the program's own pages. `response`: the result of both.
+//! - `wait`: how long a request waits for a load. `abandoned`: counts the loads whose clients have left.
 //! - `tiny`: the endpoint in a tiny_http server.
 
 mod abandoned;

@@ -1,4 +1,10 @@
 //! The forms of an entry: to be inserted, found by a look-up, and returned to users.
+//!
+//! ```text
+//!   mod.rs          the forms              key_hash.rs    the hash of its key
+//!   weight.rs       the memory it takes    etag.rs        its etag, which lies behind the value
+//!   load_times.rs   when its load began    generations.rs detects removals since then
+//! ```
 
 pub(super) mod etag;
 pub(super) mod generations;

@@ -1,7 +1,7 @@
 //! The health of each peer: whether it is asked, and its recent exchanges.
 //!
 //! - `breaker`: opens while a peer does not answer; a state machine.
-//! - `slowness`: whether a peer is slow beside the others; a state machine.
+//! - `slowness`: whether a peer is slow, compared with the others; a state machine.
 //! - `watch`: the peers of a pool together, and the thread that probes them while one is away or slow.
 //! - `exchange`: notes how an exchange ends.
 //! - `latency`: the time that exchanges take.

@@ -1,11 +1,12 @@
 //! A peer that is asked over HTTP: the requests, and what follows from each response.
 //!
-//! - This file: one key, and a batch. `messages`: reads the responses, with their fields, and the errors.
-//! - `batch`, `batch_values`: the keys of several threads in one request, and its response.
+//! - This file: the requests for one key, and for a batch.
+//! - `messages`: reads the responses, with their fields, and the errors.
+//! - `batch`: the keys of several threads in one request. `batch_values`: its response.
 //! - `many`: several keys that one caller asks for.
 //! - `revalidate`: a request for a value that is cached already.
 //! - `changes`: the requests that change data at the peer.
-//! - `list_check`: compares the peer's list of peers with the own one.
+//! - `list_check`: notices that the peer has another list of peers.
 //! - `health`: the probe and the report of the peer.
 //! - `permits`: limits the requests that are under way.
 

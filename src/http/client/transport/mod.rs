@@ -1,10 +1,14 @@
 //! Carries requests to a peer: the trait, with its request and response, and the transports of this crate.
 //!
-//! - `default`: makes the transport of a peer.
-//! - `auto` chooses between `ureq` and `direct`. Without the feature `ureq`, `larder_only` takes its place.
-//! - `target`: the URL, options and addresses of the peer, which all of these use.
-//! - `url`, `resolve`: the URL, and its addresses.
-//! - `pool`, `connection`, `socket_timeout`, `response`: the parts of `direct`.
+//! - This file: the trait. `default`: makes the transport of a peer.
+//! - `direct`: HTTP/1.1 over this crate's own sockets, for larder's servers.
+//! - `ureq`: the HTTP client ureq, for servers of all kinds.
+//! - `auto`: chooses between these two. `larder_only`: takes its place in builds without ureq.
+//! - `target`: the URL, the limits and the addresses of the peer.
+//! - `url`: which URLs are valid. `resolve`: looks up the addresses.
+//! - `connection`: a connection to the peer. `socket_timeout`: its time-outs. `response`: reads responses from
+//!   it. Both transports use them.
+//! - `pool`: the idle connections of `direct`.
 
 #[cfg(feature = "ureq")]
 mod auto;
