@@ -139,12 +139,12 @@ impl<'a> BulkSink<'a> {
         }
     }
 
-    /// As [`Context::stale`], for the key of this sink.
+    /// Like [`Context::stale`], for the key of this sink.
     pub fn stale(&self) -> Option<&ByteView> {
         self.old.as_ref().map(|old| &old.view)
     }
 
-    /// As [`Context::etag`], for the key of this sink.
+    /// Like [`Context::etag`], for the key of this sink.
     pub fn etag(&self) -> Option<&str> {
         self.old.as_ref()?.etag()
     }

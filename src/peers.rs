@@ -129,7 +129,7 @@ pub trait ProtoGetter: Send + Sync {
     /// if `ctx`'s own deadline has passed. A time-out of the exchange is [`ErrorKind::Peer`].
     fn get(&self, ctx: &Context, request: &GetRequest<'_>) -> Result<PeerResponse>;
 
-    /// As [`get`](Self::get), for a process that has cached `old`, an older answer of a peer for this key.
+    /// Like [`get`](Self::get), for a process that has cached `old`, an older answer of a peer for this key.
     /// If the peer's value is the same, a transport need not carry its bytes: the response has the `old`
     /// view as its value, with the times of the peer's answer.
     ///
@@ -137,7 +137,7 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// As for [`get`](Self::get).
     fn revalidate(
         &self,
         ctx: &Context,
@@ -161,7 +161,7 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), for an error that concerns all keys. After [`ErrorKind::Peer`] the group
+    /// As for [`get`](Self::get), for an error that concerns all keys. After [`ErrorKind::Peer`] the group
     /// does not ask this peer for the keys one by one. A result of the wrong length counts as all
     /// `None`.
     fn get_many(
@@ -185,7 +185,7 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`get_many`](Self::get_many).
+    /// As for [`get_many`](Self::get_many).
     fn load_many(
         &self,
         ctx: &Context,
@@ -196,7 +196,7 @@ pub trait ProtoGetter: Send + Sync {
         Ok(cached.into_iter().map(|answer| answer.map(Ok)).collect())
     }
 
-    /// As [`load_many`](Self::load_many), for a process that has cached `olds`, older answers of peers: one for
+    /// Like [`load_many`](Self::load_many), for a process that has cached `olds`, older answers of peers: one for
     /// each key, `None` where there is none. As for [`revalidate`](Self::revalidate), the response for a key
     /// whose value is the same has the old view as its value, and a transport need not carry its bytes.
     ///
@@ -204,7 +204,7 @@ pub trait ProtoGetter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`get_many`](Self::get_many).
+    /// As for [`get_many`](Self::get_many).
     fn revalidate_many(
         &self,
         ctx: &Context,
@@ -396,7 +396,7 @@ impl PickerSlot {
         Ok(())
     }
 
-    /// As [`register`](Self::register), until the returned guard is dropped.
+    /// Like [`register`](Self::register), until the returned guard is dropped.
     #[cfg(feature = "http")]
     pub(crate) fn lend(&self, picker: Arc<dyn PeerPicker>) -> Result<PickerGuard> {
         self.register(Pickers::One(picker))?;

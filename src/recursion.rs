@@ -56,7 +56,7 @@ pub(crate) fn wait_for(id: LoadId) -> Result<Dependency> {
     Ok(Dependency { dependent })
 }
 
-/// As [`wait_for`], but this thread runs that flight.
+/// Like [`wait_for`], but this thread runs that flight.
 #[inline]
 pub(crate) fn work_for(id: LoadId) -> Result<Dependency> {
     let dependency = wait_for(id)?;
@@ -64,7 +64,7 @@ pub(crate) fn work_for(id: LoadId) -> Result<Dependency> {
     Ok(dependency)
 }
 
-/// As [`work_for`], for several flights that end together. This thread's work depends on the first one,
+/// Like [`work_for`], for several flights that end together. This thread's work depends on the first one,
 /// and each on the next one.
 pub(crate) fn work_for_all(ids: impl Iterator<Item = LoadId>) -> Result<Dependencies> {
     let mut dependencies = Dependencies(Vec::new());

@@ -119,7 +119,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// As [`forget`](Self::forget), for every key.
+    /// Like [`forget`](Self::forget), for every key.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
             let mut state = stripe.lock_and_advance();
@@ -439,7 +439,7 @@ impl<T: Clone> Waiter<T> {
         self.wait_until(ctx, None)
     }
 
-    /// As [`wait`](Self::wait), and no longer than until the given time.
+    /// Like [`wait`](Self::wait), and no longer than until the given time.
     pub(crate) fn wait_until(&self, ctx: &Context, until: Option<Instant>) -> Waited<T>
     where
         T: Send + Sync + 'static,
@@ -456,7 +456,7 @@ impl<T: Clone> Waiter<T> {
         self.wait_unsubscribed(ctx, until)
     }
 
-    /// As [`wait_until`](Self::wait_until), but a cancellation does not wake the waiter.
+    /// Like [`wait_until`](Self::wait_until), but a cancellation does not wake the waiter.
     fn wait_unsubscribed(&self, ctx: &Context, until: Option<Instant>) -> Waited<T> {
         let Outcome { state, changed, .. } = &*self.outcome;
         let deadline = ctx.deadline().into_iter().chain(until).min();
@@ -546,7 +546,7 @@ impl<T> Leader<'_, T> {
         }
     }
 
-    /// As [`abandon`](Self::abandon), because the work may not begin.
+    /// Like [`abandon`](Self::abandon), because the work may not begin.
     pub(crate) fn refuse(mut self) {
         if let Some(mut waiters) = self.leave() {
             waiters.end = FlightEnd::Refused;

@@ -26,7 +26,7 @@ pub trait Sink {
     ///
     /// # Errors
     ///
-    /// As [`set_bytes`](Self::set_bytes).
+    /// As for [`set_bytes`](Self::set_bytes).
     fn set_str(&mut self, value: &str) -> Result<()> {
         self.set_bytes(value.as_bytes())
     }
@@ -48,7 +48,7 @@ pub trait Sink {
     ///
     /// # Errors
     ///
-    /// As [`set_bytes`](Self::set_bytes).
+    /// As for [`set_bytes`](Self::set_bytes).
     fn set_view(&mut self, value: &ByteView) -> Result<()> {
         self.set_bytes(value)
     }
@@ -58,7 +58,7 @@ pub trait Sink {
     ///
     /// # Errors
     ///
-    /// As [`set_bytes`](Self::set_bytes).
+    /// As for [`set_bytes`](Self::set_bytes).
     fn take_view(&mut self, value: ByteView) -> Result<()> {
         self.set_view(&value)
     }

@@ -53,7 +53,7 @@ pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(not(larder_loom))]
 pub(crate) use spawn_plain as spawn;
 
-/// As [`spawn_plain`], a thread that loom explores.
+/// Like [`spawn_plain`], a thread that loom explores.
 #[cfg(larder_loom)]
 pub(crate) fn spawn(
     name: &str,

@@ -123,12 +123,12 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// As [`get_with`](Self::get_with); and [`ErrorKind::NotCached`] with
+    /// As for [`get_with`](Self::get_with); and [`ErrorKind::NotCached`] with
     /// [`only_if_cached`](GetOptions::only_if_cached).
     ///
     /// # Panics
     ///
-    /// As [`get_with`](Self::get_with).
+    /// As for [`get_with`](Self::get_with).
     pub fn get_opts(&self, ctx: &Context, key: &str, options: GetOptions) -> Result<Answer> {
         let inner = &self.inner;
         if !inner.may_serve(ctx) {

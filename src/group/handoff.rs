@@ -42,7 +42,7 @@ impl Inner {
         Some(self.cache_answer(placement, key, begun, answer, None, evicted))
     }
 
-    /// As [`take_over`](Self::take_over), for several keys: one request to each other owner, all at the
+    /// Like [`take_over`](Self::take_over), for several keys: one request to each other owner, all at the
     /// same time. The result has an item for each key.
     pub(super) fn take_over_all(
         self: &Arc<Self>,

@@ -236,7 +236,7 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get); and [`ErrorKind::DeadlineExceeded`], [`ErrorKind::Cancelled`], or
+    /// As for [`get`](Self::get); and [`ErrorKind::DeadlineExceeded`], [`ErrorKind::Cancelled`], or
     /// [`ErrorKind::Overloaded`] if the loader pool has no thread left. A cached value is returned
     /// even past the deadline.
     ///
@@ -252,11 +252,11 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// As [`get_with`](Self::get_with); and [`ErrorKind::Sink`] if `dest` refuses the value.
+    /// As for [`get_with`](Self::get_with); and [`ErrorKind::Sink`] if `dest` refuses the value.
     ///
     /// # Panics
     ///
-    /// As [`get_with`](Self::get_with).
+    /// As for [`get_with`](Self::get_with).
     pub fn get_into(&self, ctx: &Context, key: &str, mut dest: impl Sink) -> Result<()> {
         dest.take_view(self.get_with(ctx, key)?)
     }
@@ -294,7 +294,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// As [`get_with`](Self::get_with).
+    /// As for [`get_with`](Self::get_with).
     pub fn get_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Vec<Result<ByteView>> {
         self.inner.get_many(ctx, keys)
     }

@@ -43,7 +43,7 @@ impl Inner {
         }
     }
 
-    /// As [`purge_some`](Self::purge_some), on a thread that serves a peer: a panic of the listener does not
+    /// Like [`purge_some`](Self::purge_some), on a thread that serves a peer: a panic of the listener does not
     /// keep the value from the peer.
     #[cold]
     pub(super) fn purge_for_peer(&self) {

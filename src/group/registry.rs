@@ -67,7 +67,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// As [`GroupBuilder::build`](crate::GroupBuilder::build).
+    /// As for [`GroupBuilder::build`](crate::GroupBuilder::build).
     pub fn new_group(
         &self,
         name: &str,
@@ -266,7 +266,7 @@ impl fmt::Debug for Registry {
 ///
 /// # Errors
 ///
-/// As [`GroupBuilder::build`](crate::GroupBuilder::build).
+/// As for [`GroupBuilder::build`](crate::GroupBuilder::build).
 pub fn new_group(name: &str, max_capacity: u64, getter: impl Getter + 'static) -> Result<Group> {
     Registry::global().new_group(name, max_capacity, getter)
 }

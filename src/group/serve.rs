@@ -19,16 +19,16 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// As [`get_with`](Self::get_with).
+    /// As for [`get_with`](Self::get_with).
     ///
     /// # Panics
     ///
-    /// As [`get_with`](Self::get_with).
+    /// As for [`get_with`](Self::get_with).
     pub fn serve_peer(&self, ctx: &Context, key: &str) -> Result<PeerResponse> {
         self.inner.get_for_peer(ctx, key, None)
     }
 
-    /// As [`serve_peer`](Self::serve_peer), but the getter always runs on a loader thread, and
+    /// Like [`serve_peer`](Self::serve_peer), but the getter always runs on a loader thread, and
     /// `waiter` decides how long this thread waits.
     #[cfg(feature = "http")]
     pub(crate) fn serve_client(

@@ -268,7 +268,7 @@ fn recheck_prevents_second_load() {
     assert_eq!(loads, 1);
 }
 
-/// As [`dead_peer`], but it answers with the key, and counts the requests.
+/// Like [`dead_peer`], but it answers with the key, and counts the requests.
 fn counting_peer() -> (PickerSlot, Arc<AtomicUsize>) {
     #[derive(Clone)]
     struct Counting(Arc<AtomicUsize>);

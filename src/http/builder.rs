@@ -29,7 +29,7 @@ impl HttpPool {
     ///
     /// # Errors
     ///
-    /// As [`HttpPoolBuilder::build`].
+    /// As for [`HttpPoolBuilder::build`].
     pub fn new(self_url: &str) -> Result<Self> {
         Self::builder(self_url).build()
     }

@@ -94,7 +94,7 @@ impl Membership {
         self.own.read().clone()
     }
 
-    /// As [`compare`](Self::compare), for the header of a request; `None` if it is not a mark. Most marks
+    /// Like [`compare`](Self::compare), for the header of a request; `None` if it is not a mark. Most marks
     /// have the same fingerprint as this process's, and are not parsed.
     pub(crate) fn compare_header(&self, header: &str) -> Option<MarkOf> {
         let is_same = {

@@ -123,7 +123,7 @@ impl HttpPool {
     ///
     /// # Errors
     ///
-    /// As [`ServerBuilder::bind`].
+    /// As for [`ServerBuilder::bind`].
     pub fn serve(&self, addr: impl ToSocketAddrs) -> Result<Server> {
         self.server().bind(addr)
     }

@@ -23,7 +23,7 @@ pub(crate) fn model(explored: impl Fn() + Send + Sync + 'static) {
     run(&loom::model::Builder::new(), explored);
 }
 
-/// As [`model`], for more threads than can be explored in all orders: those with two preemptions, for
+/// Like [`model`], for more threads than can be explored in all orders: those with two preemptions, for
 /// half a minute at most.
 pub(crate) fn bounded_model(explored: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();

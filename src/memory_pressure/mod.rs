@@ -106,7 +106,7 @@ impl MemoryPressure {
     ///
     /// # Errors
     ///
-    /// As [`MemoryPressureBuilder::watch`].
+    /// As for [`MemoryPressureBuilder::watch`].
     pub fn watch() -> Result<MemoryPressure> {
         MemoryPressure::builder().watch()
     }

@@ -50,7 +50,7 @@ impl Store {
         fits.then(|| self.keyed_copy(hash, key, value, etag))?
     }
 
-    /// As [`keyed`](Self::keyed), for a value that the store can keep. `None` if there is no memory left.
+    /// Like [`keyed`](Self::keyed), for a value that the store can keep. `None` if there is no memory left.
     #[inline]
     fn keyed_copy(
         &self,

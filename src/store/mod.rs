@@ -239,7 +239,7 @@ impl Store {
         self.get_if(hash, key, |_| true, at_miss, at_sampled)
     }
 
-    /// As [`get`](Self::get), but an entry that `is_wanted` refuses is as good as none. This runs under the
+    /// Like [`get`](Self::get), but an entry that `is_wanted` refuses is as good as none. This runs under the
     /// shard's lock, too. Not inlined: with more copies of the search in the table, the compiler would call it
     /// from [`get_view`](Self::get_view) instead of inlining it there.
     pub(crate) fn get_if<M>(
@@ -356,7 +356,7 @@ impl Store {
         found.ok_or(generation)
     }
 
-    /// As [`peek`](Self::peek), with the generation also if there is an entry.
+    /// Like [`peek`](Self::peek), with the generation also if there is an entry.
     pub(crate) fn look(&self, hash: KeyHash, key: &str) -> (Option<Hit>, Generation) {
         let shard = self.shard(hash).read();
         let found = shard.table.find(hash, key, &self.timing);
@@ -379,7 +379,7 @@ impl Store {
         self.insert_into(new, evicted, Shard::insert);
     }
 
-    /// As [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
+    /// Like [`insert`](Self::insert), for a value that replaces all others of its key: those of loads
     /// under way are not cached. `at_removal` runs under the shard's lock; it must take no lock. It decides
     /// whether the value is cached.
     pub(crate) fn set(
@@ -432,7 +432,7 @@ impl Store {
         (!evicted.is_empty()).then_some(evicted)
     }
 
-    /// As [`purge_expired`](Self::purge_expired), but entries that are kept for loads stay.
+    /// Like [`purge_expired`](Self::purge_expired), but entries that are kept for loads stay.
     pub(crate) fn purge_unkept(&self, at_most: usize) -> Option<EvictedEntries> {
         let now = self.timing.clock.now();
         self.purge_expired(now.before(self.timing.retention)?, at_most)

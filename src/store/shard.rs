@@ -158,7 +158,7 @@ impl Shard {
         self.put(new, update)
     }
 
-    /// As [`insert`](Self::insert), for a value that does not come from a load. The values of loads
+    /// Like [`insert`](Self::insert), for a value that does not come from a load. The values of loads
     /// under way are not cached. If this one is not kept, the old one is removed all the same.
     pub(super) fn set(
         &mut self,

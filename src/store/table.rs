@@ -92,7 +92,7 @@ impl SlotTable {
         prefetch_address(self.places_end.wrapping_add(place));
     }
 
-    /// As [`Slab::insert`].
+    /// Like [`Slab::insert`].
     pub(super) fn insert(&mut self, new: &NewEntry<'_>, weight: u64) -> Option<u32> {
         let index = self.slab.insert(new, weight)?;
         let slab = &self.slab;
@@ -104,7 +104,7 @@ impl SlotTable {
         Some(index)
     }
 
-    /// As [`Slab::remove`].
+    /// Like [`Slab::remove`].
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
         let hash = table_hash(self.slab.hash(index));
         if let Ok(place) = self.places.find_entry(hash, |&other| other == index) {
@@ -119,7 +119,7 @@ impl SlotTable {
         self.slab.len().saturating_sub(most)
     }
 
-    /// As [`Slab::remove_last_slot`]. Returns the index that an entry has moved to.
+    /// Like [`Slab::remove_last_slot`]. Returns the index that an entry has moved to.
     pub(super) fn remove_last_slot(&mut self) -> Option<u32> {
         let (from, to) = self.slab.remove_last_slot()?;
         let hash = table_hash(self.slab.hash(to));

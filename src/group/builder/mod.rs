@@ -357,7 +357,7 @@ impl GroupBuilder {
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build).
+    /// As for [`build`](Self::build).
     pub fn build_with<V, E, F>(self, load: F) -> Result<Group>
     where
         V: Into<Value> + 'static,
@@ -384,7 +384,7 @@ impl GroupBuilder {
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build).
+    /// As for [`build`](Self::build).
     pub fn build_bulk(self, getter: impl BulkGetter + 'static) -> Result<Group> {
         let getter = Arc::new(getter);
         self.register(getter.clone(), Some(Bulk::new(getter)))

@@ -103,7 +103,7 @@ pub(in crate::group) fn wait_in_steps(
     }
 }
 
-/// As [`wait_in_steps`]. The first step ends at `until`.
+/// Like [`wait_in_steps`]. The first step ends at `until`.
 fn wait_until(
     mut until: Instant,
     flight: &Waiter<Result<Loaded>>,

@@ -103,7 +103,7 @@ impl Inner {
         self.lead_or_join(from, executor, ctx, key, begin)
     }
 
-    /// As [`load_once`](Self::load_once), with a flight whose work begins by `begin`, which may return a
+    /// Like [`load_once`](Self::load_once), with a flight whose work begins by `begin`, which may return a
     /// cached value instead.
     pub(super) fn lead_or_join(
         self: &Arc<Self>,

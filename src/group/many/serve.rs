@@ -20,7 +20,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// As [`get_with`](Self::get_with).
+    /// As for [`get_with`](Self::get_with).
     pub fn serve_peer_many(&self, ctx: &Context, keys: &[&str]) -> Vec<Result<PeerResponse>> {
         let mut results = vec![Err(ErrorKind::DeadlineExceeded.into()); keys.len()];
         let keys: Vec<(usize, &str)> = keys.iter().copied().enumerate().collect();
@@ -29,7 +29,7 @@ impl Group {
         results
     }
 
-    /// As [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
+    /// Like [`serve_peer_many`](Self::serve_peer_many), but the getter always runs on loader threads, and
     /// `waiter` decides how long this thread waits. Passes the results to `each`, with the number that
     /// stands beside each key. Keys that are not loaded in time get
     /// [`ErrorKind::DeadlineExceeded`].

@@ -60,16 +60,16 @@ impl Group {
         self.inner.remove_in_cluster(ctx, &[key])
     }
 
-    /// As [`remove`](Self::remove), for several keys. Each peer gets one request for all of them; several,
+    /// Like [`remove`](Self::remove), for several keys. Each peer gets one request for all of them; several,
     /// one after the other, if the text of the keys is over about 10 KiB or there are more than 4,096.
     ///
     /// # Errors
     ///
-    /// As [`remove`](Self::remove).
+    /// As for [`remove`](Self::remove).
     ///
     /// # Panics
     ///
-    /// As [`remove`](Self::remove).
+    /// As for [`remove`](Self::remove).
     pub fn remove_many<K: AsRef<str>>(&self, ctx: &Context, keys: &[K]) -> Result<()> {
         let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
         self.inner.remove_in_cluster(ctx, &keys)
@@ -84,7 +84,7 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// As [`remove`](Self::remove). The error also names each peer that is not larder, because other programs
+    /// As for [`remove`](Self::remove). The error also names each peer that is not larder, because other programs
     /// cannot clear a group.
     ///
     /// # Panics

@@ -13,7 +13,7 @@ pub(crate) fn prefetch<T>(target: &T) {
     prefetch_address(std::ptr::from_ref(target).addr());
 }
 
-/// As [`prefetch`], for the first cache lines of a block.
+/// Like [`prefetch`], for the first cache lines of a block.
 #[inline]
 pub(super) fn first_lines<T>(block: *const T) {
     for line in 0..PREFETCHED_LINES {
@@ -21,7 +21,7 @@ pub(super) fn first_lines<T>(block: *const T) {
     }
 }
 
-/// As [`prefetch`], for an address that need not be valid.
+/// Like [`prefetch`], for an address that need not be valid.
 #[inline(always)]
 pub(crate) fn prefetch_address(address: usize) {
     #[cfg(target_arch = "x86_64")]

@@ -317,7 +317,7 @@ impl ServerBuilder {
     ///
     /// # Errors
     ///
-    /// As [`bind`](Self::bind).
+    /// As for [`bind`](Self::bind).
     pub fn serve_listener(self, listener: TcpListener) -> Result<Server> {
         let limits = self.limits_of_all();
         limits.check()?;

@@ -97,7 +97,7 @@ impl HttpPeer {
         self.read_error(response, hash).0
     }
 
-    /// As [`error_of`](Self::error_of), and whether the response is for the key with this hash.
+    /// The error of such a response, and whether the response is for the key with this hash.
     pub(super) fn read_error(
         &self,
         response: TransportResponse,

@@ -287,7 +287,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(if cfg!(larder_loom) { 3_60
 /// has just started, or the window is longer than it needs to be.
 const MAX_MISSES: u32 = 256;
 
-/// As [`MAX_MISSES`], for a process that may have been away, until it gets the first value. The number is
+/// Like [`MAX_MISSES`], for a process that may have been away, until it gets the first value. The number is
 /// more than the cost of one failure, because an answer may be late on a busy machine.
 const FEW_MISSES: u32 = 4 * COST_OF_FAILURE;
 

@@ -268,7 +268,7 @@ impl<'a> TransportRequest<'a> {
         self.timeout = Some(wire::timeout_millis(left).to_string().into());
     }
 
-    /// As [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
+    /// Like [`set_header`](Self::set_header), for a valid name in lower case and a valid value.
     pub(crate) fn set_checked(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
         match &*name {
             wire::PEERS_HEADER => self.peers_mark = Some(value),
