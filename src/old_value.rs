@@ -21,7 +21,7 @@ impl OldValue {
     }
 }
 
-/// In the context of a getter. `None` hides the old value of a load that this one is a part of.
+/// The old value in the context of a getter. `None` hides that of a load which this one is a part of.
 struct Stale(Option<OldValue>);
 
 /// For getters that can find out whether a value has changed for less than it costs to load it.

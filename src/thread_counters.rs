@@ -46,7 +46,7 @@ impl<T> ThreadCounters<T> {
     #[cold]
     fn add_shared(&self, counter: impl Fn(&T) -> &AtomicU64) -> u64 {
         let count = counter(&self.sets[SHARED]).fetch_add(1, Ordering::Relaxed);
-        // Not for a thread past its destructors, which could not return the number.
+        // A thread past its destructors takes none, because it could not return the number.
         let _ = NUMBER.try_with(|number| {
             if number.0.get() == UNSET {
                 number.0.set(take_number());

@@ -27,8 +27,8 @@ pub struct Explanation {
     pub age: Option<Duration>,
     /// The time until the end of the cached value's time to live. `None` if there is none.
     pub expires_in: Option<Duration>,
-    /// The time since the last removal that this process has applied to the key, or to another one of the
-    /// thousandth of keys to which it belongs. `None` if there was none.
+    /// The time since the last removal that this process has applied to the key, or to another key of its
+    /// stripe. A stripe has about one key in a thousand. `None` if there was no such removal.
     pub last_removal: Option<Duration>,
     /// The step that a get would take now.
     pub outcome: GetOutcome,
@@ -44,7 +44,7 @@ pub enum GetOutcome {
     CachedAndRefresh,
     /// Ask the peer with this URL, and run the getter here if neither it nor the next one answers.
     Peer(String),
-    /// Ask the previous owner with this URL for what it has cached, and run the getter here if it has none.
+    /// Ask the previous owner, at this URL, whether it has the value cached, and run the getter here if not.
     PreviousOwner(String),
     /// Run the getter here. The value is kept for its full life.
     Getter,

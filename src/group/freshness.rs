@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Freshness {
     pub(super) time_to_live: Option<Duration>,
-    /// The part of the time to live that is at most cut off, 0 to 1.
+    /// The largest part of the time to live that is cut off, 0 to 1.
     pub(super) jitter: f64,
     pub(super) stale_while_revalidate: Duration,
     pub(super) stale_if_error: Duration,

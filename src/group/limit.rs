@@ -70,7 +70,8 @@ impl Inner {
                 self.notify_all(&mut evicted, panic);
                 evicts = true;
             }
-            // Only now is it seen how much room the entries have left in pages that are still used.
+            // Only now is it known how much free room lies in pages that are still used. It may exceed what is
+            // allowed, so that the next round evicts more.
             self.store.release_free_pages();
             if !evicts {
                 return;
@@ -82,7 +83,8 @@ impl Inner {
 /// The rounds of an eviction, at most, while other threads insert. Three are usual.
 const MAX_ROUNDS: u32 = 64;
 
-/// A trim may leave so many bytes of those asked for, besides a twentieth: half-used pages.
+/// Besides a twentieth of the bytes asked for, a trim may fail to give back this many, because pages are used
+/// in part.
 const TOLERATED: u64 = 32 << 10;
 
 impl TemporaryLimit {

@@ -171,7 +171,7 @@ impl Epochs {
     }
 }
 
-/// The state when a load began. Its value is cached only if neither of the two counts has changed.
+/// The state when a load began. Its value is cached only if `generation` and `forgets` are still the same.
 #[derive(Clone, Copy)]
 struct LoadBegin {
     at: Tick,
@@ -268,7 +268,7 @@ impl Group {
     /// lacks. This process loads its own keys meanwhile. A [bulk getter](crate::BulkGetter) runs once for the
     /// keys of a request, and once for all own keys. Another getter runs for up to 16 of them at the same
     /// time on loader threads; without a deadline and a cancellation, also on this thread, which loads the
-    /// first one. But if it is a getter that gets several keys, they are loaded one by one.
+    /// first one. But if a getter calls this function, the keys are loaded one by one.
     ///
     /// A request has at most 128 keys by default: see
     /// [`max_batch_keys`](crate::http::HttpPoolBuilder::max_batch_keys). If an owner has more, its requests are

@@ -55,7 +55,7 @@ impl Group {
             .get_if(key.hash, key.key, may_serve, || (), purge);
         let hit = found.ok()?;
         inner.refresh_if_due(&key, &hit);
-        // The peer may be the owner, which was away.
+        // The peer may be the owner, which was away. It keeps the value for its full life.
         let full = inner.full_lifetime(&hit);
         let mut loaded = inner.loaded(hit);
         loaded.lifetime = full.unwrap_or(loaded.lifetime);

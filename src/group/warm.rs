@@ -152,7 +152,7 @@ impl Group {
             });
             match spawned {
                 Ok(thread) => warming.threads.push(thread),
-                // The others do the work.
+                // The threads that have started do the work.
                 Err(_) if !warming.threads.is_empty() => break,
                 Err(error) => {
                     let message = "no thread for the warming";

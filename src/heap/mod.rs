@@ -103,7 +103,7 @@ impl Heap {
         let size = SharedBytes::HEADER + bytes::len_of(parts);
         let spare = self.spares.take(size);
         let vacant = spare.or_else(|| self.allocate_in_arena(hash, size));
-        // Copied without a lock.
+        // The parts are copied without a lock.
         vacant.map(|vacant| vacant.fill(parts))
     }
 
@@ -192,7 +192,7 @@ impl Heap {
         let mut unmapped = Vec::new();
         while freed.is_some() {
             let mut state = shared.state.lock();
-            // A limited number, because allocations wait for it.
+            // Only a limited number at once, because allocations wait for the lock.
             freed = state.arena.free(freed, COLLECTED_AT_ONCE, &mut unmapped);
             self.note_excess(&mut state);
             drop(state);

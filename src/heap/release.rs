@@ -35,7 +35,8 @@ impl Place {
 pub(crate) struct FreeList {
     /// The block that was pushed last. Its link is the number of the next one.
     head: AtomicU64,
-    /// The blocks in use after the list was closed. Until then it is 0 minus those dropped since.
+    /// The blocks in use, once [`settle`](Self::settle) has added their number to a closed list. Before that,
+    /// minus the number of blocks that were dropped since the list was closed.
     orphans: AtomicI64,
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct EvictedEntries {
 pub(crate) struct PendingEviction {
     /// The hash of the key that was inserted.
     pub(super) hash: KeyHash,
-    /// It is taken back rather than that an entry with a lower score leaves.
+    /// If an entry with a lower score than this would have to leave, the inserted entry is evicted instead.
     pub(super) limit: u64,
 }
 

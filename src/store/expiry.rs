@@ -54,7 +54,7 @@ impl Expiries {
         }
     }
 
-    /// The slot's entry left.
+    /// Notes that the slot's entry left.
     #[inline]
     pub(super) fn reset(&mut self, slot: u32) {
         if (slot as usize) < self.ticks.len() {
@@ -200,7 +200,7 @@ impl NextExpiries {
         due.map(|(shard, _)| shard)
     }
 
-    /// An entry of the shard expires at this time.
+    /// Notes that an entry of the shard expires at this time.
     pub(super) fn lower(&self, shard: usize, tick: Tick) {
         if tick.nanos() < self.shards[shard].load(Ordering::Relaxed) {
             self.set(shard, tick);

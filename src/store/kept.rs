@@ -1,4 +1,4 @@
-//! Values that are kept for loads that may find them unchanged: and their renewal.
+//! Values that are kept for loads which may find them unchanged, and their renewal.
 
 use super::entry::etag::{etag_of, is_trailer, trailer_of};
 use super::entry::generations::Generation;

@@ -516,8 +516,8 @@ impl Store {
         }
     }
 
-    /// Removes the entry of a key whose load found nothing, as [`insert`](Self::insert) would replace it:
-    /// not if the key was removed since the load began. Loads under way are cached.
+    /// Removes the entry of a key whose load found nothing. Like [`insert`](Self::insert), does nothing if the
+    /// key was removed since the load began. The values of loads under way are cached.
     pub(crate) fn remove_unless_changed(
         &self,
         hash: KeyHash,

@@ -9,7 +9,7 @@
 //! | remove a key unless all these removals are applied, or one over 16 KiB | `POST {base}{group}/_drop/`, a `RemoveKeysRequest` |
 //! | exchange tables of removals | `POST {base}{group}/_removals/`, a `RemovalTable` |
 //!
-//! The first and the last are those of mailgun/groupcache and groupcache-go, the second is that of
+//! The requests for one key are those of mailgun/groupcache and groupcache-go, the second is that of
 //! groupcache-go, the others are larder's own. All but the last are answered with 200 and without a body,
 //! and the last with another `RemovalTable`.
 

@@ -17,8 +17,8 @@ pub(crate) fn timeout_millis(remaining: Duration) -> u64 {
 /// How long an owner waits for its getter before it answers that the key is
 /// [loading](crate::ErrorKind::Loading), if its caller waits for `timeout`.
 ///
-/// The eighth that is left, at least 20 ms, is for the way of the answer, also on a busy machine. Of
-/// less than 40 ms, half is left.
+/// An eighth of the time, at least 20 ms, is left for the answer to arrive, also from a busy machine. If
+/// `timeout` is less than 40 ms, half of it is left.
 pub(crate) fn loading_after(timeout: Duration) -> Duration {
     timeout - (timeout / 8).max(MIN_WAY).min(timeout / 2)
 }

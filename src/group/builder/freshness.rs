@@ -61,7 +61,7 @@ impl GroupBuilder {
 
     /// Loads a value again in the background if it is used after this part of its time to live, for
     /// example 0.8. So values that are used often are loaded before they expire, and no get waits for
-    /// that. Values without a get in this time are not loaded again. Default: not.
+    /// that. Values without a get in this time are not loaded again. Default: off.
     ///
     /// If the load fails, the value stays until its time is over, and the next load in the background begins
     /// 30 s later at the earliest.

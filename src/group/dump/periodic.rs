@@ -182,10 +182,10 @@ fn dump_len(group: &Group) -> u64 {
     encoded.sum()
 }
 
-/// In seconds.
+/// A day in seconds.
 const DAY: f64 = 86_400.0;
 
-/// In seconds. The cache may become smaller meanwhile.
+/// After this many seconds the length is computed again, because the cache may have become smaller.
 const LONGEST_WAIT: f64 = 3600.0;
 
 #[cfg(all(test, not(larder_loom)))]

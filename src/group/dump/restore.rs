@@ -304,7 +304,7 @@ pub(super) const RESOLUTION: Duration = Duration::from_millis(20);
 /// How long a process that restores tries to reach a peer.
 const PEERS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Between two attempts to reach the peers.
+/// The pause between two attempts to reach the peers.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(all(test, not(larder_loom)))]

@@ -55,8 +55,8 @@ pub(in crate::group) enum LoadFrom {
     Getter(Placement),
     /// The owner of the key, given here. If it fails, its successor, and then the getter.
     Peers(Arc<dyn ProtoGetter>),
-    /// The owner of the key, given here, and nothing else if it fails: for a copy that may be served
-    /// meanwhile.
+    /// The owner of the key, given here. If it fails, nothing else is asked, because the cached copy may still
+    /// be served.
     OwnerAlone(Arc<dyn ProtoGetter>),
     /// The getter, after the peers failed. The load that it is part of is counted already.
     GetterAfterPeers,
@@ -294,8 +294,8 @@ impl Inner {
         self: &Arc<Self>,
         from: &LoadFrom,
         leader: Leader<'_, Result<Loaded>>,
-        // After the leader, so that a panic drops it before. The thread is idle before the waiters
-        // wake up: see `BusyGuard`.
+        // This parameter comes after the leader, so that a panic drops it first. Then the thread is idle
+        // before the waiters wake up: see `BusyGuard`.
         busy: Option<BusyGuard<'_>>,
         ctx: &Context,
         key: &LoadKey<'_>,

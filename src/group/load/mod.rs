@@ -373,7 +373,7 @@ impl<'c> PeerLoad<'c> {
                     .picker(&group.name)?
                     .pick_next(key, attempt, peer),
             };
-            // Picked in advance only if the time that the first peer gets depends on it.
+            // The next peer is picked in advance only if the time that the first one gets depends on it.
             let picked = ctx.deadline().map(|_| next());
             let has_next = matches!(picked, Some(Some(_)));
             let next = match self.ask_unless_failed(peer, has_next) {

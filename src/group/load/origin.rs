@@ -32,7 +32,7 @@ impl Inner {
         };
         let waits = !is_stale_served(ctx, key);
         let permit = self.permit(permits, class, waits, ctx, waiter)?;
-        // The wait does not make the value older.
+        // The age of the value counts from the end of the wait.
         begun.at = self.store.clock().now();
         Ok(Some(permit))
     }

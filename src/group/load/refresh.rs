@@ -366,8 +366,8 @@ pub(in crate::group) struct LoadWatch<'a> {
 }
 
 impl LoadWatch<'_> {
-    /// `ctx` is the context of the load. An error after its end is that of the caller's deadline or
-    /// cancellation, which is none of other callers, although a getter returned it.
+    /// `ctx` is the context of the load. An error after its end comes from the caller's deadline or
+    /// cancellation, even if a getter returned it. Other callers do not get it.
     pub(in crate::group) fn end(mut self, result: &Result<Loaded>, ctx: &Context) {
         match result {
             Err(error) => {
@@ -377,7 +377,7 @@ impl LoadWatch<'_> {
             Ok(loaded) => {
                 self.has_succeeded = true;
                 if self.from.asks_peer() && self.group.phase(&loaded.lifetime) != Phase::Fresh {
-                    // The owner is loading a newer value, or could not.
+                    // The owner is still loading a newer value, or has failed to.
                     let pause = loaded.lifetime.fresh_time() / 16;
                     self.record(pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE), None);
                 } else {
@@ -442,7 +442,7 @@ pub(in crate::group) fn is_failure(kind: ErrorKind) -> bool {
     )
 }
 
-/// Whether a load was not waited for although the caller has time left: because an old value was there.
+/// Whether the wait for a load ended only because an old value is there: the caller has time left.
 pub(in crate::group) fn is_impatience(error: &Error, ctx: &Context) -> bool {
     let kinds = [ErrorKind::DeadlineExceeded, ErrorKind::Overloaded];
     kinds.contains(&error.kind()) && ctx.err().is_none()

@@ -83,8 +83,9 @@ impl Inner {
             let (leads, mut flights) = self.lead_all(&keys, each);
             if !leads.is_empty() {
                 let led = self.lead_bulk(bulk, leads, ctx, &mut waiter, each);
-                // These come first. So this thread waits for its own call before it waits for others. The last
-                // one to end comes before the others, so that this thread sleeps once.
+                // The flights of this call come first, so that this thread waits for them before it waits for
+                // those of others. Among them, the one that ends last comes first, so that this thread sleeps
+                // once.
                 flights.splice(0..0, led.into_iter().rev());
             }
             keys.clear();
@@ -145,7 +146,7 @@ impl Inner {
             Err(refused) => return refuse(leads, &refused, each),
         };
         if job.permit.is_some() {
-            // The wait does not make the values older.
+            // The ages of the values count from the end of the wait.
             let at = self.store.clock().now();
             leads.iter_mut().for_each(|lead| lead.begun.at = at);
         }
@@ -203,7 +204,7 @@ impl Inner {
         self: &Arc<Self>,
         bulk: &dyn BulkGetter,
         leads: Vec<Lead<'_, '_>>,
-        // After the leaders, so that a panic drops it before: see `Inner::lead`.
+        // This parameter comes after the leaders, so that a panic drops it first: see `Inner::lead`.
         busy: Option<BusyGuard<'_>>,
         ctx: &Context,
     ) -> Vec<(usize, Result<Loaded>)> {

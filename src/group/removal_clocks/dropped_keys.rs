@@ -1,9 +1,9 @@
 //! The keys that this node dropped lately: at the request of a peer, which had applied a removal that this
 //! node may have missed; or by a removal.
 //!
-//! In the first case, the next value of such a key has to be newer than that removal. So it is not taken over from another
-//! owner, which may have missed the removal, too, and no copy of it is sent to a peer. In the second, it is not
-//! that of a set which began before the removal.
+//! In the first case, the next value of such a key has to be newer than that removal. So it is not taken over
+//! from another owner, which may have missed the removal, too, and no copy of it is sent to a peer. In the
+//! second case, the value of a set that began before the removal is not kept.
 
 use std::array;
 use std::time::Duration;

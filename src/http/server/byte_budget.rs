@@ -154,7 +154,7 @@ mod tests {
     use crate::sync::eventually;
     use std::time::Duration;
 
-    /// One step that ends then.
+    /// The steps of a wait that ends at `deadline`.
     fn until(deadline: Instant) -> impl FnMut() -> Option<Instant> {
         move || (Instant::now() < deadline).then_some(deadline)
     }

@@ -8,7 +8,7 @@ use crate::stats::CacheType;
 pub(in crate::store) struct Demand {
     /// The least score of a victim, by share.
     pub(in crate::store) floors: [u64; 2],
-    /// The new entry is refused rather than that an entry with a lower score leaves.
+    /// If an entry with a lower score than this would have to leave, the new entry is refused instead.
     pub(in crate::store) limit: u64,
     /// The share that gives room. `None` chooses by the parts of the capacity that the shares hold.
     pub(in crate::store) share: Option<CacheType>,

@@ -7,7 +7,7 @@
 /// the room, and the other way round. A factor of 1 comes near to LRU, 1/256 to LFU.
 #[derive(Debug)]
 pub(super) struct MainFactor {
-    /// In fourths.
+    /// The exponent of 2, in fourths.
     exponent: i8,
     /// Entries that left a small or a main queue, and those of them that came back. All four are halved
     /// now and then, so that the past counts less and less.

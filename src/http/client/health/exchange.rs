@@ -15,7 +15,7 @@ pub(crate) struct ObservedExchange<'p> {
     health: &'p PeerHealth,
     watch: &'p Arc<Watch>,
     began: Instant,
-    /// Whether its caller waits for the answer much shorter than for others. That it was late shows nothing.
+    /// Whether the caller waits only briefly, so that a late answer says nothing about the peer.
     pub(crate) is_peek: bool,
 }
 
@@ -65,7 +65,7 @@ impl<'p> ObservedExchange<'p> {
         error
     }
 
-    /// The answer was not one of a peer. Returns `error`.
+    /// The answer was not one that a peer gives. Returns `error`.
     pub(crate) fn broken(self, error: Error) -> Error {
         self.ended(ExchangeEnd::Broken, error)
     }
@@ -79,8 +79,8 @@ impl<'p> ObservedExchange<'p> {
             self.health.latencies.add(took);
         }
         let is_open = self.health.on_failure(self.began, now, end, &error);
-        // Also if another thread opened the breaker: it may not have woken the watch yet, and this caller
-        // would pick the same peer again.
+        // Wake the watch even if another thread opened the breaker: that thread may not have done so yet, and
+        // this caller would pick the same peer again.
         if is_open {
             self.watch.wake();
         }

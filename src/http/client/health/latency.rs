@@ -117,7 +117,8 @@ impl Latencies {
     }
 }
 
-/// The distance of timed answers at which a turn times [`SAMPLES`] or more of so many.
+/// How many answers there are for each one that is timed, if a turn has this many answers: a power of two. At
+/// least [`SAMPLES`] of them are timed, or all if there are fewer.
 fn interval_for(answers: u32) -> u32 {
     let most = (answers / SAMPLES).clamp(1, LONGEST_INTERVAL);
     1 << most.ilog2()
@@ -154,13 +155,14 @@ const BUCKETS: usize = 20 * 4;
 /// The weight that an exchange keeps over a turn: after three turns, half.
 const KEPT_A_TURN: f32 = 0.8;
 
-/// After so many turns, nothing is left of an exchange.
+/// After this many turns, nothing is left of the weight of an exchange.
 const MOST_TURNS: u32 = 200;
 
-/// A turn times all answers up to twice as many.
+/// The fewest answers that are timed in a turn, if there are as many. All are timed below twice this number.
 const SAMPLES: u32 = 64;
 
-/// When a peer becomes slow, so many of its answers can pass until one is timed, which may take seconds.
+/// At least one answer in this many is timed. A slow peer gives few answers, and it may take seconds until one
+/// is timed.
 const LONGEST_INTERVAL: u32 = 4;
 
 /// The fewest recent exchanges of which there are quantiles.

@@ -42,8 +42,9 @@ struct SlowStreak {
 #[derive(Debug)]
 struct SlowPeriod {
     since: Instant,
-    /// The time of the answers when it began, and the limit.
+    /// The time that answers took when the period began.
     time: Duration,
+    /// The limit at that time.
     limit: Duration,
     /// When the first of the latest successive probes under the limit was sent.
     good_since: Option<Instant>,
@@ -199,7 +200,7 @@ impl Slowness {
 /// The time over which a peer is slow; `None` if fewer than two of `peers` answered enough. It is
 /// [`FACTOR`] times the lower median of their times.
 pub(crate) fn slow_limit(peers: &[TurnTimes], at_least: Duration) -> Option<Duration> {
-    // As numbers, whose sort a program has anyway.
+    // Sort numbers instead of `Duration`s: a program contains that sort anyway.
     let nanos = |times: &TurnTimes| times.p95.map(saturating_nanos);
     let mut times: Vec<u64> = peers.iter().filter_map(nanos).collect();
     if times.len() < 2 {

@@ -122,7 +122,7 @@ impl Watch {
             self.turn_at
                 .compare_exchange(due, now + turn, Ordering::Relaxed, Ordering::Relaxed);
         if set.is_err() {
-            // Another thread does it.
+            // Another thread ends this turn.
             return;
         }
         let periods = 1 + u32::try_from((now - due) / turn).unwrap_or(u32::MAX - 1);
@@ -132,7 +132,7 @@ impl Watch {
         }
         for (health, peer) in slow {
             let cause = health.slowness.lock().cause().unwrap_or_default();
-            // Of the program's logger, or of a transport whose last use was this one.
+            // The program's logger may panic, and so may the drop of its transport, whose last use can be this.
             caught(move || {
                 let name = peer.map_or_else(String::new, |peer| peer.name());
                 log::warn!("peer {name} is slow: {cause}");
@@ -228,7 +228,8 @@ impl Watch {
                     }
                 }
             }
-            // Callers may send no request that would do it. Under loom, no step may depend on the time.
+            // End the turn here, because there may be no calls that would do so. Under loom, no step may depend
+            // on the time.
             if !cfg!(larder_loom) {
                 self.tick(Instant::now());
             }

@@ -27,8 +27,8 @@ impl HttpPeer {
         match &request.keys[..] {
             [key] => return self.remove_key(ctx, group, key, id).map(drop),
             [first, ..] if !is_larder => {
-                // The response shows which server it is. Larder's does not count this removal: after it, the
-                // node would take the whole one for applied.
+                // The response shows which server it is. Larder's server does not count this removal. If it did,
+                // it would take the removal of all these keys for applied.
                 is_larder = self.remove_key(ctx, group, first, Some(UNCOUNTED))?;
             }
             _ => {}
@@ -37,8 +37,8 @@ impl HttpPeer {
         if is_larder && self.remove_list(ctx, group, keys.clone(), id)? {
             return Ok(());
         }
-        // Larder's server counts each of them by its key: it may stand behind a proxy. So the first key is
-        // sent again. If another server has come to this address, it has not removed that key at all.
+        // A larder server behind a proxy counts each of these removals by its key. So the first key is sent
+        // again. If another server has come to this address, it has not removed that key at all.
         keys.try_for_each(|key| self.remove_key(ctx, group, key, None).map(drop))
     }
 

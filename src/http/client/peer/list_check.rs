@@ -113,7 +113,7 @@ const MAX_TEXT: u64 = 1 << 20;
 /// How long a peer is taken for this process.
 const HERE: Duration = Duration::from_secs(30);
 
-/// In bytes.
+/// The stack of a thread that reads and logs a list, in bytes.
 const STACK: usize = 256 << 10;
 
 #[cfg(all(test, not(larder_loom)))]

@@ -67,7 +67,7 @@ pub(crate) struct HttpPeer {
     full_timeout: String,
     target: Arc<Target>,
     transport: Arc<dyn Transport>,
-    /// Those of the default transport, which the transport may wrap.
+    /// The idle connections of the default transport, which `transport` may wrap.
     connections: Arc<dyn IdleConnections>,
     /// Limits the requests under way, because the peer's server refuses connections over its own
     /// limit.
@@ -159,7 +159,8 @@ impl ProtoGetter for HttpPeer {
                 }
             }
             Some(Err(BatchError::Peer(error))) => return Err(error.clone()),
-            // Not if it was the time of the leader's own context that was over: this caller may have more.
+            // A time-out of the peer is the result for all. If only the leader's own time was over, this caller
+            // may have time left, and asks by itself.
             Some(Err(BatchError::Failed {
                 error,
                 timed_out: true,

@@ -294,10 +294,10 @@ const FEW_MISSES: u32 = 4 * COST_OF_FAILURE;
 /// A failed exchange counts as so many answers without a value, because it costs more time.
 const COST_OF_FAILURE: u32 = 16;
 
-/// Between two returns of this process.
+/// The shortest time between two takeovers after an absence of this process.
 const RETURN_PAUSE: Duration = Duration::from_secs(3);
 
-/// In bytes.
+/// The stack of the thread that fetches the previous list, in bytes.
 const STACK: usize = 256 << 10;
 
 #[cfg(all(test, larder_loom))]

@@ -103,7 +103,8 @@ pub(crate) type RequestHeader<'a> = (Cow<'a, str>, Cow<'a, str>);
 /// The path of a request.
 enum RequestPath<'a> {
     Written(String),
-    /// That of a key is written where it is sent. Here it is written only for other code that asks for it.
+    /// The path of a key, which is written directly into the request. The cell holds it as text for other code
+    /// that asks for it.
     OfKey(wire::KeyPath<'a>, OnceLock<String>),
 }
 

@@ -214,7 +214,7 @@ const BODY_CHUNK: usize = 8 << 10;
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;
 
-/// Also where the system has no memory.
+/// The refusal of a body for which the budget has no room, or the system no memory.
 pub(crate) const NO_ROOM: BadRequest = BadRequest {
     status: 503,
     reason: "the server has no room for more bodies and responses",

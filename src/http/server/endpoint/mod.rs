@@ -57,7 +57,7 @@ impl Endpoint {
     /// Does not unwind. Runs the context hook on this thread, and the getter on a loader thread.
     /// `limits` bounds the wait for the getter.
     pub(crate) fn respond(&self, request: &Request<'_>, limits: LoadLimits<'_>) -> Reply {
-        // Changed in place: a reply is large.
+        // The reply is changed in place, because a large value would be moved otherwise.
         let mut reply = self.respond_unmarked(request, limits);
         let mark = request.head.peers_mark;
         let list = mark.and_then(|mark| self.membership.compare_header(mark));

@@ -131,7 +131,7 @@ fn permit_that_is_handed_to_a_request_without_time_is_not_lost() {
         };
         let state = permits.state.lock();
         is_late.store(true, Ordering::SeqCst);
-        // As a time-out does; loom has none.
+        // Wakes the waiters as a time-out would. Loom has no time-outs.
         state.queue.iter().for_each(|waiter| waiter.notify_one());
         drop(state);
         drop(held);
