@@ -11,9 +11,11 @@ use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
+use crate::random::mix;
 use crate::recursion::LoadId;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
@@ -255,9 +257,9 @@ struct StripeState<T> {
     /// Most stripes have one flight at most. It lies in the stripe, not in memory of its own, so that a thread waits
     /// for few cache lines that another one wrote last.
     first: Flight<T>,
-    /// The other flights, in no order. A thread leads few flights at a time, so a search by key compares with
-    /// few.
-    others: Vec<Flight<T>>,
+    /// The other flights, by [`place_of`]. A call of a bulk getter leads a flight for each of its keys, so there
+    /// may be many.
+    others: HashTable<Flight<T>>,
 }
 
 impl<T> Default for StripeState<T> {
@@ -265,7 +267,7 @@ impl<T> Default for StripeState<T> {
         StripeState {
             begun: 0,
             first: Flight::default(),
-            others: Vec::new(),
+            others: HashTable::new(),
         }
     }
 }
@@ -279,29 +281,44 @@ impl<T> StripeState<T> {
 
     /// The flight that callers of this key join.
     fn find(&mut self, hash: u64, key: &str) -> Option<&mut Flight<T>> {
-        let joins = |flight: &&mut Flight<T>| {
-            flight.hash == hash && flight.key.is(key) && !flight.is_forgotten
-        };
-        self.live().find(joins)
+        let joins =
+            |flight: &Flight<T>| flight.hash == hash && flight.key.is(key) && !flight.is_forgotten;
+        if self.first.number != 0 && joins(&self.first) {
+            return Some(&mut self.first);
+        }
+        self.others.find_mut(place_of(hash), joins)
+    }
+
+    /// A flight that is led.
+    fn led(&mut self, number: u64) -> Option<&mut Flight<T>> {
+        if self.first.number == number {
+            return Some(&mut self.first);
+        }
+        let is_it = |flight: &Flight<T>| flight.number == number;
+        self.others.find_mut(place_of(number), is_it)
     }
 
     /// Begins a flight, and returns its number.
     fn begin(&mut self, hash: u64, key: &str) -> u64 {
         self.begun += 1;
+        let number = self.begun << HASH_BITS | hash & HASH_MASK;
         // Written in place. If it was moved right after it was written, the move would stall (no store
         // forwarding).
+        let mut other;
         let flight = if self.first.number == 0 {
             &mut self.first
         } else {
-            let at = self.others.len();
-            self.others.push(Flight::default());
-            &mut self.others[at]
+            let place = |flight: &Flight<T>| place_of(flight.number);
+            other = self
+                .others
+                .insert_unique(place_of(hash), Flight::default(), place);
+            other.get_mut()
         };
-        flight.number = self.begun;
+        flight.number = number;
         flight.hash = hash;
         flight.key.set(key);
         flight.is_forgotten = false;
-        self.begun
+        number
     }
 
     /// Ends a flight. Returns its outcome if it has waiters.
@@ -311,16 +328,23 @@ impl<T> StripeState<T> {
             self.first.key.clear();
             return self.first.outcome.take();
         }
-        let at = self
-            .others
-            .iter()
-            .position(|flight| flight.number == number)?;
-        let ended = self.others.swap_remove(at);
+        let is_it = |flight: &Flight<T>| flight.number == number;
+        let entry = self.others.find_entry(place_of(number), is_it).ok()?;
+        let (ended, _) = entry.remove();
         if self.others.is_empty() {
-            self.others = Vec::new();
+            self.others = HashTable::new();
         }
         ended.outcome
     }
+}
+
+/// The bits of a key's hash that its flight's number ends with. So a flight is found by its key and by its number.
+const HASH_BITS: u32 = 16;
+const HASH_MASK: u64 = (1 << HASH_BITS) - 1;
+
+/// The hash for the table of flights, of a key's hash or of a flight's number.
+fn place_of(hash_or_number: u64) -> u64 {
+    mix(hash_or_number & HASH_MASK)
 }
 
 /// The number of stripes. With 16, threads that load different keys rarely contend for a lock. Under
@@ -337,7 +361,7 @@ pub(crate) enum Joined<'a, T> {
 
 /// A call under way, or the place of one.
 struct Flight<T> {
-    /// Its number in the stripe; 0 if there is none.
+    /// Its number in the stripe, with the lowest bits of its hash; 0 if there is none.
     number: u64,
     hash: u64,
     /// Made for the first waiter. Most flights have none.
@@ -517,7 +541,7 @@ impl<T> Leader<'_, T> {
     pub(crate) fn detach(mut self) -> Waiter<T> {
         let number = std::mem::take(&mut self.number);
         let mut state = self.stripe.lock();
-        let flight = state.live().find(|flight| flight.number == number);
+        let flight = state.led(number);
         let flight = flight.expect("a flight stays in its stripe while it is led");
         flight.waiter(self.stripe)
     }

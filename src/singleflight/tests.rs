@@ -310,3 +310,35 @@ fn keys_of_one_hash_are_kept_apart() {
     two.finish(&2);
     assert_eq!(flights.in_flight(), 0);
 }
+
+/// A call of a bulk getter leads a flight for each of its keys, and each is found without a search through all.
+#[test]
+fn many_flights_are_found_by_key_and_by_leader() {
+    let flights = Group::<String>::new();
+    let keys: Vec<String> = (0..20_000).map(|n| format!("key {n}")).collect();
+    let lead = |key: &String| match flights.join(flights.hash(key), key) {
+        Joined::Leader(leader, ..) => leader,
+        Joined::Waiter(_) => panic!("{key} is not in flight"),
+    };
+    let leaders: Vec<_> = keys.iter().map(lead).collect();
+    let wait = |key: &String| match flights.join(flights.hash(key), key) {
+        Joined::Waiter(waiter) => waiter,
+        Joined::Leader(..) => panic!("{key} is in flight"),
+    };
+    let waiters: Vec<_> = keys.iter().map(wait).collect();
+    flights.forget(&keys[7]);
+    assert_eq!(flights.in_flight(), keys.len() - 1);
+    let (even, odd): (Vec<_>, Vec<_>) = leaders
+        .into_iter()
+        .zip(&keys)
+        .enumerate()
+        .partition(|(n, _)| n % 2 == 0);
+    for (_, (leader, key)) in odd.into_iter().rev().chain(even) {
+        let id = leader.detach().id();
+        flights.lead(flights.hash(key), id).finish(key);
+    }
+    assert_eq!(flights.in_flight(), 0);
+    for (waiter, key) in waiters.iter().zip(&keys) {
+        assert!(matches!(waiter.poll(), Some(Waited::Finished(value)) if value == *key));
+    }
+}
