@@ -16,6 +16,8 @@ use crate::sync::{Arc, Condvar, Mutex};
 pub(crate) struct LoadPermits {
     state: Mutex<PermitQueues>,
     max: usize,
+    /// The longest wait of a load without a deadline.
+    max_wait: Duration,
 }
 
 #[derive(Default)]
@@ -101,10 +103,11 @@ impl PermitQueues {
 }
 
 impl LoadPermits {
-    pub(crate) fn new(max: usize) -> Arc<LoadPermits> {
+    pub(crate) fn new(max: usize, max_wait: Duration) -> Arc<LoadPermits> {
         Arc::new(LoadPermits {
             state: Mutex::default(),
             max,
+            max_wait,
         })
     }
 
@@ -179,8 +182,9 @@ pub(crate) struct LoadPermit {
 impl LoadPermit {
     /// Gives the permit back while its getter waits for another load. Otherwise getters that wait for each
     /// other's keys could hold all permits, and no key would be loaded.
-    pub(crate) fn lend(self) -> LentPermit {
+    pub(crate) fn lend(self, deadline: Option<Instant>) -> LentPermit {
         LentPermit {
+            deadline,
             permits: self.permits.clone(),
             class: self.class,
         }
@@ -197,15 +201,27 @@ impl Drop for LoadPermit {
 pub(crate) struct LentPermit {
     permits: Arc<LoadPermits>,
     class: LoadClass,
+    /// The deadline of the call that the getter waits for.
+    deadline: Option<Instant>,
 }
 
 impl LentPermit {
-    /// A permit again: the getter waits before all other loads. After [`LONGEST_RESUME`] it goes on without
-    /// one, because the other getters hang.
+    /// A permit again: the getter waits before all other loads. At the deadline of its call, or at `by` because the
+    /// other getters hang, it gets one that is over the limit.
     #[cold]
-    pub(crate) fn resume(&self) -> Option<LoadPermit> {
+    pub(crate) fn resume(&self, by: Instant) -> LoadPermit {
+        let by = self.deadline.map_or(by, |deadline| deadline.min(by));
         let mut queued = self.permits.queue(self.class, Urgency::Resumed);
-        queued.wait(Instant::now() + LONGEST_RESUME, &Context::background())
+        let permit = queued.wait(by, &Context::background());
+        permit.unwrap_or_else(|| {
+            self.permits.state.lock().taken[self.class as usize] += 1;
+            self.permits.permit(self.class)
+        })
+    }
+
+    /// How long the getters of one call wait to go on.
+    pub(crate) fn longest_resume(&self) -> Duration {
+        self.permits.max_wait.max(SHORTEST_RESUME)
     }
 }
 
@@ -260,4 +276,5 @@ impl Drop for QueuedLoad {
     }
 }
 
-const LONGEST_RESUME: Duration = Duration::from_secs(30);
+/// The longest wait of a getter that goes on, if the loads wait less.
+const SHORTEST_RESUME: Duration = Duration::from_secs(1);

@@ -14,7 +14,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
+use crate::context::Context;
 use crate::load_permits::{LentPermit, LoadPermit};
 use crate::panics::FirstPanic;
 use crate::random::mix;
@@ -62,6 +64,8 @@ struct Nesting {
     flight: Cell<Option<LoadId>>,
     /// The permit of the getter that the thread runs.
     permit: Cell<Option<LoadPermit>>,
+    /// How long the thread's outermost call and the calls in its getters have waited, by [`WaitFor`].
+    waited: Cell<Waits>,
     is_notifying: Cell<bool>,
     queue: RefCell<VecDeque<(Origin, Notification)>>,
 }
@@ -75,6 +79,7 @@ thread_local! {
             origin: Cell::new(Origin { thread: None, depth: 0 }),
             flight: Cell::new(None),
             permit: Cell::new(None),
+            waited: Cell::new(NO_WAITS),
             is_notifying: Cell::new(false),
             queue: RefCell::new(VecDeque::new()),
         })
@@ -148,7 +153,65 @@ pub(crate) fn flight() -> Option<LoadId> {
 
 #[inline]
 pub(crate) fn set_flight(flight: Option<LoadId>) {
-    NESTING.with(|nesting| nesting.flight.set(flight));
+    NESTING.with(|nesting| {
+        let before = nesting.flight.replace(flight);
+        if before.is_some() && flight.is_none() {
+            nesting.waited.set(NO_WAITS);
+        }
+    });
+}
+
+/// A reason to wait. A call that has no deadline waits for each of them only for some time in all, with the calls
+/// in the getters that it runs. Otherwise each of these could wait for as long.
+#[derive(Clone, Copy)]
+pub(crate) enum WaitFor {
+    /// A permit to run a getter, or a load that got none.
+    Permit,
+    /// A permit for a getter to go on.
+    Resume,
+    /// A peer that is loading.
+    Peer,
+}
+
+/// The time for each reason.
+pub(crate) type Waits = [Duration; 3];
+
+const NO_WAITS: Waits = [Duration::ZERO; 3];
+
+/// How long this thread's call has waited, for another thread that goes on with the call.
+pub(crate) fn waits() -> Waits {
+    NESTING.with(|nesting| nesting.waited.get())
+}
+
+pub(crate) fn set_waits(waits: Waits) {
+    NESTING.with(|nesting| nesting.waited.set(waits));
+}
+
+/// Continues after another thread that went on with this thread's call. Both have waited at the same time.
+pub(crate) fn join_waits(other: Waits) {
+    let own = waits();
+    set_waits(std::array::from_fn(|what| own[what].max(other[what])));
+}
+
+/// Begins the waits of a call anew, unless it is one of a getter.
+pub(crate) fn begin_waits() {
+    NESTING.with(|nesting| {
+        if nesting.flight.get().is_none() {
+            nesting.waited.set(NO_WAITS);
+        }
+    });
+}
+
+/// The time that is left of `max` for waits of this kind.
+pub(crate) fn wait_left(what: WaitFor, max: Duration) -> Duration {
+    max.saturating_sub(waits()[what as usize])
+}
+
+pub(crate) fn count_wait(what: WaitFor, time: Duration) {
+    let mut waits = waits();
+    let sum = &mut waits[what as usize];
+    *sum = sum.saturating_add(time);
+    set_waits(waits);
 }
 
 /// Keeps a permit for this thread until [`release_permit`], or until the guard is dropped.
@@ -178,10 +241,11 @@ impl Drop for HeldPermit {
     }
 }
 
-/// [Lends](LoadPermit::lend) the permit of this thread's getter until the guard is dropped.
+/// [Lends](LoadPermit::lend) the permit of this thread's getter until the guard is dropped, to a call with this
+/// context.
 #[inline]
-pub(crate) fn lend_permit() -> PermitLoan {
-    PermitLoan(take_permit().map(LoadPermit::lend))
+pub(crate) fn lend_permit(ctx: &Context) -> PermitLoan {
+    PermitLoan(take_permit().map(|permit| permit.lend(ctx.deadline())))
 }
 
 /// Guard of a permit that is [lent](lend_permit).
@@ -191,9 +255,12 @@ pub(crate) struct PermitLoan(Option<LentPermit>);
 impl Drop for PermitLoan {
     fn drop(&mut self) {
         if let Some(lent) = &self.0 {
-            let resumed = lent.resume();
+            let began = Instant::now();
+            let left = wait_left(WaitFor::Resume, lent.longest_resume());
+            let resumed = lent.resume(began + left);
+            count_wait(WaitFor::Resume, began.elapsed());
             // The guard of the permit's first holder is still there, and ends this one, too.
-            NESTING.with(|nesting| nesting.permit.set(resumed));
+            NESTING.with(|nesting| nesting.permit.set(Some(resumed)));
         }
     }
 }
@@ -205,11 +272,11 @@ mod tests {
 
     #[test]
     fn getter_lends_its_permit_and_resumes_before_other_loads() {
-        let permits = LoadPermits::new(1);
+        let permits = LoadPermits::new(1, Duration::from_secs(20));
         let permit = permits.try_acquire(LoadClass::Own);
         let held = hold_permit(permit.expect("it is free"));
         {
-            let _lent = lend_permit();
+            let _lent = lend_permit(&Context::background());
             let nested = permits.try_acquire(LoadClass::Own);
             let nested = hold_permit(nested.expect("it is lent"));
             let _waiting = permits.queue(LoadClass::Own, Urgency::Background);

@@ -62,7 +62,7 @@ impl Warming {
 
     /// Waits for the end. The progress callback must not call this.
     pub fn join(self) -> WarmProgress {
-        let _lent = nesting::lend_permit();
+        let _lent = nesting::lend_permit(&Context::background());
         for thread in self.threads {
             // It does not panic: it catches the panics of user code.
             let _ = thread.join();
@@ -273,7 +273,7 @@ impl Inner {
             from: ManyFrom::Getter(Placement::Warm),
         });
         let keys: Vec<ManyKey<'_>> = keys.collect();
-        let (leads, others) = self.lead_all(&keys, &mut |_, _| ());
+        let (leads, others) = self.lead_all(ctx, &keys, &mut |_, _| ());
         warmed.skipped += keys.len() - leads.len();
         drop(others);
         let led = leads.len();

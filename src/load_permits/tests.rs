@@ -9,6 +9,8 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::sync::eventually;
 
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
 /// A deadline that no test reaches, the earlier the smaller `n` is.
 fn by(n: u64) -> Urgency {
     let now = Instant::now();
@@ -29,7 +31,7 @@ fn take(mut queued: QueuedLoad) -> Option<LoadPermit> {
 
 #[test]
 fn load_with_the_earliest_deadline_gets_the_next_permit() {
-    let permits = LoadPermits::new(1);
+    let permits = LoadPermits::new(1, MAX_WAIT);
     let running = permits.try_acquire(LoadClass::Own);
     assert!(permits.try_acquire(LoadClass::Own).is_none());
     let urgencies = [
@@ -54,7 +56,7 @@ fn load_with_the_earliest_deadline_gets_the_next_permit() {
 #[test]
 fn loads_in_place_of_an_owner_have_half_of_the_permits() {
     for (max, half) in [(1, 1), (2, 1), (3, 2), (8, 4)] {
-        let permits = &LoadPermits::new(max);
+        let permits = &LoadPermits::new(max, MAX_WAIT);
         let acquire = |class| std::iter::from_fn(move || permits.try_acquire(class));
         let fallback: Vec<_> = acquire(LoadClass::Fallback).collect();
         assert_eq!(fallback.len(), half, "of {max}");
@@ -71,7 +73,7 @@ fn loads_in_place_of_an_owner_have_half_of_the_permits() {
 
 #[test]
 fn load_that_leaves_hands_its_permit_to_the_next() {
-    let permits = LoadPermits::new(1);
+    let permits = LoadPermits::new(1, MAX_WAIT);
     let running = permits.try_acquire(LoadClass::Own);
     let [first, second] = [by(1), by(2)].map(|by| permits.queue(LoadClass::Own, by));
     drop(running);
@@ -83,7 +85,7 @@ fn load_that_leaves_hands_its_permit_to_the_next() {
 
 #[test]
 fn load_whose_time_is_over_keeps_its_place_until_it_leaves() {
-    let permits = LoadPermits::new(1);
+    let permits = LoadPermits::new(1, MAX_WAIT);
     let _running = permits.try_acquire(LoadClass::Own);
     let mut queued = permits.queue(LoadClass::Own, by(1));
     for _ in 0..2 {
@@ -97,7 +99,7 @@ fn load_whose_time_is_over_keeps_its_place_until_it_leaves() {
 
 #[test]
 fn cancelled_load_stops_waiting() {
-    let permits = LoadPermits::new(1);
+    let permits = LoadPermits::new(1, MAX_WAIT);
     let _running = permits.try_acquire(LoadClass::Own);
     let (ctx, canceller) = Context::background().with_cancel();
     thread::scope(|scope| {
@@ -154,7 +156,7 @@ proptest! {
         max in 1_usize..5,
         steps in vec(step(), 1..60),
     ) {
-        let permits = LoadPermits::new(max);
+        let permits = LoadPermits::new(max, MAX_WAIT);
         let base = Instant::now() + Duration::from_secs(3600);
         let mut queued: Vec<QueuedLoad> = Vec::new();
         let (mut loads, mut has): (Vec<(LoadClass, u64, u64)>, Vec<bool>) = Default::default();

@@ -12,6 +12,8 @@ use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
 
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
 /// The getters that run.
 #[derive(Clone)]
 struct Running(Arc<AtomicUsize>);
@@ -49,7 +51,7 @@ fn load(permits: &Arc<LoadPermits>, running: &Running, ctx: &Context) -> bool {
 #[test]
 fn one_load_runs_at_a_time_and_each_gets_its_turn() {
     model(|| {
-        let (permits, running) = (LoadPermits::new(1), Running::new());
+        let (permits, running) = (LoadPermits::new(1, MAX_WAIT), Running::new());
         let others: Vec<_> = (0..2)
             .map(|_| {
                 let (permits, running) = (permits.clone(), running.clone());
@@ -67,7 +69,7 @@ fn one_load_runs_at_a_time_and_each_gets_its_turn() {
 #[test]
 fn load_that_leaves_never_keeps_a_permit() {
     model(|| {
-        let (permits, running) = (LoadPermits::new(1), Running::new());
+        let (permits, running) = (LoadPermits::new(1, MAX_WAIT), Running::new());
         let first = permits.try_acquire(LoadClass::Own);
         let (ctx, canceller) = Context::background().with_cancel();
         let leaving = {
@@ -89,7 +91,7 @@ fn load_that_leaves_never_keeps_a_permit() {
 #[test]
 fn getter_that_waits_for_another_load_lets_it_run() {
     model(|| {
-        let (permits, running) = (LoadPermits::new(1), Running::new());
+        let (permits, running) = (LoadPermits::new(1, MAX_WAIT), Running::new());
         let outer = permits.try_acquire(LoadClass::Own);
         let _held = hold_permit(outer.expect("it is free"));
         let nested = {
@@ -97,7 +99,7 @@ fn getter_that_waits_for_another_load_lets_it_run() {
             thread::spawn(move || load(&permits, &running, &Context::background()))
         };
         {
-            let _lent = lend_permit();
+            let _lent = lend_permit(&Context::background());
             assert!(nested.join().unwrap());
         }
         running.run(1);

@@ -1,6 +1,6 @@
 //! How long a group waits for the owner of a key: alive and loading, silent, or overloaded.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use larder::{Context, ErrorKind, Group, PeerResponse, ProtoGetter, Result, getter_fn};
@@ -77,6 +77,35 @@ fn owner_counts_as_failed_when_the_load_wait_is_over() {
     assert_eq!(group.get("key").expect("loaded here"), "ECHO:key");
     assert_eq!((next.calls(), loads.get()), (1, 1));
     assert_eq!(group.stats().peer_errors, 2);
+}
+
+/// Getters of several processes that wait for each other's keys would otherwise wait once a key.
+#[test]
+fn calls_of_a_getter_wait_for_loading_owners_only_once() {
+    const DEPTH: i64 = 20;
+    let owner = loading(i64::MAX);
+    let own: Arc<OnceLock<Group>> = Arc::default();
+    let itself = own.clone();
+    let group = among("nested", all_keys_at(&[&owner]))
+        .max_load_wait(millis(200))
+        .build(getter_fn(move |_, key, dest| {
+            let n: i64 = key.parse()?;
+            if n < DEPTH {
+                let group = itself.get().expect("it is set");
+                group.get(&(n + 1).to_string())?;
+            }
+            Ok(dest.set_str(key)?)
+        }))
+        .expect("a group");
+    own.set(group.clone()).expect("once");
+    assert_eq!(group.get("1").expect("a value"), "1");
+    // Each pause between two requests is a millisecond at least.
+    assert!(owner.calls() <= 220 + DEPTH, "{}", owner.calls());
+    // The next get of this thread waits again.
+    let before = owner.calls();
+    group.get(&DEPTH.to_string()).expect("it is cached");
+    group.get(&(DEPTH + 1).to_string()).expect("a value");
+    assert!(owner.calls() > before + 1);
 }
 
 #[test]

@@ -211,15 +211,18 @@ impl GroupBuilder {
     ///
     /// Over the limit a load waits on its caller's thread, and the load whose caller has the earliest
     /// deadline is next. The caller leaves at its deadline, and then another caller of the key waits in its
-    /// place. A caller without a deadline waits for [`max_load_wait`](Self::max_load_wait), and then fails
-    /// with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded); or
-    /// for three times as long at most, if it first waits for loads of other callers. If an old value may be
+    /// place. A caller without a deadline waits for [`max_load_wait`](Self::max_load_wait) in all, together with
+    /// the gets of its getter, and then fails with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded); or for
+    /// twice as long at most, if it first waits for loads of other callers. If one of several keys fails so, the
+    /// others of the call do not wait. If an old value may be
     /// served ([`stale_while_revalidate`](Self::stale_while_revalidate),
     /// [`stale_if_error`](Self::stale_if_error)), nothing waits: callers get that value, and a later get
     /// starts the load. A request of a peer waits as a request for a slow load does.
     ///
     /// Loads of other processes' keys, whose owners do not answer, have half of the runs at most, rounded up.
-    /// A getter that gets another key does not count while it waits for that.
+    /// A getter that gets another key does not count while it waits for that. It goes on before other loads begin.
+    /// If no run ends by the deadline of that get, or for `max_load_wait` and at least a second, it goes on over the
+    /// limit.
     ///
     /// # Errors
     ///
@@ -256,6 +259,9 @@ impl GroupBuilder {
     /// An owner that is still loading at the end of an exchange answers so, and is asked again. After this
     /// time it counts as failed: the next peer is asked, and then the key is loaded here. A caller with
     /// a deadline waits until that. With 0, the owner is not asked again.
+    ///
+    /// A get and the gets of its getter wait so in vain for this time in all. Later ones then ask a peer that is
+    /// loading once.
     pub fn max_load_wait(mut self, wait: Duration) -> Self {
         self.max_load_wait = wait;
         self
@@ -435,7 +441,9 @@ impl GroupBuilder {
             pool: loaders,
             warm_inserts: Mutex::default(),
             dumps: Mutex::default(),
-            permits: self.max_concurrent_loads.map(LoadPermits::new),
+            permits: self
+                .max_concurrent_loads
+                .map(|loads| LoadPermits::new(loads, self.max_load_wait)),
             name: self.name,
             getter,
             bulk_getter,

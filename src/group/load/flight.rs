@@ -113,7 +113,7 @@ impl Inner {
         key: &LoadKey<'_>,
         begin: impl Fn((Epoch, ForgetCount)) -> Result<LoadBegin, Loaded>,
     ) -> Result<Loaded> {
-        let _lent = nesting::lend_permit();
+        let _lent = nesting::lend_permit(ctx);
         let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         loop {
             if let Some(ended) = ctx.err() {

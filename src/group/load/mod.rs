@@ -11,7 +11,7 @@
 pub(super) mod client_load;
 pub(super) mod failed_loads;
 pub(super) mod flight;
-mod origin;
+pub(super) mod origin;
 pub(super) mod populate;
 pub(super) mod refresh;
 pub(super) mod rejoin;
@@ -31,7 +31,7 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
-use crate::nesting;
+use crate::nesting::{self, WaitFor};
 use crate::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
@@ -287,12 +287,16 @@ impl<'c> LoadingRetries<'c> {
     }
 
     /// Whether to ask again, after an answer that the peer is loading. False only once the wait is over: then
-    /// the caller's deadline has passed too, and no other peer is asked. Pauses between two requests, so that
+    /// the caller's deadline has passed too, and no other peer is asked. A caller without a deadline waits in vain
+    /// once, with the calls in its getter: getters of several processes may wait for each other. Pauses between two requests, so that
     /// a peer that answers at once is not asked in a busy loop.
     pub(super) fn may_ask_again(&mut self) -> bool {
         let mut now = Instant::now();
         let end = match self.asking {
-            None => self.ctx.deadline().unwrap_or(now + self.max_load_wait),
+            None => {
+                let left = nesting::wait_left(WaitFor::Peer, self.max_load_wait);
+                self.ctx.deadline().unwrap_or(now + left)
+            }
             Some((end, asked_at)) => {
                 if now - asked_at < SHORTEST_PAUSE {
                     std::thread::sleep(SHORTEST_PAUSE);
@@ -304,6 +308,9 @@ impl<'c> LoadingRetries<'c> {
         self.asking = Some((end, now));
         if end <= now + SHORTEST_PAUSE {
             std::thread::sleep(end.saturating_duration_since(now));
+            if self.ctx.deadline().is_none() {
+                nesting::count_wait(WaitFor::Peer, self.max_load_wait);
+            }
             return false;
         }
         true

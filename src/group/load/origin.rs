@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Inner, LoadBegin, LoadKey};
 use crate::load_permits::{LoadClass, LoadPermit, LoadPermits, Urgency};
+use crate::nesting::{self, WaitFor};
 use crate::sync::Arc;
 
 impl Inner {
@@ -65,8 +66,8 @@ impl Inner {
         self.permit(permits, class, waits, ctx, waiter).map(Some)
     }
 
-    /// A permit. If none is free and `waits` is set, waits for one until `ctx` ends, or the waiter leaves.
-    /// Without a deadline, the load waits as long as for a peer that is loading.
+    /// A permit. If none is free and `waits` is set, waits for one until `ctx` ends, or the waiter leaves. A call
+    /// without a deadline waits for `max_load_wait` in all.
     fn permit(
         &self,
         permits: &Arc<LoadPermits>,
@@ -78,11 +79,13 @@ impl Inner {
         if let Some(permit) = permits.try_acquire(class) {
             return Ok(permit);
         }
-        if !waits {
+        let (began, deadline) = (Instant::now(), ctx.deadline());
+        let left = nesting::wait_left(WaitFor::Permit, self.max_load_wait);
+        let may_wait = waits && ctx.value::<HasWaited>().is_none();
+        if !may_wait || (deadline.is_none() && left.is_zero()) {
             return Err(overloaded(permits));
         }
-        let by = ctx.deadline();
-        let by = by.unwrap_or_else(|| Instant::now() + self.max_load_wait);
+        let by = deadline.unwrap_or(began + left);
         let mut queued = permits.queue(class, Urgency::By(by));
         let permit = match waiter {
             None => queued.wait(by, ctx),
@@ -94,6 +97,9 @@ impl Inner {
                 }
             },
         };
+        if deadline.is_none() {
+            nesting::count_wait(WaitFor::Permit, began.elapsed());
+        }
         match ctx.err() {
             Some(ended) => Err(ended),
             None => permit.ok_or_else(|| overloaded(permits)),
@@ -115,6 +121,9 @@ impl Inner {
         ctx.with_value(StaleIsServed(hashes))
     }
 }
+
+/// Marks the context of a load whose call has waited for a permit in vain. It does not wait again.
+pub(in crate::group) struct HasWaited;
 
 /// Marks the context of the load of the keys with these hashes, which are sorted.
 struct StaleIsServed(Vec<u64>);

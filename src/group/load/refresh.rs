@@ -170,7 +170,7 @@ impl Inner {
         ctx: &Context,
         key: &LoadKey<'_>,
     ) -> Result<Loaded> {
-        let _lent = nesting::lend_permit();
+        let _lent = nesting::lend_permit(ctx);
         let load = self.start_softly(from, job_for, ctx, key)?;
         load.end(ctx, Instant::now().checked_add(limit))
     }

@@ -74,13 +74,13 @@ impl Inner {
         mut waiter: Option<&mut dyn ClientWaiter>,
         each: &mut Each<'_>,
     ) {
-        let _lent = nesting::lend_permit();
+        let _lent = nesting::lend_permit(ctx);
         let mut rejoins = Rejoins::new(ctx, self.max_load_wait);
         while !keys.is_empty() {
             if let Some(ended) = ctx.err() {
                 return keys.iter().for_each(|key| each(key.at, Err(ended.clone())));
             }
-            let (leads, mut flights) = self.lead_all(&keys, each);
+            let (leads, mut flights) = self.lead_all(ctx, &keys, each);
             if !leads.is_empty() {
                 let led = self.lead_bulk(bulk, leads, ctx, &mut waiter, each);
                 // The flights of this call come first, so that this thread waits for them before it waits for
@@ -102,14 +102,21 @@ impl Inner {
         }
     }
 
-    /// Leads the flights of all keys that are not in flight, and joins the flights of the others.
+    /// Leads the flights of all keys that are not in flight, and joins the flights of the others. The keys that
+    /// are left when `ctx` has ended get its error.
     pub(in crate::group) fn lead_all<'a, 'k>(
         &'a self,
+        ctx: &Context,
         keys: &[ManyKey<'k>],
         each: &mut Each<'_>,
     ) -> (Vec<Lead<'a, 'k>>, Vec<(ManyKey<'k>, Flight)>) {
         let (mut leads, mut flights) = (Vec::new(), Vec::new());
-        for &key in keys {
+        for (n, &key) in keys.iter().enumerate() {
+            if let Some(ended) = end_before(n, ctx) {
+                let left = &keys[n..];
+                left.iter().for_each(|key| each(key.at, Err(ended.clone())));
+                break;
+            }
             match self.getter_flights.join(key.key.hash.get(), key.key.key) {
                 Joined::Waiter(flight) => flights.push((key, flight)),
                 Joined::Leader(leader, epoch, forgets) => {
@@ -171,10 +178,15 @@ impl Inner {
     ) -> Vec<(ManyKey<'k>, Flight)> {
         let mut sent = Vec::with_capacity(leads.len());
         let mut flights = Vec::with_capacity(leads.len());
-        for Lead { key, leader, begun } in leads {
+        let mut leads = leads.into_iter();
+        while let Some(Lead { key, leader, begun }) = leads.next() {
             let flight = leader.detach();
             sent.push(SentLead::new(key, flight.id(), begun));
             flights.push((key, flight));
+            if let Some(ended) = end_before(sent.len(), ctx) {
+                let sent = sent.iter().map(|lead| lead.receive(self));
+                return refuse(sent.chain(leads).collect(), &ended, each);
+            }
         }
         let sent = Arc::new(sent);
         let submitted = {
@@ -345,6 +357,15 @@ fn fill_sinks(
     dests.into_iter().map(result).collect()
 }
 
+/// Whether `ctx` has ended before the key with this number. Asked for each key, and finds out at some of them.
+fn end_before(n: usize, ctx: &Context) -> Option<Error> {
+    let looks = n > 0 && n % KEYS_A_LOOK == 0;
+    looks.then(|| ctx.err()).flatten()
+}
+
+/// The number of keys after which a call looks at its deadline again.
+const KEYS_A_LOOK: usize = 1024;
+
 /// The class of a call for these keys: it is for this process if any of them is.
 fn class_of(leads: &[Lead<'_, '_>]) -> LoadClass {
     let is_own = |lead: &Lead<'_, '_>| !lead.key.placement().is_for_another();
@@ -394,5 +415,78 @@ impl SentLead {
             leader: group.getter_flights.lead(key.key.hash.get(), self.id),
             begun: self.begun,
         }
+    }
+}
+
+#[cfg(all(test, not(larder_loom)))]
+mod tests {
+    use super::*;
+    use crate::bulk_getter::bulk_fn;
+    use crate::error::ErrorKind;
+    use crate::group::Group;
+    use crate::group::load::populate::Placement;
+    use crate::group::many::key::ManyFrom;
+
+    /// A group, and more keys than a call begins before it looks at its deadline again.
+    fn tested() -> (Group, Vec<String>) {
+        let getter = bulk_fn(|_, _: &[&str], _: &mut [BulkSink<'_>]| panic!("the time is over"));
+        let registry = crate::Registry::new();
+        let builder = Group::builder("bulk").registry(&registry);
+        let group = builder.build_bulk(getter).expect("a new group");
+        let keys = (0..4 * KEYS_A_LOOK).map(|n| n.to_string()).collect();
+        (group, keys)
+    }
+
+    fn many<'k>(group: &Group, keys: &'k [String]) -> Vec<ManyKey<'k>> {
+        let from = ManyFrom::Getter(Placement::Main);
+        let many = |(at, key): (usize, &'k String)| ManyKey {
+            at,
+            key: group.inner.key(key),
+            from,
+        };
+        keys.iter().enumerate().map(many).collect()
+    }
+
+    #[test]
+    fn call_begins_few_loads_after_its_end() {
+        let (group, keys) = tested();
+        let (ctx, cancel) = Context::background().with_cancel();
+        cancel.cancel();
+        let mut ended = Vec::new();
+        let each =
+            &mut |at, result: Result<Loaded>| ended.push((at, result.expect_err("late").kind()));
+        let (leads, flights) = group.inner.lead_all(&ctx, &many(&group, &keys), each);
+        assert_eq!((leads.len(), flights.len()), (KEYS_A_LOOK, 0));
+        let late = (KEYS_A_LOOK..keys.len()).map(|at| (at, ErrorKind::Cancelled));
+        assert!(ended.into_iter().eq(late));
+        let refused: Vec<()> = refuse(leads, &ErrorKind::Cancelled.into(), &mut |_, _| ());
+        assert!(refused.is_empty());
+        assert_eq!(group.inner.getter_flights.in_flight(), 0);
+    }
+
+    #[test]
+    fn call_that_has_ended_sends_few_loads_to_a_loader_thread() {
+        let (group, keys) = tested();
+        let (ctx, cancel) = Context::background().with_cancel();
+        let (leads, _) = group
+            .inner
+            .lead_all(&ctx, &many(&group, &keys), &mut |_, _| ());
+        assert_eq!(leads.len(), keys.len());
+        cancel.cancel();
+        let mut ended = 0;
+        let each = &mut |_, result: Result<Loaded>| {
+            assert_eq!(result.expect_err("late").kind(), ErrorKind::Cancelled);
+            ended += 1;
+        };
+        let bulk = group.inner.bulk_getter.as_ref().expect("it has one");
+        let job = PoolJob {
+            job_for: job_for(&mut None).expect("no client"),
+            permit: None,
+        };
+        let flights = group
+            .inner
+            .run_bulk_on_pool(&bulk.getter, leads, &ctx, job, each);
+        assert_eq!((flights.len(), ended), (0, keys.len()));
+        assert_eq!(group.inner.getter_flights.in_flight(), 0);
     }
 }

@@ -98,7 +98,7 @@ impl Inner {
             found.map(|value| Ok(value.view))
         };
         let mut results: Results = keys.iter().enumerate().map(cached).collect();
-        let _lent = nesting::lend_permit();
+        let _lent = nesting::lend_permit(ctx);
         if !results.iter().all(Option::is_some) {
             let olds = stale.places().map(|at| self.key(keys[at].as_ref()));
             self.load_missing(&self.with_stale_served(ctx, olds), keys, &mut results);
@@ -119,6 +119,7 @@ impl Inner {
         keys: &[K],
         results: &mut Results,
     ) {
+        nesting::begin_waits();
         let ctx = &ctx.with_value(FailedPeers::default());
         let plan = match self.peers.picker(&self.name) {
             Some(picker) => self.plan(&*picker, ctx, keys, results),
@@ -285,7 +286,11 @@ impl Inner {
             let query = Arc::new(query);
             let ask = {
                 let (group, ctx, query) = (self.clone(), ctx.clone(), query.clone());
-                move || group.ask_owner(&ctx, &query)
+                let waits = nesting::waits();
+                move || {
+                    nesting::set_waits(waits);
+                    (group.ask_owner(&ctx, &query), nesting::waits())
+                }
             };
             if self.ask_on_pool(&sender, ask).is_err() {
                 here.push(query);
@@ -300,7 +305,8 @@ impl Inner {
         for query in here {
             fill(results, self.ask_owner(ctx, &query));
         }
-        while let Some(found) = next_by(ctx, &answers) {
+        while let Some((found, waits)) = next_by(ctx, &answers) {
+            nesting::join_waits(waits);
             fill(results, found);
         }
     }

@@ -7,15 +7,16 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::key::{Each, ManyFrom, ManyKey, OwnedKey};
 use crate::context::{Context, OnCancel};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::group::load::client_load::ClientWaiter;
 use crate::group::load::flight::{Executor, LoadFrom};
+use crate::group::load::origin::HasWaited;
 use crate::group::{Inner, Loaded};
 use crate::loader_pool::{BusyGuard, JobFor};
 use crate::panics::caught;
 use crate::recursion;
 use crate::sync::Arc;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 impl Inner {
     /// Loads each key as a single get does, up to [`PARALLEL_LOADS`] at the same time on loader threads.
@@ -54,7 +55,7 @@ impl Inner {
         if takes_part {
             let mut place = 0;
             while let Some(key) = keys.get(place) {
-                note(place, self.load_one(ctx, *key, false));
+                note(place, self.load_queued(ctx, &queue, *key, false));
                 place = queue.next();
             }
         }
@@ -148,7 +149,7 @@ impl Inner {
         let mut busy = Some(busy);
         let mut place = queue.next();
         while let Some(key) = queue.key(place) {
-            let result = caught(|| self.load_one(ctx, key, true));
+            let result = caught(|| self.load_queued(ctx, queue, key, true));
             let result = result.unwrap_or_else(|| Err(ErrorKind::GetterPanicked.into()));
             let done = std::mem::replace(&mut place, queue.next());
             if queue.key(place).is_none() {
@@ -159,6 +160,25 @@ impl Inner {
                 return;
             }
         }
+    }
+
+    /// Loads a key of `queue`. If one of them got no permit, the others do not wait for one.
+    fn load_queued(
+        self: &Arc<Self>,
+        ctx: &Context,
+        queue: &KeyQueue,
+        key: ManyKey<'_>,
+        on_loader_thread: bool,
+    ) -> Result<Loaded> {
+        let has_waited = queue.was_refused.load(Ordering::Relaxed);
+        let has_waited = has_waited.then(|| ctx.with_value(HasWaited));
+        let result = self.load_one(has_waited.as_ref().unwrap_or(ctx), key, on_loader_thread);
+        let is_refused = |error: &Error| error.kind() == ErrorKind::Overloaded;
+        let waits = self.permits.is_some() && ctx.deadline().is_none();
+        if waits && result.as_ref().is_err_and(is_refused) {
+            queue.was_refused.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn load_one(
@@ -211,6 +231,7 @@ struct KeyQueue {
     keys: Vec<OwnedKey>,
     /// The place of the next key that no thread has taken. It can be past the end.
     next: AtomicUsize,
+    was_refused: AtomicBool,
 }
 
 impl KeyQueue {
@@ -219,6 +240,7 @@ impl KeyQueue {
         KeyQueue {
             keys: keys.iter().map(OwnedKey::from).collect(),
             next: AtomicUsize::new(taken),
+            was_refused: AtomicBool::new(false),
         }
     }
 

@@ -5,6 +5,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::*;
+use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::getter::getter_fn;
 use crate::group::tests::eventually;
@@ -248,4 +249,88 @@ fn getters_that_wait_for_each_others_keys_do_not_block_the_group() {
         (0, 0)
     );
     *nested.lock() = None;
+}
+
+/// The results of calls by a getter whose permit another one took, which goes on only after them. Then the getter
+/// goes on.
+fn while_another_getter_hangs(
+    max_load_wait: Duration,
+    call: impl Fn(&Group) -> Vec<Result<ByteView>> + Send + Sync + 'static,
+) -> Vec<Option<ErrorKind>> {
+    let nested: Arc<Mutex<Option<Group>>> = Arc::default();
+    let (own, (report, results)) = (nested.clone(), mpsc::channel());
+    let (go_on, signal) = mpsc::channel();
+    let signal = Mutex::new(signal);
+    let getter = getter_fn(move |_: &Context, key, dest| {
+        let group = own.lock().clone().expect("it is set");
+        if key == "outer" {
+            until_waiting(&group, 1);
+            let _ = report.send(call(&group));
+        } else {
+            signal.lock().recv_timeout(PATIENCE)?;
+        }
+        Ok(dest.set_str(key)?)
+    });
+    let group = Group::builder("hangs").max_concurrent_loads(1);
+    let group = group.max_load_wait(max_load_wait);
+    let group = group.make(getter, PickerSlot::default());
+    *nested.lock() = Some(group.clone());
+    let results = thread::scope(|scope| {
+        let outer = scope.spawn(|| group.get("outer"));
+        let permits = group.inner.permits.as_ref().expect("a limit");
+        eventually(|| permits.usage().0 == 1);
+        let ctx = Context::background().with_timeout(PATIENCE);
+        let hung = scope.spawn(|| group.get_with(&{ ctx }, "hung"));
+        let results = results.recv_timeout(PATIENCE).expect("the calls end");
+        go_on.send(()).expect("the getter waits");
+        outer.join().expect("no panic").expect("a value");
+        hung.join().expect("no panic").expect("a value");
+        results
+    });
+    let permits = group.inner.permits.as_ref().expect("a limit");
+    eventually(|| permits.usage() == (0, 0));
+    *nested.lock() = None;
+    let kind = |result: Result<_>| result.err().map(|error| error.kind());
+    results.into_iter().map(kind).collect()
+}
+
+#[test]
+fn calls_of_a_getter_wait_in_all_for_max_load_wait() {
+    let wait = Duration::from_millis(500);
+    let began = Instant::now();
+    let results = while_another_getter_hangs(wait, |group| {
+        let mut results = group.get_many(&Context::background(), &["1", "2", "3", "4"]);
+        results.extend((5..40).map(|n| group.get(&n.to_string())));
+        results
+    });
+    assert_eq!(results, [Some(ErrorKind::Overloaded); 39]);
+    assert!(began.elapsed() < 20 * wait, "{:?}", began.elapsed());
+}
+
+#[test]
+fn call_of_a_getter_ends_at_its_deadline() {
+    let results = while_another_getter_hangs(PATIENCE, |group| {
+        let ctx = Context::background().with_timeout(Duration::from_millis(30));
+        vec![group.get_with(&ctx, "inner")]
+    });
+    assert_eq!(results, [Some(ErrorKind::DeadlineExceeded)]);
+}
+
+#[test]
+fn keys_of_one_call_do_not_wait_one_after_the_other() {
+    let getter = getter_fn(|_: &Context, key, dest| Ok(dest.set_str(key)?));
+    let builder = Group::builder("many").max_concurrent_loads(1);
+    let builder = builder.max_load_wait(Duration::from_millis(50));
+    let group = builder.make(getter, PickerSlot::default());
+    let permits = group.inner.permits.as_ref().expect("a limit");
+    let taken = permits.try_acquire(LoadClass::Own).expect("it is free");
+    let keys: Vec<String> = (0..64).map(|n| n.to_string()).collect();
+    for result in group.get_many(&Context::background(), &keys) {
+        assert_eq!(kind(result), ErrorKind::Overloaded);
+    }
+    // The caller and a loader thread may wait at the same time, for a key or two.
+    assert!(permits.waits() <= 4, "{} waits", permits.waits());
+    drop(taken);
+    let results = group.get_many(&Context::background(), &keys);
+    assert!(results.iter().all(Result::is_ok));
 }
