@@ -79,6 +79,7 @@ pub use dump::restore::{RestoreOptions, RestoreProgress, RestoreReport};
 pub use explain::{Explanation, GetOutcome};
 pub use key_rates::KeyRate;
 pub(crate) use limit::TemporaryLimit;
+#[cfg(feature = "http")]
 pub(crate) use load::client_load::ClientWaiter;
 pub use load::populate::{AdmissionFn, HotAdmission};
 pub use removal::set::SetOptions;

@@ -52,7 +52,7 @@ impl Setup {
         self.start_on(listener, &[], getter)
     }
 
-    /// The same on a socket that is there, by a node that knows its peers before it listens.
+    /// Starts a node on an existing socket. The node knows its peers before it listens.
     pub fn start_on<G>(&self, listener: TcpListener, peers: &[String], getter: G) -> Node
     where
         G: Fn(&Context, &str, &mut dyn Sink) -> Result<(), BoxError> + Send + Sync + 'static,

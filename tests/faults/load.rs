@@ -22,7 +22,7 @@ pub struct Load {
 pub struct Tally {
     /// The microseconds of each get.
     micros: Vec<u64>,
-    /// The same for keys that the peer `apart` owns.
+    /// The microseconds of each get of a key that the peer `apart` owns.
     micros_apart: Vec<u64>,
     errors: u64,
     wrong: u64,

@@ -33,7 +33,7 @@ struct Node {
 /// The requests for keys.
 #[derive(Default)]
 struct Requests {
-    /// Those to each peer, by its URL.
+    /// The requests to each peer, by its URL.
     sent: Mutex<HashMap<String, u64>>,
     /// The gets to all peers that failed, without peeks.
     failed_gets: AtomicUsize,

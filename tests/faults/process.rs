@@ -13,7 +13,7 @@ impl Process {
         Process::start_by(&[], options)
     }
 
-    /// The same, by a shell that runs `limits` first, such as `ulimit -n 40`.
+    /// Starts a node by a shell that runs `limits` first, such as `ulimit -n 40`.
     pub fn start_with_limits(limits: &str, options: &str) -> Process {
         Process::start_by(
             &["sh", "-c", &format!("{limits}; exec \"$@\""), "sh"],
@@ -21,7 +21,7 @@ impl Process {
         )
     }
 
-    /// The same, by the command `by`, which gets the program and its arguments.
+    /// Starts a node by the command `by`, which gets the program and its arguments.
     pub fn start_by(by: &[&str], options: &str) -> Process {
         let program = std::env::current_exe().expect("the path of this program");
         let words = by.iter().map(|word| (*word).into());

@@ -142,8 +142,8 @@ fn herd(nodes: &mut [Process], key: &str) -> Vec<u64> {
     herd_while_peers_change(nodes, key, "")
 }
 
-/// The same. While the first half of the threads wait, each node gets these peers; then the others get
-/// the key.
+/// Like [`herd`]. While the first half of the threads wait, each node gets these peers; then the others
+/// get the key.
 fn herd_while_peers_change(nodes: &mut [Process], key: &str, peers: &str) -> Vec<u64> {
     for node in &mut *nodes {
         node.begin(format!("herd {THREADS} {key} {peers}").trim_end());

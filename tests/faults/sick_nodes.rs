@@ -47,7 +47,7 @@ struct Figures {
     gets: usize,
     errors: u64,
     p99: Duration,
-    /// The same for keys that other nodes own.
+    /// The 99th percentile for keys that other nodes own.
     p99_elsewhere: Duration,
     longest: Duration,
     /// The requests to the sick node.

@@ -72,7 +72,7 @@ struct Figures {
     p99: Duration,
     /// The requests for one key beyond the one that each load by a peer needs, as a fraction of these loads.
     extra: f64,
-    /// The same, with batches counted as requests.
+    /// Like `extra`, with batches counted as requests.
     extra_with_peeks: f64,
     /// The mean runs of the getter for each key that it loaded.
     loads_a_key: f64,

@@ -457,7 +457,7 @@ fn second_answer_is_used_only_while_the_drop_is_recorded_at_the_peer() {
 
 #[test]
 fn value_of_a_peer_without_ages_is_not_kept_after_a_removal() {
-    // It confirms removals, but it reports neither ages nor removals, as a Go program.
+    // A peer like a Go program: it confirms removals, but reports neither ages nor removals.
     struct Plain(Arc<Mutex<Vec<&'static str>>>);
     impl ProtoGetter for Plain {
         fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {

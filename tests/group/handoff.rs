@@ -12,7 +12,7 @@ use crate::common::*;
 
 type Hook = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// Has cached the keys that end in `!`.
+/// A previous owner, which has cached the keys that end in `!`.
 #[derive(Default)]
 struct Previous {
     asked: Mutex<Vec<Vec<String>>>,

@@ -210,8 +210,9 @@ fn stress(removal: fn(&Group), ctx: &Context) {
             let removed = removed.clone();
             start(move || {
                 while !done.opens_within(millis(0)) {
-                    // Not the last value that was seen: before a removal begins, a load can find the new
-                    // value in the source, and the next get the old one in the cache.
+                    // Compare with the removed version, not with the last one seen: before a removal
+                    // begins, a load can find the new value in the source, and the next get the old one in
+                    // the cache.
                     let removed = removed.load(Ordering::SeqCst);
                     let seen = read(&group, &ctx);
                     assert!(seen >= removed, "{seen} after the removal {removed}");

@@ -456,7 +456,7 @@ mod tests {
     use crate::sink::Sink;
     use crate::sync::Mutex;
 
-    /// Owns the keys that begin with its name; has cached those that end in `!`.
+    /// A peer that owns the keys which begin with its name, and has cached those that end in `!`.
     struct Owner {
         name: &'static str,
         asked: Mutex<Vec<String>>,

@@ -179,7 +179,7 @@ pub fn ok(body: &[u8]) -> Vec<u8> {
     ok_with("", body)
 }
 
-/// As [`ok`], with further headers, each with its CR LF.
+/// Like [`ok`], with further headers, each with its CR LF.
 pub fn ok_with(headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(

@@ -355,7 +355,7 @@ fn change_that_reaches_another_node_than_its_own_is_not_confirmed() {
         for node in &nodes[1..] {
             node.pool.set([own(0), own(1), own(2)]).unwrap();
         }
-        // "b" is where "c" is, or where the node itself is.
+        // The address of "b" leads to "c", or to the node itself.
         for of_b in [2, 0] {
             let list = [own(0), peer(1, by_name(of_b)), own(2)];
             nodes[0].pool.set(list).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// In nanoseconds.
+/// The reading now, in nanoseconds.
 pub fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -55,7 +55,7 @@ impl Workload {
         })
     }
 
-    /// Waits for a change under way.
+    /// Lets changes pause or go on. Waits for one that is under way.
     pub fn set_changing(&self, yes: bool) {
         *self.is_changing.lock().expect("no panic") = yes;
     }

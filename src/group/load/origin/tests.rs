@@ -183,7 +183,7 @@ fn old_value_is_served_at_once_while_no_load_can_run() {
     assert_eq!(tested.begins(), "old");
 }
 
-/// Owns the keys that begin with `theirs`, and does not answer.
+/// A peer that owns the keys which begin with `theirs`, and does not answer.
 struct Dead;
 
 impl PeerPicker for Dead {

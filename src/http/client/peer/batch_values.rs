@@ -20,7 +20,8 @@ pub(crate) type BatchResult = Arc<Result<BatchValues, BatchError>>;
 pub(crate) enum BatchOf {
     /// The values that it has cached, for callers that then ask for the others.
     Cached,
-    /// The same, for a load of a key that the peer may have had before. It does not wait for a late answer.
+    /// The values that it has cached, for a load of keys that the peer may have owned before. The load does not
+    /// wait for a late answer.
     Peeks,
     /// All values. The peer loads those that it has not cached.
     Loads,
