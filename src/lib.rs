@@ -37,7 +37,7 @@
 //   byteview, context, error, message, peer, stats                     other types of the interface
 //   store/               the entries of a group, in shards             heap/        their memory
 //   singleflight         one call for many callers
-//   recursion            finds loads that wait for each other          nesting      calls from user code
+//   recursion            finds loads that wait for each other          nesting      calls from user code, and their waits
 //   load_permits         limits the getters that run                   loader_pool  threads that run them
 //   old_value            the cached value that a load may renew        panics       of user code
 //   peers                how a group finds and asks its peers

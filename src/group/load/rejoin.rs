@@ -1,4 +1,4 @@
-//! Waits for flights, and bounds how long a call joins again after flights that were refused.
+//! Waits for flights, and bounds how long a call joins again after flights that were refused or abandoned.
 
 use std::error::Error as _;
 use std::time::{Duration, Instant};
