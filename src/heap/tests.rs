@@ -115,7 +115,7 @@ proptest! {
 
 /// Segments begin at multiples of their size, so the same pages of several segments would compete for the
 /// same entries of the TLB.
-#[cfg(not(miri))]
+#[cfg_attr(miri, ignore = "without mappings, segments begin anywhere")]
 #[test]
 fn arenas_use_different_pages_of_their_segments_first() {
     let heap = Heap::new(128 << 20, 16);
@@ -262,15 +262,15 @@ fn threads_allocate_and_drop_blocks_of_each_other() {
 
 /// All entries of a store are small, and then all are long. The room of the small ones must not stay
 /// taken until another small one comes.
+#[cfg_attr(miri, ignore = "slow, because it needs many blocks")]
 #[test]
 fn growth_of_one_arena_collects_the_others() {
     let heap = heap();
     // Both take about the same memory.
-    let (small, long) = if cfg!(miri) { (2000, 4) } else { (20_000, 40) };
-    let small: Vec<_> = (0..small).map(|n| block(&heap, n, 100, 0)).collect();
+    let small: Vec<_> = (0..20_000).map(|n| block(&heap, n, 100, 0)).collect();
     let before = heap.resident();
     drop(small);
-    let long: Vec<_> = (0..long).map(|n| block(&heap, n, 50_000, 0)).collect();
+    let long: Vec<_> = (0..40).map(|n| block(&heap, n, 50_000, 0)).collect();
     let figures: Vec<_> = heap
         .arenas
         .iter()
@@ -289,10 +289,11 @@ fn growth_of_one_arena_collects_the_others() {
     drop(long);
 }
 
+#[cfg_attr(miri, ignore = "slow, because it needs many blocks")]
 #[test]
 fn gaps_of_half_empty_slabs_count_as_excess() {
     let heap = heap();
-    let count = if cfg!(miri) { 5000 } else { 100_000 };
+    let count = 100_000;
     let mut blocks: Vec<_> = (0..count).map(|_| block(&heap, 0, 100, 0)).collect();
     assert_eq!(heap.excess().load(Ordering::Relaxed), 0);
     let mut n = 0;
@@ -305,7 +306,7 @@ fn gaps_of_half_empty_slabs_count_as_excess() {
     let free = count * 9 / 10 * classes::rounded(SharedBytes::HEADER + 100) as u64;
     // The blocks left over at the ends of the last slabs are free, too, so it is not exact.
     let allowed = heap.allowed_gaps as u64 + NOTED;
-    assert!(excess >= free - allowed, "{excess} of {free} free bytes");
+    assert!(excess + allowed >= free, "{excess} of {free} free bytes");
     drop(blocks);
     settled(&heap);
     assert_eq!(heap.excess().load(Ordering::Relaxed), 0);
