@@ -286,6 +286,9 @@ impl<T> StripeState<T> {
         if self.first.number != 0 && joins(&self.first) {
             return Some(&mut self.first);
         }
+        if self.others.is_empty() {
+            return None;
+        }
         self.others.find_mut(place_of(hash), joins)
     }
 
