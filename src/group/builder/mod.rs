@@ -156,7 +156,8 @@ impl GroupBuilder {
     /// peers whose removals it had applied within the limit, are more than half of all nodes. Otherwise the
     /// get asks all peers at the same time, and if too few answer, runs the getter, also for a key that a peer
     /// owns: the two may be cut off together. So a process in a cluster of two has no cache while the other is
-    /// down. Set the same limit in all processes.
+    /// down. Set the same limit in all processes. At most one get asks the peers at a time, and others wait for
+    /// its result. If too few answered, none asks again for a quarter of the limit, at most 5 s.
     ///
     /// The limit holds for `get`, `get_many`, `get_opts` and their forms, not for `peek` and `iter`. A hit
     /// reads the clock, and each process exchanges 8 KiB with each peer about once in this time.

@@ -246,10 +246,10 @@ fn table_of(message: &RemovalTable<'_>) -> Option<Table> {
 const GRACE_PERIOD: Duration = Duration::from_millis(if cfg!(larder_loom) { 0 } else { 200 });
 
 /// The longest pause after exchanges that failed.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The longest exchange of tables.
-const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);
+pub(super) const LONGEST_EXCHANGE: Duration = Duration::from_secs(2);
 
 /// A peer that answers nothing but exchanges of tables, on the thread that asks it.
 #[cfg(test)]

@@ -1,19 +1,47 @@
 //! `max_unverified`: how long a node serves what it has cached while most of its peers do not answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::compare::{LONGEST_EXCHANGE, LONGEST_PAUSE};
 use crate::clock::Tick;
 use crate::context::Context;
 use crate::group::Inner;
 use crate::peers::Route;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Condvar, Mutex};
 
 /// The option, and until when the cache is known to have missed no older removal.
 pub(in crate::group) struct MaxUnverified {
     limit: Option<UnverifiedLimit>,
     /// A number of nanoseconds as of [`Tick::nanos`].
     verified_until: AtomicU64,
+    round: Mutex<Round>,
+    ended: Condvar,
+}
+
+/// The requests of one get to all peers. Other gets wait for their result, so that a node without a majority
+/// does not ask all peers at each get.
+#[derive(Default)]
+struct Round {
+    is_under_way: bool,
+    /// The end of the pause after a round that found no majority.
+    paused_until: Option<Tick>,
+}
+
+/// Ends a round when it is dropped.
+struct RoundGuard<'m> {
+    of: &'m MaxUnverified,
+    paused_until: Option<Tick>,
+}
+
+impl Drop for RoundGuard<'_> {
+    fn drop(&mut self) {
+        *self.of.round.lock() = Round {
+            is_under_way: false,
+            paused_until: self.paused_until,
+        };
+        self.of.ended.notify_all();
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -38,7 +66,32 @@ impl MaxUnverified {
         MaxUnverified {
             limit,
             verified_until: AtomicU64::new(0),
+            round: Mutex::default(),
+            ended: Condvar::new(),
         }
+    }
+
+    /// Begins a round. `None` after waiting for the one under way, and during a pause.
+    ///
+    /// The wait has an end, because the get may be that of an eviction listener which the round calls.
+    fn begin_round(&self, ctx: &Context, now: Tick) -> Option<RoundGuard<'_>> {
+        let mut round = self.round.lock();
+        if !round.is_under_way {
+            let is_paused = round.paused_until.is_some_and(|until| now < until);
+            round.is_under_way = !is_paused;
+            return (!is_paused).then(|| RoundGuard {
+                of: self,
+                paused_until: None,
+            });
+        }
+        let begun = Instant::now();
+        while round.is_under_way && ctx.err().is_none() && begun.elapsed() < LONGEST_EXCHANGE {
+            // Not longer, because a cancellation does not wake it.
+            let longest = Duration::from_millis(10);
+            let most = ctx.remaining().map_or(longest, |left| left.min(longest));
+            round = self.ended.wait_timeout(round, most);
+        }
+        None
     }
 
     pub(super) fn limit(&self) -> Option<Duration> {
@@ -48,7 +101,8 @@ impl MaxUnverified {
 
 impl Inner {
     /// Whether a cached value may be returned: there is no limit, or this node and those whose removals it
-    /// had applied within the limit are more than half of all. If not, asks all peers at the same time.
+    /// had applied within the limit are more than half of all. If not, asks all peers at the same time, unless
+    /// another get does so, or did so in vain a short time ago.
     ///
     /// A removal that was confirmed by more than half of the nodes was confirmed by one of these. This node
     /// has applied it, unless it was confirmed later than that node was asked.
@@ -88,8 +142,24 @@ impl Inner {
         if is_verified(verified_until()) {
             return true;
         }
+        let Some(mut round) = self.max_unverified.begin_round(ctx, now) else {
+            return now.nanos() < verified.load(Ordering::Acquire);
+        };
         self.exchange_with_all(ctx, &peers);
-        is_verified(verified_until())
+        let is_majority = is_verified(verified_until());
+        if !is_majority {
+            let end = self.store.clock().now();
+            let pause = LONGEST_PAUSE.min(limit / 4);
+            // A round that a short deadline ended says little about the peers.
+            let is_cut_short = ctx.err().is_some();
+            let pause = if is_cut_short {
+                pause.min(end.since(now))
+            } else {
+                pause
+            };
+            round.paused_until = Some(end.after(pause));
+        }
+        is_majority
     }
 
     /// Whether removals may have been missed here, as far as the last get found out.
@@ -218,10 +288,70 @@ mod tests {
         }
         let answer = group.get_opts(&ctx, "4", GetOptions::new());
         assert_eq!(answer.expect("a value").value, "new");
-        // Two of three are a majority. (The owner has missed nothing that they know.)
+        // Two of three are a majority, which a get after the pause finds out. (The owner has missed nothing that they know.)
         nodes.cut_off.lock().truncate(1);
+        group
+            .inner
+            .store
+            .clock()
+            .advance(Duration::from_secs(5) / 4);
         assert_eq!(group.get("5").expect("a value"), "old");
         let answer = make_other().serve_peer(&ctx, "own 2");
         assert_eq!(answer.expect("a value").value, "old");
+    }
+
+    /// A peer that cannot be reached, and counts the attempts. Each one takes some time.
+    struct CutOff(AtomicU64);
+
+    impl ProtoGetter for CutOff {
+        fn get(&self, _: &Context, _: &GetRequest<'_>) -> Result<PeerResponse> {
+            Err(ErrorKind::Peer.into())
+        }
+
+        fn exchange_removals(
+            &self,
+            _: &Context,
+            _: &RemovalTable<'_>,
+        ) -> Result<RemovalTable<'static>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(20));
+            Err(ErrorKind::Peer.into())
+        }
+    }
+
+    struct OnePeer(Arc<CutOff>);
+
+    impl PeerPicker for OnePeer {
+        fn pick_peer(&self, _: &str) -> Option<Arc<dyn ProtoGetter>> {
+            None
+        }
+
+        fn all_peers(&self) -> Vec<Arc<dyn ProtoGetter>> {
+            vec![self.0.clone()]
+        }
+    }
+
+    #[test]
+    fn gets_of_a_node_without_a_majority_ask_its_peers_once_a_pause() {
+        let peer = Arc::new(CutOff(AtomicU64::new(0)));
+        let slot = PickerSlot::default();
+        let picker = Arc::new(OnePeer(peer.clone()));
+        slot.register(Pickers::One(picker)).expect("empty");
+        let clock = Clock::manual();
+        let group = Group::builder("unverified")
+            .clock(clock.clone())
+            .max_unverified(Duration::from_secs(4))
+            .make(getter_fn(|_, key, dest| Ok(dest.set_str(key)?)), slot);
+        let get_often = || {
+            let get =
+                || (0..50).for_each(|_| assert_eq!(group.get("key").expect("a value"), "key"));
+            std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(get))));
+            peer.0.load(Ordering::SeqCst)
+        };
+        assert_eq!(get_often(), 1);
+        clock.advance(Duration::from_millis(900));
+        assert_eq!(get_often(), 1);
+        clock.advance(Duration::from_millis(200));
+        assert_eq!(get_often(), 2);
     }
 }
