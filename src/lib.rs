@@ -32,25 +32,22 @@
 
 // The modules:
 //
-//   group/               a named cache: gets, loads, removals
-//   getter, value, sink  the user's getter, and where its values go    bulk_getter  for several keys
-//   byteview, context, error, message, peer, stats                     other types of the interface
-//   store/               the entries of a group, in shards             heap/        their memory
-//   singleflight         one call for many callers
-//   recursion            finds loads that wait for each other          nesting      calls from user code, and their waits
-//   load_permits         limits the getters that run                   loader_pool  threads that run them
-//   old_value            the cached value that a load may renew        panics       of user code
-//   peers                how a group finds and asks its peers
-//   http/                the same over HTTP: client and server         wire/        their messages
-//   pb/                  the messages that pb-rs generated
-//   rendezvous, consistent_hash/   which node owns a key               lru/         a small cache
-//   dump/                the file of a dump                            checksum     of dumps and values
-//   memory_pressure/     makes groups smaller when memory is short
-//   clock, random, sync, thread_counters                               small tools
-//   manual               the guides, in the documentation only
+//   group/             a named cache: gets, loads, removals
+//   getter/            the user's getter, the value it returns     sink/      where its values go
+//   byteview, context, error, peer, stats                          other types of the interface
+//   store/             the entries of a group, in shards           heap/      their memory
+//   singleflight       one call for many callers
+//   threads/           the threads that run getters, and the state of a thread
+//   peers              how a group finds and asks its peers
+//   http/              the same over HTTP: client and server       wire/      their messages
+//   pb/                the messages that pb-rs generated
+//   rendezvous, consistent_hash/   which node owns a key           lru/       a small cache
+//   dump/              the file of a dump                          checksum   of dumps and values
+//   memory_pressure/   makes groups smaller when memory is short   panics     of user code
+//   clock, random, sync            small tools
+//   manual             the guides, in the documentation only
 //   loom_models/, fuzzing                                              for tests only
 
-mod bulk_getter;
 mod byteview;
 mod checksum;
 pub mod clock;
@@ -66,39 +63,33 @@ mod group;
 mod heap;
 #[cfg(feature = "http")]
 pub mod http;
-mod load_permits;
-mod loader_pool;
 #[cfg(all(test, larder_loom))]
 mod loom_models;
 pub mod lru;
 #[cfg(all(any(doc, doctest), feature = "http"))]
 pub mod manual;
 mod memory_pressure;
-mod message;
-mod nesting;
-mod old_value;
 mod panics;
 pub mod pb;
 mod peer;
 mod peers;
 mod random;
-mod recursion;
 pub mod rendezvous;
 pub mod singleflight;
 mod sink;
 mod stats;
 mod store;
 mod sync;
-mod thread_counters;
-mod value;
+mod threads;
 #[cfg(feature = "http")]
 mod wire;
 
-pub use bulk_getter::{BulkGetter, BulkSink, bulk_fn};
 pub use byteview::{ByteView, Reader};
 pub use clock::Clock;
 pub use context::{CancelHandle, Context};
 pub use error::{BoxError, Error, ErrorKind, FailedPeer, Partial, Result};
+pub use getter::bulk::{BulkGetter, BulkSink, bulk_fn};
+pub use getter::value::Value;
 pub use getter::{Getter, getter_fn, value_fn};
 pub use group::registry::{Registry, get_group, new_group};
 pub use group::{
@@ -107,14 +98,13 @@ pub use group::{
     SetOptions, Source, WarmProgress, Warming, WeakGroup,
 };
 pub use memory_pressure::{MemoryPressure, MemoryPressureBuilder, MemoryStatus};
-pub use message::{ProtoDecode, ProtoMessage};
 pub use peer::Peer;
 pub use peers::{KeyRoute, NoPeers, PeerPicker, PeerResponse, PeerSet, ProtoGetter, Route};
 #[cfg(feature = "json")]
 pub use sink::JsonSink;
+pub use sink::message::{ProtoDecode, ProtoMessage};
 pub use sink::{
     AllocatingByteSliceSink, ByteViewSink, ProtoSink, Sink, StringSink, TruncatingByteSliceSink,
 };
 pub use stats::{AtomicInt, CacheStats, CacheType, Stats};
 pub use store::{Entry, Eviction, Forecast, ForecastPoint, RemovalCause};
-pub use value::Value;

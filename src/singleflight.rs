@@ -16,9 +16,9 @@ use hashbrown::HashTable;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::random::mix;
-use crate::recursion::LoadId;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use crate::threads::recursion::LoadId;
 use flight_key::FlightKey;
 
 /// Merges concurrent calls for the same key into one.

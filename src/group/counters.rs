@@ -3,7 +3,7 @@
 use super::Group;
 use crate::stats::Stats;
 use crate::sync::plain_atomic::AtomicU64;
-use crate::thread_counters::ThreadCounters;
+use crate::threads::counters::ThreadCounters;
 
 pub(super) type LoadCounters = ThreadCounters<Loads>;
 

@@ -51,8 +51,6 @@ use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
 use crate::getter::Getter;
-use crate::load_permits::LoadPermits;
-use crate::loader_pool::LoaderShare;
 use crate::panics::FirstPanic;
 use crate::peers::PickerSlot;
 use crate::singleflight::{self, Epoch, ForgetCount};
@@ -60,6 +58,8 @@ use crate::sink::Sink;
 use crate::stats::{CacheStats, CacheType};
 use crate::store::{Entry, Generation, KeyHash, NoView, RemovalCause, Store, check_capacity};
 use crate::sync::{Arc, Mutex};
+use crate::threads::load_permits::LoadPermits;
+use crate::threads::loader_pool::LoaderShare;
 use counters::LoadCounters;
 use freshness::Freshness;
 use key_rates::KeyRates;

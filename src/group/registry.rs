@@ -9,12 +9,12 @@ use foldhash::fast::RandomState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::Getter;
 use crate::group::Group;
-use crate::loader_pool::LoaderPool;
 use crate::panics::FirstPanic;
 #[cfg(feature = "http")]
 use crate::peers::PickerGuard;
 use crate::peers::{PeerPicker, PickerSlot, Pickers};
 use crate::sync::{Arc, Mutex, RwLock};
+use crate::threads::loader_pool::LoaderPool;
 
 /// A set of groups with different names, which share one peer picker.
 ///

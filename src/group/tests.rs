@@ -422,7 +422,7 @@ fn load_of_a_newer_value_uses_that_of_another_load() {
 fn loads_of_a_server_have_the_longer_deadline() {
     let left = Arc::new(Mutex::new(Vec::new()));
     let noted = left.clone();
-    let load = crate::bulk_getter::bulk_fn(move |ctx, keys: &[&str], sinks| {
+    let load = crate::getter::bulk::bulk_fn(move |ctx, keys: &[&str], sinks| {
         noted.lock().push((keys.len(), ctx.remaining()));
         keys.iter()
             .zip(sinks)

@@ -11,11 +11,11 @@ use super::many::key::{ManyFrom, ManyKey};
 use super::{Group, Inner, Loaded};
 use crate::context::{CancelHandle, Context};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load_permits::{LoadClass, LoadPermit, Urgency};
-use crate::nesting;
 use crate::panics::caught;
 use crate::peers::Route;
 use crate::sync::{Arc, Mutex, spawn_plain};
+use crate::threads::load_permits::{LoadClass, LoadPermit, Urgency};
+use crate::threads::nesting;
 
 /// How far a [`Warming`] is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use crossbeam_utils::CachePadded;
 
 use super::classes::rounded;
 use super::raw::{BlockCell, SharedBytes, Vacant};
-use crate::thread_counters::thread_number;
+use crate::threads::counters::thread_number;
 
 /// For each thread the block of an entry that left.
 ///

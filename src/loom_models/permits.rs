@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use loom::model;
 
 use crate::context::Context;
-use crate::load_permits::{LoadClass, LoadPermits, Urgency};
-use crate::nesting::{hold_permit, lend_permit, release_permit};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::thread;
+use crate::threads::load_permits::{LoadClass, LoadPermits, Urgency};
+use crate::threads::nesting::{hold_permit, lend_permit, release_permit};
 
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 

@@ -48,7 +48,7 @@ use crate::clock::{Clock, Tick};
 use crate::heap::Heap;
 use crate::stats::{CacheStats, CacheType};
 use crate::sync::{Arc, RwLock};
-use crate::thread_counters::ThreadCounters;
+use crate::threads::counters::ThreadCounters;
 use budget::Budget;
 use entry::load_times::LoadTimes;
 use entry::weight;

@@ -20,9 +20,9 @@ use quick_protobuf::{BytesReader, MessageRead};
 use super::body::{FieldType, I64, LEN, VARINT, check_fields};
 use super::group_path;
 use crate::error::{BoxError, Error, ErrorKind, Result};
-use crate::message::ProtoMessage;
 use crate::pb::{ClearRequest, RemovalTable, RemoveKeysRequest, SetRequest};
 use crate::random::spread;
+use crate::sink::message::ProtoMessage;
 
 /// The header with the number of a change whose body has no field for it, in decimal.
 pub(crate) const REMOVAL_ID_HEADER: &str = "larder-removal-id";

@@ -102,7 +102,7 @@ mod tests {
                 known: Some(vec![1; known].into()),
                 ..GetManyRequest::default()
             };
-            crate::message::ProtoMessage::encode(&request).expect("it encodes")
+            crate::sink::message::ProtoMessage::encode(&request).expect("it encodes")
         };
         assert!(decode_many_request(&request(16), 9).is_ok());
         for known in [0, 1, 8, 15, 17, 24] {

@@ -13,8 +13,8 @@ use super::pieces::Body;
 use super::status::{error_of, status_of};
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::ProtoMessage;
 use crate::pb::{GetManyRequest, GetManyResponse};
+use crate::sink::message::ProtoMessage;
 
 /// The path of a request for several keys of `group`; the keys are in its body.
 pub(crate) fn group_path(base: &str, group: &str) -> String {

@@ -13,19 +13,19 @@ use super::removal::compare::Comparisons;
 use super::removal::unverified::{MaxUnverified, UnverifiedLimit};
 use super::removal_clocks::RemovalClocks;
 use super::{EvictionListener, Flights, Group, HotAdmission, Inner};
-use crate::bulk_getter::BulkGetter;
 use crate::byteview::ByteView;
 use crate::clock::Clock;
 use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind, Result};
+use crate::getter::bulk::BulkGetter;
+use crate::getter::value::Value;
 use crate::getter::{Getter, value_fn};
 use crate::group::registry::Registry;
-use crate::load_permits::LoadPermits;
-use crate::loader_pool::{LoaderPool, LoaderShare};
 use crate::peers::PickerSlot;
 use crate::store::{Eviction, RemovalCause, Store, StoreOptions, check_capacity};
 use crate::sync::{Arc, Mutex};
-use crate::value::Value;
+use crate::threads::load_permits::LoadPermits;
+use crate::threads::loader_pool::{LoaderPool, LoaderShare};
 
 /// Builds a [`Group`].
 ///

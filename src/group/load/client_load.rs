@@ -10,9 +10,9 @@ use super::rejoin::wait_by;
 use crate::context::Context;
 use crate::error::{ErrorKind, Result};
 use crate::group::{Inner, LoadKey, Loaded, MissToken};
-use crate::loader_pool::JobFor;
 use crate::singleflight::{Joined, Waited, Waiter};
 use crate::sync::Arc;
+use crate::threads::loader_pool::JobFor;
 
 /// Decides how long a request's thread waits for a load.
 pub(crate) trait ClientWaiter {

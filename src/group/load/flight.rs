@@ -8,14 +8,14 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::freshness::Phase;
 use crate::group::{Flights, Inner, LoadBegin, LoadKey, Loaded, MissToken};
-use crate::load_permits::LoadPermit;
-use crate::loader_pool::{BusyGuard, JobFor};
-use crate::nesting;
 use crate::peers::ProtoGetter;
-use crate::recursion;
 use crate::singleflight::{Epoch, ForgetCount, Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Generation};
 use crate::sync::Arc;
+use crate::threads::load_permits::LoadPermit;
+use crate::threads::loader_pool::{BusyGuard, JobFor};
+use crate::threads::nesting;
+use crate::threads::recursion;
 
 /// The thread that runs a flight's work.
 #[derive(Clone, Copy, PartialEq, Eq)]

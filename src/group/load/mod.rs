@@ -31,13 +31,13 @@ use crate::clock::Tick;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::getter::LoadSink;
-use crate::nesting::{self, WaitFor};
-use crate::old_value::OldValue;
+use crate::getter::old_value::OldValue;
 use crate::panics::caught;
 use crate::pb::GetRequest;
 use crate::peers::{PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::{Arc, Mutex};
+use crate::threads::nesting::{self, WaitFor};
 
 /// The number of peers asked for one key before the getter runs here: the owner and its successor.
 const MAX_PEERS_ASKED: usize = 2;

@@ -11,9 +11,9 @@ use super::populate::Placement;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Inner, LoadBegin, LoadKey};
-use crate::load_permits::{LoadClass, LoadPermit, LoadPermits, Urgency};
-use crate::nesting::{self, WaitFor};
 use crate::sync::Arc;
+use crate::threads::load_permits::{LoadClass, LoadPermit, LoadPermits, Urgency};
+use crate::threads::nesting::{self, WaitFor};
 
 impl Inner {
     /// Waits for the permit that a flight needs; `None` if it needs none. If there is none in time, the

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use crate::byteview::ByteView;
 use crate::clock::Tick;
+use crate::getter::old_value::OldValue;
 use crate::group::lifetime::Lifetime;
 use crate::group::{Inner, LoadBegin, LoadKey};
-use crate::nesting;
-use crate::old_value::OldValue;
 use crate::panics::FirstPanic;
 use crate::stats::CacheType;
 use crate::store::{Evicted, EvictedEntries, NewBytes, NewEntry};
 use crate::sync::Arc;
+use crate::threads::nesting;
 
 /// Where a loaded value belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -16,13 +16,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::freshness::Phase;
 use crate::group::lifetime::Lifetime;
 use crate::group::{Inner, LoadBegin, LoadKey, Loaded};
-use crate::loader_pool::JobFor;
-use crate::nesting;
 use crate::panics::caught;
 use crate::peers::{PeerResponse, Route};
 use crate::singleflight::{ForgetCount, Joined, Leader, Waiter};
 use crate::store::{EvictedEntries, Hit};
 use crate::sync::Arc;
+use crate::threads::loader_pool::JobFor;
+use crate::threads::nesting;
 
 impl Inner {
     /// The value for a get that found a [due](Hit::is_due) one. It is looked up again, for its times.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Loaded;
-use crate::nesting::{self, WaitFor};
-use crate::recursion;
 use crate::singleflight::{Waited, Waiter};
+use crate::threads::nesting::{self, WaitFor};
+use crate::threads::recursion;
 
 /// How long one call waits for the flights of its keys, and joins again after them.
 ///
@@ -124,16 +124,16 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::bulk_getter::{BulkSink, bulk_fn};
+    use crate::getter::bulk::{BulkSink, bulk_fn};
     use crate::getter::getter_fn;
     use crate::group::tests::eventually;
     use crate::group::{Flights, Group};
-    use crate::load_permits::LoadClass;
     use crate::pb::GetRequest;
     use crate::peers::{PeerPicker, PeerResponse, PickerSlot, Pickers, ProtoGetter};
     use crate::sink::Sink;
     use crate::sync::atomic::{AtomicUsize, Ordering};
     use crate::sync::{Arc, Mutex};
+    use crate::threads::load_permits::LoadClass;
 
     /// The `max_load_wait` of the group.
     const LOAD_WAIT: Duration = Duration::from_millis(30);

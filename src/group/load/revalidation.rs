@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::getter::old_value::OldValue;
 use crate::group::lifetime::Lifetime;
 use crate::group::{Inner, LoadBegin, LoadKey};
-use crate::old_value::OldValue;
 
 impl Inner {
     /// The cached value, fresh or not, that a load which began now may renew. `None` if the key was removed

@@ -2,23 +2,23 @@
 
 use super::key::{Each, ManyKey, OwnedKey};
 use super::parallel::job_for;
-use crate::bulk_getter::{BulkGetter, BulkSink};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::getter::LoadSink;
+use crate::getter::bulk::{BulkGetter, BulkSink};
 use crate::group::counters::GetterRun;
 use crate::group::load::call_getter;
 use crate::group::load::client_load::{ClientWaiter, wait_in_steps};
 use crate::group::load::flight::{Executor, LoadFrom, PoolJob, finish_with, give_up};
 use crate::group::load::rejoin::Rejoins;
 use crate::group::{Inner, LoadBegin, LoadKey, Loaded};
-use crate::load_permits::LoadClass;
-use crate::loader_pool::BusyGuard;
-use crate::nesting;
-use crate::recursion::{self, LoadId};
 use crate::singleflight::{Joined, Leader, Waiter};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
+use crate::threads::load_permits::LoadClass;
+use crate::threads::loader_pool::BusyGuard;
+use crate::threads::nesting;
+use crate::threads::recursion::{self, LoadId};
 
 /// A bulk getter.
 pub(in crate::group) struct Bulk {
@@ -421,8 +421,8 @@ impl SentLead {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::bulk_getter::bulk_fn;
     use crate::error::ErrorKind;
+    use crate::getter::bulk::bulk_fn;
     use crate::group::Group;
     use crate::group::load::populate::Placement;
     use crate::group::many::key::ManyFrom;

@@ -26,12 +26,12 @@ use super::{Inner, LoadBegin, Loaded};
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::nesting;
-use crate::old_value::OldValue;
+use crate::getter::old_value::OldValue;
 use crate::pb::GetRequest;
 use crate::peers::{NoPeers, PeerPicker, PeerResponse, ProtoGetter, Route};
 use crate::store::EvictedEntries;
 use crate::sync::Arc;
+use crate::threads::nesting;
 
 /// Results from one owner, each with the index of its key in the caller's list.
 type Found = Vec<(usize, Result<ByteView>)>;

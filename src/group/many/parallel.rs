@@ -12,11 +12,11 @@ use crate::group::load::client_load::ClientWaiter;
 use crate::group::load::flight::{Executor, LoadFrom};
 use crate::group::load::origin::HasWaited;
 use crate::group::{Inner, Loaded};
-use crate::loader_pool::{BusyGuard, JobFor};
 use crate::panics::caught;
-use crate::recursion;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::threads::loader_pool::{BusyGuard, JobFor};
+use crate::threads::recursion;
 
 impl Inner {
     /// Loads each key as a single get does, up to [`PARALLEL_LOADS`] at the same time on loader threads.

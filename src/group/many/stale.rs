@@ -10,9 +10,9 @@ use crate::error::{Error, ErrorKind};
 use crate::group::freshness::Phase;
 use crate::group::load::refresh::{SoftLoad, is_failure, is_impatience};
 use crate::group::{Inner, LoadKey, Loaded};
-use crate::loader_pool::JobFor;
 use crate::store::Hit;
 use crate::sync::Arc;
+use crate::threads::loader_pool::JobFor;
 
 /// The stale values of a call, each with the index of its key in the caller's list.
 #[derive(Default)]

@@ -16,11 +16,11 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::removal_clocks::{RemovalMark, Table};
 use crate::group::{Group, Inner};
-use crate::loader_pool::JobFor;
 use crate::panics::FirstPanic;
 use crate::pb::RemovalTable;
 use crate::peers::ProtoGetter;
 use crate::sync::{Arc, Mutex};
+use crate::threads::loader_pool::JobFor;
 
 /// The state of the comparison with each peer.
 #[derive(Default)]

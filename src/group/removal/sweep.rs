@@ -1,10 +1,10 @@
 //! Drops the entries that a clear took out of the cache, in parts.
 
 use crate::group::Inner;
-use crate::nesting;
 use crate::panics::FirstPanic;
 use crate::store::{ClearedEntries, Evicted};
 use crate::sync::{Arc, Mutex, spawn};
+use crate::threads::nesting;
 
 impl Inner {
     /// Lets a thread of its own drop the entries. If the system refuses one, this thread drops them.

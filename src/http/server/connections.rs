@@ -15,10 +15,10 @@ use socket2::SockRef;
 use super::limits::ServerLimits;
 use crate::clock::{Clock, Tick};
 use crate::http::config::KnownPeers;
-use crate::nesting::Origin;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Condvar, Mutex};
+use crate::threads::nesting::Origin;
 
 /// One connection, shared by its own thread, the accept thread and a shutdown.
 pub(crate) struct Connection {

@@ -1,6 +1,6 @@
 use super::*;
-use crate::message::ProtoMessage;
 use crate::pb::GetResponse;
+use crate::sink::message::ProtoMessage;
 use proptest::option;
 use proptest::prelude::*;
 use quick_protobuf::{BytesReader, MessageRead};

@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{BoxError, Error, Result};
+use crate::getter::old_value::OldValue;
 use crate::getter::{Getter, LoadSink};
-use crate::message::ProtoMessage;
-use crate::old_value::OldValue;
 use crate::sink::Sink;
+use crate::sink::message::ProtoMessage;
 
 /// Loads several keys with one call, for sources that answer many keys about as fast as one: a query
 /// with `IN (…)`, a bulk request to a service.

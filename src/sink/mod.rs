@@ -1,10 +1,12 @@
 //! Destinations of values: a getter fills one, and `Group::get_into` fills the caller's.
 
+pub(crate) mod message;
+
 use std::time::Duration;
 
 use crate::byteview::ByteView;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{ProtoDecode, ProtoMessage};
+use crate::sink::message::{ProtoDecode, ProtoMessage};
 
 /// Receives a value.
 ///

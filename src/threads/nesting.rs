@@ -17,10 +17,10 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
-use crate::load_permits::{LentPermit, LoadPermit};
 use crate::panics::FirstPanic;
 use crate::random::mix;
 use crate::sync::thread_local;
+use crate::threads::load_permits::{LentPermit, LoadPermit};
 
 /// The caller that a thread works for.
 #[derive(Clone, Copy)]
@@ -277,7 +277,7 @@ impl Drop for PermitLoan {
 #[cfg(all(test, not(larder_loom)))]
 mod tests {
     use super::*;
-    use crate::load_permits::{LoadClass, LoadPermits, Urgency};
+    use crate::threads::load_permits::{LoadClass, LoadPermits, Urgency};
 
     #[test]
     fn getter_lends_its_permit_and_resumes_before_other_loads() {

@@ -13,10 +13,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nesting::Origin;
 use crate::panics::caught;
 use crate::sync::plain_atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
+use crate::threads::nesting::Origin;
 
 /// The caller that a job works for.
 pub(crate) enum JobFor {

@@ -14,8 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hashbrown::HashTable;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nesting;
-pub(crate) use crate::nesting::LoadId;
+use crate::threads::nesting;
+pub(crate) use crate::threads::nesting::LoadId;
 
 /// A flight waits for another one. Each [`Dependency`] on a flight ends before its stripe is freed.
 struct Wait {

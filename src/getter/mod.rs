@@ -1,14 +1,18 @@
 //! The user's getter, and the sink that it fills.
 
+pub(crate) mod bulk;
+pub(crate) mod old_value;
+pub(crate) mod value;
+
 use std::time::Duration;
 
 use crate::byteview::ByteView;
 use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind, Result};
-use crate::old_value::OldValue;
+use crate::getter::old_value::OldValue;
+use crate::getter::value::Value;
 use crate::sink::Sink;
 use crate::store::{KeyHash, MAX_ETAG, Store};
-use crate::value::Value;
 
 /// Loads the value of a key that is not cached.
 ///
