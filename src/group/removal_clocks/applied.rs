@@ -79,6 +79,7 @@ impl OriginCounts {
     /// Adds the removals of the same origin. The lowest ones stay if there are too many runs.
     fn add_all(&mut self, other: &OriginCounts) {
         other.runs.iter().for_each(|run| self.add(*run));
+        self.left_out = self.left_out.max(other.left_out);
         if self.runs.len() > MAX_RUNS {
             self.left_out = self.left_out.max(self.runs[self.runs.len() - 1].last);
             self.runs.truncate(MAX_RUNS);
@@ -203,19 +204,27 @@ impl AppliedRemovals {
         }
         all.sort_by_key(|(place, origin)| Reverse((*place, origin.id)));
         let surplus = all.len().saturating_sub(MAX_ORIGINS);
-        self.lacks_origin |= surplus > 0;
+        self.lacks_origin |= other.lacks_origin || surplus > 0;
         self.origins = all.drain(surplus..).map(|(_, origin)| origin).collect();
         let digests = self.origins.iter().map(OriginCounts::digest);
         self.digest = digests.fold(0, u64::wrapping_add);
     }
 
     /// Numbers of four bytes, the lowest byte first: for each origin its number, the number of runs, and the first
-    /// and the last count of each.
+    /// and the last count of each. An origin of which a removal was left out comes once more, without runs and
+    /// with the count of that removal. At the end, such an entry with the count 0 says that an origin was left
+    /// out: a node that takes over the clocks of this one lacks what this one lacks.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut numbers = Vec::new();
-        for OriginCounts { id, runs, .. } in &self.origins {
-            numbers.extend([*id, runs.len() as u32]);
-            numbers.extend(runs.iter().flat_map(|run| [run.first, run.last]));
+        for origin in &self.origins {
+            numbers.extend([origin.id, origin.runs.len() as u32]);
+            numbers.extend(origin.runs.iter().flat_map(|run| [run.first, run.last]));
+            if origin.is_incomplete() {
+                numbers.extend([origin.id, 0, origin.left_out]);
+            }
+        }
+        if self.lacks_origin {
+            numbers.extend([0; 3]);
         }
         numbers.into_iter().flat_map(u32::to_le_bytes).collect()
     }
@@ -229,6 +238,15 @@ impl AppliedRemovals {
         });
         while let Some(id) = numbers.next() {
             let len = numbers.next()? as usize;
+            if len == 0 {
+                match (numbers.next()?, set.origins.last_mut()) {
+                    (0, _) => set.lacks_origin = true,
+                    (u32::MAX, _) => return None,
+                    (count, Some(origin)) if origin.id == id => origin.left_out = count,
+                    _ => return None,
+                }
+                continue;
+            }
             if !(1..=MAX_RUNS).contains(&len) || set.origins.len() == MAX_ORIGINS {
                 return None;
             }
@@ -461,6 +479,42 @@ mod tests {
                     let mut set = set([(1, 1)]);
                     set.add_all(&read);
                     let _ = (set.contains_all(&read), read.contains_all(&set));
+                }
+            }
+        }
+
+        /// Sets that forget gaps and origins claim no removal that they were not given, and never to have all
+        /// of them if they lack one. So a node drops too much, and not too little.
+        #[test]
+        fn sets_without_room_err_on_the_side_of_dropping(
+            steps in vec((0..3_usize, 0..3_usize, 0..300_u32, 1..120_u32, any::<bool>()), 1..40),
+        ) {
+            let mut sets = [(); 3].map(|()| AppliedRemovals::default());
+            let mut plain = [(); 3].map(|()| BTreeSet::new());
+            for (at, from, origin, count, is_merge) in steps {
+                if is_merge {
+                    let read = AppliedRemovals::decode(&sets[from].encode());
+                    let theirs = plain[from].clone();
+                    sets[at].add_all(&read.expect("it decodes"));
+                    plain[at].extend(theirs);
+                    continue;
+                }
+                // Every second removal of one origin, or one removal of each of many origins.
+                let ids = (0..count).map(|n| match origin % 2 {
+                    0 => (u64::from(origin % 6) << 32) | u64::from(2 * n + 1),
+                    _ => (u64::from(origin + n) << 32) | 1,
+                });
+                for id in ids {
+                    sets[at].insert(id);
+                    plain[at].insert(id);
+                }
+            }
+            for (own, of_own) in sets.iter().zip(&plain) {
+                let has_all = of_own.iter().all(|&id| own.contains(id));
+                prop_assert!(has_all || own.is_incomplete());
+                for (other, of_other) in sets.iter().zip(&plain) {
+                    let claims = !other.is_incomplete() && own.contains_all(other);
+                    prop_assert!(!claims || of_other.is_subset(of_own));
                 }
             }
         }

@@ -548,3 +548,19 @@ fn removal_that_changed_no_clock_is_in_the_digests_of_all_nodes() {
     b.merge(&a.table());
     assert!(a.has_digest_of(&b) && b.has_digest_of(&a));
 }
+
+/// It has their stamps, and not their removals.
+#[test]
+fn node_that_takes_over_clocks_of_an_incomplete_set_does_not_claim_to_know_all() {
+    for origins in [false, true] {
+        let [a, b] = pair();
+        for n in 1..300_u64 {
+            let number = if origins { n << 32 | 1 } else { OF_A | 2 * n };
+            a.remove("k", number);
+        }
+        assert_eq!(a.clocks.known(), None);
+        b.merge(&a.table());
+        assert!(a.is_like(&b, "k"));
+        assert_eq!(b.clocks.known(), None, "origins: {origins}");
+    }
+}
