@@ -1,5 +1,8 @@
 //! `max_unverified`: how long a node serves what it has cached while most of its peers do not answer.
 
+#[cfg(all(test, larder_loom, feature = "http"))]
+mod loom_models;
+
 use std::time::{Duration, Instant};
 
 use super::compare::{LONGEST_EXCHANGE, LONGEST_PAUSE};

@@ -13,7 +13,7 @@ use crate::random::{self, mix};
 #[derive(Clone, Debug, Default)]
 pub(super) struct AppliedRemovals {
     origins: Vec<OriginCounts>,
-    /// The sum of a hash of each run.
+    /// The sum of the digests of the origins.
     digest: u64,
     /// Whether an origin was left out, because the set has a limited size.
     lacks_origin: bool,
@@ -73,7 +73,13 @@ impl OriginCounts {
             let begin = mix(u64::from(self.id) << 32 | u64::from(run.first));
             mix(begin ^ u64::from(run.last))
         };
-        self.runs.iter().map(digest).fold(0, u64::wrapping_add)
+        let noted = self.runs.iter().map(digest).fold(0, u64::wrapping_add);
+        // Otherwise a node that applied a removal without a note of it would seem to be like one that missed it.
+        let left_out = match self.is_incomplete() {
+            true => mix(u64::from(self.left_out) << 32 | u64::from(self.id)),
+            false => 0,
+        };
+        noted.wrapping_add(left_out)
     }
 
     /// Adds the removals of the same origin. The lowest ones stay if there are too many runs.
@@ -91,23 +97,32 @@ impl OriginCounts {
         self.runs.get(at).is_some_and(|own| own.first <= run.first)
     }
 
+    /// Whether every removal of `other` is here. Those that were left out may be here only if all up to the
+    /// highest one are, or if the same one is the highest here.
     fn contains_all(&self, other: &OriginCounts) -> bool {
-        other.runs.iter().all(|run| self.contains(*run))
+        let has_left_out = !other.is_incomplete()
+            || self.left_out == other.left_out
+            || self.contains(other.up_to_left_out());
+        has_left_out && other.runs.iter().all(|run| self.contains(*run))
     }
 
     /// Whether a removal for which there was no room is still missing, as far as is known.
     fn is_incomplete(&self) -> bool {
-        let run = Run {
+        self.left_out > 0 && !self.contains(self.up_to_left_out())
+    }
+
+    fn up_to_left_out(&self) -> Run {
+        Run {
             first: 1,
             last: self.left_out,
-        };
-        self.left_out > 0 && !self.contains(run)
+        }
     }
 }
 
 impl AppliedRemovals {
     pub(super) fn digest(&self) -> u64 {
-        self.digest
+        let left_out = if self.lacks_origin { mix(1) } else { 0 };
+        self.digest.wrapping_add(left_out)
     }
 
     /// Whether removals were added that the set does not contain.
@@ -117,20 +132,20 @@ impl AppliedRemovals {
 
     /// Adds a removal. False if it is there already.
     ///
-    /// If there are [`MAX_RUNS`] of its origin, and it is next to none, it is not noted. Then the sets differ, and
-    /// the nodes exchange them.
+    /// If there are [`MAX_RUNS`] of its origin, and it is next to none, it is left out, and the set says so. Then
+    /// the sets of two nodes differ, and the nodes exchange them.
     pub(super) fn insert(&mut self, removal_id: u64) -> bool {
         let count = removal_id as u32;
         let origin = self.origin((removal_id >> 32) as u32);
         if origin.contains(Run::of_one(count)) {
             return false;
         }
-        if !origin.has_room_for(count) {
-            origin.left_out = origin.left_out.max(count);
-            return true;
-        }
         let before = origin.digest();
-        origin.add(Run::of_one(count));
+        if origin.has_room_for(count) {
+            origin.add(Run::of_one(count));
+        } else {
+            origin.left_out = origin.left_out.max(count);
+        }
         let after = origin.digest();
         self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
         true
@@ -177,12 +192,14 @@ impl AppliedRemovals {
         self.origins.last_mut().expect("it was found or pushed")
     }
 
-    /// Whether every removal of `other` is here.
+    /// Whether every removal of `other` is here, as far as the two sets show.
     pub(super) fn contains_all(&self, other: &AppliedRemovals) -> bool {
-        other.origins.iter().all(|theirs| {
-            let mut own = self.origins.iter();
-            own.any(|own| own.id == theirs.id && own.contains_all(theirs))
-        })
+        let has_left_out = self.lacks_origin || !other.lacks_origin;
+        has_left_out
+            && other.origins.iter().all(|theirs| {
+                let mut own = self.origins.iter();
+                own.any(|own| own.id == theirs.id && own.contains_all(theirs))
+            })
     }
 
     /// Adds every removal of `other`.
@@ -311,7 +328,7 @@ impl RemovalNumbers {
 /// removed nothing for the longest time is left out, and the set is incomplete.
 const MAX_ORIGINS: usize = 256;
 
-/// The most runs of one origin. A set takes 98 KiB at most.
+/// The most runs of one origin. A set takes 101 KiB at most.
 const MAX_RUNS: usize = 48;
 
 #[cfg(all(test, not(larder_loom)))]
@@ -354,14 +371,27 @@ mod tests {
         assert!(!late.is_incomplete());
     }
 
+    /// Otherwise the two would not exchange their sets, and the other node would not drop what it has to drop.
+    #[test]
+    fn set_that_left_out_a_removal_differs_from_one_that_was_not_given_it() {
+        let gaps = (1..=MAX_RUNS as u32).map(|count| (7, 2 * count));
+        let [mut noted, missed] = [(); 2].map(|()| set(gaps.clone()));
+        noted.insert(7 << 32 | 200);
+        assert_ne!(noted.digest(), missed.digest());
+        assert!(!missed.contains_all(&noted) && noted.contains_all(&missed));
+        let mut merged = missed.clone();
+        merged.add_all(&noted);
+        assert_eq!(merged.digest(), noted.digest());
+        assert!(merged.is_incomplete() && merged.contains_all(&noted));
+    }
+
     #[test]
     fn oldest_origin_leaves_a_full_set() {
         let mut full = set((1..=300).map(|origin| (origin, 1)));
         assert_eq!(full.origins.len(), MAX_ORIGINS);
-        assert_eq!(
-            full.digest(),
-            set((45..=300).map(|origin| (origin, 1))).digest()
-        );
+        let last = set((45..=300).map(|origin| (origin, 1)));
+        assert_eq!(full.digest, last.digest);
+        assert_ne!(full.digest(), last.digest(), "it lacks the others");
         assert!(!full.insert(300 << 32 | 1) && full.is_incomplete());
         assert!(!set((1..=256).map(|origin| (origin, 1))).is_incomplete());
     }
@@ -513,9 +543,23 @@ mod tests {
                 let has_all = of_own.iter().all(|&id| own.contains(id));
                 prop_assert!(has_all || own.is_incomplete());
                 for (other, of_other) in sets.iter().zip(&plain) {
-                    let claims = !other.is_incomplete() && own.contains_all(other);
+                    let is_certain = !own.is_incomplete() || !other.is_incomplete();
+                    let claims = is_certain && own.contains_all(other);
                     prop_assert!(!claims || of_other.is_subset(of_own));
                 }
+            }
+            // Exchanges come to an end.
+            for exchanges in 0_usize.. {
+                if sets.iter().all(|set| set.digest() == sets[0].digest()) {
+                    break;
+                }
+                prop_assert!(exchanges < 30, "they never agree");
+                let [one, two] = [exchanges % 3, (exchanges + 1) % 3];
+                let before = sets[one].clone();
+                let answer = sets[two].clone();
+                sets[one].add_all(&answer);
+                sets[two].add_all(&before);
+                prop_assert_eq!(sets[one].digest(), sets[two].digest());
             }
         }
     }

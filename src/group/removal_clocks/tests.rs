@@ -555,7 +555,7 @@ fn node_that_takes_over_clocks_of_an_incomplete_set_does_not_claim_to_know_all()
     for origins in [false, true] {
         let [a, b] = pair();
         for n in 1..300_u64 {
-            let number = if origins { n << 32 | 1 } else { OF_A | 2 * n };
+            let number = if origins { n << 32 | 1 } else { OF_A | (2 * n) };
             a.remove("k", number);
         }
         assert_eq!(a.clocks.known(), None);
