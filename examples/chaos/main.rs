@@ -10,7 +10,8 @@
 //! from a dump, or taken out of the list, in an order that the seed decides. A get is a violation if it began
 //! after a removal had returned, and got an older value than that.
 //!
-//! A line each second shows the gets and the promises of that second, and the violations so far. The exit status is 1 if there was a violation.
+//! A line each second shows the gets and the promises of that second, and the violations so far. The exit
+//! status is 1 if there was a violation.
 //!
 //! The harness is that of the tests: `tests/promise/harness`.
 

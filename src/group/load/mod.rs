@@ -286,10 +286,10 @@ impl<'c> LoadingRetries<'c> {
         }
     }
 
-    /// Whether to ask again, after an answer that the peer is loading. False only once the wait is over: then
-    /// the caller's deadline has passed too, and no other peer is asked. A caller without a deadline waits in vain
-    /// once, with the calls in its getter: getters of several processes may wait for each other. Pauses between two requests, so that
-    /// a peer that answers at once is not asked in a busy loop.
+    /// Whether to ask again, after an answer that the peer is loading. False only once the wait is over: then the
+    /// caller's deadline has passed too, and no other peer is asked. A caller without a deadline waits in vain
+    /// once, with the calls in its getter: getters of several processes may wait for each other. Pauses between two
+    /// requests, so that a peer that answers at once is not asked in a busy loop.
     pub(super) fn may_ask_again(&mut self) -> bool {
         let mut now = Instant::now();
         let end = match self.asking {

@@ -291,7 +291,8 @@ mod tests {
         }
         let answer = group.get_opts(&ctx, "4", GetOptions::new());
         assert_eq!(answer.expect("a value").value, "new");
-        // Two of three are a majority, which a get after the pause finds out. (The owner has missed nothing that they know.)
+        // Two of three are a majority, which a get after the pause finds out. (The owner has missed nothing
+        // that they know.)
         nodes.cut_off.lock().truncate(1);
         group
             .inner

@@ -87,8 +87,8 @@ impl Endpoint {
         Ok(Response::text(200, ""))
     }
 
-    /// Whether the client at this address may change data and see the list of peers: a program on this machine, or a peer of the
-    /// pool's list.
+    /// Whether the client at this address may change data and see the list of peers: a program on this
+    /// machine, or a peer of the pool's list.
     pub(super) fn is_trusted(&self, client: Option<SocketAddr>) -> bool {
         let Some(ip) = client.map(|addr| addr.ip().to_canonical()) else {
             return false;
