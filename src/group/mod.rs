@@ -29,7 +29,7 @@ mod handoff;
 mod key_rates;
 mod lifetime;
 mod limit;
-pub(in crate::group) mod load;
+mod load;
 mod many;
 mod purge;
 pub(crate) mod registry;

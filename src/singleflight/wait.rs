@@ -9,7 +9,7 @@ use crate::threads::recursion::LoadId;
 
 /// The end and the result of a flight. Its waiters share it.
 pub(super) struct Outcome<T> {
-    pub(super) state: Mutex<OutcomeState>,
+    state: Mutex<OutcomeState>,
     changed: Condvar,
     /// The result of a finished flight. It is outside the lock, so that waiters clone it in parallel.
     pub(super) result: OnceLock<T>,
@@ -26,13 +26,13 @@ impl<T> Default for Outcome<T> {
 }
 
 #[derive(Default)]
-pub(super) struct OutcomeState {
+struct OutcomeState {
     /// `None` while the flight is under way. Set under the lock, after `result`. A waiter checks it
     /// under the same lock before it sleeps, so it does not miss the wake-up of `changed`.
     end: Option<FlightEnd>,
     /// Whether a waiter may sleep. If not, the end of the flight wakes none: a wake-up is a system call also
     /// if it finds no thread.
-    pub(super) has_sleeper: bool,
+    has_sleeper: bool,
 }
 
 /// How a flight ended.
@@ -129,7 +129,7 @@ impl<T: Clone> Waiter<T> {
         Some(self.over(end))
     }
 
-    pub(super) fn over(&self, end: FlightEnd) -> Waited<T> {
+    fn over(&self, end: FlightEnd) -> Waited<T> {
         match (self.outcome.result.get(), end) {
             (Some(value), _) => Waited::Finished(value.clone()),
             (None, FlightEnd::Panicked) => Waited::Panicked,

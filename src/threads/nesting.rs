@@ -66,8 +66,6 @@ struct Nesting {
     permit: Cell<Option<LoadPermit>>,
     /// How long the thread's outermost call and the calls in its getters have waited, by [`WaitFor`].
     waited: Cell<Waits>,
-    /// Whether any of these is not zero.
-    has_waited: Cell<bool>,
     is_notifying: Cell<bool>,
     queue: RefCell<VecDeque<(Origin, Notification)>>,
 }
@@ -82,7 +80,6 @@ thread_local! {
             flight: Cell::new(None),
             permit: Cell::new(None),
             waited: Cell::new(NO_WAITS),
-            has_waited: Cell::new(false),
             is_notifying: Cell::new(false),
             queue: RefCell::new(VecDeque::new()),
         })
@@ -157,10 +154,10 @@ pub(crate) fn flight() -> Option<LoadId> {
 #[inline]
 pub(crate) fn set_flight(flight: Option<LoadId>) {
     NESTING.with(|nesting| {
-        if nesting.has_waited.get() && nesting.flight.get().is_some() && flight.is_none() {
-            set_waits(NO_WAITS);
+        let before = nesting.flight.replace(flight);
+        if before.is_some() && flight.is_none() {
+            nesting.waited.set(NO_WAITS);
         }
-        nesting.flight.set(flight);
     });
 }
 
@@ -186,12 +183,8 @@ pub(crate) fn waits() -> Waits {
     NESTING.with(|nesting| nesting.waited.get())
 }
 
-#[cold]
 pub(crate) fn set_waits(waits: Waits) {
-    NESTING.with(|nesting| {
-        nesting.waited.set(waits);
-        nesting.has_waited.set(waits != NO_WAITS);
-    });
+    NESTING.with(|nesting| nesting.waited.set(waits));
 }
 
 /// Continues after another thread that went on with this thread's call. Both have waited at the same time.
@@ -201,14 +194,12 @@ pub(crate) fn join_waits(other: Waits) {
 }
 
 /// Begins the waits of a call anew, unless it is one of a getter.
-#[inline]
 pub(crate) fn begin_waits() {
-    let is_anew = |nesting: &ManuallyDrop<Nesting>| {
-        nesting.has_waited.get() && nesting.flight.get().is_none()
-    };
-    if NESTING.with(is_anew) {
-        set_waits(NO_WAITS);
-    }
+    NESTING.with(|nesting| {
+        if nesting.flight.get().is_none() {
+            nesting.waited.set(NO_WAITS);
+        }
+    });
 }
 
 /// The time that is left of `max` for waits of this kind.
