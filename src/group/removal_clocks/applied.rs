@@ -392,6 +392,7 @@ mod tests {
         let last = set((45..=300).map(|origin| (origin, 1)));
         assert_eq!(full.digest, last.digest);
         assert_ne!(full.digest(), last.digest(), "it lacks the others");
+        assert!(full.contains_all(&last) && !last.contains_all(&full));
         assert!(!full.insert(300 << 32 | 1) && full.is_incomplete());
         assert!(!set((1..=256).map(|origin| (origin, 1))).is_incomplete());
     }
