@@ -96,9 +96,10 @@ pub use weak::WeakGroup;
 /// Cloning is cheap, and clones are the same group. All methods may be called from any thread at
 /// any time, also from getters. A getter that gets the key it is loading, on its own thread, directly
 /// or through other getters of this process, receives [`ErrorKind::RecursiveLoad`]. A cycle through
-/// a thread that the getter started is not detected: give such calls a deadline. Getters of several processes
-/// that wait for each other's keys fail late: each waits for
-/// [`max_load_wait`](GroupBuilder::max_load_wait), and then for up to two exchanges a key of the cycle.
+/// a thread that the getter started, or through another process, is not detected: give such calls a deadline.
+/// Without one, getters of several processes that wait for each other's keys fail late: each waits for
+/// [`max_load_wait`](GroupBuilder::max_load_wait), and then for up to two exchanges a key of the cycle; with
+/// [`get_many`](Group::get_many) also many times as long.
 #[derive(Clone)]
 pub struct Group {
     inner: Arc<Inner>,
@@ -281,8 +282,8 @@ impl Group {
     ///
     /// Two concurrent calls for one key may both ask its owner.
     ///
-    /// After the deadline no load begins, but each key is looked up and has a result. So a call for 200,000 keys
-    /// returns up to 60 ms late.
+    /// After the deadline no load begins, but each key is looked up and has a result. So a call for many keys is
+    /// late: one for 200,000 keys returned 20 to 58 ms late on two busy cores.
     ///
     /// ```
     /// use larder::{Context, Registry, getter_fn};

@@ -210,15 +210,15 @@ impl GroupBuilder {
     /// The most runs of the getter at the same time in this process, for an origin that serves only so many.
     /// Default: no limit. A call of a [bulk getter](Self::build_bulk) is one run.
     ///
-    /// Over the limit a load waits on its caller's thread, and the load whose caller has the earliest
-    /// deadline is next. The caller leaves at its deadline, and then another caller of the key waits in its
-    /// place. A caller without a deadline waits for [`max_load_wait`](Self::max_load_wait) in all, together with
-    /// the gets of its getter, and then fails with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded); or for
-    /// twice as long at most, if it first waits for loads of other callers. If one of several keys fails so, the
-    /// others of the call do not wait. If an old value may be
-    /// served ([`stale_while_revalidate`](Self::stale_while_revalidate),
-    /// [`stale_if_error`](Self::stale_if_error)), nothing waits: callers get that value, and a later get
-    /// starts the load. A request of a peer waits as a request for a slow load does.
+    /// Over the limit a load waits on its caller's thread, and the load whose caller has the earliest deadline
+    /// is next. The caller leaves at its deadline, and then another caller of the key waits in its place. A
+    /// caller without a deadline waits for [`max_load_wait`](Self::max_load_wait) in all, together with the
+    /// gets of its getter, and then fails with [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded); or for
+    /// twice as long at most, if it first waits for loads of other callers. If one of several keys fails so,
+    /// the others of the call do not wait. If an old value may be served
+    /// ([`stale_while_revalidate`](Self::stale_while_revalidate), [`stale_if_error`](Self::stale_if_error)),
+    /// nothing waits: callers get that value, and a later get starts the load. A request of a peer waits as a
+    /// request for a slow load does.
     ///
     /// Loads of other processes' keys, whose owners do not answer, have half of the runs at most, rounded up.
     /// A getter that gets another key does not count while it waits for that. It goes on before other loads begin.
